@@ -1,0 +1,273 @@
+"""What the rooms of the house hand to one another: frozen data and protocols, no behaviour.
+
+torch is named here for type checkers alone; importing this module imports none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
+
+from harness.record import Measurement
+from harness.recipe import Strict
+from harness.spec import PerplexityWorkload, ThroughputWorkload
+
+if TYPE_CHECKING:
+    import torch
+
+Role = Literal["linear", "embedding", "head", "other"]
+
+
+class MethodParams(Strict):
+    """Base of a method's parameters: one pydantic field per parameter, its default included."""
+
+
+P = TypeVar("P", bound=MethodParams)
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """How an engine is to load a checkpoint: ``quantization`` is what its library's own loader takes."""
+
+    path: Path
+    dtype: str
+    device: str
+    attention: str | None = None
+    quantization: object | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class QuantizeJob(Generic[P]):
+    """One offline quantization: read the checkpoint at ``source``, leave a loadable one in ``out``.
+
+    ``load`` reads the source as an unquantized transformers model on the job's device; a method
+    whose library loads for itself leaves it alone.
+    """
+
+    params: P
+    source: Path
+    out: Path
+    device: str
+    dtype: str
+    seed: int
+    load: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Method(Generic[P]):
+    """A quantization algorithm as some library implements it.
+
+    Exactly one of these is set, or neither for the unquantized baseline:
+
+    ``load_config``  quantizes while loading: returns what ``from_pretrained(quantization_config=…)``
+                     takes, given the parameters and the dtype the model runs in.
+    ``quantize``     quantizes offline: writes a checkpoint and returns the model as it is in memory,
+                     so that what is reloaded can be held against it.
+
+    ``enable`` is called in the worker before anything is loaded, for libraries that must register
+    themselves. ``group_size`` names the number that must divide a layer's input width (None where
+    there is none) and ``bits_per_weight`` the bits one quantized weight takes, its scales included,
+    given the bits of an unquantized one and the layer's input width.
+    """
+
+    name: str
+    version: int
+    summary: str
+    params: type[P]
+    packages: tuple[str, ...] = ()
+    extra: str | None = None
+    load_config: Callable[[P, str], object] | None = None
+    quantize: Callable[[QuantizeJob[P]], Any] | None = None
+    enable: Callable[[], None] | None = None
+    group_size: Callable[[P], int | None] = lambda params: None
+    bits_per_weight: Callable[[P, float, int], float] = lambda params, plain_bits, width: plain_bits
+    batch_dependent: bool = False
+
+    @property
+    def stage(self) -> Literal["none", "on_load", "offline"]:
+        """When it quantizes: never, while loading, or in a run of its own."""
+        return "offline" if self.quantize else "on_load" if self.load_config else "none"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One parameter of the model as its bytes really lie in memory.
+
+    ``parameters`` counts the elements it stands for, ``value_bytes`` what their codes take and
+    ``scale_bytes`` what scales, zero points and look-up tables take. A tensor whose storage another
+    one already counted (tied embeddings) has zero bytes and ``tied`` set.
+    """
+
+    name: str
+    role: Role
+    storage: str
+    parameters: int
+    value_bytes: int
+    scale_bytes: int
+    quantized: bool
+    tied: bool = False
+
+
+class LoadedModel(Protocol):
+    """The narrow waist between engines and metrics: a model that runs.
+
+    Tokens are (batch, length) int64 tensors on any device; hidden states and logits come back on
+    the model's device. ``hidden`` and ``head`` may be used only where ``factored`` is True: a probe
+    at load time found ``head(hidden(x))`` equal to the model's own logits.
+    """
+
+    tokenizer: Any | None
+    context_length: int
+    vocabulary: int
+    device: str
+    factored: bool
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The input of the output embedding, (batch, length, width)."""
+        ...
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final logits of hidden states, (…, vocabulary): bias, scale and soft cap included."""
+        ...
+
+    def output_embedding(self) -> HeadWeights | None:
+        """What a reader needs to apply the head without the model; None where that is not possible."""
+        ...
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The model's own final logits, (batch, length, vocabulary)."""
+        ...
+
+    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Logits of the last position, (batch, vocabulary), and a key-value cache."""
+        ...
+
+    def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """One step: tokens (batch, 1) on top of the cache; logits (batch, vocabulary) and the cache."""
+        ...
+
+    def sync(self) -> None:
+        """Returns when the device has finished all that was asked of it."""
+        ...
+
+    def weight_ledger(self) -> Sequence[StoredTensor]:
+        """Every stored parameter, each storage counted once."""
+        ...
+
+    def kernels(self) -> Mapping[str, int]:
+        """How many layers each class of linear module and weight has."""
+        ...
+
+
+@dataclass(frozen=True)
+class HeadWeights:
+    """A dense output embedding and what follows it: ``cap(scale · (weight · h + bias))``."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A runtime that turns a checkpoint into a LoadedModel."""
+
+    name: str
+    version: int
+    summary: str
+    load: Callable[[LoadRequest], LoadedModel]
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Token windows of an evaluation text, all of one length, and the protocol they were cut by.
+
+    In every window each token but the first is scored, given those before it.
+    """
+
+    tokens: Sequence[Sequence[int]]
+    protocol: Mapping[str, str | int | float | bool | None]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of one window on its way through the observers of the one forward pass.
+
+    ``logprobs`` are float32 (n, vocabulary), natural logarithms, of the tokens at positions
+    ``start`` to ``start + n`` of the window; ``targets`` (n,) are those tokens; ``reference`` holds
+    the baseline's log-probabilities of the same positions, where there is a reference.
+    """
+
+    window: int
+    start: int
+    targets: torch.Tensor
+    logprobs: torch.Tensor
+    reference: torch.Tensor | None
+
+
+class Observer(Protocol):
+    """Sees every chunk of the forward pass over the text."""
+
+    def observe(self, chunk: Chunk) -> None: ...
+
+    def finish(self) -> Sequence[Measurement]: ...
+
+
+class Instrument(Protocol):
+    """Wraps the phases of a run and measures something about each."""
+
+    def phase(self, name: str) -> AbstractContextManager[None]: ...
+
+    def finish(self) -> Sequence[Measurement]: ...
+
+
+class Workload(Protocol):
+    """A metric that owns what the model is asked to do."""
+
+    def __call__(self, model: LoadedModel, workload: ThroughputWorkload, seed: int) -> Iterator[Measurement]: ...
+
+
+MetricKind = Literal["observer", "workload", "instrument"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measurement plugin: an observer, a workload of its own, or an instrument.
+
+    ``make`` builds it inside the worker. Its signature follows the kind:
+    observer ``(PerplexityWorkload-protocol) -> Observer``, workload: a Workload itself,
+    instrument ``(device) -> Instrument``.
+    """
+
+    name: str
+    version: int
+    kind: MetricKind
+    summary: str
+    make: Callable[..., Any]
+
+
+__all__ = [
+    "Chunk",
+    "Engine",
+    "HeadWeights",
+    "Instrument",
+    "LoadRequest",
+    "LoadedModel",
+    "Method",
+    "MethodParams",
+    "Metric",
+    "Observer",
+    "PerplexityWorkload",
+    "QuantizeJob",
+    "Role",
+    "StoredTensor",
+    "ThroughputWorkload",
+    "Windows",
+    "Workload",
+]

@@ -1,0 +1,80 @@
+"""The tree of errors and the exit codes they end in.
+
+    HarnessError                 70  a fault of the harness itself
+    ├── UsageError                2  the command or its input is wrong; nothing was written
+    │   ├── RecipeError              a recipe: file, line, key, what was expected
+    │   ├── SourceError              a model or a text that cannot be found or must not be loaded
+    │   └── ResultsError             a results folder or a record that cannot be read
+    └── RunError                     one run of a sweep could not give figures; it becomes a record
+        ├── UnsupportedError         this machine, library or model cannot do it, and never could
+        └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from enum import IntEnum
+from typing import NoReturn
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller."""
+
+    OK = 0
+    GATE_FAILED = 1
+    USAGE = 2
+    RUNS_FAILED = 3
+    INCONCLUSIVE = 4
+    INTERNAL = 70
+    INTERRUPTED = 130
+
+
+class HarnessError(Exception):
+    """Base of every error that the harness raises on purpose."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class UsageError(HarnessError):
+    """The command line or its input is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class RecipeError(UsageError):
+    """A recipe says something that cannot be meant; the message names file, line and key."""
+
+
+class SourceError(UsageError):
+    """A model or a text cannot be found, or may not be loaded."""
+
+
+class ResultsError(UsageError):
+    """A results folder or a record in it cannot be read."""
+
+
+class RunError(HarnessError):
+    """One run cannot give figures. The sweep records it and goes on."""
+
+    exit_code = ExitCode.RUNS_FAILED
+
+
+class UnsupportedError(RunError):
+    """This combination of model, method, library and machine is impossible."""
+
+
+class InvalidRunError(RunError):
+    """The run ended, but its figures must not be believed."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` with the nearest known word, or the list of what is known."""
+    names = sorted(known)
+    near = get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+
+
+def refuse_unknown(kind: str, word: str, known: Iterable[str]) -> NoReturn:
+    """Raises UsageError for a name that is not among the known ones."""
+    raise UsageError(f"unknown {kind} {word!r}{did_you_mean(word, known)}")

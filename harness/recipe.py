@@ -1,0 +1,300 @@
+"""The recipe: what the user writes. Pure data; names of plugins are looked up by the planner.
+
+A key that is unknown is refused, and so is one that is reserved for later: nothing that a recipe
+says is ever ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from harness.errors import RecipeError, did_you_mean
+from harness.yaml_file import Location, YamlFile, read_yaml
+
+
+class Strict(BaseModel):
+    """Base of everything a recipe holds: frozen, unknown keys refused, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _not_built(value: Any) -> Any:
+    raise PydanticCustomError("not_built", "not built yet; leave this key out")
+
+
+def _seconds(value: Any) -> Any:
+    """``90``, ``"90s"``, ``"10m"`` or ``"1.5h"`` in seconds."""
+    if isinstance(value, str) and (match := re.fullmatch(r"([\d.]+)\s*(s|m|h)", value.strip())):
+        return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise PydanticCustomError("duration", "expected a duration such as 90s, 10m or 2h")
+
+
+def _bytes(value: Any) -> Any:
+    """``8GiB`` (2³⁰), ``8GB`` (10⁹), or a whole number of bytes."""
+    if isinstance(value, str) and (match := re.fullmatch(r"([\d.]+)\s*([KMGT])(i?)B", value.strip())):
+        return int(float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2])))
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise PydanticCustomError("size", "expected a size such as 8GiB (2^30) or 8GB (10^9)")
+
+
+def _one_or_many(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value if isinstance(value, tuple) else (value,)
+
+
+def _text(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return {"file": value} if "/" in value or Path(value).suffix else {"name": value}
+
+
+NotBuilt = Annotated[None, BeforeValidator(_not_built)]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+PositiveInts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+
+
+class Model(Strict):
+    """Where the weights come from.
+
+    ``id`` is a local folder, a ``.gguf`` file, ``package:NAME/FILE`` (a file inside an installed
+    package), ``synthetic:TYPE`` (seeded random weights, shaped by ``config``), or a hub id.
+    """
+
+    id: str = Field(min_length=1)
+    label: str | None = Field(None, description="name shown in tables; made from the id where absent")
+    dtype: Dtype = Field("auto", description="the dtype it runs in; auto is the checkpoint's own")
+    revision: str | None = Field(None, description="commit of a hub model; without it the run could not be repeated")
+    degrid: NonNegativeInt | None = Field(
+        None, description="seed with which weights are moved off a coarse grid, their function unchanged"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+    config: dict[str, Any] = Field(default_factory=dict, description="configuration of a synthetic model")
+    seed: NonNegativeInt = Field(0, description="seed of a synthetic model's weights")
+
+
+class MethodEntry(Strict):
+    """One entry of ``methods``: a name, or ``{name: {parameter: value or list of values}}``."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Text(Strict):
+    """An evaluation text: one of the harness's own by ``name``, a local ``file``, or rows of a ``hub`` data set.
+
+    A file is plain text (each line a row) or JSON lines (each ``field`` a row).
+    """
+
+    name: str | None = None
+    file: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = Field(None, description="commit of the data set; needed with hub")
+    field: str = "text"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Text:
+        if sum(source is not None for source in (self.name, self.file, self.hub)) != 1:
+            raise PydanticCustomError("text", "expected exactly one of name, file and hub")
+        if self.hub is not None and (self.split is None or self.revision is None):
+            raise PydanticCustomError("text", "a hub text needs split and revision, or it could not be repeated")
+        return self
+
+
+class Perplexity(Strict):
+    """Which text is scored, and by which protocol."""
+
+    text: Annotated[Text, BeforeValidator(_text)] = Field(
+        Text(name="demo"), description="a text's name, a file's path, or a hub data set"
+    )
+    protocol: Literal["gptq"] = "gptq"
+    context: Annotated[int, Field(ge=2)] = Field(2048, description="tokens of one window")
+    windows: PositiveInt | None = Field(None, description="score only the first windows; absent means all")
+
+
+class Divergence(Strict):
+    """KL divergence and agreement with the baseline, on the text of ``perplexity``."""
+
+
+class Memory(Strict):
+    """Stored weights by role, and the peaks of each phase."""
+
+
+class Throughput(Strict):
+    """Prefill and decode, timed apart over a grid of batch sizes and prompt lengths."""
+
+    batch_sizes: PositiveInts = (1,)
+    prompt_tokens: PositiveInts = (128,)
+    new_tokens: Annotated[int, Field(ge=2)] = 32
+    warmup: PositiveInt = 1
+    iterations: PositiveInt = 3
+
+
+class Measure(Strict):
+    """What is measured. A metric that is absent is not measured."""
+
+    perplexity: Perplexity | None = None
+    divergence: Divergence | None = None
+    memory: Memory | None = None
+    throughput: Throughput | None = None
+    tasks: NotBuilt = None
+    energy: NotBuilt = None
+
+
+class Limits(Strict):
+    """What one run may take before it is ended and recorded."""
+
+    time: Seconds | None = Field(None, description="wall time of one run, such as 10m")
+    memory: Bytes | None = Field(None, description="memory of one run, such as 8GiB")
+
+
+def _model(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+def _method(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, MethodEntry):
+        return value
+    if isinstance(value, dict) and set(value) == {"name", "params"}:
+        return value
+    if not isinstance(value, dict) or len(value) != 1:
+        raise PydanticCustomError("method", "expected a method's name, or one name with its parameters: {{rtn: {{bits: 4}}}}")
+    ((name, params),) = value.items()
+    if params is not None and not isinstance(params, dict):
+        raise PydanticCustomError("method", "expected a mapping of parameters, such as {{bits: [8, 4]}}")
+    return {"name": name, "params": params or {}}
+
+
+class Recipe(Strict):
+    """A sweep: models × methods × engines, and what is measured of each.
+
+    A list under a method's parameter expands into one variant per value.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    models: tuple[Annotated[Model, BeforeValidator(_model)], ...] = Field(min_length=1)
+    methods: tuple[Annotated[MethodEntry, BeforeValidator(_method)], ...] = Field(min_length=1)
+    engines: tuple[str, ...] = Field(("transformers",), min_length=1)
+    measure: Measure
+    baseline: Annotated[MethodEntry, BeforeValidator(_method)] = Field(
+        MethodEntry(name="none"), description="the variant beside which every other stands"
+    )
+    repetitions: PositiveInt = Field(1, description="fresh processes per variant, of performance only")
+    limits: Limits = Limits()
+    scope: Literal["decoder"] = Field("decoder", description="what is quantized: the decoder's matrices")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: PositiveInt | None = Field(None, description="CPU threads; absent means one per core")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    exclude: tuple[dict[str, Any], ...] = Field(
+        (), description="variants to leave out: those that match every key (model, method, engine, or a parameter)"
+    )
+    seed: NonNegativeInt = 0
+    extends: NotBuilt = None
+    calibration: NotBuilt = None
+    kv_cache: NotBuilt = None
+    decode_mode: NotBuilt = None
+    gates: NotBuilt = None
+    price: NotBuilt = None
+
+    _file: YamlFile | None = PrivateAttr(None)
+
+    def error(self, location: Location, message: str) -> RecipeError:
+        """A RecipeError that names file, line and key."""
+        return _recipe_error(self._file, location, message)
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the recipe begin."""
+        return self._file.path.resolve().parent if self._file else Path.cwd()
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads and checks a recipe file. Raises RecipeError, whose text lists every fault found."""
+    file = read_yaml(Path(path))
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(file.data, default=str))
+    except ValidationError as error:
+        faults = dict.fromkeys(str(_recipe_error(file, *_explain(fault))) for fault in _causes(error.errors()))
+        raise RecipeError("\n".join(faults)) from None
+    recipe._file = file
+    return recipe
+
+
+def _causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:
+    """The faults less those that only follow: a list is "too short" where all its entries were refused."""
+    places = [fault["loc"] for fault in faults]
+    return [
+        fault
+        for fault in faults
+        if fault["type"] != "too_short" or sum(place[: len(fault["loc"])] == fault["loc"] for place in places) == 1
+    ]
+
+
+def _recipe_error(file: YamlFile | None, location: Location, message: str) -> RecipeError:
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
+    place = f"{file.path}:{file.line_of(location)}: " if file else ""
+    return RecipeError(f"{place}{key}: {message}" if key else f"{place}{message}")
+
+
+def _explain(fault: ErrorDetails) -> tuple[Location, str]:
+    """Where a fault lies and what was expected there, in the words of a recipe."""
+    location: Location = fault["loc"]
+    given = fault.get("input")
+    match fault["type"]:
+        case "missing":
+            return location, "this key is missing"
+        case "extra_forbidden":
+            owner = _owner(location[:-1])
+            return location, "unknown key" + (did_you_mean(str(location[-1]), owner.model_fields) if owner else "")
+        case "not_built" | "duration" | "size" | "method" | "text":
+            return location, fault["msg"]
+        case "string_pattern_mismatch":
+            return location, f"expected letters, digits, dots, dashes and underscores, not {given!r}"
+        case "too_short":
+            return location, "expected at least one entry"
+        case "model_type":
+            return location, f"expected a mapping, not {given!r}"
+    message = fault["msg"].replace("Input should be", "expected")
+    return location, f"{message}, not {given!r}"
+
+
+def _owner(location: Location) -> type[BaseModel] | None:
+    """The model whose field stands at a location, so that a wrong key can be set beside the right ones."""
+    owner: Any = Recipe
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = getattr(owner, "model_fields", {}).get(part)
+        if field is None:
+            return owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None
+        owner = next((kind for kind in _models_in(field.annotation)), None)
+    return owner
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

@@ -1,0 +1,192 @@
+"""RunSpec: one run, said completely. What the planner makes, the worker reads and the store keeps.
+
+Only the standard library is imported here: the worker reads a spec inside interpreters that hold
+nothing of the harness's own dependencies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Scalar = str | int | float | bool | None
+Kind = Literal["prepare", "quantize", "reference", "quality", "performance"]
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The unquantized model of a variant.
+
+    ``content`` identifies the weights and the tokenizer (a sha256, or ``id@revision`` on a hub);
+    ``native_quantization`` names the grid on which the published weights already lie, if any.
+    """
+
+    id: str
+    label: str
+    content: str
+    kind: Literal["hub", "directory", "gguf", "synthetic"]
+    path: str
+    dtype: str = "auto"
+    published_dtype: str = "float16"
+    degrid: int | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    native_quantization: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def needs_preparing(self) -> bool:
+        """Whether a checkpoint must first be made from it (converted, degridded or drawn)."""
+        return self.kind in ("gguf", "synthetic") or self.degrid is not None
+
+
+@dataclass(frozen=True)
+class MethodRef:
+    """A method with every parameter resolved; ``label`` shows those that the recipe wrote."""
+
+    name: str
+    version: int
+    params: Mapping[str, Scalar]
+    label: str
+    stage: Literal["none", "on_load", "offline"]
+
+
+@dataclass(frozen=True)
+class TextRef:
+    """An evaluation text: a file of plain text or JSON lines, or rows of a hub data set."""
+
+    id: str
+    path: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    field: str = "text"
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class PerplexityWorkload:
+    """Which windows of which text are scored. ``windows`` of None means all of them."""
+
+    text: TextRef
+    protocol: str
+    context: int
+    windows: int | None
+
+
+@dataclass(frozen=True)
+class ThroughputWorkload:
+    """One grid of batch size × prompt length, each decoded for a fixed number of tokens."""
+
+    batch_sizes: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]
+    new_tokens: int
+    warmup: int
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one child process may take. None means no limit."""
+
+    time_s: float | None = None
+    memory_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One child process: what it loads, what it does there, what it may take.
+
+    ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
+    question asked here, now, with these libraries; ``needs`` lists the run_ids that must have
+    ended well before this one.
+    """
+
+    kind: Kind
+    recipe: str
+    model: ModelRef
+    method: MethodRef
+    baseline: MethodRef
+    engine: str
+    scope: str
+    perplexity: PerplexityWorkload | None = None
+    divergence: bool = False
+    throughput: ThroughputWorkload | None = None
+    memory: bool = True
+    limits: Limits = Limits()
+    device: str = "cpu"
+    threads: int | None = None
+    attention: str | None = None
+    seed: int = 0
+    repetition: int = 0
+    stack: str = "main"
+    lock: str = ""
+    hardware: str = ""
+    versions: Mapping[str, int] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+
+    @property
+    def is_baseline(self) -> bool:
+        return (self.method.name, dict(self.method.params)) == (self.baseline.name, dict(self.baseline.params))
+
+    @property
+    def variant(self) -> str:
+        """``model × method × engine`` as a reader sees it."""
+        return f"{self.model.label} × {self.method.label} × {self.engine}"
+
+    @property
+    def title(self) -> str:
+        """A short line for displays and logs."""
+        what = self.model.label if self.kind in ("prepare", "reference") else self.method.label
+        again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
+        return f"{self.kind} {what}{again}"
+
+    @property
+    def case_id(self) -> str:
+        return digest(self._case())
+
+    @property
+    def run_id(self) -> str:
+        environment = [self.lock, self.hardware, dict(self.versions), self.method.version, self.repetition]
+        return digest([self._case(), environment])
+
+    def _case(self) -> dict[str, Any]:
+        """The question. Model and text count by their content, not by where they lie."""
+        case: dict[str, Any] = {
+            "kind": self.kind,
+            "model": model_identity(self.model),
+            "engine": self.engine,
+            "device": self.device,
+            "threads": self.threads,
+            "attention": self.attention,
+        }
+        if self.kind == "prepare":
+            return {"kind": self.kind, "model": case["model"]}
+        case |= {"method": [self.method.name, dict(self.method.params)], "scope": self.scope, "seed": self.seed}
+        if self.kind in ("reference", "quality") and self.perplexity is not None:
+            workload = asdict(self.perplexity)
+            text = workload.pop("text")
+            case["text"] = text["sha256"] or [text["hub"], text["config"], text["split"], text["revision"]]
+            case["text_field"] = text["field"]
+            case["perplexity"] = workload
+            case["divergence"] = self.divergence
+            case["baseline"] = [self.baseline.name, dict(self.baseline.params)]
+        if self.kind == "performance":
+            case["throughput"] = asdict(self.throughput) if self.throughput else None
+        return case
+
+
+def model_identity(model: ModelRef) -> list[Any]:
+    """What makes two models the same one: content, dtype it runs in, and how it was made."""
+    return [model.content, model.dtype, model.degrid, dict(model.config), model.seed]
+
+
+def digest(value: object) -> str:
+    """The first 16 hexadecimal digits of the sha256 of the value's canonical JSON."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,106 @@
+"""Reads one YAML mapping and remembers on which line each key stands.
+
+YAML itself allows things that no recipe means: keys written twice, anchors that expand without
+end. They are refused here, with their line, before anything is built from them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from harness.errors import RecipeError
+
+MAX_NODES = 20_000
+"""More values than this, aliases expanded, and the file is not a recipe written by anyone."""
+
+Location = tuple[str | int, ...]
+
+
+@dataclass
+class YamlFile:
+    """The plain data of a YAML file and the line of every key and item (1-based)."""
+
+    path: Path
+    data: dict[str, Any]
+    lines: dict[Location, int] = field(default_factory=dict)
+
+    def line_of(self, location: Location) -> int:
+        """The line of the deepest part of the location that the file holds."""
+        for end in range(len(location), 0, -1):
+            if location[:end] in self.lines:
+                return self.lines[location[:end]]
+        return 1
+
+
+def read_yaml(path: Path) -> YamlFile:
+    """Raises RecipeError where the file is absent, is no YAML, is no mapping, or expands too far."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: this is a folder; name a recipe file in it") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text ({error.reason})") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise RecipeError(f"{path}:1: a recipe is a mapping of keys to values, such as 'name: my-sweep'")
+    _refuse_explosion(path, root)
+    result = YamlFile(path, {})
+    result.data = _build(result, root, ())
+    return result
+
+
+def _refuse_explosion(path: Path, root: yaml.Node) -> None:
+    """Counts the nodes that the aliases would expand to, visiting each node once."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise RecipeError(f"{path}:{node.start_mark.line + 1}: an anchor that contains itself")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            children: list[yaml.Node] = []
+            if isinstance(node, yaml.MappingNode):
+                children = [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                children = node.value
+            sizes[id(node)] = 1 + sum(map(size, children))
+            open_nodes.remove(id(node))
+        return sizes[id(node)]
+
+    if size(root) > MAX_NODES:
+        raise RecipeError(f"{path}: its aliases expand to more than {MAX_NODES} values; write them out")
+
+
+def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
+    line = node.start_mark.line + 1
+    file.lines.setdefault(location, line)
+    if isinstance(node, yaml.SequenceNode):
+        return [_build(file, item, (*location, index)) for index, item in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return yaml.SafeLoader("").construct_object(node)
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = key_node.value
+        key_line = key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise RecipeError(f"{file.path}:{key_line}: a key must be a plain word")
+        if key in mapping:
+            raise RecipeError(f"{file.path}:{key_line}: the key {key!r} stands here twice")
+        file.lines[(*location, key)] = key_line
+        mapping[key] = _build(file, value_node, (*location, key))
+    return mapping
