@@ -1,0 +1,29 @@
+"""qharness: which quantization to ship, proved by numbers that hold up.
+
+The public face. Every name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.plan import plan as plan
+    from harness.recipe import load_recipe as load_recipe
+    from harness.report import write_report as write_report
+    from harness.store import load_results as load_results
+
+_HOMES = {
+    "load_recipe": "harness.recipe",
+    "load_results": "harness.store",
+    "plan": "harness.plan",
+    "write_report": "harness.report",
+}
+__all__ = ["load_recipe", "load_results", "plan", "write_report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

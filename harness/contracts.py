@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
-from harness.record import Measurement
 from harness.recipe import Strict
+from harness.record import Measurement
 from harness.spec import PerplexityWorkload, ThroughputWorkload
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Method(Generic[P]):
     ``enable`` is called in the worker before anything is loaded, for libraries that must register
     themselves. ``group_size`` names the number that must divide a layer's input width (None where
     there is none) and ``bits_per_weight`` the bits one quantized weight takes, its scales included,
-    given the bits of an unquantized one and the layer's input width.
+    given the bits of an unquantized one and the layer's input width. ``run_dtype`` is the dtype the
+    model runs in, given the one that the recipe asks for.
     """
 
     name: str
@@ -85,6 +86,7 @@ class Method(Generic[P]):
     enable: Callable[[], None] | None = None
     group_size: Callable[[P], int | None] = lambda params: None
     bits_per_weight: Callable[[P, float, int], float] = lambda params, plain_bits, width: plain_bits
+    run_dtype: Callable[[P, str], str] = lambda params, dtype: dtype
     batch_dependent: bool = False
 
     @property
@@ -155,7 +157,11 @@ class LoadedModel(Protocol):
         ...
 
     def weight_ledger(self) -> Sequence[StoredTensor]:
-        """Every stored parameter, each storage counted once."""
+        """Every stored parameter as it was loaded, each storage counted once."""
+        ...
+
+    def running_bytes(self) -> int:
+        """What the parameters take now: some libraries repack them for a kernel in the first forward pass."""
         ...
 
     def kernels(self) -> Mapping[str, int]:

@@ -1,13 +1,13 @@
 """The tree of errors and the exit codes they end in.
 
-    HarnessError                 70  a fault of the harness itself
-    ├── UsageError                2  the command or its input is wrong; nothing was written
-    │   ├── RecipeError              a recipe: file, line, key, what was expected
-    │   ├── SourceError              a model or a text that cannot be found or must not be loaded
-    │   └── ResultsError             a results folder or a record that cannot be read
-    └── RunError                     one run of a sweep could not give figures; it becomes a record
-        ├── UnsupportedError         this machine, library or model cannot do it, and never could
-        └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
+HarnessError                 70  a fault of the harness itself
+├── UsageError                2  the command or its input is wrong; nothing was written
+│   ├── RecipeError              a recipe: file, line, key, what was expected
+│   ├── SourceError              a model or a text that cannot be found or must not be loaded
+│   └── ResultsError             a results folder or a record that cannot be read
+└── RunError                     one run of a sweep could not give figures; it becomes a record
+    ├── UnsupportedError         this machine, library or model cannot do it, and never could
+    └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class Text(Strict):
     hub: str | None = None
     config: str | None = None
     split: str | None = None
-    revision: str | None = Field(None, description="commit of the data set; needed with hub")
+    revision: str | None = Field(default=None, description="commit of the data set; needed with hub")
     field: str = "text"
 
     @model_validator(mode="after")
@@ -165,8 +165,8 @@ class Measure(Strict):
 class Limits(Strict):
     """What one run may take before it is ended and recorded."""
 
-    time: Seconds | None = Field(None, description="wall time of one run, such as 10m")
-    memory: Bytes | None = Field(None, description="memory of one run, such as 8GiB")
+    time: Seconds | None = Field(default=None, description="wall time of one run, such as 10m")
+    memory: Bytes | None = Field(default=None, description="memory of one run, such as 8GiB")
 
 
 def _model(value: Any) -> Any:
@@ -181,7 +181,9 @@ def _method(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"name", "params"}:
         return value
     if not isinstance(value, dict) or len(value) != 1:
-        raise PydanticCustomError("method", "expected a method's name, or one name with its parameters: {{rtn: {{bits: 4}}}}")
+        raise PydanticCustomError(
+            "method", "expected a method's name, or one name with its parameters: {{rtn: {{bits: 4}}}}"
+        )
     ((name, params),) = value.items()
     if params is not None and not isinstance(params, dict):
         raise PydanticCustomError("method", "expected a mapping of parameters, such as {{bits: [8, 4]}}")
@@ -290,8 +292,8 @@ def _owner(location: Location) -> type[BaseModel] | None:
         field = getattr(owner, "model_fields", {}).get(part)
         if field is None:
             return owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None
-        owner = next((kind for kind in _models_in(field.annotation)), None)
-    return owner
+        owner = next(iter(_models_in(field.annotation)), None)
+    return owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -30,7 +30,6 @@ class ModelRef:
     kind: Literal["hub", "directory", "gguf", "synthetic"]
     path: str
     dtype: str = "auto"
-    published_dtype: str = "float16"
     degrid: int | None = None
     revision: str | None = None
     trust_remote_code: bool = False
@@ -103,8 +102,8 @@ class RunSpec:
     """One child process: what it loads, what it does there, what it may take.
 
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
-    question asked here, now, with these libraries; ``needs`` lists the run_ids that must have
-    ended well before this one.
+    question asked here, now, with these libraries; ``needs`` names, by kind, the runs that must have
+    ended well before this one and whose artifacts it reads.
     """
 
     kind: Kind
@@ -128,7 +127,7 @@ class RunSpec:
     lock: str = ""
     hardware: str = ""
     versions: Mapping[str, int] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_baseline(self) -> bool:
@@ -164,6 +163,7 @@ class RunSpec:
             "device": self.device,
             "threads": self.threads,
             "attention": self.attention,
+            "memory": self.memory,
         }
         if self.kind == "prepare":
             return {"kind": self.kind, "model": case["model"]}

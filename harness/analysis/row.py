@@ -1,0 +1,163 @@
+"""One row of the trade-off table, from the records that speak for one variant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.analysis.speeds import speeds
+from harness.analysis.stats import Estimate, clustered_mean, perplexity, perplexity_change, quantile
+from harness.analysis.table import Peak, StoredPart, VariantRow
+from harness.record import Measurement, RunRecord
+
+BYTES_PER_16_BIT_PARAMETER = 2
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The records that speak for one variant.
+
+    ``performance`` and ``baseline_performance`` are of one session; ``baseline_quality`` was measured
+    with the libraries of ``quality``.
+    """
+
+    quality: RunRecord | None
+    quantize: RunRecord | None
+    performance: tuple[RunRecord, ...]
+    baseline_quality: RunRecord | None
+    baseline_performance: tuple[RunRecord, ...]
+
+    @property
+    def all(self) -> tuple[RunRecord, ...]:
+        """Root causes first: what was not quantized cannot be measured."""
+        return tuple(run for run in (self.quantize, self.quality, *self.performance) if run is not None)
+
+
+def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
+    """The row, and notes on what could not be compared. Figures come only from runs that ended well."""
+    newest = max(evidence.all, key=lambda run: run.started_at)
+    spec = newest.spec
+    fault = next((run for run in evidence.all if run.status != "ok"), None)
+    quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
+    timed = tuple(run for run in evidence.performance if run.status == "ok")
+    well = [run for run in evidence.all if run.status == "ok"]
+    kl = _values(quality, "kl")
+    agreement = _values(quality, "top1_agreement")
+    nll = _values(quality, "nll")
+    stock = next((run for run in well if run.find("stored_bytes")), None)
+    coverage = _values(stock, "coverage")
+    change, notes = _change(evidence, nll)
+    linear = _stored_bytes(stock, "linear")
+    made = VariantRow(
+        label=spec.method.label,
+        method=spec.method.name,
+        engine=spec.engine,
+        is_baseline=spec.is_baseline,
+        status=fault.status if fault else "ok",
+        reason=reason(fault) if fault else None,
+        labels=tuple(dict.fromkeys(label for run in evidence.all for label in run.outcome.labels)),
+        facts=_facts(well),
+        perplexity=perplexity(nll) if nll else None,
+        perplexity_change=change,
+        kl_mean=clustered_mean(kl).within(0, float("inf")) if kl else None,
+        kl_median=quantile(kl.values, 0.5) if kl else None,
+        kl_p99=quantile(kl.values, 0.99) if kl else None,
+        kl_max=max(kl.values) if kl else None,
+        top1_agreement=clustered_mean(agreement).within(0, 1) if agreement else None,
+        coverage=coverage.values[0] if coverage else None,
+        stored=_stored(stock),
+        bits_per_weight=_over(8 * linear, _parameters(stock, "linear")),
+        size_ratio=_over(_stored_bytes(stock), BYTES_PER_16_BIT_PARAMETER * _parameters(stock)),
+        linear_ratio=_over(linear, BYTES_PER_16_BIT_PARAMETER * _parameters(stock, "linear")),
+        peaks=_peaks(well),
+        speeds=speeds(timed, () if spec.is_baseline else evidence.baseline_performance),
+        quantize_s=_quantize_s(well),
+        quantize_peak_bytes=_quantize_peak(well),
+    )
+    if made.speeds and not spec.is_baseline and not evidence.baseline_performance:
+        notes = (*notes, "speed stands alone, the baseline was not timed in the same session")
+    return made, notes
+
+
+def reason(run: RunRecord) -> str:
+    """Where and why a run ended, in one line."""
+    failure = run.outcome.failure
+    if failure is None:
+        return f"{run.spec.kind}: {run.status}"
+    first = next(iter(failure.message.strip().splitlines()), failure.type)
+    place = run.spec.kind if failure.phase == run.spec.kind else f"{run.spec.kind}, {failure.phase}"
+    return f"{place}: {first}"
+
+
+def _change(evidence: Evidence, nll: Measurement | None) -> tuple[Estimate | None, tuple[str, ...]]:
+    """The paired change of perplexity; without a like baseline none, and a note that says so."""
+    if nll is None or evidence.quality is None or evidence.quality.spec.is_baseline:
+        return None, ()
+    theirs = _values(evidence.baseline_quality, "nll")
+    if theirs is None:
+        return None, ("perplexity stands alone, no baseline was measured with the same libraries and engine",)
+    try:
+        return perplexity_change(nll, theirs), ()
+    except ValueError as error:
+        return None, (f"perplexity stands alone, {error}",)
+
+
+def _values(run: RunRecord | None, metric: str) -> Measurement | None:
+    found = run.find(metric) if run else None
+    return found if found and found.values else None
+
+
+def _all(run: RunRecord | None, metric: str) -> list[Measurement]:
+    return [entry for entry in run.outcome.measurements if entry.metric == metric] if run else []
+
+
+def _stored(stock: RunRecord | None) -> tuple[StoredPart, ...]:
+    return tuple(
+        StoredPart(str(entry.protocol["role"]), str(entry.protocol["part"]), int(sum(entry.values)))
+        for entry in _all(stock, "stored_bytes")
+    )
+
+
+def _stored_bytes(stock: RunRecord | None, role: str | None = None) -> int:
+    return sum(part.bytes for part in _stored(stock) if role in (None, part.role))
+
+
+def _parameters(stock: RunRecord | None, role: str | None = None) -> float:
+    return sum(sum(entry.values) for entry in _all(stock, "parameters") if role in (None, entry.protocol.get("role")))
+
+
+def _over(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if numerator and denominator else None
+
+
+def _peaks(runs: Iterable[RunRecord]) -> tuple[Peak, ...]:
+    largest: dict[tuple[str, str, str], Peak] = {}
+    for run in runs:
+        for entry in _all(run, "peak_memory_bytes"):
+            phase, source = str(entry.protocol["phase"]), str(entry.protocol["source"])
+            peak = Peak(run.spec.kind, phase, source, int(max(entry.values, default=0)))
+            key = (run.spec.kind, phase, source)
+            largest[key] = max(peak, largest.get(key, peak), key=lambda each: each.bytes)
+    return tuple(largest.values())
+
+
+def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
+    """Wall seconds of quantizing: a run of its own, or a phase of loading."""
+    for name in ("quantize", "quantize_on_load"):
+        for run in runs:
+            for phase in run.outcome.phases:
+                if phase.name == name:
+                    return phase.wall_s
+    return None
+
+
+def _quantize_peak(runs: Sequence[RunRecord]) -> int | None:
+    """The same phase's memory peak; what the device allocated where that is known, else the resident set."""
+    found = [peak for peak in _peaks(runs) if peak.phase in ("quantize", "quantize_on_load")]
+    on_device = [peak.bytes for peak in found if peak.source == "cuda allocated"]
+    return max(on_device or [peak.bytes for peak in found], default=None)
+
+
+def _facts(runs: Iterable[RunRecord]) -> tuple[tuple[str, str], ...]:
+    said = ((name, str(value)) for run in runs for name, value in run.outcome.facts.items())
+    return tuple(dict.fromkeys(said))

@@ -1,0 +1,147 @@
+"""Which of several attempts and sessions counts, and what may stand in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.record import RunRecord
+from harness.spec import PerplexityWorkload, RunSpec, Scalar, digest, model_identity
+
+Protocol = tuple[tuple[str, Scalar], ...]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What variants must share before their figures are compared, the perplexity protocol aside."""
+
+    model: str
+    model_id: str
+    hardware: str
+    device: str
+    threads: int | None
+    attention: str | None
+    baseline: str
+
+    @property
+    def hardware_text(self) -> str:
+        threads = f"{self.threads} threads" if self.threads else None
+        attention = f"attention {self.attention}" if self.attention else None
+        return " · ".join(part for part in (self.hardware, self.device, threads, attention) if part)
+
+
+def setting(spec: RunSpec) -> Setting:
+    return Setting(
+        spec.model.label,
+        digest(model_identity(spec.model)),
+        spec.hardware,
+        spec.device,
+        spec.threads,
+        spec.attention,
+        digest([spec.baseline.name, dict(spec.baseline.params)]),
+    )
+
+
+def variant_key(spec: RunSpec) -> str:
+    """What makes a row: method with its parameters, engine, scope and seed; neither versions nor machines."""
+    return digest([spec.method.name, dict(spec.method.params), spec.engine, spec.scope, spec.seed])
+
+
+def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Oldest first."""
+    return sorted(records, key=lambda record: (record.started_at, record.attempt))
+
+
+def current(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+    """Of each run the attempt that counts: the latest that ended well, else the latest. Oldest first."""
+    return _latest(records, lambda record: record.spec.run_id)
+
+
+def current_in_session(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+    """The same, for each session apart: speeds of two sessions are never mixed."""
+    return _latest(records, lambda record: (record.spec.run_id, record.session))
+
+
+def failures(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+    """The runs that count and did not end well, unsupported ones included."""
+    return tuple(record for record in current(records) if record.status != "ok")
+
+
+def latest_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """The records of the last session in which one of them ended well, or of the last where none did."""
+    ordered = in_order(performance)
+    chosen = next((record for record in reversed(ordered) if record.status == "ok"), None) or (
+        ordered[-1] if ordered else None
+    )
+    return tuple(record for record in ordered if chosen and record.session == chosen.session)
+
+
+def protocols(quality: Sequence[RunRecord]) -> dict[Protocol, tuple[RunRecord, ...]]:
+    """The quality records by what was really scored.
+
+    A run that gave no figure is put with those that scored the same workload, for want of better.
+    """
+    scored = {_workload_key(record.spec.perplexity): found for record in quality if (found := _measured(record))}
+    groups: dict[Protocol, tuple[RunRecord, ...]] = {}
+    for record in quality:
+        workload = record.spec.perplexity
+        protocol = _measured(record) or scored.get(_workload_key(workload)) or _planned(workload)
+        groups[protocol] = (*groups.get(protocol, ()), record)
+    return groups
+
+
+def same_workload(one: RunSpec, other: RunSpec) -> bool:
+    """Whether both were asked to score the same windows of the same text."""
+    return _workload_key(one.perplexity) == _workload_key(other.perplexity)
+
+
+def protocol_text(protocol: Protocol) -> str:
+    """``gptq · bos none · context 512 …``: every condition that the figures depend on."""
+    if not protocol:
+        return "no text was scored"
+    named = dict(protocol)
+    first = str(named.pop("protocol", "perplexity"))
+    return " · ".join([first, *(f"{name.replace('_', ' ')} {_shown(name, value)}" for name, value in named.items())])
+
+
+def _shown(name: str, value: Scalar) -> str:
+    if "sha256" in name:
+        return str(value)[:12]
+    return repr(value) if (isinstance(value, str) and value != value.strip()) or value == "" else str(value)
+
+
+def _latest(records: Iterable[RunRecord], key: Callable[[RunRecord], Hashable]) -> tuple[RunRecord, ...]:
+    chosen: dict[Hashable, RunRecord] = {}
+    for record in in_order(records):
+        earlier = chosen.get(key(record))
+        if earlier is None or record.status == "ok" or earlier.status != "ok":
+            chosen[key(record)] = record
+    return tuple(in_order(chosen.values()))
+
+
+def _measured(record: RunRecord) -> Protocol:
+    nll = record.find("nll") if record.status == "ok" else None
+    if nll is None:
+        return ()
+    return (*sorted(nll.protocol.items()), ("metric version", nll.version))
+
+
+def _planned(workload: PerplexityWorkload | None) -> Protocol:
+    if workload is None:
+        return ()
+    windows = "all" if workload.windows is None else workload.windows
+    return (
+        ("context", workload.context),
+        ("protocol", workload.protocol),
+        ("text", workload.text.id),
+        ("windows", windows),
+    )
+
+
+def _workload_key(workload: PerplexityWorkload | None) -> str | None:
+    """Identifies the text by its content, wherever it lies."""
+    if workload is None:
+        return None
+    text = workload.text
+    content = text.sha256 or [text.id, text.hub, text.config, text.split, text.revision]
+    return digest([content, text.field, workload.protocol, workload.context, workload.windows])

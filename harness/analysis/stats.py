@@ -1,0 +1,152 @@
+"""Estimates with their uncertainty: means over windows, paired changes, divergences per token, speeds.
+
+Tokens of one window are not independent, so every interval of a quality figure rests on windows as
+clusters, and every change on paired differences: Miller, "Adding Error Bars to Evals",
+arXiv:2411.00640.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.record import Measurement
+
+Floats = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and the interval around it; ``low`` and ``high`` are None where ``n`` is below two.
+
+    ``n`` counts the independent units behind it (windows, pairs of windows, processes) and
+    ``method`` says in words what the interval is.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+
+    def within(self, least: float, most: float) -> Estimate:
+        """The same, its interval cut to the values that are possible (a share lies between 0 and 1)."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
+
+
+def ratio_of_sums(sums: Sequence[float], sizes: Sequence[float], method: str) -> Estimate:
+    """The mean Σ sums / Σ sizes over clusters, with a cluster-robust t-interval (G − 1 degrees of freedom).
+
+    With residuals r = sum − mean · size of each of G clusters the squared standard error is
+    G/(G−1) · Σ r² / (Σ sizes)²: the ratio estimator of Cochran, Sampling Techniques, chapter 6, and
+    the clustered error of Miller, arXiv:2411.00640, with a small-sample factor. Clusters of equal
+    size give the ordinary t-interval.
+    Raises ValueError where there is nothing to average.
+    """
+    total, size = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    count = len(total)
+    if count == 0 or size.sum() <= 0:
+        raise ValueError("nothing to average: no clusters, or none with a weight")
+    mean = float(total.sum() / size.sum())
+    if count < 2:
+        return Estimate(mean, None, None, count, method)
+    residuals = total - mean * size
+    error = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / float(size.sum())
+    half = _t_quantile(count - 1) * error
+    return Estimate(mean, mean - half, mean + half, count, method)
+
+
+def clustered_mean(measurement: Measurement) -> Estimate:
+    """The mean of a paired measurement in its own unit; its ``cluster_ids`` are what is independent.
+
+    Without cluster_ids each value is a cluster of its own; without weights each value counts once.
+    """
+    values = np.asarray(measurement.values, dtype=np.float64)
+    weights = _weights(measurement)
+    ids = measurement.cluster_ids or tuple(map(str, range(len(values))))
+    names, members = np.unique(np.asarray(ids), return_inverse=True)
+    sums = np.bincount(members, weights=values * weights, minlength=len(names))
+    sizes = np.bincount(members, weights=weights, minlength=len(names))
+    unit = "clusters" if measurement.cluster_ids else "values"
+    return ratio_of_sums(sums.tolist(), sizes.tolist(), f"95% t-interval over {unit}")
+
+
+def perplexity(nll: Measurement) -> Estimate:
+    """exp of the token-weighted mean of the windows' nat/token, and of the ends of its interval."""
+    mean = clustered_mean(nll)
+    return _transform(replace(mean, method="95% t-interval over windows"), _exp)
+
+
+def perplexity_change(variant: Measurement, baseline: Measurement) -> Estimate:
+    """Relative change of perplexity, a fraction: exp(mean difference of the windows' nat/token) − 1.
+
+    Windows are paired by item id, so what makes a window hard cancels out; windows that only one
+    side has are left out. Raises ValueError where no window is common to both.
+    """
+    theirs = dict(zip(baseline.item_ids, baseline.values, strict=True))
+    rows = [
+        (weight * (value - theirs[item]), weight)
+        for item, value, weight in zip(variant.item_ids, variant.values, _weights(variant), strict=True)
+        if item in theirs
+    ]
+    if not rows:
+        raise ValueError("no window is common to the variant and the baseline")
+    sums, sizes = zip(*rows, strict=True)
+    mean = ratio_of_sums(sums, sizes, "95% t-interval of paired differences over windows")
+    return _transform(mean, lambda nat: _exp(nat) - 1)
+
+
+def speed(seconds: Sequence[Sequence[float]], tokens: int) -> Estimate:
+    """Tokens per second: the median over processes of ``tokens`` / (each process's median seconds).
+
+    The interval is the range of the processes: they are too few for a quantile to mean more.
+    Raises ValueError where there is no process, or one without a sample.
+    """
+    if not seconds or not all(len(process) for process in seconds):
+        raise ValueError("no timings")
+    rates = [tokens / float(np.median(process)) for process in seconds]
+    low, high = (min(rates), max(rates)) if len(rates) > 1 else (None, None)
+    return Estimate(float(np.median(rates)), low, high, len(rates), "range of processes")
+
+
+def ratio(one: Estimate, other: Estimate) -> Estimate:
+    """``one`` over ``other``; its interval is the widest that their two intervals allow. Both positive."""
+    n = min(one.n, other.n)
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return Estimate(one.value / other.value, None, None, n, one.method)
+    return Estimate(one.value / other.value, one.low / other.high, one.high / other.low, n, one.method)
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of the values lie, linearly interpolated."""
+    return float(np.quantile(np.asarray(values, dtype=np.float64), share))
+
+
+def _weights(measurement: Measurement) -> Floats:
+    count = len(measurement.values)
+    return np.asarray(measurement.weights or np.ones(count), dtype=np.float64)
+
+
+def _transform(estimate: Estimate, increasing: Callable[[float], float]) -> Estimate:
+    low = None if estimate.low is None else increasing(estimate.low)
+    high = None if estimate.high is None else increasing(estimate.high)
+    return replace(estimate, value=increasing(estimate.value), low=low, high=high)
+
+
+def _exp(nat: float) -> float:
+    """exp, infinite where a broken variant's figures would overflow."""
+    return math.exp(nat) if nat < 700 else math.inf
+
+
+def _t_quantile(degrees: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))

@@ -1,0 +1,131 @@
+"""The trade-off table: one row per variant, each figure with its uncertainty and beside the baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from harness.analysis.stats import Estimate
+from harness.record import Status
+from harness.spec import Kind
+
+
+@dataclass(frozen=True, order=True)
+class GridPoint:
+    """One workload of the speed measurement; speeds of two points never share a column."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_mode: str
+
+    @property
+    def label(self) -> str:
+        return f"batch {self.batch_size}, prompt {self.prompt_tokens}, {self.new_tokens} new, {self.decode_mode}"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second at one grid point, and as multiples of the baseline's of the same session."""
+
+    point: GridPoint
+    prefill_tok_per_s: Estimate | None
+    decode_tok_per_s: Estimate | None
+    prefill_ratio: Estimate | None
+    decode_ratio: Estimate | None
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """Bytes of the weights as they are stored: ``role`` of the tensors, values or scales."""
+
+    role: str
+    part: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The memory high-water mark of one phase of a run; the largest of its repetitions."""
+
+    run: Kind
+    phase: str
+    source: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class VariantRow:
+    """What is known of one variant; None where it was not measured or could not be.
+
+    Units: ``perplexity_change`` and ``top1_agreement`` are fractions, ``kl_*`` nat per token,
+    ``size_ratio`` and ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of
+    the checkpoint). ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
+    no other variant of the table is both smaller and closer to the baseline.
+    """
+
+    label: str
+    method: str
+    engine: str
+    is_baseline: bool
+    status: Status
+    reason: str | None = None
+    labels: tuple[str, ...] = ()
+    facts: tuple[tuple[str, str], ...] = ()
+    perplexity: Estimate | None = None
+    perplexity_change: Estimate | None = None
+    kl_mean: Estimate | None = None
+    kl_median: float | None = None
+    kl_p99: float | None = None
+    kl_max: float | None = None
+    top1_agreement: Estimate | None = None
+    coverage: float | None = None
+    stored: tuple[StoredPart, ...] = ()
+    bits_per_weight: float | None = None
+    size_ratio: float | None = None
+    linear_ratio: float | None = None
+    peaks: tuple[Peak, ...] = ()
+    speeds: tuple[Speed, ...] = ()
+    quantize_s: float | None = None
+    quantize_peak_bytes: int | None = None
+    front: bool = False
+
+    @property
+    def stored_bytes(self) -> int | None:
+        """All stored weights, scales included."""
+        return sum(part.bytes for part in self.stored) if self.stored else None
+
+    @property
+    def headline_speed(self) -> Speed | None:
+        return self.speeds[0] if self.speeds else None
+
+    def speed_at(self, point: GridPoint) -> Speed | None:
+        return next((speed for speed in self.speeds if speed.point == point), None)
+
+    def stored_part(self, role: str, part: str) -> int | None:
+        """Bytes of one role's values or scales."""
+        found = [entry.bytes for entry in self.stored if (entry.role, entry.part) == (role, part)]
+        return sum(found) if found else None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Variants that may be set side by side: one model, one perplexity protocol, one machine.
+
+    ``labels`` are warnings about the model that must stand wherever its figures do. ``kl_noise_floor``
+    (nat per token) is the baseline's divergence from itself at another batch size.
+    """
+
+    model: str
+    native_quantization: str | None
+    protocol: str
+    hardware: str
+    rows: tuple[VariantRow, ...]
+    labels: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    kl_noise_floor: Estimate | None = None
+    recipes: tuple[str, ...] = ()
+    grid: tuple[GridPoint, ...] = field(default=())
+
+    @property
+    def baseline(self) -> VariantRow | None:
+        return next((row for row in self.rows if row.is_baseline), None)

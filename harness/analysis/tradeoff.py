@@ -1,0 +1,215 @@
+"""Records in, trade-off tables out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from harness.analysis.pareto import front
+from harness.analysis.row import Evidence, row
+from harness.analysis.selection import (
+    Protocol,
+    Setting,
+    current,
+    current_in_session,
+    latest_session,
+    protocol_text,
+    protocols,
+    same_workload,
+    setting,
+    variant_key,
+)
+from harness.analysis.stats import Estimate, clustered_mean
+from harness.analysis.table import Table, VariantRow
+from harness.record import RunRecord
+
+RUNTIME = ("torch", "transformers", "tokenizers")
+"""The libraries that decide the baseline's figures."""
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The runs of one setting that count; ``quality`` those of one protocol."""
+
+    quality: tuple[RunRecord, ...]
+    quantize: tuple[RunRecord, ...]
+    performance: tuple[RunRecord, ...]
+
+    @property
+    def all(self) -> tuple[RunRecord, ...]:
+        return self.quality + self.quantize + self.performance
+
+
+def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
+    """One table per model, perplexity protocol and machine, in the order in which they first appear.
+
+    Of several attempts the latest that ended well counts; a speed stands beside the baseline's of its
+    own session or beside none.
+    """
+    records = tuple(records)
+    groups: dict[Setting, list[RunRecord]] = {}
+    for record in records:
+        if record.spec.kind in ("quality", "performance", "quantize"):
+            groups.setdefault(setting(record.spec), []).append(record)
+    return tuple(table for where, members in groups.items() for table in _tables(where, members, records))
+
+
+def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[Table]:
+    quality = [record for record in current(members) if record.spec.kind == "quality"]
+    quantize = tuple(record for record in current(members) if record.spec.kind == "quantize")
+    performance = tuple(record for record in current_in_session(members) if record.spec.kind == "performance")
+    groups = protocols(quality) or {(): ()}
+    return [
+        _table(where, protocol, _Runs(group, quantize, performance), _model_runs(where, records))
+        for protocol, group in groups.items()
+    ]
+
+
+def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord]) -> Table:
+    rows, notes = _rows(runs)
+    references = [run for run in model_runs if _is_reference_of(run, where, runs.quality)]
+    preparing = [run for run in model_runs if run.spec.kind == "prepare"]
+    notes += [_failed_before(run) for run in (*preparing, *references) if run.status != "ok"]
+    labels = _distinct(
+        (*(label for run in (*preparing, *references) for label in run.outcome.labels), *_common_labels(rows))
+    )
+    any_spec = runs.all[0].spec
+    return Table(
+        model=where.model,
+        native_quantization=any_spec.model.native_quantization,
+        protocol=protocol_text(protocol),
+        hardware=where.hardware_text,
+        rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
+        labels=labels,
+        notes=_distinct(notes),
+        kl_noise_floor=_noise_floor(references),
+        recipes=_distinct(run.spec.recipe for run in runs.all),
+        grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
+    )
+
+
+def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
+    variants: dict[str, list[RunRecord]] = {}
+    for run in runs.all:
+        variants.setdefault(variant_key(run.spec), []).append(run)
+    made = [row(_evidence(members, runs)) for members in variants.values()]
+    concerned: dict[str, list[str]] = {}
+    for entry, notes in made:
+        for note in notes:
+            concerned.setdefault(note, []).append(entry.label)
+    return [entry for entry, _ in made], [f"{note}: {', '.join(who)}" for note, who in concerned.items()]
+
+
+def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Evidence:
+    quality = _last(run for run in members if run.spec.kind == "quality")
+    performance = latest_session([run for run in members if run.spec.kind == "performance"])
+    return Evidence(
+        quality=quality,
+        quantize=_last(run for run in members if run.spec.kind == "quantize"),
+        performance=performance,
+        baseline_quality=_baseline_quality(quality, runs.quality),
+        baseline_performance=_baseline_performance(performance, runs.performance),
+    )
+
+
+def _baseline_quality(quality: RunRecord | None, runs: Sequence[RunRecord]) -> RunRecord | None:
+    """The baseline under equal libraries and the same engine, of the same session where there is one."""
+    if quality is None:
+        return None
+    alike = [
+        run
+        for run in runs
+        if run.spec.is_baseline and run.status == "ok" and _surroundings(run) == _surroundings(quality)
+    ]
+    return _last(run for run in alike if run.session == quality.session) or _last(alike)
+
+
+def _baseline_performance(mine: Sequence[RunRecord], runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """The baseline's runs of the same session, libraries and engine that ended well."""
+    if not mine:
+        return ()
+    return tuple(
+        run
+        for run in runs
+        if run.spec.is_baseline
+        and run.status == "ok"
+        and run.session == mine[0].session
+        and _surroundings(run) == _surroundings(mine[0])
+    )
+
+
+def _surroundings(run: RunRecord) -> tuple[str | None, ...]:
+    """What a variant and its baseline must both have run in.
+
+    The spec's lock will not do: it holds the libraries of the method as well.
+    """
+    software = run.outcome.before.software if run.outcome.before else {}
+    return run.spec.engine, run.spec.stack, *(software.get(package) for package in RUNTIME)
+
+
+def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
+    """Those on the front of KL divergence against stored bytes are marked; the baseline's KL is zero."""
+    points = {index: point for index, entry in enumerate(rows) if (point := _point(entry)) is not None}
+    indices = list(points)
+    kept = {indices[position] for position in front(list(points.values()), ("lower", "lower"))}
+    return [replace(entry, front=index in kept) for index, entry in enumerate(rows)]
+
+
+def _point(entry: VariantRow) -> tuple[float, float] | None:
+    divergence = 0.0 if entry.is_baseline else entry.kl_mean.value if entry.kl_mean else None
+    if entry.stored_bytes is None or divergence is None or math.isnan(divergence):
+        return None
+    return entry.stored_bytes, divergence
+
+
+def _sorted(rows: Sequence[VariantRow]) -> list[VariantRow]:
+    """Baseline first, then from large to small; what has no size comes last."""
+    return sorted(rows, key=lambda entry: (not entry.is_baseline, -(entry.stored_bytes or 0), entry.label))
+
+
+def _common_labels(rows: Sequence[VariantRow]) -> tuple[str, ...]:
+    """What is said of every variant that has figures is said once, of the table."""
+    said = [entry.labels for entry in rows if entry.status == "ok"]
+    return tuple(label for label in said[0] if all(label in labels for labels in said)) if said else ()
+
+
+def _less_labels(entry: VariantRow, said: tuple[str, ...]) -> VariantRow:
+    return replace(entry, labels=tuple(label for label in entry.labels if label not in said))
+
+
+def _model_runs(where: Setting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+    """What was done for the model before any variant: its conversion and its reference."""
+    return tuple(
+        run
+        for run in current(records)
+        if run.spec.kind in ("prepare", "reference") and setting(run.spec).model_id == where.model_id
+    )
+
+
+def _is_reference_of(run: RunRecord, where: Setting, quality: Sequence[RunRecord]) -> bool:
+    return (
+        run.spec.kind == "reference"
+        and setting(run.spec) == where
+        and any(same_workload(run.spec, other.spec) for other in quality)
+    )
+
+
+def _failed_before(run: RunRecord) -> str:
+    message = run.outcome.failure.message.splitlines()[0] if run.outcome.failure else "no reason recorded"
+    return f"{run.spec.kind} of {run.spec.model.label}: {run.status}: {message}"
+
+
+def _noise_floor(references: Sequence[RunRecord]) -> Estimate | None:
+    measured = [run.find("kl_noise_floor") for run in references if run.status == "ok"]
+    found = [measurement for measurement in measured if measurement and measurement.values]
+    return clustered_mean(found[-1]) if found else None
+
+
+def _last(runs: Iterable[RunRecord]) -> RunRecord | None:
+    """The newest of records that are in order."""
+    return next(reversed(list(runs)), None)
+
+
+def _distinct(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))

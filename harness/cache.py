@@ -1,0 +1,71 @@
+"""The cache of prepared models, quantized artifacts and references, each named by the run that made it.
+
+A folder appears whole, by one rename, with the outcome of its run beside it; any of them may be
+deleted and is then made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import HarnessError
+from harness.json_codec import decode, encode
+from harness.record import Outcome
+from harness.spec import RunSpec
+
+KINDS = ("prepare", "quantize", "reference")
+OUTCOME = "outcome.json"
+
+
+def default_folder() -> Path:
+    """$QHARNESS_CACHE, or qharness in the user's cache folder."""
+    chosen = os.environ.get("QHARNESS_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qharness"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Folders by run_id below one root."""
+
+    root: Path
+
+    def folder(self, kind: str, run_id: str) -> Path:
+        return self.root / kind / run_id
+
+    def needed(self, spec: RunSpec, kind: str) -> Path:
+        """The folder of the run of that kind that a spec needs. Raises HarnessError where it is gone."""
+        folder = self.folder(kind, spec.needs[kind])
+        if not (folder / OUTCOME).exists():
+            raise HarnessError(f"{folder}: gone from the cache; run the recipe again")
+        return folder
+
+    def outcome(self, spec: RunSpec) -> Outcome | None:
+        """The outcome of the run that made the spec's folder, or None where there is no such folder."""
+        path = self.folder(spec.kind, spec.run_id) / OUTCOME
+        if spec.kind not in KINDS or not path.exists():
+            return None
+        return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
+
+    @contextmanager
+    def filling(self, spec: RunSpec) -> Iterator[Path]:
+        """A folder to fill; it is thrown away where filling it fails, and has no outcome yet."""
+        part = self.folder(spec.kind, f".{spec.run_id}.{os.getpid()}.part")
+        part.mkdir(parents=True)
+        try:
+            yield part
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def publish(self, spec: RunSpec, part: Path, outcome: Outcome) -> None:
+        """Gives a filled folder its outcome and its name."""
+        (part / OUTCOME).write_text(encode(outcome), encoding="utf-8")
+        final = self.folder(spec.kind, spec.run_id)
+        shutil.rmtree(final, ignore_errors=True)
+        part.rename(final)

@@ -1,0 +1,159 @@
+"""The command line. Each command reads its input, asks one room to work, and prints what came of it.
+
+Nothing heavy is imported up here: ``--help`` must be quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from harness.errors import ExitCode, HarnessError
+
+app = typer.Typer(
+    help="Compares quantization methods of language models: quality, speed and memory beside the unquantized baseline.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
+ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records are kept.")]
+CacheFolder = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads it at run time
+    typer.Option("--cache", metavar="DIR", help="Where checkpoints and references are kept (or $QHARNESS_CACHE)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for machines.")]
+
+
+class Listing(StrEnum):
+    """What ``list`` can list."""
+
+    METHODS = "methods"
+    ENGINES = "engines"
+    METRICS = "metrics"
+    TEXTS = "texts"
+
+
+@app.command()
+def plan(
+    recipe: RecipeFile,
+    results: ResultsFolder = Path("results"),
+    cache: CacheFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the runs of a recipe in order: what is done, what is left, what cannot be."""
+    from harness.cache import Cache, default_folder
+    from harness.console import show_plan
+    from harness.execution.runner import done
+    from harness.plan import plan as make_plan
+    from harness.recipe import load_recipe
+    from harness.store import Store
+
+    planned = make_plan(load_recipe(recipe))
+    show_plan(planned, set(done(planned, Store(results), Cache(cache or default_folder()))), as_json)
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    results: ResultsFolder = Path("results"),
+    cache: CacheFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make the runs of a recipe. Run it again to resume: what is done is not done twice."""
+    from harness.cache import Cache, default_folder
+    from harness.display import display
+    from harness.execution.runner import run as make_runs
+    from harness.plan import plan as make_plan
+    from harness.recipe import load_recipe
+    from harness.record import FAILURES
+    from harness.store import Store
+
+    planned = make_plan(load_recipe(recipe))
+    try:
+        with display(as_json) as show:
+            records = make_runs(planned, Store(results), Cache(cache or default_folder()), show)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command resumes where it stopped", err=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    failed = sum(record.status in FAILURES for record in records)
+    folder = results / planned[0].spec.recipe
+    if not as_json:
+        well = sum(record.status == "ok" for record in records)
+        rest = len(records) - well - failed
+        typer.echo(f"{well} ok, {failed} failed, {rest} unsupported; records in {folder}")
+        typer.echo(f"next: qharness report {folder}")
+    if failed:
+        raise typer.Exit(ExitCode.RUNS_FAILED)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the report is written.")] = Path("reports"),
+    formats: Annotated[str, typer.Option("--format", help="Of html, md and csv, with commas between.")] = "html,md,csv",
+) -> None:
+    """Write the report of a results folder: HTML that works offline, Markdown, CSV."""
+    from harness.report import write_report
+    from harness.store import read_records
+
+    records = read_records(results)
+    names = {record.spec.recipe for record in records}
+    folder = out / (names.pop() if len(names) == 1 else results.resolve().name)
+    for path in write_report(records, folder, formats.split(",")):
+        typer.echo(path)
+
+
+@app.command("list")
+def list_plugins(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+    """List the methods, engines, metrics or texts that a recipe can name."""
+    from harness.console import show_list
+
+    show_list(what.value)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine, what is missing, and the command that installs it."""
+    from harness.console import show_doctor
+
+    show_doctor()
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors."""
+    import json
+
+    from harness.recipe import Recipe
+
+    typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if show:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"qharness {installed('qharness')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The ``qharness`` command: one clear message and the documented exit code for every error."""
+    try:
+        app()
+    except HarnessError as error:
+        typer.echo(f"qharness: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - the last line of defence says how to report it
+        traceback.print_exc()
+        typer.echo("qharness: an internal error; please report the lines above", err=True)
+        sys.exit(ExitCode.INTERNAL)

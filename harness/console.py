@@ -1,0 +1,99 @@
+"""The tables that the command line prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from harness import machine, registry
+from harness.plan import PlannedRun
+from harness.text.sources import TEXTS
+
+
+def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: bool) -> None:
+    """The runs in order. Weights are estimated from the model's shapes, in GB (10⁹ bytes)."""
+    if as_json:
+        for run in planned:
+            print(
+                json.dumps(
+                    {
+                        "run_id": run.spec.run_id,
+                        "kind": run.spec.kind,
+                        "model": run.spec.model.label,
+                        "method": run.spec.method.label,
+                        "engine": run.spec.engine,
+                        "repetition": run.spec.repetition,
+                        "stack": run.spec.stack,
+                        "state": _state(run, done),
+                        "weight_bytes": run.weight_bytes,
+                        "unsupported": run.unsupported,
+                    }
+                )
+            )
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("#", "kind", "model", "method", "stack", "weights ≈", "state"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("#", "weights ≈") else "left")
+    for index, run in enumerate(planned, 1):
+        spec = run.spec
+        size = "" if run.weight_bytes is None else f"{run.weight_bytes / 1e9:.3f} GB"
+        method = "" if spec.kind in ("prepare", "reference") else spec.method.label
+        kind = f"{spec.kind} #{spec.repetition + 1}" if spec.kind == "performance" else spec.kind
+        table.add_row(str(index), kind, spec.model.label, method, spec.stack, size, _state(run, done))
+    console = Console()
+    console.print(table)
+    left = sum(_state(run, done) == "to do" for run in planned)
+    console.print(f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})")
+
+
+def show_list(what: str) -> None:
+    """Names and one line about each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    for name, summary in _rows(what):
+        table.add_row(name, summary)
+    Console().print(table)
+
+
+def show_doctor() -> None:
+    """The machine, the libraries, and what each method still needs."""
+    console = Console()
+    console.print(f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB")
+    console.print(f"GPU     {machine.gpu_summary() or 'none found through NVML'}")
+    chosen = machine.choose("auto")
+    console.print(f"device  {chosen.device}")
+    if machine.gpu_summary() and chosen.device == "cpu":
+        console.print("        the installed torch is a CPU build; reinstall torch from an index with CUDA builds")
+    for package, found in machine.versions().items():
+        console.print(f"        {package} {found}", highlight=False)
+    console.print("methods")
+    for name in registry.method_names():
+        lacking = registry.missing(registry.method(name))
+        console.print(f"        {name:<10} {'ready' if lacking is None else lacking}", highlight=False, markup=False)
+
+
+def _rows(what: str) -> list[tuple[str, str]]:
+    if what == "texts":
+        return list(TEXTS.items())
+    if what == "engines":
+        return [(name, registry.engine(name).summary) for name in registry.engine_names()]
+    if what == "metrics":
+        return [(name, registry.metric(name).summary) for name in registry.metric_names()]
+    aliases = {target: alias for alias, target in registry.ALIASES.items()}
+    rows = []
+    for name in registry.method_names():
+        method = registry.method(name)
+        fields = method.params.model_fields.items()
+        parameters = ", ".join(f"{key}={field.default}" for key, field in fields)
+        shown = f"{name} ({aliases[name]})" if name in aliases else name
+        rows.append((shown, method.summary + (f"; {parameters}" if parameters else "")))
+    return rows
+
+
+def _state(run: PlannedRun, done: Collection[str]) -> str:
+    if run.spec.run_id in done:
+        return "done"
+    return f"unsupported: {run.unsupported}" if run.unsupported else "to do"

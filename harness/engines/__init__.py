@@ -1,0 +1,1 @@
+"""Runtimes that turn a checkpoint into a LoadedModel, one file each. None imports another."""

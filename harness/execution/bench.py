@@ -1,0 +1,81 @@
+"""What a job works at inside the worker: its spec, its phases, and the findings it collects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from harness.cache import Cache
+from harness.contracts import Instrument, LoadedModel, LoadRequest, Method
+from harness.record import Measurement, Phase
+from harness.registry import engine, method, metric
+from harness.spec import RunSpec, Scalar
+
+
+class Bench:
+    """Collects what a run finds. ``announce`` tells the parent which phase begins."""
+
+    def __init__(self, spec: RunSpec, cache: Cache, announce: Callable[[str], None]) -> None:
+        self.spec = spec
+        self.cache = cache
+        self.measurements: list[Measurement] = []
+        self.labels: list[str] = []
+        self.facts: dict[str, Scalar] = {}
+        self.phases: list[Phase] = []
+        self.current = "start"
+        self._announce = announce
+        self._memory: Instrument | None = metric("memory").make(spec.device) if spec.memory else None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """A named, timed part of the run, its peak memory taken."""
+        self.current = name
+        self._announce(name)
+        began = time.perf_counter()
+        with self._memory.phase(name) if self._memory else nullcontext():
+            yield
+        self.phases.append(Phase(name, time.perf_counter() - began))
+
+    def add(self, measurements: Iterable[Measurement]) -> None:
+        self.measurements += measurements
+
+    def findings(self) -> tuple[Measurement, ...]:
+        """All that was measured, the instruments' figures included."""
+        return (*self.measurements, *(self._memory.finish() if self._memory else ()))
+
+    def source(self) -> Path:
+        """The unquantized checkpoint that the run starts from."""
+        model = self.spec.model
+        if model.needs_preparing:
+            return self.cache.needed(self.spec, "prepare")
+        if model.kind == "hub":
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(model.id, revision=model.revision, local_files_only=True))
+        return Path(model.path)
+
+    def load(self) -> LoadedModel:
+        """The spec's variant, loaded by its engine in a phase of its own."""
+        spec = self.spec
+        chosen = method(spec.method.name)
+        params = self.params(chosen)
+        if chosen.enable is not None:
+            chosen.enable()
+        offline = spec.method.stage == "offline"
+        dtype = chosen.run_dtype(params, spec.model.dtype)
+        with self.phase("quantize_on_load" if spec.method.stage == "on_load" else "load"):
+            return engine(spec.engine).load(
+                LoadRequest(
+                    path=self.cache.needed(spec, "quantize") if offline else self.source(),
+                    dtype=dtype,
+                    device=spec.device,
+                    attention=spec.attention,
+                    quantization=chosen.load_config(params, dtype) if chosen.load_config else None,
+                    trust_remote_code=spec.model.trust_remote_code,
+                )
+            )
+
+    def params(self, chosen: Method) -> object:  # type: ignore[type-arg]
+        return chosen.params.model_validate(dict(self.spec.method.params))

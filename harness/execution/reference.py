@@ -1,0 +1,97 @@
+"""The reference: the baseline's final hidden states of every window, and the head that makes logits of them.
+
+Kept on disk a window at a time and read back a window at a time, so that memory stays bounded
+whatever the vocabulary and the text. Where the head is no dense matrix the logits themselves are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.contracts import HeadWeights, LoadedModel, Windows
+from harness.errors import HarnessError, InvalidRunError
+
+if TYPE_CHECKING:
+    import torch
+
+MANIFEST, HEAD = "reference.json", "head.safetensors"
+
+
+def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
+    """Runs the baseline over the windows and keeps what a variant will be compared with."""
+    import torch
+    from safetensors.torch import save_file
+
+    head = model.output_embedding()
+    if head is not None:
+        tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
+    for index, tokens in enumerate(windows.tokens):
+        batch = torch.tensor([tokens])
+        kept = model.hidden(batch) if head is not None else model.logits(batch)
+        save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
+    manifest = {
+        "protocol": dict(windows.protocol),
+        "scale": head.scale if head else 1.0,
+        "softcap": head.softcap if head else None,
+        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+class Reference:
+    """A reference read back. Every file is checked against its checksum when it is read."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self._folder = folder
+        self._device = device
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        self._sha256: dict[str, str] = manifest["sha256"]
+        self._protocol: dict[str, object] = manifest["protocol"]
+        self._head: HeadWeights | None = None
+        if HEAD in self._sha256:
+            tensors = self._read(HEAD)
+            self._head = HeadWeights(tensors["weight"], tensors.get("bias"), manifest["scale"], manifest["softcap"])
+
+    def check(self, windows: Windows) -> None:
+        """Raises InvalidRunError where the variant's tokens are not the baseline's."""
+        for key in ("tokens_sha256", "context", "windows"):
+            if windows.protocol[key] != self._protocol[key]:
+                raise InvalidRunError(
+                    f"the variant's {key} differs from the reference's; their tokenizers are not the same"
+                )
+
+    def window(self, index: int) -> torch.Tensor:
+        """The kept tensor of a window: hidden states (length, width) or logits (length, vocabulary)."""
+        return self._read(_window(index))["kept"]
+
+    def logits(self, kept: torch.Tensor) -> torch.Tensor:
+        """The baseline's final logits of a stretch of a window."""
+        if self._head is None:
+            return kept
+        import torch
+
+        logits = torch.nn.functional.linear(kept, self._head.weight, self._head.bias)
+        logits = logits * self._head.scale if self._head.scale != 1.0 else logits
+        return torch.tanh(logits / self._head.softcap) * self._head.softcap if self._head.softcap else logits
+
+    def _read(self, name: str) -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        path = self._folder / name
+        if not path.exists() or _sha256(path) != self._sha256[name]:
+            raise HarnessError(f"{path}: damaged; delete {self._folder} and run the recipe again")
+        tensors: dict[str, torch.Tensor] = load_file(path, device=self._device)
+        return tensors
+
+
+def _window(index: int) -> str:
+    return f"window-{index:05d}.safetensors"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

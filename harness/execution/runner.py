@@ -1,0 +1,155 @@
+"""The sweep: every planned run in its turn, what is done left alone, every end recorded at once."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.cache import KINDS, Cache
+from harness.execution.child import run_child
+from harness.execution.fetch import fetch
+from harness.plan import PlannedRun
+from harness.record import Failure, Outcome, RunRecord
+from harness.spec import RunSpec
+from harness.store import Store
+
+
+@dataclass(frozen=True)
+class Started:
+    """Run ``index`` of ``total`` begins (1-based)."""
+
+    spec: RunSpec
+    index: int
+    total: int
+
+
+@dataclass(frozen=True)
+class PhaseBegan:
+    """The running run enters a phase."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run ended and is recorded; ``reused`` where an earlier record or artifact stood for it."""
+
+    record: RunRecord
+    index: int
+    total: int
+    reused: bool
+
+
+Event = Started | PhaseBegan | Ended
+
+
+def done(planned: Sequence[PlannedRun], store: Store, cache: Cache) -> dict[str, RunRecord]:
+    """The records, by run_id, of the runs that need not be made again.
+
+    A run is done where a record of it ended well and its artifact is still in the cache. Performance
+    is compared within one session: where any performance run of a model is missing, the baseline's
+    are made again with it.
+    """
+    recipe = planned[0].spec.recipe
+    wanted = {run.spec.run_id: run for run in planned}
+    finished: dict[str, RunRecord] = {}
+    for record in store.records(recipe):
+        run = wanted.get(record.spec.run_id)
+        if run is not None and record.status == "ok" and _kept(record.spec, cache):
+            finished[record.spec.run_id] = record
+    missing = {
+        run.spec.model.label
+        for run in planned
+        if run.spec.kind == "performance" and not run.unsupported and run.spec.run_id not in finished
+    }
+    for run in planned:
+        if run.spec.kind == "performance" and run.spec.is_baseline and run.spec.model.label in missing:
+            finished.pop(run.spec.run_id, None)
+    return finished
+
+
+def run(
+    planned: Sequence[PlannedRun], store: Store, cache: Cache, on_event: Callable[[Event], None]
+) -> tuple[RunRecord, ...]:
+    """Makes every run that is not done and returns one record per planned run, in order.
+
+    Each record is saved before the next run begins. Raises ResultsError where another sweep writes
+    to the same results, SourceError where something cannot be fetched.
+    """
+    recipe = planned[0].spec.recipe
+    session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    records: dict[str, RunRecord] = {}
+    with store.locked(recipe):
+        earlier = {record.spec.run_id: record for record in store.records(recipe)}
+        finished = done(planned, store, cache)
+        fetch([run.spec for run in planned if run.spec.run_id not in finished and not run.unsupported])
+        for index, planned_run in enumerate(planned, 1):
+            spec = planned_run.spec
+            on_event(Started(spec, index, len(planned)))
+            record = finished.get(spec.run_id)
+            refusal = planned_run.unsupported or _unmet(spec, records)
+            if record is None and refusal:
+                record = _refused(earlier.get(spec.run_id), refusal)
+            reused = record is not None
+            if record is None:
+                record, reused = _make(spec, refusal, store, cache, session, on_event)
+            records[spec.run_id] = record
+            on_event(Ended(record, index, len(planned), reused))
+    return tuple(records[run.spec.run_id] for run in planned)
+
+
+def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:
+    """The earlier record, where it already says that the run cannot be made, and why."""
+    failure = earlier.outcome.failure if earlier and earlier.status == "unsupported" else None
+    return earlier if failure and failure.message == refusal else None
+
+
+def _make(
+    spec: RunSpec,
+    refusal: str | None,
+    store: Store,
+    cache: Cache,
+    session: str,
+    on_event: Callable[[Event], None],
+) -> tuple[RunRecord, bool]:
+    """Makes one run, or records why it cannot be made. True where the cache already held its artifact."""
+    started_at = datetime.now(UTC).isoformat()
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
+        log: Path | None = None
+        kept = None if refusal else cache.outcome(spec)
+        if refusal:
+            outcome = Outcome("unsupported", Failure("plan", "Unsupported", refusal))
+        elif kept is not None:
+            outcome = kept
+        else:
+            outcome, log = run_child(spec, Path(folder), cache.root, lambda phase: on_event(PhaseBegan(phase)))
+        record = RunRecord(
+            spec=spec,
+            outcome=outcome,
+            session=session,
+            attempt=store.next_attempt(spec.recipe, spec.run_id),
+            started_at=started_at,
+            wall_s=time.perf_counter() - began,
+        )
+        store.save(record, log)
+    return record, kept is not None
+
+
+def _unmet(spec: RunSpec, records: dict[str, RunRecord]) -> str | None:
+    """Which needed run did not end well."""
+    for kind, run_id in spec.needs.items():
+        needed = records.get(run_id)
+        if needed is None or needed.status != "ok":
+            why = needed.outcome.failure.message if needed and needed.outcome.failure else "it was not made"
+            return f"no {kind}: {why}"
+    return None
+
+
+def _kept(spec: RunSpec, cache: Cache) -> bool:
+    return spec.kind not in KINDS or cache.outcome(spec) is not None

@@ -1,0 +1,107 @@
+"""The child process: one spec file in, one outcome file out.
+
+``python -m harness.execution.worker SPEC OUTCOME CACHE EVENTS_FD``. Only the standard library is
+imported up here, so that any interpreter can begin the work and say why it could not end it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.execution.bench import Bench
+    from harness.record import Failure, Fingerprint, Outcome, Status
+
+OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+
+
+def main(spec_path: str, outcome_path: str, cache_root: str, events: str) -> None:
+    """Runs the spec and writes its outcome, whatever happens short of a signal."""
+    from harness.cache import Cache
+    from harness.execution.bench import Bench
+    from harness.json_codec import decode, encode
+    from harness.spec import RunSpec
+
+    spec = decode(RunSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")), spec_path)
+    _limit_memory(spec.limits.memory_bytes)
+    bench = Bench(spec, Cache(Path(cache_root)), lambda phase: _announce(int(events), phase))
+    Path(outcome_path).write_text(encode(_run(bench)), encoding="utf-8")
+
+
+def _run(bench: Bench) -> Outcome:
+    """The outcome of the spec's job. An artifact is published only where its run ended well."""
+    from harness.cache import KINDS
+    from harness.execution.jobs import JOBS
+    from harness.machine import fingerprint
+    from harness.record import Failure
+
+    before = fingerprint()
+    spec, cache = bench.spec, bench.cache
+    try:
+        _use_threads(spec.threads)
+        if spec.kind not in KINDS:
+            JOBS[spec.kind](bench, Path())
+            return _outcome(bench, before, "ok")
+        with cache.filling(spec) as part:
+            JOBS[spec.kind](bench, part)
+            outcome = _outcome(bench, before, "ok")
+            cache.publish(spec, part, outcome)
+        return outcome
+    except Exception as error:  # noqa: BLE001 - whatever a library raises becomes a record
+        traceback.print_exc()
+        return _outcome(bench, before, classify(error), Failure(bench.current, type(error).__name__, str(error)))
+
+
+def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
+    from harness.machine import fingerprint
+    from harness.record import Outcome
+
+    return Outcome(
+        status=status,
+        failure=failure,
+        measurements=bench.findings(),
+        labels=tuple(bench.labels),
+        facts=bench.facts,
+        phases=tuple(bench.phases),
+        before=before,
+        after=fingerprint(),
+    )
+
+
+def classify(error: Exception) -> Status:
+    """The status that an exception means."""
+    from harness.errors import InvalidRunError, UnsupportedError
+
+    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in OOM_WORDS):
+        return "out_of_memory"
+    if isinstance(error, UnsupportedError | ImportError):
+        return "unsupported"
+    return "invalid" if isinstance(error, InvalidRunError) else "failed"
+
+
+def _limit_memory(limit_bytes: int | None) -> None:
+    """Caps the process's private memory. Address space is not capped: CUDA reserves far more than it uses."""
+    if limit_bytes is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _announce(events: int, phase: str) -> None:
+    os.write(events, f"{phase}\n".encode())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Quantization methods, one file a library's family. None imports another; all import lazily."""

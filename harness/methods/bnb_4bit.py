@@ -1,0 +1,60 @@
+"""bitsandbytes' 4-bit formats: NF4 (Dettmers et al., arXiv:2305.14314) and FP4, in blocks of 64.
+
+Block scales (absmax) are float32; double quantization stores them in 8 bits with float32 scales of
+256 blocks, as in section 3 of the paper.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from harness.contracts import Method, MethodParams
+
+BLOCK = 64
+NESTED_BLOCK = 256
+
+
+class Bnb4Params(MethodParams):
+    """``compute_dtype`` is what weights are unpacked to for a product; ``model`` is the model's own."""
+
+    double_quant: bool = False
+    compute_dtype: Literal["model", "float32", "float16", "bfloat16"] = "model"
+
+
+def _config(code: str, params: Bnb4Params, dtype: str) -> object:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=code,
+        bnb_4bit_use_double_quant=params.double_quant,
+        bnb_4bit_compute_dtype=dtype if params.compute_dtype == "model" else params.compute_dtype,
+    )
+
+
+def _bits(params: Bnb4Params, plain_bits: float, width: int) -> float:
+    scale_bits = 8 + 32 / NESTED_BLOCK if params.double_quant else 32.0
+    return 4 + scale_bits / BLOCK
+
+
+NF4 = Method(
+    name="bnb-nf4",
+    version=1,
+    summary="bitsandbytes NormalFloat 4: quantiles of a normal distribution, blocks of 64",
+    params=Bnb4Params,
+    packages=("bitsandbytes",),
+    extra="bnb",
+    load_config=lambda params, dtype: _config("nf4", params, dtype),
+    bits_per_weight=_bits,
+)
+
+FP4 = Method(
+    name="bnb-fp4",
+    version=1,
+    summary="bitsandbytes 4-bit floats, blocks of 64",
+    params=Bnb4Params,
+    packages=("bitsandbytes",),
+    extra="bnb",
+    load_config=lambda params, dtype: _config("fp4", params, dtype),
+    bits_per_weight=_bits,
+)

@@ -1,0 +1,1 @@
+"""Measurements, one file each. None imports another."""

@@ -1,0 +1,96 @@
+"""Prefill and decode speed, timed apart."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from harness.contracts import LoadedModel, Metric
+from harness.record import Measurement
+from harness.spec import Scalar, ThroughputWorkload
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+
+
+def measure(model: LoadedModel, workload: ThroughputWorkload, seed: int) -> Iterator[Measurement]:
+    """Two measurements per cell of the grid: ``prefill_s`` per iteration and ``decode_step_s`` per step.
+
+    Prompts are random tokens of a fixed seed, the output length is fixed and EOS has no effect; the
+    clock is read with the device idle. Warm-up iterations run the same work and are left out.
+    """
+    for batch in workload.batch_sizes:
+        for prompt in workload.prompt_tokens:
+            yield from _cell(model, workload, batch, prompt, seed)
+
+
+def _cell(
+    model: LoadedModel, workload: ThroughputWorkload, batch: int, prompt: int, seed: int
+) -> Iterator[Measurement]:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(model.vocabulary, (batch, prompt), generator=generator).to(model.device)
+    prefills: list[float] = []
+    steps: list[tuple[int, float]] = []
+    with torch.inference_mode():
+        for iteration in range(-workload.warmup, workload.iterations):
+            prefill_s, steps_s = _generate(model, tokens, workload.new_tokens)
+            if iteration >= 0:
+                prefills.append(prefill_s)
+                steps += [(iteration, step_s) for step_s in steps_s]
+    protocol: dict[str, Scalar] = {
+        "batch_size": batch,
+        "prompt_tokens": prompt,
+        "new_tokens": workload.new_tokens,
+        "warmup": workload.warmup,
+        "iterations": workload.iterations,
+        "decode_mode": "eager",
+    }
+    yield _timing("prefill_s", tuple(prefills), tuple(map(str, range(len(prefills)))), protocol)
+    yield _timing("decode_step_s", tuple(s for _, s in steps), tuple(str(i) for i, _ in steps), protocol)
+
+
+def _generate(model: LoadedModel, tokens: torch.Tensor, new_tokens: int) -> tuple[float, list[float]]:
+    """Seconds of one prefill, and of each of new_tokens greedy decoding steps after it."""
+    steps_s = []
+    model.sync()
+    began = time.perf_counter()
+    logits, cache = model.prefill(tokens)
+    model.sync()
+    prefill_s = time.perf_counter() - began
+    for _ in range(new_tokens):
+        token = logits.argmax(dim=-1, keepdim=True)
+        model.sync()
+        began = time.perf_counter()
+        logits, cache = model.decode(token, cache)
+        model.sync()
+        steps_s.append(time.perf_counter() - began)
+    return prefill_s, steps_s
+
+
+def _timing(
+    metric: str, values: tuple[float, ...], clusters: tuple[str, ...], protocol: dict[str, Scalar]
+) -> Measurement:
+    return Measurement(
+        metric=metric,
+        version=VERSION,
+        unit="s",
+        direction="lower",
+        evidence="samples",
+        values=values,
+        cluster_ids=clusters,
+        protocol=protocol,
+    )
+
+
+THROUGHPUT = Metric(
+    name="throughput",
+    version=VERSION,
+    kind="workload",
+    summary="prefill and decode times per batch size and prompt length, raw values kept",
+    make=measure,
+)

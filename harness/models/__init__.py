@@ -1,0 +1,1 @@
+"""Where weights come from: hub ids, folders, GGUF files, files in packages, random weights."""

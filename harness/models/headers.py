@@ -1,0 +1,119 @@
+"""Shapes of a checkpoint's tensors, read from its headers alone: no weights, no torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import SourceError
+
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
+
+
+@dataclass(frozen=True)
+class Header:
+    """Names and shapes of all tensors; a shape's last number is the width a layer takes in.
+
+    ``quantization`` names the format of a natively quantized checkpoint's matrices.
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+    context_length: int | None
+    quantization: str | None
+
+
+def read_directory(folder: Path) -> Header:
+    """The header of a transformers checkpoint. Raises SourceError where it holds no safetensors weights."""
+    config = read_config(folder)
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = sorted(path.name for path in folder.glob("*.bin"))
+        hint = f" (found {', '.join(found)}: pickled weights are not loaded)" if found else ""
+        raise SourceError(f"{folder}: no .safetensors weights{hint}")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        shapes |= _safetensors_shapes(file)
+    quantization = config.get("quantization_config") or {}
+    return Header(shapes, config.get("max_position_embeddings"), quantization.get("quant_method"))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A checkpoint's config.json. Raises SourceError where there is none, or no JSON mapping."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{folder}: no config.json; is it a model's folder?") from None
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise SourceError(f"{path}: not a mapping")
+    return config
+
+
+def read_gguf(file: Path) -> Header:
+    """The header of a GGUF file. Raises SourceError where it is not one, or is cut short."""
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(file)
+        architecture = reader.get_field("general.architecture")
+        context = reader.get_field(f"{architecture.contents()}.context_length") if architecture else None
+        shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
+        types = Counter(
+            tensor.tensor_type.name
+            for tensor in reader.tensors
+            if tensor.name.startswith("blk.") and len(tensor.shape) > 1
+        )
+    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise SourceError(f"{file}: not a whole GGUF file: {error}") from None
+    if not types:
+        raise SourceError(f"{file}: holds no decoder layers")
+    commonest = types.most_common(1)[0][0]
+    return Header(shapes, int(context.contents()) if context else None, None if commonest in FLOAT_TYPES else commonest)
+
+
+def synthetic(config: dict[str, Any]) -> Header | None:
+    """The shapes of a Llama-like model from its configuration; None where it is of another build."""
+    try:
+        hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
+        layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
+        vocabulary = int(config["vocab_size"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    if any("expert" in key for key in config):
+        return None
+    head = int(config.get("head_dim") or hidden // heads)
+    keys = int(config.get("num_key_value_heads") or heads) * head
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    if not config.get("tie_word_embeddings", False):
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    for layer in range(layers):
+        parts = {
+            "self_attn.q_proj": (heads * head, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, heads * head),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
+    return Header(shapes, config.get("max_position_embeddings"), None)
+
+
+def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The JSON header behind the first eight bytes, as the safetensors format defines it."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > file.stat().st_size:
+                raise ValueError("its header is longer than the file")
+            header = json.loads(stream.read(length))
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+        raise SourceError(f"{file}: not a whole safetensors file: {error}") from None

@@ -1,0 +1,82 @@
+"""Makes the checkpoint that every run of a model starts from: converted, degridded, or drawn at random."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.errors import InvalidRunError, UnsupportedError
+from harness.models.degrid import degrid
+from harness.spec import ModelRef
+
+PROBE_TOKENS = 64
+DEGRID_KL_LIMIT = 1e-6
+"""Nats per token by which a degridded model may differ from the plain one."""
+
+
+def prepare(ref: ModelRef, out: Path) -> float | None:
+    """Writes a transformers checkpoint to ``out``.
+
+    Returns the degridded model's KL from the plain one in nats per token, None where nothing was
+    degridded. Raises InvalidRunError where that is more than DEGRID_KL_LIMIT.
+    """
+    model = _build(ref)
+    divergence = None
+    if ref.degrid is not None:
+        before = _probe(model)
+        degrid(model, ref.degrid)
+        divergence = _kl(before, _probe(model))
+        if not divergence < DEGRID_KL_LIMIT:
+            raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
+    model.save_pretrained(out)
+    if ref.kind != "synthetic":
+        _tokenizer(ref).save_pretrained(out)
+    return divergence
+
+
+def _build(ref: ModelRef) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
+
+    path = Path(ref.path)
+    if ref.kind == "synthetic":
+        settings = dict(ref.config)
+        try:
+            config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        except (ValueError, KeyError) as error:
+            raise UnsupportedError(f"transformers knows no such model: {error}") from None
+        torch.manual_seed(ref.seed)
+        return AutoModelForCausalLM.from_config(config, dtype=ref.dtype)
+    if ref.kind == "gguf":
+        return AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
+            dtype=ref.dtype,
+        )
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code
+    )
+
+
+def _tokenizer(ref: ModelRef) -> Any:
+    from transformers import AutoTokenizer
+
+    path = Path(ref.path)
+    if ref.kind == "gguf":
+        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=ref.trust_remote_code)
+
+
+def _probe(model: Any) -> Any:
+    """Log-probabilities of a fixed run of tokens, (tokens, vocabulary), float64."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    with torch.inference_mode():
+        return model(input_ids=tokens, use_cache=False).logits[0].double().log_softmax(-1)
+
+
+def _kl(base: Any, other: Any) -> float:
+    return float((base.exp() * (base - other)).sum(-1).mean())

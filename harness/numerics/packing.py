@@ -1,0 +1,74 @@
+"""Packs codes of 2, 3, 4 or 8 bits so that they really take that room.
+
+A width is cut into planes whose widths divide a byte (3 = 2 + 1), and each plane is packed with
+``8 / width`` codes to a byte, first code in the lowest bits: packing and unpacking are shifts of
+whole uint8 tensors on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PLANES = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 codes below 2^bits, of any shape, as a flat uint8 tensor of packed_bytes(count, bits) bytes."""
+    import torch
+
+    planes, shift = [], 0
+    for width in PLANES[bits]:
+        plane = (codes.reshape(-1) >> shift) & (2**width - 1)
+        planes.append(_pack_plane(plane, width))
+        shift += width
+    return torch.cat(planes)
+
+
+def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """The codes of ``pack``, as uint8 of the given shape."""
+    count = math.prod(shape)
+    codes: torch.Tensor | None = None
+    start = shift = 0
+    for width in PLANES[bits]:
+        length = _plane_bytes(count, width)
+        plane = _unpack_plane(packed[start : start + length], width)[:count]
+        codes = plane if codes is None else codes | (plane << shift)
+        start, shift = start + length, shift + width
+    assert codes is not None
+    return codes.reshape(shape)
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that ``pack`` makes of that many codes."""
+    return sum(_plane_bytes(count, width) for width in PLANES[bits])
+
+
+def _plane_bytes(count: int, width: int) -> int:
+    return -(-count * width // 8)
+
+
+def _shifts(width: int, device: torch.device) -> torch.Tensor:
+    import torch
+
+    return torch.arange(0, 8, width, dtype=torch.uint8, device=device)
+
+
+def _pack_plane(plane: torch.Tensor, width: int) -> torch.Tensor:
+    import torch
+
+    if width == 8:
+        return plane
+    per_byte = 8 // width
+    padded = torch.nn.functional.pad(plane, (0, -plane.numel() % per_byte)).reshape(-1, per_byte)
+    return (padded << _shifts(width, plane.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def _unpack_plane(packed: torch.Tensor, width: int) -> torch.Tensor:
+    if width == 8:
+        return packed
+    codes: torch.Tensor = (packed.unsqueeze(-1) >> _shifts(width, packed.device)) & (2**width - 1)
+    return codes.reshape(-1)

@@ -1,0 +1,113 @@
+"""The bytes that a model's parameters really take, whatever library stores them.
+
+``numel * element_size`` is wrong for most quantized tensors: torchao's pretend the unquantized
+shape and dtype, bitsandbytes keeps scales beside the parameter. Here the storages themselves are
+found, each counted once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from harness.contracts import Role, StoredTensor
+
+if TYPE_CHECKING:
+    import torch
+
+
+@runtime_checkable
+class PackedModule(Protocol):
+    """A module that stores its matrix in buffers of its own making."""
+
+    def packed_weight(self) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]]:
+        """The shape it stands for, the tensors that hold its codes, and those that hold scales and zeros."""
+        ...
+
+
+def ledger(
+    model: torch.nn.Module, embedding: torch.nn.Module | None, head: torch.nn.Module | None
+) -> list[StoredTensor]:
+    """Every stored parameter and buffer of a model, in the order of its modules."""
+    seen: set[int] = set()
+    entries: list[StoredTensor] = []
+    for prefix, module in model.named_modules():
+        role: Role | None = "embedding" if module is embedding else "head" if module is head else None
+        for name, shape, values, scales, storage in _stored(module):
+            value_bytes = sum(_new_bytes(tensor, seen) for tensor in values)
+            scale_bytes = sum(_new_bytes(tensor, seen) for tensor in scales)
+            entries.append(
+                StoredTensor(
+                    name=f"{prefix}.{name}" if prefix else name,
+                    role=role or ("linear" if len(shape) >= 2 else "other"),
+                    storage=storage,
+                    parameters=math.prod(shape),
+                    value_bytes=value_bytes,
+                    scale_bytes=scale_bytes,
+                    quantized=bool(scales) or (len(shape) >= 2 and all(t.element_size() == 1 for t in values)),
+                    tied=value_bytes == 0 and math.prod(shape) > 0,
+                )
+            )
+    return entries
+
+
+_Stored = tuple[str, tuple[int, ...], list["torch.Tensor"], list["torch.Tensor"], str]
+
+
+def _stored(module: torch.nn.Module) -> Iterator[_Stored]:
+    own: set[int] = set()
+    if isinstance(module, PackedModule):
+        shape, values, scales = module.packed_weight()
+        own = {id(tensor) for tensor in (*values, *scales)}
+        yield "weight", shape, values, scales, type(module).__name__
+    parameters = module.named_parameters(recurse=False, remove_duplicate=False)
+    buffers = module.named_buffers(recurse=False, remove_duplicate=False)
+    for name, tensor in chain[tuple[str, "torch.Tensor"]](parameters, buffers):
+        if id(tensor) not in own:
+            shape, values, scales, storage = _parts(module, tensor)
+            yield name, shape, values, scales, storage
+
+
+def _parts(
+    module: torch.nn.Module, tensor: torch.Tensor
+) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor], str]:
+    """The logical shape of a parameter, its code tensors, its scale tensors and what to call its storage."""
+    kind = type(tensor).__name__
+    state = getattr(tensor, "quant_state", None)
+    if state is not None:  # bitsandbytes 4 bit
+        nested = getattr(state, "state2", None)  # gone once bitsandbytes has repacked it for a CPU kernel
+        scales = [state.absmax, state.code, getattr(state, "offset", None)]
+        scales += [nested.absmax, nested.code] if nested is not None else []
+        return tuple(state.shape), [tensor.data], [scale for scale in scales if scale is not None], kind
+    if kind == "Int8Params":  # bitsandbytes 8 bit: the first forward moves codes and scales to the module
+        held: Any = tensor if getattr(tensor, "SCB", None) is not None else module.state
+        return tuple(tensor.shape), [tensor.data], [held.SCB], kind
+    leaves = list(_leaves(tensor))
+    if len(leaves) > 1 or leaves[0] is not tensor:  # torchao, quanto: a tensor made of tensors
+        values = max(leaves, key=lambda leaf: leaf.nbytes)
+        return tuple(tensor.shape), [values], [leaf for leaf in leaves if leaf is not values], kind
+    return tuple(tensor.shape), [tensor], [], str(tensor.dtype).removeprefix("torch.")
+
+
+def _leaves(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The plain tensors inside a tensor subclass, through ``__tensor_flatten__``."""
+    import torch
+
+    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or not hasattr(tensor, "__tensor_flatten__"):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        part = getattr(tensor, name)
+        if isinstance(part, torch.Tensor):
+            yield from _leaves(part)
+
+
+def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
+    """The bytes of the tensor's storage, or 0 where another tensor already showed it."""
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() in seen:
+        return 0
+    seen.add(storage.data_ptr())
+    return int(storage.nbytes())

@@ -1,0 +1,196 @@
+"""From a recipe to the ordered runs of its sweep. Reads headers and hashes; loads and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+
+from harness import recipe as written
+from harness import registry
+from harness.errors import SourceError, UsageError
+from harness.machine import Machine, choose
+from harness.models.sources import SourceModel, inspect
+from harness.recipe import Recipe
+from harness.spec import (
+    Limits,
+    PerplexityWorkload,
+    RunSpec,
+    ThroughputWorkload,
+    digest,
+)
+from harness.text.sources import resolve
+from harness.variants import Variant, baseline, excluded, variants
+
+CORE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run, what its weights are estimated to take, and why it cannot be (None where it can)."""
+
+    spec: RunSpec
+    weight_bytes: int | None = None
+    unsupported: str | None = None
+
+
+def plan(recipe: Recipe, machine: Machine | None = None) -> tuple[PlannedRun, ...]:
+    """The runs in the order they are to be made.
+
+    Preparing and reference runs come first, then each variant's quantization and quality, then
+    performance with the variants interleaved and the repetitions outermost, so that a machine that
+    slows down slows them all. Raises RecipeError for what no model could take; what this model or
+    this environment cannot take is planned as unsupported.
+    """
+    machine = machine or choose(recipe.device)
+    sources = [_source(recipe, index) for index in range(len(recipe.models))]
+    if len({source.ref.label for source in sources}) < len(sources):
+        raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
+    chosen, base_variant = variants(recipe), baseline(recipe)
+    engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
+    quality: list[PlannedRun] = []
+    performance: list[list[PlannedRun]] = [[] for _ in range(recipe.repetitions)]
+    early: list[PlannedRun] = []
+    for source, engine in product(sources, engines):
+        base = _base_spec(recipe, source, base_variant, engine, machine)
+        weight_bytes = _weight_bytes(source, base_variant)
+        needs: dict[str, str] = {}
+        if source.ref.needs_preparing:
+            early.append(PlannedRun(_locked(replace(base, kind="prepare"), base_variant), weight_bytes))
+            needs["prepare"] = early[-1].spec.run_id
+        scored = base.perplexity is not None and source.ref.kind != "synthetic"
+        if scored and base.divergence:
+            reference = _locked(replace(base, kind="reference", needs=needs), base_variant)
+            early.append(PlannedRun(reference, weight_bytes, _too_long(source, reference)))
+            needs = {**needs, "reference": reference.run_id}
+        for variant in chosen:
+            if excluded(recipe, variant, source.ref.label, engine):
+                continue
+            runs = list(_runs_of(recipe, source, variant, base, needs, scored))
+            quality += [run for run in runs if run.spec.kind != "performance"]
+            for run in runs:
+                if run.spec.kind == "performance":
+                    performance[run.spec.repetition].append(run)
+    planned = [*early, *quality, *(run for repetition in performance for run in repetition)]
+    if not any(run.spec.kind in ("quality", "performance") for run in planned):
+        raise recipe.error(("exclude",) if recipe.exclude else ("measure",), "nothing is left to run")
+    return tuple(planned)
+
+
+def _runs_of(
+    recipe: Recipe, source: SourceModel, variant: Variant, base: RunSpec, needs: Mapping[str, str], scored: bool
+) -> Iterator[PlannedRun]:
+    """The runs of one variant, in order."""
+    weight_bytes = _weight_bytes(source, variant)
+    spec = replace(base, method=variant.ref)
+    before = {kind: run_id for kind, run_id in needs.items() if kind != "reference"}
+    blocked = _unsupported(source, variant, spec)
+    if variant.ref.stage == "offline":
+        quantize = _locked(replace(spec, kind="quantize", needs=before), variant)
+        yield PlannedRun(quantize, weight_bytes, blocked)
+        before = {**before, "quantize": quantize.run_id}
+    if scored:
+        reference = {"reference": needs["reference"]} if "reference" in needs else {}
+        quality = _locked(replace(spec, kind="quality", needs={**before, **reference}), variant)
+        yield PlannedRun(quality, weight_bytes, blocked or _too_long(source, quality))
+    if spec.throughput is not None or (spec.memory and not scored):
+        for repetition in range(recipe.repetitions):
+            run = _locked(replace(spec, kind="performance", repetition=repetition, needs=before), variant)
+            yield PlannedRun(run, weight_bytes, blocked or _too_long(source, run))
+
+
+def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, machine: Machine) -> RunSpec:
+    measure = recipe.measure
+    if measure == written.Measure():
+        raise recipe.error(("measure",), "nothing is measured; name perplexity, divergence, memory or throughput")
+    if measure.divergence is not None and measure.perplexity is None:
+        raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
+    perplexity = throughput = None
+    if measure.perplexity is not None:
+        entry = measure.perplexity
+        try:
+            text = resolve(entry.text, recipe.folder)
+        except SourceError as error:
+            raise recipe.error(("measure", "perplexity", "text"), str(error)) from None
+        perplexity = PerplexityWorkload(text, entry.protocol, entry.context, entry.windows)
+    if measure.throughput is not None:
+        throughput = ThroughputWorkload(**measure.throughput.model_dump())
+    return RunSpec(
+        kind="quality",
+        recipe=recipe.name,
+        model=source.ref,
+        method=base.ref,
+        baseline=base.ref,
+        engine=engine,
+        scope=recipe.scope,
+        perplexity=perplexity,
+        divergence=measure.divergence is not None,
+        throughput=throughput,
+        memory=measure.memory is not None,
+        limits=Limits(recipe.limits.time, recipe.limits.memory),
+        device=machine.device,
+        threads=recipe.threads,
+        attention=recipe.attention,
+        seed=recipe.seed,
+        hardware=machine.hardware,
+    )
+
+
+def _locked(spec: RunSpec, variant: Variant) -> RunSpec:
+    """The spec with the versions that a repetition of it must share."""
+    packages = (*CORE_PACKAGES, *variant.method.packages)
+    lock = digest({package: registry.installed_version(package) for package in packages})
+    names = {"reference": ("divergence",), "quality": ("perplexity", "divergence"), "performance": ("throughput",)}
+    versions = {name: registry.metric(name).version for name in names.get(spec.kind, ())}
+    return replace(spec, lock=lock, versions={**versions, "memory": registry.metric("memory").version})
+
+
+def _source(recipe: Recipe, index: int) -> SourceModel:
+    try:
+        return inspect(recipe.models[index], recipe.folder)
+    except SourceError as error:
+        raise recipe.error(("models", index, "id"), str(error)) from None
+
+
+def _engine(recipe: Recipe, index: int) -> str:
+    try:
+        return registry.engine(recipe.engines[index]).name
+    except UsageError as error:
+        raise recipe.error(("engines", index), str(error)) from None
+
+
+def _unsupported(source: SourceModel, variant: Variant, spec: RunSpec) -> str | None:
+    """Why this model or this environment cannot take the variant."""
+    lacking = registry.missing(variant.method)
+    if lacking:
+        return lacking
+    group = variant.method.group_size(variant.params)
+    refused = sorted({width for width in source.widths.values() if group and width % group})
+    if refused:
+        return f"group_size {group} does not divide the input widths {', '.join(map(str, refused))} of this model"
+    return None
+
+
+def _too_long(source: SourceModel, spec: RunSpec) -> str | None:
+    """Why the workload does not fit the model's context."""
+    limit = source.context_length
+    if limit is None:
+        return None
+    if spec.kind in ("quality", "reference") and spec.perplexity and spec.perplexity.context > limit:
+        return f"perplexity context {spec.perplexity.context} exceeds the model's {limit}"
+    if spec.kind == "performance" and spec.throughput:
+        needed = max(spec.throughput.prompt_tokens) + spec.throughput.new_tokens
+        if needed > limit:
+            return f"prompt and new tokens, {needed}, exceed the model's context of {limit}"
+    return None
+
+
+def _weight_bytes(source: SourceModel, variant: Variant) -> int | None:
+    """Estimated bytes of the loaded weights; None where the model's shapes are not known yet."""
+    if not source.widths:
+        return None
+    plain = DTYPE_BITS.get(variant.method.run_dtype(variant.params, source.ref.dtype), 16.0)
+    mean_width = sum(source.widths.values()) // len(source.widths)
+    bits = variant.method.bits_per_weight(variant.params, plain, mean_width)
+    return int((source.decoder_parameters * bits + source.other_parameters * plain) / 8)

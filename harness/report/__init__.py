@@ -1,0 +1,5 @@
+"""Reports of a sweep: one self-contained HTML page, Markdown, CSV."""
+
+from harness.report.write import FORMATS, write_report
+
+__all__ = ["FORMATS", "write_report"]

@@ -1,0 +1,53 @@
+"""How numbers are written: significant digits, percent, and sizes whose unit is always named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+BLANK = "—"
+
+
+@dataclass(frozen=True)
+class SizeUnit:
+    """A unit of memory: GB is 10⁹ bytes, GiB is 2³⁰."""
+
+    name: str
+    bytes: int
+
+
+DECIMAL = (SizeUnit("GB", 10**9), SizeUnit("MB", 10**6), SizeUnit("kB", 10**3))
+BINARY = (SizeUnit("GiB", 2**30), SizeUnit("MiB", 2**20), SizeUnit("KiB", 2**10))
+
+
+def size_unit(sizes: Iterable[int], units: tuple[SizeUnit, ...]) -> SizeUnit:
+    """The one unit for a whole column: the largest in which its largest entry is one or more."""
+    largest = max(sizes, default=0)
+    return next((unit for unit in units if largest >= unit.bytes), units[-1])
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """``0.00415``, ``19.4``, ``5884``, ``1.89e-09``: never fewer digits than the whole part has."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "−∞" if value < 0 else "NaN"
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    exponent = math.floor(math.log10(abs(rounded)))
+    if not -5 <= exponent < 7:
+        return f"{value:.{digits - 1}e}".replace("-", "−")
+    return f"{value:.{max(digits - 1 - exponent, 0)}f}".replace("-", "−")
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """The same with its sign; a typographic minus."""
+    return ("+" if value > 0 else "") + significant(value, digits)
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``3 min 04 s``, ``1 h 02 min``."""
+    if seconds < 60:
+        return f"{significant(seconds, 2)} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"

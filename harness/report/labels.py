@@ -1,0 +1,69 @@
+"""Places the names of points in a figure so that they cover neither one another nor other points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+CHARACTER_PX, LINE_PX, MARGIN_PX = 6.4, 15.0, 7.0
+
+
+@dataclass(frozen=True)
+class Box:
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+    def overlap(self, other: Box) -> float:
+        """The area that both cover."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.top, other.top) - max(self.bottom, other.bottom)
+        return max(width, 0.0) * max(height, 0.0)
+
+    def outside(self, frame: Box) -> float:
+        """The area beyond a frame."""
+        return (self.right - self.left) * (self.top - self.bottom) - self.overlap(frame)
+
+
+def place(
+    points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float
+) -> list[tuple[float, float]]:
+    """Offsets from each point to the middle of its name; all in pixels, from the lower left, y upwards.
+
+    Greedy: each name in turn, from the top down, takes the place near its point that covers least.
+    """
+    frame = Box(4, 14, width + 3 * MARGIN_PX, height)
+    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    offsets = [(0.0, 0.0)] * len(points)
+    for index in sorted(range(len(points)), key=lambda each: (-points[each][1], points[each][0])):
+        x, y = points[index]
+        half = len(names[index]) * CHARACTER_PX / 2
+        dx, dy, box = min(
+            ((dx, dy, _box(x + dx, y + dy, half)) for dx, dy in _candidates(half)),
+            key=lambda each: _cost(each, taken, frame),
+        )
+        taken.append(box)
+        offsets[index] = (dx, dy)
+    return offsets
+
+
+def _candidates(half: float) -> Iterator[tuple[float, float]]:
+    """Right, left, above and below, then further out."""
+    for rise in (0, 16, -16, 30, -30, 46, -46, 64, -64, 84, -84):
+        side = half + MARGIN_PX + abs(rise) / 4
+        yield side, rise
+        yield -side, rise
+        if rise:
+            yield 0, rise
+
+
+def _box(x: float, y: float, half: float) -> Box:
+    return Box(x - half, y - LINE_PX / 2, x + half, y + LINE_PX / 2)
+
+
+def _cost(candidate: tuple[float, float, Box], taken: Sequence[Box], frame: Box) -> float:
+    """Square pixels covered or beyond the frame, and a little for distance."""
+    dx, dy, box = candidate
+    covered = sum(box.overlap(other) for other in taken)
+    return covered + 4 * box.outside(frame) + 0.15 * abs(dx) + 0.8 * abs(dy)

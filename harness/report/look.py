@@ -1,0 +1,62 @@
+"""The look of the figures: colours, markers, and what surrounds a plot, as plotly spells it.
+
+Colours are those of Okabe and Ito, "Color Universal Design" (2008), which readers with any colour
+vision tell apart; every family of methods has a marker of its own as well. Backgrounds are
+transparent, and the page sets the colour of text and lines to suit the light.
+"""
+
+from __future__ import annotations
+
+import html
+
+ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#808890"
+FAMILIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon")
+PARTS = {
+    ("linear", "values"): BLUE,
+    ("linear", "scales"): SKY,
+    ("embedding", "values"): ORANGE,
+    ("embedding", "scales"): YELLOW,
+    ("head", "values"): GREEN,
+    ("head", "scales"): PURPLE,
+}
+"""The colour of stored bytes by role and part, in the order in which they are stacked; others are grey."""
+
+WIDTH_PX, HEIGHT_PX = 620, 430
+LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 72, 24, 16, 52
+
+
+def family_colour(number: int) -> str:
+    return FAMILIES[number % len(FAMILIES)]
+
+
+def family_symbol(number: int) -> str:
+    return SYMBOLS[number % len(SYMBOLS)]
+
+
+def paper(height_px: int = HEIGHT_PX, top_px: int = TOP_PX) -> dict[str, object]:
+    """A layout without axes."""
+    return {
+        "template": "none",
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 12, "color": GREY},
+        "margin": {"l": LEFT_PX, "r": RIGHT_PX, "t": top_px, "b": BOTTOM_PX},
+        "height": height_px,
+        "showlegend": False,
+    }
+
+
+def ruler(title: str, extent: tuple[float, float], log: bool = False) -> dict[str, object]:
+    """One axis; ``extent`` in plotly's coordinates."""
+    return {
+        "title": {"text": html.escape(title), "standoff": 10},
+        "range": extent,
+        "type": "log" if log else "linear",
+        "dtick": 1 if log else None,
+        "exponentformat": "none",
+        "gridcolor": "rgba(128,136,144,0.18)",
+        "linecolor": GREY,
+        "zeroline": False,
+    }

@@ -1,0 +1,109 @@
+"""The report as GitHub-flavoured Markdown: the table, what failed, the machine, how to run it again."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Sequence
+
+from harness.analysis.table import Table, VariantRow
+from harness.record import RunRecord
+from harness.report.column import Column, cell
+from harness.report.page import Fault, Page, noise_floor, page, table_labels
+from harness.report.tables import shown_columns
+
+
+def markdown(records: Sequence[RunRecord]) -> str:
+    """The whole report. Text of a record can neither mark anything up nor leave its cell."""
+    whole = page(records)
+    parts = [f"# Quantization report: {escape(whole.title)}"]
+    parts += [part for table in whole.tables for part in _table(table)]
+    if whole.faults:
+        parts += ["## Runs without figures", *map(_fault, whole.faults)]
+    return "\n\n".join([*parts, *_origin(whole)]) + "\n"
+
+
+def escape(text: str) -> str:
+    """One line of plain text: no HTML, no emphasis, no link, no end of a cell."""
+    plain = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
+
+
+def _table(table: Table) -> Iterable[str]:
+    columns = shown_columns(table)
+    yield f"## {escape(table.model)}"
+    yield "  \n".join(_caption(table))
+    head = [_line(["Variant", *map(_heading, columns)]), _line(["---", *("---:" for _ in columns)])]
+    yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
+    if table.notes:
+        yield "\n".join(f"- {escape(note)}" for note in table.notes)
+
+
+def _caption(table: Table) -> Iterable[str]:
+    yield f"{escape(table.hardware)}; perplexity protocol: {escape(table.protocol)}."
+    for label in table_labels(table):
+        yield f"**⚠ {escape(label)}.**"
+    floor = noise_floor(table)
+    if floor:
+        yield escape(floor)
+    if table.grid:
+        yield f"Speed at {escape(table.grid[0].label)}."
+    yield (
+        "Brackets: 95% intervals for quality, the range over processes for speed. "
+        "● no other variant is both smaller and closer to the baseline. GB is 10⁹ bytes, GiB is 2³⁰."
+    )
+
+
+def _heading(column: Column) -> str:
+    words = (
+        f"{column.group}: {column.heading}" if column.group in ("Peak memory", "Cost of quantizing") else column.heading
+    )
+    return f"{words} ({column.unit})" if column.unit else words
+
+
+def _row(row: VariantRow, columns: Sequence[Column]) -> str:
+    return _line([_name(row), *(_no_link(cell(column, row).whole) for column in columns)])
+
+
+def _no_link(figure: str) -> str:
+    """An interval is not the text of a link."""
+    return figure.replace("[", "\\[").replace("]", "\\]")
+
+
+def _name(row: VariantRow) -> str:
+    words = [f"**{escape(row.label)}**"]
+    if row.is_baseline:
+        words.append("(baseline)")
+    elif row.front:
+        words.append("●")
+    if row.status != "ok":
+        words.append(f"({row.status.replace('_', ' ')}: {escape(row.reason or 'no reason recorded')})")
+    return " ".join([*words, *(f"⚠ {escape(label)}" for label in row.labels)])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _fault(fault: Fault) -> str:
+    words = f"{fault.title}: {fault.status.replace('_', ' ')}: {fault.reason}"
+    summary = html.escape(" ".join(words.split()))
+    tail = html.escape(fault.log_tail)
+    return f"<details><summary>{summary}</summary>\n\n<pre>{tail}</pre>\n\n</details>"
+
+
+def _origin(whole: Page) -> Iterable[str]:
+    yield "## Run it again"
+    yield "\n".join(
+        [
+            "```sh",
+            *(" ".join(command.split()) for command in whole.commands),
+            "qharness report results/",
+            "```",
+        ]
+    )
+    for title, entries in (("Machine", whole.hardware), ("Versions", whole.software)):
+        if entries:
+            yield f"{title}: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in entries) + "."
+    sessions = ", ".join(map(escape, whole.sessions))
+    yield f"Measured {escape(whole.measured)} in sessions {sessions}." if sessions else "No runs."

@@ -1,0 +1,118 @@
+"""What every report says besides its tables: the machine, the versions, what failed, how to run it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.analysis.row import reason
+from harness.analysis.selection import current, failures
+from harness.analysis.table import Table
+from harness.analysis.tradeoff import tradeoff
+from harness.record import RunRecord
+from harness.report.formats import significant
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A run that gave no figures."""
+
+    title: str
+    status: str
+    reason: str
+    log_tail: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """A report before it is written in any format."""
+
+    title: str
+    tables: tuple[Table, ...]
+    faults: tuple[Fault, ...]
+    hardware: tuple[tuple[str, str], ...]
+    software: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
+    sessions: tuple[str, ...]
+    measured: str
+
+    @property
+    def variants(self) -> int:
+        return sum(not row.is_baseline for table in self.tables for row in table.rows)
+
+
+def page(records: Sequence[RunRecord]) -> Page:
+    tables = tradeoff(records)
+    counted = current(records)
+    models = _distinct(table.model for table in tables) or _distinct(record.spec.model.label for record in counted)
+    recipes = _distinct(record.spec.recipe for record in counted)
+    return Page(
+        title=", ".join(models) or "no runs",
+        tables=tables,
+        faults=tuple(_fault(record) for record in failures(records)),
+        hardware=_environment(counted, "hardware"),
+        software=_environment(counted, "software"),
+        commands=tuple(f"qharness run {shlex.quote(f'{recipe}.yaml')}" for recipe in recipes),
+        sessions=_distinct(record.session for record in counted),
+        measured=_period(counted),
+    )
+
+
+def table_labels(table: Table) -> tuple[str, ...]:
+    """The warnings that stand in every table's caption, a natively quantized reference among them."""
+    native = f"natively quantized reference: {table.native_quantization}"
+    if table.native_quantization is None or any(label.startswith(native) for label in table.labels):
+        return table.labels
+    return (native, *table.labels)
+
+
+def native_warning(table: Table) -> str | None:
+    """What a natively quantized reference means for the reader of a table."""
+    if table.native_quantization is None:
+        return None
+    return (
+        f"The reference was natively quantized ({table.native_quantization}): its published weights already "
+        "lie on a coarse grid. Damage is relative to those weights, not to full precision, and a method "
+        "whose grid resembles it can look better than it is."
+    )
+
+
+def noise_floor(table: Table) -> str | None:
+    """The baseline's divergence from itself, in words."""
+    if table.kl_noise_floor is None:
+        return None
+    value = significant(table.kl_noise_floor.value)
+    return f"KL noise floor, the baseline against itself at another batch size: {value} nat per token."
+
+
+def _fault(record: RunRecord) -> Fault:
+    failure = record.outcome.failure
+    title = f"{record.spec.model.label} · {record.spec.title}"
+    return Fault(title, record.status, reason(record), failure.log_tail if failure else "")
+
+
+def _environment(records: Iterable[RunRecord], side: str) -> tuple[tuple[str, str], ...]:
+    """Each property with every value that occurs: more than one is worth knowing."""
+    values: dict[str, dict[str, None]] = {}
+    for record in records:
+        before = record.outcome.before
+        if before is not None:
+            for name, value in (before.hardware if side == "hardware" else before.software).items():
+                values.setdefault(name, {})[_shown(name, value)] = None
+    return tuple((name.removesuffix("_bytes").replace("_", " "), " / ".join(found)) for name, found in values.items())
+
+
+def _shown(name: str, value: object) -> str:
+    if name.endswith("_bytes") and isinstance(value, int | float):
+        return f"{value / 2**30:.2f} GiB"
+    return str(value)
+
+
+def _period(records: Sequence[RunRecord]) -> str:
+    days = sorted({record.started_at[:10] for record in records})
+    return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
+
+
+def _distinct(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(words))

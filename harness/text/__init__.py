@@ -1,0 +1,1 @@
+"""Evaluation texts and the windows that are cut from them."""

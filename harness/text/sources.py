@@ -1,0 +1,75 @@
+"""Where evaluation text comes from: files of the harness, local files, hub data sets.
+
+A text is a list of rows. A plain file is read the way the hub serves WikiText: each line is a row
+that keeps its newline, and a blank line is the empty string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from harness.errors import SourceError, did_you_mean
+from harness.recipe import Text
+from harness.spec import TextRef
+
+DATA = Path(__file__).parent / "data"
+TEXTS: Mapping[str, str] = MappingProxyType(
+    {
+        "demo": "English prose in sixteen genres, written for this project (CC0); for evaluation",
+        "demo_calibration": "English prose in other genres, written for this project (CC0); for calibration",
+    }
+)
+
+
+def resolve(text: Text, folder: Path) -> TextRef:
+    """The text that a recipe names, found and hashed. Raises SourceError where it is not there."""
+    if text.hub is not None:
+        name = "/".join(part for part in (text.hub, text.config, text.split) if part)
+        return TextRef(name, None, text.hub, text.config, text.split, text.revision, text.field)
+    if text.name is not None:
+        if text.name not in TEXTS:
+            raise SourceError(
+                f"unknown text {text.name!r}{did_you_mean(text.name, TEXTS)}; a file is named with its suffix"
+            )
+        path = DATA / f"{text.name}.txt"
+    else:
+        path = (folder / Path(str(text.file)).expanduser()).resolve()
+    if not path.is_file():
+        raise SourceError(f"text file not found: {path}")
+    return TextRef(text.name or path.name, str(path), field=text.field, sha256=_sha256(path))
+
+
+def rows(text: TextRef) -> list[str]:
+    """The rows of a text. Raises SourceError for a file that is not what its name says."""
+    if text.path is None:
+        return _hub_rows(text)
+    content = Path(text.path).read_text(encoding="utf-8")
+    if text.path.endswith((".jsonl", ".json")):
+        return [_field(line, number, text) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
+    return [line if line.strip() else "" for line in content.splitlines(keepends=True)]
+
+
+def _field(line: str, number: int, text: TextRef) -> str:
+    try:
+        value = json.loads(line)[text.field]
+    except (ValueError, KeyError, TypeError):
+        raise SourceError(f"{text.path}:{number}: no JSON object with a field {text.field!r}") from None
+    return str(value)
+
+
+def _hub_rows(text: TextRef) -> list[str]:
+    from datasets import load_dataset
+
+    data = load_dataset(text.hub, text.config, split=text.split, revision=text.revision)
+    if text.field not in data.column_names:
+        raise SourceError(f"{text.id}: no field {text.field!r}{did_you_mean(text.field, data.column_names)}")
+    return [str(value) for value in data[text.field]]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

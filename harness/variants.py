@@ -1,0 +1,93 @@
+"""From the entries of a recipe's ``methods`` to variants: names looked up, lists expanded, parameters checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness import registry
+from harness.contracts import Method
+from harness.errors import UsageError, did_you_mean
+from harness.recipe import MethodEntry, Recipe
+from harness.spec import MethodRef, digest
+from harness.yaml_file import Location
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with every parameter resolved; ``params`` are those parameters in the method's own type."""
+
+    method: Method[Any]
+    ref: MethodRef
+    params: Any
+
+
+def variants(recipe: Recipe) -> list[Variant]:
+    """Every variant of a recipe once, its baseline among them. Raises RecipeError for what no model could take."""
+    base = baseline(recipe)
+    found: dict[str, Variant] = {}
+    for index, entry in enumerate(recipe.methods):
+        for variant in _expand(recipe, entry, ("methods", index)):
+            found.setdefault(_key(variant), variant)
+    return list(found.values()) if _key(base) in found else [base, *found.values()]
+
+
+def baseline(recipe: Recipe) -> Variant:
+    """The one unquantized variant beside which all others stand."""
+    found = list(_expand(recipe, recipe.baseline, ("baseline",)))
+    if len(found) != 1 or found[0].ref.stage != "none":
+        raise recipe.error(("baseline",), "expected one unquantized variant, such as 'none'")
+    return found[0]
+
+
+def excluded(recipe: Recipe, variant: Variant, model: str, engine: str) -> bool:
+    """Whether one of the recipe's ``exclude`` patterns matches in every key. The baseline always stays."""
+    facts = {"model": model, "method": variant.ref.name, "engine": engine, **variant.ref.params}
+    return _key(variant) != _key(baseline(recipe)) and any(
+        all(key in facts and facts[key] == value for key, value in pattern.items()) for pattern in recipe.exclude
+    )
+
+
+def _key(variant: Variant) -> str:
+    return digest([variant.ref.name, dict(variant.ref.params)])
+
+
+def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[Variant]:
+    """One variant for each combination of the values that an entry lists."""
+    try:
+        method = registry.method(entry.name)
+    except UsageError as error:
+        raise recipe.error(location, str(error)) from None
+    place = (*location, entry.name)
+    for key, value in entry.params.items():
+        if key == "requires":
+            raise recipe.error((*place, key), "not built yet; leave this key out")
+        if key not in method.params.model_fields:
+            near = did_you_mean(key, method.params.model_fields)
+            raise recipe.error((*place, key), f"unknown parameter of {method.name}{near}")
+        if value == []:
+            raise recipe.error((*place, key), "an empty list leaves no variant")
+    choices = [value if isinstance(value, list) else [value] for value in entry.params.values()]
+    for values in product(*choices):
+        given = dict(zip(entry.params, values, strict=True))
+        params = _checked(recipe, method, given, place)
+        label = " ".join([method.name, *(f"{key}={_shown(value)}" for key, value in given.items())])
+        yield Variant(method, MethodRef(method.name, method.version, params.model_dump(), label, method.stage), params)
+
+
+def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: Location) -> Any:
+    try:
+        return method.params.model_validate_json(json.dumps(given, default=str))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        message = fault["msg"].replace("Input should be", "expected")
+        raise recipe.error((*place, *fault["loc"][:1]), f"{message}, not {fault.get('input')!r}") from None
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,158 @@
+"""Estimates against independent computations and the properties they must have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from harness.analysis.stats import (
+    Estimate,
+    clustered_mean,
+    perplexity,
+    perplexity_change,
+    quantile,
+    ratio,
+    ratio_of_sums,
+    speed,
+)
+from harness.record import Measurement
+
+VALUES = st.lists(st.floats(-50, 50), min_size=2, max_size=40)
+
+
+def nll(values: list[float], weights: tuple[float, ...] = (), first: int = 0) -> Measurement:
+    items = tuple(str(first + number) for number in range(len(values)))
+    return Measurement("nll", 1, "nat/token", "lower", "paired", tuple(values), weights=weights, item_ids=items)
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss")
+@given(VALUES)
+def test_equal_weights_give_the_t_interval_of_scipy(values: list[float]) -> None:
+    mine = clustered_mean(nll(values))
+    theirs = scipy_stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mine.value == pytest.approx(np.mean(values), abs=1e-9)
+    assert mine.low == pytest.approx(theirs.low, abs=1e-6)
+    assert mine.high == pytest.approx(theirs.high, abs=1e-6)
+
+
+@given(VALUES)
+def test_paired_change_is_the_paired_interval_of_scipy(base: list[float]) -> None:
+    base = [value / 20 for value in base]
+    variant = [value + 0.1 + 0.01 * math.sin(7 * index) for index, value in enumerate(base)]
+    mine = perplexity_change(nll(variant), nll(base))
+    theirs = scipy_stats.ttest_rel(variant, base).confidence_interval(0.95)
+    assert mine.low == pytest.approx(math.exp(theirs.low) - 1, abs=1e-9)
+    assert mine.high == pytest.approx(math.exp(theirs.high) - 1, abs=1e-9)
+
+
+def test_a_change_is_paired_and_not_a_difference_of_means() -> None:
+    """Windows differ by nats, the variant by a hundredth: unpaired, the interval would swallow it."""
+    base = [1.0, 2.0, 3.0, 4.0, 5.0]
+    change = perplexity_change(nll([value + 0.01 for value in base]), nll(base))
+    assert change.value == pytest.approx(math.exp(0.01) - 1)
+    assert change.low is not None
+    assert change.low == pytest.approx(change.value, abs=1e-9)
+
+
+def test_pairs_are_found_by_item_and_not_by_position() -> None:
+    base = nll([1.0, 2.0, 3.0])
+    shuffled = replace(nll([3.5, 1.5, 2.5]), item_ids=("2", "0", "1"))
+    assert perplexity_change(shuffled, base).value == pytest.approx(math.exp(0.5) - 1)
+
+
+def test_only_common_windows_count() -> None:
+    change = perplexity_change(nll([9.0, 2.5, 3.5], first=-1), nll([2.0, 3.0, 100.0]))
+    assert change.n == 2
+    assert change.value == pytest.approx(math.exp(0.5) - 1)
+
+
+def test_no_common_window_is_refused() -> None:
+    with pytest.raises(ValueError, match="no window is common"):
+        perplexity_change(nll([1.0], first=5), nll([1.0]))
+
+
+def test_perplexity_weighs_windows_by_their_tokens() -> None:
+    estimate = perplexity(nll([1.0, 4.0], weights=(300.0, 100.0)))
+    assert estimate.value == pytest.approx(math.exp(1.75))
+    assert estimate.n == 2
+
+
+def test_one_window_has_no_interval() -> None:
+    estimate = perplexity(nll([1.0]))
+    assert (estimate.low, estimate.high, estimate.n) == (None, None, 1)
+
+
+def test_a_ruined_variant_overflows_to_infinity() -> None:
+    assert perplexity(nll([800.0, 900.0])).value == math.inf
+
+
+def test_nothing_to_average_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to average"):
+        ratio_of_sums([], [], "")
+
+
+@given(st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=6), min_size=2, max_size=8))
+def test_clustered_mean_is_the_ratio_estimator(groups: list[list[float]]) -> None:
+    """Against the cluster-robust regression on a constant, written out: (X'X)⁻¹ X'ee'X (X'X)⁻¹ · G/(G−1)."""
+    values = [value for group in groups for value in group]
+    clusters = [str(number) for number, group in enumerate(groups) for _ in group]
+    mine = clustered_mean(Measurement("kl", 1, "nat", "lower", "paired", tuple(values), cluster_ids=tuple(clusters)))
+    mean = float(np.mean(values))
+    meat = sum(sum(value - mean for value in group) ** 2 for group in groups)
+    error = math.sqrt(len(groups) / (len(groups) - 1) * meat) / len(values)
+    half = float(scipy_stats.t.ppf(0.975, len(groups) - 1)) * error
+    assert mine.n == len(groups)
+    assert mine.value == pytest.approx(mean, abs=1e-9)
+    assert mine.high == pytest.approx(mean + half, abs=1e-6)
+
+
+def test_tokens_of_a_window_do_not_count_as_independent() -> None:
+    """Each value a hundred times over in one window says no more than once."""
+    once = clustered_mean(nll([1.0, 2.0, 4.0]))
+    many = Measurement("kl", 1, "nat", "lower", "paired", (1.0, 2.0, 4.0) * 100, cluster_ids=("a", "b", "c") * 100)
+    assert clustered_mean(many).high == pytest.approx(once.high)
+
+
+@given(VALUES, st.floats(-5, 5))
+def test_an_interval_holds_its_value_and_moves_with_it(values: list[float], shift: float) -> None:
+    one, other = clustered_mean(nll(values)), clustered_mean(nll([value + shift for value in values]))
+    assert one.low is not None
+    assert one.high is not None
+    assert one.low <= one.value <= one.high
+    assert other.value == pytest.approx(one.value + shift, abs=1e-6)
+
+
+def test_speed_is_the_median_over_processes_of_medians() -> None:
+    estimate = speed([[1.0, 1.0, 99.0], [2.0, 2.0, 2.0], [4.0, 4.0, 0.01]], 8)
+    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (4.0, 2.0, 8.0, 3)
+    assert estimate.method == "range of processes"
+
+
+def test_one_process_has_no_range() -> None:
+    assert speed([[0.5, 0.5]], 1) == Estimate(2.0, None, None, 1, "range of processes")
+
+
+@pytest.mark.parametrize("seconds", [[], [[]], [[1.0], []]])
+def test_no_timings_are_refused(seconds: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="no timings"):
+        speed(seconds, 1)
+
+
+def test_a_ratio_is_as_wide_as_its_ends_allow() -> None:
+    found = ratio(Estimate(4, 3, 6, 3, "range"), Estimate(2, 1, 3, 3, "range"))
+    assert (found.value, found.low, found.high) == (2, 1, 6)
+
+
+def test_limits_cut_an_interval() -> None:
+    assert Estimate(0.99, 0.9, 1.1, 4, "t").within(0, 1) == Estimate(0.99, 0.9, 1, 4, "t")
+
+
+def test_quantile_interpolates() -> None:
+    assert quantile([0, 1, 2, 3, 4], 0.5) == 2
+    assert quantile([0.0, 1.0], 0.99) == pytest.approx(0.99)

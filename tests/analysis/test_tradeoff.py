@@ -1,0 +1,278 @@
+"""Records in, tables out: what counts, what is set beside what, and what never is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from harness.analysis.table import Table, VariantRow
+from harness.analysis.tradeoff import tradeoff
+from harness.record import RunRecord
+from harness.spec import MethodRef
+
+Bench = Any  # the class in conftest.py, which cannot be imported
+
+
+def only(records: list[RunRecord]) -> Table:
+    (table,) = tradeoff(records)
+    return table
+
+
+def row(table: Table, label: str) -> VariantRow:
+    (found,) = [each for each in table.rows if each.label == label]
+    return found
+
+
+def test_no_records_no_tables() -> None:
+    assert tradeoff([]) == ()
+
+
+def test_a_sweep_makes_one_table_baseline_first_then_by_size(bench: Bench) -> None:
+    table = only(bench.sweep())
+    sizes = [entry.stored_bytes or 0 for entry in table.rows[1:]]
+    assert table.rows[0].is_baseline
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(table.rows) == 14
+    assert table.native_quantization == "Q4_1"
+    assert table.labels == ("natively quantized reference: Q4_1, degridded",)
+    assert table.recipes == ("smollm2-cpu",)
+    assert "context 512" in table.protocol
+    assert "2 threads" in table.hardware
+
+
+def test_sizes_and_bits(bench: Bench, none: MethodRef) -> None:
+    """float32 is twice the 16-bit equivalent, 32 bits a weight."""
+    base = row(only([bench.quality(none)]), "unquantized")
+    assert base.bits_per_weight == 32
+    assert base.size_ratio == 2
+    assert base.linear_ratio == 2
+    assert base.stored_bytes == (106_168_320 + 28_311_552 + 35_136) * 4
+
+
+def test_bits_count_scales_and_linears_alone(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    entry = row(only([bench.quality(none), bench.quality(rtn, 4.5, 0.1)]), "rtn 4-bit")
+    assert entry.bits_per_weight == pytest.approx(4.5)
+    assert entry.linear_ratio == pytest.approx(4.5 / 16)
+    assert entry.stored_part("linear", "scales") == 106_168_320 * 0.5 / 8
+
+
+def test_change_is_paired_with_the_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    table = only([bench.quality(none), bench.quality(rtn, 4.5, 0.02)])
+    entry = row(table, "rtn 4-bit")
+    assert entry.perplexity_change is not None
+    assert entry.perplexity is not None
+    paired_width = entry.perplexity_change.high - entry.perplexity_change.low  # type: ignore[operator]
+    unpaired_width = (entry.perplexity.high - entry.perplexity.low) / entry.perplexity.value  # type: ignore[operator]
+    assert paired_width < unpaired_width / 20
+    assert row(table, "unquantized").perplexity_change is None
+
+
+def test_change_needs_a_baseline_with_the_same_libraries(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    newer = replace(bench, torch="2.14.0")
+    table = only([bench.quality(none), newer.quality(rtn, 4.5, 0.02)])
+    assert row(table, "rtn 4-bit").perplexity_change is None
+    assert table.notes == (
+        "perplexity stands alone, no baseline was measured with the same libraries and engine: rtn 4-bit",
+    )
+
+
+def test_change_prefers_the_like_baseline_to_the_newest(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    newer = replace(bench, torch="2.14.0", day=2)
+    table = only([bench.quality(none), bench.quality(rtn, 4.5, 0.02), newer.quality(none, damage=1.0)])
+    change = row(table, "rtn 4-bit").perplexity_change
+    assert change is not None
+    assert 0 < change.value < 0.05
+
+
+def test_no_common_window_leaves_a_blank_and_a_note(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    variant = bench.quality(rtn, 4.5, 0.02)
+    nll, *rest = variant.outcome.measurements
+    moved = replace(nll, item_ids=tuple(f"x{item}" for item in nll.item_ids))
+    variant = replace(variant, outcome=replace(variant.outcome, measurements=(moved, *rest)))
+    table = only([bench.quality(none), variant])
+    assert row(table, "rtn 4-bit").perplexity_change is None
+    assert any("no window is common" in note for note in table.notes)
+
+
+def test_two_protocols_never_share_a_table(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    longer = replace(bench, context=1024)
+    other = replace(bench, text="other")
+    records = [each.quality(method) for each in (bench, longer, other) for method in (none, rtn)]
+    tables = tradeoff(records)
+    assert len(tables) == 3
+    assert len({table.protocol for table in tables}) == 3
+    assert all(len(table.rows) == 2 for table in tables)
+
+
+def test_what_was_really_scored_counts_not_what_was_planned(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    """Same workload, but the windows were cut otherwise."""
+    variant = bench.quality(rtn)
+    nll, *rest = variant.outcome.measurements
+    cut = replace(nll, protocol={**nll.protocol, "bos": "each window"})
+    variant = replace(variant, outcome=replace(variant.outcome, measurements=(cut, *rest)))
+    assert len(tradeoff([bench.quality(none), variant])) == 2
+
+
+def test_two_machines_never_share_a_table(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    other = replace(bench, hardware="H100")
+    assert len(tradeoff([bench.quality(none), other.quality(rtn)])) == 2
+
+
+def test_two_models_of_one_name_never_share_a_table(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    other = replace(bench, model=replace(bench.model, content="e" * 64))
+    assert len(tradeoff([bench.quality(none), other.quality(rtn)])) == 2
+
+
+def test_speeds_and_ratio(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    runs = [bench.performance(method, speed, n) for n in range(3) for method, speed in ((none, 1.0), (rtn, 2.0))]
+    entry = row(only(runs), "rtn 4-bit")
+    speed = entry.headline_speed
+    assert speed is not None
+    assert speed.decode_ratio is not None
+    assert speed.decode_tok_per_s is not None
+    assert speed.decode_tok_per_s.n == 3
+    assert speed.decode_tok_per_s.value == pytest.approx(40, rel=0.05)
+    assert speed.prefill_tok_per_s.value == pytest.approx(800, rel=0.05)  # type: ignore[union-attr]
+    assert speed.decode_ratio.value == pytest.approx(2, rel=0.01)
+    assert speed.decode_ratio.method == "range of processes"
+
+
+def test_a_baseline_of_another_session_is_no_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    later = replace(bench, session="s2", day=2)
+    table = only([bench.performance(none), later.performance(rtn, 2.0)])
+    speed = row(table, "rtn 4-bit").headline_speed
+    assert speed is not None
+    assert speed.decode_ratio is None
+    assert any("not timed in the same session" in note for note in table.notes)
+
+
+def test_each_variant_stands_beside_the_baseline_of_its_own_session(
+    bench: Bench, none: MethodRef, rtn: MethodRef
+) -> None:
+    """The machine was half as fast on the second day, when the baseline was timed again, the variant not."""
+    later = replace(bench, session="s2", day=2)
+    table = only([bench.performance(none), bench.performance(rtn, 2.0), later.performance(none, 0.5)])
+    base, entry = row(table, "unquantized").headline_speed, row(table, "rtn 4-bit").headline_speed
+    assert base is not None
+    assert entry is not None
+    assert base.decode_tok_per_s.value == pytest.approx(10, rel=0.05)  # type: ignore[union-attr]
+    assert entry.decode_ratio.value == pytest.approx(2, rel=0.01)  # type: ignore[union-attr]
+
+
+def test_the_latest_session_that_ended_well_counts(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    second, third = replace(bench, session="s2", day=2), replace(bench, session="s3", day=3)
+    runs = [bench.performance(rtn, 1.0), second.performance(rtn, 2.0)]
+    runs.append(third.failed(third.spec("performance", rtn), "timeout"))
+    entry = row(only(runs), "rtn 4-bit")
+    assert entry.headline_speed.decode_tok_per_s.value == pytest.approx(40, rel=0.05)  # type: ignore[union-attr]
+
+
+def test_unlike_workloads_are_unlike_grid_points(bench: Bench, none: MethodRef) -> None:
+    table = only([bench.performance(none, 1.0, 0, (128, 512))])
+    assert [point.prompt_tokens for point in table.grid] == [128, 512]
+    assert table.rows[0].headline_speed.point == table.grid[0]  # type: ignore[union-attr]
+
+
+def test_a_later_attempt_supersedes_an_earlier_one(bench: Bench, rtn: MethodRef) -> None:
+    failed = bench.failed(bench.spec("quality", rtn))
+    assert row(only([failed, bench.quality(rtn, 4.5, 0.1)]), "rtn 4-bit").status == "ok"
+
+
+def test_a_later_failure_does_not_hide_what_ended_well(bench: Bench, rtn: MethodRef) -> None:
+    well = bench.quality(rtn, 4.5, 0.1)
+    entry = row(only([well, bench.failed(bench.spec("quality", rtn))]), "rtn 4-bit")
+    assert entry.status == "ok"
+    assert entry.perplexity is not None
+
+
+def test_order_of_the_list_does_not_matter(bench: Bench) -> None:
+    records = bench.sweep()
+    forwards, backwards = only(records), only(records[::-1])
+    assert forwards.rows == backwards.rows
+
+
+def test_a_failed_quality_run_leaves_the_speeds(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    runs = [bench.quality(none), bench.failed(bench.spec("quality", rtn), "crashed", "boom\nmore", "forward")]
+    runs += [bench.performance(none), bench.performance(rtn, 2.0)]
+    entry = row(only(runs), "rtn 4-bit")
+    assert entry.status == "crashed"
+    assert entry.reason == "quality, forward: boom"
+    assert entry.perplexity is None
+    assert entry.stored_bytes is None
+    assert entry.headline_speed is not None
+
+
+def test_the_reason_is_the_root_cause(bench: Bench) -> None:
+    method = MethodRef("gptq", 1, {"bits": 4}, "gptq 4-bit", "offline")
+    runs = [bench.failed(bench.spec("quantize", method), "out_of_memory", "killed", "quantize")]
+    runs.append(bench.failed(bench.spec("quality", method), "unsupported", "no artifact", "plan"))
+    entry = row(only(runs), "gptq 4-bit")
+    assert (entry.status, entry.reason) == ("out_of_memory", "quantize: killed")
+
+
+def test_a_failed_reference_is_noted(bench: Bench, none: MethodRef) -> None:
+    table = only([bench.failed(bench.spec("reference", none)), bench.quality(none)])
+    assert table.notes == ("reference of SmolLM2-135M: failed: it broke",)
+
+
+def test_divergence_and_its_noise_floor(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    table = only([bench.reference(), bench.quality(none), bench.quality(rtn, 4.5, 0.2)])
+    entry = row(table, "rtn 4-bit")
+    assert table.kl_noise_floor is not None
+    assert 0 < table.kl_noise_floor.value < 1e-8
+    assert entry.kl_mean.value == pytest.approx(0.2, rel=0.2)  # type: ignore[union-attr]
+    assert entry.kl_mean.n == bench.windows  # type: ignore[union-attr]
+    assert entry.kl_median < entry.kl_mean.value < entry.kl_p99 < entry.kl_max  # type: ignore[operator, union-attr]
+    assert entry.top1_agreement.high <= 1  # type: ignore[union-attr, operator]
+
+
+def test_the_noise_floor_of_another_text_is_not_this_one(bench: Bench, none: MethodRef) -> None:
+    table = only([replace(bench, text="other").reference(), bench.quality(none)])
+    assert table.kl_noise_floor is None
+
+
+def test_cost_of_quantizing(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    offline = MethodRef("gptq", 1, {"bits": 4}, "gptq 4-bit", "offline")
+    table = only([bench.quantize(offline), bench.quality(offline, 4.5, 0.1), bench.quality(rtn, 4.5, 0.1)])
+    assert row(table, "gptq 4-bit").quantize_s == 184.3
+    assert row(table, "gptq 4-bit").quantize_peak_bytes == 2**31
+    assert row(table, "rtn 4-bit").quantize_s == pytest.approx(4.3)
+
+
+def test_peaks_are_the_largest_of_the_repetitions(bench: Bench, none: MethodRef) -> None:
+    entry = only([bench.performance(none, 1.0, n) for n in range(3)]).rows[0]
+    loading = [peak.bytes for peak in entry.peaks if peak.phase == "load"]
+    assert loading == [612 * 2**20 + 2]
+
+
+def test_the_front_is_marked(bench: Bench) -> None:
+    table = only(bench.sweep())
+    assert row(table, "gptq 4-bit g64").front
+    assert not row(table, "rtn 4-bit g32").front
+    assert not row(table, "awq 4-bit g64").front
+
+
+def test_labels_of_a_run_stay_with_its_row(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    run = bench.quality(rtn, 4.5, 0.1)
+    fallback = "kernel fell back to eager"
+    run = replace(run, outcome=replace(run.outcome, labels=(*run.outcome.labels, fallback)))
+    table = only([bench.quality(none), run])
+    assert row(table, "rtn 4-bit").labels == (fallback,)
+    assert table.labels == ("natively quantized reference: Q4_1, degridded",)
+
+
+def test_methods_with_libraries_of_their_own_share_the_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    """Their locks differ, what the baseline runs on does not."""
+    base, variant = bench.quality(none), bench.quality(rtn, 4.5, 0.1)
+    assert base.spec.lock != variant.spec.lock
+    assert row(only([base, variant]), "rtn 4-bit").perplexity_change is not None
+
+
+def test_sizes_come_from_a_speed_run_where_nothing_was_scored(bench: Bench, rtn: MethodRef) -> None:
+    timed, scored = bench.performance(rtn), bench.quality(rtn, 4.5)
+    both = (*timed.outcome.measurements, *scored.outcome.measurements[3:])
+    entry = row(only([replace(timed, outcome=replace(timed.outcome, measurements=both))]), "rtn 4-bit")
+    assert entry.bits_per_weight == pytest.approx(4.5)
+    assert entry.coverage == 1

@@ -1,0 +1,246 @@
+"""The files of a report: their shape, their safety, and what each must say."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.errors import UsageError
+from harness.record import Failure, RunRecord
+from harness.report import write_report
+from harness.report.csv_file import csv_text
+from harness.report.html import html
+from harness.report.markdown import escape, markdown
+
+GOLDEN = Path(__file__).parent / "golden"
+HOSTILE = (
+    "<script>alert(1)</script>",
+    "x</script><script>alert(2)</script>",
+    '"><img src=x onerror=alert(3)>',
+)
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: elements, their attributes, and the text of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.words: list[str] = []
+        self._script = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._script = tag == "script"
+        if self._script:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._script = False
+
+    def handle_data(self, data: str) -> None:
+        if self._script:
+            self.scripts[-1] += data
+        else:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def figures_of(page: Page) -> Iterator[Any]:
+    for (_, attributes), script in zip(
+        (each for each in page.elements if each[0] == "script"), page.scripts, strict=True
+    ):
+        if attributes.get("type") == "application/json":
+            yield json.loads(script)
+
+
+def hostile(records: list[RunRecord], word: str) -> list[RunRecord]:
+    """Every text that a record holds, replaced."""
+
+    def spoil(record: RunRecord) -> RunRecord:
+        spec, outcome = record.spec, record.outcome
+        failure = Failure(word, word, word, word) if outcome.failure else None
+        spec = replace(
+            spec,
+            recipe=word,
+            model=replace(spec.model, label=word, native_quantization=word),
+            method=replace(spec.method, label=f"{word} {spec.method.label}", name=word),
+            baseline=replace(spec.baseline, name=word),
+            engine=word,
+            hardware=word,
+        )
+        facts = {word: word}
+        return replace(
+            record,
+            spec=spec,
+            outcome=replace(outcome, failure=failure, labels=(word,), facts=facts),
+            session=word,
+        )
+
+    return [spoil(record) for record in records]
+
+
+@pytest.mark.parametrize(("name", "render"), [("report.md", markdown), ("report.csv", csv_text)])
+def test_golden(name: str, render: Any, records: list[RunRecord]) -> None:
+    """Regenerate with QHARNESS_UPDATE_GOLDEN=1 and read the difference."""
+    path, text = GOLDEN / name, render(records)
+    if os.environ.get("QHARNESS_UPDATE_GOLDEN") == "1":
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
+    assert text == path.read_bytes().decode()
+
+
+def test_writes_what_was_asked_for_and_nothing_else(tmp_path: Path, records: list[RunRecord]) -> None:
+    paths = write_report(records, tmp_path / "new" / "folder", ("md", "csv"))
+    assert [path.name for path in paths] == ["report.md", "report.csv"]
+    assert sorted(path.name for path in paths[0].parent.iterdir()) == ["report.csv", "report.md"]
+
+
+def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown report format 'htm'; did you mean 'html'"):
+        write_report([], tmp_path / "out", ("md", "htm"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_write_leaves_the_old_report(
+    tmp_path: Path, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (path,) = write_report(records, tmp_path, ("md",))
+    before = path.read_text(encoding="utf-8")
+
+    def broken(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(records[:3], tmp_path, ("md",))
+    assert path.read_text(encoding="utf-8") == before
+    assert [each.name for each in tmp_path.iterdir()] == ["report.md"]
+
+
+def test_nothing_measured_is_still_a_report(tmp_path: Path) -> None:
+    paths = write_report([], tmp_path)
+    assert [path.name for path in paths] == ["report.html", "report.md", "report.csv"]
+    assert "No run of a variant" in paths[0].read_text(encoding="utf-8")
+
+
+def test_the_page_asks_the_network_for_nothing(records: list[RunRecord]) -> None:
+    page = Page(html(records))
+    assert not [each for each in page.elements if {"src", "srcset", "action", "data", "poster"} & set(each[1])]
+    assert all(str(each[1]["href"]).startswith("#") for each in page.elements if "href" in each[1])
+    assert "link" not in {tag for tag, _ in page.elements}
+    policy = next(str(each["content"]) for tag, each in page.elements if each.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+
+
+def test_plotly_is_embedded_once(records: list[RunRecord]) -> None:
+    assert html(records * 2).count("* plotly.js v") == 1
+
+
+def test_no_inline_handlers(records: list[RunRecord]) -> None:
+    names = {name for _, attributes in Page(html(records)).elements for name in attributes}
+    assert not [name for name in names if name.startswith("on")]
+
+
+def test_every_figure_has_a_text_alternative(records: list[RunRecord]) -> None:
+    page = Page(html(records))
+    drawn = [attributes for _, attributes in page.elements if "data-figure" in attributes]
+    assert len(drawn) == 4
+    assert all(each["role"] == "img" and "gptq 4-bit g64" in str(each["aria-label"]) for each in drawn)
+
+
+def test_the_page_says_what_must_be_said(records: list[RunRecord]) -> None:
+    text = Page(html(records)).text
+    for words in (
+        "natively quantized reference: Q4_1, degridded",
+        "KL noise floor, the baseline against itself at another batch size: 1.89e−09 nat per token.",
+        "context 512",
+        "quantize: killed: more than 8 GiB of memory",
+        "RuntimeError: int4 weight-only needs CUDA of sm_80 or newer",
+        "qharness run smollm2-cpu.yaml",
+        "torch 2.13.0",
+        "AMD EPYC 9B14",
+        "2 runs without figures",
+    ):
+        assert words in text
+
+
+def test_a_native_reference_is_said_without_a_label(bench: Any, none: Any) -> None:
+    for render in (html, markdown, csv_text):
+        assert "natively quantized reference: Q4_1" in render([bench.quality(none)]).replace("\\", "")
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_hostile_record_adds_no_element(word: str, records: list[RunRecord]) -> None:
+    safe, spoilt = Page(html(records)), Page(html(hostile(records, word)))
+    scripts = [tag for tag, _ in safe.elements].count("script")
+    assert [tag for tag, _ in spoilt.elements].count("script") == scripts
+    assert "img" not in {tag for tag, _ in spoilt.elements}
+    assert not [name for _, attributes in spoilt.elements for name in attributes if name.startswith("on")]
+    assert word in spoilt.text.replace("  ", " ")
+
+
+@pytest.mark.parametrize("word", ["<b>bold</b>", '<a href="https://example.org">x</a>'])
+def test_a_hostile_label_marks_nothing_up_in_a_figure(word: str, records: list[RunRecord]) -> None:
+    """plotly takes some HTML in its texts; none of it may come from a record."""
+    for figure in figures_of(Page(html(hostile(records, word)))):
+        assert word not in json.dumps(figure).replace('\\"', '"')
+        assert word.split(">")[0] + ">" not in json.dumps(figure).replace('\\"', '"').replace("<b>&lt;", "")
+
+
+@pytest.mark.parametrize("word", HOSTILE)
+def test_a_hostile_record_in_markdown(word: str, records: list[RunRecord]) -> None:
+    text = markdown(hostile(records, word))
+    outside = re.sub(r"```sh.*?```", "", text, flags=re.DOTALL)
+    assert "<script" not in outside
+    assert "<img" not in outside
+
+
+def test_markdown_escapes_what_would_leave_a_cell() -> None:
+    assert escape("a|b\nc [x](y) `z` *w* _v_ in_word") == r"a\|b c \[x\](y) \`z\` \*w\* \_v\_ in_word"
+
+
+def test_csv_has_a_line_per_variant_and_holds_no_formula(records: list[RunRecord]) -> None:
+    lines = list(csv.DictReader(io.StringIO(csv_text(hostile(records, '=HYPERLINK("x")')))))
+    assert len(lines) == 14
+    assert not [cell for line in lines for cell in line.values() if cell.startswith("=")]
+
+
+def test_csv_of_two_protocols_names_each(bench: Any, none: Any) -> None:
+    longer = replace(bench, context=1024)
+    lines = list(csv.DictReader(io.StringIO(csv_text([bench.quality(none), longer.quality(none)]))))
+    assert len({line["perplexity_protocol"] for line in lines}) == 2
+
+
+def test_a_page_of_two_protocols_has_two_tables(bench: Any, none: Any) -> None:
+    longer = replace(bench, context=1024)
+    page = Page(html([bench.quality(none), longer.quality(none)]))
+    assert [tag for tag, _ in page.elements].count("table") == 2
+
+
+def test_a_ruined_variant_does_not_ruin_the_page(bench: Any, none: Any, looks: Any) -> None:
+    """Its perplexity is infinite: it has a row, sorts last, and has no place in that figure."""
+    records = [
+        bench.quality(none),
+        *(bench.quality(look.method, look.bits, look.damage) for look in looks[:3]),
+    ]
+    records.append(bench.quality(looks[9].method, 2.5, 900.0))
+    page = Page(html(records))
+    assert "∞" in page.text
+    assert any(attributes.get("data-sort") == "Infinity" for _, attributes in page.elements)
+    assert "Infinity" not in json.dumps(list(figures_of(page)))

@@ -1,0 +1,70 @@
+"""Columns and cells."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.analysis.table import Table
+from harness.analysis.tradeoff import tradeoff
+from harness.record import RunRecord
+from harness.report.column import cell, raw
+from harness.report.highlights import highlights
+from harness.report.tables import column, column_groups, columns, shown_columns
+
+
+def only(records: list[RunRecord]) -> Table:
+    (table,) = tradeoff(records)
+    return table
+
+
+def test_stored_weights_are_decimal_and_peaks_binary(records: list[RunRecord]) -> None:
+    table = only(records)
+    stored, peak = column(table, "stored_bytes"), column(table, "peak_running_performance_bytes")
+    assert (stored.unit, cell(stored, table.rows[0]).text) == ("MB", "538")  # 538,060,032 bytes; 513 MiB
+    assert (peak.unit, cell(peak, table.rows[0]).text) == ("GiB", "0.640")  # 655 MiB; 0.687 GB
+    assert "1,000,000 bytes" in stored.help
+    assert "1,073,741,824 bytes" in peak.help
+
+
+def test_an_interval_is_in_brackets(records: list[RunRecord]) -> None:
+    table = only(records)
+    change = cell(column(table, "perplexity_change_fraction"), table.rows[1])
+    assert change.text.startswith("+0.")
+    assert change.interval.startswith("[+0.")
+    assert change.whole == f"{change.text} {change.interval}"
+
+
+def test_blank_is_a_dash_that_does_not_sort(records: list[RunRecord]) -> None:
+    table = only(records)
+    blank = cell(column(table, "perplexity"), table.rows[-1])
+    assert (blank.whole, blank.sort) == ("—", None)
+
+
+def test_raw_values_keep_their_precision_and_their_columns(records: list[RunRecord]) -> None:
+    table = only(records)
+    kl = column(table, "kl_mean_nat")
+    first = raw(kl, table.rows[1])
+    assert first["kl_mean_nat"] == table.rows[1].kl_mean.value  # type: ignore[union-attr]
+    assert list(first) == list(raw(kl, table.rows[-1])) == ["kl_mean_nat", "kl_mean_nat_low", "kl_mean_nat_high"]
+
+
+def test_names_are_unique_and_carry_units(records: list[RunRecord]) -> None:
+    names = [each.name for each in columns(only(records))]
+    assert len(names) == len(set(names))
+    units = ("_nat", "_bytes", "_s", "_fraction", "tok_per_s", "ratio", "bits_per_weight", "perplexity")
+    assert all(any(unit in name for unit in units) for name in names)
+
+
+def test_readers_see_no_empty_column(bench: Any, none: Any) -> None:
+    shown = shown_columns(only([bench.quality(none)]))
+    assert "Speed" not in {each.group for each in shown}
+    assert sum(span for _, span in column_groups(shown)) == len(shown)
+
+
+def test_highlights_keep_to_the_tolerance(records: list[RunRecord]) -> None:
+    found = {each.title: each.variant for each in highlights(only(records))}
+    assert found == {
+        "Closest to the baseline": "rtn 8-bit g64",
+        "Smallest within 5% of its perplexity": "bnb-int8",
+        "Fastest decoding within 5%": "torchao int8-weight-only",
+    }
