@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 TEXTS = HERE.parents[1] / "harness" / "text" / "data"
 BOS, EOS = "<s>", "</s>"
 VOCAB, CONTEXT, BATCH = 512, 128, 16
-STEPS, WARMUP, CHECK_EVERY = 1500, 100, 50
+STEPS, WARMUP, CHECK_EVERY = 400, 50, 25
 PEAK_RATE, WEIGHT_DECAY, SEED = 3e-3, 0.1, 0
 REPORTED_TOKENS = 4000
 
@@ -126,7 +126,7 @@ def train(model: LlamaForCausalLM, ids: torch.Tensor, chooser: torch.Tensor) -> 
         schedule.step()
         if step % CHECK_EVERY == 0:
             value = held_out(model, chooser)
-            print(f"step {step:5d}  train {float(loss):.3f}  calibration tail {value:.3f}", flush=True)
+            print(f"step {step:5d}  train {loss.item():.3f}  calibration tail {value:.3f}", flush=True)
             if value < best:
                 best, kept = value, copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
