@@ -9,21 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.plan import plan as plan
+    from harness.execution.runner import run_recipe as run
+    from harness.planner import plan as plan
     from harness.recipe import load_recipe as load_recipe
     from harness.report import write_report as write_report
     from harness.store import load_results as load_results
 
 _HOMES = {
-    "load_recipe": "harness.recipe",
-    "load_results": "harness.store",
-    "plan": "harness.plan",
-    "write_report": "harness.report",
+    "load_recipe": "harness.recipe:load_recipe",
+    "load_results": "harness.store:load_results",
+    "plan": "harness.planner:plan",
+    "run": "harness.execution.runner:run_recipe",
+    "write_report": "harness.report:write_report",
 }
-__all__ = ["load_recipe", "load_results", "plan", "write_report"]
+__all__ = ["load_recipe", "load_results", "plan", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute)

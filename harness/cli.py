@@ -52,7 +52,7 @@ def plan(
     from harness.cache import Cache, default_folder
     from harness.console import show_plan
     from harness.execution.runner import done
-    from harness.plan import plan as make_plan
+    from harness.planner import plan as make_plan
     from harness.recipe import load_recipe
     from harness.store import Store
 
@@ -71,7 +71,7 @@ def run(
     from harness.cache import Cache, default_folder
     from harness.display import display
     from harness.execution.runner import run as make_runs
-    from harness.plan import plan as make_plan
+    from harness.planner import plan as make_plan
     from harness.recipe import load_recipe
     from harness.record import FAILURES
     from harness.store import Store

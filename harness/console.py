@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import machine, registry
-from harness.plan import PlannedRun
+from harness.planner import PlannedRun
 from harness.text.sources import TEXTS
 
 

@@ -17,6 +17,9 @@ from harness.errors import RecipeError
 MAX_NODES = 20_000
 """More values than this, aliases expanded, and the file is not a recipe written by anyone."""
 
+_STANDARD = "tag:yaml.org,2002:"
+_TAGS = frozenset({"map", "seq", "str", "int", "float", "bool", "null", "timestamp"})
+
 Location = tuple[str | int, ...]
 
 
@@ -88,6 +91,10 @@ def _refuse_explosion(path: Path, root: yaml.Node) -> None:
 
 def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
     line = node.start_mark.line + 1
+    if node.tag.removeprefix(_STANDARD) not in _TAGS:
+        raise RecipeError(
+            f"{file.path}:{line}: not valid YAML here: the tag {node.tag.replace(_STANDARD, '!!')} is not read"
+        )
     file.lines.setdefault(location, line)
     if isinstance(node, yaml.SequenceNode):
         return [_build(file, item, (*location, index)) for index, item in enumerate(node.value)]

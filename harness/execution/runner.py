@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.cache import KINDS, Cache
+from harness.cache import KINDS, Cache, default_folder
 from harness.execution.child import run_child
 from harness.execution.fetch import fetch
-from harness.plan import PlannedRun
+from harness.planner import PlannedRun, plan
+from harness.recipe import Recipe, load_recipe
 from harness.record import Failure, Outcome, RunRecord
 from harness.spec import RunSpec
 from harness.store import Store
@@ -101,6 +102,17 @@ def run(
             records[spec.run_id] = record
             on_event(Ended(record, index, len(planned), reused))
     return tuple(records[run.spec.run_id] for run in planned)
+
+
+def run_recipe(
+    recipe: Recipe | str | Path, results: str | Path = "results", cache: str | Path | None = None
+) -> tuple[RunRecord, ...]:
+    """Plans and makes the runs of a recipe, as ``qharness run`` does, in silence.
+
+    Raises RecipeError for a wrong recipe; a run that fails is a record among those returned.
+    """
+    planned = plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    return run(planned, Store(Path(results)), Cache(Path(cache) if cache else default_folder()), lambda event: None)
 
 
 def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:

@@ -36,7 +36,8 @@ def quantize(weight: torch.Tensor, bits: int, group_size: GroupSize, symmetric: 
     """Rounds a matrix to the nearest of 2^bits levels per group of its columns, channel or tensor.
 
     The range is the minimum and maximum of each group, stretched to hold zero, so that zero is exact.
-    The scale is rounded to float16 before the codes are chosen: what is stored is what is used.
+    The scale is rounded up to float16 before the codes are chosen: what is stored is what is used. The error
+    is at most half a step; where an asymmetric zero point is rounded, a whole step at one end of the range.
     Raises UnsupportedError where group_size does not divide the columns or a scale overflows.
     """
     import torch
@@ -92,10 +93,12 @@ def _grouped(weight: torch.Tensor, group_size: GroupSize) -> torch.Tensor:
 
 
 def _to_half(scale: torch.Tensor) -> torch.Tensor:
-    """The scale as float16 can hold it, in float32; at least float16's smallest step, so that none is zero."""
+    """The scale rounded up to float16 (so that no value falls outside the range), in float32; never zero."""
     import torch
 
     half = scale.to(torch.float16)
+    up = torch.nextafter(half, torch.full_like(half, torch.inf))
+    half = torch.where(half.to(torch.float32) < scale, up, half)
     if not torch.isfinite(half).all():
         raise UnsupportedError("weights too large (or NaN) for float16 scales")
     return half.to(torch.float32).clamp(min=2.0**-24)

@@ -1,0 +1,89 @@
+"""What all tests share: the project's own tiny model, the real texts and models where they are, a sweep in a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from harness.cache import Cache
+from harness.execution.runner import Event, run
+from harness.planner import plan
+from harness.recipe import load_recipe
+from harness.record import RunRecord
+from harness.store import Store
+
+HERE = Path(__file__).parent
+SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Path:
+    """The Llama of 1 MB that this project trained (tests/data/train_tiny.py)."""
+    return HERE / "data" / "tiny-llama"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Callable[[str], Path]:
+    """A file or folder of the evaluation data that lies beside some checkouts; the test skips where it is absent."""
+
+    def find(name: str) -> Path:
+        path = SHARED / name
+        if not path.exists():
+            pytest.skip(f"needs {name} of the shared evaluation data (set QHARNESS_SHARED to its folder)")
+        return path
+
+    return find
+
+
+class Sweeps:
+    """Writes recipes and runs them, with one results folder and one cache."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store(folder / "results")
+        self.cache = Cache(folder / "cache")
+        self.events: list[Event] = []
+
+    def recipe(self, content: dict[str, object]) -> Path:
+        path = self.folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump({"name": "sweep", **content}, sort_keys=False), encoding="utf-8")
+        return path
+
+    def run(self, content: dict[str, object]) -> tuple[RunRecord, ...]:
+        self.events = []
+        return run(plan(load_recipe(self.recipe(content))), self.store, self.cache, self.events.append)
+
+
+@pytest.fixture
+def sweeps(tmp_path: Path) -> Sweeps:
+    return Sweeps(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def one_sweep(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Sweeps, tuple[RunRecord, ...]]:
+    """Every method once on the tiny model, run once for all tests that read its records."""
+    sweeps = Sweeps(tmp_path_factory.mktemp("sweep"))
+    records = sweeps.run(
+        {
+            "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
+            "methods": [
+                "none",
+                "int8",
+                {"rtn": {"bits": [8, 4, 3], "group_size": 32}},
+                {"bnb-nf4": {"double_quant": [False, True]}},
+                "bnb-fp4",
+                "bnb-int8",
+                {"fp8": {"format": ["e4m3", "e5m2"]}},
+            ],
+            "measure": {
+                "perplexity": {"text": "demo", "context": 128, "windows": 16},
+                "divergence": {},
+                "memory": {},
+            },
+        }
+    )
+    return sweeps, records

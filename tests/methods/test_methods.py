@@ -1,0 +1,146 @@
+"""Every method on a real trained model: what it stores, how much of the model it covers, what it costs in quality."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from harness import registry
+from harness.contracts import QuantizeJob
+from harness.methods.rtn import RTN, RtnParams
+from harness.record import RunRecord
+
+
+@pytest.fixture(scope="module")
+def quality(one_sweep) -> dict[str, RunRecord]:
+    return {record.spec.method.label: record for record in one_sweep[1] if record.spec.kind == "quality"}
+
+
+def linear_bits(record: RunRecord) -> float:
+    stored = sum(record.find("stored_bytes", role="linear", part=part).values[0] for part in ("values", "scales"))  # type: ignore[union-attr]
+    return 8 * stored / record.find("parameters", role="linear").values[0]  # type: ignore[union-attr]
+
+
+def kl(record: RunRecord) -> float:
+    values = record.find("kl").values  # type: ignore[union-attr]
+    return sum(values) / len(values)
+
+
+def test_every_run_of_the_sweep_ended_well(one_sweep) -> None:
+    ended = {record.spec.title: (record.status, record.outcome.failure) for record in one_sweep[1]}
+    assert all(status == "ok" for status, _ in ended.values()), ended
+
+
+def test_the_baseline_does_not_diverge_from_itself(quality) -> None:
+    assert quality["none"].find("kl").values == (0.0,) * (16 * 127)
+    assert set(quality["none"].find("top1_agreement").values) == {1.0}
+
+
+def test_the_whole_scope_is_quantized(quality) -> None:
+    covered = {label: r.find("coverage").values[0] for label, r in quality.items() if label != "none"}
+    assert covered == dict.fromkeys(covered, 1.0)
+    assert quality["none"].find("coverage") is None
+
+
+def test_stored_bits_agree_with_the_methods_own_arithmetic(quality) -> None:
+    """Within 4%: bitsandbytes keeps a look-up table per layer, which counts on a model this small."""
+    shapes = [(64, 64)] * 2 + [(32, 64)] * 2 + [(192, 64)] * 2 + [(64, 192)]
+    weights = sum(rows * columns for rows, columns in shapes)
+    for label, record in quality.items():
+        chosen = registry.method(record.spec.method.name)
+        params = chosen.params.model_validate(dict(record.spec.method.params))
+        expected = (
+            sum(rows * columns * chosen.bits_per_weight(params, 32.0, columns) for rows, columns in shapes) / weights
+        )
+        tables = 7 * (256 * 4 if "nf4" in label or "fp4" in label else 0) * 8 / weights
+        assert linear_bits(record) == pytest.approx(expected, rel=0.04, abs=tables + 0.4), label
+
+
+@pytest.mark.parametrize(
+    ("label", "bits"),
+    [
+        ("none", 32),
+        ("rtn bits=8 group_size=32", 8.75),
+        ("rtn bits=4 group_size=32", 4.625),
+        ("rtn bits=3 group_size=32", 3.59375),
+    ],
+)
+def test_packed_weights_take_exactly_their_bits(quality, label: str, bits: float) -> None:
+    """Code, and per group of 32 a float16 scale and a zero point of the code's width: b + (16 + b)/32."""
+    assert linear_bits(quality[label]) == bits
+
+
+def test_fewer_bits_diverge_more(quality) -> None:
+    order = ["none", "int8", "bnb-nf4 double_quant=false", "bnb-fp4", "rtn bits=3 group_size=32"]
+    divergences = [kl(quality[label]) for label in order]
+    assert divergences == sorted(divergences)
+    assert kl(quality["rtn bits=8 group_size=32"]) < kl(quality["rtn bits=4 group_size=32"])
+    assert kl(quality["fp8 format=e4m3"]) < kl(quality["fp8 format=e5m2"])
+
+
+def test_layers_that_ran_are_named(quality) -> None:
+    assert quality["none"].outcome.facts["layers"] == "28 × Linear"
+    assert quality["rtn bits=4 group_size=32"].outcome.facts["layers"] == "28 × PackedLinear"
+    assert quality["bnb-nf4 double_quant=true"].outcome.facts["layers"] == "28 × Linear4bit of Params4bit"
+    assert quality["int8"].outcome.facts["layers"] == "28 × Linear of Int8Tensor"
+
+
+def test_a_batch_dependent_method_says_so(quality) -> None:
+    assert any("depends on the batch" in label for label in quality["bnb-int8"].outcome.labels)
+    assert quality["bnb-nf4 double_quant=true"].outcome.labels == ()
+
+
+def plain_rtn(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
+    """Round to nearest written out element by element, in float64 but for the stored scale."""
+    out = weight.clone()
+    levels = 2**bits - 1
+    for r in range(weight.shape[0]):
+        for g in range(0, weight.shape[1], group):
+            values = weight[r, g : g + group].tolist()
+            low, high = min(0.0, *values), max(0.0, *values)
+            exact = torch.tensor((high - low) / levels)
+            half = exact.half()
+            scale = float(torch.nextafter(half, torch.tensor(torch.inf).half()) if half.float() < exact else half)
+            zero = min(max(round(-low / scale), 0), levels)
+            for i, value in enumerate(values):
+                code = min(max(round(value / scale) + zero, 0), levels)
+                out[r, g + i] = scale * (code - zero)
+    return out
+
+
+def test_rtn_is_the_textbook_rounding(tiny: Path, tmp_path: Path) -> None:
+    RTN.enable()  # type: ignore[misc]
+    params = RtnParams(bits=3, group_size=32)
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+
+    quantized = RTN.quantize(QuantizeJob(params, tiny, tmp_path, "cpu", "float32", 0, load))  # type: ignore[misc]
+    layer = "model.layers.0.self_attn.k_proj"
+    expected = plain_rtn(load().get_submodule(layer).weight.detach(), 3, 32)
+    torch.testing.assert_close(quantized.get_submodule(layer).weight(torch.float32), expected, rtol=0, atol=2e-6)
+    assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"] == "qharness-rtn"
+
+
+@pytest.mark.parametrize(("group_size", "symmetric"), [("tensor", True), ("channel", False), (16, True)])
+@pytest.mark.parametrize("bits", [8, 4, 3, 2])
+def test_every_rtn_checkpoint_reloads_as_it_was(tiny: Path, tmp_path: Path, bits, group_size, symmetric) -> None:
+    RTN.enable()  # type: ignore[misc]
+    params = RtnParams(bits=bits, group_size=group_size, symmetric=symmetric)
+
+    def load():
+        return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+
+    quantized = RTN.quantize(QuantizeJob(params, tiny, tmp_path, "cpu", "float32", 0, load))  # type: ignore[misc]
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    tokens = torch.arange(2, 34).unsqueeze(0)
+    with torch.inference_mode():
+        assert torch.equal(quantized(tokens).logits, reloaded(tokens).logits)
+
+
+def test_the_name_ptq_means_rtn() -> None:
+    assert registry.method("ptq") is registry.method("rtn")

@@ -1,0 +1,135 @@
+"""Finding a model and reading its shapes without loading it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from harness.errors import SourceError
+from harness.models.headers import read_gguf, synthetic
+from harness.models.scope import in_decoder
+from harness.models.sources import inspect
+from harness.recipe import Model
+
+
+def model(name: str, **settings: object) -> Model:
+    return Model.model_validate({"id": name, **settings})
+
+
+def test_shapes_agree_with_the_loaded_model(tiny: Path) -> None:
+    source = inspect(model(str(tiny)), tiny)
+    loaded = AutoModelForCausalLM.from_pretrained(tiny)
+    matrices = {n: p for n, p in loaded.named_parameters() if in_decoder(n, p.dim())}
+    assert source.widths == {name: parameter.shape[1] for name, parameter in matrices.items()}
+    assert source.decoder_parameters == sum(parameter.numel() for parameter in matrices.values())
+    assert source.decoder_parameters + source.other_parameters == sum(p.numel() for p in loaded.parameters())
+    assert source.context_length == 512
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_shapes_of_a_synthetic_model_agree_with_the_built_one(tied: bool) -> None:
+    config = {
+        "model_type": "llama",
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "vocab_size": 90,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": tied,
+    }
+    header = synthetic(config)
+    assert header is not None
+    built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    matrices = {name: tuple(p.shape) for name, p in built.named_parameters() if p.dim() == 2}
+    assert header.shapes == matrices
+
+
+def test_content_follows_the_bytes(tiny: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    assert inspect(model(str(copy)), copy).ref.content == inspect(model(str(tiny)), tiny).ref.content
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    assert inspect(model(str(copy)), copy).ref.content != inspect(model(str(tiny)), tiny).ref.content
+
+
+def test_a_relative_path_begins_at_the_recipe(tiny: Path) -> None:
+    assert inspect(model(tiny.name), tiny.parent).ref.path == str(tiny)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda folder: folder.mkdir(), "no config.json"),
+        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{}")), "no .safetensors weights"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{}"), (folder / "m.bin").touch()),
+            "pickled weights are not loaded",
+        ),
+        (
+            lambda folder: (
+                folder.mkdir(),
+                (folder / "config.json").write_text("{}"),
+                (folder / "m.safetensors").write_bytes(b"12345678junk"),
+            ),
+            "not a whole safetensors file",
+        ),
+        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{")), "cannot be read"),
+        (lambda folder: folder.touch(), "neither a model's folder nor a .gguf file"),
+    ],
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, make, expected: str) -> None:
+    make(tmp_path / "m")
+    with pytest.raises(SourceError, match=expected):
+        inspect(model("m"), tmp_path)
+
+
+def test_a_truncated_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    with pytest.raises(SourceError, match="not a whole GGUF file"):
+        inspect(model("m.gguf"), tmp_path)
+
+
+def test_a_gguf_tells_its_native_quantization(tmp_path: Path) -> None:
+    import gguf
+    import numpy as np
+
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(128)
+    weight = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    writer.add_tensor(
+        "blk.0.attn_q.weight",
+        gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q8_0),
+        raw_dtype=gguf.GGMLQuantizationType.Q8_0,
+    )
+    writer.add_tensor("token_embd.weight", weight)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    header = read_gguf(path)
+    assert (header.quantization, header.context_length) == ("Q8_0", 128)
+    assert header.shapes == {"blk.0.attn_q.weight": (8, 64), "token_embd.weight": (8, 64)}
+    assert inspect(model("m.gguf"), tmp_path).ref.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("name", "dimensions", "inside"),
+    [
+        ("model.layers.3.self_attn.q_proj.weight", 2, True),
+        ("model.layers.3.mlp.experts.gate_up_proj", 3, True),
+        ("transformer.h.0.attn.c_attn.weight", 2, True),
+        ("model.layers.3.mlp.gate.weight", 2, False),
+        ("model.layers.3.mlp.gate_proj.weight", 2, True),
+        ("model.layers.3.input_layernorm.weight", 1, False),
+        ("model.embed_tokens.weight", 2, False),
+        ("lm_head.weight", 2, False),
+    ],
+)
+def test_the_decoder_scope(name: str, dimensions: int, inside: bool) -> None:
+    assert in_decoder(name, dimensions) is inside

@@ -1,0 +1,101 @@
+"""The command line: what it costs to start, its exit codes, its messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("pydantic", "numpy", "pandas", "torch", "rich.markdown", "transformers", "plotly", "scipy")
+
+
+def qharness(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom harness.cli import main\nsys.argv = ['qharness', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        f"print('HEAVY', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "HEAVY []" in ended.stdout
+    assert "Compares quantization methods" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("plan", "absent.yaml"), "absent.yaml: no such file"),
+        (("report", "absent"), "absent: no such folder"),
+        (("run",), "Missing argument"),
+        (("list", "colours"), "'colours' is not one of"),
+        (("nonsense",), "No such command"),
+    ],
+)
+def test_a_wrong_command_is_told_in_one_message_with_exit_code_2(arguments: tuple[str, ...], expected: str) -> None:
+    ended = qharness(*arguments)
+    assert ended.returncode == 2
+    assert expected in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_folder_without_records_is_no_results_folder(tmp_path: Path) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    ended = qharness("report", tmp_path, "--out", tmp_path / "out")
+    assert ended.returncode == 2
+    assert "holds no records" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_from_the_future_is_told_and_nothing_is_written(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep" / "0123" / "1"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text(json.dumps({"schema_version": 999}))
+    ended = qharness("report", tmp_path, "--out", tmp_path / "out")
+    assert ended.returncode == 2
+    assert "written by a newer qharness" in ended.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_report_format_is_refused(one_sweep, tmp_path: Path) -> None:
+    ended = qharness("report", one_sweep[0].store.root, "--out", tmp_path / "out", "--format", "htm")
+    assert ended.returncode == 2
+    assert "did you mean 'html'?" in ended.stderr
+
+
+def test_the_report_of_a_real_sweep_is_written(one_sweep, tmp_path: Path) -> None:
+    ended = qharness("report", one_sweep[0].store.root, "--out", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    written = [Path(line) for line in ended.stdout.split()]
+    assert [path.name for path in written] == ["report.html", "report.md", "report.csv"]
+    page = written[0].read_text()
+    assert all(method in page for method in ("bnb-nf4 double_quant=true", "rtn bits=3", "fp8 format=e5m2"))
+
+
+def test_plan_shows_what_is_done(one_sweep) -> None:
+    sweeps, records = one_sweep
+    ended = qharness(
+        "plan", sweeps.folder / "recipe.yaml", "--results", sweeps.store.root, "--cache", sweeps.cache.root, "--json"
+    )
+    states = [json.loads(line)["state"] for line in ended.stdout.splitlines()]
+    assert states == ["done"] * len(records)
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [("methods", "rtn (ptq)"), ("engines", "transformers"), ("metrics", "divergence"), ("texts", "demo")],
+)
+def test_list_names_what_a_recipe_can_name(what: str, name: str) -> None:
+    assert name in qharness("list", what).stdout
+
+
+def test_doctor_says_what_is_ready() -> None:
+    ended = qharness("doctor")
+    assert ended.returncode == 0
+    assert "rtn        ready" in ended.stdout

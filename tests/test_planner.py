@@ -1,0 +1,154 @@
+"""Plans: order, identity, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.errors import RecipeError
+from harness.machine import Machine
+from harness.planner import PlannedRun, plan
+from harness.recipe import load_recipe
+
+MACHINE = Machine("cpu", "a test machine")
+
+
+@pytest.fixture
+def make(sweeps, tiny: Path):
+    def make(**changes: object) -> tuple[PlannedRun, ...]:
+        content: dict[str, object] = {
+            "models": [{"id": str(tiny), "label": "tiny"}],
+            "methods": ["none", {"rtn": {"bits": [4, 3], "group_size": 32}}],
+            "measure": {
+                "perplexity": {"text": "demo", "context": 64, "windows": 2},
+                "divergence": {},
+                "throughput": {"prompt_tokens": 16, "new_tokens": 4},
+            },
+            "repetitions": 2,
+        }
+        return plan(load_recipe(sweeps.recipe({**content, **changes})), MACHINE)
+
+    return make
+
+
+def test_performance_is_interleaved_with_repetitions_outermost(make) -> None:
+    titles = [run.spec.title for run in make()]
+    assert titles == [
+        "reference tiny",
+        "quality none",
+        "quantize rtn bits=4 group_size=32",
+        "quality rtn bits=4 group_size=32",
+        "quantize rtn bits=3 group_size=32",
+        "quality rtn bits=3 group_size=32",
+        *[
+            f"performance {method} #{n}"
+            for n in (1, 2)
+            for method in ("none", "rtn bits=4 group_size=32", "rtn bits=3 group_size=32")
+        ],
+    ]
+
+
+def test_a_run_names_the_runs_whose_artifacts_it_reads(make) -> None:
+    runs = {run.spec.title: run.spec for run in make()}
+    quality = runs["quality rtn bits=4 group_size=32"]
+    assert dict(quality.needs) == {
+        "quantize": runs["quantize rtn bits=4 group_size=32"].run_id,
+        "reference": runs["reference tiny"].run_id,
+    }
+    assert dict(runs["quantize rtn bits=4 group_size=32"].needs) == {}
+
+
+def test_every_run_has_an_id_of_its_own_and_keeps_it(make) -> None:
+    first, second = make(), make()
+    assert [run.spec.run_id for run in first] == [run.spec.run_id for run in second]
+    assert len({run.spec.run_id for run in first}) == len(first)
+
+
+def test_repetitions_ask_the_same_question(make) -> None:
+    runs = [run.spec for run in make() if run.spec.title.startswith("performance none")]
+    assert len({run.case_id for run in runs}) == 1
+    assert len({run.run_id for run in runs}) == 2
+
+
+def test_the_question_changes_with_seed_text_and_model_but_not_with_hardware(make, sweeps, tiny: Path) -> None:
+    def quality(runs: tuple[PlannedRun, ...]):
+        return next(run.spec for run in runs if run.spec.title == "quality none")
+
+    base = quality(make())
+    assert quality(make(seed=1)).case_id != base.case_id
+    text = {"perplexity": {"text": "demo_calibration", "context": 64, "windows": 2}, "divergence": {}}
+    assert quality(make(measure=text)).case_id != base.case_id
+    assert quality(make(models=[{"id": str(tiny), "label": "tiny", "degrid": 0}])).case_id != base.case_id
+    elsewhere = plan(load_recipe(sweeps.folder / "recipe.yaml"), Machine("cpu", "another machine"))
+    here = plan(load_recipe(sweeps.folder / "recipe.yaml"), MACHINE)
+    assert quality(elsewhere).case_id == quality(here).case_id
+    assert quality(elsewhere).run_id != quality(here).run_id
+
+
+def test_a_model_copied_elsewhere_is_the_same_model(make, tmp_path: Path, tiny: Path) -> None:
+    import shutil
+
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    assert make()[1].spec.run_id == make(models=[{"id": str(copy), "label": "tiny"}])[1].spec.run_id
+
+
+def test_the_baseline_is_added_where_the_recipe_leaves_it_out(make) -> None:
+    assert "quality none" in [run.spec.title for run in make(methods=["int8"])]
+
+
+def test_the_same_variant_written_twice_is_planned_once(make) -> None:
+    runs = make(methods=["none", "rtn", {"ptq": {"bits": 4, "group_size": 64}}])
+    assert sum(run.spec.kind == "quantize" for run in runs) == 1
+
+
+def test_a_group_that_the_widths_refuse_is_unsupported_not_wrong(make) -> None:
+    runs = make(methods=["none", {"rtn": {"group_size": 128}}])
+    refused = [run for run in runs if run.unsupported]
+    assert {run.spec.kind for run in refused} == {"quantize", "quality", "performance"}
+    assert "group_size 128 does not divide the input widths 64, 192" in str(refused[0].unsupported)
+
+
+def test_a_context_beyond_the_models_is_unsupported(make) -> None:
+    measure = {"perplexity": {"text": "demo", "context": 4096}, "throughput": {"prompt_tokens": 510, "new_tokens": 8}}
+    reasons = {run.spec.kind: run.unsupported for run in make(measure=measure, methods=["none"])}
+    assert reasons == {
+        "quality": "perplexity context 4096 exceeds the model's 512",
+        "performance": "prompt and new tokens, 518, exceed the model's context of 512",
+    }
+
+
+def test_exclude_leaves_out_what_matches_every_key(make) -> None:
+    titles = [run.spec.title for run in make(exclude=[{"method": "rtn", "bits": 3}])]
+    assert any("bits=4" in title for title in titles)
+    assert not any("bits=3" in title for title in titles)
+
+
+def test_two_models_of_one_label_are_refused(make, tiny: Path) -> None:
+    with pytest.raises(RecipeError, match="same label"):
+        make(models=[{"id": str(tiny), "label": "a"}, {"id": str(tiny), "degrid": 0, "label": "a"}])
+
+
+def test_a_synthetic_model_is_measured_for_speed_alone(make) -> None:
+    config = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 100,
+    }
+    runs = make(models=[{"id": "synthetic:llama", "config": config}], methods=["none"], repetitions=1)
+    assert [run.spec.kind for run in runs] == ["prepare", "performance"]
+    decoder, others = 2 * (4 * 64 * 64 + 3 * 64 * 128), 2 * 100 * 64
+    assert runs[0].weight_bytes == 4 * (decoder + others)
+
+
+def test_planning_imports_no_torch(make, sweeps) -> None:
+    make()
+    code = (
+        "import sys; from harness import load_recipe, plan; plan(load_recipe(sys.argv[1])); "
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'plotly')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(sweeps.folder / "recipe.yaml")], check=False).returncode == 0

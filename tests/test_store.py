@@ -1,0 +1,131 @@
+"""The results folder: whole records or none, every version read, nothing written over."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness import load_results
+from harness.errors import ResultsError
+from harness.record import SCHEMA_VERSION, Failure, Measurement, Outcome, RunRecord
+from harness.spec import MethodRef, ModelRef, RunSpec
+from harness.store import Store, read_records
+
+RECORDS = Path(__file__).parent / "data" / "records"
+
+
+def record(attempt: int = 1, **outcome: object) -> RunRecord:
+    none = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
+    spec = RunSpec(
+        "quality", "sweep", ModelRef("m", "m", "abc", "directory", "/m"), none, none, "transformers", "decoder"
+    )
+    nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 3.0), {"context": 8}, (10.0, 30.0), ("0", "1"))
+    coverage = Measurement("coverage", 1, "fraction", "higher", "exact", (1.0,))
+    return RunRecord(
+        spec,
+        replace(Outcome("ok", measurements=(nll, coverage), facts={"layers": "2 × Linear"}), **outcome),  # type: ignore[arg-type]
+        "session",
+        attempt,
+        "2026-01-01T00:00:00+00:00",
+        1.5,
+    )
+
+
+def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save(record())
+    assert store.records() == (record(),)
+
+
+def test_attempts_are_added_and_never_written_over(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first = store.save(record())
+    before = first.read_bytes()
+    attempt = store.next_attempt("sweep", record().spec.run_id)
+    assert attempt == 2
+    store.save(record(attempt, status="failed", measurements=(), failure=Failure("load", "OSError", "gone")))
+    assert first.read_bytes() == before
+    assert [r.status for r in store.records()] == ["ok", "failed"]
+    with pytest.raises(OSError, match="not empty"):
+        store.save(record(1))
+
+
+def test_what_was_cut_short_while_writing_is_not_a_record(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    path = store.save(record())
+    part = path.parent.with_name(".2.part")
+    part.mkdir()
+    (part / "record.json").write_text("{")
+    assert len(store.records()) == 1
+
+
+def test_many_values_lie_in_parquet_and_one_value_in_json(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    path = Store(tmp_path).save(record())
+    stored = json.loads(path.read_text())["outcome"]["measurements"]
+    assert [m["values"] for m in stored] == [[], [1.0]]
+    table = pq.read_table(path.with_name("evidence.parquet")).to_pydict()
+    assert (table["value"], table["weight"], table["item_id"]) == ([1.0, 3.0], [10.0, 30.0], ["0", "1"])
+
+
+def test_not_a_number_is_never_stored(tmp_path: Path) -> None:
+    bad = Measurement("coverage", 1, "fraction", "higher", "exact", (math.nan,))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        Store(tmp_path).save(record(measurements=(bad,)))
+    assert Store(tmp_path).records() == ()
+
+
+def test_load_results_weighs_the_mean(tmp_path: Path) -> None:
+    Store(tmp_path).save(record())
+    frame = load_results(tmp_path)
+    nll = frame[frame.metric == "nll"].iloc[0]
+    assert nll["value"] == pytest.approx((1 * 10 + 3 * 30) / 40)
+    assert (nll["n"], nll["method"], nll["status"]) == (2, "none", "ok")
+
+
+def test_a_failed_run_is_a_row(tmp_path: Path) -> None:
+    Store(tmp_path).save(
+        record(status="crashed", measurements=(), failure=Failure("load", "SIGKILL", "ended by signal 9"))
+    )
+    frame = load_results(tmp_path)
+    assert list(frame.status) == ["crashed"]
+    assert frame.failure[0] == "ended by signal 9"
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+def test_records_of_every_schema_version_are_read(version: int) -> None:
+    (found,) = read_records(RECORDS / f"version-{version}")
+    assert found.status == "ok"
+    assert found.find("nll").values == (1.0, 3.0)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("from-the-future", "written by a newer qharness"),
+        ("cut-short", "not a whole record"),
+        ("no-version", "it has no schema_version"),
+        ("a-list", "not a record"),
+        ("wrong-type", "outcome.status: input should be 'ok'"),
+        ("evidence-gone", "evidence cannot be read"),
+    ],
+)
+def test_what_is_no_record_is_refused_with_its_path(folder: str, expected: str) -> None:
+    with pytest.raises(ResultsError, match=expected) as caught:
+        read_records(RECORDS / folder)
+    assert folder in str(caught.value)
+
+
+def test_two_sweeps_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with (
+        store.locked("sweep"),
+        pytest.raises(ResultsError, match="another 'qharness run' is writing here"),
+        Store(tmp_path).locked("sweep"),
+    ):
+        pass
