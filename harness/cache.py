@@ -56,6 +56,8 @@ class Cache:
     def filling(self, spec: RunSpec) -> Iterator[Path]:
         """A folder to fill; it is thrown away where filling it fails, and has no outcome yet."""
         part = self.folder(spec.kind, f".{spec.run_id}.{os.getpid()}.part")
+        for left in part.parent.glob(f".{spec.run_id}.*.part"):  # by a worker that was killed
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             yield part

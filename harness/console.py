@@ -35,14 +35,14 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
             )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("#", "kind", "model", "method", "stack", "weights ≈", "state"):
+    for column in ("#", "run", "stack", "weights ≈", "state"):
         table.add_column(column, overflow="fold", justify="right" if column in ("#", "weights ≈") else "left")
+    models = {run.spec.model.label for run in planned}
     for index, run in enumerate(planned, 1):
         spec = run.spec
         size = "" if run.weight_bytes is None else f"{run.weight_bytes / 1e9:.3f} GB"
-        method = "" if spec.kind in ("prepare", "reference") else spec.method.label
-        kind = f"{spec.kind} #{spec.repetition + 1}" if spec.kind == "performance" else spec.kind
-        table.add_row(str(index), kind, spec.model.label, method, spec.stack, size, _state(run, done))
+        title = f"{spec.title} · {spec.model.label}" if len(models) > 1 else spec.title
+        table.add_row(str(index), title, spec.stack, size, _state(run, done))
     console = Console()
     console.print(table)
     left = sum(_state(run, done) == "to do" for run in planned)

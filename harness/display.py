@@ -130,7 +130,8 @@ class _Live:
         if self._now is None:
             return Text("")
         now = time.monotonic()
-        line = f"[{self._now.index}/{self._now.total}] {self._now.spec.title} · {self._phase} {_clock(now - self._run_began)}"
+        place = f"[{self._now.index}/{self._now.total}] {self._now.spec.title}"
+        line = f"{place} · {self._phase} {_clock(now - self._run_began)}"
         if self._made:
             mean_s = (self._run_began - self._began) / self._made
             left_s = mean_s * (self._now.total - self._now.index + 1) - (now - self._run_began)

@@ -58,6 +58,12 @@ class Sweeps:
         return run(plan(load_recipe(self.recipe(content))), self.store, self.cache, self.events.append)
 
 
+@pytest.fixture(scope="session")
+def sweep_type() -> type[Sweeps]:
+    """For fixtures that need a sweep of a wider scope than one test."""
+    return Sweeps
+
+
 @pytest.fixture
 def sweeps(tmp_path: Path) -> Sweeps:
     return Sweeps(tmp_path)

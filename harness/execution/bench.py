@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.cache import Cache
 from harness.contracts import Instrument, LoadedModel, LoadRequest, Method
+from harness.models.headers import declared_dtype, read_config
 from harness.record import Measurement, Phase
 from harness.registry import engine, method, metric
 from harness.spec import RunSpec, Scalar
@@ -56,6 +57,11 @@ class Bench:
             return Path(snapshot_download(model.id, revision=model.revision, local_files_only=True))
         return Path(model.path)
 
+    def dtype(self) -> str:
+        """The dtype the model runs in. A hub model's own is known only now that it is here."""
+        wanted = self.spec.model.dtype
+        return declared_dtype(read_config(self.source())) if wanted == "auto" else wanted
+
     def load(self) -> LoadedModel:
         """The spec's variant, loaded by its engine in a phase of its own."""
         spec = self.spec
@@ -64,7 +70,7 @@ class Bench:
         if chosen.enable is not None:
             chosen.enable()
         offline = spec.method.stage == "offline"
-        dtype = chosen.run_dtype(params, spec.model.dtype)
+        dtype = chosen.run_dtype(params, self.dtype())
         with self.phase("quantize_on_load" if spec.method.stage == "on_load" else "load"):
             return engine(spec.engine).load(
                 LoadRequest(

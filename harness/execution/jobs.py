@@ -44,22 +44,18 @@ def quantize(bench: Bench, out: Path) -> None:
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    spec, source = bench.spec, bench.source()
+    spec, source, dtype = bench.spec, bench.source(), bench.dtype()
     chosen = method(spec.method.name)
     assert chosen.quantize is not None
     if chosen.enable is not None:
         chosen.enable()
 
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(
-            source, dtype=spec.model.dtype, device_map=spec.device, use_safetensors=True
-        )
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=spec.device, use_safetensors=True)
 
     torch.manual_seed(spec.seed)
     with bench.phase("quantize"):
-        model = chosen.quantize(
-            QuantizeJob(bench.params(chosen), source, out, spec.device, spec.model.dtype, spec.seed, load)
-        )
+        model = chosen.quantize(QuantizeJob(bench.params(chosen), source, out, spec.device, dtype, spec.seed, load))
     with bench.phase("probe"), torch.inference_mode():
         logits = model(input_ids=_probe_tokens(model.config.vocab_size).to(model.device)).logits
         save_file({"logits": logits.float().cpu().contiguous()}, out / PROBE)

@@ -18,12 +18,14 @@ FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 class Header:
     """Names and shapes of all tensors; a shape's last number is the width a layer takes in.
 
-    ``quantization`` names the format of a natively quantized checkpoint's matrices.
+    ``quantization`` names the format of a natively quantized checkpoint's matrices, and ``dtype`` the one
+    that it is loaded in unless a recipe says otherwise; None where the header is not there to be read.
     """
 
     shapes: dict[str, tuple[int, ...]]
     context_length: int | None
     quantization: str | None
+    dtype: str | None
 
 
 def read_directory(folder: Path) -> Header:
@@ -38,7 +40,14 @@ def read_directory(folder: Path) -> Header:
     for file in files:
         shapes |= _safetensors_shapes(file)
     quantization = config.get("quantization_config") or {}
-    return Header(shapes, config.get("max_position_embeddings"), quantization.get("quant_method"))
+    return Header(
+        shapes, config.get("max_position_embeddings"), quantization.get("quant_method"), declared_dtype(config)
+    )
+
+
+def declared_dtype(config: dict[str, Any]) -> str:
+    """The dtype that a checkpoint's configuration names, float32 where it names none."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -74,7 +83,12 @@ def read_gguf(file: Path) -> Header:
     if not types:
         raise SourceError(f"{file}: holds no decoder layers")
     commonest = types.most_common(1)[0][0]
-    return Header(shapes, int(context.contents()) if context else None, None if commonest in FLOAT_TYPES else commonest)
+    return Header(
+        shapes,
+        int(context.contents()) if context else None,
+        None if commonest in FLOAT_TYPES else commonest,
+        "float32",
+    )
 
 
 def synthetic(config: dict[str, Any]) -> Header | None:
@@ -103,7 +117,7 @@ def synthetic(config: dict[str, Any]) -> Header | None:
             "mlp.down_proj": (hidden, inner),
         }
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
-    return Header(shapes, config.get("max_position_embeddings"), None)
+    return Header(shapes, config.get("max_position_embeddings"), None, "float32")
 
 
 def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:

@@ -90,7 +90,7 @@ def _hub(entry: Model) -> SourceModel:
     if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
         folder = Path(cached).parent
         return _source(entry, "hub", folder, headers.read_directory(folder), content)
-    return _source(entry, "hub", None, headers.Header({}, None, None), content)
+    return _source(entry, "hub", None, headers.Header({}, None, None, None), content)
 
 
 def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
@@ -99,7 +99,7 @@ def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
         config = headers.read_config((folder / kind).resolve().parent) | config
     else:
         config = {"model_type": kind} | config
-    header = headers.synthetic(config) or headers.Header({}, config.get("max_position_embeddings"), None)
+    header = headers.synthetic(config) or headers.Header({}, config.get("max_position_embeddings"), None, "float32")
     source = _source(entry, "synthetic", None, header, digest([config, entry.seed]))
     return SourceModel(
         ModelRef(**{**source.ref.__dict__, "config": config}),
@@ -124,7 +124,7 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         content=content,
         kind=kind,  # type: ignore[arg-type]
         path=str(path) if path else "",
-        dtype=_dtype(entry.dtype, kind),
+        dtype=header.dtype if entry.dtype == "auto" and header.dtype else entry.dtype,
         degrid=entry.degrid,
         revision=entry.revision,
         trust_remote_code=entry.trust_remote_code,
@@ -132,11 +132,6 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         seed=entry.seed,
     )
     return SourceModel(ref, widths, decoder, other, header.context_length)
-
-
-def _dtype(wanted: str, kind: str) -> str:
-    """A GGUF is dequantized to float32, and random weights are drawn in it, unless the recipe says otherwise."""
-    return "float32" if wanted == "auto" and kind in ("gguf", "synthetic") else wanted
 
 
 def _label(model_id: str) -> str:

