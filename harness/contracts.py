@@ -68,11 +68,11 @@ class Method(Generic[P]):
     ``quantize``     quantizes offline: writes a checkpoint and returns the model as it is in memory,
                      so that what is reloaded can be held against it.
 
-    ``enable`` is called in the worker before anything is loaded, for libraries that must register
-    themselves. ``group_size`` names the number that must divide a layer's input width (None where
-    there is none) and ``bits_per_weight`` the bits one quantized weight takes, its scales included,
-    given the bits of an unquantized one and the layer's input width. ``run_dtype`` is the dtype the
-    model runs in, given the one that the recipe asks for.
+    ``enable`` is called in the worker before anything is loaded and timed: it imports the library and
+    registers what must be known to transformers. ``group_size`` names the number that must divide a
+    layer's input width (None where there is none) and ``bits_per_weight`` the bits one quantized weight
+    takes, its scales included, given the bits of an unquantized one and the layer's input width.
+    ``run_dtype`` is the dtype the model runs in, given the one that the recipe asks for.
     """
 
     name: str
@@ -181,11 +181,15 @@ class HeadWeights:
 
 @dataclass(frozen=True)
 class Engine:
-    """A runtime that turns a checkpoint into a LoadedModel."""
+    """A runtime that turns a checkpoint into a LoadedModel.
+
+    ``imports`` imports its libraries, so that the time and the memory this takes stay apart from loading's.
+    """
 
     name: str
     version: int
     summary: str
+    imports: Callable[[], None]
     load: Callable[[LoadRequest], LoadedModel]
     packages: tuple[str, ...] = ()
 

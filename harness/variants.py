@@ -76,7 +76,7 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
     for values in product(*choices):
         given = dict(zip(entry.params, values, strict=True))
         params = _checked(recipe, method, given, place)
-        label = " ".join([method.name, *(f"{key}={_shown(value)}" for key, value in given.items())])
+        label = " ".join([method.name, *filter(None, (_shown(key, value) for key, value in given.items()))])
         yield Variant(method, MethodRef(method.name, method.version, params.model_dump(), label, method.stage), params)
 
 
@@ -89,5 +89,8 @@ def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: 
         raise recipe.error((*place, *fault["loc"][:1]), f"{message}, not {fault.get('input')!r}") from None
 
 
-def _shown(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _shown(key: str, value: object) -> str:
+    """A parameter in a label: ``bits=4``; a switch that is on by its name, one that is off not at all."""
+    if isinstance(value, bool):
+        return key if value else ""
+    return f"{key}={value}"

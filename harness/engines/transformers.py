@@ -124,6 +124,10 @@ def _logit_scale(config: Any) -> float:
     return float(getattr(config, "logit_scale", None) or 1.0)
 
 
+def imports() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
 def load(request: LoadRequest) -> LoadedModel:
     """Loads safetensors weights only. Raises what transformers raises: the worker sorts it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -149,6 +153,7 @@ TRANSFORMERS = Engine(
     name="transformers",
     version=1,
     summary="PyTorch models through transformers, eager mode",
+    imports=imports,
     load=load,
     packages=("torch", "transformers"),
 )

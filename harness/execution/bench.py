@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from harness.cache import Cache
 from harness.contracts import Instrument, LoadedModel, LoadRequest, Method
+from harness.errors import InvalidRunError
 from harness.models.headers import declared_dtype, read_config
 from harness.record import Measurement, Phase
 from harness.registry import engine, method, metric
@@ -40,7 +43,11 @@ class Bench:
         self.phases.append(Phase(name, time.perf_counter() - began))
 
     def add(self, measurements: Iterable[Measurement]) -> None:
-        self.measurements += measurements
+        """Keeps measurements. Raises InvalidRunError for one that holds NaN or infinity: no record may."""
+        for measurement in measurements:
+            if not all(map(math.isfinite, measurement.values)):
+                raise InvalidRunError(f"{measurement.metric} is not finite")
+            self.measurements.append(measurement)
 
     def findings(self) -> tuple[Measurement, ...]:
         """All that was measured, the instruments' figures included."""
@@ -63,25 +70,27 @@ class Bench:
         return declared_dtype(read_config(self.source())) if wanted == "auto" else wanted
 
     def load(self) -> LoadedModel:
-        """The spec's variant, loaded by its engine in a phase of its own."""
+        """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one."""
         spec = self.spec
-        chosen = method(spec.method.name)
-        params = self.params(chosen)
-        if chosen.enable is not None:
-            chosen.enable()
-        offline = spec.method.stage == "offline"
+        chosen, runtime = self.method(), engine(spec.engine)
+        params = self.params()
         dtype = chosen.run_dtype(params, self.dtype())
-        with self.phase("quantize_on_load" if spec.method.stage == "on_load" else "load"):
-            return engine(spec.engine).load(
-                LoadRequest(
-                    path=self.cache.needed(spec, "quantize") if offline else self.source(),
-                    dtype=dtype,
-                    device=spec.device,
-                    attention=spec.attention,
-                    quantization=chosen.load_config(params, dtype) if chosen.load_config else None,
-                    trust_remote_code=spec.model.trust_remote_code,
-                )
+        with self.phase("import"):
+            runtime.imports()
+            quantization = chosen.load_config(params, dtype) if chosen.load_config else None
+        path = self.cache.needed(spec, "quantize") if chosen.stage == "offline" else self.source()
+        with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
+            return runtime.load(
+                LoadRequest(path, dtype, spec.device, spec.attention, quantization, spec.model.trust_remote_code)
             )
 
-    def params(self, chosen: Method) -> object:  # type: ignore[type-arg]
-        return chosen.params.model_validate(dict(self.spec.method.params))
+    def method(self) -> Method[Any]:
+        """The spec's method, its library enabled."""
+        chosen = method(self.spec.method.name)
+        if chosen.enable is not None:
+            chosen.enable()
+        return chosen
+
+    def params(self) -> Any:
+        """The method's parameters in its own type."""
+        return method(self.spec.method.name).params.model_validate(dict(self.spec.method.params))

@@ -21,6 +21,10 @@ class Bnb4Params(MethodParams):
     compute_dtype: Literal["model", "float32", "float16", "bfloat16"] = "model"
 
 
+def enable() -> None:
+    import bitsandbytes  # noqa: F401
+
+
 def _config(code: str, params: Bnb4Params, dtype: str) -> object:
     from transformers import BitsAndBytesConfig
 
@@ -44,6 +48,7 @@ NF4 = Method(
     params=Bnb4Params,
     packages=("bitsandbytes",),
     extra="bnb",
+    enable=enable,
     load_config=lambda params, dtype: _config("nf4", params, dtype),
     bits_per_weight=_bits,
 )
@@ -55,6 +60,7 @@ FP4 = Method(
     params=Bnb4Params,
     packages=("bitsandbytes",),
     extra="bnb",
+    enable=enable,
     load_config=lambda params, dtype: _config("fp4", params, dtype),
     bits_per_weight=_bits,
 )

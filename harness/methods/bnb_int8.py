@@ -19,6 +19,10 @@ class BnbInt8Params(MethodParams):
     threshold: Annotated[float, Field(ge=0)] = 6.0
 
 
+def enable() -> None:
+    import bitsandbytes  # noqa: F401
+
+
 def _config(params: BnbInt8Params, dtype: str) -> object:
     from transformers import BitsAndBytesConfig
 
@@ -32,6 +36,7 @@ BNB_INT8 = Method(
     params=BnbInt8Params,
     packages=("bitsandbytes",),
     extra="bnb",
+    enable=enable,
     load_config=_config,
     bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
     batch_dependent=True,

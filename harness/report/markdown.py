@@ -98,7 +98,6 @@ def _origin(whole: Page) -> Iterable[str]:
         [
             "```sh",
             *(" ".join(command.split()) for command in whole.commands),
-            "qharness report results/",
             "```",
         ]
     )

@@ -53,7 +53,14 @@ def page(records: Sequence[RunRecord]) -> Page:
         faults=tuple(_fault(record) for record in failures(records)),
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),
-        commands=tuple(f"qharness run {shlex.quote(f'{recipe}.yaml')}" for recipe in recipes),
+        commands=tuple(
+            command
+            for recipe in recipes
+            for command in (
+                f"qharness run {shlex.quote(f'{recipe}.yaml')}",
+                f"qharness report {shlex.quote(f'results/{recipe}')}",
+            )
+        ),
         sessions=_distinct(record.session for record in counted),
         measured=_period(counted),
     )

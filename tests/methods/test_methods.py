@@ -75,7 +75,7 @@ def test_packed_weights_take_exactly_their_bits(quality, label: str, bits: float
 
 
 def test_fewer_bits_diverge_more(quality) -> None:
-    order = ["none", "int8", "bnb-nf4 double_quant=false", "bnb-fp4", "rtn bits=3 group_size=32"]
+    order = ["none", "int8", "bnb-nf4", "bnb-fp4", "rtn bits=3 group_size=32"]
     divergences = [kl(quality[label]) for label in order]
     assert divergences == sorted(divergences)
     assert kl(quality["rtn bits=8 group_size=32"]) < kl(quality["rtn bits=4 group_size=32"])
@@ -85,13 +85,13 @@ def test_fewer_bits_diverge_more(quality) -> None:
 def test_layers_that_ran_are_named(quality) -> None:
     assert quality["none"].outcome.facts["layers"] == "28 × Linear"
     assert quality["rtn bits=4 group_size=32"].outcome.facts["layers"] == "28 × PackedLinear"
-    assert quality["bnb-nf4 double_quant=true"].outcome.facts["layers"] == "28 × Linear4bit of Params4bit"
+    assert quality["bnb-nf4 double_quant"].outcome.facts["layers"] == "28 × Linear4bit of Params4bit"
     assert quality["int8"].outcome.facts["layers"] == "28 × Linear of Int8Tensor"
 
 
 def test_a_batch_dependent_method_says_so(quality) -> None:
     assert any("depends on the batch" in label for label in quality["bnb-int8"].outcome.labels)
-    assert quality["bnb-nf4 double_quant=true"].outcome.labels == ()
+    assert quality["bnb-nf4 double_quant"].outcome.labels == ()
 
 
 def plain_rtn(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
