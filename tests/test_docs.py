@@ -1,0 +1,105 @@
+"""The documents say what the code does: a current reference, recipes that can be read, links that lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+from harness.errors import RecipeError
+from harness.machine import Machine
+from harness.planner import plan
+from harness.recipe import load_recipe
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+MACHINE = Machine("cpu", "a test machine")
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|\b(?:src|href|srcset)=\"([^\"]+)\"", re.MULTILINE)
+ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:|^#|^//")
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def relative_links(page: Path) -> Iterator[str]:
+    """Targets in the page's prose; code is not prose."""
+    prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
+    for match in LINK.finditer(prose):
+        target = next(group for group in match.groups() if group)
+        if not ELSEWHERE.match(target):
+            yield unquote(target.partition("#")[0])
+
+
+def examples() -> list[Any]:
+    """Every recipe that a page shows whole: a YAML block that begins with its name."""
+    return [
+        pytest.param(text, id=f"{named(page)}-{number}")
+        for page in PAGES
+        if page.is_file()
+        for number, (language, text) in enumerate(FENCE.findall(page.read_text(encoding="utf-8")), 1)
+        if language in ("yaml", "yml") and text.startswith("name:")
+    ]
+
+
+def make_reference() -> Any:
+    """The script docs/make_reference.py as a module; docs is no package."""
+    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_recipe_reference_is_what_the_code_says() -> None:
+    written = (DOCS / "recipe-reference.md").read_text(encoding="utf-8")
+    assert written == make_reference().render(), "out of date: run python docs/make_reference.py"
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=named)
+def test_every_recipe_can_be_planned(path: Path) -> None:
+    recipe = load_recipe(path)
+    try:
+        planned = plan(recipe, MACHINE)
+    except RecipeError as error:
+        if "is not installed" not in str(error):
+            raise
+        pytest.skip(f"the recipe's model is in a package that is absent here: {error}")
+    assert {run.spec.recipe for run in planned} == {recipe.name}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_relative_link_leads_to_a_file(page: Path) -> None:
+    broken = [target for target in relative_links(page) if not (page.parent / target).exists()]
+    assert not broken
+
+
+def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
+    """docs/adding-a-method.md repeats the plugin of tests/plugin_package and rtn's ``quantize``."""
+    plugin = ROOT / "tests" / "plugin_package"
+    files = (plugin / "qharness_intx.py", plugin / "pyproject.toml", ROOT / "harness" / "methods" / "rtn.py")
+    sources = [path.read_text(encoding="utf-8") for path in files]
+    blocks = FENCE.findall((DOCS / "adding-a-method.md").read_text(encoding="utf-8"))
+    shown = [text for language, text in blocks if language in ("python", "toml")]
+    assert [sum(text in source for source in sources) for text in shown] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("text", examples())
+def test_every_recipe_in_the_documents_can_be_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "example.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_recipe(path).methods
