@@ -21,8 +21,8 @@ INTRO = """\
 Made by `python docs/make_reference.py` from the code that reads recipes; edit that, not this file.
 
 A recipe is one YAML mapping. An unknown key is refused, and so is one that is reserved. A relative path begins at the
-recipe's own folder. A mapping may stay empty: `memory: {}` measures memory, but in YAML a key with nothing after it is
-null, which here means absent. `qharness plan RECIPE` checks a recipe and makes no run."""
+recipe's own folder. A mapping may stay empty: `memory: {}`
+measures memory; a key with nothing after it is refused. `qharness plan RECIPE` checks a recipe and makes no run."""
 METHODS = "## Methods\n\nLists under several parameters make every combination. Plugins [add more](adding-a-method.md)."
 STAGES = {"none": "does not quantize", "on_load": "quantizes while loading", "offline": "quantizes in a run of its own"}
 BOUNDS = {"gt": " above {}", "ge": ", {} or more", "pattern": " matching `{}`"}

@@ -56,8 +56,9 @@ class Cache:
     def filling(self, spec: RunSpec) -> Iterator[Path]:
         """A folder to fill; it is thrown away where filling it fails, and has no outcome yet."""
         part = self.folder(spec.kind, f".{spec.run_id}.{os.getpid()}.part")
-        for left in part.parent.glob(f".{spec.run_id}.*.part"):  # by a worker that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        for left in part.parent.glob(f".{spec.run_id}.*.part"):
+            if not _alive(int(left.name.split(".")[2])):  # its worker was killed
+                shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         try:
             yield part
@@ -71,3 +72,13 @@ class Cache:
         final = self.folder(spec.kind, spec.run_id)
         shutil.rmtree(final, ignore_errors=True)
         part.rename(final)
+
+
+def _alive(process_id: int) -> bool:
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -70,13 +70,13 @@ def run(
     """Make the runs of a recipe. Run it again to resume: what is done is not done twice."""
     from harness.cache import Cache, default_folder
     from harness.display import display
+    from harness.execution.runner import ready_plan
     from harness.execution.runner import run as make_runs
-    from harness.planner import plan as make_plan
     from harness.recipe import load_recipe
     from harness.record import FAILURES
     from harness.store import Store
 
-    planned = make_plan(load_recipe(recipe))
+    planned = ready_plan(load_recipe(recipe))
     try:
         with display(as_json) as show:
             records = make_runs(planned, Store(results), Cache(cache or default_folder()), show)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import machine, registry
+from harness.errors import UsageError
 from harness.planner import PlannedRun
 from harness.text.sources import TEXTS
 
@@ -71,8 +72,14 @@ def show_doctor() -> None:
         console.print(f"        {package} {found}", highlight=False)
     console.print("methods")
     for name in registry.method_names():
-        lacking = registry.missing(registry.method(name))
-        console.print(f"        {name:<10} {'ready' if lacking is None else lacking}", highlight=False, markup=False)
+        console.print(f"        {name:<10} {_readiness(name)}", highlight=False, markup=False)
+
+
+def _readiness(name: str) -> str:
+    try:
+        return registry.missing(registry.method(name)) or "ready"
+    except UsageError as error:
+        return f"broken: {error}"
 
 
 def _rows(what: str) -> list[tuple[str, str]]:
@@ -85,7 +92,11 @@ def _rows(what: str) -> list[tuple[str, str]]:
     aliases = {target: alias for alias, target in registry.ALIASES.items()}
     rows = []
     for name in registry.method_names():
-        method = registry.method(name)
+        try:
+            method = registry.method(name)
+        except UsageError as error:
+            rows.append((name, f"broken: {error}"))
+            continue
         fields = method.params.model_fields.items()
         parameters = ", ".join(f"{key}={field.default}" for key, field in fields)
         shown = f"{name} ({aliases[name]})" if name in aliases else name

@@ -40,7 +40,7 @@ def _not_built(value: Any) -> Any:
 
 def _seconds(value: Any) -> Any:
     """``90``, ``"90s"``, ``"10m"`` or ``"1.5h"`` in seconds."""
-    if isinstance(value, str) and (match := re.fullmatch(r"([\d.]+)\s*(s|m|h)", value.strip())):
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)", value.strip())):
         return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
@@ -49,7 +49,7 @@ def _seconds(value: Any) -> Any:
 
 def _bytes(value: Any) -> Any:
     """``8GiB`` (2³⁰), ``8GB`` (10⁹), or a whole number of bytes."""
-    if isinstance(value, str) and (match := re.fullmatch(r"([\d.]+)\s*([KMGT])(i?)B", value.strip())):
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT])(i?)B", value.strip())):
         return int(float(match[1]) * (1024 if match[3] else 1000) ** (1 + "KMGT".index(match[2])))
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -67,10 +67,16 @@ def _text(value: Any) -> Any:
 
 
 NotBuilt = Annotated[None, BeforeValidator(_not_built)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0)]
+Seconds = Annotated[
+    float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(gt=0, allow_inf_nan=False)
+]
+Bytes = Annotated[int, BeforeValidator(_bytes, json_schema_input_type=str | int), Field(gt=0)]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-PositiveInts = Annotated[tuple[PositiveInt, ...], BeforeValidator(_one_or_many), Field(min_length=1)]
+PositiveInts = Annotated[
+    tuple[PositiveInt, ...],
+    BeforeValidator(_one_or_many, json_schema_input_type=PositiveInt | list[PositiveInt]),
+    Field(min_length=1),
+]
 
 
 class Model(Strict):
@@ -89,7 +95,7 @@ class Model(Strict):
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
     config: dict[str, Any] = Field(default_factory=dict, description="configuration of a synthetic model")
-    seed: NonNegativeInt = Field(0, description="seed of a synthetic model's weights")
+    seed: NonNegativeInt | None = Field(None, description="seed of a synthetic model's weights; 0 where absent")
 
 
 class MethodEntry(Strict):
@@ -105,13 +111,13 @@ class Text(Strict):
     A file is plain text (each line a row) or JSON lines (each ``field`` a row).
     """
 
-    name: str | None = None
-    file: str | None = None
-    hub: str | None = None
-    config: str | None = None
-    split: str | None = None
-    revision: str | None = Field(default=None, description="commit of the data set; needed with hub")
-    field: str = "text"
+    name: str | None = Field(None, description="one of those that 'qharness list texts' names")
+    file: str | None = Field(None, description="path, relative to the recipe")
+    hub: str | None = Field(None, description="id of a data set on the hub")
+    config: str | None = Field(None, description="configuration of the data set")
+    split: str | None = Field(None, description="split of the data set; needed with hub")
+    revision: str | None = Field(None, description="commit of the data set; needed with hub")
+    field: str = Field("text", description="the field of JSON lines, or of a data set's rows, that is read")
 
     @model_validator(mode="after")
     def _one_source(self) -> Text:
@@ -119,17 +125,19 @@ class Text(Strict):
             raise PydanticCustomError("text", "expected exactly one of name, file and hub")
         if self.hub is not None and (self.split is None or self.revision is None):
             raise PydanticCustomError("text", "a hub text needs split and revision, or it could not be repeated")
+        if self.hub is None and (self.config or self.split or self.revision):
+            raise PydanticCustomError("text", "config, split and revision belong to a hub text alone")
         return self
 
 
 class Perplexity(Strict):
     """Which text is scored, and by which protocol."""
 
-    text: Annotated[Text, BeforeValidator(_text)] = Field(
+    text: Annotated[Text, BeforeValidator(_text, json_schema_input_type=str | Text)] = Field(
         Text(name="demo"), description="a text's name, a file's path, or a hub data set"
     )
-    protocol: Literal["gptq"] = "gptq"
-    context: Annotated[int, Field(ge=2)] = Field(2048, description="tokens of one window")
+    protocol: Literal["gptq"] = Field("gptq", description="how the text is joined, cut and scored")
+    context: int = Field(2048, ge=2, description="tokens of one window")
     windows: PositiveInt | None = Field(None, description="score only the first windows; absent means all")
 
 
@@ -144,11 +152,11 @@ class Memory(Strict):
 class Throughput(Strict):
     """Prefill and decode, timed apart over a grid of batch sizes and prompt lengths."""
 
-    batch_sizes: PositiveInts = (1,)
-    prompt_tokens: PositiveInts = (128,)
-    new_tokens: Annotated[int, Field(ge=2)] = 32
-    warmup: PositiveInt = 1
-    iterations: PositiveInt = 3
+    batch_sizes: PositiveInts = Field((1,), description="sequences run at one time")
+    prompt_tokens: PositiveInts = Field((128,), description="lengths of the prompts")
+    new_tokens: int = Field(32, ge=2, description="decoding steps; an end of sequence does not end them")
+    warmup: PositiveInt = Field(1, description="iterations of the same work before the timed ones")
+    iterations: PositiveInt = Field(3, description="timed iterations in each process")
 
 
 class Measure(Strict):
@@ -165,8 +173,8 @@ class Measure(Strict):
 class Limits(Strict):
     """What one run may take before it is ended and recorded."""
 
-    time: Seconds | None = Field(default=None, description="wall time of one run, such as 10m")
-    memory: Bytes | None = Field(default=None, description="memory of one run, such as 8GiB")
+    time: Seconds | None = Field(None, description="wall time of one run, such as 10m")
+    memory: Bytes | None = Field(None, description="memory of one run, such as 8GiB")
 
 
 def _model(value: Any) -> Any:
@@ -190,30 +198,39 @@ def _method(value: Any) -> Any:
     return {"name": name, "params": params or {}}
 
 
+AnyMethod = Annotated[
+    MethodEntry, BeforeValidator(_method, json_schema_input_type=str | dict[str, dict[str, Any] | None])
+]
+
+
 class Recipe(Strict):
     """A sweep: models × methods × engines, and what is measured of each.
 
     A list under a method's parameter expands into one variant per value.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    models: tuple[Annotated[Model, BeforeValidator(_model)], ...] = Field(min_length=1)
-    methods: tuple[Annotated[MethodEntry, BeforeValidator(_method)], ...] = Field(min_length=1)
-    engines: tuple[str, ...] = Field(("transformers",), min_length=1)
-    measure: Measure
-    baseline: Annotated[MethodEntry, BeforeValidator(_method)] = Field(
-        MethodEntry(name="none"), description="the variant beside which every other stands"
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder of its results")
+    models: tuple[Annotated[Model, BeforeValidator(_model, json_schema_input_type=str | Model)], ...] = Field(
+        min_length=1, description="what is quantized; an entry may be just its id"
     )
+    methods: tuple[AnyMethod, ...] = Field(
+        min_length=1, description="names, or {name: {parameter: value or list of values}}"
+    )
+    engines: tuple[str, ...] = Field(("transformers",), min_length=1, description="what runs the variants")
+    measure: Measure
+    baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant beside which every other stands")
     repetitions: PositiveInt = Field(1, description="fresh processes per variant, of performance only")
     limits: Limits = Limits()
     scope: Literal["decoder"] = Field("decoder", description="what is quantized: the decoder's matrices")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is the GPU where one can be used")
     threads: PositiveInt | None = Field(None, description="CPU threads; absent means one per core")
-    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention implementation; absent means the engine's choice"
+    )
     exclude: tuple[dict[str, Any], ...] = Field(
         (), description="variants to leave out: those that match every key (model, method, engine, or a parameter)"
     )
-    seed: NonNegativeInt = 0
+    seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
     extends: NotBuilt = None
     calibration: NotBuilt = None
     kv_cache: NotBuilt = None

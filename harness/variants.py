@@ -34,6 +34,7 @@ def variants(recipe: Recipe) -> list[Variant]:
     for index, entry in enumerate(recipe.methods):
         for variant in _expand(recipe, entry, ("methods", index)):
             found.setdefault(_key(variant), variant)
+    _check_exclude(recipe, list(found.values()))
     return list(found.values()) if _key(base) in found else [base, *found.values()]
 
 
@@ -51,6 +52,15 @@ def excluded(recipe: Recipe, variant: Variant, model: str, engine: str) -> bool:
     return _key(variant) != _key(baseline(recipe)) and any(
         all(key in facts and facts[key] == value for key, value in pattern.items()) for pattern in recipe.exclude
     )
+
+
+def _check_exclude(recipe: Recipe, chosen: list[Variant]) -> None:
+    """Raises RecipeError for a key of ``exclude`` that no variant has: it could never match."""
+    known = {"model", "method", "engine"} | {key for variant in chosen for key in variant.ref.params}
+    for index, pattern in enumerate(recipe.exclude):
+        for key in pattern:
+            if key not in known:
+                raise recipe.error(("exclude", index, key), f"unknown key{did_you_mean(key, known)}")
 
 
 def _key(variant: Variant) -> str:
@@ -76,7 +86,7 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
     for values in product(*choices):
         given = dict(zip(entry.params, values, strict=True))
         params = _checked(recipe, method, given, place)
-        label = " ".join([method.name, *filter(None, (_shown(key, value) for key, value in given.items()))])
+        label = " ".join([method.name, *filter(None, (_shown(method, key, value) for key, value in given.items()))])
         yield Variant(method, MethodRef(method.name, method.version, params.model_dump(), label, method.stage), params)
 
 
@@ -89,8 +99,10 @@ def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: 
         raise recipe.error((*place, *fault["loc"][:1]), f"{message}, not {fault.get('input')!r}") from None
 
 
-def _shown(key: str, value: object) -> str:
-    """A parameter in a label: ``bits=4``; a switch that is on by its name, one that is off not at all."""
-    if isinstance(value, bool):
-        return key if value else ""
-    return f"{key}={value}"
+def _shown(method: Method[Any], key: str, value: object) -> str:
+    """A parameter in a label: ``bits=4``; a switch by its name where it is on, and not at all where off is usual."""
+    if value is True:
+        return key
+    if value is False and method.params.model_fields[key].default is False:
+        return ""
+    return f"{key}={str(value).lower() if value is False else value}"

@@ -110,4 +110,6 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
             raise RecipeError(f"{file.path}:{key_line}: the key {key!r} stands here twice")
         file.lines[(*location, key)] = key_line
         mapping[key] = _build(file, value_node, (*location, key))
+        if mapping[key] is None:
+            raise RecipeError(f"{file.path}:{key_line}: the key {key!r} has no value; give it one, or leave it out")
     return mapping

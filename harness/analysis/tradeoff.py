@@ -11,9 +11,9 @@ from harness.analysis.row import Evidence, row
 from harness.analysis.selection import (
     Protocol,
     Setting,
+    best_session,
     current,
     current_in_session,
-    latest_session,
     protocol_text,
     protocols,
     same_workload,
@@ -103,7 +103,7 @@ def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
 
 def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Evidence:
     quality = _last(run for run in members if run.spec.kind == "quality")
-    performance = latest_session([run for run in members if run.spec.kind == "performance"])
+    performance = best_session([run for run in members if run.spec.kind == "performance"])
     return Evidence(
         quality=quality,
         quantize=_last(run for run in members if run.spec.kind == "quantize"),

@@ -11,8 +11,7 @@ from typing import Any
 
 from harness.cache import Cache
 from harness.contracts import Instrument, LoadedModel, LoadRequest, Method
-from harness.errors import InvalidRunError
-from harness.models.headers import declared_dtype, read_config
+from harness.errors import HarnessError, InvalidRunError
 from harness.record import Measurement, Phase
 from harness.registry import engine, method, metric
 from harness.spec import RunSpec, Scalar
@@ -58,25 +57,18 @@ class Bench:
         model = self.spec.model
         if model.needs_preparing:
             return self.cache.needed(self.spec, "prepare")
-        if model.kind == "hub":
-            from huggingface_hub import snapshot_download
-
-            return Path(snapshot_download(model.id, revision=model.revision, local_files_only=True))
+        if not model.path:
+            raise HarnessError(f"{model.id}: not fetched from the hub; run the recipe with 'qharness run'")
         return Path(model.path)
-
-    def dtype(self) -> str:
-        """The dtype the model runs in. A hub model's own is known only now that it is here."""
-        wanted = self.spec.model.dtype
-        return declared_dtype(read_config(self.source())) if wanted == "auto" else wanted
 
     def load(self) -> LoadedModel:
         """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one."""
         spec = self.spec
-        chosen, runtime = self.method(), engine(spec.engine)
-        params = self.params()
-        dtype = chosen.run_dtype(params, self.dtype())
+        runtime, params = engine(spec.engine), self.params()
         with self.phase("import"):
             runtime.imports()
+            chosen = self.method()
+            dtype = chosen.run_dtype(params, spec.model.dtype)
             quantization = chosen.load_config(params, dtype) if chosen.load_config else None
         path = self.cache.needed(spec, "quantize") if chosen.stage == "offline" else self.source()
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):

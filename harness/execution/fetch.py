@@ -18,11 +18,12 @@ from harness.errors import SourceError
 from harness.spec import ModelRef, RunSpec
 
 
-def fetch(specs: Sequence[RunSpec]) -> None:
-    """Raises SourceError where a model or a text cannot be had."""
-    wanted = [spec for spec in specs if spec.model.kind == "hub" or (spec.perplexity and spec.perplexity.text.hub)]
+def fetch(specs: Sequence[RunSpec]) -> bool:
+    """True where a model came that was not there. Raises SourceError where a model or a text cannot be had."""
+    absent = [spec for spec in specs if spec.model.kind == "hub" and not spec.model.path]
+    wanted = absent + [spec for spec in specs if spec.perplexity and spec.perplexity.text.hub]
     if not wanted:
-        return
+        return False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "specs.json"
         path.write_text(json.dumps([asdict(spec) for spec in wanted]), encoding="utf-8")
@@ -31,6 +32,7 @@ def fetch(specs: Sequence[RunSpec]) -> None:
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or ["no message"]
         raise SourceError(f"could not fetch what the recipe names from the hub: {last[0]}")
+    return bool(absent)
 
 
 def main(path: str) -> None:
@@ -41,7 +43,9 @@ def main(path: str) -> None:
 
     specs = decode(list[RunSpec], json.loads(Path(path).read_text(encoding="utf-8")), path)
     models: dict[str, ModelRef] = {spec.model.content: spec.model for spec in specs if spec.model.kind == "hub"}
-    texts: dict[str, TextRef] = {s.perplexity.text.id: s.perplexity.text for s in specs if s.perplexity}
+    texts: dict[str, TextRef] = {
+        s.perplexity.text.id: s.perplexity.text for s in specs if s.perplexity and s.perplexity.text.hub
+    }
     for model in models.values():
         fetch_model(model)
     for text in texts.values():

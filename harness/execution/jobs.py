@@ -43,7 +43,7 @@ def quantize(bench: Bench, out: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    spec, source, dtype = bench.spec, bench.source(), bench.dtype()
+    spec, source = bench.spec, bench.source()
     with bench.phase("import"):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -51,16 +51,26 @@ def quantize(bench: Bench, out: Path) -> None:
     assert chosen.quantize is not None
 
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, device_map=spec.device, use_safetensors=True)
+        arguments: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention else {}
+        return AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=spec.model.dtype,
+            device_map=spec.device,
+            use_safetensors=True,
+            trust_remote_code=spec.model.trust_remote_code,
+            **arguments,
+        )
 
     torch.manual_seed(spec.seed)
     with bench.phase("quantize"):
-        model = chosen.quantize(QuantizeJob(bench.params(), source, out, spec.device, dtype, spec.seed, load))
+        model = chosen.quantize(
+            QuantizeJob(bench.params(), source, out, spec.device, spec.model.dtype, spec.seed, load)
+        )
     with bench.phase("probe"), torch.inference_mode():
         logits = model(input_ids=_probe_tokens(model.config.vocab_size).to(model.device)).logits
         save_file({"logits": logits.float().cpu().contiguous()}, out / PROBE)
     if any(source.glob("tokenizer*")):
-        AutoTokenizer.from_pretrained(source).save_pretrained(out)
+        AutoTokenizer.from_pretrained(source, trust_remote_code=spec.model.trust_remote_code).save_pretrained(out)
 
 
 def reference(bench: Bench, out: Path) -> None:

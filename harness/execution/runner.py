@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,29 +49,23 @@ class Ended:
 Event = Started | PhaseBegan | Ended
 
 
-def done(planned: Sequence[PlannedRun], store: Store, cache: Cache) -> dict[str, RunRecord]:
-    """The records, by run_id, of the runs that need not be made again.
+def ready_plan(recipe: Recipe) -> tuple[PlannedRun, ...]:
+    """The plan, after what it names on a hub was fetched: a model's shapes and dtype are known only then.
 
-    A run is done where a record of it ended well and its artifact is still in the cache. Performance
-    is compared within one session: where any performance run of a model is missing, the baseline's
-    are made again with it.
+    Raises SourceError where something cannot be fetched.
     """
-    recipe = planned[0].spec.recipe
-    wanted = {run.spec.run_id: run for run in planned}
-    finished: dict[str, RunRecord] = {}
-    for record in store.records(recipe):
-        run = wanted.get(record.spec.run_id)
-        if run is not None and record.status == "ok" and _kept(record.spec, cache):
-            finished[record.spec.run_id] = record
-    missing = {
-        run.spec.model.label
-        for run in planned
-        if run.spec.kind == "performance" and not run.unsupported and run.spec.run_id not in finished
+    planned = plan(recipe)
+    return plan(recipe) if fetch([run.spec for run in planned]) else planned
+
+
+def done(planned: Sequence[PlannedRun], store: Store, cache: Cache) -> dict[str, RunRecord]:
+    """The records, by run_id, of the runs that ended well and whose artifact is still in the cache."""
+    wanted = {run.spec.run_id for run in planned}
+    return {
+        record.spec.run_id: record
+        for record in store.records(planned[0].spec.recipe)
+        if record.spec.run_id in wanted and record.status == "ok" and _kept(record.spec, cache)
     }
-    for run in planned:
-        if run.spec.kind == "performance" and run.spec.is_baseline and run.spec.model.label in missing:
-            finished.pop(run.spec.run_id, None)
-    return finished
 
 
 def run(
@@ -79,8 +73,8 @@ def run(
 ) -> tuple[RunRecord, ...]:
     """Makes every run that is not done and returns one record per planned run, in order.
 
-    Each record is saved before the next run begins. Raises ResultsError where another sweep writes
-    to the same results, SourceError where something cannot be fetched.
+    Each record is saved before the next run begins. Raises ResultsError where another sweep writes to the
+    same results.
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
@@ -88,11 +82,10 @@ def run(
     with store.locked(recipe):
         earlier = {record.spec.run_id: record for record in store.records(recipe)}
         finished = done(planned, store, cache)
-        fetch([run.spec for run in planned if run.spec.run_id not in finished and not run.unsupported])
         for index, planned_run in enumerate(planned, 1):
             spec = planned_run.spec
             on_event(Started(spec, index, len(planned)))
-            record = finished.get(spec.run_id)
+            record = None if _must_repeat(spec, planned, finished, records) else finished.get(spec.run_id)
             refusal = planned_run.unsupported or _unmet(spec, records)
             if record is None and refusal:
                 record = _refused(earlier.get(spec.run_id), refusal)
@@ -111,8 +104,23 @@ def run_recipe(
 
     Raises RecipeError for a wrong recipe; a run that fails is a record among those returned.
     """
-    planned = plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
+    planned = ready_plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
     return run(planned, Store(Path(results)), Cache(Path(cache) if cache else default_folder()), lambda event: None)
+
+
+def _must_repeat(
+    spec: RunSpec, planned: Sequence[PlannedRun], finished: Mapping[str, RunRecord], records: Mapping[str, RunRecord]
+) -> bool:
+    """Speed is compared within one session: where any is still to be measured, the baseline's is measured with it."""
+    if spec.kind != "performance" or not spec.is_baseline:
+        return False
+    return any(
+        (other.spec.kind, other.spec.model, other.spec.engine) == (spec.kind, spec.model, spec.engine)
+        and other.spec.run_id not in finished
+        and not other.unsupported
+        and not _unmet(other.spec, records)
+        for other in planned
+    )
 
 
 def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:
@@ -153,7 +161,7 @@ def _make(
     return record, kept is not None
 
 
-def _unmet(spec: RunSpec, records: dict[str, RunRecord]) -> str | None:
+def _unmet(spec: RunSpec, records: Mapping[str, RunRecord]) -> str | None:
     """Which needed run did not end well."""
     for kind, run_id in spec.needs.items():
         needed = records.get(run_id)

@@ -46,9 +46,9 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
     """Raises SourceError where the model is not there or is of a kind that is not loaded."""
     scheme, _, rest = entry.id.partition(":")
     if scheme == "synthetic" and rest:
+        _refuse(entry, "revision", "trust_remote_code", "degrid", kind="a synthetic model")
         return _synthetic(entry, rest, folder)
-    if entry.config:
-        raise SourceError(f"model {entry.id!r}: 'config' belongs to synthetic models alone")
+    _refuse(entry, "config", "seed", kind="a model that is not synthetic")
     if scheme == "package" and rest:
         return _local(entry, _package_file(rest))
     path = (folder / Path(entry.id).expanduser()).resolve()
@@ -68,12 +68,21 @@ def fetch(ref: ModelRef) -> None:
     )
 
 
+def _refuse(entry: Model, *keys: str, kind: str) -> None:
+    """Raises SourceError for a key that would have no effect on a model of this kind."""
+    for key in keys:
+        if getattr(entry, key) not in (None, False, {}):
+            raise SourceError(f"model {entry.id!r}: {key!r} has no effect on {kind}; leave it out")
+
+
 def _local(entry: Model, path: Path) -> SourceModel:
+    _refuse(entry, "revision", kind="a local model")
     if path.is_dir():
         header = headers.read_directory(path)
         files = sorted({file for pattern in _CHECKPOINT_FILES for file in path.glob(pattern) if file.is_file()})
         return _source(entry, "directory", path, header, digest([(file.name, _sha256(file)) for file in files]))
     if path.suffix == ".gguf":
+        _refuse(entry, "trust_remote_code", kind="a GGUF file")
         return _source(entry, "gguf", path, headers.read_gguf(path), _sha256(path))
     raise SourceError(f"model {entry.id!r}: neither a model's folder nor a .gguf file")
 
@@ -100,7 +109,7 @@ def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
     else:
         config = {"model_type": kind} | config
     header = headers.synthetic(config) or headers.Header({}, config.get("max_position_embeddings"), None, "float32")
-    source = _source(entry, "synthetic", None, header, digest([config, entry.seed]))
+    source = _source(entry, "synthetic", None, header, digest([config, entry.seed or 0]))
     return SourceModel(
         ModelRef(**{**source.ref.__dict__, "config": config}),
         source.widths,
@@ -129,7 +138,7 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         revision=entry.revision,
         trust_remote_code=entry.trust_remote_code,
         native_quantization=header.quantization,
-        seed=entry.seed,
+        seed=entry.seed or 0,
     )
     return SourceModel(ref, widths, decoder, other, header.context_length)
 

@@ -20,7 +20,7 @@ DATA = Path(__file__).parent / "data"
 TEXTS: Mapping[str, str] = MappingProxyType(
     {
         "demo": "English prose in sixteen genres, written for this project (CC0); for evaluation",
-        "demo_calibration": "English prose in other genres, written for this project (CC0); for calibration",
+        "demo_calibration": "other English prose, written for this project (CC0); for calibration",
     }
 )
 

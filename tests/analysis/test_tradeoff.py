@@ -161,12 +161,21 @@ def test_each_variant_stands_beside_the_baseline_of_its_own_session(
     assert entry.decode_ratio.value == pytest.approx(2, rel=0.01)  # type: ignore[union-attr]
 
 
-def test_the_latest_session_that_ended_well_counts(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+def test_the_best_session_that_ended_well_counts(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
     second, third = replace(bench, session="s2", day=2), replace(bench, session="s3", day=3)
     runs = [bench.performance(rtn, 1.0), second.performance(rtn, 2.0)]
     runs.append(third.failed(third.spec("performance", rtn), "timeout"))
     entry = row(only(runs), "rtn 4-bit")
     assert entry.headline_speed.decode_tok_per_s.value == pytest.approx(40, rel=0.05)  # type: ignore[union-attr]
+
+
+def test_one_repetition_made_again_does_not_stand_for_the_rest(bench: Bench, rtn: MethodRef) -> None:
+    """A resumed sweep makes only what is missing: three processes of the first day count, not one of the second."""
+    second = replace(bench, session="s2", day=2)
+    runs = [bench.performance(rtn, 1.0, repetition) for repetition in range(3)] + [second.performance(rtn, 2.0, 3)]
+    speed = row(only(runs), "rtn 4-bit").headline_speed
+    assert speed.decode_tok_per_s.n == 3  # type: ignore[union-attr]
+    assert speed.decode_tok_per_s.value == pytest.approx(20, rel=0.05)  # type: ignore[union-attr]
 
 
 def test_unlike_workloads_are_unlike_grid_points(bench: Bench, none: MethodRef) -> None:

@@ -196,6 +196,11 @@ def test_a_plugin_that_fails_at_import_is_told(sweeps, tiny: Path) -> None:
     with pytest.raises(UsageError, match=r"methods\[0\]: the plugin 'faulty' fails at import: ModuleNotFoundError"):
         sweeps.run(recipe(tiny, ["broken"]))
     assert "broken" in registry.method_names()
+    command = [sys.executable, "-c", "from harness.cli import main; main()"]
+    for arguments in (["list", "methods"], ["doctor"]):
+        ended = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert ended.returncode == 0
+        assert "broken: the plugin 'faulty' fails at import" in " ".join(ended.stdout.split())
 
 
 def test_results_that_cannot_be_a_folder_are_told(sweeps, tiny: Path, tmp_path: Path) -> None:
