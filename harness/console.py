@@ -11,11 +11,12 @@ from rich.table import Table
 from harness import machine, registry
 from harness.errors import UsageError
 from harness.planner import PlannedRun
+from harness.report.formats import DECIMAL, significant, size_unit
 from harness.text.sources import TEXTS
 
 
 def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: bool) -> None:
-    """The runs in order. Weights are estimated from the model's shapes, in GB (10⁹ bytes)."""
+    """The runs in order. Weights are estimated from the model's shapes, in decimal units (GB is 10⁹ bytes)."""
     if as_json:
         for run in planned:
             print(
@@ -38,10 +39,11 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("#", "run", "stack", "weights ≈", "state"):
         table.add_column(column, overflow="fold", justify="right" if column in ("#", "weights ≈") else "left")
+    unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
     models = {run.spec.model.label for run in planned}
     for index, run in enumerate(planned, 1):
         spec = run.spec
-        size = "" if run.weight_bytes is None else f"{run.weight_bytes / 1e9:.3f} GB"
+        size = "" if run.weight_bytes is None else f"{significant(run.weight_bytes / unit.bytes)} {unit.name}"
         title = f"{spec.title} · {spec.model.label}" if len(models) > 1 else spec.title
         table.add_row(str(index), title, spec.stack, size, _state(run, done))
     console = Console()

@@ -135,8 +135,8 @@ class _Live:
         if self._made:
             mean_s = (self._run_began - self._began) / self._made
             left_s = mean_s * (self._now.total - self._now.index + 1) - (now - self._run_began)
-            line += f" · elapsed {_clock(now - self._began)}, about {_clock(max(left_s, 0))} left"
-        return Text(line, style="bold")
+            line += f" · total {_clock(now - self._began)}, ≈ {_clock(max(left_s, 0))} left"
+        return Text(line, style="bold", no_wrap=True, overflow="ellipsis")
 
 
 def _clock(seconds: float) -> str:

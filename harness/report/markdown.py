@@ -88,8 +88,9 @@ def _line(cells: Iterable[str]) -> str:
 def _fault(fault: Fault) -> str:
     words = f"{fault.title}: {fault.status.replace('_', ' ')}: {fault.reason}"
     summary = html.escape(" ".join(words.split()))
-    tail = html.escape(fault.log_tail)
-    return f"<details><summary>{summary}</summary>\n\n<pre>{tail}</pre>\n\n</details>"
+    if not fault.log_tail:
+        return f"- {summary}"
+    return f"<details><summary>{summary}</summary>\n\n<pre>{html.escape(fault.log_tail)}</pre>\n\n</details>"
 
 
 def _origin(whole: Page) -> Iterable[str]:
