@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -47,56 +47,62 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> tuple[PlannedRun, ..
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
     if len({source.ref.label for source in sources}) < len(sources):
         raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
-    chosen, base_variant = variants(recipe), baseline(recipe)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
-    quality: list[PlannedRun] = []
-    performance: list[list[PlannedRun]] = [[] for _ in range(recipe.repetitions)]
-    early: list[PlannedRun] = []
-    for source, engine in product(sources, engines):
-        base = _base_spec(recipe, source, base_variant, engine, machine)
-        weight_bytes = _weight_bytes(source, base_variant)
-        needs: dict[str, str] = {}
-        if source.ref.needs_preparing:
-            early.append(PlannedRun(_locked(replace(base, kind="prepare"), base_variant), weight_bytes))
-            needs["prepare"] = early[-1].spec.run_id
-        scored = base.perplexity is not None and source.ref.kind != "synthetic"
-        if scored and base.divergence:
-            reference = _locked(replace(base, kind="reference", needs=needs), base_variant)
-            early.append(PlannedRun(reference, weight_bytes, _too_long(source, reference)))
-            needs = {**needs, "reference": reference.run_id}
-        for variant in chosen:
-            if excluded(recipe, variant, source.ref.label, engine):
-                continue
-            runs = list(_runs_of(recipe, source, variant, base, needs, scored))
-            quality += [run for run in runs if run.spec.kind != "performance"]
-            for run in runs:
-                if run.spec.kind == "performance":
-                    performance[run.spec.repetition].append(run)
-    planned = [*early, *quality, *(run for repetition in performance for run in repetition)]
+    chosen, base = variants(recipe), baseline(recipe)
+    planned = [
+        run
+        for source, engine in product(sources, engines)
+        for run in _runs(recipe, source, _base_spec(recipe, source, base, engine, machine), base, chosen)
+    ]
     if not any(run.spec.kind in ("quality", "performance") for run in planned):
-        raise recipe.error(("exclude",) if recipe.exclude else ("measure",), "nothing is left to run")
-    return tuple(planned)
+        raise recipe.error(
+            ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
+        )
+    return tuple(sorted(planned, key=_turn))
 
 
-def _runs_of(
-    recipe: Recipe, source: SourceModel, variant: Variant, base: RunSpec, needs: Mapping[str, str], scored: bool
+def _turn(run: PlannedRun) -> int:
+    """When a run's turn comes; runs of one turn keep their order."""
+    turns = {"prepare": 0, "reference": 0, "quantize": 1, "quality": 1, "performance": 2}
+    return turns[run.spec.kind] + run.spec.repetition
+
+
+def _runs(
+    recipe: Recipe, source: SourceModel, spec: RunSpec, base: Variant, chosen: Sequence[Variant]
 ) -> Iterator[PlannedRun]:
-    """The runs of one variant, in order."""
+    """The runs of one model on one engine: what all its variants need, then theirs."""
+    weight_bytes = _weight_bytes(source, base)
+    needs: dict[str, str] = {}
+    if source.ref.needs_preparing:
+        prepare = _locked(replace(spec, kind="prepare"), base)
+        yield PlannedRun(prepare, weight_bytes)
+        needs = {"prepare": prepare.run_id}
+    reference = None
+    if spec.perplexity is not None and spec.divergence:
+        reference = _locked(replace(spec, kind="reference", needs=needs), base)
+        yield PlannedRun(reference, weight_bytes, _too_long(source, reference))
+    for variant in chosen:
+        if not excluded(recipe, variant, source.ref.label, spec.engine):
+            yield from _variant_runs(recipe, source, replace(spec, method=variant.ref, needs=needs), variant, reference)
+
+
+def _variant_runs(
+    recipe: Recipe, source: SourceModel, spec: RunSpec, variant: Variant, reference: RunSpec | None
+) -> Iterator[PlannedRun]:
+    """The runs of one variant; ``spec`` names the method and what every run of the model needs."""
     weight_bytes = _weight_bytes(source, variant)
-    spec = replace(base, method=variant.ref)
-    before = {kind: run_id for kind, run_id in needs.items() if kind != "reference"}
-    blocked = _unsupported(source, variant, spec)
+    blocked = _unsupported(source, variant)
     if variant.ref.stage == "offline":
-        quantize = _locked(replace(spec, kind="quantize", needs=before), variant)
+        quantize = _locked(replace(spec, kind="quantize"), variant)
         yield PlannedRun(quantize, weight_bytes, blocked)
-        before = {**before, "quantize": quantize.run_id}
-    if scored:
-        reference = {"reference": needs["reference"]} if "reference" in needs else {}
-        quality = _locked(replace(spec, kind="quality", needs={**before, **reference}), variant)
+        spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
+    if spec.perplexity is not None:
+        needs = {**spec.needs, "reference": reference.run_id} if reference else spec.needs
+        quality = _locked(replace(spec, kind="quality", needs=needs), variant)
         yield PlannedRun(quality, weight_bytes, blocked or _too_long(source, quality))
-    if spec.throughput is not None or (spec.memory and not scored):
+    if spec.throughput is not None or (spec.memory and spec.perplexity is None):
         for repetition in range(recipe.repetitions):
-            run = _locked(replace(spec, kind="performance", repetition=repetition, needs=before), variant)
+            run = _locked(replace(spec, kind="performance", repetition=repetition), variant)
             yield PlannedRun(run, weight_bytes, blocked or _too_long(source, run))
 
 
@@ -107,7 +113,7 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
     if measure.divergence is not None and measure.perplexity is None:
         raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
     perplexity = throughput = None
-    if measure.perplexity is not None:
+    if measure.perplexity is not None and source.ref.kind != "synthetic":  # random weights have no quality
         entry = measure.perplexity
         try:
             text = resolve(entry.text, recipe.folder)
@@ -160,7 +166,7 @@ def _engine(recipe: Recipe, index: int) -> str:
         raise recipe.error(("engines", index), str(error)) from None
 
 
-def _unsupported(source: SourceModel, variant: Variant, spec: RunSpec) -> str | None:
+def _unsupported(source: SourceModel, variant: Variant) -> str | None:
     """Why this model or this environment cannot take the variant."""
     lacking = registry.missing(variant.method)
     if lacking:

@@ -116,7 +116,7 @@ def performance(bench: Bench, out: Path) -> None:
     """Prefill and decode speed of a variant in a fresh process."""
     spec = bench.spec
     model = bench.load()
-    if spec.perplexity is None or spec.model.kind == "synthetic":  # no quality run counts them
+    if spec.perplexity is None:  # no quality run counts them
         _take_stock(bench, model)
     if spec.throughput is not None:
         with bench.phase("generate"):
