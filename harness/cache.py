@@ -52,13 +52,14 @@ class Cache:
             return None
         return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
 
+    def part(self, spec: RunSpec, token: str) -> Path:
+        """Where a worker fills its folder; the token is the worker's own."""
+        return self.folder(spec.kind, f".{spec.run_id}.{token}.part")
+
     @contextmanager
-    def filling(self, spec: RunSpec) -> Iterator[Path]:
+    def filling(self, spec: RunSpec, token: str) -> Iterator[Path]:
         """A folder to fill; it is thrown away where filling it fails, and has no outcome yet."""
-        part = self.folder(spec.kind, f".{spec.run_id}.{os.getpid()}.part")
-        for left in part.parent.glob(f".{spec.run_id}.*.part"):
-            if not _alive(int(left.name.split(".")[2])):  # its worker was killed
-                shutil.rmtree(left, ignore_errors=True)
+        part = self.part(spec, token)
         part.mkdir(parents=True)
         try:
             yield part
@@ -67,18 +68,11 @@ class Cache:
             raise
 
     def publish(self, spec: RunSpec, part: Path, outcome: Outcome) -> None:
-        """Gives a filled folder its outcome and its name."""
+        """Gives a filled folder its outcome and its name. One that another sweep published meanwhile stays."""
         (part / OUTCOME).write_text(encode(outcome), encoding="utf-8")
-        final = self.folder(spec.kind, spec.run_id)
-        shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-
-
-def _alive(process_id: int) -> bool:
-    try:
-        os.kill(process_id, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        try:
+            part.rename(self.folder(spec.kind, spec.run_id))
+        except OSError:
+            if self.outcome(spec) is None:
+                raise
+            shutil.rmtree(part)

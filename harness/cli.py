@@ -5,6 +5,7 @@ Nothing heavy is imported up here: ``--help`` must be quick.
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 from enum import StrEnum
@@ -57,7 +58,8 @@ def plan(
     from harness.store import Store
 
     planned = make_plan(load_recipe(recipe))
-    show_plan(planned, set(done(planned, Store(results), Cache(cache or default_folder()))), as_json)
+    records = Store(results).records(planned[0].spec.recipe)
+    show_plan(planned, set(done(planned, records, Cache(cache or default_folder()))), as_json)
 
 
 @app.command()
@@ -77,6 +79,8 @@ def run(
     from harness.store import Store
 
     planned = ready_plan(load_recipe(recipe))
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # or a worker would outlive its sweep
+        signal.signal(ending, signal.default_int_handler)
     try:
         with display(as_json) as show:
             records = make_runs(planned, Store(results), Cache(cache or default_folder()), show)
@@ -84,13 +88,16 @@ def run(
         typer.echo("interrupted; the same command resumes where it stopped", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     failed = sum(record.status in FAILURES for record in records)
+    baseless = any(record.spec.is_baseline and record.status != "ok" for record in records)
     folder = results / planned[0].spec.recipe
     if not as_json:
         well = sum(record.status == "ok" for record in records)
         rest = len(records) - well - failed
         typer.echo(f"{well} ok, {failed} failed, {rest} unsupported; records in {folder}")
         typer.echo(f"next: qharness report {folder}")
-    if failed:
+    if baseless and not failed:
+        typer.echo("a run of the baseline could not be made; there is nothing to compare with", err=True)
+    if failed or baseless:
         raise typer.Exit(ExitCode.RUNS_FAILED)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from harness.recipe import Strict
 from harness.record import Measurement
-from harness.spec import PerplexityWorkload, ThroughputWorkload
+from harness.spec import ThroughputWorkload
 
 if TYPE_CHECKING:
     import torch
@@ -118,15 +118,20 @@ class LoadedModel(Protocol):
     """The narrow waist between engines and metrics: a model that runs.
 
     Tokens are (batch, length) int64 tensors on any device; hidden states and logits come back on
-    the model's device. ``hidden`` and ``head`` may be used only where ``factored`` is True: a probe
-    at load time found ``head(hidden(x))`` equal to the model's own logits.
+    the model's device. ``hidden`` and ``head`` may be used only where ``factored`` is True: ``probe``,
+    called once after loading, found ``head(hidden(x))`` equal to the model's own logits.
+    ``attention`` names the implementation that runs.
     """
 
     tokenizer: Any | None
-    context_length: int
     vocabulary: int
     device: str
+    attention: str
     factored: bool
+
+    def probe(self) -> None:
+        """Sets ``factored``. Until then nothing has run, and what is stored is as it was loaded."""
+        ...
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         """The input of the output embedding, (batch, length, width)."""
@@ -251,8 +256,7 @@ class Metric:
     """A measurement plugin: an observer, a workload of its own, or an instrument.
 
     ``make`` builds it inside the worker. Its signature follows the kind:
-    observer ``(PerplexityWorkload-protocol) -> Observer``, workload: a Workload itself,
-    instrument ``(device) -> Instrument``.
+    observer ``(Windows) -> Observer``, workload: a Workload itself, instrument ``(device) -> Instrument``.
     """
 
     name: str
@@ -260,24 +264,3 @@ class Metric:
     kind: MetricKind
     summary: str
     make: Callable[..., Any]
-
-
-__all__ = [
-    "Chunk",
-    "Engine",
-    "HeadWeights",
-    "Instrument",
-    "LoadRequest",
-    "LoadedModel",
-    "Method",
-    "MethodParams",
-    "Metric",
-    "Observer",
-    "PerplexityWorkload",
-    "QuantizeJob",
-    "Role",
-    "StoredTensor",
-    "ThroughputWorkload",
-    "Windows",
-    "Workload",
-]

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from harness.errors import UsageError
 from harness.record import Fingerprint
 from harness.spec import Scalar
+
+T = TypeVar("T")
 
 PACKAGES = (
     "qharness",
@@ -41,21 +43,18 @@ class Machine:
 
 def choose(device: str) -> Machine:
     """The machine with the recipe's device. Raises UsageError for a GPU that is not there or not usable."""
-    gpu = _gpu_name()
-    usable = gpu is not None and not _cpu_build()
+    cpu = f"{cpu_name()}, {cores()} cores"
+    with _gpu() as gpu:
+        name = None if gpu is None else gpu.name()
+    usable = name is not None and not _cpu_build()
     if device == "cuda" and not usable:
-        raise UsageError(
-            "device: cuda, but "
-            + ("the installed torch is a CPU build" if gpu else "no NVIDIA GPU or driver was found")
-            + "; see 'qharness doctor'"
-        )
-    if device == "cpu" or not usable:
-        return Machine("cpu", f"{cpu_name()}, {cores()} cores")
-    return Machine("cuda", str(gpu))
+        reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
+        raise UsageError(f"device: cuda, but {reason}; see 'qharness doctor'")
+    return Machine("cuda", f"{name}; {cpu}") if usable and device != "cpu" else Machine("cpu", cpu)
 
 
 def fingerprint() -> Fingerprint:
-    """The machine and its software as they are at this moment."""
+    """The machine and its software as they are at this moment; what cannot be asked is left out."""
     hardware: dict[str, Scalar] = {
         "cpu": cpu_name(),
         "cores": cores(),
@@ -63,19 +62,10 @@ def fingerprint() -> Fingerprint:
         "platform": platform.platform(),
     }
     state = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(_meminfo("MemAvailable"))}
-    with _nvml() as nvml:
-        if nvml is not None:
-            handle = nvml.nvmlDeviceGetHandleByIndex(0)
-            hardware |= {
-                "gpu": nvml.nvmlDeviceGetName(handle),
-                "gpu_memory_bytes": nvml.nvmlDeviceGetMemoryInfo(handle).total,
-                "driver": nvml.nvmlSystemGetDriverVersion(),
-            }
-            state |= {
-                "gpu_temperature_c": float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-                "gpu_sm_clock_mhz": float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-                "gpu_used_bytes": float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            }
+    with _gpu() as gpu:
+        if gpu is not None:
+            hardware |= gpu.hardware()
+            state |= gpu.state()
     return Fingerprint(hardware, {"python": platform.python_version(), **versions()}, state)
 
 
@@ -109,29 +99,56 @@ def memory_bytes() -> int:
 
 
 def gpu_summary() -> str | None:
-    """Name and memory of the first GPU, or None where NVML finds none."""
-    with _nvml() as nvml:
-        if nvml is None:
+    """Name and memory of the GPU that would be used, or None where there is none."""
+    with _gpu() as gpu:
+        if gpu is None:
             return None
-        handle = nvml.nvmlDeviceGetHandleByIndex(0)
-        return f"{nvml.nvmlDeviceGetName(handle)}, {nvml.nvmlDeviceGetMemoryInfo(handle).total / 2**30:.0f} GiB"
+        size = gpu.hardware().get("gpu_memory_bytes")
+        return f"{gpu.name()}, {float(size) / 2**30:.0f} GiB" if size else gpu.name()
 
 
-def _gpu_name() -> str | None:
-    with _nvml() as nvml:
-        return None if nvml is None else str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(0)))
+class _Gpu:
+    """The GPU that torch calls cuda:0, asked through NVML. Some GPUs refuse some questions; the answer is left out."""
 
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
 
-def _cpu_build() -> bool:
-    try:
-        return version("torch").endswith("+cpu")
-    except PackageNotFoundError:
-        return True
+    def name(self) -> str:
+        return str(self._nvml.nvmlDeviceGetName(self._handle))
+
+    def hardware(self) -> dict[str, Scalar]:
+        nvml, handle = self._nvml, self._handle
+        return self._asked(
+            {
+                "gpu": lambda: nvml.nvmlDeviceGetName(handle),
+                "gpu_memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                "driver": nvml.nvmlSystemGetDriverVersion,
+            }
+        )
+
+    def state(self) -> dict[str, float]:
+        nvml, handle = self._nvml, self._handle
+        return self._asked(
+            {
+                "gpu_temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+                "gpu_sm_clock_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
+                "gpu_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+            }
+        )
+
+    def _asked(self, questions: dict[str, Callable[[], T]]) -> dict[str, T]:
+        answers = {}
+        for name, ask in questions.items():
+            try:
+                answers[name] = ask()
+            except self._nvml.NVMLError:
+                continue
+        return answers
 
 
 @contextmanager
-def _nvml() -> Iterator[Any | None]:
-    """NVML, initialised and shut down again; None where there is no driver or no GPU."""
+def _gpu() -> Iterator[_Gpu | None]:
+    """The first visible GPU; None where there is no driver, no GPU, or CUDA_VISIBLE_DEVICES hides them all."""
     import pynvml
 
     try:
@@ -140,9 +157,27 @@ def _nvml() -> Iterator[Any | None]:
         yield None
         return
     try:
-        yield pynvml if pynvml.nvmlDeviceGetCount() else None
+        yield _first_visible(pynvml)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _first_visible(nvml: Any) -> _Gpu | None:
+    """Workers number GPUs as NVML does (CUDA_DEVICE_ORDER), so that an index means the same to both."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    try:
+        if first.isdigit():
+            return _Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first)))
+        return _Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(first)) if first.startswith(("GPU-", "MIG-")) else None
+    except nvml.NVMLError:
+        return None
+
+
+def _cpu_build() -> bool:
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return True
 
 
 def _meminfo(name: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -10,6 +10,7 @@ from harness import recipe as written
 from harness import registry
 from harness.errors import SourceError, UsageError
 from harness.machine import Machine, choose
+from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Recipe
 from harness.spec import (
@@ -18,11 +19,18 @@ from harness.spec import (
     RunSpec,
     ThroughputWorkload,
     digest,
+    model_identity,
 )
 from harness.text.sources import resolve
-from harness.variants import Variant, baseline, excluded, variants
+from harness.text.windows import VERSION as WINDOWS_VERSION
+from harness.variants import Variant, baseline, matches, variants
 
-CORE_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "reference": ("divergence",),
+    "quality": ("perplexity", "divergence", "memory"),
+    "performance": ("throughput", "memory"),
+}
+"""Whose versions a figure of a kind of run belongs to."""
 DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 
 
@@ -45,10 +53,12 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> tuple[PlannedRun, ..
     """
     machine = machine or choose(recipe.device)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
-    if len({source.ref.label for source in sources}) < len(sources):
-        raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
+    _refuse_twins(recipe, sources)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
     chosen, base = variants(recipe), baseline(recipe)
+    for index in range(len(recipe.exclude)):
+        if not any(matches(recipe, index, v, s.ref.label, e) for v, s, e in product(chosen, sources, engines)):
+            raise recipe.error(("exclude", index), "matches no variant of this recipe")
     planned = [
         run
         for source, engine in product(sources, engines)
@@ -59,6 +69,14 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> tuple[PlannedRun, ..
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
     return tuple(sorted(planned, key=_turn))
+
+
+def _refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
+    """Raises RecipeError for one model written twice, and for two that a table could not tell apart."""
+    if len({source.ref.label for source in sources}) < len(sources):
+        raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
+    if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
+        raise recipe.error(("models",), "the same model stands here twice")
 
 
 def _turn(run: PlannedRun) -> int:
@@ -82,7 +100,10 @@ def _runs(
         reference = _locked(replace(spec, kind="reference", needs=needs), base)
         yield PlannedRun(reference, weight_bytes, _too_long(source, reference))
     for variant in chosen:
-        if not excluded(recipe, variant, source.ref.label, spec.engine):
+        excluded = any(
+            matches(recipe, index, variant, source.ref.label, spec.engine) for index in range(len(recipe.exclude))
+        )
+        if variant.ref == base.ref or not excluded:
             yield from _variant_runs(recipe, source, replace(spec, method=variant.ref, needs=needs), variant, reference)
 
 
@@ -145,11 +166,18 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
 
 def _locked(spec: RunSpec, variant: Variant) -> RunSpec:
     """The spec with the versions that a repetition of it must share."""
-    packages = (*CORE_PACKAGES, *variant.method.packages)
+    runtime = registry.engine(spec.engine)
+    converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
+    packages = (*runtime.packages, *variant.method.packages, *converts)
     lock = digest({package: registry.installed_version(package) for package in packages})
-    names = {"reference": ("divergence",), "quality": ("perplexity", "divergence"), "performance": ("throughput",)}
-    versions = {name: registry.metric(name).version for name in names.get(spec.kind, ())}
-    return replace(spec, lock=lock, versions={**versions, "memory": registry.metric("memory").version})
+    versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
+    if spec.kind == "prepare":
+        versions["prepare"] = PREPARE_VERSION
+    else:
+        versions[runtime.name] = runtime.version
+    if spec.kind in ("reference", "quality"):
+        versions["windows"] = WINDOWS_VERSION
+    return replace(spec, lock=lock, versions=versions)
 
 
 def _source(recipe: Recipe, index: int) -> SourceModel:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -60,6 +61,12 @@ def _one_or_many(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value if isinstance(value, tuple) else (value,)
 
 
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise PydanticCustomError("distinct", "expected each value once")
+    return values
+
+
 def _text(value: Any) -> Any:
     if not isinstance(value, str):
         return value
@@ -76,7 +83,9 @@ PositiveInts = Annotated[
     tuple[PositiveInt, ...],
     BeforeValidator(_one_or_many, json_schema_input_type=PositiveInt | list[PositiveInt]),
     Field(min_length=1),
+    AfterValidator(_distinct),
 ]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 
 
 class Model(Strict):
@@ -89,7 +98,7 @@ class Model(Strict):
     id: str = Field(min_length=1)
     label: str | None = Field(None, description="name shown in tables; made from the id where absent")
     dtype: Dtype = Field("auto", description="the dtype it runs in; auto is the checkpoint's own")
-    revision: str | None = Field(None, description="commit of a hub model; without it the run could not be repeated")
+    revision: Commit | None = Field(None, description="commit of a hub model: its run must be repeatable")
     degrid: NonNegativeInt | None = Field(
         None, description="seed with which weights are moved off a coarse grid, their function unchanged"
     )
@@ -116,7 +125,7 @@ class Text(Strict):
     hub: str | None = Field(None, description="id of a data set on the hub")
     config: str | None = Field(None, description="configuration of the data set")
     split: str | None = Field(None, description="split of the data set; needed with hub")
-    revision: str | None = Field(None, description="commit of the data set; needed with hub")
+    revision: Commit | None = Field(None, description="commit of the data set; needed with hub")
     field: str = Field("text", description="the field of JSON lines, or of a data set's rows, that is read")
 
     @model_validator(mode="after")
@@ -174,7 +183,9 @@ class Limits(Strict):
     """What one run may take before it is ended and recorded."""
 
     time: Seconds | None = Field(None, description="wall time of one run, such as 10m")
-    memory: Bytes | None = Field(None, description="memory of one run, such as 8GiB")
+    memory: Bytes | None = Field(
+        None, description="private memory of one run on the host, such as 8GiB; a GPU's is not limited"
+    )
 
 
 def _model(value: Any) -> Any:
@@ -216,7 +227,9 @@ class Recipe(Strict):
     methods: tuple[AnyMethod, ...] = Field(
         min_length=1, description="names, or {name: {parameter: value or list of values}}"
     )
-    engines: tuple[str, ...] = Field(("transformers",), min_length=1, description="what runs the variants")
+    engines: Annotated[tuple[str, ...], AfterValidator(_distinct)] = Field(
+        ("transformers",), min_length=1, description="what runs the variants"
+    )
     measure: Measure
     baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant beside which every other stands")
     repetitions: PositiveInt = Field(1, description="fresh processes per variant, of performance only")
@@ -288,9 +301,11 @@ def _explain(fault: ErrorDetails) -> tuple[Location, str]:
         case "extra_forbidden":
             owner = _owner(location[:-1])
             return location, "unknown key" + (did_you_mean(str(location[-1]), owner.model_fields) if owner else "")
-        case "not_built" | "duration" | "size" | "method" | "text":
+        case "not_built" | "duration" | "size" | "method" | "text" | "distinct":
             return location, fault["msg"]
         case "string_pattern_mismatch":
+            if location[-1] == "revision":
+                return location, f"expected a commit, 40 hexadecimal digits, not {given!r}"
             return location, f"expected letters, digits, dots, dashes and underscores, not {given!r}"
         case "too_short":
             return location, "expected at least one entry"

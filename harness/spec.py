@@ -1,7 +1,6 @@
 """RunSpec: one run, said completely. What the planner makes, the worker reads and the store keeps.
 
-Only the standard library is imported here: the worker reads a spec inside interpreters that hold
-nothing of the harness's own dependencies.
+Only the standard library is imported here.
 """
 
 from __future__ import annotations
@@ -102,8 +101,8 @@ class RunSpec:
     """One child process: what it loads, what it does there, what it may take.
 
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
-    question asked here, now, with these libraries; ``needs`` names, by kind, the runs that must have
-    ended well before this one and whose artifacts it reads.
+    question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
+    runs that must have ended well before this one and whose artifacts it reads.
     """
 
     kind: Kind
@@ -152,27 +151,30 @@ class RunSpec:
     @property
     def run_id(self) -> str:
         environment = [self.lock, self.hardware, dict(self.versions), self.method.version, self.repetition]
-        return digest([self._case(), environment])
+        return digest([self._case(), environment, dict(self.needs)])
 
     def _case(self) -> dict[str, Any]:
         """The question. Model and text count by their content, not by where they lie."""
-        case: dict[str, Any] = {
-            "kind": self.kind,
-            "model": model_identity(self.model),
-            "engine": self.engine,
-            "device": self.device,
-            "threads": self.threads,
-            "attention": self.attention,
-            "memory": self.memory,
-        }
+        case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}
         if self.kind == "prepare":
-            return {"kind": self.kind, "model": case["model"]}
-        case |= {"method": [self.method.name, dict(self.method.params)], "scope": self.scope, "seed": self.seed}
+            return case
+        case |= {
+            "method": [self.method.name, dict(self.method.params)],
+            "scope": self.scope,
+            "seed": self.seed,
+            "device": self.device,
+            "attention": self.attention,
+        }
+        if self.kind == "quantize":
+            return case
+        case |= {"engine": self.engine, "threads": self.threads}
+        if self.kind != "reference":
+            case["memory"] = self.memory
         if self.kind in ("reference", "quality") and self.perplexity is not None:
             workload = asdict(self.perplexity)
             text = workload.pop("text")
             case["text"] = text["sha256"] or [text["hub"], text["config"], text["split"], text["revision"]]
-            case["text_field"] = text["field"]
+            case["text_format"] = [text["field"], (text["path"] or "").endswith((".jsonl", ".json"))]
             case["perplexity"] = workload
             case["divergence"] = self.divergence
             case["baseline"] = [self.baseline.name, dict(self.baseline.params)]

@@ -167,7 +167,7 @@ def _read(path: Path) -> RunRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{path}: not a whole record: {error}") from None
+        raise ResultsError(f"{path}: not a whole record ({error}); move its folder away to read the others") from None
     if not isinstance(raw, dict):
         raise ResultsError(f"{path}: not a record")
     record = decode(RunRecord, upgrade(raw, str(path)), str(path))

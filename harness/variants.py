@@ -46,11 +46,13 @@ def baseline(recipe: Recipe) -> Variant:
     return found[0]
 
 
-def excluded(recipe: Recipe, variant: Variant, model: str, engine: str) -> bool:
-    """Whether one of the recipe's ``exclude`` patterns matches in every key. The baseline always stays."""
+def matches(recipe: Recipe, index: int, variant: Variant, model: str, engine: str) -> bool:
+    """Whether a variant has every value that the recipe's ``exclude`` entry of that index names."""
     facts = {"model": model, "method": variant.ref.name, "engine": engine, **variant.ref.params}
-    return _key(variant) != _key(baseline(recipe)) and any(
-        all(key in facts and facts[key] == value for key, value in pattern.items()) for pattern in recipe.exclude
+    pattern = recipe.exclude[index]
+    return all(
+        facts.get(key) == (registry.ALIASES.get(value, value) if key == "method" else value)
+        for key, value in pattern.items()
     )
 
 
@@ -58,6 +60,8 @@ def _check_exclude(recipe: Recipe, chosen: list[Variant]) -> None:
     """Raises RecipeError for a key of ``exclude`` that no variant has: it could never match."""
     known = {"model", "method", "engine"} | {key for variant in chosen for key in variant.ref.params}
     for index, pattern in enumerate(recipe.exclude):
+        if not pattern:
+            raise recipe.error(("exclude", index), "names nothing, and so would leave out everything")
         for key in pattern:
             if key not in known:
                 raise recipe.error(("exclude", index, key), f"unknown key{did_you_mean(key, known)}")

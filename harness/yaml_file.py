@@ -6,6 +6,7 @@ end. They are refused here, with their line, before anything is built from them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,17 @@ def read_yaml(path: Path) -> YamlFile:
     return result
 
 
+def _scalar(file: YamlFile, node: yaml.Node) -> Any:
+    place = f"{file.path}:{node.start_mark.line + 1}"
+    try:
+        value = yaml.SafeLoader("").construct_object(node)
+    except (ValueError, KeyError, yaml.YAMLError):
+        raise RecipeError(f"{place}: {node.value!r} cannot be read; put it in quotes if it is text") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{place}: expected a finite number, not {node.value}")
+    return value
+
+
 def _refuse_explosion(path: Path, root: yaml.Node) -> None:
     """Counts the nodes that the aliases would expand to, visiting each node once."""
     sizes: dict[int, int] = {}
@@ -99,7 +111,7 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_build(file, item, (*location, index)) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return yaml.SafeLoader("").construct_object(node)
+        return _scalar(file, node)
     mapping: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = key_node.value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,22 @@ def test_the_question_changes_with_seed_text_and_model_but_not_with_hardware(mak
     assert quality(elsewhere).run_id != quality(here).run_id
 
 
+def test_what_cannot_change_an_artifact_is_no_part_of_its_name(make) -> None:
+    def quantize(runs: tuple[PlannedRun, ...]) -> str:
+        return next(run.spec.run_id for run in runs if run.spec.kind == "quantize")
+
+    measure = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}, "memory": {}}
+    assert quantize(make(measure=measure, threads=1)) == quantize(make())
+    assert quantize(make(seed=1)) != quantize(make())
+
+
+def test_a_run_on_another_artifact_is_another_run(make) -> None:
+    spec = next(run.spec for run in make() if run.spec.title == "quality none")
+    other = replace(spec, needs={**spec.needs, "reference": "of another version"})
+    assert other.case_id == spec.case_id
+    assert other.run_id != spec.run_id
+
+
 def test_a_model_copied_elsewhere_is_the_same_model(make, tmp_path: Path, tiny: Path) -> None:
     import shutil
 
@@ -129,6 +146,11 @@ def test_exclude_leaves_out_what_matches_every_key(make) -> None:
 def test_two_models_of_one_label_are_refused(make, tiny: Path) -> None:
     with pytest.raises(RecipeError, match="same label"):
         make(models=[{"id": str(tiny), "label": "a"}, {"id": str(tiny), "degrid": 0, "label": "a"}])
+
+
+def test_one_model_written_twice_is_refused(make, tiny: Path) -> None:
+    with pytest.raises(RecipeError, match="the same model stands here twice"):
+        make(models=[{"id": str(tiny), "label": "a"}, {"id": str(tiny), "label": "b"}])
 
 
 def test_a_synthetic_model_is_measured_for_speed_alone(make) -> None:

@@ -52,6 +52,7 @@ def test_the_degridded_model_has_the_plain_models_perplexity(tmp_path: Path) -> 
     assert divergence is not None
     assert divergence < DEGRID_KL_LIMIT
     model = load(LoadRequest(tmp_path, "float32", "cpu"))
+    model.probe()
     text = resolve(Text(name="demo"), Path())
     windows = cut(PerplexityWorkload(text, "gptq", CONTEXT, WINDOWS), model.tokenizer)
     assert windows.protocol["bos"] == "none"

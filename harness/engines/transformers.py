@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Engine, HeadWeights, LoadedModel, LoadRequest, StoredTensor
+from harness.numerics.logits import finish
 
 if TYPE_CHECKING:
     import torch
@@ -26,18 +27,21 @@ class TransformersModel:
         self._scale = _logit_scale(config)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.tokenizer = tokenizer
-        self.context_length = int(getattr(config, "max_position_embeddings", 0) or 2**31)
         self.vocabulary = int(config.vocab_size)
         self.device = str(model.device)
         self._stored = self._ledger()  # before the first forward, in which some libraries repack their weights
-        self.factored = self._head is not None and self._probe()
+        self.attention = str(getattr(config, "_attn_implementation", None))
+        self.factored = False
+
+    def probe(self) -> None:
+        self.factored = self._head is not None and self._is_factored()
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         decoder = self._model.get_decoder()
         return decoder(input_ids=tokens.to(self._model.device), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return finish_logits(self._head(hidden), self._scale, self._softcap)
+        return finish(self._head(hidden), self._scale, self._softcap)
 
     def output_embedding(self) -> HeadWeights | None:
         import torch
@@ -90,7 +94,7 @@ class TransformersModel:
                 names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
         return dict(names)
 
-    def _probe(self) -> bool:
+    def _is_factored(self) -> bool:
         """Whether head(hidden(x)) is the model's own logits, on a few tokens."""
         import torch
 
@@ -105,17 +109,6 @@ class TransformersModel:
             return False
         difference = (factored.float() - whole.float()).abs().max()
         return bool(difference <= PROBE_TOLERANCE * whole.float().abs().max())
-
-
-def finish_logits(logits: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """What some architectures do to the head's product: a scale (Cohere, Granite), a soft cap (Gemma 2)."""
-    import torch
-
-    if scale != 1.0:
-        logits = logits * scale
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    return logits
 
 
 def _logit_scale(config: Any) -> float:
@@ -134,7 +127,7 @@ def load(request: LoadRequest) -> LoadedModel:
 
     arguments: dict[str, Any] = {
         "dtype": request.dtype,
-        "device_map": request.device,
+        "device_map": "cuda:0" if request.device == "cuda" else request.device,
         "trust_remote_code": request.trust_remote_code,
         "use_safetensors": True,
     }
@@ -155,5 +148,5 @@ TRANSFORMERS = Engine(
     summary="PyTorch models through transformers, eager mode",
     imports=imports,
     load=load,
-    packages=("torch", "transformers"),
+    packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate"),
 )

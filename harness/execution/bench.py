@@ -39,18 +39,26 @@ class Bench:
         began = time.perf_counter()
         with self._memory.phase(name) if self._memory else nullcontext():
             yield
+            self._sync()
         self.phases.append(Phase(name, time.perf_counter() - began))
 
     def add(self, measurements: Iterable[Measurement]) -> None:
         """Keeps measurements. Raises InvalidRunError for one that holds NaN or infinity: no record may."""
         for measurement in measurements:
-            if not all(map(math.isfinite, measurement.values)):
-                raise InvalidRunError(f"{measurement.metric} is not finite")
+            if not measurement.values or not all(map(math.isfinite, measurement.values)):
+                raise InvalidRunError(f"{measurement.metric} is not finite, or holds no value")
             self.measurements.append(measurement)
 
     def findings(self) -> tuple[Measurement, ...]:
         """All that was measured, the instruments' figures included."""
         return (*self.measurements, *(self._memory.finish() if self._memory else ()))
+
+    def _sync(self) -> None:
+        """A phase ends when the device has finished it."""
+        if self.spec.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
 
     def source(self) -> Path:
         """The unquantized checkpoint that the run starts from."""
@@ -72,9 +80,12 @@ class Bench:
             quantization = chosen.load_config(params, dtype) if chosen.load_config else None
         path = self.cache.needed(spec, "quantize") if chosen.stage == "offline" else self.source()
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
-            return runtime.load(
+            model = runtime.load(
                 LoadRequest(path, dtype, spec.device, spec.attention, quantization, spec.model.trust_remote_code)
             )
+        with self.phase("probe"):
+            model.probe()
+        return model
 
     def method(self) -> Method[Any]:
         """The spec's method, its library enabled."""

@@ -5,21 +5,31 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.cache import Cache
+from harness.errors import ResultsError
 from harness.json_codec import decode, encode
-from harness.record import Failure, Outcome, Status
+from harness.record import Failure, Outcome
 from harness.spec import RunSpec
 
 LOG_TAIL_CHARACTERS = 4000
-OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-_OOM_COUNTERS = ("/sys/fs/cgroup{}/memory.events", "/sys/fs/cgroup/memory{}/memory.oom_control")
+LISTENER_PATIENCE_S = 5.0
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
+}
+_OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))
 
 
 @dataclass
@@ -30,75 +40,74 @@ class _Watch:
     timed_out: bool = False
 
 
-def run_child(spec: RunSpec, folder: Path, cache: Path, on_phase: Callable[[str], None]) -> tuple[Outcome, Path]:
+def run_child(spec: RunSpec, folder: Path, cache: Cache, on_phase: Callable[[str], None]) -> tuple[Outcome, Path]:
     """Runs a spec in a process of its own; returns its outcome and its log.
 
     ``folder`` is an empty folder for its files. At the time limit, and on an interrupt, the child's
     whole process group is ended.
     """
-    spec_path, outcome_path, log_path = folder / "spec.json", folder / "outcome.json", folder / "log.txt"
-    spec_path.write_text(encode(spec), encoding="utf-8")
+    outcome_path, log_path = folder / "outcome.json", folder / "log.txt"
+    (folder / "spec.json").write_text(encode(spec), encoding="utf-8")
     kills_before = _oom_kills()
-    events_read, events_write = os.pipe()
-    command = [
-        sys.executable,
-        "-m",
-        "harness.execution.worker",
-        *map(str, (spec_path, outcome_path, cache, events_write)),
-    ]
     watch = _Watch()
+    code = _wait(spec, [str(folder / "spec.json"), str(outcome_path), str(cache.root)], log_path, watch, on_phase)
+    shutil.rmtree(cache.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
+    log = log_path.read_text(encoding="utf-8", errors="replace")
+    outcome = _written(outcome_path) or _unwritten(spec, code, watch, log, _oom_kills() > kills_before)
+    if outcome.failure is not None:
+        outcome = replace(outcome, failure=replace(outcome.failure, log_tail=log[-LOG_TAIL_CHARACTERS:]))
+    return outcome, log_path
+
+
+def _wait(spec: RunSpec, arguments: list[str], log_path: Path, watch: _Watch, on_phase: Callable[[str], None]) -> int:
+    """The worker's exit code. A thread reads its phases and a timer holds its time limit: nothing polls."""
+    events_read, events_write = os.pipe()
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "harness.execution.worker", *arguments, str(events_write)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=[events_write],
             start_new_session=True,
-            env={**os.environ, **OFFLINE, **_thread_variables(spec.threads), "TOKENIZERS_PARALLELISM": "false"},
+            env={**os.environ, **ENVIRONMENT, **_thread_variables(spec.threads)},
         )
     os.close(events_write)
     listener = threading.Thread(target=_listen, args=(events_read, watch, on_phase), daemon=True)
     listener.start()
-    timer = None
-    if spec.limits.time_s is not None:
-        timer = threading.Timer(spec.limits.time_s, _time_out, (process, watch))
-        timer.start()
+    timer = threading.Timer(spec.limits.time_s or threading.TIMEOUT_MAX, _time_out, (process, watch))
+    timer.daemon = True
+    timer.start()
     try:
-        code = process.wait()
+        return process.wait()
     finally:
-        if timer is not None:
-            timer.cancel()
+        timer.cancel()
         _end_group(process)
         process.wait()
-        listener.join()
-    log_text = log_path.read_text(encoding="utf-8", errors="replace")
-    if outcome_path.exists() and code == 0 and not watch.timed_out:
-        outcome = decode(Outcome, json.loads(outcome_path.read_text(encoding="utf-8")), str(outcome_path))
-        return _with_log(outcome, log_text), log_path
-    failure = _failure(spec, code, watch, log_text, _oom_kills() > kills_before)
-    return _with_log(Outcome(failure[0], failure[1]), log_text), log_path
+        listener.join(LISTENER_PATIENCE_S)
 
 
-def _failure(spec: RunSpec, code: int, watch: _Watch, log: str, killed_for_memory: bool) -> tuple[Status, Failure]:
+def _written(path: Path) -> Outcome | None:
+    """The outcome that the worker wrote. It stands whatever became of the process afterwards."""
+    try:
+        return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, ValueError, ResultsError):
+        return None
+
+
+def _unwritten(spec: RunSpec, code: int, watch: _Watch, log: str, killed_for_memory: bool) -> Outcome:
     """Tells the ends that leave no outcome apart."""
     if watch.timed_out:
-        return "timeout", Failure(watch.phase, "TimeLimit", f"ended at its time limit of {spec.limits.time_s:g} s")
+        message = f"ended at its time limit of {spec.limits.time_s:g} s"
+        return Outcome("timeout", Failure(watch.phase, "TimeLimit", message))
     if code == -signal.SIGKILL and killed_for_memory:
-        return "out_of_memory", Failure(watch.phase, "OutOfMemoryKill", "killed by the kernel: memory ran out")
+        message = "killed by the kernel: memory ran out"
+        return Outcome("out_of_memory", Failure(watch.phase, "OutOfMemoryKill", message))
     if code == -signal.SIGABRT and "bad_alloc" in log:
-        return "out_of_memory", Failure(watch.phase, "bad_alloc", "a library could not allocate memory")
+        return Outcome("out_of_memory", Failure(watch.phase, "bad_alloc", "a library could not allocate memory"))
     if code < 0:
-        return "crashed", Failure(watch.phase, signal.Signals(-code).name, f"ended by signal {-code}")
-    return "crashed", Failure(watch.phase, "Exit", f"exited with code {code} and left no outcome")
-
-
-def _with_log(outcome: Outcome, log: str) -> Outcome:
-    from dataclasses import replace
-
-    if outcome.failure is None:
-        return outcome
-    return replace(outcome, failure=replace(outcome.failure, log_tail=log[-LOG_TAIL_CHARACTERS:]))
+        return Outcome("crashed", Failure(watch.phase, signal.Signals(-code).name, f"ended by signal {-code}"))
+    return Outcome("crashed", Failure(watch.phase, "Exit", f"exited with code {code} and left no outcome"))
 
 
 def _listen(events: int, watch: _Watch, on_phase: Callable[[str], None]) -> None:
@@ -134,7 +143,7 @@ def _oom_kills() -> int:
     total = 0
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        for pattern, wanted in zip(_OOM_COUNTERS, ("", "memory"), strict=True):
+        for wanted, pattern in _OOM_COUNTERS:
             counter = Path(pattern.format(path.rstrip("/")))
             if controllers == wanted and counter.is_file():
                 found = re.search(r"^oom_kill (\d+)", counter.read_text(), re.MULTILINE)

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import LoadedModel, QuantizeJob, StoredTensor, Windows
-from harness.errors import InvalidRunError
+from harness.contracts import LoadedModel, QuantizeJob, Windows
+from harness.errors import UnsupportedError
 from harness.execution import reference as references
 from harness.execution.bench import Bench
+from harness.execution.checks import note_repacking, save_probe, take_stock
 from harness.execution.forward import observe
-from harness.metrics.memory import coverage, weights
-from harness.models.headers import read_directory
-from harness.models.scope import in_decoder
 from harness.record import Measurement
-from harness.registry import method, metric
+from harness.registry import metric
 from harness.spec import Kind
 
-LEAST_COVERAGE = 0.99
-"""Below this part of the declared scope, a variant is not what its name says."""
-RELOAD_TOLERANCE = 1e-3
-"""Largest difference, relative to the largest logit, between an artifact reloaded and the model that was saved."""
-PROBE_TOKENS = 32
-PROBE = "probe.safetensors"
 NOISE_FLOOR_BATCH = 2
 
 
@@ -41,7 +32,6 @@ def prepare(bench: Bench, out: Path) -> None:
 def quantize(bench: Bench, out: Path) -> None:
     """Lets the method quantize, and keeps a few logits of the model in memory to hold the reloaded one against."""
     import torch
-    from safetensors.torch import save_file
 
     spec, source = bench.spec, bench.source()
     with bench.phase("import"):
@@ -66,9 +56,8 @@ def quantize(bench: Bench, out: Path) -> None:
         model = chosen.quantize(
             QuantizeJob(bench.params(), source, out, spec.device, spec.model.dtype, spec.seed, load)
         )
-    with bench.phase("probe"), torch.inference_mode():
-        logits = model(input_ids=_probe_tokens(model.config.vocab_size).to(model.device)).logits
-        save_file({"logits": logits.float().cpu().contiguous()}, out / PROBE)
+    with bench.phase("probe"):
+        save_probe(model, model.config.get_text_config().vocab_size, out)
     if any(source.glob("tokenizer*")):
         AutoTokenizer.from_pretrained(source, trust_remote_code=spec.model.trust_remote_code).save_pretrained(out)
 
@@ -97,7 +86,7 @@ def quality(bench: Bench, out: Path) -> None:
 
     spec = bench.spec
     model = bench.load()
-    _take_stock(bench, model)
+    take_stock(bench, model)
     windows = _windows(bench, model)
     observers = [metric("perplexity").make(windows)]
     kept = None
@@ -109,7 +98,7 @@ def quality(bench: Bench, out: Path) -> None:
         observe(model, windows, observers, kept)
     for observer in observers:
         bench.add(observer.finish())
-    _note_repacking(bench, model)
+    note_repacking(bench, model)
 
 
 def performance(bench: Bench, out: Path) -> None:
@@ -117,11 +106,11 @@ def performance(bench: Bench, out: Path) -> None:
     spec = bench.spec
     model = bench.load()
     if spec.perplexity is None:  # no quality run counts them
-        _take_stock(bench, model)
+        take_stock(bench, model)
     if spec.throughput is not None:
         with bench.phase("generate"):
             bench.add(metric("throughput").make(model, spec.throughput, spec.seed))
-    _note_repacking(bench, model)
+    note_repacking(bench, model)
 
 
 JOBS: Mapping[Kind, Callable[[Bench, Path], None]] = {
@@ -137,70 +126,7 @@ def _windows(bench: Bench, model: LoadedModel) -> Windows:
     from harness.text.windows import cut
 
     assert bench.spec.perplexity is not None
+    if model.tokenizer is None:
+        raise UnsupportedError("perplexity needs a tokenizer, and the checkpoint holds none")
     with bench.phase("text"):
         return cut(bench.spec.perplexity, model.tokenizer)
-
-
-def _take_stock(bench: Bench, model: LoadedModel) -> None:
-    """What is stored, how much of the scope is quantized, and whether an artifact came back as it was saved."""
-    spec = bench.spec
-    ledger = model.weight_ledger()
-    if spec.memory:
-        bench.add(weights(ledger))
-    bench.facts["layers"] = ", ".join(f"{count} × {name}" for name, count in sorted(model.kernels().items()))
-    if spec.model.native_quantization is not None:
-        moved = ", degridded" if spec.model.degrid is not None else ""
-        bench.labels.append(f"natively quantized reference: {spec.model.native_quantization}{moved}")
-    if method(spec.method.name).batch_dependent:
-        bench.labels.append("depends on the batch; run one window at a time")
-    if spec.method.stage != "none":
-        _check_coverage(bench, ledger)
-    if spec.method.stage == "offline":
-        _check_reload(bench, model)
-
-
-def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor]) -> None:
-    """Quantized over eligible parameters; the eligible ones are counted in the unquantized checkpoint."""
-    eligible: dict[str, int] = {}
-    for name, shape in read_directory(bench.source()).shapes.items():
-        if in_decoder(name, len(shape)):
-            eligible[name] = math.prod(shape)
-    quantized = sum(entry.parameters for entry in ledger if entry.quantized and in_decoder(entry.name, 2))
-    fraction = quantized / sum(eligible.values())
-    bench.add([coverage(fraction)])
-    skipped = sorted(set(eligible) - {entry.name for entry in ledger if entry.quantized})
-    if skipped:
-        bench.facts["not quantized"] = ", ".join(skipped)
-    if fraction < LEAST_COVERAGE:
-        raise InvalidRunError(
-            f"only {fraction:.1%} of the {bench.spec.scope}'s parameters are quantized; not: {', '.join(skipped[:5])}"
-        )
-
-
-def _check_reload(bench: Bench, model: LoadedModel) -> None:
-    """Raises InvalidRunError where the reloaded artifact computes something else than the model that was saved."""
-    import torch
-    from safetensors.torch import load_file
-
-    saved = load_file(bench.cache.needed(bench.spec, "quantize") / PROBE)["logits"]
-    with torch.inference_mode():
-        reloaded = model.logits(_probe_tokens(model.vocabulary)).float().cpu()
-    difference = float((saved - reloaded).abs().max() / saved.abs().max())
-    bench.facts["reload difference"] = f"{difference:.3g} of the largest logit"
-    if not difference <= RELOAD_TOLERANCE:  # NaN compares as false
-        raise InvalidRunError(
-            f"the artifact reloaded differs from the model that was saved: {difference:.3g} of the largest logit"
-        )
-
-
-def _note_repacking(bench: Bench, model: LoadedModel) -> None:
-    stored = sum(entry.value_bytes + entry.scale_bytes for entry in model.weight_ledger())
-    running = model.running_bytes()
-    if running != stored:
-        bench.facts["repacked by the first forward pass"] = f"{stored} to {running} bytes"
-
-
-def _probe_tokens(vocabulary: int) -> Any:
-    import torch
-
-    return torch.randint(vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.contracts import HeadWeights, LoadedModel, Windows
 from harness.errors import HarnessError, InvalidRunError
+from harness.numerics.logits import finish
 
 if TYPE_CHECKING:
     import torch
@@ -75,8 +76,7 @@ class Reference:
         import torch
 
         logits = torch.nn.functional.linear(kept, self._head.weight, self._head.bias)
-        logits = logits * self._head.scale if self._head.scale != 1.0 else logits
-        return torch.tanh(logits / self._head.softcap) * self._head.softcap if self._head.softcap else logits
+        return finish(logits, self._head.scale, self._head.softcap)
 
     def _read(self, name: str) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file

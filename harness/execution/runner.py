@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.cache import KINDS, Cache, default_folder
+from harness.cache import Cache, default_folder
 from harness.execution.child import run_child
 from harness.execution.fetch import fetch
 from harness.planner import PlannedRun, plan
@@ -58,14 +58,21 @@ def ready_plan(recipe: Recipe) -> tuple[PlannedRun, ...]:
     return plan(recipe) if fetch([run.spec for run in planned]) else planned
 
 
-def done(planned: Sequence[PlannedRun], store: Store, cache: Cache) -> dict[str, RunRecord]:
-    """The records, by run_id, of the runs that ended well and whose artifact is still in the cache."""
-    wanted = {run.spec.run_id for run in planned}
-    return {
-        record.spec.run_id: record
-        for record in store.records(planned[0].spec.recipe)
-        if record.spec.run_id in wanted and record.status == "ok" and _kept(record.spec, cache)
-    }
+def done(planned: Sequence[PlannedRun], records: Sequence[RunRecord], cache: Cache) -> dict[str, RunRecord]:
+    """The records, by run_id, of the runs that need not be made again.
+
+    They ended well, and what they left in the cache is still there, or no run that is to be made needs it.
+    """
+    well = {record.spec.run_id: record for record in records if record.status == "ok"}
+    finished: dict[str, RunRecord] = {}
+    needed: set[str] = set()
+    for run in reversed(planned):
+        spec = run.spec
+        if spec.run_id in well and (spec.run_id not in needed or cache.outcome(spec) is not None):
+            finished[spec.run_id] = well[spec.run_id]
+        elif not run.unsupported:
+            needed.update(spec.needs.values())
+    return finished
 
 
 def run(
@@ -80,15 +87,16 @@ def run(
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     records: dict[str, RunRecord] = {}
     with store.locked(recipe):
-        earlier = {record.spec.run_id: record for record in store.records(recipe)}
-        finished = done(planned, store, cache)
+        earlier = store.records(recipe)
+        latest = {record.spec.run_id: record for record in earlier}
+        finished = done(planned, earlier, cache)
         for index, planned_run in enumerate(planned, 1):
             spec = planned_run.spec
             on_event(Started(spec, index, len(planned)))
             record = None if _must_repeat(spec, planned, finished, records) else finished.get(spec.run_id)
             refusal = planned_run.unsupported or _unmet(spec, records)
             if record is None and refusal:
-                record = _refused(earlier.get(spec.run_id), refusal)
+                record = _refused(latest.get(spec.run_id), refusal)
             reused = record is not None
             if record is None:
                 record, reused = _make(spec, refusal, store, cache, session, on_event)
@@ -148,7 +156,7 @@ def _make(
         elif kept is not None:
             outcome = kept
         else:
-            outcome, log = run_child(spec, Path(folder), cache.root, lambda phase: on_event(PhaseBegan(phase)))
+            outcome, log = run_child(spec, Path(folder), cache, lambda phase: on_event(PhaseBegan(phase)))
         record = RunRecord(
             spec=spec,
             outcome=outcome,
@@ -169,7 +177,3 @@ def _unmet(spec: RunSpec, records: Mapping[str, RunRecord]) -> str | None:
             why = needed.outcome.failure.message if needed and needed.outcome.failure else "it was not made"
             return f"no {kind}: {why}"
     return None
-
-
-def _kept(spec: RunSpec, cache: Cache) -> bool:
-    return spec.kind not in KINDS or cache.outcome(spec) is not None

@@ -1,13 +1,14 @@
 """The child process: one spec file in, one outcome file out.
 
 ``python -m harness.execution.worker SPEC OUTCOME CACHE EVENTS_FD``. Only the standard library is
-imported up here, so that any interpreter can begin the work and say why it could not end it.
+imported up here; what else is needed is imported by the job that needs it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
     from harness.execution.bench import Bench
     from harness.record import Failure, Fingerprint, Outcome, Status
 
-OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+PR_SET_PDEATHSIG = 1
+OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "_alloc_failed")
 
 
 def main(spec_path: str, outcome_path: str, cache_root: str, events: str) -> None:
@@ -27,13 +29,17 @@ def main(spec_path: str, outcome_path: str, cache_root: str, events: str) -> Non
     from harness.json_codec import decode, encode
     from harness.spec import RunSpec
 
+    _die_with_the_parent()
     spec = decode(RunSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")), spec_path)
     _limit_memory(spec.limits.memory_bytes)
     bench = Bench(spec, Cache(Path(cache_root)), lambda phase: _announce(int(events), phase))
-    Path(outcome_path).write_text(encode(_run(bench)), encoding="utf-8")
+    final = Path(outcome_path)
+    part = final.with_suffix(".part")
+    part.write_text(encode(_run(bench, token=final.parent.name)), encoding="utf-8")
+    part.replace(final)
 
 
-def _run(bench: Bench) -> Outcome:
+def _run(bench: Bench, token: str) -> Outcome:
     """The outcome of the spec's job. An artifact is published only where its run ended well."""
     from harness.cache import KINDS
     from harness.execution.jobs import JOBS
@@ -47,7 +53,7 @@ def _run(bench: Bench) -> Outcome:
         if spec.kind not in KINDS:
             JOBS[spec.kind](bench, Path())
             return _outcome(bench, before, "ok")
-        with cache.filling(spec) as part:
+        with cache.filling(spec, token) as part:
             JOBS[spec.kind](bench, part)
             outcome = _outcome(bench, before, "ok")
             cache.publish(spec, part, outcome)
@@ -82,6 +88,14 @@ def classify(error: Exception) -> Status:
     if isinstance(error, UnsupportedError | ImportError):
         return "unsupported"
     return "invalid" if isinstance(error, InvalidRunError) else "failed"
+
+
+def _die_with_the_parent() -> None:
+    """Asks Linux to end this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _limit_memory(limit_bytes: int | None) -> None:

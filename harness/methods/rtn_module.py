@@ -51,14 +51,14 @@ class PackedLinear(torch.nn.Module):
     def packed_weight(self) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]]:
         return (self.rows, self.columns), [self.packed], [self.scale, self.zero_point]
 
-    def weight(self, dtype: torch.dtype) -> torch.Tensor:
+    def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """The matrix (rows, columns) that the codes stand for."""
         codes = packing.unpack(self.packed, self.bits, (self.rows, self.columns))
         zero_point = packing.unpack(self.zero_point, self.bits, self.scales)
         return affine.dequantize(codes, self.scale, zero_point, dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.linear(x, self.weight(x.dtype), self.bias)
+        return torch.nn.functional.linear(x, self.dense(x.dtype), self.bias)
 
 
 class RtnConfig(QuantizationConfigMixin):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections import Counter
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from harness.errors import SourceError
 
+SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 
 
@@ -31,37 +33,57 @@ class Header:
 def read_directory(folder: Path) -> Header:
     """The header of a transformers checkpoint. Raises SourceError where it holds no safetensors weights."""
     config = read_config(folder)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        found = sorted(path.name for path in folder.glob("*.bin"))
-        hint = f" (found {', '.join(found)}: pickled weights are not loaded)" if found else ""
-        raise SourceError(f"{folder}: no .safetensors weights{hint}")
     shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        shapes |= _safetensors_shapes(file)
+    dtypes: Counter[str] = Counter()
+    for file in weight_files(folder):
+        for name, entry in _safetensors_header(file).items():
+            shapes[name] = tuple(entry["shape"])
+            dtypes[entry["dtype"]] += math.prod(entry["shape"])
+    stored = SAFETENSORS_DTYPES.get(dtypes.most_common(1)[0][0], "float32") if dtypes else "float32"
     quantization = config.get("quantization_config") or {}
     return Header(
-        shapes, config.get("max_position_embeddings"), quantization.get("quant_method"), declared_dtype(config)
+        shapes,
+        config.get("max_position_embeddings"),
+        quantization.get("quant_method"),
+        str(config.get("dtype") or config.get("torch_dtype") or stored),
     )
 
 
-def declared_dtype(config: dict[str, Any]) -> str:
-    """The dtype that a checkpoint's configuration names, float32 where it names none."""
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads: the shards of the index, or model.safetensors.
+
+    Raises SourceError where there are none, or not all.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        lacking = [shard.name for shard in shards if not shard.exists()]
+        if not shards or lacking:
+            raise SourceError(f"{folder}: its index names weights that are not there: {', '.join(lacking) or 'none'}")
+        return shards
+    if (folder / "model.safetensors").exists():
+        return [folder / "model.safetensors"]
+    found = sorted(path.name for path in folder.glob("*.bin"))
+    hint = f" (found {', '.join(found)}: pickled weights are not loaded)" if found else ""
+    raise SourceError(f"{folder}: no .safetensors weights{hint}")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """A checkpoint's config.json. Raises SourceError where there is none, or no JSON mapping."""
-    path = folder / "config.json"
+    if not (folder / "config.json").exists():
+        raise SourceError(f"{folder}: no config.json; is it a model's folder?")
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file's JSON mapping. Raises SourceError where it holds none."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{folder}: no config.json; is it a model's folder?") from None
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
+    if not isinstance(content, dict):
         raise SourceError(f"{path}: not a mapping")
-    return config
+    return content
 
 
 def read_gguf(file: Path) -> Header:
@@ -97,12 +119,12 @@ def synthetic(config: dict[str, Any]) -> Header | None:
         hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
         vocabulary = int(config["vocab_size"])
-    except (KeyError, TypeError, ValueError):
+        head = int(config.get("head_dim") or hidden // heads)
+        keys = int(config.get("num_key_value_heads") or heads) * head
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
     if any("expert" in key for key in config):
         return None
-    head = int(config.get("head_dim") or hidden // heads)
-    keys = int(config.get("num_key_value_heads") or heads) * head
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocabulary, hidden)
@@ -120,14 +142,17 @@ def synthetic(config: dict[str, Any]) -> Header | None:
     return Header(shapes, config.get("max_position_embeddings"), None, "float32")
 
 
-def _safetensors_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The JSON header behind the first eight bytes, as the safetensors format defines it."""
+def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Shape and dtype of each tensor: the JSON behind the first eight bytes, as the format defines it."""
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             if length > file.stat().st_size:
                 raise ValueError("its header is longer than the file")
-            header = json.loads(stream.read(length))
-        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, struct.error, KeyError, TypeError) as error:
+            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        if not all({"shape", "dtype"} <= entry.keys() for entry in header.values()):
+            raise ValueError("a tensor without shape or dtype")
+        return header
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{file}: not a whole safetensors file: {error}") from None

@@ -9,6 +9,8 @@ from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
 from harness.spec import ModelRef
 
+VERSION = 1
+"""Raised by every change of what is made: what was prepared before is then made again."""
 PROBE_TOKENS = 64
 DEGRID_KL_LIMIT = 1e-6
 """Nats per token by which a degridded model may differ from the plain one."""
@@ -23,11 +25,14 @@ def prepare(ref: ModelRef, out: Path) -> float | None:
     model = _build(ref)
     divergence = None
     if ref.degrid is not None:
+        wanted = model.dtype
+        model = model.float()  # the rounding of a shorter dtype alone would exceed the limit
         before = _probe(model)
         degrid(model, ref.degrid)
         divergence = _kl(before, _probe(model))
         if not divergence < DEGRID_KL_LIMIT:
             raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
+        model = model.to(wanted)
     model.save_pretrained(out)
     if ref.kind != "synthetic":
         _tokenizer(ref).save_pretrained(out)
@@ -73,7 +78,7 @@ def _probe(model: Any) -> Any:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.config.vocab_size, (1, PROBE_TOKENS), generator=generator)
+    tokens = torch.randint(model.config.get_text_config().vocab_size, (1, PROBE_TOKENS), generator=generator)
     with torch.inference_mode():
         return model(input_ids=tokens, use_cache=False).logits[0].double().log_softmax(-1)
 

@@ -16,15 +16,8 @@ from harness.recipe import Model
 from harness.spec import ModelRef, digest
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
-_CHECKPOINT_FILES = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "*.model",
-    "vocab*",
-    "merges*",
-)
+_CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
+"""What beside its weights decides what a checkpoint computes."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +44,12 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
     _refuse(entry, "config", "seed", kind="a model that is not synthetic")
     if scheme == "package" and rest:
         return _local(entry, _package_file(rest))
-    path = (folder / Path(entry.id).expanduser()).resolve()
-    if path.exists():
+    try:
+        path = (folder / Path(entry.id).expanduser()).resolve()
+        found = path.exists()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise SourceError(f"model {entry.id!r}: not a path: {error}") from None
+    if found:
         return _local(entry, path)
     if _HUB_ID.match(entry.id) and not entry.id.endswith(".gguf"):
         return _hub(entry)
@@ -63,15 +60,16 @@ def fetch(ref: ModelRef) -> None:
     """Brings a hub model's checkpoint into the hub's own cache; the workers run offline."""
     from huggingface_hub import snapshot_download
 
-    snapshot_download(
-        ref.id, revision=ref.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    )
+    code = ["*.py"] if ref.trust_remote_code else []
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", *code]
+    headers.weight_files(Path(snapshot_download(ref.id, revision=ref.revision, allow_patterns=patterns)))
 
 
 def _refuse(entry: Model, *keys: str, kind: str) -> None:
     """Raises SourceError for a key that would have no effect on a model of this kind."""
     for key in keys:
-        if getattr(entry, key) not in (None, False, {}):
+        value = getattr(entry, key)
+        if not (value is None or value is False or value == {}):
             raise SourceError(f"model {entry.id!r}: {key!r} has no effect on {kind}; leave it out")
 
 
@@ -79,7 +77,8 @@ def _local(entry: Model, path: Path) -> SourceModel:
     _refuse(entry, "revision", kind="a local model")
     if path.is_dir():
         header = headers.read_directory(path)
-        files = sorted({file for pattern in _CHECKPOINT_FILES for file in path.glob(pattern) if file.is_file()})
+        settings = [file for pattern in _CHECKPOINT_FILES for file in path.glob(pattern) if file.is_file()]
+        files = sorted({*settings, *headers.weight_files(path)})
         return _source(entry, "directory", path, header, digest([(file.name, _sha256(file)) for file in files]))
     if path.suffix == ".gguf":
         _refuse(entry, "trust_remote_code", kind="a GGUF file")
@@ -96,16 +95,18 @@ def _hub(entry: Model) -> SourceModel:
         )
     content = f"{entry.id}@{entry.revision}"
     cached = try_to_load_from_cache(entry.id, "config.json", revision=entry.revision)
-    if isinstance(cached, str) and any(Path(cached).parent.glob("*.safetensors")):
-        folder = Path(cached).parent
-        return _source(entry, "hub", folder, headers.read_directory(folder), content)
+    if isinstance(cached, str):
+        try:
+            return _source(entry, "hub", Path(cached).parent, headers.read_directory(Path(cached).parent), content)
+        except SourceError:  # only a part of it was fetched
+            pass
     return _source(entry, "hub", None, headers.Header({}, None, None, None), content)
 
 
 def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
     config = dict(entry.config)
     if kind.endswith(".json"):
-        config = headers.read_config((folder / kind).resolve().parent) | config
+        config = headers.read_json((folder / kind).resolve()) | config
     else:
         config = {"model_type": kind} | config
     header = headers.synthetic(config) or headers.Header({}, config.get("max_position_embeddings"), None, "float32")

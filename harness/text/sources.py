@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 
@@ -49,8 +50,8 @@ def rows(text: TextRef) -> list[str]:
         return _hub_rows(text)
     content = Path(text.path).read_text(encoding="utf-8")
     if text.path.endswith((".jsonl", ".json")):
-        return [_field(line, number, text) for number, line in enumerate(content.splitlines(), 1) if line.strip()]
-    return [line if line.strip() else "" for line in content.splitlines(keepends=True)]
+        return [_field(line, number, text) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    return [line if line.strip() else "" for line in StringIO(content)]
 
 
 def _field(line: str, number: int, text: TextRef) -> str:

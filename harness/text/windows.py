@@ -11,6 +11,8 @@ from harness.errors import UnsupportedError
 from harness.spec import PerplexityWorkload
 from harness.text.sources import rows
 
+VERSION = 1
+"""Raised by every change of how a text becomes windows."""
 GPTQ_JOINER = "\n\n"
 
 

@@ -25,7 +25,9 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def model(tiny: Path):
-    return load(LoadRequest(tiny, "float32", "cpu"))
+    loaded = load(LoadRequest(tiny, "float32", "cpu"))
+    loaded.probe()
+    return loaded
 
 
 def test_hidden_and_head_make_the_models_own_logits(model, tiny: Path) -> None:
@@ -59,6 +61,7 @@ def test_what_follows_the_head_belongs_to_it(built) -> None:
     torch.manual_seed(0)
     raw = built().float().eval()
     wrapped = TransformersModel(raw, None)
+    wrapped.probe()
     weights = wrapped.output_embedding()
     assert wrapped.factored
     assert weights is not None
@@ -81,6 +84,7 @@ def test_a_head_that_is_not_the_whole_story_is_found_out(tiny: Path) -> None:
 
     raw.forward = crooked
     wrapped = TransformersModel(raw, None)
+    wrapped.probe()
     assert not wrapped.factored
     assert wrapped.output_embedding() is None
 

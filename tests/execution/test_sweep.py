@@ -164,7 +164,9 @@ def test_an_artifact_is_reused_by_another_recipe_and_made_again_when_evicted(swe
     assert other[title].spec.recipe == "other"
     shutil.rmtree(sweeps.cache.root / "quantize")
     sweeps.run(content)
-    assert made(sweeps) == [title]
+    assert made(sweeps) == []  # nothing that is left needs it
+    sweeps.run({**content, "measure": {"perplexity": {"context": 64, "windows": 3}}, "exclude": [{"method": "none"}]})
+    assert made(sweeps) == ["quality none", title, "quality rtn group_size=32"]
 
 
 def test_a_resumed_sweep_measures_the_baselines_speed_again(sweeps, tiny: Path) -> None:

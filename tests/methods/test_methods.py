@@ -122,7 +122,7 @@ def test_rtn_is_the_textbook_rounding(tiny: Path, tmp_path: Path) -> None:
     quantized = RTN.quantize(QuantizeJob(params, tiny, tmp_path, "cpu", "float32", 0, load))  # type: ignore[misc]
     layer = "model.layers.0.self_attn.k_proj"
     expected = plain_rtn(load().get_submodule(layer).weight.detach(), 3, 32)
-    torch.testing.assert_close(quantized.get_submodule(layer).weight(torch.float32), expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(quantized.get_submodule(layer).dense(torch.float32), expected, rtol=0, atol=2e-6)
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"]["quant_method"] == "qharness-rtn"
 
 

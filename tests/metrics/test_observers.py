@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.contracts import Chunk, LoadRequest, Windows
+from harness.contracts import Chunk, LoadedModel, LoadRequest, Windows
 from harness.engines.transformers import load
 from harness.errors import InvalidRunError
 from harness.execution import reference as references
@@ -22,6 +22,12 @@ from harness.record import Measurement
 from harness.spec import PerplexityWorkload
 from harness.text.sources import resolve
 from harness.text.windows import cut
+
+
+def loaded(folder: Path) -> LoadedModel:
+    model = load(LoadRequest(folder, "float32", "cpu"))
+    model.probe()
+    return model
 
 
 def published_gptq_perplexity(folder: Path, text: str, context: int, windows: int) -> float:
@@ -40,7 +46,7 @@ def published_gptq_perplexity(folder: Path, text: str, context: int, windows: in
 
 
 def harness_perplexity(folder: Path, path: Path, context: int, windows: int) -> float:
-    model = load(LoadRequest(folder, "float32", "cpu"))
+    model = loaded(folder)
     text = resolve(Text(file=str(path)), path.parent)
     cut_text = cut_windows(text, context, windows, model.tokenizer)
     likelihood = Likelihood(cut_text)
@@ -75,7 +81,7 @@ def test_perplexity_of_a_real_trained_model_is_the_published_loops(shared: Calla
 @pytest.fixture(scope="module")
 def pair(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     """The tiny model, a disturbed copy of it, windows, and the tiny model's reference."""
-    base = load(LoadRequest(tiny, "float32", "cpu"))
+    base = loaded(tiny)
     raw = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -83,7 +89,7 @@ def pair(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
             parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
     folder = tmp_path_factory.mktemp("disturbed")
     raw.save_pretrained(folder)
-    other = load(LoadRequest(folder, "float32", "cpu"))
+    other = loaded(folder)
     windows = cut_windows(resolve(Text(name="demo"), Path()), CHUNK_TOKENS + 50, 3, base.tokenizer)
     kept = tmp_path_factory.mktemp("reference")
     with torch.inference_mode():
@@ -126,7 +132,7 @@ def test_items_name_the_scored_token_and_cluster_by_window(pair) -> None:
 
 def test_a_reference_of_whole_logits_gives_the_same_divergence(pair, tiny: Path, tmp_path: Path) -> None:
     _, other, windows, kept = pair
-    whole = load(LoadRequest(tiny, "float32", "cpu"))
+    whole = loaded(tiny)
     whole.factored = False
     with torch.inference_mode():
         references.write(whole, windows, tmp_path)

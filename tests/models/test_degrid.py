@@ -10,6 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from harness.errors import UnsupportedError
 from harness.models.degrid import degrid
+from harness.models.prepare import prepare
+from harness.models.sources import inspect
+from harness.recipe import Model
 
 TOKENS = torch.arange(2, 66).unsqueeze(0)
 
@@ -74,6 +77,14 @@ def test_grouped_query_heads_and_biases_keep_the_function() -> None:
     before = logprobs(model)
     degrid(model, seed=5)
     assert float((before.exp() * (before - logprobs(model))).sum(-1).mean()) < 1e-6
+
+
+def test_a_model_in_a_short_dtype_is_degridded_before_it_is_rounded(tiny: Path, tmp_path: Path) -> None:
+    source = inspect(Model(id=str(tiny), dtype="bfloat16", degrid=0), tiny)
+    divergence = prepare(source.ref, tmp_path)
+    assert divergence is not None
+    assert divergence < 1e-6
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
 def test_an_unknown_architecture_is_refused() -> None:

@@ -57,6 +57,39 @@ def test_content_follows_the_bytes(tiny: Path, tmp_path: Path) -> None:
     assert inspect(model(str(copy)), copy).ref.content != inspect(model(str(tiny)), tiny).ref.content
 
 
+def test_weights_that_transformers_does_not_load_are_not_counted(tiny: Path, tmp_path: Path) -> None:
+    """Some repositories hold the same weights twice, under names of their own."""
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    shutil.copyfile(tiny / "model.safetensors", copy / "consolidated.safetensors")
+    assert inspect(model(str(copy)), copy).decoder_parameters == inspect(model(str(tiny)), tiny).decoder_parameters
+
+
+def test_a_missing_shard_is_told(tiny: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(SourceError, match=r"not there: model-00002\.safetensors"):
+        inspect(model(str(copy)), copy)
+
+
+def test_the_dtype_is_the_checkpoints_own_unless_the_recipe_names_one(tiny: Path, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny).bfloat16().save_pretrained(tmp_path)
+    assert inspect(model(str(tmp_path)), tmp_path).ref.dtype == "bfloat16"
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")})
+    )
+    assert inspect(model(str(tmp_path)), tmp_path).ref.dtype == "bfloat16"
+    assert inspect(model(str(tmp_path), dtype="float32"), tmp_path).ref.dtype == "float32"
+
+
+def test_a_synthetic_model_is_shaped_by_the_file_it_names(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 1}))
+    (tmp_path / "big.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+    source = inspect(model("synthetic:big.json", config={"vocab_size": 10}), tmp_path)
+    assert source.ref.config == {"model_type": "llama", "hidden_size": 64, "vocab_size": 10}
+
+
 def test_a_relative_path_begins_at_the_recipe(tiny: Path) -> None:
     assert inspect(model(tiny.name), tiny.parent).ref.path == str(tiny)
 
@@ -74,7 +107,7 @@ def test_a_relative_path_begins_at_the_recipe(tiny: Path) -> None:
             lambda folder: (
                 folder.mkdir(),
                 (folder / "config.json").write_text("{}"),
-                (folder / "m.safetensors").write_bytes(b"12345678junk"),
+                (folder / "model.safetensors").write_bytes(b"12345678junk"),
             ),
             "not a whole safetensors file",
         ),

@@ -90,6 +90,13 @@ def test_smaller_groups_never_lose_more() -> None:
     assert losses == sorted(losses)
 
 
+def test_a_short_dtype_is_rounded_to_once() -> None:
+    """The product is taken in float32: a bfloat16 scale would lie up to a quarter step off at 8 bits."""
+    q = affine.quantize(matrix(1), 8, 4, symmetric=False)
+    expected = affine.dequantize(q.codes, q.scale, q.zero_point, torch.float32).bfloat16()
+    assert torch.equal(affine.dequantize(q.codes, q.scale, q.zero_point, torch.bfloat16), expected)
+
+
 def test_a_group_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="does not divide the input width 16"):
         affine.quantize(matrix(0), 4, 5, symmetric=False)

@@ -30,6 +30,13 @@ def test_rows_are_those_the_hub_serves(tmp_path: Path) -> None:
     assert rows(TextRef("w", str(path))) == ["", " = Title = \n", "", " First line . \n"]
 
 
+def test_only_a_newline_ends_a_row(tmp_path: Path) -> None:
+    """Other separators that str.splitlines knows are part of the text, as they are on the hub."""
+    path = tmp_path / "t.txt"
+    path.write_text("one\u2028still one\x0cand still\ntwo\n", encoding="utf-8")
+    assert rows(TextRef("t", str(path))) == ["one\u2028still one\x0cand still\n", "two\n"]
+
+
 def test_rows_of_json_lines_are_one_field_each(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text('{"body": "a", "n": 1}\n{"body": "b"}\n')

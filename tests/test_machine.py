@@ -1,0 +1,87 @@
+"""Which GPU is asked, on a made-up NVML: the one that torch will call cuda:0."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import pytest
+
+from harness import machine
+from harness.errors import UsageError
+
+
+class NVMLError(Exception):
+    """As pynvml's."""
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPUs "A" and "B"; B refuses to tell its temperature, as MIG slices do."""
+    nvml = ModuleType("pynvml")
+
+    def by_index(index: int) -> str:
+        if index > 1:
+            raise NVMLError
+        return "AB"[index]
+
+    def temperature(handle: str, sensor: int) -> int:
+        if handle == "B":
+            raise NVMLError
+        return 50
+
+    memory = type("Memory", (), {"total": 80 * 2**30, "used": 2**30})
+    members = {
+        "NVMLError": NVMLError,
+        "NVML_TEMPERATURE_GPU": 0,
+        "NVML_CLOCK_SM": 1,
+        "nvmlInit": lambda: None,
+        "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetHandleByIndex": by_index,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: uuid[-1],
+        "nvmlDeviceGetName": lambda handle: f"GPU {handle}",
+        "nvmlDeviceGetMemoryInfo": lambda handle: memory,
+        "nvmlDeviceGetTemperature": temperature,
+        "nvmlDeviceGetClockInfo": lambda handle, clock: 1500,
+        "nvmlSystemGetDriverVersion": lambda: "600.1",
+    }
+    for name, member in members.items():
+        setattr(nvml, name, member)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr(machine, "_cpu_build", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"), [(None, "GPU A"), ("1", "GPU B"), ("1,0", "GPU B"), ("GPU-uuid-of-B", "GPU B")]
+)
+def test_the_first_visible_gpu_is_the_one(two_gpus, monkeypatch, visible: str | None, expected: str) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    chosen = machine.choose("auto")
+    assert chosen.device == "cuda"
+    assert chosen.hardware.startswith(f"{expected}; ")
+    assert machine.fingerprint().hardware["gpu"] == expected
+
+
+@pytest.mark.parametrize("hidden", ["", "-1", "7"])
+def test_a_hidden_gpu_is_not_used(two_gpus, monkeypatch, hidden: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert machine.choose("auto").device == "cpu"
+    with pytest.raises(UsageError, match="no NVIDIA GPU"):
+        machine.choose("cuda")
+
+
+def test_what_a_gpu_does_not_tell_is_left_out(two_gpus, monkeypatch) -> None:
+    assert machine.fingerprint().state["gpu_temperature_c"] == 50
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    state = machine.fingerprint().state
+    assert "gpu_temperature_c" not in state
+    assert state["gpu_sm_clock_mhz"] == 1500
+
+
+def test_a_cpu_build_of_torch_does_not_use_the_gpu(two_gpus, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "_cpu_build", lambda: True)
+    assert machine.choose("auto").device == "cpu"
+    with pytest.raises(UsageError, match="torch is a CPU build"):
+        machine.choose("cuda")
