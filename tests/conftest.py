@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import settings
 
 from harness.cache import Cache
 from harness.execution.runner import Event, run
@@ -15,6 +16,9 @@ from harness.planner import plan
 from harness.recipe import load_recipe
 from harness.record import RunRecord
 from harness.store import Store
+
+settings.register_profile("same every time", derandomize=True, database=None)
+settings.load_profile("same every time")
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))

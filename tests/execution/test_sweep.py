@@ -178,7 +178,8 @@ def test_a_resumed_sweep_measures_the_baselines_speed_again(sweeps, tiny: Path) 
     assert records[0].attempt == 2
 
 
-def test_an_interrupt_leaves_whole_records_and_resumes(sweeps, tiny: Path) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_whole_records_and_no_worker(sweeps, tiny: Path, ending: signal.Signals) -> None:
     sweeps.recipe(recipe(tiny, ["none", {"faulty": {"how": "hang"}}]))
     process = subprocess.Popen(
         command_line(sweeps, "--json"), stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -187,11 +188,13 @@ def test_an_interrupt_leaves_whole_records_and_resumes(sweeps, tiny: Path) -> No
     for line in process.stdout:
         if '"name": "quantize"' in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ending)
     process.stdout.read()
     assert process.wait() == 130
     assert [record.status for record in Store(sweeps.store.root).records()] == ["ok"]
-    assert not list(sweeps.cache.root.rglob("outcome.json"))
+    assert not list(sweeps.cache.root.rglob("*.part"))
+    workers = subprocess.run(["pgrep", "-f", str(sweeps.cache.root)], capture_output=True, text=True, check=False)
+    assert workers.stdout == ""
 
 
 def test_a_plugin_that_fails_at_import_is_told(sweeps, tiny: Path) -> None:
