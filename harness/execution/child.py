@@ -50,8 +50,10 @@ def run_child(spec: RunSpec, folder: Path, cache: Cache, on_phase: Callable[[str
     (folder / "spec.json").write_text(encode(spec), encoding="utf-8")
     kills_before = _oom_kills()
     watch = _Watch()
-    code = _wait(spec, [str(folder / "spec.json"), str(outcome_path), str(cache.root)], log_path, watch, on_phase)
-    shutil.rmtree(cache.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
+    try:
+        code = _wait(spec, [str(folder / "spec.json"), str(outcome_path), str(cache.root)], log_path, watch, on_phase)
+    finally:
+        shutil.rmtree(cache.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
     log = log_path.read_text(encoding="utf-8", errors="replace")
     outcome = _written(outcome_path) or _unwritten(spec, code, watch, log, _oom_kills() > kills_before)
     if outcome.failure is not None:
