@@ -75,7 +75,9 @@ class VariantRow:
     perplexity_change: Estimate | None = None
     kl_mean: Estimate | None = None
     kl_median: float | None = None
+    kl_p90: float | None = None
     kl_p99: float | None = None
+    kl_p99_9: float | None = None
     kl_max: float | None = None
     top1_agreement: Estimate | None = None
     coverage: float | None = None
