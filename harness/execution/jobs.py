@@ -72,7 +72,9 @@ def reference(bench: Bench, out: Path) -> None:
     with bench.phase("forward"), torch.inference_mode():
         references.write(model, windows, out)
     if len(windows.tokens) >= NOISE_FLOOR_BATCH:
-        first = Windows(windows.tokens[:NOISE_FLOOR_BATCH], {**windows.protocol, "batch_size": NOISE_FLOOR_BATCH})
+        scored = NOISE_FLOOR_BATCH * (len(windows.tokens[0]) - 1)
+        changed = {"windows": NOISE_FLOOR_BATCH, "tokens_scored": scored, "batch_size": NOISE_FLOOR_BATCH}
+        first = Windows(windows.tokens[:NOISE_FLOOR_BATCH], {**windows.protocol, **changed})
         floor = metric("divergence").make(first, "kl_noise_floor")
         with bench.phase("noise floor"), torch.inference_mode():
             kept = references.Reference(out, spec.device)

@@ -40,6 +40,14 @@ def test_the_baseline_does_not_diverge_from_itself(quality) -> None:
     assert set(quality["none"].find("top1_agreement").values) == {1.0}
 
 
+def test_the_noise_floor_says_what_it_was_measured_on(one_sweep) -> None:
+    (reference,) = [record for record in one_sweep[1] if record.spec.kind == "reference"]
+    floor = reference.find("kl_noise_floor", batch_size=2)
+    assert floor is not None
+    assert len(floor.values) == floor.protocol["tokens_scored"] == 2 * 127
+    assert floor.protocol["windows"] == 2
+
+
 def test_the_whole_scope_is_quantized(quality) -> None:
     covered = {label: r.find("coverage").values[0] for label, r in quality.items() if label != "none"}
     assert covered == dict.fromkeys(covered, 1.0)
