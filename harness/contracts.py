@@ -5,7 +5,7 @@ torch is named here for type checkers alone; importing this module imports none 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from harness.recipe import Strict
 from harness.record import Measurement
-from harness.spec import ThroughputWorkload
 
 if TYPE_CHECKING:
     import torch
@@ -242,12 +241,6 @@ class Instrument(Protocol):
     def finish(self) -> Sequence[Measurement]: ...
 
 
-class Workload(Protocol):
-    """A metric that owns what the model is asked to do."""
-
-    def __call__(self, model: LoadedModel, workload: ThroughputWorkload, seed: int) -> Iterator[Measurement]: ...
-
-
 MetricKind = Literal["observer", "workload", "instrument"]
 
 
@@ -256,7 +249,8 @@ class Metric:
     """A measurement plugin: an observer, a workload of its own, or an instrument.
 
     ``make`` builds it inside the worker. Its signature follows the kind:
-    observer ``(Windows) -> Observer``, workload: a Workload itself, instrument ``(device) -> Instrument``.
+    observer ``(Windows) -> Observer``, instrument ``(device) -> Instrument``, and for a workload the measuring
+    itself, ``(LoadedModel, ThroughputWorkload, seed) -> Iterator[Measurement]``.
     """
 
     name: str

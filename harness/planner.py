@@ -55,9 +55,10 @@ def plan(recipe: Recipe, machine: Machine | None = None) -> tuple[PlannedRun, ..
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
     _refuse_twins(recipe, sources)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
-    chosen, base = variants(recipe), baseline(recipe)
-    for index in range(len(recipe.exclude)):
-        if not any(matches(recipe, index, v, s.ref.label, e) for v, s, e in product(chosen, sources, engines)):
+    base = baseline(recipe)
+    chosen = variants(recipe, base)
+    for index, pattern in enumerate(recipe.exclude):
+        if not any(matches(pattern, v, s.ref.label, e) for v, s, e in product(chosen, sources, engines)):
             raise recipe.error(("exclude", index), "matches no variant of this recipe")
     planned = [
         run
@@ -100,9 +101,7 @@ def _runs(
         reference = _locked(replace(spec, kind="reference", needs=needs), base)
         yield PlannedRun(reference, weight_bytes, _too_long(source, reference))
     for variant in chosen:
-        excluded = any(
-            matches(recipe, index, variant, source.ref.label, spec.engine) for index in range(len(recipe.exclude))
-        )
+        excluded = any(matches(pattern, variant, source.ref.label, spec.engine) for pattern in recipe.exclude)
         if variant.ref == base.ref or not excluded:
             yield from _variant_runs(recipe, source, replace(spec, method=variant.ref, needs=needs), variant, reference)
 

@@ -311,8 +311,12 @@ def _explain(fault: ErrorDetails) -> tuple[Location, str]:
             return location, "expected at least one entry"
         case "model_type":
             return location, f"expected a mapping, not {given!r}"
-    message = fault["msg"].replace("Input should be", "expected")
-    return location, f"{message}, not {given!r}"
+    return location, expected(fault)
+
+
+def expected(fault: ErrorDetails) -> str:
+    """What pydantic expected of a value, and what was given."""
+    return f"{fault['msg'].replace('Input should be', 'expected')}, not {fault.get('input')!r}"
 
 
 def _owner(location: Location) -> type[BaseModel] | None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Scalar = str | int | float | bool | None
@@ -186,6 +187,12 @@ class RunSpec:
 def model_identity(model: ModelRef) -> list[Any]:
     """What makes two models the same one: content, dtype it runs in, and how it was made."""
     return [model.content, model.dtype, model.degrid, dict(model.config), model.seed]
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:

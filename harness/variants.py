@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from harness import registry
 from harness.contracts import Method
 from harness.errors import UsageError, did_you_mean
-from harness.recipe import MethodEntry, Recipe
+from harness.recipe import MethodEntry, Recipe, expected
 from harness.spec import MethodRef, digest
 from harness.yaml_file import Location
 
@@ -27,9 +27,8 @@ class Variant:
     params: Any
 
 
-def variants(recipe: Recipe) -> list[Variant]:
+def variants(recipe: Recipe, base: Variant) -> list[Variant]:
     """Every variant of a recipe once, its baseline among them. Raises RecipeError for what no model could take."""
-    base = baseline(recipe)
     found: dict[str, Variant] = {}
     for index, entry in enumerate(recipe.methods):
         for variant in _expand(recipe, entry, ("methods", index)):
@@ -46,10 +45,9 @@ def baseline(recipe: Recipe) -> Variant:
     return found[0]
 
 
-def matches(recipe: Recipe, index: int, variant: Variant, model: str, engine: str) -> bool:
-    """Whether a variant has every value that the recipe's ``exclude`` entry of that index names."""
+def matches(pattern: Mapping[str, Any], variant: Variant, model: str, engine: str) -> bool:
+    """Whether a variant has every value that an ``exclude`` entry names."""
     facts = {"model": model, "method": variant.ref.name, "engine": engine, **variant.ref.params}
-    pattern = recipe.exclude[index]
     return all(
         facts.get(key) == (registry.ALIASES.get(value, value) if key == "method" else value)
         for key, value in pattern.items()
@@ -99,8 +97,7 @@ def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: 
         return method.params.model_validate_json(json.dumps(given, default=str))
     except ValidationError as error:
         fault = error.errors()[0]
-        message = fault["msg"].replace("Input should be", "expected")
-        raise recipe.error((*place, *fault["loc"][:1]), f"{message}, not {fault.get('input')!r}") from None
+        raise recipe.error((*place, *fault["loc"][:1]), expected(fault)) from None
 
 
 def _shown(method: Method[Any], key: str, value: object) -> str:

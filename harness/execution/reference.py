@@ -6,7 +6,6 @@ whatever the vocabulary and the text. Where the head is no dense matrix the logi
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.contracts import HeadWeights, LoadedModel, Windows
 from harness.errors import HarnessError, InvalidRunError
 from harness.numerics.logits import finish
+from harness.spec import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +38,7 @@ def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
         "protocol": dict(windows.protocol),
         "scale": head.scale if head else 1.0,
         "softcap": head.softcap if head else None,
-        "sha256": {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))},
+        "sha256": {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -82,7 +82,7 @@ class Reference:
         from safetensors.torch import load_file
 
         path = self._folder / name
-        if not path.exists() or _sha256(path) != self._sha256[name]:
+        if not path.exists() or file_sha256(path) != self._sha256[name]:
             raise HarnessError(f"{path}: damaged; delete {self._folder} and run the recipe again")
         tensors: dict[str, torch.Tensor] = load_file(path, device=self._device)
         return tensors
@@ -90,8 +90,3 @@ class Reference:
 
 def _window(index: int) -> str:
     return f"window-{index:05d}.safetensors"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

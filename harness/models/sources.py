@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import SourceError
 from harness.models import headers
 from harness.models.scope import in_decoder
 from harness.recipe import Model
-from harness.spec import ModelRef, digest
+from harness.spec import ModelRef, digest, file_sha256
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
@@ -79,10 +78,10 @@ def _local(entry: Model, path: Path) -> SourceModel:
         header = headers.read_directory(path)
         settings = [file for pattern in _CHECKPOINT_FILES for file in path.glob(pattern) if file.is_file()]
         files = sorted({*settings, *headers.weight_files(path)})
-        return _source(entry, "directory", path, header, digest([(file.name, _sha256(file)) for file in files]))
+        return _source(entry, "directory", path, header, digest([(file.name, file_sha256(file)) for file in files]))
     if path.suffix == ".gguf":
         _refuse(entry, "trust_remote_code", kind="a GGUF file")
-        return _source(entry, "gguf", path, headers.read_gguf(path), _sha256(path))
+        return _source(entry, "gguf", path, headers.read_gguf(path), file_sha256(path))
     raise SourceError(f"model {entry.id!r}: neither a model's folder nor a .gguf file")
 
 
@@ -111,13 +110,7 @@ def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
         config = {"model_type": kind} | config
     header = headers.synthetic(config) or headers.Header({}, config.get("max_position_embeddings"), None, "float32")
     source = _source(entry, "synthetic", None, header, digest([config, entry.seed or 0]))
-    return SourceModel(
-        ModelRef(**{**source.ref.__dict__, "config": config}),
-        source.widths,
-        source.decoder_parameters,
-        source.other_parameters,
-        source.context_length,
-    )
+    return replace(source, ref=replace(source.ref, config=config))
 
 
 def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, content: str) -> SourceModel:
@@ -162,8 +155,3 @@ def _package_file(name: str) -> Path:
     if not path.is_file():
         raise SourceError(f"package {package!r} holds no file {file!r}")
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,8 +7,6 @@ import io
 from collections.abc import Sequence
 
 from harness.analysis.table import Table, VariantRow
-from harness.analysis.tradeoff import tradeoff
-from harness.record import RunRecord
 from harness.report.column import raw
 from harness.report.page import table_labels
 from harness.report.tables import columns
@@ -16,9 +14,9 @@ from harness.report.tables import columns
 Entry = dict[str, str | float | None]
 
 
-def csv_text(records: Sequence[RunRecord]) -> str:
+def csv_text(tables: Sequence[Table]) -> str:
     """All tables below one another; each line names its model, protocol and machine. Blank: not measured."""
-    lines = [_entry(table, row) for table in tradeoff(records) for row in table.rows]
+    lines = [_entry(table, row) for table in tables for row in table.rows]
     names = list(dict.fromkeys(name for line in lines for name in line))
     out = io.StringIO()
     writer = csv.DictWriter(out, names, lineterminator="\n")

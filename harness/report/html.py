@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,12 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.analysis.table import GridPoint, Table
-from harness.record import RunRecord
 from harness.report.column import Column, cell
 from harness.report.columns_run import speed_columns
 from harness.report.figures import Figure, figures, plotly_javascript
 from harness.report.highlights import Highlight, highlights
-from harness.report.page import native_warning, noise_floor, page, table_labels
+from harness.report.page import Page, native_warning, noise_floor, table_labels
 from harness.report.tables import column_groups, shown_columns
 
 
@@ -38,9 +36,8 @@ class _Section:
         return tuple(dict.fromkeys(row.engine for row in self.table.rows))
 
 
-def html(records: Sequence[RunRecord]) -> str:
+def html(whole: Page) -> str:
     """The page. All text of a record is escaped; a policy in its head forbids every request."""
-    whole = page(records)
     sections = [_section(table) for table in whole.tables]
     drawn = any(section.figures for section in sections)
     return _template().render(

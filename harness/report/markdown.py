@@ -7,15 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 from harness.analysis.table import Table, VariantRow
-from harness.record import RunRecord
 from harness.report.column import Column, cell
-from harness.report.page import Fault, Page, noise_floor, page, table_labels
+from harness.report.page import Fault, Page, noise_floor, table_labels
 from harness.report.tables import shown_columns
 
 
-def markdown(records: Sequence[RunRecord]) -> str:
+def markdown(whole: Page) -> str:
     """The whole report. Text of a record can neither mark anything up nor leave its cell."""
-    whole = page(records)
     parts = [f"# Quantization report: {escape(whole.title)}"]
     parts += [part for table in whole.tables for part in _table(table)]
     if whole.faults:

@@ -5,30 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.errors import refuse_unknown
 from harness.record import RunRecord
 
+if TYPE_CHECKING:
+    from harness.report.page import Page
 
-def _html(records: Sequence[RunRecord]) -> str:
+
+def _html(page: Page) -> str:
     from harness.report.html import html
 
-    return html(records)
+    return html(page)
 
 
-def _markdown(records: Sequence[RunRecord]) -> str:
+def _markdown(page: Page) -> str:
     from harness.report.markdown import markdown
 
-    return markdown(records)
+    return markdown(page)
 
 
-def _csv(records: Sequence[RunRecord]) -> str:
+def _csv(page: Page) -> str:
     from harness.report.csv_file import csv_text
 
-    return csv_text(records)
+    return csv_text(page.tables)
 
 
-FORMATS: Mapping[str, Callable[[Sequence[RunRecord]], str]] = {"html": _html, "md": _markdown, "csv": _csv}
+FORMATS: Mapping[str, Callable[[Page], str]] = {"html": _html, "md": _markdown, "csv": _csv}
 """From a format, which is also its file's suffix, to what renders it. Each renderer is imported when used."""
 
 
@@ -40,11 +44,14 @@ def write_report(records: Sequence[RunRecord], out: Path, formats: Sequence[str]
     for name in formats:
         if name not in FORMATS:
             refuse_unknown("report format", name, FORMATS)
+    from harness.report.page import page
+
+    whole = page(records)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for name in formats:
         path = out / f"report.{name}"
-        _write_whole(path, FORMATS[name](records))
+        _write_whole(path, FORMATS[name](whole))
         written.append(path)
     return written
 

@@ -6,7 +6,6 @@ that keeps its newline, and a blank line is the empty string.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from io import StringIO
@@ -15,7 +14,7 @@ from types import MappingProxyType
 
 from harness.errors import SourceError, did_you_mean
 from harness.recipe import Text
-from harness.spec import TextRef
+from harness.spec import TextRef, file_sha256
 
 DATA = Path(__file__).parent / "data"
 TEXTS: Mapping[str, str] = MappingProxyType(
@@ -41,7 +40,7 @@ def resolve(text: Text, folder: Path) -> TextRef:
         path = (folder / Path(str(text.file)).expanduser()).resolve()
     if not path.is_file():
         raise SourceError(f"text file not found: {path}")
-    return TextRef(text.name or path.name, str(path), field=text.field, sha256=_sha256(path))
+    return TextRef(text.name or path.name, str(path), field=text.field, sha256=file_sha256(path))
 
 
 def rows(text: TextRef) -> list[str]:
@@ -69,8 +68,3 @@ def _hub_rows(text: TextRef) -> list[str]:
     if text.field not in data.column_names:
         raise SourceError(f"{text.id}: no field {text.field!r}{did_you_mean(text.field, data.column_names)}")
     return [str(value) for value in data[text.field]]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

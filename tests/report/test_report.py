@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,10 +17,11 @@ import pytest
 
 from harness.errors import UsageError
 from harness.record import Failure, RunRecord
-from harness.report import write_report
-from harness.report.csv_file import csv_text
-from harness.report.html import html
-from harness.report.markdown import escape, markdown
+from harness.report import csv_file, write_report
+from harness.report import html as html_page
+from harness.report import markdown as markdown_page
+from harness.report.markdown import escape
+from harness.report.page import page as page_of
 
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = (
@@ -28,6 +29,18 @@ HOSTILE = (
     "x</script><script>alert(2)</script>",
     '"><img src=x onerror=alert(3)>',
 )
+
+
+def html(records: Sequence[RunRecord]) -> str:
+    return html_page.html(page_of(records))
+
+
+def markdown(records: Sequence[RunRecord]) -> str:
+    return markdown_page.markdown(page_of(records))
+
+
+def csv_text(records: Sequence[RunRecord]) -> str:
+    return csv_file.csv_text(page_of(records).tables)
 
 
 class Page(HTMLParser):
