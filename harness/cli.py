@@ -10,12 +10,21 @@ import sys
 import traceback
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from harness.errors import ExitCode, HarnessError
 
+if TYPE_CHECKING:
+    from harness.recipe import Recipe
+    from harness.stacks import Stacks
+
+stack_app = typer.Typer(
+    help="Environments of libraries that cannot live beside the rest.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
 app = typer.Typer(
     help="Compares quantization methods of language models: quality, speed and memory beside the unquantized baseline.",
     no_args_is_help=True,
@@ -24,12 +33,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(stack_app, name="stack")
+
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
 ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records are kept.")]
 CacheFolder = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time
     typer.Option("--cache", metavar="DIR", help="Where checkpoints and references are kept (or $QHARNESS_CACHE)."),
 ]
+Pythons = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--python", metavar="NAME=PATH", help="An interpreter of your own for a stack; may be repeated."),
+]
+AllowLeak = Annotated[
+    bool, typer.Option("--allow-leak", help="Let calibration overlap the evaluation text; every such row is marked.")
+]
+StackName = Annotated[str, typer.Argument(metavar="NAME", help="A stack that 'qharness stack list' names.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for machines.")]
 
 
@@ -47,6 +66,8 @@ def plan(
     recipe: RecipeFile,
     results: ResultsFolder = Path("results"),
     cache: CacheFolder = None,
+    pythons: Pythons = None,
+    allow_leak: AllowLeak = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a recipe in order: what is done, what is left, what cannot be."""
@@ -57,7 +78,7 @@ def plan(
     from harness.recipe import load_recipe
     from harness.store import Store
 
-    planned = make_plan(load_recipe(recipe))
+    planned = make_plan(load_recipe(recipe), stacks=_stacks(cache, pythons), allow_leak=allow_leak)
     records = Store(results).records(planned[0].spec.recipe)
     show_plan(planned, set(done(planned, records, Cache(cache or default_folder()))), as_json)
 
@@ -67,6 +88,9 @@ def run(
     recipe: RecipeFile,
     results: ResultsFolder = Path("results"),
     cache: CacheFolder = None,
+    pythons: Pythons = None,
+    create_stacks: Annotated[bool, typer.Option("--create-stacks", help="First make the stacks it needs.")] = False,
+    allow_leak: AllowLeak = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the runs of a recipe. Run it again to resume: what is done is not done twice."""
@@ -78,12 +102,15 @@ def run(
     from harness.record import FAILURES
     from harness.store import Store
 
-    planned = ready_plan(load_recipe(recipe))
+    chosen, stacks = load_recipe(recipe), _stacks(cache, pythons)
+    if create_stacks:
+        _create_missing(chosen, stacks)
+    planned = ready_plan(chosen, stacks, allow_leak)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # or a worker would outlive its sweep
         signal.signal(ending, signal.default_int_handler)
     try:
         with display(as_json) as show:
-            records = make_runs(planned, Store(results), Cache(cache or default_folder()), show)
+            records = make_runs(planned, Store(results), Cache(cache or default_folder()), show, stacks)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes where it stopped", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -142,6 +169,64 @@ def schema() -> None:
     from harness.recipe import Recipe
 
     typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+@stack_app.command("list")
+def list_stacks(cache: CacheFolder = None) -> None:
+    """List the stacks: what each is for, and whether it is made."""
+    from harness.console import show_stacks
+
+    show_stacks(_stacks(cache))
+
+
+@stack_app.command("create")
+def create_stack(name: StackName, cache: CacheFolder = None) -> None:
+    """Make a stack's interpreter from its pinned requirements."""
+    from harness.stacks.build import create
+
+    stack = _stacks(cache)[name]
+    create(stack, typer.echo)
+    typer.echo(f"stack {name} is ready: {stack.python}")
+
+
+@stack_app.command("check")
+def check_stack(name: StackName, cache: CacheFolder = None, pythons: Pythons = None) -> None:
+    """Say whether a stack holds what it was made with, and whether a worker starts in it."""
+    from harness.stacks.build import check
+
+    faults = check(_stacks(cache, pythons)[name])
+    for fault in faults:
+        typer.echo(fault, err=True)
+    if faults:
+        raise typer.Exit(ExitCode.USAGE)
+    typer.echo(f"stack {name} is in order")
+
+
+@stack_app.command("remove")
+def remove_stack(name: StackName, cache: CacheFolder = None) -> None:
+    """Delete a stack's folder."""
+    from harness.stacks.build import remove
+
+    typer.echo(f"stack {name} removed" if remove(_stacks(cache)[name]) else f"stack {name} was not there")
+
+
+def _stacks(cache: Path | None, pythons: list[str] | None = None) -> Stacks:
+    from harness.cache import default_folder
+    from harness.stacks import Stacks, parse_pythons
+
+    return Stacks((cache or default_folder()) / "stacks", parse_pythons(pythons or []))
+
+
+def _create_missing(recipe: Recipe, stacks: Stacks) -> None:
+    """Makes the stacks that a recipe's methods quantize in and that are not there."""
+    from harness.stacks import MAIN
+    from harness.stacks.build import create
+    from harness.variants import baseline, variants
+
+    wanted = {each.method.stack for each in variants(recipe, baseline(recipe))} - {MAIN}
+    for name in sorted(wanted):
+        if stacks[name].absence:
+            create(stacks[name], typer.echo)
 
 
 @app.callback(invoke_without_command=True)

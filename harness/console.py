@@ -12,6 +12,7 @@ from harness import machine, registry
 from harness.errors import UsageError
 from harness.planner import PlannedRun
 from harness.report.formats import DECIMAL, significant, size_unit
+from harness.stacks import STACKS, Stacks
 from harness.text.sources import TEXTS
 
 
@@ -58,6 +59,17 @@ def show_list(what: str) -> None:
     table.add_column(style="bold", no_wrap=True)
     for name, summary in _rows(what):
         table.add_row(name, summary)
+    Console().print(table)
+
+
+def show_stacks(stacks: Stacks) -> None:
+    """Name, state, library, and what each is for."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("stack", "state", "library", "what it is for"):
+        table.add_column(column)
+    table.add_row("main", "ready", "", "measures everything, and quantizes whatever lives beside the rest")
+    for name, definition in STACKS.items():
+        table.add_row(name, stacks[name].state, definition.library, definition.summary)
     Console().print(table)
 
 

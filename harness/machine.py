@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -35,10 +35,14 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What the planner must know: the device that runs, and the class of hardware a figure belongs to."""
+    """What the planner must know: the device that runs, and the class of hardware a figure belongs to.
+
+    ``capability`` is the GPU's compute capability; None on a CPU.
+    """
 
     device: str
     hardware: str
+    capability: tuple[int, int] | None = None
 
 
 def choose(device: str) -> Machine:
@@ -46,15 +50,19 @@ def choose(device: str) -> Machine:
     cpu = f"{cpu_name()}, {cores()} cores"
     with _gpu() as gpu:
         name = None if gpu is None else gpu.name()
+        capability = None if gpu is None else gpu.capability()
     usable = name is not None and not _cpu_build()
     if device == "cuda" and not usable:
         reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
         raise UsageError(f"device: cuda, but {reason}; see 'qharness doctor'")
-    return Machine("cuda", f"{name}; {cpu}") if usable and device != "cpu" else Machine("cpu", cpu)
+    return Machine("cuda", f"{name}; {cpu}", capability) if usable and device != "cpu" else Machine("cpu", cpu)
 
 
-def fingerprint() -> Fingerprint:
-    """The machine and its software as they are at this moment; what cannot be asked is left out."""
+def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
+    """The machine and its software as they are at this moment; what cannot be asked is left out.
+
+    ``packages`` are those whose versions matter beside the harness's own.
+    """
     hardware: dict[str, Scalar] = {
         "cpu": cpu_name(),
         "cores": cores(),
@@ -66,13 +74,13 @@ def fingerprint() -> Fingerprint:
         if gpu is not None:
             hardware |= gpu.hardware()
             state |= gpu.state()
-    return Fingerprint(hardware, {"python": platform.python_version(), **versions()}, state)
+    return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state)
 
 
-def versions() -> dict[str, str]:
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     """The installed versions of the packages that decide a figure."""
     found = {}
-    for package in PACKAGES:
+    for package in dict.fromkeys((*PACKAGES, *packages)):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -115,6 +123,10 @@ class _Gpu:
 
     def name(self) -> str:
         return str(self._nvml.nvmlDeviceGetName(self._handle))
+
+    def capability(self) -> tuple[int, int] | None:
+        answer = self._asked({"capability": lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)})
+        return (int(answer["capability"][0]), int(answer["capability"][1])) if answer else None
 
     def hardware(self) -> dict[str, Scalar]:
         nvml, handle = self._nvml, self._handle

@@ -8,19 +8,28 @@ from itertools import product
 
 from harness import recipe as written
 from harness import registry
-from harness.errors import SourceError, UsageError
+from harness.cache import default_folder
+from harness.errors import SourceError, UsageError, did_you_mean
+from harness.feasible import obstacle, too_long
 from harness.machine import Machine, choose
+from harness.models.legacy import VERSION as LEGACY_VERSION
 from harness.models.prepare import VERSION as PREPARE_VERSION
+from harness.models.scope import matching
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Recipe
 from harness.spec import (
+    CalibrationRef,
+    Kind,
     Limits,
     PerplexityWorkload,
     RunSpec,
+    TextRef,
     ThroughputWorkload,
     digest,
     model_identity,
 )
+from harness.stacks import MAIN, Stacks
+from harness.text.calibration import VERSION as CALIBRATION_VERSION
 from harness.text.sources import resolve
 from harness.text.windows import VERSION as WINDOWS_VERSION
 from harness.variants import Variant, baseline, matches, variants
@@ -31,6 +40,14 @@ METRICS: Mapping[str, tuple[str, ...]] = {
     "performance": ("throughput", "memory"),
 }
 """Whose versions a figure of a kind of run belongs to."""
+ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
+    "prepare": {"prepare": PREPARE_VERSION},
+    "calibrate": {"calibration": CALIBRATION_VERSION},
+    "export": {"legacy": LEGACY_VERSION},
+    "reference": {"windows": WINDOWS_VERSION},
+    "quality": {"windows": WINDOWS_VERSION},
+}
+"""What else of the harness an artifact or a figure depends on."""
 DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 
 
@@ -43,27 +60,41 @@ class PlannedRun:
     unsupported: str | None = None
 
 
-def plan(recipe: Recipe, machine: Machine | None = None) -> tuple[PlannedRun, ...]:
+@dataclass(frozen=True)
+class Site:
+    """Where a sweep is to run, and what its user allowed."""
+
+    machine: Machine
+    stacks: Stacks
+    allow_leak: bool = False
+
+
+def plan(
+    recipe: Recipe, machine: Machine | None = None, stacks: Stacks | None = None, allow_leak: bool = False
+) -> tuple[PlannedRun, ...]:
     """The runs in the order they are to be made.
 
-    Preparing and reference runs come first, then each variant's quantization and quality, then
+    Preparing, calibration and reference runs come first, then each variant's quantization and quality, then
     performance with the variants interleaved and the repetitions outermost, so that a machine that
     slows down slows them all. Raises RecipeError for what no model could take; what this model or
     this environment cannot take is planned as unsupported.
     """
-    machine = machine or choose(recipe.device)
+    site = Site(machine or choose(recipe.device), stacks or Stacks(default_folder() / "stacks"), allow_leak)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
+    for source in sources:
+        _check_scope(recipe, source)
     _refuse_twins(recipe, sources)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
     base = baseline(recipe)
     chosen = variants(recipe, base)
+    _check_calibration(recipe, chosen)
     for index, pattern in enumerate(recipe.exclude):
         if not any(matches(pattern, v, s.ref.label, e) for v, s, e in product(chosen, sources, engines)):
             raise recipe.error(("exclude", index), "matches no variant of this recipe")
     planned = [
         run
         for source, engine in product(sources, engines)
-        for run in _runs(recipe, source, _base_spec(recipe, source, base, engine, machine), base, chosen)
+        for run in _runs(recipe, source, _base_spec(recipe, source, base, engine, site), base, chosen, site)
     ]
     if not any(run.spec.kind in ("quality", "performance") for run in planned):
         raise recipe.error(
@@ -82,51 +113,83 @@ def _refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
 
 def _turn(run: PlannedRun) -> int:
     """When a run's turn comes; runs of one turn keep their order."""
-    turns = {"prepare": 0, "reference": 0, "quantize": 1, "quality": 1, "performance": 2}
-    return turns[run.spec.kind] + run.spec.repetition
+    turns = {"quantize": 1, "quality": 1, "performance": 2}
+    return turns.get(run.spec.kind, 0) + run.spec.repetition
 
 
 def _runs(
-    recipe: Recipe, source: SourceModel, spec: RunSpec, base: Variant, chosen: Sequence[Variant]
+    recipe: Recipe, source: SourceModel, spec: RunSpec, base: Variant, chosen: Sequence[Variant], site: Site
 ) -> Iterator[PlannedRun]:
-    """The runs of one model on one engine: what all its variants need, then theirs."""
+    """The runs of one model on one engine: what several of its variants need, then theirs."""
+    kept = [
+        (each, obstacle(source, each, site.machine, site.stacks, spec.skip))
+        for each in chosen
+        if each.ref == base.ref or not _excluded(recipe, source, spec, each)
+    ]
+    able = [each for each, blocked in kept if not blocked]
     weight_bytes = _weight_bytes(source, base)
-    needs: dict[str, str] = {}
+    shared: dict[str, str] = {}
+
+    def needed(kind: Kind) -> PlannedRun:
+        """A run that others need; what it leaves is found by its run_id."""
+        made = _locked(replace(spec, kind=kind, needs=dict(shared)), base, site)
+        return PlannedRun(made, weight_bytes, too_long(source, made))
+
     if source.ref.needs_preparing:
-        prepare = _locked(replace(spec, kind="prepare"), base)
-        yield PlannedRun(prepare, weight_bytes)
-        needs = {"prepare": prepare.run_id}
-    reference = None
+        prepare = needed("prepare")
+        shared["prepare"] = prepare.spec.run_id
+        yield prepare
+    extra: dict[str, PlannedRun] = {}
+    if any(each.method.calibrated(each.params) for each in able):
+        extra["calibrate"] = needed("calibrate")
+    if any(each.method.stack != MAIN for each in able):
+        extra["export"] = needed("export")
     if spec.perplexity is not None and spec.divergence:
-        reference = _locked(replace(spec, kind="reference", needs=needs), base)
-        yield PlannedRun(reference, weight_bytes, _too_long(source, reference))
-    for variant in chosen:
-        excluded = any(matches(pattern, variant, source.ref.label, spec.engine) for pattern in recipe.exclude)
-        if variant.ref == base.ref or not excluded:
-            yield from _variant_runs(recipe, source, replace(spec, method=variant.ref, needs=needs), variant, reference)
+        extra["reference"] = needed("reference")
+    yield from extra.values()
+    ids = {kind: run.spec.run_id for kind, run in extra.items()}
+    for variant, blocked in kept:
+        yield from _variant_runs(recipe, source, replace(spec, needs=shared), variant, blocked, ids, site)
 
 
 def _variant_runs(
-    recipe: Recipe, source: SourceModel, spec: RunSpec, variant: Variant, reference: RunSpec | None
+    recipe: Recipe,
+    source: SourceModel,
+    spec: RunSpec,
+    variant: Variant,
+    blocked: str | None,
+    extra: Mapping[str, str],
+    site: Site,
 ) -> Iterator[PlannedRun]:
-    """The runs of one variant; ``spec`` names the method and what every run of the model needs."""
-    weight_bytes = _weight_bytes(source, variant)
-    blocked = _unsupported(source, variant)
+    """The runs of one variant; ``extra`` names the runs that only some variants need."""
+    weight_bytes = _weight_bytes(variant.checkpoint or source, variant)
+    calibrated = variant.method.calibrated(variant.params)
+    spec = replace(spec, method=variant.ref, calibration=spec.calibration if calibrated else None)
+    if variant.ref.stage not in ("on_load", "offline"):
+        spec = replace(spec, skip=(), overrides={})
+    calibrate = {"calibrate": extra["calibrate"]} if calibrated and "calibrate" in extra else {}
     if variant.ref.stage == "offline":
-        quantize = _locked(replace(spec, kind="quantize"), variant)
+        export = {"export": extra["export"]} if variant.method.stack != MAIN and "export" in extra else {}
+        needs = {**spec.needs, **calibrate, **export}
+        quantize = _locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
     if spec.perplexity is not None:
-        needs = {**spec.needs, "reference": reference.run_id} if reference else spec.needs
-        quality = _locked(replace(spec, kind="quality", needs=needs), variant)
-        yield PlannedRun(quality, weight_bytes, blocked or _too_long(source, quality))
+        reference = {"reference": extra["reference"]} if "reference" in extra else {}
+        needs = {**spec.needs, **calibrate, **reference}
+        quality = _locked(replace(spec, kind="quality", needs=needs), variant, site)
+        yield PlannedRun(quality, weight_bytes, blocked or too_long(source, quality))
     if spec.throughput is not None or (spec.memory and spec.perplexity is None):
         for repetition in range(recipe.repetitions):
-            run = _locked(replace(spec, kind="performance", repetition=repetition), variant)
-            yield PlannedRun(run, weight_bytes, blocked or _too_long(source, run))
+            run = _locked(replace(spec, kind="performance", repetition=repetition), variant, site)
+            yield PlannedRun(run, weight_bytes, blocked or too_long(source, run))
 
 
-def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, machine: Machine) -> RunSpec:
+def _excluded(recipe: Recipe, source: SourceModel, spec: RunSpec, variant: Variant) -> bool:
+    return any(matches(pattern, variant, source.ref.label, spec.engine) for pattern in recipe.exclude)
+
+
+def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, site: Site) -> RunSpec:
     measure = recipe.measure
     if measure == written.Measure():
         raise recipe.error(("measure",), "nothing is measured; name perplexity, divergence, memory or throughput")
@@ -135,10 +198,7 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
     perplexity = throughput = None
     if measure.perplexity is not None and source.ref.kind != "synthetic":  # random weights have no quality
         entry = measure.perplexity
-        try:
-            text = resolve(entry.text, recipe.folder)
-        except SourceError as error:
-            raise recipe.error(("measure", "perplexity", "text"), str(error)) from None
+        text = _text(recipe, entry.text, ("measure", "perplexity", "text"))
         perplexity = PerplexityWorkload(text, entry.protocol, entry.context, entry.windows)
     if measure.throughput is not None:
         throughput = ThroughputWorkload(**measure.throughput.model_dump())
@@ -149,34 +209,64 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
         method=base.ref,
         baseline=base.ref,
         engine=engine,
-        scope=recipe.scope,
+        scope=recipe.scope.quantize,
+        skip=recipe.scope.skip,
+        overrides=recipe.scope.overrides,
+        calibration=_calibration(recipe, perplexity, site),
+        allow_leak=site.allow_leak,
         perplexity=perplexity,
         divergence=measure.divergence is not None,
         throughput=throughput,
         memory=measure.memory is not None,
         limits=Limits(recipe.limits.time, recipe.limits.memory),
-        device=machine.device,
+        device=site.machine.device,
         threads=recipe.threads,
         attention=recipe.attention,
         seed=recipe.seed,
-        hardware=machine.hardware,
+        hardware=site.machine.hardware,
     )
 
 
-def _locked(spec: RunSpec, variant: Variant) -> RunSpec:
+def _calibration(recipe: Recipe, perplexity: PerplexityWorkload | None, site: Site) -> CalibrationRef | None:
+    """The recipe's calibration. Raises RecipeError where it is the evaluation text itself."""
+    entry = recipe.calibration
+    if entry is None:
+        return None
+    text = _text(recipe, entry.text, ("calibration", "text"))
+    if perplexity is not None and not site.allow_leak and text.same_as(perplexity.text):
+        raise recipe.error(
+            ("calibration", "text"),
+            "is the evaluation text; calibrated methods would be measured on what they have seen. "
+            "Name another text, or allow it and have every row marked: --allow-leak",
+        )
+    settings = entry.model_dump(exclude={"text"})
+    return CalibrationRef(text, **settings)
+
+
+def _text(recipe: Recipe, text: written.Text, place: tuple[str, ...]) -> TextRef:
+    try:
+        return resolve(text, recipe.folder)
+    except SourceError as error:
+        raise recipe.error(place, str(error)) from None
+
+
+def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
     """The spec with the versions that a repetition of it must share."""
     runtime = registry.engine(spec.engine)
-    converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
-    packages = (*runtime.packages, *variant.method.packages, *converts)
-    lock = digest({package: registry.installed_version(package) for package in packages})
-    versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
-    if spec.kind == "prepare":
-        versions["prepare"] = PREPARE_VERSION
+    if spec.stack != MAIN:
+        stack = site.stacks[spec.stack]
+        held = {} if stack.absence else stack.versions
+        lock = {package: held.get(package) for package in (*runtime.packages, *variant.method.packages)}
     else:
+        own = variant.method.packages if spec.kind == "quantize" else registry.readers(variant.method)
+        converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
+        packages = (*runtime.packages, *own, *converts)
+        lock = {package: registry.installed_version(package) for package in packages}
+    versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
+    versions |= ROOM_VERSIONS.get(spec.kind, {})
+    if spec.kind not in ("prepare", "calibrate", "export"):
         versions[runtime.name] = runtime.version
-    if spec.kind in ("reference", "quality"):
-        versions["windows"] = WINDOWS_VERSION
-    return replace(spec, lock=lock, versions=versions)
+    return replace(spec, lock=digest(lock), versions=versions)
 
 
 def _source(recipe: Recipe, index: int) -> SourceModel:
@@ -186,6 +276,27 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         raise recipe.error(("models", index, "id"), str(error)) from None
 
 
+def _check_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:
+    """Raises RecipeError where a calibrated method would have nothing to see."""
+    lacking = [each.ref.name for each in chosen if each.method.calibrated(each.params)]
+    if lacking and recipe.calibration is None:
+        raise recipe.error(
+            ("methods",), f"{lacking[0]} is calibrated on text; add 'calibration: {{}}' (the harness's own) or name one"
+        )
+
+
+def _check_scope(recipe: Recipe, source: SourceModel) -> None:
+    """Raises RecipeError for a pattern that matches no module, where the modules' names are known already."""
+    modules = [name.removesuffix(".weight") for name in source.matrices]
+    if source.ref.kind not in ("directory", "hub") or not modules:
+        return
+    for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
+        for pattern in patterns:
+            if not any(matching(module, [pattern]) for module in modules):
+                near = did_you_mean(pattern, modules)
+                raise recipe.error(("scope", key), f"{pattern!r} matches no module of {source.ref.label}{near}")
+
+
 def _engine(recipe: Recipe, index: int) -> str:
     try:
         return registry.engine(recipe.engines[index]).name
@@ -193,37 +304,11 @@ def _engine(recipe: Recipe, index: int) -> str:
         raise recipe.error(("engines", index), str(error)) from None
 
 
-def _unsupported(source: SourceModel, variant: Variant) -> str | None:
-    """Why this model or this environment cannot take the variant."""
-    lacking = registry.missing(variant.method)
-    if lacking:
-        return lacking
-    group = variant.method.group_size(variant.params)
-    refused = sorted({width for width in source.widths.values() if group and width % group})
-    if refused:
-        return f"group_size {group} does not divide the input widths {', '.join(map(str, refused))} of this model"
-    return None
-
-
-def _too_long(source: SourceModel, spec: RunSpec) -> str | None:
-    """Why the workload does not fit the model's context."""
-    limit = source.context_length
-    if limit is None:
-        return None
-    if spec.kind in ("quality", "reference") and spec.perplexity and spec.perplexity.context > limit:
-        return f"perplexity context {spec.perplexity.context} exceeds the model's {limit}"
-    if spec.kind == "performance" and spec.throughput:
-        needed = max(spec.throughput.prompt_tokens) + spec.throughput.new_tokens
-        if needed > limit:
-            return f"prompt and new tokens, {needed}, exceed the model's context of {limit}"
-    return None
-
-
 def _weight_bytes(source: SourceModel, variant: Variant) -> int | None:
     """Estimated bytes of the loaded weights; None where the model's shapes are not known yet."""
-    if not source.widths:
+    if not source.matrices:
         return None
     plain = DTYPE_BITS.get(variant.method.run_dtype(variant.params, source.ref.dtype), 16.0)
-    mean_width = sum(source.widths.values()) // len(source.widths)
+    mean_width = sum(shape[-1] for shape in source.matrices.values()) // len(source.matrices)
     bits = variant.method.bits_per_weight(variant.params, plain, mean_width)
     return int((source.decoder_parameters * bits + source.other_parameters * plain) / 8)

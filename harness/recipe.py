@@ -139,12 +139,43 @@ class Text(Strict):
         return self
 
 
+AnyText = Annotated[Text, BeforeValidator(_text, json_schema_input_type=str | Text)]
+
+
+class Calibration(Strict):
+    """What calibrated methods see: the same token ids for all of them.
+
+    ``concat`` joins the text's rows and cuts blocks, ``crop`` takes a stretch out of rows that are long
+    enough, ``pad`` takes one row a sample, cut or padded to the length.
+    """
+
+    text: AnyText = Field(Text(name="demo_calibration"), description="a text's name, a file's path, or a hub data set")
+    samples: PositiveInt = Field(128, description="sequences; fewer where the text holds no more, which is told")
+    length: int = Field(512, ge=8, description="tokens of a sequence")
+    packing: Literal["concat", "crop", "pad"] = Field("concat", description="how sequences are made of rows")
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto", description="whether a sequence begins with BOS; auto is the tokenizer's habit"
+    )
+    chat_template: bool = Field(False, description="wrap each row as a user's message in the model's chat template")
+    seed: NonNegativeInt = Field(0, description="draws the sequences where the text holds more")
+
+
+class Scope(Strict):
+    """What is quantized: the decoder's matrices, less what is skipped. The same for all methods of a recipe."""
+
+    quantize: Literal["decoder"] = Field("decoder", description="the decoder's matrices")
+    skip: Annotated[tuple[str, ...], BeforeValidator(_one_or_many, json_schema_input_type=str | list[str])] = Field(
+        (), description="modules left alone, as patterns such as '*.down_proj' or 'model.layers.0.*'"
+    )
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="parameters that differ for some modules: {'*.down_proj': {bits: 8}}"
+    )
+
+
 class Perplexity(Strict):
     """Which text is scored, and by which protocol."""
 
-    text: Annotated[Text, BeforeValidator(_text, json_schema_input_type=str | Text)] = Field(
-        Text(name="demo"), description="a text's name, a file's path, or a hub data set"
-    )
+    text: AnyText = Field(Text(name="demo"), description="a text's name, a file's path, or a hub data set")
     protocol: Literal["gptq"] = Field("gptq", description="how the text is joined, cut and scored")
     context: int = Field(2048, ge=2, description="tokens of one window")
     windows: PositiveInt | None = Field(None, description="score only the first windows; absent means all")
@@ -186,6 +217,10 @@ class Limits(Strict):
     memory: Bytes | None = Field(
         None, description="private memory of one run on the host, such as 8GiB; a GPU's is not limited"
     )
+
+
+def _scope(value: Any) -> Any:
+    return {"quantize": value} if isinstance(value, str) else value
 
 
 def _model(value: Any) -> Any:
@@ -234,7 +269,10 @@ class Recipe(Strict):
     baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant beside which every other stands")
     repetitions: PositiveInt = Field(1, description="fresh processes per variant, of performance only")
     limits: Limits = Limits()
-    scope: Literal["decoder"] = Field("decoder", description="what is quantized: the decoder's matrices")
+    scope: Annotated[Scope, BeforeValidator(_scope, json_schema_input_type=str | Scope)] = Field(
+        Scope(), description="what is quantized; 'decoder' means all of the decoder's matrices"
+    )
+    calibration: Calibration | None = Field(None, description="the text that calibrated methods see")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is the GPU where one can be used")
     threads: PositiveInt | None = Field(None, description="CPU threads; absent means one per core")
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
@@ -245,7 +283,6 @@ class Recipe(Strict):
     )
     seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
     extends: NotBuilt = None
-    calibration: NotBuilt = None
     kv_cache: NotBuilt = None
     decode_mode: NotBuilt = None
     gates: NotBuilt = None

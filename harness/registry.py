@@ -18,12 +18,44 @@ METHOD_GROUP = "qharness.methods"
 
 _METHODS = {
     "none": "harness.methods.none:NONE",
+    "checkpoint": "harness.methods.checkpoint:CHECKPOINT",
     "rtn": "harness.methods.rtn:RTN",
     "int8": "harness.methods.torchao_weight_only:INT8",
     "fp8": "harness.methods.torchao_weight_only:FP8",
+    "torchao-int8-dynamic": "harness.methods.torchao_dynamic:INT8_DYNAMIC",
+    "torchao-fp8-dynamic": "harness.methods.torchao_dynamic:FP8_DYNAMIC",
+    "torchao-intx": "harness.methods.torchao_grouped:INTX",
+    "torchao-int4": "harness.methods.torchao_grouped:INT4",
+    "torchao-nvfp4": "harness.methods.torchao_microscaling:NVFP4",
+    "torchao-mxfp8": "harness.methods.torchao_microscaling:MXFP8",
+    "torchao-mxfp4": "harness.methods.torchao_microscaling:MXFP4",
+    "quanto": "harness.methods.quanto:QUANTO",
+    "hqq": "harness.methods.hqq:HQQ",
+    "qat": "harness.methods.qat:QAT",
     "bnb-int8": "harness.methods.bnb_int8:BNB_INT8",
     "bnb-nf4": "harness.methods.bnb_4bit:NF4",
     "bnb-fp4": "harness.methods.bnb_4bit:FP4",
+    "autoround": "harness.methods.autoround:AUTOROUND",
+    "autoround-fp8": "harness.methods.autoround_fp8:AUTOROUND_FP8",
+    "modelopt": "harness.methods.modelopt:MODELOPT",
+    "inc-rtn": "harness.methods.inc_rtn:INC_RTN",
+    "inc-gptq": "harness.methods.inc_gptq:INC_GPTQ",
+    "inc-awq": "harness.methods.inc_awq:INC_AWQ",
+    "quark": "harness.methods.quark:QUARK",
+    "gptq": "harness.methods.gptq:GPTQ",
+    "awq": "harness.methods.awq:AWQ",
+    "gptqmodel-gguf": "harness.methods.gptqmodel_gguf:GPTQMODEL_GGUF",
+    "llmc-rtn": "harness.methods.llmc_weight_only:RTN",
+    "llmc-gptq": "harness.methods.llmc_weight_only:GPTQ",
+    "llmc-fp8": "harness.methods.llmc_8bit:FP8",
+    "llmc-int8": "harness.methods.llmc_8bit:INT8",
+    "llmc-nvfp4": "harness.methods.llmc_microscaling:NVFP4",
+    "llmc-mxfp4": "harness.methods.llmc_microscaling:MXFP4",
+    "llmc-mxfp8": "harness.methods.llmc_microscaling:MXFP8",
+    "llmc-awq": "harness.methods.llmc_awq:AWQ",
+    "autoawq": "harness.methods.autoawq:AUTOAWQ",
+    "autogptq": "harness.methods.autogptq:AUTOGPTQ",
+    "qlora": "harness.methods.qlora:QLORA",
 }
 ALIASES: Mapping[str, str] = MappingProxyType({"ptq": "rtn"})
 _ENGINES = {"transformers": "harness.engines.transformers:TRANSFORMERS"}
@@ -92,12 +124,20 @@ def installed_version(package: str) -> str | None:
 
 
 def missing(chosen: Method[Any]) -> str | None:
-    """What the method lacks in this environment and the command that installs it, or None."""
-    absent = [package for package in chosen.packages if installed_version(package) is None]
+    """What the method lacks in this environment and the command that installs it, or None.
+
+    Of a method that quantizes elsewhere, this environment needs only what reads the result.
+    """
+    absent = [package for package in readers(chosen) if installed_version(package) is None]
     if not absent:
         return None
     what = f"'qharness[{chosen.extra}]'" if chosen.extra else " ".join(absent)
     return f"{', '.join(absent)} is not installed; pip install {what}"
+
+
+def readers(chosen: Method[Any]) -> tuple[str, ...]:
+    """The packages that loading a variant of the method needs."""
+    return chosen.packages if chosen.readers is None else chosen.readers
 
 
 def _plugins() -> dict[str, EntryPoint]:

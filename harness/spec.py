@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Scalar = str | int | float | bool | None
-Kind = Literal["prepare", "quantize", "reference", "quality", "performance"]
+Kind = Literal["prepare", "calibrate", "export", "quantize", "reference", "quality", "performance"]
+Stage = Literal["none", "on_load", "offline", "published"]
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,22 @@ class ModelRef:
 
 @dataclass(frozen=True)
 class MethodRef:
-    """A method with every parameter resolved; ``label`` shows those that the recipe wrote."""
+    """A method with every parameter resolved; ``label`` shows those that the recipe wrote.
+
+    ``published`` is the checkpoint that somebody else quantized, where that is what is measured.
+    """
 
     name: str
     version: int
     params: Mapping[str, Scalar]
     label: str
-    stage: Literal["none", "on_load", "offline"]
+    stage: Stage
+    published: ModelRef | None = None
+
+    @property
+    def identity(self) -> list[Any]:
+        """What makes two methods the same one. A published checkpoint counts by its content, not by where it lies."""
+        return [self.name, self.published.content] if self.published else [self.name, dict(self.params)]
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,23 @@ class TextRef:
     revision: str | None = None
     field: str = "text"
     sha256: str | None = None
+
+    def same_as(self, other: TextRef) -> bool:
+        """Whether both are one text, wherever it lies and however its rows are read."""
+        return bool(_text_identity(self)[0] == _text_identity(other)[0])
+
+
+@dataclass(frozen=True)
+class CalibrationRef:
+    """How calibration samples are made of a text: see harness.text.calibration."""
+
+    text: TextRef
+    packing: Literal["concat", "crop", "pad"]
+    bos: Literal["auto", "always", "never"]
+    chat_template: bool
+    samples: int
+    length: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -113,6 +140,10 @@ class RunSpec:
     baseline: MethodRef
     engine: str
     scope: str
+    skip: tuple[str, ...] = ()
+    overrides: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    calibration: CalibrationRef | None = None
+    allow_leak: bool = False
     perplexity: PerplexityWorkload | None = None
     divergence: bool = False
     throughput: ThroughputWorkload | None = None
@@ -131,7 +162,7 @@ class RunSpec:
 
     @property
     def is_baseline(self) -> bool:
-        return (self.method.name, dict(self.method.params)) == (self.baseline.name, dict(self.baseline.params))
+        return self.method.identity == self.baseline.identity
 
     @property
     def variant(self) -> str:
@@ -141,7 +172,7 @@ class RunSpec:
     @property
     def title(self) -> str:
         """A short line for displays and logs."""
-        what = self.model.label if self.kind in ("prepare", "reference") else self.method.label
+        what = self.method.label if self.kind in ("quantize", "quality", "performance") else self.model.label
         again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
         return f"{self.kind} {what}{again}"
 
@@ -157,15 +188,21 @@ class RunSpec:
     def _case(self) -> dict[str, Any]:
         """The question. Model and text count by their content, not by where they lie."""
         case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}
-        if self.kind == "prepare":
+        if self.kind in ("prepare", "export"):
             return case
+        if self.kind == "calibrate":
+            return case | {"calibration": self._calibration()}
         case |= {
-            "method": [self.method.name, dict(self.method.params)],
+            "method": self.method.identity,
             "scope": self.scope,
             "seed": self.seed,
             "device": self.device,
             "attention": self.attention,
         }
+        if self.skip or self.overrides:
+            case |= {"skip": list(self.skip), "overrides": {name: dict(own) for name, own in self.overrides.items()}}
+        if self.calibration is not None:
+            case["calibration"] = self._calibration()
         if self.kind == "quantize":
             return case
         case |= {"engine": self.engine, "threads": self.threads}
@@ -173,15 +210,28 @@ class RunSpec:
             case["memory"] = self.memory
         if self.kind in ("reference", "quality") and self.perplexity is not None:
             workload = asdict(self.perplexity)
-            text = workload.pop("text")
-            case["text"] = text["sha256"] or [text["hub"], text["config"], text["split"], text["revision"]]
-            case["text_format"] = [text["field"], (text["path"] or "").endswith((".jsonl", ".json"))]
+            del workload["text"]
+            case["text"], case["text_format"] = _text_identity(self.perplexity.text)
             case["perplexity"] = workload
             case["divergence"] = self.divergence
-            case["baseline"] = [self.baseline.name, dict(self.baseline.params)]
+            case["baseline"] = self.baseline.identity
+            if self.allow_leak:
+                case["allow_leak"] = True
         if self.kind == "performance":
             case["throughput"] = asdict(self.throughput) if self.throughput else None
         return case
+
+    def _calibration(self) -> list[Any]:
+        assert self.calibration is not None
+        settings = asdict(self.calibration)
+        del settings["text"]
+        return [settings, _text_identity(self.calibration.text)]
+
+
+def _text_identity(text: TextRef) -> list[Any]:
+    """A text's content, and how its rows are read."""
+    content = text.sha256 or [text.hub, text.config, text.split, text.revision]
+    return [content, [text.field, (text.path or "").endswith((".jsonl", ".json"))]]
 
 
 def model_identity(model: ModelRef) -> list[Any]:

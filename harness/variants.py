@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -12,19 +12,24 @@ from pydantic import ValidationError
 
 from harness import registry
 from harness.contracts import Method
-from harness.errors import UsageError, did_you_mean
-from harness.recipe import MethodEntry, Recipe, expected
+from harness.errors import SourceError, UsageError, did_you_mean
+from harness.models.sources import SourceModel, inspect
+from harness.recipe import MethodEntry, Model, Recipe, expected
 from harness.spec import MethodRef, digest
 from harness.yaml_file import Location
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with every parameter resolved; ``params`` are those parameters in the method's own type."""
+    """A method with every parameter resolved; ``params`` are those parameters in the method's own type.
+
+    ``checkpoint`` is the published checkpoint that is measured, where the method is one.
+    """
 
     method: Method[Any]
     ref: MethodRef
     params: Any
+    checkpoint: SourceModel | None = None
 
 
 def variants(recipe: Recipe, base: Variant) -> list[Variant]:
@@ -66,7 +71,7 @@ def _check_exclude(recipe: Recipe, chosen: list[Variant]) -> None:
 
 
 def _key(variant: Variant) -> str:
-    return digest([variant.ref.name, dict(variant.ref.params)])
+    return digest(variant.ref.identity)
 
 
 def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[Variant]:
@@ -77,8 +82,6 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
         raise recipe.error(location, str(error)) from None
     place = (*location, entry.name)
     for key, value in entry.params.items():
-        if key == "requires":
-            raise recipe.error((*place, key), "not built yet; leave this key out")
         if key not in method.params.model_fields:
             near = did_you_mean(key, method.params.model_fields)
             raise recipe.error((*place, key), f"unknown parameter of {method.name}{near}")
@@ -89,7 +92,23 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
         given = dict(zip(entry.params, values, strict=True))
         params = _checked(recipe, method, given, place)
         label = " ".join([method.name, *filter(None, (_shown(method, key, value) for key, value in given.items()))])
-        yield Variant(method, MethodRef(method.name, method.version, params.model_dump(), label, method.stage), params)
+        ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage)
+        if method.published:
+            yield _published(recipe, Variant(method, ref, params), place)
+        else:
+            yield Variant(method, ref, params)
+
+
+def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
+    """The variant with the checkpoint that its parameters name, found and hashed."""
+    try:
+        found = inspect(Model(id=variant.params.id, revision=variant.params.revision), recipe.folder)
+    except SourceError as error:
+        raise recipe.error((*place, "id"), str(error)) from None
+    if found.ref.kind not in ("directory", "hub"):
+        raise recipe.error((*place, "id"), "expected a folder or a hub id of a transformers checkpoint")
+    ref = replace(variant.ref, published=found.ref, label=f"{variant.ref.name} {found.ref.label}")
+    return replace(variant, ref=ref, checkpoint=found)
 
 
 def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: Location) -> Any:

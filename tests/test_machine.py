@@ -43,6 +43,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetMemoryInfo": lambda handle: memory,
         "nvmlDeviceGetTemperature": temperature,
         "nvmlDeviceGetClockInfo": lambda handle, clock: 1500,
+        "nvmlDeviceGetCudaComputeCapability": lambda handle: (9, 0),
         "nvmlSystemGetDriverVersion": lambda: "600.1",
     }
     for name, member in members.items():

@@ -55,7 +55,7 @@ def test_units_of_limits_are_read(write) -> None:
         ("group_size: 32", "group_size: -3", "methods[1].rtn.group_size: expected greater than 0, not -3"),
         ("group_size", "groupsize", "methods[1].rtn.groupsize: unknown parameter of rtn; did you mean 'group_size'?"),
         ("bits: [8, 4]", "bits: []", "methods[1].rtn.bits: an empty list leaves no variant"),
-        ("bits: [8, 4]", "bits: 4, requires: {gpu: 1}", "methods[1].rtn.requires: not built yet"),
+        ("bits: [8, 4]", "bits: 4, requires: {gpu: 1}", "methods[1].rtn.requires: unknown parameter"),
         ("[none, {rtn: {bits: [8, 4], group_size: 32}}]", "[]", "r.yaml:3: methods: expected at least one entry"),
         ("text: demo", "text: dmo", "r.yaml:5: measure.perplexity.text: unknown text 'dmo'; did you mean 'demo'?"),
         ("text: demo", "text: no/such.txt", "measure.perplexity.text: text file not found: "),

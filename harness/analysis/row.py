@@ -69,6 +69,7 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         coverage=coverage.values[0] if coverage else None,
         stored=_stored(stock),
         bits_per_weight=_over(8 * linear, _parameters(stock, "linear")),
+        checkpoint_bits_per_weight=_checkpoint_bits(stock),
         size_ratio=_over(_stored_bytes(stock), BYTES_PER_16_BIT_PARAMETER * _parameters(stock)),
         linear_ratio=_over(linear, BYTES_PER_16_BIT_PARAMETER * _parameters(stock, "linear")),
         peaks=_peaks(well),
@@ -126,6 +127,13 @@ def _stored_bytes(stock: RunRecord | None, role: str | None = None) -> int:
 
 def _parameters(stock: RunRecord | None, role: str | None = None) -> float:
     return sum(sum(entry.values) for entry in _all(stock, "parameters") if role in (None, entry.protocol.get("role")))
+
+
+def _checkpoint_bits(stock: RunRecord | None) -> float | None:
+    """Bits of a decoder weight on disk; None where no checkpoint was made."""
+    stored = sum(sum(entry.values) for entry in _all(stock, "checkpoint_bytes"))
+    parameters = _values(stock, "checkpoint_parameters")
+    return _over(8 * stored, parameters.values[0]) if parameters else None
 
 
 def _over(numerator: float, denominator: float) -> float | None:

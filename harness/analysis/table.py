@@ -83,6 +83,7 @@ class VariantRow:
     coverage: float | None = None
     stored: tuple[StoredPart, ...] = ()
     bits_per_weight: float | None = None
+    checkpoint_bits_per_weight: float | None = None
     size_ratio: float | None = None
     linear_ratio: float | None = None
     peaks: tuple[Peak, ...] = ()

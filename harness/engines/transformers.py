@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import Engine, HeadWeights, LoadedModel, LoadRequest, StoredTensor
+from harness.contracts import Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, StoredTensor
 from harness.numerics.logits import finish
 
 if TYPE_CHECKING:
@@ -94,6 +94,16 @@ class TransformersModel:
                 names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
         return dict(names)
 
+    def families(self) -> Mapping[KernelFamily, int]:
+        from harness.models.kernels import family
+        from harness.models.scope import in_decoder
+
+        found: Counter[KernelFamily] = Counter()
+        for name, module in self._model.named_modules():
+            if in_decoder(f"{name}.weight", 2) and (kind := family(module)) is not None:
+                found[kind] += 1
+        return dict(found)
+
     def _is_factored(self) -> bool:
         """Whether head(hidden(x)) is the model's own logits, on a few tokens."""
         import torch
@@ -135,7 +145,8 @@ def load(request: LoadRequest) -> LoadedModel:
         arguments["attn_implementation"] = request.attention
     if request.quantization is not None:
         arguments["quantization_config"] = request.quantization
-    model = AutoModelForCausalLM.from_pretrained(request.path, **arguments).eval()
+    read = request.read or (lambda _: AutoModelForCausalLM.from_pretrained(request.path, **arguments))
+    model = read(request).eval()
     tokenizer = None
     if any(request.path.glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)

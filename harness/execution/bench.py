@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.cache import Cache
-from harness.contracts import Instrument, LoadedModel, LoadRequest, Method
-from harness.errors import HarnessError, InvalidRunError
+from harness.contracts import Instrument, LoadedModel, LoadRequest, Method, Setting
+from harness.errors import HarnessError, InvalidRunError, UnsupportedError
+from harness.models.headers import read_directory
+from harness.models.scope import Modules, matching, modules
 from harness.record import Measurement, Phase
-from harness.registry import engine, method, metric
-from harness.spec import RunSpec, Scalar
+from harness.registry import engine, method, metric, readers
+from harness.spec import ModelRef, RunSpec, Scalar
 
 
 class Bench:
@@ -63,11 +65,30 @@ class Bench:
     def source(self) -> Path:
         """The unquantized checkpoint that the run starts from."""
         model = self.spec.model
-        if model.needs_preparing:
-            return self.cache.needed(self.spec, "prepare")
-        if not model.path:
-            raise HarnessError(f"{model.id}: not fetched from the hub; run the recipe with 'qharness run'")
-        return Path(model.path)
+        return self.cache.needed(self.spec, "prepare") if model.needs_preparing else _fetched(model)
+
+    def checkpoint(self) -> Path:
+        """What the variant is loaded from."""
+        if self.spec.method.published is not None:
+            return _fetched(self.spec.method.published)
+        return self.cache.needed(self.spec, "quantize") if self.spec.method.stage == "offline" else self.source()
+
+    def modules(self) -> Modules:
+        """What the recipe's scope means for this model. Raises UnsupportedError for a pattern that matches nothing."""
+        shapes = read_directory(self.source()).shapes
+        every = modules(shapes).scope
+        for pattern in (*self.spec.skip, *self.spec.overrides):
+            if not any(matching(module, [pattern]) for module in every):
+                raise UnsupportedError(f"scope: {pattern!r} matches no module of the decoder")
+        return modules(shapes, self.spec.skip)
+
+    def overrides(self) -> dict[str, dict[str, Scalar]]:
+        """The parameters that differ, by module; a later pattern of the recipe wins."""
+        found: dict[str, dict[str, Scalar]] = {}
+        for module in self.modules().scope:
+            for pattern in matching(module, self.spec.overrides):
+                found[module] = {**found.get(module, {}), **self.spec.overrides[pattern]}
+        return found
 
     def load(self) -> LoadedModel:
         """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one."""
@@ -77,11 +98,19 @@ class Bench:
             runtime.imports()
             chosen = self.method()
             dtype = chosen.run_dtype(params, spec.model.dtype)
-            quantization = chosen.load_config(params, dtype) if chosen.load_config else None
-        path = self.cache.needed(spec, "quantize") if chosen.stage == "offline" else self.source()
+            setting = Setting(dtype, spec.device, self.modules().untouched)
+            quantization = chosen.load_config(params, setting) if chosen.load_config else None
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
             model = runtime.load(
-                LoadRequest(path, dtype, spec.device, spec.attention, quantization, spec.model.trust_remote_code)
+                LoadRequest(
+                    self.checkpoint(),
+                    dtype,
+                    spec.device,
+                    spec.attention,
+                    quantization,
+                    spec.model.trust_remote_code,
+                    chosen.read,
+                )
             )
         with self.phase("probe"):
             model.probe()
@@ -94,6 +123,18 @@ class Bench:
             chosen.enable()
         return chosen
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages beside the harness's own whose versions decide this run's figures."""
+        chosen = method(self.spec.method.name)
+        return (*chosen.packages, *readers(chosen))
+
     def params(self) -> Any:
         """The method's parameters in its own type."""
         return method(self.spec.method.name).params.model_validate(dict(self.spec.method.params))
+
+
+def _fetched(model: ModelRef) -> Path:
+    if not model.path:
+        raise HarnessError(f"{model.id}: not fetched from the hub; run the recipe with 'qharness run'")
+    return Path(model.path)

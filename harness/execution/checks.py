@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from harness.contracts import LoadedModel, StoredTensor
+from harness.contracts import KernelFamily, LoadedModel, StoredTensor
 from harness.errors import InvalidRunError, UnsupportedError
+from harness.execution import probe
 from harness.execution.bench import Bench
-from harness.metrics.memory import coverage, weights
+from harness.metrics.memory import checkpoint, coverage, weights
+from harness.models import stored
 from harness.models.headers import read_directory
-from harness.models.scope import in_decoder
+from harness.models.published import quantization_config, shown
+from harness.models.scope import in_decoder, modules
+from harness.models.stored import StoredLayer
 
 LEAST_COVERAGE = 0.99
 """Below this part of the declared scope, a variant is not what its name says."""
-RELOAD_TOLERANCE = 1e-3
-"""Largest difference, relative to the largest logit, between an artifact reloaded and the model that was saved
-(or four units in the last place of the dtype it runs in, where that is more)."""
-PROBE_TOKENS = 32
-PROBE = "probe.safetensors"
+SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
+FAMILIES: Mapping[KernelFamily, str] = {
+    "packed": "multiply packed codes",
+    "dequantize": "unpack before each product",
+    "plain": "dense",
+}
 
 
 def take_stock(bench: Bench, model: LoadedModel) -> None:
@@ -42,10 +45,15 @@ def take_stock(bench: Bench, model: LoadedModel) -> None:
         bench.labels.append(f"natively quantized reference: {spec.model.native_quantization}{moved}")
     if bench.method().batch_dependent:
         bench.labels.append("depends on the batch; run one window at a time")
+    _note_scope(bench)
     if spec.method.stage != "none":
-        _check_coverage(bench, ledger)
+        layers = _stored_layers(bench)
+        _check_coverage(bench, ledger, layers)
+        _note_kernels(bench, model.families())
     if spec.method.stage == "offline":
-        _check_reload(bench, model)
+        saved = bench.cache.needed(spec, "quantize")
+        what = "the artifact reloaded differs from the model that was saved"
+        bench.facts["reload difference"] = str(probe.compare(saved, model.logits, what))
 
 
 def note_repacking(bench: Bench, model: LoadedModel) -> None:
@@ -56,27 +64,56 @@ def note_repacking(bench: Bench, model: LoadedModel) -> None:
         bench.facts["repacked by the first forward pass"] = f"{stored} to {running} bytes"
 
 
-def save_probe(model: Any, vocabulary: int, folder: Path) -> None:
-    """Keeps the logits that a model in memory gives a few fixed tokens, to hold its checkpoint against."""
-    import torch
-    from safetensors.torch import save_file
+def _note_scope(bench: Bench) -> None:
+    """What of the recipe's scope this variant leaves out, and overrides that its method cannot apply."""
+    if bench.spec.skip:
+        bench.labels.append(f"left alone: {', '.join(bench.spec.skip)}")
+    fields = set(bench.method().params.model_fields) if bench.method().overrides else set()
+    for pattern, own in bench.spec.overrides.items():
+        changed = ", ".join(f"{key}={value}" for key, value in own.items())
+        applied = set(own) <= fields
+        bench.labels.append(f"{pattern}: {changed}" if applied else f"override not applied: {pattern}: {changed}")
 
-    with torch.inference_mode():
-        logits = model(input_ids=_probe_tokens(vocabulary).to(model.device)).logits
-    save_file({"logits": logits.float().cpu().contiguous()}, folder / PROBE)
+
+def _stored_layers(bench: Bench) -> list[StoredLayer]:
+    """What the variant's checkpoint stores; nothing where it quantizes while loading."""
+    if bench.spec.method.stage == "on_load":
+        return []
+    folder = bench.checkpoint()
+    layers = stored.layers(read_directory(bench.source()).shapes, folder)
+    if bench.spec.memory and layers:
+        bench.add(checkpoint(layers))
+    config = quantization_config(folder)
+    if config:
+        bench.facts["quantization_config"] = shown(config)
+    return layers
 
 
-def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor]) -> None:
-    """Quantized over eligible parameters; the eligible ones are counted in the unquantized checkpoint."""
+def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequence[StoredLayer]) -> None:
+    """Quantized over eligible parameters; the eligible ones are counted in the unquantized checkpoint.
+
+    A checkpoint that is quantized on disk and dense once loaded counts by what it stores, and is labelled.
+    """
     shapes = read_directory(bench.source()).shapes
-    eligible = {name: math.prod(shape) for name, shape in shapes.items() if in_decoder(name, len(shape))}
+    scope = set(modules(shapes, bench.spec.skip).scope)
+    eligible = {
+        n: math.prod(s) for n, s in shapes.items() if in_decoder(n, len(s)) and n.removesuffix(".weight") in scope
+    }
     if not eligible:
         raise UnsupportedError("no decoder layers were recognized in the checkpoint's names")
-    quantized = [entry for entry in ledger if entry.quantized and in_decoder(entry.name, 2)]
-    fraction = sum(entry.parameters for entry in quantized) / sum(eligible.values())
-    bench.add([coverage(fraction)])
-    if fraction < 1:
-        skipped = sorted(set(eligible) - {entry.name for entry in quantized})
+    whole = sum(eligible.values())
+    running = [entry for entry in ledger if entry.quantized and in_decoder(entry.name, 2)]
+    in_memory = sum(entry.parameters for entry in running) / whole
+    on_disk = sum(layer.quantized for layer in layers) / whole
+    fraction = max(in_memory, on_disk)
+    bench.add([coverage(min(fraction, 1.0))])
+    if on_disk >= LEAST_COVERAGE > in_memory:
+        bench.labels.append("dequantized on load: runs as dense matrices, its memory and speed are not the format's")
+    elif bench.method().published and fraction < LEAST_COVERAGE:
+        bench.labels.append(f"its publisher quantized {fraction:.1%} of the decoder")
+    elif fraction < 1:
+        held = {entry.name for entry in running} | {layer.name for layer in layers if layer.quantized}
+        skipped = sorted(name for name in eligible if not {name, name.removesuffix(".weight")} & held)
         bench.facts["not quantized"] = ", ".join(skipped)
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(
@@ -85,23 +122,11 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor]) -> None:
             )
 
 
-def _check_reload(bench: Bench, model: LoadedModel) -> None:
-    """Raises InvalidRunError where the reloaded artifact computes something else than the model that was saved."""
-    import torch
-    from safetensors.torch import load_file
-
-    saved = load_file(bench.cache.needed(bench.spec, "quantize") / PROBE)["logits"]
-    with torch.inference_mode():
-        reloaded = model.logits(_probe_tokens(model.vocabulary))
-    difference = float((saved - reloaded.float().cpu()).abs().max() / saved.abs().max())
-    bench.facts["reload difference"] = f"{difference:.3g} of the largest logit"
-    if not difference <= max(RELOAD_TOLERANCE, 4 * torch.finfo(reloaded.dtype).eps):  # NaN compares as false
-        raise InvalidRunError(
-            f"the artifact reloaded differs from the model that was saved: {difference:.3g} of the largest logit"
-        )
-
-
-def _probe_tokens(vocabulary: int) -> Any:
-    import torch
-
-    return torch.randint(vocabulary, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+def _note_kernels(bench: Bench, families: Mapping[KernelFamily, int]) -> None:
+    """How the decoder's linear layers multiply, and a label where that is slower than the method is meant to be."""
+    bench.facts["kernels"] = ", ".join(f"{count} {FAMILIES[kind]}" for kind, count in sorted(families.items()))
+    expected = bench.method().kernel
+    slower = {kind: n for kind, n in families.items() if expected and SLOWNESS[kind] > SLOWNESS[expected]}
+    if expected is not None and slower and "plain" not in slower:
+        fallen = " and ".join(f"{count} layers {FAMILIES[kind]}" for kind, count in slower.items())
+        bench.labels.append(f"kernel fell back: {fallen}, where the method is meant to {FAMILIES[expected]}")

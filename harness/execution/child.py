@@ -19,6 +19,8 @@ from harness.errors import ResultsError
 from harness.json_codec import decode, encode
 from harness.record import Failure, Outcome
 from harness.spec import RunSpec
+from harness.stacks import MAIN, Stacks
+from harness.stacks.build import environment
 
 LOG_TAIL_CHARACTERS = 4000
 LISTENER_PATIENCE_S = 5.0
@@ -40,8 +42,10 @@ class _Watch:
     timed_out: bool = False
 
 
-def run_child(spec: RunSpec, folder: Path, cache: Cache, on_phase: Callable[[str], None]) -> tuple[Outcome, Path]:
-    """Runs a spec in a process of its own; returns its outcome and its log.
+def run_child(
+    spec: RunSpec, folder: Path, cache: Cache, stacks: Stacks, on_phase: Callable[[str], None]
+) -> tuple[Outcome, Path]:
+    """Runs a spec in a process of its own, with the interpreter of its stack; returns its outcome and its log.
 
     ``folder`` is an empty folder for its files. At the time limit, and on an interrupt, the child's
     whole process group is ended.
@@ -51,7 +55,8 @@ def run_child(spec: RunSpec, folder: Path, cache: Cache, on_phase: Callable[[str
     kills_before = _oom_kills()
     watch = _Watch()
     try:
-        code = _wait(spec, [str(folder / "spec.json"), str(outcome_path), str(cache.root)], log_path, watch, on_phase)
+        arguments = [str(folder / "spec.json"), str(outcome_path), str(cache.root.absolute())]
+        code = _wait(spec, _interpreter(spec, stacks, folder), arguments, log_path, watch, on_phase)
     finally:
         shutil.rmtree(cache.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
     log = log_path.read_text(encoding="utf-8", errors="replace")
@@ -61,18 +66,33 @@ def run_child(spec: RunSpec, folder: Path, cache: Cache, on_phase: Callable[[str
     return outcome, log_path
 
 
-def _wait(spec: RunSpec, arguments: list[str], log_path: Path, watch: _Watch, on_phase: Callable[[str], None]) -> int:
+def _interpreter(spec: RunSpec, stacks: Stacks, folder: Path) -> tuple[str, dict[str, str]]:
+    """The Python that runs a spec, and the environment it starts in."""
+    if spec.stack == MAIN:
+        return sys.executable, dict(os.environ)
+    return str(stacks[spec.stack].python), environment(folder)
+
+
+def _wait(
+    spec: RunSpec,
+    interpreter: tuple[str, dict[str, str]],
+    arguments: list[str],
+    log_path: Path,
+    watch: _Watch,
+    on_phase: Callable[[str], None],
+) -> int:
     """The worker's exit code. A thread reads its phases and a timer holds its time limit: nothing polls."""
+    python, variables = interpreter
     events_read, events_write = os.pipe()
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "harness.execution.worker", *arguments, str(events_write)],
+            [python, "-m", "harness.execution.worker", *arguments, str(events_write)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             pass_fds=[events_write],
             start_new_session=True,
-            env={**os.environ, **ENVIRONMENT, **_thread_variables(spec.threads)},
+            env={**variables, **ENVIRONMENT, **_thread_variables(spec.threads)},
         )
     os.close(events_write)
     listener = threading.Thread(target=_listen, args=(events_read, watch, on_phase), daemon=True)

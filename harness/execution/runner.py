@@ -17,6 +17,7 @@ from harness.planner import PlannedRun, plan
 from harness.recipe import Recipe, load_recipe
 from harness.record import Failure, Outcome, RunRecord
 from harness.spec import RunSpec
+from harness.stacks import Stacks
 from harness.store import Store
 
 
@@ -49,13 +50,26 @@ class Ended:
 Event = Started | PhaseBegan | Ended
 
 
-def ready_plan(recipe: Recipe) -> tuple[PlannedRun, ...]:
+@dataclass(frozen=True)
+class _Sweep:
+    """What every run of a sweep is made with."""
+
+    store: Store
+    cache: Cache
+    stacks: Stacks
+    session: str
+    on_event: Callable[[Event], None]
+
+
+def ready_plan(recipe: Recipe, stacks: Stacks | None = None, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
     """The plan, after what it names on a hub was fetched: a model's shapes and dtype are known only then.
 
     Raises SourceError where something cannot be fetched.
     """
-    planned = plan(recipe)
-    return plan(recipe) if fetch([run.spec for run in planned]) else planned
+    planned = plan(recipe, stacks=stacks, allow_leak=allow_leak)
+    if not fetch([run.spec for run in planned]):
+        return planned
+    return plan(recipe, stacks=stacks, allow_leak=allow_leak)
 
 
 def done(planned: Sequence[PlannedRun], records: Sequence[RunRecord], cache: Cache) -> dict[str, RunRecord]:
@@ -76,15 +90,21 @@ def done(planned: Sequence[PlannedRun], records: Sequence[RunRecord], cache: Cac
 
 
 def run(
-    planned: Sequence[PlannedRun], store: Store, cache: Cache, on_event: Callable[[Event], None]
+    planned: Sequence[PlannedRun],
+    store: Store,
+    cache: Cache,
+    on_event: Callable[[Event], None],
+    stacks: Stacks | None = None,
 ) -> tuple[RunRecord, ...]:
     """Makes every run that is not done and returns one record per planned run, in order.
 
-    Each record is saved before the next run begins. Raises ResultsError where another sweep writes to the
+    Each record is saved before the next run begins. ``stacks`` are those below the cache unless given.
+    Raises ResultsError where another sweep writes to the
     same results.
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    sweep = _Sweep(store, cache, stacks or Stacks(cache.root / "stacks"), session, on_event)
     records: dict[str, RunRecord] = {}
     with store.locked(recipe):
         earlier = store.records(recipe)
@@ -99,7 +119,7 @@ def run(
                 record = _refused(latest.get(spec.run_id), refusal)
             reused = record is not None
             if record is None:
-                record, reused = _make(spec, refusal, store, cache, session, on_event)
+                record, reused = _make(spec, refusal, sweep)
             records[spec.run_id] = record
             on_event(Ended(record, index, len(planned), reused))
     return tuple(records[run.spec.run_id] for run in planned)
@@ -112,8 +132,10 @@ def run_recipe(
 
     Raises RecipeError for a wrong recipe; a run that fails is a record among those returned.
     """
-    planned = ready_plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe))
-    return run(planned, Store(Path(results)), Cache(Path(cache) if cache else default_folder()), lambda event: None)
+    kept = Cache(Path(cache) if cache else default_folder())
+    stacks = Stacks(kept.root / "stacks")
+    planned = ready_plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), stacks)
+    return run(planned, Store(Path(results)), kept, lambda event: None, stacks)
 
 
 def _must_repeat(
@@ -137,35 +159,30 @@ def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:
     return earlier if failure and failure.message == refusal else None
 
 
-def _make(
-    spec: RunSpec,
-    refusal: str | None,
-    store: Store,
-    cache: Cache,
-    session: str,
-    on_event: Callable[[Event], None],
-) -> tuple[RunRecord, bool]:
+def _make(spec: RunSpec, refusal: str | None, sweep: _Sweep) -> tuple[RunRecord, bool]:
     """Makes one run, or records why it cannot be made. True where the cache already held its artifact."""
     started_at = datetime.now(UTC).isoformat()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
         log: Path | None = None
-        kept = None if refusal else cache.outcome(spec)
+        kept = None if refusal else sweep.cache.outcome(spec)
         if refusal:
             outcome = Outcome("unsupported", Failure("plan", "Unsupported", refusal))
         elif kept is not None:
             outcome = kept
         else:
-            outcome, log = run_child(spec, Path(folder), cache, lambda phase: on_event(PhaseBegan(phase)))
+            outcome, log = run_child(
+                spec, Path(folder), sweep.cache, sweep.stacks, lambda phase: sweep.on_event(PhaseBegan(phase))
+            )
         record = RunRecord(
             spec=spec,
             outcome=outcome,
-            session=session,
-            attempt=store.next_attempt(spec.recipe, spec.run_id),
+            session=sweep.session,
+            attempt=sweep.store.next_attempt(spec.recipe, spec.run_id),
             started_at=started_at,
             wall_s=time.perf_counter() - began,
         )
-        store.save(record, log)
+        sweep.store.save(record, log)
     return record, kept is not None
 
 

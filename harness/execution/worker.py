@@ -43,13 +43,15 @@ def _run(bench: Bench, token: str) -> Outcome:
     """The outcome of the spec's job. An artifact is published only where its run ended well."""
     from harness.cache import KINDS
     from harness.execution.jobs import JOBS
+    from harness.execution.lean import spare_imports
     from harness.machine import fingerprint
     from harness.record import Failure
 
-    before = fingerprint()
+    before = fingerprint(bench.packages)
     spec, cache = bench.spec, bench.cache
     try:
         _use_threads(spec.threads)
+        spare_imports(bench.packages)
         if spec.kind not in KINDS:
             JOBS[spec.kind](bench, Path())
             return _outcome(bench, before, "ok")
@@ -75,7 +77,7 @@ def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure
         facts=bench.facts,
         phases=tuple(bench.phases),
         before=before,
-        after=fingerprint(),
+        after=fingerprint(bench.packages),
     )
 
 

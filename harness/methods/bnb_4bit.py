@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from harness.contracts import Method, MethodParams
+from harness.contracts import Method, MethodParams, Setting
 
 BLOCK = 64
 NESTED_BLOCK = 256
@@ -25,14 +25,15 @@ def enable() -> None:
     import bitsandbytes  # noqa: F401
 
 
-def _config(code: str, params: Bnb4Params, dtype: str) -> object:
+def _config(code: str, params: Bnb4Params, setting: Setting) -> object:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=code,
         bnb_4bit_use_double_quant=params.double_quant,
-        bnb_4bit_compute_dtype=dtype if params.compute_dtype == "model" else params.compute_dtype,
+        bnb_4bit_compute_dtype=setting.dtype if params.compute_dtype == "model" else params.compute_dtype,
+        llm_int8_skip_modules=list(setting.untouched),
     )
 
 
@@ -49,7 +50,8 @@ NF4 = Method(
     packages=("bitsandbytes",),
     extra="bnb",
     enable=enable,
-    load_config=lambda params, dtype: _config("nf4", params, dtype),
+    kernel="packed",
+    load_config=lambda params, setting: _config("nf4", params, setting),
     bits_per_weight=_bits,
 )
 
@@ -61,6 +63,7 @@ FP4 = Method(
     packages=("bitsandbytes",),
     extra="bnb",
     enable=enable,
-    load_config=lambda params, dtype: _config("fp4", params, dtype),
+    kernel="packed",
+    load_config=lambda params, setting: _config("fp4", params, setting),
     bits_per_weight=_bits,
 )

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.contracts import Method, MethodParams
+from harness.contracts import Method, MethodParams, Setting
 
 
 class BnbInt8Params(MethodParams):
@@ -23,10 +23,14 @@ def enable() -> None:
     import bitsandbytes  # noqa: F401
 
 
-def _config(params: BnbInt8Params, dtype: str) -> object:
+def _config(params: BnbInt8Params, setting: Setting) -> object:
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=params.threshold)
+    return BitsAndBytesConfig(
+        load_in_8bit=True,
+        llm_int8_threshold=params.threshold,
+        llm_int8_skip_modules=list(setting.untouched),
+    )
 
 
 BNB_INT8 = Method(
@@ -37,6 +41,7 @@ BNB_INT8 = Method(
     packages=("bitsandbytes",),
     extra="bnb",
     enable=enable,
+    kernel="packed",
     load_config=_config,
     bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
     batch_dependent=True,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.contracts import Method, MethodParams, QuantizeJob
+from harness.contracts import Method, MethodParams, Needs, QuantizeJob
 from harness.numerics import affine
 
 
@@ -25,21 +25,24 @@ class RtnParams(MethodParams):
 
 def enable() -> None:
     """Registers the checkpoint format with transformers."""
-    from harness.methods import rtn_module
+    from harness.libraries import rtn as rtn_format
 
-    rtn_module.register()
+    rtn_format.register()
 
 
 def quantize(job: QuantizeJob[RtnParams]) -> Any:
-    from harness.methods import rtn_module
+    from harness.libraries import rtn as rtn_format
     from harness.models.scope import decoder_linears
 
     model = job.load()
     params = job.params
-    for name, linear in decoder_linears(model):
-        packed = rtn_module.PackedLinear.from_linear(linear, params.bits, params.group_size, params.symmetric)
+    for name, linear in decoder_linears(model, job.untouched):
+        own = params.model_copy(update=dict(job.overrides.get(name, {})))
+        packed = rtn_format.PackedLinear.from_linear(linear, own.bits, own.group_size, own.symmetric)
         model.set_submodule(name, packed)
-    model.config.quantization_config = rtn_module.RtnConfig(**params.model_dump())
+    model.config.quantization_config = rtn_format.RtnConfig(
+        **params.model_dump(), untouched=list(job.untouched), overrides={k: dict(v) for k, v in job.overrides.items()}
+    )
     model.save_pretrained(job.out)
     return model
 
@@ -51,6 +54,8 @@ RTN = Method(
     params=RtnParams,
     quantize=quantize,
     enable=enable,
-    group_size=lambda params: params.group_size if isinstance(params.group_size, int) else None,
+    kernel="dequantize",
+    overrides=True,
+    needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
     bits_per_weight=lambda params, plain_bits, width: affine.bits_per_weight(params.bits, params.group_size, width),
 )

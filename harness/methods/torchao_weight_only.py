@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from harness.contracts import Method, MethodParams
+from harness.contracts import Method, MethodParams, Setting
 
 
 class Int8Params(MethodParams):
@@ -17,20 +17,22 @@ class Fp8Params(MethodParams):
     format: Literal["e4m3", "e5m2"] = "e4m3"
 
 
-def _int8(params: Int8Params, dtype: str) -> object:
+def _int8(params: Int8Params, setting: Setting) -> object:
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    return TorchAoConfig(Int8WeightOnlyConfig())
+    return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=list(setting.untouched))
 
 
-def _fp8(params: Fp8Params, dtype: str) -> object:
+def _fp8(params: Fp8Params, setting: Setting) -> object:
     import torch
     from torchao.quantization import Float8WeightOnlyConfig
     from transformers import TorchAoConfig
 
     weight_dtype = torch.float8_e4m3fn if params.format == "e4m3" else torch.float8_e5m2
-    return TorchAoConfig(Float8WeightOnlyConfig(weight_dtype=weight_dtype))
+    return TorchAoConfig(
+        Float8WeightOnlyConfig(weight_dtype=weight_dtype), modules_to_not_convert=list(setting.untouched)
+    )
 
 
 INT8 = Method(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.contracts import Metric, StoredTensor
+from harness.models.stored import StoredLayer
 from harness.record import Measurement
 
 VERSION = 1
@@ -88,6 +89,15 @@ def weights(ledger: Sequence[StoredTensor]) -> Sequence[Measurement]:
     return [
         *(_exact("stored_bytes", "byte", size, role=role, part=part) for (role, part), size in stored.items()),
         *(_exact("parameters", "parameter", count, role=role) for role, count in parameters.items()),
+    ]
+
+
+def checkpoint(layers: Sequence[StoredLayer]) -> Sequence[Measurement]:
+    """``checkpoint_bytes`` of the decoder's matrices by part, as they lie on disk, and the parameters behind them."""
+    return [
+        _exact("checkpoint_bytes", "byte", sum(layer.value_bytes for layer in layers), role="linear", part="values"),
+        _exact("checkpoint_bytes", "byte", sum(layer.scale_bytes for layer in layers), role="linear", part="scales"),
+        _exact("checkpoint_parameters", "parameter", sum(layer.parameters for layer in layers), role="linear"),
     ]
 
 

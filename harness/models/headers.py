@@ -28,6 +28,26 @@ class Header:
     context_length: int | None
     quantization: str | None
     dtype: str | None
+    model_type: str | None = None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor as a safetensors header describes it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def tensors(folder: Path) -> list[Tensor]:
+    """Every tensor of a checkpoint. Raises SourceError where it holds no safetensors weights."""
+    return [
+        Tensor(name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+        for file in weight_files(folder)
+        for name, entry in _safetensors_header(file).items()
+    ]
 
 
 def read_directory(folder: Path) -> Header:
@@ -35,10 +55,9 @@ def read_directory(folder: Path) -> Header:
     config = read_config(folder)
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: Counter[str] = Counter()
-    for file in weight_files(folder):
-        for name, entry in _safetensors_header(file).items():
-            shapes[name] = tuple(entry["shape"])
-            dtypes[entry["dtype"]] += math.prod(entry["shape"])
+    for tensor in tensors(folder):
+        shapes[tensor.name] = tensor.shape
+        dtypes[tensor.dtype] += math.prod(tensor.shape)
     stored = SAFETENSORS_DTYPES.get(dtypes.most_common(1)[0][0], "float32") if dtypes else "float32"
     quantization = config.get("quantization_config") or {}
     return Header(
@@ -46,6 +65,7 @@ def read_directory(folder: Path) -> Header:
         config.get("max_position_embeddings"),
         quantization.get("quant_method"),
         str(config.get("dtype") or config.get("torch_dtype") or stored),
+        config.get("model_type"),
     )
 
 
@@ -110,6 +130,7 @@ def read_gguf(file: Path) -> Header:
         int(context.contents()) if context else None,
         None if commonest in FLOAT_TYPES else commonest,
         "float32",
+        str(architecture.contents()) if architecture else None,
     )
 
 
@@ -139,7 +160,7 @@ def synthetic(config: dict[str, Any]) -> Header | None:
             "mlp.down_proj": (hidden, inner),
         }
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
-    return Header(shapes, config.get("max_position_embeddings"), None, "float32")
+    return Header(shapes, config.get("max_position_embeddings"), None, "float32", config.get("model_type"))
 
 
 def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
@@ -151,8 +172,8 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
                 raise ValueError("its header is longer than the file")
             header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
         header.pop("__metadata__", None)
-        if not all({"shape", "dtype"} <= entry.keys() for entry in header.values()):
-            raise ValueError("a tensor without shape or dtype")
+        if not all({"shape", "dtype", "data_offsets"} <= entry.keys() for entry in header.values()):
+            raise ValueError("a tensor without shape, dtype or place")
         return header
     except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
         raise SourceError(f"{file}: not a whole safetensors file: {error}") from None

@@ -23,15 +23,18 @@ _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 class SourceModel:
     """A model as the planner sees it.
 
-    ``widths`` are the input widths of the decoder's matrices, by name, and ``decoder_parameters`` and
-    ``other_parameters`` count elements; all empty where the model is on a hub and not yet fetched.
+    ``matrices`` are the shapes of the decoder's matrices, by name (a shape's last number is the input width),
+    and ``decoder_parameters`` and ``other_parameters`` count elements; all empty where the model is on a hub
+    and not yet fetched. ``quantization`` is the quant_method of a checkpoint that transformers loads quantized.
     """
 
     ref: ModelRef
-    widths: dict[str, int]
+    matrices: dict[str, tuple[int, ...]]
     decoder_parameters: int
     other_parameters: int
     context_length: int | None
+    model_type: str | None = None
+    quantization: str | None = None
 
 
 def inspect(entry: Model, folder: Path) -> SourceModel:
@@ -114,10 +117,10 @@ def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
 
 
 def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, content: str) -> SourceModel:
-    widths, decoder, other = {}, 0, 0
+    matrices, decoder, other = {}, 0, 0
     for name, shape in header.shapes.items():
         if in_decoder(name, len(shape)):
-            widths[name] = shape[-1]
+            matrices[name] = shape
             decoder += math.prod(shape)
         else:
             other += math.prod(shape)
@@ -134,7 +137,8 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         native_quantization=header.quantization,
         seed=entry.seed or 0,
     )
-    return SourceModel(ref, widths, decoder, other, header.context_length)
+    quantization = header.quantization if kind in ("directory", "hub") else None
+    return SourceModel(ref, matrices, decoder, other, header.context_length, header.model_type, quantization)
 
 
 def _label(model_id: str) -> str:

@@ -57,9 +57,15 @@ _Stored = tuple[str, tuple[int, ...], list["torch.Tensor"], list["torch.Tensor"]
 
 
 def _stored(module: torch.nn.Module) -> Iterator[_Stored]:
+    if type(module).__module__.startswith("quark.") and type(module).__name__.endswith("Quantizer"):
+        return  # the layer that it belongs to shows what it holds
     own: set[int] = set()
     if isinstance(module, PackedModule):
         shape, values, scales = module.packed_weight()
+        own = {id(tensor) for tensor in (*values, *scales)}
+        yield "weight", shape, values, scales, type(module).__name__
+    elif (held := _words(module) or _beside(module) or _scaled(module)) is not None:
+        shape, values, scales = held
         own = {id(tensor) for tensor in (*values, *scales)}
         yield "weight", shape, values, scales, type(module).__name__
     parameters = module.named_parameters(recurse=False, remove_duplicate=False)
@@ -68,6 +74,56 @@ def _stored(module: torch.nn.Module) -> Iterator[_Stored]:
         if id(tensor) not in own:
             shape, values, scales, storage = _parts(module, tensor)
             yield name, shape, values, scales, storage
+
+
+def _words(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] | None:
+    """The matrix of a layer of GPTQ's and AWQ's kind, whose codes are words called ``qweight``.
+
+    gptqmodel, auto-round and INC have such. Everything else it holds beside its bias serves unpacking: scales, zero
+    points, group numbers, shifts; some of it (a kernel's own copy of the scales) lies in plain attributes. None for a
+    layer of another kind.
+    """
+    import torch
+
+    codes = getattr(module, "qweight", None)
+    sizes = _size(module, "out"), _size(module, "in")
+    if not isinstance(codes, torch.Tensor) or not all(isinstance(size, int) for size in sizes):
+        return None
+    if type(codes) not in (torch.Tensor, torch.nn.Parameter):  # quanto has a ``qweight`` too, made of tensors
+        return None
+    named = {**dict(module.named_buffers(recurse=False)), **dict(module.named_parameters(recurse=False))}
+    named |= {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
+    others = [tensor for name, tensor in named.items() if name != "bias" and tensor is not codes]
+    return sizes, [codes], others  # type: ignore[return-value]
+
+
+def _size(module: torch.nn.Module, side: str) -> int | None:
+    """``out_features``, or ``outfeatures`` as auto-round spells it."""
+    size: int | None = getattr(module, f"{side}_features", getattr(module, f"{side}features", None))
+    return size
+
+
+def _beside(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] | None:
+    """The matrix of an HQQLinear, which keeps scales and zero points in a dictionary; None for another layer."""
+    if type(module).__name__ != "HQQLinear":
+        return None
+    meta: Any = module.meta
+    return tuple(meta["shape"]), [module.W_q], [meta["scale"], meta["zero"]]  # type: ignore[list-item]
+
+
+def _scaled(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] | None:
+    """The matrix of auto-round's float8 layer, whose codes are held in bfloat16, and of Quark's layer.
+
+    Quark's keeps scales and zero points in modules of its own. None for another layer.
+    """
+    held: Any = module
+    if type(module).__name__ == "WeightFP8ActFP8StaticQuantLinear":
+        return tuple(held.weight.shape), [held.weight], [held.weight_scale, held.input_scale]
+    if type(module).__name__ != "QParamsLinear":
+        return None
+    quantizers = [child for name, child in module.named_modules() if name]
+    scales = [tensor for child in quantizers for tensor in chain(child.parameters(False), child.buffers(False))]
+    return (held.out_features, held.in_features), [held.weight], scales
 
 
 def _parts(

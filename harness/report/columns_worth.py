@@ -146,8 +146,17 @@ def size_columns(table: Table) -> tuple[Column, ...]:
             "Size",
             "Bits per weight",
             "",
-            "Stored bits of a linear layer's weight, its scales included.",
+            "Bits of a linear layer's weight as it lies in memory after loading, its scales included.",
             lambda row: row.bits_per_weight,
+        ),
+        Column(
+            "checkpoint_bits_per_weight",
+            "Size",
+            "on disk",
+            "",
+            "Bits of a decoder weight in the checkpoint, scales included. More in memory: it is dequantized on load.",
+            lambda row: row.checkpoint_bits_per_weight,
+            shown=any(row.checkpoint_bits_per_weight is not None for row in table.rows),
         ),
         *(
             Column(

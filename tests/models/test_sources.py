@@ -24,7 +24,7 @@ def test_shapes_agree_with_the_loaded_model(tiny: Path) -> None:
     source = inspect(model(str(tiny)), tiny)
     loaded = AutoModelForCausalLM.from_pretrained(tiny)
     matrices = {n: p for n, p in loaded.named_parameters() if in_decoder(n, p.dim())}
-    assert source.widths == {name: parameter.shape[1] for name, parameter in matrices.items()}
+    assert source.matrices == {name: tuple(parameter.shape) for name, parameter in matrices.items()}
     assert source.decoder_parameters == sum(parameter.numel() for parameter in matrices.values())
     assert source.decoder_parameters + source.other_parameters == sum(p.numel() for p in loaded.parameters())
     assert source.context_length == 512

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.contracts import Method, MethodParams
+from harness.contracts import Method, MethodParams, Needs, Setting
 
 
 class IntxParams(MethodParams):
@@ -14,14 +14,15 @@ class IntxParams(MethodParams):
     group_size: Annotated[int, Field(gt=0)] = 32
 
 
-def load_config(params: IntxParams, dtype: str) -> object:
+def load_config(params: IntxParams, setting: Setting) -> object:
     import torch
     from torchao.quantization import IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
     from transformers import TorchAoConfig
 
     width = getattr(torch, f"int{params.bits}")
-    return TorchAoConfig(IntxWeightOnlyConfig(weight_dtype=width, granularity=PerGroup(params.group_size)))
+    config = IntxWeightOnlyConfig(weight_dtype=width, granularity=PerGroup(params.group_size))
+    return TorchAoConfig(config, modules_to_not_convert=list(setting.untouched))
 
 
 INTX = Method(
@@ -31,6 +32,6 @@ INTX = Method(
     params=IntxParams,
     packages=("torchao",),
     load_config=load_config,
-    group_size=lambda params: params.group_size,
+    needs=lambda params: Needs(input_divisor=params.group_size),
     bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / params.group_size,
 )

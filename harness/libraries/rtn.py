@@ -64,9 +64,23 @@ class PackedLinear(torch.nn.Module):
 class RtnConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What a checkpoint's ``quantization_config`` holds."""
 
-    def __init__(self, bits: int = 4, group_size: GroupSize = 64, symmetric: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        bits: int = 4,
+        group_size: GroupSize = 64,
+        symmetric: bool = False,
+        untouched: list[str] | None = None,
+        overrides: dict[str, dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.quant_method = QUANT_METHOD
         self.bits, self.group_size, self.symmetric = bits, group_size, symmetric
+        self.untouched, self.overrides = untouched or [], overrides or {}
+
+    def layout(self, name: str) -> tuple[int, GroupSize]:
+        """Bits and group size of one layer."""
+        own = self.overrides.get(name, {})
+        return own.get("bits", self.bits), own.get("group_size", self.group_size)
 
 
 class RtnQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -74,11 +88,10 @@ class RtnQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         config = self.quantization_config
-        for name, linear in decoder_linears(model):
+        for name, linear in decoder_linears(model, config.untouched):
+            bits, group_size = config.layout(name)
             with torch.device(linear.weight.device):
-                empty = PackedLinear(
-                    linear.out_features, linear.in_features, config.bits, config.group_size, linear.bias
-                )
+                empty = PackedLinear(linear.out_features, linear.in_features, bits, group_size, linear.bias)
             model.set_submodule(name, empty)
 
     def is_serializable(self, **kwargs: Any) -> bool:

@@ -1,0 +1,54 @@
+"""Which calibration samples really reached the model, whatever library drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from harness.contracts import CalibrationSet
+from harness.errors import InvalidRunError
+
+
+class Consumption:
+    """Sees the ids of every embedding's call; samples are looked for among them afterwards."""
+
+    def __init__(self, calibration: CalibrationSet) -> None:
+        self._calibration = calibration
+        self._wanted: dict[bytes, int] = {}
+        for index, (row, length) in enumerate(zip(calibration.tokens, calibration.lengths, strict=True)):
+            self._wanted[_key(row)] = index
+            self._wanted[_key(row[:length])] = index  # a library may strip the padding itself
+        self._seen: set[int] = set()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """While this lasts, the ids that any torch.nn.Embedding is called with are looked at."""
+        import torch
+
+        def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+            if isinstance(module, torch.nn.Embedding) and inputs and inputs[0].ndim == 2:
+                self._seen.update(
+                    index for row in inputs[0].tolist() if (index := self._wanted.get(_key(row))) is not None
+                )
+
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def consumed(self) -> CalibrationSet:
+        """The samples that were seen, in order. Raises InvalidRunError where none was."""
+        from harness.text.calibration import digest
+
+        if not self._seen:
+            raise InvalidRunError("none of the calibration samples reached the model: its library used something else")
+        kept = sorted(self._seen)
+        tokens = [self._calibration.tokens[index] for index in kept]
+        lengths = [self._calibration.lengths[index] for index in kept]
+        return CalibrationSet(tokens, lengths, digest(tokens, lengths))
+
+
+def _key(row: Any) -> bytes:
+    return repr(list(row)).encode()

@@ -1,0 +1,184 @@
+"""The runs that make what others read: prepared checkpoints, calibration sets, exports, quantized artifacts."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from harness.contracts import CalibrationSet, QuantizeJob, Windows
+from harness.errors import InvalidRunError
+from harness.execution import probe
+from harness.execution.bench import Bench
+from harness.execution.consumption import Consumption
+from harness.record import Measurement
+from harness.stacks import MAIN
+
+
+def prepare(bench: Bench, out: Path) -> None:
+    """Makes the model's checkpoint: a GGUF dequantized, weights degridded, or random weights drawn."""
+    from harness.models.prepare import prepare as make
+
+    with bench.phase("prepare"):
+        divergence = make(bench.spec.model, out)
+    if divergence is not None:
+        bench.add([Measurement("degrid_kl", 1, "nat", "lower", "exact", (divergence,))])
+
+
+def calibrate(bench: Bench, out: Path) -> None:
+    """Makes the token ids that every calibrated method gets, and looks whether they stand in the evaluation text."""
+    from harness.text import calibration
+    from harness.text.windows import cut
+
+    ref = bench.spec.calibration
+    assert ref is not None
+    with bench.phase("import"):
+        from transformers import AutoTokenizer
+    with bench.phase("text"):
+        tokenizer = AutoTokenizer.from_pretrained(bench.source(), trust_remote_code=bench.spec.model.trust_remote_code)
+        made = calibration.build(ref, tokenizer)
+        if bench.spec.perplexity is not None:  # early: what is quantized after this would not count
+            refuse_leak(bench, made, cut(bench.spec.perplexity, tokenizer))
+    calibration.save(made, out)
+    describe(bench, made)
+
+
+def refuse_leak(bench: Bench, calibration: CalibrationSet, windows: Windows) -> None:
+    """Raises InvalidRunError where evaluation text stands in the calibration, or labels that where it is allowed."""
+    from harness.text.leakage import RUN_TOKENS, TOLERATED, overlap
+
+    shared = overlap(calibration.tokens, windows.tokens)
+    said = f"{shared:.3%} of the evaluation's runs of {RUN_TOKENS} tokens stand in the calibration"
+    bench.facts["calibration overlap"] = said
+    if shared > TOLERATED:
+        if not bench.spec.allow_leak:
+            raise InvalidRunError(f"{said}; name another calibration text, or have every row marked: --allow-leak")
+        bench.labels.append(f"calibrated on the evaluation text: {said}")
+
+
+def describe(bench: Bench, calibration: CalibrationSet) -> None:
+    """What a calibrated variant's readers must know of its calibration."""
+    from harness.text.calibration import LITTLE_TOKENS
+
+    ref = bench.spec.calibration
+    assert ref is not None
+    tokens = sum(calibration.lengths)
+    bench.facts["calibration"] = (
+        f"{len(calibration.tokens)} × {calibration.length} tokens of {ref.text.id}, {ref.packing}, seed {ref.seed}, "
+        f"sha256 {calibration.sha256[:12]}"
+    )
+    if len(calibration.tokens) < ref.samples:
+        bench.facts["calibration asked for"] = f"{ref.samples} samples; the text holds {len(calibration.tokens)}"
+    if tokens < LITTLE_TOKENS:
+        bench.labels.append(f"calibrated on {tokens:,} tokens, which is little")
+
+
+def export(bench: Bench, out: Path) -> None:
+    """Makes a view of the source that an older transformers reads, and keeps the logits that it must give there."""
+    from harness.models.legacy import view
+
+    with bench.phase("import"):
+        import transformers  # noqa: F401
+    with bench.phase("export"):
+        view(bench.source(), out)
+    with bench.phase("probe"):
+        probe.save(_load(bench, bench.source()), bench.source(), out)
+
+
+def quantize(bench: Bench, out: Path) -> None:
+    """Lets the method quantize, and keeps a few logits of the model in memory to hold the reloaded one against."""
+    import torch
+
+    spec = bench.spec
+    foreign = spec.stack != MAIN
+    source = bench.cache.needed(spec, "export") if foreign else bench.source()
+    with bench.phase("import"):
+        import transformers  # noqa: F401
+
+        chosen = bench.method()
+    assert chosen.quantize is not None
+    if foreign:
+        with bench.phase("check source"):
+            _check_source(bench, source)
+    calibration = _calibration(bench)
+    consumption = Consumption(calibration) if calibration else None
+    modules = bench.modules()
+    job = QuantizeJob(
+        params=bench.params(),
+        source=source,
+        out=out,
+        device=spec.device,
+        dtype=spec.model.dtype,
+        seed=spec.seed,
+        load=lambda: _load(bench, source),
+        calibration=calibration,
+        scope=modules.scope,
+        untouched=modules.untouched,
+        overrides=bench.overrides() if chosen.overrides else {},
+        note=bench.facts.__setitem__,
+    )
+    torch.manual_seed(spec.seed)
+    with bench.phase("quantize"), consumption.watching() if consumption else nullcontext():
+        model = chosen.quantize(job)
+    if consumption is not None and calibration is not None:
+        _note_consumption(bench, calibration, consumption.consumed())
+    with bench.phase("probe"):
+        probe.save(model, source, out)
+    _copy_tokenizer(bench.source(), out)
+
+
+def _load(bench: Bench, source: Path) -> Any:
+    """The source as an unquantized transformers model, in transformers 4.51 as in 5."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    spec = bench.spec
+    arguments: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention else {}
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
+        device_map=spec.device,
+        use_safetensors=True,
+        trust_remote_code=spec.model.trust_remote_code,
+        **arguments,
+    )
+
+
+def _check_source(bench: Bench, source: Path) -> None:
+    """Raises InvalidRunError where the stack's libraries read the unquantized source otherwise than the main ones."""
+    import transformers
+
+    model = _load(bench, source)
+    read = probe.compare(
+        source,
+        lambda ids: model(input_ids=ids.to(model.device)).logits,
+        f"transformers {transformers.__version__} of stack {bench.spec.stack} reads another model from the source",
+    )
+    bench.facts[f"source in stack {bench.spec.stack}"] = str(read)
+
+
+def _calibration(bench: Bench) -> CalibrationSet | None:
+    from harness.text import calibration
+
+    if "calibrate" not in bench.spec.needs:
+        return None
+    found = calibration.read(bench.cache.needed(bench.spec, "calibrate"))
+    describe(bench, found)
+    return found
+
+
+def _note_consumption(bench: Bench, given: CalibrationSet, consumed: CalibrationSet) -> None:
+    """Says how much of the calibration the library used."""
+    count, of = len(consumed.tokens), len(given.tokens)
+    bench.facts["calibration consumed"] = f"{count} of {of} samples, sha256 {consumed.sha256[:12]}"
+    if count < of:
+        bench.labels.append(f"its library left out {of - count} of {of} calibration samples")
+
+
+def _copy_tokenizer(source: Path, out: Path) -> None:
+    """The source's own tokenizer files: byte for byte, so that no library's rewriting changes the tokens."""
+    import shutil
+
+    for pattern in ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja"):
+        for file in source.glob(pattern):
+            shutil.copy(file, out / file.name)

@@ -1,0 +1,82 @@
+"""The runs that measure: the baseline's reference, a variant's quality, its performance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.contracts import LoadedModel, Windows
+from harness.errors import UnsupportedError
+from harness.execution import reference as references
+from harness.execution.bench import Bench
+from harness.execution.checks import note_repacking, take_stock
+from harness.execution.forward import observe
+from harness.execution.making import refuse_leak
+from harness.registry import metric
+from harness.text import calibration
+
+NOISE_FLOOR_BATCH = 2
+
+
+def reference(bench: Bench, out: Path) -> None:
+    """Runs the baseline over the text, keeps its states, and measures what another batch size alone changes."""
+    import torch
+
+    spec = bench.spec
+    model = bench.load()
+    windows = _windows(bench, model)
+    with bench.phase("forward"), torch.inference_mode():
+        references.write(model, windows, out)
+    if len(windows.tokens) >= NOISE_FLOOR_BATCH:
+        scored = NOISE_FLOOR_BATCH * (len(windows.tokens[0]) - 1)
+        changed = {"windows": NOISE_FLOOR_BATCH, "tokens_scored": scored, "batch_size": NOISE_FLOOR_BATCH}
+        first = Windows(windows.tokens[:NOISE_FLOOR_BATCH], {**windows.protocol, **changed})
+        floor = metric("divergence").make(first, "kl_noise_floor")
+        with bench.phase("noise floor"), torch.inference_mode():
+            kept = references.Reference(out, spec.device)
+            observe(model, first, [floor], kept, NOISE_FLOOR_BATCH)
+        bench.add(floor.finish()[:1])
+
+
+def quality(bench: Bench, out: Path) -> None:
+    """Perplexity and divergence of a variant in one forward pass over the text, and what it stores."""
+    import torch
+
+    spec = bench.spec
+    model = bench.load()
+    take_stock(bench, model)
+    windows = _windows(bench, model)
+    if "calibrate" in spec.needs:
+        refuse_leak(bench, calibration.read(bench.cache.needed(spec, "calibrate")), windows)
+    observers = [metric("perplexity").make(windows)]
+    kept = None
+    if spec.divergence:
+        kept = references.Reference(bench.cache.needed(spec, "reference"), spec.device)
+        kept.check(windows)
+        observers.append(metric("divergence").make(windows))
+    with bench.phase("forward"), torch.inference_mode():
+        observe(model, windows, observers, kept)
+    for observer in observers:
+        bench.add(observer.finish())
+    note_repacking(bench, model)
+
+
+def performance(bench: Bench, out: Path) -> None:
+    """Prefill and decode speed of a variant in a fresh process."""
+    spec = bench.spec
+    model = bench.load()
+    if spec.perplexity is None:  # no quality run counts them
+        take_stock(bench, model)
+    if spec.throughput is not None:
+        with bench.phase("generate"):
+            bench.add(metric("throughput").make(model, spec.throughput, spec.seed))
+    note_repacking(bench, model)
+
+
+def _windows(bench: Bench, model: LoadedModel) -> Windows:
+    from harness.text.windows import cut
+
+    assert bench.spec.perplexity is not None
+    if model.tokenizer is None:
+        raise UnsupportedError("perplexity needs a tokenizer, and the checkpoint holds none")
+    with bench.phase("text"):
+        return cut(bench.spec.perplexity, model.tokenizer)

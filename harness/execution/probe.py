@@ -1,0 +1,96 @@
+"""A few tokens whose logits tell whether two loads of a model compute the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import InvalidRunError
+
+if TYPE_CHECKING:
+    import torch
+
+FILE = "probe.safetensors"
+TOKENS = 48
+TEXT = (
+    "The harbour lay quiet in the early light. Two boats had come back before dawn with a poor catch, and the men "
+    "who mended nets along the wall spoke of the weather, of prices, and of the ship that was three days late."
+)
+TOLERANCE = 1e-3
+"""Largest difference, relative to the largest logit, that rounding in another order explains
+(or four units in the last place of the dtype it runs in, where that is more)."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far logits are from those kept: relative to the largest one, as KL, and the loss of both (nats per token)."""
+
+    relative: float
+    kl: float
+    loss_kept: float
+    loss_now: float
+
+    def __str__(self) -> str:
+        return (
+            f"logits by {self.relative:.3g} of the largest, KL {self.kl:.3g} nat, "
+            f"loss {self.loss_kept:.4f} before and {self.loss_now:.4f} now"
+        )
+
+
+def tokens(folder: Path, vocabulary: int) -> torch.Tensor:
+    """(1, at most TOKENS): the fixed text by the checkpoint's own tokenizer, or random ids where it has none."""
+    import torch
+
+    if not any(folder.glob("tokenizer*")):
+        return torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")["input_ids"]
+    return ids[:, :TOKENS].remainder(vocabulary)  # type: ignore[no-any-return]
+
+
+def save(model: Any, source: Path, folder: Path) -> None:
+    """Keeps the probe's tokens and the logits that a model in memory gives them."""
+    import torch
+    from safetensors.torch import save_file
+
+    ids = tokens(source, model.config.get_text_config().vocab_size)
+    with torch.inference_mode():
+        logits = model(input_ids=ids.to(model.device)).logits
+    save_file({"tokens": ids.contiguous(), "logits": logits.float().cpu().contiguous()}, folder / FILE)
+
+
+def compare(folder: Path, logits_of: Any, what: str) -> Difference:
+    """Holds a load of a model against the logits kept in a folder; ``logits_of`` maps tokens to logits.
+
+    Raises InvalidRunError, with both figures, where they differ by more than rounding.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    kept = load_file(folder / FILE)
+    with torch.inference_mode():
+        logits = logits_of(kept["tokens"])
+    limit = max(TOLERANCE, 4 * torch.finfo(logits.dtype).eps)
+    before, now = kept["logits"].double(), logits.double().cpu()
+    difference = Difference(
+        float((before - now).abs().max() / before.abs().max()),
+        _kl(before, now),
+        _loss(before, kept["tokens"]),
+        _loss(now, kept["tokens"]),
+    )
+    if not difference.relative <= limit:  # NaN compares as false
+        raise InvalidRunError(f"{what}: {difference}")
+    return difference
+
+
+def _kl(base: torch.Tensor, other: torch.Tensor) -> float:
+    base, other = base.log_softmax(-1), other.log_softmax(-1)
+    return float((base.exp() * (base - other)).sum(-1).mean())
+
+
+def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    import torch
+
+    return float(torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]))

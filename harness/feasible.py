@@ -1,0 +1,110 @@
+"""Why a variant cannot be had of a model, on this machine, with these libraries: told before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from harness import registry
+from harness.contracts import Needs
+from harness.machine import Machine
+from harness.models.published import READERS, lacks
+from harness.models.scope import matching
+from harness.models.sources import SourceModel
+from harness.spec import RunSpec
+from harness.stacks import MAIN, Stacks
+from harness.variants import Variant
+
+
+def obstacle(
+    source: SourceModel, variant: Variant, machine: Machine, stacks: Stacks, skip: Sequence[str] = ()
+) -> str | None:
+    """The first reason found, with what to do about it; None where nothing is known to stand in the way."""
+    return (
+        _already_quantized(source, variant)
+        or _lacking(variant, stacks)
+        or _device(variant.method.needs(variant.params), machine)
+        or _shapes(source, variant, skip)
+    )
+
+
+def too_long(source: SourceModel, spec: RunSpec) -> str | None:
+    """Why the workload does not fit the model's context."""
+    limit = source.context_length
+    if limit is None:
+        return None
+    if spec.kind in ("quality", "reference") and spec.perplexity and spec.perplexity.context > limit:
+        return f"perplexity context {spec.perplexity.context} exceeds the model's {limit}"
+    if spec.kind == "calibrate" and spec.calibration and spec.calibration.length > limit:
+        return f"calibration length {spec.calibration.length} exceeds the model's {limit}"
+    if spec.kind == "performance" and spec.throughput:
+        needed = max(spec.throughput.prompt_tokens) + spec.throughput.new_tokens
+        if needed > limit:
+            return f"prompt and new tokens, {needed}, exceed the model's context of {limit}"
+    return None
+
+
+def _already_quantized(source: SourceModel, variant: Variant) -> str | None:
+    """What stands against measuring, or quantizing again, a checkpoint that is quantized as it was published."""
+    if variant.checkpoint is not None:
+        return _unreadable(variant.checkpoint)
+    if source.quantization is None:
+        return None
+    if variant.method.stage != "none":
+        return (
+            f"the model is already quantized ({source.quantization}); measure it with 'none', "
+            "or name it as 'checkpoint' of the model that it was made of"
+        )
+    return _unreadable(source)
+
+
+def _unreadable(source: SourceModel) -> str | None:
+    method = source.quantization
+    if method is None or not source.matrices:  # a float checkpoint, or one that is not fetched yet
+        return None
+    if method not in READERS:
+        return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(READERS)}"
+    return lacks(method)
+
+
+def _lacking(variant: Variant, stacks: Stacks) -> str | None:
+    """What the method's libraries lack, where it quantizes and where its result is measured."""
+    method = variant.method
+    if method.stack == MAIN:
+        return registry.missing(method)
+    stack = stacks[method.stack]
+    if stack.absence:
+        return stack.absence
+    absent = [package for package in method.packages if package not in stack.versions]
+    if absent:
+        return f"{', '.join(absent)} is not installed in stack {stack.name!r} ({stack.python})"
+    return registry.missing(method)
+
+
+def _device(needs: Needs, machine: Machine) -> str | None:
+    if needs.device is not None and needs.device != machine.device:
+        return f"needs {'an NVIDIA GPU' if needs.device == 'cuda' else 'a CPU'}; this sweep runs on {machine.device}"
+    if needs.capability and machine.capability and machine.capability < needs.capability:
+        return f"needs compute capability {_version(needs.capability)}; this GPU has {_version(machine.capability)}"
+    return None
+
+
+def _shapes(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
+    """Widths that the method's groups or tiles do not divide, and architectures that its library does not know."""
+    needs = variant.method.needs(variant.params)
+    if needs.model_types and source.model_type and source.model_type not in needs.model_types:
+        known = ", ".join(sorted(needs.model_types))
+        return f"{variant.ref.name} does not know {source.model_type} models; known: {known}"
+    shapes = [shape for name, shape in source.matrices.items() if not matching(name.removesuffix(".weight"), skip)]
+    inputs = _indivisible((shape[-1] for shape in shapes), needs.input_divisor)
+    if inputs:
+        return f"group_size {needs.input_divisor} does not divide the input widths {inputs} of this model"
+    outputs = _indivisible((shape[-2] for shape in shapes), needs.output_divisor)
+    return f"{needs.output_divisor} does not divide the output widths {outputs} of this model" if outputs else None
+
+
+def _indivisible(widths: Iterable[int], divisor: int | None) -> str:
+    return ", ".join(map(str, sorted({width for width in widths if divisor and width % divisor})))
+
+
+def _version(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"

@@ -1,0 +1,33 @@
+"""A checkpoint that somebody already quantized, measured as it is beside the model that it was made of."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from harness.contracts import Method, MethodParams
+
+
+class CheckpointParams(MethodParams):
+    """``id`` is a folder (a relative path begins at the recipe) or a hub id, which needs ``revision``, a commit."""
+
+    id: Annotated[str, Field(min_length=1)]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+
+
+def enable() -> None:
+    """Registers the harness's own format with transformers."""
+    from harness.libraries import rtn as rtn_format
+
+    rtn_format.register()
+
+
+CHECKPOINT = Method(
+    name="checkpoint",
+    version=1,
+    summary="an already quantized checkpoint of the model, whatever made it, as its quantization_config says",
+    params=CheckpointParams,
+    enable=enable,
+    published=True,
+)

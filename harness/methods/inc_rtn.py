@@ -1,0 +1,22 @@
+"""neural-compressor's round to nearest: integer weights without calibration."""
+
+from __future__ import annotations
+
+from harness.contracts import Method
+from harness.libraries import inc
+
+INC_RTN = Method(
+    name="inc-rtn",
+    version=1,
+    summary="neural-compressor's round to nearest, packed when stored, dense when run",
+    params=inc.IncParams,
+    packages=inc.PACKAGES,
+    extra=inc.EXTRA,
+    quantize=lambda job: inc.quantize(job, "RTNConfig", {}, calibrated=False),
+    enable=inc.enable,
+    needs=inc.needs,
+    overrides=True,
+    kernel="plain",
+    bits_per_weight=inc.bits_per_weight,
+    run_dtype=lambda params, dtype: inc.DTYPE,
+)

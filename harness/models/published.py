@@ -1,0 +1,58 @@
+"""Checkpoints that somebody already quantized: what their ``quantization_config`` says and what loading them needs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from harness.models import headers
+
+READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "gptq": ("gptqmodel", "optimum"),
+        "awq": ("gptqmodel",),
+        "auto-round": ("auto-round",),
+        "bitsandbytes": ("bitsandbytes",),
+        "compressed-tensors": ("compressed-tensors",),
+        "fp8": (),
+        "mxfp4": (),
+        "quanto": ("optimum-quanto",),
+        "quark": ("amd-quark",),
+        "torchao": ("torchao",),
+        "qharness-rtn": (),
+    }
+)
+"""The quant_method values that are read, and the packages that transformers needs for each."""
+
+
+def quantization_config(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's config.json says of its quantization; empty where it says nothing."""
+    found = headers.read_config(folder).get("quantization_config") or {}
+    return found if isinstance(found, dict) else {}
+
+
+def shown(config: Mapping[str, Any]) -> str:
+    """A quantization config in one line: the method, then every single value."""
+    short = {key: value for key, value in config.items() if isinstance(value, str | int | float)}
+    return ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in short.items())
+
+
+def lacks(method: str) -> str | None:
+    """What this environment lacks to load a checkpoint of that quant_method, or None."""
+    absent = [package for package in READERS[method] if not _installed(package)]
+    return (
+        f"{', '.join(absent)} is not installed; a {method} checkpoint needs it: pip install 'qharness[all]'"
+        if absent
+        else None
+    )
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False

@@ -1,0 +1,34 @@
+"""A checkpoint's architecture without its weights, and its tensors: for methods that put the two together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.contracts import LoadRequest
+from harness.models.headers import weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+
+def skeleton(request: LoadRequest) -> Any:
+    """The model of the checkpoint's ``config.json``: parameters on the meta device, buffers as they are computed."""
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
+    with init_empty_weights(include_buffers=False):
+        return AutoModelForCausalLM.from_config(
+            config,
+            dtype=request.dtype,
+            attn_implementation=request.attention,
+            trust_remote_code=request.trust_remote_code,
+        )
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the folder's safetensors files, in main memory. Raises SourceError where there are none."""
+    from safetensors.torch import load_file
+
+    return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}

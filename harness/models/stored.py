@@ -1,0 +1,73 @@
+"""What a checkpoint stores of each decoder matrix, read from its headers alone.
+
+Libraries name their tensors as they like (qweight, weight_packed, absmax); they agree in putting them below
+the name of the layer that they stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.models import headers
+from harness.models.scope import in_decoder
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """A layer, or the experts of one, in a checkpoint: parameters it stands for, how many of them are quantized."""
+
+    name: str
+    parameters: int
+    quantized: int
+    value_bytes: int
+    scale_bytes: int
+
+
+def layers(source: Mapping[str, tuple[int, ...]], checkpoint: Path) -> list[StoredLayer]:
+    """The decoder layers of a source, by the shapes of its header, as a checkpoint made of it stores them.
+
+    A layer whose tensors the checkpoint does not hold under its name is left out.
+    """
+    expected: dict[str, int] = defaultdict(int)
+    for name, shape in source.items():
+        if in_decoder(name, len(shape)):
+            expected[_layer(name)] += math.prod(shape)
+    held: dict[str, list[headers.Tensor]] = defaultdict(list)
+    for tensor in headers.tensors(checkpoint):
+        layer = _layer(tensor.name)
+        while layer not in expected and "." in layer:
+            layer = layer.rpartition(".")[0]
+        held[layer].append(tensor)
+    return [_stored(name, count, held[name]) for name, count in expected.items() if held[name]]
+
+
+def _layer(name: str) -> str:
+    """The name of the layer that a parameter belongs to; all experts of a layer are one."""
+    before, experts, _ = name.partition(".experts.")
+    return f"{before}.experts" if experts else name.removesuffix(".weight")
+
+
+def _stored(name: str, parameters: int, tensors: Iterable[headers.Tensor]) -> StoredLayer:
+    modules: dict[str, list[headers.Tensor]] = defaultdict(list)
+    for tensor in tensors:
+        if not tensor.name.endswith(".bias"):
+            modules[_expert(name, tensor.name)].append(tensor)
+    plain = values = scales = 0
+    for parts in modules.values():
+        largest = max(parts, key=lambda part: part.bytes)
+        values += largest.bytes
+        scales += sum(part.bytes for part in parts if part is not largest)
+        plain += math.prod(largest.shape) if largest.dtype in headers.FLOAT_TYPES else 0
+    return StoredLayer(name, parameters, max(parameters - plain, 0), values, scales)
+
+
+def _expert(layer: str, tensor: str) -> str:
+    """Which matrix of which expert a tensor belongs to; all tensors of another layer belong together."""
+    if not layer.endswith(".experts"):
+        return ""
+    parts = tensor.removeprefix(f"{layer}.").split(".")
+    return ".".join(parts[:2] if parts[0].isdigit() else parts[:1])

@@ -1,0 +1,118 @@
+"""Makes, checks and removes a stack's environment: by uv where it is present, else by venv and pip."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.errors import UsageError
+from harness.stacks import MANIFEST, Stack, ask_versions
+
+TAIL_LINES = 12
+_PIP_SETTINGS = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE"}
+"""What pip is configured with and uv does not read, by the variable in which uv takes it."""
+_WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harness.execution.bench, {module}"
+
+
+def create(stack: Stack, say: Callable[[str], None]) -> None:
+    """Makes the stack's interpreter anew. Raises UsageError, with the installer's last lines, where it cannot.
+
+    The manifest is written last: a folder without one is half-made.
+    """
+    stack.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(stack.folder.with_suffix(".lock")):
+        if stack.state == "ready":
+            return
+        shutil.rmtree(stack.folder, ignore_errors=True)
+        uv = _uv()
+        install = [*uv, "pip", "install", "--python", str(stack.python)] if uv else _pip(stack)
+        venv = [*uv, "venv", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
+        say(f"making stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
+        _call([*venv, str(stack.folder)], stack)
+        _call([*install, "-r", str(stack.requirements)], stack)
+        say(f"building {stack.definition.library}")
+        _call([*install, "--no-build-isolation", "--no-deps", stack.definition.library], stack)
+        versions = ask_versions(stack.python)
+        (stack.folder / MANIFEST).write_text(json.dumps({"versions": versions}, indent=1), encoding="utf-8")
+
+
+def check(stack: Stack) -> list[str]:
+    """What is wrong with a stack: nothing, or one line for each fault."""
+    if stack.absence:
+        return [stack.absence]
+    faults = []
+    if stack.own_python is None and (changed := _changed(stack)):
+        faults.append(f"changed since it was made: {', '.join(changed)}; qharness stack remove {stack.name}")
+    command = [str(stack.python), "-c", _WORKER_NEEDS.format(module=stack.definition.module)]
+    with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
+        variables = environment(Path(folder))
+        tried = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=folder)
+    if tried.returncode:
+        last = tried.stderr.strip().splitlines()[-1:] or [f"exit code {tried.returncode}"]
+        faults.append(f"a worker cannot start in it: {last[0]}")
+    return faults
+
+
+def remove(stack: Stack) -> bool:
+    """Deletes a stack's folder; False where there is none. A user's own interpreter is never touched."""
+    found = stack.folder.exists()
+    shutil.rmtree(stack.folder, ignore_errors=True)
+    return found
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """The variables of a worker in a stack: the harness can be imported, and nothing else of the main environment.
+
+    ``folder`` holds the link to the harness that is put on the path.
+    """
+    link = folder / "harness-alone" / "harness"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    if not link.is_symlink():
+        link.symlink_to(Path(__file__).resolve().parent.parent, target_is_directory=True)
+    return {**os.environ, "PYTHONPATH": str(link.parent)}
+
+
+def _changed(stack: Stack) -> list[str]:
+    """The packages whose versions are not those of the manifest."""
+    now = ask_versions(stack.python)
+    return sorted(name for name in {*now, *stack.versions} if now.get(name) != stack.versions.get(name))
+
+
+def _call(command: Sequence[str], stack: Stack) -> None:
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=_settings())
+    if ended.returncode:
+        tail = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-TAIL_LINES:])
+        raise UsageError(
+            f"{tail}\nstack {stack.name!r} could not be made from {stack.requirements.name} (see above); "
+            "is a package index reachable? An interpreter that holds its packages can be named: "
+            f"--python {stack.name}=PATH"
+        )
+
+
+def _uv() -> list[str]:
+    found = shutil.which("uv")
+    return [found] if found else []
+
+
+def _pip(stack: Stack) -> list[str]:
+    return [str(stack.python), "-m", "pip", "install", "--quiet"]
+
+
+def _settings() -> dict[str, str]:
+    """The environment in which uv finds what pip is configured to find."""
+    variables = dict(os.environ)
+    for setting, variable in _PIP_SETTINGS.items():
+        for place in (":env:", "global"):
+            command = [sys.executable, "-m", "pip", "config", "get", f"{place}.{setting}"]
+            asked = subprocess.run(command, capture_output=True, text=True, check=False)
+            if asked.returncode == 0 and variable not in variables:
+                variables[variable] = asked.stdout.strip()
+    return variables

@@ -1,0 +1,66 @@
+"""auto-round on the tiny model: what it stores, whether a reload is what was in memory, whether it saw all rows."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.methods.autoround import AUTOROUND, AutoRoundParams
+from harness.models import stored
+from harness.models.headers import read_directory
+
+
+def checkpoint_bits(tiny, made) -> dict[str, float]:
+    """Bits of a quantized weight in the checkpoint, by layer."""
+    layers = stored.layers(read_directory(tiny).shapes, made.folder)
+    return {layer.name: 8 * (layer.value_bytes + layer.scale_bytes) / layer.parameters for layer in layers}
+
+
+@pytest.mark.parametrize(
+    ("bits", "group_size", "symmetric", "most_kl"),
+    [(8, "channel", False, 1e-3), (4, 32, False, 0.05), (3, 32, True, 0.2)],
+)
+def test_the_reload_is_what_was_in_memory(make, bits: int, group_size: object, symmetric: bool, most_kl: float) -> None:
+    made = make("autoround", bits=bits, group_size=group_size, symmetric=symmetric, iterations=1)
+    assert made.reload_difference < 1e-4
+    assert 0 < made.kl < most_kl
+    assert made.model.kernels() == {"QuantLinear": 28}
+    assert made.model.families() == {"dequantize": 28}
+    assert made.model.attention == "sdpa"
+
+
+def test_it_stores_what_it_says_in_the_layers_that_it_was_told_to(make, tiny, monkeypatch) -> None:
+    from auto_round.calibration.llm import LLMCalibrator
+
+    seen = []
+    calib = LLMCalibrator.calib
+
+    def count(self, nsamples: int, batch_size: int) -> None:
+        calib(self, nsamples, batch_size)
+        seen.append(len(self.inputs["input_ids"]))
+
+    monkeypatch.setattr(LLMCalibrator, "calib", count)
+    kept = "model.layers.1.mlp.down_proj"
+    made = make("autoround", untouched=("lm_head", kept), bits=2, group_size=32, iterations=1)
+    assert seen == [16]
+    assert made.reload_difference < 1e-4
+    assert 0.2 < made.kl < 5
+    assert made.model.kernels() == {"QuantLinear": 27, "Linear": 1}
+    bits = checkpoint_bits(tiny, made)
+    assert bits.pop(kept) == 32
+    expected = AUTOROUND.bits_per_weight(AutoRoundParams(bits=2, group_size=32), 32.0, 64)
+    assert list(bits.values()) == pytest.approx([expected] * 27, rel=0.02)
+    entries = [entry for entry in made.model.weight_ledger() if entry.quantized]
+    assert {entry.name.removesuffix(".weight") for entry in entries} == set(bits)
+    assert sum(entry.value_bytes for entry in entries) * 8 == 2 * sum(entry.parameters for entry in entries)
+
+
+def test_static_float8_does_not_come_back_as_it_was(make, tiny) -> None:
+    """A live case for the reload check: see harness/methods/autoround_fp8.py."""
+    made = make("autoround-fp8")
+    assert not made.reload_difference <= 1e-3, (
+        f"auto-round's float8 now reloads as it was: {made.reload_difference:.3g} of the largest logit"
+    )
+    assert made.model.kernels() == {"WeightFP8ActFP8StaticQuantLinear": 28}
+    assert made.model.families() == {"dequantize": 28}
+    assert list(checkpoint_bits(tiny, made).values()) == pytest.approx([8 + 32 / 64] * 28, rel=0.06)
+    assert made.linear_bits == pytest.approx(16 + 16 / 64, rel=0.02), "its codes are widened to bfloat16 on loading"

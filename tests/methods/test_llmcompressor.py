@@ -1,0 +1,219 @@
+"""llm-compressor's methods: what their checkpoints hold, and that a reload computes what was quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from harness import registry
+from harness.contracts import CalibrationSet, LoadRequest, QuantizeJob
+from harness.errors import UnsupportedError
+from harness.models import headers, stored
+
+LAYERS = 28
+TOKENS = torch.arange(2, 34).unsqueeze(0)
+
+VARIANTS: list[tuple[str, dict[str, Any], str]] = [
+    ("llmc-rtn", {"bits": 8, "group_size": 32}, "I32"),
+    ("llmc-rtn", {"bits": 4, "group_size": 32}, "I32"),
+    ("llmc-rtn", {"bits": 3, "group_size": 64, "symmetric": False}, "I32"),
+    ("llmc-rtn", {"bits": 2, "group_size": "channel", "symmetric": False}, "I32"),
+    ("llmc-gptq", {"bits": 8, "group_size": 64}, "I32"),
+    ("llmc-gptq", {"bits": 4, "group_size": 32, "symmetric": False}, "I32"),
+    ("llmc-gptq", {"bits": 3, "group_size": "channel", "act_order": False, "damping": 0.05}, "I32"),
+    ("llmc-gptq", {"bits": 2, "group_size": 32}, "I32"),
+    ("llmc-fp8", {}, "F8_E4M3"),
+    ("llmc-fp8", {"scheme": "static"}, "F8_E4M3"),
+    ("llmc-fp8", {"scheme": "block", "block_size": 32}, "F8_E4M3"),
+    ("llmc-fp8", {"scheme": "weight_only"}, "F8_E4M3"),
+    ("llmc-int8", {}, "I8"),
+    ("llmc-int8", {"activations": "static"}, "I8"),
+    ("llmc-int8", {"smoothquant": True, "strength": 0.8}, "I8"),
+    ("llmc-nvfp4", {}, "U8"),
+    ("llmc-nvfp4", {"activations": False}, "U8"),
+    ("llmc-mxfp4", {}, "U8"),
+    ("llmc-mxfp4", {"activations": False}, "U8"),
+    ("llmc-mxfp8", {}, "F8_E4M3"),
+    ("llmc-mxfp8", {"activations": False}, "F8_E4M3"),
+    ("llmc-awq", {"group_size": 32, "grid": 5}, "I32"),
+]
+
+
+@contextmanager
+def embedded() -> Iterator[set[tuple[int, ...]]]:
+    """The rows of ids that reach any embedding while this lasts."""
+    seen: set[tuple[int, ...]] = set()
+
+    def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        if isinstance(module, torch.nn.Embedding):
+            seen.update(tuple(row) for row in inputs[0].tolist())
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("name", "params", "dtype"), VARIANTS, ids=str)
+def test_a_variant_is_stored_and_reloaded_as_it_was_quantized(
+    make, tiny, calibration, tmp_path_factory, monkeypatch, name: str, params: dict[str, Any], dtype: str
+) -> None:
+    here = tmp_path_factory.mktemp("here")
+    monkeypatch.chdir(here)
+    with embedded() as seen:
+        made = make(name, **params)
+    assert not list(here.iterdir())
+
+    assert made.reload_difference < 1e-6
+    assert 1e-6 < made.kl < 3
+    samples = {tuple(row) for row in calibration.tokens}
+    assert samples & seen == (samples if made.method.calibrated(made.params) else set())
+
+    source = headers.read_directory(tiny).shapes
+    layers = stored.layers(source, made.folder)
+    assert len(layers) == LAYERS
+    assert [layer.quantized for layer in layers] == [layer.parameters for layer in layers]
+    weights = sum(layer.parameters for layer in layers)
+    shapes = [source[f"{layer.name}.weight"] for layer in layers]
+    expected = sum(rows * width * made.method.bits_per_weight(made.params, 32.0, width) for rows, width in shapes)
+    assert 8 * sum(layer.value_bytes + layer.scale_bytes for layer in layers) == pytest.approx(expected, rel=0.02)
+    held = {tensor.name: tensor.dtype for tensor in headers.tensors(made.folder)}
+    codes = [held.get(f"{layer.name}.weight_packed", held.get(f"{layer.name}.weight")) for layer in layers]
+    assert codes == [dtype] * LAYERS
+
+    assert made.model.families() == {"plain": LAYERS}
+    assert made.linear_bits == 32
+    assert sum(entry.parameters for entry in made.model.weight_ledger() if entry.role == "linear") == weights
+
+
+def test_more_bits_diverge_less(make) -> None:
+    for method in ("llmc-rtn", "llmc-gptq"):
+        divergences = [make(method, bits=bits, group_size=32).kl for bits in (8, 4, 3, 2)]
+        assert divergences == sorted(divergences), method
+    assert make("llmc-mxfp8").kl < make("llmc-mxfp4").kl
+
+
+@pytest.mark.parametrize(
+    ("name", "with_activations", "without"),
+    [
+        ("llmc-fp8", {"scheme": "dynamic"}, {"scheme": "weight_only"}),
+        ("llmc-nvfp4", {"activations": True}, {"activations": False}),
+        ("llmc-mxfp4", {"activations": True}, {"activations": False}),
+        ("llmc-mxfp8", {"activations": True}, {"activations": False}),
+    ],
+)
+def test_a_reloaded_model_quantizes_its_activations(make, name, with_activations, without) -> None:
+    """The two variants hold the same codes: what differs when they run is what happens to the activations."""
+    both, weights = make(name, **with_activations), make(name, **without)
+    difference = (both.loaded - weights.loaded).abs().max() / weights.loaded.abs().max()
+    assert difference > 0.01
+    assert both.kl > weights.kl
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llmc-nvfp4", "llmc-mxfp4", "llmc-mxfp8"])
+def test_small_floats_run_in_the_dtype_that_is_asked_for(make, name: str, dtype: str) -> None:
+    """transformers alone makes bfloat16 of them, whatever the model's dtype."""
+    made = make(name, dtype=dtype)
+    assert made.reload_difference < 1e-3
+    assert {entry.storage for entry in made.model.weight_ledger() if entry.role == "linear"} == {dtype}
+
+
+@pytest.mark.parametrize("name", ["llmc-rtn", "llmc-gptq", "llmc-int8", "llmc-mxfp4"])
+def test_an_untouched_module_stays(make, tiny: Path, name: str) -> None:
+    kept = "model.layers.1.mlp.down_proj.weight"
+    params = {"group_size": 32} if name in ("llmc-rtn", "llmc-gptq") else {}
+    made = make(name, untouched=("lm_head", kept.removesuffix(".weight")), **params)
+    assert torch.equal(load_file(made.folder / "model.safetensors")[kept], load_file(tiny / "model.safetensors")[kept])
+    quantized = [layer for layer in stored.layers(headers.read_directory(tiny).shapes, made.folder) if layer.quantized]
+    assert len(quantized) == LAYERS - 1
+    assert made.reload_difference < 1e-6
+
+
+def quantize(
+    name: str, tiny: Path, out: Path, calibration: CalibrationSet, overrides: dict[str, dict[str, Any]], **params: Any
+) -> tuple[Any, dict[str, Any]]:
+    """A method's model in memory and what it noted, without the fixture: for jobs of another kind than its own."""
+    chosen = registry.method(name)
+    if lacking := registry.missing(chosen):
+        pytest.skip(lacking)
+    facts: dict[str, Any] = {}
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(tiny, dtype="float32").eval()
+
+    job = QuantizeJob(
+        chosen.params.model_validate(params),
+        tiny,
+        out,
+        "cpu",
+        "float32",
+        0,
+        load,
+        calibration,
+        untouched=("lm_head",),
+        overrides=overrides,
+        note=facts.__setitem__,
+    )
+    return chosen.quantize(job), facts  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["llmc-rtn", "llmc-gptq"])
+def test_overrides_hold_for_their_layers_alone(tiny: Path, tmp_path: Path, calibration, name: str) -> None:
+    apart = "model.layers.2.mlp.up_proj"
+    overrides = {apart: {"bits": 8, "group_size": "channel", "symmetric": False}}
+    model, _ = quantize(name, tiny, tmp_path, calibration, overrides, bits=2, group_size=32)
+    held = {tensor.name: tensor.shape for tensor in headers.tensors(tmp_path)}
+    assert held[f"{apart}.weight_packed"] == (192, 64 * 8 // 32)
+    assert held[f"{apart}.weight_zero_point"] == (192 * 8 // 32, 1)
+    assert held["model.layers.2.mlp.gate_proj.weight_packed"] == (192, 64 * 2 // 32)
+    assert "model.layers.2.mlp.gate_proj.weight_zero_point" not in held
+    reloaded = registry.method(name).read(LoadRequest(tmp_path, "float32", "cpu"))  # type: ignore[misc]
+    with torch.inference_mode():
+        torch.testing.assert_close(reloaded(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_gptq_refuses_an_override_that_it_cannot_keep_to_one_layer(tiny: Path, tmp_path: Path, calibration) -> None:
+    with pytest.raises(UnsupportedError, match="one damping for all layers"):
+        quantize("llmc-gptq", tiny, tmp_path, calibration, {"model.layers.0.mlp.up_proj": {"damping": 0.1}})
+
+
+def test_padding_is_left_out_of_the_calibration(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> None:
+    """GPTQ ignores the mask, so what is padding must not reach it: one checkpoint, whatever the padding is."""
+    made = []
+    for padding in (0, 7):
+        rows = [[*row[:40], *[padding] * 24] if i == 15 else row for i, row in enumerate(calibration.tokens)]
+        padded = CalibrationSet(rows, [*[64] * 15, 40], "")
+        out = tmp_path / str(padding)
+        quantize("llmc-gptq", tiny, out, padded, {}, group_size=32)
+        made.append(load_file(out / "model.safetensors"))
+    assert all(torch.equal(value, made[1][name]) for name, value in made[0].items())
+
+
+def test_layers_that_gptq_gave_up_on_are_noted(tiny: Path, tmp_path: Path, calibration, monkeypatch) -> None:
+    from llmcompressor.modifiers.gptq import base
+
+    _, facts = quantize("llmc-gptq", tiny, tmp_path / "right", calibration, {}, group_size=32)
+    assert facts == {}
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        quantized, losses, fallback = kept(*args, **kwargs)
+        return quantized, losses, torch.ones_like(fallback)
+
+    kept = base.quantize_weight
+    monkeypatch.setattr(base, "quantize_weight", broken)
+    _, facts = quantize("llmc-gptq", tiny, tmp_path / "wrong", calibration, {}, group_size=32)
+    assert "28/28 modules" in facts["rounded to nearest instead"]
+
+
+def test_awq_searches_better_scales_than_none(make) -> None:
+    """On tokens that it was not calibrated on, and in few bits, where scaling has something to win."""
+    assert make("llmc-awq", bits=3, group_size=64).kl < make("llmc-rtn", bits=3, group_size=64, symmetric=False).kl

@@ -1,0 +1,65 @@
+"""AMD Quark on the tiny model: reloads, what is stored, what is left alone, and that all rows are seen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from harness.methods.quark import QuarkParams
+from harness.models import stored
+from harness.models.headers import read_directory
+
+KEPT = "model.layers.1.mlp.down_proj"
+INT4 = {"group_size": 32}
+
+
+@pytest.mark.parametrize(
+    ("given", "least_kl", "most_kl"),
+    [
+        ({"scheme": "int4", **INT4}, 0.01, 0.06),
+        ({"scheme": "uint4", **INT4}, 0.01, 0.05),
+        ({"scheme": "uint4", "algorithm": "gptq", **INT4}, 1e-3, 0.02),
+        ({"scheme": "uint4", "algorithm": "awq", **INT4}, 1e-3, 0.05),
+        ({"scheme": "fp8"}, 1e-3, 0.02),
+        ({"scheme": "mxfp4_weight_only"}, 0.01, 0.05),
+        ({"scheme": "mxfp4"}, 0.05, 0.3),
+    ],
+)
+def test_a_reload_is_what_was_in_memory(make, tiny, given: dict[str, object], least_kl: float, most_kl: float) -> None:
+    made = make("quark", untouched=("lm_head", KEPT), **given)
+    assert made.reload_difference < 1e-6
+    assert least_kl < made.kl < most_kl
+    assert made.model.kernels() == {"QParamsLinear": 27, "Linear": 1}
+    assert made.model.families() == {"dequantize": 27, "plain": 1}
+    expected = made.method.bits_per_weight(made.params, 32.0, 64)
+    quantized = [entry for entry in made.model.weight_ledger() if entry.quantized]
+    layers = {layer.name: layer for layer in stored.layers(read_directory(tiny).shapes, made.folder)}
+    layers.pop(KEPT)
+    assert {entry.name.removesuffix(".weight") for entry in quantized} == set(layers)
+    bits = [8 * (entry.value_bytes + entry.scale_bytes) / entry.parameters for entry in quantized]
+    assert bits == pytest.approx([expected] * 27, rel=0.02)
+    bits = [8 * (layer.value_bytes + layer.scale_bytes) / layer.parameters for layer in layers.values()]
+    assert bits == pytest.approx([expected] * 27, rel=0.02)
+    assert made.linear_bits == pytest.approx(expected + (32 - expected) * 64 * 192 / (4 * 49152), rel=0.02)
+
+
+def test_it_calibrates_on_every_row_with_its_mask(make, monkeypatch, calibration) -> None:
+    from transformers import LlamaForCausalLM
+
+    seen: list[torch.Tensor] = []
+    forward = LlamaForCausalLM.forward
+
+    def record(self, input_ids=None, attention_mask=None, **given):
+        if attention_mask is not None:
+            seen.append(input_ids * attention_mask)
+        return forward(self, input_ids=input_ids, attention_mask=attention_mask, **given)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", record)
+    make("quark", scheme="fp8")
+    assert torch.cat(seen)[:16].tolist() == [list(row) for row in calibration.tokens]
+
+
+def test_an_algorithm_is_for_integers() -> None:
+    with pytest.raises(ValidationError, match="gptq chooses the codes of int4"):
+        QuarkParams(scheme="fp8", algorithm="gptq")
