@@ -24,7 +24,12 @@ A recipe is one YAML mapping. An unknown key is refused, and so is one that is r
 recipe's own folder. A mapping may stay empty: `memory: {}`
 measures memory; a key with nothing after it is refused. `qharness plan RECIPE` checks a recipe and makes no run."""
 METHODS = "## Methods\n\nLists under several parameters make every combination. Plugins [add more](adding-a-method.md)."
-STAGES = {"none": "does not quantize", "on_load": "quantizes while loading", "offline": "quantizes in a run of its own", "published": "was quantized before"}
+STAGES = {
+    "none": "does not quantize",
+    "on_load": "quantizes while loading",
+    "offline": "quantizes in a run of its own",
+    "published": "was quantized before",
+}
 BOUNDS = {"gt": " above {}", "ge": ", {} or more", "pattern": " matching `{}`"}
 WORDS: list[tuple[Any, str]] = [
     (recipe.Seconds, "duration: seconds, or `90s`, `10m`, `1.5h`"),

@@ -9,7 +9,7 @@ from itertools import product
 from harness import recipe as written
 from harness import registry
 from harness.cache import default_folder
-from harness.errors import SourceError, UsageError, did_you_mean
+from harness.errors import SourceError, UsageError
 from harness.feasible import obstacle, too_long
 from harness.machine import Machine, choose
 from harness.models.legacy import VERSION as LEGACY_VERSION
@@ -293,8 +293,8 @@ def _check_scope(recipe: Recipe, source: SourceModel) -> None:
     for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
         for pattern in patterns:
             if not any(matching(module, [pattern]) for module in modules):
-                near = did_you_mean(pattern, modules)
-                raise recipe.error(("scope", key), f"{pattern!r} matches no module of {source.ref.label}{near}")
+                example = f"its modules have names such as {modules[0]!r}"
+                raise recipe.error(("scope", key), f"{pattern!r} matches no module of {source.ref.label}; {example}")
 
 
 def _engine(recipe: Recipe, index: int) -> str:

@@ -107,7 +107,9 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
     on_disk = sum(layer.quantized for layer in layers) / whole
     fraction = max(in_memory, on_disk)
     bench.add([coverage(min(fraction, 1.0))])
-    if on_disk >= LEAST_COVERAGE > in_memory:
+    if not _promises_codes(bench):
+        bench.labels.append("nothing of it is stored quantized: it has the unquantized model's size and speed")
+    elif on_disk >= LEAST_COVERAGE > in_memory:
         bench.labels.append("dequantized on load: runs as dense matrices, its memory and speed are not the format's")
     elif bench.method().published and fraction < LEAST_COVERAGE:
         bench.labels.append(f"its publisher quantized {fraction:.1%} of the decoder")
@@ -120,6 +122,11 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
                 f"only {fraction:.1%} of the {bench.spec.scope}'s parameters are quantized; "
                 f"not: {', '.join(skipped[:5])}"
             )
+
+
+def _promises_codes(bench: Bench) -> bool:
+    """Whether the method claims to store less than the unquantized model; a merged adapter does not."""
+    return bench.method().published or bench.method().bits_per_weight(bench.params(), 32.0, 1024) < 32
 
 
 def _note_kernels(bench: Bench, families: Mapping[KernelFamily, int]) -> None:

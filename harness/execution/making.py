@@ -11,6 +11,7 @@ from harness.errors import InvalidRunError
 from harness.execution import probe
 from harness.execution.bench import Bench
 from harness.execution.consumption import Consumption
+from harness.models.legacy import restore, view
 from harness.record import Measurement
 from harness.stacks import MAIN
 
@@ -75,8 +76,6 @@ def describe(bench: Bench, calibration: CalibrationSet) -> None:
 
 def export(bench: Bench, out: Path) -> None:
     """Makes a view of the source that an older transformers reads, and keeps the logits that it must give there."""
-    from harness.models.legacy import view
-
     with bench.phase("import"):
         import transformers  # noqa: F401
     with bench.phase("export"):
@@ -125,6 +124,8 @@ def quantize(bench: Bench, out: Path) -> None:
     with bench.phase("probe"):
         probe.save(model, source, out)
     _copy_tokenizer(bench.source(), out)
+    if foreign:  # its transformers has rewritten the configuration in its own terms
+        restore(bench.source(), out)
 
 
 def _load(bench: Bench, source: Path) -> Any:

@@ -63,10 +63,10 @@ def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], cali
         configuration.set_local(
             _exactly(name), configure(**_format(job.params.model_copy(update=dict(own))), **settings)
         )
-    rows = torch.tensor(job.calibration_set.tokens).split(1) if calibrated else ()
-    masks = torch.tensor(job.calibration_set.masks).split(1) if calibrated else ()
+    rows = [torch.tensor([row]) for row in job.calibration_set.tokens] if calibrated else []
+    masks = [torch.tensor([mask]) for mask in job.calibration_set.masks] if calibrated else []
     with _only_named_layers(), torch.no_grad():
-        model = quantization.prepare(job.load(), configuration, example_inputs=rows[0] if calibrated else None)
+        model = quantization.prepare(job.load(), configuration, example_inputs=rows[0] if rows else None)
         for row, mask in zip(rows, masks, strict=True):
             model(input_ids=row, attention_mask=mask)
         model = quantization.convert(model)

@@ -100,7 +100,8 @@ def dense(packed: Any, bits: int) -> torch.Tensor:
     codes = _fields(packed.qweight.t(), bits).t()  # (inputs, outputs)
     zeros = (_fields(packed.qzeros, bits) + 1) & (2**bits - 1)  # (groups, outputs): the format stores one less
     group = packed.g_idx.long()
-    return ((codes - zeros[group]) * packed.scales[group]).t().contiguous()
+    matrix: torch.Tensor = (codes - zeros[group]) * packed.scales[group]
+    return matrix.t().contiguous()
 
 
 def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
@@ -108,8 +109,8 @@ def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
     import torch
 
     places = torch.arange(WORD, device=words.device, dtype=torch.int32)
-    stream = (words.unsqueeze(-1) >> places & 1).flatten(1).unflatten(1, (-1, bits))
-    return (stream << places[:bits]).sum(-1).int()
+    stream = (words.unsqueeze(-1) >> places & 1).reshape(len(words), -1, bits)
+    return torch.sum(stream << places[:bits], dim=-1, dtype=torch.int32)
 
 
 def _bits(params: AutoGptqParams, plain_bits: float, width: int) -> float:

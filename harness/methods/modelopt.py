@@ -35,7 +35,8 @@ def quantize(job: QuantizeJob[ModeloptParams]) -> Any:
 
     def calibrate(model: Any) -> None:
         with torch.inference_mode():
-            for rows, mask in zip(tokens.split(ROWS), masks.split(ROWS), strict=True):
+            for start in range(0, len(tokens), ROWS):
+                rows, mask = tokens[start : start + ROWS], masks[start : start + ROWS]
                 model(input_ids=rows.to(model.device), attention_mask=mask.to(model.device))
 
     configuration = copy.deepcopy(getattr(mtq, CONFIGURATIONS[job.params.format]))

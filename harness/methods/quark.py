@@ -20,9 +20,41 @@ WORD = 8
 """Codes of 4 bits in a word: rows are packed together."""
 MX_BLOCK = 32
 MODEL_TYPES = frozenset(
-    "chatglm cohere dbrx deepseek deepseek_v2 deepseek_v3 gemma2 gemma3 gemma3_text gemma4 glm4_moe gpt_oss gptj "
-    "granitemoehybrid hunyuan_v1_dense instella kimi_k2 lfm2 llama llama4 mistral mixtral mllama olmo opt phi phi3 qwen "
-    "qwen2 qwen2_moe qwen3 qwen3_moe qwen3_next".split()
+    {
+        "chatglm",
+        "cohere",
+        "dbrx",
+        "deepseek",
+        "deepseek_v2",
+        "deepseek_v3",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "gemma4",
+        "glm4_moe",
+        "gpt_oss",
+        "gptj",
+        "granitemoehybrid",
+        "hunyuan_v1_dense",
+        "instella",
+        "kimi_k2",
+        "lfm2",
+        "llama",
+        "llama4",
+        "mistral",
+        "mixtral",
+        "mllama",
+        "olmo",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_next",
+    }
 )
 """Of those whose layers the library knows by name: what AWQ and GPTQ want."""
 

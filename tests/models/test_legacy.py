@@ -118,7 +118,9 @@ def test_the_tokenizer() -> None:
         "bos_token": "<s>",
         "additional_special_tokens": ["<a>"],
     }
-    named = legacy.tokenizer_config({"tokenizer_class": "Qwen2Tokenizer", "model_specific_special_tokens": {"i": "<i>"}})
+    named = legacy.tokenizer_config(
+        {"tokenizer_class": "Qwen2Tokenizer", "model_specific_special_tokens": {"i": "<i>"}}
+    )
     assert named == {"tokenizer_class": "Qwen2Tokenizer", "extra_special_tokens": {"i": "<i>"}}
 
 
@@ -140,5 +142,5 @@ def test_restoring_keeps_the_source_and_the_quantization(tiny: Path, tmp_path: P
 
 
 def test_a_folder_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no config.json"):
+    with pytest.raises(SourceError, match=r"no config\.json"):
         legacy.view(tmp_path, tmp_path / "view")

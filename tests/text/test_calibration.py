@@ -53,7 +53,9 @@ def test_a_seed_repeats_the_draw_and_another_changes_it(tokenizer) -> None:
 @pytest.mark.parametrize("packing", ["concat", "crop", "pad"])
 def test_bos_begins_every_sample_and_takes_its_room(tokenizer, tmp_path: Path, packing) -> None:
     file = tmp_path / "t.jsonl"
-    file.write_text("".join(json.dumps({"text": "the ship came back to the old harbour " * 40}) + "\n" for _ in range(5)))
+    file.write_text(
+        "".join(json.dumps({"text": "the ship came back to the old harbour " * 40}) + "\n" for _ in range(5))
+    )
     ref = CalibrationRef(text(file), packing, "always", False, 4, 32, 0)
     made = calibration.build(ref, tokenizer)
     assert [row[0] for row in made.tokens] == [tokenizer.bos_token_id] * 4

@@ -1,0 +1,227 @@
+"""Sweeps over what surrounds a method: scopes, overrides, calibration, published checkpoints, experts, other stacks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import registry
+from harness.cache import Cache
+from harness.errors import RecipeError
+from harness.execution.runner import run
+from harness.machine import Machine
+from harness.planner import PlannedRun, plan
+from harness.recipe import load_recipe
+from harness.record import RunRecord
+from harness.stacks import Stacks
+from harness.store import Store
+
+MEASURE = {"perplexity": {"context": 64, "windows": 2}, "memory": {}}
+DOWN = 192 * 64  # elements of a down_proj of the tiny model; 7 matrices of a layer hold 49,152
+LAYER = 2 * 64 * 64 + 2 * 32 * 64 + 3 * DOWN
+H100 = Machine("cuda", "an imagined H100", (9, 0))
+
+
+def recipe(tiny: Path, methods: list[object], **changes: object) -> dict[str, object]:
+    model = {"id": str(tiny), "dtype": "float32", "label": "tiny"}
+    return {"models": [model], "methods": methods, "measure": MEASURE, "threads": 1, **changes}
+
+
+def quality(records: tuple[RunRecord, ...], label: str) -> RunRecord:
+    return next(r for r in records if r.spec.kind == "quality" and r.spec.method.label == label)
+
+
+def needs(package: str) -> None:
+    if registry.installed_version(package) is None:
+        pytest.skip(f"{package} is not installed")
+
+
+@pytest.fixture(scope="module")
+def scoped(sweep_type, tmp_path_factory, tiny: Path) -> tuple[Any, tuple[RunRecord, ...]]:
+    sweeps = sweep_type(tmp_path_factory.mktemp("scoped"))
+    scope = {"skip": ["model.layers.0.*"], "overrides": {"*.down_proj": {"bits": 8}, "*.3.mlp.down_proj": {"bits": 3}}}
+    methods = [{"rtn": {"bits": 4, "group_size": 32}}, "bnb-nf4"]
+    return sweeps, sweeps.run(recipe(tiny, methods, scope=scope))
+
+
+def test_skipped_modules_stay_as_they_were_and_the_row_says_so(scoped) -> None:
+    for label, name in (("rtn bits=4 group_size=32", "PackedLinear"), ("bnb-nf4", "Linear4bit of Params4bit")):
+        record = quality(scoped[1], label)
+        assert record.status == "ok", record.outcome.failure
+        assert record.outcome.facts["layers"] == f"7 × Linear, 21 × {name}"
+        assert "left alone: model.layers.0.*" in record.outcome.labels
+        assert record.find("coverage").values == (1.0,)  # of the scope that the recipe declares
+
+
+def test_the_baseline_has_no_scope(scoped) -> None:
+    assert quality(scoped[1], "none").outcome.labels == ()
+
+
+def test_overrides_change_the_bits_of_what_they_match_the_last_pattern_winning(scoped) -> None:
+    record = quality(scoped[1], "rtn bits=4 group_size=32")
+    bits = {4: 3 * (LAYER - DOWN), 8: 2 * DOWN, 3: DOWN}
+    expected = LAYER * 32 + sum(count * (b + (16 + b) / 32) for b, count in bits.items())
+    measured = record.find("checkpoint_bytes", part="values").values[0]
+    measured += record.find("checkpoint_bytes", part="scales").values[0]
+    assert 8 * measured == expected
+    assert "*.down_proj: bits=8" in record.outcome.labels
+
+
+def test_a_method_that_cannot_override_is_labelled(scoped) -> None:
+    assert "override not applied: *.down_proj: bits=8" in quality(scoped[1], "bnb-nf4").outcome.labels
+
+
+def test_a_pattern_that_matches_nothing_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
+    with pytest.raises(RecipeError, match=r"scope.skip: '\*.down_porj' matches no module of tiny; its modules"):
+        sweeps.run(recipe(tiny, ["rtn"], scope={"skip": ["*.down_porj"]}))
+
+
+def test_a_published_checkpoint_is_measured_as_it_is(scoped, sweeps, tiny: Path) -> None:
+    """What one sweep quantized is another one's published checkpoint, with the same figures."""
+    made = next(r.spec for r in scoped[1] if r.spec.kind == "quantize")
+    folder = sweeps.folder / "published"
+    shutil.copytree(scoped[0].cache.folder("quantize", made.run_id), folder)
+    records = sweeps.run(recipe(tiny, [{"checkpoint": {"id": str(folder)}}]))
+    record, before = quality(records, "checkpoint published"), quality(scoped[1], "rtn bits=4 group_size=32")
+    assert record.status == "ok", record.outcome.failure
+    assert record.find("nll").values == before.find("nll").values
+    assert record.outcome.facts["quantization_config"].startswith("bits 4, group_size 32, quant_method qharness-rtn")
+    assert "its publisher quantized 75.0% of the decoder" in record.outcome.labels
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"quant_method": "gptqq"}, "unknown quant_method 'gptqq'"),
+        ({"quant_method": "rtn"}, "unknown quant_method 'rtn'"),
+    ],
+)
+def test_an_unknown_quant_method_is_unsupported_at_planning(sweeps, tiny: Path, content, message: str) -> None:
+    folder = sweeps.folder / "model"
+    shutil.copytree(tiny, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"quantization_config": content}
+    (folder / "config.json").write_text(json.dumps(config))
+    planned = plan(load_recipe(sweeps.recipe(recipe(tiny, ["none", {"checkpoint": {"id": str(folder)}}]))))
+    assert message in refusal(planned, "checkpoint model")
+    as_model = plan(load_recipe(sweeps.recipe(recipe(folder, ["none", "rtn"]))))
+    assert message in refusal(as_model, "none")
+    assert "already quantized" in refusal(as_model, "rtn")
+
+
+def refusal(planned: tuple[PlannedRun, ...], label: str) -> str:
+    return next(
+        str(run.unsupported) for run in planned if run.spec.method.label == label and run.spec.kind == "quality"
+    )
+
+
+def test_a_checkpoint_that_is_no_folder_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
+    with pytest.raises(RecipeError, match="checkpoint.id: model not found"):
+        sweeps.run(recipe(tiny, [{"checkpoint": {"id": "./nowhere"}}]))
+
+
+def test_what_needs_a_gpu_is_unsupported_on_a_cpu_and_planned_on_one(sweeps, tiny: Path) -> None:
+    loaded = load_recipe(sweeps.recipe(recipe(tiny, ["none", "torchao-fp8-dynamic"])))
+    on_cpu = refusal(plan(loaded, Machine("cpu", "a CPU")), "torchao-fp8-dynamic")
+    assert "torchao" in on_cpu or on_cpu == "needs an NVIDIA GPU; this sweep runs on cpu"
+    needs("torchao")
+    assert refusal(plan(loaded, H100), "torchao-fp8-dynamic") == "None"
+    old = refusal(plan(loaded, Machine("cuda", "an imagined T4", (7, 5))), "torchao-fp8-dynamic")
+    assert old == "needs compute capability 8.9; this GPU has 7.5"
+
+
+def test_a_calibrated_method_without_text_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
+    with pytest.raises(RecipeError, match="gptq is calibrated on text; add 'calibration: {}'"):
+        plan(load_recipe(sweeps.recipe(recipe(tiny, [{"gptq": {"group_size": 32}}]))))
+
+
+def test_calibrating_on_the_evaluation_text_is_refused_or_marked(sweeps, tiny: Path) -> None:
+    content = recipe(tiny, [{"gptq": {"group_size": 32}}], calibration={"text": "demo"})
+    loaded = load_recipe(sweeps.recipe(content))
+    with pytest.raises(RecipeError, match=r"calibration.text: is the evaluation text.*--allow-leak"):
+        plan(loaded)
+    assert any(run.spec.kind == "calibrate" for run in plan(loaded, allow_leak=True))
+
+
+def test_a_text_that_contains_the_evaluation_text_is_found_by_its_tokens(sweeps, tiny: Path) -> None:
+    """Another file, another hash: only the tokens tell. Marked under --allow-leak, the very same set is used."""
+    needs("gptqmodel")
+    data = Path(registry.__file__).parent / "text" / "data"
+    (sweeps.folder / "both.txt").write_text(
+        (data / "demo_calibration.txt").read_text() + (data / "demo.txt").read_text()
+    )
+    content = recipe(
+        tiny,
+        ["none", {"gptq": {"bits": 4, "group_size": 32}}],
+        calibration={"text": "both.txt", "samples": 2000, "length": 64},
+    )
+    refused = sweeps.run(content)
+    (leaky,) = [r for r in refused if r.spec.kind == "calibrate"]
+    assert leaky.status == "invalid"
+    assert "stand in the calibration" in leaky.outcome.failure.message
+    assert quality(refused, "gptq bits=4 group_size=32").status == "unsupported"
+    assert quality(refused, "none").status == "ok"
+    loaded = load_recipe(sweeps.recipe({**content, "calibration": {**content["calibration"], "samples": 500}}))
+    allowed = run(plan(loaded, allow_leak=True), sweeps.store, sweeps.cache, lambda event: None)
+    marked = quality(allowed, "gptq bits=4 group_size=32")
+    assert marked.status == "ok", marked.outcome.failure
+    assert any(label.startswith("calibrated on the evaluation text") for label in marked.outcome.labels)
+    (made,) = [r for r in allowed if r.spec.kind == "quantize"]
+    assert made.outcome.facts["calibration consumed"].startswith("500 of 500 samples")
+
+
+def test_experts_that_a_method_passes_over_make_a_run_invalid(sweeps) -> None:
+    """A mixture's experts are 3-D parameters, not nn.Linear: rtn leaves them, and its coverage says so."""
+    model = {
+        "id": "synthetic:qwen3_moe",
+        "label": "experts",
+        "config": {
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "moe_intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "vocab_size": 128,
+            "max_position_embeddings": 128,
+        },
+    }
+    records = sweeps.run(
+        {"models": [model], "methods": ["none", {"rtn": {"group_size": 32}}], "measure": {"memory": {}}, "threads": 1}
+    )
+    ended = {record.spec.title: record for record in records}
+    assert ended["performance none #1"].status == "ok"
+    passed_over = ended["performance rtn group_size=32 #1"]
+    assert passed_over.status == "invalid"
+    assert "mlp.experts" in passed_over.outcome.failure.message
+
+
+def test_a_missing_stack_is_told_with_what_to_do(sweeps, tiny: Path) -> None:
+    planned = plan(load_recipe(sweeps.recipe(recipe(tiny, ["autoawq"], calibration={}))), stacks=Stacks(sweeps.folder))
+    assert refusal(planned, "autoawq") == (
+        "stack 'autoawq' is missing: qharness stack create autoawq, or run --create-stacks"
+    )
+    half_made = Stacks(sweeps.folder)["autoawq"].folder
+    half_made.mkdir(parents=True)
+    planned = plan(load_recipe(sweeps.recipe(recipe(tiny, ["autoawq"], calibration={}))), stacks=Stacks(sweeps.folder))
+    assert "is half-made: qharness stack create autoawq" in refusal(planned, "autoawq")
+
+
+def test_an_interpreter_without_the_library_is_told(sweeps, tiny: Path) -> None:
+    stacks = Stacks(sweeps.folder, {"autoawq": Path(sys.executable)})
+    planned = plan(load_recipe(sweeps.recipe(recipe(tiny, ["autoawq"], calibration={}))), stacks=stacks)
+    assert refusal(planned, "autoawq").startswith("autoawq is not installed in stack 'autoawq'")
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b-gpu", "qwen3-4b-gpu"])
+def test_the_gpu_recipes_plan_on_a_gpu(name: str) -> None:
+    planned = plan(load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml"), H100)
+    assert {run.spec.device for run in planned} == {"cuda"}
+    assert len({run.spec.method.label for run in planned}) >= 17

@@ -1,0 +1,102 @@
+"""Stacks: made whole or told, checked against what they were made with, and never confused with other pins."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from harness import stacks as room
+from harness.errors import UsageError
+from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, parse_pythons, requirements_digest
+from harness.stacks.build import check, create, remove
+
+
+def wheel(folder: Path, name: str, version: str, module: str) -> Path:
+    """A real wheel, made by hand: one module, no dependencies."""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", module)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{info}/RECORD", "")
+    return path
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
+    """A stack of two packages that needs no index."""
+    needed = wheel(tmp_path, "oldlib_needs", "1.0", "")
+    library = wheel(tmp_path, "oldlib", "0.1", "import oldlib_needs\n")
+    (tmp_path / "small.txt").write_text(f"{needed}\n")
+    definition = Definition(str(library), "oldlib", "for this test")
+    monkeypatch.setattr(room, "STACKS", {**STACKS, "small": definition})
+    monkeypatch.setattr(Stack, "requirements", property(lambda self: tmp_path / "small.txt"))
+    return Stack("small", tmp_path / "stacks" / "small-0")
+
+
+def test_a_stack_is_made_checked_and_removed(small: Stack) -> None:
+    said: list[str] = []
+    assert small.state == "missing"
+    create(small, said.append)
+    assert small.state == "ready"
+    assert small.versions["oldlib"] == ask_versions(small.python)["oldlib"] == "0.1"
+    assert len(said) == 2
+    create(small, said.append)  # what is ready is left alone
+    assert len(said) == 2
+    assert check(small) == ["a worker cannot start in it: ModuleNotFoundError: No module named 'pydantic'"]
+    assert remove(small)
+    assert small.state == "missing"
+
+
+def test_a_half_made_stack_is_made_anew(small: Stack) -> None:
+    (small.folder / "bin").mkdir(parents=True)
+    assert small.state == "half-made"
+    create(small, lambda line: None)
+    assert small.state == "ready"
+
+
+def test_a_stack_that_changed_since_it_was_made_is_found(small: Stack) -> None:
+    create(small, lambda line: None)
+    (metadata,) = small.folder.glob("lib/python*/site-packages/oldlib-0.1.dist-info/METADATA")
+    metadata.write_text(metadata.read_text().replace("Version: 0.1", "Version: 0.2"))
+    assert check(small)[0].startswith("changed since it was made: oldlib;")
+
+
+def test_pins_that_do_not_resolve_are_told_and_leave_no_ready_stack(small: Stack) -> None:
+    small.requirements.write_text("./no-such-wheel-1.0-py3-none-any.whl\n")
+    with pytest.raises(UsageError, match=r"stack 'small' could not be made from small.txt"):
+        create(small, lambda line: None)
+    assert small.state == "half-made"
+
+
+def test_other_pins_are_another_stack(tmp_path: Path) -> None:
+    assert requirements_digest("autoawq") != requirements_digest("autogptq")
+    assert Stacks(tmp_path)["autoawq"].folder.name == f"autoawq-{requirements_digest('autoawq')}"
+
+
+def test_every_stack_pins_every_package_without_a_local_version() -> None:
+    for name in STACKS:
+        lines = (Path(room.__file__).parent / f"{name}.txt").read_text().splitlines()
+        pins = [line for line in lines if not line.startswith("#")]
+        assert all(line.count("==") == 1 and "+" not in line for line in pins)
+        names = {line.partition("==")[0] for line in pins}
+        assert {"torch", "transformers", "pydantic", "pyyaml", "safetensors", "nvidia-ml-py"} <= names
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("autoawqq=/bin/sh", "did you mean 'autoawq'"), ("autoawq=/no/python", "no interpreter lies at")],
+)
+def test_a_wrong_interpreter_is_told(given: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_pythons([given])
+
+
+def test_what_is_no_interpreter_is_told() -> None:
+    with pytest.raises(UsageError, match="does not answer"):
+        ask_versions(Path("/bin/true"))
