@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from harness import recipe, registry
+from harness.stacks import MAIN
 
 INTRO = """\
 # Recipe reference
@@ -23,7 +24,11 @@ Made by `python docs/make_reference.py` from the code that reads recipes; edit t
 A recipe is one YAML mapping. An unknown key is refused, and so is one that is reserved. A relative path begins at the
 recipe's own folder. A mapping may stay empty: `memory: {}`
 measures memory; a key with nothing after it is refused. `qharness plan RECIPE` checks a recipe and makes no run."""
-METHODS = "## Methods\n\nLists under several parameters make every combination. Plugins [add more](adding-a-method.md)."
+METHODS = """\
+## Methods
+
+Lists under several parameters make every combination. Libraries, formats and what runs where: [methods](methods.md).
+Plugins [add more](adding-a-method.md)."""
 STAGES = {
     "none": "does not quantize",
     "on_load": "quantizes while loading",
@@ -113,6 +118,9 @@ def render() -> str:
     for method in (registry.method(name) for name in registry.method_names() if name not in plugins):
         also = "".join(f" Also called `{alias}`." for alias, of in registry.ALIASES.items() if of == method.name)
         needs = f" Needs the extra `{method.extra}`." if method.extra else ""
+        if method.stack != MAIN:
+            readers = " and ".join(registry.readers(method))
+            needs = f" Needs [the stack](methods.md#stacks) `{method.stack}`; {readers} to be measured."
         parts += [f"### {method.name}", f"`{method.name}`: {method.summary}. It {STAGES[method.stage]}.{also}{needs}"]
         parts += [_prose(method.params), *([_table(method.params)] if method.params.model_fields else [])]
     return "\n\n".join(parts) + "\n"

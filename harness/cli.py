@@ -107,7 +107,8 @@ def run(
         _create_missing(chosen, stacks)
     planned = ready_plan(chosen, stacks, allow_leak)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # or a worker would outlive its sweep
-        signal.signal(ending, signal.default_int_handler)
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # under nohup a closed terminal ends nothing
+            signal.signal(ending, signal.default_int_handler)
     try:
         with display(as_json) as show:
             records = make_runs(planned, Store(results), Cache(cache or default_folder()), show, stacks)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from pydantic import ValidationError
+
 from harness import recipe as written
 from harness import registry
 from harness.cache import default_folder
@@ -16,7 +18,7 @@ from harness.models.legacy import VERSION as LEGACY_VERSION
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.models.scope import matching
 from harness.models.sources import SourceModel, inspect
-from harness.recipe import Recipe
+from harness.recipe import Recipe, expected
 from harness.spec import (
     CalibrationRef,
     Kind,
@@ -88,6 +90,7 @@ def plan(
     base = baseline(recipe)
     chosen = variants(recipe, base)
     _check_calibration(recipe, chosen)
+    _check_overrides(recipe, chosen)
     for index, pattern in enumerate(recipe.exclude):
         if not any(matches(pattern, v, s.ref.label, e) for v, s, e in product(chosen, sources, engines)):
             raise recipe.error(("exclude", index), "matches no variant of this recipe")
@@ -283,6 +286,23 @@ def _check_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:
         raise recipe.error(
             ("methods",), f"{lacking[0]} is calibrated on text; add 'calibration: {{}}' (the harness's own) or name one"
         )
+
+
+def _check_overrides(recipe: Recipe, chosen: Sequence[Variant]) -> None:
+    """Raises RecipeError for an override that no method of the recipe could apply, or whose value one refuses."""
+    able = [each for each in chosen if each.method.overrides]
+    for pattern, own in recipe.scope.overrides.items():
+        place = ("scope", "overrides", pattern)
+        for key in own:
+            takers = [each for each in able if key in each.method.params.model_fields]
+            if not takers:
+                raise recipe.error((*place, key), "no method of this recipe can have this parameter for single modules")
+            for each in takers:
+                try:
+                    each.method.params.model_validate({**each.params.model_dump(), key: own[key]})
+                except ValidationError as error:
+                    said = expected(error.errors()[0])
+                    raise recipe.error((*place, key), f"{each.ref.name}: {said}") from None
 
 
 def _check_scope(recipe: Recipe, source: SourceModel) -> None:

@@ -11,10 +11,13 @@ import yaml
 from hypothesis import settings
 
 from harness.cache import Cache
+from harness.errors import UsageError
 from harness.execution.runner import Event, run
 from harness.planner import plan
 from harness.recipe import load_recipe
 from harness.record import RunRecord
+from harness.stacks import Stacks
+from harness.stacks.build import create
 from harness.store import Store
 
 settings.register_profile("same every time", derandomize=True, database=None)
@@ -71,6 +74,20 @@ def sweep_type() -> type[Sweeps]:
 @pytest.fixture
 def sweeps(tmp_path: Path) -> Sweeps:
     return Sweeps(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def autoawq_stacks(tmp_path_factory: pytest.TempPathFactory) -> Stacks:
+    """Stacks, the real autoawq one among them (or QHARNESS_AUTOAWQ_PYTHON in its place); skips where it cannot be."""
+    root = tmp_path_factory.mktemp("stacks")
+    own = os.environ.get("QHARNESS_AUTOAWQ_PYTHON")
+    stacks = Stacks(root, {"autoawq": Path(own)} if own else {})
+    if not own:
+        try:
+            create(stacks["autoawq"], print)
+        except UsageError as error:
+            pytest.skip(f"the autoawq stack could not be made here: {error}")
+    return stacks
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from harness.contracts import KernelFamily, LoadedModel, StoredTensor
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution import probe
 from harness.execution.bench import Bench
+from harness.execution.cuda_kernels import kernel_names
 from harness.metrics.memory import checkpoint, coverage, weights
 from harness.models import stored
 from harness.models.headers import read_directory
@@ -49,7 +50,7 @@ def take_stock(bench: Bench, model: LoadedModel) -> None:
     if spec.method.stage != "none":
         layers = _stored_layers(bench)
         _check_coverage(bench, ledger, layers)
-        _note_kernels(bench, model.families())
+        _note_kernels(bench, model)
     if spec.method.stage == "offline":
         saved = bench.cache.needed(spec, "quantize")
         what = "the artifact reloaded differs from the model that was saved"
@@ -129,11 +130,21 @@ def _promises_codes(bench: Bench) -> bool:
     return bench.method().published or bench.method().bits_per_weight(bench.params(), 32.0, 1024) < 32
 
 
-def _note_kernels(bench: Bench, families: Mapping[KernelFamily, int]) -> None:
+def _note_kernels(bench: Bench, model: LoadedModel) -> None:
     """How the decoder's linear layers multiply, and a label where that is slower than the method is meant to be."""
+    families = model.families()
     bench.facts["kernels"] = ", ".join(f"{count} {FAMILIES[kind]}" for kind, count in sorted(families.items()))
+    if bench.spec.device.startswith("cuda"):
+        bench.facts["CUDA kernels"] = "; ".join(kernel_names(lambda: _probe_logits(bench, model)))
     expected = bench.method().kernel
     slower = {kind: n for kind, n in families.items() if expected and SLOWNESS[kind] > SLOWNESS[expected]}
     if expected is not None and slower and "plain" not in slower:
         fallen = " and ".join(f"{count} layers {FAMILIES[kind]}" for kind, count in slower.items())
         bench.labels.append(f"kernel fell back: {fallen}, where the method is meant to {FAMILIES[expected]}")
+
+
+def _probe_logits(bench: Bench, model: LoadedModel) -> object:
+    import torch
+
+    with torch.inference_mode():
+        return model.logits(probe.tokens(bench.source(), model.vocabulary))

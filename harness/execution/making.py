@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import CalibrationSet, QuantizeJob, Windows
-from harness.errors import InvalidRunError
+from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution import probe
 from harness.execution.bench import Bench
 from harness.execution.consumption import Consumption
@@ -35,6 +35,8 @@ def calibrate(bench: Bench, out: Path) -> None:
     assert ref is not None
     with bench.phase("import"):
         from transformers import AutoTokenizer
+    if not any(bench.source().glob("tokenizer*")):
+        raise UnsupportedError("calibration needs a tokenizer, and the model's checkpoint holds none")
     with bench.phase("text"):
         tokenizer = AutoTokenizer.from_pretrained(bench.source(), trust_remote_code=bench.spec.model.trust_remote_code)
         made = calibration.build(ref, tokenizer)

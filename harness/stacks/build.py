@@ -98,7 +98,8 @@ def _call(command: Sequence[str], stack: Stack) -> None:
 
 
 def _uv() -> list[str]:
-    found = shutil.which("uv")
+    """uv's command, on the path or beside this interpreter; empty where there is none."""
+    found = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     return [found] if found else []
 
 

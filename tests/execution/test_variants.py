@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from harness import registry
-from harness.cache import Cache
 from harness.errors import RecipeError
 from harness.execution.runner import run
 from harness.machine import Machine
@@ -19,7 +18,6 @@ from harness.planner import PlannedRun, plan
 from harness.recipe import load_recipe
 from harness.record import RunRecord
 from harness.stacks import Stacks
-from harness.store import Store
 
 MEASURE = {"perplexity": {"context": 64, "windows": 2}, "memory": {}}
 DOWN = 192 * 64  # elements of a down_proj of the tiny model; 7 matrices of a layer hold 49,152
@@ -120,7 +118,7 @@ def refusal(planned: tuple[PlannedRun, ...], label: str) -> str:
 
 
 def test_a_checkpoint_that_is_no_folder_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
-    with pytest.raises(RecipeError, match="checkpoint.id: model not found"):
+    with pytest.raises(RecipeError, match=r"checkpoint\.id: model not found"):
         sweeps.run(recipe(tiny, [{"checkpoint": {"id": "./nowhere"}}]))
 
 
@@ -135,7 +133,7 @@ def test_what_needs_a_gpu_is_unsupported_on_a_cpu_and_planned_on_one(sweeps, tin
 
 
 def test_a_calibrated_method_without_text_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
-    with pytest.raises(RecipeError, match="gptq is calibrated on text; add 'calibration: {}'"):
+    with pytest.raises(RecipeError, match=r"gptq is calibrated on text; add .calibration: \{\}."):
         plan(load_recipe(sweeps.recipe(recipe(tiny, [{"gptq": {"group_size": 32}}]))))
 
 
@@ -225,3 +223,28 @@ def test_the_gpu_recipes_plan_on_a_gpu(name: str) -> None:
     planned = plan(load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml"), H100)
     assert {run.spec.device for run in planned} == {"cuda"}
     assert len({run.spec.method.label for run in planned}) >= 17
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"bits": 5}, "scope.overrides.*.down_proj.bits: rtn: expected 8, 4, 3 or 2, not 5"),
+        ({"bit": 8}, "no method of this recipe can have this parameter"),
+    ],
+)
+def test_an_override_that_could_not_be_applied_is_a_wrong_recipe(sweeps, tiny: Path, own, message: str) -> None:
+    with pytest.raises(RecipeError) as told:
+        plan(load_recipe(sweeps.recipe(recipe(tiny, ["rtn"], scope={"overrides": {"*.down_proj": own}}))))
+    assert message in str(told.value)
+
+
+def test_random_weights_cannot_be_calibrated_on_text(sweeps) -> None:
+    model = {"id": "synthetic:llama", "config": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1,
+             "num_attention_heads": 4, "vocab_size": 128, "max_position_embeddings": 128}}  # fmt: skip
+    needs("gptqmodel")
+    calibration = {"samples": 4, "length": 32}
+    content = {"models": [model], "methods": [{"gptq": {"group_size": 32}}], "calibration": calibration}
+    records = sweeps.run({**content, "measure": {"memory": {}}})
+    (refused,) = [record for record in records if record.spec.kind == "calibrate"]
+    assert refused.status == "unsupported"
+    assert refused.outcome.failure.message == "calibration needs a tokenizer, and the model's checkpoint holds none"

@@ -1,7 +1,4 @@
-"""AutoAWQ in the environment that it needs, and its checkpoints in this one.
-
-Its interpreter is named by QHARNESS_AUTOAWQ_PYTHON; there are autoawq, transformers 4.51, pydantic and PyYAML.
-"""
+"""AutoAWQ in the stack that it needs, and its checkpoints in this environment."""
 
 from __future__ import annotations
 
@@ -23,8 +20,8 @@ from harness.contracts import CalibrationSet, LoadRequest
 from harness.engines.transformers import TRANSFORMERS
 from harness.models import legacy
 from harness.registry import method
+from harness.stacks import Stacks
 
-INTERPRETER = "QHARNESS_AUTOAWQ_PYTHON"
 PROBE = torch.arange(2, 34).unsqueeze(0)
 KEPT = "model.layers.1.mlp.down_proj"
 VARIANTS = {"g64": {"group_size": 64}, "g16": {"group_size": 16}, "plain": {"group_size": 64, "clip": False}}
@@ -79,11 +76,11 @@ class Stack:
 
 
 @pytest.fixture(scope="module")
-def stack(tiny: Path, calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+def stack(
+    tiny: Path, calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory, autoawq_stacks: Stacks
+) -> Stack:
     """The tiny model with a rotary base that transformers 4 would not guess, quantized there in three ways."""
-    python = os.environ.get(INTERPRETER)
-    if not python:
-        pytest.skip(f"needs {INTERPRETER}, the interpreter of an environment with autoawq and transformers 4.51")
+    python = str(autoawq_stacks["autoawq"].python)
     pytest.importorskip("gptqmodel")
     folder = tmp_path_factory.mktemp("autoawq")
     source, view, out = folder / "source", folder / "view", folder / "out"

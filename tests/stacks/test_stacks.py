@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from harness import registry
 from harness import stacks as room
 from harness.errors import UsageError
+from harness.execution.runner import run
+from harness.planner import plan
+from harness.recipe import load_recipe
 from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, parse_pythons, requirements_digest
 from harness.stacks.build import check, create, remove
 
@@ -100,3 +104,33 @@ def test_a_wrong_interpreter_is_told(given: str, message: str) -> None:
 def test_what_is_no_interpreter_is_told() -> None:
     with pytest.raises(UsageError, match="does not answer"):
         ask_versions(Path("/bin/true"))
+
+
+def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stacks, sweeps, tiny: Path) -> None:
+    """The real AutoAWQ under transformers 4.51, its checkpoint read and measured by transformers 5."""
+    for package in ("gptqmodel", "optimum"):
+        if registry.installed_version(package) is None:
+            pytest.skip(f"{package} is not installed")
+    assert check(autoawq_stacks["autoawq"]) == []
+    content = {
+        "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
+        "methods": ["none", {"autoawq": {"group_size": 32}}],
+        "calibration": {"samples": 16, "length": 64},
+        "measure": {"perplexity": {"context": 64, "windows": 8}, "divergence": {}, "memory": {}},
+        "threads": 1,
+    }
+    planned = plan(load_recipe(sweeps.recipe(content)), stacks=autoawq_stacks)
+    records = run(planned, sweeps.store, sweeps.cache, lambda event: None, autoawq_stacks)
+    ended = {record.spec.title: record for record in records}
+    assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
+    quantize, quality = ended["quantize autoawq group_size=32"], ended["quality autoawq group_size=32"]
+    assert quantize.spec.stack == "autoawq"
+    assert quantize.outcome.before.software["transformers"].startswith("4.51")
+    assert quantize.outcome.before.software["autoawq"] == "0.2.9"
+    assert quantize.outcome.facts["calibration consumed"].startswith("16 of 16 samples")
+    assert "loss" in quantize.outcome.facts["source in stack autoawq"]
+    assert quality.outcome.before.software["transformers"].startswith("5.")
+    assert "AwqTorchLinear" in quality.outcome.facts["layers"]
+    kl = quality.find("kl").values
+    assert 0 < sum(kl) / len(kl) < 0.2
+    assert quality.find("coverage").values == (1.0,)
