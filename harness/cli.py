@@ -17,7 +17,9 @@ import typer
 from harness.errors import ExitCode, HarnessError
 
 if TYPE_CHECKING:
-    from harness.recipe import Recipe
+    from collections.abc import Sequence
+
+    from harness.planner import PlannedRun
     from harness.stacks import Stacks
 
 stack_app = typer.Typer(
@@ -103,9 +105,9 @@ def run(
     from harness.store import Store
 
     chosen, stacks = load_recipe(recipe), _stacks(cache, pythons)
-    if create_stacks:
-        _create_missing(chosen, stacks)
     planned = ready_plan(chosen, stacks, allow_leak)
+    if create_stacks and _create_missing(planned, stacks):
+        planned = ready_plan(chosen, stacks, allow_leak)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # or a worker would outlive its sweep
         if signal.getsignal(ending) is not signal.SIG_IGN:  # under nohup a closed terminal ends nothing
             signal.signal(ending, signal.default_int_handler)
@@ -215,19 +217,23 @@ def _stacks(cache: Path | None, pythons: list[str] | None = None) -> Stacks:
     from harness.cache import default_folder
     from harness.stacks import Stacks, parse_pythons
 
-    return Stacks((cache or default_folder()) / "stacks", parse_pythons(pythons or []))
+    return Stacks((cache or default_folder()).absolute() / "stacks", parse_pythons(pythons or []))
 
 
-def _create_missing(recipe: Recipe, stacks: Stacks) -> None:
-    """Makes the stacks that a recipe's methods quantize in and that are not there."""
+def _create_missing(planned: Sequence[PlannedRun], stacks: Stacks) -> bool:
+    """Makes the stacks whose absence alone keeps runs from being made. True where there were any."""
     from harness.stacks import MAIN
     from harness.stacks.build import create
-    from harness.variants import baseline, variants
 
-    wanted = {each.method.stack for each in variants(recipe, baseline(recipe))} - {MAIN}
-    for name in sorted(wanted):
-        if stacks[name].absence:
+    wanted = {run.spec.stack for run in planned} - {MAIN}
+    missing = {stacks[name].absence: name for name in sorted(wanted)}
+    names = [missing[why] for why in dict.fromkeys(run.unsupported for run in planned) if why and why in missing]
+    for name in names:
+        try:
             create(stacks[name], typer.echo)
+        except HarnessError as error:  # its runs are recorded as unsupported; the others are made
+            typer.echo(str(error), err=True)
+    return bool(names)
 
 
 @app.callback(invoke_without_command=True)

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import machine, registry
+from harness.cache import default_folder
 from harness.errors import UsageError
 from harness.planner import PlannedRun
 from harness.report.formats import DECIMAL, significant, size_unit
-from harness.stacks import STACKS, Stacks
+from harness.stacks import MAIN, STACKS, Stacks
 from harness.text.sources import TEXTS
 
 
@@ -85,13 +86,16 @@ def show_doctor() -> None:
     for package, found in machine.versions().items():
         console.print(f"        {package} {found}", highlight=False)
     console.print("methods")
+    stacks = Stacks(default_folder() / "stacks")
     for name in registry.method_names():
-        console.print(f"        {name:<10} {_readiness(name)}", highlight=False, markup=False)
+        console.print(f"        {name:<20} {_readiness(name, stacks)}", highlight=False, markup=False)
 
 
-def _readiness(name: str) -> str:
+def _readiness(name: str, stacks: Stacks) -> str:
     try:
-        return registry.missing(registry.method(name)) or "ready"
+        method = registry.method(name)
+        elsewhere = stacks[method.stack].absence if method.stack != MAIN else None
+        return elsewhere or registry.missing(method) or "ready"
     except UsageError as error:
         return f"broken: {error}"
 

@@ -62,6 +62,11 @@ class CalibrationSet:
         return len(self.tokens[0])
 
     @property
+    def texts(self) -> list[list[int]]:
+        """The rows without their padding, for libraries that would count it."""
+        return [list(row[:length]) for row, length in zip(self.tokens, self.lengths, strict=True)]
+
+    @property
     def masks(self) -> list[list[int]]:
         """1 for text and 0 for padding, one row per row of tokens."""
         return [[1] * length + [0] * (len(row) - length) for row, length in zip(self.tokens, self.lengths, strict=True)]
@@ -100,6 +105,7 @@ class QuantizeJob(Generic[P]):
     scope: tuple[str, ...] = ()
     untouched: tuple[str, ...] = ()
     overrides: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    trust_remote_code: bool = False
     note: Callable[[str, Scalar], None] = lambda name, value: None
 
     @property

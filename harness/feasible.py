@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from harness import registry
 from harness.contracts import Needs
 from harness.machine import Machine
+from harness.models.headers import read_config
 from harness.models.published import READERS, lacks
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
 from harness.spec import RunSpec
 from harness.stacks import MAIN, Stacks
 from harness.variants import Variant
+
+SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+"""What a quantized checkpoint has in common with the model that it was made of."""
 
 
 def obstacle(
@@ -21,8 +26,9 @@ def obstacle(
     """The first reason found, with what to do about it; None where nothing is known to stand in the way."""
     return (
         _already_quantized(source, variant)
-        or _lacking(variant, stacks)
+        or _other_model(source, variant)
         or _device(variant.method.needs(variant.params), machine)
+        or _lacking(variant, stacks)
         or _shapes(source, variant, skip)
     )
 
@@ -55,6 +61,19 @@ def _already_quantized(source: SourceModel, variant: Variant) -> str | None:
             "or name it as 'checkpoint' of the model that it was made of"
         )
     return _unreadable(source)
+
+
+def _other_model(source: SourceModel, variant: Variant) -> str | None:
+    """In what a published checkpoint differs from its model, where both configurations are there to be read."""
+    refs = [source.ref, variant.checkpoint.ref if variant.checkpoint else source.ref]
+    if any(ref.kind not in ("directory", "hub") or not ref.path for ref in refs):
+        return None
+    ours, theirs = (read_config(Path(ref.path)) for ref in refs)
+    differing = [key for key in SHAPE_KEYS if ours.get(key) != theirs.get(key)]
+    if not differing:
+        return None
+    key = differing[0]
+    return f"was not made of this model: its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
 
 
 def _unreadable(source: SourceModel) -> str | None:

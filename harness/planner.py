@@ -14,7 +14,7 @@ from harness.cache import default_folder
 from harness.errors import SourceError, UsageError
 from harness.feasible import obstacle, too_long
 from harness.machine import Machine, choose
-from harness.models.legacy import VERSION as LEGACY_VERSION
+from harness.models import published
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.models.scope import matching
 from harness.models.sources import SourceModel, inspect
@@ -36,6 +36,8 @@ from harness.text.sources import resolve
 from harness.text.windows import VERSION as WINDOWS_VERSION
 from harness.variants import Variant, baseline, matches, variants
 
+PROBE_VERSION = 1
+"""Raised by every change of the probe's text or of what is kept of it."""
 METRICS: Mapping[str, tuple[str, ...]] = {
     "reference": ("divergence",),
     "quality": ("perplexity", "divergence", "memory"),
@@ -45,7 +47,7 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
     "prepare": {"prepare": PREPARE_VERSION},
     "calibrate": {"calibration": CALIBRATION_VERSION},
-    "export": {"legacy": LEGACY_VERSION},
+    "probe": {"probe": PROBE_VERSION},
     "reference": {"windows": WINDOWS_VERSION},
     "quality": {"windows": WINDOWS_VERSION},
 }
@@ -134,8 +136,11 @@ def _runs(
     shared: dict[str, str] = {}
 
     def needed(kind: Kind) -> PlannedRun:
-        """A run that others need; what it leaves is found by its run_id."""
-        made = _locked(replace(spec, kind=kind, needs=dict(shared)), base, site)
+        """A run that others need, found by its run_id. It knows nothing of what varies between them."""
+        calibration = spec.calibration if kind == "calibrate" else None
+        allow_leak = spec.allow_leak and calibration is not None
+        bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
+        made = _locked(replace(bare, kind=kind, needs=dict(shared)), base, site)
         return PlannedRun(made, weight_bytes, too_long(source, made))
 
     if source.ref.needs_preparing:
@@ -146,13 +151,12 @@ def _runs(
     if any(each.method.calibrated(each.params) for each in able):
         extra["calibrate"] = needed("calibrate")
     if any(each.method.stack != MAIN for each in able):
-        extra["export"] = needed("export")
+        extra["probe"] = needed("probe")
     if spec.perplexity is not None and spec.divergence:
         extra["reference"] = needed("reference")
     yield from extra.values()
-    ids = {kind: run.spec.run_id for kind, run in extra.items()}
     for variant, blocked in kept:
-        yield from _variant_runs(recipe, source, replace(spec, needs=shared), variant, blocked, ids, site)
+        yield from _variant_runs(recipe, source, replace(spec, needs=shared), variant, blocked, extra, site)
 
 
 def _variant_runs(
@@ -161,24 +165,31 @@ def _variant_runs(
     spec: RunSpec,
     variant: Variant,
     blocked: str | None,
-    extra: Mapping[str, str],
+    extra: Mapping[str, PlannedRun],
     site: Site,
 ) -> Iterator[PlannedRun]:
-    """The runs of one variant; ``extra`` names the runs that only some variants need."""
+    """The runs of one variant; ``extra`` are the runs that only some variants need."""
     weight_bytes = _weight_bytes(variant.checkpoint or source, variant)
     calibrated = variant.method.calibrated(variant.params)
-    spec = replace(spec, method=variant.ref, calibration=spec.calibration if calibrated else None)
+    spec = replace(
+        spec,
+        method=variant.ref,
+        calibration=spec.calibration if calibrated else None,
+        allow_leak=spec.allow_leak and calibrated,
+    )
     if variant.ref.stage not in ("on_load", "offline"):
         spec = replace(spec, skip=(), overrides={})
-    calibrate = {"calibrate": extra["calibrate"]} if calibrated and "calibrate" in extra else {}
+    calibrate = {"calibrate": extra["calibrate"].spec.run_id} if calibrated and "calibrate" in extra else {}
+    if calibrate:
+        blocked = blocked or extra["calibrate"].unsupported
     if variant.ref.stage == "offline":
-        export = {"export": extra["export"]} if variant.method.stack != MAIN and "export" in extra else {}
-        needs = {**spec.needs, **calibrate, **export}
+        elsewhere = variant.method.stack != MAIN and "probe" in extra
+        needs = {**spec.needs, **calibrate, **({"probe": extra["probe"].spec.run_id} if elsewhere else {})}
         quantize = _locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
     if spec.perplexity is not None:
-        reference = {"reference": extra["reference"]} if "reference" in extra else {}
+        reference = {"reference": extra["reference"].spec.run_id} if "reference" in extra else {}
         needs = {**spec.needs, **calibrate, **reference}
         quality = _locked(replace(spec, kind="quality", needs=needs), variant, site)
         yield PlannedRun(quality, weight_bytes, blocked or too_long(source, quality))
@@ -262,12 +273,13 @@ def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
         lock = {package: held.get(package) for package in (*runtime.packages, *variant.method.packages)}
     else:
         own = variant.method.packages if spec.kind == "quantize" else registry.readers(variant.method)
+        own = (*own, *published.readers(spec.method.published or spec.model))
         converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
         packages = (*runtime.packages, *own, *converts)
         lock = {package: registry.installed_version(package) for package in packages}
     versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
     versions |= ROOM_VERSIONS.get(spec.kind, {})
-    if spec.kind not in ("prepare", "calibrate", "export"):
+    if spec.kind not in ("prepare", "calibrate", "probe"):
         versions[runtime.name] = runtime.version
     return replace(spec, lock=digest(lock), versions=versions)
 
@@ -293,16 +305,18 @@ def _check_overrides(recipe: Recipe, chosen: Sequence[Variant]) -> None:
     able = [each for each in chosen if each.method.overrides]
     for pattern, own in recipe.scope.overrides.items():
         place = ("scope", "overrides", pattern)
+        if not own:
+            raise recipe.error(place, "names no parameter")
         for key in own:
-            takers = [each for each in able if key in each.method.params.model_fields]
-            if not takers:
+            if not any(key in each.method.params.model_fields for each in able):
                 raise recipe.error((*place, key), "no method of this recipe can have this parameter for single modules")
-            for each in takers:
-                try:
-                    each.method.params.model_validate({**each.params.model_dump(), key: own[key]})
-                except ValidationError as error:
-                    said = expected(error.errors()[0])
-                    raise recipe.error((*place, key), f"{each.ref.name}: {said}") from None
+        for each in able:
+            mine = {key: value for key, value in own.items() if key in each.method.params.model_fields}
+            try:
+                each.method.params.model_validate({**each.params.model_dump(), **mine})
+            except ValidationError as error:
+                fault = error.errors()[0]
+                raise recipe.error((*place, *fault["loc"][:1]), f"{each.ref.name}: {expected(fault)}") from None
 
 
 def _check_scope(recipe: Recipe, source: SourceModel) -> None:
@@ -312,6 +326,8 @@ def _check_scope(recipe: Recipe, source: SourceModel) -> None:
         return
     for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
         for pattern in patterns:
+            if key == "skip" and all(matching(module, patterns) for module in modules):
+                raise recipe.error(("scope", key), f"leaves nothing of {source.ref.label} to quantize")
             if not any(matching(module, [pattern]) for module in modules):
                 example = f"its modules have names such as {modules[0]!r}"
                 raise recipe.error(("scope", key), f"{pattern!r} matches no module of {source.ref.label}; {example}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Scalar = str | int | float | bool | None
-Kind = Literal["prepare", "calibrate", "export", "quantize", "reference", "quality", "performance"]
+Kind = Literal["prepare", "calibrate", "probe", "quantize", "reference", "quality", "performance"]
 Stage = Literal["none", "on_load", "offline", "published"]
 
 
@@ -188,7 +188,7 @@ class RunSpec:
     def _case(self) -> dict[str, Any]:
         """The question. Model and text count by their content, not by where they lie."""
         case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}
-        if self.kind in ("prepare", "export"):
+        if self.kind in ("prepare", "probe"):
             return case
         if self.kind == "calibrate":
             return case | {"calibration": self._calibration()}
@@ -200,7 +200,8 @@ class RunSpec:
             "attention": self.attention,
         }
         if self.skip or self.overrides:
-            case |= {"skip": list(self.skip), "overrides": {name: dict(own) for name, own in self.overrides.items()}}
+            ordered = [[pattern, dict(own)] for pattern, own in self.overrides.items()]  # the last that matches wins
+            case |= {"skip": sorted(set(self.skip)), "overrides": ordered}
         if self.calibration is not None:
             case["calibration"] = self._calibration()
         if self.kind == "quantize":

@@ -38,6 +38,7 @@ def variants(recipe: Recipe, base: Variant) -> list[Variant]:
     for index, entry in enumerate(recipe.methods):
         for variant in _expand(recipe, entry, ("methods", index)):
             found.setdefault(_key(variant), variant)
+    _refuse_twins(recipe, list(found.values()))
     _check_exclude(recipe, list(found.values()))
     return list(found.values()) if _key(base) in found else [base, *found.values()]
 
@@ -48,6 +49,13 @@ def baseline(recipe: Recipe) -> Variant:
     if len(found) != 1 or found[0].ref.stage != "none":
         raise recipe.error(("baseline",), "expected one unquantized variant, such as 'none'")
     return found[0]
+
+
+def _refuse_twins(recipe: Recipe, chosen: list[Variant]) -> None:
+    """Raises RecipeError for two published checkpoints that a table could not tell apart."""
+    labels = [variant.ref.label for variant in chosen if variant.checkpoint]
+    if len(set(labels)) < len(labels):
+        raise recipe.error(("methods",), "two checkpoints have folders of one name; a table could not tell them apart")
 
 
 def matches(pattern: Mapping[str, Any], variant: Variant, model: str, engine: str) -> bool:
@@ -107,6 +115,8 @@ def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
         raise recipe.error((*place, "id"), str(error)) from None
     if found.ref.kind not in ("directory", "hub"):
         raise recipe.error((*place, "id"), "expected a folder or a hub id of a transformers checkpoint")
+    if found.matrices and found.quantization is None:
+        raise recipe.error((*place, "id"), "names a checkpoint that is not quantized; name it under 'models'")
     ref = replace(variant.ref, published=found.ref, label=f"{variant.ref.name} {found.ref.label}")
     return replace(variant, ref=ref, checkpoint=found)
 

@@ -12,6 +12,7 @@ from typing import Any
 from harness.cache import Cache
 from harness.contracts import Instrument, LoadedModel, LoadRequest, Method, Setting
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
+from harness.models import published
 from harness.models.headers import read_directory
 from harness.models.scope import Modules, matching, modules
 from harness.record import Measurement, Phase
@@ -83,12 +84,19 @@ class Bench:
         return modules(shapes, self.spec.skip)
 
     def overrides(self) -> dict[str, dict[str, Scalar]]:
-        """The parameters that differ, by module; a later pattern of the recipe wins."""
+        """The parameters that differ, by module: those that the method has. A later pattern of the recipe wins."""
         found: dict[str, dict[str, Scalar]] = {}
         for module in self.modules().scope:
             for pattern in matching(module, self.spec.overrides):
-                found[module] = {**found.get(module, {}), **self.spec.overrides[pattern]}
+                own = {key: value for key, value in self.spec.overrides[pattern].items() if self.overridable(key)}
+                if own:
+                    found[module] = {**found.get(module, {}), **own}
         return found
+
+    def overridable(self, key: str) -> bool:
+        """Whether the method can have a parameter's value of its own for a single module."""
+        chosen = method(self.spec.method.name)
+        return chosen.overrides and key in chosen.params.model_fields
 
     def load(self) -> LoadedModel:
         """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one."""
@@ -127,7 +135,7 @@ class Bench:
     def packages(self) -> tuple[str, ...]:
         """The packages beside the harness's own whose versions decide this run's figures."""
         chosen = method(self.spec.method.name)
-        return (*chosen.packages, *readers(chosen))
+        return (*chosen.packages, *readers(chosen), *published.readers(self.spec.method.published or self.spec.model))
 
     def params(self) -> Any:
         """The method's parameters in its own type."""

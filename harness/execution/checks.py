@@ -14,7 +14,7 @@ from harness.metrics.memory import checkpoint, coverage, weights
 from harness.models import stored
 from harness.models.headers import read_directory
 from harness.models.published import quantization_config, shown
-from harness.models.scope import in_decoder, modules
+from harness.models.scope import in_decoder, matching, modules
 from harness.models.stored import StoredLayer
 
 LEAST_COVERAGE = 0.99
@@ -54,7 +54,10 @@ def take_stock(bench: Bench, model: LoadedModel) -> None:
     if spec.method.stage == "offline":
         saved = bench.cache.needed(spec, "quantize")
         what = "the artifact reloaded differs from the model that was saved"
-        bench.facts["reload difference"] = str(probe.compare(saved, model.logits, what))
+        difference = probe.compare(saved, model.logits, what)
+        bench.facts["reload difference"] = str(difference)
+        if not difference.rounding:
+            bench.labels.append(f"{what}, harmlessly: {difference}")
 
 
 def note_repacking(bench: Bench, model: LoadedModel) -> None:
@@ -69,11 +72,10 @@ def _note_scope(bench: Bench) -> None:
     """What of the recipe's scope this variant leaves out, and overrides that its method cannot apply."""
     if bench.spec.skip:
         bench.labels.append(f"left alone: {', '.join(bench.spec.skip)}")
-    fields = set(bench.method().params.model_fields) if bench.method().overrides else set()
     for pattern, own in bench.spec.overrides.items():
-        changed = ", ".join(f"{key}={value}" for key, value in own.items())
-        applied = set(own) <= fields
-        bench.labels.append(f"{pattern}: {changed}" if applied else f"override not applied: {pattern}: {changed}")
+        for key, value in own.items():
+            said = f"{pattern}: {key}={value}"
+            bench.labels.append(said if bench.overridable(key) else f"override not applied: {said}")
 
 
 def _stored_layers(bench: Bench) -> list[StoredLayer]:
@@ -97,15 +99,18 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
     """
     shapes = read_directory(bench.source()).shapes
     scope = set(modules(shapes, bench.spec.skip).scope)
-    eligible = {
-        n: math.prod(s) for n, s in shapes.items() if in_decoder(n, len(s)) and n.removesuffix(".weight") in scope
-    }
+    eligible = {n: math.prod(s) for n, s in shapes.items() if in_decoder(n, len(s)) and _module(n) in scope}
     if not eligible:
         raise UnsupportedError("no decoder layers were recognized in the checkpoint's names")
     whole = sum(eligible.values())
-    running = [entry for entry in ledger if entry.quantized and in_decoder(entry.name, 2)]
-    in_memory = sum(entry.parameters for entry in running) / whole
-    on_disk = sum(layer.quantized for layer in layers) / whole
+    running = {
+        _module(entry.name): entry.parameters for entry in ledger if entry.quantized and in_decoder(entry.name, 2)
+    }
+    held = {layer.name: layer.quantized for layer in layers if layer.quantized}
+    trespassed = [name for name in {**running, **held} if matching(name, bench.spec.skip)]
+    if trespassed:
+        raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(trespassed)[:5])}")
+    in_memory, on_disk = sum(running.values()) / whole, sum(held.values()) / whole
     fraction = max(in_memory, on_disk)
     bench.add([coverage(min(fraction, 1.0))])
     if not _promises_codes(bench):
@@ -115,14 +120,18 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
     elif bench.method().published and fraction < LEAST_COVERAGE:
         bench.labels.append(f"its publisher quantized {fraction:.1%} of the decoder")
     elif fraction < 1:
-        held = {entry.name for entry in running} | {layer.name for layer in layers if layer.quantized}
-        skipped = sorted(name for name in eligible if not {name, name.removesuffix(".weight")} & held)
+        skipped = sorted(name for name in eligible if not {_module(name), stored.layer_of(name)} & {*running, *held})
         bench.facts["not quantized"] = ", ".join(skipped)
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(
                 f"only {fraction:.1%} of the {bench.spec.scope}'s parameters are quantized; "
                 f"not: {', '.join(skipped[:5])}"
             )
+
+
+def _module(name: str) -> str:
+    """The module that a parameter belongs to."""
+    return name.removesuffix(".weight")
 
 
 def _promises_codes(bench: Bench) -> bool:
@@ -137,8 +146,12 @@ def _note_kernels(bench: Bench, model: LoadedModel) -> None:
     if bench.spec.device.startswith("cuda"):
         bench.facts["CUDA kernels"] = "; ".join(kernel_names(lambda: _probe_logits(bench, model)))
     expected = bench.method().kernel
-    slower = {kind: n for kind, n in families.items() if expected and SLOWNESS[kind] > SLOWNESS[expected]}
-    if expected is not None and slower and "plain" not in slower:
+    slower = {
+        kind: count
+        for kind, count in families.items()
+        if expected and kind != "plain" and SLOWNESS[kind] > SLOWNESS[expected]  # of dense ones coverage speaks
+    }
+    if expected is not None and slower:
         fallen = " and ".join(f"{count} layers {FAMILIES[kind]}" for kind, count in slower.items())
         bench.labels.append(f"kernel fell back: {fallen}, where the method is meant to {FAMILIES[expected]}")
 
@@ -147,4 +160,4 @@ def _probe_logits(bench: Bench, model: LoadedModel) -> object:
     import torch
 
     with torch.inference_mode():
-        return model.logits(probe.tokens(bench.source(), model.vocabulary))
+        return model.logits(probe.tokens(bench.source(), model.vocabulary, bench.spec.model.trust_remote_code))

@@ -30,6 +30,7 @@ ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
+    "PYTHONSAFEPATH": "1",  # or a folder of the user's called harness or datasets would be imported in place of ours
 }
 _OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))
 
@@ -54,9 +55,14 @@ def run_child(
     (folder / "spec.json").write_text(encode(spec), encoding="utf-8")
     kills_before = _oom_kills()
     watch = _Watch()
+    interpreter = _interpreter(spec, stacks, folder)
+    if not os.access(interpreter[0], os.X_OK):
+        message = f"stack {spec.stack!r}: its interpreter {interpreter[0]} is gone; qharness stack create {spec.stack}"
+        log_path.touch()
+        return Outcome("unsupported", Failure("start", "NoInterpreter", message)), log_path
     try:
         arguments = [str(folder / "spec.json"), str(outcome_path), str(cache.root.absolute())]
-        code = _wait(spec, _interpreter(spec, stacks, folder), arguments, log_path, watch, on_phase)
+        code = _wait(spec, interpreter, arguments, log_path, watch, on_phase)
     finally:
         shutil.rmtree(cache.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
     log = log_path.read_text(encoding="utf-8", errors="replace")

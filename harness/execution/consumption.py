@@ -15,10 +15,10 @@ class Consumption:
 
     def __init__(self, calibration: CalibrationSet) -> None:
         self._calibration = calibration
-        self._wanted: dict[bytes, int] = {}
+        self._wanted: dict[bytes, set[int]] = {}  # equal samples are told apart by nothing
         for index, (row, length) in enumerate(zip(calibration.tokens, calibration.lengths, strict=True)):
-            self._wanted[_key(row)] = index
-            self._wanted[_key(row[:length])] = index  # a library may strip the padding itself
+            for form in (row, row[:length]):  # a library may strip the padding itself
+                self._wanted.setdefault(_key(form), set()).add(index)
         self._seen: set[int] = set()
 
     @contextmanager
@@ -28,9 +28,8 @@ class Consumption:
 
         def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
             if isinstance(module, torch.nn.Embedding) and inputs and inputs[0].ndim == 2:
-                self._seen.update(
-                    index for row in inputs[0].tolist() if (index := self._wanted.get(_key(row))) is not None
-                )
+                for row in inputs[0].tolist():
+                    self._seen |= self._wanted.get(_key(row), set())
 
         handle = torch.nn.modules.module.register_module_forward_pre_hook(look)
         try:

@@ -7,49 +7,62 @@ the libraries that read data sets import a backend and the parent must not.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from harness.errors import SourceError
-from harness.spec import ModelRef, RunSpec
+from harness.spec import ModelRef, RunSpec, TextRef
 
 
 def fetch(specs: Sequence[RunSpec]) -> bool:
     """True where a model came that was not there. Raises SourceError where a model or a text cannot be had."""
-    absent = [spec for spec in specs if spec.model.kind == "hub" and not spec.model.path]
-    wanted = absent + [spec for spec in specs if spec.perplexity and spec.perplexity.text.hub]
-    if not wanted:
+    absent = any(model.kind == "hub" and not model.path for model in _models(specs))
+    if not absent and not any(text.hub for text in _texts(specs)):
         return False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "specs.json"
-        path.write_text(json.dumps([asdict(spec) for spec in wanted]), encoding="utf-8")
+        path.write_text(json.dumps([asdict(spec) for spec in specs]), encoding="utf-8")
         command = [sys.executable, "-m", "harness.execution.fetch", str(path)]
-        ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        variables = {**os.environ, "PYTHONSAFEPATH": "1"}
+        ended = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=variables
+        )
     if ended.returncode:
         last = ended.stderr.strip().splitlines()[-1:] or ["no message"]
         raise SourceError(f"could not fetch what the recipe names from the hub: {last[0]}")
-    return bool(absent)
+    return absent
 
 
 def main(path: str) -> None:
     from harness.json_codec import decode
     from harness.models.sources import fetch as fetch_model
-    from harness.spec import TextRef
     from harness.text.sources import rows
 
     specs = decode(list[RunSpec], json.loads(Path(path).read_text(encoding="utf-8")), path)
-    models: dict[str, ModelRef] = {spec.model.content: spec.model for spec in specs if spec.model.kind == "hub"}
-    texts: dict[str, TextRef] = {
-        s.perplexity.text.id: s.perplexity.text for s in specs if s.perplexity and s.perplexity.text.hub
-    }
-    for model in models.values():
+    for model in {model.content: model for model in _models(specs) if model.kind == "hub"}.values():
         fetch_model(model)
-    for text in texts.values():
+    for text in dict.fromkeys(text for text in _texts(specs) if text.hub):
         rows(text)
+
+
+def _models(specs: Sequence[RunSpec]) -> Iterator[ModelRef]:
+    for spec in specs:
+        yield spec.model
+        if spec.method.published is not None:
+            yield spec.method.published
+
+
+def _texts(specs: Sequence[RunSpec]) -> Iterator[TextRef]:
+    for spec in specs:
+        if spec.perplexity is not None:
+            yield spec.perplexity.text
+        if spec.calibration is not None:
+            yield spec.calibration.text
 
 
 if __name__ == "__main__":

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from harness.contracts import Chunk, LoadedModel, Observer, Windows
 from harness.execution.reference import Reference
-
-if TYPE_CHECKING:
-    pass
 
 CHUNK_TOKENS = 128
 """Positions whose logits exist at one time: 25 MB of float32 for a vocabulary of 49,152."""

@@ -12,7 +12,7 @@ from harness.spec import Kind
 JOBS: Mapping[Kind, Callable[[Bench, Path], None]] = {
     "prepare": making.prepare,
     "calibrate": making.calibrate,
-    "export": making.export,
+    "probe": making.keep_probe,
     "quantize": making.quantize,
     "reference": measuring.reference,
     "quality": measuring.quality,

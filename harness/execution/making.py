@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import CalibrationSet, QuantizeJob, Windows
-from harness.errors import InvalidRunError, UnsupportedError
+from harness.contracts import CalibrationSet, QuantizeJob
+from harness.errors import UnsupportedError
 from harness.execution import probe
 from harness.execution.bench import Bench
 from harness.execution.consumption import Consumption
@@ -29,6 +30,7 @@ def prepare(bench: Bench, out: Path) -> None:
 def calibrate(bench: Bench, out: Path) -> None:
     """Makes the token ids that every calibrated method gets, and looks whether they stand in the evaluation text."""
     from harness.text import calibration
+    from harness.text.leakage import Leak
     from harness.text.windows import cut
 
     ref = bench.spec.calibration
@@ -40,23 +42,11 @@ def calibrate(bench: Bench, out: Path) -> None:
     with bench.phase("text"):
         tokenizer = AutoTokenizer.from_pretrained(bench.source(), trust_remote_code=bench.spec.model.trust_remote_code)
         made = calibration.build(ref, tokenizer)
-        if bench.spec.perplexity is not None:  # early: what is quantized after this would not count
-            refuse_leak(bench, made, cut(bench.spec.perplexity, tokenizer))
+        if bench.spec.perplexity is not None and not bench.spec.allow_leak:
+            leak = Leak.between(made, cut(bench.spec.perplexity, tokenizer))
+            leak.refuse()  # early: what is quantized after this would not count
     calibration.save(made, out)
     describe(bench, made)
-
-
-def refuse_leak(bench: Bench, calibration: CalibrationSet, windows: Windows) -> None:
-    """Raises InvalidRunError where evaluation text stands in the calibration, or labels that where it is allowed."""
-    from harness.text.leakage import RUN_TOKENS, TOLERATED, overlap
-
-    shared = overlap(calibration.tokens, windows.tokens)
-    said = f"{shared:.3%} of the evaluation's runs of {RUN_TOKENS} tokens stand in the calibration"
-    bench.facts["calibration overlap"] = said
-    if shared > TOLERATED:
-        if not bench.spec.allow_leak:
-            raise InvalidRunError(f"{said}; name another calibration text, or have every row marked: --allow-leak")
-        bench.labels.append(f"calibrated on the evaluation text: {said}")
 
 
 def describe(bench: Bench, calibration: CalibrationSet) -> None:
@@ -76,31 +66,37 @@ def describe(bench: Bench, calibration: CalibrationSet) -> None:
         bench.labels.append(f"calibrated on {tokens:,} tokens, which is little")
 
 
-def export(bench: Bench, out: Path) -> None:
-    """Makes a view of the source that an older transformers reads, and keeps the logits that it must give there."""
+def keep_probe(bench: Bench, out: Path) -> None:
+    """Keeps the logits that the main stack's libraries give the source: another stack must read the same model."""
     with bench.phase("import"):
         import transformers  # noqa: F401
-    with bench.phase("export"):
-        view(bench.source(), out)
     with bench.phase("probe"):
-        probe.save(_load(bench, bench.source()), bench.source(), out)
+        _keep(bench, _load(bench, bench.source()), bench.source(), out)
 
 
 def quantize(bench: Bench, out: Path) -> None:
     """Lets the method quantize, and keeps a few logits of the model in memory to hold the reloaded one against."""
+    if bench.spec.stack == MAIN:
+        _quantize(bench, bench.source(), out)
+        return
+    with tempfile.TemporaryDirectory(prefix="qharness-view-") as folder:
+        shown = Path(folder)
+        view(bench.source(), shown)
+        with bench.phase("check source"):
+            _check_source(bench, shown)
+        _quantize(bench, shown, out)
+    restore(bench.source(), out)  # the stack's transformers has rewritten the configuration in its own terms
+
+
+def _quantize(bench: Bench, source: Path, out: Path) -> None:
     import torch
 
     spec = bench.spec
-    foreign = spec.stack != MAIN
-    source = bench.cache.needed(spec, "export") if foreign else bench.source()
     with bench.phase("import"):
         import transformers  # noqa: F401
 
         chosen = bench.method()
     assert chosen.quantize is not None
-    if foreign:
-        with bench.phase("check source"):
-            _check_source(bench, source)
     calibration = _calibration(bench)
     consumption = Consumption(calibration) if calibration else None
     modules = bench.modules()
@@ -115,7 +111,8 @@ def quantize(bench: Bench, out: Path) -> None:
         calibration=calibration,
         scope=modules.scope,
         untouched=modules.untouched,
-        overrides=bench.overrides() if chosen.overrides else {},
+        overrides=bench.overrides(),
+        trust_remote_code=spec.model.trust_remote_code,
         note=bench.facts.__setitem__,
     )
     torch.manual_seed(spec.seed)
@@ -124,10 +121,13 @@ def quantize(bench: Bench, out: Path) -> None:
     if consumption is not None and calibration is not None:
         _note_consumption(bench, calibration, consumption.consumed())
     with bench.phase("probe"):
-        probe.save(model, source, out)
+        _keep(bench, model, source, out)
     _copy_tokenizer(bench.source(), out)
-    if foreign:  # its transformers has rewritten the configuration in its own terms
-        restore(bench.source(), out)
+
+
+def _keep(bench: Bench, model: Any, source: Path, out: Path) -> None:
+    vocabulary = model.config.get_text_config().vocab_size
+    probe.save(model, probe.tokens(source, vocabulary, bench.spec.model.trust_remote_code), out)
 
 
 def _load(bench: Bench, source: Path) -> Any:
@@ -153,7 +153,7 @@ def _check_source(bench: Bench, source: Path) -> None:
 
     model = _load(bench, source)
     read = probe.compare(
-        source,
+        bench.cache.needed(bench.spec, "probe"),
         lambda ids: model(input_ids=ids.to(model.device)).logits,
         f"transformers {transformers.__version__} of stack {bench.spec.stack} reads another model from the source",
     )

@@ -10,9 +10,9 @@ from harness.execution import reference as references
 from harness.execution.bench import Bench
 from harness.execution.checks import note_repacking, take_stock
 from harness.execution.forward import observe
-from harness.execution.making import refuse_leak
 from harness.registry import metric
 from harness.text import calibration
+from harness.text.leakage import Leak
 
 NOISE_FLOOR_BATCH = 2
 
@@ -46,7 +46,7 @@ def quality(bench: Bench, out: Path) -> None:
     take_stock(bench, model)
     windows = _windows(bench, model)
     if "calibrate" in spec.needs:
-        refuse_leak(bench, calibration.read(bench.cache.needed(spec, "calibrate")), windows)
+        _check_leak(bench, windows)
     observers = [metric("perplexity").make(windows)]
     kept = None
     if spec.divergence:
@@ -58,6 +58,16 @@ def quality(bench: Bench, out: Path) -> None:
     for observer in observers:
         bench.add(observer.finish())
     note_repacking(bench, model)
+
+
+def _check_leak(bench: Bench, windows: Windows) -> None:
+    """Raises InvalidRunError where evaluation text stands in the calibration, or labels that where it is allowed."""
+    leak = Leak.between(calibration.read(bench.cache.needed(bench.spec, "calibrate")), windows)
+    bench.facts["calibration overlap"] = str(leak)
+    if not bench.spec.allow_leak:
+        leak.refuse()
+    elif leak.found:
+        bench.labels.append(f"calibrated on the evaluation text: {leak}")
 
 
 def performance(bench: Bench, out: Path) -> None:

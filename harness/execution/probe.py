@@ -20,16 +20,23 @@ TEXT = (
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest logit, that rounding in another order explains
 (or four units in the last place of the dtype it runs in, where that is more)."""
+HARMLESS_KL = 1e-4
+"""Nats per token below which more than rounding still changes nothing that anybody measures: a router's near tie,
+a kernel that rounds activations. It is labelled."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far logits are from those kept: relative to the largest one, as KL, and the loss of both (nats per token)."""
+    """How far logits are from those kept: relative to the largest one, as KL, and the loss of both (nats per token).
+
+    ``rounding`` says that it is no more than another order of the same sums makes.
+    """
 
     relative: float
     kl: float
     loss_kept: float
     loss_now: float
+    rounding: bool
 
     def __str__(self) -> str:
         return (
@@ -38,7 +45,7 @@ class Difference:
         )
 
 
-def tokens(folder: Path, vocabulary: int) -> torch.Tensor:
+def tokens(folder: Path, vocabulary: int, trust_remote_code: bool = False) -> torch.Tensor:
     """(1, at most TOKENS): the fixed text by the checkpoint's own tokenizer, or random ids where it has none."""
     import torch
 
@@ -46,16 +53,16 @@ def tokens(folder: Path, vocabulary: int) -> torch.Tensor:
         return torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     from transformers import AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")["input_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     return ids[:, :TOKENS].remainder(vocabulary)  # type: ignore[no-any-return]
 
 
-def save(model: Any, source: Path, folder: Path) -> None:
+def save(model: Any, ids: torch.Tensor, folder: Path) -> None:
     """Keeps the probe's tokens and the logits that a model in memory gives them."""
     import torch
     from safetensors.torch import save_file
 
-    ids = tokens(source, model.config.get_text_config().vocab_size)
     with torch.inference_mode():
         logits = model(input_ids=ids.to(model.device)).logits
     save_file({"tokens": ids.contiguous(), "logits": logits.float().cpu().contiguous()}, folder / FILE)
@@ -64,7 +71,7 @@ def save(model: Any, source: Path, folder: Path) -> None:
 def compare(folder: Path, logits_of: Any, what: str) -> Difference:
     """Holds a load of a model against the logits kept in a folder; ``logits_of`` maps tokens to logits.
 
-    Raises InvalidRunError, with both figures, where they differ by more than rounding.
+    Raises InvalidRunError, with both figures, where they differ by more than is harmless.
     """
     import torch
     from safetensors.torch import load_file
@@ -74,13 +81,15 @@ def compare(folder: Path, logits_of: Any, what: str) -> Difference:
         logits = logits_of(kept["tokens"])
     limit = max(TOLERANCE, 4 * torch.finfo(logits.dtype).eps)
     before, now = kept["logits"].double(), logits.double().cpu()
+    relative = float((before - now).abs().max() / before.abs().max())
     difference = Difference(
-        float((before - now).abs().max() / before.abs().max()),
+        relative,
         _kl(before, now),
         _loss(before, kept["tokens"]),
         _loss(now, kept["tokens"]),
+        relative <= limit,
     )
-    if not difference.relative <= limit:  # NaN compares as false
+    if not (difference.rounding or difference.kl <= HARMLESS_KL):  # NaN compares as false
         raise InvalidRunError(f"{what}: {difference}")
     return difference
 

@@ -104,7 +104,7 @@ def run(
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    sweep = _Sweep(store, cache, stacks or Stacks(cache.root / "stacks"), session, on_event)
+    sweep = _Sweep(store, cache, stacks or Stacks(cache.root.absolute() / "stacks"), session, on_event)
     records: dict[str, RunRecord] = {}
     with store.locked(recipe):
         earlier = store.records(recipe)
@@ -126,15 +126,21 @@ def run(
 
 
 def run_recipe(
-    recipe: Recipe | str | Path, results: str | Path = "results", cache: str | Path | None = None
+    recipe: Recipe | str | Path,
+    results: str | Path = "results",
+    cache: str | Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+    allow_leak: bool = False,
 ) -> tuple[RunRecord, ...]:
     """Plans and makes the runs of a recipe, as ``qharness run`` does, in silence.
+
+    ``pythons`` are interpreters of the caller's own by stack; ``allow_leak`` lets calibration overlap the evaluation.
 
     Raises RecipeError for a wrong recipe; a run that fails is a record among those returned.
     """
     kept = Cache(Path(cache) if cache else default_folder())
-    stacks = Stacks(kept.root / "stacks")
-    planned = ready_plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), stacks)
+    stacks = Stacks(kept.root.absolute() / "stacks", pythons or {})
+    planned = ready_plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), stacks, allow_leak)
     return run(planned, Store(Path(results)), kept, lambda event: None, stacks)
 
 

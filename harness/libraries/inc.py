@@ -63,12 +63,11 @@ def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], cali
         configuration.set_local(
             _exactly(name), configure(**_format(job.params.model_copy(update=dict(own))), **settings)
         )
-    rows = [torch.tensor([row]) for row in job.calibration_set.tokens] if calibrated else []
-    masks = [torch.tensor([mask]) for mask in job.calibration_set.masks] if calibrated else []
+    rows = [torch.tensor([row]) for row in job.calibration_set.texts] if calibrated else []  # it would count padding
     with _only_named_layers(), torch.no_grad():
         model = quantization.prepare(job.load(), configuration, example_inputs=rows[0] if rows else None)
-        for row, mask in zip(rows, masks, strict=True):
-            model(input_ids=row, attention_mask=mask)
+        for row in rows:
+            model(input_ids=row)
         model = quantization.convert(model)
     model.config.quantization_config = inc_format.describe(model)
     model.save_pretrained(job.out)

@@ -55,9 +55,9 @@ def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) 
             processor=object(),  # ids need no tokenizer; without any object here one is looked for
             pipeline="independent",
         )
-    for warning in warnings:
-        if warning.startswith("Hessian inversion failed"):
-            job.note("rounded to nearest instead", warning)
+    given_up = [warning for warning in warnings if warning.startswith("Hessian inversion failed")]
+    if given_up:
+        job.note("rounded to nearest instead", f"{len(given_up)} layers: {'; '.join(given_up)}")
     unpacked = copy.deepcopy(model)
     del unpacked.save_pretrained  # oneshot's own, which would save the model that this is a copy of
     model.save_pretrained(job.out, save_compressed=True)
@@ -73,9 +73,8 @@ def batches(calibration: CalibrationSet, device: str) -> DataLoader[Any]:
     import torch
     from torch.utils.data import DataLoader
 
-    rows = (list(row[:length]) for row, length in zip(calibration.tokens, calibration.lengths, strict=True))
     made: list[dict[str, torch.Tensor]] = []
-    for _, alike in itertools.groupby(rows, key=len):
+    for _, alike in itertools.groupby(calibration.texts, key=len):
         ids = torch.tensor(list(alike), device=device)
         parts = [ids[start : start + ROWS] for start in range(0, len(ids), ROWS)]
         made += [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in parts]

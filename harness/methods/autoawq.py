@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.contracts import LoadRequest, Method, MethodParams, Needs, QuantizeJob
+from harness.errors import UnsupportedError
 from harness.libraries import gptqmodel
 
 BITS = 4
@@ -48,7 +49,7 @@ def quantize(job: QuantizeJob[AutoAwqParams]) -> Any:
     wrapper = AutoAWQForCausalLM.from_pretrained(
         str(job.source),
         torch_dtype=getattr(torch, job.dtype),
-        trust_remote_code=False,
+        trust_remote_code=job.trust_remote_code,
         device_map={"": job.device},
     )
     rows, length = _rows(job)
@@ -68,17 +69,14 @@ def quantize(job: QuantizeJob[AutoAwqParams]) -> Any:
 
 
 def _rows(job: QuantizeJob[AutoAwqParams]) -> tuple[list[list[int]], int]:
-    """The calibration ids without padding, and the length of the blocks that the library cuts of all of them joined.
+    """The calibration rows and their length, in blocks of which the library cuts all of them joined.
 
-    Whole rows come out as they are. The library takes no mask, so shorter ones share a block with their neighbours.
+    Raises UnsupportedError where rows are padded: the library takes no mask, and would join and cut them anew.
     """
     texts = job.calibration_set
-    rows = [list(row[:length]) for row, length in zip(texts.tokens, texts.lengths, strict=True) if length]
-    total = sum(len(row) for row in rows)
-    block = min(texts.length, total)
-    if total % block:
-        job.note("calibration_tokens_left_out", total % block)
-    return rows, block
+    if set(texts.lengths) != {texts.length}:
+        raise UnsupportedError("autoawq takes rows of one length; use the packing concat or crop for its calibration")
+    return [list(row) for row in texts.tokens], texts.length
 
 
 def _quantizer(untouched: frozenset[str]) -> type:
@@ -128,7 +126,7 @@ AUTOAWQ = Method(
     summary="AutoAWQ 4 bits, asymmetric per group, columns scaled and ranges clipped by activations",
     params=AutoAwqParams,
     packages=("autoawq",),
-    extra="autoawq",
+    extra="gptq",
     stack="autoawq",
     readers=("gptqmodel",),
     quantize=quantize,

@@ -110,12 +110,10 @@ def _rows(job: QuantizeJob[QuarkParams], device: Any) -> Any:
     import torch
     from torch.utils.data import DataLoader
 
-    given = zip(job.calibration_set.tokens, job.calibration_set.masks, strict=True)
-    rows = [
-        {"input_ids": torch.tensor(row, device=device), "attention_mask": torch.tensor(mask, device=device)}
-        for row, mask in given
-    ]
-    return DataLoader(rows, batch_size=ROWS)  # type: ignore[arg-type]
+    texts = job.calibration_set.texts  # its GPTQ takes a mask and counts what it hides
+    rows = [{"input_ids": torch.tensor(row, device=device)} for row in texts]
+    alike = len({len(row) for row in texts}) == 1
+    return DataLoader(rows, batch_size=ROWS if alike else 1)  # type: ignore[arg-type]
 
 
 def _calibrated(params: QuarkParams) -> bool:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.models import headers
+from harness.spec import ModelRef
 
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -39,6 +40,11 @@ def shown(config: Mapping[str, Any]) -> str:
     """A quantization config in one line: the method, then every single value."""
     short = {key: value for key, value in config.items() if isinstance(value, str | int | float)}
     return ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in short.items())
+
+
+def readers(ref: ModelRef) -> tuple[str, ...]:
+    """The packages that decide what a checkpoint computes, where it is a quantized one that transformers loads."""
+    return READERS.get(ref.native_quantization or "", ()) if ref.kind in ("directory", "hub") else ()
 
 
 def lacks(method: str) -> str | None:

@@ -33,36 +33,40 @@ def layers(source: Mapping[str, tuple[int, ...]], checkpoint: Path) -> list[Stor
     A layer whose tensors the checkpoint does not hold under its name is left out.
     """
     expected: dict[str, int] = defaultdict(int)
+    single: dict[str, int] = defaultdict(int)  # the matrices of experts that the source stores one by one
     for name, shape in source.items():
         if in_decoder(name, len(shape)):
-            expected[_layer(name)] += math.prod(shape)
+            expected[layer_of(name)] += math.prod(shape)
+            single[layer_of(name)] += ".experts." in name and len(shape) == 2
     held: dict[str, list[headers.Tensor]] = defaultdict(list)
     for tensor in headers.tensors(checkpoint):
-        layer = _layer(tensor.name)
+        layer = layer_of(tensor.name)
         while layer not in expected and "." in layer:
             layer = layer.rpartition(".")[0]
         held[layer].append(tensor)
-    return [_stored(name, count, held[name]) for name, count in expected.items() if held[name]]
+    return [_stored(name, count, single[name], held[name]) for name, count in expected.items() if held[name]]
 
 
-def _layer(name: str) -> str:
+def layer_of(name: str) -> str:
     """The name of the layer that a parameter belongs to; all experts of a layer are one."""
     before, experts, _ = name.partition(".experts.")
     return f"{before}.experts" if experts else name.removesuffix(".weight")
 
 
-def _stored(name: str, parameters: int, tensors: Iterable[headers.Tensor]) -> StoredLayer:
+def _stored(name: str, parameters: int, single: int, tensors: Iterable[headers.Tensor]) -> StoredLayer:
+    """``single`` counts the matrices that the layer's experts have in the source, 0 where they are stored together."""
     modules: dict[str, list[headers.Tensor]] = defaultdict(list)
     for tensor in tensors:
         if not tensor.name.endswith(".bias"):
             modules[_expert(name, tensor.name)].append(tensor)
     plain = values = scales = 0
     for parts in modules.values():
-        largest = max(parts, key=lambda part: part.bytes)
+        largest = max(parts, key=lambda part: (part.dtype not in headers.FLOAT_TYPES, part.bytes))
         values += largest.bytes
         scales += sum(part.bytes for part in parts if part is not largest)
         plain += math.prod(largest.shape) if largest.dtype in headers.FLOAT_TYPES else 0
-    return StoredLayer(name, parameters, max(parameters - plain, 0), values, scales)
+    present = parameters * min(len(modules) / single, 1.0) if single else parameters
+    return StoredLayer(name, parameters, max(int(present) - plain, 0), values, scales)
 
 
 def _expert(layer: str, tensor: str) -> str:

@@ -70,7 +70,7 @@ class Stack:
     def state(self) -> State:
         if self.own_python is not None:
             return "the user's own"
-        if (self.folder / MANIFEST).exists():
+        if (self.folder / MANIFEST).exists() and self.python.exists():
             return "ready"
         return "half-made" if self.folder.exists() else "missing"
 
@@ -83,11 +83,14 @@ class Stack:
 
     @cached_property
     def versions(self) -> Mapping[str, str]:
-        """Its packages. Raises UsageError where a user's own interpreter cannot be asked."""
-        if self.own_python is None:
+        """Its packages. Raises UsageError where they cannot be told."""
+        if self.own_python is not None:
+            return ask_versions(self.own_python)
+        try:
             held: dict[str, str] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["versions"]
-            return held
-        return ask_versions(self.own_python)
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(f"{self.folder / MANIFEST}: damaged; qharness stack remove {self.name}") from None
+        return held
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.stacks import MANIFEST, Stack, ask_versions
 
 TAIL_LINES = 12
-_PIP_SETTINGS = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE"}
+_PIP_SETTINGS = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
 """What pip is configured with and uv does not read, by the variable in which uv takes it."""
 _WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harness.execution.bench, {module}"
 
@@ -41,7 +41,9 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
         say(f"building {stack.definition.library}")
         _call([*install, "--no-build-isolation", "--no-deps", stack.definition.library], stack)
         versions = ask_versions(stack.python)
-        (stack.folder / MANIFEST).write_text(json.dumps({"versions": versions}, indent=1), encoding="utf-8")
+        part = stack.folder / f"{MANIFEST}.part"
+        part.write_text(json.dumps({"versions": versions}, indent=1), encoding="utf-8")
+        part.replace(stack.folder / MANIFEST)
 
 
 def check(stack: Stack) -> list[str]:
@@ -63,9 +65,11 @@ def check(stack: Stack) -> list[str]:
 
 def remove(stack: Stack) -> bool:
     """Deletes a stack's folder; False where there is none. A user's own interpreter is never touched."""
-    found = stack.folder.exists()
-    shutil.rmtree(stack.folder, ignore_errors=True)
-    return found
+    if not stack.folder.exists():
+        return False
+    with FileLock(stack.folder.with_suffix(".lock")):
+        shutil.rmtree(stack.folder, ignore_errors=True)
+    return True
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -77,7 +81,7 @@ def environment(folder: Path) -> dict[str, str]:
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(Path(__file__).resolve().parent.parent, target_is_directory=True)
-    return {**os.environ, "PYTHONPATH": str(link.parent)}
+    return {**os.environ, "PYTHONPATH": str(link.parent), "PYTHONSAFEPATH": "1"}
 
 
 def _changed(stack: Stack) -> list[str]:

@@ -31,7 +31,7 @@ def build(ref: CalibrationRef, tokenizer: Any) -> CalibrationSet:
     documents = [row for row in rows(ref.text) if row.strip()]
     if ref.chat_template:
         documents = [_as_chat(document, tokenizer) for document in documents]
-    bos = _bos(ref, tokenizer)
+    bos = _bos(ref, tokenizer, documents)
     room = ref.length - len(bos)
     draw = random.Random(ref.seed)
     if ref.packing == "concat":
@@ -105,10 +105,12 @@ def _as_chat(document: str, tokenizer: Any) -> str:
     return str(tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=False))
 
 
-def _bos(ref: CalibrationRef, tokenizer: Any) -> list[int]:
-    """What each sample begins with."""
+def _bos(ref: CalibrationRef, tokenizer: Any, documents: list[str]) -> list[int]:
+    """What each sample begins with; nothing more where a chat template has written BOS already."""
     token = tokenizer.bos_token_id
     if ref.bos == "never" or (ref.bos == "auto" and (token is None or tokenizer("a")["input_ids"][0] != token)):
+        return []
+    if token is not None and documents and documents[0].startswith(tokenizer.bos_token):
         return []
     if token is None:
         raise UnsupportedError("calibration wants BOS in every sample, and the model's tokenizer has none")

@@ -40,6 +40,8 @@ def resolve(text: Text, folder: Path) -> TextRef:
         path = (folder / Path(str(text.file)).expanduser()).resolve()
     if not path.is_file():
         raise SourceError(f"text file not found: {path}")
+    if path.stat().st_size == 0:
+        raise SourceError(f"text file is empty: {path}")
     return TextRef(text.name or path.name, str(path), field=text.field, sha256=file_sha256(path))
 
 
