@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from pydantic import ValidationError
-
 from harness import recipe as written
 from harness import registry
 from harness.cache import default_folder
@@ -16,9 +14,9 @@ from harness.feasible import obstacle, too_long
 from harness.machine import Machine, choose
 from harness.models import published
 from harness.models.prepare import VERSION as PREPARE_VERSION
-from harness.models.scope import matching
 from harness.models.sources import SourceModel, inspect
-from harness.recipe import Recipe, expected
+from harness.recipe import Recipe
+from harness.refusals import refuse_calibration, refuse_scope, refuse_twins
 from harness.spec import (
     CalibrationRef,
     Kind,
@@ -28,7 +26,6 @@ from harness.spec import (
     TextRef,
     ThroughputWorkload,
     digest,
-    model_identity,
 )
 from harness.stacks import MAIN, Stacks
 from harness.text.calibration import VERSION as CALIBRATION_VERSION
@@ -85,14 +82,12 @@ def plan(
     """
     site = Site(machine or choose(recipe.device), stacks or Stacks(default_folder() / "stacks"), allow_leak)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
-    for source in sources:
-        _check_scope(recipe, source)
-    _refuse_twins(recipe, sources)
+    refuse_twins(recipe, sources)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
     base = baseline(recipe)
     chosen = variants(recipe, base)
-    _check_calibration(recipe, chosen)
-    _check_overrides(recipe, chosen)
+    refuse_calibration(recipe, chosen)
+    refuse_scope(recipe, sources, chosen)
     for index, pattern in enumerate(recipe.exclude):
         if not any(matches(pattern, v, s.ref.label, e) for v, s, e in product(chosen, sources, engines)):
             raise recipe.error(("exclude", index), "matches no variant of this recipe")
@@ -106,14 +101,6 @@ def plan(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
     return tuple(sorted(planned, key=_turn))
-
-
-def _refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
-    """Raises RecipeError for one model written twice, and for two that a table could not tell apart."""
-    if len({source.ref.label for source in sources}) < len(sources):
-        raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
-    if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
-        raise recipe.error(("models",), "the same model stands here twice")
 
 
 def _turn(run: PlannedRun) -> int:
@@ -289,48 +276,6 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         return inspect(recipe.models[index], recipe.folder)
     except SourceError as error:
         raise recipe.error(("models", index, "id"), str(error)) from None
-
-
-def _check_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:
-    """Raises RecipeError where a calibrated method would have nothing to see."""
-    lacking = [each.ref.name for each in chosen if each.method.calibrated(each.params)]
-    if lacking and recipe.calibration is None:
-        raise recipe.error(
-            ("methods",), f"{lacking[0]} is calibrated on text; add 'calibration: {{}}' (the harness's own) or name one"
-        )
-
-
-def _check_overrides(recipe: Recipe, chosen: Sequence[Variant]) -> None:
-    """Raises RecipeError for an override that no method of the recipe could apply, or whose value one refuses."""
-    able = [each for each in chosen if each.method.overrides]
-    for pattern, own in recipe.scope.overrides.items():
-        place = ("scope", "overrides", pattern)
-        if not own:
-            raise recipe.error(place, "names no parameter")
-        for key in own:
-            if not any(key in each.method.params.model_fields for each in able):
-                raise recipe.error((*place, key), "no method of this recipe can have this parameter for single modules")
-        for each in able:
-            mine = {key: value for key, value in own.items() if key in each.method.params.model_fields}
-            try:
-                each.method.params.model_validate({**each.params.model_dump(), **mine})
-            except ValidationError as error:
-                fault = error.errors()[0]
-                raise recipe.error((*place, *fault["loc"][:1]), f"{each.ref.name}: {expected(fault)}") from None
-
-
-def _check_scope(recipe: Recipe, source: SourceModel) -> None:
-    """Raises RecipeError for a pattern that matches no module, where the modules' names are known already."""
-    modules = [name.removesuffix(".weight") for name in source.matrices]
-    if source.ref.kind not in ("directory", "hub") or not modules:
-        return
-    for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
-        for pattern in patterns:
-            if key == "skip" and all(matching(module, patterns) for module in modules):
-                raise recipe.error(("scope", key), f"leaves nothing of {source.ref.label} to quantize")
-            if not any(matching(module, [pattern]) for module in modules):
-                example = f"its modules have names such as {modules[0]!r}"
-                raise recipe.error(("scope", key), f"{pattern!r} matches no module of {source.ref.label}; {example}")
 
 
 def _engine(recipe: Recipe, index: int) -> str:

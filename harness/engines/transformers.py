@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, StoredTensor
+from harness.models.loading import load_transformers
 from harness.numerics.logits import finish
 
 if TYPE_CHECKING:
@@ -133,20 +134,9 @@ def imports() -> None:
 
 def load(request: LoadRequest) -> LoadedModel:
     """Loads safetensors weights only. Raises what transformers raises: the worker sorts it."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    arguments: dict[str, Any] = {
-        "dtype": request.dtype,
-        "device_map": "cuda:0" if request.device == "cuda" else request.device,
-        "trust_remote_code": request.trust_remote_code,
-        "use_safetensors": True,
-    }
-    if request.attention is not None:
-        arguments["attn_implementation"] = request.attention
-    if request.quantization is not None:
-        arguments["quantization_config"] = request.quantization
-    read = request.read or (lambda _: AutoModelForCausalLM.from_pretrained(request.path, **arguments))
-    model = read(request).eval()
+    model = request.read(request).eval() if request.read else load_transformers(request)
     tokenizer = None
     if any(request.path.glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.contracts import LoadRequest, QuantizeJob
 from harness.errors import UnsupportedError
+from harness.models.loading import device_map, load_transformers
 
 LEAST_ROW = 10
 """gptqmodel drops rows of calibration text of so few tokens, whatever ``calibration_data_min_length`` says."""
@@ -61,9 +62,10 @@ def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arg
     import torch
     from gptqmodel import GPTQModel
 
-    device = "cuda:0" if job.device == "cuda" else job.device
     with _scratch():
-        model = GPTQModel.load(str(job.source), config, device=device, dtype=getattr(torch, dtype or job.dtype))
+        model = GPTQModel.load(
+            str(job.source), config, device=device_map(job.device), dtype=getattr(torch, dtype or job.dtype)
+        )
         model.quantize(calibration_sort=None, batch_size=1, **arguments)
         model.save(str(job.out))
     return model
@@ -160,13 +162,12 @@ def read_own(request: LoadRequest) -> Any:
     import torch
     from gptqmodel import GPTQModel
 
-    device = "cuda:0" if request.device == "cuda" else request.device
     arguments = {} if request.attention is None else {"attn_implementation": request.attention}
     dtype = getattr(torch, request.dtype)
     with _scratch():
         return GPTQModel.load(
             str(request.path),
-            device=device,
+            device=device_map(request.device),
             dtype=dtype,
             trust_remote_code=request.trust_remote_code,
             **arguments,
@@ -180,24 +181,8 @@ def read_gptq(request: LoadRequest) -> Any:
     saved = quantization_config(request.path)
     backend = _backend("gptq", saved["bits"], saved["group_size"], request.device)
     if backend == "auto":
-        return read_transformers(request)
-    return read_transformers(request, quantization_config=GPTQConfig(bits=saved["bits"], backend=backend))
-
-
-def read_transformers(request: LoadRequest, **options: Any) -> Any:
-    """Loads by transformers alone."""
-    from transformers import AutoModelForCausalLM
-
-    arguments = {} if request.attention is None else {"attn_implementation": request.attention}
-    return AutoModelForCausalLM.from_pretrained(
-        request.path,
-        dtype=request.dtype,
-        device_map="cuda:0" if request.device == "cuda" else request.device,
-        trust_remote_code=request.trust_remote_code,
-        use_safetensors=True,
-        **arguments,
-        **options,
-    ).eval()
+        return load_transformers(request)
+    return load_transformers(request, quantization_config=GPTQConfig(bits=saved["bits"], backend=backend))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.contracts import CalibrationSet, LoadRequest, QuantizeJob
+from harness.models.loading import load_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -126,17 +127,8 @@ def read(request: LoadRequest) -> Any:
     What inputs are quantized with stays.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    arguments: dict[str, Any] = {} if request.attention is None else {"attn_implementation": request.attention}
-    model = AutoModelForCausalLM.from_pretrained(
-        request.path,
-        dtype=request.dtype,
-        device_map="cuda:0" if request.device == "cuda" else request.device,
-        trust_remote_code=request.trust_remote_code,
-        use_safetensors=True,
-        **arguments,
-    )
+    model = load_transformers(request)
     with _unpacking_to(model.dtype):
         model.hf_quantizer.compressor.decompress_model(model)
     for module in model.modules():

@@ -14,6 +14,7 @@ from pydantic import Field
 from harness.contracts import LoadRequest, Method, MethodParams, Needs, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.libraries import gptqmodel
+from harness.models.loading import load_transformers
 
 BITS = 4
 CLIP_ROWS = 64
@@ -114,10 +115,10 @@ def read(request: LoadRequest) -> Any:
     so they are left to bfloat16.
     """
     if request.device != "cpu" or request.dtype == "bfloat16":
-        return gptqmodel.read_transformers(request)
+        return load_transformers(request)
     from transformers import AwqConfig
 
-    return gptqmodel.read_transformers(request, quantization_config=AwqConfig(backend="torch_awq"))
+    return load_transformers(request, quantization_config=AwqConfig(backend="torch_awq"))
 
 
 AUTOAWQ = Method(

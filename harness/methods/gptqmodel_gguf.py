@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from harness.contracts import LoadRequest, Method, MethodParams, QuantizeJob
 from harness.libraries import gptqmodel
+from harness.models.loading import load_transformers
 
 BLOCKS = {"q4_0": (32, 18), "q8_0": (32, 34), "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210)}
 """Weights and bytes of a block. A row's last block is filled up."""
@@ -41,7 +42,7 @@ def quantize(job: QuantizeJob[GgufParams]) -> Any:
 def read(request: LoadRequest) -> Any:
     """By the loader that the checkpoint was made for."""
     if gptqmodel.quantization_config(request.path)[LOADER] == "transformers":
-        return gptqmodel.read_transformers(request)
+        return load_transformers(request)
     return gptqmodel.read_own(request)
 
 

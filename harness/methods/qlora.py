@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.contracts import LoadRequest, Method, MethodParams, QuantizeJob
+from harness.models.loading import load_transformers
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one where they are quantized too."""
@@ -75,17 +76,7 @@ def quantize(job: QuantizeJob[QLoraParams]) -> Any:
 
 def read(request: LoadRequest) -> Any:
     """A plain checkpoint, or an NF4 one with the adapter that lies beside it; for running, not for training."""
-    from transformers import AutoModelForCausalLM
-
-    arguments = {} if request.attention is None else {"attn_implementation": request.attention}
-    model = AutoModelForCausalLM.from_pretrained(
-        request.path,
-        dtype=request.dtype,
-        device_map="cuda:0" if request.device == "cuda" else request.device,
-        trust_remote_code=request.trust_remote_code,
-        use_safetensors=True,
-        **arguments,
-    )
+    model = load_transformers(request)
     if (request.path / ADAPTER).exists():
         from peft import PeftModel
 

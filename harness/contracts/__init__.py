@@ -1,0 +1,52 @@
+"""What the rooms of the house hand to one another: frozen data and protocols, no behaviour.
+
+torch is named here for type checkers alone; importing this room imports none of it.
+"""
+
+from harness.contracts.engines import (
+    Engine,
+    HeadWeights,
+    KernelFamily,
+    LoadedModel,
+    LoadRequest,
+    Role,
+    StoredTensor,
+)
+from harness.contracts.methods import (
+    CalibrationSet,
+    Method,
+    MethodParams,
+    Needs,
+    QuantizeJob,
+    Setting,
+)
+from harness.contracts.metrics import (
+    Chunk,
+    Instrument,
+    Metric,
+    MetricKind,
+    Observer,
+    Windows,
+)
+
+__all__ = [
+    "CalibrationSet",
+    "Chunk",
+    "Engine",
+    "HeadWeights",
+    "Instrument",
+    "KernelFamily",
+    "LoadRequest",
+    "LoadedModel",
+    "Method",
+    "MethodParams",
+    "Metric",
+    "MetricKind",
+    "Needs",
+    "Observer",
+    "QuantizeJob",
+    "Role",
+    "Setting",
+    "StoredTensor",
+    "Windows",
+]

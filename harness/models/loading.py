@@ -1,0 +1,30 @@
+"""How transformers loads a checkpoint, for the engine and for methods that load their own: said in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.contracts import LoadRequest
+
+
+def load_transformers(request: LoadRequest, **options: Any) -> Any:
+    """A causal language model in eval mode. Safetensors weights only; raises what transformers raises."""
+    from transformers import AutoModelForCausalLM
+
+    if request.attention is not None:
+        options["attn_implementation"] = request.attention
+    if request.quantization is not None:
+        options["quantization_config"] = request.quantization
+    return AutoModelForCausalLM.from_pretrained(
+        request.path,
+        dtype=request.dtype,
+        device_map=device_map(request.device),
+        trust_remote_code=request.trust_remote_code,
+        use_safetensors=True,
+        **options,
+    ).eval()
+
+
+def device_map(device: str) -> str:
+    """Everything on one device; of several GPUs the first that is visible."""
+    return "cuda:0" if device == "cuda" else device
