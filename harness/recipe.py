@@ -23,9 +23,10 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic_core import PydanticCustomError
 
-from harness.errors import RecipeError, did_you_mean
+from harness.errors import RecipeError
+from harness.recipe_faults import causes, explain, recipe_error
 from harness.yaml_file import Location, YamlFile, read_yaml
 
 
@@ -292,7 +293,7 @@ class Recipe(Strict):
 
     def error(self, location: Location, message: str) -> RecipeError:
         """A RecipeError that names file, line and key."""
-        return _recipe_error(self._file, location, message)
+        return recipe_error(self._file, location, message)
 
     @property
     def folder(self) -> Path:
@@ -306,70 +307,7 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(file.data, default=str))
     except ValidationError as error:
-        faults = dict.fromkeys(str(_recipe_error(file, *_explain(fault))) for fault in _causes(error.errors()))
+        faults = dict.fromkeys(str(recipe_error(file, *explain(fault, Recipe))) for fault in causes(error.errors()))
         raise RecipeError("\n".join(faults)) from None
     recipe._file = file
     return recipe
-
-
-def _causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:
-    """The faults less those that only follow: a list is "too short" where all its entries were refused."""
-    places = [fault["loc"] for fault in faults]
-    return [
-        fault
-        for fault in faults
-        if fault["type"] != "too_short" or sum(place[: len(fault["loc"])] == fault["loc"] for place in places) == 1
-    ]
-
-
-def _recipe_error(file: YamlFile | None, location: Location, message: str) -> RecipeError:
-    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    place = f"{file.path}:{file.line_of(location)}: " if file else ""
-    return RecipeError(f"{place}{key}: {message}" if key else f"{place}{message}")
-
-
-def _explain(fault: ErrorDetails) -> tuple[Location, str]:
-    """Where a fault lies and what was expected there, in the words of a recipe."""
-    location: Location = fault["loc"]
-    given = fault.get("input")
-    match fault["type"]:
-        case "missing":
-            return location, "this key is missing"
-        case "extra_forbidden":
-            owner = _owner(location[:-1])
-            return location, "unknown key" + (did_you_mean(str(location[-1]), owner.model_fields) if owner else "")
-        case "not_built" | "duration" | "size" | "method" | "text" | "distinct":
-            return location, fault["msg"]
-        case "string_pattern_mismatch":
-            if location[-1] == "revision":
-                return location, f"expected a commit, 40 hexadecimal digits, not {given!r}"
-            return location, f"expected letters, digits, dots, dashes and underscores, not {given!r}"
-        case "too_short":
-            return location, "expected at least one entry"
-        case "model_type":
-            return location, f"expected a mapping, not {given!r}"
-    return location, expected(fault)
-
-
-def expected(fault: ErrorDetails) -> str:
-    """What pydantic expected of a value, and what was given."""
-    return f"{fault['msg'].replace('Input should be', 'expected')}, not {fault.get('input')!r}"
-
-
-def _owner(location: Location) -> type[BaseModel] | None:
-    """The model whose field stands at a location, so that a wrong key can be set beside the right ones."""
-    owner: Any = Recipe
-    for part in location:
-        if isinstance(part, int):
-            continue
-        field = getattr(owner, "model_fields", {}).get(part)
-        if field is None:
-            return owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None
-        owner = next(iter(_models_in(field.annotation)), None)
-    return owner if isinstance(owner, type) and issubclass(owner, BaseModel) else None
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
-from harness.recipe import Recipe, expected
+from harness.recipe import Recipe
+from harness.recipe_faults import expected
 from harness.spec import digest, model_identity
 from harness.variants import Variant
 

@@ -14,7 +14,8 @@ from harness import registry
 from harness.contracts import Method
 from harness.errors import SourceError, UsageError, did_you_mean
 from harness.models.sources import SourceModel, inspect
-from harness.recipe import MethodEntry, Model, Recipe, expected
+from harness.recipe import MethodEntry, Model, Recipe
+from harness.recipe_faults import expected
 from harness.spec import MethodRef, digest
 from harness.yaml_file import Location
 

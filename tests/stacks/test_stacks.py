@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from harness.execution.runner import run
 from harness.planner import plan
 from harness.recipe import load_recipe
 from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, parse_pythons, requirements_digest
-from harness.stacks.build import check, create, remove
+from harness.stacks.build import check, create, environment, remove
 
 
 def wheel(folder: Path, name: str, version: str, module: str) -> Path:
@@ -134,3 +136,26 @@ def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stack
     kl = quality.find("kl").values
     assert 0 < sum(kl) / len(kl) < 0.2
     assert quality.find("coverage").values == (1.0,)
+
+
+def test_a_damaged_manifest_and_a_dead_interpreter_are_told(small: Stack) -> None:
+    (small.folder / "bin").mkdir(parents=True)
+    (small.folder / room.MANIFEST).write_text("{")
+    assert small.state == "half-made"  # a manifest alone is no stack
+    small.python.touch()
+    with pytest.raises(UsageError, match="damaged; qharness stack remove small"):
+        assert small.versions
+
+
+def test_a_worker_elsewhere_sees_the_harness_and_nothing_of_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "here" / "harness").mkdir(parents=True)
+    (tmp_path / "here" / "harness" / "__init__.py").write_text("raise RuntimeError('the wrong harness')")
+    shown = subprocess.run(
+        [sys.executable, "-c", "import harness; print(harness.__file__)"],
+        cwd=tmp_path / "here",
+        env=environment(tmp_path / "there"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(shown.stdout.strip()).resolve() == Path(room.__file__).resolve().parents[1] / "__init__.py"
