@@ -300,3 +300,14 @@ def test_an_empty_text_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
     (sweeps.folder / "empty.txt").write_text("")
     with pytest.raises(RecipeError, match=r"calibration.text: text file is empty"):
         plan(load_recipe(sweeps.recipe(recipe(tiny, ["rtn"], calibration={"text": "empty.txt"}))))
+
+
+def test_a_checkpoint_that_reloads_as_another_model_is_invalid_with_both_figures(sweeps, tiny: Path) -> None:
+    """A live case: transformers skips modelopt's quantization_config, drops its scales, and raises nothing."""
+    needs("nvidia-modelopt")
+    content = recipe(tiny, ["none", {"modelopt": {"format": "fp8"}}], calibration={"samples": 8, "length": 64})
+    wrong = quality(sweeps.run(content), "modelopt format=fp8")
+    assert wrong.status == "invalid"
+    assert wrong.outcome.failure.message.startswith("the artifact reloaded differs from the model that was saved: ")
+    assert " before and " in wrong.outcome.failure.message
+    assert wrong.find("nll") is None
