@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness import registry
-from harness.models.headers import Header, read_directory, synthetic
+from harness.models.headers import Header, read_directory, read_gguf, synthetic
 from harness.models.scope import in_decoder
 from harness.planner import DTYPE_BITS
 from harness.record import RunRecord
@@ -47,6 +47,8 @@ def _arithmetic(record: RunRecord) -> float:
 
 def _header(record: RunRecord) -> Header:
     model = record.spec.model
+    if model.kind == "gguf":
+        return read_gguf(Path(model.path))
     found = synthetic(dict(model.config)) if model.kind == "synthetic" else read_directory(Path(model.path))
     assert found is not None, "shapes unknown"
     return found

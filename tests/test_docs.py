@@ -21,6 +21,7 @@ DOCS = ROOT / "docs"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 MACHINE = Machine("cpu", "a test machine")
+H100 = Machine("cuda", "an imagined H100", (9, 0))
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|\b(?:src|href|srcset)=\"([^\"]+)\"", re.MULTILINE)
@@ -74,12 +75,13 @@ def test_there_are_recipes() -> None:
 def test_every_recipe_can_be_planned(path: Path) -> None:
     recipe = load_recipe(path)
     try:
-        planned = plan(recipe, MACHINE)
+        planned = plan(recipe, H100 if recipe.device == "cuda" else MACHINE)
     except RecipeError as error:
         if "is not installed" not in str(error):
             raise
         pytest.skip(f"the recipe's model is in a package that is absent here: {error}")
     assert {run.spec.recipe for run in planned} == {recipe.name}
+    assert not any(run.unsupported for run in planned if run.spec.is_baseline)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

@@ -218,13 +218,6 @@ def test_an_interpreter_without_the_library_is_told(sweeps, tiny: Path) -> None:
     assert refusal(planned, "autoawq").startswith("autoawq is not installed in stack 'autoawq'")
 
 
-@pytest.mark.parametrize("name", ["llama-3.1-8b-gpu", "qwen3-4b-gpu"])
-def test_the_gpu_recipes_plan_on_a_gpu(name: str) -> None:
-    planned = plan(load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml"), H100)
-    assert {run.spec.device for run in planned} == {"cuda"}
-    assert len({run.spec.method.label for run in planned}) >= 17
-
-
 @pytest.mark.parametrize(
     ("own", "message"),
     [
