@@ -48,7 +48,8 @@ class ModelRef:
 class MethodRef:
     """A method with every parameter resolved; ``label`` shows those that the recipe wrote.
 
-    ``published`` is the checkpoint that somebody else quantized, where that is what is measured.
+    ``published`` is the checkpoint that somebody else quantized, where that is what is measured, and ``stack``
+    the environment that a recipe chose in place of the method's own.
     """
 
     name: str
@@ -57,11 +58,13 @@ class MethodRef:
     label: str
     stage: Stage
     published: ModelRef | None = None
+    stack: str | None = None
 
     @property
     def identity(self) -> list[Any]:
         """What makes two methods the same one. A published checkpoint counts by its content, not by where it lies."""
-        return [self.name, self.published.content] if self.published else [self.name, dict(self.params)]
+        chosen = [self.name, self.published.content] if self.published else [self.name, dict(self.params)]
+        return [*chosen, self.stack] if self.stack else chosen
 
 
 @dataclass(frozen=True)

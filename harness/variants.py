@@ -17,7 +17,11 @@ from harness.models.sources import SourceModel, inspect
 from harness.recipe import MethodEntry, Model, Recipe
 from harness.recipe_faults import expected
 from harness.spec import MethodRef, digest
+from harness.stacks import STACKS
 from harness.yaml_file import Location
+
+STACK = "stack"
+"""The key of a method's entry that names the stack it quantizes in; every other one is a parameter."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
         raise recipe.error(location, str(error)) from None
     place = (*location, entry.name)
     for key, value in entry.params.items():
+        if key == STACK:
+            continue
         if key not in method.params.model_fields:
             near = did_you_mean(key, method.params.model_fields)
             raise recipe.error((*place, key), f"unknown parameter of {method.name}{near}")
@@ -99,13 +105,25 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
     choices = [value if isinstance(value, list) else [value] for value in entry.params.values()]
     for values in product(*choices):
         given = dict(zip(entry.params, values, strict=True))
+        stack = _stack(recipe, method, given.pop(STACK, None), place)
         params = _checked(recipe, method, given, place)
         label = " ".join([method.name, *filter(None, (_shown(method, key, value) for key, value in given.items()))])
-        ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage)
-        if method.published:
-            yield _published(recipe, Variant(method, ref, params), place)
-        else:
-            yield Variant(method, ref, params)
+        if stack is not None:
+            label = f"{label} {STACK}={stack}"
+        ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage, stack=stack)
+        made = Variant(replace(method, stack=stack or method.stack), ref, params)
+        yield _published(recipe, made, place) if method.published else made
+
+
+def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> str | None:
+    """The stack that a recipe chose for a method. Raises RecipeError for an unknown one, or where it has no effect."""
+    if name is None or name == method.stack:
+        return None
+    if name not in STACKS:
+        raise recipe.error((*place, STACK), f"unknown stack {name!r}{did_you_mean(str(name), STACKS)}")
+    if method.stage != "offline":
+        raise recipe.error((*place, STACK), f"{method.name} does not quantize in a run of its own; leave it out")
+    return str(name)
 
 
 def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:

@@ -122,6 +122,9 @@ class Method(Generic[P]):
     ``calibrated`` says whether text is needed, ``needs`` what else is. ``kernel`` is the family that the
     method is meant to run on; a row that ran on a slower one is labelled.
 
+    ``overrides`` says that parameters may differ for single modules. ``stores_codes`` is False where the result
+    is an unquantized model again, such as a merged adapter: its coverage is not asked for, and its rows say so.
+
     ``enable`` is called in the worker before anything is loaded and timed: it imports the library and
     registers what must be known to transformers. ``bits_per_weight`` is what one quantized weight
     takes as stored, its scales included, given the bits of an unquantized one and the layer's input width.
@@ -144,6 +147,7 @@ class Method(Generic[P]):
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
     overrides: bool = False
+    stores_codes: Callable[[P], bool] = lambda params: True
     kernel: KernelFamily | None = None
     bits_per_weight: Callable[[P, float, int], float] = lambda params, plain_bits, width: plain_bits
     run_dtype: Callable[[P, str], str] = lambda params, dtype: dtype

@@ -113,7 +113,7 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
     in_memory, on_disk = sum(running.values()) / whole, sum(held.values()) / whole
     fraction = max(in_memory, on_disk)
     bench.add([coverage(min(fraction, 1.0))])
-    if not _promises_codes(bench):
+    if not bench.method().stores_codes(bench.params()):
         bench.labels.append("nothing of it is stored quantized: it has the unquantized model's size and speed")
     elif on_disk >= LEAST_COVERAGE > in_memory:
         bench.labels.append("dequantized on load: runs as dense matrices, its memory and speed are not the format's")
@@ -132,11 +132,6 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
 def _module(name: str) -> str:
     """The module that a parameter belongs to."""
     return name.removesuffix(".weight")
-
-
-def _promises_codes(bench: Bench) -> bool:
-    """Whether the method claims to store less than the unquantized model; a merged adapter does not."""
-    return bench.method().published or bench.method().bits_per_weight(bench.params(), 32.0, 1024) < 32
 
 
 def _note_kernels(bench: Bench, model: LoadedModel) -> None:

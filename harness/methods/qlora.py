@@ -165,6 +165,7 @@ QLORA = Method(
     quantize=quantize,
     read=read,
     calibrated=lambda params: params.result != "dequantized",
+    stores_codes=lambda params: params.result == "adapter",
     kernel=None,  # codes for one result, dense matrices for the others
     bits_per_weight=_bits,
 )

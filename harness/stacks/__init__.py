@@ -40,6 +40,11 @@ class Definition:
 STACKS: Mapping[str, Definition] = MappingProxyType(
     {
         "autoawq": Definition("autoawq==0.2.9", "awq", "AutoAWQ, unmaintained; its checkpoints are everywhere"),
+        "autoround": Definition(
+            "auto-round==0.16.1",
+            "auto_round",
+            "a newer auto-round than lives in the main one, beside transformers 5.23",
+        ),
         "autogptq": Definition("auto-gptq==0.7.1", "auto_gptq", "AutoGPTQ, unmaintained; quantizes on CUDA only"),
     }
 )

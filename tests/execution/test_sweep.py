@@ -110,7 +110,7 @@ def test_an_invalid_run_says_what_is_wrong(failures: dict[str, RunRecord]) -> No
     messages = {how: failures[how].outcome.failure.message for how in ("nothing", "nan", "reload")}  # type: ignore[union-attr]
     assert "only 0.0% of the decoder's parameters are quantized" in messages["nothing"]
     assert "reloaded differs" in messages["reload"]
-    assert "reloaded differs from the model that was saved: nan" in messages["nan"]
+    assert "reloaded differs from the model that was saved: logits by nan of the largest" in messages["nan"]
 
 
 def test_what_needs_a_failed_run_is_unsupported(sweeps, tiny: Path) -> None:

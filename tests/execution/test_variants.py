@@ -304,3 +304,28 @@ def test_a_checkpoint_that_reloads_as_another_model_is_invalid_with_both_figures
     assert wrong.outcome.failure.message.startswith("the artifact reloaded differs from the model that was saved: ")
     assert " before and " in wrong.outcome.failure.message
     assert wrong.find("nll") is None
+
+
+def test_a_recipe_may_choose_the_stack_that_quantizes(sweeps, tiny: Path) -> None:
+    methods = [{"autoround": {"group_size": 32, "stack": ["main", "autoround"]}}]
+    loaded = load_recipe(sweeps.recipe(recipe(tiny, methods, calibration={})))
+    quantizing = [run.spec for run in plan(loaded, stacks=Stacks(sweeps.folder)) if run.spec.kind == "quantize"]
+    assert [spec.stack for spec in quantizing] == ["main", "autoround"]
+    assert [spec.method.label for spec in quantizing] == [
+        "autoround group_size=32",
+        "autoround group_size=32 stack=autoround",
+    ]
+    assert len({spec.case_id for spec in quantizing}) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"autoround": {"stack": "autoroundd"}}, "unknown stack 'autoroundd'; did you mean 'autoround'?"),
+        ({"bnb-nf4": {"stack": "autoawq"}}, "bnb-nf4 does not quantize in a run of its own; leave it out"),
+    ],
+)
+def test_a_stack_that_cannot_be_meant_is_a_wrong_recipe(sweeps, tiny: Path, method, message: str) -> None:
+    with pytest.raises(RecipeError) as told:
+        plan(load_recipe(sweeps.recipe(recipe(tiny, [method], calibration={}))))
+    assert message in str(told.value)
