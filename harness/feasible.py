@@ -28,6 +28,7 @@ def obstacle(
         _already_quantized(source, variant)
         or _other_model(source, variant)
         or _device(variant.method.needs(variant.params), machine)
+        or _untokenized(source, variant)
         or _lacking(variant, stacks)
         or _shapes(source, variant, skip)
     )
@@ -74,6 +75,12 @@ def _other_model(source: SourceModel, variant: Variant) -> str | None:
         return None
     key = differing[0]
     return f"was not made of this model: its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
+
+
+def _untokenized(source: SourceModel, variant: Variant) -> str | None:
+    if source.ref.kind == "synthetic" and variant.method.calibrated(variant.params):
+        return "random weights come without a tokenizer: there is nothing to calibrate with"
+    return None
 
 
 def _unreadable(source: SourceModel) -> str | None:

@@ -138,6 +138,8 @@ def _note_kernels(bench: Bench, model: LoadedModel) -> None:
     """How the decoder's linear layers multiply, and a label where that is slower than the method is meant to be."""
     families = model.families()
     bench.facts["kernels"] = ", ".join(f"{count} {FAMILIES[kind]}" for kind, count in sorted(families.items()))
+    if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
+        bench.labels.append("unpacked once: its codes are stored, and dense matrices beside them run")
     if bench.spec.device.startswith("cuda"):
         bench.facts["CUDA kernels"] = "; ".join(kernel_names(lambda: _probe_logits(bench, model)))
     expected = bench.method().kernel

@@ -1,4 +1,4 @@
-"""The runs that make what others read: prepared checkpoints, calibration sets, exports, quantized artifacts."""
+"""The runs that make what others read: prepared checkpoints, calibration sets, probes, quantized artifacts."""
 
 from __future__ import annotations
 

@@ -91,4 +91,4 @@ def family(module: torch.nn.Module) -> KernelFamily | None:
     if getattr(weight, "act_quant_kwargs", None) is not None:  # torchao, activations quantized too
         emulated = getattr(getattr(weight, "kernel_preference", None), "name", None) == "EMULATED"
         return "dequantize" if emulated else "packed"
-    return WEIGHTS.get(type(weight).__name__, "plain")
+    return "plain" if type(weight) is torch.nn.Parameter else WEIGHTS.get(type(weight).__name__)

@@ -17,7 +17,7 @@ def checkpoint_bits(tiny, made) -> dict[str, float]:
 
 @pytest.mark.parametrize(
     ("bits", "group_size", "symmetric", "most_kl"),
-    [(8, "channel", False, 1e-3), (4, 32, False, 0.05), (3, 32, True, 0.2)],
+    [(4, 32, False, 0.05), (3, 32, True, 0.2)],
 )
 def test_the_reload_is_what_was_in_memory(make, bits: int, group_size: object, symmetric: bool, most_kl: float) -> None:
     made = make("autoround", bits=bits, group_size=group_size, symmetric=symmetric, iterations=1)
