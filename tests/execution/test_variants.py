@@ -245,6 +245,58 @@ def test_random_weights_cannot_be_calibrated_on_text(sweeps) -> None:
     assert refused == "random weights come without a tokenizer: there is nothing to calibrate with"
 
 
+def test_the_order_of_overrides_is_part_of_the_question(sweeps, tiny: Path) -> None:
+    """A later pattern wins, so the order decides; the order of what is skipped decides nothing."""
+    down, first = {"*.down_proj": {"bits": 8}}, {"model.layers.0.*": {"bits": 2}}
+
+    def ids(scope: dict[str, object]) -> set[str]:
+        planned = plan(load_recipe(sweeps.recipe(recipe(tiny, ["rtn"], scope=scope))))
+        return {run.spec.run_id for run in planned if run.spec.method.name == "rtn"}
+
+    assert ids({"overrides": {**down, **first}}).isdisjoint(ids({"overrides": {**first, **down}}))
+    assert ids({"skip": ["*.down_proj", "*.up_proj"]}) == ids({"skip": ["*.up_proj", "*.down_proj"]})
+
+
+def test_neither_calibration_nor_scope_nor_a_leak_changes_the_baseline(sweeps, tiny: Path) -> None:
+    def baseline(allow_leak: bool = False, **changes: object) -> set[str]:
+        measure = {**MEASURE, "divergence": {}}
+        loaded = load_recipe(sweeps.recipe(recipe(tiny, ["none", "rtn"], **{"measure": measure, **changes})))
+        planned = plan(loaded, allow_leak=allow_leak)
+        return {run.spec.run_id for run in planned if run.spec.method.name == "none"}
+
+    plain = baseline()
+    assert len(plain) == 2
+    assert baseline(calibration={"seed": 3}) == plain
+    assert baseline(scope={"skip": ["*.down_proj"]}) == plain
+    assert baseline(allow_leak=True) == plain
+
+
+def test_a_checkpoint_of_another_model_is_unsupported(scoped, sweeps, tiny: Path) -> None:
+    made = next(r.spec for r in scoped[1] if r.spec.kind == "quantize")
+    folder = sweeps.folder / "published"
+    shutil.copytree(scoped[0].cache.folder("quantize", made.run_id), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 128}))
+    planned = plan(load_recipe(sweeps.recipe(recipe(tiny, [{"checkpoint": {"id": str(folder)}}]))))
+    assert refusal(planned, "checkpoint published") == "was not made of this model: its hidden_size is 128, not 64"
+
+
+def test_a_checkpoint_that_is_not_quantized_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
+    with pytest.raises(RecipeError, match="not quantized; name it under 'models'"):
+        plan(load_recipe(sweeps.recipe(recipe(tiny, [{"checkpoint": {"id": str(tiny)}}]))))
+
+
+def test_a_scope_that_leaves_nothing_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
+    with pytest.raises(RecipeError, match="leaves nothing of tiny to quantize"):
+        plan(load_recipe(sweeps.recipe(recipe(tiny, ["rtn"], scope={"skip": "*"}))))
+
+
+def test_an_empty_text_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
+    (sweeps.folder / "empty.txt").write_text("")
+    with pytest.raises(RecipeError, match=r"calibration.text: text file is empty"):
+        plan(load_recipe(sweeps.recipe(recipe(tiny, ["rtn"], calibration={"text": "empty.txt"}))))
+
+
 def test_a_recipe_may_choose_the_stack_that_quantizes(sweeps, tiny: Path) -> None:
     methods = [{"autoround": {"group_size": 32, "stack": ["main", "autoround"]}}]
     loaded = load_recipe(sweeps.recipe(recipe(tiny, methods, calibration={})))
