@@ -28,7 +28,9 @@ METHODS = """\
 ## Methods
 
 Lists under several parameters make every combination. Libraries, formats and what runs where: [methods](methods.md).
-Plugins [add more](adding-a-method.md).\nBeside its parameters, a method that quantizes in a run of its own takes `stack`: the [stack](methods.md#stacks) to\nquantize in, in place of its usual one."""
+Plugins [add more](adding-a-method.md).
+Beside its parameters, a method that quantizes in a run of its own takes `stack`: the [stack](methods.md#stacks) to
+quantize in, in place of its usual one."""
 STAGES = {
     "none": "does not quantize",
     "on_load": "quantizes while loading",
