@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from harness import machine, registry
 from harness.cache import default_folder
+from harness.contracts import Method
 from harness.errors import UsageError
 from harness.planner import PlannedRun
 from harness.report.formats import DECIMAL, significant, size_unit
@@ -95,9 +97,17 @@ def _readiness(name: str, stacks: Stacks) -> str:
     try:
         method = registry.method(name)
         elsewhere = stacks[method.stack].absence if method.stack != MAIN else None
-        return elsewhere or registry.missing(method) or "ready"
+        return _no_gpu(method) or elsewhere or registry.missing(method) or "ready"
     except UsageError as error:
         return f"broken: {error}"
+
+
+def _no_gpu(method: Method[Any]) -> str | None:
+    """Where the method, as its parameters are unless a recipe sets them, wants a GPU and there is none."""
+    if any(field.is_required() for field in method.params.model_fields.values()):
+        return None
+    lacks = method.needs(method.params()).device == "cuda" and machine.choose("auto").device != "cuda"
+    return "needs an NVIDIA GPU" if lacks else None
 
 
 def _rows(what: str) -> list[tuple[str, str]]:
