@@ -79,13 +79,16 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     """The installed versions of the packages that decide a figure."""
-    found = {}
-    for package in dict.fromkeys((*PACKAGES, *packages)):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    asked = {package: installed_version(package) for package in (*PACKAGES, *packages)}
+    return {package: found for package, found in asked.items() if found is not None}
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, found without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str:
@@ -186,10 +189,7 @@ def _first_visible(nvml: Any) -> _Gpu | None:
 
 
 def _cpu_build() -> bool:
-    try:
-        return version("torch").endswith("+cpu")
-    except PackageNotFoundError:
-        return True
+    return (installed_version("torch") or "+cpu").endswith("+cpu")
 
 
 def _meminfo(name: str) -> int:

@@ -11,7 +11,7 @@ from harness import registry
 from harness.cache import default_folder
 from harness.errors import SourceError, UsageError
 from harness.feasible import obstacle, too_long
-from harness.machine import Machine, choose
+from harness.machine import Machine, choose, installed_version
 from harness.models import published
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.models.sources import SourceModel, inspect
@@ -263,7 +263,7 @@ def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
         own = (*own, *published.readers(spec.method.published or spec.model))
         converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
         packages = (*runtime.packages, *own, *converts)
-        lock = {package: registry.installed_version(package) for package in packages}
+        lock = {package: installed_version(package) for package in packages}
     versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
     versions |= ROOM_VERSIONS.get(spec.kind, {})
     if spec.kind not in ("prepare", "calibrate", "probe"):

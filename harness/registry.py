@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
 from harness.contracts import Engine, Method, Metric
 from harness.errors import UsageError, refuse_unknown
+from harness.machine import installed_version
 
 METHOD_GROUP = "qharness.methods"
 
@@ -113,14 +114,6 @@ def metric(name: str) -> Metric:
     if name not in _METRICS:
         refuse_unknown("metric", name, _METRICS)
     return _object(_METRICS[name])  # type: ignore[no-any-return]
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, found without importing it."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def missing(chosen: Method[Any]) -> str | None:

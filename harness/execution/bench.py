@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,18 @@ class Bench:
             return _fetched(self.spec.method.published)
         return self.cache.needed(self.spec, "quantize") if self.spec.method.stage == "offline" else self.source()
 
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the unquantized checkpoint's tensors, by name."""
+        return read_directory(self.source()).shapes
+
     def modules(self) -> Modules:
         """What the recipe's scope means for this model. Raises UnsupportedError for a pattern that matches nothing."""
-        shapes = read_directory(self.source()).shapes
-        every = modules(shapes).scope
+        every = modules(self.shapes).scope
         for pattern in (*self.spec.skip, *self.spec.overrides):
             if not any(matching(module, [pattern]) for module in every):
                 raise UnsupportedError(f"scope: {pattern!r} matches no module of the decoder")
-        return modules(shapes, self.spec.skip)
+        return modules(self.shapes, self.spec.skip)
 
     def overrides(self) -> dict[str, dict[str, Scalar]]:
         """The parameters that differ, by module: those that the method has. A later pattern of the recipe wins."""

@@ -12,9 +12,8 @@ from harness.execution.bench import Bench
 from harness.execution.cuda_kernels import kernel_names
 from harness.metrics.memory import checkpoint, coverage, weights
 from harness.models import stored
-from harness.models.headers import read_directory
 from harness.models.published import quantization_config, shown
-from harness.models.scope import in_decoder, matching, modules
+from harness.models.scope import in_decoder, matching
 from harness.models.stored import StoredLayer
 
 LEAST_COVERAGE = 0.99
@@ -83,7 +82,7 @@ def _stored_layers(bench: Bench) -> list[StoredLayer]:
     if bench.spec.method.stage == "on_load":
         return []
     folder = bench.checkpoint()
-    layers = stored.layers(read_directory(bench.source()).shapes, folder)
+    layers = stored.layers(bench.shapes, folder)
     if bench.spec.memory and layers:
         bench.add(checkpoint(layers))
     config = quantization_config(folder)
@@ -97,9 +96,8 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
 
     A checkpoint that is quantized on disk and dense once loaded counts by what it stores, and is labelled.
     """
-    shapes = read_directory(bench.source()).shapes
-    scope = set(modules(shapes, bench.spec.skip).scope)
-    eligible = {n: math.prod(s) for n, s in shapes.items() if in_decoder(n, len(s)) and _module(n) in scope}
+    scope = set(bench.modules().scope)
+    eligible = {n: math.prod(s) for n, s in bench.shapes.items() if in_decoder(n, len(s)) and _module(n) in scope}
     if not eligible:
         raise UnsupportedError("no decoder layers were recognized in the checkpoint's names")
     whole = sum(eligible.values())

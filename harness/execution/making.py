@@ -12,6 +12,7 @@ from harness.errors import UnsupportedError
 from harness.execution import probe
 from harness.execution.bench import Bench
 from harness.execution.consumption import Consumption
+from harness.models.headers import TOKENIZER_FILES
 from harness.models.legacy import restore, view
 from harness.record import Measurement
 from harness.stacks import MAIN
@@ -182,6 +183,6 @@ def _copy_tokenizer(source: Path, out: Path) -> None:
     """The source's own tokenizer files: byte for byte, so that no library's rewriting changes the tokens."""
     import shutil
 
-    for pattern in ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja"):
+    for pattern in TOKENIZER_FILES:
         for file in source.glob(pattern):
             shutil.copy(file, out / file.name)

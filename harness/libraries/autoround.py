@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from harness.contracts import QuantizeJob
+from harness.models.loading import device_map
 
 PACKAGES = ("auto-round",)
 EXTRA = "autoround"
@@ -59,7 +60,7 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
         seqlen=calibration.length,
         nsamples=len(calibration.tokens),
         batch_size=min(ROWS, len(calibration.tokens)),
-        device_map="cuda:0" if job.device == "cuda" else job.device,
+        device_map=device_map(job.device),
         seed=job.seed,
         layer_config={**{name: dict(PLAIN) for name in job.untouched}, **{n: dict(own) for n, own in layers.items()}},
         low_cpu_mem_usage=False,  # it would write to a folder of its own in the current one

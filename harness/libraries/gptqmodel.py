@@ -81,7 +81,7 @@ def as_loaded(model: Any, device: str, dtype: str) -> Any:
     import torch
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
 
-    inner = model.model.to("cuda:0" if device == "cuda" else device)
+    inner = model.model.to(device_map(device))
     for name, module in list(inner.named_modules()):
         if isinstance(module, BaseQuantLinear):
             inner.set_submodule(name, _runnable(module, inner.device))

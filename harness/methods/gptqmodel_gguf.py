@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from harness.contracts import LoadRequest, Method, MethodParams, QuantizeJob
 from harness.libraries import gptqmodel
-from harness.models.loading import load_transformers
+from harness.models.loading import device_map, load_transformers
 
 BLOCKS = {"q4_0": (32, 18), "q8_0": (32, 34), "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210)}
 """Weights and bytes of a block. A row's last block is filled up."""
@@ -36,7 +36,7 @@ def quantize(job: QuantizeJob[GgufParams]) -> Any:
     )
     model = gptqmodel.quantize(job, config)
     gptqmodel.amend_config(job.out, **{LOADER: job.params.loader})
-    return model.model.to("cuda:0" if job.device == "cuda" else job.device).eval()
+    return model.model.to(device_map(job.device)).eval()
 
 
 def read(request: LoadRequest) -> Any:

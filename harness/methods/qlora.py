@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.contracts import LoadRequest, Method, MethodParams, QuantizeJob
-from harness.models.loading import load_transformers
+from harness.models.loading import device_map, load_transformers
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share one where they are quantized too."""
@@ -90,7 +90,7 @@ def _nf4(job: QuantizeJob[QLoraParams]) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         job.source,
         dtype=job.dtype,
-        device_map="cuda:0" if job.device == "cuda" else job.device,
+        device_map=device_map(job.device),
         use_safetensors=True,
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True,

@@ -13,6 +13,8 @@ from typing import Any
 from harness.errors import SourceError
 
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
+"""What a checkpoint's tokenizer is made of, as patterns."""
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UnsupportedError
-from harness.models.headers import read_config, read_json
+from harness.models.headers import TOKENIZER_FILES, read_config, read_json
 
 VERSION = 1
 """Raised by every change of how a checkpoint is shown."""
@@ -26,12 +26,7 @@ _ROPE_NAMES = {
 _LINKED = (
     "*.safetensors",
     "model.safetensors.index.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.jinja",
+    *TOKENIZER_FILES,
     "*.model",
     "*.py",
     "generation_config.json",

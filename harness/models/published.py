@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from harness.machine import installed_version
 from harness.models import headers
 from harness.spec import ModelRef
 
@@ -49,16 +49,9 @@ def readers(ref: ModelRef) -> tuple[str, ...]:
 
 def lacks(method: str) -> str | None:
     """What this environment lacks to load a checkpoint of that quant_method, or None."""
-    absent = [package for package in READERS[method] if not _installed(package)]
+    absent = [package for package in READERS[method] if installed_version(package) is None]
     return (
         f"{', '.join(absent)} is not installed; a {method} checkpoint needs it: pip install 'qharness[all]'"
         if absent
         else None
     )
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
