@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.record import Measurement
@@ -15,13 +15,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows of an evaluation text, all of one length, and the protocol they were cut by.
+    """Token windows of an evaluation text, and the protocol they were cut by.
 
-    In every window each token but the first is scored, given those before it.
+    Of window i the tokens at positions ``firsts[i]`` (1 or more) and after are scored, each given all that
+    stand before it in the window. ``documents[i]`` names the document it belongs to: windows of one document
+    are not independent. ``amounts`` count what a document holds in other units than tokens ("word", "byte").
     """
 
     tokens: Sequence[Sequence[int]]
+    firsts: Sequence[int]
+    documents: Sequence[str]
     protocol: Mapping[str, str | int | float | bool | None]
+    amounts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def observe(
         states = model.hidden(tokens) if model.factored else model.logits(tokens)
         for offset, rows in enumerate(states):
             kept = reference.window(first + offset) if reference else None
-            for start, stop in _stretches(len(rows)):
+            for start, stop in _stretches(windows.firsts[first + offset], len(rows)):
                 logits = model.head(rows[start:stop]) if model.factored else rows[start:stop]
                 base = reference.logits(kept[start:stop]) if reference and kept is not None else None
                 chunk = Chunk(
@@ -40,7 +40,7 @@ def observe(
                     observer.observe(chunk)
 
 
-def _stretches(length: int) -> Iterator[tuple[int, int]]:
-    """Positions of a window in stretches of CHUNK_TOKENS; the last one predicts nothing in it."""
-    for start in range(0, length - 1, CHUNK_TOKENS):
+def _stretches(first: int, length: int) -> Iterator[tuple[int, int]]:
+    """The positions that predict the tokens from ``first`` on, in stretches of CHUNK_TOKENS; the last predicts none."""
+    for start in range(first - 1, length - 1, CHUNK_TOKENS):
         yield start, min(start + CHUNK_TOKENS, length - 1)

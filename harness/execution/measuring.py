@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from harness.contracts import LoadedModel, Windows
@@ -29,7 +30,7 @@ def reference(bench: Bench, out: Path) -> None:
     if len(windows.tokens) >= NOISE_FLOOR_BATCH:
         scored = NOISE_FLOOR_BATCH * (len(windows.tokens[0]) - 1)
         changed = {"windows": NOISE_FLOOR_BATCH, "tokens_scored": scored, "batch_size": NOISE_FLOOR_BATCH}
-        first = Windows(windows.tokens[:NOISE_FLOOR_BATCH], {**windows.protocol, **changed})
+        first = replace(windows, tokens=windows.tokens[:NOISE_FLOOR_BATCH], protocol={**windows.protocol, **changed})
         floor = metric("divergence").make(first, "kl_noise_floor")
         with bench.phase("noise floor"), torch.inference_mode():
             kept = references.Reference(out, spec.device)

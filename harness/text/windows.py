@@ -35,6 +35,8 @@ def cut(workload: PerplexityWorkload, tokenizer: Any) -> Windows:
     tokens = [ids[i * workload.context : (i + 1) * workload.context] for i in range(count)]
     return Windows(
         tokens,
+        [1] * count,
+        [str(index) for index in range(count)],
         {
             "protocol": "gptq",
             "context": workload.context,

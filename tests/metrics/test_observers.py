@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ from harness.record import Measurement
 from harness.spec import PerplexityWorkload
 from harness.text.sources import resolve
 from harness.text.windows import cut
+
+
+def plain(tokens: list[list[int]]) -> Windows:
+    return Windows(tokens, [1] * len(tokens), [str(index) for index in range(len(tokens))], {})
 
 
 def loaded(folder: Path) -> LoadedModel:
@@ -159,7 +164,7 @@ def test_a_damaged_reference_is_not_read(pair, tmp_path: Path) -> None:
 
 def test_other_tokens_than_the_references_are_refused(pair) -> None:
     _, _, windows, kept = pair
-    others = Windows(windows.tokens, {**windows.protocol, "tokens_sha256": "0"})
+    others = replace(windows, protocol={**windows.protocol, "tokens_sha256": "0"})
     with pytest.raises(InvalidRunError, match="tokenizers are not the same"):
         references.Reference(kept, "cpu").check(others)
 
@@ -174,7 +179,7 @@ def test_a_batch_of_windows_scores_as_they_do_alone(pair) -> None:
 
 
 def test_logits_that_are_not_finite_make_the_run_invalid() -> None:
-    likelihood = Likelihood(Windows([[1, 2]] * 4, {}))
+    likelihood = Likelihood(plain([[1, 2]] * 4))
     chunk = Chunk(3, 1, torch.tensor([0]), torch.full((1, 4), math.nan), None)
     with pytest.raises(InvalidRunError, match="window 3"):
         likelihood.observe(chunk)
@@ -182,7 +187,7 @@ def test_logits_that_are_not_finite_make_the_run_invalid() -> None:
 
 def test_a_certain_disagreement_has_a_known_divergence() -> None:
     """KL of (1/2, 1/2) from (1/4, 3/4) is ½·ln 2 + ½·ln(2/3)."""
-    divergence = Divergence(Windows([[0, 1]], {}))
+    divergence = Divergence(plain([[0, 1]]))
     p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
     divergence.observe(Chunk(0, 1, torch.tensor([1]), q, p))
     assert divergence.finish()[0].values[0] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
