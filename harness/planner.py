@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from harness import recipe as written
-from harness import registry
+from harness import registry, workloads
 from harness.cache import default_folder
 from harness.errors import SourceError, UsageError
 from harness.feasible import obstacle, too_long
@@ -38,6 +38,7 @@ PROBE_VERSION = 1
 METRICS: Mapping[str, tuple[str, ...]] = {
     "reference": ("divergence",),
     "quality": ("perplexity", "divergence", "memory"),
+    "task": ("tasks", "memory"),
     "performance": ("throughput", "memory"),
 }
 """Whose versions a figure of a kind of run belongs to."""
@@ -49,6 +50,8 @@ ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
     "quality": {"windows": WINDOWS_VERSION},
 }
 """What else of the harness an artifact or a figure depends on."""
+KIND_PACKAGES: Mapping[str, tuple[str, ...]] = {"task": ("lm-eval", "datasets")}
+"""Libraries that only some kinds of run depend on."""
 DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 
 
@@ -96,7 +99,7 @@ def plan(
         for source, engine in product(sources, engines)
         for run in _runs(recipe, source, _base_spec(recipe, source, base, engine, site), base, chosen, site)
     ]
-    if not any(run.spec.kind in ("quality", "performance") for run in planned):
+    if not any(run.spec.kind in ("quality", "task", "performance") for run in planned):
         raise recipe.error(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
@@ -105,7 +108,7 @@ def plan(
 
 def _turn(run: PlannedRun) -> int:
     """When a run's turn comes; runs of one turn keep their order."""
-    turns = {"quantize": 1, "quality": 1, "performance": 2}
+    turns = {"quantize": 1, "quality": 1, "task": 1, "performance": 2}
     return turns.get(run.spec.kind, 0) + run.spec.repetition
 
 
@@ -180,6 +183,10 @@ def _variant_runs(
         needs = {**spec.needs, **calibrate, **reference}
         quality = _locked(replace(spec, kind="quality", needs=needs), variant, site)
         yield PlannedRun(quality, weight_bytes, blocked or too_long(source, quality))
+    for task in workloads.tasks(recipe) if source.ref.kind != "synthetic" else ():
+        needs = {**spec.needs, **calibrate}
+        asked = _locked(replace(spec, kind="task", task=task, needs=needs), variant, site)
+        yield PlannedRun(asked, weight_bytes, blocked)
     if spec.throughput is not None or (spec.memory and spec.perplexity is None):
         for repetition in range(recipe.repetitions):
             run = _locked(replace(spec, kind="performance", repetition=repetition), variant, site)
@@ -193,7 +200,7 @@ def _excluded(recipe: Recipe, source: SourceModel, spec: RunSpec, variant: Varia
 def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, site: Site) -> RunSpec:
     measure = recipe.measure
     if measure == written.Measure():
-        raise recipe.error(("measure",), "nothing is measured; name perplexity, divergence, memory or throughput")
+        raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
     if measure.divergence is not None and measure.perplexity is None:
         raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
     perplexity = throughput = None
@@ -262,7 +269,7 @@ def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
         own = variant.method.packages if spec.kind == "quantize" else registry.readers(variant.method)
         own = (*own, *published.readers(spec.method.published or spec.model))
         converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
-        packages = (*runtime.packages, *own, *converts)
+        packages = (*runtime.packages, *own, *converts, *KIND_PACKAGES.get(spec.kind, ()))
         lock = {package: installed_version(package) for package in packages}
     versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
     versions |= ROOM_VERSIONS.get(spec.kind, {})

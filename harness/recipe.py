@@ -74,6 +74,10 @@ def _text(value: Any) -> Any:
     return {"file": value} if "/" in value or Path(value).suffix else {"name": value}
 
 
+def _task(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
 NotBuilt = Annotated[None, BeforeValidator(_not_built)]
 Seconds = Annotated[
     float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(gt=0, allow_inf_nan=False)
@@ -182,6 +186,33 @@ class Perplexity(Strict):
     windows: PositiveInt | None = Field(None, description="score only the first windows; absent means all")
 
 
+class Task(Strict):
+    """One task, group or tag of lm-eval, and how its questions are put.
+
+    An entry may be just its name. ``data`` and ``fewshot_data`` are files of JSON lines with the fields of the
+    task's own data set, which is read from the hub where they are absent.
+    """
+
+    name: str = Field(min_length=1, description="a name that lm-eval knows, or the path of a task's YAML file")
+    fewshot: NonNegativeInt | None = Field(None, description="answered examples before a question; absent: the task's")
+    sampler: Literal["default", "first_n"] | None = Field(
+        None,
+        description="examples drawn for each question, or the first ones for all; absent: the task's",
+    )
+    limit: PositiveInt | None = Field(None, description="ask only the first questions; of each task of a group")
+    data: str | None = Field(None, description="file of the questions, relative to the recipe")
+    fewshot_data: str | None = Field(None, description="file of the examples; absent: they are drawn from data")
+    chat_template: bool = Field(False, description="put the questions in the model's chat template")
+    system: str | None = Field(None, description="system prompt before every question")
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto", description="whether a prompt begins with BOS; auto is the tokenizer's habit"
+    )
+    cluster: str | None = Field(
+        None, description="field of the data by which questions belong together (one passage's), for the intervals"
+    )
+    seed: NonNegativeInt = Field(1234, description="draws the examples, and generated text where a task samples")
+
+
 class Divergence(Strict):
     """KL divergence and agreement with the baseline, on the text of ``perplexity``."""
 
@@ -207,7 +238,7 @@ class Measure(Strict):
     divergence: Divergence | None = None
     memory: Memory | None = None
     throughput: Throughput | None = None
-    tasks: NotBuilt = None
+    tasks: tuple[Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)], ...] = ()
     energy: NotBuilt = None
 
 

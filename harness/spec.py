@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Scalar = str | int | float | bool | None
-Kind = Literal["prepare", "calibrate", "probe", "quantize", "reference", "quality", "performance"]
+Kind = Literal["prepare", "calibrate", "probe", "quantize", "reference", "quality", "task", "performance"]
 Stage = Literal["none", "on_load", "offline", "published"]
 
 
@@ -109,6 +109,37 @@ class PerplexityWorkload:
 
 
 @dataclass(frozen=True)
+class TaskWorkload:
+    """One task or group of lm-eval, where its definition lies, and how its questions are put.
+
+    ``definition`` is a YAML file, ``own`` the sha256 of one that does not come with lm-eval. Without ``data`` the
+    task's own data set is read.
+    """
+
+    name: str
+    definition: str
+    own: str | None = None
+    fewshot: int | None = None
+    sampler: Literal["default", "first_n"] | None = None
+    limit: int | None = None
+    data: TextRef | None = None
+    fewshot_data: TextRef | None = None
+    chat_template: bool = False
+    system: str | None = None
+    bos: Literal["auto", "always", "never"] = "auto"
+    cluster: str | None = None
+    seed: int = 1234
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two tasks the same one: their data count by content, a definition by its name or its content."""
+        question = asdict(self)
+        del question["definition"]
+        for name, text in (("data", self.data), ("fewshot_data", self.fewshot_data)):
+            question[name] = text.sha256 if text else None
+        return question
+
+
+@dataclass(frozen=True)
 class ThroughputWorkload:
     """One grid of batch size × prompt length, each decoded for a fixed number of tokens."""
 
@@ -149,6 +180,7 @@ class RunSpec:
     allow_leak: bool = False
     perplexity: PerplexityWorkload | None = None
     divergence: bool = False
+    task: TaskWorkload | None = None
     throughput: ThroughputWorkload | None = None
     memory: bool = True
     limits: Limits = Limits()
@@ -175,9 +207,10 @@ class RunSpec:
     @property
     def title(self) -> str:
         """A short line for displays and logs."""
-        what = self.method.label if self.kind in ("quantize", "quality", "performance") else self.model.label
+        what = self.method.label if self.kind in ("quantize", "quality", "task", "performance") else self.model.label
         again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
-        return f"{self.kind} {what}{again}"
+        task = f"{self.task.name} " if self.task else ""
+        return f"{self.kind} {task}{what}{again}"
 
     @property
     def case_id(self) -> str:
@@ -219,6 +252,10 @@ class RunSpec:
             case["perplexity"] = workload
             case["divergence"] = self.divergence
             case["baseline"] = self.baseline.identity
+            if self.allow_leak:
+                case["allow_leak"] = True
+        if self.kind == "task" and self.task is not None:
+            case["task"] = self.task.identity()
             if self.allow_leak:
                 case["allow_leak"] = True
         if self.kind == "performance":

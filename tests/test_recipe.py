@@ -61,8 +61,8 @@ def test_units_of_limits_are_read(write) -> None:
         ("text: demo", "text: no/such.txt", "measure.perplexity.text: text file not found: "),
         (
             "perplexity: {",
-            "tasks: [piqa]\n  perplexity: {",
-            "r.yaml:5: measure.tasks: not built yet; leave this key out",
+            "energy: {}\n  perplexity: {",
+            "r.yaml:5: measure.energy: not built yet; leave this key out",
         ),
         ("limits:", "kv_cache: [int8]\nlimits:", "r.yaml:6: kv_cache: not built yet; leave this key out"),
         ("10m", "10 parsecs", "r.yaml:6: limits.time: expected a duration such as 90s, 10m or 2h"),

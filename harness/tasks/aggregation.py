@@ -1,0 +1,40 @@
+"""How lm-eval makes one figure of many questions, where that is a function of their mean. Pure.
+
+Such a figure keeps a value per question, so that a variant can be paired with the baseline, question by question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+FIGURES: Mapping[str, Callable[[float], float]] = {
+    "mean": lambda mean: mean,
+    "nanmean": lambda mean: mean,
+    "perplexity": lambda nat: math.exp(nat) if nat < 700 else math.inf,
+    "weighted_perplexity": lambda nat: math.exp(nat) if nat < 700 else math.inf,
+    "bits_per_byte": lambda nat: nat / math.log(2),
+}
+"""By the name of lm-eval's aggregation: from the weighted mean of what ``kept`` gives to the figure."""
+
+
+def kept(scores: Sequence[Any], how: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """A value per question and its weight (empty: all alike); None where the figure is no function of a mean.
+
+    Log-likelihoods become negative ones, in nats; those that come with a length become nats per unit of it.
+    """
+    if how not in FIGURES:
+        return None
+    if how in ("weighted_perplexity", "bits_per_byte"):
+        return tuple(-nat / size for nat, size in scores), tuple(float(size) for _, size in scores)
+    if not all(isinstance(score, int | float) and math.isfinite(score) for score in scores):
+        return None
+    return tuple(-float(score) if how == "perplexity" else float(score) for score in scores), ()
+
+
+def mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The mean of the values, each counted ``weights`` times (empty: once)."""
+    if not weights:
+        return math.fsum(values) / len(values)
+    return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / math.fsum(weights)

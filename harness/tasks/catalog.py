@@ -1,0 +1,92 @@
+"""Which file defines a task of lm-eval: found by its name, without importing lm-eval or building its index.
+
+lm-eval's own index parses 14,000 YAML files, which takes 15 s. Here their few lines that give names are read
+as text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from harness.errors import UsageError
+
+_KEY = re.compile(r"""^["']?(task|group|tag|include|class)["']?:[ \t]*(.*)\n((?:[ \t]*-[ \t]*.*\n)*)""", re.MULTILINE)
+_WORD = re.compile(r"[^\s\"',\[\]-][^\s\"',\[\]]*")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The definitions of a folder: ``paths`` by the name of a task or group, ``tags`` with the tasks that bear them."""
+
+    paths: Mapping[str, Path]
+    tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def members(self, name: str) -> tuple[str, ...]:
+        """The task or group of that name, or the tasks of that tag. Raises UsageError for a name that is neither."""
+        if name in self.paths:
+            return (name,)
+        if name in self.tags:
+            return self.tags[name]
+        near = get_close_matches(name, [*self.paths, *self.tags], n=3, cutoff=0.6)
+        hint = f"did you mean {', '.join(map(repr, near))}?" if near else "'lm-eval ls tasks' lists those it has"
+        raise UsageError(f"lm-eval knows no task {name!r}; {hint}")
+
+
+@cache
+def catalog() -> Catalog:
+    """The tasks of the installed lm-eval. Raises UsageError where it is not installed."""
+    found = find_spec("lm_eval")  # finds it without running it
+    if found is None or not found.submodule_search_locations:
+        raise UsageError("lm-eval is not installed; pip install 'qharness[eval]'")
+    return read(Path(found.submodule_search_locations[0]) / "tasks")
+
+
+def read(folder: Path) -> Catalog:
+    """The catalog of a folder of definitions; of two of one name the first in order of paths counts, as in lm-eval."""
+    paths: dict[str, Path] = {}
+    tags: dict[str, set[str]] = {}
+    for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
+        said = _said(path)
+        for name in _names(said):
+            if name not in paths:
+                paths[name] = path
+                for tag in () if _is_group(said) else _tags(path, said):
+                    tags.setdefault(tag, set()).add(name)
+    return Catalog(paths, {tag: tuple(sorted(members)) for tag, members in tags.items()})
+
+
+def read_names(path: Path) -> list[str]:
+    """The name that a definition gives itself, or none."""
+    return _names(_said(path))
+
+
+def _names(said: Mapping[str, list[str]]) -> list[str]:
+    return said.get("group" if _is_group(said) else "task", [])[:1]
+
+
+def _is_group(said: Mapping[str, list[str]]) -> bool:
+    """A definition by a class may name a group that it belongs to."""
+    return "group" in said and "class" not in said
+
+
+def _said(path: Path) -> dict[str, list[str]]:
+    """The words under the keys that name a definition and its like, as they stand in the file."""
+    text = path.read_text(encoding="utf-8", errors="replace") + "\n"
+    return {
+        key: [word for line in (inline, *listed.splitlines()) for word in _WORD.findall(line.partition(" #")[0])]
+        for key, inline, listed in _KEY.findall(text)
+    }
+
+
+def _tags(path: Path, said: Mapping[str, list[str]]) -> list[str]:
+    """The tags of a definition, else those of what it includes."""
+    if "tag" in said:
+        return said["tag"]
+    included = [path.parent / name for name in said.get("include", ())]
+    return [tag for file in included if file.is_file() for tag in _tags(file, _said(file))]

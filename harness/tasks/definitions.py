@@ -1,0 +1,97 @@
+"""lm-eval's own task objects, read from their own definitions; of the data, what the recipe replaces.
+
+Each definition gets a file of its own in a passing folder that includes the original, so that lm-eval indexes
+these alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from harness.errors import UnsupportedError
+from harness.spec import TaskWorkload
+from harness.tasks.catalog import catalog
+
+if TYPE_CHECKING:
+    from lm_eval.tasks.manager import TaskDict
+
+QUESTIONS, EXAMPLES = "test", "train"
+"""The splits that local files become."""
+
+
+def load(workload: TaskWorkload) -> TaskDict:
+    """The task, or the group and its tasks, with their questions read. Raises UnsupportedError where they cannot be."""
+    from lm_eval.api.samplers import get_sampler
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory() as folder:
+        for index, path in enumerate(_needed(Path(workload.definition))):
+            definition = {"include": str(path), **_replaced(path, workload)}
+            Path(folder, f"{index}.yaml").write_text(yaml.safe_dump(definition), encoding="utf-8")
+        try:
+            loaded = TaskManager(include_path=folder, include_defaults=False).load([workload.name])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UnsupportedError(f"{workload.name}: its questions cannot be read: {error}") from error
+    for task in loaded["tasks"].values():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UnsupportedError(f"{task.task_name} runs code that the model writes; that is not done here")
+        if getattr(task, "MULTIMODAL", False):
+            raise UnsupportedError(f"{task.task_name} asks about images or sound; only text is measured")
+        if workload.fewshot is not None:
+            task.set_config(key="num_fewshot", value=workload.fewshot)
+        elif task.get_config("num_fewshot") is None:
+            task.set_config(key="num_fewshot", value=0)
+        if workload.sampler is not None and task.fewshot_docs() is not None:
+            task.sampler = get_sampler(workload.sampler)(list(task.fewshot_docs()))
+        task.set_fewshot_seed(seed=workload.seed)
+    return loaded
+
+
+def _needed(path: Path) -> Iterator[Path]:
+    """A definition and, of a group, those of all its members."""
+    yield path
+    members = _content(path).get("task")
+    for member in members if isinstance(members, list) else ():
+        named = member if isinstance(member, str) else member.get("group", member.get("task"))
+        known = catalog()
+        for each in known.tags.get(named, (named,)):
+            if each in known.paths:  # what is defined in place needs no file
+                yield from _needed(known.paths[each])
+
+
+def _replaced(path: Path, workload: TaskWorkload) -> dict[str, Any]:
+    """The keys of one definition that the recipe decides."""
+    content = _content(path)
+    if isinstance(content.get("task"), list):
+        return {}
+    if workload.data is None:
+        return {}
+    files = {QUESTIONS: workload.data.path}
+    if workload.fewshot_data is not None:
+        files[EXAMPLES] = workload.fewshot_data.path
+    replaced: dict[str, Any] = {
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": files},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": QUESTIONS,
+    }
+    if workload.fewshot_data is not None:
+        replaced["fewshot_split"] = EXAMPLES
+    elif "samples" not in (content.get("fewshot_config") or {}):  # a task may bring its own examples
+        replaced["fewshot_split"] = QUESTIONS  # the same as test_split: lm-eval then leaves the question itself out
+    return replaced
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    """A definition with what it includes; functions in it stay text."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    content: Mapping[str, Any] = load_yaml(path, resolve_func=False)
+    return content

@@ -1,0 +1,160 @@
+"""A task of lm-eval put to a model: each question's score, as measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.errors import InvalidRunError, UnsupportedError
+from harness.record import Measurement
+from harness.spec import Scalar, TaskWorkload, digest
+from harness.tasks.aggregation import FIGURES, kept, mean
+from harness.tasks.definitions import load
+
+if TYPE_CHECKING:
+    from lm_eval.api.group import Group
+
+VERSION = 1
+SAME = 1e-6
+"""Relative difference within which our figure of the questions and lm-eval's are the same."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What lm-eval made of one task's questions by one of its scores and filters.
+
+    ``values`` are empty where ``figure`` is all that can be had.
+    """
+
+    task: str
+    score: str
+    filter: str
+    direction: Literal["lower", "higher"]
+    aggregation: str
+    figure: float
+    values: tuple[float, ...]
+    weights: tuple[float, ...]
+    items: tuple[str, ...]
+    clusters: tuple[str, ...]
+
+    def check(self) -> Answers:
+        """Itself. Raises InvalidRunError where the questions do not give lm-eval's own figure."""
+        if self.values:
+            ours = FIGURES[self.aggregation](mean(self.values, self.weights))
+            if abs(ours - self.figure) > SAME * max(1.0, abs(self.figure)):
+                raise InvalidRunError(f"{self.task}: {self.score} is {ours} by its questions, {self.figure} by lm-eval")
+        return self
+
+
+def evaluate(lm: Any, workload: TaskWorkload) -> Iterator[Measurement]:
+    """Puts every question to ``lm`` (an ``lm_eval.api.model.LM``) by lm-eval's evaluator, prompts, filters and metrics.
+
+    One measurement ``task_score`` per score and filter, with a value per question where lm-eval's figure is a
+    function of their mean, else with that figure alone. A group's questions stand together, weighted as lm-eval
+    weights its tasks. Raises UnsupportedError where the questions cannot be read.
+    """
+    from lm_eval.evaluator import evaluate as ask
+
+    loaded = load(workload)
+    asked = ask(
+        lm,
+        loaded,
+        limit=workload.limit,
+        bootstrap_iters=0,
+        system_instruction=workload.system,
+        apply_chat_template=workload.chat_template,
+        fewshot_as_multiturn=workload.chat_template,
+    )
+    answers = [
+        found for name, task in loaded["tasks"].items() for found in _answers(name, task, asked, workload.cluster)
+    ]
+    group = loaded.get("groups", {}).get(workload.name)
+    if group is not None and group.has_aggregation:
+        answers = list(_pooled(group, answers, asked["results"][workload.name]))
+    for found in answers:
+        yield _measurement(found.check(), _protocol(found.task, lm, workload, asked))
+
+
+def _answers(name: str, task: Any, asked: Mapping[str, Any], cluster: str | None) -> Iterator[Answers]:
+    """The scores of one task, by score and filter."""
+    samples = asked["samples"][name]
+    rising = task.higher_is_better()
+    for score, aggregate in task.aggregation().items():
+        for chosen in dict.fromkeys(sample["filter"] for sample in samples):
+            figure = asked["results"][name].get(f"{score},{chosen}")
+            mine = [sample for sample in samples if sample["filter"] == chosen and score in sample]
+            if not isinstance(figure, int | float) or not mine:
+                continue
+            how = getattr(aggregate, "__name__", "own")
+            values, weights = kept([sample[score] for sample in mine], how) or ((), ())
+            yield Answers(
+                task=name,
+                score=score,
+                filter=chosen,
+                direction="higher" if rising.get(score, True) else "lower",
+                aggregation=how,
+                figure=float(figure),
+                values=values,
+                weights=weights,
+                items=tuple(f"{name}:{sample['doc_id']}" for sample in mine) if values else (),
+                clusters=tuple(_cluster(sample["doc"], name, cluster) for sample in mine) if values and cluster else (),
+            )
+
+
+def _cluster(doc: Mapping[str, Any], task: str, name: str) -> str:
+    if name not in doc:
+        raise UnsupportedError(f"{task}: its questions have no field {name!r}; they have {', '.join(map(str, doc))}")
+    return f"{task}:{digest(str(doc[name]))}"
+
+
+def _pooled(group: Group, answers: Sequence[Answers], results: Mapping[str, Any]) -> Iterator[Answers]:
+    """The group's own figures: the questions of all its tasks, each counted once, or each task once."""
+    for chosen in group.aggregate_metric_list or ():
+        for name in dict.fromkeys(found.filter for found in answers if found.score == chosen.metric):
+            members = [found for found in answers if (found.score, found.filter) == (chosen.metric, name)]
+            paired = all(found.values and not found.weights for found in members)
+            sizes = [1.0 if chosen.weight_by_size else 1.0 / len(found.values or (0,)) for found in members]
+            yield replace(
+                members[0],
+                task=group.name,
+                figure=float(results[f"{chosen.metric},{name}"]),
+                values=tuple(value for found in members for value in found.values) if paired else (),
+                weights=tuple(size for found, size in zip(members, sizes, strict=True) for _ in found.values),
+                items=tuple(item for found in members for item in found.items),
+                clusters=tuple(each for found in members for each in found.clusters),
+            )
+
+
+def _protocol(name: str, lm: Any, workload: TaskWorkload, asked: Mapping[str, Any]) -> dict[str, Scalar]:
+    """What a score depends on: equal for a variant and the baseline, or they cannot be compared."""
+    prompts = sha256()
+    for samples in asked["samples"].values():
+        for sample in samples:
+            prompts.update(repr((sample["doc_hash"], sample["prompt_hash"], sample["target_hash"])).encode())
+    template = lm.chat_template(True) if workload.chat_template else None
+    return {
+        "task": name,
+        "task_version": str(asked["versions"].get(name, "")),
+        "fewshot": asked["n-shot"].get(name),
+        "bos": workload.bos,
+        "chat_template": sha256(template.encode()).hexdigest()[:16] if template else None,
+        "system": workload.system,
+        "prompts_sha256": prompts.hexdigest(),
+    }
+
+
+def _measurement(found: Answers, protocol: dict[str, Scalar]) -> Measurement:
+    return Measurement(
+        metric="task_score",
+        version=VERSION,
+        unit="nat" if FIGURES.get(found.aggregation) not in (None, FIGURES["mean"], FIGURES["nanmean"]) else "score",
+        direction=found.direction,
+        evidence="paired" if found.values else "exact",
+        values=found.values or (found.figure,),
+        protocol={**protocol, "score": found.score, "filter": found.filter, "aggregation": found.aggregation},
+        weights=found.weights if found.values else (),
+        item_ids=found.items,
+        cluster_ids=found.clusters,
+    )

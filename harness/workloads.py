@@ -1,0 +1,65 @@
+"""From what a recipe wants measured to workloads: names found, files hashed, faults told with their line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness import recipe as written
+from harness.errors import SourceError, UsageError
+from harness.recipe import Recipe
+from harness.spec import TaskWorkload, TextRef, file_sha256
+from harness.tasks.catalog import catalog, read_names
+from harness.text.sources import resolve
+
+Place = tuple[str | int, ...]
+
+
+def text(recipe: Recipe, wanted: written.Text, place: Place) -> TextRef:
+    """The text that a key of the recipe names. Raises RecipeError where it is not there."""
+    try:
+        return resolve(wanted, recipe.folder)
+    except SourceError as error:
+        raise recipe.error(place, str(error)) from None
+
+
+def tasks(recipe: Recipe) -> tuple[TaskWorkload, ...]:
+    """The tasks of a recipe; a tag becomes the tasks that bear it. Raises RecipeError for an unknown one."""
+    found = tuple(each for index in range(len(recipe.measure.tasks)) for each in _task(recipe, index))
+    for index, each in enumerate(found):
+        if each in found[:index]:
+            raise recipe.error(("measure", "tasks"), f"asks {each.name!r} twice in the same way")
+    return found
+
+
+def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
+    place: Place = ("measure", "tasks", index)
+    entry = recipe.measure.tasks[index]
+    if entry.fewshot_data is not None and entry.data is None:
+        raise recipe.error((*place, "fewshot_data"), "needs 'data' beside it: both replace the task's own data set")
+    settings = {
+        **entry.model_dump(exclude={"name", "data", "fewshot_data"}),
+        "data": _file(recipe, entry.data, (*place, "data")),
+        "fewshot_data": _file(recipe, entry.fewshot_data, (*place, "fewshot_data")),
+    }
+    if entry.name.endswith((".yaml", ".yml")):
+        return (_own(recipe, Path(entry.name), (*place, "name"), settings),)
+    try:
+        known = catalog()
+        return tuple(TaskWorkload(name, str(known.paths[name]), **settings) for name in known.members(entry.name))
+    except UsageError as error:
+        raise recipe.error((*place, "name"), str(error)) from None
+
+
+def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) -> TaskWorkload:
+    """A task that the user defined."""
+    path = (recipe.folder / name.expanduser()).resolve()
+    if not path.is_file():
+        raise recipe.error(place, f"task file not found: {path}")
+    names = read_names(path)
+    if not names:
+        raise recipe.error(place, f"{path} names no 'task' and no 'group'")
+    return TaskWorkload(names[0], str(path), own=file_sha256(path), **settings)  # type: ignore[arg-type]
+
+
+def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:
+    return None if name is None else text(recipe, written.Text(file=name), place)
