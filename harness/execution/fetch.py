@@ -16,13 +16,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness.errors import SourceError
-from harness.spec import ModelRef, RunSpec, TextRef
+from harness.spec import ModelRef, RunSpec, TaskWorkload, TextRef
 
 
 def fetch(specs: Sequence[RunSpec]) -> bool:
-    """True where a model came that was not there. Raises SourceError where a model or a text cannot be had."""
+    """True where a model came that was not there. Raises SourceError where a model, a text or a task cannot be had."""
     absent = any(model.kind == "hub" and not model.path for model in _models(specs))
-    if not absent and not any(text.hub for text in _texts(specs)):
+    if not absent and not any(text.hub for text in _texts(specs)) and not _hub_tasks(specs):
         return False
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "specs.json"
@@ -48,6 +48,10 @@ def main(path: str) -> None:
         fetch_model(model)
     for text in dict.fromkeys(text for text in _texts(specs) if text.hub):
         rows(text)
+    for task in _hub_tasks(specs):
+        from harness.tasks.definitions import load
+
+        load(task)
 
 
 def _models(specs: Sequence[RunSpec]) -> Iterator[ModelRef]:
@@ -55,6 +59,12 @@ def _models(specs: Sequence[RunSpec]) -> Iterator[ModelRef]:
         yield spec.model
         if spec.method.published is not None:
             yield spec.method.published
+
+
+def _hub_tasks(specs: Sequence[RunSpec]) -> tuple[TaskWorkload, ...]:
+    """The tasks whose questions lie in a data set on the hub, each once."""
+    tasks = (spec.task for spec in specs if spec.task is not None and spec.task.data is None)
+    return tuple(dict.fromkeys(tasks))
 
 
 def _texts(specs: Sequence[RunSpec]) -> Iterator[TextRef]:

@@ -1,0 +1,180 @@
+"""What is kept of a task's questions, held against lm-eval's own figures, with lm-eval's own transformers model."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from harness.errors import UnsupportedError
+from harness.record import Measurement
+from harness.spec import TaskWorkload, TextRef
+from harness.tasks.catalog import catalog
+from harness.tasks.evaluate import evaluate
+
+lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval]'")
+
+SUBJECTS = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour", "forest", "station")
+CHOICE = """
+task: {name}
+dataset_path: json
+dataset_name: null
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "The {{{{subject}}}} was"
+doc_to_choice: "{{{{endings}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+
+
+@pytest.fixture(scope="module")
+def lm(tiny: Path):
+    """The judge of lm-eval itself."""
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(tiny), dtype="float32", batch_size=4, device="cpu")
+
+
+def questions(path: Path, count: int) -> Path:
+    rows = (
+        {"subject": subject, "endings": ["wide.", "cold and quiet.", "old."], "answer": i % 3, "passage": f"p{i // 2}"}
+        for i, subject in enumerate(SUBJECTS[:count])
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def own(folder: Path, name: str = "endings", count: int = 10, **settings: object) -> TaskWorkload:
+    path = folder / f"{name}.yaml"
+    data = questions(folder / f"{name}.jsonl", count)
+    path.write_text(CHOICE.format(name=name, data=data), encoding="utf-8")
+    return TaskWorkload(name, str(path), own="0", **settings)  # type: ignore[arg-type]
+
+
+def by_score(found: list[Measurement]) -> dict[str, Measurement]:
+    return {str(m.protocol["score"]): m for m in found}
+
+
+def test_each_question_has_its_score_and_their_mean_is_lm_evals(lm, tmp_path: Path) -> None:
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    workload = own(tmp_path)
+    found = by_score(list(evaluate(lm, workload)))
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    theirs = simple_evaluate(lm, tasks=["endings"], task_manager=manager, bootstrap_iters=0)["results"]["endings"]
+    assert set(found) == {"acc", "acc_norm"}
+    for score, measured in found.items():
+        assert len(measured.values) == 10
+        assert set(measured.values) == {0.0, 1.0}  # some right, some wrong
+        assert sum(measured.values) / 10 == pytest.approx(theirs[f"{score},none"])
+        assert measured.item_ids == tuple(f"endings:{i}" for i in range(10))
+        assert (measured.evidence, measured.direction) == ("paired", "higher")
+
+
+def test_what_changes_the_prompts_changes_the_protocol(lm, tmp_path: Path) -> None:
+    plain = by_score(list(evaluate(lm, own(tmp_path))))["acc"].protocol
+    again = by_score(list(evaluate(lm, own(tmp_path))))["acc"].protocol
+    shots = by_score(list(evaluate(lm, own(tmp_path, fewshot=1))))["acc"].protocol
+    assert dict(plain) == dict(again)
+    assert shots["fewshot"] == 1
+    assert shots["prompts_sha256"] != plain["prompts_sha256"]
+
+
+def test_local_data_replace_the_tasks_own_and_no_question_is_its_own_example(lm, tmp_path: Path) -> None:
+    from harness.tasks.definitions import load
+
+    data = tmp_path / "arc.jsonl"
+    rows = [
+        {
+            "id": str(i),
+            "question": f"What was the {subject}?",
+            "choices": {"text": ["wide", "cold"], "label": ["A", "B"]},
+            "answerKey": "AB"[i % 2],
+        }
+        for i, subject in enumerate(SUBJECTS)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for sampler in ("default", "first_n"):
+        workload = TaskWorkload(
+            "arc_easy",
+            str(catalog().paths["arc_easy"]),
+            fewshot=9,
+            sampler=sampler,  # type: ignore[arg-type]
+            data=TextRef("arc", str(data), sha256="0"),
+        )
+        (task,) = load(workload)["tasks"].values()
+        task.build_all_requests()
+        prompts = [instance.args[0] for instance in task.instances]
+        assert len(prompts) == 20
+        assert all(prompt.count("Question:") == 10 for prompt in prompts)
+        assert all(len(set(prompt.split("\n\n"))) == 10 for prompt in prompts)  # nine others and itself, each once
+
+
+def test_clusters_come_from_a_field_of_the_data(lm, tmp_path: Path) -> None:
+    found = by_score(list(evaluate(lm, own(tmp_path, cluster="passage"))))["acc"]
+    assert len(set(found.cluster_ids)) == 5
+    assert found.cluster_ids[0] == found.cluster_ids[1] != found.cluster_ids[2]
+    with pytest.raises(UnsupportedError, match="no field 'page'; they have subject"):
+        list(evaluate(lm, own(tmp_path, cluster="page")))
+
+
+@pytest.mark.parametrize("by_size", [True, False])
+def test_a_group_is_weighted_as_lm_eval_weights_it(lm, tmp_path: Path, by_size: bool) -> None:
+    own(tmp_path, "first", 10)
+    own(tmp_path, "second", 4)
+    group = tmp_path / "both.yaml"
+    group.write_text(
+        "group: both\ntask:\n"
+        + "".join(
+            "  - " + json.dumps({"task": name, **_content(tmp_path / f"{name}.yaml")}) + "\n"
+            for name in ("first", "second")
+        )
+        + f"aggregate_metric_list: [{{metric: acc, weight_by_size: {str(by_size).lower()}}}]\n",
+        encoding="utf-8",
+    )
+    (found,) = evaluate(lm, TaskWorkload("both", str(group), own="0"))
+    assert found.protocol["task"] == "both"
+    assert len(found.values) == len(set(found.item_ids)) == 14
+    first = sum(found.values[:10]) / 10
+    second = sum(found.values[10:]) / 4
+    weights = found.weights or (1.0,) * 14
+    mean = sum(v * w for v, w in zip(found.values, weights, strict=True)) / sum(weights)
+    assert mean == pytest.approx((10 * first + 4 * second) / 14 if by_size else (first + second) / 2)
+    assert first != second
+
+
+def _content(path: Path) -> dict[str, object]:
+    import yaml
+
+    content: dict[str, object] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    del content["task"]
+    return content
+
+
+def test_a_perplexity_keeps_each_questions_log_likelihood(lm, tmp_path: Path) -> None:
+    data = tmp_path / "lambada.jsonl"
+    rows = ({"text": f"The {subject} was very old"} for subject in SUBJECTS)
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    workload = TaskWorkload(
+        "lambada_openai", str(catalog().paths["lambada_openai"]), data=TextRef("l", str(data), sha256="0")
+    )
+    found = by_score(list(evaluate(lm, workload)))
+    assert set(found) == {"acc", "perplexity"}
+    nats = found["perplexity"]
+    assert (nats.unit, nats.direction, nats.protocol["aggregation"]) == ("nat", "lower", "perplexity")
+    assert len(nats.values) == 10
+    assert 1 < math.exp(sum(nats.values) / 10) < math.inf
+
+
+def test_questions_that_cannot_be_had_are_told(lm, tmp_path: Path) -> None:
+    workload = own(tmp_path)
+    (tmp_path / "endings.jsonl").unlink()
+    with pytest.raises(UnsupportedError, match="endings: its questions cannot be read"):
+        list(evaluate(lm, workload))
