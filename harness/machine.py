@@ -69,7 +69,7 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
         "memory_bytes": memory_bytes(),
         "platform": platform.platform(),
     }
-    state = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(_meminfo("MemAvailable"))}
+    state = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
     with _gpu() as gpu:
         if gpu is not None:
             hardware |= gpu.hardware()
@@ -107,6 +107,11 @@ def cores() -> int:
 
 def memory_bytes() -> int:
     return _meminfo("MemTotal")
+
+
+def available_memory_bytes() -> int:
+    """What a process could still take; 0 where nobody says."""
+    return _meminfo("MemAvailable")
 
 
 def gpu_summary() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -42,7 +43,6 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     timed = tuple(run for run in evidence.performance if run.status == "ok")
     well = [run for run in evidence.all if run.status == "ok"]
     kl = _values(quality, "kl")
-    agreement = _values(quality, "top1_agreement")
     nll = _values(quality, "nll")
     stock = next((run for run in well if run.find("stored_bytes")), None)
     coverage = _values(stock, "coverage")
@@ -59,13 +59,17 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         facts=_facts(well),
         perplexity=perplexity(nll) if nll else None,
         perplexity_change=change,
-        kl_mean=clustered_mean(kl).within(0, float("inf")) if kl else None,
+        kl_mean=_mean(quality, "kl", 0, math.inf),
         kl_median=quantile(kl.values, 0.5) if kl else None,
         kl_p90=quantile(kl.values, 0.9) if kl else None,
         kl_p99=quantile(kl.values, 0.99) if kl else None,
         kl_p99_9=quantile(kl.values, 0.999) if kl else None,
         kl_max=max(kl.values) if kl else None,
-        top1_agreement=clustered_mean(agreement).within(0, 1) if agreement else None,
+        kl_reverse=_mean(quality, "kl_reverse", 0, math.inf),
+        kl_batch_noise=_mean(quality, "kl_batch_noise", 0, math.inf),
+        top1_agreement=_mean(quality, "top1_agreement", 0, 1),
+        top5_agreement=_mean(quality, "top5_agreement", 0, 1),
+        delta_p=_mean(quality, "delta_p", -1, 1),
         coverage=coverage.values[0] if coverage else None,
         stored=_stored(stock),
         bits_per_weight=_over(8 * linear, _parameters(stock, "linear")),
@@ -108,6 +112,11 @@ def _change(evidence: Evidence, nll: Measurement | None) -> tuple[Estimate | Non
 def _values(run: RunRecord | None, metric: str) -> Measurement | None:
     found = run.find(metric) if run else None
     return found if found and found.values else None
+
+
+def _mean(run: RunRecord | None, metric: str, least: float, most: float) -> Estimate | None:
+    found = _values(run, metric)
+    return clustered_mean(found).within(least, most) if found else None
 
 
 def _all(run: RunRecord | None, metric: str) -> list[Measurement]:

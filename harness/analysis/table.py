@@ -57,7 +57,8 @@ class Peak:
 class VariantRow:
     """What is known of one variant; None where it was not measured or could not be.
 
-    Units: ``perplexity_change`` and ``top1_agreement`` are fractions, ``kl_*`` nat per token,
+    Units: ``perplexity_change`` and ``top*_agreement`` are fractions, ``kl_*`` nat per token, ``delta_p`` a
+    difference of probabilities, ``kl_batch_noise`` the variant's divergence from itself in another batch,
     ``size_ratio`` and ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of
     the checkpoint). ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
     no other variant of the table is both smaller and closer to the baseline.
@@ -79,7 +80,11 @@ class VariantRow:
     kl_p99: float | None = None
     kl_p99_9: float | None = None
     kl_max: float | None = None
+    kl_reverse: Estimate | None = None
+    kl_batch_noise: Estimate | None = None
     top1_agreement: Estimate | None = None
+    top5_agreement: Estimate | None = None
+    delta_p: Estimate | None = None
     coverage: float | None = None
     stored: tuple[StoredPart, ...] = ()
     bits_per_weight: float | None = None
@@ -115,7 +120,8 @@ class Table:
     """Variants that may be set side by side: one model, one perplexity protocol, one machine.
 
     ``labels`` are warnings about the model that must stand wherever its figures do. ``kl_noise_floor``
-    (nat per token) is the baseline's divergence from itself at another batch size.
+    (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
+    another dtype.
     """
 
     model: str
@@ -126,6 +132,7 @@ class Table:
     labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     kl_noise_floor: Estimate | None = None
+    kl_noise_floor_dtype: Estimate | None = None
     recipes: tuple[str, ...] = ()
     grid: tuple[GridPoint, ...] = field(default=())
 

@@ -83,7 +83,8 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
         labels=labels,
         notes=_distinct(notes),
-        kl_noise_floor=_noise_floor(references),
+        kl_noise_floor=_noise_floor(references, "batch size"),
+        kl_noise_floor_dtype=_noise_floor(references, "dtype"),
         recipes=_distinct(run.spec.recipe for run in runs.all),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
     )
@@ -200,9 +201,15 @@ def _failed_before(run: RunRecord) -> str:
     return f"{run.spec.kind} of {run.spec.model.label}: {run.status}: {message}"
 
 
-def _noise_floor(references: Sequence[RunRecord]) -> Estimate | None:
-    measured = [run.find("kl_noise_floor") for run in references if run.status == "ok"]
-    found = [measurement for measurement in measured if measurement and measurement.values]
+def _noise_floor(references: Sequence[RunRecord], changed: str) -> Estimate | None:
+    """The newest one. Before there was a second kind, nothing said what had been changed: the batch size."""
+    found = [
+        measurement
+        for run in references
+        if run.status == "ok"
+        for measurement in run.outcome.measurements
+        if measurement.metric == "kl_noise_floor" and measurement.protocol.get("changed", "batch size") == changed
+    ]
     return clustered_mean(found[-1]) if found else None
 
 

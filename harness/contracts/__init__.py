@@ -26,6 +26,7 @@ from harness.contracts.metrics import (
     Metric,
     MetricKind,
     Observer,
+    Prediction,
     Windows,
 )
 
@@ -44,6 +45,7 @@ __all__ = [
     "MetricKind",
     "Needs",
     "Observer",
+    "Prediction",
     "QuantizeJob",
     "Role",
     "Setting",

@@ -30,19 +30,31 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """A stretch of one window on its way through the observers of the one forward pass.
+class Prediction:
+    """What a model predicts at n positions, over the whole vocabulary.
 
-    ``logprobs`` are float32 (n, vocabulary), natural logarithms, of the tokens at positions
-    ``start`` to ``start + n`` of the window; ``targets`` (n,) are those tokens; ``reference`` holds
-    the baseline's log-probabilities of the same positions, where there is a reference.
+    ``exponents`` are the logits less the row's highest, ``weights`` their exponentials, both float32
+    (n, vocabulary); ``totals`` are the sums of the weights, float64 (n,). A weight over its total is a probability.
+    """
+
+    exponents: torch.Tensor
+    weights: torch.Tensor
+    totals: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some positions of one window on their way through the observers of the one forward pass.
+
+    ``prediction`` is of the tokens at positions ``start`` to ``start + n`` of the window, ``targets`` (n,) are
+    those tokens; ``reference`` is what the baseline predicts there, where there is a reference.
     """
 
     window: int
     start: int
     targets: torch.Tensor
-    logprobs: torch.Tensor
-    reference: torch.Tensor | None
+    prediction: Prediction
+    reference: Prediction | None
 
 
 class Observer(Protocol):

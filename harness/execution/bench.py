@@ -105,29 +105,37 @@ class Bench:
 
     def load(self) -> LoadedModel:
         """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one."""
-        spec = self.spec
-        runtime, params = engine(spec.engine), self.params()
+        runtime = engine(self.spec.engine)
         with self.phase("import"):
             runtime.imports()
             chosen = self.method()
-            dtype = chosen.run_dtype(params, spec.model.dtype)
-            setting = Setting(dtype, spec.device, self.modules().untouched)
-            quantization = chosen.load_config(params, setting) if chosen.load_config else None
+            request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
-            model = runtime.load(
-                LoadRequest(
-                    self.checkpoint(),
-                    dtype,
-                    spec.device,
-                    spec.attention,
-                    quantization,
-                    spec.model.trust_remote_code,
-                    chosen.read,
-                )
-            )
+            model = runtime.load(request)
         with self.phase("probe"):
             model.probe()
         return model
+
+    def load_as(self, dtype: str) -> LoadedModel:
+        """The variant once more, in another dtype."""
+        with self.phase(f"load in {dtype}"):
+            model = engine(self.spec.engine).load(self._request(dtype))
+            model.probe()
+        return model
+
+    def _request(self, dtype: str) -> LoadRequest:
+        """How the engine is to load the variant."""
+        spec, chosen = self.spec, method(self.spec.method.name)
+        setting = Setting(dtype, spec.device, self.modules().untouched)
+        return LoadRequest(
+            self.checkpoint(),
+            dtype,
+            spec.device,
+            spec.attention,
+            chosen.load_config(self.params(), setting) if chosen.load_config else None,
+            spec.model.trust_remote_code,
+            chosen.read,
+        )
 
     def method(self) -> Method[Any]:
         """The spec's method, its library enabled."""

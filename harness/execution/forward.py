@@ -3,44 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
 
 from harness.contracts import Chunk, LoadedModel, Observer, Windows
-from harness.execution.reference import Reference
+from harness.execution.reference import Kept
+from harness.numerics.prediction import predict
 
-CHUNK_TOKENS = 128
-"""Positions whose logits exist at one time: 25 MB of float32 for a vocabulary of 49,152."""
+if TYPE_CHECKING:
+    import torch
+
+STRETCH_TOKENS = 128
+"""Positions whose logits exist at one time: enough for a fast product of the head, 25 MB for a vocabulary of 49,152."""
+CACHED_BYTES = 2**21
+"""What the statistics of a CPU work on at a time: several arrays of this size stay in its cache."""
 
 
 def observe(
     model: LoadedModel,
     windows: Windows,
     observers: Sequence[Observer],
-    reference: Reference | None,
+    reference: Kept | None,
     batch: int = 1,
 ) -> None:
-    """Runs every window once, ``batch`` of them at a time, and shows each stretch of it to every observer."""
+    """Runs every window once, up to ``batch`` neighbours of one length at a time, past every observer."""
     import torch
 
-    for first in range(0, len(windows.tokens), batch):
-        tokens = torch.tensor([list(row) for row in windows.tokens[first : first + batch]], device=model.device)
+    for members in _batches(windows, batch):
+        tokens = torch.tensor([list(windows.tokens[index]) for index in members], device=model.device)
         states = model.hidden(tokens) if model.factored else model.logits(tokens)
-        for offset, rows in enumerate(states):
-            kept = reference.window(first + offset) if reference else None
-            for start, stop in _stretches(windows.firsts[first + offset], len(rows)):
+        for index, row, rows in zip(members, tokens, states, strict=True):
+            kept = reference.window(index) if reference else None
+            for start, stop in _stretches(windows.firsts[index], len(rows)):
                 logits = model.head(rows[start:stop]) if model.factored else rows[start:stop]
                 base = reference.logits(kept[start:stop]) if reference and kept is not None else None
-                chunk = Chunk(
-                    window=first + offset,
-                    start=start + 1,
-                    targets=tokens[offset, start + 1 : stop + 1],
-                    logprobs=logits.float().log_softmax(dim=-1),
-                    reference=base.float().log_softmax(dim=-1) if base is not None else None,
-                )
-                for observer in observers:
-                    observer.observe(chunk)
+                for chunk in _chunks(index, start + 1, row[start + 1 : stop + 1], logits, base):
+                    for observer in observers:
+                        observer.observe(chunk)
+
+
+def _batches(windows: Windows, batch: int) -> Iterator[Sequence[int]]:
+    """The windows' indices in order, in groups that fit one tensor without padding."""
+    for _, found in groupby(range(len(windows.tokens)), key=lambda index: len(windows.tokens[index])):
+        alike = list(found)
+        yield from (alike[at : at + batch] for at in range(0, len(alike), batch))
 
 
 def _stretches(first: int, length: int) -> Iterator[tuple[int, int]]:
-    """The positions that predict the tokens from ``first`` on, in stretches of CHUNK_TOKENS; the last predicts none."""
-    for start in range(first - 1, length - 1, CHUNK_TOKENS):
-        yield start, min(start + CHUNK_TOKENS, length - 1)
+    """The positions that predict the tokens from ``first`` on, STRETCH_TOKENS at a time; the last predicts none."""
+    for start in range(first - 1, length - 1, STRETCH_TOKENS):
+        yield start, min(start + STRETCH_TOKENS, length - 1)
+
+
+def _chunks(
+    window: int, start: int, targets: torch.Tensor, logits: torch.Tensor, base: torch.Tensor | None
+) -> Iterator[Chunk]:
+    """A stretch in as many rows at a time as a CPU's cache holds; whole on any other device."""
+    few = max(1, CACHED_BYTES // (4 * logits.shape[-1]))
+    rows = few if logits.device.type == "cpu" else len(targets)
+    for at in range(0, len(targets), rows):
+        part = slice(at, at + rows)
+        reference = predict(base[part]) if base is not None else None
+        yield Chunk(window, start + at, targets[part], predict(logits[part]), reference)

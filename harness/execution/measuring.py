@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from harness.contracts import LoadedModel, Windows
 from harness.errors import UnsupportedError
+from harness.execution import noise
 from harness.execution import reference as references
 from harness.execution.bench import Bench
 from harness.execution.checks import note_repacking, take_stock
@@ -15,11 +15,9 @@ from harness.registry import metric
 from harness.text import calibration
 from harness.text.leakage import Leak
 
-NOISE_FLOOR_BATCH = 2
-
 
 def reference(bench: Bench, out: Path) -> None:
-    """Runs the baseline over the text, keeps its states, and measures what another batch size alone changes."""
+    """Runs the baseline over the text, keeps its states, and measures what another batch size or dtype changes."""
     import torch
 
     spec = bench.spec
@@ -27,15 +25,10 @@ def reference(bench: Bench, out: Path) -> None:
     windows = _windows(bench, model)
     with bench.phase("forward"), torch.inference_mode():
         references.write(model, windows, out)
-    if len(windows.tokens) >= NOISE_FLOOR_BATCH:
-        scored = NOISE_FLOOR_BATCH * (len(windows.tokens[0]) - 1)
-        changed = {"windows": NOISE_FLOOR_BATCH, "tokens_scored": scored, "batch_size": NOISE_FLOOR_BATCH}
-        first = replace(windows, tokens=windows.tokens[:NOISE_FLOOR_BATCH], protocol={**windows.protocol, **changed})
-        floor = metric("divergence").make(first, "kl_noise_floor")
-        with bench.phase("noise floor"), torch.inference_mode():
-            kept = references.Reference(out, spec.device)
-            observe(model, first, [floor], kept, NOISE_FLOOR_BATCH)
-        bench.add(floor.finish()[:1])
+    kept, ledger = references.Reference(out, spec.device), model.weight_ledger()
+    noise.other_batch(bench, model, windows, kept)
+    del model
+    noise.other_dtype(bench, ledger, windows, kept)
 
 
 def quality(bench: Bench, out: Path) -> None:
@@ -58,6 +51,7 @@ def quality(bench: Bench, out: Path) -> None:
         observe(model, windows, observers, kept)
     for observer in observers:
         bench.add(observer.finish())
+    noise.own_batch(bench, model, windows)
     note_repacking(bench, model)
 
 

@@ -6,9 +6,10 @@ whatever the vocabulary and the text. Where the head is no dense matrix the logi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from harness.contracts import HeadWeights, LoadedModel, Windows
 from harness.errors import HarnessError, InvalidRunError
@@ -22,7 +23,10 @@ MANIFEST, HEAD = "reference.json", "head.safetensors"
 
 
 def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
-    """Runs the baseline over the windows and keeps what a variant will be compared with."""
+    """Runs the baseline over the windows and keeps what a variant will be compared with.
+
+    Raises InvalidRunError, with the window, where it is not finite.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -33,6 +37,8 @@ def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
     for index, tokens in enumerate(windows.tokens):
         batch = torch.tensor([tokens])
         kept = model.hidden(batch) if head is not None else model.logits(batch)
+        if not bool(kept.isfinite().all()):
+            raise InvalidRunError(f"the baseline's output for window {index} is not finite")
         save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
     manifest = {
         "protocol": dict(windows.protocol),
@@ -41,6 +47,35 @@ def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
         "sha256": {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+class Kept(Protocol):
+    """What a model is compared with, a window at a time."""
+
+    def window(self, index: int) -> torch.Tensor:
+        """The kept tensor of a window: hidden states (length, width) or logits (length, vocabulary)."""
+        ...
+
+    def logits(self, kept: torch.Tensor) -> torch.Tensor:
+        """The final logits of a stretch of a window."""
+        ...
+
+
+class Itself:
+    """A model as its own reference: each window run alone when it is asked for."""
+
+    def __init__(self, model: LoadedModel, windows: Windows) -> None:
+        self._model = model
+        self._windows = windows
+
+    def window(self, index: int) -> torch.Tensor:
+        import torch
+
+        tokens = torch.tensor([list(self._windows.tokens[index])])
+        return (self._model.hidden(tokens) if self._model.factored else self._model.logits(tokens))[0]
+
+    def logits(self, kept: torch.Tensor) -> torch.Tensor:
+        return self._model.head(kept) if self._model.factored else kept
 
 
 class Reference:
@@ -79,13 +114,13 @@ class Reference:
         return finish(logits, self._head.scale, self._head.softcap)
 
     def _read(self, name: str) -> dict[str, torch.Tensor]:
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         path = self._folder / name
-        if not path.exists() or file_sha256(path) != self._sha256[name]:
+        content = path.read_bytes() if path.exists() else b""  # read once, for the checksum and for the tensors
+        if hashlib.sha256(content).hexdigest() != self._sha256[name]:
             raise HarnessError(f"{path}: damaged; delete {self._folder} and run the recipe again")
-        tensors: dict[str, torch.Tensor] = load_file(path, device=self._device)
-        return tensors
+        return {key: tensor.to(self._device) for key, tensor in load(content).items()}
 
 
 def _window(index: int) -> str:

@@ -3,62 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 from harness.contracts import Chunk, Metric, Windows
+from harness.errors import InvalidRunError
+from harness.numerics.prediction import divergences, first_choices, logprobs
 from harness.record import Measurement
 
-VERSION = 1
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 2
+CHOICES = 5
+"""How many of the most likely tokens are compared as a set."""
+QUANTITIES: tuple[tuple[str, str, Literal["lower", "higher", "neither"]], ...] = (
+    ("kl", "nat", "lower"),
+    ("kl_reverse", "nat", "lower"),
+    ("top1_agreement", "fraction", "higher"),
+    ("top5_agreement", "fraction", "higher"),
+    ("delta_p", "probability", "neither"),
+    ("baseline_confidence", "probability", "neither"),
+)
+"""Name, unit and direction, in the order of what ``_compare`` returns."""
 
 
 class Divergence:
-    """KL(baseline ‖ variant) in nats (Kullback and Leibler 1951) and top-1 agreement of every scored token."""
+    """What a variant predicts beside what the baseline predicts, one value of each quantity per scored token.
 
-    def __init__(self, windows: Windows, metric: str = "kl") -> None:
-        self._protocol = windows.protocol
-        self._metric = metric
-        self._kl: list[float] = []
-        self._agrees: list[float] = []
-        self._items: list[tuple[int, int]] = []
+    ``kl`` is KL(baseline ‖ variant), ``kl_reverse`` the other direction; ``top5_agreement`` is the part that the
+    two sets of five most likely tokens share; ``delta_p`` is the variant's probability of the true token less the
+    baseline's; ``baseline_confidence`` is the baseline's highest probability. Clusters are the documents, or the
+    windows where there is but one document.
+    Where ``name`` is given, KL alone is told, under that name.
+    """
+
+    def __init__(self, windows: Windows, name: str | None = None) -> None:
+        self._windows = windows
+        self._name = name
+        self._rows: list[torch.Tensor] = []
+        self._places: list[tuple[int, int, int]] = []
 
     def observe(self, chunk: Chunk) -> None:
-        base = chunk.reference
-        if base is None:
-            return
-        kl = (base.exp() * (base - chunk.logprobs)).sum(dim=1)
-        self._kl += kl.clamp(min=0).tolist()  # float32 rounding can leave a true zero at -1e-8
-        self._agrees += (base.argmax(dim=1) == chunk.logprobs.argmax(dim=1)).float().tolist()
-        self._items += [(chunk.window, chunk.start + offset) for offset in range(len(chunk.targets))]
+        """Raises InvalidRunError, with the window, where a divergence is not finite."""
+        rows = _compare(chunk)
+        if not bool(rows.isfinite().all()):
+            raise InvalidRunError(f"the divergence of window {chunk.window} is not finite")
+        self._rows.append(rows)
+        self._places.append((chunk.window, chunk.start, len(chunk.targets)))
 
     def finish(self) -> Sequence[Measurement]:
-        items = tuple(f"{window}:{position}" for window, position in self._items)
-        clusters = tuple(str(window) for window, _ in self._items)
+        import torch
+
+        items = tuple(f"{w}:{position}" for w, start, n in self._places for position in range(start, start + n))
+        names = self._windows.documents
+        if len(set(names)) == 1:
+            names = [str(index) for index in range(len(names))]
+        clusters = tuple(name for w, _, n in self._places for name in (names[w],) * n)
+        quantities = QUANTITIES if self._name is None else ((self._name, *QUANTITIES[0][1:]),)
         return [
             Measurement(
-                metric=name,
+                metric=metric,
                 version=VERSION,
                 unit=unit,
-                direction="lower" if unit == "nat" else "higher",
+                direction=direction,
                 evidence="paired",
                 values=tuple(values),
                 item_ids=items,
                 cluster_ids=clusters,
-                protocol=self._protocol,
+                protocol=self._windows.protocol,
             )
-            for name, unit, values in (
-                (self._metric, "nat", self._kl),
-                (
-                    f"{self._metric}_top1_agreement" if self._metric != "kl" else "top1_agreement",
-                    "fraction",
-                    self._agrees,
-                ),
+            for (metric, unit, direction), values in zip(
+                quantities, torch.cat(self._rows, dim=1).tolist(), strict=False
             )
         ]
+
+
+def _compare(chunk: Chunk) -> torch.Tensor:
+    """The quantities of each position, (quantities, n) float64."""
+    import torch
+
+    base, own = chunk.reference, chunk.prediction
+    assert base is not None, "divergence is measured against a reference"
+    forward, backward = divergences(base, own)
+    theirs, mine = first_choices(base, CHOICES), first_choices(own, CHOICES)
+    shared = (theirs.unsqueeze(2) == mine.unsqueeze(1)).sum(dim=(1, 2))
+    return torch.stack(
+        [
+            forward,
+            backward,
+            (theirs[:, 0] == mine[:, 0]).double(),
+            shared.double() / theirs.shape[1],
+            logprobs(own, chunk.targets).exp() - logprobs(base, chunk.targets).exp(),
+            1 / base.totals,  # the highest weight is 1
+        ]
+    )
 
 
 DIVERGENCE = Metric(
     name="divergence",
     version=VERSION,
     kind="observer",
-    summary="KL divergence from the unquantized baseline and top-1 agreement, exact over the vocabulary",
+    summary="KL divergence from the unquantized baseline in both directions, agreement of the first choices and Δp",
     make=Divergence,
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from harness.contracts import Chunk, Metric, Windows
 from harness.errors import InvalidRunError
+from harness.numerics.prediction import logprobs
 from harness.record import Measurement
 
 VERSION = 1
@@ -25,8 +26,7 @@ class Likelihood:
         self._counts = [0] * len(windows.tokens)
 
     def observe(self, chunk: Chunk) -> None:
-        picked = chunk.logprobs.gather(1, chunk.targets.unsqueeze(1)).squeeze(1)
-        total = -float(picked.double().sum())
+        total = -float(logprobs(chunk.prediction, chunk.targets).sum())
         if not math.isfinite(total):
             raise InvalidRunError(f"the logits of window {chunk.window} are not finite")
         self._sums[chunk.window] += total

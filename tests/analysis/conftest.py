@@ -128,8 +128,11 @@ class Bench:
 
     def reference(self) -> RunRecord:
         noise = np.random.default_rng(5).exponential(2e-9, self.windows * 64)
-        floor = paired("kl_noise_floor", "nat", "lower", noise, self.token_ids(64), {"batch_size": 2})
-        return self.record(self.spec("reference", NONE), Outcome("ok", measurements=(floor,)))
+        floors = (
+            paired("kl_noise_floor", "nat", "lower", noise * size, self.token_ids(64), {"changed": changed})
+            for changed, size in (("batch size", 1), ("dtype", 1000))
+        )
+        return self.record(self.spec("reference", NONE), Outcome("ok", measurements=tuple(floors)))
 
     def token_ids(self, per_window: int) -> list[str]:
         return [f"{window}:{position}" for window in range(self.windows) for position in range(per_window)]
@@ -170,6 +173,12 @@ class Bench:
         agree = (rng.random(self.windows * 64) > min(0.95, damage**0.5 * 0.35)).astype(float)
         measured.append(paired("kl", "nat", "lower", kl, self.token_ids(64), {}))
         measured.append(paired("top1_agreement", "fraction", "higher", agree, self.token_ids(64), {}))
+        measured.append(paired("kl_reverse", "nat", "lower", 1.1 * kl, self.token_ids(64), {}))
+        measured.append(paired("top5_agreement", "fraction", "higher", (agree + 1) / 2, self.token_ids(64), {}))
+        measured.append(paired("delta_p", "probability", "neither", -kl / 100, self.token_ids(64), {}))
+        confidence = np.random.default_rng(8).uniform(0.05, 1, self.windows * 64)
+        measured.append(paired("baseline_confidence", "probability", "neither", confidence, self.token_ids(64), {}))
+        measured.append(paired("kl_batch_noise", "nat", "lower", kl / 1e6, self.token_ids(64), {}))
         measured += memory_figures(bits, method.name)
         facts: dict[str, Scalar] = {"linear modules": f"{method.name}.Linear ×210"}
         phases: tuple[Phase, ...] = (Phase("load", 3.1), Phase("forward", 30.2))

@@ -231,10 +231,24 @@ def test_divergence_and_its_noise_floor(bench: Bench, none: MethodRef, rtn: Meth
     entry = row(table, "rtn 4-bit")
     assert table.kl_noise_floor is not None
     assert 0 < table.kl_noise_floor.value < 1e-8
+    assert table.kl_noise_floor_dtype is not None
+    assert table.kl_noise_floor_dtype.value == pytest.approx(1000 * table.kl_noise_floor.value)
     assert entry.kl_mean.value == pytest.approx(0.2, rel=0.2)  # type: ignore[union-attr]
     assert entry.kl_mean.n == bench.windows  # type: ignore[union-attr]
     assert entry.kl_median < entry.kl_mean.value < entry.kl_p90 < entry.kl_p99 < entry.kl_p99_9 < entry.kl_max  # type: ignore[operator, union-attr]
     assert entry.top1_agreement.high <= 1  # type: ignore[union-attr, operator]
+    assert entry.kl_reverse.value == pytest.approx(1.1 * entry.kl_mean.value)  # type: ignore[union-attr]
+    assert entry.kl_batch_noise.value == pytest.approx(1e-6 * entry.kl_mean.value)  # type: ignore[union-attr]
+    assert entry.delta_p.value == pytest.approx(-0.01 * entry.kl_mean.value)  # type: ignore[union-attr]
+    assert entry.top5_agreement.value == pytest.approx((1 + entry.top1_agreement.value) / 2)  # type: ignore[union-attr]
+
+
+def test_a_floor_of_before_there_was_a_second_kind_is_of_the_batch(bench: Bench, none: MethodRef) -> None:
+    reference = bench.reference()
+    old = replace(reference.outcome.measurements[0], protocol={"batch_size": 2})
+    table = only([replace(reference, outcome=replace(reference.outcome, measurements=(old,))), bench.quality(none)])
+    assert table.kl_noise_floor is not None
+    assert table.kl_noise_floor_dtype is None
 
 
 def test_the_noise_floor_of_another_text_is_not_this_one(bench: Bench, none: MethodRef) -> None:

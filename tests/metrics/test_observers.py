@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from harness.contracts import Chunk, LoadedModel, LoadRequest, Windows
 from harness.engines.transformers import load
 from harness.errors import InvalidRunError
 from harness.execution import reference as references
-from harness.execution.forward import CHUNK_TOKENS, observe
+from harness.execution.forward import CACHED_BYTES, STRETCH_TOKENS, observe
 from harness.metrics.divergence import Divergence
 from harness.metrics.perplexity import Likelihood
+from harness.numerics.prediction import predict
 from harness.recipe import Text
 from harness.record import Measurement
 from harness.spec import PerplexityWorkload
@@ -83,19 +85,23 @@ def test_perplexity_of_a_real_trained_model_is_the_published_loops(shared: Calla
     assert harness_perplexity(folder, text, 256, 16) == pytest.approx(expected, rel=1e-4)
 
 
+def disturbed(folder: Path, share: float, out: Path) -> Path:
+    """A copy of a model, each of its weights moved by about that share of it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + share * torch.randn_like(parameter))
+    model.save_pretrained(out)
+    return out
+
+
 @pytest.fixture(scope="module")
 def pair(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     """The tiny model, a disturbed copy of it, windows, and the tiny model's reference."""
     base = loaded(tiny)
-    raw = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in raw.parameters():
-            parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
-    folder = tmp_path_factory.mktemp("disturbed")
-    raw.save_pretrained(folder)
-    other = loaded(folder)
-    windows = cut_windows(resolve(Text(name="demo"), Path()), CHUNK_TOKENS + 50, 3, base.tokenizer)
+    other = loaded(disturbed(tiny, 0.2, tmp_path_factory.mktemp("disturbed")))
+    windows = cut_windows(resolve(Text(name="demo"), Path()), STRETCH_TOKENS + 50, 3, base.tokenizer)
     kept = tmp_path_factory.mktemp("reference")
     with torch.inference_mode():
         references.write(base, windows, kept)
@@ -109,30 +115,81 @@ def diverge(model, windows: Windows, kept: Path) -> dict[str, Measurement]:
     return {m.metric: m for m in divergence.finish()}
 
 
-def test_divergence_is_exact_and_from_the_baseline_to_the_variant(pair) -> None:
+def log_probabilities(model: LoadedModel, windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the model's own logits in float64, and the true tokens: nothing of the harness but the loading."""
+    with torch.inference_mode():
+        rows = [model.logits(torch.tensor([tokens]))[0, :-1].double().log_softmax(-1) for tokens in windows.tokens]
+    return torch.cat(rows), torch.tensor([token for tokens in windows.tokens for token in tokens[1:]])
+
+
+def agreement(one: torch.Tensor, other: torch.Tensor, count: int) -> list[float]:
+    """The part of each row's ``count`` highest that both have."""
+    sets = [[set(row) for row in each.sort(descending=True).indices[:, :count].tolist()] for each in (one, other)]
+    return [len(a & b) / count for a, b in zip(*sets, strict=True)]
+
+
+def test_divergence_is_exact(pair) -> None:
     base, other, windows, kept = pair
     found = diverge(other, windows, kept)
-    forward, backward, agree = [], [], []
+    p, true = log_probabilities(base, windows)
+    q, _ = log_probabilities(other, windows)
+    picked = true.unsqueeze(1)
+    expected = {
+        "kl": (p.exp() * (p - q)).sum(-1),
+        "kl_reverse": (q.exp() * (q - p)).sum(-1),
+        "delta_p": (q.exp() - p.exp()).gather(1, picked).squeeze(1),
+        "baseline_confidence": p.exp().amax(-1),
+    }
+    for name, values in expected.items():
+        assert found[name].values == pytest.approx(values.tolist(), rel=0, abs=1e-6), name
+    assert list(found["top1_agreement"].values) == agreement(p, q, 1)
+    assert list(found["top5_agreement"].values) == agreement(p, q, 5)
+    assert 0 < sum(agreement(p, q, 1)) < sum(agreement(p, q, 5)) < len(true)
+    assert sum(found["kl"].values) != pytest.approx(sum(found["kl_reverse"].values), rel=1e-2)
+    assert {name: (m.unit, m.direction) for name, m in found.items()} == {
+        "kl": ("nat", "lower"),
+        "kl_reverse": ("nat", "lower"),
+        "top1_agreement": ("fraction", "higher"),
+        "top5_agreement": ("fraction", "higher"),
+        "delta_p": ("probability", "neither"),
+        "baseline_confidence": ("probability", "neither"),
+    }
+
+
+def test_divergence_of_a_real_trained_model_is_exact(shared: Callable[[str], Path], tmp_path: Path) -> None:
+    """Its weights hardly moved: so small a divergence that sums in float32 could lose it."""
+    base = loaded(shared("models/tinystories-656k-fp32"))
+    other = loaded(disturbed(shared("models/tinystories-656k-fp32"), 0.002, tmp_path / "disturbed"))
+    windows = cut_windows(resolve(Text(name="demo"), Path()), 256, 4, base.tokenizer)
     with torch.inference_mode():
-        for tokens in windows.tokens:
-            p = base.logits(torch.tensor([tokens]))[0, :-1].double().log_softmax(-1)
-            q = other.logits(torch.tensor([tokens]))[0, :-1].double().log_softmax(-1)
-            forward += (p.exp() * (p - q)).sum(-1).tolist()
-            backward += (q.exp() * (q - p)).sum(-1).tolist()
-            agree += (p.argmax(-1) == q.argmax(-1)).double().tolist()
-    assert found["kl"].values == pytest.approx(forward, rel=1e-3, abs=1e-6)
-    assert sum(found["kl"].values) != pytest.approx(sum(backward), rel=1e-2)
-    assert list(found["top1_agreement"].values) == agree
-    assert 0 < sum(agree) < len(agree)
+        references.write(base, windows, tmp_path)
+    found = diverge(other, windows, tmp_path)
+    p, _ = log_probabilities(base, windows)
+    q, _ = log_probabilities(other, windows)
+    forward, backward = (p.exp() * (p - q)).sum(-1), (q.exp() * (q - p)).sum(-1)
+    assert 0 < forward.mean() < 1e-3
+    assert found["kl"].values == pytest.approx(forward.tolist(), rel=0, abs=1e-6)
+    assert found["kl_reverse"].values == pytest.approx(backward.tolist(), rel=0, abs=1e-6)
+    assert sum(found["kl"].values) / 1020 == pytest.approx(float(forward.mean()), rel=1e-3)
 
 
 def test_items_name_the_scored_token_and_cluster_by_window(pair) -> None:
     _, other, windows, kept = pair
-    kl = diverge(other, windows, kept)["kl"]
-    per_window = CHUNK_TOKENS + 49
+    found = diverge(other, windows, kept)
+    per_window = STRETCH_TOKENS + 49
+    kl = found["kl"]
     assert kl.item_ids[:2] == ("0:1", "0:2")
     assert kl.item_ids[per_window - 1 : per_window + 1] == (f"0:{per_window}", "1:1")
     assert kl.cluster_ids.count("2") == per_window
+    assert {m.item_ids for m in found.values()} == {kl.item_ids}
+
+
+@pytest.mark.parametrize(("documents", "clusters"), [(["a", "b", "b"], ["a", "b"]), (["a", "a", "a"], ["0", "1", "2"])])
+def test_windows_of_one_document_are_one_cluster_unless_there_is_but_one(pair, documents, clusters) -> None:
+    _, other, windows, kept = pair
+    assert (
+        list(dict.fromkeys(diverge(other, replace(windows, documents=documents), kept)["kl"].cluster_ids)) == clusters
+    )
 
 
 def test_a_reference_of_whole_logits_gives_the_same_divergence(pair, tiny: Path, tmp_path: Path) -> None:
@@ -170,24 +227,93 @@ def test_other_tokens_than_the_references_are_refused(pair) -> None:
 
 
 def test_a_batch_of_windows_scores_as_they_do_alone(pair) -> None:
-    base, _, windows, _ = pair
-    alone, together = Likelihood(windows), Likelihood(windows)
-    with torch.inference_mode():
-        observe(base, windows, [alone], None)
-        observe(base, windows, [together], None, batch=2)
-    assert together.finish()[0].values == pytest.approx(alone.finish()[0].values, rel=1e-5)
+    """Windows of unlike lengths, scored from unlike places: two that fit one batch, and two that fit none."""
+    base, other, windows, kept = pair
+    first, second, third = windows.tokens
+    uneven = Windows([first, second[:90], third[:90], third], [1, 60, 1, 150], list("0123"), {})
+    seen = []
+    for batch in (1, 2):
+        likelihood, divergence = Likelihood(uneven), Divergence(uneven)
+        with torch.inference_mode():
+            observe(other, uneven, [likelihood, divergence], references.Itself(base, uneven), batch)
+        seen.append((likelihood.finish()[0], divergence.finish()))
+    (alone, apart), (together, beside) = seen
+    assert alone.weights == (STRETCH_TOKENS + 49, 30, 89, STRETCH_TOKENS - 100)
+    assert together.values == pytest.approx(alone.values, rel=1e-5)
+    for one, two in zip(apart, beside, strict=True):
+        assert one.item_ids == two.item_ids
+        assert two.values == pytest.approx(one.values, abs=1e-5)
+    whole = diverge(other, windows, kept)["kl"]
+    expected = dict(zip(whole.item_ids, whole.values, strict=True))
+    found = dict(zip(apart[0].item_ids, apart[0].values, strict=True))
+    assert found["0:177"] == pytest.approx(expected["0:177"], abs=1e-6)
+    assert found["1:60"] == pytest.approx(expected["1:60"], abs=1e-6)
+    assert found["3:150"] == pytest.approx(expected["2:150"], abs=1e-6)
 
 
-def test_logits_that_are_not_finite_make_the_run_invalid() -> None:
-    likelihood = Likelihood(plain([[1, 2]] * 4))
-    chunk = Chunk(3, 1, torch.tensor([0]), torch.full((1, 4), math.nan), None)
-    with pytest.raises(InvalidRunError, match="window 3"):
-        likelihood.observe(chunk)
+class Wide:
+    """A model with a head of 256,000 tokens, which notes how many rows it is asked for at a time."""
+
+    factored, device = True, "cpu"
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.weight = torch.randn(256_000, 2)
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        return torch.randn(*tokens.shape, 2)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(hidden))
+        return hidden @ self.weight.T
+
+
+def test_memory_stays_bounded_whatever_the_vocabulary() -> None:
+    class Notes:
+        sizes: ClassVar[list[int]] = []
+
+        def observe(self, chunk: Chunk) -> None:
+            self.sizes.append(4 * chunk.prediction.exponents.numel())
+
+    model, windows = Wide(), plain([list(range(200))])
+    observe(model, windows, [Notes()], None)  # type: ignore[arg-type, list-item]
+    assert model.asked == [STRETCH_TOKENS, 199 - STRETCH_TOKENS]
+    assert max(Notes.sizes) <= CACHED_BYTES
+    assert sum(Notes.sizes) == 199 * 4 * 256_000
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_that_are_not_finite_make_the_run_invalid(bad: float) -> None:
+    logits = torch.zeros(1, 4)
+    logits[0, 2] = bad
+    chunk = Chunk(3, 1, torch.tensor([0]), predict(logits), predict(torch.zeros(1, 4)))
+    for observer in (Likelihood, Divergence):
+        with pytest.raises(InvalidRunError, match="window 3"):
+            observer(plain([[1, 2]] * 4)).observe(chunk)
+
+
+def test_a_baseline_that_is_not_finite_is_no_reference(tiny: Path, tmp_path: Path) -> None:
+    broken = loaded(tiny)
+    hidden = broken.hidden
+    broken.hidden = lambda tokens: hidden(tokens) / (tokens[..., :1, None] != 7)  # type: ignore[method-assign]
+    with pytest.raises(InvalidRunError, match="window 1"), torch.inference_mode():
+        references.write(broken, plain([[1, 2, 3], [7, 2, 3], [7, 2, 3]]), tmp_path)
 
 
 def test_a_certain_disagreement_has_a_known_divergence() -> None:
-    """KL of (1/2, 1/2) from (1/4, 3/4) is ½·ln 2 + ½·ln(2/3)."""
+    """KL of (1/2, 1/2) from (1/4, 3/4) is ½·ln 2 + ½·ln(2/3); the other way ¼·ln ½ + ¾·ln(3/2)."""
     divergence = Divergence(plain([[0, 1]]))
     p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    divergence.observe(Chunk(0, 1, torch.tensor([1]), q, p))
-    assert divergence.finish()[0].values[0] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
+    divergence.observe(Chunk(0, 1, torch.tensor([1]), predict(q + 7), predict(p)))
+    found = {m.metric: m.values[0] for m in divergence.finish()}
+    assert found == pytest.approx(
+        {
+            "kl": 0.5 * math.log(2) + 0.5 * math.log(2 / 3),
+            "kl_reverse": 0.25 * math.log(1 / 2) + 0.75 * math.log(3 / 2),
+            "top1_agreement": 0,  # of equals the first is taken
+            "top5_agreement": 1,
+            "delta_p": 0.25,
+            "baseline_confidence": 0.5,
+        },
+        rel=1e-6,
+    )

@@ -1,0 +1,147 @@
+"""Noise floors: what only the batch or the dtype changes, and where there is no such floor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from harness.cache import Cache
+from harness.contracts import LoadedModel, StoredTensor, Windows
+from harness.execution import noise
+from harness.execution import reference as references
+from harness.execution.bench import Bench
+from harness.recipe import Text
+from harness.record import Measurement
+from harness.spec import MethodRef, ModelRef, PerplexityWorkload, RunSpec
+from harness.text.sources import resolve
+from harness.text.windows import cut
+
+CONTEXT = 160
+NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
+
+
+@pytest.fixture
+def bench(tiny: Path, tmp_path: Path) -> Bench:
+    model = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
+    return Bench(RunSpec("reference", "noise", model, NONE, NONE, "transformers", "decoder"), Cache(tmp_path), str)
+
+
+@pytest.fixture
+def model(bench: Bench) -> LoadedModel:
+    return bench.load()
+
+
+@pytest.fixture
+def windows(model: LoadedModel) -> Windows:
+    return cut(PerplexityWorkload(resolve(Text(name="demo"), Path()), "gptq", CONTEXT, 4), model.tokenizer)
+
+
+@pytest.fixture
+def kept(model: LoadedModel, windows: Windows, tmp_path: Path) -> references.Reference:
+    with torch.inference_mode():
+        references.write(model, windows, tmp_path)
+    return references.Reference(tmp_path, "cpu")
+
+
+def only(bench: Bench, name: str) -> Measurement:
+    (found,) = [each for each in bench.measurements if each.metric in ("kl_noise_floor", "kl_batch_noise")]
+    assert found.metric == name
+    return found
+
+
+def mean(measurement: Measurement) -> float:
+    return sum(measurement.values) / len(measurement.values)
+
+
+def test_another_batch_size_changes_rounding_alone(bench: Bench, model, windows, kept) -> None:
+    noise.other_batch(bench, model, windows, kept)
+    floor = only(bench, "kl_noise_floor")
+    assert mean(floor) < 1e-7
+    expected = {"changed": "batch size", "batch_size": 2, "windows": 2, "tokens_scored": 2 * (CONTEXT - 1)}
+    assert expected.items() <= dict(floor.protocol).items()
+    assert len(floor.values) == 2 * (CONTEXT - 1)
+
+
+def test_windows_of_unlike_lengths_still_make_a_batch(bench: Bench, model, windows, kept, monkeypatch) -> None:
+    first, second, *_ = windows.tokens
+    sizes = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens: sizes.append(tuple(tokens.shape)) or hidden(tokens))
+    noise.other_batch(bench, model, replace(windows, tokens=[first, second[:50]], firsts=[1, 120]), kept)
+    assert sizes == [(2, 50)]
+    assert only(bench, "kl_noise_floor").item_ids == (*(f"0:{place}" for place in range(1, 50)), "1:49")
+
+
+def test_another_dtype_is_the_distance_of_the_two_models(bench: Bench, model, windows, kept, tiny: Path) -> None:
+    """Against transformers alone, in float64 from the logits on."""
+    noise.other_dtype(bench, model.weight_ledger(), windows, kept)
+    floor = only(bench, "kl_noise_floor")
+    assert {"changed": "dtype", "dtype": "bfloat16", "windows": 2}.items() <= dict(floor.protocol).items()
+    expected = []
+    for tokens in windows.tokens[:2]:
+        p, q = (
+            AutoModelForCausalLM.from_pretrained(tiny, dtype=dtype)(torch.tensor([tokens])).logits[0, :-1].double()
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        p, q = p.log_softmax(-1), q.log_softmax(-1)
+        expected += (p.exp() * (p - q)).sum(-1).tolist()
+    assert floor.values == pytest.approx(expected, rel=0.05, abs=1e-6)
+    assert 1e-6 < mean(floor) < 1e-2
+    assert noise.OTHER_DTYPE_FACT not in bench.facts
+
+
+def test_a_baseline_of_16_bits_is_held_against_float32(bench: Bench, model, windows, tmp_path: Path) -> None:
+    half = bench.load_as("bfloat16")
+    with torch.inference_mode():
+        references.write(half, windows, tmp_path)
+    noise.other_dtype(bench, half.weight_ledger(), windows, references.Reference(tmp_path, "cpu"))
+    assert only(bench, "kl_noise_floor").protocol["dtype"] == "float32"
+
+
+def test_where_the_baseline_has_but_one_dtype_a_fact_says_so(bench: Bench, windows, kept) -> None:
+    packed = StoredTensor("model.layers.0.mlp.up_proj.weight", "linear", "uint8", 8, 4, 1, quantized=True)
+    noise.other_dtype(bench, [packed], windows, kept)
+    assert "stored quantized" in str(bench.facts[noise.OTHER_DTYPE_FACT])
+    assert not bench.measurements
+
+
+def test_where_it_would_not_fit_a_fact_says_so(bench: Bench, model, windows, kept, monkeypatch) -> None:
+    monkeypatch.setattr(noise, "available_memory_bytes", lambda: 300_000)
+    noise.other_dtype(bench, model.weight_ledger(), windows, kept)
+    assert "0.0 GB are free" in str(bench.facts[noise.OTHER_DTYPE_FACT])
+    assert not bench.measurements
+
+
+def test_what_a_library_raises_costs_the_floor_alone(bench: Bench, model, windows, kept, monkeypatch) -> None:
+    def fail(dtype: str) -> LoadedModel:
+        raise RuntimeError("no kernel for it\nand a traceback")
+
+    monkeypatch.setattr(bench, "load_as", fail)
+    noise.other_dtype(bench, model.weight_ledger(), windows, kept)
+    assert bench.facts[noise.OTHER_DTYPE_FACT] == "not measured in bfloat16: no kernel for it"
+
+
+def test_a_variants_own_floor_is_taken_on_short_stretches(bench: Bench, model, windows) -> None:
+    noise.own_batch(bench, model, replace(windows, firsts=[150] * 4))
+    found = only(bench, "kl_batch_noise")
+    assert found.protocol["tokens_scored"] == len(found.values) == 2 * (noise.SHORT_TOKENS - 1)
+    assert mean(found) < 1e-7
+
+
+def test_a_variant_that_depends_on_the_batch_is_seen(bench: Bench, model, windows, monkeypatch) -> None:
+    """As one whose scale is that of the largest activation of the whole batch."""
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens: hidden(tokens) * (1 + 0.1 * (len(tokens) - 1)))
+    noise.own_batch(bench, model, windows)
+    assert mean(only(bench, "kl_batch_noise")) > 1e-4
+
+
+def test_one_window_makes_no_batch(bench: Bench, model, windows, kept) -> None:
+    alone = replace(windows, tokens=windows.tokens[:1], firsts=[1], documents=["0"])
+    noise.other_batch(bench, model, alone, kept)
+    noise.own_batch(bench, model, alone)
+    assert not bench.measurements

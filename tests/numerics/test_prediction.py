@@ -1,0 +1,51 @@
+"""First choices and divergences against sorting and float64, over vocabularies of every size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.numerics.prediction import BLOCK, divergences, first_choices, logprobs, predict
+
+
+@given(
+    vocabulary=st.sampled_from([2, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000, 49_152]),
+    steps=st.sampled_from([1, 8, 1000]),
+    count=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+)
+def test_first_choices_are_those_of_a_stable_sort(vocabulary: int, steps: int, count: int, seed: int) -> None:
+    """With logits on a grid, so that many are equal: then the lower id comes first."""
+    logits = torch.randn(3, vocabulary, generator=torch.Generator().manual_seed(seed)).mul(steps).round() / steps
+    expected = logits.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    assert torch.equal(first_choices(predict(logits), count), expected)
+
+
+@pytest.mark.parametrize("spread", [0.1, 2.0, 8.0])
+@pytest.mark.parametrize("damage", [1e-3, 0.1, 3.0])
+def test_divergences_lose_nothing_in_float32(spread: float, damage: float) -> None:
+    """Flat and peaked predictions, near and far, of logits that lie far from zero and from one another."""
+    generator = torch.Generator().manual_seed(0)
+    base = spread * torch.randn(16, 50_257, generator=generator) + 20
+    other = base + damage * torch.randn(16, 50_257, generator=generator) - 35
+    p, q = base.double().log_softmax(-1), other.double().log_softmax(-1)
+    forward, backward = divergences(predict(base), predict(other))
+    assert forward.tolist() == pytest.approx((p.exp() * (p - q)).sum(-1).tolist(), rel=1e-6, abs=1e-6)
+    assert backward.tolist() == pytest.approx((q.exp() * (q - p)).sum(-1).tolist(), rel=1e-6, abs=1e-6)
+    tokens = torch.arange(16)
+    picked = p.gather(1, tokens.unsqueeze(1)).squeeze(1)
+    assert logprobs(predict(base), tokens).tolist() == pytest.approx(picked.tolist(), rel=1e-6)
+
+
+def test_a_prediction_does_not_diverge_from_itself() -> None:
+    same = predict(30 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)))
+    assert [each.tolist() for each in divergences(same, same)] == [[0.0] * 4] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_logits_are_taken_to_float32(dtype: torch.dtype) -> None:
+    logits = (4 * torch.randn(8, 1000, generator=torch.Generator().manual_seed(0))).to(dtype)
+    picked = logits.double().log_softmax(-1)[:, 3]
+    assert logprobs(predict(logits), torch.full((8,), 3)).tolist() == pytest.approx(picked.tolist(), rel=1e-6)
