@@ -46,7 +46,7 @@ WORDS: list[tuple[Any, str]] = [
     (recipe.Text, "a text's name, a file's path, or a mapping (see [its keys](#measureperplexitytext))"),
     *((str, "text"), (int, "whole number"), (float, "number"), (bool, "`true` or `false`"), (dict, "mapping")),
 ]
-RESERVED, ONE_OR_MANY = get_args(recipe.NotBuilt)[1], get_args(recipe.PositiveInts)[1]
+RESERVED, ONE_OR_MANY = get_args(recipe.NotBuilt)[1], get_args(recipe.PositiveInts)[1].func
 
 
 def words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
@@ -65,7 +65,8 @@ def words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin is tuple:
         one = words(arguments[0])
-        return f"{one}, or a list of them" if ONE_OR_MANY in metadata else f"list of: {one}"
+        alone = any(getattr(each, "func", None) is ONE_OR_MANY for each in metadata)
+        return f"{one}, or a list of them" if alone else f"list of: {one}"
     return "mapping (see its section)"
 
 

@@ -23,13 +23,11 @@ from harness.spec import (
     Limits,
     PerplexityWorkload,
     RunSpec,
-    TextRef,
     ThroughputWorkload,
     digest,
 )
 from harness.stacks import MAIN, Stacks
 from harness.text.calibration import VERSION as CALIBRATION_VERSION
-from harness.text.sources import resolve
 from harness.text.windows import VERSION as WINDOWS_VERSION
 from harness.variants import Variant, baseline, matches, variants
 
@@ -125,11 +123,12 @@ def _runs(
     weight_bytes = _weight_bytes(source, base)
     shared: dict[str, str] = {}
 
-    def needed(kind: Kind) -> PlannedRun:
+    def needed(kind: Kind, perplexity: PerplexityWorkload | None = spec.perplexity) -> PlannedRun:
         """A run that others need, found by its run_id. It knows nothing of what varies between them."""
         calibration = spec.calibration if kind == "calibrate" else None
         allow_leak = spec.allow_leak and calibration is not None
         bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
+        bare = replace(bare, perplexity=perplexity, evaluations=spec.evaluations if kind == "calibrate" else ())
         made = _locked(replace(bare, kind=kind, needs=dict(shared)), base, site)
         return PlannedRun(made, weight_bytes, too_long(source, made))
 
@@ -137,13 +136,13 @@ def _runs(
         prepare = needed("prepare")
         shared["prepare"] = prepare.spec.run_id
         yield prepare
-    extra: dict[str, PlannedRun] = {}
+    extra: dict[str | PerplexityWorkload, PlannedRun] = {}
     if any(each.method.calibrated(each.params) for each in able):
         extra["calibrate"] = needed("calibrate")
     if any(each.method.stack != MAIN for each in able):
         extra["probe"] = needed("probe")
-    if spec.perplexity is not None and spec.divergence:
-        extra["reference"] = needed("reference")
+    if spec.divergence:
+        extra |= {workload: needed("reference", workload) for workload in spec.evaluations}
     yield from extra.values()
     for variant, blocked in kept:
         yield from _variant_runs(recipe, source, replace(spec, needs=shared), variant, blocked, extra, site)
@@ -155,17 +154,19 @@ def _variant_runs(
     spec: RunSpec,
     variant: Variant,
     blocked: str | None,
-    extra: Mapping[str, PlannedRun],
+    extra: Mapping[str | PerplexityWorkload, PlannedRun],
     site: Site,
 ) -> Iterator[PlannedRun]:
     """The runs of one variant; ``extra`` are the runs that only some variants need."""
     weight_bytes = _weight_bytes(variant.checkpoint or source, variant)
+    scored = spec.evaluations
     calibrated = variant.method.calibrated(variant.params)
     spec = replace(
         spec,
         method=variant.ref,
         calibration=spec.calibration if calibrated else None,
         allow_leak=spec.allow_leak and calibrated,
+        evaluations=(),
     )
     if variant.ref.stage not in ("on_load", "offline"):
         spec = replace(spec, skip=(), overrides={})
@@ -178,10 +179,10 @@ def _variant_runs(
         quantize = _locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
-    if spec.perplexity is not None:
-        reference = {"reference": extra["reference"].spec.run_id} if "reference" in extra else {}
+    for workload in scored:
+        reference = {"reference": extra[workload].spec.run_id} if workload in extra else {}
         needs = {**spec.needs, **calibrate, **reference}
-        quality = _locked(replace(spec, kind="quality", needs=needs), variant, site)
+        quality = _locked(replace(spec, kind="quality", perplexity=workload, needs=needs), variant, site)
         yield PlannedRun(quality, weight_bytes, blocked or too_long(source, quality))
     for task in workloads.tasks(recipe) if source.ref.kind != "synthetic" else ():
         needs = {**spec.needs, **calibrate}
@@ -201,13 +202,10 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
     measure = recipe.measure
     if measure == written.Measure():
         raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
-    if measure.divergence is not None and measure.perplexity is None:
+    if measure.divergence is not None and not measure.perplexity:
         raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
-    perplexity = throughput = None
-    if measure.perplexity is not None and source.ref.kind != "synthetic":  # random weights have no quality
-        entry = measure.perplexity
-        text = _text(recipe, entry.text, ("measure", "perplexity", "text"))
-        perplexity = PerplexityWorkload(text, entry.protocol, entry.context, entry.windows)
+    throughput = None
+    scored = () if source.ref.kind == "synthetic" else workloads.perplexities(recipe)  # random weights: no quality
     if measure.throughput is not None:
         throughput = ThroughputWorkload(**measure.throughput.model_dump())
     return RunSpec(
@@ -220,9 +218,10 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
         scope=recipe.scope.quantize,
         skip=recipe.scope.skip,
         overrides=recipe.scope.overrides,
-        calibration=_calibration(recipe, perplexity, site),
+        calibration=_calibration(recipe, scored, site),
         allow_leak=site.allow_leak,
-        perplexity=perplexity,
+        perplexity=scored[0] if scored else None,
+        evaluations=scored,
         divergence=measure.divergence is not None,
         throughput=throughput,
         memory=measure.memory is not None,
@@ -235,13 +234,13 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
     )
 
 
-def _calibration(recipe: Recipe, perplexity: PerplexityWorkload | None, site: Site) -> CalibrationRef | None:
+def _calibration(recipe: Recipe, scored: Sequence[PerplexityWorkload], site: Site) -> CalibrationRef | None:
     """The recipe's calibration. Raises RecipeError where it is the evaluation text itself."""
     entry = recipe.calibration
     if entry is None:
         return None
-    text = _text(recipe, entry.text, ("calibration", "text"))
-    if perplexity is not None and not site.allow_leak and text.same_as(perplexity.text):
+    text = workloads.text(recipe, entry.text, ("calibration", "text"))
+    if not site.allow_leak and any(text.same_as(workload.text) for workload in scored):
         raise recipe.error(
             ("calibration", "text"),
             "is the evaluation text; calibrated methods would be measured on what they have seen. "
@@ -249,13 +248,6 @@ def _calibration(recipe: Recipe, perplexity: PerplexityWorkload | None, site: Si
         )
     settings = entry.model_dump(exclude={"text"})
     return CalibrationRef(text, **settings)
-
-
-def _text(recipe: Recipe, text: written.Text, place: tuple[str, ...]) -> TextRef:
-    try:
-        return resolve(text, recipe.folder)
-    except SourceError as error:
-        raise recipe.error(place, str(error)) from None
 
 
 def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:

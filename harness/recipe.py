@@ -178,12 +178,24 @@ class Scope(Strict):
 
 
 class Perplexity(Strict):
-    """Which text is scored, and by which protocol."""
+    """Which text is scored, and by which protocol. A list of them gives each a table of its own."""
 
     text: AnyText = Field(Text(name="demo"), description="a text's name, a file's path, or a hub data set")
-    protocol: Literal["gptq"] = Field("gptq", description="how the text is joined, cut and scored")
-    context: int = Field(2048, ge=2, description="tokens of one window")
-    windows: PositiveInt | None = Field(None, description="score only the first windows; absent means all")
+    protocol: Literal["gptq", "lm-eval", "llama.cpp", "sliding"] = Field(
+        "gptq", description="how the text is joined, cut and scored, after the tool that does so"
+    )
+    context: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="tokens of one window; absent: 512 for llama.cpp, else 2048"
+    )
+    stride: PositiveInt | None = Field(
+        None, description="tokens from one window to the next, of sliding alone; absent: half the context"
+    )
+    bos: Literal["auto", "always", "never"] = Field(
+        "auto", description="whether BOS stands where the protocol puts it; auto is the tokenizer's habit"
+    )
+    windows: PositiveInt | None = Field(
+        None, description="score only the first windows (lm-eval: whole documents among them); absent means all"
+    )
 
 
 class Task(Strict):
@@ -234,7 +246,11 @@ class Throughput(Strict):
 class Measure(Strict):
     """What is measured. A metric that is absent is not measured."""
 
-    perplexity: Perplexity | None = None
+    perplexity: Annotated[
+        tuple[Perplexity, ...],
+        BeforeValidator(_one_or_many, json_schema_input_type=Perplexity | list[Perplexity]),
+        Field(min_length=1),
+    ] = ()
     divergence: Divergence | None = None
     memory: Memory | None = None
     throughput: Throughput | None = None

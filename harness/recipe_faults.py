@@ -22,6 +22,7 @@ def causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def recipe_error(file: YamlFile | None, location: Location, message: str) -> RecipeError:
+    location = file.as_written(location) if file else location
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     place = f"{file.path}:{file.line_of(location)}: " if file else ""
     return RecipeError(f"{place}{key}: {message}" if key else f"{place}{message}")

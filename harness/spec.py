@@ -100,12 +100,21 @@ class CalibrationRef:
 
 @dataclass(frozen=True)
 class PerplexityWorkload:
-    """Which windows of which text are scored. ``windows`` of None means all of them."""
+    """Which windows of which text are scored. ``windows`` of None means all of them; ``stride`` is of sliding alone."""
 
     text: TextRef
     protocol: str
     context: int
     windows: int | None
+    stride: int | None = None
+    bos: Literal["auto", "always", "never"] = "auto"
+
+    def settings(self) -> dict[str, Any]:
+        """All but the text. What was added later stands there only where it is used: a question keeps its name."""
+        usual = {"stride": None, "bos": "auto"}
+        settings = asdict(self)
+        del settings["text"]
+        return {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,8 @@ class RunSpec:
 
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
     question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
-    runs that must have ended well before this one and whose artifacts it reads.
+    runs that must have ended well before this one and whose artifacts it reads. A quality run scores
+    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe.
     """
 
     kind: Kind
@@ -179,6 +189,7 @@ class RunSpec:
     calibration: CalibrationRef | None = None
     allow_leak: bool = False
     perplexity: PerplexityWorkload | None = None
+    evaluations: tuple[PerplexityWorkload, ...] = ()
     divergence: bool = False
     task: TaskWorkload | None = None
     throughput: ThroughputWorkload | None = None
@@ -210,7 +221,9 @@ class RunSpec:
         what = self.method.label if self.kind in ("quantize", "quality", "task", "performance") else self.model.label
         again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
         task = f"{self.task.name} " if self.task else ""
-        return f"{self.kind} {task}{what}{again}"
+        scores = self.perplexity if self.kind in ("reference", "quality") else None
+        protocol = f" · {scores.protocol}" if scores and scores.protocol != "gptq" else ""
+        return f"{self.kind} {task}{what}{again}{protocol}"
 
     @property
     def case_id(self) -> str:
@@ -246,10 +259,8 @@ class RunSpec:
         if self.kind != "reference":
             case["memory"] = self.memory
         if self.kind in ("reference", "quality") and self.perplexity is not None:
-            workload = asdict(self.perplexity)
-            del workload["text"]
             case["text"], case["text_format"] = _text_identity(self.perplexity.text)
-            case["perplexity"] = workload
+            case["perplexity"] = self.perplexity.settings()
             case["divergence"] = self.divergence
             case["baseline"] = self.baseline.identity
             if self.allow_leak:

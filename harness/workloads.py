@@ -7,8 +7,9 @@ from pathlib import Path
 from harness import recipe as written
 from harness.errors import SourceError, UsageError
 from harness.recipe import Recipe
-from harness.spec import TaskWorkload, TextRef, file_sha256
+from harness.spec import PerplexityWorkload, TaskWorkload, TextRef, file_sha256
 from harness.tasks.catalog import catalog, read_names
+from harness.text.protocols import PRESETS
 from harness.text.sources import resolve
 
 Place = tuple[str | int, ...]
@@ -20,6 +21,28 @@ def text(recipe: Recipe, wanted: written.Text, place: Place) -> TextRef:
         return resolve(wanted, recipe.folder)
     except SourceError as error:
         raise recipe.error(place, str(error)) from None
+
+
+def perplexities(recipe: Recipe) -> tuple[PerplexityWorkload, ...]:
+    """The texts to score, each by its protocol. Raises RecipeError for a stride that the protocol cannot take."""
+    found = tuple(_perplexity(recipe, index) for index in range(len(recipe.measure.perplexity)))
+    if len(set(found)) < len(found):
+        raise recipe.error(("measure", "perplexity"), "scores one text twice in the same way")
+    return found
+
+
+def _perplexity(recipe: Recipe, index: int) -> PerplexityWorkload:
+    place: Place = ("measure", "perplexity", index)
+    entry = recipe.measure.perplexity[index]
+    preset = PRESETS[entry.protocol]
+    context = entry.context or preset.context
+    stride = entry.stride or (context // 2 if preset.strided else None)
+    if stride is not None and not preset.strided:
+        raise recipe.error((*place, "stride"), f"belongs to the protocol 'sliding'; {preset.name} has its own")
+    if stride is not None and stride > context:
+        raise recipe.error((*place, "stride"), f"exceeds the context of {context}: some tokens would never be scored")
+    scored = text(recipe, entry.text, (*place, "text"))
+    return PerplexityWorkload(scored, preset.name, context, entry.windows, stride, entry.bos)
 
 
 def tasks(recipe: Recipe) -> tuple[TaskWorkload, ...]:

@@ -39,6 +39,14 @@ class YamlFile:
                 return self.lines[location[:end]]
         return 1
 
+    def as_written(self, location: Location) -> Location:
+        """The location less the indices of entries that stand alone, where a list of one could stand."""
+        found: Location = ()
+        for part in location:
+            if isinstance(part, str) or (*found, part) in self.lines:
+                found = (*found, part)
+        return found
+
 
 def read_yaml(path: Path) -> YamlFile:
     """Raises RecipeError where the file is absent, is no YAML, is no mapping, or expands too far."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import RecipeError
-from harness.machine import Machine
+from harness.machine import Machine, installed_version
 from harness.planner import PlannedRun, plan
 from harness.recipe import load_recipe
 
@@ -135,6 +135,52 @@ def test_a_context_beyond_the_models_is_unsupported(make) -> None:
         "quality": "perplexity context 4096 exceeds the model's 512",
         "performance": "prompt and new tokens, 518, exceed the model's context of 512",
     }
+
+
+def test_every_protocol_has_a_reference_and_quality_runs_of_its_own(make) -> None:
+    perplexity = [
+        {"context": 64, "windows": 2},
+        {"protocol": "sliding", "context": 64},
+        {"protocol": "llama.cpp"},
+        {"protocol": "llama.cpp", "bos": "never"},
+    ]
+    runs = [run.spec for run in make(measure={"perplexity": perplexity, "divergence": {}, "memory": {}})]
+    references = {run.run_id: run.perplexity for run in runs if run.kind == "reference"}
+    assert [(w.protocol, w.context, w.stride, w.bos) for w in references.values() if w] == [
+        ("gptq", 64, None, "auto"),
+        ("sliding", 64, 32, "auto"),
+        ("llama.cpp", 512, None, "auto"),
+        ("llama.cpp", 512, None, "never"),
+    ]
+    quality = [run for run in runs if run.kind == "quality"]
+    assert len(quality) == 3 * 4
+    assert len({run.case_id for run in quality}) == len(quality)
+    assert all(references[run.needs["reference"]] == run.perplexity for run in quality)
+    assert sum(run.kind == "quantize" for run in runs) == 2
+    assert not any(run.kind == "performance" for run in runs)
+
+
+def test_the_usual_protocol_is_the_same_question_written_or_not(make) -> None:
+    def quality(**entry: object) -> str:
+        runs = make(measure={"perplexity": {"context": 64, **entry}})
+        return next(run.spec.case_id for run in runs if run.spec.title == "quality none")
+
+    assert quality() == quality(protocol="gptq", bos="auto")
+    assert quality(protocol="sliding") == quality(protocol="sliding", stride=32)
+    assert len({quality(), quality(bos="never"), quality(protocol="sliding"), quality(protocol="lm-eval")}) == 4
+
+
+def test_calibration_is_held_against_every_text_that_is_scored(make) -> None:
+    perplexity = [{"text": "demo", "context": 64}, {"text": "demo_calibration", "context": 64}]
+    changes = {"methods": [{"gptq": {"group_size": 32}}], "measure": {"perplexity": perplexity}}
+    with pytest.raises(RecipeError, match=r"calibration.text: is the evaluation text"):
+        make(calibration={"text": "demo_calibration"}, **changes)
+    perplexity[1]["text"] = "demo"
+    perplexity[1]["protocol"] = "lm-eval"
+    if installed_version("gptqmodel") is None:
+        pytest.skip("needs gptqmodel: what cannot quantize is not calibrated")
+    runs = [run.spec for run in make(calibration={"text": "demo_calibration"}, **changes)]
+    assert {run.kind: len(run.evaluations) for run in runs} == {"calibrate": 2, "quantize": 0, "quality": 0}
 
 
 def test_exclude_leaves_out_what_matches_every_key(make) -> None:

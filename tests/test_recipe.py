@@ -60,6 +60,29 @@ def test_units_of_limits_are_read(write) -> None:
         ("text: demo", "text: dmo", "r.yaml:5: measure.perplexity.text: unknown text 'dmo'; did you mean 'demo'?"),
         ("text: demo", "text: no/such.txt", "measure.perplexity.text: text file not found: "),
         (
+            "context: 64",
+            "stride: 8",
+            "r.yaml:5: measure.perplexity.stride: belongs to the protocol 'sliding'; gptq has",
+        ),
+        ("context: 64", "protocol: sliding, context: 64, stride: 65", "perplexity.stride: exceeds the context of 64"),
+        ("context: 64", "protocol: lm_eval", "measure.perplexity.protocol: expected 'gptq', 'lm-eval', 'llama.cpp' or"),
+        ("context: 64", "bos: yes", "measure.perplexity.bos: expected 'auto', 'always' or 'never', not True"),
+        (
+            "perplexity: {text: demo, context: 64, windows: 2}",
+            "perplexity: [{context: 64}, {contxt: 64}]",
+            "r.yaml:5: measure.perplexity[1].contxt: unknown key; did you mean 'context'?",
+        ),
+        (
+            "perplexity: {text: demo, context: 64, windows: 2}",
+            "perplexity: [{protocol: llama.cpp}, {protocol: llama.cpp, context: 512}]",
+            "r.yaml:5: measure.perplexity: scores one text twice in the same way",
+        ),
+        (
+            "perplexity: {text: demo, context: 64, windows: 2}",
+            "perplexity: []",
+            "r.yaml:5: measure.perplexity: expected at least one entry",
+        ),
+        (
             "perplexity: {",
             "energy: {}\n  perplexity: {",
             "r.yaml:5: measure.energy: not built yet; leave this key out",

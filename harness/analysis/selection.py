@@ -132,13 +132,8 @@ def _measured(record: RunRecord) -> Protocol:
 def _planned(workload: PerplexityWorkload | None) -> Protocol:
     if workload is None:
         return ()
-    windows = "all" if workload.windows is None else workload.windows
-    return (
-        ("context", workload.context),
-        ("protocol", workload.protocol),
-        ("text", workload.text.id),
-        ("windows", windows),
-    )
+    settings = {**workload.settings(), "text": workload.text.id, "windows": workload.windows or "all"}
+    return tuple(sorted(settings.items()))
 
 
 def _workload_key(workload: PerplexityWorkload | None) -> str | None:
@@ -147,4 +142,4 @@ def _workload_key(workload: PerplexityWorkload | None) -> str | None:
         return None
     text = workload.text
     content = text.sha256 or [text.id, text.hub, text.config, text.split, text.revision]
-    return digest([content, text.field, workload.protocol, workload.context, workload.windows])
+    return digest([content, text.field, workload.settings()])

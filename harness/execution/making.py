@@ -43,9 +43,8 @@ def calibrate(bench: Bench, out: Path) -> None:
     with bench.phase("text"):
         tokenizer = AutoTokenizer.from_pretrained(bench.source(), trust_remote_code=bench.spec.model.trust_remote_code)
         made = calibration.build(ref, tokenizer)
-        if bench.spec.perplexity is not None and not bench.spec.allow_leak:
-            leak = Leak.between(made, cut(bench.spec.perplexity, tokenizer))
-            leak.refuse()  # early: what is quantized after this would not count
+        for workload in bench.spec.evaluations if not bench.spec.allow_leak else ():
+            Leak.between(made, cut(workload, tokenizer)).refuse()  # early: what is quantized after it would not count
     calibration.save(made, out)
     describe(bench, made)
 

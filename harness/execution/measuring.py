@@ -13,7 +13,7 @@ from harness.execution.checks import note_repacking, take_stock
 from harness.execution.forward import observe
 from harness.registry import metric
 from harness.text import calibration
-from harness.text.leakage import Leak
+from harness.text.leakage import Leak, halves_told
 
 
 def reference(bench: Bench, out: Path) -> None:
@@ -39,6 +39,7 @@ def quality(bench: Bench, out: Path) -> None:
     model = bench.load()
     take_stock(bench, model)
     windows = _windows(bench, model)
+    bench.facts["evaluation halves overlap"] = halves_told(windows)
     if "calibrate" in spec.needs:
         _check_leak(bench, windows)
     observers = [metric("perplexity").make(windows)]

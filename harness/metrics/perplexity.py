@@ -1,9 +1,9 @@
-"""Negative log-likelihood per window, from which perplexity is derived."""
+"""Negative log-likelihood per window, from which perplexity is derived, and per word and byte of a document."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from harness.contracts import Chunk, Metric, Windows
 from harness.errors import InvalidRunError
@@ -17,11 +17,15 @@ class Likelihood:
     """Sums each window's negative log-likelihood in float64.
 
     Perplexity is exp of the mean over all scored tokens; its windows are kept, for they are what a
-    confidence interval and a paired comparison need.
+    confidence interval and a paired comparison need. Where a protocol counts words and bytes, ``nll_per_word`` and
+    ``nll_per_byte`` hold a document each: exp of the first's mean is the word perplexity, exp of the second's the
+    byte perplexity, and the second's mean over ln 2 the bits per byte.
     """
 
     def __init__(self, windows: Windows) -> None:
         self._protocol = windows.protocol
+        self._documents = tuple(windows.documents)
+        self._amounts = windows.amounts
         self._sums = [0.0] * len(windows.tokens)
         self._counts = [0] * len(windows.tokens)
 
@@ -43,9 +47,31 @@ class Likelihood:
                 values=tuple(total / count for total, count in zip(self._sums, self._counts, strict=True)),
                 weights=tuple(map(float, self._counts)),
                 item_ids=tuple(map(str, range(len(self._sums)))),
+                cluster_ids=self._clusters(),
                 protocol=self._protocol,
-            )
+            ),
+            *(self._per(unit, amounts) for unit, amounts in self._amounts.items()),
         ]
+
+    def _clusters(self) -> tuple[str, ...]:
+        """The windows' documents; none where there is but one, or each window stands for itself."""
+        return self._documents if 1 < len(set(self._documents)) < len(self._documents) else ()
+
+    def _per(self, unit: str, amounts: Mapping[str, int]) -> Measurement:
+        totals = dict.fromkeys(amounts, 0.0)
+        for document, total in zip(self._documents, self._sums, strict=True):
+            totals[document] += total
+        return Measurement(
+            metric=f"nll_per_{unit}",
+            version=VERSION,
+            unit=f"nat/{unit}",
+            direction="lower",
+            evidence="paired",
+            values=tuple(totals[document] / amount for document, amount in amounts.items()),
+            weights=tuple(map(float, amounts.values())),
+            item_ids=tuple(amounts),
+            protocol=self._protocol,
+        )
 
 
 PERPLEXITY = Metric(

@@ -50,9 +50,25 @@ def rows(text: TextRef) -> list[str]:
     if text.path is None:
         return _hub_rows(text)
     content = Path(text.path).read_text(encoding="utf-8")
-    if text.path.endswith((".jsonl", ".json")):
+    if not is_plain(text):
         return [_field(line, number, text) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     return [line if line.strip() else "" for line in StringIO(content)]
+
+
+def whole(text: TextRef) -> str:
+    """The text as one string: a plain file as it is, other rows as the lines of such a file.
+
+    An empty row is written as the line of one space that it is in WikiText's own files. Raises as ``rows`` does.
+    """
+    if not is_plain(text):
+        return "".join(row if row.endswith("\n") else f"{row or ' '}\n" for row in rows(text))
+    with Path(str(text.path)).open(encoding="utf-8", newline="") as file:
+        return file.read()
+
+
+def is_plain(text: TextRef) -> bool:
+    """Whether it is a file of plain text: neither JSON lines nor a hub data set."""
+    return text.path is not None and not text.path.endswith((".jsonl", ".json"))
 
 
 def _field(line: str, number: int, text: TextRef) -> str:

@@ -1,52 +1,68 @@
-"""Perplexity protocols: how a text becomes windows of tokens."""
+"""From a text to the windows of tokens that are scored, by one of the named protocols."""
 
 from __future__ import annotations
 
 import hashlib
 from array import array
+from dataclasses import replace
 from typing import Any
 
 from harness.contracts import Windows
 from harness.errors import UnsupportedError
 from harness.spec import PerplexityWorkload
-from harness.text.sources import rows
+from harness.text.protocols import PRESETS
+from harness.text.protocols.preset import Cut
 
 VERSION = 1
 """Raised by every change of how a text becomes windows."""
-GPTQ_JOINER = "\n\n"
 
 
 def cut(workload: PerplexityWorkload, tokenizer: Any) -> Windows:
-    """The windows of the GPTQ protocol (Frantar et al., arXiv:2210.17323, as in their published code).
+    """The windows of a text, and every condition of theirs under ``protocol``.
 
-    The rows are joined by two newlines and tokenized once, with BOS once if that is the tokenizer's
-    default; windows of ``context`` tokens follow one another without overlap, the tail is dropped,
-    and in each window every token but the first is scored.
-    Raises UnsupportedError where the text is too short for one window.
+    Raises UnsupportedError where the text is too short, or the tokenizer lacks a token that the protocol needs.
     """
-    joined = GPTQ_JOINER.join(rows(workload.text))
-    ids: list[int] = tokenizer(joined, verbose=False)["input_ids"]
-    whole = len(ids) // workload.context
-    if whole == 0:
-        raise UnsupportedError(
-            f"text {workload.text.id!r} has {len(ids)} tokens, fewer than one window of {workload.context}"
-        )
-    count = whole if workload.windows is None else min(whole, workload.windows)
-    tokens = [ids[i * workload.context : (i + 1) * workload.context] for i in range(count)]
+    made = _first(workload, PRESETS[workload.protocol].cut(workload, tokenizer))
+    counts = {"windows": len(made.tokens)}
+    if made.documents is not None:
+        counts["documents"] = len(set(made.documents))
+    scored = sum(len(window) - first for window, first in zip(made.tokens, made.firsts, strict=True))
     return Windows(
-        tokens,
-        [1] * count,
-        [str(index) for index in range(count)],
+        made.tokens,
+        made.firsts,
+        made.documents or [str(index) for index in range(len(made.tokens))],
         {
-            "protocol": "gptq",
+            "protocol": workload.protocol,
             "context": workload.context,
-            "stride": workload.context,
-            "bos": "once" if ids[0] == tokenizer.bos_token_id else "none",
-            "joiner": GPTQ_JOINER,
-            "windows": count,
-            "tokens_scored": count * (workload.context - 1),
+            **made.conditions,
+            **counts,
+            "tokens_scored": scored,
             "text": workload.text.id,
-            "text_sha256": hashlib.sha256(joined.encode()).hexdigest(),
-            "tokens_sha256": hashlib.sha256(array("q", [t for row in tokens for t in row]).tobytes()).hexdigest(),
+            "text_sha256": hashlib.sha256(made.text.encode()).hexdigest(),
+            "tokens_sha256": hashlib.sha256(array("q", [t for row in made.tokens for t in row]).tobytes()).hexdigest(),
         },
+        made.amounts,
+    )
+
+
+def _first(workload: PerplexityWorkload, made: Cut) -> Cut:
+    """The windows that are asked for: whole documents only, for nobody counts the words of a part of one."""
+    asked = workload.windows
+    if asked is None or asked >= len(made.tokens):
+        return made
+    if made.documents is None:
+        return replace(made, tokens=made.tokens[:asked], firsts=made.firsts[:asked])
+    kept = made.documents.index(made.documents[asked])
+    if kept == 0:
+        needed = made.documents.count(made.documents[0])
+        raise UnsupportedError(
+            f"the first document of text {workload.text.id!r} takes {needed} windows, and 'windows' allows {asked}"
+        )
+    names = made.documents[:kept]
+    return replace(
+        made,
+        tokens=made.tokens[:kept],
+        firsts=made.firsts[:kept],
+        documents=names,
+        amounts={unit: {name: sizes[name] for name in dict.fromkeys(names)} for unit, sizes in made.amounts.items()},
     )

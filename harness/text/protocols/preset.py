@@ -1,0 +1,79 @@
+"""What a perplexity protocol is to the harness: a name, its usual context, and a way to cut a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.errors import UnsupportedError
+from harness.spec import PerplexityWorkload, Scalar
+from harness.text.sources import rows
+
+Bos = Literal["auto", "always", "never"]
+JOINER = "\n\n"
+"""Between the rows of a text: in GPTQ's published code and in the Hugging Face documentation alike."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The windows of a text before they are counted and hashed; the fields of Windows, and ``text``, what was read.
+
+    ``conditions`` are what the figures depend on beside context, windows and hashes.
+    """
+
+    text: str
+    tokens: list[list[int]]
+    firsts: list[int]
+    conditions: Mapping[str, Scalar]
+    documents: list[str] | None = None
+    amounts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A protocol by its name. ``cut`` raises UnsupportedError where a text or a tokenizer does not suffice."""
+
+    name: str
+    summary: str
+    context: int
+    cut: Callable[[PerplexityWorkload, Any], Cut]
+    strided: bool = False
+
+
+def joined(workload: PerplexityWorkload, tokenizer: Any) -> tuple[str, list[int]]:
+    """The rows joined by JOINER, and their tokens: at least one window of them."""
+    text = JOINER.join(rows(workload.text))
+    return text, enough(workload, encode(text, tokenizer, workload.bos))
+
+
+def encode(text: str, tokenizer: Any, bos: Bos, split_special_tokens: bool = False) -> list[int]:
+    """The tokens of a text; with BOS at the start by the tokenizer's habit (``auto``), always or never."""
+    ids: list[int] = tokenizer(
+        text, add_special_tokens=bos != "never", split_special_tokens=split_special_tokens, verbose=False
+    )["input_ids"]
+    if bos == "always" and ids[:1] != [needed_bos(tokenizer)]:
+        ids.insert(0, needed_bos(tokenizer))
+    return ids
+
+
+def needed_bos(tokenizer: Any) -> int:
+    """The id of BOS. Raises UnsupportedError where the tokenizer has none."""
+    if tokenizer.bos_token_id is None:
+        raise UnsupportedError("'bos: always' needs a BOS token, and the model's tokenizer has none; use auto or never")
+    return int(tokenizer.bos_token_id)
+
+
+def begins_with_bos(ids: list[int], tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def enough(workload: PerplexityWorkload, ids: list[int], windows: int = 1) -> list[int]:
+    """The tokens, where they fill as many windows. Raises UnsupportedError where they do not."""
+    if len(ids) < windows * workload.context:
+        raise UnsupportedError(
+            f"text {workload.text.id!r} has {len(ids)} tokens, fewer than "
+            f"{'one window' if windows == 1 else f'the {windows} windows that {workload.protocol} asks for, each'} "
+            f"of {workload.context}; name a longer text, or a smaller context"
+        )
+    return ids

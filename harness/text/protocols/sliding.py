@@ -1,0 +1,38 @@
+"""The strided evaluation of the Hugging Face documentation ("Perplexity of fixed-length models")."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.spec import PerplexityWorkload
+from harness.text.protocols.preset import JOINER, Cut, Preset, begins_with_bos, joined
+
+
+def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
+    """Windows that begin a stride apart; each scores the tokens that none before it held, the last one to the end.
+
+    So every token but the text's first is scored once, after ``context - stride`` others or more.
+    """
+    text, ids = joined(workload, tokenizer)
+    assert workload.stride is not None
+    tokens: list[list[int]] = []
+    firsts: list[int] = []
+    scored = 0
+    for start in range(0, len(ids), workload.stride):
+        end = min(start + workload.context, len(ids))
+        tokens.append(ids[start:end])
+        firsts.append(max(scored - start, 1))  # with a stride of the whole context a first token has none before it
+        scored = end
+        if end == len(ids):
+            break
+    bos = "once" if begins_with_bos(ids, tokenizer) else "none"
+    return Cut(text, tokens, firsts, {"stride": workload.stride, "bos": bos, "joiner": JOINER})
+
+
+SLIDING = Preset(
+    name="sliding",
+    summary="rows joined by a blank line, overlapping windows, every token scored once with much before it",
+    context=2048,
+    cut=cut,
+    strided=True,
+)

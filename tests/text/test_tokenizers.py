@@ -1,0 +1,57 @@
+"""A variant that reads text otherwise than its source is told from it, by what differs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from harness.errors import InvalidRunError
+from harness.text.tokenizers import check_tokenizer
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    for file in tiny.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / file.name)
+    shutil.copy(tiny / "config.json", tmp_path)
+    return tmp_path
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def refusal(tiny: Path, variant: Path) -> str:
+    with pytest.raises(InvalidRunError) as caught:
+        check_tokenizer(tiny, AutoTokenizer.from_pretrained(variant))
+    return str(caught.value)
+
+
+def test_a_copy_is_the_same_and_padding_does_not_matter(tiny: Path, copy: Path) -> None:
+    edit(copy / "tokenizer_config.json", pad_token="</s>")
+    check_tokenizer(tiny, AutoTokenizer.from_pretrained(copy))
+
+
+def test_another_chat_template_is_told(tiny: Path, copy: Path) -> None:
+    edit(copy / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
+    assert "not its source's: the chat template." in refusal(tiny, copy)
+
+
+def test_a_bos_that_is_no_longer_added_is_told(tiny: Path, copy: Path) -> None:
+    edit(copy / "tokenizer.json", post_processor=None)
+    assert "other special tokens are put around a text (BOS, EOS)" in refusal(tiny, copy)
+
+
+def test_another_bos_is_told(tiny: Path, copy: Path) -> None:
+    edit(copy / "tokenizer_config.json", bos_token="</s>")
+    assert "bos_token_id is 1, not 0" in refusal(tiny, copy)
+
+
+def test_other_tokens_are_told(tiny: Path, copy: Path) -> None:
+    model = json.loads((copy / "tokenizer.json").read_text())["model"]
+    edit(copy / "tokenizer.json", model={**model, "merges": model["merges"][:100]})
+    assert "a probe text becomes other tokens" in refusal(tiny, copy)
