@@ -18,8 +18,9 @@ class Windows:
     """Token windows of an evaluation text, and the protocol they were cut by.
 
     Of window i the tokens at positions ``firsts[i]`` (1 or more) and after are scored, each given all that
-    stand before it in the window. ``documents[i]`` names the document it belongs to: windows of one document
-    are not independent. ``amounts`` count what a document holds in other units than tokens ("word", "byte").
+    stand before it in the window; the model reads all but the last. ``documents[i]`` names the document it belongs
+    to: windows of one document are not independent. ``amounts`` count what a document holds in other units than
+    tokens ("word", "byte").
     """
 
     tokens: Sequence[Sequence[int]]

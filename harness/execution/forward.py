@@ -31,10 +31,11 @@ def observe(
 
     for members in _batches(windows, batch):
         tokens = torch.tensor([list(windows.tokens[index]) for index in members], device=model.device)
-        states = model.hidden(tokens) if model.factored else model.logits(tokens)
+        read = tokens[:, :-1]  # the last one predicts nothing, and in some protocols stands beyond the model's context
+        states = model.hidden(read) if model.factored else model.logits(read)
         for index, row, rows in zip(members, tokens, states, strict=True):
             kept = reference.window(index) if reference else None
-            for start, stop in _stretches(windows.firsts[index], len(rows)):
+            for start, stop in _stretches(windows.firsts[index], len(row)):
                 logits = model.head(rows[start:stop]) if model.factored else rows[start:stop]
                 base = reference.logits(kept[start:stop]) if reference and kept is not None else None
                 for chunk in _chunks(index, start + 1, row[start + 1 : stop + 1], logits, base):

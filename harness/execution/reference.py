@@ -35,7 +35,7 @@ def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
         tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
     for index, tokens in enumerate(windows.tokens):
-        batch = torch.tensor([tokens])
+        batch = torch.tensor([tokens[:-1]])
         kept = model.hidden(batch) if head is not None else model.logits(batch)
         if not bool(kept.isfinite().all()):
             raise InvalidRunError(f"the baseline's output for window {index} is not finite")
@@ -53,7 +53,7 @@ class Kept(Protocol):
     """What a model is compared with, a window at a time."""
 
     def window(self, index: int) -> torch.Tensor:
-        """The kept tensor of a window: hidden states (length, width) or logits (length, vocabulary)."""
+        """The kept tensor of a window: hidden states (length − 1, width) or logits (length − 1, vocabulary)."""
         ...
 
     def logits(self, kept: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ class Itself:
     def window(self, index: int) -> torch.Tensor:
         import torch
 
-        tokens = torch.tensor([list(self._windows.tokens[index])])
+        tokens = torch.tensor([list(self._windows.tokens[index][:-1])])
         return (self._model.hidden(tokens) if self._model.factored else self._model.logits(tokens))[0]
 
     def logits(self, kept: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ class Reference:
                 )
 
     def window(self, index: int) -> torch.Tensor:
-        """The kept tensor of a window: hidden states (length, width) or logits (length, vocabulary)."""
+        """The kept tensor of a window: hidden states (length − 1, width) or logits (length − 1, vocabulary)."""
         return self._read(_window(index))["kept"]
 
     def logits(self, kept: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from harness.record import Measurement
 from harness.text.protocols import preset
@@ -129,6 +129,23 @@ def test_lm_eval(references: ModuleType, tiny: Path, text: Path, bos: str, add_b
     assert byte / math.log(2) == pytest.approx(expected["bits_per_byte"], rel=SAME)
     other = references.mean(references.ours(tiny, text, "lm-eval", CONTEXT - 1, bos=bos)["nll_per_word"])
     assert math.exp(other) != pytest.approx(expected["word_perplexity"], rel=SEEN)
+
+
+def test_a_context_of_every_position_that_a_model_has(
+    references: ModuleType, tiny: Path, text: Path, tmp_path: Path
+) -> None:
+    """lm-eval's windows hold one token more than the context. The model must not read it: it has no place for it."""
+    pytest.importorskip("lm_eval")
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=512, n_positions=64, n_embd=16, n_layer=1, n_head=1)
+    model = GPT2LMHeadModel(config).eval()
+    model.save_pretrained(tmp_path)
+    pages = references.hub_pages(text)
+    expected = references.lm_eval_wikitext(model, tokenizer, pages, 64)["byte_perplexity"]
+    byte = references.ours(tmp_path, text, "lm-eval", 64)["nll_per_byte"]
+    assert math.exp(references.mean(byte)) == pytest.approx(expected, rel=SAME)
 
 
 def test_documents_are_what_is_independent_in_lm_evals_protocol(references: ModuleType, tiny: Path, text: Path) -> None:

@@ -85,6 +85,7 @@ def test_sliding_with_a_stride_of_the_context_leaves_first_tokens_out(text: Path
     found = windows(text, "sliding", 40, Letters(), stride=40)
     assert list(found.firsts) == [1, 1, 1]
     assert [len(row) for row in found.tokens] == [40, 40, 20]
+    assert [len(row) for row in windows(text, "sliding", 33, Letters(), stride=33).tokens] == [33, 33, 33]  # 99 + 1
 
 
 def test_llama_cpp_scores_behind_the_middle_with_bos_in_the_first_place(text: Path) -> None:

@@ -20,8 +20,10 @@ def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
     scored = 0
     for start in range(0, len(ids), workload.stride):
         end = min(start + workload.context, len(ids))
-        tokens.append(ids[start:end])
-        firsts.append(max(scored - start, 1))  # with a stride of the whole context a first token has none before it
+        first = max(scored - start, 1)  # with a stride of the whole context a first token has none before it
+        if first < end - start:
+            tokens.append(ids[start:end])
+            firsts.append(first)
         scored = end
         if end == len(ids):
             break
