@@ -42,7 +42,7 @@ class Store:
         part.mkdir(parents=True)
         slim = [_without_arrays(m) if len(m.values) > 1 else m for m in record.outcome.measurements]
         _write_evidence(part / EVIDENCE, record.outcome.measurements)
-        text = encode(replace(record, outcome=replace(record.outcome, measurements=tuple(slim))))
+        text = encode(replace(record, outcome=replace(record.outcome, measurements=tuple(slim))), indent=1)
         (part / RECORD).write_text(text + "\n", encoding="utf-8")
         if log is not None and log.exists():
             shutil.copyfile(log, part / LOG)
@@ -186,23 +186,33 @@ def _with_arrays(path: Path, measurements: Sequence[Measurement]) -> tuple[Measu
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ResultsError(f"{path}: the record's evidence cannot be read: {error}") from None
+    owners = table["measurement"].to_numpy()
+    columns = {name: _shared(table[name]) for name in ("value", "weight", "item_id", "cluster_id")}
     filled = []
     for index, m in enumerate(measurements):
         if not m.values:
-            rows = table.filter(pa.compute.equal(table["measurement"], index))
-            if not rows.num_rows:
+            rows = (owners == index).nonzero()[0]
+            if not len(rows):
                 raise ResultsError(f"{path}: holds no values of {m.metric}")
-            m = replace(
-                m,
-                values=_column(rows, "value"),
-                weights=_column(rows, "weight"),
-                item_ids=_column(rows, "item_id"),
-                cluster_ids=_column(rows, "cluster_id"),
-            )
+            values, weights, items, clusters = (_present(column[rows]) for column in columns.values())
+            m = replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
         filled.append(m)
     return tuple(filled)
 
 
-def _column(rows: Any, name: str) -> tuple[Any, ...]:
-    column = rows[name]
-    return () if column.null_count else tuple(column.to_pylist())
+def _shared(column: Any) -> Any:
+    """A column as a numpy array; equal strings are one object, for a record may name each token several times."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column.to_numpy()
+    whole = column.unify_dictionaries().combine_chunks()
+    names = np.array([*whole.dictionary.to_pylist(), None], dtype=object)
+    return names[whole.indices.fill_null(-1).to_numpy()]
+
+
+def _present(values: Any) -> tuple[Any, ...]:
+    """The values of one measurement; none where the column has nothing for it (None, or NaN for a number)."""
+    absent = values[0] is None or values[0] != values[0]
+    return () if absent else tuple(values.tolist())
