@@ -45,23 +45,31 @@ class Estimate:
 def ratio_of_sums(sums: Sequence[float], sizes: Sequence[float], method: str) -> Estimate:
     """The mean Σ sums / Σ sizes over clusters, with a cluster-robust t-interval (G − 1 degrees of freedom).
 
-    With residuals r = sum − mean · size of each of G clusters the squared standard error is
-    G/(G−1) · Σ r² / (Σ sizes)²: the ratio estimator of Cochran, Sampling Techniques, chapter 6, and
-    the clustered error of Miller, arXiv:2411.00640, with a small-sample factor. Clusters of equal
-    size give the ordinary t-interval.
+    Clusters of equal size give the ordinary t-interval.
     Raises ValueError where there is nothing to average.
     """
     total, size = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
     count = len(total)
     if count == 0 or size.sum() <= 0:
         raise ValueError("nothing to average: no clusters, or none with a weight")
-    mean = float(total.sum() / size.sum())
     if count < 2:
-        return Estimate(mean, None, None, count, method)
-    residuals = total - mean * size
-    error = math.sqrt(count / (count - 1) * float(residuals @ residuals)) / float(size.sum())
+        return Estimate(float(total.sum() / size.sum()), None, None, count, method)
+    mean, error = ratio_and_error(total, size)
     half = _t_quantile(count - 1) * error
     return Estimate(mean, mean - half, mean + half, count, method)
+
+
+def ratio_and_error(sums: Floats, sizes: Floats) -> tuple[float, float]:
+    """Σ sums / Σ sizes over two or more clusters, and its cluster-robust standard error.
+
+    With residuals r = sum − mean · size of each of G clusters the squared standard error is
+    G/(G−1) · Σ r² / (Σ sizes)²: the ratio estimator of Cochran, Sampling Techniques, chapter 6, and
+    the clustered error of Miller, arXiv:2411.00640, with a small-sample factor.
+    """
+    count, size = len(sums), float(sizes.sum())
+    mean = float(sums.sum()) / size
+    residuals = sums - mean * sizes
+    return mean, math.sqrt(count / (count - 1) * float(residuals @ residuals)) / size
 
 
 def clustered_mean(measurement: Measurement) -> Estimate:
@@ -82,26 +90,30 @@ def clustered_mean(measurement: Measurement) -> Estimate:
 def perplexity(nll: Measurement) -> Estimate:
     """exp of the token-weighted mean of the windows' nat/token, and of the ends of its interval."""
     mean = clustered_mean(nll)
-    return _transform(replace(mean, method="95% t-interval over windows"), _exp)
+    return transformed(replace(mean, method=f"95% t-interval over {_units(nll)}"), exponential)
 
 
 def perplexity_change(variant: Measurement, baseline: Measurement) -> Estimate:
     """Relative change of perplexity, a fraction: exp(mean difference of the windows' nat/token) − 1.
 
     Windows are paired by item id, so what makes a window hard cancels out; windows that only one
-    side has are left out. Raises ValueError where no window is common to both.
+    side has are left out, and those of one document are one cluster. Raises ValueError where no window is common
+    to both.
     """
     theirs = dict(zip(baseline.item_ids, baseline.values, strict=True))
-    rows = [
-        (weight * (value - theirs[item]), weight)
-        for item, value, weight in zip(variant.item_ids, variant.values, _weights(variant), strict=True)
-        if item in theirs
-    ]
-    if not rows:
+    kept = [position for position, item in enumerate(variant.item_ids) if item in theirs]
+    if not kept:
         raise ValueError("no window is common to the variant and the baseline")
-    sums, sizes = zip(*rows, strict=True)
-    mean = ratio_of_sums(sums, sizes, "95% t-interval of paired differences over windows")
-    return _transform(mean, lambda nat: _exp(nat) - 1)
+    differences = replace(
+        variant,
+        values=tuple(variant.values[position] - theirs[variant.item_ids[position]] for position in kept),
+        weights=tuple(variant.weights[position] for position in kept) if variant.weights else (),
+        item_ids=(),
+        cluster_ids=tuple(variant.cluster_ids[position] for position in kept) if variant.cluster_ids else (),
+    )
+    mean = clustered_mean(differences)
+    method = f"95% t-interval of paired differences over {_units(variant)}"
+    return transformed(replace(mean, method=method), lambda nat: exponential(nat) - 1)
 
 
 def speed(seconds: Sequence[Sequence[float]], tokens: int) -> Estimate:
@@ -130,18 +142,23 @@ def quantile(values: Sequence[float], share: float) -> float:
     return float(np.quantile(np.asarray(values, dtype=np.float64), share))
 
 
+def _units(nll: Measurement) -> str:
+    return "documents" if nll.cluster_ids else "windows"
+
+
 def _weights(measurement: Measurement) -> Floats:
     count = len(measurement.values)
     return np.asarray(measurement.weights or np.ones(count), dtype=np.float64)
 
 
-def _transform(estimate: Estimate, increasing: Callable[[float], float]) -> Estimate:
+def transformed(estimate: Estimate, increasing: Callable[[float], float]) -> Estimate:
+    """The estimate of an increasing function of what was estimated."""
     low = None if estimate.low is None else increasing(estimate.low)
     high = None if estimate.high is None else increasing(estimate.high)
     return replace(estimate, value=increasing(estimate.value), low=low, high=high)
 
 
-def _exp(nat: float) -> float:
+def exponential(nat: float) -> float:
     """exp, infinite where a broken variant's figures would overflow."""
     return math.exp(nat) if nat < 700 else math.inf
 
