@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from harness.analysis.comparison import Comparison
+from harness.analysis.rule import compare
+from harness.analysis.scores import NATS_MARGIN, scores
 from harness.analysis.speeds import speeds
-from harness.analysis.stats import Estimate, clustered_mean, perplexity, perplexity_change, quantile
+from harness.analysis.stats import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
 from harness.analysis.table import Peak, StoredPart, VariantRow
 from harness.record import Measurement, RunRecord
 
@@ -18,20 +21,22 @@ BYTES_PER_16_BIT_PARAMETER = 2
 class Evidence:
     """The records that speak for one variant.
 
-    ``performance`` and ``baseline_performance`` are of one session; ``baseline_quality`` was measured
-    with the libraries of ``quality``.
+    ``performance`` and ``baseline_performance`` are of one session; ``baseline_quality`` and ``baseline_tasks`` were
+    measured with the libraries of ``quality`` and ``tasks``.
     """
 
     quality: RunRecord | None
     quantize: RunRecord | None
     performance: tuple[RunRecord, ...]
+    tasks: tuple[RunRecord, ...]
     baseline_quality: RunRecord | None
     baseline_performance: tuple[RunRecord, ...]
+    baseline_tasks: tuple[RunRecord, ...]
 
     @property
     def all(self) -> tuple[RunRecord, ...]:
         """Root causes first: what was not quantized cannot be measured."""
-        return tuple(run for run in (self.quantize, self.quality, *self.performance) if run is not None)
+        return tuple(run for run in (self.quantize, self.quality, *self.tasks, *self.performance) if run is not None)
 
 
 def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
@@ -46,7 +51,9 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     nll = _values(quality, "nll")
     stock = next((run for run in well if run.find("stored_bytes")), None)
     coverage = _values(stock, "coverage")
-    change, notes = _change(evidence, nll)
+    compared, notes = _compared(evidence, nll)
+    answered, task_notes = scores(evidence.tasks, () if spec.is_baseline else evidence.baseline_tasks)
+    notes += task_notes
     linear = _stored_bytes(stock, "linear")
     made = VariantRow(
         label=spec.method.label,
@@ -58,7 +65,11 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         labels=tuple(dict.fromkeys(label for run in evidence.all for label in run.outcome.labels)),
         facts=_facts(well),
         perplexity=perplexity(nll) if nll else None,
-        perplexity_change=change,
+        perplexity_change=transformed(compared.effect, lambda nat: exponential(nat) - 1) if compared else None,
+        perplexity_comparison=compared,
+        word_perplexity=_per(quality, "nll_per_word", exponential),
+        byte_perplexity=_per(quality, "nll_per_byte", exponential),
+        bits_per_byte=_per(quality, "nll_per_byte", lambda nat: nat / math.log(2)),
         kl_mean=_mean(quality, "kl", 0, math.inf),
         kl_median=quantile(kl.values, 0.5) if kl else None,
         kl_p90=quantile(kl.values, 0.9) if kl else None,
@@ -70,6 +81,7 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),
         top5_agreement=_mean(quality, "top5_agreement", 0, 1),
         delta_p=_mean(quality, "delta_p", -1, 1),
+        tasks=answered,
         coverage=coverage.values[0] if coverage else None,
         stored=_stored(stock),
         bits_per_weight=_over(8 * linear, _parameters(stock, "linear")),
@@ -96,17 +108,22 @@ def reason(run: RunRecord) -> str:
     return f"{place}: {first}"
 
 
-def _change(evidence: Evidence, nll: Measurement | None) -> tuple[Estimate | None, tuple[str, ...]]:
-    """The paired change of perplexity; without a like baseline none, and a note that says so."""
+def _compared(evidence: Evidence, nll: Measurement | None) -> tuple[Comparison | None, tuple[str, ...]]:
+    """The paired comparison of log-perplexity; without a like baseline none, and a note that says so."""
     if nll is None or evidence.quality is None or evidence.quality.spec.is_baseline:
         return None, ()
     theirs = _values(evidence.baseline_quality, "nll")
     if theirs is None:
         return None, ("perplexity stands alone, no baseline was measured with the same libraries and engine",)
     try:
-        return perplexity_change(nll, theirs), ()
+        return compare(nll, theirs, NATS_MARGIN, "lower"), ()
     except ValueError as error:
         return None, (f"perplexity stands alone, {error}",)
+
+
+def _per(run: RunRecord | None, metric: str, figure: Callable[[float], float]) -> Estimate | None:
+    found = _values(run, metric)
+    return transformed(clustered_mean(found), figure) if found else None
 
 
 def _values(run: RunRecord | None, metric: str) -> Measurement | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from harness.analysis.comparison import Comparison
+from harness.analysis.paired import Flips
 from harness.analysis.stats import Estimate
 from harness.record import Status
 from harness.spec import Kind
@@ -53,6 +55,49 @@ class Peak:
     bytes: int
 
 
+@dataclass(frozen=True, order=True)
+class TaskKey:
+    """One score of one task; two of them share a column only if all of this is equal."""
+
+    task: str
+    score: str
+    filter: str
+    fewshot: int | None
+    chat: bool
+    higher_is_better: bool
+
+    @property
+    def label(self) -> str:
+        """``arc_easy 25-shot acc_norm``."""
+        shots = "" if self.fewshot is None else f" {self.fewshot}-shot"
+        chat = " chat" if self.chat else ""
+        chosen = f" ({self.filter})" if self.filter != "none" else ""
+        return f"{self.task}{shots}{chat} {self.score}{chosen}"
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One score of a variant, beside the baseline's where that answered the same questions.
+
+    ``estimate`` is the figure as lm-eval gives it. ``change`` is its difference from the baseline's, or of a
+    perplexity the relative change. ``headline`` marks the score that stands for its task and is judged.
+    ``batch_noise_nat`` is how far another layout of the batch moves a log-likelihood.
+    """
+
+    key: TaskKey
+    headline: bool
+    estimate: Estimate
+    change: Estimate | None
+    comparison: Comparison | None
+    flips: Flips | None
+    batch_noise_nat: float | None
+
+    @property
+    def relative(self) -> bool:
+        """Whether ``change`` is a ratio of two figures less one."""
+        return self.comparison is not None and self.comparison.unit == "nat"
+
+
 @dataclass(frozen=True)
 class VariantRow:
     """What is known of one variant; None where it was not measured or could not be.
@@ -74,6 +119,10 @@ class VariantRow:
     facts: tuple[tuple[str, str], ...] = ()
     perplexity: Estimate | None = None
     perplexity_change: Estimate | None = None
+    perplexity_comparison: Comparison | None = None
+    word_perplexity: Estimate | None = None
+    byte_perplexity: Estimate | None = None
+    bits_per_byte: Estimate | None = None
     kl_mean: Estimate | None = None
     kl_median: float | None = None
     kl_p90: float | None = None
@@ -85,6 +134,7 @@ class VariantRow:
     top1_agreement: Estimate | None = None
     top5_agreement: Estimate | None = None
     delta_p: Estimate | None = None
+    tasks: tuple[TaskScore, ...] = ()
     coverage: float | None = None
     stored: tuple[StoredPart, ...] = ()
     bits_per_weight: float | None = None
@@ -108,6 +158,9 @@ class VariantRow:
 
     def speed_at(self, point: GridPoint) -> Speed | None:
         return next((speed for speed in self.speeds if speed.point == point), None)
+
+    def task(self, key: TaskKey) -> TaskScore | None:
+        return next((score for score in self.tasks if score.key == key), None)
 
     def stored_part(self, role: str, part: str) -> int | None:
         """Bytes of one role's values or scales."""
@@ -135,6 +188,7 @@ class Table:
     kl_noise_floor_dtype: Estimate | None = None
     recipes: tuple[str, ...] = ()
     grid: tuple[GridPoint, ...] = field(default=())
+    tasks: tuple[TaskKey, ...] = ()
 
     @property
     def baseline(self) -> VariantRow | None:

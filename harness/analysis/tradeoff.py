@@ -22,6 +22,7 @@ from harness.analysis.selection import (
 )
 from harness.analysis.stats import Estimate, clustered_mean
 from harness.analysis.table import Table, VariantRow
+from harness.analysis.verdicts import judged
 from harness.record import RunRecord
 
 RUNTIME = ("torch", "transformers", "tokenizers")
@@ -34,11 +35,12 @@ class _Runs:
 
     quality: tuple[RunRecord, ...]
     quantize: tuple[RunRecord, ...]
+    task: tuple[RunRecord, ...]
     performance: tuple[RunRecord, ...]
 
     @property
     def all(self) -> tuple[RunRecord, ...]:
-        return self.quality + self.quantize + self.performance
+        return self.quality + self.quantize + self.task + self.performance
 
 
 def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
@@ -50,18 +52,20 @@ def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
     records = tuple(records)
     groups: dict[Setting, list[RunRecord]] = {}
     for record in records:
-        if record.spec.kind in ("quality", "performance", "quantize"):
+        if record.spec.kind in ("quality", "task", "performance", "quantize"):
             groups.setdefault(setting(record.spec), []).append(record)
     return tuple(table for where, members in groups.items() for table in _tables(where, members, records))
 
 
 def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[Table]:
-    quality = [record for record in current(members) if record.spec.kind == "quality"]
-    quantize = tuple(record for record in current(members) if record.spec.kind == "quantize")
+    quality, quantize, task = (
+        tuple(record for record in current(members) if record.spec.kind == kind)
+        for kind in ("quality", "quantize", "task")
+    )
     performance = tuple(record for record in current_in_session(members) if record.spec.kind == "performance")
     groups = protocols(quality) or {(): ()}
     return [
-        _table(where, protocol, _Runs(group, quantize, performance), _model_runs(where, records))
+        _table(where, protocol, _Runs(group, quantize, task, performance), _model_runs(where, records))
         for protocol, group in groups.items()
     ]
 
@@ -80,13 +84,14 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         native_quantization=any_spec.model.native_quantization,
         protocol=protocol_text(protocol),
         hardware=where.hardware_text,
-        rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
+        rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(judged(rows)))),
         labels=labels,
         notes=_distinct(notes),
         kl_noise_floor=_noise_floor(references, "batch size"),
         kl_noise_floor_dtype=_noise_floor(references, "dtype"),
         recipes=_distinct(run.spec.recipe for run in runs.all),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
+        tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
     )
 
 
@@ -109,9 +114,21 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Evidence:
         quality=quality,
         quantize=_last(run for run in members if run.spec.kind == "quantize"),
         performance=performance,
+        tasks=tuple({run.spec.task: run for run in members if run.spec.kind == "task"}.values()),
         baseline_quality=_baseline_quality(quality, runs.quality),
         baseline_performance=_baseline_performance(performance, runs.performance),
+        baseline_tasks=tuple(
+            found
+            for run in members
+            if run.spec.kind == "task" and (found := _baseline_quality(run, _same_task(run, runs.task)))
+        ),
     )
+
+
+def _same_task(run: RunRecord, runs: Sequence[RunRecord]) -> list[RunRecord]:
+    """The runs that put the same questions, of whatever variant."""
+    question = run.spec.task.identity() if run.spec.task else None
+    return [other for other in runs if other.spec.task and other.spec.task.identity() == question]
 
 
 def _baseline_quality(quality: RunRecord | None, runs: Sequence[RunRecord]) -> RunRecord | None:

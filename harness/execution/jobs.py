@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from harness.execution import making, measuring
+from harness.execution import asking, making, measuring
 from harness.execution.bench import Bench
 from harness.spec import Kind
 
@@ -16,5 +16,6 @@ JOBS: Mapping[Kind, Callable[[Bench, Path], None]] = {
     "quantize": making.quantize,
     "reference": measuring.reference,
     "quality": measuring.quality,
+    "task": asking.task,
     "performance": measuring.performance,
 }

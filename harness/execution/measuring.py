@@ -10,10 +10,10 @@ from harness.execution import noise
 from harness.execution import reference as references
 from harness.execution.bench import Bench
 from harness.execution.checks import note_repacking, take_stock
+from harness.execution.fairness import check_leak, check_tokens
 from harness.execution.forward import observe
 from harness.registry import metric
-from harness.text import calibration
-from harness.text.leakage import Leak, halves_told
+from harness.text.leakage import halves_told
 
 
 def reference(bench: Bench, out: Path) -> None:
@@ -38,10 +38,11 @@ def quality(bench: Bench, out: Path) -> None:
     spec = bench.spec
     model = bench.load()
     take_stock(bench, model)
+    check_tokens(bench, model)
     windows = _windows(bench, model)
     bench.facts["evaluation halves overlap"] = halves_told(windows)
     if "calibrate" in spec.needs:
-        _check_leak(bench, windows)
+        check_leak(bench, windows.tokens)
     observers = [metric("perplexity").make(windows)]
     kept = None
     if spec.divergence:
@@ -54,16 +55,6 @@ def quality(bench: Bench, out: Path) -> None:
         bench.add(observer.finish())
     noise.own_batch(bench, model, windows)
     note_repacking(bench, model)
-
-
-def _check_leak(bench: Bench, windows: Windows) -> None:
-    """Raises InvalidRunError where evaluation text stands in the calibration, or labels that where it is allowed."""
-    leak = Leak.between(calibration.read(bench.cache.needed(bench.spec, "calibrate")), windows)
-    bench.facts["calibration overlap"] = str(leak)
-    if not bench.spec.allow_leak:
-        leak.refuse()
-    elif leak.found:
-        bench.labels.append(f"calibrated on the evaluation text: {leak}")
 
 
 def performance(bench: Bench, out: Path) -> None:

@@ -2,27 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from harness.contracts import LoadedModel, Metric
 from harness.record import Measurement
 from harness.spec import TaskWorkload
-from harness.tasks.evaluate import VERSION
+from harness.tasks.evaluate import VERSION, evaluate
 
-NOISE_REQUESTS = 16
-"""Requests that are scored again in another layout."""
+if TYPE_CHECKING:
+    from harness.tasks.lm import HarnessLM
+
+NOISE_QUESTIONS = 8
+"""Questions whose choices are scored again in another layout."""
 
 
-def measure(model: LoadedModel, workload: TaskWorkload, alone: bool) -> Iterator[Measurement]:
-    """``task_score`` per score and filter, and what the layout of the batch alone changes.
+def measure(
+    model: LoadedModel, workload: TaskWorkload, alone: bool, watch: Callable[[Sequence[Sequence[int]]], None]
+) -> Iterator[Measurement]:
+    """``task_score`` per score and filter; what another layout of the batch changes; what it took.
 
-    ``alone`` puts one request at a time to a model whose results depend on what stands beside it.
+    ``alone`` puts one request at a time to a model whose results depend on what stands beside it. ``watch`` is
+    shown the tokens of every request.
     """
-    from harness.tasks.evaluate import evaluate
     from harness.tasks.lm import HarnessLM
 
     lm = HarnessLM(model, layout="alone" if alone else None, bos=workload.bos, seed=workload.seed)
-    yield from evaluate(lm, workload)
+    asked = evaluate(lm, workload)
+    texts = ("".join(part for part in request.args if isinstance(part, str)) for request in asked.requests)
+    watch([lm.tok_encode(text) for text in dict.fromkeys(texts)])
+    yield from asked.scores
+    yield from _effort(lm, workload)
+    scored = [request for request in asked.requests if request.request_type == "loglikelihood"]
+    if scored:
+        yield _noise(lm, workload, scored)
+
+
+def _noise(lm: HarnessLM, workload: TaskWorkload, requests: Sequence[Any]) -> Measurement:
+    """The largest difference of a log-likelihood when the first questions are scored in another layout."""
+    questions = [list(group) for _, group in groupby(requests, key=lambda each: (each.task_name, each.doc_id))]
+    noise = lm.batch_noise([request for question in questions[:NOISE_QUESTIONS] for request in question])
+    protocol = {"task": workload.name, "layout": noise.layouts[0], "other": noise.layouts[1]}
+    return Measurement(
+        metric="task_batch_noise",
+        version=VERSION,
+        unit="nat",
+        direction="lower",
+        evidence="exact",
+        values=(noise.nat,),
+        protocol={**protocol, "questions": noise.items, "changed": noise.changed},
+    )
+
+
+def _effort(lm: HarnessLM, workload: TaskWorkload) -> Iterator[Measurement]:
+    """How many tokens and predictions were computed: what is shared by requests counts once."""
+    counts = {"task_tokens": lm.effort.tokens, "task_head_rows": lm.effort.head_rows}
+    for metric, count in counts.items():
+        unit = "token" if metric == "task_tokens" else "row"
+        protocol = {"task": workload.name, "layout": lm.layout}
+        yield Measurement(metric, VERSION, unit, "neither", "exact", (float(count),), protocol)
 
 
 TASKS = Metric(

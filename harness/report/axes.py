@@ -80,8 +80,8 @@ def decode_axis(table: Table) -> Axis:
 
 
 def estimate(value: Value) -> Estimate:
-    """A value that has no interval, as one that has none. Raises ValueError for None."""
-    if value is None:
+    """A value that has no interval, as one that has none. Raises ValueError for what is no number."""
+    if value is None or isinstance(value, str):
         raise ValueError("not measured")
     return value if isinstance(value, Estimate) else Estimate(float(value), None, None, 1, "exact")
 

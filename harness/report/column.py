@@ -13,15 +13,15 @@ from harness.analysis.stats import Estimate
 from harness.analysis.table import VariantRow
 from harness.report.formats import BLANK, significant
 
-Value = Estimate | float | None
+Value = Estimate | float | str | None
 
 
 @dataclass(frozen=True)
 class Column:
     """One figure of a variant.
 
-    Readers see ``write(value × factor)``; ``shown`` is False for the CSV file alone. ``interval`` says
-    that values are estimates, which take three columns there.
+    Readers see ``write(value × factor)`` and below it the ``notes`` on a row; ``shown`` is False for the CSV file
+    alone. ``interval`` says that values are estimates, which take three columns there. A value may be a word.
     """
 
     name: str
@@ -34,6 +34,7 @@ class Column:
     factor: float = 1.0
     shown: bool = True
     interval: bool = False
+    notes: Callable[[VariantRow], tuple[str, ...]] = lambda row: ()
 
     def text(self, value: float) -> str:
         return self.write(value * self.factor)
@@ -41,11 +42,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as readers see it, its interval apart, and the number that sorting goes by."""
+    """A figure as readers see it, its interval and notes apart, and the number that sorting goes by."""
 
     text: str
     interval: str = ""
     sort: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def sort_key(self) -> str:
@@ -54,7 +56,7 @@ class Cell:
 
     @property
     def whole(self) -> str:
-        return f"{self.text} {self.interval}" if self.interval else self.text
+        return " ".join(part for part in (self.text, self.interval, ", ".join(self.notes)) if part)
 
 
 def cell(column: Column, row: VariantRow) -> Cell:
@@ -62,14 +64,16 @@ def cell(column: Column, row: VariantRow) -> Cell:
     value = column.value(row)
     if value is None:
         return Cell(BLANK)
+    if isinstance(value, str):
+        return Cell(value)
     if not isinstance(value, Estimate):
-        return Cell(column.text(value), sort=value)
-    if value.low is None or value.high is None:
-        return Cell(column.text(value.value), sort=value.value)
-    return Cell(column.text(value.value), f"[{column.text(value.low)}, {column.text(value.high)}]", value.value)
+        return Cell(column.text(value), sort=value, notes=column.notes(row))
+    known = value.low is not None and value.high is not None
+    interval = f"[{column.text(value.low or 0)}, {column.text(value.high or 0)}]" if known else ""
+    return Cell(column.text(value.value), interval, value.value, column.notes(row))
 
 
-def raw(each: Column, row: VariantRow) -> dict[str, float | None]:
+def raw(each: Column, row: VariantRow) -> dict[str, float | str | None]:
     """Full precision under the column's name, an interval beside it under ``…_low`` and ``…_high``."""
     value = each.value(row)
     if isinstance(value, Estimate):
@@ -77,3 +81,8 @@ def raw(each: Column, row: VariantRow) -> dict[str, float | None]:
     if each.interval:
         return {each.name: value, f"{each.name}_low": None, f"{each.name}_high": None}
     return {each.name: value}
+
+
+def figure(group: str, name: str, heading: str, value: Callable[[VariantRow], Value], text: str = "") -> Column:
+    """A plain figure for the CSV file."""
+    return Column(name, group, heading, "nat" if name.endswith("_nat") else "", text, value, shown=False)

@@ -40,6 +40,7 @@ def _entry(table: Table, row: VariantRow) -> Entry:
         "labels": _text("; ".join((*table_labels(table), *row.labels))),
         "on_front": str(row.front).lower(),
         "kl_noise_floor_mean_nat": table.kl_noise_floor.value if table.kl_noise_floor else None,
+        "kl_noise_floor_dtype_mean_nat": table.kl_noise_floor_dtype.value if table.kl_noise_floor_dtype else None,
     }
     for column in columns(table):
         said |= raw(column, row)

@@ -87,10 +87,9 @@ def native_warning(table: Table) -> str | None:
 
 def noise_floor(table: Table) -> str | None:
     """The baseline's divergence from itself, in words."""
-    if table.kl_noise_floor is None:
-        return None
-    value = significant(table.kl_noise_floor.value)
-    return f"KL noise floor, the baseline against itself at another batch size: {value} nat per token."
+    floors = (("at another batch size", table.kl_noise_floor), ("in another dtype", table.kl_noise_floor_dtype))
+    found = [f"{where} {significant(floor.value)}" for where, floor in floors if floor is not None]
+    return f"KL noise floor, the baseline against itself: {', '.join(found)} nat per token." if found else None
 
 
 def _fault(record: RunRecord) -> Fault:

@@ -7,8 +7,9 @@ from itertools import groupby
 
 from harness.analysis.table import Table
 from harness.report.column import Column
+from harness.report.columns_quality import quality_columns
 from harness.report.columns_run import all_speed_columns, peak_columns
-from harness.report.columns_worth import cost_columns, quality_columns, size_columns
+from harness.report.columns_size import cost_columns, size_columns
 
 
 def shown_columns(table: Table) -> tuple[Column, ...]:
@@ -24,9 +25,9 @@ def column_groups(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:
 
 
 def columns(table: Table) -> tuple[Column, ...]:
-    """All columns of a table, in order. Those of quality, size and cost are the same for every table."""
+    """All columns of a table, in order."""
     return (
-        *quality_columns(),
+        *quality_columns(table),
         *size_columns(table),
         *all_speed_columns(table),
         *peak_columns(table),

@@ -48,7 +48,15 @@ class Answers:
         return self
 
 
-def evaluate(lm: Any, workload: TaskWorkload) -> Iterator[Measurement]:
+@dataclass(frozen=True)
+class Asked:
+    """A task that was put to a model: lm-eval's requests in order, and what became of them."""
+
+    requests: tuple[Any, ...]
+    scores: tuple[Measurement, ...]
+
+
+def evaluate(lm: Any, workload: TaskWorkload) -> Asked:
     """Puts every question to ``lm`` (an ``lm_eval.api.model.LM``) by lm-eval's evaluator, prompts, filters and metrics.
 
     One measurement ``task_score`` per score and filter, with a value per question where lm-eval's figure is a
@@ -73,8 +81,10 @@ def evaluate(lm: Any, workload: TaskWorkload) -> Iterator[Measurement]:
     group = loaded.get("groups", {}).get(workload.name)
     if group is not None and group.has_aggregation:
         answers = list(_pooled(group, answers, asked["results"][workload.name]))
-    for found in answers:
-        yield _measurement(found.check(), _protocol(found.task, lm, workload, asked))
+    return Asked(
+        tuple(request for task in loaded["tasks"].values() for request in task.instances),
+        tuple(_measurement(found.check(), _protocol(found.task, lm, workload, asked)) for found in answers),
+    )
 
 
 def _answers(name: str, task: Any, asked: Mapping[str, Any], cluster: str | None) -> Iterator[Answers]:

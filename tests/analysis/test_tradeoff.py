@@ -93,7 +93,7 @@ def test_no_common_window_leaves_a_blank_and_a_note(bench: Bench, none: MethodRe
     variant = replace(variant, outcome=replace(variant.outcome, measurements=(moved, *rest)))
     table = only([bench.quality(none), variant])
     assert row(table, "rtn 4-bit").perplexity_change is None
-    assert any("no window is common" in note for note in table.notes)
+    assert any("no item is common" in note for note in table.notes)
 
 
 def test_two_protocols_never_share_a_table(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:

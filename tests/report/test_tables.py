@@ -31,7 +31,8 @@ def test_an_interval_is_in_brackets(records: list[RunRecord]) -> None:
     change = cell(column(table, "perplexity_change_fraction"), table.rows[1])
     assert change.text.startswith("+0.")
     assert change.interval.startswith("[+0.")
-    assert change.whole == f"{change.text} {change.interval}"
+    assert change.notes == ("equivalent",)
+    assert change.whole == f"{change.text} {change.interval} equivalent"
 
 
 def test_blank_is_a_dash_that_does_not_sort(records: list[RunRecord]) -> None:
@@ -51,7 +52,7 @@ def test_raw_values_keep_their_precision_and_their_columns(records: list[RunReco
 def test_names_are_unique_and_carry_units(records: list[RunRecord]) -> None:
     names = [each.name for each in columns(only(records))]
     assert len(names) == len(set(names))
-    units = ("_nat", "_bytes", "_s", "_fraction", "tok_per_s", "ratio", "bits_per_weight", "perplexity")
+    units = ("_nat", "_bytes", "_s", "_fraction", "tok_per_s", "ratio", "bits_per_", "perplexity", "_probability")
     assert all(any(unit in name for unit in units) for name in names)
 
 

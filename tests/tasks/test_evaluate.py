@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def own(folder: Path, name: str = "endings", count: int = 10, **settings: object
     return TaskWorkload(name, str(path), own="0", **settings)  # type: ignore[arg-type]
 
 
-def by_score(found: list[Measurement]) -> dict[str, Measurement]:
+def by_score(found: Iterable[Measurement]) -> dict[str, Measurement]:
     return {str(m.protocol["score"]): m for m in found}
 
 
@@ -66,7 +67,7 @@ def test_each_question_has_its_score_and_their_mean_is_lm_evals(lm, tmp_path: Pa
     from lm_eval.tasks import TaskManager
 
     workload = own(tmp_path)
-    found = by_score(list(evaluate(lm, workload)))
+    found = by_score(evaluate(lm, workload).scores)
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     theirs = simple_evaluate(lm, tasks=["endings"], task_manager=manager, bootstrap_iters=0)["results"]["endings"]
     assert set(found) == {"acc", "acc_norm"}
@@ -79,9 +80,9 @@ def test_each_question_has_its_score_and_their_mean_is_lm_evals(lm, tmp_path: Pa
 
 
 def test_what_changes_the_prompts_changes_the_protocol(lm, tmp_path: Path) -> None:
-    plain = by_score(list(evaluate(lm, own(tmp_path))))["acc"].protocol
-    again = by_score(list(evaluate(lm, own(tmp_path))))["acc"].protocol
-    shots = by_score(list(evaluate(lm, own(tmp_path, fewshot=1))))["acc"].protocol
+    plain = by_score(evaluate(lm, own(tmp_path)).scores)["acc"].protocol
+    again = by_score(evaluate(lm, own(tmp_path)).scores)["acc"].protocol
+    shots = by_score(evaluate(lm, own(tmp_path, fewshot=1)).scores)["acc"].protocol
     assert dict(plain) == dict(again)
     assert shots["fewshot"] == 1
     assert shots["prompts_sha256"] != plain["prompts_sha256"]
@@ -118,11 +119,11 @@ def test_local_data_replace_the_tasks_own_and_no_question_is_its_own_example(lm,
 
 
 def test_clusters_come_from_a_field_of_the_data(lm, tmp_path: Path) -> None:
-    found = by_score(list(evaluate(lm, own(tmp_path, cluster="passage"))))["acc"]
+    found = by_score(evaluate(lm, own(tmp_path, cluster="passage")).scores)["acc"]
     assert len(set(found.cluster_ids)) == 5
     assert found.cluster_ids[0] == found.cluster_ids[1] != found.cluster_ids[2]
     with pytest.raises(UnsupportedError, match="no field 'page'; they have subject"):
-        list(evaluate(lm, own(tmp_path, cluster="page")))
+        evaluate(lm, own(tmp_path, cluster="page"))
 
 
 @pytest.mark.parametrize("by_size", [True, False])
@@ -139,7 +140,7 @@ def test_a_group_is_weighted_as_lm_eval_weights_it(lm, tmp_path: Path, by_size: 
         + f"aggregate_metric_list: [{{metric: acc, weight_by_size: {str(by_size).lower()}}}]\n",
         encoding="utf-8",
     )
-    (found,) = evaluate(lm, TaskWorkload("both", str(group), own="0"))
+    (found,) = evaluate(lm, TaskWorkload("both", str(group), own="0")).scores
     assert found.protocol["task"] == "both"
     assert len(found.values) == len(set(found.item_ids)) == 14
     first = sum(found.values[:10]) / 10
@@ -165,7 +166,7 @@ def test_a_perplexity_keeps_each_questions_log_likelihood(lm, tmp_path: Path) ->
     workload = TaskWorkload(
         "lambada_openai", str(catalog().paths["lambada_openai"]), data=TextRef("l", str(data), sha256="0")
     )
-    found = by_score(list(evaluate(lm, workload)))
+    found = by_score(evaluate(lm, workload).scores)
     assert set(found) == {"acc", "perplexity"}
     nats = found["perplexity"]
     assert (nats.unit, nats.direction, nats.protocol["aggregation"]) == ("nat", "lower", "perplexity")
@@ -177,4 +178,4 @@ def test_questions_that_cannot_be_had_are_told(lm, tmp_path: Path) -> None:
     workload = own(tmp_path)
     (tmp_path / "endings.jsonl").unlink()
     with pytest.raises(UnsupportedError, match="endings: its questions cannot be read"):
-        list(evaluate(lm, workload))
+        evaluate(lm, workload).scores

@@ -1,4 +1,4 @@
-"""The columns on what a variant is worth and weighs: quality, size, and the cost of quantizing."""
+"""The columns on what a variant weighs, and what quantizing it costs."""
 
 from __future__ import annotations
 
@@ -6,107 +6,7 @@ from collections.abc import Callable
 
 from harness.analysis.table import Table, VariantRow
 from harness.report.column import Column, Value
-from harness.report.formats import BINARY, DECIMAL, duration, signed, significant, size_unit
-
-
-def quality_columns() -> tuple[Column, ...]:
-    kl = "KL(baseline ‖ variant) per token: 0 is no damage"
-    return (
-        Column(
-            "perplexity",
-            "Quality",
-            "Perplexity",
-            "",
-            "exp of the mean negative log-likelihood per token, with its 95% interval over windows.",
-            lambda row: row.perplexity,
-            lambda value: significant(value, 4),
-            interval=True,
-        ),
-        Column(
-            "perplexity_change_fraction",
-            "Quality",
-            "Δ perplexity",
-            "%",
-            "Change against the baseline, paired window by window, with its 95% interval.",
-            lambda row: row.perplexity_change,
-            signed,
-            factor=100,
-            interval=True,
-        ),
-        Column(
-            "kl_mean_nat",
-            "Quality",
-            "KL mean",
-            "nat",
-            f"{kl}. Mean with its 95% interval, clustered by window.",
-            lambda row: row.kl_mean,
-            interval=True,
-        ),
-        Column(
-            "kl_median_nat",
-            "Quality",
-            "KL median",
-            "nat",
-            f"{kl}. Median.",
-            lambda row: row.kl_median,
-            shown=False,
-        ),
-        Column(
-            "kl_p90_nat",
-            "Quality",
-            "KL p90",
-            "nat",
-            f"{kl}. One token in ten is hit harder.",
-            lambda row: row.kl_p90,
-            shown=False,
-        ),
-        Column(
-            "kl_p99_nat",
-            "Quality",
-            "KL p99",
-            "nat",
-            f"{kl}. One token in a hundred is hit harder.",
-            lambda row: row.kl_p99,
-        ),
-        Column(
-            "kl_p99_9_nat",
-            "Quality",
-            "KL p99.9",
-            "nat",
-            f"{kl}. One token in a thousand is hit harder.",
-            lambda row: row.kl_p99_9,
-            shown=False,
-        ),
-        Column(
-            "kl_max_nat",
-            "Quality",
-            "KL max",
-            "nat",
-            f"{kl}. The worst token.",
-            lambda row: row.kl_max,
-            shown=False,
-        ),
-        Column(
-            "top1_agreement_fraction",
-            "Quality",
-            "Top-1 agreement",
-            "%",
-            "Share of tokens for which both find the same next token most likely, with its 95% interval.",
-            lambda row: row.top1_agreement,
-            factor=100,
-            interval=True,
-        ),
-        Column(
-            "coverage_fraction",
-            "Quality",
-            "Coverage",
-            "%",
-            "Share of the parameters in scope that are really stored quantized.",
-            lambda row: row.coverage,
-            factor=100,
-            shown=False,
-        ),
-    )
+from harness.report.formats import BINARY, DECIMAL, duration, size_unit
 
 
 def size_columns(table: Table) -> tuple[Column, ...]:

@@ -1,0 +1,114 @@
+"""A variant's scores on tasks, each with its uncertainty and question by question beside the baseline's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from harness.analysis.comparison import Better, Comparison
+from harness.analysis.paired import Flips, flips
+from harness.analysis.rule import compare
+from harness.analysis.stats import Estimate, clustered_mean, exponential, transformed
+from harness.analysis.table import TaskKey, TaskScore
+from harness.record import Measurement, RunRecord
+from harness.tasks.aggregation import FIGURES
+
+SCORE_MARGIN = 0.01
+"""A difference of a score, such as an accuracy, that does not matter: one point in a hundred."""
+NATS_MARGIN = math.log(1.01)
+"""A difference of log-perplexity that does not matter: one per cent of the perplexity."""
+HEADLINES = ("acc_norm", "acc", "exact_match")
+"""Which of a task's scores stands for it, where it has them; else its first."""
+
+
+def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
+    """The scores of a variant's task runs, and notes on those that could not be compared.
+
+    ``baseline`` are the baseline's task runs under the same libraries and engine.
+    """
+    theirs = {_key(found): found for found in _found(baseline)}
+    made, notes = [], []
+    for run in runs:
+        found = _found([run])
+        headline = _headline(found)
+        noise = run.find("task_batch_noise")
+        for mine in found:
+            other = theirs.get(_key(mine))
+            comparison, turned, note = _beside(mine, other) if other is not None else (None, None, None)
+            notes += [note] if note else []
+            made.append(
+                TaskScore(
+                    key=_key(mine),
+                    headline=mine is headline,
+                    estimate=_estimate(mine),
+                    change=_change(mine, comparison),
+                    comparison=comparison,
+                    flips=turned,
+                    batch_noise_nat=noise.values[0] if noise else None,
+                )
+            )
+    return tuple(made), tuple(dict.fromkeys(notes))
+
+
+def _found(runs: Iterable[RunRecord]) -> list[Measurement]:
+    return [entry for run in runs if run.status == "ok" for entry in run.outcome.measurements if _is_score(entry)]
+
+
+def _is_score(entry: Measurement) -> bool:
+    return entry.metric == "task_score" and bool(entry.values)
+
+
+def _key(score: Measurement) -> TaskKey:
+    said = score.protocol
+    fewshot = said.get("fewshot")
+    return TaskKey(
+        task=str(said["task"]),
+        score=str(said["score"]),
+        filter=str(said["filter"]),
+        fewshot=fewshot if isinstance(fewshot, int) else None,
+        chat=said.get("chat_template") is not None,
+        higher_is_better=score.direction == "higher",
+    )
+
+
+def _headline(found: Sequence[Measurement]) -> Measurement | None:
+    """The score that stands for a task: the best known of its scores, under the first of its filters."""
+    ranked = {name: rank for rank, name in enumerate(HEADLINES)}
+    return min(found, key=lambda entry: ranked.get(str(entry.protocol["score"]), len(HEADLINES)), default=None)
+
+
+def _estimate(score: Measurement) -> Estimate:
+    """The figure as lm-eval gives it, with an interval where each question has a value."""
+    if score.evidence != "paired":
+        return Estimate(score.values[0], None, None, 1, "one figure of all questions")
+    figure = FIGURES[str(score.protocol["aggregation"])]
+    estimate = transformed(clustered_mean(score), figure)
+    return estimate.within(0, 1) if _is_share(score) else estimate
+
+
+def _is_share(score: Measurement) -> bool:
+    return score.unit != "nat" and all(0 <= value <= 1 for value in score.values)
+
+
+def _beside(mine: Measurement, other: Measurement) -> tuple[Comparison | None, Flips | None, str | None]:
+    """The comparison with the baseline and the questions that turned; or why there is none."""
+    if mine.evidence != "paired":
+        return None, None, None
+    try:
+        found = compare(mine, other, NATS_MARGIN if mine.unit == "nat" else SCORE_MARGIN, _better(mine))
+    except ValueError as error:
+        return None, None, f"{_key(mine).label} stands alone, {error}"
+    binary = set(mine.values) | set(other.values) <= {0.0, 1.0}
+    return found, flips(mine, other) if binary else None, None
+
+
+def _better(score: Measurement) -> Better:
+    return "higher" if score.direction == "higher" else "lower"
+
+
+def _change(score: Measurement, comparison: Comparison | None) -> Estimate | None:
+    """The effect as readers want it: of a perplexity the relative change, else the difference of the scores."""
+    if comparison is None:
+        return None
+    relative = score.unit == "nat"
+    return transformed(comparison.effect, lambda nat: exponential(nat) - 1) if relative else comparison.effect

@@ -1,0 +1,31 @@
+"""Which words stand in a table: every variant beside the baseline, by every metric that is judged, all together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from harness.analysis.comparison import Comparison, holm
+from harness.analysis.table import VariantRow
+
+
+def judged(rows: Sequence[VariantRow]) -> tuple[VariantRow, ...]:
+    """The rows with verdicts that hold for all of them at once: perplexity and each task's headline score."""
+    verdicts = iter(holm([each for row in rows for each in _comparisons(row)]))
+    made = []
+    for row in rows:
+        perplexity = next(verdicts) if row.perplexity_comparison else None
+        tasks = tuple(
+            replace(score, comparison=next(verdicts)) if score.headline and score.comparison else score
+            for score in row.tasks
+        )
+        made.append(replace(row, perplexity_comparison=perplexity, tasks=tasks))
+    return tuple(made)
+
+
+def _comparisons(row: VariantRow) -> Iterator[Comparison]:
+    if row.perplexity_comparison:
+        yield row.perplexity_comparison
+    for score in row.tasks:
+        if score.headline and score.comparison:
+            yield score.comparison
