@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
 from harness.recipe import Recipe
-from harness.recipe_faults import expected
+from harness.recipe.faults import expected
 from harness.spec import digest, model_identity
 from harness.variants import Variant
 

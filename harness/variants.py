@@ -15,7 +15,7 @@ from harness.contracts import Method
 from harness.errors import SourceError, UsageError, did_you_mean
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import MethodEntry, Model, Recipe
-from harness.recipe_faults import expected
+from harness.recipe.faults import expected
 from harness.spec import MethodRef, digest
 from harness.stacks import STACKS
 from harness.yaml_file import Location

@@ -178,4 +178,4 @@ def test_questions_that_cannot_be_had_are_told(lm, tmp_path: Path) -> None:
     workload = own(tmp_path)
     (tmp_path / "endings.jsonl").unlink()
     with pytest.raises(UnsupportedError, match="endings: its questions cannot be read"):
-        evaluate(lm, workload).scores
+        evaluate(lm, workload)

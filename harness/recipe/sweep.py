@@ -1,0 +1,157 @@
+"""The recipe as a whole: models, methods, and all that a sweep of them shares."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
+from pydantic_core import PydanticCustomError
+
+from harness.errors import RecipeError
+from harness.recipe.faults import causes, explain, recipe_error
+from harness.recipe.fields import Bytes, Commit, Dtype, NotBuilt, Seconds, Strict, distinct, one_or_many
+from harness.recipe.measure import Measure
+from harness.recipe.text import Calibration
+from harness.yaml_file import Location, YamlFile, read_yaml
+
+
+class Model(Strict):
+    """Where the weights come from.
+
+    ``id`` is a local folder, a ``.gguf`` file, ``package:NAME/FILE`` (a file inside an installed
+    package), ``synthetic:TYPE`` (seeded random weights, shaped by ``config``), or a hub id.
+    """
+
+    id: str = Field(min_length=1)
+    label: str | None = Field(None, description="name shown in tables; made from the id where absent")
+    dtype: Dtype = Field("auto", description="the dtype it runs in; auto is the checkpoint's own")
+    revision: Commit | None = Field(None, description="commit of a hub model: its run must be repeatable")
+    degrid: NonNegativeInt | None = Field(
+        None, description="seed with which weights are moved off a coarse grid, their function unchanged"
+    )
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+    config: dict[str, Any] = Field(default_factory=dict, description="configuration of a synthetic model")
+    seed: NonNegativeInt | None = Field(None, description="seed of a synthetic model's weights; 0 where absent")
+
+
+class MethodEntry(Strict):
+    """One entry of ``methods``: a name, or ``{name: {parameter: value or list of values}}``."""
+
+    name: str
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+class Scope(Strict):
+    """What is quantized: the decoder's matrices, less what is skipped. The same for all methods of a recipe."""
+
+    quantize: Literal["decoder"] = Field("decoder", description="the decoder's matrices")
+    skip: Annotated[tuple[str, ...], BeforeValidator(one_or_many, json_schema_input_type=str | list[str])] = Field(
+        (), description="modules left alone, as patterns such as '*.down_proj' or 'model.layers.0.*'"
+    )
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="parameters that differ for some modules: {'*.down_proj': {bits: 8}}"
+    )
+
+
+class Limits(Strict):
+    """What one run may take before it is ended and recorded."""
+
+    time: Seconds | None = Field(None, description="wall time of one run, such as 10m")
+    memory: Bytes | None = Field(
+        None, description="private memory of one run on the host, such as 8GiB; a GPU's is not limited"
+    )
+
+
+def _scope(value: Any) -> Any:
+    return {"quantize": value} if isinstance(value, str) else value
+
+
+def _model(value: Any) -> Any:
+    return {"id": value} if isinstance(value, str) else value
+
+
+def _method(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, MethodEntry):
+        return value
+    if isinstance(value, dict) and set(value) == {"name", "params"}:
+        return value
+    if not isinstance(value, dict) or len(value) != 1:
+        raise PydanticCustomError(
+            "method", "expected a method's name, or one name with its parameters: {{rtn: {{bits: 4}}}}"
+        )
+    ((name, params),) = value.items()
+    if params is not None and not isinstance(params, dict):
+        raise PydanticCustomError("method", "expected a mapping of parameters, such as {{bits: [8, 4]}}")
+    return {"name": name, "params": params or {}}
+
+
+AnyMethod = Annotated[
+    MethodEntry, BeforeValidator(_method, json_schema_input_type=str | dict[str, dict[str, Any] | None])
+]
+
+
+class Recipe(Strict):
+    """A sweep: models × methods × engines, and what is measured of each.
+
+    A list under a method's parameter expands into one variant per value.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder of its results")
+    models: tuple[Annotated[Model, BeforeValidator(_model, json_schema_input_type=str | Model)], ...] = Field(
+        min_length=1, description="what is quantized; an entry may be just its id"
+    )
+    methods: tuple[AnyMethod, ...] = Field(
+        min_length=1, description="names, or {name: {parameter: value or list of values}}"
+    )
+    engines: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
+        ("transformers",), min_length=1, description="what runs the variants"
+    )
+    measure: Measure
+    baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant beside which every other stands")
+    repetitions: PositiveInt = Field(1, description="fresh processes per variant, of performance only")
+    limits: Limits = Limits()
+    scope: Annotated[Scope, BeforeValidator(_scope, json_schema_input_type=str | Scope)] = Field(
+        Scope(), description="what is quantized; 'decoder' means all of the decoder's matrices"
+    )
+    calibration: Calibration | None = Field(None, description="the text that calibrated methods see")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is the GPU where one can be used")
+    threads: PositiveInt | None = Field(None, description="CPU threads; absent means one per core")
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention implementation; absent means the engine's choice"
+    )
+    exclude: tuple[dict[str, Any], ...] = Field(
+        (), description="variants to leave out: those that match every key (model, method, engine, or a parameter)"
+    )
+    seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
+    extends: NotBuilt = None
+    kv_cache: NotBuilt = None
+    decode_mode: NotBuilt = None
+    gates: NotBuilt = None
+    price: NotBuilt = None
+
+    _file: YamlFile | None = PrivateAttr(None)
+
+    def error(self, location: Location, message: str) -> RecipeError:
+        """A RecipeError that names file, line and key."""
+        return recipe_error(self._file, location, message)
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths of the recipe begin."""
+        return self._file.path.resolve().parent if self._file else Path.cwd()
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads and checks a recipe file. Raises RecipeError, whose text lists every fault found."""
+    file = read_yaml(Path(path))
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(file.data, default=str))
+    except ValidationError as error:
+        faults = dict.fromkeys(str(recipe_error(file, *explain(fault, Recipe))) for fault in causes(error.errors()))
+        raise RecipeError("\n".join(faults)) from None
+    recipe._file = file
+    return recipe
