@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from harness import recipe as written
 from harness import registry, workloads
 from harness.cache import default_folder
 from harness.errors import SourceError, UsageError
@@ -16,13 +15,14 @@ from harness.models import published
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Recipe
-from harness.refusals import refuse_calibration, refuse_scope, refuse_twins
+from harness.refusals import refuse_calibration, refuse_measure, refuse_scope, refuse_twins
 from harness.spec import (
     CalibrationRef,
     Kind,
     Limits,
     PerplexityWorkload,
     RunSpec,
+    TaskWorkload,
     ThroughputWorkload,
     digest,
 )
@@ -71,6 +71,19 @@ class Site:
     allow_leak: bool = False
 
 
+@dataclass(frozen=True)
+class _Sweep:
+    """A recipe whose names are found: what is made of each of its models on each of its engines."""
+
+    recipe: Recipe
+    site: Site
+    base: Variant
+    variants: Sequence[Variant]
+    texts: tuple[PerplexityWorkload, ...]
+    tasks: tuple[TaskWorkload, ...]
+    calibration: CalibrationRef | None
+
+
 def plan(
     recipe: Recipe, machine: Machine | None = None, stacks: Stacks | None = None, allow_leak: bool = False
 ) -> tuple[PlannedRun, ...]:
@@ -85,8 +98,12 @@ def plan(
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
     refuse_twins(recipe, sources)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
+    refuse_measure(recipe)
     base = baseline(recipe)
     chosen = variants(recipe, base)
+    texts = workloads.perplexities(recipe)
+    calibration = workloads.calibration(recipe, texts, allow_leak)
+    sweep = _Sweep(recipe, site, base, chosen, texts, workloads.tasks(recipe), calibration)
     refuse_calibration(recipe, chosen)
     refuse_scope(recipe, sources, chosen)
     for index, pattern in enumerate(recipe.exclude):
@@ -95,7 +112,7 @@ def plan(
     planned = [
         run
         for source, engine in product(sources, engines)
-        for run in _runs(recipe, source, _base_spec(recipe, source, base, engine, site), base, chosen, site)
+        for run in _runs(sweep, source, _base_spec(sweep, source, engine))
     ]
     if not any(run.spec.kind in ("quality", "task", "performance") for run in planned):
         raise recipe.error(
@@ -110,14 +127,13 @@ def _turn(run: PlannedRun) -> int:
     return turns.get(run.spec.kind, 0) + run.spec.repetition
 
 
-def _runs(
-    recipe: Recipe, source: SourceModel, spec: RunSpec, base: Variant, chosen: Sequence[Variant], site: Site
-) -> Iterator[PlannedRun]:
+def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[PlannedRun]:
     """The runs of one model on one engine: what several of its variants need, then theirs."""
+    base, site = sweep.base, sweep.site
     kept = [
         (each, obstacle(source, each, site.machine, site.stacks, spec.skip))
-        for each in chosen
-        if each.ref == base.ref or not _excluded(recipe, source, spec, each)
+        for each in sweep.variants
+        if each.ref == base.ref or not _excluded(sweep.recipe, source, spec, each)
     ]
     able = [each for each, blocked in kept if not blocked]
     weight_bytes = _weight_bytes(source, base)
@@ -128,7 +144,7 @@ def _runs(
         calibration = spec.calibration if kind == "calibrate" else None
         allow_leak = spec.allow_leak and calibration is not None
         bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
-        bare = replace(bare, perplexity=perplexity, evaluations=spec.evaluations if kind == "calibrate" else ())
+        bare = replace(bare, perplexity=perplexity, evaluations=sweep.texts if kind == "calibrate" else ())
         made = _locked(replace(bare, kind=kind, needs=dict(shared)), base, site)
         return PlannedRun(made, weight_bytes, too_long(source, made))
 
@@ -141,32 +157,30 @@ def _runs(
         extra["calibrate"] = needed("calibrate")
     if any(each.method.stack != MAIN for each in able):
         extra["probe"] = needed("probe")
-    if spec.divergence:
-        extra |= {workload: needed("reference", workload) for workload in spec.evaluations}
+    if spec.divergence and spec.perplexity is not None:
+        extra |= {workload: needed("reference", workload) for workload in sweep.texts}
     yield from extra.values()
     for variant, blocked in kept:
-        yield from _variant_runs(recipe, source, replace(spec, needs=shared), variant, blocked, extra, site)
+        yield from _variant_runs(sweep, source, replace(spec, needs=shared), variant, blocked, extra)
 
 
 def _variant_runs(
-    recipe: Recipe,
+    sweep: _Sweep,
     source: SourceModel,
     spec: RunSpec,
     variant: Variant,
     blocked: str | None,
     extra: Mapping[str | PerplexityWorkload, PlannedRun],
-    site: Site,
 ) -> Iterator[PlannedRun]:
     """The runs of one variant; ``extra`` are the runs that only some variants need."""
+    site = sweep.site
     weight_bytes = _weight_bytes(variant.checkpoint or source, variant)
-    scored = spec.evaluations
     calibrated = variant.method.calibrated(variant.params)
     spec = replace(
         spec,
         method=variant.ref,
         calibration=spec.calibration if calibrated else None,
         allow_leak=spec.allow_leak and calibrated,
-        evaluations=(),
     )
     if variant.ref.stage not in ("on_load", "offline"):
         spec = replace(spec, skip=(), overrides={})
@@ -179,17 +193,17 @@ def _variant_runs(
         quantize = _locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
-    for workload in scored:
+    for workload in sweep.texts if _has_quality(source) else ():
         reference = {"reference": extra[workload].spec.run_id} if workload in extra else {}
         needs = {**spec.needs, **calibrate, **reference}
         quality = _locked(replace(spec, kind="quality", perplexity=workload, needs=needs), variant, site)
         yield PlannedRun(quality, weight_bytes, blocked or too_long(source, quality))
-    for task in workloads.tasks(recipe) if source.ref.kind != "synthetic" else ():
+    for task in sweep.tasks if _has_quality(source) else ():
         needs = {**spec.needs, **calibrate}
         asked = _locked(replace(spec, kind="task", task=task, needs=needs), variant, site)
         yield PlannedRun(asked, weight_bytes, blocked)
     if spec.throughput is not None or (spec.memory and spec.perplexity is None):
-        for repetition in range(recipe.repetitions):
+        for repetition in range(sweep.recipe.repetitions):
             run = _locked(replace(spec, kind="performance", repetition=repetition), variant, site)
             yield PlannedRun(run, weight_bytes, blocked or too_long(source, run))
 
@@ -198,16 +212,15 @@ def _excluded(recipe: Recipe, source: SourceModel, spec: RunSpec, variant: Varia
     return any(matches(pattern, variant, source.ref.label, spec.engine) for pattern in recipe.exclude)
 
 
-def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, site: Site) -> RunSpec:
+def _has_quality(source: SourceModel) -> bool:
+    """Random weights have none."""
+    return source.ref.kind != "synthetic"
+
+
+def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
+    """What all runs of one model on one engine share."""
+    recipe, base, site = sweep.recipe, sweep.base, sweep.site
     measure = recipe.measure
-    if measure == written.Measure():
-        raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
-    if measure.divergence is not None and not measure.perplexity:
-        raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
-    throughput = None
-    scored = () if source.ref.kind == "synthetic" else workloads.perplexities(recipe)  # random weights: no quality
-    if measure.throughput is not None:
-        throughput = ThroughputWorkload(**measure.throughput.model_dump())
     return RunSpec(
         kind="quality",
         recipe=recipe.name,
@@ -218,12 +231,11 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
         scope=recipe.scope.quantize,
         skip=recipe.scope.skip,
         overrides=recipe.scope.overrides,
-        calibration=_calibration(recipe, scored, site),
+        calibration=sweep.calibration,
         allow_leak=site.allow_leak,
-        perplexity=scored[0] if scored else None,
-        evaluations=scored,
+        perplexity=sweep.texts[0] if sweep.texts and _has_quality(source) else None,
         divergence=measure.divergence is not None,
-        throughput=throughput,
+        throughput=ThroughputWorkload(**measure.throughput.model_dump()) if measure.throughput else None,
         memory=measure.memory is not None,
         limits=Limits(recipe.limits.time, recipe.limits.memory),
         device=site.machine.device,
@@ -232,22 +244,6 @@ def _base_spec(recipe: Recipe, source: SourceModel, base: Variant, engine: str, 
         seed=recipe.seed,
         hardware=site.machine.hardware,
     )
-
-
-def _calibration(recipe: Recipe, scored: Sequence[PerplexityWorkload], site: Site) -> CalibrationRef | None:
-    """The recipe's calibration. Raises RecipeError where it is the evaluation text itself."""
-    entry = recipe.calibration
-    if entry is None:
-        return None
-    text = workloads.text(recipe, entry.text, ("calibration", "text"))
-    if not site.allow_leak and any(text.same_as(workload.text) for workload in scored):
-        raise recipe.error(
-            ("calibration", "text"),
-            "is the evaluation text; calibrated methods would be measured on what they have seen. "
-            "Name another text, or allow it and have every row marked: --allow-leak",
-        )
-    settings = entry.model_dump(exclude={"text"})
-    return CalibrationRef(text, **settings)
 
 
 def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:

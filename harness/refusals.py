@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
-from harness.recipe import Recipe
+from harness.recipe import Measure, Recipe
 from harness.recipe.faults import expected
 from harness.spec import digest, model_identity
 from harness.variants import Variant
@@ -20,6 +20,14 @@ def refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
         raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
     if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
         raise recipe.error(("models",), "the same model stands here twice")
+
+
+def refuse_measure(recipe: Recipe) -> None:
+    """Raises RecipeError where nothing is measured, and for a divergence without a text."""
+    if recipe.measure == Measure():
+        raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
+    if recipe.measure.divergence is not None and not recipe.measure.perplexity:
+        raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
 
 
 def refuse_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:

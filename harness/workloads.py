@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness import recipe as written
 from harness.errors import SourceError, UsageError
 from harness.recipe import Recipe
-from harness.spec import PerplexityWorkload, TaskWorkload, TextRef, file_sha256
+from harness.spec import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef, file_sha256
 from harness.tasks.catalog import catalog, read_names
 from harness.text.protocols import PRESETS
 from harness.text.sources import resolve
@@ -86,3 +87,18 @@ def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) 
 
 def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:
     return None if name is None else text(recipe, written.Text(file=name), place)
+
+
+def calibration(recipe: Recipe, scored: Sequence[PerplexityWorkload], allow_leak: bool) -> CalibrationRef | None:
+    """The recipe's calibration. Raises RecipeError where it is a text that is scored."""
+    entry = recipe.calibration
+    if entry is None:
+        return None
+    found = text(recipe, entry.text, ("calibration", "text"))
+    if not allow_leak and any(found.same_as(workload.text) for workload in scored):
+        raise recipe.error(
+            ("calibration", "text"),
+            "is the evaluation text; calibrated methods would be measured on what they have seen. "
+            "Name another text, or allow it and have every row marked: --allow-leak",
+        )
+    return CalibrationRef(found, **entry.model_dump(exclude={"text"}))

@@ -15,6 +15,9 @@ from harness.planner import PlannedRun, plan
 from harness.recipe import load_recipe
 
 MACHINE = Machine("cpu", "a test machine")
+needs_lm_eval = pytest.mark.skipif(
+    installed_version("lm-eval") is None, reason="needs lm-eval: pip install 'qharness[eval]'"
+)
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def test_every_protocol_has_a_reference_and_quality_runs_of_its_own(make) -> Non
 def test_the_usual_protocol_is_the_same_question_written_or_not(make) -> None:
     def quality(**entry: object) -> str:
         runs = make(measure={"perplexity": {"context": 64, **entry}})
-        return next(run.spec.case_id for run in runs if run.spec.title == "quality none")
+        return next(run.spec.case_id for run in runs if run.spec.kind == "quality" and run.spec.is_baseline)
 
     assert quality() == quality(protocol="gptq", bos="auto")
     assert quality(protocol="sliding") == quality(protocol="sliding", stride=32)
@@ -220,3 +223,47 @@ def test_planning_imports_no_torch(make, sweeps) -> None:
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'plotly')))"
     )
     assert subprocess.run([sys.executable, "-c", code, str(sweeps.folder / "recipe.yaml")], check=False).returncode == 0
+
+
+@needs_lm_eval
+def test_every_variant_is_asked_every_task_in_a_run_of_its_own(make, tmp_path: Path) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text("{}\n")
+    tasks = [{"name": "arc_easy", "data": str(data)}, {"name": "arc_easy", "data": str(data), "fewshot": 5}, "mmlu"]
+    runs = [run.spec for run in make(methods=["none", "rtn"], measure={"tasks": tasks}) if run.spec.kind == "task"]
+    assert [(run.method.name, run.task.name, run.task.fewshot) for run in runs] == [
+        (method, name, fewshot)
+        for method in ("none", "rtn")
+        for name, fewshot in (("arc_easy", None), ("arc_easy", 5), ("mmlu", None))
+    ]
+    assert len({run.run_id for run in runs}) == 6
+    moved = tmp_path / "moved.jsonl"
+    moved.write_bytes(data.read_bytes())
+    again = make(methods=["none"], measure={"tasks": [{"name": "arc_easy", "data": str(moved)}]})
+    assert next(run.spec.run_id for run in again if run.spec.kind == "task") == runs[0].run_id
+    data.write_text('{"other": 1}\n')
+    changed = make(methods=["none"], measure={"tasks": [{"name": "arc_easy", "data": str(data)}]})
+    assert next(run.spec.run_id for run in changed if run.spec.kind == "task") != runs[0].run_id
+
+
+@needs_lm_eval
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("arc_eazy", r"measure.tasks\[0\].name: lm-eval knows no task 'arc_eazy'; did you mean 'arc_easy'"),
+        ({"name": "arc_easy", "data": "no.jsonl"}, r"measure.tasks\[0\].data: text file not found"),
+        ({"name": "own.yaml"}, r"measure.tasks\[0\].name: task file not found"),
+        ({"name": "arc_easy", "fewshot_data": "x.jsonl"}, "fewshot_data: needs 'data' beside it"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_is_told(make, entry: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make(measure={"tasks": [entry]})
+
+
+@needs_lm_eval
+def test_a_tag_is_its_tasks_and_nothing_is_asked_twice(make) -> None:
+    runs = [run.spec.task.name for run in make(methods=["none"], measure={"tasks": ["ai2_arc"]}) if run.spec.task]
+    assert runs == ["arc_challenge", "arc_easy"]
+    with pytest.raises(RecipeError, match="asks 'arc_easy' twice in the same way"):
+        make(measure={"tasks": ["ai2_arc", "arc_easy"]})
