@@ -136,6 +136,16 @@ def read_gguf(file: Path) -> Header:
     )
 
 
+def gguf_special_tokens(file: Path) -> dict[str, int]:
+    """The ids of bos, eos, unk and pad, as far as the file's metadata name them."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    fields = {name: reader.get_field(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: int(field.contents()) for name, field in fields.items() if field is not None}
+
+
 def synthetic(config: dict[str, Any]) -> Header | None:
     """The shapes of a Llama-like model from its configuration; None where it is of another build."""
     try:

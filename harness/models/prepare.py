@@ -7,9 +7,10 @@ from typing import Any
 
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
+from harness.models.headers import gguf_special_tokens
 from harness.spec import ModelRef
 
-VERSION = 1
+VERSION = 2
 """Raised by every change of what is made: what was prepared before is then made again."""
 PROBE_TOKENS = 64
 DEGRID_KL_LIMIT = 1e-6
@@ -69,7 +70,10 @@ def _tokenizer(ref: ModelRef) -> Any:
 
     path = Path(ref.path)
     if ref.kind == "gguf":
-        return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        for name, token in gguf_special_tokens(path).items():  # transformers takes BOS for EOS, and leaves padding out
+            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
+        return tokenizer
     return AutoTokenizer.from_pretrained(path, trust_remote_code=ref.trust_remote_code)
 
 
