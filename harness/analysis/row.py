@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from harness.analysis.breakdown import by_confidence, by_position
 from harness.analysis.comparison import Comparison
 from harness.analysis.rule import compare
 from harness.analysis.scores import NATS_MARGIN, scores
@@ -47,7 +48,7 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
     timed = tuple(run for run in evidence.performance if run.status == "ok")
     well = [run for run in evidence.all if run.status == "ok"]
-    kl = _values(quality, "kl")
+    kl, confidence = _values(quality, "kl"), _values(quality, "baseline_confidence")
     nll = _values(quality, "nll")
     stock = next((run for run in well if run.find("stored_bytes")), None)
     coverage = _values(stock, "coverage")
@@ -78,6 +79,8 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         kl_max=max(kl.values) if kl else None,
         kl_reverse=_mean(quality, "kl_reverse", 0, math.inf),
         kl_batch_noise=_mean(quality, "kl_batch_noise", 0, math.inf),
+        kl_by_position=by_position(kl) if kl else (),
+        kl_by_confidence=by_confidence(kl, confidence) if kl and confidence else (),
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),
         top5_agreement=_mean(quality, "top5_agreement", 0, 1),
         delta_p=_mean(quality, "delta_p", -1, 1),

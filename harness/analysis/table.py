@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from harness.analysis.breakdown import Bin
 from harness.analysis.comparison import Comparison
 from harness.analysis.paired import Flips
 from harness.analysis.stats import Estimate
@@ -131,6 +132,8 @@ class VariantRow:
     kl_max: float | None = None
     kl_reverse: Estimate | None = None
     kl_batch_noise: Estimate | None = None
+    kl_by_position: tuple[Bin, ...] = ()
+    kl_by_confidence: tuple[Bin, ...] = ()
     top1_agreement: Estimate | None = None
     top5_agreement: Estimate | None = None
     delta_p: Estimate | None = None

@@ -8,8 +8,9 @@ from functools import cache
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.analysis.table import GridPoint, Table
+from harness.analysis.table import Table
 from harness.report.column import Column, cell
+from harness.report.columns_breakdown import breakdowns
 from harness.report.columns_run import speed_columns
 from harness.report.figures import Figure, figures, plotly_javascript
 from harness.report.highlights import Highlight, highlights
@@ -26,7 +27,8 @@ class _Section:
     groups: tuple[tuple[str, int], ...]
     highlights: tuple[Highlight, ...]
     figures: tuple[Figure, ...]
-    grid: tuple[tuple[GridPoint, tuple[Column, ...]], ...]
+    grid: tuple[tuple[str, tuple[Column, ...]], ...]
+    breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
     labels: tuple[str, ...]
     warning: str | None
     noise_floor: str | None
@@ -51,7 +53,7 @@ def html(whole: Page) -> str:
 
 def _section(table: Table) -> _Section:
     columns = shown_columns(table)
-    grid = tuple((point, speed_columns(point, headline=True)) for point in table.grid)
+    grid = tuple((point.label, speed_columns(point, headline=True)) for point in table.grid)
     return _Section(
         table,
         columns,
@@ -59,6 +61,7 @@ def _section(table: Table) -> _Section:
         highlights(table),
         figures(table),
         grid if len(grid) > 1 else (),
+        breakdowns(table),
         table_labels(table),
         native_warning(table),
         noise_floor(table),

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from harness.analysis.table import Table
 from harness.report.column import Column
+from harness.report.columns_breakdown import breakdown_columns
 from harness.report.columns_quality import quality_columns
 from harness.report.columns_run import all_speed_columns, peak_columns
 from harness.report.columns_size import cost_columns, size_columns
@@ -28,6 +29,7 @@ def columns(table: Table) -> tuple[Column, ...]:
     """All columns of a table, in order."""
     return (
         *quality_columns(table),
+        *breakdown_columns(table),
         *size_columns(table),
         *all_speed_columns(table),
         *peak_columns(table),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
 from harness.record import RunRecord
 from harness.report.column import cell, raw
+from harness.report.columns_breakdown import breakdowns
 from harness.report.highlights import highlights
 from harness.report.tables import column, column_groups, columns, shown_columns
 
@@ -69,3 +72,18 @@ def test_highlights_keep_to_the_tolerance(records: list[RunRecord]) -> None:
         "Smallest within 5% of its perplexity": "bnb-int8",
         "Fastest decoding within 5%": "torchao int8-weight-only",
     }
+
+
+def test_divergence_is_told_by_position_and_confidence(records: list[RunRecord]) -> None:
+    """The token-weighted mean over all groups of either kind is the mean that the table shows."""
+    table = only(records)
+    row = table.rows[1]
+    assert row.kl_mean is not None
+    for bins in (row.kl_by_position, row.kl_by_confidence):
+        tokens = [each.tokens for each in bins]
+        mean = sum(each.mean.value * each.tokens for each in bins) / sum(tokens)
+        assert mean == pytest.approx(row.kl_mean.value)
+    groups = dict(breakdowns(table))
+    assert [each.heading for each in groups["the baseline's confidence, %"]][:2] == ["0 to 10", "10 to 20"]
+    first = groups["tokens before it in the window"][0]
+    assert raw(first, row)[first.name] == row.kl_by_position[0].mean.value
