@@ -10,6 +10,7 @@ from harness.contracts.engines import (
     LoadedModel,
     LoadRequest,
     Role,
+    Stop,
     StoredTensor,
 )
 from harness.contracts.methods import (
@@ -49,6 +50,7 @@ __all__ = [
     "QuantizeJob",
     "Role",
     "Setting",
+    "Stop",
     "StoredTensor",
     "Windows",
 ]

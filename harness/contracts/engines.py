@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 Role = Literal["linear", "embedding", "head", "other"]
 KernelFamily = Literal["packed", "dequantize", "plain"]
 """How a linear layer multiplies: with the packed codes themselves, after unpacking them, or densely."""
+Stop = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,15 @@ class LoadedModel(Protocol):
     Tokens are (batch, length) int64 tensors on any device; hidden states and logits come back on
     the model's device. ``hidden`` and ``head`` may be used only where ``factored`` is True: ``probe``,
     called once after loading, found ``head(hidden(x))`` equal to the model's own logits.
-    ``attention`` names the implementation that runs.
+    ``attention`` names the implementation that runs; ``context_length`` is the longest input the model's
+    configuration names, None where it names none.
     """
 
     tokenizer: Any | None
     vocabulary: int
     device: str
     attention: str
+    context_length: int | None
     factored: bool
 
     def probe(self) -> None:
@@ -83,6 +86,41 @@ class LoadedModel(Protocol):
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """The model's own final logits, (batch, length, vocabulary)."""
+        ...
+
+    def branching(self) -> bool:
+        """Whether ``extend`` and ``grow`` may be used: found by comparing them with ``hidden``, when first asked."""
+        ...
+
+    def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
+        """Hidden states (n, width) of tokens (n,) after those of ``past``, and the past that they make together.
+
+        A past stays as it is: it can be extended and grown on many times.
+        """
+        ...
+
+    def grow(self, tokens: torch.Tensor, reach: torch.Tensor, past: Any | None) -> torch.Tensor:
+        """Hidden states (n, width) of a row of tokens (n,) that branches, after those of ``past``.
+
+        The token in place i is seen by those in places i to ``reach[i]`` - 1, and all see the past. The position of
+        a token is how many others it sees: each reads as if it stood at the end of those alone.
+        """
+        ...
+
+    def generate(
+        self, tokens: torch.Tensor, mask: torch.Tensor, past: Any | None, stop: Stop, **settings: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """What transformers' ``generate`` writes after prompts, with these settings: tokens (batch, steps).
+
+        Prompts are tokens (batch, length) and a mask that is 0 where padding stands; ``past`` may hold the first of
+        them. ``stop`` says after each step, given the tokens (batch, steps) written so far, which rows are done
+        (batch,). Also comes back which rows wrote the model's own end, and, of a model that can branch, the past of
+        all tokens but the last one written: with it, writing can be continued.
+        """
+        ...
+
+    def select(self, past: Any, rows: torch.Tensor) -> Any:
+        """A past of these rows (int64) of its batch, each as often as it is named."""
         ...
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:

@@ -6,7 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from harness.contracts import LoadRequest
 from harness.engines.transformers import TransformersModel, load
@@ -106,3 +118,99 @@ def test_pickled_weights_are_not_loaded(tiny: Path, tmp_path: Path) -> None:
     torch.save(plain.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(OSError, match="safetensors"):
         load(LoadRequest(tmp_path, "float32", "cpu"))
+
+
+STEM, ONE, OTHER = TOKENS[0, :12], TOKENS[0, 12:20], TOKENS[0, 20:]
+REACH = torch.tensor([32] * 12 + [20] * 8 + [32] * 12)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_branches_are_what_each_is_alone(tiny: Path, attention: str) -> None:
+    model = load(LoadRequest(tiny, "float32", "cpu", attention=attention))
+    model.probe()
+    assert model.branching()
+    with torch.inference_mode():
+        first, second = (model.hidden(torch.cat([STEM, branch])[None])[0] for branch in (ONE, OTHER))
+        expected = torch.cat([first, second[12:]])
+        torch.testing.assert_close(model.grow(TOKENS[0], REACH, None), expected, rtol=0, atol=1e-4)
+        states, past = model.extend(STEM[:5], None)
+        torch.testing.assert_close(states, expected[:5], rtol=0, atol=1e-4)
+        states, longer = model.extend(STEM[5:], past)
+        torch.testing.assert_close(states, expected[5:12], rtol=0, atol=1e-4)
+        for _ in range(2):  # neither past has grown
+            torch.testing.assert_close(
+                model.grow(TOKENS[0, 12:], REACH[12:] - 12, longer), expected[12:], rtol=0, atol=1e-4
+            )
+            torch.testing.assert_close(model.grow(TOKENS[0, 5:], REACH[5:] - 5, past), expected[5:], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("built", "branches"),
+    [
+        (lambda: GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64)), True),
+        (lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)), True),
+        (lambda: MistralForCausalLM(MistralConfig(**SMALL, sliding_window=512)), False),
+        (lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL)), False),
+        (lambda: BloomForCausalLM(BloomConfig(hidden_size=32, n_layer=2, n_head=4, vocab_size=64)), False),
+    ],
+    ids=["learned positions", "rotary positions", "sliding window", "some windows", "positions from the mask"],
+)
+def test_who_can_branch_is_found_by_trying(built, branches: bool) -> None:
+    torch.manual_seed(0)
+    wrapped = TransformersModel(built().float().eval(), None)
+    wrapped.probe()
+    assert wrapped.factored
+    assert wrapped.branching() == branches
+
+
+def test_a_model_that_takes_positions_from_the_order_does_not_branch(tiny: Path) -> None:
+    raw = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    inner = raw.model.forward
+    raw.model.forward = lambda *args, position_ids=None, **kwargs: inner(*args, **kwargs)
+    wrapped = TransformersModel(raw, None)
+    wrapped.probe()
+    assert wrapped.factored
+    assert not wrapped.branching()
+
+
+def written(model, tokens: torch.Tensor, mask: torch.Tensor, past=None, steps: int = 6):
+    def stop(found: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(found), dtype=torch.bool)
+
+    return model.generate(tokens, mask, past, stop, max_new_tokens=steps, do_sample=False, pad_token_id=1)
+
+
+def test_writing_goes_on_with_a_past_and_without_the_rows_that_left(model) -> None:
+    prompts = torch.stack([TOKENS[0, :10], TOKENS[0, 10:20], TOKENS[0, 20:30]])
+    mask = torch.ones_like(prompts)
+    with torch.inference_mode():
+        whole, _, _ = written(model, prompts, mask, steps=8)
+        begun, _, past = written(model, prompts, mask, steps=3)
+        kept = torch.tensor([0, 2])
+        longer = torch.cat([prompts, begun], dim=1)[kept]
+        rest, _, _ = written(model, longer, torch.ones_like(longer), model.select(past, kept), steps=5)
+    assert torch.cat([begun[kept], rest], dim=1).tolist() == whole[kept].tolist()
+
+
+def test_writing_after_a_shared_beginning_with_padding_behind_it(model) -> None:
+    shared, short, long = TOKENS[0, :12], TOKENS[0, 12:15], TOKENS[0, 15:23]
+    alone = [torch.cat([shared, own])[None] for own in (short, long)]
+    padded = torch.stack([torch.cat([shared, torch.zeros(5, dtype=torch.int64), short]), alone[1][0]])
+    mask = torch.ones_like(padded)
+    mask[0, 12:17] = 0
+    with torch.inference_mode():
+        _, past = model.extend(shared, None)
+        together, _, _ = written(model, padded, mask, model.select(past, torch.tensor([0, 0])))
+        singly = [written(model, prompt, torch.ones_like(prompt))[0][0] for prompt in alone]
+    assert together.tolist() == torch.stack(singly).tolist()
+
+
+def test_who_wrote_the_models_own_end_is_told(tiny: Path) -> None:
+    raw = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    model = TransformersModel(raw, None)
+    prompts = torch.stack([TOKENS[0, :10], TOKENS[0, 10:20]])
+    found, ended, _ = written(model, prompts, torch.ones_like(prompts))
+    assert not ended.any()
+    raw.generation_config.eos_token_id = int(found[0, 2])
+    again, ended, _ = written(model, prompts, torch.ones_like(prompts))
+    assert ended.tolist() == [True, int(found[0, 2]) in again[1].tolist()]

@@ -1,0 +1,200 @@
+"""lm-eval's view of a loaded model: it tokenizes, truncates and stops as lm-eval's own HFLM does, and is faster.
+
+Imported by what runs a task, and only there: it needs lm-eval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configure_pad_token, has_bos_prefix
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from harness.contracts import LoadedModel
+from harness.errors import InvalidRunError, UnsupportedError
+from harness.tasks.generating import generate
+from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
+
+
+@dataclass(frozen=True)
+class BatchNoise:
+    """How far another layout moves the scores of the same requests: the largest difference in nats, and how many of
+    the items whose most likely continuation another one became."""
+
+    nat: float
+    items: int
+    changed: int
+    layouts: tuple[Layout, Layout]
+
+
+class HarnessLM(TemplateLM):  # type: ignore[misc]
+    """An ``lm_eval.api.model.LM`` on a LoadedModel. ``effort`` says what scoring has taken so far.
+
+    ``layout`` is the fastest that the model allows if None. Raises UnsupportedError where there is no tokenizer, or
+    none with the BOS that ``bos`` asks for, or the model cannot take the layout.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        layout: Layout | None = None,
+        bos: Literal["auto", "always", "never"] = "auto",
+        max_length: int | None = None,
+        budget_tokens: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if model.tokenizer is None:
+            raise UnsupportedError("tasks need a tokenizer, and the model has none")
+        if model.tokenizer.bos_token_id is None and model.tokenizer.eos_token_id is None:
+            raise UnsupportedError("tasks need a tokenizer with BOS or EOS, to stand before a text without a context")
+        if bos == "always" and model.tokenizer.bos_token_id is None:
+            raise UnsupportedError("bos: always: the tokenizer has no BOS token")
+        if layout == "packed" and not model.branching():
+            raise UnsupportedError("this model cannot run rows that branch")
+        self.model = model
+        self.layout: Layout = layout or default_layout(model)
+        self.budget = budget_tokens or default_budget(model)
+        self.effort = Effort()
+        self.tokenizer = configure_pad_token(model.tokenizer)
+        self.max_length = max_length or _max_length(model)
+        self._bos = bos
+        self._device = model.device
+        self._seed = seed
+
+    @property
+    def eot_token_id(self) -> int:
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a continuation without a context."""
+        return self.eot_token_id if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+        return list(self._encoded([string], special=add_special_tokens is not False)[string])
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return self._answers(self._tokenized(requests))
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: object
+    ) -> list[tuple[float, bool]]:
+        return self._answers([self._request(context, continuation) for _, context, continuation in requests])
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Of whole texts, in windows of the model's length, each token predicted once (HFLM's protocol)."""
+        encoded = self._encoded(instance.args[0] for instance in requests)
+        windows: list[Request] = []
+        counts = []
+        for instance in requests:
+            tokens = list(encoded[instance.args[0]])
+            cut = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+            found = [self._request(*make_disjoint_window(each)) for each in cut]
+            windows += found
+            counts.append(len(found))
+        answers = iter(self._answers(windows))
+        return [math.fsum(next(answers)[0] for _ in range(count)) for count in counts]
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        contexts = [instance.args[0] for instance in requests]
+        encoded = self._encoded(contexts)
+        prompts = [(encoded[text], instance.args[1]) for text, instance in zip(contexts, requests, strict=True)]
+        return generate(self.model, self.tokenizer, prompts, self.max_length, self.layout == "alone", self._seed)
+
+    def batch_noise(self, requests: Sequence[Instance]) -> BatchNoise:
+        """Scores a handful of requests in this layout and another one. Those of one item should be there together."""
+        other: Layout = "alone" if self.layout != "alone" else default_layout(self.model)
+        wanted = self._tokenized(requests)
+        first, second = (score(self.model, wanted, layout, self.budget) for layout in (self.layout, other))
+        nat = max((abs(a.loglikelihood - b.loglikelihood) for a, b in zip(first, second, strict=True)), default=0.0)
+        items: dict[tuple[str | None, int | None], list[int]] = {}
+        for index, instance in enumerate(requests):
+            items.setdefault((instance.task_name, instance.doc_id), []).append(index)
+        changed = sum(_likeliest(first, item) != _likeliest(second, item) for item in items.values())
+        return BatchNoise(nat, len(items), changed, (self.layout, other))
+
+    def _answers(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+        scores = score(self.model, requests, self.layout, self.budget, self.effort)
+        for index, each in enumerate(scores):
+            if math.isnan(each.loglikelihood):
+                raise InvalidRunError(f"the log-likelihood of request {index} is not a number")
+        return [(each.loglikelihood, each.greedy) for each in scores]
+
+    def _tokenized(self, requests: Sequence[Instance]) -> list[Request]:
+        """Contexts and continuations as TemplateLM cuts them: a context's trailing spaces belong to what follows."""
+        pairs = [_spaces_moved(*instance.args) for instance in requests]
+        bare = self._encoded((text for context, text in pairs if not context), special=False)
+        whole = self._encoded(text for context, text in pairs if context for text in (context, context + text))
+        return [
+            self._request(whole[context], whole[context + text][len(whole[context]) :])
+            if context
+            else self._without_context(bare[text])
+            for context, text in pairs
+        ]
+
+    def _without_context(self, tokens: tuple[int, ...]) -> Request:
+        if tokens[:1] == (self.prefix_token_id,):
+            return self._request(tokens[:1], tokens[1:])
+        return self._request((self.prefix_token_id,), tokens)
+
+    def _request(self, context: Iterable[int], continuation: Iterable[int]) -> Request:
+        """Cut on the left to the model's length: its last token is only predicted."""
+        whole, asked = (*context, *continuation), tuple(continuation)
+        if not asked:
+            raise InvalidRunError("a continuation without tokens cannot be scored")
+        if len(asked) > self.max_length:
+            raise UnsupportedError(f"a continuation of {len(asked)} tokens; the model takes {self.max_length}")
+        kept = whole[-(self.max_length + 1) :]
+        return Request(kept[: len(kept) - len(asked)], asked)
+
+    def _encoded(self, strings: Iterable[str], special: bool = True) -> Mapping[str, tuple[int, ...]]:
+        """Tokens of every distinct string; with ``special``, BOS as asked for, but never a second one."""
+        distinct = list(dict.fromkeys(strings))
+        begun = self.tokenizer.decode(self.prefix_token_id)
+        found: dict[str, tuple[int, ...]] = {}
+        for add in (True, False):
+            mine = [text for text in distinct if add == (special and not has_bos_prefix(text, begun))]
+            if mine:
+                automatic = add and self._bos == "auto"
+                rows = self.tokenizer(mine, add_special_tokens=automatic)["input_ids"]
+                lead = (int(self.tokenizer.bos_token_id),) if add and self._bos == "always" else ()
+                found.update((text, (*lead, *row)) for text, row in zip(mine, rows, strict=True))
+        return found
+
+
+def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
+    kept = context.rstrip()
+    return kept, context[len(kept) :] + continuation
+
+
+def _max_length(model: LoadedModel) -> int:
+    """The model's, else the tokenizer's, else HFLM's default."""
+    if model.context_length is not None:
+        return model.context_length
+    named = getattr(model.tokenizer, "model_max_length", None)
+    return DEFAULT_MAX_LENGTH if named in (None, TOKENIZER_INFINITY) else int(named)
+
+
+def _likeliest(scores: Sequence[Score], requests: Sequence[int]) -> int:
+    return max(requests, key=lambda index: scores[index].loglikelihood)

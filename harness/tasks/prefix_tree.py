@@ -1,0 +1,232 @@
+"""Which rows of tokens a model must run for many inputs that begin alike. Pure.
+
+Sorted, inputs with a common beginning stand together and form a radix tree. A row holds neighbours in that order:
+a token of a shared beginning stands in it once, and each token sees those before it whose ``reach`` covers it.
+A long beginning of more inputs than one row holds becomes a row of its own that is kept: others stand on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+NONE: Ints = np.zeros(0, dtype=np.int64)
+
+OVERHEAD = 1 / 16
+"""What one more row costs beside its tokens, as a share of the budget: reading the weights, starting the kernels."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """Tokens for the model and the position from which on its predictions are wanted."""
+
+    tokens: tuple[int, ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class Reads:
+    """Predictions that a row gives: of which input, after which of its tokens, and where in the row that one stands."""
+
+    inputs: Ints
+    positions: Ints
+    places: Ints
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens for one forward pass, after those of the row ``on`` (its index), if any.
+
+    The token in place i is seen by those in places i to ``reach[i]`` - 1. A ``kept`` row does not branch.
+    """
+
+    tokens: Ints
+    reach: Ints
+    reads: Reads
+    on: int | None = None
+    kept: bool = False
+
+    @property
+    def branches(self) -> bool:
+        return bool((self.reach < len(self.tokens)).any())
+
+
+def pack(inputs: Sequence[Input], budget: int) -> list[Row]:
+    """Rows that read every prediction of every input once; a row comes after the one it stands on.
+
+    No row exceeds ``budget`` tokens but one that does not branch.
+    """
+    return _Packing(inputs, budget).rows
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The leaves ``low`` to ``high`` - 1, whose first ``depth`` tokens stand in the kept row ``on`` and those below it.
+
+    Their tokens up to ``stem`` are still to be put into a row that is kept, where there are any.
+    """
+
+    low: int
+    high: int
+    depth: int = 0
+    on: int | None = None
+    stem: int = 0
+
+
+class _Packing:
+    """Leaves are the inputs that begin no other one, sorted; ``common[i]`` is what leaf i shares with the last one."""
+
+    def __init__(self, inputs: Sequence[Input], budget: int) -> None:
+        self.inputs = inputs
+        self.budget = budget
+        self.rows: list[Row] = []
+        self.leaves: list[Ints] = []
+        self.riders: list[list[int]] = []
+        self._plant()
+        self.lengths = np.array([len(leaf) for leaf in self.leaves], dtype=np.int64)
+        self.common = np.array([0, *map(common, self.leaves, self.leaves[1:])], dtype=np.int64)
+        waiting = [_Part(0, len(self.leaves))]
+        while waiting:  # the last first: all that stands on a row follows before the next one is kept
+            part = self._kept(waiting.pop())
+            loose: list[int] = []
+            for found in self._divided(part):
+                if found.stem:
+                    waiting.append(found)
+                else:
+                    loose += range(found.low, found.high)
+            self._fill(loose, part.depth, part.on)
+
+    def _plant(self) -> None:
+        """Finds the leaves, and which inputs ride on each: itself, and those that it begins with."""
+        ordered = sorted(range(len(self.inputs)), key=lambda index: self.inputs[index].tokens, reverse=True)
+        for index in ordered:
+            tokens = self.inputs[index].tokens
+            if self.leaves and self._tokens(-1)[: len(tokens)] == tokens:
+                self.riders[-1].append(index)
+            else:
+                self.leaves.append(np.array(tokens, dtype=np.int64))
+                self.riders.append([index])
+        self.leaves.reverse()
+        self.riders.reverse()
+
+    def _tokens(self, leaf: int) -> tuple[int, ...]:
+        return self.inputs[self.riders[leaf][0]].tokens
+
+    def _divided(self, part: _Part) -> Iterator[_Part]:
+        """Parts that fit into one row or are one leaf, and parts with a stem to be kept."""
+        waiting = [part]
+        while waiting:
+            part = waiting.pop()
+            inner = self.common[part.low + 1 : part.high]
+            if not inner.size or self._size(part) <= self.budget:
+                yield part
+                continue
+            stem = int(inner.min())
+            if self._saves(stem - part.depth, self._size(part) - stem + part.depth):
+                yield replace(part, stem=stem)
+                continue
+            cuts = [part.low, *(part.low + 1 + np.flatnonzero(inner == stem)), part.high]
+            parts = [replace(part, low=int(a), high=int(b)) for a, b in pairwise(cuts)]
+            waiting += parts[::-1]
+
+    def _size(self, part: _Part) -> int:
+        """Tokens of the part in one row."""
+        inside = slice(part.low + 1, part.high)
+        fresh = int((self.lengths[inside] - self.common[inside]).sum())
+        return int(self.lengths[part.low]) - part.depth + fresh
+
+    def _saves(self, stem: int, rest: int) -> bool:
+        """Whether to keep a stem is cheaper than to repeat it in every row: it costs a row, and breaks one off."""
+        room = self.budget - stem
+        repeats = -(-rest // room) - 1 if room > 0 else np.inf
+        return stem * repeats > 2 * OVERHEAD * self.budget
+
+    def _kept(self, part: _Part) -> _Part:
+        """The part on the row of its stem, which is made here."""
+        if not part.stem:
+            return part
+        tokens = self.leaves[part.low][part.depth : part.stem]
+        below = (rider for leaf in range(part.low, part.high) for rider in self.riders[leaf])
+        riders = [rider for rider in below if self.inputs[rider].first < part.stem]
+        reads = self._reads([(riders, np.arange(len(tokens)))], part.depth, part.stem)
+        self.rows.append(Row(tokens, np.full(len(tokens), len(tokens)), reads, part.on, kept=True))
+        return _Part(part.low, part.high, part.stem, len(self.rows) - 1)
+
+    def _fill(self, leaves: Sequence[int], depth: int, on: int | None) -> None:
+        """Puts leaves into rows, in order, cut where that costs least."""
+        if not leaves:
+            return
+        common = [0, *(self._shared(a, b) for a, b in pairwise(leaves))]
+        fresh = np.array([self.lengths[leaf] - shared for leaf, shared in zip(leaves, common, strict=True)])
+        whole = np.array([self.lengths[leaf] - depth for leaf in leaves])
+        cuts = _cheapest_cuts(whole, np.cumsum(fresh), self.budget)
+        for low, high in pairwise(cuts):
+            self._row(leaves[low:high], [depth, *common[low + 1 : high]], depth, on)
+
+    def _shared(self, one: int, other: int) -> int:
+        return int(self.common[one + 1 : other + 1].min())
+
+    def _row(self, leaves: Sequence[int], common: Sequence[int], depth: int, on: int | None) -> None:
+        """Makes the row of some leaves; ``common`` is what each shares with the one before it."""
+        tokens = np.concatenate([self.leaves[leaf][shared:] for leaf, shared in zip(leaves, common, strict=True)])
+        reach = np.full(len(tokens), len(tokens))
+        path = NONE  # where the tokens of the current leaf stand, from ``depth`` on
+        paths: list[tuple[list[int], Ints]] = []
+        done = 0
+        for leaf, shared in zip(leaves, common, strict=True):
+            reach[path[shared - depth :]] = done
+            fresh = int(self.lengths[leaf]) - shared
+            path = np.concatenate([path[: shared - depth], np.arange(done, done + fresh)])
+            paths.append((self.riders[leaf], path))
+            done += fresh
+        self.rows.append(Row(tokens, reach, self._reads(paths, depth, None), on))
+
+    def _reads(self, paths: Sequence[tuple[Sequence[int], Ints]], depth: int, stop: int | None) -> Reads:
+        """What inputs want of their tokens from ``depth`` up to ``stop``, which stand where the paths say."""
+        inputs: list[Ints] = []
+        positions: list[Ints] = []
+        places: list[Ints] = []
+        for riders, path in paths:
+            for rider in riders:
+                wanted = self.inputs[rider]
+                span = np.arange(max(wanted.first, depth), min(len(wanted.tokens), stop or len(wanted.tokens)))
+                inputs.append(np.full(len(span), rider))
+                positions.append(span)
+                places.append(path[span - depth])
+        return Reads(*(np.concatenate([NONE, *parts]) for parts in (inputs, positions, places)))
+
+
+def _cheapest_cuts(whole: Ints, fresh: Ints, budget: int) -> list[int]:
+    """Where to cut leaves into rows: the first leaf of each, and the end. Exact, by dynamic programming.
+
+    A leaf takes ``whole`` tokens where it is the first of a row; ``fresh`` sums what each adds after the one before it.
+    """
+    costs = np.zeros(len(whole) + 1)
+    starts = np.zeros(len(whole) + 1, dtype=np.int64)
+    low = 0
+    opening = whole - fresh  # of a row that begins with leaf i and ends with leaf j: opening[i] + fresh[j] tokens
+    for last in range(len(whole)):
+        while low < last and opening[low] + fresh[last] > budget:
+            low += 1
+        tokens = opening[low : last + 1] + fresh[last]
+        options = costs[low : last + 1] + tokens
+        best = int(options.argmin())
+        costs[last + 1] = options[best] + OVERHEAD * budget
+        starts[last + 1] = low + best
+    cuts = [len(whole)]
+    while cuts[-1]:
+        cuts.append(int(starts[cuts[-1]]))
+    return cuts[::-1]
+
+
+def common(one: npt.ArrayLike, other: npt.ArrayLike) -> int:
+    """How many tokens two sequences share at their beginning."""
+    first, second = np.asarray(one), np.asarray(other)
+    length = min(len(first), len(second))
+    differ = first[:length] != second[:length]
+    return int(differ.argmax()) if differ.any() else length

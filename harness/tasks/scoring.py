@@ -1,0 +1,199 @@
+"""Log-likelihoods of continuations: many requests put to a model in one of three layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from harness.contracts import LoadedModel
+from harness.tasks.prefix_tree import Input, Ints, Reads, Row, pack
+
+if TYPE_CHECKING:
+    import torch
+
+Layout = Literal["packed", "batched", "alone"]
+"""Rows that branch without padding; batches padded on the right; one input per forward pass."""
+CHUNK_ROWS = 128
+"""Predictions whose logits exist at one time: 25 MB of float32 for a vocabulary of 49,152."""
+BUDGET_TOKENS = {"cpu": 384}
+"""By device, tokens per forward pass: enough to fill the cores, so few that attention over all of them stays cheap."""
+OTHER_BUDGET_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Request:
+    """A context of at least one token and the continuation whose likelihood is asked."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of a continuation: its log-likelihood in nats, and whether greedy decoding would have written it."""
+
+    loglikelihood: float
+    greedy: bool
+
+
+@dataclass
+class Effort:
+    """What scoring took: tokens put through the decoder (padding included), rows through the head, forward passes."""
+
+    tokens: int = 0
+    head_rows: int = 0
+    forwards: int = 0
+
+
+def default_layout(model: LoadedModel) -> Layout:
+    return "packed" if model.branching() else "batched"
+
+
+def default_budget(model: LoadedModel) -> int:
+    return BUDGET_TOKENS.get(model.device.partition(":")[0], OTHER_BUDGET_TOKENS)
+
+
+def score(
+    model: LoadedModel, requests: Sequence[Request], layout: Layout, budget: int, effort: Effort | None = None
+) -> list[Score]:
+    """The score of every request, in order; ``effort`` is added to.
+
+    Requests with one input in common share its predictions. ``packed`` is for models that can branch.
+    """
+    import torch
+
+    effort = effort or Effort()
+    reader = _Reader(model, requests, effort)
+    with torch.inference_mode():
+        for states, reads in _forwards(model, reader.inputs, layout, budget, effort):
+            reader.read(states, reads)
+    return reader.scores()
+
+
+def _forwards(
+    model: LoadedModel, inputs: Sequence[Input], layout: Layout, budget: int, effort: Effort
+) -> Iterator[tuple[torch.Tensor, Reads]]:
+    """Hidden states (n, width), or logits of a model whose head stands not apart, and what is to be read of them."""
+    if layout == "packed":
+        yield from _packed(model, pack(inputs, budget), effort)
+        return
+    for batch in _batches(inputs, 1 if layout == "alone" else budget):
+        yield _padded(model, inputs, batch, effort)
+
+
+def _packed(model: LoadedModel, rows: Sequence[Row], effort: Effort) -> Iterator[tuple[torch.Tensor, Reads]]:
+    """A kept row's past is dropped after the last row that stands on it."""
+    import torch
+
+    last = {row.on: index for index, row in enumerate(rows)}
+    pasts: dict[int | None, Any] = {None: None}
+    for index, row in enumerate(rows):
+        tokens = torch.from_numpy(row.tokens)
+        past = pasts[row.on]
+        if row.kept:
+            states, pasts[index] = model.extend(tokens, past)
+        elif past is None and not row.branches:
+            states = model.hidden(tokens.unsqueeze(0))[0]
+        else:
+            states = model.grow(tokens, torch.from_numpy(row.reach), past)
+        if row.on is not None and last[row.on] == index:
+            del pasts[row.on]
+        effort.forwards += 1
+        effort.tokens += len(row.tokens)
+        yield states, row.reads
+
+
+def _batches(inputs: Sequence[Input], budget: int) -> Iterator[list[int]]:
+    """Distinct inputs of similar length together, the longest first, at most ``budget`` tokens with their padding."""
+    ordered = sorted(range(len(inputs)), key=lambda index: len(inputs[index].tokens), reverse=True)
+    batch: list[int] = []
+    for index in ordered:
+        if batch and (len(batch) + 1) * len(inputs[batch[0]].tokens) > budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _padded(
+    model: LoadedModel, inputs: Sequence[Input], batch: Sequence[int], effort: Effort
+) -> tuple[torch.Tensor, Reads]:
+    import torch
+
+    width = max(len(inputs[index].tokens) for index in batch)
+    tokens = torch.zeros(len(batch), width, dtype=torch.int64)
+    for row, index in enumerate(batch):
+        tokens[row, : len(inputs[index].tokens)] = torch.tensor(inputs[index].tokens)
+    states = model.hidden(tokens) if model.factored else model.logits(tokens)
+    effort.forwards += 1
+    effort.tokens += tokens.numel()
+    spans = [np.arange(inputs[index].first, len(inputs[index].tokens)) for index in batch]
+    reads = Reads(
+        inputs=np.concatenate([np.full(len(span), index) for index, span in zip(batch, spans, strict=True)]),
+        positions=np.concatenate(spans),
+        places=np.concatenate([row * width + span for row, span in enumerate(spans)]),
+    )
+    return states.flatten(0, 1), reads
+
+
+class _Reader:
+    """Turns hidden states into the scores of requests. Requests with equal inputs share them."""
+
+    def __init__(self, model: LoadedModel, requests: Sequence[Request], effort: Effort) -> None:
+        self._model = model
+        self._requests = requests
+        self._effort = effort
+        sharing: dict[tuple[int, ...], list[int]] = {}
+        for index, request in enumerate(requests):
+            sharing.setdefault(request.context + request.continuation[:-1], []).append(index)
+        self._sharing = list(sharing.values())
+        self.inputs = [
+            Input(tokens, min(len(requests[index].context) for index in sharers) - 1)
+            for tokens, sharers in sharing.items()
+        ]
+        self._nats = np.zeros(len(requests))
+        self._greedy = np.ones(len(requests), dtype=bool)
+
+    def scores(self) -> list[Score]:
+        return [Score(float(nat), bool(greedy)) for nat, greedy in zip(self._nats, self._greedy, strict=True)]
+
+    def read(self, states: torch.Tensor, reads: Reads) -> None:
+        """Applies the head to the states that predict something, each once, and adds up what they predict."""
+        import torch
+
+        if not len(reads.places):
+            return
+        owners, places, targets = self._targets(reads)
+        wanted, rows = np.unique(places, return_inverse=True)
+        order = np.argsort(rows, kind="stable")
+        bounds = np.searchsorted(rows[order], np.arange(0, len(wanted) + CHUNK_ROWS, CHUNK_ROWS))
+        for chunk, low in enumerate(range(0, len(wanted), CHUNK_ROWS)):
+            mine = order[bounds[chunk] : bounds[chunk + 1]]
+            picked = states[torch.from_numpy(wanted[low : low + CHUNK_ROWS]).to(states.device)]
+            logits = (self._model.head(picked) if self._model.factored else picked).float()
+            at = torch.from_numpy(rows[mine] - low).to(logits.device)
+            target = torch.from_numpy(targets[mine]).to(logits.device)
+            nats = logits.log_softmax(dim=-1)[at, target]
+            np.add.at(self._nats, owners[mine], nats.double().cpu().numpy())
+            np.logical_and.at(self._greedy, owners[mine], (logits.argmax(dim=-1)[at] == target).cpu().numpy())
+        self._effort.head_rows += len(wanted)
+
+    def _targets(self, reads: Reads) -> tuple[Ints, Ints, Ints]:
+        """Of every token to be predicted here: its request, the place that predicts it, and the token."""
+        owners: list[Ints] = []
+        places: list[Ints] = []
+        targets: list[Ints] = []
+        starts = np.flatnonzero(np.diff(reads.inputs, prepend=-1))
+        for low, high in zip(starts, [*starts[1:], len(reads.inputs)], strict=True):
+            positions = reads.positions[low:high]
+            for index in self._sharing[reads.inputs[low]]:
+                request = self._requests[index]
+                mine = positions >= len(request.context) - 1
+                owners.append(np.full(int(mine.sum()), index))
+                places.append(reads.places[low:high][mine])
+                targets.append(np.array(request.continuation)[positions[mine] - len(request.context) + 1])
+        return tuple(np.concatenate(parts, dtype=np.int64) for parts in (owners, places, targets))  # type: ignore[return-value]
