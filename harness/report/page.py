@@ -39,7 +39,8 @@ class Page:
 
     @property
     def variants(self) -> int:
-        return sum(not row.is_baseline for table in self.tables for row in table.rows)
+        """How many there are beside the baselines, each counted once however many protocols score it."""
+        return len({(table.model, row.label) for table in self.tables for row in table.rows if not row.is_baseline})
 
 
 def page(records: Sequence[RunRecord]) -> Page:
