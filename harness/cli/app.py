@@ -1,0 +1,51 @@
+"""The command line. Each command reads its input, asks one room to work, and prints what came of it.
+
+Nothing heavy is imported up here: ``--help`` must be quick.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from harness.cli import listing, plan, report, run, stack
+from harness.errors import ExitCode, HarnessError
+
+app = typer.Typer(
+    help="Compares quantization methods of language models: quality, speed and memory beside the unquantized baseline.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (plan.plan, run.run, report.report):
+    app.command()(command)
+app.command("list")(listing.list_plugins)
+app.command()(listing.doctor)
+app.command()(listing.schema)
+app.add_typer(stack.stack_app, name="stack")
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if show:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"qharness {installed('qharness')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The ``qharness`` command: one clear message and the documented exit code for every error."""
+    try:
+        app()
+    except HarnessError as error:
+        typer.echo(f"qharness: {error}", err=True)
+        sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - the last line of defence says how to report it
+        traceback.print_exc()
+        typer.echo("qharness: an internal error; please report the lines above", err=True)
+        sys.exit(ExitCode.INTERNAL)
