@@ -17,6 +17,7 @@ stack_app = typer.Typer(
 @stack_app.command("list")
 def list_stacks(cache: CacheFolder = None) -> None:
     """List the stacks: what each is for, and whether it is made."""
+    from harness.console import show_stacks
 
     show_stacks(stacks_of(cache))
 
