@@ -7,6 +7,7 @@ equivalence are one computation asked at different places.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from harness.analysis.paired import Floats
 Ends = tuple[float, float]
 ROUNDING = 1e-12
 """Relative difference below which two sums of the same numbers in another order are one."""
+HALF_A_PAIR = 0.5
+"""Half the distance between two sums of whole pairs."""
 
 
 class Bound(Protocol):
@@ -94,7 +97,8 @@ class Score:
 
     Of ``count`` pairs ``up`` rose and ``down`` fell, by 1 or, summed over pairs, by parts of it: of all differences
     that are no larger than 1 and have these sums, whole ones scatter the most. Unlike an interval from the observed
-    scatter it does not shrink to a point where no pair differs.
+    scatter it does not shrink to a point where no pair differs. Corrected for continuity, for without it its level
+    is exceeded where few pairs are to differ.
     """
 
     up: float
@@ -106,31 +110,36 @@ class Score:
     def tails(self, effect: float) -> Ends:
         from scipy.special import ndtr
 
-        z = self._z(effect / self.scale)
-        return float(ndtr(-z)), float(ndtr(z))
+        share = effect / self.scale
+        return float(ndtr(-self.z(share, -HALF_A_PAIR))), float(ndtr(self.z(share, HALF_A_PAIR)))
 
     def ends(self, tail: float) -> Ends:
-        from scipy.optimize import brentq
         from scipy.special import ndtri
 
         z = float(-ndtri(tail))
-        seen = (self.up - self.down) / self.count
-        low = -1.0 if seen <= -1 else brentq(lambda share: self._z(share) - z, -1, seen, xtol=1e-12)
-        high = 1.0 if seen >= 1 else brentq(lambda share: self._z(share) + z, seen, 1, xtol=1e-12)
+        low = self._root(-1.0, lambda share: self.z(share, -HALF_A_PAIR) - z)
+        high = self._root(1.0, lambda share: self.z(share, HALF_A_PAIR) + z)
         return low * self.scale, high * self.scale
 
-    def _z(self, share: float) -> float:
+    def z(self, share: float, correction: float = 0.0) -> float:
         """The score statistic; the falling share is its maximum-likelihood estimate under that difference."""
-        gap = self.up - self.down - self.count * share
-        if abs(share) >= 1:
-            return math.copysign(math.inf, gap) if gap else 0.0
+        gap = self.up - self.down - self.count * share + correction
         linear = (2 * self.count - self.up + self.down) * share - self.up - self.down
         constant = -self.down * share * (1 - share)
         falling = (math.sqrt(max(0.0, linear**2 - 8 * self.count * constant)) - linear) / (4 * self.count)
         variance = self.count * (2 * falling + share * (1 - share))
-        if variance <= 0:
+        if abs(share) >= 1 or variance <= 0:
             return math.copysign(math.inf, gap) if gap else 0.0
         return gap / math.sqrt(variance)
+
+    def _root(self, end: float, beyond: Callable[[float], float]) -> float:
+        """Where ``beyond`` changes its sign between the observed share and ``end``, or ``end`` itself."""
+        from scipy.optimize import brentq
+
+        seen, far = (self.up - self.down) / self.count, end * (1 - ROUNDING)
+        if (abs(seen) >= abs(far) and seen * end > 0) or beyond(seen) * beyond(far) > 0:
+            return end
+        return float(brentq(beyond, seen, far, xtol=ROUNDING))
 
 
 @dataclass(frozen=True)

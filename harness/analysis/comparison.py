@@ -128,11 +128,13 @@ def fewest_units(level: float, design: Design) -> int:
 
 
 def _adjusted(p_values: Sequence[float | None]) -> list[float | None]:
-    from statsmodels.stats.multitest import multipletests
-
-    given = [p for p in p_values if p is not None]
-    adjusted = iter(multipletests(given, method="holm")[1].tolist() if given else ())
-    return [None if p is None else next(adjusted) for p in p_values]
+    given = sorted((p, position) for position, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, position) in enumerate(given):
+        largest = max(largest, min(1.0, (len(given) - rank) * p))
+        adjusted[position] = largest
+    return adjusted
 
 
 def _planned(scatter: float, level: float, design: Design) -> int:

@@ -18,6 +18,7 @@ from harness.record import Measurement
 from harness.spec import Scalar
 
 Floats = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.intp]
 Unit = Literal["items", "clusters", "documents", "windows"]
 
 
@@ -68,7 +69,7 @@ def pair(variant: Measurement, baseline: Measurement) -> Pairs:
     if not np.array_equal(weights[0], weights[1]) or weights[0].min() <= 0:
         raise ValueError(f"{variant.metric}: an item must weigh the same on both sides, and more than nothing")
     unit, members = _units(variant, ours)
-    if not np.array_equal(members, _units(baseline, theirs)[1]):
+    if _clusters(variant, ours) != _clusters(baseline, theirs):
         raise ValueError(f"{variant.metric}: an item belongs to another cluster on the other side")
     bounded = not variant.unit.startswith("nat") and all(np.min(side) >= 0 and np.max(side) <= 1 for side in values)
     whole = all(np.isin(side, (0.0, 1.0)).all() for side in values) and bool(np.ptp(weights[0]) == 0)
@@ -117,42 +118,48 @@ def refuse_protocols(one: Mapping[str, Scalar], other: Mapping[str, Scalar], key
         raise ValueError(f"{metric}: measured by two protocols: {'; '.join(unlike)}")
 
 
-def _common(ours: Sequence[str], theirs: Sequence[str]) -> tuple[list[int], list[int]]:
+def _common(ours: Sequence[str], theirs: Sequence[str]) -> tuple[Rows, Rows]:
     """Positions of the common items on both sides."""
+    if ours == theirs:
+        return np.arange(len(ours)), np.arange(len(ours))
     where = {item: position for position, item in enumerate(theirs)}
     rows = [(position, where[item]) for position, item in enumerate(ours) if item in where]
     if not rows:
         raise ValueError("no item is common to the variant and the baseline")
     mine, others = zip(*rows, strict=True)
-    return list(mine), list(others)
+    return np.asarray(mine), np.asarray(others)
 
 
-def _column(values: Sequence[float], rows: Sequence[int], ones: int = 0) -> Floats:
+def _column(values: Sequence[float], rows: Rows, ones: int = 0) -> Floats:
     """The values at ``rows``; where there are none, ``ones`` times 1."""
     return np.asarray(values, dtype=np.float64)[rows] if values else np.ones(ones)
 
 
-def _totals(members: npt.NDArray[np.intp], values: Floats) -> Floats:
+def _totals(members: Rows, values: Floats) -> Floats:
     return np.asarray(np.bincount(members, weights=values), dtype=np.float64)
 
 
-def _units(measurement: Measurement, rows: Sequence[int]) -> tuple[Unit, npt.NDArray[np.intp]]:
+def _units(measurement: Measurement, rows: Rows) -> tuple[Unit, Rows]:
     """What is independent, and to which unit each row belongs; windows are numbered in the order of the text.
 
     Text that was cut into windows is one running text unless its protocol counts several documents.
     """
+    text = "stride" in measurement.protocol
     items = [measurement.item_ids[row] for row in rows]
-    documents = measurement.protocol.get("documents") or 1
-    if "stride" in measurement.protocol and documents == 1:
-        return "windows", _numbered([item.partition(":")[0] for item in items])
-    members = _numbered([measurement.cluster_ids[row] for row in rows] if measurement.cluster_ids else items)
-    if "stride" in measurement.protocol:
+    if text and (measurement.protocol.get("documents") or 1) == 1:
+        return "windows", np.unique([_window(item) for item in items], return_inverse=True)[1]
+    members = np.unique(_clusters(measurement, rows) or items, return_inverse=True)[1]
+    if text:
         return "documents", members
     return ("items" if members.max() + 1 == len(items) else "clusters"), members
 
 
-def _numbered(names: Sequence[str]) -> npt.NDArray[np.intp]:
-    """The names as numbers from 0, whole numbers in their order and before all else."""
-    order = sorted(set(names), key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name))
-    rank = {name: position for position, name in enumerate(order)}
-    return np.asarray([rank[name] for name in names], dtype=np.intp)
+def _clusters(measurement: Measurement, rows: Rows) -> list[str]:
+    return [measurement.cluster_ids[row] for row in rows] if measurement.cluster_ids else []
+
+
+def _window(item: str) -> int:
+    try:
+        return int(item.partition(":")[0])
+    except ValueError:
+        raise ValueError(f"item {item!r} of a text does not begin with the number of its window") from None

@@ -17,9 +17,9 @@ from harness.analysis.stats import ratio_and_error
 
 LARGEST_CORRELATION = 0.5
 """Of neighbouring windows' differences; what is allowed for, about twice what was ever measured."""
-REPLICATES = 2000
+REPLICATES = 4000
 CACHED_UNITS = 2048
-"""Up to as many units the resamples are kept, 16 MB for 2,000 of them; they depend on nothing but the number."""
+"""Up to as many units the resamples are kept, 32 MB at the most; they depend on nothing but the number."""
 SEED = 20241101
 
 
@@ -140,7 +140,7 @@ def _resamples(count: int) -> Iterable[npt.NDArray[np.float32]]:
     return [_kept(count)] if count <= CACHED_UNITS else _drawn(count)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _kept(count: int) -> npt.NDArray[np.float32]:
     return np.concatenate(list(_drawn(count)))
 
