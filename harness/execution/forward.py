@@ -13,10 +13,10 @@ from harness.numerics.prediction import predict
 if TYPE_CHECKING:
     import torch
 
-STRETCH_TOKENS = 128
-"""Positions whose logits exist at one time: enough for a fast product of the head, 25 MB for a vocabulary of 49,152."""
-CACHED_BYTES = 2**21
-"""What the statistics of a CPU work on at a time: several arrays of this size stay in its cache."""
+LOGITS_BYTES = 2**27
+"""What the logits of a stretch may take in float32: much, for a product of the head with few rows is slow."""
+BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}
+"""What the statistics work on at a time: on a CPU, arrays that its cache holds."""
 
 
 def observe(
@@ -35,7 +35,7 @@ def observe(
         states = model.hidden(read) if model.factored else model.logits(read)
         for index, row, rows in zip(members, tokens, states, strict=True):
             kept = reference.window(index) if reference else None
-            for start, stop in _stretches(windows.firsts[index], len(row)):
+            for start, stop in _stretches(windows.firsts[index], len(row), _rows(LOGITS_BYTES, model.vocabulary)):
                 logits = model.head(rows[start:stop]) if model.factored else rows[start:stop]
                 base = reference.logits(kept[start:stop]) if reference and kept is not None else None
                 for chunk in _chunks(index, start + 1, row[start + 1 : stop + 1], logits, base):
@@ -50,18 +50,22 @@ def _batches(windows: Windows, batch: int) -> Iterator[Sequence[int]]:
         yield from (alike[at : at + batch] for at in range(0, len(alike), batch))
 
 
-def _stretches(first: int, length: int) -> Iterator[tuple[int, int]]:
-    """The positions that predict the tokens from ``first`` on, STRETCH_TOKENS at a time; the last predicts none."""
-    for start in range(first - 1, length - 1, STRETCH_TOKENS):
-        yield start, min(start + STRETCH_TOKENS, length - 1)
+def _rows(size: int, vocabulary: int) -> int:
+    """How many rows of float32 logits take no more than a size in bytes."""
+    return max(1, size // (4 * vocabulary))
+
+
+def _stretches(first: int, length: int, rows: int) -> Iterator[tuple[int, int]]:
+    """The positions that predict the tokens from ``first`` on, ``rows`` at a time; the last predicts none."""
+    for start in range(first - 1, length - 1, rows):
+        yield start, min(start + rows, length - 1)
 
 
 def _chunks(
     window: int, start: int, targets: torch.Tensor, logits: torch.Tensor, base: torch.Tensor | None
 ) -> Iterator[Chunk]:
-    """A stretch in as many rows at a time as a CPU's cache holds; whole on any other device."""
-    few = max(1, CACHED_BYTES // (4 * logits.shape[-1]))
-    rows = few if logits.device.type == "cpu" else len(targets)
+    """A stretch, a block at a time."""
+    rows = _rows(BLOCK_BYTES.get(logits.device.type, LOGITS_BYTES), logits.shape[-1])
     for at in range(0, len(targets), rows):
         part = slice(at, at + rows)
         reference = predict(base[part]) if base is not None else None

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from harness.contracts import Chunk, LoadedModel, LoadRequest, Windows
 from harness.engines.transformers import load
 from harness.errors import InvalidRunError
+from harness.execution import forward
 from harness.execution import reference as references
-from harness.execution.forward import CACHED_BYTES, STRETCH_TOKENS, observe
+from harness.execution.forward import BLOCK_BYTES, LOGITS_BYTES, observe
 from harness.metrics.divergence import Divergence
 from harness.metrics.perplexity import Likelihood
 from harness.numerics.prediction import predict
@@ -25,6 +26,15 @@ from harness.record import Measurement
 from harness.spec import PerplexityWorkload
 from harness.text.sources import resolve
 from harness.text.windows import cut
+
+STRETCH, BLOCK = 128, 50
+"""Rows at a time of the tiny model's 512 logits, so few that a window holds several of both."""
+
+
+@pytest.fixture(autouse=True)
+def little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "LOGITS_BYTES", 4 * 512 * STRETCH)
+    monkeypatch.setattr(forward, "BLOCK_BYTES", {"cpu": 4 * 512 * BLOCK})
 
 
 def plain(tokens: list[list[int]]) -> Windows:
@@ -101,7 +111,7 @@ def pair(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
     """The tiny model, a disturbed copy of it, windows, and the tiny model's reference."""
     base = loaded(tiny)
     other = loaded(disturbed(tiny, 0.2, tmp_path_factory.mktemp("disturbed")))
-    windows = cut_windows(resolve(Text(name="demo"), Path()), STRETCH_TOKENS + 50, 3, base.tokenizer)
+    windows = cut_windows(resolve(Text(name="demo"), Path()), STRETCH + 50, 3, base.tokenizer)
     kept = tmp_path_factory.mktemp("reference")
     with torch.inference_mode():
         references.write(base, windows, kept)
@@ -176,7 +186,7 @@ def test_divergence_of_a_real_trained_model_is_exact(shared: Callable[[str], Pat
 def test_items_name_the_scored_token_and_cluster_by_window(pair) -> None:
     _, other, windows, kept = pair
     found = diverge(other, windows, kept)
-    per_window = STRETCH_TOKENS + 49
+    per_window = STRETCH + 49
     kl = found["kl"]
     assert kl.item_ids[:2] == ("0:1", "0:2")
     assert kl.item_ids[per_window - 1 : per_window + 1] == (f"0:{per_window}", "1:1")
@@ -238,7 +248,7 @@ def test_a_batch_of_windows_scores_as_they_do_alone(pair) -> None:
             observe(other, uneven, [likelihood, divergence], references.Itself(base, uneven), batch)
         seen.append((likelihood.finish()[0], divergence.finish()))
     (alone, apart), (together, beside) = seen
-    assert alone.weights == (STRETCH_TOKENS + 49, 30, 89, STRETCH_TOKENS - 100)
+    assert alone.weights == (STRETCH + 49, 30, 89, STRETCH - 100)
     assert together.values == pytest.approx(alone.values, rel=1e-5)
     for one, two in zip(apart, beside, strict=True):
         assert one.item_ids == two.item_ids
@@ -254,11 +264,11 @@ def test_a_batch_of_windows_scores_as_they_do_alone(pair) -> None:
 class Wide:
     """A model with a head of 256,000 tokens, which notes how many rows it is asked for at a time."""
 
-    factored, device = True, "cpu"
+    factored, device, vocabulary = True, "cpu", 256_000
 
     def __init__(self) -> None:
         self.asked: list[int] = []
-        self.weight = torch.randn(256_000, 2)
+        self.weight = torch.randn(self.vocabulary, 2)
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         return torch.randn(*tokens.shape, 2)
@@ -268,18 +278,19 @@ class Wide:
         return hidden @ self.weight.T
 
 
-def test_memory_stays_bounded_whatever_the_vocabulary() -> None:
+def test_memory_stays_bounded_whatever_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     class Notes:
         sizes: ClassVar[list[int]] = []
 
         def observe(self, chunk: Chunk) -> None:
             self.sizes.append(4 * chunk.prediction.exponents.numel())
 
-    model, windows = Wide(), plain([list(range(200))])
+    monkeypatch.undo()
+    model, windows, row = Wide(), plain([list(range(200))]), 4 * Wide.vocabulary
     observe(model, windows, [Notes()], None)  # type: ignore[arg-type, list-item]
-    assert model.asked == [STRETCH_TOKENS, 199 - STRETCH_TOKENS]
-    assert max(Notes.sizes) <= CACHED_BYTES
-    assert sum(Notes.sizes) == 199 * 4 * 256_000
+    assert model.asked == [LOGITS_BYTES // row, 199 - LOGITS_BYTES // row]
+    assert max(Notes.sizes) == BLOCK_BYTES["cpu"] // row * row
+    assert sum(Notes.sizes) == 199 * row
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
