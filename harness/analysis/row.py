@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.analysis.breakdown import by_confidence, by_position
 from harness.analysis.comparison import Comparison
-from harness.analysis.rule import compare
+from harness.analysis.rule import above_noise_floor, compare
 from harness.analysis.scores import NATS_MARGIN, scores
 from harness.analysis.speeds import speeds
 from harness.analysis.stats import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
@@ -16,6 +16,8 @@ from harness.analysis.table import Peak, StoredPart, VariantRow
 from harness.record import Measurement, RunRecord
 
 BYTES_PER_16_BIT_PARAMETER = 2
+KL_MARGIN_NAT = 1e-3
+"""A divergence above the noise that does not matter."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Evidence:
     """The records that speak for one variant.
 
     ``performance`` and ``baseline_performance`` are of one session; ``baseline_quality`` and ``baseline_tasks`` were
-    measured with the libraries of ``quality`` and ``tasks``.
+    measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's divergence from itself.
     """
 
     quality: RunRecord | None
@@ -31,6 +33,7 @@ class Evidence:
     performance: tuple[RunRecord, ...]
     tasks: tuple[RunRecord, ...]
     baseline_quality: RunRecord | None
+    noise_floor: Measurement | None
     baseline_performance: tuple[RunRecord, ...]
     baseline_tasks: tuple[RunRecord, ...]
 
@@ -72,6 +75,7 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         byte_perplexity=_per(quality, "nll_per_byte", exponential),
         bits_per_byte=_per(quality, "nll_per_byte", lambda nat: nat / math.log(2)),
         kl_mean=_mean(quality, "kl", 0, math.inf),
+        kl_comparison=_above_noise(evidence, kl),
         kl_median=quantile(kl.values, 0.5) if kl else None,
         kl_p90=quantile(kl.values, 0.9) if kl else None,
         kl_p99=quantile(kl.values, 0.99) if kl else None,
@@ -122,6 +126,16 @@ def _compared(evidence: Evidence, nll: Measurement | None) -> tuple[Comparison |
         return compare(nll, theirs, NATS_MARGIN, "lower"), ()
     except ValueError as error:
         return None, (f"perplexity stands alone, {error}",)
+
+
+def _above_noise(evidence: Evidence, kl: Measurement | None) -> Comparison | None:
+    """The divergence beside its noise floor; None where they have no token in common."""
+    if kl is None or evidence.noise_floor is None or evidence.quality is None or evidence.quality.spec.is_baseline:
+        return None
+    try:
+        return above_noise_floor(kl, evidence.noise_floor, KL_MARGIN_NAT)
+    except ValueError:
+        return None
 
 
 def _per(run: RunRecord | None, metric: str, figure: Callable[[float], float]) -> Estimate | None:

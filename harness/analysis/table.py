@@ -125,6 +125,7 @@ class VariantRow:
     byte_perplexity: Estimate | None = None
     bits_per_byte: Estimate | None = None
     kl_mean: Estimate | None = None
+    kl_comparison: Comparison | None = None
     kl_median: float | None = None
     kl_p90: float | None = None
     kl_p99: float | None = None

@@ -23,7 +23,7 @@ from harness.analysis.selection import (
 from harness.analysis.stats import Estimate, clustered_mean
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.verdicts import judged
-from harness.record import RunRecord
+from harness.record import Measurement, RunRecord
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that decide the baseline's figures."""
@@ -37,6 +37,7 @@ class _Runs:
     quantize: tuple[RunRecord, ...]
     task: tuple[RunRecord, ...]
     performance: tuple[RunRecord, ...]
+    references: tuple[RunRecord, ...] = ()
 
     @property
     def all(self) -> tuple[RunRecord, ...]:
@@ -71,8 +72,9 @@ def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunR
 
 
 def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord]) -> Table:
+    references = tuple(run for run in model_runs if _is_reference_of(run, where, runs.quality))
+    runs = replace(runs, references=references)
     rows, notes = _rows(runs)
-    references = [run for run in model_runs if _is_reference_of(run, where, runs.quality)]
     preparing = [run for run in model_runs if run.spec.kind == "prepare"]
     notes += [_failed_before(run) for run in (*preparing, *references) if run.status != "ok"]
     labels = _distinct(
@@ -87,8 +89,8 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(judged(rows)))),
         labels=labels,
         notes=_distinct(notes),
-        kl_noise_floor=_noise_floor(references, "batch size"),
-        kl_noise_floor_dtype=_noise_floor(references, "dtype"),
+        kl_noise_floor=_mean(_noise_floor(references, "batch size")),
+        kl_noise_floor_dtype=_mean(_noise_floor(references, "dtype")),
         recipes=_distinct(run.spec.recipe for run in runs.all),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
         tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
@@ -116,6 +118,7 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Evidence:
         performance=performance,
         tasks=tuple({run.spec.task: run for run in members if run.spec.kind == "task"}.values()),
         baseline_quality=_baseline_quality(quality, runs.quality),
+        noise_floor=_noise_floor(runs.references, "dtype") or _noise_floor(runs.references, "batch size"),
         baseline_performance=_baseline_performance(performance, runs.performance),
         baseline_tasks=tuple(
             found
@@ -218,7 +221,11 @@ def _failed_before(run: RunRecord) -> str:
     return f"{run.spec.kind} of {run.spec.model.label}: {run.status}: {message}"
 
 
-def _noise_floor(references: Sequence[RunRecord], changed: str) -> Estimate | None:
+def _mean(floor: Measurement | None) -> Estimate | None:
+    return clustered_mean(floor) if floor else None
+
+
+def _noise_floor(references: Sequence[RunRecord], changed: str) -> Measurement | None:
     """The newest one. Before there was a second kind, nothing said what had been changed: the batch size."""
     found = [
         measurement
@@ -227,7 +234,7 @@ def _noise_floor(references: Sequence[RunRecord], changed: str) -> Estimate | No
         for measurement in run.outcome.measurements
         if measurement.metric == "kl_noise_floor" and measurement.protocol.get("changed", "batch size") == changed
     ]
-    return clustered_mean(found[-1]) if found else None
+    return next(reversed(found), None)
 
 
 def _last(runs: Iterable[RunRecord]) -> RunRecord | None:

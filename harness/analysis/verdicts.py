@@ -10,7 +10,11 @@ from harness.analysis.table import VariantRow
 
 
 def judged(rows: Sequence[VariantRow]) -> tuple[VariantRow, ...]:
-    """The rows with verdicts that hold for all of them at once: perplexity and each task's headline score."""
+    """The rows with verdicts that hold for all of them at once: perplexity and each task's headline score.
+
+    Whether a divergence lies above its noise floor is asked of each row for itself: it says what a figure can mean,
+    not which variant is worse, and few windows could not answer it for all at once.
+    """
     verdicts = iter(holm([each for row in rows for each in _comparisons(row)]))
     made = []
     for row in rows:
@@ -24,8 +28,7 @@ def judged(rows: Sequence[VariantRow]) -> tuple[VariantRow, ...]:
 
 
 def _comparisons(row: VariantRow) -> Iterator[Comparison]:
-    if row.perplexity_comparison:
-        yield row.perplexity_comparison
-    for score in row.tasks:
-        if score.headline and score.comparison:
-            yield score.comparison
+    scores = (score.comparison for score in row.tasks if score.headline)
+    for each in (row.perplexity_comparison, *scores):
+        if each is not None:
+            yield each

@@ -15,19 +15,21 @@ from harness.machine import available_memory_bytes
 from harness.registry import metric
 from harness.spec import Scalar
 
-WINDOWS = 2
-"""As many windows as make a batch; few, for a floor is an order of magnitude and no estimate."""
-SHORT_TOKENS = 128
-"""Of each window, where every variant's own floor is taken: it must cost little beside the run it stands in."""
+BATCH = 2
+"""Windows that are run together where the batch is what changes."""
+WINDOWS = 8
+"""Of the baseline's floors: enough to hold a variant's divergence against them."""
+STRETCH_TOKENS = 128
+"""Scored of each window: a floor must cost little beside the run it stands in."""
 OTHER_DTYPE_FACT = "noise floor of another dtype"
 
 
 def other_batch(bench: Bench, model: LoadedModel, windows: Windows, kept: Reference) -> None:
     """The baseline's divergence from itself where two windows are run in one batch: ``kl_noise_floor``."""
     if _fill_a_batch(windows):
-        first = _first(windows, changed="batch size", batch_size=WINDOWS)
+        first = _first(windows, WINDOWS, changed="batch size", batch_size=BATCH)
         floor = metric("divergence").make(first, "kl_noise_floor")
-        _observe(bench, "noise floor", model, first, floor, kept, WINDOWS)
+        _observe(bench, "noise floor", model, first, floor, kept, BATCH)
 
 
 def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
@@ -39,7 +41,7 @@ def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, 
     import torch
 
     gc.collect()
-    first = _first(windows, changed="dtype")
+    first = _first(windows, WINDOWS, changed="dtype")
     dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
     try:
         _refuse(bench, ledger, dtype)
@@ -54,29 +56,28 @@ def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, 
 def own_batch(bench: Bench, model: LoadedModel, windows: Windows) -> None:
     """A variant's divergence from itself, two stretches in one batch against one at a time: ``kl_batch_noise``."""
     if _fill_a_batch(windows):
-        short = [row[:SHORT_TOKENS] for row in windows.tokens[:WINDOWS]]
-        whole = replace(windows, tokens=short, firsts=[1] * WINDOWS)
-        first = _first(whole, changed="batch size", batch_size=WINDOWS)
+        whole = replace(windows, firsts=[1] * len(windows.tokens))
+        first = _first(whole, BATCH, changed="batch size", batch_size=BATCH)
         noise = metric("divergence").make(first, "kl_batch_noise")
-        _observe(bench, "batch noise", model, first, noise, Itself(model, first), WINDOWS)
+        _observe(bench, "batch noise", model, first, noise, Itself(model, first), BATCH)
 
 
 def _fill_a_batch(windows: Windows) -> bool:
     """Whether there are enough windows, each with a token to score."""
-    return len(windows.tokens) >= WINDOWS and min(map(len, windows.tokens[:WINDOWS])) > 1
+    return len(windows.tokens) >= BATCH and min(map(len, windows.tokens[:WINDOWS])) > 1
 
 
-def _first(windows: Windows, **protocol: Scalar) -> Windows:
-    """The first windows alone, cut to one length so that they fit one batch, and a protocol that says so."""
-    length = min(len(row) for row in windows.tokens[:WINDOWS])
-    tokens = [row[:length] for row in windows.tokens[:WINDOWS]]
-    firsts = [min(first, length - 1) for first in windows.firsts[:WINDOWS]]
+def _first(windows: Windows, count: int, **protocol: Scalar) -> Windows:
+    """The first windows alone, cut to one length so that any of them fit one batch, and a protocol that says so."""
+    length = min(*map(len, windows.tokens[:count]), max(windows.firsts[:count]) + STRETCH_TOKENS)
+    tokens = [row[:length] for row in windows.tokens[:count]]
+    firsts = [min(first, length - 1) for first in windows.firsts[:count]]
     counts = {"windows": len(tokens), "length": length, "tokens_scored": sum(length - first for first in firsts)}
     return replace(
         windows,
         tokens=tokens,
         firsts=firsts,
-        documents=windows.documents[:WINDOWS],
+        documents=windows.documents[:count],
         protocol={**windows.protocol, **counts, **protocol},
         amounts={},
     )

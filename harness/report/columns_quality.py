@@ -10,7 +10,7 @@ from harness.analysis.table import Table, VariantRow
 from harness.report.column import Column, figure
 from harness.report.columns_task import task_columns
 from harness.report.formats import signed, significant
-from harness.report.judgement import PAIRED, judgement, words
+from harness.report.judgement import PAIRED, judgement, noise_words, words
 
 
 def quality_columns(table: Table) -> tuple[Column, ...]:
@@ -54,7 +54,17 @@ def _divergence_columns() -> tuple[Column, ...]:
     kl = "KL(baseline ‖ variant) per token: 0 is no damage"
     share = "with its 95% interval"
     return (
-        _estimate("kl_mean_nat", "KL mean", "nat", f"{kl}. Mean {share}, clustered.", lambda row: row.kl_mean),
+        replace(
+            _estimate(
+                "kl_mean_nat",
+                "KL mean",
+                "nat",
+                f"{kl}. Mean {share}, clustered. Below: whether it is more than another dtype does to the baseline.",
+                lambda row: row.kl_mean,
+            ),
+            notes=lambda row: noise_words(row.kl_comparison),
+        ),
+        *judgement("Quality", "kl_above_noise", lambda row: row.kl_comparison),
         _hidden("kl_median_nat", "KL median", f"{kl}. Median.", lambda row: row.kl_median),
         _hidden("kl_p90_nat", "KL p90", f"{kl}. One token in ten is hit harder.", lambda row: row.kl_p90),
         replace(

@@ -21,6 +21,12 @@ def words(found: Comparison | None) -> tuple[str, ...]:
     return (f"inconclusive (±{significant(found.detectable * 100, 2)} would show)",)
 
 
+def noise_words(found: Comparison | None) -> tuple[str, ...]:
+    """Where a divergence stands beside its noise floor."""
+    said = {"worse": "above noise", "equivalent": "at noise level", "better": "below noise"}
+    return () if found is None else (said.get(found.verdict, found.verdict),)
+
+
 def judgement(group: str, name: str, pick: Callable[[VariantRow], Comparison | None]) -> tuple[Column, ...]:
     """Columns of the CSV file: verdict, test, p-values, and what could have been detected, in the metric's unit."""
 

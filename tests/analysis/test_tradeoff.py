@@ -299,3 +299,17 @@ def test_sizes_come_from_a_speed_run_where_nothing_was_scored(bench: Bench, rtn:
     entry = row(only([replace(timed, outcome=replace(timed.outcome, measurements=both))]), "rtn 4-bit")
     assert entry.bits_per_weight == pytest.approx(4.5)
     assert entry.coverage == 1
+
+
+def test_a_divergence_is_held_against_its_noise_floor_and_never_against_zero(bench: Bench) -> None:
+    (table,) = tradeoff(bench.sweep())
+    found = {row.label: row.kl_comparison for row in table.rows}
+    assert found["unquantized"] is None
+    rough = found["rtn 2-bit g64"]
+    assert rough is not None
+    assert rough.verdict == "worse"
+    at_noise = bench.quality(MethodRef("rtn", 1, {"bits": 16}, "rtn 16-bit", "on_load"), 16, 1e-7)
+    (table,) = tradeoff([*bench.sweep(), at_noise])
+    harmless = next(row.kl_comparison for row in table.rows if row.label == "rtn 16-bit")
+    assert harmless is not None
+    assert harmless.verdict == "equivalent"

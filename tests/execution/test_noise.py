@@ -61,9 +61,9 @@ def test_another_batch_size_changes_rounding_alone(bench: Bench, model, windows,
     noise.other_batch(bench, model, windows, kept)
     floor = only(bench, "kl_noise_floor")
     assert mean(floor) < 1e-7
-    expected = {"changed": "batch size", "batch_size": 2, "windows": 2, "tokens_scored": 2 * (CONTEXT - 1)}
+    expected = {"changed": "batch size", "batch_size": 2, "windows": 4, "tokens_scored": 4 * noise.STRETCH_TOKENS}
     assert expected.items() <= dict(floor.protocol).items()
-    assert len(floor.values) == 2 * (CONTEXT - 1)
+    assert len(floor.values) == 4 * noise.STRETCH_TOKENS
 
 
 def test_windows_of_unlike_lengths_still_make_a_batch(bench: Bench, model, windows, kept, monkeypatch) -> None:
@@ -72,7 +72,7 @@ def test_windows_of_unlike_lengths_still_make_a_batch(bench: Bench, model, windo
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda tokens: sizes.append(tuple(tokens.shape)) or hidden(tokens))
     noise.other_batch(bench, model, replace(windows, tokens=[first, second[:50]], firsts=[1, 120]), kept)
-    assert sizes == [(2, 50)]
+    assert sizes == [(2, 49)]  # the last token is predicted, never read
     assert only(bench, "kl_noise_floor").item_ids == (*(f"0:{place}" for place in range(1, 50)), "1:49")
 
 
@@ -80,13 +80,12 @@ def test_another_dtype_is_the_distance_of_the_two_models(bench: Bench, model, wi
     """Against transformers alone, in float64 from the logits on."""
     noise.other_dtype(bench, model.weight_ledger(), windows, kept)
     floor = only(bench, "kl_noise_floor")
-    assert {"changed": "dtype", "dtype": "bfloat16", "windows": 2}.items() <= dict(floor.protocol).items()
+    assert {"changed": "dtype", "dtype": "bfloat16", "windows": 4}.items() <= dict(floor.protocol).items()
     expected = []
-    for tokens in windows.tokens[:2]:
-        p, q = (
-            AutoModelForCausalLM.from_pretrained(tiny, dtype=dtype)(torch.tensor([tokens])).logits[0, :-1].double()
-            for dtype in (torch.float32, torch.bfloat16)
-        )
+    models = [AutoModelForCausalLM.from_pretrained(tiny, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    for tokens in windows.tokens:
+        short = torch.tensor([tokens[: 1 + noise.STRETCH_TOKENS]])
+        p, q = (model(short).logits[0, :-1].double() for model in models)
         p, q = p.log_softmax(-1), q.log_softmax(-1)
         expected += (p.exp() * (p - q)).sum(-1).tolist()
     assert floor.values == pytest.approx(expected, rel=0.05, abs=1e-6)
@@ -128,7 +127,7 @@ def test_what_a_library_raises_costs_the_floor_alone(bench: Bench, model, window
 def test_a_variants_own_floor_is_taken_on_short_stretches(bench: Bench, model, windows) -> None:
     noise.own_batch(bench, model, replace(windows, firsts=[150] * 4))
     found = only(bench, "kl_batch_noise")
-    assert found.protocol["tokens_scored"] == len(found.values) == 2 * (noise.SHORT_TOKENS - 1)
+    assert found.protocol["tokens_scored"] == len(found.values) == 2 * noise.STRETCH_TOKENS
     assert mean(found) < 1e-7
 
 

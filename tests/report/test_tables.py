@@ -55,7 +55,18 @@ def test_raw_values_keep_their_precision_and_their_columns(records: list[RunReco
 def test_names_are_unique_and_carry_units(records: list[RunRecord]) -> None:
     names = [each.name for each in columns(only(records))]
     assert len(names) == len(set(names))
-    units = ("_nat", "_bytes", "_s", "_fraction", "tok_per_s", "ratio", "bits_per_", "perplexity", "_probability")
+    units = (
+        "_nat",
+        "_bytes",
+        "_s",
+        "_fraction",
+        "tok_per_s",
+        "ratio",
+        "bits_per_",
+        "perplexity",
+        "_probability",
+        "kl_above",
+    )
     assert all(any(unit in name for unit in units) for name in names)
 
 
