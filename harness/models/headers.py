@@ -15,6 +15,7 @@ from harness.errors import SourceError
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
 """What a checkpoint's tokenizer is made of, as patterns."""
+_NO_GGUF = (ValueError, IndexError, KeyError, UnicodeDecodeError)
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 
 
@@ -48,7 +49,7 @@ def tensors(folder: Path) -> list[Tensor]:
     return [
         Tensor(name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
         for file in weight_files(folder)
-        for name, entry in _safetensors_header(file).items()
+        for name, entry in safetensors(file).items()
     ]
 
 
@@ -110,10 +111,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_gguf(file: Path) -> Header:
     """The header of a GGUF file. Raises SourceError where it is not one, or is cut short."""
-    from gguf import GGUFReader
-
+    reader = gguf_reader(file)
     try:
-        reader = GGUFReader(file)
         architecture = reader.get_field("general.architecture")
         context = reader.get_field(f"{architecture.contents()}.context_length") if architecture else None
         shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
@@ -122,7 +121,7 @@ def read_gguf(file: Path) -> Header:
             for tensor in reader.tensors
             if tensor.name.startswith("blk.") and len(tensor.shape) > 1
         )
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError) as error:
+    except _NO_GGUF as error:
         raise SourceError(f"{file}: not a whole GGUF file: {error}") from None
     if not types:
         raise SourceError(f"{file}: holds no decoder layers")
@@ -134,6 +133,16 @@ def read_gguf(file: Path) -> Header:
         "float32",
         str(architecture.contents()) if architecture else None,
     )
+
+
+def gguf_reader(file: Path) -> Any:
+    """The reader of gguf's library. Raises SourceError where the file is none of its kind, or is cut short."""
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(file)
+    except _NO_GGUF as error:
+        raise SourceError(f"{file}: not a whole GGUF file: {error}") from None
 
 
 def gguf_special_tokens(file: Path) -> dict[str, int]:
@@ -175,7 +184,7 @@ def synthetic(config: dict[str, Any]) -> Header | None:
     return Header(shapes, config.get("max_position_embeddings"), None, "float32", config.get("model_type"))
 
 
-def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+def safetensors(file: Path) -> dict[str, dict[str, Any]]:
     """Shape and dtype of each tensor: the JSON behind the first eight bytes, as the format defines it."""
     try:
         with file.open("rb") as stream:

@@ -45,7 +45,7 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
         return _synthetic(entry, rest, folder)
     _refuse(entry, "config", "seed", kind="a model that is not synthetic")
     if scheme == "package" and rest:
-        return _local(entry, _package_file(rest))
+        return _local(entry, package_file(rest))
     try:
         path = (folder / Path(entry.id).expanduser()).resolve()
         found = path.exists()
@@ -146,7 +146,7 @@ def _label(model_id: str) -> str:
     return re.sub(r"\.(gguf|json)$", "", name.rstrip("/").split("/")[-1])
 
 
-def _package_file(name: str) -> Path:
+def package_file(name: str) -> Path:
     """The path of ``NAME/FILE``, the package not imported."""
     package, _, file = name.partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
