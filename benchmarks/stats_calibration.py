@@ -194,6 +194,13 @@ BEYOND = {
 }
 
 
+MEANS_OF_ONE: dict[str, Callable[[Generator, int], Floats]] = {
+    "normal": lambda generator, units: 1 + generator.standard_normal(units),
+    "exponential": lambda generator, units: generator.exponential(1, units),
+    "t, 3 degrees": lambda generator, units: 1 + generator.standard_t(3, units),
+}
+
+
 def share(hits: Iterable[bool]) -> float:
     found = list(hits)
     return sum(found) / len(found)
@@ -224,22 +231,23 @@ def _called_worse(family: Family, units: int, shift: float, pairs: int, generato
     return share(family.draw(generator, units, shift).compare(NO_MARGIN).verdict == "worse" for _ in range(pairs))
 
 
-def speed_alarms(units: int, pairs: int, generator: Generator) -> float:
-    """The share of false alarms for processes whose log-speeds are normal, the variant's twice as scattered."""
+def speed_alarms(units: int, pairs: int, generator: Generator, wider: float = 1.0) -> float:
+    """The share of false alarms for processes whose log-speeds are normal, the variant's ``wider`` times."""
+    scatter = 0.01 * np.asarray([[wider], [1.0]])
 
     def draw() -> Comparison:
-        ours, theirs = np.exp(3 + np.asarray([[0.02], [0.01]]) * generator.standard_normal((2, units)))
+        ours, theirs = np.exp(3 + scatter * generator.standard_normal((2, units)))
         return compare_speeds(ours.tolist(), theirs.tolist(), NO_MARGIN, ALPHA)
 
     return share(draw().different for _ in range(pairs))
 
 
-def misses(units: int, pairs: int, draw: Callable[[int], Floats]) -> list[float]:
+def misses(units: int, pairs: int, generator: Generator, draw: Callable[[Generator, int], Floats]) -> list[float]:
     """How often a true mean of 1 lies above the upper end at 95%: of t, of the bootstrap, of the outer of both."""
     sizes = np.ones(units)
     counts = np.zeros(3)
     for _ in range(pairs):
-        values = draw(units)
+        values = draw(generator, units)
         bounds: list[Bound] = [clustered_t(values, sizes), bca(values, sizes)]
         bounds.append(Outer(bounds[0], bounds[1]))
         counts += [bound.ends(ALPHA)[1] < 1 for bound in bounds]
@@ -275,23 +283,20 @@ def main() -> None:
     plain = {name: family for name, family in FAMILIES.items() if not name.startswith("tied")}
     grid(plain, power_on_separated, (2, 4, 5, *COUNTS[2:]))
     print("\n## Speeds: false alarms, n processes a side\n")
-    _row(["n", "normal logarithms"], head=True)
+    _row(["n", "alike", "one side twice as scattered"], head=True)
     for units in SPEED_COUNTS:
-        _row([str(units), _percent(speed_alarms(units, pairs, np.random.default_rng(next(seeds))))])
+        cells = [speed_alarms(units, pairs, np.random.default_rng(next(seeds)), wider) for wider in (1.0, 2.0)]
+        _row([str(units), *map(_percent, cells)])
     print("\n## Beyond the premises: false alarms\n")
     grid(BEYOND, false_alarms, COUNTS[2:])
     print("\n## Beyond the premises: false equivalence\n")
     grid({**BEYOND, "tied, 9 of 10": FAMILIES["tied, 9 of 10"]}, false_equivalences, COUNTS[2:])
     print("\n## Upper ends that miss: t, bootstrap, the outer of both\n")
-    _row(["n", "normal", "", "", "exponential", "", "", "t, 3 degrees", "", ""], head=True)
+    _row(["n", *(f"{name}: {bound}" for name in MEANS_OF_ONE for bound in ("t", "BCa", "outer"))], head=True)
     for units in (20, 30, 50, 100, 300):
         generator = np.random.default_rng(next(seeds))
-        draws: list[Callable[[int], Floats]] = [
-            lambda count, made=generator: 1 + made.standard_normal(count),  # type: ignore[misc]
-            lambda count, made=generator: made.exponential(1, count),  # type: ignore[misc]
-            lambda count, made=generator: 1 + made.standard_t(3, count),  # type: ignore[misc]
-        ]
-        _row([str(units), *(_percent(cell) for draw in draws for cell in misses(units, pairs, draw))])
+        found = [misses(units, pairs, generator, draw) for draw in MEANS_OF_ONE.values()]
+        _row([str(units), *(_percent(cell) for cells in found for cell in cells)])
 
 
 def _percent(part: float) -> str:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from harness.analysis.paired import Floats
+from harness.analysis.stats import Floats
 
 Ends = tuple[float, float]
 ROUNDING = 1e-12

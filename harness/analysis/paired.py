@@ -14,10 +14,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from harness.analysis.stats import Floats
 from harness.record import Measurement
 from harness.spec import Scalar
 
-Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 Unit = Literal["items", "clusters", "documents", "windows"]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.analysis.bounds import Bound, Outer, StudentT, two_sided
 from harness.analysis.comparison import POWER, Better, Comparison, Design, fewest_units
-from harness.analysis.paired import Floats, Pairs, pair, refuse_protocols
+from harness.analysis.paired import Pairs, pair, refuse_protocols
 from harness.analysis.significance import (
     bca,
     clustered_t,
@@ -25,7 +25,7 @@ from harness.analysis.significance import (
     sign_flip,
     welch_t,
 )
-from harness.analysis.stats import Estimate
+from harness.analysis.stats import Estimate, Floats
 from harness.record import Measurement
 
 FEW_UNITS = 16

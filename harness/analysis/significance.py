@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.analysis.bounds import Bootstrap, Score, StudentT, Typical
-from harness.analysis.paired import Floats
-from harness.analysis.stats import ratio_and_error
+from harness.analysis.stats import Floats, ratio_and_error
 
 LARGEST_CORRELATION = 0.5
 """Of neighbouring windows' differences; what is allowed for, about twice what was ever measured."""

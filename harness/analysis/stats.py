@@ -1,8 +1,7 @@
-"""Estimates with their uncertainty: means over windows, paired changes, divergences per token, speeds.
+"""Estimates with their uncertainty: means over windows, divergences per token, speeds.
 
 Tokens of one window are not independent, so every interval of a quality figure rests on windows as
-clusters, and every change on paired differences: Miller, "Adding Error Bars to Evals",
-arXiv:2411.00640.
+clusters: Miller, "Adding Error Bars to Evals", arXiv:2411.00640. Variants are compared in ``rule``.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the interval around it; ``low`` and ``high`` are None where ``n`` is below two.
+    """A value and the interval around it; ``low`` and ``high`` are None where there is none: ``n`` below two, say.
 
     ``n`` counts the independent units behind it (windows, pairs of windows, processes) and
     ``method`` says in words what the interval is.
@@ -91,29 +90,6 @@ def perplexity(nll: Measurement) -> Estimate:
     """exp of the token-weighted mean of the windows' nat/token, and of the ends of its interval."""
     mean = clustered_mean(nll)
     return transformed(replace(mean, method=f"95% t-interval over {_units(nll)}"), exponential)
-
-
-def perplexity_change(variant: Measurement, baseline: Measurement) -> Estimate:
-    """Relative change of perplexity, a fraction: exp(mean difference of the windows' nat/token) − 1.
-
-    Windows are paired by item id, so what makes a window hard cancels out; windows that only one
-    side has are left out, and those of one document are one cluster. Raises ValueError where no window is common
-    to both.
-    """
-    theirs = dict(zip(baseline.item_ids, baseline.values, strict=True))
-    kept = [position for position, item in enumerate(variant.item_ids) if item in theirs]
-    if not kept:
-        raise ValueError("no window is common to the variant and the baseline")
-    differences = replace(
-        variant,
-        values=tuple(variant.values[position] - theirs[variant.item_ids[position]] for position in kept),
-        weights=tuple(variant.weights[position] for position in kept) if variant.weights else (),
-        item_ids=(),
-        cluster_ids=tuple(variant.cluster_ids[position] for position in kept) if variant.cluster_ids else (),
-    )
-    mean = clustered_mean(differences)
-    method = f"95% t-interval of paired differences over {_units(variant)}"
-    return transformed(replace(mean, method=method), lambda nat: exponential(nat) - 1)
 
 
 def speed(seconds: Sequence[Sequence[float]], tokens: int) -> Estimate:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from harness.analysis.stats import (
     Estimate,
     clustered_mean,
     perplexity,
-    perplexity_change,
     quantile,
     ratio,
     ratio_of_sums,
@@ -39,42 +37,6 @@ def test_equal_weights_give_the_t_interval_of_scipy(values: list[float]) -> None
     assert mine.value == pytest.approx(np.mean(values), abs=1e-9)
     assert mine.low == pytest.approx(theirs.low, abs=1e-6)
     assert mine.high == pytest.approx(theirs.high, abs=1e-6)
-
-
-@given(VALUES)
-def test_paired_change_is_the_paired_interval_of_scipy(base: list[float]) -> None:
-    base = [value / 20 for value in base]
-    variant = [value + 0.1 + 0.01 * math.sin(7 * index) for index, value in enumerate(base)]
-    mine = perplexity_change(nll(variant), nll(base))
-    theirs = scipy_stats.ttest_rel(variant, base).confidence_interval(0.95)
-    assert mine.low == pytest.approx(math.exp(theirs.low) - 1, abs=1e-9)
-    assert mine.high == pytest.approx(math.exp(theirs.high) - 1, abs=1e-9)
-
-
-def test_a_change_is_paired_and_not_a_difference_of_means() -> None:
-    """Windows differ by nats, the variant by a hundredth: unpaired, the interval would swallow it."""
-    base = [1.0, 2.0, 3.0, 4.0, 5.0]
-    change = perplexity_change(nll([value + 0.01 for value in base]), nll(base))
-    assert change.value == pytest.approx(math.exp(0.01) - 1)
-    assert change.low is not None
-    assert change.low == pytest.approx(change.value, abs=1e-9)
-
-
-def test_pairs_are_found_by_item_and_not_by_position() -> None:
-    base = nll([1.0, 2.0, 3.0])
-    shuffled = replace(nll([3.5, 1.5, 2.5]), item_ids=("2", "0", "1"))
-    assert perplexity_change(shuffled, base).value == pytest.approx(math.exp(0.5) - 1)
-
-
-def test_only_common_windows_count() -> None:
-    change = perplexity_change(nll([9.0, 2.5, 3.5], first=-1), nll([2.0, 3.0, 100.0]))
-    assert change.n == 2
-    assert change.value == pytest.approx(math.exp(0.5) - 1)
-
-
-def test_no_common_window_is_refused() -> None:
-    with pytest.raises(ValueError, match="no window is common"):
-        perplexity_change(nll([1.0], first=5), nll([1.0]))
 
 
 def test_perplexity_weighs_windows_by_their_tokens() -> None:
