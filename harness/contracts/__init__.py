@@ -14,6 +14,7 @@ from harness.contracts.engines import (
     StoredTensor,
 )
 from harness.contracts.methods import (
+    Beside,
     CalibrationSet,
     Method,
     MethodParams,
@@ -32,6 +33,7 @@ from harness.contracts.metrics import (
 )
 
 __all__ = [
+    "Beside",
     "CalibrationSet",
     "Chunk",
     "Engine",

@@ -106,6 +106,20 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Bytes that one matrix stores beside what its weights take by ``bits_per_weight``.
+
+    ``memory`` is what lies with the loaded matrix: look-up tables, indices, padding. ``disk`` is what a checkpoint
+    holds of the kind. ``modules`` is what a library keeps in the layer as a tensor of its own: a bias, the scale
+    of an activation; a checkpoint holds that too where ``disk`` counts it.
+    """
+
+    memory: float = 0.0
+    disk: float = 0.0
+    modules: float = 0.0
+
+
+@dataclass(frozen=True)
 class Method(Generic[P]):
     """A quantization algorithm as some library implements it.
 
@@ -127,7 +141,10 @@ class Method(Generic[P]):
 
     ``enable`` is called in the worker before anything is loaded and timed: it imports the library and
     registers what must be known to transformers. ``bits_per_weight`` is what one quantized weight
-    takes as stored, its scales included, given the bits of an unquantized one and the layer's input width.
+    takes as stored, its scales included, given the bits of an unquantized one and the layer's input width;
+    ``beside`` is what a matrix of a shape (outputs, inputs) stores beside that, given the same bits. ``loaded``
+    says what lies in memory: the codes; a dense matrix that they became while loading; or the codes and, from the
+    first forward pass on, a dense matrix.
     ``run_dtype`` is the dtype the model runs in, given the one that the recipe asks for.
     """
 
@@ -150,6 +167,8 @@ class Method(Generic[P]):
     stores_codes: Callable[[P], bool] = lambda params: True
     kernel: KernelFamily | None = None
     bits_per_weight: Callable[[P, float, int], float] = lambda params, plain_bits, width: plain_bits
+    beside: Callable[[P, float, tuple[int, int]], Beside] = lambda params, plain_bits, shape: Beside()
+    loaded: Literal["codes", "dense", "both"] = "codes"
     run_dtype: Callable[[P, str], str] = lambda params, dtype: dtype
     batch_dependent: bool = False
 

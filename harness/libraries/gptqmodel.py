@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import LoadRequest, QuantizeJob
+from harness.contracts import Beside, LoadRequest, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.models.loading import device_map, load_transformers
 
@@ -29,6 +29,15 @@ def enable() -> None:
     """Imports the library. Its pool of threads wants two workers and asks the machine's cores how many there are."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     import gptqmodel  # noqa: F401
+
+
+def beside_gptq(bits: int, shape: tuple[int, int]) -> Beside:
+    """The int32 number of each column's group, and the int32 shifts with which codes are taken from their words.
+
+    3 bits go 32 to three words, taken apart in 3 · 12 steps. A kernel that repacks the words may keep neither.
+    """
+    indices = 4 * shape[1]
+    return Beside(memory=indices + 4 * (36 if bits == 3 else 32 // bits), disk=indices)
 
 
 def pattern(name: str) -> str:

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.contracts import MethodParams, Needs, QuantizeJob
+from harness.contracts import Beside, MethodParams, Needs, QuantizeJob
 
 PACKAGES = ("neural-compressor-pt",)
 EXTRA = "inc"
 WORD = 32
 """Bits that codes are packed into; 3 bits leave 2 of them unused."""
 SCALE_BITS = 16
+BIAS_BYTES = 2
 DTYPE = "float32"
 
 
@@ -83,6 +84,12 @@ def bits_per_weight(params: IncParams, plain_bits: float, width: int) -> float:
     per_word = WORD // params.bits
     groups = 1 if params.group_size == "channel" else math.ceil(width / params.group_size)
     return (math.ceil(width / per_word) * WORD + groups * (SCALE_BITS + WORD / per_word)) / width
+
+
+def beside(shape: tuple[int, int], factors: int = 0) -> Beside:
+    """A layer has a float16 bias, whether or not the source had one; ``factors`` are bytes a column, of AWQ."""
+    rows, width = shape
+    return Beside(disk=factors * width, modules=BIAS_BYTES * rows + factors * width)
 
 
 def _format(params: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.contracts import CalibrationSet, LoadRequest, QuantizeJob
+from harness.contracts import Beside, CalibrationSet, LoadRequest, QuantizeJob
 from harness.models.loading import load_transformers
 
 if TYPE_CHECKING:
@@ -97,6 +97,11 @@ def integer_bits(
     """Stored bits of a weight: its code in whole words of a row, a scale in the model's dtype, a packed zero point."""
     codes = math.ceil(width * bits / WORD) * WORD / width
     return codes + (plain_bits + (0 if symmetric else bits)) / (width if group_size == "channel" else group_size)
+
+
+def beside_integers(params: Any, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """Its shape, two int64, since packed codes do not tell."""
+    return Beside(disk=16.0)
 
 
 def groups(weights: Any, inputs: Any = None, single: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -114,12 +114,9 @@ def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _bits(params: AutoGptqParams, plain_bits: float, width: int) -> float:
-    """Codes; a scale (read as float16, whatever the file holds) and a zero point a group; and each column's group.
-
-    That index takes 32 bits a column, reckoned over as many outputs as inputs.
-    """
+    """Codes; a scale (read as float16, whatever the file holds) and a zero point a group."""
     group = width if params.group_size == "channel" else params.group_size
-    return params.bits + (16 + params.bits) / group + 32 / width
+    return params.bits + (16 + params.bits) / group
 
 
 AUTOGPTQ = Method(
@@ -142,4 +139,5 @@ AUTOGPTQ = Method(
         model_types=MODEL_TYPES,
     ),
     bits_per_weight=_bits,
+    beside=lambda params, plain_bits, shape: gptqmodel.beside_gptq(params.bits, shape),
 )

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from harness.contracts import Method, MethodParams, Setting
-
-BLOCK = 64
-NESTED_BLOCK = 256
+from harness.contracts import Beside, Method, MethodParams, Setting
+from harness.libraries import bnb
 
 
 class Bnb4Params(MethodParams):
@@ -37,11 +35,6 @@ def _config(code: str, params: Bnb4Params, setting: Setting) -> object:
     )
 
 
-def _bits(params: Bnb4Params, plain_bits: float, width: int) -> float:
-    scale_bits = 8 + 32 / NESTED_BLOCK if params.double_quant else 32.0
-    return 4 + scale_bits / BLOCK
-
-
 NF4 = Method(
     name="bnb-nf4",
     version=1,
@@ -52,7 +45,8 @@ NF4 = Method(
     enable=enable,
     kernel="packed",
     load_config=lambda params, setting: _config("nf4", params, setting),
-    bits_per_weight=_bits,
+    bits_per_weight=lambda params, plain_bits, width: bnb.bits_per_weight(params.double_quant),
+    beside=lambda params, plain_bits, shape: Beside(memory=bnb.tables(params.double_quant, shape)),
 )
 
 FP4 = Method(
@@ -65,5 +59,6 @@ FP4 = Method(
     enable=enable,
     kernel="packed",
     load_config=lambda params, setting: _config("fp4", params, setting),
-    bits_per_weight=_bits,
+    bits_per_weight=lambda params, plain_bits, width: bnb.bits_per_weight(params.double_quant),
+    beside=lambda params, plain_bits, shape: Beside(memory=bnb.tables(params.double_quant, shape)),
 )

@@ -75,9 +75,9 @@ def read(request: LoadRequest) -> Any:
 
 
 def _bits(params: GptqParams, plain_bits: float, width: int) -> float:
-    """A code, its share of a float16 scale and a zero point, and of 32 bits per input column (a square is assumed)."""
+    """A code, and its share of a float16 scale and a zero point."""
     group = width if params.group_size == "channel" else params.group_size
-    return params.bits + (16 + params.bits) / group + 32 / width
+    return params.bits + (16 + params.bits) / group
 
 
 GPTQ = Method(
@@ -95,4 +95,5 @@ GPTQ = Method(
     kernel="packed",
     needs=lambda params: Needs(input_divisor=None if params.group_size == "channel" else params.group_size),
     bits_per_weight=_bits,
+    beside=lambda params, plain_bits, shape: gptqmodel.beside_gptq(params.bits, shape),
 )

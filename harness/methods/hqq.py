@@ -7,12 +7,15 @@ No calibration: the zero points of each group minimize a sparse norm of the weig
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.contracts import LoadRequest, Method, MethodParams, Needs, QuantizeJob
+from harness.contracts import Beside, LoadRequest, Method, MethodParams, Needs, QuantizeJob
 
+WORD_CODES = 10
+"""Codes of 3 bits in a word of 32."""
 LAYERS = "hqq.json"
 """Bits, group size and shape of each quantized layer, beside the weights."""
 
@@ -83,8 +86,17 @@ def read(request: LoadRequest) -> Any:
 
 
 def _bits(params: HqqParams, plain_bits: float, width: int) -> float:
-    code = 3.2 if params.bits == 3 else params.bits
+    code = 32 / WORD_CODES if params.bits == 3 else params.bits
     return code + 2 * plain_bits / params.group_size
+
+
+def _beside(params: HqqParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """What fills up the last word of 3-bit codes: as many groups as a word holds codes lie in one row of words."""
+    if params.bits != 3:
+        return Beside()
+    groups = math.prod(shape) // params.group_size
+    padding = params.group_size * 4 * (math.ceil(groups / WORD_CODES) - groups / WORD_CODES)
+    return Beside(memory=padding, disk=padding)
 
 
 HQQ = Method(
@@ -100,4 +112,5 @@ HQQ = Method(
     overrides=True,
     needs=lambda params: Needs(input_divisor=params.group_size),
     bits_per_weight=_bits,
+    beside=_beside,
 )

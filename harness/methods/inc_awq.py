@@ -8,12 +8,8 @@ from __future__ import annotations
 from harness.contracts import Method
 from harness.libraries import inc
 
-FACTOR_BITS = 32
-
-
-def _bits(params: inc.IncParams, plain_bits: float, width: int) -> float:
-    """The factors are as many as columns: of a square matrix, one for every ``width`` weights."""
-    return inc.bits_per_weight(params, plain_bits, width) + FACTOR_BITS / width
+FACTOR_BYTES = 4
+"""Of each column."""
 
 
 INC_AWQ = Method(
@@ -29,6 +25,8 @@ INC_AWQ = Method(
     needs=inc.needs,
     overrides=True,
     kernel="plain",
-    bits_per_weight=_bits,
+    loaded="both",
+    bits_per_weight=inc.bits_per_weight,
+    beside=lambda params, plain_bits, shape: inc.beside(shape, FACTOR_BYTES),
     run_dtype=lambda params, dtype: inc.DTYPE,
 )

@@ -33,6 +33,8 @@ INC_GPTQ = Method(
     needs=inc.needs,
     overrides=True,
     kernel="plain",
+    loaded="both",
     bits_per_weight=inc.bits_per_weight,
+    beside=lambda params, plain_bits, shape: inc.beside(shape),
     run_dtype=lambda params, dtype: inc.DTYPE,
 )

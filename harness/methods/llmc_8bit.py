@@ -6,11 +6,12 @@ into the weights that follow, which leaves the unquantized model as it was.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.contracts import Method, MethodParams, Needs, QuantizeJob
+from harness.contracts import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.libraries import llmcompressor
 
 
@@ -82,9 +83,27 @@ def _int8_calibrated(params: Int8Params) -> bool:
 
 
 def _fp8_bits(params: Fp8Params, plain_bits: float, width: int) -> float:
-    """A block at the edge of a matrix has a scale too, but is counted as a whole one."""
     scales = {"static": 0.0, "block": plain_bits / params.block_size**2}
     return 8 + scales.get(params.scheme, plain_bits / width)
+
+
+def _fp8_beside(params: Fp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """The scales of a matrix and of its inputs; those of blocks that the edge of the matrix cuts."""
+    scale = plain_bits / 8
+    if params.scheme == "static":
+        return Beside(disk=2 * scale, modules=scale)
+    if params.scheme == "block":
+        size = params.block_size
+        return Beside(
+            disk=scale * (math.ceil(shape[0] / size) * math.ceil(shape[1] / size) - math.prod(shape) / size**2)
+        )
+    return Beside()
+
+
+def _int8_beside(params: Int8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """The scale of the inputs, where it comes from calibration."""
+    scale = plain_bits / 8 if params.activations == "static" else 0
+    return Beside(disk=scale, modules=scale)
 
 
 FP8 = Method(
@@ -101,6 +120,8 @@ FP8 = Method(
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.block_size if params.scheme == "block" else None),
     bits_per_weight=_fp8_bits,
+    beside=_fp8_beside,
+    loaded="dense",
 )
 
 INT8 = Method(
@@ -116,4 +137,6 @@ INT8 = Method(
     read=llmcompressor.read,
     kernel="plain",
     bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,
+    beside=_int8_beside,
+    loaded="dense",
 )

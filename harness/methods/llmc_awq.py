@@ -55,4 +55,6 @@ AWQ = Method(
     bits_per_weight=lambda params, plain_bits, width: llmcompressor.integer_bits(
         params.bits, params.group_size, params.symmetric, plain_bits, width
     ),
+    beside=llmcompressor.beside_integers,
+    loaded="dense",
 )

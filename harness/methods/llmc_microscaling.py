@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.contracts import Method, MethodParams, Needs, QuantizeJob
+from harness.contracts import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.libraries import llmcompressor
 
 MX_BLOCK = 32
@@ -44,6 +44,10 @@ NVFP4 = Method(
     kernel="plain",
     needs=lambda params: Needs(input_divisor=NV_BLOCK),
     bits_per_weight=lambda params, plain_bits, width: 4 + SCALE_BITS / NV_BLOCK,
+    beside=lambda params, plain_bits, shape: Beside(
+        disk=8.0 if params.activations else 4.0, modules=4.0 if params.activations else 0.0
+    ),
+    loaded="dense",
 )
 
 MXFP4 = Method(
@@ -59,6 +63,7 @@ MXFP4 = Method(
     kernel="plain",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     bits_per_weight=lambda params, plain_bits, width: 4 + SCALE_BITS / MX_BLOCK,
+    loaded="dense",
 )
 
 MXFP8 = Method(
@@ -74,4 +79,5 @@ MXFP8 = Method(
     kernel="plain",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     bits_per_weight=lambda params, plain_bits, width: 8 + SCALE_BITS / MX_BLOCK,
+    loaded="dense",
 )

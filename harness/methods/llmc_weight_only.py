@@ -100,6 +100,8 @@ RTN = Method(
     overrides=True,
     needs=_needs,
     bits_per_weight=_bits,
+    beside=llmcompressor.beside_integers,
+    loaded="dense",
 )
 
 GPTQ = Method(
@@ -117,4 +119,6 @@ GPTQ = Method(
     overrides=True,
     needs=_needs,
     bits_per_weight=_bits,
+    beside=llmcompressor.beside_integers,
+    loaded="dense",
 )

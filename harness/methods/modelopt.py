@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
-from harness.contracts import Method, MethodParams, QuantizeJob
+from harness.contracts import Beside, Method, MethodParams, QuantizeJob
 
 ROWS = 8
 """Rows of calibration text that go through the model together."""
@@ -48,8 +48,12 @@ def quantize(job: QuantizeJob[ModeloptParams]) -> Any:
 
 
 def _bits(params: ModeloptParams, plain_bits: float, width: int) -> float:
-    """int8 stores a float32 scale per row, and the smoothing of every column: as many as rows, if square."""
-    return 8.0 if params.format == "fp8" else 8 + (32 + plain_bits) / width
+    return 8.0 if params.format == "fp8" else 8 + 32 / width
+
+
+def _beside(params: ModeloptParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """A float32 scale for the inputs; one for the matrix too (fp8), or the smoothing of every column (int8)."""
+    return Beside(disk=8.0 if params.format == "fp8" else 4 + shape[1] * plain_bits / 8)
 
 
 MODELOPT = Method(
@@ -63,4 +67,6 @@ MODELOPT = Method(
     calibrated=lambda params: True,
     kernel="plain",
     bits_per_weight=_bits,
+    beside=_beside,
+    loaded="dense",
 )

@@ -12,11 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.contracts import LoadRequest, Method, MethodParams, QuantizeJob
+from harness.contracts import Beside, LoadRequest, Method, MethodParams, QuantizeJob
+from harness.libraries import bnb
 from harness.models.loading import device_map, load_transformers
 
-BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one where they are quantized too."""
 ALPHA = 16
 """The adapter's product is scaled by this over its rank, as in the paper."""
 GRADIENT_NORM = 0.3
@@ -147,11 +146,16 @@ def _train(job: QuantizeJob[QLoraParams], model: Any) -> None:
 
 
 def _bits(params: QLoraParams, plain_bits: float, width: int) -> float:
-    """NF4 with its scales and a float32 adapter over as many outputs as inputs; or plain weights."""
+    """NF4 with its scales, or plain weights."""
+    return bnb.bits_per_weight(params.double_quant) if params.result == "adapter" else plain_bits
+
+
+def _beside(params: QLoraParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """NF4's tables and the float32 adapter, which on disk lies in a folder of its own."""
     if params.result != "adapter":
-        return plain_bits
-    scale_bits = 8 + 32 / NESTED_BLOCK if params.double_quant else 32.0
-    return 4 + scale_bits / BLOCK + 2 * 32 * params.rank / width
+        return Beside()
+    stored = bnb.tables(params.double_quant, shape) + 4 * params.rank * sum(shape)
+    return Beside(memory=stored, disk=stored)
 
 
 QLORA = Method(
@@ -168,4 +172,5 @@ QLORA = Method(
     stores_codes=lambda params: params.result == "adapter",
     kernel=None,  # codes for one result, dense matrices for the others
     bits_per_weight=_bits,
+    beside=_beside,
 )

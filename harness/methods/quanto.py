@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from harness.contracts import LoadRequest, Method, MethodParams, QuantizeJob
+from harness.contracts import Beside, LoadRequest, Method, MethodParams, QuantizeJob
 from harness.errors import UnsupportedError
 
 GROUPS = (128, 96, 64, 32)
+ACTIVATION_BYTES = 8
+"""A layer has the scales of its inputs and its outputs, float32, which nothing here uses."""
 CODES = {"int8": 8, "float8": 8, "int4": 4, "int2": 2}
 MAP = "quanto_qmap.json"
 """Which module has which type: quanto's own file beside the weights."""
@@ -87,4 +89,5 @@ QUANTO = Method(
     enable=enable,
     kernel="dequantize",
     bits_per_weight=_bits,
+    beside=lambda params, plain_bits, shape: Beside(disk=ACTIVATION_BYTES, modules=ACTIVATION_BYTES),
 )

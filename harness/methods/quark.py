@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from harness.contracts import Method, MethodParams, Needs, QuantizeJob
+from harness.contracts import Beside, Method, MethodParams, Needs, QuantizeJob
 
 ROWS = 8
 """Rows of calibration text that go through the model together."""
@@ -148,4 +148,5 @@ QUARK = Method(
     needs=_needs,
     kernel="dequantize",
     bits_per_weight=_bits,
+    beside=lambda params, plain_bits, shape: Beside(8.0, 8.0) if params.scheme == "fp8" else Beside(),
 )

@@ -11,12 +11,12 @@ from __future__ import annotations
 from math import ceil
 from typing import Literal
 
-from harness.contracts import Method, MethodParams, Needs, Setting
+from harness.contracts import Beside, Method, MethodParams, Needs, Setting
 from harness.libraries import torchao
 
 MX_BLOCK, NVFP4_BLOCK = 32, 16
-SCALE_TILE = 4
-"""Scales lie in tiles of 128 rows and 4 blocks, padded: on fewer rows they take more than ``bits_per_weight``."""
+TILE_ROWS, SCALE_TILE = 128, 4
+"""Scales lie in tiles of so many rows and blocks, padded."""
 
 
 class Nvfp4Params(MethodParams):
@@ -49,6 +49,12 @@ def _bits(element: int, block: int, width: int) -> float:
     return element + 8 * SCALE_TILE * ceil(width / (block * SCALE_TILE)) / width
 
 
+def _padding(shape: tuple[int, int], block: int, whole: int = 0) -> Beside:
+    """The scales of the rows that fill up the last tile, a byte each, and ``whole``, bytes of a scale of the matrix."""
+    rows, width = shape
+    return Beside(memory=-rows % TILE_ROWS * SCALE_TILE * ceil(width / (block * SCALE_TILE)) + whole)
+
+
 NVFP4 = Method(
     name="torchao-nvfp4",
     version=1,
@@ -60,6 +66,7 @@ NVFP4 = Method(
     needs=lambda params: Needs(input_divisor=NVFP4_BLOCK, output_divisor=NVFP4_BLOCK),
     load_config=_nvfp4,
     bits_per_weight=lambda params, plain_bits, width: _bits(4, NVFP4_BLOCK, width),
+    beside=lambda params, plain_bits, shape: _padding(shape, NVFP4_BLOCK, whole=4),
 )
 
 MXFP8 = Method(
@@ -73,6 +80,7 @@ MXFP8 = Method(
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     load_config=lambda params, setting: _mx("float8_e4m3fn", setting),
     bits_per_weight=lambda params, plain_bits, width: _bits(8, MX_BLOCK, width),
+    beside=lambda params, plain_bits, shape: _padding(shape, MX_BLOCK),
     run_dtype=lambda params, dtype: "bfloat16",  # torchao refuses any other
 )
 
@@ -87,5 +95,6 @@ MXFP4 = Method(
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     load_config=lambda params, setting: _mx("float4_e2m1fn_x2", setting),
     bits_per_weight=lambda params, plain_bits, width: _bits(4, MX_BLOCK, width),
+    beside=lambda params, plain_bits, shape: _padding(shape, MX_BLOCK),
     run_dtype=lambda params, dtype: "bfloat16",
 )

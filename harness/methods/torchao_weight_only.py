@@ -43,7 +43,7 @@ INT8 = Method(
     packages=("torchao",),
     extra="torchao",
     load_config=_int8,
-    bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,
+    bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / width,
 )
 
 FP8 = Method(

@@ -55,5 +55,6 @@ def test_what_it_needs_and_stores() -> None:
     params = chosen.params.model_validate({"group_size": 64})
     assert chosen.needs(params).device == "cuda"
     assert chosen.needs(params).input_divisor == 64
-    assert chosen.bits_per_weight(params, 16, 1024) == pytest.approx(4 + 20 / 64 + 32 / 1024)
+    assert chosen.bits_per_weight(params, 16, 1024) == 4 + 20 / 64
+    assert chosen.beside(params, 16, (512, 1024)).disk == 4 * 1024, "the group of each column"
     assert chosen.stack == "autogptq"

@@ -42,6 +42,7 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def expected_bits(made) -> float:
     bits = sum(r * c * made.method.bits_per_weight(made.params, 32.0, c) for r, c in SHAPES)
+    bits += sum(8 * made.method.beside(made.params, 32.0, shape).disk for shape in SHAPES)
     return bits / sum(r * c for r, c in SHAPES)
 
 

@@ -23,6 +23,7 @@ def expected_bits(tiny, made) -> float:
     names = [layer.name for layer in stored.layers(shapes, made.folder) if layer.name != KEPT]
     sizes = [shapes[f"{name}.weight"] for name in names]
     bits = sum(rows * width * made.method.bits_per_weight(made.params, 32.0, width) for rows, width in sizes)
+    bits += sum(8 * made.method.beside(made.params, 32.0, shape).disk for shape in sizes)
     return bits / sum(rows * width for rows, width in sizes)
 
 

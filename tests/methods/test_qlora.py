@@ -90,5 +90,7 @@ def test_bits_of_a_weight() -> None:
         chosen.bits_per_weight(chosen.params.model_validate(given), 16, 1024)
         for given in ({"rank": 16}, {"rank": 16, "double_quant": True}, {"result": "merged"})
     ]
-    assert bits == pytest.approx([4.5 + 1.0, 4 + (8 + 32 / 256) / 64 + 1.0, 16])
+    assert bits == pytest.approx([4.5, 4 + (8 + 32 / 256) / 64, 16])
+    adapter = 4 * 16 * (512 + 1024)
+    assert chosen.beside(chosen.params(), 16, (512, 1024)).memory == adapter + 4 * 16, "and the values of NF4"
     assert not chosen.calibrated(chosen.params.model_validate({"result": "dequantized"}))
