@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from harness import registry
@@ -115,12 +115,14 @@ def _device(needs: Needs, machine: Machine) -> str | None:
 
 
 def _shapes(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
-    """Widths that the method's groups or tiles do not divide, and architectures that its library does not know."""
-    needs = variant.method.needs(variant.params)
-    if needs.model_types and source.model_type and source.model_type not in needs.model_types:
-        known = ", ".join(sorted(needs.model_types))
-        return f"{variant.ref.name} does not know {source.model_type} models; known: {known}"
     shapes = [shape for name, shape in source.matrices.items() if not matching(name.removesuffix(".weight"), skip)]
+    return misfit(variant.ref.name, variant.method.needs(variant.params), shapes, source.model_type)
+
+
+def misfit(method: str, needs: Needs, shapes: Collection[tuple[int, ...]], model_type: str | None) -> str | None:
+    """Widths that the method's groups or tiles do not divide, and architectures that its library does not know."""
+    if needs.model_types and model_type and model_type not in needs.model_types:
+        return f"{method} does not know {model_type} models; known: {', '.join(sorted(needs.model_types))}"
     inputs = _indivisible((shape[-1] for shape in shapes), needs.input_divisor)
     if inputs:
         return f"group_size {needs.input_divisor} does not divide the input widths {inputs} of this model"

@@ -212,7 +212,7 @@ def test_a_synthetic_model_is_measured_for_speed_alone(make) -> None:
     }
     runs = make(models=[{"id": "synthetic:llama", "config": config}], methods=["none"], repetitions=1)
     assert [run.spec.kind for run in runs] == ["prepare", "performance"]
-    decoder, others = 2 * (4 * 64 * 64 + 3 * 64 * 128), 2 * 100 * 64
+    decoder, others = 2 * (4 * 64 * 64 + 3 * 64 * 128), 2 * 100 * 64 + (2 * 2 + 1) * 64
     assert runs[0].weight_bytes == 4 * (decoder + others)
 
 

@@ -6,7 +6,8 @@ import json
 import math
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,14 @@ def tensors(folder: Path) -> list[Tensor]:
 
 def read_directory(folder: Path) -> Header:
     """The header of a transformers checkpoint. Raises SourceError where it holds no safetensors weights."""
-    config = read_config(folder)
+    return header_of(read_config(folder), tensors(folder))
+
+
+def header_of(config: dict[str, Any], held: Iterable[Tensor]) -> Header:
+    """The header of a checkpoint with that configuration and those tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: Counter[str] = Counter()
-    for tensor in tensors(folder):
+    for tensor in held:
         shapes[tensor.name] = tensor.shape
         dtypes[tensor.dtype] += math.prod(tensor.shape)
     stored = SAFETENSORS_DTYPES.get(dtypes.most_common(1)[0][0], "float32") if dtypes else "float32"
@@ -135,6 +140,31 @@ def read_gguf(file: Path) -> Header:
     )
 
 
+def gguf_config(file: Path) -> dict[str, Any]:
+    """A GGUF file's sizes under the names that transformers gives them. Raises SourceError where one is lacking."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    architecture = reader.get_field("general.architecture")
+    prefix = architecture.contents() if architecture else ""
+    names = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length",
+        "num_experts_per_tok": "expert_used_count",
+        "moe_intermediate_size": "expert_feed_forward_length",
+    }
+    fields = {key: reader.get_field(f"{prefix}.{name}") for key, name in names.items()}
+    held = {tensor.name: tensor for tensor in reader.tensors}
+    if "token_embd.weight" not in held:
+        raise SourceError(f"{file}: holds no token_embd.weight")
+    config: dict[str, Any] = {key: field.contents() for key, field in fields.items() if field is not None}
+    return config | {"vocab_size": int(max(held["token_embd.weight"].shape))}
+
+
 def gguf_reader(file: Path) -> Any:
     """The reader of gguf's library. Raises SourceError where the file is none of its kind, or is cut short."""
     from gguf import GGUFReader
@@ -156,7 +186,11 @@ def gguf_special_tokens(file: Path) -> dict[str, int]:
 
 
 def synthetic(config: dict[str, Any]) -> Header | None:
-    """The shapes of a Llama-like model from its configuration; None where it is of another build."""
+    """The shapes of a Llama-like model from its configuration; None where it is of another build.
+
+    Biases and norms are those of transformers' llama, mistral, granite, qwen2 (query, key and value have a bias) and
+    qwen3 (queries and keys have a norm).
+    """
     try:
         hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
@@ -167,7 +201,10 @@ def synthetic(config: dict[str, Any]) -> Header | None:
         return None
     if any("expert" in key for key in config):
         return None
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        "model.norm.weight": (hidden,),
+    }
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (vocabulary, hidden)
     for layer in range(layers):
@@ -181,7 +218,28 @@ def synthetic(config: dict[str, Any]) -> Header | None:
             "mlp.down_proj": (hidden, inner),
         }
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in parts.items()}
+        shapes |= {
+            f"model.layers.{layer}.{name}.bias": shape[:1] for name, shape in parts.items() if _has_bias(config, name)
+        }
+        norms = {"input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+        if config.get("model_type") == "qwen3":
+            norms |= {"self_attn.q_norm": (head,), "self_attn.k_norm": (head,)}
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in norms.items()}
     return Header(shapes, config.get("max_position_embeddings"), None, "float32", config.get("model_type"))
+
+
+def with_dtype(header: Header, dtype: str) -> Header:
+    """The header of the same model, loaded in another dtype."""
+    return replace(header, dtype=dtype)
+
+
+def _has_bias(config: dict[str, Any], name: str) -> bool:
+    """Whether a layer of a Llama-like model adds a bias, which qwen2 does without saying so."""
+    if name.startswith("mlp."):
+        return bool(config.get("mlp_bias", False))
+    if config.get("model_type") == "qwen2":
+        return name != "self_attn.o_proj"
+    return bool(config.get("attention_bias", False))
 
 
 def safetensors(file: Path) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,7 @@ from harness.models.scope import in_decoder
 from harness.recipe import Model
 from harness.spec import ModelRef, digest, file_sha256
 
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 """What beside its weights decides what a checkpoint computes."""
 
@@ -53,7 +53,7 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
         raise SourceError(f"model {entry.id!r}: not a path: {error}") from None
     if found:
         return _local(entry, path)
-    if _HUB_ID.match(entry.id) and not entry.id.endswith(".gguf"):
+    if HUB_ID.match(entry.id) and not entry.id.endswith(".gguf"):
         return _hub(entry)
     raise SourceError(f"model not found: {entry.id!r} is no file or folder at {path}, and no hub id")
 

@@ -30,10 +30,12 @@ def test_shapes_agree_with_the_loaded_model(tiny: Path) -> None:
     assert source.context_length == 512
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral", "granite", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_shapes_of_a_synthetic_model_agree_with_the_built_one(tied: bool) -> None:
+def test_shapes_of_a_synthetic_model_agree_with_the_built_one(tied: bool, kind: str) -> None:
     config = {
-        "model_type": "llama",
+        "model_type": kind,
+        "head_dim": 8,
         "hidden_size": 48,
         "intermediate_size": 80,
         "num_hidden_layers": 2,
@@ -45,8 +47,7 @@ def test_shapes_of_a_synthetic_model_agree_with_the_built_one(tied: bool) -> Non
     header = synthetic(config)
     assert header is not None
     built = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
-    matrices = {name: tuple(p.shape) for name, p in built.named_parameters() if p.dim() == 2}
-    assert header.shapes == matrices
+    assert header.shapes == {name: tuple(p.shape) for name, p in built.named_parameters()}
 
 
 def test_content_follows_the_bytes(tiny: Path, tmp_path: Path) -> None:
