@@ -89,7 +89,7 @@ class LoadedModel(Protocol):
         ...
 
     def branching(self) -> bool:
-        """Whether ``extend`` and ``grow`` may be used: found by comparing them with ``hidden``, when first asked."""
+        """Whether pasts may be used: found by comparing ``extend`` and ``grow`` with ``hidden``, when first asked."""
         ...
 
     def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
@@ -107,20 +107,24 @@ class LoadedModel(Protocol):
         """
         ...
 
+    def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:
+        """The last ``length`` tokens of a past, of these rows (int64) of its batch."""
+        ...
+
+    def join(self, pasts: Sequence[Any]) -> Any:
+        """One past of the rows of all, which are padded on the left to the longest."""
+        ...
+
     def generate(
         self, tokens: torch.Tensor, mask: torch.Tensor, past: Any | None, stop: Stop, **settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """What transformers' ``generate`` writes after prompts, with these settings: tokens (batch, steps).
 
-        Prompts are tokens (batch, length) and a mask that is 0 where padding stands; ``past`` may hold the first of
-        them. ``stop`` says after each step, given the tokens (batch, steps) written so far, which rows are done
-        (batch,). Also comes back which rows wrote the model's own end, and, of a model that can branch, the past of
-        all tokens but the last one written: with it, writing can be continued.
+        Prompts are tokens (batch, length) and a mask that is 0 where padding stands; ``past`` may hold all of them
+        but the last column. ``stop`` says after each step, given the tokens (batch, steps) written so far, which
+        rows are done (batch,). Also comes back which rows wrote the model's own end, and, of a model that can
+        branch, the past of all tokens but the last one written: with it, writing can be continued.
         """
-        ...
-
-    def select(self, past: Any, rows: torch.Tensor) -> Any:
-        """A past of these rows (int64) of its batch, each as often as it is named."""
         ...
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:

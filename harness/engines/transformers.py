@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -102,10 +102,20 @@ class TransformersModel:
         ends = torch.tensor(self._model.generation_config.eos_token_id or [], device=written.device, dtype=torch.int64)
         return written, torch.isin(written, ends).any(dim=1), getattr(output, "past_key_values", None)
 
-    def select(self, past: Any, rows: torch.Tensor) -> Any:
-        fork = _fork(past)
-        fork.batch_select_indices(rows.to(self._model.device))  # type: ignore[union-attr]
-        return fork
+    def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:
+        kept = rows.to(self._model.device)
+        return _rebuilt(past, lambda layer, kind: getattr(past.layers[layer], kind)[kept, :, -length:])
+
+    def join(self, pasts: Sequence[Any]) -> Any:
+        import torch
+
+        longest = max(past.get_seq_length() for past in pasts)
+
+        def joined(layer: int, kind: str) -> torch.Tensor:
+            parts = [getattr(past.layers[layer], kind) for past in pasts]
+            return torch.cat([torch.nn.functional.pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts])
+
+        return _rebuilt(pasts[0], joined)
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return self._step(tokens, None)
@@ -209,6 +219,14 @@ def _fork(past: Any | None) -> Any | None:
         return None
     fork = copy.copy(past)
     fork.layers = [copy.copy(layer) for layer in past.layers]
+    return fork
+
+
+def _rebuilt(past: Any, states: Callable[[int, str], torch.Tensor]) -> Any:
+    """A cache like another one, with states (batch, heads, length, width) found by layer and kind."""
+    fork = _fork(past)
+    for index, layer in enumerate(fork.layers):  # type: ignore[union-attr]
+        layer.keys, layer.values = states(index, "keys"), states(index, "values")
     return fork
 
 

@@ -1,10 +1,16 @@
-"""Text that a model writes after prompts until it writes a stop sequence, as lm-eval's HFLM would have it."""
+"""Text that a model writes after prompts until it writes a stop sequence, as lm-eval's HFLM would have it.
+
+Prompts are read one by one, without padding, and what all begin with only once. They are then written on together:
+a text that is done leaves, and the next prompt takes its place. A model that keeps no past, or is to see one prompt at
+a time, is given them as HFLM gives them.
+"""
 
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -12,6 +18,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from harness.contracts import LoadedModel
 from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import common
+from harness.tasks.scoring import Effort
 
 if TYPE_CHECKING:
     import torch
@@ -21,19 +28,25 @@ Prompt = tuple[tuple[int, ...], Mapping[str, Any]]
 DEFAULT_NEW_TOKENS = 256
 """HFLM's, where a task sets no limit."""
 ROWS = 16
-"""Prompts at a time: more of them make a step of decoding cheaper, and wait longer for the slowest."""
+"""Texts that are written on together."""
 STRETCH = 16
-"""Steps after which the rows that are done leave the batch."""
+"""Steps after which those that are done leave."""
 PLAIN_SETTINGS = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-"""Settings that do not count steps, so that writing can be continued in another call."""
+"""Settings that do not count steps, so that a text can be written in stretches."""
 SHARED_TOKENS = 32
-"""From how many on the common beginning of all prompts is computed once."""
+"""From how many on the common beginning of all prompts is read once."""
 
 
 def generate(
-    model: LoadedModel, tokenizer: Any, prompts: Sequence[Prompt], max_length: int, alone: bool, seed: int
+    model: LoadedModel,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    max_length: int,
+    rows: int,
+    seed: int,
+    effort: Effort,
 ) -> list[str]:
-    """What follows each prompt, in order. ``alone`` puts one prompt at a time to the model; ``seed`` is for sampling.
+    """What follows each prompt, in order, ``rows`` of them at a time; ``seed`` is for sampling, ``effort`` added to.
 
     Raises UnsupportedError where the model's length leaves no room for a prompt.
     """
@@ -45,117 +58,143 @@ def generate(
     for index, (_, settings) in enumerate(prompts):
         groups.setdefault(json.dumps(settings, sort_keys=True, default=repr), []).append(index)
     for group in groups.values():
-        writer = _Writer(model, tokenizer, max_length, prompts[group[0]][1])
-        ordered = sorted(group, key=lambda index: len(prompts[index][0]), reverse=True)
-        texts = writer.write([prompts[index][0] for index in ordered], 1 if alone else ROWS)
-        for index, text in zip(ordered, texts, strict=True):
+        writer = _Writer(model, tokenizer, max_length, prompts[group[0]][1], effort)
+        for index, text in zip(group, writer.write([prompts[index][0] for index in group], rows), strict=True):
             written[index] = text
     return written
+
+
+@dataclass
+class _Text:
+    """A prompt, what has been written after it, and whether no more is to come."""
+
+    prompt: tuple[int, ...]
+    written: list[int] = field(default_factory=list)
+    done: bool = False
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.prompt, *self.written]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.written)
 
 
 class _Writer:
     """Writes after prompts of equal settings."""
 
-    def __init__(self, model: LoadedModel, tokenizer: Any, max_length: int, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: LoadedModel, tokenizer: Any, max_length: int, settings: Mapping[str, Any], effort: Effort
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._effort = effort
         self._settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
         if self._settings.get("temperature") == 0.0:
             del self._settings["temperature"]  # transformers takes none where it does not sample
         self._new = self._settings.pop("max_gen_toks")
-        end = tokenizer.decode(tokenizer.eos_token_id, skip_special_tokens=False)
+        eos = tokenizer.eos_token_id
+        end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
         self._stops = handle_stop_sequences(self._settings.pop("until"), eos=end)
         self._room = max_length - self._new
         if self._room <= 0:
             raise UnsupportedError(f"{self._new} tokens are to be written, and the model takes {max_length} in all")
-        self._stretch = STRETCH if model.branching() and self._settings.keys() <= PLAIN_SETTINGS else self._new
         lengths = [len(tokenizer.encode(stop, add_special_tokens=False)) for stop in self._stops]
-        self._look_back = max(lengths) + 2  # a stop sequence may be written in other tokens than its own
+        self._look_back = max(lengths, default=0) + 2  # a stop sequence may be written in other tokens than its own
 
     def write(self, prompts: Sequence[tuple[int, ...]], rows: int) -> list[str]:
+        """Long prompts first: what takes most memory is tried first, and shorter ones fit beside them."""
         import torch
 
-        kept = [prompt[-self._room :] for prompt in prompts]
-        shared = self._shared(kept, rows)
-        waiting = iter(kept)
-        texts: list[str] = []
+        texts = [_Text(prompt[-self._room :]) for prompt in prompts]
+        ordered = sorted(texts, key=len, reverse=True)
+        together = rows > 1 and len(ordered[-1]) > 1 and self._settings.keys() <= PLAIN_SETTINGS
         with torch.inference_mode():
-            past = self._model.extend(torch.tensor(kept[0][:shared]), None)[1] if shared else None
-            while batch := list(islice(waiting, rows)):
-                texts += self._batch(batch, shared, past)
-        return texts
+            if together and self._model.branching():
+                self._in_stretches(ordered, rows)
+            else:
+                for low in range(0, len(ordered), rows):
+                    self._continue(ordered[low : low + rows], None, self._new)
+        return [self._said(text.written) for text in texts]
 
-    def _shared(self, prompts: Sequence[tuple[int, ...]], rows: int) -> int:
-        """How many tokens all prompts begin with, where it pays to compute them once; one of each must be left."""
-        if rows == 1 or len(prompts) < 2 or not self._model.branching():
-            return 0
-        shared = min(common(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
-        return shared if shared >= SHARED_TOKENS else 0
-
-    def _batch(self, prompts: Sequence[tuple[int, ...]], shared: int, past: Any | None) -> list[str]:
-        """Padding stands on the left, but after what is shared. Rows that are done leave."""
+    def _in_stretches(self, texts: Sequence[_Text], rows: int) -> None:
         import torch
 
-        tokens, mask = self._padded(prompts, shared)
-        rows = torch.arange(len(prompts))
-        written = [torch.zeros(0, dtype=torch.int64)] * len(prompts)
-        stop = _Stop(self._tokenizer, self._stops, self._look_back)
-        if past is not None:
-            past = self._model.select(past, torch.zeros_like(rows))
-        for begun in range(0, self._new, self._stretch):
-            stop.begin([written[row] for row in rows])
-            steps = min(self._stretch, self._new - begun)
-            settings = {**self._settings, "max_new_tokens": steps, "pad_token_id": self._tokenizer.pad_token_id}
-            found, ended, past = self._model.generate(tokens, mask, past, stop, **settings)
-            found = found.cpu()
-            for row, mine, end in zip(rows, found, stop.ends, strict=True):
-                written[row] = torch.cat([written[row], mine[:end]])
-            going = torch.tensor([end is None for end in stop.ends]) & ~ended.cpu()
-            if not going.any() or begun + steps >= self._new:
-                break
-            rows, mask = rows[going], torch.cat([mask, torch.ones_like(found)], dim=1)[going]
-            tokens = torch.cat([tokens, found], dim=1)[going]
-            if not going.all():
-                past = self._model.select(past, going.nonzero()[:, 0])
-        return [self._text(each.tolist()) for each in written]
+        shared = self._shared([text.prompt for text in texts])
+        stem = self._read(texts[0].prompt[:shared], None) if shared else None
+        waiting, going, past = deque(texts), list[_Text](), None
+        while waiting or going:
+            fresh = [waiting.popleft() for _ in range(min(rows - len(going), len(waiting)))]
+            pasts = [self._read(text.prompt[shared:-1], stem) for text in fresh]
+            if fresh:
+                past = self._model.join([*([past] if going else []), *pasts])
+                going += fresh
+            steps = min(STRETCH, *(self._new - len(text.written) for text in going))
+            past = self._continue(going, past, steps)
+            kept = [row for row, text in enumerate(going) if not text.done]
+            going = [going[row] for row in kept]
+            if going:
+                past = self._model.select(past, torch.tensor(kept), max(map(len, going)) - 1)
 
-    def _padded(self, prompts: Sequence[tuple[int, ...]], shared: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shared(self, prompts: Sequence[tuple[int, ...]]) -> int:
+        """How many tokens all prompts begin with, where it pays to read them once; two of each must be left."""
+        shared = min(common(min(prompts), max(prompts)), min(map(len, prompts)) - 2)
+        return shared if len(prompts) > 1 and shared >= SHARED_TOKENS else 0
+
+    def _read(self, tokens: Sequence[int], past: Any | None) -> Any:
         import torch
 
-        width = max(map(len, prompts))
-        tokens = torch.full((len(prompts), width), self._tokenizer.pad_token_id)
+        self._effort.add(tokens=len(tokens), forwards=1)
+        return self._model.extend(torch.tensor(tokens), past)[1]
+
+    def _continue(self, texts: Sequence[_Text], past: Any | None, steps: int) -> Any:
+        """Writes up to ``steps`` tokens after each text, whose tokens but the last are in ``past``, if any."""
+        tokens, mask = self._padded(texts)
+        stop = _Stop(self._tokenizer, self._stops, self._look_back, texts)
+        settings = {**self._settings, "max_new_tokens": steps, "pad_token_id": self._tokenizer.pad_token_id}
+        read = tokens.numel() if past is None else len(texts)
+        found, ended, past = self._model.generate(tokens, mask, past, stop, **settings)
+        taken = found.shape[1]
+        self._effort.add(tokens=read + len(texts) * (taken - 1), head_rows=len(texts) * taken, forwards=taken)
+        for text, row, end, own in zip(texts, found.tolist(), stop.ends, ended.tolist(), strict=True):
+            text.written += row[:end]
+            text.done = own or end is not None or len(text.written) >= self._new
+        return past
+
+    def _padded(self, texts: Sequence[_Text]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and mask, (texts, length of the longest); padding stands on the left."""
+        import torch
+
+        width = max(map(len, texts))
+        tokens = torch.full((len(texts), width), self._tokenizer.pad_token_id)
         mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):
-            own = width - len(prompt) + shared
-            tokens[row, :shared], tokens[row, own:] = torch.tensor(prompt).tensor_split([shared])
-            mask[row, :shared] = mask[row, own:] = 1
+        for row, text in enumerate(texts):
+            tokens[row, width - len(text) :] = torch.tensor(text.tokens)
+            mask[row, width - len(text) :] = 1
         return tokens, mask
 
-    def _text(self, tokens: Sequence[int]) -> str:
+    def _said(self, tokens: Sequence[int]) -> str:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return str(postprocess_generated_text(text, stop=self._stops, think_end_token=None))
 
 
 class _Stop:
-    """Tells which rows have written a stop sequence; ``ends`` are the tokens that each then had of this stretch."""
+    """Tells which texts have come to a stop sequence; ``ends`` are the tokens that each took to it, else None."""
 
-    def __init__(self, tokenizer: Any, stops: Sequence[str], look_back: int) -> None:
+    def __init__(self, tokenizer: Any, stops: Sequence[str], look_back: int, texts: Sequence[_Text]) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._look_back = look_back
-
-    def begin(self, written: Sequence[torch.Tensor]) -> None:
-        """A stretch, after what each row has written before it."""
-        self._before = [row[-self._look_back :].tolist() for row in written]
-        self.ends: list[int | None] = [None] * len(written)
+        self._before = [text.written[-look_back:] for text in texts]
+        self.ends: list[int | None] = [None] * len(texts)
 
     def __call__(self, written: torch.Tensor) -> torch.Tensor:
         import torch
 
         last = written[:, -self._look_back :].tolist()
         going = [row for row, end in enumerate(self.ends) if end is None]
-        texts = self._tokenizer.batch_decode([(self._before[row] + last[row])[-self._look_back :] for row in going])
-        for row, text in zip(going, texts, strict=True):
-            if any(stop in text for stop in self._stops):
+        tails = self._tokenizer.batch_decode([(self._before[row] + last[row])[-self._look_back :] for row in going])
+        for row, tail in zip(going, tails, strict=True):
+            if any(stop in tail for stop in self._stops):
                 self.ends[row] = written.shape[1]
         return torch.tensor([end is not None for end in self.ends], device=written.device)

@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from harness.contracts import LoadedModel
 from harness.errors import InvalidRunError, UnsupportedError
-from harness.tasks.generating import generate
+from harness.tasks.generating import ROWS, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
 
 
@@ -33,7 +33,7 @@ class BatchNoise:
 
 
 class HarnessLM(TemplateLM):  # type: ignore[misc]
-    """An ``lm_eval.api.model.LM`` on a LoadedModel. ``effort`` says what scoring has taken so far.
+    """An ``lm_eval.api.model.LM`` on a LoadedModel. ``effort`` says what its answers took so far.
 
     ``layout`` is the fastest that the model allows if None. Raises UnsupportedError where there is no tokenizer, or
     none with the BOS that ``bos`` asks for, or the model cannot take the layout.
@@ -120,7 +120,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         contexts = [instance.args[0] for instance in requests]
         encoded = self._encoded(contexts)
         prompts = [(encoded[text], instance.args[1]) for text, instance in zip(contexts, requests, strict=True)]
-        return generate(self.model, self.tokenizer, prompts, self.max_length, self.layout == "alone", self._seed)
+        rows = 1 if self.layout == "alone" else ROWS
+        return generate(self.model, self.tokenizer, prompts, self.max_length, rows, self._seed, self.effort)
 
     def batch_noise(self, requests: Sequence[Instance]) -> BatchNoise:
         """Scores a handful of requests in this layout and another one. Those of one item should be there together."""

@@ -41,11 +41,16 @@ class Score:
 
 @dataclass
 class Effort:
-    """What scoring took: tokens put through the decoder (padding included), rows through the head, forward passes."""
+    """What it took: tokens put through the decoder (padding included), rows through the head, forward passes."""
 
     tokens: int = 0
     head_rows: int = 0
     forwards: int = 0
+
+    def add(self, *, tokens: int = 0, head_rows: int = 0, forwards: int = 0) -> None:
+        self.tokens += tokens
+        self.head_rows += head_rows
+        self.forwards += forwards
 
 
 def default_layout(model: LoadedModel) -> Layout:
@@ -101,8 +106,7 @@ def _packed(model: LoadedModel, rows: Sequence[Row], effort: Effort) -> Iterator
             states = model.grow(tokens, torch.from_numpy(row.reach), past)
         if row.on is not None and last[row.on] == index:
             del pasts[row.on]
-        effort.forwards += 1
-        effort.tokens += len(row.tokens)
+        effort.add(tokens=len(row.tokens), forwards=1)
         yield states, row.reads
 
 
@@ -129,8 +133,7 @@ def _padded(
     for row, index in enumerate(batch):
         tokens[row, : len(inputs[index].tokens)] = torch.tensor(inputs[index].tokens)
     states = model.hidden(tokens) if model.factored else model.logits(tokens)
-    effort.forwards += 1
-    effort.tokens += tokens.numel()
+    effort.add(tokens=tokens.numel(), forwards=1)
     spans = [np.arange(inputs[index].first, len(inputs[index].tokens)) for index in batch]
     reads = Reads(
         inputs=np.concatenate([np.full(len(span), index) for index, span in zip(batch, spans, strict=True)]),
@@ -180,7 +183,7 @@ class _Reader:
             nats = logits.log_softmax(dim=-1)[at, target]
             np.add.at(self._nats, owners[mine], nats.double().cpu().numpy())
             np.logical_and.at(self._greedy, owners[mine], (logits.argmax(dim=-1)[at] == target).cpu().numpy())
-        self._effort.head_rows += len(wanted)
+        self._effort.add(head_rows=len(wanted))
 
     def _targets(self, reads: Reads) -> tuple[Ints, Ints, Ints]:
         """Of every token to be predicted here: its request, the place that predicts it, and the token."""

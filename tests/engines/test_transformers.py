@@ -188,21 +188,24 @@ def test_writing_goes_on_with_a_past_and_without_the_rows_that_left(model) -> No
         begun, _, past = written(model, prompts, mask, steps=3)
         kept = torch.tensor([0, 2])
         longer = torch.cat([prompts, begun], dim=1)[kept]
-        rest, _, _ = written(model, longer, torch.ones_like(longer), model.select(past, kept), steps=5)
+        rest, _, _ = written(model, longer, torch.ones_like(longer), model.select(past, kept, 12), steps=5)
     assert torch.cat([begun[kept], rest], dim=1).tolist() == whole[kept].tolist()
 
 
-def test_writing_after_a_shared_beginning_with_padding_behind_it(model) -> None:
-    shared, short, long = TOKENS[0, :12], TOKENS[0, 12:15], TOKENS[0, 15:23]
-    alone = [torch.cat([shared, own])[None] for own in (short, long)]
-    padded = torch.stack([torch.cat([shared, torch.zeros(5, dtype=torch.int64), short]), alone[1][0]])
+def test_prompts_of_unlike_length_are_joined_and_lose_their_padding_again(model) -> None:
+    short, long = TOKENS[0, 12:17], TOKENS[0, :12]
+    padded = torch.stack([torch.cat([torch.zeros(7, dtype=torch.int64), short]), long])
     mask = torch.ones_like(padded)
-    mask[0, 12:17] = 0
+    mask[0, :7] = 0
     with torch.inference_mode():
-        _, past = model.extend(shared, None)
-        together, _, _ = written(model, padded, mask, model.select(past, torch.tensor([0, 0])))
-        singly = [written(model, prompt, torch.ones_like(prompt))[0][0] for prompt in alone]
-    assert together.tolist() == torch.stack(singly).tolist()
+        pasts = [model.extend(prompt[:-1], None)[1] for prompt in (short, long)]
+        together, _, past = written(model, padded, mask, model.join(pasts), steps=4)
+        singly = [written(model, prompt[None], torch.ones(1, len(prompt)), steps=8)[0][0] for prompt in (short, long)]
+        assert together.tolist() == [each[:4].tolist() for each in singly]
+        rest = torch.cat([short, together[0]])[None]
+        past = model.select(past, torch.tensor([0]), len(short) + 3)
+        assert past.get_seq_length() == len(short) + 3
+        assert written(model, rest, torch.ones_like(rest), past, steps=4)[0][0].tolist() == singly[0][4:].tolist()
 
 
 def test_who_wrote_the_models_own_end_is_told(tiny: Path) -> None:
