@@ -48,9 +48,9 @@ class Machine:
 def choose(device: str) -> Machine:
     """The machine with the recipe's device. Raises UsageError for a GPU that is not there or not usable."""
     cpu = f"{cpu_name()}, {cores()} cores"
-    with _gpu() as gpu:
-        name = None if gpu is None else gpu.name()
-        capability = None if gpu is None else gpu.capability()
+    with gpu() as found:
+        name = None if found is None else found.name()
+        capability = None if found is None else found.capability()
     usable = name is not None and not _cpu_build()
     if device == "cuda" and not usable:
         reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
@@ -70,10 +70,10 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
         "platform": platform.platform(),
     }
     state = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
-    with _gpu() as gpu:
-        if gpu is not None:
-            hardware |= gpu.hardware()
-            state |= gpu.state()
+    with gpu() as found:
+        if found is not None:
+            hardware |= found.hardware()
+            state |= found.state()
     return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state)
 
 
@@ -116,14 +116,14 @@ def available_memory_bytes() -> int:
 
 def gpu_summary() -> str | None:
     """Name and memory of the GPU that would be used, or None where there is none."""
-    with _gpu() as gpu:
-        if gpu is None:
+    with gpu() as found:
+        if found is None:
             return None
-        size = gpu.hardware().get("gpu_memory_bytes")
-        return f"{gpu.name()}, {float(size) / 2**30:.0f} GiB" if size else gpu.name()
+        size = found.hardware().get("gpu_memory_bytes")
+        return f"{found.name()}, {float(size) / 2**30:.0f} GiB" if size else found.name()
 
 
-class _Gpu:
+class Gpu:
     """The GPU that torch calls cuda:0, asked through NVML. Some GPUs refuse some questions; the answer is left out."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
@@ -156,6 +156,25 @@ class _Gpu:
             }
         )
 
+    def energy_j(self) -> float | None:
+        """Joules used since the driver was loaded; None where the GPU does not count them."""
+        answer = self._asked({"mj": lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)})
+        return answer["mj"] / 1000 if answer else None
+
+    def process_bytes(self, pid: int) -> int | None:
+        """Memory that the driver counts to a process, its CUDA context included.
+
+        None where the driver does not list the process: in a container it may know it by another number.
+        """
+        answer = self._asked({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
+        sizes = [process.usedGpuMemory for process in answer.get("all", ()) if process.pid == pid]
+        return int(sizes[0]) if sizes and sizes[0] is not None else None
+
+    def used_bytes(self) -> int | None:
+        """Memory in use on the whole GPU, whoever uses it."""
+        answer = self._asked({"used": lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
+        return int(answer["used"]) if answer else None
+
     def _asked(self, questions: dict[str, Callable[[], T]]) -> dict[str, T]:
         answers = {}
         for name, ask in questions.items():
@@ -167,7 +186,7 @@ class _Gpu:
 
 
 @contextmanager
-def _gpu() -> Iterator[_Gpu | None]:
+def gpu() -> Iterator[Gpu | None]:
     """The first visible GPU; None where there is no driver, no GPU, or CUDA_VISIBLE_DEVICES hides them all."""
     import pynvml
 
@@ -182,13 +201,13 @@ def _gpu() -> Iterator[_Gpu | None]:
         pynvml.nvmlShutdown()
 
 
-def _first_visible(nvml: Any) -> _Gpu | None:
+def _first_visible(nvml: Any) -> Gpu | None:
     """Workers number GPUs as NVML does (CUDA_DEVICE_ORDER), so that an index means the same to both."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
         if first.isdigit():
-            return _Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first)))
-        return _Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(first)) if first.startswith(("GPU-", "MIG-")) else None
+            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first)))
+        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(first)) if first.startswith(("GPU-", "MIG-")) else None
     except nvml.NVMLError:
         return None
 

@@ -21,6 +21,7 @@ from harness.spec import (
     Kind,
     Limits,
     PerplexityWorkload,
+    Price,
     RunSpec,
     TaskWorkload,
     ThroughputWorkload,
@@ -237,6 +238,9 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
         divergence=measure.divergence is not None,
         throughput=ThroughputWorkload(**measure.throughput.model_dump()) if measure.throughput else None,
         memory=measure.memory is not None,
+        budget_bytes=measure.memory.budget if measure.memory else None,
+        energy=measure.energy is not None,
+        price=Price(**recipe.price.model_dump()) if recipe.price else None,
         limits=Limits(recipe.limits.time, recipe.limits.memory),
         device=site.machine.device,
         threads=recipe.threads,
@@ -261,6 +265,8 @@ def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
         lock = {package: installed_version(package) for package in packages}
     versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
     versions |= ROOM_VERSIONS.get(spec.kind, {})
+    if spec.energy and spec.kind == "performance":
+        versions["energy"] = registry.metric("energy").version
     if spec.kind not in ("prepare", "calibrate", "probe"):
         versions[runtime.name] = runtime.version
     return replace(spec, lock=digest(lock), versions=versions)

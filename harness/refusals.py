@@ -23,11 +23,26 @@ def refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
 
 
 def refuse_measure(recipe: Recipe) -> None:
-    """Raises RecipeError where nothing is measured, and for a divergence without a text."""
+    """Raises RecipeError where nothing is measured, and for what lacks the measurement that it rests on."""
     if recipe.measure == Measure():
         raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
+    if recipe.measure.throughput is None:
+        _refuse_without_throughput(recipe)
     if recipe.measure.divergence is not None and not recipe.measure.perplexity:
         raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
+
+
+def _refuse_without_throughput(recipe: Recipe) -> None:
+    """Raises RecipeError for what is measured, or worked out, of prefill and decode."""
+    memory = recipe.measure.memory
+    wanted: list[tuple[tuple[str, ...], object, str]] = [
+        (("measure", "energy"), recipe.measure.energy, "it is measured at the points of its grid"),
+        (("measure", "memory", "budget"), memory and memory.budget, "what fits is worked out from its prompts"),
+        (("price",), recipe.price, "a token's cost follows from its speeds"),
+    ]
+    for place, value, why in wanted:
+        if value is not None:
+            raise recipe.error(place, f"needs 'throughput' under measure: {why}")
 
 
 def refuse_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:

@@ -65,6 +65,7 @@ _METRICS = {
     "divergence": "harness.metrics.divergence:DIVERGENCE",
     "memory": "harness.metrics.memory:MEMORY",
     "throughput": "harness.metrics.throughput:THROUGHPUT",
+    "energy": "harness.metrics.energy:ENERGY",
     "tasks": "harness.metrics.tasks:TASKS",
 }
 

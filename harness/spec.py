@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -158,6 +159,34 @@ class ThroughputWorkload:
     warmup: int
     iterations: int
 
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The points of the grid in the order they are measured."""
+        grid = product(self.batch_sizes, self.prompt_tokens)
+        return tuple(Cell(batch, prompt, self.new_tokens) for batch, prompt in grid)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: what is run there, and by which words its figures are known."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_mode: str = "eager"
+
+    @property
+    def protocol(self) -> dict[str, Scalar]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Price:
+    """What an hour of the machine costs, and in which currency (ISO 4217)."""
+
+    per_hour: float
+    currency: str
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -174,7 +203,8 @@ class RunSpec:
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
     question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
     runs that must have ended well before this one and whose artifacts it reads. A quality run scores
-    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe.
+    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes`` and ``price``
+    are for those who read the figures and change none of them.
     """
 
     kind: Kind
@@ -194,6 +224,9 @@ class RunSpec:
     task: TaskWorkload | None = None
     throughput: ThroughputWorkload | None = None
     memory: bool = True
+    budget_bytes: int | None = None
+    energy: bool = False
+    price: Price | None = None
     limits: Limits = Limits()
     device: str = "cpu"
     threads: int | None = None
@@ -271,6 +304,8 @@ class RunSpec:
                 case["allow_leak"] = True
         if self.kind == "performance":
             case["throughput"] = asdict(self.throughput) if self.throughput else None
+            if self.energy:
+                case["energy"] = True
         return case
 
     def _calibration(self) -> list[Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.analysis.breakdown import by_confidence, by_position
 from harness.analysis.comparison import Comparison
+from harness.analysis.cost import energies
+from harness.analysis.footprint import footprint
 from harness.analysis.rule import above_noise_floor, compare
 from harness.analysis.scores import NATS_MARGIN, scores
-from harness.analysis.speeds import speeds
+from harness.analysis.speeds import point_of, speeds
 from harness.analysis.stats import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
 from harness.analysis.table import Peak, StoredPart, VariantRow
 from harness.record import Measurement, RunRecord
@@ -95,8 +97,12 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         checkpoint_bits_per_weight=_checkpoint_bits(stock),
         size_ratio=_over(_stored_bytes(stock), BYTES_PER_16_BIT_PARAMETER * _parameters(stock)),
         linear_ratio=_over(linear, BYTES_PER_16_BIT_PARAMETER * _parameters(stock, "linear")),
-        peaks=_peaks(well),
+        checkpoint_file_bytes=_file_bytes(stock),
+        peaks=_peaks(well, "peak_memory_bytes"),
+        left=_peaks(well, "memory_after_bytes"),
+        footprint=footprint(timed),
         speeds=speeds(timed, () if spec.is_baseline else evidence.baseline_performance),
+        energies=energies(timed),
         quantize_s=_quantize_s(well),
         quantize_peak_bytes=_quantize_peak(well),
     )
@@ -183,13 +189,19 @@ def _over(numerator: float, denominator: float) -> float | None:
     return numerator / denominator if numerator and denominator else None
 
 
-def _peaks(runs: Iterable[RunRecord]) -> tuple[Peak, ...]:
-    largest: dict[tuple[str, str, str], Peak] = {}
+def _file_bytes(stock: RunRecord | None) -> int | None:
+    found = _values(stock, "checkpoint_file_bytes")
+    return int(found.values[0]) if found else None
+
+
+def _peaks(runs: Iterable[RunRecord], metric: str) -> tuple[Peak, ...]:
+    largest: dict[Peak, Peak] = {}
     for run in runs:
-        for entry in _all(run, "peak_memory_bytes"):
+        for entry in _all(run, metric):
             phase, source = str(entry.protocol["phase"]), str(entry.protocol["source"])
-            peak = Peak(run.spec.kind, phase, source, int(max(entry.values, default=0)))
-            key = (run.spec.kind, phase, source)
+            point = point_of(entry) if "prompt_tokens" in entry.protocol else None
+            peak = Peak(run.spec.kind, phase, source, int(max(entry.values, default=0)), point)
+            key = replace(peak, bytes=0)
             largest[key] = max(peak, largest.get(key, peak), key=lambda each: each.bytes)
     return tuple(largest.values())
 
@@ -206,7 +218,7 @@ def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
 
 def _quantize_peak(runs: Sequence[RunRecord]) -> int | None:
     """The same phase's memory peak; what the device allocated where that is known, else the resident set."""
-    found = [peak for peak in _peaks(runs) if peak.phase in ("quantize", "quantize_on_load")]
+    found = [peak for peak in _peaks(runs, "peak_memory_bytes") if peak.phase in ("quantize", "quantize_on_load")]
     on_device = [peak.bytes for peak in found if peak.source == "cuda allocated"]
     return max(on_device or [peak.bytes for peak in found], default=None)
 

@@ -40,11 +40,12 @@ def speeds(records: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple
 
 def _points(records: Iterable[RunRecord]) -> tuple[GridPoint, ...]:
     timings = (entry for record in records for entry in record.outcome.measurements)
-    return tuple(dict.fromkeys(_point(entry) for entry in timings if entry.metric in ("prefill_s", "decode_step_s")))
+    return tuple(dict.fromkeys(point_of(entry) for entry in timings if entry.metric in ("prefill_s", "decode_step_s")))
 
 
-def _point(timing: Measurement) -> GridPoint:
-    protocol = timing.protocol
+def point_of(measured: Measurement) -> GridPoint:
+    """The point of the grid that a figure belongs to."""
+    protocol = measured.protocol
     return GridPoint(
         int(protocol["batch_size"] or 0),
         int(protocol["prompt_tokens"] or 0),
@@ -68,7 +69,7 @@ def _timings(records: Iterable[RunRecord], metric: str, point: GridPoint) -> lis
         entry.values
         for record in records
         for entry in record.outcome.measurements
-        if entry.metric == metric and entry.values and _point(entry) == point
+        if entry.metric == metric and entry.values and point_of(entry) == point
     ]
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 from harness.analysis.breakdown import Bin
 from harness.analysis.comparison import Comparison
+from harness.analysis.footprint import Footprint
 from harness.analysis.paired import Flips
 from harness.analysis.stats import Estimate
 from harness.record import Status
-from harness.spec import Kind
+from harness.spec import Kind, Price
 
 
 @dataclass(frozen=True, order=True)
@@ -47,13 +48,33 @@ class StoredPart:
 
 
 @dataclass(frozen=True)
+class Energy:
+    """Joules per token at one grid point by one counter: power at rest taken off, and left in.
+
+    ``source`` is ``NVML`` (the GPU) or ``RAPL`` (the CPU and its memory); ``idle_power_w`` is the power at rest.
+    """
+
+    point: GridPoint
+    source: str
+    prefill_j_per_tok: Estimate | None
+    decode_j_per_tok: Estimate | None
+    prefill_with_idle_j_per_tok: Estimate | None
+    decode_with_idle_j_per_tok: Estimate | None
+    idle_power_w: Estimate | None
+
+
+@dataclass(frozen=True)
 class Peak:
-    """The memory high-water mark of one phase of a run; the largest of its repetitions."""
+    """The memory of one phase of a run, at its highest or at its end; the largest of its repetitions.
+
+    ``point`` is set where the phase belongs to a point of the grid.
+    """
 
     run: Kind
     phase: str
     source: str
     bytes: int
+    point: GridPoint | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -107,7 +128,8 @@ class VariantRow:
     difference of probabilities, ``kl_batch_noise`` the variant's divergence from itself in another batch,
     ``size_ratio`` and ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of
     the checkpoint). ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
-    no other variant of the table is both smaller and closer to the baseline.
+    no other variant of the table is both smaller and closer to the baseline. ``peaks`` are the phases' highest use
+    of memory, ``left`` what was in use when they ended.
     """
 
     label: str
@@ -145,8 +167,12 @@ class VariantRow:
     checkpoint_bits_per_weight: float | None = None
     size_ratio: float | None = None
     linear_ratio: float | None = None
+    checkpoint_file_bytes: int | None = None
     peaks: tuple[Peak, ...] = ()
+    left: tuple[Peak, ...] = ()
+    footprint: Footprint | None = None
     speeds: tuple[Speed, ...] = ()
+    energies: tuple[Energy, ...] = ()
     quantize_s: float | None = None
     quantize_peak_bytes: int | None = None
     front: bool = False
@@ -163,6 +189,9 @@ class VariantRow:
     def speed_at(self, point: GridPoint) -> Speed | None:
         return next((speed for speed in self.speeds if speed.point == point), None)
 
+    def energy_at(self, point: GridPoint, source: str) -> Energy | None:
+        return next((each for each in self.energies if (each.point, each.source) == (point, source)), None)
+
     def task(self, key: TaskKey) -> TaskScore | None:
         return next((score for score in self.tasks if score.key == key), None)
 
@@ -178,7 +207,7 @@ class Table:
 
     ``labels`` are warnings about the model that must stand wherever its figures do. ``kl_noise_floor``
     (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
-    another dtype.
+    another dtype. ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers.
     """
 
     model: str
@@ -193,6 +222,8 @@ class Table:
     recipes: tuple[str, ...] = ()
     grid: tuple[GridPoint, ...] = field(default=())
     tasks: tuple[TaskKey, ...] = ()
+    budget_bytes: int | None = None
+    price: Price | None = None
 
     @property
     def baseline(self) -> VariantRow | None:

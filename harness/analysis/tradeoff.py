@@ -81,6 +81,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         (*(label for run in (*preparing, *references) for label in run.outcome.labels), *_common_labels(rows))
     )
     any_spec = runs.all[0].spec
+    newest = _last(runs.performance)
     return Table(
         model=where.model,
         native_quantization=any_spec.model.native_quantization,
@@ -94,6 +95,8 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         recipes=_distinct(run.spec.recipe for run in runs.all),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
         tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
+        budget_bytes=newest.spec.budget_bytes if newest else None,
+        price=newest.spec.price if newest else None,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from harness.record import Measurement
+from harness.spec import Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -67,9 +68,9 @@ class Observer(Protocol):
 
 
 class Instrument(Protocol):
-    """Wraps the phases of a run and measures something about each."""
+    """Wraps the phases of a run and measures something about each; ``where`` tells phases of one name apart."""
 
-    def phase(self, name: str) -> AbstractContextManager[None]: ...
+    def phase(self, name: str, **where: Scalar) -> AbstractContextManager[None]: ...
 
     def finish(self) -> Sequence[Measurement]: ...
 
@@ -83,7 +84,7 @@ class Metric:
 
     ``make`` builds it inside the worker. Its signature follows the kind:
     observer ``(Windows) -> Observer``, instrument ``(device) -> Instrument``, and for a workload the measuring
-    itself, ``(LoadedModel, ThroughputWorkload, seed) -> Iterator[Measurement]``.
+    itself, ``(LoadedModel, its workload, …) -> Iterator[Measurement]``.
     """
 
     name: str

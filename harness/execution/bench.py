@@ -36,12 +36,12 @@ class Bench:
         self._memory: Instrument | None = metric("memory").make(spec.device) if spec.memory else None
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """A named, timed part of the run, its peak memory taken."""
+    def phase(self, name: str, **where: Scalar) -> Iterator[None]:
+        """A named, timed part of the run, its memory watched; ``where`` tells phases of one name apart."""
         self.current = name
         self._announce(name)
         began = time.perf_counter()
-        with self._memory.phase(name) if self._memory else nullcontext():
+        with self._memory.phase(name, **where) if self._memory else nullcontext():
             yield
             self._sync()
         self.phases.append(Phase(name, time.perf_counter() - began))

@@ -10,8 +10,9 @@ from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution import probe
 from harness.execution.bench import Bench
 from harness.execution.cuda_kernels import kernel_names
-from harness.metrics.memory import checkpoint, coverage, weights
+from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weights
 from harness.models import stored
+from harness.models.headers import weight_files
 from harness.models.published import quantization_config, shown
 from harness.models.scope import in_decoder, matching
 from harness.models.stored import StoredLayer
@@ -37,6 +38,8 @@ def take_stock(bench: Bench, model: LoadedModel) -> None:
     ledger = model.weight_ledger()
     if spec.memory:
         bench.add(weights(ledger))
+        if spec.method.stage != "on_load":  # that has no checkpoint of its own
+            bench.add([checkpoint_files([file.stat().st_size for file in weight_files(bench.checkpoint())])])
     bench.facts["layers"] = ", ".join(f"{count} × {name}" for name, count in sorted(model.kernels().items()))
     bench.facts["attention"] = model.attention
     bench.facts["CPU threads"] = torch.get_num_threads()

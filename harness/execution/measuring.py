@@ -11,6 +11,7 @@ from harness.execution import reference as references
 from harness.execution.bench import Bench
 from harness.execution.checks import note_repacking, take_stock
 from harness.execution.fairness import check_leak, check_tokens
+from harness.execution.footprint import footprint
 from harness.execution.forward import observe
 from harness.registry import metric
 from harness.text.leakage import halves_told
@@ -58,7 +59,7 @@ def quality(bench: Bench, out: Path) -> None:
 
 
 def performance(bench: Bench, out: Path) -> None:
-    """Prefill and decode speed of a variant in a fresh process."""
+    """Speed, memory and energy of prefill and decode in a fresh process, each in a pass of its own."""
     spec = bench.spec
     model = bench.load()
     if spec.perplexity is None:  # no quality run counts them
@@ -66,6 +67,11 @@ def performance(bench: Bench, out: Path) -> None:
     if spec.throughput is not None:
         with bench.phase("generate"):
             bench.add(metric("throughput").make(model, spec.throughput, spec.seed))
+        if spec.memory:
+            footprint(bench, model, spec.throughput)
+        if spec.energy:
+            with bench.phase("energy"):
+                bench.add(metric("energy").make(model, spec.throughput, spec.seed, bench.facts.__setitem__))
     note_repacking(bench, model)
 
 

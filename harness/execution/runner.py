@@ -6,7 +6,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -117,6 +117,8 @@ def run(
             refusal = planned_run.unsupported or _unmet(spec, records)
             if record is None and refusal:
                 record = _refused(latest.get(spec.run_id), refusal)
+            elif record is not None and _reading(record.spec) != _reading(spec):
+                record = _restated(record, spec, store)
             reused = record is not None
             if record is None:
                 record, reused = _make(spec, refusal, sweep)
@@ -157,6 +159,19 @@ def _must_repeat(
         and not _unmet(other.spec, records)
         for other in planned
     )
+
+
+def _reading(spec: RunSpec) -> tuple[object, ...]:
+    """What a recipe says for those who read a run's figures."""
+    return (spec.budget_bytes, spec.price) if spec.kind == "performance" else ()
+
+
+def _restated(record: RunRecord, spec: RunSpec, store: Store) -> RunRecord:
+    """The record once more, saved with the budget and the price that the recipe now names: its figures stay."""
+    said = replace(record.spec, budget_bytes=spec.budget_bytes, price=spec.price)
+    again = replace(record, spec=said, attempt=store.next_attempt(record.spec.recipe, record.spec.run_id))
+    store.save(again)
+    return again
 
 
 def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:

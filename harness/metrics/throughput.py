@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness.contracts import LoadedModel, Metric
+from harness.numerics.prompts import random_tokens
 from harness.record import Measurement
-from harness.spec import Scalar, ThroughputWorkload
+from harness.spec import Cell, Scalar, ThroughputWorkload
 
 if TYPE_CHECKING:
     import torch
@@ -22,18 +23,14 @@ def measure(model: LoadedModel, workload: ThroughputWorkload, seed: int) -> Iter
     Prompts are random tokens of a fixed seed, the output length is fixed and EOS has no effect; the
     clock is read with the device idle. Warm-up iterations run the same work and are left out.
     """
-    for batch in workload.batch_sizes:
-        for prompt in workload.prompt_tokens:
-            yield from _cell(model, workload, batch, prompt, seed)
+    for cell in workload.cells:
+        yield from _cell(model, workload, cell, seed)
 
 
-def _cell(
-    model: LoadedModel, workload: ThroughputWorkload, batch: int, prompt: int, seed: int
-) -> Iterator[Measurement]:
+def _cell(model: LoadedModel, workload: ThroughputWorkload, cell: Cell, seed: int) -> Iterator[Measurement]:
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(model.vocabulary, (batch, prompt), generator=generator).to(model.device)
+    tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, seed).to(model.device)
     prefills: list[float] = []
     steps: list[tuple[int, float]] = []
     with torch.inference_mode():
@@ -43,12 +40,9 @@ def _cell(
                 prefills.append(prefill_s)
                 steps += [(iteration, step_s) for step_s in steps_s]
     protocol: dict[str, Scalar] = {
-        "batch_size": batch,
-        "prompt_tokens": prompt,
-        "new_tokens": workload.new_tokens,
+        **cell.protocol,
         "warmup": workload.warmup,
         "iterations": workload.iterations,
-        "decode_mode": "eager",
     }
     yield _timing("prefill_s", tuple(prefills), tuple(map(str, range(len(prefills)))), protocol)
     yield _timing("decode_step_s", tuple(s for _, s in steps), tuple(str(i) for i, _ in steps), protocol)

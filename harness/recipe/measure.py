@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from harness.recipe.fields import Bos, NotBuilt, PositiveInts, Strict, one_or_many
+from harness.recipe.fields import Bos, Bytes, PositiveInts, Strict, one_or_many
 from harness.recipe.text import AnyText, Text
 
 
@@ -27,9 +27,7 @@ class Perplexity(Strict):
     stride: PositiveInt | None = Field(
         None, description="tokens from one window to the next, of sliding alone; absent: half the context"
     )
-    bos: Bos = Field(
-        "auto", description="whether BOS stands where the protocol puts it; auto is the tokenizer's habit"
-    )
+    bos: Bos = Field("auto", description="whether BOS stands where the protocol puts it; auto is the tokenizer's habit")
     windows: PositiveInt | None = Field(
         None, description="score only the first windows (lm-eval: whole documents among them); absent means all"
     )
@@ -53,9 +51,7 @@ class Task(Strict):
     fewshot_data: str | None = Field(None, description="file of the examples; absent: they are drawn from data")
     chat_template: bool = Field(False, description="put the questions in the model's chat template")
     system: str | None = Field(None, description="system prompt before every question")
-    bos: Bos = Field(
-        "auto", description="whether a prompt begins with BOS; auto is the tokenizer's habit"
-    )
+    bos: Bos = Field("auto", description="whether a prompt begins with BOS; auto is the tokenizer's habit")
     cluster: str | None = Field(
         None, description="field of the data by which questions belong together (one passage's), for the intervals"
     )
@@ -67,7 +63,15 @@ class Divergence(Strict):
 
 
 class Memory(Strict):
-    """Stored weights by role, and the peaks of each phase."""
+    """Stored weights by role, the peaks of each phase, and beside ``throughput`` the key-value cache."""
+
+    budget: Bytes | None = Field(
+        None, description="memory for which the longest context and the largest batch are worked out"
+    )
+
+
+class Energy(Strict):
+    """Joules per token of prefill and decode at every point of ``throughput``, where the machine counts them."""
 
 
 class Throughput(Strict):
@@ -92,4 +96,4 @@ class Measure(Strict):
     memory: Memory | None = None
     throughput: Throughput | None = None
     tasks: tuple[Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)], ...] = ()
-    energy: NotBuilt = None
+    energy: Energy | None = None

@@ -55,6 +55,13 @@ class Scope(Strict):
     )
 
 
+class Price(Strict):
+    """What the machine costs while it runs."""
+
+    per_hour: float = Field(gt=0, allow_inf_nan=False, description="for the whole machine")
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="its code of three letters (ISO 4217)")
+
+
 class Limits(Strict):
     """What one run may take before it is ended and recorded."""
 
@@ -127,11 +134,11 @@ class Recipe(Strict):
         (), description="variants to leave out: those that match every key (model, method, engine, or a parameter)"
     )
     seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
+    price: Price | None = Field(None, description="what the machine costs, for the cost of a million tokens")
     extends: NotBuilt = None
     kv_cache: NotBuilt = None
     decode_mode: NotBuilt = None
     gates: NotBuilt = None
-    price: NotBuilt = None
 
     _file: YamlFile | None = PrivateAttr(None)
 

@@ -1,33 +1,117 @@
-"""Memory: the peak belongs to its phase, and to no earlier one."""
+"""Memory: each phase has its own peak, a cache is counted as it is stored, and the driver's figure says whose it is."""
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 
 from harness.contracts import StoredTensor
-from harness.metrics.memory import PeakMemory, weights
+from harness.metrics import memory
+from harness.metrics.memory import PeakMemory, kv_cache, weights
+from harness.models.headers import read_config
+from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's figures are Linux's")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peaks per phase need Linux's clear_refs")
+def figures(peaks: PeakMemory, metric: str, source: str) -> dict[str, float]:
+    """By phase."""
+    found = [m for m in peaks.finish() if m.metric == metric and m.protocol["source"] == source]
+    return {str(m.protocol["phase"]): m.values[0] for m in found}
+
+
+@linux
 def test_a_phase_is_not_charged_for_the_one_before() -> None:
-    import numpy as np
-
     peaks = PeakMemory("cpu")
     with peaks.phase("large"):
         np.ones(200_000_000, dtype=np.uint8).sum()
     with peaks.phase("small"):
         np.ones(1_000_000, dtype=np.uint8).sum()
-    found = {m.protocol["phase"]: m.values[0] for m in peaks.finish()}
+    found = figures(peaks, "peak_memory_bytes", "VmHWM")
     assert 150e6 < found["large"] - found["small"] < 250e6
 
 
-def test_a_phase_that_fails_still_has_a_peak() -> None:
+@linux
+def test_what_a_phase_left_free_in_the_heap_does_not_hide_what_the_next_one_takes() -> None:
+    """Blocks below malloc's threshold stay resident when freed; without giving them back the second phase shows 0."""
+
+    def blocks() -> list[np.ndarray]:
+        return [np.ones(100_000, dtype=np.uint8) for _ in range(600)]
+
     peaks = PeakMemory("cpu")
-    with pytest.raises(ValueError, match="oh"), peaks.phase("broken"):
+    kept = []
+    for name in ("first", "second"):
+        with peaks.phase(name):
+            kept.append(blocks()[-1])  # the last one stays, at the top of the heap
+    peak, before = (figures(peaks, f"{which}_bytes", source) for which, source in MARKS)
+    assert peak["second"] - before["second"] > 50e6
+
+
+MARKS = (("peak_memory", "VmHWM"), ("memory_before", "VmRSS"))
+
+
+@linux
+def test_what_stays_is_told_as_the_processes_own_and_as_pages_of_files(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(30_000_000))
+    peaks = PeakMemory("cpu")
+    with peaks.phase("empty"):
+        pass
+    with peaks.phase("mapped"):
+        mapped = np.memmap(path, dtype=np.uint8, mode="r")
+        mapped.sum()
+    with peaks.phase("own"):
+        own = np.ones(40_000_000, dtype=np.uint8)
+    files, private = (figures(peaks, "memory_after_bytes", source) for source in ("RssFile", "RssAnon"))
+    assert files["mapped"] - files["empty"] == pytest.approx(len(mapped), rel=0.1)
+    assert private["own"] - private["mapped"] == pytest.approx(len(own), rel=0.1)
+
+
+def test_a_phase_that_fails_still_has_a_peak_and_phases_of_one_name_are_told_apart() -> None:
+    peaks = PeakMemory("cpu")
+    with pytest.raises(ValueError, match="oh"), peaks.phase("broken", batch_size=4):
         raise ValueError("oh")
-    assert [m.protocol["phase"] for m in peaks.finish()] == ["broken"]
+    (peak,) = [m for m in peaks.finish() if m.metric == "peak_memory_bytes"]
+    assert (peak.protocol["phase"], peak.protocol["batch_size"]) == ("broken", 4)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [(3 * 2**30, ("NVML process", 3 * 2**30)), (None, ("NVML device", 5 * 2**30))]
+)
+def test_the_drivers_figure_says_whose_it_is(monkeypatch, own: int | None, expected: tuple[str, int]) -> None:
+    """In a container the driver may not know this process by its number."""
+
+    @contextmanager
+    def gpu():
+        yield SimpleNamespace(process_bytes={os.getpid(): own}.get, used_bytes=lambda: 5 * 2**30)
+
+    cuda = SimpleNamespace(
+        synchronize=lambda: None,
+        empty_cache=lambda: None,
+        reset_peak_memory_stats=lambda: None,
+        memory_allocated=lambda: 100,
+        max_memory_allocated=lambda: 250,
+        max_memory_reserved=lambda: 300,
+    )
+    monkeypatch.setattr(memory, "gpu", gpu)
+    monkeypatch.setattr(torch, "cuda", cuda)
+    peaks = PeakMemory("cuda")
+    with peaks.phase("prefill"):
+        pass
+    found = {(m.metric, m.protocol["source"]): m.values[0] for m in peaks.finish()}
+    assert found["memory_before_bytes", "cuda allocated"] == 100
+    assert found["peak_memory_bytes", "cuda allocated"] == 250
+    assert found["peak_memory_bytes", "cuda reserved"] == 300
+    drivers = {source: size for (_, source), size in found.items() if str(source).startswith("NVML")}
+    assert drivers == dict([expected])
 
 
 def test_stored_bytes_are_summed_by_role_and_tied_ones_counted_once() -> None:
@@ -42,3 +126,49 @@ def test_stored_bytes_are_summed_by_role_and_tied_ones_counted_once() -> None:
     assert found["stored_bytes", "linear", "scales"] == 16
     assert found["parameters", "head", None] == 0
     assert found["parameters", "embedding", None] == 100
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_real_cache_takes_what_arithmetic_says(tiny: Path, dtype: torch.dtype) -> None:
+    """2 · 4 layers · 2 heads · 16 dimensions · bytes of an element."""
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=dtype)
+    with torch.inference_mode():
+        cache = model(torch.zeros(3, 10, dtype=torch.int64), use_cache=True).past_key_values
+    measured = kv_cache(stored_bytes(cache), batch_size=3, tokens=10, after="prefill")
+    assert element_bytes(cache) == dtype.itemsize
+    assert measured.values == (2 * 4 * 2 * 16 * dtype.itemsize,)
+    assert measured.values == (expected_bytes_per_token(read_config(tiny), dtype.itemsize),)
+
+
+def test_a_static_cache_counts_by_what_it_holds_ready() -> None:
+    shape = LlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3)
+    cache = StaticCache(shape, max_cache_len=64)
+    for layer in range(3):
+        keys = torch.zeros(1, 2, 5, 8)
+        cache.update(keys, keys, layer, {"cache_position": torch.arange(5)})
+    assert stored_bytes(cache) == pytest.approx(2 * 3 * 2 * 64 * 8 * 4, rel=0.01)  # and its counters
+
+
+def test_a_buffer_that_several_tensors_view_counts_once_and_whole() -> None:
+    buffer = torch.zeros(2, 2, 3, 8, 16)
+    cache = DynamicCache()
+    cache.update(buffer[0, :, :, :4], buffer[1, :, :, :4], 0)
+    whole = stored_bytes([buffer, buffer[0], {"keys": buffer[1]}])
+    assert whole == buffer.numel() * 4
+    assert element_bytes(cache) == 4
+    with pytest.raises(ValueError, match="no tensor"):
+        element_bytes(DynamicCache())
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}, 131072),
+        ({"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 256, "hidden_size": 64}, 8192),
+        ({"text_config": {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 8}}, 32),
+        ({"n_layer": 12, "n_head": 12}, None),
+    ],
+)
+def test_arithmetic_from_a_config(config: dict[str, object], expected: int | None) -> None:
+    """Llama 3.1 8B takes 128 KiB a token at two bytes."""
+    assert expected_bytes_per_token(config, 2) == expected

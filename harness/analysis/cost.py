@@ -1,0 +1,73 @@
+"""What tokens cost: money by the hour over tokens by the second, and joules as counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from harness.analysis.speeds import point_of
+from harness.analysis.stats import Estimate
+from harness.analysis.table import Energy, GridPoint
+from harness.record import Measurement, RunRecord
+
+MILLION = 1_000_000
+SECONDS_PER_HOUR = 3600
+METRICS = ("prefill_j_per_tok", "decode_j_per_tok")
+
+
+def per_million_tokens(speed_tok_per_s: Estimate, per_hour: float) -> Estimate:
+    """What a million tokens cost at a price per hour: 10⁶ · price / (3600 · speed).
+
+    The interval is the speed's, its ends exchanged: the fastest process makes the cheapest tokens.
+    """
+
+    def cost(speed: float) -> float:
+        return MILLION * per_hour / (SECONDS_PER_HOUR * speed)
+
+    low, high = speed_tok_per_s.low, speed_tok_per_s.high
+    return Estimate(
+        cost(speed_tok_per_s.value),
+        None if high is None else cost(high),
+        None if low is None else cost(low),
+        speed_tok_per_s.n,
+        speed_tok_per_s.method,
+    )
+
+
+def energies(records: Sequence[RunRecord]) -> tuple[Energy, ...]:
+    """Energy at each point of the grid by each counter, in the order measured: medians over processes."""
+    counted = [m for record in records for m in record.outcome.measurements if m.metric in METRICS and m.values]
+    keys = dict.fromkeys((point_of(m), str(m.protocol["source"])) for m in counted)
+    return tuple(_energy(records, point, source) for point, source in keys)
+
+
+def _energy(records: Sequence[RunRecord], point: GridPoint, source: str) -> Energy:
+    def found(metric: str, **protocol: str) -> Estimate | None:
+        return _across(
+            m
+            for record in records
+            for m in record.outcome.measurements
+            if m.metric == metric
+            and point_of(m) == point
+            and {"source": source, **protocol}.items() <= dict(m.protocol).items()
+        )
+
+    return Energy(
+        point,
+        source,
+        prefill_j_per_tok=found("prefill_j_per_tok", idle="subtracted"),
+        decode_j_per_tok=found("decode_j_per_tok", idle="subtracted"),
+        prefill_with_idle_j_per_tok=found("prefill_j_per_tok", idle="included"),
+        decode_with_idle_j_per_tok=found("decode_j_per_tok", idle="included"),
+        idle_power_w=found("idle_power_w"),
+    )
+
+
+def _across(measured: Iterable[Measurement]) -> Estimate | None:
+    """The median over processes with their range; None where nothing was measured."""
+    values = [value for each in measured for value in each.values]
+    if not values:
+        return None
+    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
+    return Estimate(float(np.median(values)), low, high, len(values), "range of processes")

@@ -1,0 +1,183 @@
+"""What generating takes, from its measured parts, and what of it fits a budget of memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.record import Measurement, RunRecord
+
+SOURCES = {"VmHWM": "VmRSS", "cuda allocated": "cuda allocated"}
+"""A peak that was set back when its phase began, and the figure of the moment before."""
+MOST = 2**31
+"""No context and no batch is longer: what takes no memory would fit without end."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What a phase takes for a while beside weights and cache, as a function of the batch and the tokens in each row.
+
+    ``constant + per_token · (batch · tokens) + per_square · (batch · tokens²)`` bytes; the last term is that of
+    attention which writes out its scores.
+    """
+
+    constant: float
+    per_token: float
+    per_square: float = 0.0
+
+    def bytes(self, batch: int, tokens: int) -> float:
+        return self.constant + self.per_token * batch * tokens + self.per_square * batch * tokens**2
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The parts that generating takes. ``base_bytes`` is what the loaded process holds before it generates.
+
+    ``measured_tokens`` is the longest prompt that the parts were measured at, ``context_limit`` the longest input
+    that the model's configuration names (None where it names none); ``on_gpu`` says which memory is meant.
+    """
+
+    base_bytes: int
+    kv_bytes_per_token: float
+    prefill: Workspace
+    decode: Workspace
+    measured_tokens: int
+    context_limit: int | None
+    on_gpu: bool
+
+    def bytes(self, batch: int, tokens: int) -> float:
+        """The peak of a batch of rows of so many tokens each: read at once, or the last of them decoded."""
+        work = max(self.prefill.bytes(batch, tokens), self.decode.bytes(batch, tokens))
+        return self.base_bytes + self.kv_bytes_per_token * batch * tokens + work
+
+    def longest_context(self, budget_bytes: int, batch: int = 1) -> int:
+        """The most tokens in each row of a batch that fit, as far as the model goes; 0 where none does."""
+        return _most(lambda tokens: self.bytes(batch, tokens) <= budget_bytes, self.context_limit or MOST)
+
+    def largest_batch(self, budget_bytes: int, tokens: int) -> int:
+        """The most rows of so many tokens each that fit; 0 where not even one does."""
+        return _most(lambda batch: self.bytes(batch, tokens) <= budget_bytes, MOST)
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A phase at one point of the grid: what was there before, and its own."""
+
+    batch: int
+    tokens: int
+    before_bytes: float
+    work_bytes: float
+
+
+def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
+    """The parts that runs of one variant measured; None where they did not, or where peaks could not be set back.
+
+    Of several runs the largest figure counts. A workspace is a phase's peak, less what was in use when it began,
+    less what the key-value cache grew by; through those of several prompt lengths a line is laid, and where attention
+    writes out its scores (``eager``) a square.
+    """
+    source = next((name for name in reversed(SOURCES) if _points(runs, "prefill", name)), None)
+    caches = [m for m in _all(runs, "kv_cache_bytes_per_token") if m.protocol["after"] == "decode"]
+    if source is None or not caches:
+        return None
+    prefill, decode = _points(runs, "prefill", source), _points(runs, "decode", source)
+    square = any(run.outcome.facts.get("attention") == "eager" for run in runs)
+    limits = [m.values[0] for m in _all(runs, "context_length")]
+    on_gpu = source.startswith("cuda")
+    return Footprint(
+        base_bytes=int(max(point.before_bytes for point in prefill)) + (_context_bytes(runs) if on_gpu else 0),
+        kv_bytes_per_token=max(m.values[0] for m in caches),
+        prefill=fitted(prefill, square),
+        decode=fitted(decode, square=False),
+        measured_tokens=max(point.tokens for point in prefill),
+        context_limit=int(min(limits)) if limits else None,
+        on_gpu=on_gpu,
+    )
+
+
+def fitted(points: Sequence[_Point], square: bool) -> Workspace:
+    """The workspace nearest to the points by least squares, with no term below zero.
+
+    With ``square`` the terms are batch · tokens and batch · tokens², else a constant and batch · tokens. A single
+    point gives what is proportional to batch · tokens.
+    """
+    work = np.array([max(point.work_bytes, 0.0) for point in points])
+    token = np.array([float(point.batch * point.tokens) for point in points])
+    other = np.array([float(point.batch * point.tokens**2) if square else 1.0 for point in points])
+    if len(set(token)) > 1:
+        first, second = np.linalg.lstsq(np.stack([token, other], axis=1), work, rcond=None)[0]
+    else:
+        first, second = -1.0, -1.0
+    if second < 0:
+        first, second = float(token @ work / (token @ token)), 0.0
+    elif first < 0:
+        first, second = 0.0, float(other @ work / (other @ other))
+    return Workspace(0.0, float(first), float(second)) if square else Workspace(float(second), float(first))
+
+
+def _points(runs: Sequence[RunRecord], phase: str, source: str) -> list[_Point]:
+    """The phase's workspace at every point of the grid, the largest of the runs."""
+    found: dict[tuple[int, int], _Point] = {}
+    for run in runs:
+        before = _by_place(run, "memory_before_bytes", phase, SOURCES[source])
+        for place, peak in _by_place(run, "peak_memory_bytes", phase, source).items():
+            if place not in before:
+                continue
+            batch, prompt, new = place
+            tokens = prompt + (new if phase == "decode" else 0)
+            grown = _cache_bytes(run, place, phase) - (_cache_bytes(run, place, "prefill") if phase == "decode" else 0)
+            point = _Point(batch, tokens, before[place], peak - before[place] - grown)
+            largest = found.get((batch, tokens), point)
+            found[batch, tokens] = max(point, largest, key=lambda each: each.work_bytes)
+    return list(found.values())
+
+
+Place = tuple[int, int, int]
+
+
+def _by_place(run: RunRecord, metric: str, phase: str, source: str) -> Mapping[Place, float]:
+    return {
+        _place(m): m.values[0]
+        for m in _all([run], metric)
+        if (m.protocol["phase"], m.protocol["source"]) == (phase, source) and "prompt_tokens" in m.protocol
+    }
+
+
+def _place(measured: Measurement) -> Place:
+    protocol = measured.protocol
+    batch, prompt, new = (int(protocol[name] or 0) for name in ("batch_size", "prompt_tokens", "new_tokens"))
+    return batch, prompt, new
+
+
+def _cache_bytes(run: RunRecord, place: Place, after: str) -> float:
+    """The whole cache after a phase; 0 where it was not measured."""
+    for measured in _all([run], "kv_cache_bytes_per_token"):
+        if measured.protocol["after"] == after and _place(measured) == place:
+            return measured.values[0] * place[0] * int(measured.protocol["tokens"] or 0)
+    return 0.0
+
+
+def _context_bytes(runs: Sequence[RunRecord]) -> int:
+    """What the driver counts to the process beyond what torch holds: the CUDA context and other libraries' memory."""
+    beyond = [0]
+    for run in runs:
+        reserved = _by_place(run, "peak_memory_bytes", "prefill", "cuda reserved")
+        for place, driver in _by_place(run, "memory_after_bytes", "prefill", "NVML process").items():
+            beyond.append(math.ceil(driver - reserved.get(place, driver)))
+    return max(beyond)
+
+
+def _all(runs: Iterable[RunRecord], metric: str) -> list[Measurement]:
+    return [entry for run in runs for entry in run.outcome.measurements if entry.metric == metric and entry.values]
+
+
+def _most(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to the limit that fits, found by halving: what is larger never fits better."""
+    low, high = 0, limit + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,65 @@
+"""What generating takes: the memory of a prefill and of the decoding after it, and the key-value cache they fill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from harness.contracts import LoadedModel
+from harness.execution.bench import Bench
+from harness.metrics.memory import kv_cache
+from harness.models.headers import read_config
+from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
+from harness.numerics.prompts import random_tokens
+from harness.record import Measurement
+from harness.spec import Cell, ThroughputWorkload
+
+
+def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> None:
+    """Watches one iteration at each point of the grid, after the timed ones: nothing is timed while it is watched.
+
+    ``prefill`` and ``decode`` are phases of their own, whose protocol names the point.
+    """
+    import torch
+
+    if model.context_length is not None:
+        limit = (float(model.context_length),)
+        bench.add([Measurement("context_length", 1, "token", "neither", "exact", limit)])
+    for cell in _cells(workload):
+        tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, bench.spec.seed)
+        tokens = tokens.to(model.device)
+        with torch.inference_mode():
+            with bench.phase("prefill", **cell.protocol):
+                logits, cache = model.prefill(tokens)
+            bench.add([_cache(cache, cell, "prefill")])
+            with bench.phase("decode", **cell.protocol):
+                for _ in range(cell.new_tokens):
+                    logits, cache = model.decode(logits.argmax(dim=-1, keepdim=True), cache)
+            bench.add([_cache(cache, cell, "decode")])
+        _check_shape(bench, cache, cell)
+        del logits, cache
+
+
+def _cells(workload: ThroughputWorkload) -> Iterator[Cell]:
+    """The grid; of a single prompt length its half too, for one length tells nothing of another."""
+    for cell in workload.cells:
+        if len(workload.prompt_tokens) == 1 and cell.prompt_tokens > 1:
+            yield replace(cell, prompt_tokens=cell.prompt_tokens // 2)
+        yield cell
+
+
+def _cache(cache: Any, cell: Cell, after: str) -> Measurement:
+    tokens = cell.prompt_tokens + (cell.new_tokens if after == "decode" else 0)
+    where = {**cell.protocol, "after": after}
+    del where["batch_size"]
+    return kv_cache(stored_bytes(cache), cell.batch_size, tokens, **where)
+
+
+def _check_shape(bench: Bench, cache: Any, cell: Cell) -> None:
+    """Notes a cache that holds other than a key and a value of each token in each layer."""
+    tokens = cell.batch_size * (cell.prompt_tokens + cell.new_tokens)
+    found, element = stored_bytes(cache) / tokens, element_bytes(cache)
+    expected = expected_bytes_per_token(read_config(bench.source()), element)
+    if expected is not None and found != expected:
+        bench.facts["KV cache"] = f"{found:,.0f} bytes per token; by the model's shape {expected:,} at {element} bytes"

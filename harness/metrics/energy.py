@@ -1,0 +1,186 @@
+"""Energy of prefill and decode, from counters alone: where none can be read there is no figure, and a fact says why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from harness.contracts import LoadedModel, Metric
+from harness.machine import Gpu, gpu
+from harness.numerics.prompts import random_tokens
+from harness.record import Measurement
+from harness.spec import Cell, Scalar, ThroughputWorkload
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+IDLE_S = 1.0
+LEAST_S = 2.0
+"""A GPU's counter moves every 20 to 100 ms: work is repeated until that is little beside it."""
+POWERCAP = Path("/sys/class/powercap")
+Note = Callable[[str, Scalar], None]
+
+
+class Meter(Protocol):
+    """Counts joules. ``read`` gives those since some fixed moment; ``source`` names the counter."""
+
+    source: str
+
+    def read(self) -> float: ...
+
+
+class GpuMeter:
+    """The GPU's own counter (nvmlDeviceGetTotalEnergyConsumption): its chip and its memory, not the host."""
+
+    source = "NVML"
+
+    def __init__(self, device: Gpu) -> None:
+        self._device = device
+
+    def read(self) -> float:
+        """Raises RuntimeError where a counter that could be read no longer can."""
+        joules = self._device.energy_j()
+        if joules is None:
+            raise RuntimeError("NVML no longer tells the GPU's energy")
+        return joules
+
+
+class RaplMeter:
+    """The CPU's counters (RAPL, through Linux's powercap): packages, and memory where it is counted apart.
+
+    A counter starts again from zero at its ``max_energy_range_uj``; between two readings it may do so once.
+    """
+
+    source = "RAPL"
+
+    def __init__(self, zones: Sequence[Path]) -> None:
+        self._zones = zones
+        self._ranges = [_number(zone / "max_energy_range_uj") for zone in zones]
+        self._last = [_number(zone / "energy_uj") for zone in zones]
+        self._total_uj = 0
+
+    def read(self) -> float:
+        for index, zone in enumerate(self._zones):
+            now = _number(zone / "energy_uj")
+            moved = now - self._last[index]
+            self._total_uj += moved if moved >= 0 else moved + self._ranges[index]
+            self._last[index] = now
+        return self._total_uj / 1e6
+
+
+@contextmanager
+def meters(device: str, note: Note) -> Iterator[tuple[Meter, ...]]:
+    """The counters of this machine that a run on the device is concerned with; ``note`` hears why one is missing."""
+    with gpu() as found:
+        able: list[Meter] = []
+        if device.startswith("cuda"):
+            if found is not None and found.energy_j() is not None:
+                able.append(GpuMeter(found))
+            else:
+                note("energy of the GPU", "not measured: NVML does not tell it (older than Volta, or a slice of a GPU)")
+        try:
+            zones = _zones()
+            if zones:
+                able.append(RaplMeter(zones))
+            else:
+                note("energy of the CPU", f"not measured: no RAPL counter below {POWERCAP}")
+        except OSError as error:
+            note("energy of the CPU", f"not measured: {error.filename}: {error.strerror}")
+        yield tuple(able)
+
+
+def _zones() -> list[Path]:
+    """Packages and, below them, memory, which no package includes. What else lies there is counted within these."""
+    zones = sorted(POWERCAP.glob("intel-rapl:*"))
+    names = {zone: (zone / "name").read_text().strip() for zone in zones if (zone / "name").is_file()}
+    return [
+        zone
+        for zone, name in names.items()
+        if (zone.name.count(":") == 1 and name.startswith("package")) or name == "dram"
+    ]
+
+
+def _number(path: Path) -> int:
+    return int(path.read_text())
+
+
+@dataclass(frozen=True)
+class _Stretch:
+    """How long something went on, how often it was done, and what each counter counted meanwhile."""
+
+    seconds: float
+    times: int
+    joules: tuple[float, ...]
+
+
+def measure(model: LoadedModel, workload: ThroughputWorkload, seed: int, note: Note) -> Iterator[Measurement]:
+    """At each point of the grid and by each counter: power at rest, and joules per token of prefill and decode.
+
+    Power at rest is that of one second in which the loaded process waits. Then prefills follow one another for two
+    seconds, and whole generations (a prefill and ``new_tokens`` steps) for two more, from which what the prefills
+    took by the first figure is taken off: a counter is too coarse to be read around a step.
+    """
+    with meters(model.device, note) as counters:
+        for cell in workload.cells if counters else ():
+            yield from _cell(model, cell, seed, counters)
+
+
+def _cell(model: LoadedModel, cell: Cell, seed: int, counters: Sequence[Meter]) -> Iterator[Measurement]:
+    import torch
+
+    tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, seed).to(model.device)
+    with torch.inference_mode():
+        _generate(model, tokens, cell.new_tokens)  # a warm-up
+        model.sync()
+        idle = _stretch(counters, lambda: time.sleep(IDLE_S), 0)
+        prefill = _stretch(counters, lambda: _generate(model, tokens, 0), LEAST_S)
+        whole = _stretch(counters, lambda: _generate(model, tokens, cell.new_tokens), LEAST_S)
+    for index, counter in enumerate(counters):
+        protocol: dict[str, Scalar] = {**cell.protocol, "source": counter.source}
+        idle_w = idle.joules[index] / idle.seconds
+        yield _one("idle_power_w", "W", idle_w, protocol)
+        for kept, off_w in (("included", 0.0), ("subtracted", idle_w)):
+            once = (prefill.joules[index] - off_w * prefill.seconds) / prefill.times
+            both = (whole.joules[index] - off_w * whole.seconds) / whole.times
+            told = {**protocol, "idle": kept}
+            yield _one("prefill_j_per_tok", "J/token", once / (cell.batch_size * cell.prompt_tokens), told)
+            yield _one("decode_j_per_tok", "J/token", (both - once) / (cell.batch_size * cell.new_tokens), told)
+
+
+def _generate(model: LoadedModel, tokens: torch.Tensor, new_tokens: int) -> None:
+    """One prefill and ``new_tokens`` greedy steps after it, to the end."""
+    logits, cache = model.prefill(tokens)
+    for _ in range(new_tokens):
+        logits, cache = model.decode(logits.argmax(dim=-1, keepdim=True), cache)
+    model.sync()
+
+
+def _stretch(counters: Sequence[Meter], work: Callable[[], None], least_s: float) -> _Stretch:
+    """Does the work once, and again until so many seconds are over."""
+    before = [counter.read() for counter in counters]
+    began, times = time.perf_counter(), 0
+    while times == 0 or time.perf_counter() - began < least_s:
+        work()
+        times += 1
+    seconds = time.perf_counter() - began
+    after = [counter.read() for counter in counters]
+    return _Stretch(seconds, times, tuple(b - a for a, b in zip(before, after, strict=True)))
+
+
+def _one(metric: str, unit: str, value: float, protocol: dict[str, Scalar]) -> Measurement:
+    direction: Literal["lower", "neither"] = "neither" if unit == "W" else "lower"
+    return Measurement(metric, VERSION, unit, direction, "samples", (value,), protocol)
+
+
+ENERGY = Metric(
+    name="energy",
+    version=VERSION,
+    kind="workload",
+    summary="joules per token of prefill and decode, from the GPU's and the CPU's counters",
+    make=measure,
+)
