@@ -15,7 +15,7 @@ from harness.analysis.bounds import Bootstrap, Score, StudentT, Typical
 from harness.analysis.stats import Floats, ratio_and_error
 
 LARGEST_CORRELATION = 0.5
-"""Of neighbouring windows' differences; what is allowed for, about twice what was ever measured."""
+"""Of neighbouring windows' differences: what is allowed for, which is more than was measured."""
 REPLICATES = 4000
 CACHED_UNITS = 2048
 """Up to as many units the resamples are kept, 32 MB at the most; they depend on nothing but the number."""
