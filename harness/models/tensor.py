@@ -107,7 +107,8 @@ def _known(name: str, names: Collection[str]) -> str:
     for candidate in (name, f"{name}.weight"):
         if candidate in names:
             return candidate
-    near = get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:3]
+    holding = sorted(known for known in names if name in known)[:3]
+    near = holding or get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:3]
     raise SourceError(f"unknown tensor {name!r}; near it: {', '.join(near)}")
 
 

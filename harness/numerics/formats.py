@@ -142,7 +142,7 @@ def find(name: str) -> Format:
     """The format of that name; case, blanks, ``-`` and ``_`` do not matter. Raises UsageError for an unknown one."""
     known = {_plain(form.name): form for form in FORMATS}
     if _plain(name) not in known:
-        refuse_unknown("format", name, [form.name for form in FORMATS])
+        refuse_unknown("format", name.lower(), [form.name.lower() for form in FORMATS])
     return known[_plain(name)]
 
 
