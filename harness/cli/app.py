@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import listing, plan, report, run, stack
+from harness.cli import formats, listing, plan, report, run, stack
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 for command in (plan.plan, run.run, report.report):
     app.command()(command)
 app.command("list")(listing.list_plugins)
+app.command()(formats.formats)
 app.command()(listing.doctor)
 app.command()(listing.schema)
 app.add_typer(stack.stack_app, name="stack")
