@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configure_pad_token, has_bos_prefix
@@ -82,38 +83,40 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        """The chat as text. A template that refuses a system prompt is given none, as HFLM does."""
+        ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        try:
+            return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **ending))
+        except TemplateError:
+            rest = [message for message in chat_history if message["role"] != "system"]
+            return str(self.tokenizer.apply_chat_template(rest, tokenize=False, **ending))
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         return list(self._encoded([string], special=add_special_tokens is not False)[string])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        return self._answers(self._tokenized(requests))
+        return self._answers(self._tokenized(requests), [_name(instance) for instance in requests])
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: object
     ) -> list[tuple[float, bool]]:
-        return self._answers([self._request(context, continuation) for _, context, continuation in requests])
+        wanted = [self._request(context, continuation) for _, context, continuation in requests]
+        return self._answers(wanted, [repr(texts) for texts, _, _ in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Of whole texts, in windows of the model's length, each token predicted once (HFLM's protocol)."""
         encoded = self._encoded(instance.args[0] for instance in requests)
         windows: list[Request] = []
+        names: list[str] = []
         counts = []
         for instance in requests:
             tokens = list(encoded[instance.args[0]])
             cut = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
             found = [self._request(*make_disjoint_window(each)) for each in cut]
             windows += found
+            names += [_name(instance)] * len(found)
             counts.append(len(found))
-        answers = iter(self._answers(windows))
+        answers = iter(self._answers(windows, names))
         return [math.fsum(next(answers)[0] for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -135,11 +138,11 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         changed = sum(_likeliest(first, item) != _likeliest(second, item) for item in items.values())
         return BatchNoise(nat, len(items), changed, (self.layout, other))
 
-    def _answers(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
+    def _answers(self, requests: Sequence[Request], names: Sequence[str]) -> list[tuple[float, bool]]:
         scores = score(self.model, requests, self.layout, self.budget, self.effort)
-        for index, each in enumerate(scores):
+        for name, each in zip(names, scores, strict=True):
             if math.isnan(each.loglikelihood):
-                raise InvalidRunError(f"the log-likelihood of request {index} is not a number")
+                raise InvalidRunError(f"{name}: its log-likelihood is not a number")
         return [(each.loglikelihood, each.greedy) for each in scores]
 
     def _tokenized(self, requests: Sequence[Instance]) -> list[Request]:
@@ -182,6 +185,10 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                 lead = (int(self.tokenizer.bos_token_id),) if add and self._bos == "always" else ()
                 found.update((text, (*lead, *row)) for text, row in zip(mine, rows, strict=True))
         return found
+
+
+def _name(instance: Instance) -> str:
+    return f"{instance.task_name}:{instance.doc_id}"
 
 
 def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:

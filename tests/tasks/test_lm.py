@@ -232,6 +232,11 @@ def test_chats_are_put_as_hflm_puts_them(small: Both, monkeypatch: pytest.Monkey
     for prompted in (True, False):
         assert ours.apply_chat_template(chat, prompted) == judge.apply_chat_template(chat, prompted)
     assert ours.apply_chat_template(chat).endswith("> ")
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system prompt') }}{% endif %}" + template
+    monkeypatch.setattr(small.tokenizer, "chat_template", strict)
+    refused = [{"role": "system", "content": "Be brief."}, *chat]
+    assert ours.apply_chat_template(refused) == judge.apply_chat_template(refused) == ours.apply_chat_template(chat)
+    monkeypatch.setattr(small.tokenizer, "chat_template", template)
     assert ours.chat_template(True) == template
     assert ours.tokenizer_name == judge.tokenizer_name
 
@@ -288,7 +293,7 @@ def test_what_cannot_be_scored_is_told(small: Both, tiny: Path, monkeypatch: pyt
         small.ours().loglikelihood(instances("loglikelihood", ("A river", "")))
     head = small.model.head
     monkeypatch.setattr(small.model, "head", lambda hidden: head(hidden) * torch.nan)
-    with pytest.raises(InvalidRunError, match="request 0 is not a number"):
+    with pytest.raises(InvalidRunError, match="own:0: its log-likelihood is not a number"):
         small.ours().loglikelihood(instances("loglikelihood", ("A river", " runs")))
     bare = AutoTokenizer.from_pretrained(tiny)
     bare.bos_token = None
