@@ -1,74 +1,69 @@
-"""Bits of a decoder weight by arithmetic, on disk and in memory: ``python benchmarks/bits_per_weight.py RESULTS``.
+"""What an estimate says beside what was stored: ``python benchmarks/bits_per_weight.py RESULTS …``.
 
-The arithmetic is the method's own (``bits_per_weight``), over the shapes of the model's header; the bytes were
-counted in the checkpoint's headers and in the tensors that a worker had loaded. Prints a table in Markdown, which
-docs/measurements/methods-cpu.md records.
+The estimate is that of ``qharness estimate``, from the model's header or configuration alone; the bytes were counted in
+the tensors that a worker had loaded, and in the checkpoint's headers. Prints a table in Markdown, which
+docs/measurements/estimate-cpu.md records.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from harness import registry
-from harness.models.headers import Header, read_directory, read_gguf, synthetic
-from harness.models.scope import in_decoder
-from harness.planner import DTYPE_BITS
+from harness.estimate.memory import DTYPE_BITS, quantized, weights
+from harness.estimate.shapes import ModelShapes, read, shapes
+from harness.models.headers import synthetic
 from harness.record import RunRecord
 from harness.store import read_records
 
+COMPARED = ("linears", "all weights", "checkpoint's linears")
+ROLES = ("linear", "embedding", "head", "other")
 
-def main(results: str) -> None:
-    print("| variant | arithmetic | on disk | in memory | on disk, or else in memory, over arithmetic |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for record in read_records(Path(results)):
-        counted = record.find("stored_bytes") is not None and record.spec.method.stage != "none"
-        if counted and record.status == "ok":
+
+def main(results: list[str]) -> None:
+    pairs = [f"{what}, {side}" for what in COMPARED for side in ("estimated (B)", "stored (B)", "ratio")]
+    print(f"| variant | bits of a weight | {' | '.join(pairs)} |")
+    print(f"| --- |{' ---: |' * (1 + len(pairs))}")
+    for record in [record for folder in results for record in read_records(Path(folder))]:
+        whole = record.spec.method.published is None and not (record.spec.skip or record.spec.overrides)
+        if record.find("stored_bytes") is not None and record.status == "ok" and whole:
             print(_row(record))
 
 
 def _row(record: RunRecord) -> str:
-    expected, disk, memory = _arithmetic(record), _bits(record, "checkpoint_bytes"), _bits(record, "stored_bytes")
-    stored = disk if math.isfinite(disk) else memory
-    shown = f"{disk:.3f}" if math.isfinite(disk) else "—"
-    return f"| {record.spec.method.label} | {expected:.3f} | {shown} | {memory:.3f} | {stored / expected:.4f} |"
+    method = registry.method(record.spec.method.name)
+    params = method.params.model_validate(dict(record.spec.method.params))
+    plain_bits = DTYPE_BITS[method.run_dtype(params, record.spec.model.dtype)]
+    model = _shapes(record)
+    expected = weights(model, method, params, plain_bits)
+    disk = quantized(method, params, plain_bits, model.matrices).disk
+    stored = [_stored(record, "stored_bytes", role) for role in ROLES]
+    pairs = [(expected.linear, stored[0]), (expected.total, sum(stored))]
+    saved = _stored(record, "checkpoint_bytes", "linear")
+    cells = [cell for pair in pairs for cell in _pair(*pair)] + (_pair(disk, saved) if saved else ["—"] * 3)
+    return f"| {record.spec.method.label} | {expected.bits_per_weight:.3f} | {' | '.join(cells)} |"
 
 
-def _arithmetic(record: RunRecord) -> float:
-    chosen = registry.method(record.spec.method.name)
-    params = chosen.params.model_validate(dict(record.spec.method.params))
-    plain = DTYPE_BITS[chosen.run_dtype(params, record.spec.model.dtype)]
-    shapes = [shape for name, shape in _header(record).shapes.items() if in_decoder(name, len(shape))]
-    bits = sum(math.prod(shape) * chosen.bits_per_weight(params, plain, shape[-1]) for shape in shapes)
-    return bits / sum(map(math.prod, shapes))
+def _pair(expected: float, found: float) -> list[str]:
+    return [f"{math.ceil(expected):,}", f"{found:,.0f}", f"{expected / found:.4f}"]
 
 
-def _header(record: RunRecord) -> Header:
+def _shapes(record: RunRecord) -> ModelShapes:
+    """Of the model as the sweep named it, which must still lie where it was."""
     model = record.spec.model
-    if model.kind == "gguf":
-        return read_gguf(Path(model.path))
-    found = synthetic(dict(model.config)) if model.kind == "synthetic" else read_directory(Path(model.path))
-    assert found is not None, "shapes unknown"
-    return found
+    if model.kind == "synthetic":
+        header = synthetic(dict(model.config))
+        assert header is not None, "shapes unknown"
+        return shapes(model.label, model.config, header)
+    return read(model.path)
 
 
-def _bits(record: RunRecord, metric: str) -> float:
-    """NaN where nothing of the kind was counted."""
-    stored = _sum(record, metric, "linear")
-    parameters = _sum(record, "checkpoint_parameters" if metric == "checkpoint_bytes" else "parameters", "linear")
-    return 8 * stored / parameters if parameters else math.nan
-
-
-def _sum(record: RunRecord, metric: str, role: str) -> float:
-    found: Iterable[tuple[float, ...]] = (
-        entry.values
-        for entry in record.outcome.measurements
-        if entry.metric == metric and entry.protocol.get("role") == role
-    )
-    return sum(sum(values) for values in found)
+def _stored(record: RunRecord, metric: str, role: str) -> float:
+    found = [m for m in record.outcome.measurements if m.metric == metric and m.protocol.get("role") == role]
+    return sum(sum(measurement.values) for measurement in found)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1:])

@@ -9,6 +9,7 @@ from itertools import product
 from harness import registry, workloads
 from harness.cache import default_folder
 from harness.errors import SourceError, UsageError
+from harness.estimate.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.feasible import obstacle, too_long
 from harness.machine import Machine, choose, installed_version
 from harness.models import published
@@ -51,7 +52,6 @@ ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
 """What else of the harness an artifact or a figure depends on."""
 KIND_PACKAGES: Mapping[str, tuple[str, ...]] = {"task": ("lm-eval", "datasets")}
 """Libraries that only some kinds of run depend on."""
-DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,5 @@ def _weight_bytes(source: SourceModel, variant: Variant) -> int | None:
     if not source.matrices:
         return None
     plain = DTYPE_BITS.get(variant.method.run_dtype(variant.params, source.ref.dtype), 16.0)
-    mean_width = sum(shape[-1] for shape in source.matrices.values()) // len(source.matrices)
-    bits = variant.method.bits_per_weight(variant.params, plain, mean_width)
-    return int((source.decoder_parameters * bits + source.other_parameters * plain) / 8)
+    decoder = quantized(variant.method, variant.params, plain, source.matrices.values())
+    return int(decoder.memory + decoder.modules + plain_bytes(source.other_parameters, plain))

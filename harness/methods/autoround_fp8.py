@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from harness.contracts import Method, MethodParams, Needs, QuantizeJob
+from harness.contracts import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.libraries import autoround
 
 
@@ -31,6 +31,12 @@ def quantize(job: QuantizeJob[AutoRoundFp8Params]) -> Any:
     return in_memory
 
 
+def _beside(params: AutoRoundFp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """The scale of the inputs. In memory codes and scales are bfloat16: a byte a code more, and other scales."""
+    outputs, inputs = shape
+    return Beside(memory=outputs * inputs - outputs * (plain_bits - 16) / 8 + 2, disk=4.0)
+
+
 AUTOROUND_FP8 = Method(
     name="autoround-fp8",
     version=1,
@@ -44,4 +50,5 @@ AUTOROUND_FP8 = Method(
     needs=lambda params: Needs(input_divisor=autoround.WORD, output_divisor=autoround.WORD),
     kernel="dequantize",
     bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,
+    beside=_beside,
 )

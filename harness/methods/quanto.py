@@ -13,8 +13,6 @@ from harness.contracts import Beside, LoadRequest, Method, MethodParams, Quantiz
 from harness.errors import UnsupportedError
 
 GROUPS = (128, 96, 64, 32)
-ACTIVATION_BYTES = 8
-"""A layer has the scales of its inputs and its outputs, float32, which nothing here uses."""
 CODES = {"int8": 8, "float8": 8, "int4": 4, "int2": 2}
 MAP = "quanto_qmap.json"
 """Which module has which type: quanto's own file beside the weights."""
@@ -77,6 +75,12 @@ def _bits(params: QuantoParams, plain_bits: float, width: int) -> float:
     return code + 2 * plain_bits / group
 
 
+def _beside(params: QuantoParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """The scales of a layer's inputs and outputs, one each, which nothing here uses."""
+    scales = 2 * plain_bits / 8
+    return Beside(disk=scales, modules=scales)
+
+
 QUANTO = Method(
     name="quanto",
     version=1,
@@ -89,5 +93,5 @@ QUANTO = Method(
     enable=enable,
     kernel="dequantize",
     bits_per_weight=_bits,
-    beside=lambda params, plain_bits, shape: Beside(disk=ACTIVATION_BYTES, modules=ACTIVATION_BYTES),
+    beside=_beside,
 )

@@ -46,7 +46,7 @@ INT8_DYNAMIC = Method(
     extra="torchao",
     kernel="packed",
     load_config=_int8,
-    bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / width,
+    bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )
 
 FP8_DYNAMIC = Method(

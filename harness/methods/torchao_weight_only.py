@@ -43,7 +43,7 @@ INT8 = Method(
     packages=("torchao",),
     extra="torchao",
     load_config=_int8,
-    bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / width,
+    bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )
 
 FP8 = Method(

@@ -1,0 +1,67 @@
+"""The memory of a named GPU, or a size."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from pydantic import TypeAdapter, ValidationError
+
+from harness.errors import UsageError
+from harness.recipe.fields import Bytes
+
+MIB = 2**20
+MEMORY_MIB = {
+    "A10": 23028,
+    "A100-40GB": 40960,
+    "A100-80GB": 81920,
+    "B200": 183359,
+    "H100": 81559,
+    "H200": 143771,
+    "L4": 23034,
+    "L40S": 46068,
+    "RTX 3090": 24576,
+    "RTX 4090": 24564,
+    "RTX 5090": 32607,
+    "T4": 15360,
+    "V100-32GB": 32768,
+}
+"""What ``nvidia-smi`` says is there in all, ECC's part taken off; it is less or more than the "80 GB" of a name.
+
+From github.com/modal-labs/modal-client/pull/2797 (A10, A100, H100, L4, L40S, T4), the others from published outputs
+of nvidia-smi.
+"""
+NEAR = 3
+"""Names that an unknown one is answered with."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A name for tables, and bytes."""
+
+    name: str
+    bytes: int
+
+
+def budget(text: str) -> Budget:
+    """``24GiB`` (2³⁰), ``24GB`` (10⁹), or a GPU's name. Raises UsageError for a size of nothing or an unknown name."""
+    text = text.strip()
+    if re.match(r"[-+]?[\d.]", text):
+        try:
+            return Budget(text, TypeAdapter(Bytes).validate_python(text))
+        except ValidationError:
+            raise UsageError(
+                f"--gpu: expected a size above zero such as 24GiB (2^30) or 24GB (10^9), not {text!r}"
+            ) from None
+    known = {_plain(name): name for name in MEMORY_MIB}
+    if (name := known.get(_plain(text))) is not None:
+        return Budget(name, MEMORY_MIB[name] * MIB)
+    begin = [word for word in known if _plain(text) and word.startswith(_plain(text))]
+    near = [known[word] for word in begin or get_close_matches(_plain(text), known, n=NEAR, cutoff=0.4)]
+    nearest = f"; near: {', '.join(near)}" if near else f"; known: {', '.join(MEMORY_MIB)}"
+    raise UsageError(f"--gpu: unknown GPU {text!r}{nearest}; or give its memory, such as 24GiB")
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"nvidia|geforce|tesla|[\s_-]", "", name.casefold())
