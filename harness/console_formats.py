@@ -75,13 +75,13 @@ def show_trials(tensor: NamedTensor, tried: Sequence[Trial], observer: str, as_j
     shape = " × ".join(map(str, tensor.shape))
     low, high = float(tensor.values.min()), float(tensor.values.max())
     console.print(f"{tensor.name}: {shape}, stored as {tensor.stored}, from {significant(low)} to {significant(high)}")
-    table = _table("format", "scales", "bits per weight", "SQNR, dB", "max error", "mean error", left=2)
+    table = _table("format", "scales", "bits", "SQNR dB", "max error", "mean error", left=2)
     for trial in tried:
         error = trial.error
         numbers = (significant(trial.bits_per_weight, 4), significant(error.sqnr_db), significant(error.largest))
         table.add_row(trial.format, trial.scaling, *numbers, significant(error.mean, 2))
     console.print(table)
-    console.print(f"bits per weight count scales and zero points; the range of integer formats: {observer}")
+    console.print(f"bits: per weight, with scales and zero points; range of integers: {observer}")
 
 
 def _table(*columns: str, left: int = 1) -> Table:
