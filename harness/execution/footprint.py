@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.contracts import LoadedModel
 from harness.execution.bench import Bench
@@ -14,6 +14,9 @@ from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, s
 from harness.numerics.prompts import random_tokens
 from harness.record import Measurement
 from harness.spec import Cell, ThroughputWorkload
+
+if TYPE_CHECKING:
+    import torch
 
 
 def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> None:
@@ -26,9 +29,11 @@ def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) ->
     if model.context_length is not None:
         limit = (float(model.context_length),)
         bench.add([Measurement("context_length", 1, "token", "neither", "exact", limit)])
-    for cell in _cells(workload):
-        tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, bench.spec.seed)
-        tokens = tokens.to(model.device)
+    cells = list(_cells(workload))
+    with bench.phase("settle"), torch.inference_mode():  # what was given back of the heap is in part touched anew
+        model.prefill(_prompt(bench, model, cells[0]))
+    for cell in cells:
+        tokens = _prompt(bench, model, cell)
         with torch.inference_mode():
             with bench.phase("prefill", **cell.protocol):
                 logits, cache = model.prefill(tokens)
@@ -39,6 +44,11 @@ def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) ->
             bench.add([_cache(cache, cell, "decode")])
         _check_shape(bench, cache, cell)
         del logits, cache
+
+
+def _prompt(bench: Bench, model: LoadedModel, cell: Cell) -> torch.Tensor:
+    tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, bench.spec.seed)
+    return tokens.to(model.device)
 
 
 def _cells(workload: ThroughputWorkload) -> Iterator[Cell]:

@@ -1,12 +1,17 @@
-"""The columns on how a variant runs: speeds at every grid point, and peaks of memory."""
+"""The columns on how fast a variant runs, at every grid point; what that takes in joules and costs in money."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.table import GridPoint, Speed, Table, VariantRow
+from harness.analysis.cost import per_million_tokens
+from harness.analysis.stats import Estimate
+from harness.analysis.table import Energy, GridPoint, Speed, Table, VariantRow
 from harness.report.column import Column, Value
-from harness.report.formats import BINARY, size_unit
+from harness.spec import Price
+
+COUNTED = {"NVML": "the GPU's counter", "RAPL": "the counters of CPU and memory"}
+"""Whose joules they are."""
 
 
 def all_speed_columns(table: Table) -> tuple[Column, ...]:
@@ -15,7 +20,7 @@ def all_speed_columns(table: Table) -> tuple[Column, ...]:
 
 def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
     """Prefill and decode at one grid point; only the headline's are shown in the main table."""
-    where = f"b{point.batch_size}_p{point.prompt_tokens}_n{point.new_tokens}_{point.decode_mode}"
+    where = point_name(point)
     said = f"At {point.label}. Median over processes, with their range"
     return (
         Column(
@@ -61,66 +66,64 @@ def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
     )
 
 
-def peak_columns(table: Table) -> tuple[Column, ...]:
-    unit = size_unit((peak.bytes for row in table.rows for peak in row.peaks), BINARY)
-    keys = dict.fromkeys((peak.run, peak.phase, peak.source) for row in table.rows for peak in row.peaks)
-    run = "performance" if any(kind == "performance" for kind, _, _ in keys) else "quality"
-    device = any(source == "cuda allocated" for kind, _, source in keys if kind == run)
-    source = "cuda allocated" if device else next((name for kind, _, name in keys if kind == run), "")
-    what = "GPU memory allocated" if device else "resident memory"
-    shown = f"Peak of {what} in the {run} run. 1 {unit.name} is {unit.bytes:,} bytes."
+def energy_columns(table: Table) -> tuple[Column, ...]:
+    """Joules per token by each counter at every grid point; the headline's are shown, power at rest beside them."""
+    keys = dict.fromkeys((each.point, each.source) for row in table.rows for each in row.energies)
+    return tuple(column for key in keys for column in _energy_columns(*key, headline=key[0] == table.grid[0]))
+
+
+def _energy_columns(point: GridPoint, source: str, headline: bool) -> tuple[Column, ...]:
+    where = f"{source.lower()}_{point_name(point)}"
+    said = f"By {COUNTED.get(source, source)}, at {point.label}"
+
+    def one(name: str, heading: str, unit: str, text: str, pick: Callable[[Energy], Value], shown: bool) -> Column:
+        def value(row: VariantRow) -> Value:
+            return pick(found) if (found := row.energy_at(point, source)) else None
+
+        help_text = f"{said}: {text}."
+        return Column(f"{name}_{where}", "Energy", heading, unit, help_text, value, shown=shown, interval=True)
+
+    off, whole = "the power at rest taken off", "the power at rest included"
     return (
-        Column(
-            f"peak_loading_{run}_bytes",
-            "Peak memory",
-            "loading",
-            unit.name,
-            f"{shown} While loading.",
-            lambda row: _highest(row, run, source, loading=True),
-            factor=1 / unit.bytes,
-        ),
-        Column(
-            f"peak_running_{run}_bytes",
-            "Peak memory",
-            "running",
-            unit.name,
-            f"{shown} After loading.",
-            lambda row: _highest(row, run, source, loading=False),
-            factor=1 / unit.bytes,
-        ),
-        *(
-            Column(
-                f"peak_{kind}_{phase}_{origin.replace(' ', '_')}_bytes",
-                "Peak memory",
-                f"{kind}, {phase}",
-                unit.name,
-                f"{origin}.",
-                _peak(kind, phase, origin),
-                factor=1 / unit.bytes,
-                shown=False,
-            )
-            for kind, phase, origin in keys
-        ),
+        one("prefill_j_per_tok", f"Prefill, {source}", "J/tok", off, lambda each: each.prefill_j_per_tok, headline),
+        one("decode_j_per_tok", f"Decode, {source}", "J/tok", off, lambda each: each.decode_j_per_tok, headline),
+        one("idle_power_w", f"At rest, {source}", "W", "power at rest", lambda each: each.idle_power_w, headline),
+        one("prefill_with_idle_j_per_tok", "", "J/tok", whole, lambda each: each.prefill_with_idle_j_per_tok, False),
+        one("decode_with_idle_j_per_tok", "", "J/tok", whole, lambda each: each.decode_with_idle_j_per_tok, False),
     )
+
+
+def price_columns(table: Table) -> tuple[Column, ...]:
+    """What a million tokens cost at the recipe's price; none where it names none."""
+    price = table.price
+    if price is None:
+        return ()
+    return tuple(column for point in table.grid for column in _price_columns(point, price, point == table.grid[0]))
+
+
+def _price_columns(point: GridPoint, price: Price, headline: bool) -> tuple[Column, ...]:
+    said = f"At {price.per_hour:g} {price.currency} per hour and the speed at {point.label}. Range over processes"
+
+    def one(phase: str, heading: str, pick: Callable[[Speed], Estimate | None]) -> Column:
+        def value(row: VariantRow) -> Value:
+            found = row.speed_at(point)
+            speed = pick(found) if found else None
+            return per_million_tokens(speed, price.per_hour) if speed else None
+
+        name = f"{phase}_{price.currency.lower()}_per_million_tok_{point_name(point)}"
+        unit = f"{price.currency}/10⁶ tok"
+        return Column(name, "Cost of tokens", heading, unit, f"{said}.", value, shown=headline, interval=True)
+
+    return (
+        one("prefill", "Prefill", lambda speed: speed.prefill_tok_per_s),
+        one("decode", "Decode", lambda speed: speed.decode_tok_per_s),
+    )
+
+
+def point_name(point: GridPoint) -> str:
+    """A grid point as part of a column's name."""
+    return f"b{point.batch_size}_p{point.prompt_tokens}_n{point.new_tokens}_{point.decode_mode}"
 
 
 def _speed(point: GridPoint, pick: Callable[[Speed], Value]) -> Callable[[VariantRow], Value]:
     return lambda row: pick(speed) if (speed := row.speed_at(point)) else None
-
-
-def _peak(run: str, phase: str, source: str) -> Callable[[VariantRow], Value]:
-    return lambda row: next(
-        (peak.bytes for peak in row.peaks if (peak.run, peak.phase, peak.source) == (run, phase, source)),
-        None,
-    )
-
-
-def _highest(row: VariantRow, run: str, source: str, loading: bool) -> int | None:
-    return max(
-        (
-            peak.bytes
-            for peak in row.peaks
-            if (peak.run, peak.source) == (run, source) and ("load" in peak.phase) == loading
-        ),
-        default=None,
-    )

@@ -58,6 +58,16 @@ def size_columns(table: Table) -> tuple[Column, ...]:
             lambda row: row.checkpoint_bits_per_weight,
             shown=any(row.checkpoint_bits_per_weight is not None for row in table.rows),
         ),
+        Column(
+            "checkpoint_file_bytes",
+            "Size",
+            "files",
+            unit.name,
+            "Bytes of the weight files that it is loaded from, whole.",
+            lambda row: row.checkpoint_file_bytes,
+            factor=1 / unit.bytes,
+            shown=False,
+        ),
         *(
             Column(
                 f"stored_{role}_{part}_bytes",

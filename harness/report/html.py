@@ -14,7 +14,7 @@ from harness.report.columns_breakdown import breakdowns
 from harness.report.columns_run import speed_columns
 from harness.report.figures import Figure, figures, plotly_javascript
 from harness.report.highlights import Highlight, highlights
-from harness.report.page import Page, native_warning, noise_floor, table_labels
+from harness.report.page import Page, native_warning, noise_floor, table_labels, terms
 from harness.report.tables import column_groups, shown_columns
 
 
@@ -32,6 +32,7 @@ class _Section:
     labels: tuple[str, ...]
     warning: str | None
     noise_floor: str | None
+    terms: str | None
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -65,6 +66,7 @@ def _section(table: Table) -> _Section:
         table_labels(table),
         native_warning(table),
         noise_floor(table),
+        terms(table),
     )
 
 

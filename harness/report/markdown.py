@@ -8,8 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from harness.analysis.table import Table, VariantRow
 from harness.report.column import Column, cell
-from harness.report.page import Fault, Page, noise_floor, table_labels
+from harness.report.page import Fault, Page, noise_floor, table_labels, terms
 from harness.report.tables import shown_columns
+
+GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV cache", "Fits the budget")
+"""Headings that do not say of what they speak."""
 
 
 def markdown(whole: Page) -> str:
@@ -46,6 +49,9 @@ def _caption(table: Table) -> Iterable[str]:
         yield escape(floor)
     if table.grid:
         yield f"Speed at {escape(table.grid[0].label)}."
+    said = terms(table)
+    if said:
+        yield escape(said)
     yield (
         "Brackets: 95% intervals for quality, the range over processes for speed. "
         "● no other variant is both smaller and closer to the baseline. GB is 10⁹ bytes, GiB is 2³⁰."
@@ -53,9 +59,7 @@ def _caption(table: Table) -> Iterable[str]:
 
 
 def _heading(column: Column) -> str:
-    words = (
-        f"{column.group}: {column.heading}" if column.group in ("Peak memory", "Cost of quantizing") else column.heading
-    )
+    words = f"{column.group}: {column.heading}" if column.group in GROUPED else column.heading
     return f"{words} ({column.unit})" if column.unit else words
 
 

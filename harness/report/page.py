@@ -93,6 +93,15 @@ def noise_floor(table: Table) -> str | None:
     return f"KL noise floor, the baseline against itself: {', '.join(found)} nat per token." if found else None
 
 
+def terms(table: Table) -> str | None:
+    """The price and the budget that the table's costs and fits go by, in words."""
+    price, budget = table.price, table.budget_bytes
+    said = [f"Cost of tokens at {price.per_hour:g} {price.currency} per hour."] if price else []
+    if budget is not None:
+        said.append(f"Budget of memory: {significant(budget / 10**9)} GB, {significant(budget / 2**30)} GiB.")
+    return " ".join(said) or None
+
+
 def _fault(record: RunRecord) -> Fault:
     failure = record.outcome.failure
     title = f"{record.spec.model.label} · {record.spec.title}"

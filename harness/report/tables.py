@@ -8,8 +8,9 @@ from itertools import groupby
 from harness.analysis.table import Table
 from harness.report.column import Column
 from harness.report.columns_breakdown import breakdown_columns
+from harness.report.columns_memory import memory_columns
 from harness.report.columns_quality import quality_columns
-from harness.report.columns_run import all_speed_columns, peak_columns
+from harness.report.columns_run import all_speed_columns, energy_columns, price_columns
 from harness.report.columns_size import cost_columns, size_columns
 
 
@@ -32,7 +33,9 @@ def columns(table: Table) -> tuple[Column, ...]:
         *breakdown_columns(table),
         *size_columns(table),
         *all_speed_columns(table),
-        *peak_columns(table),
+        *energy_columns(table),
+        *price_columns(table),
+        *memory_columns(table),
         *cost_columns(table),
     )
 

@@ -14,6 +14,7 @@ from harness.spec import (
     MethodRef,
     ModelRef,
     PerplexityWorkload,
+    Price,
     RunSpec,
     Scalar,
     TextRef,
@@ -31,6 +32,7 @@ MODEL = ModelRef(
     native_quantization="Q4_1",
     degrid=1,
 )
+PRICE = Price(0.36, "EUR")
 NATIVE = "natively quantized reference: Q4_1, degridded"
 LINEAR, EMBEDDING, OTHER = 106_168_320, 28_311_552, 35_136
 MACHINE = Fingerprint(
@@ -83,6 +85,8 @@ class Bench:
     context: int = 512
     windows: int = 8
     text: str = "demo"
+    budget_bytes: int | None = 2**30
+    price: Price | None = PRICE
     seconds: list[int] = field(default_factory=lambda: [0])
 
     def spec(self, kind: Kind, method: MethodRef, repetition: int = 0) -> RunSpec:
@@ -99,6 +103,8 @@ class Bench:
             perplexity=PerplexityWorkload(text, "gptq", self.context, self.windows) if scored else None,
             divergence=scored,
             throughput=ThroughputWorkload((1,), (128,), 32, 1, 3) if kind == "performance" else None,
+            budget_bytes=self.budget_bytes if kind == "performance" else None,
+            price=self.price if kind == "performance" else None,
             lock=f"{self.torch} {method.name}",
             hardware=self.hardware,
             threads=2,
@@ -219,8 +225,11 @@ class Bench:
             steps = 1 / 20 / speed * jitter * np.array([1.0, 1.01, 0.99] * 10)
             measured.append(samples("prefill_s", prefill, protocol))
             measured.append(samples("decode_step_s", steps, protocol, [str(i // 10) for i in range(30)]))
-        for phase, mib in (("load", 612), ("prefill", 655), ("decode", 648)):
-            measured.append(peak(phase, mib * 2**20 + repetition))
+            measured += energy_figures(protocol, speed * jitter)
+            measured += generating_figures({**protocol, "prompt_tokens": prompt // 2}, repetition)
+            measured += generating_figures(protocol, repetition)
+        measured.append(peak("load", 612 * 2**20 + repetition))
+        measured.append(exact("context_length", "token", 8192, {}))
         return self.record(self.spec("performance", method, repetition), Outcome("ok", measurements=tuple(measured)))
 
     def sweep(self, looks: Sequence[Look] = LOOKS, repetitions: int = 3) -> list[RunRecord]:
@@ -283,6 +292,47 @@ def paired(
     )
 
 
+KV_BYTES_PER_TOKEN = 2 * 30 * 3 * 64 * 4
+WORKSPACE_BYTES = 2**20, 40_000
+"""Of a prefill: what it takes anyway, and for each token."""
+BASE_BYTES = 600 * 2**20
+
+
+def generating_figures(protocol: dict[str, Scalar], repetition: int) -> list[Measurement]:
+    """What one prefill and the decoding after it take: exactly a line, and a byte more in each repetition."""
+    names = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
+    where = {name: protocol[name] for name in names}
+    batch, prompt, new = (int(where[name] or 0) for name in names[:3])
+    constant, per_token = WORKSPACE_BYTES
+    found = []
+    for phase, tokens, before, work in (
+        ("prefill", prompt, 0, constant + per_token * batch * prompt),
+        ("decode", prompt + new, KV_BYTES_PER_TOKEN * batch * prompt, constant),
+    ):
+        held = BASE_BYTES + before
+        grown = KV_BYTES_PER_TOKEN * batch * (tokens - (prompt if phase == "decode" else 0))
+        there = {"phase": phase, **where}
+        found += [
+            exact("memory_before_bytes", "byte", held, {**there, "source": "VmRSS"}, "lower"),
+            exact("peak_memory_bytes", "byte", held + grown + work + repetition, {**there, "source": "VmHWM"}, "lower"),
+            exact("memory_after_bytes", "byte", 2**28, {**there, "source": "RssFile"}, "lower"),
+        ]
+        told = {**where, "tokens": tokens, "after": phase}
+        found.append(exact("kv_cache_bytes_per_token", "byte/token", KV_BYTES_PER_TOKEN, told, "lower"))
+    return found
+
+
+def energy_figures(protocol: dict[str, Scalar], speed: float) -> list[Measurement]:
+    """By a CPU's counter: 30 W at rest, 50 W more at work."""
+    names = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
+    where: dict[str, Scalar] = {name: protocol[name] for name in names} | {"source": "RAPL"}
+    found = [exact("idle_power_w", "W", 30.0, where)]
+    for metric, tok_per_s in (("prefill_j_per_tok", 400 * speed), ("decode_j_per_tok", 20 * speed)):
+        for idle, power_w in (("subtracted", 50.0), ("included", 80.0)):
+            found.append(exact(metric, "J/token", power_w / tok_per_s, {**where, "idle": idle}, "lower"))
+    return found
+
+
 def memory_figures(bits: float, name: str) -> list[Measurement]:
     scales = 0 if name == "none" else int(LINEAR * min(bits % 4, 0.5) / 8)
     stored = {
@@ -300,6 +350,7 @@ def memory_figures(bits: float, name: str) -> list[Measurement]:
             for (role, part), size in stored.items()
         ),
         *(exact("parameters", "count", count, {"role": role}) for role, count in counts.items()),
+        exact("checkpoint_file_bytes", "byte", sum(stored.values()) + 4096, {}, "lower"),
         exact("coverage", "fraction", 0.0 if name == "none" else 1.0, {}, "higher"),
         *(peak(phase, size) for phase, size in peaks.items()),
     ]

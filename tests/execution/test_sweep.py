@@ -16,6 +16,7 @@ from harness import registry
 from harness.errors import ResultsError, UsageError
 from harness.execution.runner import Ended
 from harness.record import RunRecord
+from harness.spec import Price
 from harness.store import Store
 
 FAULTY = Path(__file__).parents[1] / "faulty_plugin"
@@ -176,6 +177,21 @@ def test_a_resumed_sweep_measures_the_baselines_speed_again(sweeps, tiny: Path) 
     assert made(sweeps) == ["performance none #1", "performance none dtype=bfloat16 #1"]
     assert len({record.session for record in records}) == 1
     assert records[0].attempt == 2
+
+
+def test_another_price_or_budget_is_recorded_and_nothing_is_measured_again(sweeps, tiny: Path) -> None:
+    measure = {"memory": {}, "throughput": {"prompt_tokens": 8, "new_tokens": 2, "iterations": 1}}
+    (first,) = sweeps.run(recipe(tiny, ["none"], measure=measure))
+    priced = {**measure, "memory": {"budget": "1GB"}}
+    for content in (priced, priced):
+        (again,) = sweeps.run(recipe(tiny, ["none"], measure=content, price={"per_hour": 2, "currency": "EUR"}))
+        assert made(sweeps) == []
+        assert again.attempt == 2  # once, not each time
+    assert again.outcome == first.outcome
+    assert (again.session, again.spec.run_id) == (first.session, first.spec.run_id)
+    assert (again.spec.budget_bytes, again.spec.price) == (10**9, Price(2.0, "EUR"))
+    assert [(m.metric, len(m.values)) for m in again.outcome.measurements if m.metric == "decode_step_s"]
+    assert Store(sweeps.store.root).records()[-1] == again
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])

@@ -22,9 +22,9 @@ def only(records: list[RunRecord]) -> Table:
 
 def test_stored_weights_are_decimal_and_peaks_binary(records: list[RunRecord]) -> None:
     table = only(records)
-    stored, peak = column(table, "stored_bytes"), column(table, "peak_running_performance_bytes")
+    stored, peak = column(table, "stored_bytes"), column(table, "peak_prefill_performance_bytes")
     assert (stored.unit, cell(stored, table.rows[0]).text) == ("MB", "538")  # 538,060,032 bytes; 513 MiB
-    assert (peak.unit, cell(peak, table.rows[0]).text) == ("GiB", "0.640")  # 655 MiB; 0.687 GB
+    assert (peak.unit, cell(peak, table.rows[0]).text) == ("GiB", "0.597")  # 612 MiB; 0.641 GB
     assert "1,000,000 bytes" in stored.help
     assert "1,073,741,824 bytes" in peak.help
 
@@ -66,6 +66,11 @@ def test_names_are_unique_and_carry_units(records: list[RunRecord]) -> None:
         "perplexity",
         "_probability",
         "kl_above",
+        "_j_per_tok",
+        "_power_w",
+        "_eur_per_million_tok",
+        "_context_tokens",
+        "_batch_sequences",
     )
     assert all(any(unit in name for unit in units) for name in names)
 

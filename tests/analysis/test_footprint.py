@@ -1,0 +1,133 @@
+"""What generating takes, worked out from parts that are known, and held against a process with a limit of memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.analysis.footprint import Footprint, Workspace, _Point, fitted, footprint
+from harness.analysis.tradeoff import tradeoff
+from harness.record import Measurement, RunRecord
+
+SMALL = Footprint(1000, 10.0, Workspace(50, 2.0), Workspace(80, 0.5), 64, 4096, on_gpu=False)
+whole = st.integers(min_value=0, max_value=10**6)
+
+
+def test_parts_that_are_a_line_come_back(bench: Any, none: Any) -> None:
+    found = footprint([bench.performance(none, repetition=n, prompts=(128, 512)) for n in range(3)])
+    assert found is not None
+    assert found.kv_bytes_per_token == 2 * 30 * 3 * 64 * 4
+    assert found.base_bytes == 600 * 2**20
+    assert found.prefill.per_token == pytest.approx(40_000)
+    assert found.prefill.constant == pytest.approx(2**20 + 2, rel=1e-6)  # the largest repetition counts
+    assert found.decode.bytes(1, 8000) == pytest.approx(2**20 + 2, rel=1e-6)
+    assert (found.context_limit, found.measured_tokens, found.on_gpu) == (8192, 512, False)
+
+
+def test_a_run_that_did_not_watch_them_has_no_parts(bench: Any, none: Any) -> None:
+    run = bench.performance(none)
+    for metric in ("memory_before_bytes", "peak_memory_bytes", "kv_cache_bytes_per_token"):
+        assert footprint([without(run, metric)]) is None
+    unset = [replace(m, protocol={**m.protocol, "source": "VmHWM since the start"}) for m in peaks(run)]
+    assert footprint([with_measured(without(run, "peak_memory_bytes"), unset)]) is None
+    assert footprint([]) is None
+
+
+def test_on_a_gpu_the_context_counts_and_the_resident_set_does_not(bench: Any, none: Any) -> None:
+    """The driver counts 500 MiB more to the process than torch has reserved."""
+    run = bench.performance(none)
+    host = run.outcome.measurements
+    device = [
+        replace(m, values=(m.values[0] / 2,), protocol={**m.protocol, "source": "cuda allocated"})
+        for m in host
+        if m.metric in ("memory_before_bytes", "peak_memory_bytes")
+    ]
+    reserved = [replace(m, protocol={**m.protocol, "source": "cuda reserved"}) for m in peaks(run)]
+    driver = [
+        replace(m, metric="memory_after_bytes", values=(m.values[0] + 500 * 2**20,), protocol=nvml(m))
+        for m in peaks(run)
+    ]
+    found = footprint([with_measured(run, [*device, *reserved, *driver])])
+    assert found is not None
+    assert found.on_gpu
+    assert found.base_bytes == (300 + 500) * 2**20
+
+
+def nvml(m: Measurement) -> dict[str, Any]:
+    return {**m.protocol, "source": "NVML process"}
+
+
+def peaks(run: RunRecord) -> list[Measurement]:
+    return [m for m in run.outcome.measurements if m.metric == "peak_memory_bytes"]
+
+
+def without(run: RunRecord, metric: str) -> RunRecord:
+    kept = tuple(m for m in run.outcome.measurements if m.metric != metric)
+    return replace(run, outcome=replace(run.outcome, measurements=kept))
+
+
+def with_measured(run: RunRecord, more: list[Measurement]) -> RunRecord:
+    return replace(run, outcome=replace(run.outcome, measurements=(*run.outcome.measurements, *more)))
+
+
+@given(constant=whole, per_token=whole, per_square=whole)
+def test_a_workspace_is_found_from_two_prompts(constant: int, per_token: int, per_square: int) -> None:
+    line, curve = Workspace(constant, per_token), Workspace(0, per_token, per_square)
+    for shape, square in ((line, False), (curve, True)):
+        points = [_Point(batch, n, 0, shape.bytes(batch, n)) for batch, n in ((1, 64), (1, 128), (4, 128))]
+        found = fitted(points, square)
+        assert found.bytes(2, 1000) == pytest.approx(shape.bytes(2, 1000), rel=1e-6, abs=1e-3)
+
+
+@given(work=st.lists(st.tuples(st.integers(1, 512), whole), min_size=1, max_size=5), square=st.booleans())
+def test_no_noise_makes_a_longer_prompt_take_less(work: list[tuple[int, int]], square: bool) -> None:
+    found = fitted([_Point(1, tokens, 0, taken - 100) for tokens, taken in work], square)
+    assert min(found.constant, found.per_token, found.per_square) >= 0
+
+
+@given(budget=st.integers(0, 10**6), tokens=st.integers(1, 4096), batch=st.integers(1, 100))
+def test_what_fits_fits_and_one_more_does_not(budget: int, tokens: int, batch: int) -> None:
+    longest, rows = SMALL.longest_context(budget, batch), SMALL.largest_batch(budget, tokens)
+    assert longest == 0 or SMALL.bytes(batch, longest) <= budget
+    assert longest == 4096 or SMALL.bytes(batch, longest + 1) > budget
+    assert rows == 0 or SMALL.bytes(rows, tokens) <= budget < SMALL.bytes(rows + 1, tokens)
+
+
+def test_worked_by_hand() -> None:
+    """Up to 20 tokens decoding takes more (80 + 0.5 a token), from there on prefill (50 + 2)."""
+    assert SMALL.bytes(1, 10) == pytest.approx(1000 + 1.05 * (100 + 85))
+    assert SMALL.bytes(2, 100) == pytest.approx(1000 + 1.05 * (2000 + 450))
+    assert SMALL.longest_context(1090) == 0
+    assert SMALL.longest_context(1001 + int(1.05 * (50 + 12 * 500))) == 500
+
+
+def test_the_table_takes_budget_and_price_of_the_newest_run(bench: Any, none: Any) -> None:
+    later = replace(bench, budget_bytes=2**31, price=None)
+    (table,) = tradeoff([bench.performance(none), later.performance(none, repetition=1)])
+    assert (table.budget_bytes, table.price) == (2**31, None)
+    (table,) = tradeoff([later.performance(none), bench.performance(none, repetition=1)])
+    assert (table.budget_bytes, table.price) == (2**30, bench.price)
+
+
+LIMITED = Path(__file__).with_name("limited_memory.py")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit and the peaks are Linux's")
+def test_what_was_worked_out_runs_within_its_budget_and_a_quarter_more_is_refused() -> None:
+    """In a process of its own, whose memory is limited to what the budget leaves beside what it holds already."""
+    alone = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once
+    ended = subprocess.run([sys.executable, str(LIMITED)], capture_output=True, text=True, env=alone, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["within"] == "ran"
+    assert found["beyond"] == "out_of_memory"
+    assert found["longest"] > 7 * found["measured"]  # far from where the parts were measured
