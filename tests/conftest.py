@@ -20,7 +20,7 @@ from harness.stacks import Stacks
 from harness.stacks.build import create
 from harness.store import Store
 
-settings.register_profile("same every time", derandomize=True, database=None)
+settings.register_profile("same every time", derandomize=True, database=None, deadline=None)
 settings.load_profile("same every time")
 
 HERE = Path(__file__).parent

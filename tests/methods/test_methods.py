@@ -44,8 +44,8 @@ def test_the_noise_floor_says_what_it_was_measured_on(one_sweep) -> None:
     (reference,) = [record for record in one_sweep[1] if record.spec.kind == "reference"]
     floor = reference.find("kl_noise_floor", batch_size=2)
     assert floor is not None
-    assert len(floor.values) == floor.protocol["tokens_scored"] == 2 * 127
-    assert floor.protocol["windows"] == 2
+    assert len(floor.values) == floor.protocol["tokens_scored"] == 8 * 127
+    assert floor.protocol["windows"] == 8
 
 
 def test_the_whole_scope_is_quantized(quality) -> None:
