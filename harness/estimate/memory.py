@@ -105,12 +105,12 @@ def kv_cache_bytes(model: ModelShapes, context: int, batch: int, plain_bits: flo
 def workspace_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
     """The activations of the widest layer, while a prompt as long as the context is read, and the last logits.
 
-    Per token the residual and its normed copy (2 · hidden), and then the larger of attention (queries, keys, values
+    Per token the embedding, the residual and its normed copy (3 · hidden), and then the larger of attention (queries, keys, values
     with their rotated copies, and the result: 3 · q + 3 · kv) and the feed-forward (gate, up and their product:
     3 · inner), in the model's dtype. Attention is taken to be fused: no matrix of tokens × tokens. Logits are those
     of each prompt's last position.
     """
     attention = model.attention
     queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
-    per_token = 2 * model.hidden + max(3 * queries + 3 * keys, 3 * model.inner)
+    per_token = 3 * model.hidden + max(3 * queries + 3 * keys, 3 * model.inner)
     return math.ceil(plain_bytes(batch * (context * per_token + model.vocabulary), plain_bits))
