@@ -105,10 +105,10 @@ def kv_cache_bytes(model: ModelShapes, context: int, batch: int, plain_bits: flo
 def workspace_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
     """The activations of the widest layer, while a prompt as long as the context is read, and the last logits.
 
-    Per token the embedding, the residual and its normed copy (3 · hidden), and then the larger of attention (queries, keys, values
-    with their rotated copies, and the result: 3 · q + 3 · kv) and the feed-forward (gate, up and their product:
-    3 · inner), in the model's dtype. Attention is taken to be fused: no matrix of tokens × tokens. Logits are those
-    of each prompt's last position.
+    Per token the embedding, the residual and its normed copy (3 · hidden), and then the larger of attention (queries,
+    keys, values with their rotated copies, and the result: 3 · q + 3 · kv) and the feed-forward (gate, up and their
+    product: 3 · inner), in the model's dtype. Attention is taken to be fused: no matrix of tokens × tokens. Logits are
+    those of each prompt's last position. Held against a resident peak by benchmarks/workspace.py.
     """
     attention = model.attention
     queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim

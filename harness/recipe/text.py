@@ -56,8 +56,6 @@ class Calibration(Strict):
     samples: PositiveInt = Field(128, description="sequences; fewer where the text holds no more, which is told")
     length: int = Field(512, ge=8, description="tokens of a sequence")
     packing: Literal["concat", "crop", "pad"] = Field("concat", description="how sequences are made of rows")
-    bos: Bos = Field(
-        "auto", description="whether a sequence begins with BOS; auto is the tokenizer's habit"
-    )
+    bos: Bos = Field("auto", description="whether a sequence begins with BOS; auto is the tokenizer's habit")
     chat_template: bool = Field(False, description="wrap each row as a user's message in the model's chat template")
     seed: NonNegativeInt = Field(0, description="draws the sequences where the text holds more")
