@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
@@ -41,7 +40,7 @@ class TransformersModel:
         self.attention = str(getattr(config, "_attn_implementation", None))
         self.context_length = _context_length(config)
         self.factored = False
-        self.branching = cache(self._branches)
+        self._branching: bool | None = None
 
     def probe(self) -> None:
         self.factored = self._head is not None and self._is_factored()
@@ -64,6 +63,11 @@ class TransformersModel:
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._model(input_ids=tokens.to(self._model.device), use_cache=False).logits  # type: ignore[no-any-return]
+
+    def branching(self) -> bool:
+        if self._branching is None:
+            self._branching = self._branches()
+        return self._branching
 
     def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
         inputs = tokens.to(self._model.device).unsqueeze(0)
@@ -99,7 +103,8 @@ class TransformersModel:
             **settings,
         )
         written = output.sequences[:, prompts.shape[1] :]
-        ends = torch.tensor(self._model.generation_config.eos_token_id or [], device=written.device, dtype=torch.int64)
+        eos = self._model.generation_config.eos_token_id
+        ends = torch.tensor([] if eos is None else eos, device=written.device, dtype=torch.int64)
         return written, torch.isin(written, ends).any(dim=1), getattr(output, "past_key_values", None)
 
     def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:

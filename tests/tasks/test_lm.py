@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
 from harness.engines.transformers import TransformersModel
 from harness.errors import InvalidRunError, UnsupportedError
@@ -26,13 +33,14 @@ from harness.tasks.lm import HarnessLM
 
 Shared = Callable[[str], Path]
 NAT = 1e-3
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 512}
 
 
 class Both:
     """A model behind both views of lm-eval."""
 
-    def __init__(self, folder: Path) -> None:
-        self.raw = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, folder: Path, raw: Any = None) -> None:
+        self.raw = raw or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = TransformersModel(self.raw, self.tokenizer)
         self.model.probe()
@@ -262,22 +270,22 @@ def test_noise_of_the_layout_is_measured(small: Both, monkeypatch: pytest.Monkey
     assert noise.changed == len({doc for doc, _ in differ}) > 0
 
 
-def test_a_model_that_cannot_branch_is_run_in_batches() -> None:
-    raw = Gemma2ForCausalLM(
-        Gemma2Config(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            vocab_size=600, head_dim=8,
-        )
-    ).eval()  # fmt: skip
-    both = object.__new__(Both)
-    both.raw, both.tokenizer = raw, AutoTokenizer.from_pretrained(Path(__file__).parents[1] / "data" / "tiny-llama")
-    both.model = TransformersModel(raw, both.tokenizer)
-    both.model.probe()
+@pytest.mark.parametrize(
+    "built",
+    [
+        lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=8)),
+        lambda: MambaForCausalLM(MambaConfig(**SMALL)),
+    ],
+    ids=["windows", "no past of keys and values"],
+)
+def test_a_model_that_cannot_branch_is_run_in_batches(tiny: Path, built: Callable[[], Any]) -> None:
+    torch.manual_seed(0)
+    both = Both(tiny, built().eval())
     requests = instances("loglikelihood", ("A river", " runs"), ("A river", " is wide"), ("An", " old letter"))
     assert both.ours().layout == "batched"
     assert_same(requests, both.ours().loglikelihood(requests), both.judge().loglikelihood(requests, disable_tqdm=True))
     prompts = instances("generate_until", *((text, {"max_gen_toks": 20, "until": ["e"]}) for text in ("A river", "An")))
-    assert both.ours().generate_until(prompts) == both.judge(1).generate_until(prompts, disable_tqdm=True)
+    assert both.ours().generate_until(prompts) == both.judge(2).generate_until(prompts, disable_tqdm=True)
     with pytest.raises(UnsupportedError, match="cannot run rows that branch"):
         both.ours(layout="packed")
 
