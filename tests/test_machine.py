@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -79,6 +79,29 @@ def test_what_a_gpu_does_not_tell_is_left_out(two_gpus, monkeypatch) -> None:
     state = machine.fingerprint().state
     assert "gpu_temperature_c" not in state
     assert state["gpu_sm_clock_mhz"] == 1500
+
+
+def test_energy_and_memory_are_told_where_the_driver_tells_them(two_gpus, monkeypatch) -> None:
+    """B counts no energy; the driver lists this process on A alone, and another one whose memory it does not know."""
+    mine = SimpleNamespace(pid=1, usedGpuMemory=3 * 2**30)
+    unknown = SimpleNamespace(pid=2, usedGpuMemory=None)
+
+    def millijoules(handle: str) -> int:
+        if handle == "B":
+            raise NVMLError
+        return 2500
+
+    nvml = sys.modules["pynvml"]
+    monkeypatch.setattr(nvml, "nvmlDeviceGetTotalEnergyConsumption", millijoules, raising=False)
+    listed = {"A": [unknown, mine], "B": []}
+    monkeypatch.setattr(nvml, "nvmlDeviceGetComputeRunningProcesses", listed.get, raising=False)
+    found = {}
+    for index in ("0", "1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", index)
+        with machine.gpu() as gpu:
+            assert gpu is not None
+            found[index] = gpu.energy_j(), gpu.process_bytes(1), gpu.process_bytes(2), gpu.used_bytes()
+    assert found == {"0": (2.5, 3 * 2**30, None, 2**30), "1": (None, None, None, 2**30)}
 
 
 def test_a_cpu_build_of_torch_does_not_use_the_gpu(two_gpus, monkeypatch) -> None:

@@ -69,7 +69,11 @@ def _cache(cache: Any, cell: Cell, after: str) -> Measurement:
 def _check_shape(bench: Bench, cache: Any, cell: Cell) -> None:
     """Notes a cache that holds other than a key and a value of each token in each layer."""
     tokens = cell.batch_size * (cell.prompt_tokens + cell.new_tokens)
-    found, element = stored_bytes(cache) / tokens, element_bytes(cache)
+    found = stored_bytes(cache) / tokens
+    if not found:
+        bench.facts["KV cache"] = "none: no tensor was found in it"
+        return
+    element = element_bytes(cache)
     expected = expected_bytes_per_token(read_config(bench.source()), element)
     if expected is not None and found != expected:
         bench.facts["KV cache"] = f"{found:,.0f} bytes per token; by the model's shape {expected:,} at {element} bytes"
