@@ -104,28 +104,30 @@ def _show_all(console: Console, estimates: Sequence[Estimate], asked: Asked) -> 
     possible = [entry for entry in estimates if entry.weights is not None]
     totals = [entry.total_bytes or 0 for entry in possible]
     units = (size_unit(totals, DECIMAL), size_unit(totals, BINARY))
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    names = ["bits", *(f"{what} ({unit.name})" for what in ("weights", "in all") for unit in units)]
-    names += [f"on disk ({units[0].name})", *(("fits", "context", "batch") if asked.budget else ())]
-    table.add_column("method", overflow="fold")
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    both = " / ".join(unit.name for unit in units)
+    names = ["bits", f"weights\n{both}", f"in all\n{both}", f"on disk\n{units[0].name}"]
+    names += ["fits", "context", "batch"] if asked.budget else []
+    table.add_column("method", no_wrap=True)
     for name in names:
-        table.add_column(name, justify="right")
-    table.add_column("", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     for entry in possible:
         assert entry.weights is not None
         disk = entry.weights.disk
-        sizes = [value / unit.bytes for value in (entry.weights.total, entry.total_bytes or 0) for unit in units]
-        found = [f"{entry.weights.bits_per_weight:.2f}", *(significant(value, 4) for value in sizes)]
-        found.append(BLANK if disk is None else significant(disk / units[0].bytes, 4))
+        found = [f"{entry.weights.bits_per_weight:.2f}"]
+        for value in (entry.weights.total, entry.total_bytes or 0):
+            found.append(" / ".join(significant(value / unit.bytes) for unit in units))
+        found.append(BLANK if disk is None else significant(disk / units[0].bytes))
         if asked.budget:
             found += ["yes" if entry.fits else "no", str(entry.longest_context), str(entry.largest_batch)]
-        table.add_row(entry.label, *found, entry.note or "")
+        table.add_row(entry.label, *found)
     console.print(table, highlight=False)
     if asked.budget:
         console.print(f"context: the longest at batch {asked.batch}; batch: the largest at context {asked.context}")
     for entry in estimates:
-        if entry.refusal is not None:
-            console.print(f"{entry.label}: {entry.refusal}", highlight=False)
+        for said in (entry.note, entry.refusal):
+            if said is not None:
+                console.print(f"{entry.label}: {said}", highlight=False)
 
 
 def _line(model: ModelShapes, asked: Asked, entry: Estimate) -> dict[str, object]:
