@@ -61,7 +61,7 @@ CASES = (
     Case("arc_easy", "arc_easy/test.jsonl", 3, fewshot=25),
     Case("arc_easy", "arc_easy/test.jsonl", 16, fewshot=10, sampler="first_n"),
     Case("lambada_openai", "lambada_openai/test.jsonl", 30),
-    Case("wikitext", "wikitext2/wiki.test.raw", 2),
+    Case("wikitext", "wikitext2/wiki.test.raw", 3),
     Case("gsm8k", "gsm8k/test.jsonl", 10, fewshot=2, new_tokens=80),
 )
 
@@ -178,10 +178,12 @@ def _compared(requests: Sequence[Instance], ours: Sequence[Any], theirs: Sequenc
 
 def _requests(case: Case, data: Path) -> list[Instance]:
     with tempfile.TemporaryDirectory() as folder:
-        path = data / case.file
+        lines = (data / case.file).read_text(encoding="utf-8").splitlines(keepends=True)
         if case.task == "wikitext":
-            path = Path(folder, "pages.jsonl")
-            path.write_text("".join(json.dumps({"page": page}) + "\n" for page in _pages(data / case.file)))
+            lines = [json.dumps({"page": page}) + "\n" for page in _pages(lines)]
+        questions, examples = Path(folder, "questions.jsonl"), Path(folder, "examples.jsonl")
+        questions.write_text("".join(lines[: case.items]), encoding="utf-8")
+        examples.write_text("".join(lines[case.items :]), encoding="utf-8")
         examples = None
         if case.sampler == "first_n":  # from other questions, or those that are examples too would have another header
             rest = Path(folder, "examples.jsonl")
@@ -197,17 +199,17 @@ def _requests(case: Case, data: Path) -> list[Instance]:
             fewshot_data=examples,
         )
         (task,) = load(workload)["tasks"].values()
-        task.build_all_requests(limit=case.items, rank=0, world_size=1)
+        task.build_all_requests(rank=0, world_size=1)
     for request in task.instances:
         if case.new_tokens:
             request.arguments = (request.args[0], {**request.args[1], "max_gen_toks": case.new_tokens})
     return list(task.instances)
 
 
-def _pages(text: Path) -> Iterator[str]:
+def _pages(lines: Sequence[str]) -> Iterator[str]:
     """The pages of WikiText: each begins at a title between single equals signs."""
     page: list[str] = []
-    for line in text.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in lines:
         if line.startswith(" = ") and not line.startswith(" = = ") and page:
             yield "".join(page)
             page = []

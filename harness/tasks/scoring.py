@@ -182,7 +182,8 @@ class _Reader:
             target = torch.from_numpy(targets[mine]).to(logits.device)
             nats = logits.log_softmax(dim=-1)[at, target]
             np.add.at(self._nats, owners[mine], nats.double().cpu().numpy())
-            np.logical_and.at(self._greedy, owners[mine], (logits.argmax(dim=-1)[at] == target).cpu().numpy())
+            if self._greedy[owners[mine]].any():  # a long text is soon known not to be what greedy decoding writes
+                np.logical_and.at(self._greedy, owners[mine], (logits.argmax(dim=-1)[at] == target).cpu().numpy())
         self._effort.add(head_rows=len(wanted))
 
     def _targets(self, reads: Reads) -> tuple[Ints, Ints, Ints]:
