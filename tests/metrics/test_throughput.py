@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.metrics import throughput
+from harness.metrics import stopwatch, throughput
 from harness.spec import ThroughputWorkload
 
 
@@ -50,7 +50,7 @@ class Model:
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch):
     clock = Clock()
-    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(stopwatch, "time", clock)
     model = Model(clock)
     workload = ThroughputWorkload((1, 4), (8,), new_tokens=3, warmup=1, iterations=2)
     return model, list(throughput.measure(model, workload, seed=0))  # type: ignore[arg-type]
@@ -76,3 +76,8 @@ def test_every_cell_of_the_grid_is_measured_on_the_same_prompts(measured) -> Non
     assert [m.protocol["batch_size"] for m in measurements] == [1, 1, 4, 4]
     assert [tuple(tokens.shape) for tokens in model.seen] == [(1, 8)] * 3 + [(4, 8)] * 3
     assert all(torch.equal(model.seen[0], tokens) for tokens in model.seen[1:3])
+
+
+def test_the_record_names_the_clock(measured) -> None:
+    _, measurements = measured
+    assert {m.protocol["clock"] for m in measurements} == {"perf_counter"}
