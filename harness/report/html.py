@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
+from importlib.resources import files
+from typing import get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.analysis.table import Table
+from harness.analysis.comparison import Verdict
+from harness.analysis.table import Table, VariantRow
 from harness.report.column import Column, cell
 from harness.report.columns_breakdown import breakdowns
 from harness.report.columns_run import speed_columns
 from harness.report.figures import Figure, figures, plotly_javascript
+from harness.report.figures.figure import chosen
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, native_warning, noise_floor, table_labels, terms
 from harness.report.tables import column_groups, shown_columns
+
+FIRST_GROUPS = ("Quality", "Tasks", "Size", "Speed")
+"""The columns that are shown before a reader chooses; without a script all are."""
+MOST_ROWS = 100
+"""Of a table are drawn at first, those beyond when a reader asks for them: as in table.js."""
+MOST_LINES = 200
+"""Of the tables that are folded away; machines find all variants in the CSV file."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,40 @@ class _Section:
     terms: str | None
 
     @property
+    def baselines(self) -> tuple[VariantRow, ...]:
+        return tuple(row for row in self.table.rows if row.is_baseline)
+
+    @property
+    def variants(self) -> tuple[VariantRow, ...]:
+        return tuple(row for row in self.table.rows if not row.is_baseline)
+
+    @property
+    def compared(self) -> tuple[VariantRow, ...]:
+        return chosen([row for row in self.variants if row.kl_mean], MOST_LINES)
+
+    @property
+    def timed(self) -> tuple[VariantRow, ...]:
+        return chosen([row for row in self.table.rows if row.speeds], MOST_LINES)
+
+    @property
+    def statuses(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(row.status for row in self.variants))
+
+    @cached_property
+    def row_labels(self) -> tuple[str, ...]:
+        """Every warning that stands beside a variant; a filter names them by their numbers, from 1."""
+        return tuple(dict.fromkeys(label for row in self.variants for label in row.labels))
+
+    def label_numbers(self, row: VariantRow) -> str:
+        return " ".join(str(self.row_labels.index(label) + 1) for label in row.labels if label in self.row_labels)
+
+    @property
+    def group_starts(self) -> tuple[int, ...]:
+        """Which columns, counted from 1, begin a group."""
+        spans = [span for _, span in self.groups]
+        return tuple(2 + sum(spans[:index]) for index in range(len(spans)))
+
+    @property
     def engines(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.engine for row in self.table.rows))
 
@@ -48,6 +93,12 @@ def html(whole: Page) -> str:
         sections=sections,
         cell=cell,
         script_json=_script_json,
+        verdicts=get_args(Verdict),
+        first_groups=FIRST_GROUPS,
+        most_rows=MOST_ROWS,
+        css=_source("page.css"),
+        table_js=_source("table.js"),
+        plots_js=_source("plots.js"),
         plotly=Markup(plotly_javascript()) if drawn else None,
     )
 
@@ -79,10 +130,15 @@ def _script_json(text: str) -> Markup:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("harness.report", "."),
+        loader=PackageLoader("harness.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("template.html.j2")
+    return environment.get_template("page.html.j2")
+
+
+def _source(name: str) -> Markup:
+    """A file of the package that stands in the page as it is."""
+    return Markup((files("harness.report") / "templates" / name).read_text(encoding="utf-8"))

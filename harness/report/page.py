@@ -11,6 +11,7 @@ from harness.analysis.selection import current, failures
 from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
 from harness.record import RunRecord
+from harness.report.asked import asked
 from harness.report.formats import significant
 
 
@@ -33,6 +34,7 @@ class Page:
     faults: tuple[Fault, ...]
     hardware: tuple[tuple[str, str], ...]
     software: tuple[tuple[str, str], ...]
+    asked: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
     sessions: tuple[str, ...]
     measured: str
@@ -54,6 +56,7 @@ def page(records: Sequence[RunRecord]) -> Page:
         faults=tuple(_fault(record) for record in failures(records)),
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),
+        asked=asked(counted),
         commands=tuple(
             command
             for recipe in recipes

@@ -27,14 +27,19 @@ class Box:
 
 
 def place(
-    points: Sequence[tuple[float, float]], names: Sequence[str], width: float, height: float
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    width: float,
+    height: float,
+    others: Sequence[tuple[float, float]] = (),
 ) -> list[tuple[float, float]]:
     """Offsets from each point to the middle of its name; all in pixels, from the lower left, y upwards.
 
+    ``others`` are points without a name, which no name should cover.
     Greedy: each name in turn, from the top down, takes the place near its point that covers least.
     """
     frame = Box(4, 14, width + 3 * MARGIN_PX, height)
-    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in (*points, *others)]
     offsets = [(0.0, 0.0)] * len(points)
     for index in sorted(range(len(points)), key=lambda each: (-points[each][1], points[each][0])):
         x, y = points[index]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.analysis.pareto import Direction
@@ -84,6 +84,22 @@ def estimate(value: Value) -> Estimate:
     if value is None or isinstance(value, str):
         raise ValueError("not measured")
     return value if isinstance(value, Estimate) else Estimate(float(value), None, None, 1, "exact")
+
+
+def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) -> dict[str, object]:
+    """Error bars as plotly takes them; ``place`` is where a value is drawn. What has no interval has none."""
+
+    def reach(each: Estimate, end: float | None) -> float:
+        return abs(place(end) - place(each.value)) if end is not None and math.isfinite(end) else 0.0
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [reach(each, each.high) for each in estimates],
+        "arrayminus": [reach(each, each.low) for each in estimates],
+        "thickness": 1.2,
+        "width": 3,
+    }
 
 
 def measured(axis: Axis, rows: Sequence[VariantRow]) -> list[VariantRow]:

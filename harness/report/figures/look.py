@@ -8,6 +8,7 @@ transparent, and the page sets the colour of text and lines to suit the light.
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#808890"
@@ -22,7 +23,15 @@ PARTS = {
     ("head", "scales"): PURPLE,
 }
 """The colour of stored bytes by role and part, in the order in which they are stacked; others are grey."""
+PATTERNS = ("", "/", ".", "\\", "x", "-", "|", "+")
+"""Neighbours in a stack are told apart without colour."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SLOWER_TO_FASTER = ((0, VERMILION), (0.5, "#F7F7F7"), (1, BLUE))
+"""Orange and blue differ to every reader, and both from the light grey between them."""
+MOST_LETTERS = 34
+"""Of a variant's name beside an axis."""
 
+GRID = "rgba(128,136,144,0.18)"
 WIDTH_PX, HEIGHT_PX = 620, 430
 LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 72, 24, 16, 52
 
@@ -48,15 +57,32 @@ def paper(height_px: int = HEIGHT_PX, top_px: int = TOP_PX) -> dict[str, object]
     }
 
 
-def ruler(title: str, extent: tuple[float, float], log: bool = False) -> dict[str, object]:
-    """One axis; ``extent`` in plotly's coordinates."""
+def ruler(title: str, extent: tuple[float, float] | None, log: bool = False) -> dict[str, object]:
+    """One axis; ``extent`` in plotly's coordinates, None for as far as the data reach."""
     return {
         "title": {"text": html.escape(title), "standoff": 10},
         "range": extent,
         "type": "log" if log else "linear",
         "dtick": 1 if log else None,
         "exponentformat": "none",
-        "gridcolor": "rgba(128,136,144,0.18)",
+        "gridcolor": GRID,
         "linecolor": GREY,
         "zeroline": False,
     }
+
+
+def variant_axis(labels: Sequence[str]) -> dict[str, object]:
+    """An axis down which variants stand by number: two may have one name."""
+    return {
+        "tickvals": list(range(len(labels))),
+        "ticktext": [html.escape(_short(label)) for label in labels],
+        "range": (len(labels) - 0.5, -0.5),
+        "automargin": True,
+        "ticksuffix": "  ",
+        "gridcolor": GRID,
+        "zeroline": False,
+    }
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= MOST_LETTERS else f"{label[: MOST_LETTERS - 1]}…"

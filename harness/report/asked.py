@@ -1,0 +1,74 @@
+"""What the recipe asked for, as far as its runs tell it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from harness.record import RunRecord
+from harness.spec import CalibrationRef, PerplexityWorkload, RunSpec, TaskWorkload, ThroughputWorkload
+
+MOST_NAMED = 60
+"""Of methods; more are counted."""
+
+
+def asked(records: Sequence[RunRecord]) -> tuple[tuple[str, str], ...]:
+    """Each question with every value that occurs, in the order of the runs."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, value in _of(record.spec):
+            found.setdefault(name, {})[value] = None
+    return tuple((name, _listed(list(values))) for name, values in found.items())
+
+
+def _of(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    yield "recipe", spec.recipe
+    yield "models", _words([spec.model.label, f"({spec.model.id})", spec.model.dtype])
+    yield "baseline", spec.baseline.label
+    if not spec.is_baseline:
+        yield "methods", spec.method.label
+    yield "engines", spec.engine
+    yield "scope", ", ".join([spec.scope, *(f"not {pattern}" for pattern in spec.skip)])
+    if spec.calibration:
+        yield "calibration", _calibration(spec.calibration)
+    if spec.perplexity:
+        yield "perplexity", _perplexity(spec.perplexity)
+    if spec.task:
+        yield "tasks", _task(spec.task)
+    if spec.throughput:
+        yield "throughput", _throughput(spec.throughput)
+    if spec.limits.time_s is not None:
+        yield "time limit of a run", f"{spec.limits.time_s:g} s"
+    if spec.limits.memory_bytes is not None:
+        yield "memory limit of a run", f"{spec.limits.memory_bytes / 2**30:g} GiB"
+    yield "seeds", str(spec.seed)
+
+
+def _listed(values: Sequence[str]) -> str:
+    more = len(values) - MOST_NAMED
+    return "; ".join(values[:MOST_NAMED]) + (f"; and {more:,} more" if more > 0 else "")
+
+
+def _calibration(set_: CalibrationRef) -> str:
+    return f"{set_.samples} samples of {set_.length} tokens of {set_.text.id}, {set_.packing}, seed {set_.seed}"
+
+
+def _perplexity(workload: PerplexityWorkload) -> str:
+    windows = "all windows" if workload.windows is None else f"{workload.windows} windows"
+    return f"{workload.text.id}, protocol {workload.protocol}, context {workload.context}, {windows}"
+
+
+def _task(task: TaskWorkload) -> str:
+    limit = f"first {task.limit}" if task.limit is not None else None
+    return _words([task.name, None if task.fewshot is None else f"{task.fewshot}-shot", limit])
+
+
+def _throughput(workload: ThroughputWorkload) -> str:
+    batches, prompts = (" and ".join(map(str, each)) for each in (workload.batch_sizes, workload.prompt_tokens))
+    return (
+        f"batches of {batches}, prompts of {prompts} tokens, {workload.new_tokens} new, "
+        f"{workload.warmup} to warm up, {workload.iterations} timed"
+    )
+
+
+def _words(parts: Iterable[str | None]) -> str:
+    return " ".join(part for part in parts if part)

@@ -1,0 +1,43 @@
+// Draws each plot when it comes near the window, in the colours of the page; for paper, all of them.
+"use strict";
+{
+  const plots = [...document.querySelectorAll("[data-figure]")], drawn = new Set();
+  const style = getComputedStyle(document.documentElement);
+  const onPaper = {"--ink": "#000", "--soft": "#444", "--grid": "rgba(90, 100, 112, .25)"};
+  let paper = false;
+
+  const colours = layout => {
+    const of = name => paper ? onPaper[name] : style.getPropertyValue(name).trim();
+    const axes = Object.keys(layout).filter(name => /^[xy]axis\d*$/.test(name));
+    return Object.assign({"font.color": of("--ink")}, ...axes.map(axis => ({
+      [`${axis}.gridcolor`]: of("--grid"), [`${axis}.color`]: of("--soft"),
+    })));
+  };
+  const paint = () => drawn.forEach(plot => Plotly.relayout(plot, colours(plot.layout)));
+
+  // plotly is large: it is compiled when the first plot is wanted, after the tables are there.
+  const load = () => {
+    if (window.Plotly) return;
+    const script = document.createElement("script");
+    script.textContent = document.getElementById("plotly").textContent;
+    document.head.append(script);
+  };
+
+  const draw = plot => {
+    if (drawn.has(plot)) return;
+    load();
+    drawn.add(plot);
+    const figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
+    Plotly.newPlot(plot, figure.data, figure.layout, {displaylogo: false, responsive: true, displayModeBar: false});
+    Plotly.relayout(plot, colours(plot.layout));
+  };
+
+  const near = new IntersectionObserver(entries => {
+    for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }
+  }, {rootMargin: "400px"});
+  plots.forEach(plot => near.observe(plot));
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paint);
+  addEventListener("beforeprint", () => { paper = true; plots.forEach(draw); paint(); });
+  addEventListener("afterprint", () => { paper = false; paint(); });
+}
