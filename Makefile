@@ -32,6 +32,7 @@ setup-all: .venv/.all ## every library that lives in the main environment
 .venv/.all: .venv/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0 --editable '.[all,dev]' || \
 	echo "some quantization libraries could not be installed here; tests that need them are skipped"
+	@.ci/browser
 	@touch $@
 
 clean: ## remove the environment; results and reports stay

@@ -10,7 +10,7 @@ from harness.analysis.footprint import Footprint
 from harness.analysis.paired import Flips
 from harness.analysis.stats import Estimate
 from harness.record import Status
-from harness.spec import Kind, Price
+from harness.spec import Kind, Price, Scalar
 
 
 @dataclass(frozen=True, order=True)
@@ -207,7 +207,8 @@ class Table:
 
     ``labels`` are warnings about the model that must stand wherever its figures do. ``kl_noise_floor``
     (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
-    another dtype. ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers.
+    another dtype. ``conditions`` is the protocol item by item, ``hub_id`` the model's name on a hub, if it has one.
+    ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers.
     """
 
     model: str
@@ -224,6 +225,8 @@ class Table:
     tasks: tuple[TaskKey, ...] = ()
     budget_bytes: int | None = None
     price: Price | None = None
+    conditions: tuple[tuple[str, Scalar], ...] = ()
+    hub_id: str | None = None
 
     @property
     def baseline(self) -> VariantRow | None:

@@ -97,6 +97,8 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
         budget_bytes=newest.spec.budget_bytes if newest else None,
         price=newest.spec.price if newest else None,
+        conditions=protocol,
+        hub_id=any_spec.model.id if any_spec.model.kind == "hub" else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Reports of a sweep: one self-contained HTML page, Markdown, CSV."""
+"""Reports of a sweep: one self-contained HTML page, Markdown, CSV, images, model cards."""
 
 from harness.report.write import FORMATS, write_report
 

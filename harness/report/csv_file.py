@@ -6,47 +6,24 @@ import csv
 import io
 from collections.abc import Sequence
 
-from harness.analysis.table import Table, VariantRow
-from harness.report.column import raw
-from harness.report.page import table_labels
-from harness.report.tables import columns
-
-Entry = dict[str, str | float | None]
+from harness.analysis.table import Table
+from harness.report.flat import entries, names
 
 
 def csv_text(tables: Sequence[Table]) -> str:
     """All tables below one another; each line names its model, protocol and machine. Blank: not measured."""
-    lines = [_entry(table, row) for table in tables for row in table.rows]
-    names = list(dict.fromkeys(name for line in lines for name in line))
+    lines = entries(tables)
     out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer = csv.DictWriter(out, names(lines), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(lines)
+    writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
 
 
-def _entry(table: Table, row: VariantRow) -> Entry:
-    said: Entry = {
-        "model": _text(table.model),
-        "native_quantization": _text(table.native_quantization or ""),
-        "perplexity_protocol": _text(table.protocol),
-        "hardware": _text(table.hardware),
-        "variant": _text(row.label),
-        "method": _text(row.method),
-        "engine": _text(row.engine),
-        "is_baseline": str(row.is_baseline).lower(),
-        "status": row.status,
-        "reason": _text(row.reason or ""),
-        "labels": _text("; ".join((*table_labels(table), *row.labels))),
-        "on_front": str(row.front).lower(),
-        "kl_noise_floor_mean_nat": table.kl_noise_floor.value if table.kl_noise_floor else None,
-        "kl_noise_floor_dtype_mean_nat": table.kl_noise_floor_dtype.value if table.kl_noise_floor_dtype else None,
-    }
-    for column in columns(table):
-        said |= raw(column, row)
-    return said
-
-
-def _text(words: str) -> str:
-    """A cell that no spreadsheet takes for a formula (OWASP, "CSV Injection")."""
-    return f"'{words}" if words.startswith(("=", "+", "-", "@", "\t", "\r")) else words
+def _cell(value: str | float | bool | None) -> str | float | None:
+    """No spreadsheet takes the text of a record for a formula (OWASP, "CSV Injection")."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value

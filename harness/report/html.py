@@ -12,11 +12,11 @@ from markupsafe import Markup
 
 from harness.analysis.comparison import Verdict
 from harness.analysis.table import Table, VariantRow
+from harness.report.choice import chosen
 from harness.report.column import Column, cell
 from harness.report.columns_breakdown import breakdowns
 from harness.report.columns_run import speed_columns
 from harness.report.figures import Figure, figures, plotly_javascript
-from harness.report.figures.figure import chosen
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, native_warning, noise_floor, table_labels, terms
 from harness.report.tables import column_groups, shown_columns

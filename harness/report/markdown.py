@@ -34,7 +34,7 @@ def _table(table: Table) -> Iterable[str]:
     columns = shown_columns(table)
     yield f"## {escape(table.model)}"
     yield "  \n".join(_caption(table))
-    head = [_line(["Variant", *map(_heading, columns)]), _line(["---", *("---:" for _ in columns)])]
+    head = [_line(["Variant", *map(heading, columns)]), _line(["---", *("---:" for _ in columns)])]
     yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
     if table.notes:
         yield "\n".join(f"- {escape(note)}" for note in table.notes)
@@ -58,7 +58,8 @@ def _caption(table: Table) -> Iterable[str]:
     )
 
 
-def _heading(column: Column) -> str:
+def heading(column: Column) -> str:
+    """A column's name and unit, so that they are understood without its group."""
     words = f"{column.group}: {column.heading}" if column.group in GROUPED else column.heading
     return f"{words} ({column.unit})" if column.unit else words
 
@@ -104,6 +105,8 @@ def _origin(whole: Page) -> Iterable[str]:
             "```",
         ]
     )
+    if whole.asked:
+        yield "\n".join(f"- {escape(name)}: {escape(value)}" for name, value in whole.asked)
     for title, entries in (("Machine", whole.hardware), ("Versions", whole.software)):
         if entries:
             yield f"{title}: " + ", ".join(f"{escape(name)} {escape(value)}" for name, value in entries) + "."

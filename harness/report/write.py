@@ -3,43 +3,91 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import refuse_unknown
+from harness.errors import UsageError, refuse_unknown
 from harness.record import RunRecord
 
 if TYPE_CHECKING:
     from harness.report.page import Page
 
+Files = Iterable[tuple[str, bytes]]
+"""Each file's name below the report's folder, and what is in it."""
 
-def _html(page: Page) -> str:
+
+def _html(page: Page) -> Files:
     from harness.report.html import html
 
-    return html(page)
+    yield "report.html", html(page).encode()
 
 
-def _markdown(page: Page) -> str:
+def _markdown(page: Page) -> Files:
     from harness.report.markdown import markdown
 
-    return markdown(page)
+    yield "report.md", markdown(page).encode()
 
 
-def _csv(page: Page) -> str:
+def _csv(page: Page) -> Files:
     from harness.report.csv_file import csv_text
 
-    return csv_text(page.tables)
+    yield "report.csv", csv_text(page.tables).encode()
 
 
-FORMATS: Mapping[str, Callable[[Page], str]] = {"html": _html, "md": _markdown, "csv": _csv}
-"""From a format, which is also its file's suffix, to what renders it. Each renderer is imported when used."""
+def _parquet(page: Page) -> Files:
+    from harness.report.parquet_file import parquet_bytes
+
+    yield "report.parquet", parquet_bytes(page.tables)
 
 
-def write_report(records: Sequence[RunRecord], out: Path, formats: Sequence[str] = ("html", "md", "csv")) -> list[Path]:
-    """Writes ``report.html``, ``report.md`` and ``report.csv`` into the folder ``out``; returns their paths.
+def _images(page: Page, suffix: str) -> Files:
+    from harness.report.figures import figures
+    from harness.report.figures.images import images
 
-    Raises UsageError for an unknown format, before anything is written.
+    found = [(number, figure) for number, table in enumerate(page.tables, 1) for figure in figures(table)]
+    drawn = images([figure for _, figure in found], suffix)
+    for (number, figure), content in zip(found, drawn, strict=True):
+        table = f"{number}-" if len(page.tables) > 1 else ""
+        yield f"figures/{table}{figure.name}.{suffix}", content
+
+
+def _model_cards(page: Page) -> Files:
+    from harness.report.model_card import model_cards
+
+    for name, text in model_cards(page.tables):
+        yield f"model-card/{name}", text.encode()
+
+
+def _github(page: Page) -> Files:
+    from harness.report.summary import job_summary
+
+    yield "summary.md", job_summary(page).encode()
+
+
+FORMATS: Mapping[str, Callable[[Page], Files]] = {
+    "html": _html,
+    "md": _markdown,
+    "csv": _csv,
+    "parquet": _parquet,
+    "png": lambda page: _images(page, "png"),
+    "svg": lambda page: _images(page, "svg"),
+    "model-card": _model_cards,
+    "github": _github,
+}
+"""From a format to what renders its files. Each renderer is imported when used."""
+
+
+def write_report(
+    records: Sequence[RunRecord],
+    out: Path,
+    formats: Sequence[str] = ("html", "md", "csv"),
+    job_summary: Path | None = None,
+) -> list[Path]:
+    """Writes the report into the folder ``out`` (``report.html``, ``figures/…`` and so on); returns the files' paths.
+
+    The format ``github`` is appended to the file ``job_summary`` instead, where that is given.
+    Raises UsageError, before anything is written, for an unknown format and for images that cannot be drawn here.
     """
     for name in formats:
         if name not in FORMATS:
@@ -47,20 +95,37 @@ def write_report(records: Sequence[RunRecord], out: Path, formats: Sequence[str]
     from harness.report.page import page
 
     whole = page(records)
-    out.mkdir(parents=True, exist_ok=True)
+    inside = [name for name in formats if name != "github" or job_summary is None]
+    files = [file for name in inside for file in FORMATS[name](whole)]
     written = []
-    for name in formats:
-        path = out / f"report.{name}"
-        _write_whole(path, FORMATS[name](whole))
+    for name, content in files:
+        path = out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, content)
         written.append(path)
+    if "github" in formats and job_summary is not None:
+        _append_summary(whole, job_summary)
+        written.append(job_summary)
     return written
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _append_summary(page: Page, path: Path) -> None:
+    """Other steps of the job write there too."""
+    from harness.report import summary
+
+    try:
+        used = path.stat().st_size if path.exists() else 0
+        with path.open("ab") as file:
+            file.write(summary.job_summary(page, used).encode())
+    except OSError as error:
+        raise UsageError(f"{path}: the job summary cannot be written: {error.strerror}") from None
+
+
+def _write_whole(path: Path, content: bytes) -> None:
     """A reader finds the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8", newline="")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.record import RunRecord
+from harness.record import Failure, RunRecord
 
 
 def _bench() -> Any:
@@ -45,3 +47,34 @@ def looks() -> Any:
 @pytest.fixture
 def none() -> Any:
     return _bench().NONE
+
+
+@pytest.fixture
+def hostile() -> Callable[[Sequence[RunRecord], str], list[RunRecord]]:
+    return _hostile
+
+
+def _hostile(records: Sequence[RunRecord], word: str) -> list[RunRecord]:
+    """Every text that a record holds, replaced."""
+
+    def spoil(record: RunRecord) -> RunRecord:
+        spec, outcome = record.spec, record.outcome
+        failure = Failure(word, word, word, word) if outcome.failure else None
+        spec = replace(
+            spec,
+            recipe=word,
+            model=replace(spec.model, label=word, id=word, native_quantization=word),
+            method=replace(spec.method, label=f"{word} {spec.method.label}", name=word),
+            baseline=replace(spec.baseline, name=word, label=word),
+            engine=word,
+            hardware=word,
+        )
+        facts = {word: word}
+        return replace(
+            record,
+            spec=spec,
+            outcome=replace(outcome, failure=failure, labels=(word,), facts=facts),
+            session=word,
+        )
+
+    return [spoil(record) for record in records]

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from harness.errors import UsageError
-from harness.record import Failure, RunRecord
+from harness.record import RunRecord
 from harness.report import csv_file, write_report
 from harness.report import html as html_page
 from harness.report import markdown as markdown_page
@@ -24,6 +24,7 @@ from harness.report.figures import figures
 from harness.report.markdown import escape
 from harness.report.page import page as page_of
 
+Spoil = Callable[[Sequence[RunRecord], str], list[RunRecord]]
 GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -81,32 +82,6 @@ def figures_of(page: Page) -> Iterator[Any]:
     ):
         if attributes.get("type") == "application/json":
             yield json.loads(script)
-
-
-def hostile(records: list[RunRecord], word: str) -> list[RunRecord]:
-    """Every text that a record holds, replaced."""
-
-    def spoil(record: RunRecord) -> RunRecord:
-        spec, outcome = record.spec, record.outcome
-        failure = Failure(word, word, word, word) if outcome.failure else None
-        spec = replace(
-            spec,
-            recipe=word,
-            model=replace(spec.model, label=word, native_quantization=word),
-            method=replace(spec.method, label=f"{word} {spec.method.label}", name=word),
-            baseline=replace(spec.baseline, name=word),
-            engine=word,
-            hardware=word,
-        )
-        facts = {word: word}
-        return replace(
-            record,
-            spec=spec,
-            outcome=replace(outcome, failure=failure, labels=(word,), facts=facts),
-            session=word,
-        )
-
-    return [spoil(record) for record in records]
 
 
 @pytest.mark.parametrize(("name", "render"), [("report.md", markdown), ("report.csv", csv_text)])
@@ -216,7 +191,7 @@ def test_a_native_reference_is_said_without_a_label(bench: Any, none: Any) -> No
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_a_hostile_record_adds_no_element(word: str, records: list[RunRecord]) -> None:
+def test_a_hostile_record_adds_no_element(word: str, records: list[RunRecord], hostile: Spoil) -> None:
     safe, spoilt = Page(html(records)), Page(html(hostile(records, word)))
     scripts = [tag for tag, _ in safe.elements].count("script")
     assert [tag for tag, _ in spoilt.elements].count("script") == scripts
@@ -226,7 +201,7 @@ def test_a_hostile_record_adds_no_element(word: str, records: list[RunRecord]) -
 
 
 @pytest.mark.parametrize("word", ["<b>bold</b>", '<a href="https://example.org">x</a>'])
-def test_a_hostile_label_marks_nothing_up_in_a_figure(word: str, records: list[RunRecord]) -> None:
+def test_a_hostile_label_marks_nothing_up_in_a_figure(word: str, records: list[RunRecord], hostile: Spoil) -> None:
     """plotly takes some HTML in its texts; none of it may come from a record."""
     for figure in figures_of(Page(html(hostile(records, word)))):
         assert word not in json.dumps(figure).replace('\\"', '"')
@@ -234,7 +209,7 @@ def test_a_hostile_label_marks_nothing_up_in_a_figure(word: str, records: list[R
 
 
 @pytest.mark.parametrize("word", HOSTILE)
-def test_a_hostile_record_in_markdown(word: str, records: list[RunRecord]) -> None:
+def test_a_hostile_record_in_markdown(word: str, records: list[RunRecord], hostile: Spoil) -> None:
     text = markdown(hostile(records, word))
     outside = re.sub(r"```sh.*?```", "", text, flags=re.DOTALL)
     assert "<script" not in outside
@@ -245,7 +220,7 @@ def test_markdown_escapes_what_would_leave_a_cell() -> None:
     assert escape("a|b\nc [x](y) `z` *w* _v_ in_word") == r"a\|b c \[x\](y) \`z\` \*w\* \_v\_ in_word"
 
 
-def test_csv_has_a_line_per_variant_and_holds_no_formula(records: list[RunRecord]) -> None:
+def test_csv_has_a_line_per_variant_and_holds_no_formula(records: list[RunRecord], hostile: Spoil) -> None:
     lines = list(csv.DictReader(io.StringIO(csv_text(hostile(records, '=HYPERLINK("x")')))))
     assert len(lines) == 14
     assert not [cell for line in lines for cell in line.values() if cell.startswith("=")]

@@ -9,10 +9,11 @@ import plotly.graph_objects as go
 
 from harness.analysis.stats import Estimate
 from harness.analysis.table import Table, VariantRow
+from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
 from harness.report.columns_breakdown import breakdowns
 from harness.report.figures.axes import LEAST_KL_NAT
-from harness.report.figures.figure import Figure, chosen, families, left_out
+from harness.report.figures.figure import Figure, families
 from harness.report.figures.look import DASHES, GRID, family_colour, family_symbol, paper, ruler
 
 MOST_LINES = 10

@@ -11,7 +11,8 @@ import plotly.graph_objects as go
 
 from harness.analysis.stats import Estimate
 from harness.analysis.table import GridPoint, Speed, Table, VariantRow
-from harness.report.figures.figure import Figure, chosen, left_out
+from harness.report.choice import chosen, left_out
+from harness.report.figures.figure import Figure
 from harness.report.figures.look import SLOWER_TO_FASTER, paper, variant_axis
 from harness.report.formats import BLANK, significant
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from harness.analysis.table import Table, VariantRow
+from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
 from harness.report.figures.axes import WIDE, estimate, intervals
-from harness.report.figures.figure import Figure, chosen, families, left_out
+from harness.report.figures.figure import Figure, families
 from harness.report.figures.look import GREY, family_colour, family_symbol, paper, ruler, variant_axis
 from harness.report.tables import columns
 

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from harness.analysis.pareto import Direction, front
 from harness.analysis.stats import Estimate
 from harness.analysis.table import Table, VariantRow
+from harness.report.choice import MOST_ROWS
 from harness.report.figures.axes import (
     Axis,
     change_axis,
@@ -22,7 +23,7 @@ from harness.report.figures.axes import (
     measured,
     size_axis,
 )
-from harness.report.figures.figure import MOST_ROWS, Figure, families
+from harness.report.figures.figure import Figure, families
 from harness.report.figures.labels import place
 from harness.report.figures.look import (
     BOTTOM_PX,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from harness.analysis.table import GridPoint, Table, VariantRow
-from harness.report.figures.figure import Figure, chosen, left_out
+from harness.report.choice import chosen, left_out
+from harness.report.figures.figure import Figure
 from harness.report.figures.look import BLUE, GREEN, GREY, ORANGE, PARTS, PATTERNS, paper, ruler, variant_axis
 from harness.report.formats import BINARY, DECIMAL, SizeUnit, significant, size_unit
 

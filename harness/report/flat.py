@@ -1,0 +1,44 @@
+"""The report for machines: one flat entry per variant, full precision, units in the names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from harness.analysis.table import Table, VariantRow
+from harness.report.column import Column, raw
+from harness.report.page import table_labels
+from harness.report.tables import columns
+
+Entry = dict[str, str | float | bool | None]
+
+
+def entries(tables: Sequence[Table]) -> list[Entry]:
+    """All tables one after another; each entry names its model, protocol and machine. None: not measured."""
+    return [_entry(table, columns(table), row) for table in tables for row in table.rows]
+
+
+def names(lines: Sequence[Entry]) -> list[str]:
+    """Every column that occurs, in order."""
+    return list(dict.fromkeys(name for line in lines for name in line))
+
+
+def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
+    said: Entry = {
+        "model": table.model,
+        "native_quantization": table.native_quantization or "",
+        "perplexity_protocol": table.protocol,
+        "hardware": table.hardware,
+        "variant": row.label,
+        "method": row.method,
+        "engine": row.engine,
+        "is_baseline": row.is_baseline,
+        "status": row.status,
+        "reason": row.reason or "",
+        "labels": "; ".join((*table_labels(table), *row.labels)),
+        "on_front": row.front,
+        "kl_noise_floor_mean_nat": table.kl_noise_floor.value if table.kl_noise_floor else None,
+        "kl_noise_floor_dtype_mean_nat": table.kl_noise_floor_dtype.value if table.kl_noise_floor_dtype else None,
+    }
+    for column in measured:
+        said |= raw(column, row)
+    return said

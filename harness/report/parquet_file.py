@@ -1,0 +1,28 @@
+"""The report as Parquet: the columns of the CSV file with their types, text as it was recorded."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from harness.analysis.table import Table
+from harness.report.flat import entries, names
+
+
+def parquet_bytes(tables: Sequence[Table]) -> bytes:
+    """One row per variant. A column in which nothing was measured has the type null."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines = entries(tables)
+    found = pa.table({name: _column([line.get(name) for line in lines]) for name in names(lines)})
+    out = io.BytesIO()
+    pq.write_table(found, out)
+    return out.getvalue()
+
+
+def _column(values: list[str | float | bool | None]) -> list[str | float | bool | None]:
+    """Whole numbers among others are others: a column has one type."""
+    if any(isinstance(value, float) for value in values):
+        return [float(value) if isinstance(value, int) else value for value in values]
+    return values

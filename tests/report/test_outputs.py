@@ -1,0 +1,185 @@
+"""Parquet, model cards, job summaries and images: what other programs read of a report."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from huggingface_hub import ModelCard
+
+from harness.errors import UsageError
+from harness.record import Failure, RunRecord
+from harness.report import write_report
+from harness.report.figures.images import images, on_paper
+from harness.report.page import page
+from harness.report.summary import LIMIT_BYTES, job_summary
+
+Spoil = Callable[[Sequence[RunRecord], str], list[RunRecord]]
+WORST = '=cmd|"/c calc"!A1 | `x` [y](javascript:alert(1)) <script>alert(2)</script>\n---\nlicense: mit'
+
+
+def test_parquet_holds_what_csv_holds(tmp_path: Path, records: list[RunRecord]) -> None:
+    table_path, csv_path = write_report(records, tmp_path, ("parquet", "csv"))
+    found = pq.read_table(table_path).to_pydict()
+    lines = list(csv.DictReader(io.StringIO(csv_path.read_text(encoding="utf-8"))))
+    assert list(found) == list(lines[0])
+    for number, line in enumerate(lines):
+        for name in ("perplexity", "kl_mean_nat_low", "stored_bytes"):
+            value = found[name][number]
+            assert (value is None and line[name] == "") or float(line[name]) == value
+    assert found["is_baseline"] == [True] + [False] * 13
+
+
+def test_parquet_keeps_text_as_it_was_recorded(tmp_path: Path, records: list[RunRecord], hostile: Spoil) -> None:
+    (path,) = write_report(hostile(records, WORST), tmp_path, ("parquet",))
+    assert set(pq.read_table(path).column("model").to_pylist()) == {WORST}
+
+
+def test_a_model_card_is_read_by_the_hub_s_own_library(tmp_path: Path, records: list[RunRecord]) -> None:
+    paths = write_report(records, tmp_path, ("model-card",))
+    (table,) = page(records).tables
+    good = [row for row in table.rows if row.status == "ok" and not row.is_baseline]
+    assert [path.parent.name for path in paths] == ["model-card"] * len(good)
+    row = next(row for row in good if row.label == "gptq 4-bit g64")
+    card = ModelCard.load(next(path for path in paths if path.name == "SmolLM2-135M-gptq-4-bit-g64.md"))
+    assert card.data.model_name == "SmolLM2-135M gptq 4-bit g64"
+    found = {each.metric_type: each for each in card.data.eval_results}
+    assert row.perplexity is not None
+    assert row.kl_mean is not None
+    assert found["perplexity"].metric_value == row.perplexity.value
+    assert found["kl_divergence"].metric_value == row.kl_mean.value
+    assert found["perplexity"].dataset_type == "demo"
+    assert found["perplexity"].dataset_args["context"] == 512
+    assert "| Perplexity | 22.26 " in card.text
+    assert "natively quantized reference: Q4\\_1" in card.text.replace("Q4_1", "Q4\\_1")
+
+
+def test_a_model_from_the_hub_is_the_card_s_base_model(tmp_path: Path, records: list[RunRecord]) -> None:
+    def from_hub(record: RunRecord) -> RunRecord:
+        model = replace(record.spec.model, id="HuggingFaceTB/SmolLM2-135M", kind="hub")
+        return replace(record, spec=replace(record.spec, model=model))
+
+    path, *_ = write_report([from_hub(record) for record in records], tmp_path, ("model-card",))
+    data = ModelCard.load(path).data
+    assert (data.base_model, data.base_model_relation) == ("HuggingFaceTB/SmolLM2-135M", "quantized")
+
+
+def test_a_ruined_variant_s_card_has_numbers_only(tmp_path: Path, bench: Any, none: Any, looks: Any) -> None:
+    records = [bench.quality(none), bench.quality(looks[9].method, 2.5, 900.0)]
+    (path,) = write_report(records, tmp_path, ("model-card",))
+    assert "perplexity" not in {each.metric_type for each in ModelCard.load(path).data.eval_results}
+
+
+def test_a_hostile_record_adds_nothing_to_a_card(tmp_path: Path, records: list[RunRecord], hostile: Spoil) -> None:
+    for path in write_report(hostile(records, WORST), tmp_path, ("model-card",)):
+        card = ModelCard.load(path)
+        assert path.parent == tmp_path / "model-card"
+        assert card.data.license is None
+        assert card.data.model_name.startswith(WORST)
+        assert "<script" not in card.text
+        assert "](javascript" not in card.text.replace("\\]", "")
+
+
+def test_two_variants_of_one_name_have_two_cards(tmp_path: Path, bench: Any, none: Any, looks: Any) -> None:
+    twins = [replace(look.method, label="the same") for look in looks[:2]]
+    records = [bench.quality(none), *(bench.quality(twin, 4.5, 0.1) for twin in twins)]
+    paths = write_report(records, tmp_path, ("model-card",))
+    assert sorted(path.name for path in paths) == ["SmolLM2-135M-the-same-2.md", "SmolLM2-135M-the-same.md"]
+
+
+def test_a_job_summary_is_appended_and_fits(tmp_path: Path, bench: Any, records: list[RunRecord]) -> None:
+    path = tmp_path / "summary"
+    path.write_text("of the step before\n", encoding="utf-8")
+    written = write_report(records, tmp_path / "out", ("github",), path)
+    text = path.read_text(encoding="utf-8")
+    assert written == [path]
+    assert text.startswith("of the step before\n# Quantization report: SmolLM2-135M")
+    assert not (tmp_path / "out").exists()
+    path.write_bytes(b"x" * (LIMIT_BYTES - 2000))
+    write_report(records, tmp_path / "out", ("github",), path)
+    text = path.read_text(encoding="utf-8")
+    assert len(text.encode()) <= LIMIT_BYTES
+    assert text.endswith("The whole report is in the other formats.*\n")
+
+
+def test_a_job_summary_of_long_logs_fits(bench: Any, none: Any, looks: Any) -> None:
+    def failing(number: int) -> RunRecord:
+        method = replace(looks[0].method, label=f"method {number}", params={"n": number})
+        record: RunRecord = bench.failed(bench.spec("quality", method))
+        long = Failure("load", "RuntimeError", "é" * 30_000, "ö" * 60_000)
+        return replace(record, outcome=replace(record.outcome, failure=long))
+
+    text = job_summary(page([bench.quality(none), *map(failing, range(60))]))
+    assert len(text.encode()) <= LIMIT_BYTES
+    assert "Cut here" in text
+
+
+def test_a_job_summary_of_many_variants_shows_the_front(bench: Any, none: Any, looks: Any) -> None:
+    def variant(number: int) -> RunRecord:
+        method = replace(looks[0].method, label=f"method {number}", params={"n": number})
+        record: RunRecord = bench.quality(method, 4 + number / 10, 1 + 0.1 * abs(number - 30))
+        return record
+
+    text = job_summary(page([bench.quality(none), *map(variant, range(60))]))
+    assert "50 of 61 variants are shown, those on the front first" in text
+    assert "**unquantized**" in text
+    assert "**method 30** ●" in text
+
+
+def test_the_summary_is_a_file_where_there_is_no_job(tmp_path: Path, records: list[RunRecord]) -> None:
+    (path,) = write_report(records, tmp_path, ("github",))
+    assert path == tmp_path / "summary.md"
+
+
+def test_without_kaleido_nothing_is_written(
+    tmp_path: Path, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kaleido", None)
+    with pytest.raises(UsageError, match=r"pip install 'qharness\[images\]'"):
+        write_report(records, tmp_path / "out", ("md", "png"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_browser_it_is_said_which_to_install(
+    records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("kaleido", reason="needs kaleido: pip install 'qharness[images]'")
+    from harness.report.figures import figures
+
+    monkeypatch.setenv("BROWSER_PATH", "/nonexistent/browser")
+    (table,) = page(records).tables
+    with pytest.raises(UsageError, match="apt install chromium"):
+        images(figures(table)[:1], "svg")
+
+
+def test_images_are_drawn_from_the_same_figures(records: list[RunRecord]) -> None:
+    pytest.importorskip("kaleido", reason="needs kaleido: pip install 'qharness[images]'")
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium (Debian: apt install chromium)")
+    from harness.report.figures import figures
+
+    (table,) = page(records).tables
+    first, *_ = figures(table)
+    (svg,) = images([first], "svg")
+    text = svg.decode()
+    assert "gptq 4-bit g64" in text
+    assert first.title in text
+    assert "<script" not in text
+
+
+def test_an_image_has_the_colours_of_paper_and_leaves_the_page_s_alone(records: list[RunRecord]) -> None:
+    from harness.report.figures import figures
+
+    (table,) = page(records).tables
+    for figure in figures(table):
+        drawn = on_paper(figure)
+        assert drawn["layout"]["paper_bgcolor"] == "#ffffff"
+        assert "#ffffff" not in figure.json
