@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.analysis.recommend import recommend as recommend
     from harness.execution.runner import run_recipe as run
     from harness.planner import plan as plan
     from harness.recipe import load_recipe as load_recipe
@@ -19,10 +20,11 @@ _HOMES = {
     "load_recipe": "harness.recipe:load_recipe",
     "load_results": "harness.store:load_results",
     "plan": "harness.planner:plan",
+    "recommend": "harness.analysis.recommend:recommend",
     "run": "harness.execution.runner:run_recipe",
     "write_report": "harness.report:write_report",
 }
-__all__ = ["load_recipe", "load_results", "plan", "run", "write_report"]
+__all__ = ["load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

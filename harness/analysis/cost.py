@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from harness.analysis.speeds import point_of
-from harness.analysis.stats import Estimate
+from harness.analysis.stats import RANGE, Estimate
 from harness.analysis.table import Energy, GridPoint
 from harness.record import Measurement, RunRecord
 
@@ -70,4 +70,4 @@ def _across(measured: Iterable[Measurement]) -> Estimate | None:
     if not values:
         return None
     low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return Estimate(float(np.median(values)), low, high, len(values), "range of processes")
+    return Estimate(float(np.median(values)), low, high, len(values), RANGE)

@@ -6,6 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
+from harness.analysis.stats import Floats
+
 Direction = Literal["lower", "higher"]
 
 
@@ -19,6 +24,19 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
     signs = [-1.0 if direction == "higher" else 1.0 for direction in directions]
     costs = [_costs(point, signs) for point in points]
     return tuple(index for index, cost in enumerate(costs) if not any(_dominates(other, cost) for other in costs))
+
+
+def front_shares(axes: Sequence[Floats], directions: Sequence[Direction]) -> tuple[float, ...]:
+    """In which share of the draws each point is on the front; each axis is (draws, points)."""
+    costs = [-axis if direction == "higher" else axis for axis, direction in zip(axes, directions, strict=True)]
+    return tuple(float(np.mean(~_beaten(costs, point))) for point in range(costs[0].shape[1]))
+
+
+def _beaten(costs: Sequence[Floats], point: int) -> npt.NDArray[np.bool_]:
+    """Whether another point dominates this one, in each draw: (draws,)."""
+    nowhere_worse = np.logical_and.reduce([cost <= cost[:, [point]] for cost in costs])
+    better = np.logical_or.reduce([cost < cost[:, [point]] for cost in costs])
+    return np.asarray((nowhere_worse & better).any(axis=1))
 
 
 def _costs(point: Sequence[float], signs: Sequence[float]) -> tuple[float, ...]:

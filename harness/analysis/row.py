@@ -10,6 +10,7 @@ from harness.analysis.breakdown import by_confidence, by_position
 from harness.analysis.comparison import Comparison
 from harness.analysis.cost import energies
 from harness.analysis.footprint import footprint
+from harness.analysis.influence import Influence, of_difference, of_mean
 from harness.analysis.rule import above_noise_floor, compare
 from harness.analysis.scores import NATS_MARGIN, scores
 from harness.analysis.speeds import point_of, speeds
@@ -72,11 +73,13 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         facts=_facts(well),
         perplexity=perplexity(nll) if nll else None,
         perplexity_change=transformed(compared.effect, lambda nat: exponential(nat) - 1) if compared else None,
+        perplexity_influence=_perplexity_influence(evidence, nll) if compared else None,
         perplexity_comparison=compared,
         word_perplexity=_per(quality, "nll_per_word", exponential),
         byte_perplexity=_per(quality, "nll_per_byte", exponential),
         bits_per_byte=_per(quality, "nll_per_byte", lambda nat: nat / math.log(2)),
         kl_mean=_mean(quality, "kl", 0, math.inf),
+        kl_influence=of_mean(kl) if kl else None,
         kl_comparison=_above_noise(evidence, kl),
         kl_median=quantile(kl.values, 0.5) if kl else None,
         kl_p90=quantile(kl.values, 0.9) if kl else None,
@@ -132,6 +135,11 @@ def _compared(evidence: Evidence, nll: Measurement | None) -> tuple[Comparison |
         return compare(nll, theirs, NATS_MARGIN, "lower"), ()
     except ValueError as error:
         return None, (f"perplexity stands alone, {error}",)
+
+
+def _perplexity_influence(evidence: Evidence, nll: Measurement | None) -> Influence | None:
+    theirs = _values(evidence.baseline_quality, "nll")
+    return of_difference(nll, theirs) if nll and theirs else None
 
 
 def _above_noise(evidence: Evidence, kl: Measurement | None) -> Comparison | None:

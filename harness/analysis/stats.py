@@ -18,6 +18,8 @@ from harness.record import Measurement
 Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
+RANGE = "range of processes"
+"""The method of an estimate whose interval is no 95% one: processes are too few for that."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def speed(seconds: Sequence[Sequence[float]], tokens: int) -> Estimate:
         raise ValueError("no timings")
     rates = [tokens / float(np.median(process)) for process in seconds]
     low, high = (min(rates), max(rates)) if len(rates) > 1 else (None, None)
-    return Estimate(float(np.median(rates)), low, high, len(rates), "range of processes")
+    return Estimate(float(np.median(rates)), low, high, len(rates), RANGE)
 
 
 def ratio(one: Estimate, other: Estimate) -> Estimate:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from harness.analysis.breakdown import Bin
 from harness.analysis.comparison import Comparison
 from harness.analysis.footprint import Footprint
+from harness.analysis.influence import Influence
 from harness.analysis.paired import Flips
 from harness.analysis.stats import Estimate
 from harness.record import Status
@@ -128,8 +129,10 @@ class VariantRow:
     difference of probabilities, ``kl_batch_noise`` the variant's divergence from itself in another batch,
     ``size_ratio`` and ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of
     the checkpoint). ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
-    no other variant of the table is both smaller and closer to the baseline. ``peaks`` are the phases' highest use
-    of memory, ``left`` what was in use when they ended.
+    no other variant of the table is both smaller and closer to the baseline; ``front_probability`` is that of being
+    on the front of quality, stored bytes and decode speed (see ``chances``). ``peaks`` are the phases' highest use of
+    memory, ``left`` what was in use when they ended. ``kl_influence`` and ``perplexity_influence`` are the windows'
+    parts in the error of ``kl_mean`` and ``perplexity_change``.
     """
 
     label: str
@@ -142,11 +145,13 @@ class VariantRow:
     facts: tuple[tuple[str, str], ...] = ()
     perplexity: Estimate | None = None
     perplexity_change: Estimate | None = None
+    perplexity_influence: Influence | None = None
     perplexity_comparison: Comparison | None = None
     word_perplexity: Estimate | None = None
     byte_perplexity: Estimate | None = None
     bits_per_byte: Estimate | None = None
     kl_mean: Estimate | None = None
+    kl_influence: Influence | None = None
     kl_comparison: Comparison | None = None
     kl_median: float | None = None
     kl_p90: float | None = None
@@ -176,6 +181,7 @@ class VariantRow:
     quantize_s: float | None = None
     quantize_peak_bytes: int | None = None
     front: bool = False
+    front_probability: float | None = None
 
     @property
     def stored_bytes(self) -> int | None:

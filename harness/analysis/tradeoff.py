@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from harness.analysis.chances import front_probabilities
 from harness.analysis.pareto import front
 from harness.analysis.row import Evidence, row
 from harness.analysis.selection import (
@@ -175,11 +176,15 @@ def _surroundings(run: RunRecord) -> tuple[str | None, ...]:
 
 
 def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
-    """Those on the front of KL divergence against stored bytes are marked; the baseline's KL is zero."""
+    """Those on the front of KL divergence against stored bytes are marked; the baseline's KL is zero.
+
+    Beside it the probability of being on the front where decode speed counts as well.
+    """
     points = {index: point for index, entry in enumerate(rows) if (point := _point(entry)) is not None}
     indices = list(points)
     kept = {indices[position] for position in front(list(points.values()), ("lower", "lower"))}
-    return [replace(entry, front=index in kept) for index, entry in enumerate(rows)]
+    likely = front_probabilities(rows)
+    return [replace(entry, front=index in kept, front_probability=likely[index]) for index, entry in enumerate(rows)]
 
 
 def _point(entry: VariantRow) -> tuple[float, float] | None:

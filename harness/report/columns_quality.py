@@ -14,7 +14,13 @@ from harness.report.judgement import PAIRED, judgement, noise_words, words
 
 
 def quality_columns(table: Table) -> tuple[Column, ...]:
-    return (*_perplexity_columns(table), *_divergence_columns(), *task_columns(table), _coverage_column())
+    return (
+        *_perplexity_columns(table),
+        *_divergence_columns(),
+        *task_columns(table),
+        _coverage_column(),
+        _front_column(),
+    )
 
 
 def _perplexity_columns(table: Table) -> tuple[Column, ...]:
@@ -118,6 +124,15 @@ def _divergence_columns() -> tuple[Column, ...]:
 def _coverage_column() -> Column:
     text = "Share of the parameters in scope that are really stored quantized."
     return replace(_hidden("coverage_fraction", "Coverage", text, lambda row: row.coverage), unit="%", factor=100)
+
+
+def _front_column() -> Column:
+    text = (
+        "How likely no other variant is better in quality (mean KL, else perplexity), stored bytes and decode speed at "
+        "once: the share of draws from their intervals."
+    )
+    front = _hidden("front_probability", "On the front", text, lambda row: row.front_probability)
+    return replace(front, unit="%", factor=100, shown=True)
 
 
 def _estimate(

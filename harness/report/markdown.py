@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from harness.analysis.table import Table, VariantRow
+from harness.report.answer import default_answer
 from harness.report.column import Column, cell
 from harness.report.page import Fault, Page, noise_floor, table_labels, terms
 from harness.report.tables import shown_columns
@@ -33,11 +34,21 @@ def escape(text: str) -> str:
 def _table(table: Table) -> Iterable[str]:
     columns = shown_columns(table)
     yield f"## {escape(table.model)}"
+    yield from _answer(table)
     yield "  \n".join(_caption(table))
     head = [_line(["Variant", *map(heading, columns)]), _line(["---", *("---:" for _ in columns)])]
     yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
     if table.notes:
         yield "\n".join(f"- {escape(note)}" for note in table.notes)
+
+
+def _answer(table: Table) -> Iterable[str]:
+    """The question answered in one sentence, and what of it is uncertain."""
+    found = default_answer(table)
+    if found is None:
+        return
+    lines = [f"**{escape(found.question)}:** {escape(found.finding)}."]
+    yield "\n".join([*lines, *(f"- Uncertain: {escape(doubt)}." for doubt in found.uncertain)])
 
 
 def _caption(table: Table) -> Iterable[str]:

@@ -1,0 +1,148 @@
+"""The answer to a wish: each variant beside each limit, in order, and how certain that is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.analysis.aspects import ASPECTS, Figure, Place
+from harness.analysis.table import Table, VariantRow
+from harness.analysis.wish import Limit, Wish
+
+Standing = Literal["met", "probably met", "probably missed", "missed", "not measured"]
+
+SURE = 0.975
+"""From here on a difference is called one: what 95% two-sided leave to one side."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit and a variant's figure beside it."""
+
+    limit: Limit
+    figure: Figure
+
+    @property
+    def standing(self) -> Standing:
+        """Certainly met or missed where the whole interval is on one side; what has no interval is never certain."""
+        estimate = self.figure.estimate
+        if estimate is None:
+            return "not measured"
+        met = self._keeps(estimate.value)
+        if self.figure.bounded and self._keeps(estimate.low or 0) == self._keeps(estimate.high or 0) == met:
+            return "met" if met else "missed"
+        return "probably met" if met else "probably missed"
+
+    @property
+    def holds(self) -> bool:
+        return self.standing in ("met", "probably met")
+
+    @property
+    def factor(self) -> float:
+        """By which a figure misses its limit, above 1; 1 where it keeps it, infinite where that has no measure."""
+        if self.holds:
+            return 1.0
+        estimate = self.figure.estimate
+        sides = (estimate.value, self.limit.bound) if estimate else (0.0, 0.0)
+        return max(sides) / min(sides) if min(sides) > 0 else math.inf
+
+    def _keeps(self, value: float) -> bool:
+        lower = ASPECTS[self.limit.aspect].better == "lower"
+        return value <= self.limit.bound if lower else value >= self.limit.bound
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A variant judged by a wish. ``barred`` says why no figure could admit it; ``objective`` is what it is ordered by.
+
+    ``pick_probability`` is the share of draws in which it would be the first; None where it could not be drawn.
+    """
+
+    row: VariantRow
+    checks: tuple[Check, ...]
+    objective: Figure
+    barred: str | None = None
+    pick_probability: float | None = None
+
+    @property
+    def admissible(self) -> bool:
+        return self.barred is None and self.objective.estimate is not None and all(each.holds for each in self.checks)
+
+    @property
+    def certain(self) -> bool:
+        """Whether every limit is kept by a whole interval."""
+        return self.admissible and all(each.standing == "met" for each in self.checks)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether all that the wish asks for was measured."""
+        figures = [self.objective, *(each.figure for each in self.checks)]
+        return self.barred is None and all(figure.estimate for figure in figures)
+
+    @property
+    def open(self) -> bool:
+        """Whether it misses none of the limits whose figures are known, and others are not known."""
+        known = [each for each in self.checks if each.figure.estimate]
+        return self.barred is None and not self.evaluated and all(each.holds for each in known)
+
+    @property
+    def missed(self) -> tuple[Check, ...]:
+        return tuple(each for each in self.checks if not each.holds)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The answer to a wish about one table. ``admissible`` are best first, ``fallen`` nearest first.
+
+    ``none_probability`` is the share of the ``draws`` in which nobody keeps all limits, ``lead`` that in which the
+    first is better than the second by the objective alone.
+    """
+
+    table: Table
+    wish: Wish
+    place: Place
+    admissible: tuple[Candidate, ...]
+    fallen: tuple[Candidate, ...]
+    draws: int
+    none_probability: float
+    lead: float | None
+
+    @property
+    def pick(self) -> Candidate | None:
+        return next(iter(self.admissible), None)
+
+    @property
+    def certain_pick(self) -> Candidate | None:
+        """The first that keeps every limit with its whole interval."""
+        return next((each for each in self.admissible if each.certain), None)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the pick keeps its limits for certain and would be the pick again.
+
+        What was measured once, by which it was chosen, says nothing of the next time.
+        """
+        pick = self.pick
+        if pick is None or not pick.certain or not pick.objective.bounded:
+            return False
+        return pick.pick_probability is not None and pick.pick_probability >= SURE
+
+    @property
+    def nearest(self) -> Candidate | None:
+        """Where nobody is admissible: the one that misses its limits by the least factor, all of them multiplied."""
+        possible = [each for each in self.fallen if each.evaluated]
+        return next(iter(possible), None) if not self.admissible else None
+
+    @property
+    def binding(self) -> tuple[Limit, ...]:
+        """Where nobody is admissible: each limit without which, alone, somebody would be."""
+        if self.admissible:
+            return ()
+        lone = [each.missed[0].limit for each in self.fallen if each.evaluated and len(each.missed) == 1]
+        return tuple(limit for limit in self.wish.limits if limit in lone)
+
+    @property
+    def unmeasured(self) -> bool:
+        """Whether nobody is admissible and one of them might be, had all of it been measured."""
+        return not self.admissible and any(each.open for each in self.fallen)

@@ -1,0 +1,185 @@
+"""Which variant to ship: those that keep a wish's limits, best first, and why the others fell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
+from harness.analysis.choice import Candidate, Check, Recommendation
+from harness.analysis.draws import Luck, draws_for
+from harness.analysis.stats import Floats
+from harness.analysis.table import GridPoint, Table, VariantRow
+from harness.analysis.tradeoff import tradeoff
+from harness.analysis.wish import Limit, Option, Wish, count, default_limits, parse_limits, parse_objective
+from harness.errors import UsageError
+from harness.record import RunRecord
+from harness.store import read_records
+
+LEAKED = "calibrated on the evaluation text"
+
+
+def recommend(
+    results: str | Path | Sequence[RunRecord],
+    *,
+    minimize: str | None = None,
+    maximize: str | None = None,
+    at: str | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+    allow_labelled: bool = False,
+    **limits: Option,
+) -> tuple[Recommendation, ...]:
+    """The pick of each table of a results folder or of records: each model, perplexity protocol and machine.
+
+    ``limits`` are ``max_memory`` and ``max_size`` ("8GiB" or bytes), ``max_perplexity_increase``, ``max_accuracy_drop``
+    and ``min_agreement`` ("1%" or 0.01), ``max_kl`` (nat), ``min_decode`` and ``min_prefill`` (tok/s) and
+    ``max_energy`` (J per decoded token). ``minimize`` is one of bytes, memory, perplexity, kl, cost and energy,
+    ``maximize`` one of decode, prefill and accuracy. Without any limit the question is that of ``default_limits``.
+    Raises UsageError for a value or a name that means nothing, or for an ``at`` that no table has; ResultsError where
+    the folder holds no records.
+    """
+    wish = Wish(
+        parse_limits(limits),
+        parse_objective(minimize, maximize),
+        at,
+        count("context", context),
+        count("batch", batch),
+        allow_labelled,
+    )
+    records = read_records(Path(results)) if isinstance(results, str | Path) else results
+    tables = tradeoff(records)
+    if not tables:
+        raise UsageError("these results hold no run of a variant: there is nothing to choose from")
+    _refuse_unknown_point(tables, at)
+    return tuple(pick(table, wish if wish.limits else replace(wish, limits=default_limits(table))) for table in tables)
+
+
+def pick(table: Table, wish: Wish) -> Recommendation:
+    """The answer to a wish about one table; the unquantized baseline is a candidate as well."""
+    place = _place(table, wish)
+    judged = [_judged(row, wish, place) for row in table.rows]
+    in_order = sorted(judged, key=lambda each: _order(each, wish))
+    drawn = _draw(in_order, wish)
+    whole = [replace(each, pick_probability=drawn.picked.get(index)) for index, each in enumerate(in_order)]
+    return Recommendation(
+        table,
+        wish,
+        place,
+        admissible=tuple(each for each in whole if each.admissible),
+        fallen=tuple(sorted((each for each in whole if not each.admissible), key=_distance)),
+        draws=drawn.count,
+        none_probability=drawn.none,
+        lead=drawn.lead,
+    )
+
+
+def _judged(row: VariantRow, wish: Wish, place: Place) -> Candidate:
+    checks = tuple(Check(limit, ASPECTS[limit.aspect].figure(row, place)) for limit in wish.limits)
+    return Candidate(row, checks, ASPECTS[wish.objective].figure(row, place), _barred(row, wish, place.table))
+
+
+def _barred(row: VariantRow, wish: Wish, table: Table) -> str | None:
+    if row.status != "ok" and not (row.status == "invalid" and wish.allow_labelled):
+        return f"{row.status.replace('_', ' ')}: {row.reason or 'no reason recorded'}"
+    if wish.allow_labelled or row.is_baseline:
+        return None
+    return next((label for label in (*row.labels, *table.labels) if label.startswith(LEAKED)), None)
+
+
+def _order(candidate: Candidate, wish: Wish) -> tuple[float, float, float, str]:
+    """By the objective; of equals the one that diverges least goes first, then that whose perplexity rises least."""
+    row = candidate.row
+    kl = 0.0 if row.is_baseline else row.kl_mean.value if row.kl_mean else math.inf
+    change = 0.0 if row.is_baseline else row.perplexity_change.value if row.perplexity_change else math.inf
+    return _cost(candidate.objective, wish.objective), kl, change, row.label
+
+
+def _cost(figure: Figure, aspect: AspectName) -> float:
+    if figure.estimate is None:
+        return math.inf
+    return figure.estimate.value * (1 if ASPECTS[aspect].better == "lower" else -1)
+
+
+def _distance(candidate: Candidate) -> tuple[bool, bool, float]:
+    """What could be judged goes first, by the product of the factors that it misses limits by."""
+    product = math.prod(each.factor for each in candidate.checks)
+    return candidate.barred is not None, not candidate.evaluated, product
+
+
+@dataclass
+class _Drawn:
+    """``picked`` holds the probability of each candidate that could be drawn, by its place in the order."""
+
+    count: int
+    picked: dict[int, float] = field(default_factory=dict)
+    none: float = 1.0
+    lead: float | None = None
+
+
+def _draw(in_order: Sequence[Candidate], wish: Wish) -> _Drawn:
+    """Picks again and again with figures as they might have been; of equals the first in order is picked.
+
+    One figure of one variant is drawn once, however often the wish names it.
+    """
+    places = [index for index, each in enumerate(in_order) if each.evaluated]
+    found = _Drawn(draws_for(len(places)))
+    if not places:
+        return found
+    chosen = [in_order[index] for index in places]
+    luck = Luck(found.count)
+    columns: dict[AspectName, Floats] = {wish.objective: _columns(luck, [each.objective for each in chosen])}
+    kept = np.ones((found.count, len(places)), dtype=bool)
+    for number, limit in enumerate(wish.limits):
+        if limit.aspect not in columns:
+            columns[limit.aspect] = _columns(luck, [each.checks[number].figure for each in chosen])
+        kept &= _kept(columns[limit.aspect], limit)
+    sign = 1 if ASPECTS[wish.objective].better == "lower" else -1
+    costs = np.where(kept, sign * columns[wish.objective], math.inf)
+    nobody = ~kept.any(axis=1)
+    firsts = np.bincount(costs.argmin(axis=1)[~nobody], minlength=len(places)) / found.count
+    found.picked = dict(zip(places, firsts.tolist(), strict=True))
+    found.none = float(nobody.mean())
+    rivals = [position for position, each in enumerate(chosen) if each.admissible][:2]
+    if len(rivals) == 2:
+        first, second = (sign * columns[wish.objective][:, rival] for rival in rivals)
+        found.lead = float((first < second).mean())
+    return found
+
+
+def _columns(luck: Luck, figures: Sequence[Figure]) -> Floats:
+    """(draws, candidates)."""
+    return np.stack(
+        [luck.column(each.estimate, each.influence, each.relative) for each in figures if each.estimate], axis=1
+    )
+
+
+def _kept(values: Floats, limit: Limit) -> npt.NDArray[np.bool_]:
+    return values <= limit.bound if ASPECTS[limit.aspect].better == "lower" else values >= limit.bound
+
+
+def _place(table: Table, wish: Wish) -> Place:
+    """The point of the grid that the wish names, or the first; memory is that of this point unless otherwise said."""
+    point = next((each for each in table.grid if wish.at is None or _named(each, wish.at)), None)
+    of_point = point or next(iter(table.grid), None)
+    batch = wish.batch or (of_point.batch_size if of_point else 1)
+    tokens = wish.context or (of_point.prompt_tokens + of_point.new_tokens if of_point else 1)
+    return Place(table, point, batch, tokens)
+
+
+def _named(point: GridPoint, text: str) -> bool:
+    """Whether every part of ``batch 1, prompt 128`` is one of the point's own."""
+    parts = [" ".join(part.split()) for part in text.split(",")]
+    return set(parts) <= set(point.label.split(", "))
+
+
+def _refuse_unknown_point(tables: Sequence[Table], at: str | None) -> None:
+    points = dict.fromkeys(point for table in tables for point in table.grid)
+    if at is not None and not any(_named(point, at) for point in points):
+        known = "; ".join(point.label for point in points) or "none, no speed was measured"
+        raise UsageError(f"--at {at!r}: no such point of the speed measurement; known: {known}")

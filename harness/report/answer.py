@@ -1,0 +1,268 @@
+"""The question answered in one sentence per model, and what of the answer is uncertain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from harness.analysis.aspects import ASPECTS, AspectName, Figure
+from harness.analysis.choice import SURE, Candidate, Check, Recommendation
+from harness.analysis.recommend import pick
+from harness.analysis.stats import Estimate
+from harness.analysis.table import Table, VariantRow
+from harness.analysis.wish import Limit, Wish, default_limits
+from harness.report.formats import BINARY, DECIMAL, SizeUnit, signed, significant, size_unit
+
+NOTABLE = 0.05
+"""A share of draws from which another variant is named beside the pick."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``question`` and ``finding`` are the two halves of the sentence; ``variant`` is the pick's label, or None.
+
+    ``uncertain`` says why the choice may not hold, ``noted`` what the pick's row is labelled with.
+    """
+
+    question: str
+    variant: str | None
+    finding: str
+    uncertain: tuple[str, ...]
+    noted: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.question}: {self.finding}"
+
+
+def default_answer(table: Table) -> Answer | None:
+    """To the question of the recipe's budget and 1% of perplexity; None where neither quality was measured."""
+    limits = default_limits(table)
+    if not {limit.aspect for limit in limits} & {"perplexity", "accuracy_drop"}:
+        return None
+    return answer(pick(table, Wish(limits)))
+
+
+def answer(found: Recommendation) -> Answer:
+    chosen = found.pick
+    if chosen is None:
+        return Answer(_question(found), None, _nobody(found), (), ())
+    said = sides(chosen.row, found)
+    finding = f"{name(chosen.row)}; {', '.join(said)}" if said else name(chosen.row)
+    return Answer(_question(found), chosen.row.label, finding, tuple(_doubts(found, chosen)), chosen.row.labels)
+
+
+def name(row: VariantRow) -> str:
+    """The variant's label; of the baseline, whose method may be called none, with what it is."""
+    return f"{row.label} (the baseline)" if row.is_baseline else row.label
+
+
+def limit_words(limit: Limit) -> str:
+    """``≤ 8 GiB of memory``."""
+    return _LIMIT_WORDS[limit.aspect].format(_bound(limit))
+
+
+def figure_words(aspect: AspectName, figure: Figure, unit: SizeUnit | None = None) -> str:
+    """The figure with its interval and unit; what is lacking where there is none. Sizes in ``unit`` if it is given."""
+    estimate = figure.estimate
+    if estimate is None:
+        return figure.basis
+    if aspect in ("memory", "bytes"):
+        if unit is None or not 0.01 <= estimate.value / unit.bytes < 10_000:
+            unit = size_unit([int(estimate.value)], BINARY if aspect == "memory" else DECIMAL)
+        least = "at least " if estimate.high is not None and estimate.high > estimate.value else ""
+        words = f"{least}{significant(estimate.value / unit.bytes)} {unit.name}"
+    else:
+        write, factor, suffix = _WRITTEN[aspect]
+        words = _with_interval(estimate, lambda value: write(value * factor), suffix)
+    return f"{words} ({figure.basis})" if figure.basis and aspect in ("memory", "accuracy_drop") else words
+
+
+def bound_unit(limit: Limit) -> SizeUnit | None:
+    """The unit of a size's bound, in which figures beside it are written too."""
+    return _size_unit(limit.bound) if limit.aspect in ("memory", "bytes") else None
+
+
+def reasons(candidate: Candidate) -> tuple[str, ...]:
+    """Why a variant fell: each value beside its limit."""
+    if candidate.barred:
+        return (candidate.barred,)
+    found = [_reason(each) for each in candidate.missed]
+    lacking = candidate.objective.estimate is None and not found
+    return (f"what is to be best: {candidate.objective.basis}",) if lacking else tuple(found)
+
+
+def sides(row: VariantRow, found: Recommendation) -> list[str]:
+    """Size, speed and quality beside the baseline, those that were measured."""
+    said = []
+    if row.size_ratio and not row.is_baseline:
+        said.append(_size(row.size_ratio))
+    speed = row.speed_at(found.place.point) if found.place.point else None
+    if speed and speed.decode_ratio:
+        said.append(f"decodes {_with_interval(speed.decode_ratio, significant, '×')} as fast as the baseline")
+    if row.perplexity_change:
+        said.append(f"perplexity {_with_interval(row.perplexity_change, _percent, '%')}")
+    elif row.kl_mean and not row.is_baseline:
+        said.append(f"KL {_with_interval(row.kl_mean, significant, ' nat')}")
+    return said
+
+
+def _question(found: Recommendation) -> str:
+    asked = [limit_words(limit) for limit in found.wish.limits]
+    best = OBJECTIVE_WORDS[found.wish.objective]
+    if not asked:
+        return best[0].upper() + best[1:]
+    return f"For {' and '.join([', '.join(asked[:-1]), asked[-1]] if asked[:-1] else asked)}, {best}"
+
+
+def _nobody(found: Recommendation) -> str:
+    if found.unmeasured:
+        lacking = dict.fromkeys(reason for each in found.fallen if each.open for reason in reasons(each))
+        return f"not known; {'; '.join(lacking)}"
+    nearest = found.nearest
+    if nearest is None:
+        return "no variant could be judged"
+    said = f"no variant; the nearest is {name(nearest.row)}: {'; '.join(reasons(nearest))}"
+    binding = [limit_words(limit) for limit in found.binding]
+    return f"{said}. One would be found without the limit {' or without '.join(binding)}" if binding else said
+
+
+def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:
+    said = [_doubt(each) for each in chosen.checks if each.standing == "probably met"]
+    if not chosen.objective.bounded:
+        said.append(f"{OBJECTIVE_WORDS[found.wish.objective]} was found by one measurement, which has no interval")
+    said += _rivals(found, chosen)
+    second = found.admissible[1] if len(found.admissible) > 1 else None
+    if second and found.lead is not None and 1 - SURE < found.lead < SURE:
+        said.append(f"it cannot be told apart from {name(second.row)}, better in {_share(found.lead)} of draws")
+    certain = found.certain_pick
+    if certain is not chosen:
+        said.append(
+            f"the first that keeps every limit for certain is {name(certain.row)}"
+            if certain
+            else "no variant keeps every limit for certain"
+        )
+    return said
+
+
+def _rivals(found: Recommendation, chosen: Candidate) -> list[str]:
+    """How often the pick would be the pick, and who else."""
+    if chosen.pick_probability is None or chosen.pick_probability >= SURE:
+        return []
+    others = sorted(
+        (each for each in (*found.admissible, *found.fallen) if each is not chosen and each.pick_probability),
+        key=lambda each: -(each.pick_probability or 0),
+    )
+    named = [
+        f"{name(each.row)} in {_share(each.pick_probability or 0)}"
+        for each in others
+        if (each.pick_probability or 0) >= NOTABLE
+    ]
+    if found.none_probability >= NOTABLE:
+        named.append(f"no variant in {_share(found.none_probability)}")
+    return [", ".join([f"it is the pick in {_share(chosen.pick_probability)} of {found.draws} draws", *named])]
+
+
+def _doubt(check: Check) -> str:
+    words = figure_words(check.limit.aspect, check.figure, bound_unit(check.limit))
+    called, beyond = NAMES[check.limit.aspect], _beyond(check.limit)
+    if not check.figure.bounded:
+        return f"{called} {words} was measured once; whether it is {beyond} is not known"
+    return f"{called} {words} may be {beyond}"
+
+
+def _reason(check: Check) -> str:
+    words = figure_words(check.limit.aspect, check.figure, bound_unit(check.limit))
+    if check.figure.estimate is None:
+        return f"{NAMES[check.limit.aspect]}: {words}"
+    perhaps = ", but perhaps not" if check.standing == "probably missed" else ""
+    return f"{NAMES[check.limit.aspect]} {words}, {_beyond(check.limit)}{perhaps}"
+
+
+def _beyond(limit: Limit) -> str:
+    """``above 1%``."""
+    suffix = "" if limit.aspect in ("memory", "bytes") else _WRITTEN[limit.aspect][2]
+    return f"{'above' if ASPECTS[limit.aspect].better == 'lower' else 'below'} {_bound(limit)}{suffix}"
+
+
+def _size(ratio: float) -> str:
+    if ratio < 1:
+        return f"{significant(1 / ratio)}× smaller than 16-bit"
+    return "as large as 16-bit" if ratio == 1 else f"{significant(ratio)}× as large as 16-bit"
+
+
+def _bound(limit: Limit) -> str:
+    if limit.aspect in ("memory", "bytes"):
+        unit = _size_unit(limit.bound)
+        return f"{limit.bound / unit.bytes:.4g} {unit.name}"
+    factor = 100 if limit.aspect in ("perplexity", "agreement", "accuracy_drop") else 1
+    return f"{limit.bound * factor:.6g}"
+
+
+def _size_unit(count: float) -> SizeUnit:
+    """That in which the size is a short number, as somebody wrote it; binary where both are as short."""
+    fitting = [unit for unit in (*BINARY, *DECIMAL) if count >= unit.bytes]
+    return min(fitting or [BINARY[-1]], key=lambda unit: len(f"{count / unit.bytes:.10g}"))
+
+
+def _with_interval(estimate: Estimate, write: Callable[[float], str], suffix: str) -> str:
+    known = estimate.low is not None and estimate.high is not None and estimate.low != estimate.high
+    interval = f" [{write(estimate.low or 0)}, {write(estimate.high or 0)}]" if known else ""
+    return f"{write(estimate.value)}{suffix}{interval}"
+
+
+def _percent(value: float) -> str:
+    return signed(100 * value)
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if 0.01 <= value <= 0.99 else f"{value:.1%}"
+
+
+_WRITTEN: Mapping[AspectName, tuple[Callable[[float], str], float, str]] = {
+    "perplexity": (signed, 100, "%"),
+    "kl": (significant, 1, " nat"),
+    "agreement": (significant, 100, "%"),
+    "accuracy_drop": (significant, 100, "%"),
+    "accuracy": (signed, 100, "%"),
+    "decode": (significant, 1, " tok/s"),
+    "prefill": (significant, 1, " tok/s"),
+    "energy": (significant, 1, " J/tok"),
+    "cost": (significant, 1, " per 10⁶ tok"),
+}
+_LIMIT_WORDS: Mapping[AspectName, str] = {
+    "memory": "≤ {} of memory",
+    "bytes": "≤ {} of weights",
+    "perplexity": "≤ {}% more perplexity",
+    "kl": "≤ {} nat of KL",
+    "agreement": "≥ {}% top-1 agreement",
+    "accuracy_drop": "≤ {}% accuracy lost in any task",
+    "decode": "≥ {} tok/s decoding",
+    "prefill": "≥ {} tok/s of prefill",
+    "energy": "≤ {} J per decoded token",
+}
+OBJECTIVE_WORDS: Mapping[AspectName, str] = {
+    "bytes": "the smallest",
+    "memory": "the least memory",
+    "perplexity": "the lowest perplexity",
+    "kl": "the closest to the baseline",
+    "cost": "the cheapest tokens",
+    "energy": "the least energy",
+    "decode": "the fastest decoding",
+    "prefill": "the fastest prefill",
+    "accuracy": "the highest accuracy",
+}
+NAMES: Mapping[AspectName, str] = {
+    "memory": "memory",
+    "bytes": "stored weights",
+    "perplexity": "perplexity",
+    "kl": "KL",
+    "agreement": "top-1 agreement",
+    "accuracy_drop": "accuracy lost",
+    "accuracy": "accuracy gained",
+    "decode": "decode",
+    "prefill": "prefill",
+    "energy": "energy",
+    "cost": "cost",
+}
+"""How a figure is called, in the heading of a column too."""

@@ -1,0 +1,396 @@
+"""Wishes against tables whose answers are known, and what must hold for any table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.analysis.aspects import ASPECTS, Place
+from harness.analysis.choice import Check, Recommendation
+from harness.analysis.footprint import Footprint, Workspace
+from harness.analysis.pareto import front
+from harness.analysis.recommend import pick, recommend
+from harness.analysis.stats import RANGE, Estimate
+from harness.analysis.table import (
+    GridPoint,
+    Peak,
+    Speed,
+    StoredPart,
+    Table,
+    TaskKey,
+    TaskScore,
+    VariantRow,
+)
+from harness.analysis.wish import Limit, Wish, default_limits, parse_limits, parse_objective
+from harness.errors import UsageError
+from harness.spec import MethodRef, Price
+
+Bench = Any
+
+SMALL, LARGE = GridPoint(1, 128, 32, "eager"), GridPoint(8, 512, 32, "eager")
+ARC = TaskKey("arc", "acc", "none", 0, False, True)
+BOOL = TaskKey("boolq", "acc", "none", 0, False, True)
+
+
+def interval(value: float, half: float = 0.0, n: int = 100, method: str = "95% t-interval over windows") -> Estimate:
+    return Estimate(value, value - half, value + half, n, method)
+
+
+def variant(
+    label: str, size: int, change: Estimate | None = None, kl: float | None = None, decode: Estimate | None = None
+) -> VariantRow:
+    return VariantRow(
+        label,
+        label,
+        "transformers",
+        is_baseline=False,
+        status="ok",
+        perplexity=None if change is None else interval(10 * (1 + change.value)),
+        perplexity_change=change,
+        kl_mean=None if kl is None else interval(kl, kl / 10),
+        stored=(StoredPart("linear", "values", size),),
+        speeds=(Speed(SMALL, None, decode, None, None),) if decode else (),
+    )
+
+
+BASELINE = replace(variant("none", 1600, decode=interval(20, 1, 3, RANGE)), is_baseline=True, perplexity=interval(10))
+
+
+def table(*rows: VariantRow, **fields: Any) -> Table:
+    grid = tuple(dict.fromkeys(speed.point for row in (BASELINE, *rows) for speed in row.speeds))
+    return Table("model", None, "protocol", "machine", (BASELINE, *rows), **{"grid": grid, **fields})
+
+
+def at_most(aspect: Any, bound: float) -> Limit:
+    return Limit(f"max-{aspect}", aspect, bound)
+
+
+def answered(of: Table, *limits: Limit, **wish: Any) -> Recommendation:
+    return pick(of, Wish(limits, **wish))
+
+
+def labels(candidates: Any) -> list[str]:
+    return [each.row.label for each in candidates]
+
+
+EIGHT = variant("eight", 800, interval(0.002, 0.001), 0.001, interval(30, 1, 3, RANGE))
+FOUR = variant("four", 400, interval(0.008, 0.004), 0.01, interval(50, 2, 3, RANGE))
+THREE = variant("three", 300, interval(0.05, 0.01), 0.05, interval(60, 2, 3, RANGE))
+THREE_ROWS = table(EIGHT, FOUR, THREE)
+
+
+def test_the_smallest_within_one_per_cent() -> None:
+    found = answered(THREE_ROWS, at_most("perplexity", 0.01))
+    assert labels(found.admissible) == ["four", "eight", "none"]
+    assert labels(found.fallen) == ["three"]
+    assert [check.standing for each in found.admissible for check in each.checks] == ["probably met", "met", "met"]
+    assert found.certain_pick is not None
+    assert found.certain_pick.row.label == "eight"
+    assert not found.holds
+
+
+def test_the_probability_of_the_pick_is_that_of_keeping_its_limit() -> None:
+    """Four keeps 1% where its error, Student's t with 99 degrees of freedom, is below half of its interval's half."""
+    from scipy.stats import t
+
+    found = answered(THREE_ROWS, at_most("perplexity", 0.01))
+    expected = t.cdf(t.ppf(0.975, 99) * 0.5, 99)
+    chances = {each.row.label: each.pick_probability for each in (*found.admissible, *found.fallen)}
+    assert chances["four"] == pytest.approx(expected, abs=0.03)
+    assert chances["eight"] == pytest.approx(1 - expected, abs=0.03)
+    assert chances["none"] == chances["three"] == 0
+    assert sum(chances.values()) == pytest.approx(1)  # type: ignore[arg-type]
+
+
+def test_the_unquantized_baseline_may_be_the_best() -> None:
+    found = answered(THREE_ROWS, at_most("perplexity", 0.0005))
+    assert labels(found.admissible) == ["none"]
+    assert found.holds
+    assert found.certain_pick is found.pick
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "standing"),
+    [
+        (0.5, 0.4, 0.6, "met"),
+        (0.5, 0.4, 1.2, "probably met"),
+        (1.5, 0.9, 2.0, "probably missed"),
+        (1.5, 1.1, 2.0, "missed"),
+        (0.5, None, None, "probably met"),
+        (1.5, None, None, "probably missed"),
+        (1.0, 1.0, 1.0, "met"),
+    ],
+)
+def test_a_limit_is_kept_for_certain_by_a_whole_interval(
+    value: float, low: float | None, high: float | None, standing: str
+) -> None:
+    row = replace(FOUR, kl_mean=Estimate(value, low, high, 5, "made up"))
+    place = Place(THREE_ROWS, None, 1, 1)
+    assert Check(at_most("kl", 1.0), ASPECTS["kl"].figure(row, place)).standing == standing
+
+
+def test_nobody_meets_it_the_nearest_and_what_binds() -> None:
+    found = answered(THREE_ROWS, at_most("bytes", 350), at_most("perplexity", 0.01))
+    assert found.pick is None
+    assert found.nearest is not None
+    assert found.nearest.row.label == "four"  # 400 for 350 is a factor of 1.14, 5% for 1% one of 5
+    assert {limit.aspect for limit in found.binding} == {"bytes", "perplexity"}
+    assert [check.limit.aspect for check in found.nearest.missed] == ["bytes"]
+    assert not found.unmeasured
+
+
+def test_what_was_not_measured_is_not_admissible_and_not_a_no() -> None:
+    untimed = replace(FOUR, speeds=())
+    found = answered(table(EIGHT, untimed), at_most("bytes", 500), Limit("min-decode", "decode", 10))
+    assert found.pick is None
+    assert found.unmeasured
+    found = answered(table(EIGHT, untimed), at_most("bytes", 300), Limit("min-decode", "decode", 10))
+    assert not found.unmeasured  # 400 bytes are too many, however fast
+
+
+def test_what_failed_leaked_or_is_invalid_is_not_admissible() -> None:
+    leaked = replace(FOUR, labels=("calibrated on the evaluation text: 3% of it",))
+    failed = replace(EIGHT, status="timeout", reason="performance: took too long")
+    invalid = replace(THREE, status="invalid", reason="quality: not finite")
+    rows = table(leaked, failed, invalid)
+    found = answered(rows)
+    assert labels(found.admissible) == ["none"]
+    assert {each.row.label: each.barred for each in found.fallen} == {
+        "four": "calibrated on the evaluation text: 3% of it",
+        "eight": "timeout: performance: took too long",
+        "three": "invalid: quality: not finite",
+    }
+    assert labels(answered(rows, allow_labelled=True).admissible) == ["three", "four", "none"]
+
+
+def test_a_leak_that_is_said_of_the_whole_table_counts() -> None:
+    found = answered(table(FOUR, labels=("calibrated on the evaluation text: 3% of it",)))
+    assert labels(found.admissible) == ["none"]
+
+
+def test_speed_is_looked_at_where_the_wish_says() -> None:
+    both = replace(FOUR, speeds=(*FOUR.speeds, Speed(LARGE, None, interval(200, 1, 3, RANGE), None, None)))
+    rows = table(both, EIGHT, grid=(SMALL, LARGE))
+    limit = Limit("min-decode", "decode", 100)
+    assert answered(rows, limit).pick is None
+    assert labels(answered(rows, limit, at="prompt 512, batch 8").admissible) == ["four"]
+
+
+def test_memory_is_the_whole_of_generating_at_the_context_and_batch() -> None:
+    footprint = Footprint(1000, 2.0, Workspace(10, 1), Workspace(5, 0), 160, 4096, on_gpu=False)
+    rows = table(replace(FOUR, footprint=footprint), replace(EIGHT, footprint=replace(footprint, base_bytes=2000)))
+    found = answered(rows, at_most("memory", 1600), context=100, batch=2)
+    figure = {each.row.label: each.checks[0].figure.estimate for each in (*found.admissible, *found.fallen)}
+    expected = 1000 + 1.05 * (2 * 200 + 10 + 200)
+    assert figure["four"] == Estimate(expected, expected, expected, 1, "exact")
+    assert {each.row.label: each.checks[0].standing for each in (*found.admissible, *found.fallen)} == {
+        "none": "probably met",  # 1600 bytes of weights alone
+        "four": "missed",
+        "eight": "missed",
+    }
+    beyond = answered(rows, at_most("memory", 1e9), context=5000)
+    assert [each.checks[0].figure.basis for each in beyond.fallen] == ["the model reads at most 4096 tokens"] * 2
+
+
+def test_weights_alone_never_prove_that_memory_suffices() -> None:
+    found = answered(table(FOUR), at_most("memory", 500))
+    (check,) = found.admissible[0].checks
+    assert check.standing == "probably met"
+    assert check.figure.basis.startswith("its weights alone")
+    assert check.figure.estimate is not None
+    assert math.isinf(check.figure.estimate.high or 0)
+    assert [each.checks[0].standing for each in found.fallen] == ["missed"]  # the baseline: more weights than memory
+
+
+def test_a_peak_stands_in_where_the_parts_were_not_measured() -> None:
+    peaks = (
+        Peak("performance", "load", "VmHWM", 9000, None),
+        Peak("performance", "prefill", "VmHWM", 700, SMALL),
+        Peak("performance", "decode", "VmHWM", 650, SMALL),
+        Peak("quality", "forward", "VmHWM", 5000, None),
+    )
+    rows = table(replace(FOUR, peaks=peaks))
+    here, longer = (
+        ASPECTS["memory"].figure(rows.rows[1], Place(rows, SMALL, 1, tokens)).estimate for tokens in (160, 161)
+    )
+    assert here is not None
+    assert longer is not None
+    assert (here.value, here.high) == (700, 700)
+    assert (longer.value, longer.high) == (700, math.inf)
+
+
+def score(key: TaskKey, change: Estimate | None) -> TaskScore:
+    return TaskScore(key, True, interval(0.5, 0.1), change, None, None, None)
+
+
+def test_every_task_must_keep_its_accuracy() -> None:
+    one = replace(FOUR, tasks=(score(ARC, interval(-0.005, 0.001)), score(BOOL, interval(-0.03, 0.01))))
+    two = replace(EIGHT, tasks=(score(ARC, interval(0.002, 0.001)), score(BOOL, interval(-0.004, 0.008))))
+    part = replace(THREE, tasks=(score(ARC, interval(0.0, 0.001)),))
+    base = replace(BASELINE, tasks=(score(ARC, None), score(BOOL, None)))
+    rows = Table("model", None, "protocol", "machine", (base, one, two, part))
+    found = answered(rows, at_most("accuracy_drop", 0.01))
+    assert labels(found.admissible) == ["eight", "none"]
+    checks = {each.row.label: each.checks[0] for each in (*found.admissible, *found.fallen)}
+    assert checks["eight"].standing == "probably met"  # boolq may have lost 1.2 points
+    assert checks["four"].figure.basis == BOOL.label
+    assert checks["four"].figure.estimate is not None
+    assert checks["four"].figure.estimate.value == pytest.approx(0.03)
+    assert checks["three"].figure.basis == f"{BOOL.label} not measured"
+    best = answered(rows, objective="accuracy").admissible
+    assert labels(best) == ["none", "eight", "four"]
+    mean = best[1].objective.estimate
+    assert mean is not None
+    assert mean.value == pytest.approx(-0.001)
+    assert mean.high == pytest.approx(-0.001 + math.hypot(0.001, 0.008) / 2)
+
+
+def test_the_cheapest_is_the_fastest() -> None:
+    priced = replace(THREE_ROWS, price=Price(3.6, "EUR"))
+    found = answered(priced, objective="cost")
+    assert labels(found.admissible) == ["three", "four", "eight", "none"]
+    assert found.admissible[0].objective.estimate is not None
+    assert found.admissible[0].objective.estimate.value == pytest.approx(1e6 * 3.6 / 3600 / 60)
+    assert answered(THREE_ROWS, objective="cost").pick is None
+
+
+def test_equal_objectives_go_by_divergence() -> None:
+    twin = replace(FOUR, label="a twin", kl_mean=interval(0.02))
+    assert labels(answered(table(twin, FOUR)).admissible)[:2] == ["four", "a twin"]
+
+
+def test_first_and_second_are_told_apart_by_their_intervals() -> None:
+    near = replace(FOUR, label="near", speeds=(Speed(SMALL, None, interval(49, 2, 3, RANGE), None, None),))
+    found = answered(table(FOUR, near), objective="decode")
+    assert found.lead is not None
+    assert 0.5 < found.lead < 0.975
+    assert answered(table(FOUR, near)).lead == 0  # as large as one another: neither is smaller
+    assert answered(table(FOUR, EIGHT)).lead == 1
+
+
+def test_what_was_measured_once_is_no_certain_choice() -> None:
+    once = replace(FOUR, speeds=(Speed(SMALL, None, Estimate(50, None, None, 1, RANGE), None, None),))
+    found = answered(table(once, EIGHT), objective="decode")
+    assert found.pick is not None
+    assert found.pick.row.label == "four"
+    assert not found.holds
+
+
+def test_the_default_question() -> None:
+    assert default_limits(THREE_ROWS) == (Limit("max-perplexity-increase", "perplexity", 0.01),)
+    assert default_limits(replace(THREE_ROWS, budget_bytes=2**30))[0] == Limit("max-memory", "memory", 2**30)
+    assert default_limits(table(variant("plain", 5))) == ()
+
+
+def test_limits_are_read_as_users_write_them() -> None:
+    found = parse_limits(
+        {"max_memory": "8GiB", "max_size": "4GB", "max_perplexity_increase": "1%", "max_kl": 0.01, "min_decode": None}
+    )
+    assert [(limit.aspect, limit.bound) for limit in found] == [
+        ("memory", 8 * 2**30),
+        ("bytes", 4 * 10**9),
+        ("perplexity", 0.01),
+        ("kl", 0.01),
+    ]
+    assert parse_limits({"max_accuracy_drop": "0.5%"})[0].bound == pytest.approx(0.005)
+    assert parse_limits({"min_agreement": 0.95})[0].bound == 0.95
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_memory", "0GiB"),
+        ("max_memory", "-1GB"),
+        ("max_memory", "8"),
+        ("max_perplexity_increase", "0%"),
+        ("max_perplexity_increase", "-1%"),
+        ("max_perplexity_increase", "1"),
+        ("max_perplexity_increase", "nan"),
+        ("min_agreement", "101%"),
+        ("max_kl", "inf"),
+        ("min_decode", 0),
+        ("min_decode", "1_000"),
+        ("min_decode", True),
+        ("max_speed", 1),
+    ],
+)
+def test_what_is_no_limit_is_refused_in_one_message(name: str, value: Any) -> None:
+    with pytest.raises(UsageError) as raised:
+        parse_limits({name: value})
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("minimize", "maximize"), [("decode", None), (None, "bytes"), ("bytes", "decode")])
+def test_an_objective_that_means_nothing_is_refused(minimize: str | None, maximize: str | None) -> None:
+    with pytest.raises(UsageError):
+        parse_objective(minimize, maximize)
+
+
+def test_from_records_as_from_a_folder(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    records = [bench.quality(none), bench.quality(rtn, 4.5, 0.005)]
+    (found,) = recommend(records, max_perplexity_increase="1%", max_size="1GB")
+    assert labels(found.admissible) == ["rtn 4-bit", "unquantized"]
+    with pytest.raises(UsageError, match="no such point"):
+        recommend(records, at="batch 1")
+    with pytest.raises(UsageError, match="nothing to choose from"):
+        recommend([bench.prepare()])
+    with pytest.raises(UsageError, match="did you mean 'max_memory'"):
+        recommend(records, max_memroy="8GiB")
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> Table:
+    figure = st.floats(0.001, 1, allow_nan=False)
+    rows = [
+        variant(
+            str(number),
+            draw(st.integers(100, 2000)),
+            interval(draw(figure), draw(figure) / 3) if draw(st.booleans()) else None,
+            draw(figure) if draw(st.booleans()) else None,
+            interval(100 * draw(figure), 0.05, 3, RANGE) if draw(st.booleans()) else None,
+        )
+        for number in range(draw(st.integers(1, 6)))
+    ]
+    return table(*rows)
+
+
+BOUNDS = st.tuples(st.floats(0.001, 1), st.integers(100, 2000), st.floats(1, 60))
+
+
+@given(tables(), BOUNDS, BOUNDS)
+def test_a_looser_limit_never_removes_anybody(of: Table, one: Any, other: Any) -> None:
+    def keeping(change: float, size: int, speed: float) -> set[str]:
+        limits = (at_most("perplexity", change), at_most("bytes", size), Limit("min-decode", "decode", speed))
+        return set(labels(answered(of, *limits).admissible))
+
+    tight = keeping(min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]))
+    loose = keeping(max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]))
+    assert tight <= loose
+
+
+@given(tables(), st.sampled_from(["bytes", "decode", "perplexity"]), st.floats(0.001, 1))
+def test_the_pick_is_on_the_front_of_objective_and_divergence(of: Table, objective: Any, bound: float) -> None:
+    found = answered(of, at_most("kl", bound), objective=objective)
+    everybody = (*found.admissible, *found.fallen)
+    assert sorted(labels(everybody)) == sorted(row.label for row in of.rows)
+    if not found.admissible:
+        return
+    points = [
+        (each.objective.estimate.value, each.checks[0].figure.estimate.value)  # type: ignore[union-attr]
+        for each in found.admissible
+    ]
+    assert 0 in front(points, (ASPECTS[objective].better, "lower"))
+    values = [point[0] for point in points]
+    assert values == sorted(values, reverse=ASPECTS[objective].better == "higher")
+
+
+@given(tables(), st.floats(0.001, 1))
+def test_probabilities_add_up(of: Table, bound: float) -> None:
+    found = answered(of, at_most("perplexity", bound), objective="bytes")
+    chances = [each.pick_probability or 0 for each in (*found.admissible, *found.fallen)]
+    assert sum(chances) + found.none_probability == pytest.approx(1)

@@ -1,0 +1,143 @@
+"""The answer in words, as Markdown, as JSON and on a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness import console_recommend
+from harness.analysis.aspects import Figure
+from harness.analysis.choice import Recommendation
+from harness.analysis.recommend import recommend
+from harness.analysis.stats import Estimate
+from harness.analysis.wish import Limit
+from harness.record import RunRecord
+from harness.report.answer import answer, default_answer, figure_words, limit_words, reasons
+from harness.report.recommendation import json_line, markdown
+
+GOLDEN = Path(__file__).parent / "golden"
+WISHES: tuple[dict[str, Any], ...] = (
+    {},
+    {"max_memory": "700MiB", "max_perplexity_increase": "20%", "min_decode": 9.2, "maximize": "decode"},
+    {"max_size": "100MB", "max_perplexity_increase": "1%"},
+    {"max_accuracy_drop": "1%", "minimize": "energy"},
+)
+
+
+def asked(records: list[RunRecord], **wish: Any) -> Recommendation:
+    (found,) = recommend(records, **wish)
+    return found
+
+
+def on_terminal(found: list[Recommendation], monkeypatch: pytest.MonkeyPatch) -> str:
+    written = io.StringIO()
+    monkeypatch.setattr(console_recommend, "Console", lambda **_: Console(file=written, width=100, highlight=False))
+    console_recommend.show(found)
+    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
+
+
+@pytest.mark.parametrize("name", ["recommend.md", "recommend.jsonl", "recommend.txt"])
+def test_golden(name: str, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regenerate with QHARNESS_UPDATE_GOLDEN=1 and read the difference."""
+    found = [asked(records, **wish) for wish in WISHES]
+    if name.endswith(".md"):
+        text = markdown(found)
+    elif name.endswith(".txt"):
+        text = on_terminal(found, monkeypatch)
+    else:
+        text = "".join(f"{_rounded(json_line(each))}\n" for each in found)
+    path = GOLDEN / name
+    if os.environ.get("QHARNESS_UPDATE_GOLDEN") == "1":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+def _rounded(line: str) -> str:
+    """To six digits: the last ones differ between libraries of linear algebra."""
+    return json.dumps(json.loads(line, parse_float=lambda text: float(f"{float(text):.6g}")), ensure_ascii=False)
+
+
+def test_one_sentence_answers(records: list[RunRecord]) -> None:
+    found = default_answer(asked(records).table)
+    assert found is not None
+    assert found.variant == "torchao int8-weight-only"
+    assert found.sentence.startswith(
+        "For ≤ 1 GiB of memory and ≤ 1% more perplexity, the smallest: torchao int8-weight"
+    )
+    assert "1.22× smaller than 16-bit" in found.sentence
+    assert found.uncertain == ()
+
+
+def test_without_any_quality_there_is_no_sentence(bench: Any, none: Any) -> None:
+    (found,) = recommend([bench.performance(none)])
+    assert default_answer(found.table) is None
+
+
+def test_what_is_uncertain_is_said(records: list[RunRecord]) -> None:
+    """1.9% lies within the interval of bnb-int8, the smallest that keeps it."""
+    found = answer(asked(records, max_perplexity_increase="1.9%"))
+    assert found.variant == "bnb-int8"
+    limit, draws, certain = found.uncertain
+    assert limit == "perplexity +1.87% [+1.59, +2.15] may be above 1.9%"
+    assert draws.startswith("it is the pick in ")
+    assert ", torchao int8-weight-only in " in draws
+    assert certain == "the first that keeps every limit for certain is torchao int8-weight-only"
+
+
+def test_labels_are_told_beside_the_pick(bench: Any, none: Any, records: list[RunRecord]) -> None:
+    def labelled(record: RunRecord) -> RunRecord:
+        label = f"suspect: {record.spec.method.label}"
+        return replace(record, outcome=replace(record.outcome, labels=(*record.outcome.labels, label)))
+
+    found = answer(asked([labelled(record) if record.spec.kind == "quality" else record for record in records]))
+    assert found.variant == "torchao int8-weight-only"
+    assert "suspect: torchao int8-weight-only" in found.noted
+
+
+def test_why_a_variant_fell_has_its_value_beside_the_limit(records: list[RunRecord]) -> None:
+    fell = {each.row.label: reasons(each) for each in asked(records, max_size="0.1GB").fallen}
+    assert fell["torchao int8-weight-only"] == ("stored weights 220 MB, above 100 MB",)
+    assert fell["awq 4-bit g64"] == ("out of memory: quantize: killed: more than 8 GiB of memory",)
+
+
+@pytest.mark.parametrize(
+    ("bound", "words"),
+    [
+        (8 * 2**30, "≤ 8 GiB of memory"),
+        (8 * 10**9, "≤ 8 GB of memory"),
+        (700 * 2**20, "≤ 700 MiB of memory"),
+        (1.5 * 2**30, "≤ 1.5 GiB of memory"),
+        (100, "≤ 0.09766 KiB of memory"),
+    ],
+)
+def test_a_limit_is_written_as_it_was_given(bound: float, words: str) -> None:
+    assert limit_words(Limit("max-memory", "memory", bound)) == words
+
+
+def test_figures_carry_their_interval_and_unit() -> None:
+    assert figure_words("decode", Figure(Estimate(38.26, 36, 40, 3, ""))) == "38.3 tok/s [36.0, 40.0]"
+    assert figure_words("perplexity", Figure(Estimate(0.006, 0.004, 0.008, 3, ""))) == "+0.600% [+0.400, +0.800]"
+    assert figure_words("memory", Figure(Estimate(2**30, 2**30, float("inf"), 1, ""), "its weights alone")) == (
+        "at least 1.00 GiB (its weights alone)"
+    )
+    assert figure_words("kl", Figure(None, "not measured")) == "not measured"
+
+
+def test_a_hostile_name_marks_nothing_up(records: list[RunRecord]) -> None:
+    word = "[b]x[/b] <script>| **y**"
+    spoilt = [
+        replace(
+            record, spec=replace(record.spec, method=replace(record.spec.method, label=word + record.spec.method.label))
+        )
+        for record in records
+    ]
+    text = markdown([asked(spoilt)])
+    assert "<script>" not in text
+    assert "**y**" not in text
