@@ -6,14 +6,14 @@
   const onPaper = {"--ink": "#000", "--soft": "#444", "--grid": "rgba(90, 100, 112, .25)"};
   let paper = false;
 
-  const colours = layout => {
+  const dye = layout => {
     const of = name => paper ? onPaper[name] : style.getPropertyValue(name).trim();
-    const axes = Object.keys(layout).filter(name => /^[xy]axis\d*$/.test(name));
-    return Object.assign({"font.color": of("--ink")}, ...axes.map(axis => ({
-      [`${axis}.gridcolor`]: of("--grid"), [`${axis}.color`]: of("--soft"),
-    })));
+    layout.font = {...layout.font, color: of("--ink")};
+    for (const name of Object.keys(layout).filter(name => /^[xy]axis\d*$/.test(name)))
+      layout[name] = {...layout[name], gridcolor: of("--grid"), color: of("--soft")};
+    return layout;
   };
-  const paint = () => drawn.forEach(plot => Plotly.relayout(plot, colours(plot.layout)));
+  const paint = () => drawn.forEach(plot => Plotly.react(plot, plot.data, dye({...plot.layout})));
 
   // plotly is large: it is compiled when the first plot is wanted, after the tables are there.
   const load = () => {
@@ -28,8 +28,7 @@
     load();
     drawn.add(plot);
     const figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
-    Plotly.newPlot(plot, figure.data, figure.layout, {displaylogo: false, responsive: true, displayModeBar: false});
-    Plotly.relayout(plot, colours(plot.layout));
+    Plotly.newPlot(plot, figure.data, dye(figure.layout), {displaylogo: false, responsive: true, displayModeBar: false});
   };
 
   const near = new IntersectionObserver(entries => {

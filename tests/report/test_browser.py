@@ -1,0 +1,283 @@
+"""The page in a real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.record import RunRecord
+from harness.report import write_report
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt install chromium)")
+
+WORDS = " ".join(
+    (
+        "<script>alert(1)</script>",
+        "x</script><script>alert(2)</script>",
+        '"><img src=x onerror=alert(3)>',
+        "</style><svg onload=alert(4)>",
+        "javascript:alert(5)",
+    )
+)
+SHOWN = "tbody:last-of-type tr:not(.late)"
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+
+
+@dataclass
+class Opened:
+    """A page that was opened, and all that it complained of or asked for."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+    def names(self) -> list[str]:
+        """The variants that are shown, from the top; what stands beside their names left out."""
+        found: list[str] = self.page.eval_on_selector_all(
+            f"[data-sortable] {SHOWN} > th", "all => all.map(each => each.dataset.sort)"
+        )
+        return found
+
+    def column(self, heading: str) -> list[str]:
+        """The ``data-sort`` of that column's cells, from the top."""
+        found: list[str] = self.page.evaluate(
+            """([heading, rows]) => {
+              const table = document.querySelector("[data-sortable]");
+              const heads = [...table.tHead.rows[1].cells];
+              const at = heads.findIndex(head => head.textContent.trim().startsWith(heading));
+              return [...table.querySelectorAll(rows)].map(row => row.cells[at].dataset.sort ?? "");
+            }""",
+            [heading, SHOWN],
+        )
+        return found
+
+    def see_all(self) -> None:
+        """Scrolls to each plot in turn, so that all are drawn."""
+        for plot in self.page.locator("[data-figure]").all():
+            plot.evaluate("each => each.scrollIntoView({behavior: 'instant', block: 'center'})")
+        self.await_plots()
+
+    def await_plots(self) -> None:
+        """The page's policy forbids what Playwright's own waiting would do."""
+        for _ in range(200):
+            if not self.page.locator("[data-figure]:not(:has(.main-svg))").count():
+                return
+            self.page.wait_for_timeout(50)
+        pytest.fail("a plot was not drawn")
+
+
+Open = Callable[..., Opened]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def few(bench: Any, looks: Any) -> list[RunRecord]:
+    """A sweep of three variants and two that failed."""
+    found: list[RunRecord] = bench.sweep(looks[:3], repetitions=1)
+    return found
+
+
+@pytest.fixture
+def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
+    """Opens the report of some records; no request leaves the page's own file."""
+    contexts = []
+
+    def opened(records: Sequence[RunRecord], **options: Any) -> Opened:
+        (path,) = write_report(records, tmp_path, ("html",))
+        context = browser.new_context(**options)
+        contexts.append(context)
+        found = Opened(context.new_page())
+
+        def answer(route: Any) -> None:
+            if route.request.url == path.as_uri():
+                route.continue_()
+            else:
+                found.requests.append(route.request.url)
+                route.abort()
+
+        context.route("**/*", answer)
+        found.page.on("console", lambda message: found.complaints.append(message.text))
+        found.page.on("pageerror", lambda error: found.complaints.append(str(error)))
+        found.page.on("dialog", lambda dialog: (found.complaints.append("a dialog opened"), dialog.dismiss()))
+        found.page.goto(path.as_uri())
+        return found
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+def test_the_page_draws_every_plot_and_complains_of_nothing(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records)
+    assert opened.page.title() == "SmolLM2-135M: quantization report"
+    opened.see_all()
+    assert opened.page.locator("[data-figure] .main-svg").count() >= 10
+    assert (opened.complaints, opened.requests) == ([], [])
+
+
+def test_a_click_sorts_and_another_turns_the_order(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records)
+    head = opened.page.get_by_role("columnheader", name="KL mean")
+    for order, back in (("ascending", False), ("descending", True)):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        known = [float(value) for value in opened.column("KL mean") if value]
+        assert known == sorted(known, reverse=back)
+        assert len(known) == 11
+        assert opened.column("KL mean")[11:] == ["", ""], "what was not measured comes last"
+    first = opened.page.locator("[data-sortable] tbody tr").first
+    assert "baseline" in str(first.get_attribute("class"))
+    assert opened.page.locator("[aria-sort]").count() == 1
+
+
+def test_the_keyboard_sorts(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records)
+    opened.page.get_by_label("Find").focus()
+    for _ in range(40):
+        opened.page.keyboard.press("Tab")
+        if opened.page.evaluate("document.activeElement.matches('th button:not(th:first-child button)')"):
+            break
+    opened.page.keyboard.press("Enter")
+    assert opened.page.locator("th[aria-sort=ascending]").inner_text().strip() == "Perplexity"
+    values = [float(value) for value in opened.column("Perplexity") if value]
+    assert values == sorted(values)
+
+
+def test_text_and_status_filter(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records)
+    said = opened.page.get_by_role("status")
+    assert said.inner_text() == "13 of 13 variants"
+    opened.page.get_by_label("Find").fill("RTN 4-bit")
+    assert opened.names() == ["rtn 4-bit g32", "rtn 4-bit g64"]
+    assert said.inner_text() == "2 of 13 variants"
+    opened.page.get_by_label("Find").fill("equivalent")
+    assert "rtn 8-bit g64" in opened.names()
+    assert "rtn 2-bit g64" not in opened.names()
+    opened.page.get_by_label("Find").fill("")
+    opened.page.get_by_label("Status").select_option("unsupported")
+    assert opened.names() == ["torchao int4-weight-only"]
+    assert opened.page.locator("tr.baseline").first.is_visible()
+
+
+def test_a_label_filters(open_page: Open, bench: Any, none: Any, looks: Any) -> None:
+    from dataclasses import replace
+
+    marked = bench.quality(looks[0].method, 8, 0.1)
+    marked = replace(marked, outcome=replace(marked.outcome, labels=("dequantized on load",)))
+    opened = open_page([bench.quality(none), marked, bench.quality(looks[1].method, 4, 0.2)])
+    opened.page.get_by_label("Label").select_option("dequantized on load")
+    assert opened.names() == ["bnb-int8"]
+
+
+def test_columns_are_chosen_by_group(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records)
+    head = opened.page.locator("[data-sortable] thead tr.groups th", has_text="Peak memory")
+    cell = opened.page.locator("[data-sortable] thead button", has_text="loading")
+    chip = opened.page.get_by_role("group", name="Columns").get_by_role("button", name="Peak memory")
+    assert not head.is_visible()
+    assert not cell.is_visible()
+    chip.click()
+    assert chip.get_attribute("aria-pressed") == "true"
+    assert head.is_visible()
+    assert cell.is_visible()
+    opened.page.get_by_role("group", name="Columns").get_by_role("button", name="Quality").click()
+    assert not opened.page.locator("[data-sortable] thead button", has_text="KL mean").is_visible()
+    assert opened.page.locator("[data-sortable] thead button", has_text="Bits per weight").is_visible()
+
+
+def test_a_long_table_is_drawn_in_part_until_asked_for(open_page: Open, bench: Any, none: Any, looks: Any) -> None:
+    from dataclasses import replace
+
+    def variant(number: int) -> RunRecord:
+        method = replace(looks[0].method, label=f"method {number}", params={"n": number})
+        record: RunRecord = bench.quality(method, 4 + number / 100, 0.1)
+        return record
+
+    opened = open_page([bench.quality(none), *map(variant, range(130))])
+    assert len(opened.names()) == 100
+    assert opened.page.get_by_role("status").inner_text() == "130 of 130 variants, the first 100 shown"
+    opened.page.get_by_role("button", name="Show all 130").click()
+    assert len(opened.names()) == 130
+    assert opened.complaints == []
+
+
+def test_the_baseline_stays_below_the_head(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records, viewport={"width": 1300, "height": 500})
+    gap = opened.page.evaluate(
+        """() => {
+          const table = document.querySelector("[data-sortable]"), box = table.closest(".scroll");
+          box.scrollIntoView({behavior: "instant"});
+          box.scrollTo({top: 400, behavior: "instant"});
+          const base = table.querySelector("tr.baseline td").getBoundingClientRect();
+          return [box.scrollTop, base.top - table.tHead.getBoundingClientRect().bottom];
+        }"""
+    )
+    assert gap == [400, pytest.approx(0, abs=1.5)]
+
+
+def test_without_scripts_it_is_a_plain_table(open_page: Open, few: list[RunRecord]) -> None:
+    opened = open_page(few, java_script_enabled=False)
+    assert opened.page.locator("[data-sortable] tbody tr:visible").count() == 6
+    assert not opened.page.locator(".tools").is_visible()
+    assert opened.page.locator("[data-sortable] thead button", has_text="loading").is_visible()
+    assert opened.page.get_by_text("what they show stands below each as a table").is_visible()
+
+
+def test_a_phone_scrolls_in_one_direction(open_page: Open, few: list[RunRecord]) -> None:
+    opened = open_page(few, **PHONE)
+    opened.see_all()
+    for details in opened.page.locator("main > section details").all():
+        details.evaluate("each => each.open = true")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert opened.page.evaluate("document.querySelector('.scroll').scrollWidth > 390"), "the table has its own box"
+
+
+def test_dark_and_light_are_followed(open_page: Open, few: list[RunRecord]) -> None:
+    def brightness(colour: str) -> float:
+        return sum(float(part) for part in colour.strip("rgba()").split(",")[:3]) / 765
+
+    opened = open_page(few, color_scheme="dark")
+    opened.see_all()
+    text = ".xtick text"
+    colour = "each => getComputedStyle(each).fill"
+    paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert brightness(paper) < 0.2
+    assert brightness(opened.page.locator(text).first.evaluate(colour)) > 0.5
+    opened.page.emulate_media(color_scheme="light")
+    opened.page.wait_for_timeout(300)
+    assert brightness(opened.page.locator(text).first.evaluate(colour)) < 0.5
+    assert opened.complaints == []
+
+
+def test_paper_gets_every_plot_in_dark_ink(open_page: Open, few: list[RunRecord]) -> None:
+    opened = open_page(few, color_scheme="dark")
+    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    opened.await_plots()
+    fill = opened.page.locator(".xtick text").first.evaluate("each => getComputedStyle(each).fill")
+    assert fill == "rgb(0, 0, 0)"
+    opened.page.emulate_media(media="print", color_scheme="dark")
+    assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not opened.page.locator(".tools").is_visible()
+    assert opened.complaints == []
+
+
+def test_a_hostile_record_runs_nothing(open_page: Open, few: list[RunRecord], hostile: Any) -> None:
+    opened = open_page(hostile(few, WORDS))
+    opened.see_all()
+    opened.page.locator("[data-figure]").first.hover()
+    assert (opened.complaints, opened.requests) == ([], [])
+    assert WORDS in opened.page.locator("h1").inner_text()
