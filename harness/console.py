@@ -31,6 +31,7 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
                         "model": run.spec.model.label,
                         "method": run.spec.method.label,
                         "engine": run.spec.engine,
+                        "decode_mode": run.spec.decode_mode,
                         "repetition": run.spec.repetition,
                         "stack": run.spec.stack,
                         "state": _state(run, done),

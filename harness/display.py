@@ -72,6 +72,7 @@ def _json(event: Event) -> None:
         "kind": spec.kind,
         "model": spec.model.label,
         "method": spec.method.label,
+        "decode_mode": spec.decode_mode,
         "repetition": spec.repetition,
     }
     if isinstance(event, Ended):

@@ -203,10 +203,19 @@ def _variant_runs(
         needs = {**spec.needs, **calibrate}
         asked = _locked(replace(spec, kind="task", task=task, needs=needs), variant, site)
         yield PlannedRun(asked, weight_bytes, blocked)
-    if spec.throughput is not None or (spec.memory and spec.perplexity is None):
+    for grid in _timed(sweep, spec):
         for repetition in range(sweep.recipe.repetitions):
-            run = _locked(replace(spec, kind="performance", repetition=repetition), variant, site)
+            timed = replace(spec, kind="performance", throughput=grid, repetition=repetition)
+            run = _locked(timed, variant, site)
             yield PlannedRun(run, weight_bytes, blocked or too_long(source, run))
+
+
+def _timed(sweep: _Sweep, spec: RunSpec) -> Iterator[ThroughputWorkload | None]:
+    """What performance runs time: the grid in each decode mode, or nothing where only memory is measured."""
+    if spec.throughput is not None:
+        yield from (replace(spec.throughput, decode_mode=mode) for mode in sweep.recipe.decode_mode)
+    elif spec.memory and spec.perplexity is None:
+        yield None
 
 
 def _excluded(recipe: Recipe, source: SourceModel, spec: RunSpec, variant: Variant) -> bool:

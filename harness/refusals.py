@@ -39,6 +39,7 @@ def _refuse_without_throughput(recipe: Recipe) -> None:
         (("measure", "energy"), recipe.measure.energy, "it is measured at the points of its grid"),
         (("measure", "memory", "budget"), memory and memory.budget, "what fits is worked out from its prompts"),
         (("price",), recipe.price, "a token's cost follows from its speeds"),
+        (("decode_mode",), recipe.decode_mode != ("eager",) or None, "without it nothing is decoded for its speed"),
     ]
     for place, value, why in wanted:
         if value is not None:

@@ -16,6 +16,8 @@ from typing import Any, Literal
 Scalar = str | int | float | bool | None
 Kind = Literal["prepare", "calibrate", "probe", "quantize", "reference", "quality", "task", "performance"]
 Stage = Literal["none", "on_load", "offline", "published"]
+DecodeMode = Literal["eager", "compiled"]
+"""Whether decoding runs layer by layer from Python, or as one compiled graph over a static key-value cache."""
 
 
 @dataclass(frozen=True)
@@ -158,12 +160,20 @@ class ThroughputWorkload:
     new_tokens: int
     warmup: int
     iterations: int
+    decode_mode: DecodeMode = "eager"
+
+    def settings(self) -> dict[str, Any]:
+        """All of it. What was added later stands there only where it is used: a question keeps its name."""
+        settings = asdict(self)
+        if self.decode_mode == "eager":
+            del settings["decode_mode"]
+        return settings
 
     @property
     def cells(self) -> tuple[Cell, ...]:
         """The points of the grid in the order they are measured."""
         grid = product(self.batch_sizes, self.prompt_tokens)
-        return tuple(Cell(batch, prompt, self.new_tokens) for batch, prompt in grid)
+        return tuple(Cell(batch, prompt, self.new_tokens, self.decode_mode) for batch, prompt in grid)
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,7 @@ class Cell:
     batch_size: int
     prompt_tokens: int
     new_tokens: int
-    decode_mode: str = "eager"
+    decode_mode: DecodeMode = "eager"
 
     @property
     def protocol(self) -> dict[str, Scalar]:
@@ -244,14 +254,25 @@ class RunSpec:
         return self.method.identity == self.baseline.identity
 
     @property
+    def decode_mode(self) -> DecodeMode:
+        """How this run decodes, if it does."""
+        timed = self.throughput if self.kind == "performance" else None
+        return timed.decode_mode if timed else "eager"
+
+    @property
+    def method_label(self) -> str:
+        """The method and, where it is not the usual one, the decode mode: ``rtn bits=4 · compiled``."""
+        return labelled(self.method.label, self.decode_mode)
+
+    @property
     def variant(self) -> str:
         """``model × method × engine`` as a reader sees it."""
-        return f"{self.model.label} × {self.method.label} × {self.engine}"
+        return f"{self.model.label} × {self.method_label} × {self.engine}"
 
     @property
     def title(self) -> str:
         """A short line for displays and logs."""
-        what = self.method.label if self.kind in ("quantize", "quality", "task", "performance") else self.model.label
+        what = self.method_label if self.kind in ("quantize", "quality", "task", "performance") else self.model.label
         again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
         task = f"{self.task.name} " if self.task else ""
         scores = self.perplexity if self.kind in ("reference", "quality") else None
@@ -303,7 +324,7 @@ class RunSpec:
             if self.allow_leak:
                 case["allow_leak"] = True
         if self.kind == "performance":
-            case["throughput"] = asdict(self.throughput) if self.throughput else None
+            case["throughput"] = self.throughput.settings() if self.throughput else None
             if self.energy:
                 case["energy"] = True
         return case
@@ -313,6 +334,11 @@ class RunSpec:
         settings = asdict(self.calibration)
         del settings["text"]
         return [settings, _text_identity(self.calibration.text)]
+
+
+def labelled(method: str, decode_mode: DecodeMode) -> str:
+    """A method's label with the decode mode, where that is not the usual one."""
+    return method if decode_mode == "eager" else f"{method} · {decode_mode}"
 
 
 def _text_identity(text: TextRef) -> list[Any]:

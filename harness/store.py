@@ -106,6 +106,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
             "model": spec.model.label,
             "method": spec.method.label,
             "engine": spec.engine,
+            "decode_mode": spec.decode_mode,
             "repetition": spec.repetition,
             "attempt": record.attempt,
             "session": record.session,

@@ -75,7 +75,7 @@ class _Point:
 
 
 def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
-    """The parts that runs of one variant measured; None where they did not, or where peaks could not be set back.
+    """The parts that runs of one variant measured in eager mode; None where they did not, or peaks were not set back.
 
     Of several runs the largest figure counts. A workspace is a phase's peak, less what was in use when it began,
     less what the key-value cache grew by; through those of several prompt lengths a line is laid, and where attention
@@ -83,7 +83,7 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
     """
     source = next((name for name in reversed(SOURCES) if _points(runs, "prefill", name)), None)
     caches = [m for m in _all(runs, "kv_cache_bytes_per_token") if m.protocol["after"] == "decode"]
-    if source is None or not caches:
+    if source is None or not caches or any(run.spec.decode_mode != "eager" for run in runs):
         return None
     prefill, decode = _points(runs, "prefill", source), _points(runs, "decode", source)
     square = any(run.outcome.facts.get("attention") == "eager" for run in runs)

@@ -17,6 +17,7 @@ from harness.analysis.speeds import point_of, speeds
 from harness.analysis.stats import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
 from harness.analysis.table import Peak, StoredPart, VariantRow
 from harness.record import Measurement, RunRecord
+from harness.spec import labelled
 
 BYTES_PER_16_BIT_PARAMETER = 2
 KL_MARGIN_NAT = 1e-3
@@ -27,8 +28,9 @@ KL_MARGIN_NAT = 1e-3
 class Evidence:
     """The records that speak for one variant.
 
-    ``performance`` and ``baseline_performance`` are of one session; ``baseline_quality`` and ``baseline_tasks`` were
-    measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's divergence from itself.
+    ``performance`` and ``baseline_performance`` are of one session and one decode mode; ``baseline_quality`` and
+    ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
+    divergence from itself.
     """
 
     quality: RunRecord | None
@@ -62,12 +64,14 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     answered, task_notes = scores(evidence.tasks, () if spec.is_baseline else evidence.baseline_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
+    mode = evidence.performance[0].spec.decode_mode if evidence.performance else "eager"
     made = VariantRow(
-        label=spec.method.label,
+        label=labelled(spec.method.label, mode),
         method=spec.method.name,
         engine=spec.engine,
         is_baseline=spec.is_baseline,
         status=fault.status if fault else "ok",
+        decode_mode=mode,
         reason=reason(fault) if fault else None,
         labels=tuple(dict.fromkeys(label for run in evidence.all for label in run.outcome.labels)),
         facts=_facts(well),

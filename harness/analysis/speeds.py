@@ -50,7 +50,6 @@ def point_of(measured: Measurement) -> GridPoint:
         int(protocol["batch_size"] or 0),
         int(protocol["prompt_tokens"] or 0),
         int(protocol.get("new_tokens") or 0),
-        str(protocol.get("decode_mode", "")),
     )
 
 

@@ -11,7 +11,7 @@ from harness.analysis.influence import Influence
 from harness.analysis.paired import Flips
 from harness.analysis.stats import Estimate
 from harness.record import Status
-from harness.spec import Kind, Price, Scalar
+from harness.spec import DecodeMode, Kind, Price, Scalar
 
 
 @dataclass(frozen=True, order=True)
@@ -21,16 +21,15 @@ class GridPoint:
     batch_size: int
     prompt_tokens: int
     new_tokens: int
-    decode_mode: str
 
     @property
     def label(self) -> str:
-        return f"batch {self.batch_size}, prompt {self.prompt_tokens}, {self.new_tokens} new, {self.decode_mode}"
+        return f"batch {self.batch_size}, prompt {self.prompt_tokens}, {self.new_tokens} new"
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second at one grid point, and as multiples of the baseline's of the same session."""
+    """Tokens per second at one grid point, and as multiples of the baseline's of the same session and decode mode."""
 
     point: GridPoint
     prefill_tok_per_s: Estimate | None
@@ -128,7 +127,8 @@ class VariantRow:
     Units: ``perplexity_change`` and ``top*_agreement`` are fractions, ``kl_*`` nat per token, ``delta_p`` a
     difference of probabilities, ``kl_batch_noise`` the variant's divergence from itself in another batch,
     ``size_ratio`` and ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of
-    the checkpoint). ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
+    the checkpoint). A method that was timed in several decode modes has a row for each, with the same quality.
+    ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
     no other variant of the table is both smaller and closer to the baseline; ``front_probability`` is that of being
     on the front of quality, stored bytes and decode speed (see ``chances``). ``peaks`` are the phases' highest use of
     memory, ``left`` what was in use when they ended. ``kl_influence`` and ``perplexity_influence`` are the windows'
@@ -140,6 +140,7 @@ class VariantRow:
     engine: str
     is_baseline: bool
     status: Status
+    decode_mode: DecodeMode = "eager"
     reason: str | None = None
     labels: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from harness.analysis.chances import front_probabilities
 from harness.analysis.pareto import front
@@ -88,7 +89,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         native_quantization=any_spec.model.native_quantization,
         protocol=protocol_text(protocol),
         hardware=where.hardware_text,
-        rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(judged(rows)))),
+        rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
         labels=labels,
         notes=_distinct(notes),
         kl_noise_floor=_mean(_noise_floor(references, "batch size")),
@@ -107,17 +108,37 @@ def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
     for run in runs.all:
         variants.setdefault(variant_key(run.spec), []).append(run)
-    made = [row(_evidence(members, runs)) for members in variants.values()]
+    made = [[row(each) for each in _evidence(members, runs)] for members in variants.values()]
     concerned: dict[str, list[str]] = {}
-    for entry, notes in made:
+    for entry, notes in chain.from_iterable(made):
         for note in notes:
             concerned.setdefault(note, []).append(entry.label)
-    return [entry for entry, _ in made], [f"{note}: {', '.join(who)}" for note, who in concerned.items()]
+    rows = _judged_once([[entry for entry, _ in modes] for modes in made])
+    return rows, [f"{note}: {', '.join(who)}" for note, who in concerned.items()]
 
 
-def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Evidence:
+def _judged_once(variants: Sequence[Sequence[VariantRow]]) -> list[VariantRow]:
+    """The rows with their verdicts. In every decode mode a method has the same quality: it is judged once."""
+    words = judged([modes[0] for modes in variants])
+    return [
+        replace(entry, perplexity_comparison=word.perplexity_comparison, tasks=word.tasks)
+        for word, modes in zip(words, variants, strict=True)
+        for entry in modes
+    ]
+
+
+def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
+    """What speaks for a variant, in each mode that it was to decode in."""
+    timed: dict[str, list[RunRecord]] = {}
+    for run in members:
+        if run.spec.kind == "performance":
+            timed.setdefault(run.spec.decode_mode, []).append(run)
+    for mode in sorted(timed, reverse=True) or ("eager",):  # eager comes before compiled
+        yield _evidence_in(members, best_session(timed.get(mode, [])), runs)
+
+
+def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...], runs: _Runs) -> Evidence:
     quality = _last(run for run in members if run.spec.kind == "quality")
-    performance = best_session([run for run in members if run.spec.kind == "performance"])
     return Evidence(
         quality=quality,
         quantize=_last(run for run in members if run.spec.kind == "quantize"),
@@ -153,7 +174,7 @@ def _baseline_quality(quality: RunRecord | None, runs: Sequence[RunRecord]) -> R
 
 
 def _baseline_performance(mine: Sequence[RunRecord], runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The baseline's runs of the same session, libraries and engine that ended well."""
+    """The baseline's runs of the same session, decode mode, libraries and engine that ended well."""
     if not mine:
         return ()
     return tuple(
@@ -162,6 +183,7 @@ def _baseline_performance(mine: Sequence[RunRecord], runs: Sequence[RunRecord]) 
         if run.spec.is_baseline
         and run.status == "ok"
         and run.session == mine[0].session
+        and run.spec.decode_mode == mine[0].spec.decode_mode
         and _surroundings(run) == _surroundings(mine[0])
     )
 

@@ -4,6 +4,7 @@ torch is named here for type checkers alone; importing this room imports none of
 """
 
 from harness.contracts.engines import (
+    Decoder,
     Engine,
     HeadWeights,
     KernelFamily,
@@ -36,6 +37,7 @@ __all__ = [
     "Beside",
     "CalibrationSet",
     "Chunk",
+    "Decoder",
     "Engine",
     "HeadWeights",
     "Instrument",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from harness.spec import DecodeMode
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +54,19 @@ class StoredTensor:
     tied: bool = False
 
 
-class LoadedModel(Protocol):
+class Decoder(Protocol):
+    """What writes text: all of a prompt at once, then a token a step. Tokens and logits are as LoadedModel's."""
+
+    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Logits of the last position, (batch, vocabulary), and a key-value cache."""
+        ...
+
+    def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """One step: tokens (batch, 1) on top of the cache; logits (batch, vocabulary) and the cache."""
+        ...
+
+
+class LoadedModel(Decoder, Protocol):
     """The narrow waist between engines and metrics: a model that runs.
 
     Tokens are (batch, length) int64 tensors on any device; hidden states and logits come back on
@@ -127,12 +142,11 @@ class LoadedModel(Protocol):
         """
         ...
 
-    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        """Logits of the last position, (batch, vocabulary), and a key-value cache."""
-        ...
+    def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> AbstractContextManager[Decoder]:
+        """What writes so many tokens after prompts (batch, length) like this one: in eager mode the model itself.
 
-    def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
-        """One step: tokens (batch, 1) on top of the cache; logits (batch, vocabulary) and the cache."""
+        Raises UnsupportedError where the model cannot decode in that mode.
+        """
         ...
 
     def sync(self) -> None:

@@ -1,15 +1,18 @@
-"""The transformers engine: PyTorch models on a CPU or one GPU, in eager mode."""
+"""The transformers engine: PyTorch models on a CPU or one GPU."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
+from harness.contracts import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
+from harness.engines.compiled import compiled
 from harness.models.loading import load_transformers
 from harness.numerics.logits import finish
+from harness.spec import DecodeMode
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +130,9 @@ class TransformersModel:
 
     def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         return self._step(tokens, cache)
+
+    def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> AbstractContextManager[Decoder]:
+        return nullcontext(self) if mode == "eager" else compiled(self, self._model, prompt, new_tokens)
 
     def _step(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         inputs = tokens.to(self._model.device)
@@ -281,7 +287,7 @@ def load(request: LoadRequest) -> LoadedModel:
 TRANSFORMERS = Engine(
     name="transformers",
     version=1,
-    summary="PyTorch models through transformers, eager mode",
+    summary="PyTorch models through transformers; decoding layer by layer or compiled",
     imports=imports,
     load=load,
     packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate"),

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> None:
     """Watches one iteration at each point of the grid, after the timed ones: nothing is timed while it is watched.
 
-    ``prefill`` and ``decode`` are phases of their own, whose protocol names the point.
+    ``prefill`` and ``decode`` are phases of their own, whose protocol names the point. In a mode that must first
+    be made ready, that is a phase before them.
     """
     import torch
 
@@ -34,16 +35,16 @@ def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) ->
         model.prefill(_prompt(bench, model, cells[0]))
     for cell in cells:
         tokens = _prompt(bench, model, cell)
-        with torch.inference_mode():
+        with torch.inference_mode(), model.decoder(cell.decode_mode, tokens, cell.new_tokens) as decoder:
             with bench.phase("prefill", **cell.protocol):
-                logits, cache = model.prefill(tokens)
+                logits, cache = decoder.prefill(tokens)
             bench.add([_cache(cache, cell, "prefill")])
             with bench.phase("decode", **cell.protocol):
                 for _ in range(cell.new_tokens):
-                    logits, cache = model.decode(logits.argmax(dim=-1, keepdim=True), cache)
+                    logits, cache = decoder.decode(logits.argmax(dim=-1, keepdim=True), cache)
             bench.add([_cache(cache, cell, "decode")])
         _check_shape(bench, cache, cell)
-        del logits, cache
+        del logits, cache, decoder
 
 
 def _prompt(bench: Bench, model: LoadedModel, cell: Cell) -> torch.Tensor:
@@ -52,15 +53,19 @@ def _prompt(bench: Bench, model: LoadedModel, cell: Cell) -> torch.Tensor:
 
 
 def _cells(workload: ThroughputWorkload) -> Iterator[Cell]:
-    """The grid; of a single prompt length its half too, for one length tells nothing of another."""
+    """The grid; of a single prompt length its half too, for one length tells nothing of another.
+
+    What fits is worked out of eager decoding alone: a graph and its cache are there before a prompt is read.
+    """
     for cell in workload.cells:
-        if len(workload.prompt_tokens) == 1 and cell.prompt_tokens > 1:
+        if cell.decode_mode == "eager" and len(workload.prompt_tokens) == 1 and cell.prompt_tokens > 1:
             yield replace(cell, prompt_tokens=cell.prompt_tokens // 2)
         yield cell
 
 
 def _cache(cache: Any, cell: Cell, after: str) -> Measurement:
-    tokens = cell.prompt_tokens + (cell.new_tokens if after == "decode" else 0)
+    static = cell.decode_mode == "compiled"  # all of it is there from the beginning
+    tokens = cell.prompt_tokens + (cell.new_tokens if static or after == "decode" else 0)
     where = {**cell.protocol, "after": after}
     del where["batch_size"]
     return kv_cache(stored_bytes(cache), cell.batch_size, tokens, **where)

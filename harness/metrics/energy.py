@@ -134,12 +134,19 @@ def _cell(model: LoadedModel, cell: Cell, seed: int, counters: Sequence[Meter]) 
     import torch
 
     tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, seed).to(model.device)
-    with torch.inference_mode():
-        _generate(model, tokens, cell.new_tokens)  # a warm-up
+
+    def generate(new_tokens: int) -> None:
+        """One prefill and so many greedy steps after it, to the end."""
+        logits, cache = decoder.prefill(tokens)
+        for _ in range(new_tokens):
+            logits, cache = decoder.decode(logits.argmax(dim=-1, keepdim=True), cache)
         model.sync()
+
+    with torch.inference_mode(), model.decoder(cell.decode_mode, tokens, cell.new_tokens) as decoder:
+        generate(cell.new_tokens)  # a warm-up
         idle = _stretch(counters, lambda: time.sleep(IDLE_S), 0)
-        prefill = _stretch(counters, lambda: _generate(model, tokens, 0), LEAST_S)
-        whole = _stretch(counters, lambda: _generate(model, tokens, cell.new_tokens), LEAST_S)
+        prefill = _stretch(counters, lambda: generate(0), LEAST_S)
+        whole = _stretch(counters, lambda: generate(cell.new_tokens), LEAST_S)
     for index, counter in enumerate(counters):
         protocol: dict[str, Scalar] = {**cell.protocol, "source": counter.source}
         idle_w = idle.joules[index] / idle.seconds
@@ -150,14 +157,6 @@ def _cell(model: LoadedModel, cell: Cell, seed: int, counters: Sequence[Meter]) 
             told = {**protocol, "idle": kept}
             yield _one("prefill_j_per_tok", "J/token", once / (cell.batch_size * cell.prompt_tokens), told)
             yield _one("decode_j_per_tok", "J/token", (both - once) / (cell.batch_size * cell.new_tokens), told)
-
-
-def _generate(model: LoadedModel, tokens: torch.Tensor, new_tokens: int) -> None:
-    """One prefill and ``new_tokens`` greedy steps after it, to the end."""
-    logits, cache = model.prefill(tokens)
-    for _ in range(new_tokens):
-        logits, cache = model.decode(logits.argmax(dim=-1, keepdim=True), cache)
-    model.sync()
 
 
 def _stretch(counters: Sequence[Meter], work: Callable[[], None], least_s: float) -> _Stretch:

@@ -134,10 +134,19 @@ class Recipe(Strict):
         (), description="variants to leave out: those that match every key (model, method, engine, or a parameter)"
     )
     seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
+    decode_mode: Annotated[
+        tuple[Literal["eager", "compiled"], ...],
+        BeforeValidator(one_or_many, json_schema_input_type=str | list[str]),
+        Field(min_length=1),
+        AfterValidator(distinct),
+    ] = Field(
+        ("eager",),
+        description="how the speed of decoding is measured: 'eager', layer by layer from Python, "
+        "or 'compiled', one graph over a static key-value cache; a list gives each variant a row for each",
+    )
     price: Price | None = Field(None, description="what the machine costs, for the cost of a million tokens")
     extends: NotBuilt = None
     kv_cache: NotBuilt = None
-    decode_mode: NotBuilt = None
     gates: NotBuilt = None
 
     _file: YamlFile | None = PrivateAttr(None)

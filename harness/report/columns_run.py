@@ -122,7 +122,7 @@ def _price_columns(point: GridPoint, price: Price, headline: bool) -> tuple[Colu
 
 def point_name(point: GridPoint) -> str:
     """A grid point as part of a column's name."""
-    return f"b{point.batch_size}_p{point.prompt_tokens}_n{point.new_tokens}_{point.decode_mode}"
+    return f"b{point.batch_size}_p{point.prompt_tokens}_n{point.new_tokens}"
 
 
 def _speed(point: GridPoint, pick: Callable[[Speed], Value]) -> Callable[[VariantRow], Value]:

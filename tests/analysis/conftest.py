@@ -216,9 +216,9 @@ class Bench:
                 "batch_size": 1,
                 "prompt_tokens": prompt,
                 "new_tokens": 32,
+                "decode_mode": "eager",
                 "warmup": 1,
                 "iterations": 3,
-                "decode_mode": "eager",
             }
             jitter = 1 + 0.02 * rng.standard_normal()
             prefill = prompt / 400 / speed * jitter * np.array([1.0, 1.01, 1.02])
@@ -300,7 +300,7 @@ BASE_BYTES = 600 * 2**20
 
 def generating_figures(protocol: dict[str, Scalar], repetition: int) -> list[Measurement]:
     """What one prefill and the decoding after it take: exactly a line, and a byte more in each repetition."""
-    names = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
+    names = ("batch_size", "prompt_tokens", "new_tokens")
     where = {name: protocol[name] for name in names}
     batch, prompt, new = (int(where[name] or 0) for name in names[:3])
     constant, per_token = WORKSPACE_BYTES
@@ -324,7 +324,7 @@ def generating_figures(protocol: dict[str, Scalar], repetition: int) -> list[Mea
 
 def energy_figures(protocol: dict[str, Scalar], speed: float) -> list[Measurement]:
     """By a CPU's counter: 30 W at rest, 50 W more at work."""
-    names = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
+    names = ("batch_size", "prompt_tokens", "new_tokens")
     where: dict[str, Scalar] = {name: protocol[name] for name in names} | {"source": "RAPL"}
     found = [exact("idle_power_w", "W", 30.0, where)]
     for metric, tok_per_s in (("prefill_j_per_tok", 400 * speed), ("decode_j_per_tok", 20 * speed)):
