@@ -173,6 +173,25 @@ def test_the_usual_protocol_is_the_same_question_written_or_not(make) -> None:
     assert len({quality(), quality(bos="never"), quality(protocol="sliding"), quality(protocol="lm-eval")}) == 4
 
 
+def test_every_decode_mode_has_timed_runs_of_its_own_and_quality_is_asked_once(make) -> None:
+    eager = {run.spec.run_id for run in make()}
+    both = make(decode_mode=["compiled", "eager"])
+    assert eager < {run.spec.run_id for run in both}  # what was timed before is the same question
+    added = [run.spec for run in both if run.spec.run_id not in eager]
+    assert {spec.kind for spec in added} == {"performance"}
+    assert [spec.title for spec in added[:2]] == [
+        "performance none · compiled #1",
+        "performance rtn bits=4 group_size=32 · compiled #1",
+    ]
+    assert added[0].variant == "tiny × none · compiled × transformers"
+    assert all(cell.protocol["decode_mode"] == "compiled" for spec in added for cell in spec.throughput.cells)
+
+
+def test_memory_alone_is_measured_once_whatever_the_decode_mode(make) -> None:
+    runs = make(measure={"memory": {}}, repetitions=1)
+    assert [run.spec.title for run in runs if run.spec.kind == "performance"][:1] == ["performance none #1"]
+
+
 def test_calibration_is_held_against_every_text_that_is_scored(make) -> None:
     perplexity = [{"text": "demo", "context": 64}, {"text": "demo_calibration", "context": 64}]
     changes = {"methods": [{"gptq": {"group_size": 32}}], "measure": {"perplexity": perplexity}}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.contracts import LoadedModel, Metric
+from harness.contracts import Decoder, LoadedModel, Metric
 from harness.metrics.stopwatch import Stopwatch, stopwatch
 from harness.numerics.prompts import random_tokens
 from harness.record import Measurement
@@ -19,6 +20,9 @@ VERSION = 2
 
 def measure(model: LoadedModel, workload: ThroughputWorkload, seed: int) -> Iterator[Measurement]:
     """Two measurements per cell of the grid: ``prefill_s`` per iteration and ``decode_step_s`` per step.
+
+    In compiled mode there is a third, ``decoder_ready_s``: compiling, and one text written in both modes to compare
+    them. What torch.compile keeps on disk makes it shorter in later processes.
 
     Prompts are random tokens of a fixed seed, the output length is fixed and EOS has no effect; the
     clock is the device's (see stopwatch). Warm-up iterations run the same work and are left out.
@@ -34,9 +38,12 @@ def _cell(model: LoadedModel, workload: ThroughputWorkload, cell: Cell, seed: in
     watch = stopwatch(model)
     prefills: list[float] = []
     steps: list[tuple[int, float]] = []
-    with torch.inference_mode():
+    began = time.perf_counter()
+    with torch.inference_mode(), model.decoder(cell.decode_mode, tokens, cell.new_tokens) as decoder:
+        ready_s = time.perf_counter() - began
         for iteration in range(-workload.warmup, workload.iterations):
-            prefill_s, *steps_s = _generate(model, tokens, workload.new_tokens, watch)
+            model.sync()
+            prefill_s, *steps_s = _generate(decoder, tokens, cell.new_tokens, watch)
             if iteration >= 0:
                 prefills.append(prefill_s)
                 steps += [(iteration, step_s) for step_s in steps_s]
@@ -48,17 +55,18 @@ def _cell(model: LoadedModel, workload: ThroughputWorkload, cell: Cell, seed: in
     }
     yield _timing("prefill_s", tuple(prefills), tuple(map(str, range(len(prefills)))), protocol)
     yield _timing("decode_step_s", tuple(s for _, s in steps), tuple(str(i) for i, _ in steps), protocol)
+    if cell.decode_mode == "compiled":
+        yield _timing("decoder_ready_s", (ready_s,), (), {**cell.protocol})
 
 
-def _generate(model: LoadedModel, tokens: torch.Tensor, new_tokens: int, watch: Stopwatch) -> list[float]:
+def _generate(decoder: Decoder, tokens: torch.Tensor, new_tokens: int, watch: Stopwatch) -> list[float]:
     """Seconds of one prefill, then of each of new_tokens greedy decoding steps; choosing tokens is not in them."""
-    model.sync()
     with watch.span():
-        logits, cache = model.prefill(tokens)
+        logits, cache = decoder.prefill(tokens)
     for _ in range(new_tokens):
         token = logits.argmax(dim=-1, keepdim=True)
         with watch.span():
-            logits, cache = model.decode(token, cache)
+            logits, cache = decoder.decode(token, cache)
     return watch.read_s()
 
 

@@ -31,6 +31,7 @@ def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
         "variant": row.label,
         "method": row.method,
         "engine": row.engine,
+        "decode_mode": row.decode_mode,
         "is_baseline": row.is_baseline,
         "status": row.status,
         "reason": row.reason or "",

@@ -10,6 +10,7 @@ import pytest
 
 from harness.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
 from harness.spec import (
+    DecodeMode,
     Kind,
     MethodRef,
     ModelRef,
@@ -87,6 +88,7 @@ class Bench:
     text: str = "demo"
     budget_bytes: int | None = 2**30
     price: Price | None = PRICE
+    decode_mode: DecodeMode = "eager"
     seconds: list[int] = field(default_factory=lambda: [0])
 
     def spec(self, kind: Kind, method: MethodRef, repetition: int = 0) -> RunSpec:
@@ -102,7 +104,7 @@ class Bench:
             "decoder",
             perplexity=PerplexityWorkload(text, "gptq", self.context, self.windows) if scored else None,
             divergence=scored,
-            throughput=ThroughputWorkload((1,), (128,), 32, 1, 3) if kind == "performance" else None,
+            throughput=ThroughputWorkload((1,), (128,), 32, 1, 3, self.decode_mode) if kind == "performance" else None,
             budget_bytes=self.budget_bytes if kind == "performance" else None,
             price=self.price if kind == "performance" else None,
             lock=f"{self.torch} {method.name}",
@@ -216,7 +218,7 @@ class Bench:
                 "batch_size": 1,
                 "prompt_tokens": prompt,
                 "new_tokens": 32,
-                "decode_mode": "eager",
+                "decode_mode": self.decode_mode,
                 "warmup": 1,
                 "iterations": 3,
             }

@@ -32,7 +32,7 @@ from harness.spec import MethodRef, Price
 
 Bench = Any
 
-SMALL, LARGE = GridPoint(1, 128, 32, "eager"), GridPoint(8, 512, 32, "eager")
+SMALL, LARGE = GridPoint(1, 128, 32), GridPoint(8, 512, 32)
 ARC = TaskKey("arc", "acc", "none", 0, False, True)
 BOOL = TaskKey("boolq", "acc", "none", 0, False, True)
 

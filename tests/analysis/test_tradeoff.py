@@ -139,6 +139,33 @@ def test_speeds_and_ratio(bench: Bench, none: MethodRef, rtn: MethodRef) -> None
     assert speed.decode_ratio.method == "range of processes"
 
 
+def test_a_decode_mode_is_a_row_beside_the_baseline_in_the_same_mode(
+    bench: Bench, none: MethodRef, rtn: MethodRef
+) -> None:
+    compiled = replace(bench, decode_mode="compiled")
+    records = [bench.quality(none), bench.quality(rtn, damage=0.1)]
+    records += [bench.performance(none), bench.performance(rtn, 0.5)]
+    records += [compiled.performance(none, 4.0), compiled.failed(compiled.spec("performance", rtn), "unsupported")]
+    table = only(records)
+    rows = {row.label: row for row in table.rows}
+    assert list(rows) == [none.label, f"{none.label} · compiled", rtn.label, f"{rtn.label} · compiled"]
+    assert rows[f"{none.label} · compiled"].speeds[0].decode_tok_per_s.value == pytest.approx(80, rel=0.05)
+    assert rows[f"{none.label} · compiled"].speeds[0].decode_ratio is None
+    assert rows[rtn.label].speeds[0].decode_ratio.value == pytest.approx(0.5)
+    assert rows[rtn.label].status == "ok"
+    assert rows[f"{rtn.label} · compiled"].status == "unsupported"
+    assert rows[f"{rtn.label} · compiled"].perplexity == rows[rtn.label].perplexity
+    assert len(table.grid) == 1
+
+
+def test_quality_is_judged_once_in_however_many_decode_modes(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    compiled = replace(bench, decode_mode="compiled")
+    records = [bench.quality(none), bench.quality(rtn, damage=0.1), bench.performance(none), bench.performance(rtn)]
+    eager = only(records).rows[-1].perplexity_comparison
+    records += [compiled.performance(none), compiled.performance(rtn)]
+    assert [row.perplexity_comparison for row in only(records).rows[-2:]] == [eager, eager]
+
+
 def test_a_baseline_of_another_session_is_no_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
     later = replace(bench, session="s2", day=2)
     table = only([bench.performance(none), later.performance(rtn, 2.0)])
