@@ -16,7 +16,7 @@ from harness.record import Measurement
 from harness.spec import Cell, Scalar, ThroughputWorkload
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 VERSION = 1
 IDLE_S = 1.0

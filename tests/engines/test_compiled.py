@@ -70,7 +70,7 @@ def test_a_break_in_the_graph_is_unsupported_with_its_reason(model: Transformers
     model._model.lm_head.register_forward_hook(peek)
     prompt = random_tokens(model.vocabulary, 1, 5, seed=0)
     with (
-        pytest.raises(UnsupportedError, match="decoding cannot be compiled: .*graph_break"),
+        pytest.raises(UnsupportedError, match=r"decoding cannot be compiled: .*graph_break"),
         torch.inference_mode(),
         model.decoder("compiled", prompt, 4),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+
 import pytest
 import torch
 
