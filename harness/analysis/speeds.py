@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
-from harness.analysis.stats import Estimate, ratio, speed
-from harness.analysis.table import GridPoint, Speed
+from harness.analysis.stats import Estimate
+from harness.analysis.table import GridPoint, Outliers, Speed
+from harness.analysis.timing import Timings, ratio, speed
 from harness.record import Measurement, RunRecord
 
-
-@dataclass(frozen=True)
-class _Rates:
-    prefill: Estimate | None
-    decode: Estimate | None
+METRICS = ("prefill_s", "decode_step_s")
 
 
 def speeds(records: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[Speed, ...]:
@@ -22,25 +18,26 @@ def speeds(records: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple
     ``records`` are a variant's performance runs of one session, each a process of its own, and
     ``baseline`` those of the baseline in the same session (empty: no ratios).
     """
-    theirs = {point: _rates(baseline, point) for point in _points(baseline)}
-    found = []
-    for point in _points(records):
-        rates, base = _rates(records, point), theirs.get(point, _Rates(None, None))
-        found.append(
-            Speed(
-                point,
-                rates.prefill,
-                rates.decode,
-                _ratio(rates.prefill, base.prefill),
-                _ratio(rates.decode, base.decode),
-            )
-        )
-    return tuple(found)
+    return tuple(_speed(records, baseline, point) for point in _points(records))
+
+
+def _speed(records: Sequence[RunRecord], baseline: Sequence[RunRecord], point: GridPoint) -> Speed:
+    prefill, decode = (_timings(records, metric, point) for metric in METRICS)
+    base_prefill, base_decode = (_timings(baseline, metric, point) for metric in METRICS)
+    return Speed(
+        point,
+        speed(prefill, point.batch_size * point.prompt_tokens) if prefill else None,
+        speed(decode, point.batch_size) if decode else None,
+        _ratio(prefill, base_prefill),
+        _ratio(decode, base_decode),
+        _outliers(prefill),
+        _outliers(decode),
+    )
 
 
 def _points(records: Iterable[RunRecord]) -> tuple[GridPoint, ...]:
     timings = (entry for record in records for entry in record.outcome.measurements)
-    return tuple(dict.fromkeys(point_of(entry) for entry in timings if entry.metric in ("prefill_s", "decode_step_s")))
+    return tuple(dict.fromkeys(point_of(entry) for entry in timings if entry.metric in METRICS))
 
 
 def point_of(measured: Measurement) -> GridPoint:
@@ -53,24 +50,21 @@ def point_of(measured: Measurement) -> GridPoint:
     )
 
 
-def _rates(records: Sequence[RunRecord], point: GridPoint) -> _Rates:
-    prefill = _timings(records, "prefill_s", point)
-    decode = _timings(records, "decode_step_s", point)
-    return _Rates(
-        speed(prefill, point.batch_size * point.prompt_tokens) if prefill else None,
-        speed(decode, point.batch_size) if decode else None,
-    )
-
-
-def _timings(records: Iterable[RunRecord], metric: str, point: GridPoint) -> list[tuple[float, ...]]:
-    """The seconds of each process that timed this point."""
+def _timings(records: Iterable[RunRecord], metric: str, point: GridPoint) -> list[Timings]:
+    """What each process timed of this point."""
     return [
-        entry.values
+        Timings(record.spec.repetition, entry.values, entry.cluster_ids or tuple(map(str, range(len(entry.values)))))
         for record in records
         for entry in record.outcome.measurements
         if entry.metric == metric and entry.values and point_of(entry) == point
     ]
 
 
-def _ratio(one: Estimate | None, other: Estimate | None) -> Estimate | None:
-    return ratio(one, other) if one and other else None
+def _ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate | None:
+    return ratio(ours, theirs) if ours and theirs else None
+
+
+def _outliers(processes: Sequence[Timings]) -> Outliers | None:
+    if not processes:
+        return None
+    return Outliers(sum(each.outliers for each in processes), sum(len(each.seconds) for each in processes))

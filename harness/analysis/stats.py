@@ -1,4 +1,4 @@
-"""Estimates with their uncertainty: means over windows, divergences per token, speeds.
+"""Estimates with their uncertainty: means over windows, divergences per token. Speeds are estimated in ``timing``.
 
 Tokens of one window are not independent, so every interval of a quality figure rests on windows as
 clusters: Miller, "Adding Error Bars to Evals", arXiv:2411.00640. Variants are compared in ``rule``.
@@ -94,25 +94,10 @@ def perplexity(nll: Measurement) -> Estimate:
     return transformed(replace(mean, method=f"95% t-interval over {_units(nll)}"), exponential)
 
 
-def speed(seconds: Sequence[Sequence[float]], tokens: int) -> Estimate:
-    """Tokens per second: the median over processes of ``tokens`` / (each process's median seconds).
-
-    The interval is the range of the processes: they are too few for a quantile to mean more.
-    Raises ValueError where there is no process, or one without a sample.
-    """
-    if not seconds or not all(len(process) for process in seconds):
-        raise ValueError("no timings")
-    rates = [tokens / float(np.median(process)) for process in seconds]
-    low, high = (min(rates), max(rates)) if len(rates) > 1 else (None, None)
-    return Estimate(float(np.median(rates)), low, high, len(rates), RANGE)
-
-
-def ratio(one: Estimate, other: Estimate) -> Estimate:
-    """``one`` over ``other``; its interval is the widest that their two intervals allow. Both positive."""
-    n = min(one.n, other.n)
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return Estimate(one.value / other.value, None, None, n, one.method)
-    return Estimate(one.value / other.value, one.low / other.high, one.high / other.low, n, one.method)
+def t_interval(values: Floats) -> tuple[float, float]:
+    """The ends of the 95% t-interval of the mean of two or more values."""
+    half = _t_quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
 def quantile(values: Sequence[float], share: float) -> float:

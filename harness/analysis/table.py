@@ -28,6 +28,14 @@ class GridPoint:
 
 
 @dataclass(frozen=True)
+class Outliers:
+    """How many of a number of timings lie far from those of their process; none is left out."""
+
+    count: int
+    timings: int
+
+
+@dataclass(frozen=True)
 class Speed:
     """Tokens per second at one grid point, and as multiples of the baseline's of the same session and decode mode."""
 
@@ -36,6 +44,8 @@ class Speed:
     decode_tok_per_s: Estimate | None
     prefill_ratio: Estimate | None
     decode_ratio: Estimate | None
+    prefill_outliers: Outliers | None = None
+    decode_outliers: Outliers | None = None
 
 
 @dataclass(frozen=True)

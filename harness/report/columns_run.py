@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from harness.analysis.cost import per_million_tokens
 from harness.analysis.stats import Estimate
-from harness.analysis.table import Energy, GridPoint, Speed, Table, VariantRow
+from harness.analysis.table import Energy, GridPoint, Outliers, Speed, Table, VariantRow
 from harness.report.column import Column, Value
 from harness.spec import Price
 
@@ -21,7 +21,7 @@ def all_speed_columns(table: Table) -> tuple[Column, ...]:
 def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
     """Prefill and decode at one grid point; only the headline's are shown in the main table."""
     where = point_name(point)
-    said = f"At {point.label}. Median over processes, with their range"
+    said = f"At {point.label}. Median over processes, with its 95% interval (of one process, its iterations')"
     return (
         Column(
             f"prefill_tok_per_s_{where}",
@@ -32,6 +32,7 @@ def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
             _speed(point, lambda speed: speed.prefill_tok_per_s),
             shown=headline,
             interval=True,
+            notes=_notes(point, lambda speed: speed.prefill_tok_per_s, lambda speed: speed.prefill_outliers),
         ),
         Column(
             f"prefill_ratio_{where}",
@@ -52,6 +53,7 @@ def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
             _speed(point, lambda speed: speed.decode_tok_per_s),
             shown=headline,
             interval=True,
+            notes=_notes(point, lambda speed: speed.decode_tok_per_s, lambda speed: speed.decode_outliers),
         ),
         Column(
             f"decode_ratio_{where}",
@@ -63,6 +65,8 @@ def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
             shown=headline,
             interval=True,
         ),
+        _outliers(point, "prefill", lambda speed: speed.prefill_outliers),
+        _outliers(point, "decode", lambda speed: speed.decode_outliers),
     )
 
 
@@ -102,7 +106,7 @@ def price_columns(table: Table) -> tuple[Column, ...]:
 
 
 def _price_columns(point: GridPoint, price: Price, headline: bool) -> tuple[Column, ...]:
-    said = f"At {price.per_hour:g} {price.currency} per hour and the speed at {point.label}. Range over processes"
+    said = f"At {price.per_hour:g} {price.currency} per hour and the speed at {point.label}. With the speed's interval"
 
     def one(phase: str, heading: str, pick: Callable[[Speed], Estimate | None]) -> Column:
         def value(row: VariantRow) -> Value:
@@ -127,3 +131,27 @@ def point_name(point: GridPoint) -> str:
 
 def _speed(point: GridPoint, pick: Callable[[Speed], Value]) -> Callable[[VariantRow], Value]:
     return lambda row: pick(speed) if (speed := row.speed_at(point)) else None
+
+
+def _outliers(point: GridPoint, phase: str, pick: Callable[[Speed], Outliers | None]) -> Column:
+    said = f"At {point.label}: timings beyond Tukey's far fences of their process. None is left out."
+    name = f"{phase}_outliers_{point_name(point)}"
+    return Column(name, "Speed", "", "", said, _speed(point, lambda speed: _count(pick(speed))), shown=False)
+
+
+def _count(found: Outliers | None) -> int | None:
+    return found.count if found else None
+
+
+def _notes(
+    point: GridPoint, pick: Callable[[Speed], Estimate | None], far_out: Callable[[Speed], Outliers | None]
+) -> Callable[[VariantRow], tuple[str, ...]]:
+    """That an interval is of one process, and how many timings lie far out."""
+
+    def notes(row: VariantRow) -> tuple[str, ...]:
+        speed = row.speed_at(point)
+        found, far = (pick(speed), far_out(speed)) if speed else (None, None)
+        alone = ("one process",) if found and found.n == 1 else ()
+        return (*alone, f"{far.count} of {far.timings} timings far out") if far and far.count else alone
+
+    return notes

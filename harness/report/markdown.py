@@ -64,7 +64,7 @@ def _caption(table: Table) -> Iterable[str]:
     if said:
         yield escape(said)
     yield (
-        "Brackets: 95% intervals for quality, the range over processes for speed. "
+        "Brackets: 95% intervals; for energy, the range over processes. "
         "● no other variant is both smaller and closer to the baseline. GB is 10⁹ bytes, GiB is 2³⁰."
     )
 

@@ -15,9 +15,7 @@ from harness.analysis.stats import (
     clustered_mean,
     perplexity,
     quantile,
-    ratio,
     ratio_of_sums,
-    speed,
 )
 from harness.record import Measurement
 
@@ -88,27 +86,6 @@ def test_an_interval_holds_its_value_and_moves_with_it(values: list[float], shif
     assert one.high is not None
     assert one.low <= one.value <= one.high
     assert other.value == pytest.approx(one.value + shift, abs=1e-6)
-
-
-def test_speed_is_the_median_over_processes_of_medians() -> None:
-    estimate = speed([[1.0, 1.0, 99.0], [2.0, 2.0, 2.0], [4.0, 4.0, 0.01]], 8)
-    assert (estimate.value, estimate.low, estimate.high, estimate.n) == (4.0, 2.0, 8.0, 3)
-    assert estimate.method == "range of processes"
-
-
-def test_one_process_has_no_range() -> None:
-    assert speed([[0.5, 0.5]], 1) == Estimate(2.0, None, None, 1, "range of processes")
-
-
-@pytest.mark.parametrize("seconds", [[], [[]], [[1.0], []]])
-def test_no_timings_are_refused(seconds: list[list[float]]) -> None:
-    with pytest.raises(ValueError, match="no timings"):
-        speed(seconds, 1)
-
-
-def test_a_ratio_is_as_wide_as_its_ends_allow() -> None:
-    found = ratio(Estimate(4, 3, 6, 3, "range"), Estimate(2, 1, 3, 3, "range"))
-    assert (found.value, found.low, found.high) == (2, 1, 6)
 
 
 def test_limits_cut_an_interval() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.table import Table, VariantRow
+from harness.analysis.table import Outliers, Table, VariantRow
 from harness.analysis.tradeoff import tradeoff
 from harness.record import RunRecord
 from harness.spec import MethodRef
@@ -136,7 +136,8 @@ def test_speeds_and_ratio(bench: Bench, none: MethodRef, rtn: MethodRef) -> None
     assert speed.decode_tok_per_s.value == pytest.approx(40, rel=0.05)
     assert speed.prefill_tok_per_s.value == pytest.approx(800, rel=0.05)  # type: ignore[union-attr]
     assert speed.decode_ratio.value == pytest.approx(2, rel=0.01)
-    assert speed.decode_ratio.method == "range of processes"
+    assert speed.decode_ratio.method == "95% t-interval over processes, never narrower than the bootstrap's"
+    assert (speed.decode_outliers, speed.prefill_outliers) == (Outliers(0, 90), Outliers(0, 9))
 
 
 def test_a_decode_mode_is_a_row_beside_the_baseline_in_the_same_mode(

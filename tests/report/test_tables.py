@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -61,6 +62,7 @@ def test_names_are_unique_and_carry_units(records: list[RunRecord]) -> None:
         "_s",
         "_fraction",
         "tok_per_s",
+        "_outliers_",
         "ratio",
         "bits_per_",
         "perplexity",
@@ -103,3 +105,25 @@ def test_divergence_is_told_by_position_and_confidence(records: list[RunRecord])
     assert [each.heading for each in groups["the baseline's confidence, %"]][:2] == ["0 to 10", "10 to 20"]
     first = groups["tokens before it in the window"][0]
     assert raw(first, row)[first.name] == row.kl_by_position[0].mean.value
+
+
+def test_a_speed_says_what_its_interval_leaves_out(records: list[RunRecord]) -> None:
+    """One process of three kept, and one of its steps a hundred times as long: said below the figure."""
+    kept = []
+    for record in records:
+        if record.spec.kind == "performance":
+            if record.spec.repetition:
+                continue
+            steps = record.find("decode_step_s", prompt_tokens=128)
+            assert steps is not None
+            slow = replace(steps, values=(100 * steps.values[0], *steps.values[1:]))
+            measured = tuple(slow if each is steps else each for each in record.outcome.measurements)
+            record = replace(record, outcome=replace(record.outcome, measurements=measured))
+        kept.append(record)
+    table = only(kept)
+    by_name = {each.name: each for each in columns(table)}
+    decode, prefill = (by_name[f"{phase}_tok_per_s_b1_p128_n32_eager"] for phase in ("decode", "prefill"))
+    assert cell(decode, table.rows[0]).notes == ("one process", "1 of 30 timings far out")
+    assert cell(prefill, table.rows[0]).notes == ("one process",)
+    assert by_name["decode_outliers_b1_p128_n32_eager"].value(table.rows[0]) == 1
+    assert by_name["prefill_outliers_b1_p128_n32_eager"].value(table.rows[0]) == 0

@@ -1,0 +1,129 @@
+"""Speeds and their intervals: values worked out by hand, and the bootstrap against one written out in full."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from harness.analysis import timing
+from harness.analysis.timing import Timings, percentiles, ratio, resampled_medians, speed
+
+SECONDS = st.floats(1e-4, 10)
+
+
+def process(repetition: int, *seconds: float, steps: int = 1) -> Timings:
+    """Iterations of ``steps`` timings each."""
+    return Timings(repetition, seconds, tuple(str(place // steps) for place in range(len(seconds))))
+
+
+def test_a_speed_is_the_median_over_processes_of_medians() -> None:
+    found = speed([process(0, 1.0, 1.0, 99.0), process(1, 2.0, 2.0, 2.0), process(2, 4.0, 4.0, 0.01)], 8)
+    assert (found.value, found.n) == (4.0, 3)
+
+
+def test_the_interval_of_processes_is_the_t_interval_of_their_logarithms() -> None:
+    found = speed([process(0, 1.0), process(1, 1.1), process(2, 1.3)], 10)
+    logs = np.log([10 / 1.0, 10 / 1.1, 10 / 1.3])
+    theirs = scipy_stats.ttest_1samp(logs, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((math.exp(theirs.low), math.exp(theirs.high)))
+    assert "t-interval" in found.method
+
+
+def test_the_interval_is_nowhere_within_the_bootstraps() -> None:
+    """Five processes of one speed and four twice as fast: most of four in nine may be drawn."""
+    speeds = [10.0] * 5 + [20.0] * 4
+    found = speed([process(number, 1 / each) for number, each in enumerate(speeds)], 1)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= 10
+    assert found.high >= 20  # t alone ends at 18.0
+
+
+def test_one_process_speaks_of_its_iterations_alone() -> None:
+    found = speed([process(0, 1.0, 1.1, 1.2, 1.3, 1.4)], 12)
+    assert found.low is not None
+    assert found.high is not None
+    assert 12 / 1.4 <= found.low < found.value == 10 < found.high <= 12 / 1.0
+    assert found.method.endswith("what differs between processes is not in it")
+
+
+def test_one_iteration_has_no_interval() -> None:
+    found = speed([process(0, 1.0, 1.1, 1.2, steps=3)], 11)
+    assert (found.value, found.low, found.high) == (pytest.approx(10), None, None)
+    assert found.method == "no interval: one process, one iteration"
+
+
+@pytest.mark.parametrize("processes", [[], [process(0)], [process(0, 1.0), process(1)]])
+def test_no_timings_are_refused(processes: list[Timings]) -> None:
+    with pytest.raises(ValueError, match="no timings"):
+        speed(processes, 1)
+    with pytest.raises(ValueError, match="no timings"):
+        ratio([process(0, 1.0)], processes)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(SECONDS, min_size=1, max_size=4), min_size=1, max_size=6), st.integers(0, 99))
+def test_resampled_medians_are_those_of_the_timings_drawn(iterations: list[list[float]], seed: int) -> None:
+    """The same draws written out: every timing of an iteration as often as it was drawn, then numpy's median."""
+    names = tuple(str(number) for number, each in enumerate(iterations) for _ in each)
+    every = [each for iteration in iterations for each in iteration]
+    found = resampled_medians(Timings(0, tuple(every), names), np.random.default_rng(seed))
+    count = len(iterations)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=timing.WITHIN)
+    sizes = [len(each) for each in iterations]
+    written = [np.median(np.repeat(every, np.repeat(row, sizes))) for row in drawn]
+    assert found == pytest.approx(written)
+
+
+def test_what_slows_both_cancels_in_the_ratio() -> None:
+    """A machine that slows down by a half between repetitions: the speeds scatter, the ratio does not."""
+    ours = [process(number, 1.0 * slow, 1.01 * slow, 1.02 * slow) for number, slow in enumerate((1.0, 1.25, 1.5))]
+    theirs = [process(number, 2.0 * slow, 2.02 * slow, 2.04 * slow) for number, slow in enumerate((1.0, 1.25, 1.5))]
+    found = ratio(ours, theirs)
+    assert (found.value, found.low, found.high) == pytest.approx((2, 2, 2))
+    assert found.n == 3
+    alone = speed(ours, 1)
+    assert alone.low is not None
+    assert alone.high is not None
+    assert alone.high > 2 * alone.low
+
+
+def test_repetitions_that_only_one_side_has_are_not_paired() -> None:
+    ours = [process(0, 1.0), process(1, 1.1), process(2, 50.0)]
+    theirs = [process(0, 2.0), process(1, 2.2)]
+    found = ratio(ours, theirs)
+    assert found.n == 2
+    assert found.value == pytest.approx((1 / 1.1) / np.median([1 / 2.0, 1 / 2.2]))
+    assert ratio([process(0, 1.0)], [process(1, 2.0)]).low is None
+    assert ratio([process(0, 1.0)], [process(1, 2.0)]).value == 2
+
+
+def test_the_ratio_of_one_pair_speaks_of_iterations_alone() -> None:
+    found = ratio([process(0, 1.0, 1.1, 1.2)], [process(0, 2.0, 2.1, 2.2)])
+    assert found.low is not None
+    assert found.high is not None
+    assert 2.0 / 1.2 <= found.low < found.value == pytest.approx(2.1 / 1.1)
+    assert found.value < found.high <= 2.2 / 1.0
+    assert found.method.endswith("what differs between processes is not in it")
+
+
+def test_a_report_made_twice_says_the_same() -> None:
+    processes = [process(number, *(1 + 0.1 * number + 0.01 * place for place in range(5))) for number in range(3)]
+    assert speed(processes, 7) == speed(list(processes), 7)
+    assert speed(processes[:1], 7) == speed(processes[:1], 7)
+
+
+def test_outliers_are_beyond_the_far_fences() -> None:
+    """Quartiles 2 and 4 of 1 to 5: fences at -4 and 10."""
+    assert process(0, 1.0, 2.0, 3.0, 4.0, 5.0).outliers == 0
+    assert process(0, 2.0, 2.0, 3.0, 4.0, 4.0, *[3.0] * 4, 7.1, 30.0).outliers == 2
+    assert process(0, 1.0, 1.0, 100.0).outliers == 0  # quartiles of three are made of what they judge
+
+
+def test_percentiles_leave_a_fortieth_on_either_side() -> None:
+    assert percentiles(np.arange(2001.0)) == pytest.approx((50, 1950))
