@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
 
 from harness.errors import UsageError
+from harness.gpu import gpu
+from harness.processor import processor_state
 from harness.record import Fingerprint
 from harness.spec import Scalar
-
-T = TypeVar("T")
 
 PACKAGES = (
     "qharness",
@@ -69,12 +67,20 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
         "memory_bytes": memory_bytes(),
         "platform": platform.platform(),
     }
-    state = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
     with gpu() as found:
         if found is not None:
             hardware |= found.hardware()
-            state |= found.state()
-    return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state)
+    return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state())
+
+
+def state() -> dict[str, float]:
+    """What drifts, at this moment; the GPU is asked first, for an idle one slows its clocks down."""
+    found: dict[str, float] = {}
+    with gpu() as device:
+        if device is not None:
+            found |= device.state(os.getpid())
+    load = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
+    return {**found, **processor_state(), **load}
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
@@ -121,95 +127,6 @@ def gpu_summary() -> str | None:
             return None
         size = found.hardware().get("gpu_memory_bytes")
         return f"{found.name()}, {float(size) / 2**30:.0f} GiB" if size else found.name()
-
-
-class Gpu:
-    """The GPU that torch calls cuda:0, asked through NVML. Some GPUs refuse some questions; the answer is left out."""
-
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
-
-    def name(self) -> str:
-        return str(self._nvml.nvmlDeviceGetName(self._handle))
-
-    def capability(self) -> tuple[int, int] | None:
-        answer = self._asked({"capability": lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)})
-        return (int(answer["capability"][0]), int(answer["capability"][1])) if answer else None
-
-    def hardware(self) -> dict[str, Scalar]:
-        nvml, handle = self._nvml, self._handle
-        return self._asked(
-            {
-                "gpu": lambda: nvml.nvmlDeviceGetName(handle),
-                "gpu_memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
-                "driver": nvml.nvmlSystemGetDriverVersion,
-            }
-        )
-
-    def state(self) -> dict[str, float]:
-        nvml, handle = self._nvml, self._handle
-        return self._asked(
-            {
-                "gpu_temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-                "gpu_sm_clock_mhz": lambda: float(nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM)),
-                "gpu_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
-            }
-        )
-
-    def energy_j(self) -> float | None:
-        """Joules used since the driver was loaded; None where the GPU does not count them."""
-        answer = self._asked({"mj": lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)})
-        return answer["mj"] / 1000 if answer else None
-
-    def process_bytes(self, pid: int) -> int | None:
-        """Memory that the driver counts to a process, its CUDA context included.
-
-        None where the driver does not list the process: in a container it may know it by another number.
-        """
-        answer = self._asked({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
-        sizes = [process.usedGpuMemory for process in answer.get("all", ()) if process.pid == pid]
-        return int(sizes[0]) if sizes and sizes[0] is not None else None
-
-    def used_bytes(self) -> int | None:
-        """Memory in use on the whole GPU, whoever uses it."""
-        answer = self._asked({"used": lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
-        return int(answer["used"]) if answer else None
-
-    def _asked(self, questions: dict[str, Callable[[], T]]) -> dict[str, T]:
-        answers = {}
-        for name, ask in questions.items():
-            try:
-                answers[name] = ask()
-            except self._nvml.NVMLError:
-                continue
-        return answers
-
-
-@contextmanager
-def gpu() -> Iterator[Gpu | None]:
-    """The first visible GPU; None where there is no driver, no GPU, or CUDA_VISIBLE_DEVICES hides them all."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        yield _first_visible(pynvml)
-    finally:
-        pynvml.nvmlShutdown()
-
-
-def _first_visible(nvml: Any) -> Gpu | None:
-    """Workers number GPUs as NVML does (CUDA_DEVICE_ORDER), so that an index means the same to both."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    try:
-        if first.isdigit():
-            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first)))
-        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(first)) if first.startswith(("GPU-", "MIG-")) else None
-    except nvml.NVMLError:
-        return None
 
 
 def _cpu_build() -> bool:

@@ -46,11 +46,19 @@ class Measurement:
 class Fingerprint:
     """The machine and its software when a run began or ended.
 
-    ``state`` holds what drifts: load average, available memory, GPU clock and temperature.
+    ``state`` holds what drifts: load, available memory, times of the CPU, clocks and temperature of the GPU.
     """
 
     hardware: Mapping[str, Scalar]
     software: Mapping[str, str]
+    state: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What drifted in the machine at a moment of a run; ``state`` as a fingerprint's."""
+
+    name: str
     state: Mapping[str, float]
 
 
@@ -77,7 +85,8 @@ class Outcome:
     """What a worker says of its run. The parent adds the rest (see RunRecord).
 
     ``facts`` are findings in words that a table shows (kernels that ran, what was skipped);
-    ``labels`` are warnings that every table must carry.
+    ``labels`` are warnings that every table must carry. ``moments`` come in pairs around what was timed, the device
+    being hot at both.
     """
 
     status: Status
@@ -86,6 +95,7 @@ class Outcome:
     labels: tuple[str, ...] = ()
     facts: Mapping[str, Scalar] = field(default_factory=dict)
     phases: tuple[Phase, ...] = ()
+    moments: tuple[Moment, ...] = ()
     before: Fingerprint | None = None
     after: Fingerprint | None = None
 

@@ -30,11 +30,19 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
             raise NVMLError
         return 50
 
+    def violation(handle: str, policy: int) -> SimpleNamespace:
+        if handle == "B":
+            raise NVMLError
+        return SimpleNamespace(violationTime=(3_000_000_000, 250_000_000)[policy])
+
     memory = type("Memory", (), {"total": 80 * 2**30, "used": 2**30})
     members = {
         "NVMLError": NVMLError,
         "NVML_TEMPERATURE_GPU": 0,
         "NVML_CLOCK_SM": 1,
+        "NVML_CLOCK_MEM": 2,
+        "NVML_PERF_POLICY_POWER": 0,
+        "NVML_PERF_POLICY_THERMAL": 1,
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetHandleByIndex": by_index,
@@ -42,7 +50,13 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetName": lambda handle: f"GPU {handle}",
         "nvmlDeviceGetMemoryInfo": lambda handle: memory,
         "nvmlDeviceGetTemperature": temperature,
-        "nvmlDeviceGetClockInfo": lambda handle, clock: 1500,
+        "nvmlDeviceGetClockInfo": lambda handle, clock: {1: 1500, 2: 2600}[clock],
+        "nvmlDeviceGetMaxClockInfo": lambda handle, clock: 1980,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: 0x24,
+        "nvmlDeviceGetViolationStatus": violation,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda handle: 700_000,
+        "nvmlDeviceGetPersistenceMode": lambda handle: 1,
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [],
         "nvmlDeviceGetCudaComputeCapability": lambda handle: (9, 0),
         "nvmlSystemGetDriverVersion": lambda: "600.1",
     }
@@ -77,8 +91,44 @@ def test_what_a_gpu_does_not_tell_is_left_out(two_gpus, monkeypatch) -> None:
     assert machine.fingerprint().state["gpu_temperature_c"] == 50
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     state = machine.fingerprint().state
-    assert "gpu_temperature_c" not in state
+    assert not state.keys() & {"gpu_temperature_c", "gpu_power_violation_s", "gpu_thermal_violation_s"}
     assert state["gpu_sm_clock_mhz"] == 1500
+
+
+def test_what_drifts_in_a_gpu_is_told_in_the_units_of_its_names(two_gpus) -> None:
+    found = {name: value for name, value in machine.state().items() if name.startswith("gpu_")}
+    assert found == {
+        "gpu_sm_clock_mhz": 1500,
+        "gpu_memory_clock_mhz": 2600,
+        "gpu_slowdown_reasons": 0x24,
+        "gpu_power_violation_s": 3,
+        "gpu_thermal_violation_s": 0.25,
+        "gpu_temperature_c": 50,
+        "gpu_used_bytes": 2**30,
+        "gpu_sm_clock_limit_mhz": 1980,
+        "gpu_power_limit_w": 700,
+        "gpu_persistence": 1,
+        "gpu_processes": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("listed", "told"),
+    [
+        ({}, {"gpu_processes": 0}),
+        ({7: 100}, {"gpu_processes": 1, "gpu_other_bytes": 0}),
+        ({7: 100, 8: 20, 9: 3}, {"gpu_processes": 3, "gpu_other_bytes": 23}),
+        ({7: 100, 8: None}, {"gpu_processes": 2}),
+        ({8: 20}, {"gpu_processes": 1}),  # this one may be it, by another number
+    ],
+)
+def test_who_else_computes_on_the_gpu(two_gpus, monkeypatch, listed: dict[int, int | None], told: dict) -> None:
+    processes = [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in listed.items()]
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetComputeRunningProcesses", lambda handle: processes)
+    with machine.gpu() as gpu:
+        assert gpu is not None
+        state = gpu.state(pid=7)
+    assert {name: state[name] for name in ("gpu_processes", "gpu_other_bytes") if name in state} == told
 
 
 def test_energy_and_memory_are_told_where_the_driver_tells_them(two_gpus, monkeypatch) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 from harness.cache import Cache
 from harness.contracts import Instrument, LoadedModel, LoadRequest, Method, Setting
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
+from harness.machine import state
 from harness.models import published
 from harness.models.headers import read_directory
 from harness.models.scope import Modules, matching, modules
-from harness.record import Measurement, Phase
+from harness.record import Measurement, Moment, Phase
 from harness.registry import engine, method, metric, readers
 from harness.spec import ModelRef, RunSpec, Scalar
 
@@ -31,6 +32,7 @@ class Bench:
         self.labels: list[str] = []
         self.facts: dict[str, Scalar] = {}
         self.phases: list[Phase] = []
+        self.moments: list[Moment] = []
         self.current = "start"
         self._announce = announce
         self._memory: Instrument | None = metric("memory").make(spec.device) if spec.memory else None
@@ -52,6 +54,10 @@ class Bench:
             if not measurement.values or not all(map(math.isfinite, measurement.values)):
                 raise InvalidRunError(f"{measurement.metric} is not finite, or holds no value")
             self.measurements.append(measurement)
+
+    def moment(self, name: str) -> None:
+        """Keeps what drifts in the machine, as it is now."""
+        self.moments.append(Moment(name, state()))
 
     def findings(self) -> tuple[Measurement, ...]:
         """All that was measured, the instruments' figures included."""

@@ -13,6 +13,7 @@ from harness.execution.checks import note_repacking, take_stock
 from harness.execution.fairness import check_leak, check_tokens
 from harness.execution.footprint import footprint
 from harness.execution.forward import observe
+from harness.execution.suspect import SUSPECT, reasons
 from harness.registry import metric
 from harness.text.leakage import halves_told
 
@@ -66,7 +67,8 @@ def performance(bench: Bench, out: Path) -> None:
         take_stock(bench, model)
     if spec.throughput is not None:
         with bench.phase("generate"):
-            bench.add(metric("throughput").make(model, spec.throughput, spec.seed))
+            bench.add(metric("throughput").make(model, spec.throughput, spec.seed, bench.moment))
+        bench.labels += [SUSPECT + each for each in reasons(bench.moments, bench.measurements)]
         if spec.memory:
             footprint(bench, model, spec.throughput)
         if spec.energy:

@@ -76,6 +76,7 @@ def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure
         labels=tuple(bench.labels),
         facts=bench.facts,
         phases=tuple(bench.phases),
+        moments=tuple(bench.moments),
         before=before,
         after=fingerprint(bench.packages),
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.contracts import LoadedModel, Metric
-from harness.machine import Gpu, gpu
+from harness.gpu import Gpu, gpu
 from harness.numerics.prompts import random_tokens
 from harness.record import Measurement
 from harness.spec import Cell, Scalar, ThroughputWorkload

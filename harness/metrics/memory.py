@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from harness.contracts import Metric, StoredTensor
-from harness.machine import gpu
+from harness.gpu import gpu
 from harness.models.stored import StoredLayer
 from harness.record import Measurement
 from harness.spec import Scalar

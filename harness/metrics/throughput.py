@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from harness.contracts import Decoder, LoadedModel, Metric
@@ -18,20 +18,25 @@ if TYPE_CHECKING:
 VERSION = 2
 
 
-def measure(model: LoadedModel, workload: ThroughputWorkload, seed: int) -> Iterator[Measurement]:
+def measure(
+    model: LoadedModel, workload: ThroughputWorkload, seed: int, moment: Callable[[str], None] = lambda name: None
+) -> Iterator[Measurement]:
     """Two measurements per cell of the grid: ``prefill_s`` per iteration and ``decode_step_s`` per step.
 
     In compiled mode there is a third, ``decoder_ready_s``: compiling, and one text written in both modes to compare
     them. What torch.compile keeps on disk makes it shorter in later processes.
 
     Prompts are random tokens of a fixed seed, the output length is fixed and EOS has no effect; the
-    clock is the device's (see stopwatch). Warm-up iterations run the same work and are left out.
+    clock is the device's (see stopwatch). Warm-up iterations run the same work and are left out. ``moment`` is told
+    when the timed iterations of a cell begin and end: the device is hot then.
     """
     for cell in workload.cells:
-        yield from _cell(model, workload, cell, seed)
+        yield from _cell(model, workload, cell, seed, moment)
 
 
-def _cell(model: LoadedModel, workload: ThroughputWorkload, cell: Cell, seed: int) -> Iterator[Measurement]:
+def _cell(
+    model: LoadedModel, workload: ThroughputWorkload, cell: Cell, seed: int, moment: Callable[[str], None]
+) -> Iterator[Measurement]:
     import torch
 
     tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, seed).to(model.device)
@@ -42,11 +47,14 @@ def _cell(model: LoadedModel, workload: ThroughputWorkload, cell: Cell, seed: in
     with torch.inference_mode(), model.decoder(cell.decode_mode, tokens, cell.new_tokens) as decoder:
         ready_s = time.perf_counter() - began
         for iteration in range(-workload.warmup, workload.iterations):
+            if iteration == 0:
+                moment("timing begins")
             model.sync()
             prefill_s, *steps_s = _generate(decoder, tokens, cell.new_tokens, watch)
             if iteration >= 0:
                 prefills.append(prefill_s)
                 steps += [(iteration, step_s) for step_s in steps_s]
+        moment("timing ends")
     protocol: dict[str, Scalar] = {
         **cell.protocol,
         "warmup": workload.warmup,

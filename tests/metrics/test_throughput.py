@@ -87,3 +87,13 @@ def test_every_cell_of_the_grid_is_measured_on_the_same_prompts(measured) -> Non
 def test_the_record_names_the_clock(measured) -> None:
     _, measurements = measured
     assert {m.protocol["clock"] for m in measurements} == {"perf_counter"}
+
+
+def test_the_machine_is_looked_at_around_the_timed_iterations_of_each_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(stopwatch, "time", clock)
+    model = Model(clock)
+    told: list[tuple[str, int]] = []
+    workload = ThroughputWorkload((1, 4), (8,), new_tokens=3, warmup=2, iterations=3)
+    list(throughput.measure(model, workload, 0, lambda name: told.append((name, len(model.seen)))))  # type: ignore[arg-type]
+    assert told == [("timing begins", 2), ("timing ends", 5), ("timing begins", 7), ("timing ends", 10)]

@@ -1,0 +1,86 @@
+"""What drifts in the processor while it works: who uses it, what is taken from it, and how fast it runs.
+
+Read from Linux's own counters; what cannot be read is left out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+PROC, CPUS = Path("/proc"), Path("/sys/devices/system/cpu")
+IDLE, STEAL, COUNTED = (3, 4), 7, 8
+"""Places in a line of /proc/stat: idle and waiting for a disk; steal; the times of guests, counted before, begin."""
+OWN_TIMES = slice(11, 15)
+"""Places in /proc/PID/stat behind the name: time in user and system mode, of the process and its ended children."""
+SESSION = 3
+
+
+def processor_state() -> dict[str, float]:
+    """Seconds and counts since some fixed moment, over the cores that this process may use; two states are subtracted.
+
+    ``cpu_total_s`` is time whatever it was spent on, ``cpu_busy_s`` that in which any process ran, ``cpu_steal_s``
+    that in which a hypervisor gave the core to another machine (it is in the busy time too), and ``cpu_own_s`` what
+    the processes of this one's session took. ``cpu_throttle_count`` is how often heat slowed a core down,
+    ``cpu_mhz`` the cores' mean frequency at this moment.
+    """
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return {**_times(cores), **_throttles(cores), **_frequency(cores)}
+
+
+def _times(cores: Sequence[int]) -> dict[str, float]:
+    try:
+        lines = (PROC / "stat").read_text().splitlines()
+        own = _own_ticks()
+    except OSError:
+        return {}
+    wanted = {f"cpu{core}" for core in cores}
+    ticks = [[int(each) for each in line.split()[1:]] for line in lines if line.split()[0] in wanted]
+    if not ticks:
+        return {}
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    total = sum(sum(core[:COUNTED]) for core in ticks)
+    idle = sum(core[place] for core in ticks for place in IDLE)
+    return {
+        "cpu_total_s": total * tick_s,
+        "cpu_busy_s": (total - idle) * tick_s,
+        "cpu_steal_s": sum(core[STEAL] for core in ticks) * tick_s,
+        "cpu_own_s": own * tick_s,
+    }
+
+
+def _own_ticks() -> int:
+    """What this process, and all that it started and that stayed in its session, took so far."""
+    session, ticks = os.getsid(0), 0
+    for folder in PROC.iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        if int(fields[SESSION]) == session:
+            ticks += sum(int(each) for each in fields[OWN_TIMES])
+    return ticks
+
+
+def _throttles(cores: Sequence[int]) -> dict[str, float]:
+    counts = _numbers(cores, "thermal_throttle/core_throttle_count")
+    return {"cpu_throttle_count": float(sum(counts))} if counts else {}
+
+
+def _frequency(cores: Sequence[int]) -> dict[str, float]:
+    found = _numbers(cores, "cpufreq/scaling_cur_freq")
+    return {"cpu_mhz": sum(found) / len(found) / 1000} if found else {}
+
+
+def _numbers(cores: Sequence[int], name: str) -> list[int]:
+    """A number of each core that tells it."""
+    found = []
+    for core in cores:
+        try:
+            found.append(int((CPUS / f"cpu{core}" / name).read_text()))
+        except (OSError, ValueError):
+            continue
+    return found

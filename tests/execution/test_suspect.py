@@ -1,0 +1,112 @@
+"""What makes timings suspect, on made-up states: each finding alone, and what lies just below its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from harness.execution.suspect import reasons
+from harness.record import Measurement, Moment
+
+QUIET_GPU = {
+    "gpu_sm_clock_mhz": 1980.0,
+    "gpu_slowdown_reasons": float(0x04),  # held down by its power limit, which is how GPUs run
+    "gpu_power_violation_s": 5.0,
+    "gpu_thermal_violation_s": 1.0,
+    "gpu_processes": 1.0,
+}
+QUIET_CPU = {"cpu_total_s": 100.0, "cpu_busy_s": 50.0, "cpu_own_s": 40.0, "cpu_steal_s": 1.0, "cpu_throttle_count": 3.0}
+
+
+def moments(before: Mapping[str, float], after: Mapping[str, float]) -> list[Moment]:
+    return [Moment("timing begins", before), Moment("timing ends", after)]
+
+
+def decoding(medians: Sequence[float], metric: str = "decode_step_s") -> Measurement:
+    """Three steps an iteration, one of them ten times as long."""
+    values = [step for median in medians for step in (median, median, 10 * median)]
+    clusters = tuple(str(place // 3) for place in range(len(values)))
+    protocol = {"batch_size": 4, "prompt_tokens": 64, "new_tokens": 3, "decode_mode": "eager"}
+    return Measurement(metric, 2, "s", "lower", "samples", tuple(values), protocol, cluster_ids=clusters)
+
+
+def test_a_quiet_run_is_not_suspect() -> None:
+    after = {"cpu_total_s": 110.0, "cpu_busy_s": 59.0, "cpu_own_s": 48.5, "cpu_steal_s": 1.1, "cpu_throttle_count": 3.0}
+    before_gpu, after_gpu = QUIET_GPU, {**QUIET_GPU, "gpu_sm_clock_mhz": 1800.0, "gpu_power_violation_s": 9.0}
+    assert reasons(moments({**QUIET_CPU, **before_gpu}, {**after, **after_gpu}), [decoding([1.0] * 6)]) == ()
+
+
+def test_what_was_not_told_is_not_judged() -> None:
+    assert reasons([], []) == ()
+    assert reasons(moments({}, {}), []) == ()
+    assert reasons(moments({}, {**QUIET_CPU, **QUIET_GPU}), []) == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"gpu_sm_clock_mhz": 1700.0}, "the GPU's clock fell by more than 10%"),
+        ({"gpu_slowdown_reasons": 0x24}, "the GPU held its clocks down: heat or a fault of its power"),
+        ({"gpu_slowdown_reasons": 0x08}, "the GPU held its clocks down: heat or a fault of its power"),
+        ({"gpu_slowdown_reasons": 0x80}, "the GPU held its clocks down: heat or a fault of its power"),
+        ({"gpu_thermal_violation_s": 1.01}, "heat held the GPU's clocks down"),
+        ({"gpu_processes": 2.0}, "another process held the GPU"),
+    ],
+)
+def test_a_gpu_that_drifts_is_told(change: Mapping[str, float], sentence: str) -> None:
+    assert reasons(moments(QUIET_GPU, {**QUIET_GPU, **change}), []) == (sentence,)
+
+
+def test_clocks_are_compared_within_a_point_of_the_grid() -> None:
+    """Another batch size draws other power: its clocks are its own."""
+    slow = {**QUIET_GPU, "gpu_sm_clock_mhz": 1200.0}
+    assert reasons([*moments(QUIET_GPU, QUIET_GPU), *moments(slow, slow)], []) == ()
+
+
+@pytest.mark.parametrize(
+    ("spent", "sentences"),
+    [
+        # 10 s of cores: busy, own, steal
+        ((9.0, 7.9, 0.0), ("other processes took more than 10% of the CPU",)),
+        ((9.0, 8.1, 0.0), ()),
+        ((9.0, 8.0, 0.3), ("the hypervisor gave more than 2% of the CPU away",)),
+        ((9.0, 8.0, 0.15), ()),
+    ],
+)
+def test_what_others_took_is_busy_less_own_and_stolen(spent: tuple[float, ...], sentences: tuple[str, ...]) -> None:
+    busy, own, steal = spent
+    after = {"cpu_total_s": 110.0, "cpu_busy_s": 50 + busy, "cpu_own_s": 40 + own, "cpu_steal_s": 1 + steal}
+    assert reasons(moments(QUIET_CPU, after), []) == sentences
+
+
+def test_shares_of_next_to_no_time_are_not_judged() -> None:
+    """Half a second of a core is fifty ticks of the kernel's clock."""
+    after = {"cpu_total_s": 100.5, "cpu_busy_s": 50.5, "cpu_own_s": 40.1, "cpu_steal_s": 1.1}
+    assert reasons(moments(QUIET_CPU, after), []) == ()
+
+
+def test_a_cpu_slowed_down_by_heat_is_told() -> None:
+    assert reasons(moments(QUIET_CPU, {**QUIET_CPU, "cpu_throttle_count": 4.0}), []) == ("heat slowed the CPU down",)
+
+
+@pytest.mark.parametrize(
+    ("medians", "suspect"),
+    [
+        ([1.0, 1.02, 1.15, 1.17], True),
+        ([1.2, 1.2, 1.0, 1.0, 1.0], True),  # it became faster: the warm-up was too short
+        ([1.0, 1.02, 1.05, 1.06], False),  # less than a tenth
+        ([1.0, 1.3, 1.2, 1.4], False),  # one of the early ones is as slow as the late ones
+        ([1.0, 1.5, 1.5], False),  # too few
+        ([1.0, 5.0, 1.0, 1.0, 1.0, 1.0], False),  # one iteration far out
+    ],
+)
+def test_times_that_drift_are_told(medians: Sequence[float], suspect: bool) -> None:
+    sentence = "decode times drift by more than 10% within a process at batch 4, prompt 64"
+    assert reasons([], [decoding(medians)]) == ((sentence,) if suspect else ())
+    assert reasons([], [decoding(medians, "peak_memory_bytes")]) == ()
+
+
+def test_one_thing_is_said_once() -> None:
+    hot = {**QUIET_GPU, "gpu_slowdown_reasons": 0x20}
+    assert len(reasons([*moments(hot, hot), *moments(hot, hot)], [])) == 1
