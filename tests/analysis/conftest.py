@@ -223,8 +223,9 @@ class Bench:
                 "iterations": 3,
             }
             jitter = 1 + 0.02 * rng.standard_normal()
-            prefill = prompt / 400 / speed * jitter * np.array([1.0, 1.01, 1.02])
-            steps = 1 / 20 / speed * jitter * np.array([1.0, 1.01, 0.99] * 10)
+            own = jitter * (1 + 0.004 * np.random.default_rng([repetition, len(method.label)]).standard_normal())
+            prefill = prompt / 400 / speed * own * np.array([1.0, 1.01, 1.02])
+            steps = 1 / 20 / speed * own * np.array([1.0, 1.01, 0.99] * 10)
             measured.append(samples("prefill_s", prefill, protocol))
             measured.append(samples("decode_step_s", steps, protocol, [str(i // 10) for i in range(30)]))
             measured += energy_figures(protocol, speed * jitter)

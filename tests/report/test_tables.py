@@ -122,8 +122,8 @@ def test_a_speed_says_what_its_interval_leaves_out(records: list[RunRecord]) -> 
         kept.append(record)
     table = only(kept)
     by_name = {each.name: each for each in columns(table)}
-    decode, prefill = (by_name[f"{phase}_tok_per_s_b1_p128_n32_eager"] for phase in ("decode", "prefill"))
+    decode, prefill = (by_name[f"{phase}_tok_per_s_b1_p128_n32"] for phase in ("decode", "prefill"))
     assert cell(decode, table.rows[0]).notes == ("one process", "1 of 30 timings far out")
     assert cell(prefill, table.rows[0]).notes == ("one process",)
-    assert by_name["decode_outliers_b1_p128_n32_eager"].value(table.rows[0]) == 1
-    assert by_name["prefill_outliers_b1_p128_n32_eager"].value(table.rows[0]) == 0
+    assert by_name["decode_outliers_b1_p128_n32"].value(table.rows[0]) == 1
+    assert by_name["prefill_outliers_b1_p128_n32"].value(table.rows[0]) == 0
