@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from harness.analysis.comparison import Verdict
 from harness.analysis.table import Table, VariantRow
+from harness.report.answer import Answer, default_answer
 from harness.report.choice import chosen
 from harness.report.column import Column, cell
 from harness.report.columns_breakdown import breakdowns
@@ -36,6 +37,7 @@ class _Section:
     table: Table
     columns: tuple[Column, ...]
     groups: tuple[tuple[str, int], ...]
+    answer: Answer | None
     highlights: tuple[Highlight, ...]
     figures: tuple[Figure, ...]
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
@@ -110,6 +112,7 @@ def _section(table: Table) -> _Section:
         table,
         columns,
         column_groups(columns),
+        default_answer(table),
         highlights(table),
         figures(table),
         grid if len(grid) > 1 else (),

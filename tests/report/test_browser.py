@@ -269,7 +269,11 @@ def test_paper_gets_every_plot_in_dark_ink(open_page: Open, few: list[RunRecord]
     opened.await_plots()
     fill = opened.page.locator(".xtick text").first.evaluate("each => getComputedStyle(each).fill")
     assert fill == "rgb(0, 0, 0)"
+    opened.page.set_viewport_size({"width": 1030, "height": 700})  # A4 across, within its margins, at 96 dpi
     opened.page.emulate_media(media="print", color_scheme="dark")
+    table = opened.page.locator("[data-sortable]")
+    assert table.bounding_box()["width"] <= 1030
+    assert table.locator("th, td").first.evaluate("each => getComputedStyle(each).display") == "table-cell"
     assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not opened.page.locator(".tools").is_visible()
     assert opened.complaints == []

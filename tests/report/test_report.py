@@ -20,6 +20,7 @@ from harness.record import RunRecord
 from harness.report import csv_file, write_report
 from harness.report import html as html_page
 from harness.report import markdown as markdown_page
+from harness.report.answer import default_answer
 from harness.report.figures import figures
 from harness.report.markdown import escape
 from harness.report.page import page as page_of
@@ -159,6 +160,7 @@ def test_every_figure_has_a_text_alternative(records: list[RunRecord]) -> None:
         "speed-grid",
         "divergence-by-position",
         "divergence-by-confidence",
+        "front-probability",
         "bits-per-weight",
         "cost-of-quantizing",
     ]
@@ -173,6 +175,7 @@ def test_the_page_says_what_must_be_said(records: list[RunRecord]) -> None:
     text = Page(html(records)).text
     for words in (
         "natively quantized reference: Q4_1, degridded",
+        default_answer(page_of(records).tables[0]).sentence,  # type: ignore[union-attr]
         "the baseline against itself: at another batch size 1.89e−09, in another dtype 1.89e−06 nat per token.",
         "context 512",
         "quantize: killed: more than 8 GiB of memory",

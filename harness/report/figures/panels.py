@@ -20,6 +20,8 @@ from harness.report.tables import columns
 MOST_PANELS = 4
 GAP = 0.05
 """Between two panels, of the whole width."""
+FROM_ZERO = ("_bytes", "_s", "_per_weight", "_probability")
+"""How the names of columns end whose axis begins at zero."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ def panels_of(table: Table) -> tuple[Figure, ...]:
         )
         for number, part in enumerate(_batches(scores))
     ]
+    likely = found["front_probability"]
+    topics.append(
+        _Topic("front-probability", "Probability of being on the front", likely.help, (likely,), (likely.unit,))
+    )
     bits = [found[name] for name in ("linear_bits_per_weight", "checkpoint_bits_per_weight") if name in found]
     cost = [found[name] for name in ("quantize_s", "quantize_peak_bytes") if name in found]
     topics += [
@@ -128,7 +134,9 @@ def _draw(
             hoverinfo="text",
         )
     )
-    ends = [0.0, *values] if not log and column.name.endswith(("_bytes", "_s", "per_weight")) else values
+    ends = (
+        [0.0, *values] if not log and column.name.endswith(("_bytes", "_s", "per_weight", "_probability")) else values
+    )
     figure.update_layout(
         {f"xaxis{number + 1 if number else ''}": ruler("", _range(ends, log), log) | {"domain": domain, "nticks": 6}}
     )
