@@ -213,8 +213,8 @@ class RunSpec:
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
     question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
     runs that must have ended well before this one and whose artifacts it reads. A quality run scores
-    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes`` and ``price``
-    are for those who read the figures and change none of them.
+    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes``, ``price`` and
+    ``gates`` are for those who read the figures and change none of them.
     """
 
     kind: Kind
@@ -237,6 +237,7 @@ class RunSpec:
     budget_bytes: int | None = None
     energy: bool = False
     price: Price | None = None
+    gates: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = Limits()
     device: str = "cpu"
     threads: int | None = None
@@ -281,15 +282,16 @@ class RunSpec:
 
     @property
     def case_id(self) -> str:
-        return digest(self._case())
+        return digest(self.question)
 
     @property
     def run_id(self) -> str:
         environment = [self.lock, self.hardware, dict(self.versions), self.method.version, self.repetition]
-        return digest([self._case(), environment, dict(self.needs)])
+        return digest([self.question, environment, dict(self.needs)])
 
-    def _case(self) -> dict[str, Any]:
-        """The question. Model and text count by their content, not by where they lie."""
+    @property
+    def question(self) -> dict[str, Any]:
+        """What ``case_id`` is made of. Model and text count by their content, not by where they lie."""
         case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}
         if self.kind in ("prepare", "probe"):
             return case
