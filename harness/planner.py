@@ -12,9 +12,11 @@ from harness.errors import SourceError, UsageError
 from harness.estimate.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.feasible import obstacle, too_long
 from harness.machine import Machine, choose, installed_version
+from harness.metrics.machine import VERSION as MACHINE_VERSION
 from harness.models import published
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.models.sources import SourceModel, inspect
+from harness.numerics.traffic import VERSION as TRAFFIC_VERSION
 from harness.recipe import Recipe
 from harness.refusals import refuse_calibration, refuse_measure, refuse_scope, refuse_twins
 from harness.spec import (
@@ -43,11 +45,13 @@ METRICS: Mapping[str, tuple[str, ...]] = {
 }
 """Whose versions a figure of a kind of run belongs to."""
 ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
+    "machine": {"machine": MACHINE_VERSION},
     "prepare": {"prepare": PREPARE_VERSION},
     "calibrate": {"calibration": CALIBRATION_VERSION},
     "probe": {"probe": PROBE_VERSION},
     "reference": {"windows": WINDOWS_VERSION},
     "quality": {"windows": WINDOWS_VERSION},
+    "performance": {"traffic": TRAFFIC_VERSION},
 }
 """What else of the harness an artifact or a figure depends on."""
 KIND_PACKAGES: Mapping[str, tuple[str, ...]] = {"task": ("lm-eval", "datasets")}
@@ -119,7 +123,19 @@ def plan(
         raise recipe.error(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
-    return tuple(sorted(planned, key=_turn))
+    return tuple(sorted([*_machine(planned, base, site), *planned], key=_turn))
+
+
+def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterator[PlannedRun]:
+    """The run that measures the machine, once, where any speed is to be held against it.
+
+    No run needs it: where it fails, speeds are measured all the same and have no bound.
+    """
+    timed = [run.spec for run in planned if run.spec.kind == "performance" and not run.unsupported]
+    spec = next((spec for spec in timed if spec.throughput), None)
+    if spec is not None:
+        bare = replace(spec, kind="machine", needs={}, memory=False, calibration=None, perplexity=None)
+        yield PlannedRun(_locked(replace(bare, throughput=None, energy=False, repetition=0), base, site))
 
 
 def _turn(run: PlannedRun) -> int:
@@ -250,7 +266,6 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
         budget_bytes=measure.memory.budget if measure.memory else None,
         energy=measure.energy is not None,
         price=Price(**recipe.price.model_dump()) if recipe.price else None,
-        gates=recipe.gates,
         limits=Limits(recipe.limits.time, recipe.limits.memory),
         device=site.machine.device,
         threads=recipe.threads,
@@ -272,12 +287,13 @@ def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
         own = (*own, *published.readers(spec.method.published or spec.model))
         converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
         packages = (*runtime.packages, *own, *converts, *KIND_PACKAGES.get(spec.kind, ()))
+        packages = ("torch",) if spec.kind == "machine" else packages
         lock = {package: installed_version(package) for package in packages}
     versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
     versions |= ROOM_VERSIONS.get(spec.kind, {})
     if spec.energy and spec.kind == "performance":
         versions["energy"] = registry.metric("energy").version
-    if spec.kind not in ("prepare", "calibrate", "probe"):
+    if spec.kind not in ("machine", "prepare", "calibrate", "probe"):
         versions[runtime.name] = runtime.version
     return replace(spec, lock=digest(lock), versions=versions)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Scalar = str | int | float | bool | None
-Kind = Literal["prepare", "calibrate", "probe", "quantize", "reference", "quality", "task", "performance"]
+Kind = Literal["machine", "prepare", "calibrate", "probe", "quantize", "reference", "quality", "task", "performance"]
 Stage = Literal["none", "on_load", "offline", "published"]
 DecodeMode = Literal["eager", "compiled"]
 """Whether decoding runs layer by layer from Python, or as one compiled graph over a static key-value cache."""
@@ -213,8 +213,9 @@ class RunSpec:
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
     question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
     runs that must have ended well before this one and whose artifacts it reads. A quality run scores
-    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes``, ``price`` and
-    ``gates`` are for those who read the figures and change none of them.
+    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes`` and ``price``
+    are for those who read the figures and change none of them. A ``machine`` run names a model and a method like all
+    others, but neither is a part of its case or its id.
     """
 
     kind: Kind
@@ -237,7 +238,6 @@ class RunSpec:
     budget_bytes: int | None = None
     energy: bool = False
     price: Price | None = None
-    gates: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = Limits()
     device: str = "cpu"
     threads: int | None = None
@@ -273,6 +273,8 @@ class RunSpec:
     @property
     def title(self) -> str:
         """A short line for displays and logs."""
+        if self.kind == "machine":
+            return f"machine {self.hardware}"
         what = self.method_label if self.kind in ("quantize", "quality", "task", "performance") else self.model.label
         again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
         task = f"{self.task.name} " if self.task else ""
@@ -282,16 +284,18 @@ class RunSpec:
 
     @property
     def case_id(self) -> str:
-        return digest(self.question)
+        return digest(self._case())
 
     @property
     def run_id(self) -> str:
-        environment = [self.lock, self.hardware, dict(self.versions), self.method.version, self.repetition]
-        return digest([self.question, environment, dict(self.needs)])
+        method_version = 0 if self.kind == "machine" else self.method.version
+        environment = [self.lock, self.hardware, dict(self.versions), method_version, self.repetition]
+        return digest([self._case(), environment, dict(self.needs)])
 
-    @property
-    def question(self) -> dict[str, Any]:
-        """What ``case_id`` is made of. Model and text count by their content, not by where they lie."""
+    def _case(self) -> dict[str, Any]:
+        """The question. Model and text count by their content, not by where they lie."""
+        if self.kind == "machine":  # of all models and recipes the same
+            return {"kind": self.kind, "device": self.device, "threads": self.threads}
         case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}
         if self.kind in ("prepare", "probe"):
             return case

@@ -41,6 +41,7 @@ def make(sweeps, tiny: Path):
 def test_performance_is_interleaved_with_repetitions_outermost(make) -> None:
     titles = [run.spec.title for run in make()]
     assert titles == [
+        "machine a test machine",
         "reference tiny",
         "quality none",
         "quantize rtn bits=4 group_size=32",
@@ -230,9 +231,25 @@ def test_a_synthetic_model_is_measured_for_speed_alone(make) -> None:
         "vocab_size": 100,
     }
     runs = make(models=[{"id": "synthetic:llama", "config": config}], methods=["none"], repetitions=1)
-    assert [run.spec.kind for run in runs] == ["prepare", "performance"]
+    assert [run.spec.kind for run in runs] == ["machine", "prepare", "performance"]
     decoder, others = 2 * (4 * 64 * 64 + 3 * 64 * 128), 2 * 100 * 64 + (2 * 2 + 1) * 64
-    assert runs[0].weight_bytes == 4 * (decoder + others)
+    assert runs[1].weight_bytes == 4 * (decoder + others)
+
+
+def test_the_machine_is_measured_once_for_all_models_and_recipes(make, tiny: Path) -> None:
+    def machine(**changes: object) -> list[str]:
+        return [run.spec.run_id for run in make(**changes) if run.spec.kind == "machine"]
+
+    (once,) = machine(models=[{"id": str(tiny), "label": "a"}, {"id": str(tiny), "label": "b", "degrid": 0}])
+    rtn = {"methods": ["rtn"], "seed": 3, "scope": {"skip": ["*down*"]}}
+    assert machine(models=[{"id": str(tiny), "degrid": 1}], limits={"memory": "3GiB"}, **rtn) == [once]
+    assert machine(threads=1) != [once]
+    assert machine(measure={"perplexity": {"text": "demo", "context": 64}, "memory": {}}) == []
+
+
+def test_no_run_needs_the_machine(make) -> None:
+    (machine,) = (run.spec.run_id for run in make() if run.spec.kind == "machine")
+    assert not any(machine in run.spec.needs.values() for run in make())
 
 
 def test_planning_imports_no_torch(make, sweeps) -> None:

@@ -11,6 +11,7 @@ from harness.analysis.comparison import Comparison
 from harness.analysis.cost import energies
 from harness.analysis.footprint import footprint
 from harness.analysis.influence import Influence, of_difference, of_mean
+from harness.analysis.roofline import bounds, rates
 from harness.analysis.rule import above_noise_floor, compare
 from harness.analysis.scores import NATS_MARGIN, scores
 from harness.analysis.speeds import point_of, speeds
@@ -30,7 +31,7 @@ class Evidence:
 
     ``performance`` and ``baseline_performance`` are of one session and one decode mode; ``baseline_quality`` and
     ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
-    divergence from itself.
+    divergence from itself, ``machine`` the run that measured the machine itself.
     """
 
     quality: RunRecord | None
@@ -41,6 +42,7 @@ class Evidence:
     noise_floor: Measurement | None
     baseline_performance: tuple[RunRecord, ...]
     baseline_tasks: tuple[RunRecord, ...]
+    machine: RunRecord | None = None
 
     @property
     def all(self) -> tuple[RunRecord, ...]:
@@ -55,6 +57,7 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     fault = next((run for run in evidence.all if run.status != "ok"), None)
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
     timed = tuple(run for run in evidence.performance if run.status == "ok")
+    timings = speeds(timed, () if spec.is_baseline else evidence.baseline_performance)
     well = [run for run in evidence.all if run.status == "ok"]
     kl, confidence = _values(quality, "kl"), _values(quality, "baseline_confidence")
     nll = _values(quality, "nll")
@@ -108,7 +111,8 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         peaks=_peaks(well, "peak_memory_bytes"),
         left=_peaks(well, "memory_after_bytes"),
         footprint=footprint(timed),
-        speeds=speeds(timed, () if spec.is_baseline else evidence.baseline_performance),
+        speeds=timings,
+        bounds=bounds(timed, timings, rates(evidence.machine) if evidence.machine else None),
         energies=energies(timed),
         quantize_s=_quantize_s(well),
         quantize_peak_bytes=_quantize_peak(well),

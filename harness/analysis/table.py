@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from harness.analysis.breakdown import Bin
 from harness.analysis.comparison import Comparison
@@ -71,6 +72,36 @@ class Energy:
     prefill_with_idle_j_per_tok: Estimate | None
     decode_with_idle_j_per_tok: Estimate | None
     idle_power_w: Estimate | None
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the machine did at its best.
+
+    ``bandwidth`` holds working sets in bytes, rising, with bytes per second; ``matmul`` dtypes with operations per
+    second.
+    """
+
+    bandwidth: tuple[tuple[int, float], ...]
+    matmul: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the machine allows at one grid point in one phase, and the ``share`` of it that was reached.
+
+    ``read_bytes`` and ``operations`` are the least of a step (or of a prefill) of the whole batch, and ``binds`` is the
+    one that takes longer. ``dequantize_bytes`` is what unpacking writes and reads beside that.
+    """
+
+    point: GridPoint
+    phase: str
+    tok_per_s: float
+    binds: Literal["bytes", "operations"]
+    share: Estimate | None
+    read_bytes: float
+    dequantize_bytes: float
+    operations: float
 
 
 @dataclass(frozen=True)
@@ -188,6 +219,7 @@ class VariantRow:
     left: tuple[Peak, ...] = ()
     footprint: Footprint | None = None
     speeds: tuple[Speed, ...] = ()
+    bounds: tuple[Bound, ...] = ()
     energies: tuple[Energy, ...] = ()
     quantize_s: float | None = None
     quantize_peak_bytes: int | None = None
@@ -209,6 +241,9 @@ class VariantRow:
     def energy_at(self, point: GridPoint, source: str) -> Energy | None:
         return next((each for each in self.energies if (each.point, each.source) == (point, source)), None)
 
+    def bound_at(self, point: GridPoint, phase: str) -> Bound | None:
+        return next((each for each in self.bounds if (each.point, each.phase) == (point, phase)), None)
+
     def task(self, key: TaskKey) -> TaskScore | None:
         return next((score for score in self.tasks if score.key == key), None)
 
@@ -225,7 +260,8 @@ class Table:
     ``labels`` are warnings about the model that must stand wherever its figures do. ``kl_noise_floor``
     (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
     another dtype. ``conditions`` is the protocol item by item, ``hub_id`` the model's name on a hub, if it has one.
-    ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers.
+    ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers. ``rates`` are
+    the machine's, by which the bounds go.
     """
 
     model: str
@@ -244,6 +280,7 @@ class Table:
     price: Price | None = None
     conditions: tuple[tuple[str, Scalar], ...] = ()
     hub_id: str | None = None
+    rates: Rates | None = None
 
     @property
     def baseline(self) -> VariantRow | None:

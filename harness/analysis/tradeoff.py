@@ -9,6 +9,7 @@ from itertools import chain
 
 from harness.analysis.chances import front_probabilities
 from harness.analysis.pareto import front
+from harness.analysis.roofline import machine_of, rates
 from harness.analysis.row import Evidence, row
 from harness.analysis.selection import (
     Protocol,
@@ -40,6 +41,7 @@ class _Runs:
     task: tuple[RunRecord, ...]
     performance: tuple[RunRecord, ...]
     references: tuple[RunRecord, ...] = ()
+    machines: tuple[RunRecord, ...] = ()
 
     @property
     def all(self) -> tuple[RunRecord, ...]:
@@ -75,7 +77,8 @@ def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunR
 
 def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord]) -> Table:
     references = tuple(run for run in model_runs if _is_reference_of(run, where, runs.quality))
-    runs = replace(runs, references=references)
+    machines = tuple(run for run in model_runs if run.spec.kind == "machine")
+    runs = replace(runs, references=references, machines=machines)
     rows, notes = _rows(runs)
     preparing = [run for run in model_runs if run.spec.kind == "prepare"]
     notes += [_failed_before(run) for run in (*preparing, *references) if run.status != "ok"]
@@ -84,6 +87,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
     )
     any_spec = runs.all[0].spec
     newest = _last(runs.performance)
+    machine = machine_of(newest, machines)
     return Table(
         model=where.model,
         native_quantization=any_spec.model.native_quantization,
@@ -101,6 +105,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         price=newest.spec.price if newest else None,
         conditions=protocol,
         hub_id=any_spec.model.id if any_spec.model.kind == "hub" else None,
+        rates=rates(machine) if machine and any(entry.bounds for entry in rows) else None,
     )
 
 
@@ -145,6 +150,7 @@ def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...
         performance=performance,
         tasks=tuple({run.spec.task: run for run in members if run.spec.kind == "task"}.values()),
         baseline_quality=_baseline_quality(quality, runs.quality),
+        machine=machine_of(_last(performance), runs.machines),
         noise_floor=_noise_floor(runs.references, "dtype") or _noise_floor(runs.references, "batch size"),
         baseline_performance=_baseline_performance(performance, runs.performance),
         baseline_tasks=tuple(
@@ -232,12 +238,14 @@ def _less_labels(entry: VariantRow, said: tuple[str, ...]) -> VariantRow:
 
 
 def _model_runs(where: Setting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
-    """What was done for the model before any variant: its conversion and its reference."""
-    return tuple(
+    """What was done before any variant: the model's conversion and its reference, and the machine's own speed."""
+    records = tuple(records)
+    own = (
         run
         for run in current(records)
         if run.spec.kind in ("prepare", "reference") and setting(run.spec).model_id == where.model_id
     )
+    return (*own, *(run for run in current_in_session(records) if run.spec.kind == "machine"))
 
 
 def _is_reference_of(run: RunRecord, where: Setting, quality: Sequence[RunRecord]) -> bool:

@@ -169,6 +169,10 @@ class LoadedModel(Decoder, Protocol):
         """How many of the decoder's linear layers run on each family of kernels."""
         ...
 
+    def layer_families(self) -> Mapping[str, KernelFamily]:
+        """The same for each of them, by its name."""
+        ...
+
 
 @dataclass(frozen=True)
 class HeadWeights:

@@ -168,14 +168,14 @@ class TransformersModel:
         return dict(names)
 
     def families(self) -> Mapping[KernelFamily, int]:
+        return dict(Counter(self.layer_families().values()))
+
+    def layer_families(self) -> Mapping[str, KernelFamily]:
         from harness.models.kernels import family
         from harness.models.scope import in_decoder
 
-        found: Counter[KernelFamily] = Counter()
-        for name, module in self._model.named_modules():
-            if in_decoder(f"{name}.weight", 2) and (kind := family(module)) is not None:
-                found[kind] += 1
-        return dict(found)
+        modules = {name: module for name, module in self._model.named_modules() if in_decoder(f"{name}.weight", 2)}
+        return {name: kind for name, module in modules.items() if (kind := family(module)) is not None}
 
     def _is_factored(self) -> bool:
         """Whether head(hidden(x)) is the model's own logits, on a few tokens."""

@@ -107,7 +107,7 @@ def shapes(label: str, config: Mapping[str, Any], header: headers.Header) -> Mod
         else:
             role = _role(name, shape)
             counts[role] += 0 if role == "head" and tied else math.prod(shape)
-    attention, hidden = _attention(label, text), _number(label, text, "hidden_size", "n_embd")
+    heads, hidden = attention(label, text), _number(label, text, "hidden_size", "n_embd")
     rotates = not any("position_embeddings" in name or "wpe" in name for name in header.shapes)
     partial = float((text.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0))
     return ModelShapes(
@@ -117,11 +117,11 @@ def shapes(label: str, config: Mapping[str, Any], header: headers.Header) -> Mod
         context_length=header.context_length,
         matrices=tuple(sorted(matrices)),
         **counts,
-        rotary=int(attention.head_dim * partial) if rotates else 0,  # two buffers of half of it each
+        rotary=int(heads.head_dim * partial) if rotates else 0,  # two buffers of half of it each
         hidden=hidden,
         inner=_inner(text, hidden),
         vocabulary=_number(label, text, "vocab_size"),
-        attention=attention,
+        attention=heads,
         has_experts=any(_EXPERT.search(name) for name in header.shapes),
     )
 
@@ -157,7 +157,8 @@ def _from_config(label: str, config: dict[str, Any]) -> ModelShapes:
     return shapes(label, {**config, "dtype": dtype}, headers.with_dtype(header, str(dtype)))
 
 
-def _attention(label: str, config: Mapping[str, Any]) -> Attention:
+def attention(label: str, config: Mapping[str, Any]) -> Attention:
+    """What a configuration says of its attention. Raises SourceError where that is of a kind that is not reckoned."""
     if "kv_lora_rank" in config:
         raise SourceError(f"{label}: the cache of multi-head latent attention is not reckoned yet")
     heads = _number(label, config, "num_attention_heads", "n_head")

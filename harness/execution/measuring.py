@@ -14,6 +14,7 @@ from harness.execution.fairness import check_leak, check_tokens
 from harness.execution.footprint import footprint
 from harness.execution.forward import observe
 from harness.execution.suspect import SUSPECT, reasons
+from harness.execution.traffic import traffic
 from harness.registry import metric
 from harness.text.leakage import halves_told
 
@@ -69,6 +70,7 @@ def performance(bench: Bench, out: Path) -> None:
         with bench.phase("generate"):
             bench.add(metric("throughput").make(model, spec.throughput, spec.seed, bench.moment))
         bench.labels += [SUSPECT + each for each in reasons(bench.moments, bench.measurements)]
+        traffic(bench, model, spec.throughput)
         if spec.memory:
             footprint(bench, model, spec.throughput)
         if spec.energy:

@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.analysis.comparison import Verdict
-from harness.analysis.table import Table, VariantRow
+from harness.analysis.table import GridPoint, Table, VariantRow
 from harness.report.answer import Answer, default_answer
 from harness.report.choice import chosen
 from harness.report.column import Column, cell
+from harness.report.columns_bound import bound_columns
 from harness.report.columns_breakdown import breakdowns
 from harness.report.columns_run import speed_columns
 from harness.report.figures import Figure, figures, plotly_javascript
@@ -107,7 +108,7 @@ def html(whole: Page) -> str:
 
 def _section(table: Table) -> _Section:
     columns = shown_columns(table)
-    grid = tuple((point.label, speed_columns(point, headline=True)) for point in table.grid)
+    grid = tuple((point.label, _grid_columns(table, point)) for point in table.grid)
     return _Section(
         table,
         columns,
@@ -122,6 +123,12 @@ def _section(table: Table) -> _Section:
         noise_floor(table),
         terms(table),
     )
+
+
+def _grid_columns(table: Table, point: GridPoint) -> tuple[Column, ...]:
+    """Speeds, and the bounds where there are any."""
+    bounds = bound_columns(point, headline=True) if any(row.bounds for row in table.rows) else ()
+    return (*speed_columns(point, headline=True), *(each for each in bounds if each.shown))
 
 
 def _script_json(text: str) -> Markup:

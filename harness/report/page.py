@@ -12,6 +12,7 @@ from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
 from harness.record import RunRecord
 from harness.report.asked import asked
+from harness.report.columns_bound import rates_told
 from harness.report.formats import significant
 
 
@@ -97,12 +98,13 @@ def noise_floor(table: Table) -> str | None:
 
 
 def terms(table: Table) -> str | None:
-    """The price and the budget that the table's costs and fits go by, in words."""
+    """The price, the budget and the machine's rates that the table's costs, fits and bounds go by, in words."""
     price, budget = table.price, table.budget_bytes
     said = [f"Cost of tokens at {price.per_hour:g} {price.currency} per hour."] if price else []
     if budget is not None:
         said.append(f"Budget of memory: {significant(budget / 10**9)} GB, {significant(budget / 2**30)} GiB.")
-    return " ".join(said) or None
+    rates = rates_told(table)
+    return " ".join([*said, *([rates] if rates else [])]) or None
 
 
 def _fault(record: RunRecord) -> Fault:

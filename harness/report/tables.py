@@ -7,6 +7,7 @@ from itertools import groupby
 
 from harness.analysis.table import Table
 from harness.report.column import Column
+from harness.report.columns_bound import all_bound_columns
 from harness.report.columns_breakdown import breakdown_columns
 from harness.report.columns_memory import memory_columns
 from harness.report.columns_quality import quality_columns
@@ -33,6 +34,7 @@ def columns(table: Table) -> tuple[Column, ...]:
         *breakdown_columns(table),
         *size_columns(table),
         *all_speed_columns(table),
+        *all_bound_columns(table),
         *energy_columns(table),
         *price_columns(table),
         *memory_columns(table),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
 
+from harness.analysis.table import GridPoint
 from harness.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
 from harness.spec import (
     DecodeMode,
@@ -134,6 +135,38 @@ class Bench:
     def prepare(self) -> RunRecord:
         return self.record(self.spec("prepare", NONE), Outcome("ok"))
 
+    def machine(self) -> RunRecord:
+        """A machine that reads 20 GB/s from its memory and 60 from its cache, at its best."""
+        found = [
+            *(
+                speeds("bandwidth_byte_per_s", "byte/s", best, access="copy", working_set_bytes=size)
+                for size, best in ((2**20, 60e9), (2**27, 22e9), (2**30, 20e9))
+            ),
+            speeds("bandwidth_byte_per_s", "byte/s", 15e9, access="sum", working_set_bytes=2**30),
+            *(
+                speeds("matmul_op_per_s", "operation/s", best, dtype=dtype, size=512)
+                for dtype, best in (("float32", 200e9), ("int8", 400e9))
+            ),
+            speeds("matmul_op_per_s", "operation/s", 90e9, dtype="float32", size=1024),
+        ]
+        return self.record(self.spec("machine", NONE), Outcome("ok", measurements=tuple(found)))
+
+    def traffic(self, point: GridPoint, **steps: tuple[float, float, dict[str, float]]) -> tuple[Measurement, ...]:
+        """Of each phase the bytes to read, those of unpacking, and operations by dtype."""
+        where: dict[str, Scalar] = asdict(point)
+        found = []
+        for phase, (read, unpacked, operations) in steps.items():
+            found += [
+                exact(f"{phase}_read_bytes", "byte", read - 8, {**where, "part": "weights"}),
+                exact(f"{phase}_read_bytes", "byte", 8, {**where, "part": "KV cache"}),
+                exact(f"{phase}_dequantize_bytes", "byte", unpacked, where),
+                *(
+                    exact(f"{phase}_operations", "operation", count, {**where, "dtype": dtype})
+                    for dtype, count in operations.items()
+                ),
+            ]
+        return tuple(found)
+
     def reference(self) -> RunRecord:
         noise = np.random.default_rng(5).exponential(2e-9, self.windows * 64)
         floors = (
@@ -208,9 +241,14 @@ class Bench:
         )
 
     def performance(
-        self, method: MethodRef, speed: float = 1.0, repetition: int = 0, prompts: Sequence[int] = (128,)
+        self,
+        method: MethodRef,
+        speed: float = 1.0,
+        repetition: int = 0,
+        prompts: Sequence[int] = (128,),
+        bits: float = 32,
     ) -> RunRecord:
-        """``speed`` is the multiple of 20 tok/s decoding and 400 tok/s prefill at batch 1."""
+        """``speed`` is the multiple of 20 tok/s decoding and 400 tok/s prefill at batch 1; ``bits`` as in quality."""
         rng = np.random.default_rng(repetition + 10)
         measured = []
         for prompt in prompts:
@@ -229,6 +267,14 @@ class Bench:
             measured.append(samples("prefill_s", prefill, protocol))
             measured.append(samples("decode_step_s", steps, protocol, [str(i // 10) for i in range(30)]))
             measured += energy_figures(protocol, speed * jitter)
+            read = LINEAR * bits / 8 + 4 * (EMBEDDING + OTHER)
+            unpacked = 8 * LINEAR if method.name == "rtn" else 0
+            work = 2 * (LINEAR + EMBEDDING)
+            measured += self.traffic(
+                GridPoint(1, prompt, 32),
+                prefill=(read, unpacked, {"float32": prompt * work}),
+                decode=(read + 8, unpacked, {"float32": work}),
+            )
             measured += generating_figures({**protocol, "prompt_tokens": prompt // 2}, repetition)
             measured += generating_figures(protocol, repetition)
         measured.append(peak("load", 612 * 2**20 + repetition))
@@ -237,12 +283,12 @@ class Bench:
 
     def sweep(self, looks: Sequence[Look] = LOOKS, repetitions: int = 3) -> list[RunRecord]:
         """A whole sweep: prepared, the baseline and every look, one killed for memory and one unsupported."""
-        records = [self.prepare(), self.reference(), self.quality(NONE)]
+        records = [self.machine(), self.prepare(), self.reference(), self.quality(NONE)]
         records += [self.quantize(look.method) for look in looks if look.stage == "offline"]
         records += [self.quality(look.method, look.bits, look.damage) for look in looks]
         for repetition in range(repetitions):
             records.append(self.performance(NONE, 1.0, repetition, (128, 512)))
-            records += [self.performance(look.method, look.speed, repetition, (128, 512)) for look in looks]
+            records += [self.performance(look.method, look.speed, repetition, (128, 512), look.bits) for look in looks]
         awq = MethodRef("awq", 1, {"bits": 4}, "awq 4-bit g64", "offline")
         int4 = MethodRef("torchao", 1, {"kind": "int4"}, "torchao int4-weight-only", "on_load")
         killed = "killed: more than 8 GiB of memory"
@@ -260,6 +306,10 @@ class Bench:
 
 def exact(metric: str, unit: str, value: float, protocol: dict[str, Scalar], direction: str = "neither") -> Measurement:
     return Measurement(metric, 1, unit, direction, "exact", (value,), protocol)  # type: ignore[arg-type]
+
+
+def speeds(metric: str, unit: str, best: float, **protocol: Scalar) -> Measurement:
+    return Measurement(metric, 1, unit, "higher", "samples", (0.9 * best, best, 0.5 * best), protocol)
 
 
 def peak(phase: str, size: float) -> Measurement:

@@ -37,7 +37,7 @@ def records(tmp_path_factory: pytest.TempPathFactory, sweep_type) -> dict[tuple[
             },
         }
     )
-    assert {record.spec.kind for record in made} == {"prepare", "performance"}
+    assert {record.spec.kind for record in made} == {"machine", "prepare", "performance"}
     return {(r.spec.model.label, r.spec.method.label): r for r in made if r.spec.kind == "performance"}
 
 

@@ -73,6 +73,8 @@ def test_names_are_unique_and_carry_units(records: list[RunRecord]) -> None:
         "_eur_per_million_tok",
         "_context_tokens",
         "_batch_sequences",
+        "_bound_by",
+        "_operations",
     )
     assert all(any(unit in name for unit in units) for name in names)
 

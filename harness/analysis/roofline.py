@@ -1,0 +1,127 @@
+"""How near a speed comes to what the machine allows: the bound of a step, and the measured time beside it.
+
+The roofline model (Williams, Waterman, Patterson, Communications of the ACM 52, 2009): a step that reads B bytes and
+makes W operations takes at least max(B / bandwidth, W / rate) seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.analysis.speeds import point_of
+from harness.analysis.stats import transformed
+from harness.analysis.table import Bound, GridPoint, Rates, Speed
+from harness.record import Measurement, RunRecord
+
+WIDER: Mapping[str, str] = {"bfloat16": "float32", "float16": "float32"}
+"""What a number can be turned into without loss: a dtype is never multiplied more slowly than its wider one."""
+
+
+@dataclass(frozen=True)
+class _Traffic:
+    """The least that a step takes, from the records: bytes to read, operations by dtype, and what unpacking adds."""
+
+    read_bytes: float
+    dequantize_bytes: float
+    operations: Mapping[str, float]
+
+
+def rates(machine: RunRecord) -> Rates | None:
+    """What the machine did at its best; None where the run measured nothing."""
+    measured = machine.outcome.measurements
+    bandwidths: dict[int, float] = {}
+    products: dict[str, float] = {}
+    for entry in measured:
+        if entry.metric == "bandwidth_byte_per_s" and entry.values:
+            size = int(entry.protocol["working_set_bytes"] or 0)
+            bandwidths[size] = max(bandwidths.get(size, 0.0), *entry.values)
+        if entry.metric == "matmul_op_per_s" and entry.values:
+            dtype = str(entry.protocol["dtype"])
+            products[dtype] = max(products.get(dtype, 0.0), *entry.values)
+    return Rates(tuple(sorted(bandwidths.items())), tuple(products.items())) if bandwidths and products else None
+
+
+def bandwidth_byte_per_s(found: Rates, read_bytes: float) -> float:
+    """The best bandwidth at which so many bytes can be read, again and again.
+
+    Bytes that fit a cache are read from there, so it is the best of the working sets from the largest that is no
+    larger than the bytes on. (From the smallest that is no smaller, the part of them that a cache still holds would
+    be forgotten, and the bound would be none.)
+    """
+    held = [size for size, _ in found.bandwidth if size <= read_bytes]
+    least = held[-1] if held else found.bandwidth[0][0]
+    return max(bandwidth for size, bandwidth in found.bandwidth if size >= least)
+
+
+def rate_op_per_s(found: Rates, dtype: str) -> float:
+    """The rate of products of that dtype; of codes, and of a dtype that was not measured, the machine's highest."""
+    measured = dict(found.matmul)
+    if dtype not in measured:
+        return max(measured.values())
+    return max(measured[dtype], measured.get(WIDER.get(dtype, ""), 0.0))
+
+
+def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | None) -> tuple[Bound, ...]:
+    """The bounds of prefill and decode at each point where traffic was counted, and the machine was measured."""
+    if found is None:
+        return ()
+    made = []
+    for speed in speeds:
+        for phase in ("prefill", "decode"):
+            traffic = _traffic(runs, phase, speed.point)
+            if traffic is not None:
+                made.append(_bound(traffic, phase, speed, found))
+    return tuple(made)
+
+
+def machine_of(run: RunRecord | None, machines: Sequence[RunRecord]) -> RunRecord | None:
+    """The machine as it was measured where and with what the run was: of its own session, else the newest."""
+    if run is None:
+        return None
+    alike = [each for each in machines if each.status == "ok" and _place(each) == _place(run)]
+    own = [each for each in alike if each.session == run.session]
+    return next(reversed(own or alike), None)
+
+
+def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates) -> Bound:
+    point = speed.point
+    reading_s = traffic.read_bytes / bandwidth_byte_per_s(found, traffic.read_bytes)
+    multiplying_s = sum(count / rate_op_per_s(found, dtype) for dtype, count in traffic.operations.items())
+    tokens = point.batch_size * (point.prompt_tokens if phase == "prefill" else 1)
+    tok_per_s = tokens / max(reading_s, multiplying_s)
+    measured = speed.prefill_tok_per_s if phase == "prefill" else speed.decode_tok_per_s
+    return Bound(
+        point,
+        phase,
+        tok_per_s,
+        "bytes" if reading_s >= multiplying_s else "operations",
+        transformed(measured, lambda rate: rate / tok_per_s) if measured else None,
+        traffic.read_bytes,
+        traffic.dequantize_bytes,
+        sum(traffic.operations.values()),
+    )
+
+
+def _traffic(runs: Sequence[RunRecord], phase: str, point: GridPoint) -> _Traffic | None:
+    """Of several runs of one variant the first that counted it: they count the same."""
+    for run in runs:
+        own = [entry for entry in run.outcome.measurements if entry.metric.startswith(f"{phase}_")]
+        read = _of(own, f"{phase}_read_bytes", point)
+        if read:
+            return _Traffic(
+                sum(entry.values[0] for entry in read),
+                sum(entry.values[0] for entry in _of(own, f"{phase}_dequantize_bytes", point)),
+                {str(entry.protocol["dtype"]): entry.values[0] for entry in _of(own, f"{phase}_operations", point)},
+            )
+    return None
+
+
+def _of(measured: Iterable[Measurement], metric: str, point: GridPoint) -> list[Measurement]:
+    return [entry for entry in measured if entry.metric == metric and entry.values and point_of(entry) == point]
+
+
+def _place(run: RunRecord) -> tuple[object, ...]:
+    """The hardware, the device, its threads and the torch that a run had."""
+    software = run.outcome.before.software if run.outcome.before else {}
+    return run.spec.hardware, run.spec.device, run.spec.threads, software.get("torch")

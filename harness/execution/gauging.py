@@ -1,0 +1,29 @@
+"""The run that measures the machine itself, once, for all models and recipes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.execution.bench import Bench
+from harness.machine import available_memory_bytes
+from harness.metrics.machine import measure
+
+
+def machine(bench: Bench, out: Path) -> None:
+    """The bandwidth of the memory and the rates of products, as its outcome; the folder holds nothing else."""
+    import torch
+
+    spec = bench.spec
+    with bench.phase("measure"), torch.inference_mode():
+        bench.add(measure(spec.device, _free_bytes(bench), bench.facts.__setitem__))
+    bench.facts["CPU threads"] = torch.get_num_threads()
+
+
+def _free_bytes(bench: Bench) -> int:
+    """What could be taken of the device's memory, and may be by the recipe's limit."""
+    import torch
+
+    device, limit = bench.spec.device, bench.spec.limits.memory_bytes
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info()[0])
+    return min(available_memory_bytes(), limit) if limit else available_memory_bytes()

@@ -1,0 +1,68 @@
+"""What each point of the grid must read and multiply, counted in the model that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from harness.contracts import LoadedModel
+from harness.errors import SourceError
+from harness.estimate.shapes import attention
+from harness.execution.bench import Bench
+from harness.models.headers import read_config
+from harness.numerics.kv_cache import element_bytes
+from harness.numerics.prompts import random_tokens
+from harness.numerics.traffic import VERSION, AttentionShape, Running, Step, decode_step, prefill, routing
+from harness.record import Measurement
+from harness.spec import Scalar, ThroughputWorkload
+
+if TYPE_CHECKING:
+    from harness.spec import Cell
+
+NO_BOUND = "bound"
+"""The fact that says what is left out of the bounds."""
+
+
+def traffic(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> None:
+    """``…_read_bytes``, ``…_dequantize_bytes`` and ``…_operations`` of a prefill and of a decoded step, at each point.
+
+    To be called after the model has run: some libraries repack their weights in the first pass.
+    """
+    config = read_config(bench.source())
+    running = Running(
+        model.weight_ledger(),
+        model.layer_families(),
+        model.vocabulary,
+        model.running_bytes(),
+        routing(config),
+        _attention(bench, model),
+    )
+    for cell in workload.cells:
+        bench.add(_told("prefill", cell, prefill(running, cell.batch_size, cell.prompt_tokens)))
+        bench.add(_told("decode", cell, decode_step(running, cell.batch_size, cell.prompt_tokens, cell.new_tokens)))
+
+
+def _attention(bench: Bench, model: LoadedModel) -> AttentionShape | None:
+    """The shape of the model's attention, with the bytes that its cache really takes; None, and a fact, if unknown."""
+    import torch
+
+    try:
+        shape = attention(bench.spec.model.label, read_config(bench.source()))
+        with torch.inference_mode():
+            _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, bench.spec.seed).to(model.device))
+        return AttentionShape(shape.windows, shape.heads, shape.kv_heads, shape.head_dim, element_bytes(cache))
+    except (SourceError, ValueError) as error:
+        bench.facts[NO_BOUND] = f"the attention is left out: {error}"
+        return None
+
+
+def _told(phase: str, cell: Cell, step: Step) -> Iterator[Measurement]:
+    def exact(metric: str, unit: str, value: float, **where: Scalar) -> Measurement:
+        protocol = {**cell.protocol, **where}
+        return Measurement(f"{phase}_{metric}", VERSION, unit, "neither", "exact", (value,), protocol)
+
+    yield exact("read_bytes", "byte", step.read_bytes - step.kv_bytes, part="weights")
+    yield exact("read_bytes", "byte", step.kv_bytes, part="KV cache")
+    yield exact("dequantize_bytes", "byte", step.dequantize_bytes)
+    for dtype, operations in step.operations.items():
+        yield exact("operations", "operation", operations, dtype=dtype)

@@ -1,0 +1,198 @@
+"""What a step of a model must read and multiply, worked out from what is stored: the arithmetic of a bound.
+
+Everything here is the least that any program must do, so that the time it takes on the best machine is a bound:
+weights are read once per step, the key-value cache once, nothing else. docs/speed-bounds.md derives each figure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.contracts import KernelFamily, StoredTensor
+
+VERSION = 1
+PACKED = "packed"
+"""In place of a dtype: multiplied with its codes, by whatever unit of the machine is the fastest."""
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
+_EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+@dataclass(frozen=True)
+class Routing:
+    """A mixture of experts: how many each layer has, and how many of them a token meets."""
+
+    experts: int
+    active: int
+
+    def distinct(self, tokens: int) -> float:
+        """The expected number of experts of a layer that a step over so many tokens needs.
+
+        E · (1 − (1 − k/E)ⁿ): each token's choice is taken to be independent and every expert as likely as another.
+        A router that prefers some experts needs fewer.
+        """
+        return self.experts * (1 - (1 - self.active / self.experts) ** tokens)
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """``windows`` has an entry per layer with a key-value cache: the tokens it looks back at most, or None for all."""
+
+    windows: tuple[int | None, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    kv_element_bytes: int
+
+    def read_bytes(self, tokens: float) -> float:
+        """Keys and values of so many tokens of one sequence, in all layers."""
+        per_token = 2 * self.kv_heads * self.head_dim * self.kv_element_bytes
+        return per_token * sum(_within(window, tokens) for window in self.windows)
+
+    def operations(self, tokens: float) -> float:
+        """A token's scores over so many, itself included, and the sum of their values: 4 · heads · dimension each."""
+        return 4 * self.heads * self.head_dim * sum(_within(window, tokens) for window in self.windows)
+
+    def prompt_operations(self, tokens: int) -> float:
+        """The same for each token of a prompt in turn: 1 + 2 + … + n, as far as a layer's window goes."""
+        total = 0
+        for window in self.windows:
+            near = min(tokens, window) if window is not None else tokens
+            total += near * (near + 1) // 2 + (tokens - near) * near
+        return 4 * self.heads * self.head_dim * total
+
+
+@dataclass(frozen=True)
+class Running:
+    """A loaded model as far as its traffic goes.
+
+    ``families`` says by a layer's name how it multiplies; ``running_bytes`` is what all weights take once they have
+    run. What is not known (None) is left out of the bound, which then is lower than it could be.
+    """
+
+    ledger: Sequence[StoredTensor]
+    families: Mapping[str, KernelFamily]
+    vocabulary: int
+    running_bytes: int
+    routing: Routing | None = None
+    attention: AttentionShape | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that activations have: that of most parameters which are not quantized."""
+        found: Counter[str] = Counter()
+        for entry in self.ledger:
+            if not entry.quantized and entry.storage in DTYPE_BYTES:
+                found[entry.storage] += entry.parameters
+        return found.most_common(1)[0][0] if found else "float32"
+
+
+@dataclass(frozen=True)
+class Step:
+    """The least that one step of a whole batch takes. ``operations`` are by the dtype that is multiplied (or PACKED).
+
+    ``dequantize_bytes`` is what layers that unpack first write and read again; it is no part of ``read_bytes``.
+    """
+
+    read_bytes: float
+    kv_bytes: float
+    dequantize_bytes: float
+    operations: Mapping[str, float] = field(default_factory=dict)
+
+
+def decode_step(model: Running, batch: int, prompt: int, new: int) -> Step:
+    """The mean of ``new`` steps after a prompt: each reads the weights, and the cache that it finds.
+
+    Step i (from 0) finds prompt + i tokens there, prompt + (new − 1)/2 in the mean, and attends to one more: itself.
+    """
+    past = prompt + (new - 1) / 2
+    step = _weights(model, batch, batch)
+    if model.attention is None:
+        return step
+    kv_bytes = batch * model.attention.read_bytes(past)
+    return _with(step, kv_bytes, model.dtype, batch * model.attention.operations(past + 1))
+
+
+def prefill(model: Running, batch: int, prompt: int) -> Step:
+    """Reads the weights once for all tokens; the output embedding is applied to the last token of each row alone."""
+    step = _weights(model, batch * prompt, batch)
+    if model.attention is None:
+        return step
+    return _with(step, 0.0, model.dtype, batch * model.attention.prompt_operations(prompt))
+
+
+def routing(config: Mapping[str, Any]) -> Routing | None:
+    """The mixture that a config.json describes; None where it describes none."""
+    text: Mapping[str, Any] = config.get("text_config") or config
+    experts = next((text[name] for name in _EXPERT_COUNTS if text.get(name)), None)
+    active = text.get("num_experts_per_tok")
+    return Routing(int(experts), int(active)) if experts and active else None
+
+
+def _weights(model: Running, tokens: int, predicted: int) -> Step:
+    """What ``tokens`` tokens at once take, the attention left out; the head is applied to ``predicted`` of them."""
+    dtype = model.dtype
+    tied = any(entry.role == "head" and entry.tied for entry in model.ledger)
+    stored = sum(_bytes(entry) for entry in model.ledger)
+    read = -float(max(0, stored - model.running_bytes))  # what repacking in the first pass saved
+    dequantized = 0.0
+    operations: Counter[str] = Counter()
+    for entry in model.ledger:
+        family = model.families.get(entry.name.removesuffix(".weight"), "plain")
+        matrix = entry.role == "linear"
+        if entry.role == "embedding":
+            read += _bytes(entry) * (1.0 if tied else min(1.0, tokens / model.vocabulary))
+            continue
+        if matrix and not _LAYER.search(entry.name):
+            continue  # position embeddings are gathered, and what does not read text does not run
+        if entry.name.endswith("inv_freq"):
+            continue  # a table of the rotary embedding's, and a spare copy of it that nobody reads
+        parts = _experts_read(model, entry, tokens)
+        if matrix and family == "plain" and entry.quantized:  # unpacked once: the dense matrix is what is read
+            read += parts * entry.parameters * DTYPE_BYTES[dtype]
+        else:
+            read += parts * _bytes(entry)
+        if matrix and family == "dequantize":
+            dequantized += 2 * parts * entry.parameters * DTYPE_BYTES[dtype]
+        if matrix or entry.role == "head":
+            multiplied = PACKED if family == PACKED else _plain_dtype(entry, dtype)
+            times = predicted if entry.role == "head" else tokens
+            operations[multiplied] += 2 * _experts_met(model, entry) * entry.parameters * times  # type: ignore[assignment]
+    return Step(max(read, 0.0), 0.0, dequantized, dict(operations))
+
+
+def _with(step: Step, kv_bytes: float, dtype: str, operations: float) -> Step:
+    """The step and its attention."""
+    whole = {**step.operations, dtype: step.operations.get(dtype, 0.0) + operations}
+    return Step(step.read_bytes + kv_bytes, kv_bytes, step.dequantize_bytes, whole)
+
+
+def _experts_read(model: Running, entry: StoredTensor, tokens: int) -> float:
+    """The share of a tensor that a step over so many tokens reads."""
+    if not _EXPERTS.search(entry.name):
+        return 1.0
+    return model.routing.distinct(tokens) / model.routing.experts if model.routing else 0.0
+
+
+def _experts_met(model: Running, entry: StoredTensor) -> float:
+    """The share of a tensor that one token is multiplied with."""
+    if not _EXPERTS.search(entry.name):
+        return 1.0
+    return model.routing.active / model.routing.experts if model.routing else 0.0
+
+
+def _plain_dtype(entry: StoredTensor, running: str) -> str:
+    return entry.storage if entry.storage in DTYPE_BYTES and not entry.quantized else running
+
+
+def _bytes(entry: StoredTensor) -> int:
+    return entry.value_bytes + entry.scale_bytes
+
+
+def _within(window: int | None, tokens: float) -> float:
+    return tokens if window is None else min(tokens, window)

@@ -1,0 +1,72 @@
+"""The machine's own speed, on a clock by which every call takes a millisecond."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.metrics import machine
+from harness.record import Measurement
+
+CALL_S = 1e-3
+MIB = 2**20
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    def seconds(work: machine.Work, calls: int, device: str) -> float:
+        work()
+        return calls * CALL_S
+
+    monkeypatch.setattr(machine, "_seconds", seconds)
+    return {}
+
+
+def measured(free_bytes: int, told: dict[str, str]) -> list[Measurement]:
+    return list(machine.measure("cpu", free_bytes, told.__setitem__))
+
+
+def test_a_working_set_is_all_that_is_touched(told: dict[str, str]) -> None:
+    found = [m for m in measured(4 * MIB, told) if m.metric == "bandwidth_byte_per_s"]
+    sizes = [(m.protocol["access"], m.protocol["working_set_bytes"]) for m in found]
+    assert sizes == [(access, size) for size in (MIB // 4, MIB // 2, MIB) for access in ("copy", "sum")]
+    for m in found:
+        assert m.values == pytest.approx([int(m.protocol["working_set_bytes"] or 0) / CALL_S] * len(m.values))
+
+
+def test_no_working_set_takes_more_than_a_quarter_of_the_free_memory(told: dict[str, str]) -> None:
+    sets = [m.protocol["working_set_bytes"] for m in measured(3 * MIB, told) if "access" in m.protocol]
+    assert max(int(size or 0) for size in sets) == MIB // 2
+
+
+def test_a_product_is_two_operations_per_term(told: dict[str, str]) -> None:
+    found = [m for m in measured(8 * MIB, told) if m.protocol.get("dtype") == "float32"]
+    assert [m.protocol["size"] for m in found] == [128, 256]
+    for m in found:
+        assert m.values == pytest.approx([2 * int(m.protocol["size"] or 0) ** 3 / CALL_S] * len(m.values))
+
+
+def test_sizes_double_until_a_call_is_long(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LONG_CALL_S", CALL_S)
+    found = [m for m in measured(32 * MIB, told) if m.protocol.get("dtype") == "float32"]
+    assert [m.protocol["size"] for m in found] == [128]
+
+
+def test_a_dtype_that_cannot_be_multiplied_is_told(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("not on this device\nmore of it")
+
+    monkeypatch.setattr("torch._int_mm", refuse)
+    found = measured(4 * MIB, told)
+    assert told["no rate of int8"] == "not on this device"
+    assert "int8" not in {m.protocol.get("dtype") for m in found}
+    assert "bfloat16" in {m.protocol.get("dtype") for m in found}
+
+
+def test_a_copy_and_a_sum_do_what_they_say() -> None:
+    import torch
+
+    held = torch.arange(8.0)
+    works = dict(machine._accesses(held))
+    assert float(works["sum"]()) == 28.0  # type: ignore[arg-type]
+    works["copy"]()
+    assert held.tolist() == [0.0, 1.0, 2.0, 3.0] * 2

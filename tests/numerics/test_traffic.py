@@ -1,0 +1,147 @@
+"""What a step must read and multiply, beside sums done by hand."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.contracts import LoadRequest, StoredTensor
+from harness.engines.transformers import load
+from harness.models.headers import read_config
+from harness.numerics.traffic import PACKED, AttentionShape, Routing, Running, Step, decode_step, prefill, routing
+
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+EXPERTS = "model.layers.0.mlp.experts.gate_up_proj"
+
+
+def tensor(name: str, role: Any, parameters: int, **changes: Any) -> StoredTensor:
+    """A float32 tensor unless told otherwise."""
+    settings = {"storage": "float32", "value_bytes": 4 * parameters, "scale_bytes": 0, "quantized": False, **changes}
+    return StoredTensor(name, role, parameters=parameters, **settings)
+
+
+EMBEDDING = tensor("model.embed_tokens.weight", "embedding", 800)  # 100 tokens × 8
+NORMS = [tensor("model.layers.0.input_layernorm.weight", "other", 8), tensor("model.norm.weight", "other", 8)]
+HEAD = tensor("lm_head.weight", "head", 800)
+UNTIED = [EMBEDDING, tensor(Q_PROJ, "linear", 64), *NORMS, HEAD]
+ONE_LAYER = AttentionShape((None,), heads=2, kv_heads=1, head_dim=4, kv_element_bytes=4)
+
+
+def running(ledger: list[StoredTensor], **changes: Any) -> Running:
+    stored = sum(entry.value_bytes + entry.scale_bytes for entry in ledger)
+    return Running(ledger, **{"families": {}, "vocabulary": 100, "running_bytes": stored, **changes})
+
+
+def test_a_decoded_step_reads_the_rows_it_gathers_all_else_and_the_cache_at_its_mean_length() -> None:
+    step = decode_step(running(UNTIED, attention=ONE_LAYER), batch=2, prompt=10, new=5)
+    weights = 2 * 8 * 4 + 64 * 4 + 2 * 8 * 4 + 800 * 4
+    cache = sum(2 * (2 * 1 * 4 * 4) * (10 + i) for i in range(5)) / 5
+    assert (step.read_bytes, step.kv_bytes) == (weights + cache, cache)
+    scores_and_sums = sum(2 * 2 * (2 * 4) * (10 + i + 1) for i in range(5)) / 5
+    assert step.operations == {"float32": 2 * (2 * 64 + 2 * 800 + scores_and_sums)}
+    assert step.dequantize_bytes == 0
+
+
+def test_a_prefill_applies_the_head_to_one_token_of_each_row() -> None:
+    step = prefill(running(UNTIED, attention=ONE_LAYER), batch=2, prompt=10)
+    assert step.read_bytes == 20 * 8 * 4 + 64 * 4 + 2 * 8 * 4 + 800 * 4
+    causal = sum(2 * 2 * (2 * 4) * seen for seen in range(1, 11))
+    assert step.operations == {"float32": 2 * (10 * 2 * 64 + 2 * 800 + causal)}
+
+
+def test_a_tied_embedding_is_read_whole_for_the_head() -> None:
+    tied = [*UNTIED[:-1], tensor("lm_head.weight", "head", 800, value_bytes=0, tied=True)]
+    step = decode_step(running(tied), batch=1, prompt=10, new=1)
+    assert step.read_bytes == 800 * 4 + 64 * 4 + 2 * 8 * 4
+    assert step.operations == {"float32": 2 * (64 + 800)}
+
+
+def test_what_is_gathered_or_never_read_is_left_out() -> None:
+    extra = [
+        tensor("transformer.wpe.weight", "linear", 4096),
+        tensor("model.rotary_emb.inv_freq", "other", 4),
+        tensor("model.rotary_emb.original_inv_freq", "other", 4),
+    ]
+    assert decode_step(running([*UNTIED, *extra]), 1, 10, 1) == decode_step(running(UNTIED), 1, 10, 1)
+
+
+def test_layers_that_unpack_first_write_and_read_what_they_unpack() -> None:
+    codes = tensor(Q_PROJ, "linear", 64, storage="PackedLinear", value_bytes=32, scale_bytes=8, quantized=True)
+    ledger = [EMBEDDING, codes, *NORMS, HEAD]
+    name = Q_PROJ.removesuffix(".weight")
+    step = decode_step(running(ledger, families={name: "dequantize"}), 1, 10, 1)
+    assert step.read_bytes == 8 * 4 + (32 + 8) + 2 * 8 * 4 + 800 * 4
+    assert step.dequantize_bytes == 2 * 64 * 4
+    assert step.operations == {"float32": 2 * (64 + 800)}
+    packed = decode_step(running(ledger, families={name: "packed"}), 1, 10, 1)
+    assert (packed.read_bytes, packed.dequantize_bytes) == (step.read_bytes, 0)
+    assert packed.operations == {PACKED: 2 * 64, "float32": 2 * 800}
+    once = decode_step(running(ledger, families={name: "plain"}), 1, 10, 1)
+    assert once.read_bytes == step.read_bytes - (32 + 8) + 64 * 4
+    assert once.dequantize_bytes == 0
+
+
+def test_what_repacking_saves_is_not_read() -> None:
+    whole, repacked = running(UNTIED), running(UNTIED, running_bytes=running(UNTIED).running_bytes - 50)
+    grown = running(UNTIED, running_bytes=10**9)
+    assert decode_step(repacked, 1, 10, 1).read_bytes == decode_step(whole, 1, 10, 1).read_bytes - 50
+    assert decode_step(grown, 1, 10, 1) == decode_step(whole, 1, 10, 1)
+
+
+@pytest.mark.parametrize(("experts", "active", "tokens"), [(4, 2, 1), (4, 2, 2), (4, 1, 3), (5, 2, 3), (3, 3, 2)])
+def test_the_expected_number_of_experts_is_the_mean_over_all_choices(experts: int, active: int, tokens: int) -> None:
+    choices = list(combinations(range(experts), active))
+    unions = [len(set().union(*chosen)) for chosen in product(choices, repeat=tokens)]
+    assert Routing(experts, active).distinct(tokens) == pytest.approx(sum(unions) / len(unions))
+
+
+def test_of_a_mixture_the_active_experts_are_read_and_multiplied() -> None:
+    mixture = [
+        *UNTIED,
+        tensor("model.layers.0.mlp.gate.weight", "linear", 32),
+        tensor("model.layers.0.mlp.shared_expert.up_proj.weight", "linear", 16),
+        tensor(EXPERTS, "linear", 4 * 80),  # 3-D: four experts in one parameter
+        tensor("model.layers.0.mlp.experts.0.down_proj.weight", "linear", 40),
+    ]
+    step = decode_step(running(mixture, routing=Routing(4, 2)), batch=2, prompt=10, new=1)
+    dense = decode_step(running(UNTIED), batch=2, prompt=10, new=1)
+    assert step.read_bytes == dense.read_bytes + 4 * (32 + 16) + 4 * (4 * 80 + 40) * 3 / 4
+    assert step.operations["float32"] == dense.operations["float32"] + 2 * 2 * (32 + 16 + (4 * 80 + 40) / 2)
+    unknown = decode_step(running(mixture), batch=2, prompt=10, new=1)
+    assert unknown.read_bytes == dense.read_bytes + 4 * (32 + 16)
+
+
+def test_a_mixture_is_read_from_its_configuration() -> None:
+    assert routing({"num_local_experts": 8, "num_experts_per_tok": 2}) == Routing(8, 2)
+    assert routing({"text_config": {"num_experts": 128, "num_experts_per_tok": 8}}) == Routing(128, 8)
+    assert routing({"n_routed_experts": 64, "num_experts_per_tok": 6}) == Routing(64, 6)
+    assert routing({"hidden_size": 8}) is None
+
+
+@given(st.lists(st.none() | st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 60))
+def test_a_window_bounds_what_each_token_of_a_prompt_sees(windows: list[int | None], tokens: int) -> None:
+    shape = AttentionShape(tuple(windows), heads=3, kv_heads=1, head_dim=4, kv_element_bytes=2)
+    seen = [min(place + 1, window or tokens) for window in windows for place in range(tokens)]
+    assert shape.prompt_operations(tokens) == 4 * 3 * 4 * sum(seen)
+    assert shape.read_bytes(tokens) == 2 * 4 * 2 * sum(min(tokens, window or tokens) for window in windows)
+
+
+def test_of_the_tiny_model(tiny: Path) -> None:
+    """By hand from its configuration: 4 layers of width 64, 4 heads, 2 of keys, of 16; 192 inside; 512 tokens, tied."""
+    config = read_config(tiny)
+    model = load(LoadRequest(tiny, "float32", "cpu"))
+    attention = AttentionShape((None,) * 4, heads=4, kv_heads=2, head_dim=16, kv_element_bytes=4)
+    counted = Running(
+        model.weight_ledger(), model.layer_families(), 512, model.running_bytes(), routing(config), attention
+    )
+    layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 192
+    weights = 4 * (4 * layer + 4 * 2 * 64 + 64 + 512 * 64)
+    cache = 4 * 2 * 2 * 16 * 4 * 71.5
+    operations = 2 * (4 * layer + 512 * 64) + 4 * 4 * (4 * 16) * 72.5
+    assert decode_step(counted, 1, 64, 16) == Step(weights + cache, cache, 0.0, {"float32": operations})
+    assert weights == 919_808
