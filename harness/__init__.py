@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.analysis.recommend import recommend as recommend
+    from harness.comparing import compare as compare
     from harness.execution.runner import run_recipe as run
     from harness.planner import plan as plan
     from harness.recipe import load_recipe as load_recipe
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from harness.store import load_results as load_results
 
 _HOMES = {
+    "compare": "harness.comparing:compare",
     "load_recipe": "harness.recipe:load_recipe",
     "load_results": "harness.store:load_results",
     "plan": "harness.planner:plan",
@@ -24,7 +26,7 @@ _HOMES = {
     "run": "harness.execution.runner:run_recipe",
     "write_report": "harness.report:write_report",
 }
-__all__ = ["load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
+__all__ = ["compare", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ HarnessError                 70  a fault of the harness itself
 ├── UsageError                2  the command or its input is wrong; nothing was written
 │   ├── RecipeError              a recipe: file, line, key, what was expected
 │   ├── SourceError              a model or a text that cannot be found or must not be loaded
-│   └── ResultsError             a results folder or a record that cannot be read
+│   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: yet)
 └── RunError                     one run of a sweep could not give figures; it becomes a record
     ├── UnsupportedError         this machine, library or model cannot do it, and never could
     └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
@@ -52,6 +52,10 @@ class SourceError(UsageError):
 
 class ResultsError(UsageError):
     """A results folder or a record in it cannot be read."""
+
+
+class NewerRecordError(ResultsError):
+    """A record was written by a newer harness than this one."""
 
 
 class RunError(HarnessError):

@@ -266,6 +266,7 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
         budget_bytes=measure.memory.budget if measure.memory else None,
         energy=measure.energy is not None,
         price=Price(**recipe.price.model_dump()) if recipe.price else None,
+        gates=recipe.gates,
         limits=Limits(recipe.limits.time, recipe.limits.memory),
         device=site.machine.device,
         threads=recipe.threads,

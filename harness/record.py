@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.errors import ResultsError
+from harness.errors import NewerRecordError, ResultsError
 from harness.spec import RunSpec, Scalar
 
 SCHEMA_VERSION = 1
@@ -134,7 +134,7 @@ def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise ResultsError(f"{name}: not a record: it has no schema_version")
     if version > SCHEMA_VERSION:
-        raise ResultsError(
+        raise NewerRecordError(
             f"{name}: written by a newer qharness (record schema {version}, this one reads up to "
             f"{SCHEMA_VERSION}); upgrade qharness to read it"
         )

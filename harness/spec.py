@@ -213,9 +213,9 @@ class RunSpec:
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
     question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
     runs that must have ended well before this one and whose artifacts it reads. A quality run scores
-    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes`` and ``price``
-    are for those who read the figures and change none of them. A ``machine`` run names a model and a method like all
-    others, but neither is a part of its case or its id.
+    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes``, ``price`` and
+    ``gates`` are for those who read the figures and change none of them. A ``machine`` run
+    names a model and a method like all others, but neither is a part of its case or its id.
     """
 
     kind: Kind
@@ -238,6 +238,7 @@ class RunSpec:
     budget_bytes: int | None = None
     energy: bool = False
     price: Price | None = None
+    gates: Mapping[str, float] = field(default_factory=dict)
     limits: Limits = Limits()
     device: str = "cpu"
     threads: int | None = None
@@ -284,16 +285,17 @@ class RunSpec:
 
     @property
     def case_id(self) -> str:
-        return digest(self._case())
+        return digest(self.question)
 
     @property
     def run_id(self) -> str:
         method_version = 0 if self.kind == "machine" else self.method.version
         environment = [self.lock, self.hardware, dict(self.versions), method_version, self.repetition]
-        return digest([self._case(), environment, dict(self.needs)])
+        return digest([self.question, environment, dict(self.needs)])
 
-    def _case(self) -> dict[str, Any]:
-        """The question. Model and text count by their content, not by where they lie."""
+    @property
+    def question(self) -> dict[str, Any]:
+        """What ``case_id`` is made of. Model and text count by their content, not by where they lie."""
         if self.kind == "machine":  # of all models and recipes the same
             return {"kind": self.kind, "device": self.device, "threads": self.threads}
         case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}

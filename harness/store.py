@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import ResultsError
+from harness.errors import NewerRecordError, ResultsError
 from harness.json_codec import decode, encode
 from harness.record import Measurement, RunRecord, upgrade
 
@@ -52,8 +52,7 @@ class Store:
     def records(self, recipe: str | None = None) -> tuple[RunRecord, ...]:
         """Every attempt, oldest first. Raises ResultsError for a record that cannot be read."""
         root = self.root / recipe if recipe else self.root
-        found = [_read(path) for path in root.rglob(RECORD) if not path.parent.name.startswith(".")]
-        return tuple(sorted(found, key=lambda record: (record.started_at, record.attempt)))
+        return _in_order(map(_read, _record_files(root)))
 
     @contextmanager
     def locked(self, recipe: str) -> Iterator[None]:
@@ -84,6 +83,27 @@ def read_records(path: Path) -> tuple[RunRecord, ...]:
     if not records:
         raise ResultsError(f"{path}: holds no records; name a results folder that 'qharness run' wrote")
     return records
+
+
+def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
+    """The records below a results folder that can be read, and why each other one cannot.
+
+    For readers who can do with less: half a record is one that a copy or a full disk cut short.
+    Raises ResultsError where the folder holds none that can be read, and for a record of a newer harness.
+    """
+    if not path.is_dir():
+        raise ResultsError(f"{path}: no such results folder")
+    found, faults = [], []
+    for file in _record_files(path):
+        try:
+            found.append(_read(file))
+        except NewerRecordError:
+            raise
+        except ResultsError as error:
+            faults.append(str(error))
+    if not found:
+        raise ResultsError(faults[0] if faults else f"{path}: holds no records of 'qharness run'")
+    return _in_order(found), tuple(faults)
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -130,6 +150,17 @@ def load_results(path: str | Path) -> pd.DataFrame:
         ]
         rows += [{**run, **row} for row in measured or [{"metric": None}]]
     return pd.DataFrame(rows)
+
+
+def _record_files(root: Path) -> Iterator[Path]:
+    """Whole ones: what lies in a hidden folder was cut short, or belongs to something else."""
+    for path in sorted(root.rglob(RECORD)):
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            yield path
+
+
+def _in_order(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+    return tuple(sorted(records, key=lambda record: (record.started_at, record.attempt)))
 
 
 def _mean(measurement: Measurement) -> float:

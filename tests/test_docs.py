@@ -10,8 +10,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from harness.cli.app import app
 from harness.errors import RecipeError
+from harness.gates import GATES, shown
 from harness.machine import Machine
 from harness.planner import plan
 from harness.recipe import load_recipe
@@ -98,6 +102,28 @@ def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
     blocks = FENCE.findall((DOCS / "adding-a-method.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]
     assert [sum(text in source for source in sources) for text in shown] == [1, 1, 1]
+
+
+def test_the_gates_are_those_of_the_code() -> None:
+    page = (DOCS / "regressions.md").read_text(encoding="utf-8")
+    rows = {name: rest for name, rest in re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE) if name in GATES}
+    assert list(rows) == list(GATES)
+    for name, gate in GATES.items():
+        assert rows[name].endswith(f"| {shown(name, gate.default)} | {'yes' if gate.usual else 'no'}")
+
+
+def test_what_the_workflow_runs_are_commands_with_these_options() -> None:
+    workflow = yaml.safe_load((DOCS / "github-workflow.yml").read_text(encoding="utf-8"))
+    steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    lines = [line for step in steps for line in step.splitlines() if line.strip().startswith("qharness ")]
+    assert {line.split()[1] for line in lines} == {"run", "compare"}
+    for line in lines:
+        command, options = line.split()[1], re.findall(r"--[a-z-]+", line)
+        told = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"})
+        assert told.exit_code == 0
+        assert all(option in told.stdout for option in options)
+        for recipe in re.findall(r"recipes/\S+", line):
+            assert (ROOT / recipe).is_file()
 
 
 @pytest.mark.parametrize("text", examples())

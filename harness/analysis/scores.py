@@ -30,7 +30,7 @@ def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tu
     made, notes = [], []
     for run in runs:
         found = _found([run])
-        headline = _headline(found)
+        chosen = headline(found)
         noise = run.find("task_batch_noise")
         for mine in found:
             other = theirs.get(_key(mine))
@@ -39,8 +39,8 @@ def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tu
             made.append(
                 TaskScore(
                     key=_key(mine),
-                    headline=mine is headline,
-                    estimate=_estimate(mine),
+                    headline=mine is chosen,
+                    estimate=figure_of(mine),
                     change=_change(mine, comparison),
                     comparison=comparison,
                     flips=turned,
@@ -71,13 +71,13 @@ def _key(score: Measurement) -> TaskKey:
     )
 
 
-def _headline(found: Sequence[Measurement]) -> Measurement | None:
+def headline(found: Sequence[Measurement]) -> Measurement | None:
     """The score that stands for a task: the best known of its scores, under the first of its filters."""
     ranked = {name: rank for rank, name in enumerate(HEADLINES)}
     return min(found, key=lambda entry: ranked.get(str(entry.protocol["score"]), len(HEADLINES)), default=None)
 
 
-def _estimate(score: Measurement) -> Estimate:
+def figure_of(score: Measurement) -> Estimate:
     """The figure as lm-eval gives it, with an interval where each question has a value."""
     if score.evidence != "paired":
         return Estimate(score.values[0], None, None, 1, "one figure of all questions")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import estimate, formats, listing, plan, recommend, report, run, stack
+from harness.cli import baseline, compare, estimate, formats, listing, plan, recommend, report, run, stack
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -21,12 +21,13 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (plan.plan, run.run, report.report, recommend.recommend, estimate.estimate):
+for command in (plan.plan, run.run, report.report, compare.compare, recommend.recommend, estimate.estimate):
     app.command()(command)
 app.command("list")(listing.list_plugins)
 app.command()(formats.formats)
 app.command()(listing.doctor)
 app.command()(listing.schema)
+app.add_typer(baseline.baseline_app, name="baseline")
 app.add_typer(stack.stack_app, name="stack")
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
 ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where records are kept.")]
+BaselinesFolder = Annotated[Path, typer.Option("--baselines", metavar="DIR", help="Where baselines are kept.")]
 CacheFolder = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time
     typer.Option("--cache", metavar="DIR", help="Where checkpoints and references are kept (or $QHARNESS_CACHE)."),

@@ -163,12 +163,13 @@ def _must_repeat(
 
 def _reading(spec: RunSpec) -> tuple[object, ...]:
     """What a recipe says for those who read a run's figures."""
-    return (spec.budget_bytes, spec.price) if spec.kind == "performance" else ()
+    said = (spec.budget_bytes, spec.price) if spec.kind == "performance" else ()
+    return (*said, dict(spec.gates)) if spec.kind in ("quality", "task", "performance") else said
 
 
 def _restated(record: RunRecord, spec: RunSpec, store: Store) -> RunRecord:
-    """The record once more, saved with the budget and the price that the recipe now names: its figures stay."""
-    said = replace(record.spec, budget_bytes=spec.budget_bytes, price=spec.price)
+    """The record once more, saved with the budget, price and gates that the recipe now names: its figures stay."""
+    said = replace(record.spec, budget_bytes=spec.budget_bytes, price=spec.price, gates=spec.gates)
     again = replace(record, spec=said, attempt=store.next_attempt(record.spec.recipe, record.spec.run_id))
     store.save(again)
     return again

@@ -38,7 +38,7 @@ def explain(fault: ErrorDetails, root: type[BaseModel]) -> tuple[Location, str]:
         case "extra_forbidden":
             owner = _owner(location[:-1], root)
             return location, "unknown key" + (did_you_mean(str(location[-1]), owner.model_fields) if owner else "")
-        case "not_built" | "duration" | "size" | "method" | "text" | "distinct":
+        case "not_built" | "gates" | "duration" | "size" | "method" | "text" | "distinct":
             return location, fault["msg"]
         case "string_pattern_mismatch":
             if location[-1] == "revision":

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, Pos
 from pydantic_core import PydanticCustomError
 
 from harness.errors import RecipeError
+from harness.gates import threshold
 from harness.recipe.faults import causes, explain, recipe_error
 from harness.recipe.fields import Bytes, Commit, Dtype, NotBuilt, Seconds, Strict, distinct, one_or_many
 from harness.recipe.measure import Measure
@@ -73,6 +74,15 @@ class Limits(Strict):
 
 def _scope(value: Any) -> Any:
     return {"quantize": value} if isinstance(value, str) else value
+
+
+def _gates(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise PydanticCustomError("gates", "expected metrics with their thresholds, such as {{perplexity: 0.5%}}")
+    try:
+        return {name: threshold(name, written) for name, written in value.items()}
+    except ValueError as error:
+        raise PydanticCustomError("gates", "{why}", {"why": str(error)}) from None
 
 
 def _model(value: Any) -> Any:
@@ -145,9 +155,12 @@ class Recipe(Strict):
         "or 'compiled', one graph over a static key-value cache; a list gives each variant a row for each",
     )
     price: Price | None = Field(None, description="what the machine costs, for the cost of a million tokens")
+    gates: Annotated[dict[str, float], BeforeValidator(_gates, json_schema_input_type=dict[str, str | float])] = Field(
+        default_factory=dict,
+        description="what `qharness compare` is to hold, such as {perplexity: 0.5%}: see [regressions](regressions.md)",
+    )
     extends: NotBuilt = None
     kv_cache: NotBuilt = None
-    gates: NotBuilt = None
 
     _file: YamlFile | None = PrivateAttr(None)
 

@@ -101,7 +101,7 @@ def write_report(
     for name, content in files:
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, content)
+        write_whole(path, content)
         written.append(path)
     if "github" in formats and job_summary is not None:
         _append_summary(whole, job_summary)
@@ -121,7 +121,7 @@ def _append_summary(page: Page, path: Path) -> None:
         raise UsageError(f"{path}: the job summary cannot be written: {error.strerror}") from None
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """A reader finds the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

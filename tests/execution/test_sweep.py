@@ -181,17 +181,19 @@ def test_a_resumed_sweep_measures_the_baselines_speed_again(sweeps, tiny: Path) 
     assert timed[0].attempt == 2
 
 
-def test_another_price_or_budget_is_recorded_and_nothing_is_measured_again(sweeps, tiny: Path) -> None:
+def test_another_price_budget_or_gate_is_recorded_and_nothing_is_measured_again(sweeps, tiny: Path) -> None:
     measure = {"memory": {}, "throughput": {"prompt_tokens": 8, "new_tokens": 2, "iterations": 1}}
     _, first = sweeps.run(recipe(tiny, ["none"], measure=measure))
     priced = {**measure, "memory": {"budget": "1GB"}}
+    said = {"price": {"per_hour": 2, "currency": "EUR"}, "gates": {"decode": "5%"}}
     for content in (priced, priced):
-        _, again = sweeps.run(recipe(tiny, ["none"], measure=content, price={"per_hour": 2, "currency": "EUR"}))
+        _, again = sweeps.run(recipe(tiny, ["none"], measure=content, **said))
         assert made(sweeps) == []
         assert again.attempt == 2  # once, not each time
     assert again.outcome == first.outcome
     assert (again.session, again.spec.run_id) == (first.session, first.spec.run_id)
     assert (again.spec.budget_bytes, again.spec.price) == (10**9, Price(2.0, "EUR"))
+    assert again.spec.gates == {"decode": 0.05}
     assert [(m.metric, len(m.values)) for m in again.outcome.measurements if m.metric == "decode_step_s"]
     assert Store(sweeps.store.root).records()[-1] == again
 

@@ -1,0 +1,6 @@
+"""Did anything get worse: two sets of records in, a verdict per case and metric out. Pure."""
+
+from harness.analysis.regression.findings import Change, Finding, Regression, Side, Verdict
+from harness.analysis.regression.track import track
+
+__all__ = ["Change", "Finding", "Regression", "Side", "Verdict", "track"]

@@ -1,0 +1,34 @@
+"""Whether the unquantized baseline changed alike: then it is the machine or a library below, not the variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.analysis.regression.findings import Finding
+from harness.analysis.regression.matching import Match
+from harness.gates import GATES
+
+Key = tuple[str, str, str, str]
+
+
+def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> list[Finding]:
+    """The findings; one of a speed that changed says what the baseline's did in the same two sessions."""
+    base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
+    theirs = {_key(found): found for found in findings if found.case_id in base_ids and found.change}
+    return [
+        replace(found, reasons=(*found.reasons, *_told(theirs.get(_key(found)))))
+        if found.verdict in ("improved", "regressed") and found.case_id not in base_ids
+        else found
+        for found in findings
+    ]
+
+
+def _key(found: Finding) -> Key:
+    return found.model, found.engine, found.metric, found.where
+
+
+def _told(baseline: Finding | None) -> tuple[str, ...]:
+    if baseline is None or baseline.change is None or GATES[baseline.metric].test != "processes":
+        return ()
+    return (f"the unquantized baseline changed by {baseline.change.value:+.1%} ({baseline.verdict})",)

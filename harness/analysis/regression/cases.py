@@ -1,0 +1,88 @@
+"""The cases of one side: of each question the runs that answer it as things stand now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.analysis.row import reason
+from harness.analysis.selection import best_session, current, current_in_session
+from harness.record import Measurement, RunRecord, Status
+from harness.spec import RunSpec, digest
+
+KINDS = ("quantize", "quality", "task", "performance")
+"""Runs that answer a question; the others make what these read, and their failures are these runs' failures."""
+SUSPECT = "suspect:"
+"""How a label begins that says that a run's timings are not to be trusted."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question and the runs that answer it: one, or the repetitions of one session."""
+
+    runs: tuple[RunRecord, ...]
+
+    @property
+    def spec(self) -> RunSpec:
+        return self.runs[-1].spec
+
+    @property
+    def well(self) -> tuple[RunRecord, ...]:
+        return tuple(run for run in self.runs if run.status == "ok")
+
+    @property
+    def trusted(self) -> tuple[RunRecord, ...]:
+        """Those that ended well and whose timings may be used."""
+        return tuple(run for run in self.well if not is_suspect(run))
+
+    @property
+    def status(self) -> Status:
+        """``ok`` where any run ended well."""
+        return "ok" if self.well else self.runs[-1].status
+
+    @property
+    def reason(self) -> str:
+        """Why it gave no figure, or one of its runs gave none."""
+        failed = [run for run in self.runs if run.status != "ok"]
+        return reason(failed[-1]) if failed else "ok"
+
+    @property
+    def identities(self) -> tuple[tuple[str, str, str], ...]:
+        """What tells its runs from all others that were ever made."""
+        return tuple(sorted((run.spec.run_id, run.session, run.started_at) for run in self.runs))
+
+    def found(self, metric: str) -> list[Measurement]:
+        """The measurements of that name, of the run that ended well."""
+        return [m for m in self.well[-1].outcome.measurements if m.metric == metric and m.values]
+
+
+def cases(records: Iterable[RunRecord]) -> dict[str, Case]:
+    """By case id. The newest run says which libraries and which machine count; older ones are history."""
+    asked: dict[str, list[RunRecord]] = {}
+    for record in sorted(records, key=lambda each: (each.started_at, each.attempt)):
+        if record.spec.kind in KINDS:
+            asked.setdefault(record.spec.case_id, []).append(record)
+    return {case_id: _case(found) for case_id, found in asked.items()}
+
+
+def is_suspect(run: RunRecord) -> bool:
+    return any(label.startswith(SUSPECT) for label in run.outcome.labels)
+
+
+def variant(spec: RunSpec) -> str:
+    """What a user compares from day to day, by its names; also told apart by scope and seed."""
+    return digest([spec.model.label, spec.method.label, spec.engine, spec.scope, spec.seed, spec.device])
+
+
+def _case(found: Sequence[RunRecord]) -> Case:
+    newest = found[-1].spec
+    alike = [record for record in found if _surroundings(record.spec) == _surroundings(newest)]
+    if newest.kind == "performance":
+        return Case(best_session(current_in_session(alike)))
+    return Case(current(alike)[-1:])
+
+
+def _surroundings(spec: RunSpec) -> list[object]:
+    """What a run id adds to the question, but for the repetition."""
+    versions: Mapping[str, int] = dict(sorted(spec.versions.items()))
+    return [spec.lock, spec.hardware, versions, spec.method.version, dict(spec.needs)]

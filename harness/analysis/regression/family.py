@@ -1,0 +1,49 @@
+"""Tests that are judged together, less those that could not find anything whatever the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.analysis.comparison import Comparison, fewest_units, holm
+
+SIGN_FLIP = "exact sign-flip test"
+"""Of paired tests the one with few p-values to choose from; others of many items are near enough to continuous."""
+
+
+def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """The same, adjusted after Holm among those that can be found real among so many.
+
+    An exact test of few processes or items has no small p-value: among many tests it can refuse nothing, and would
+    only take from the others. Which tests those are follows from these numbers alone, so that leaving them out keeps
+    the level (Tarone, Biometrics 46, 1990). They become tests that are not valid at their n.
+    """
+    usable = [found for found in comparisons if found.p is not None]
+    size = next((k for k in range(1, len(usable) + 1) if sum(_can(found, k) for found in usable) <= k), 1)
+    able = [found.p is not None and _can(found, size) for found in comparisons]
+    judged = iter(holm([found for found, can in zip(comparisons, able, strict=True) if can]))
+    count = sum(able)
+    return tuple(
+        next(judged) if can else _untested(found, count + 1) for found, can in zip(comparisons, able, strict=True)
+    )
+
+
+def _can(found: Comparison, tests: int) -> bool:
+    """Whether its test can find anything at the level that Holm leaves to the first of so many."""
+    if found.design == "paired" and found.test != SIGN_FLIP:
+        return True
+    return found.effect.n >= fewest_units(found.alpha / tests, found.design)
+
+
+def _untested(found: Comparison, tests: int) -> Comparison:
+    return replace(
+        found,
+        p=None,
+        adjusted_p=None,
+        equivalence_p=None,
+        adjusted_equivalence_p=None,
+        equivalence_interval=None,
+        detectable=None,
+        test="none",
+        tests=tests,
+    )

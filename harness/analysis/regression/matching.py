@@ -1,0 +1,111 @@
+"""Which case of HEAD answers the question of which case of BASE, and in what two that should be one differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.analysis.regression.cases import Case
+from harness.spec import RunSpec
+
+ALSO_MEASURED = ("memory", "divergence", "energy", "throughput.")
+"""What else was measured beside a figure changes none; points of the grid are matched one by one."""
+TRACKED = ("model.content", "method.checkpoint")
+"""A checkpoint under a name that stays is tracked as a library is: its change is told, and is no bar."""
+
+HASH_DIGITS = 12
+"""Of a hash, what a reader needs to tell two apart."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """A case on both sides. ``bars`` are the fields in which the questions differ so that no figure is comparable."""
+
+    base: Case
+    head: Case
+    bars: tuple[str, ...] = ()
+    tracked: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def one_machine(self) -> bool:
+        return self.base.spec.hardware == self.head.spec.hardware
+
+    @property
+    def same_runs(self) -> bool:
+        """Nothing was measured again."""
+        return self.base.identities == self.head.identities
+
+
+@dataclass(frozen=True)
+class Matches:
+    both: tuple[Match, ...]
+    gone: tuple[Case, ...]
+    new: tuple[Case, ...]
+
+
+def match(base: Mapping[str, Case], head: Mapping[str, Case]) -> Matches:
+    """By case id; what is left, by the names that a reader knows it by, where these say which is meant."""
+    both = [Match(case, head[case_id]) for case_id, case in base.items() if case_id in head]
+    gone = {case_id: case for case_id, case in base.items() if case_id not in head}
+    new = {case_id: case for case_id, case in head.items() if case_id not in base}
+    theirs, ours = _by_name(gone), _by_name(new)
+    for name in [name for name in theirs if name in ours]:
+        old_id, new_id = theirs[name], ours[name]
+        both.append(_unlike(gone.pop(old_id), new.pop(new_id)))
+    return Matches(tuple(both), tuple(gone.values()), tuple(new.values()))
+
+
+def _by_name(found: Mapping[str, Case]) -> dict[str, str]:
+    """From a name that one case alone has to its case id."""
+    names: dict[str, list[str]] = {}
+    for case_id, case in found.items():
+        names.setdefault(_name(case.spec), []).append(case_id)
+    return {name: ids[0] for name, ids in names.items() if len(ids) == 1}
+
+
+def _name(spec: RunSpec) -> str:
+    asked = spec.task.name if spec.task else spec.perplexity.protocol if spec.perplexity else ""
+    return json.dumps([spec.kind, spec.model.label, spec.method.label, spec.engine, asked])
+
+
+def _unlike(base: Case, head: Case) -> Match:
+    theirs, ours = (dict(_flat(_named(case.spec.question))) for case in (base, head))
+    unlike = {
+        name: (str(theirs.get(name)), str(ours.get(name)))
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name) and not name.startswith(ALSO_MEASURED)
+    }
+    bars = tuple(f"{name}: {old} → {new}" for name, (old, new) in unlike.items() if name not in TRACKED)
+    return Match(base, head, bars, {name: pair for name, pair in unlike.items() if name in TRACKED})
+
+
+def _named(question: Mapping[str, Any]) -> dict[str, Any]:
+    """The question with names for what it holds by position."""
+    named = dict(question)
+    named["model"] = dict(zip(("content", "dtype", "degrid", "config", "seed"), question["model"], strict=True))
+    for role in ("method", "baseline"):
+        if role in question:
+            name, chosen, *stack = question[role]
+            said = "params" if isinstance(chosen, dict) else "checkpoint"
+            named[role] = {"name": name, said: chosen, "stack": stack}
+    return named
+
+
+def _flat(value: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{under}{name}.")
+        else:
+            yield f"{under}{name}", inner
+
+
+def differing(pairs: Iterable[tuple[str, object, object]]) -> tuple[str, ...]:
+    """``name: BASE → HEAD`` of those that differ; of hashes the beginning."""
+    return tuple(f"{name}: {_told(name, old)} → {_told(name, new)}" for name, old, new in pairs if old != new)
+
+
+def _told(name: str, value: object) -> str:
+    whole = "none" if value is None else str(value)
+    return whole[:HASH_DIGITS] if "sha256" in name else whole

@@ -1,0 +1,139 @@
+"""Metrics with a value per item, the same items on both sides: perplexity, divergence, agreement, tasks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from harness.analysis.comparison import Better
+from harness.analysis.regression.cases import Case
+from harness.analysis.regression.findings import Finding
+from harness.analysis.regression.matching import Match, differing
+from harness.analysis.regression.pending import Gated, Pending, start
+from harness.analysis.rule import above_noise_floor, compare
+from harness.analysis.scores import figure_of, headline
+from harness.analysis.stats import clustered_mean, perplexity
+from harness.record import Measurement
+
+
+def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
+    """One finding for each figure that BASE has of this gate's metric."""
+    base = _figures(match.base, asked.gate.metric)
+    if base is None:
+        return
+    relative = base.unit.startswith("nat") and asked.gate.written != "nat"
+    blank = start(match, asked, _where(match.base, base), _unit(base), relative)
+    blank = replace(blank, base=_value(base))
+    head = _like(match.head, base)
+    if head is None:
+        yield replace(blank, reasons=("HEAD does not measure it",))
+        return
+    blank = replace(blank, head=_value(head))
+    bars = (*match.bars, *unlike(base, head))
+    if bars:
+        yield replace(blank, reasons=bars)
+    elif same(base, head):
+        why = "the same run on both sides" if match.same_runs else "every value is bit for bit the same"
+        yield replace(blank, verdict="unchanged", n=len(base.values), units="values", reasons=(why,))
+    elif base.evidence != "paired":
+        yield replace(blank, verdict="inconclusive", reasons=("one figure of all questions: no test is valid",))
+    else:
+        yield _compared(match, asked, blank, base, head, alpha)
+
+
+def unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:
+    """The fields for which two measurements must not be compared."""
+    keys = sorted(base.protocol.keys() | head.protocol.keys())
+    return differing(
+        [
+            ("metric version", base.version, head.version),
+            ("unit", base.unit, head.unit),
+            ("evidence", base.evidence, head.evidence),
+            *((name.replace("_", " "), base.protocol.get(name), head.protocol.get(name)) for name in keys),
+            ("item ids", _items(base, head), _items(head, base)),
+        ]
+    )
+
+
+def same(base: Measurement, head: Measurement) -> bool:
+    """Whether all values are equal, in a unit in which equal values mean equal models.
+
+    Answers that are right or wrong may all be equal by chance.
+    """
+    return base.unit.startswith("nat") and _by_item(base) == _by_item(head)
+
+
+def _compared(
+    match: Match, asked: Gated, blank: Finding, base: Measurement, head: Measurement, alpha: float
+) -> Finding | Pending:
+    margin = math.log1p(asked.threshold) if blank.relative else asked.threshold
+    better: Better = "higher" if base.direction == "higher" else "lower"
+    try:
+        found = (
+            above_noise_floor(head, base, margin, alpha)
+            if _one_is_lossless(base, head)
+            else compare(head, base, margin, better, alpha)
+        )
+    except ValueError as error:
+        return replace(blank, reasons=(str(error),))
+    return Pending(blank, found, match.one_machine)
+
+
+def _one_is_lossless(base: Measurement, head: Measurement) -> bool:
+    """A divergence that was zero throughout and is no more, or the reverse: real for certain, if it is large enough."""
+    return "kl" in base.metric.split("_") and any(base.values) != any(head.values)
+
+
+def _figures(case: Case, metric: str) -> Measurement | None:
+    """The one measurement that stands for a case."""
+    found = case.found(metric)
+    return headline(found) if metric == "task_score" else next(iter(found), None)
+
+
+def _like(case: Case, base: Measurement) -> Measurement | None:
+    """HEAD's measurement of the same thing: of a task, the same score under the same filter."""
+    keys = ("task", "score", "filter")
+    return next(
+        (
+            found
+            for found in case.found(base.metric)
+            if all(found.protocol.get(key) == base.protocol.get(key) for key in keys)
+        ),
+        None,
+    )
+
+
+def _items(one: Measurement, other: Measurement) -> str:
+    """Items that only one side has."""
+    theirs = set(other.item_ids) if one.item_ids != other.item_ids else set(one.item_ids)
+    alone = [item for item in one.item_ids if item not in theirs]
+    return f"{len(alone)} of {len(one.item_ids)} only here, such as {alone[0]!r}" if alone else "all shared"
+
+
+def _by_item(measurement: Measurement) -> dict[str, float]:
+    ids = measurement.item_ids or tuple(map(str, range(len(measurement.values))))
+    return dict(zip(ids, measurement.values, strict=True))
+
+
+def _value(measurement: Measurement) -> float:
+    if measurement.metric == "nll":
+        return perplexity(measurement).value
+    if measurement.metric == "task_score":
+        return figure_of(measurement).value
+    return clustered_mean(measurement).value
+
+
+def _unit(measurement: Measurement) -> str:
+    if measurement.metric == "nll" or (measurement.metric == "task_score" and measurement.unit.startswith("nat")):
+        return "perplexity"
+    return measurement.unit
+
+
+def _where(case: Case, measurement: Measurement) -> str:
+    said = measurement.protocol
+    if measurement.metric == "task_score":
+        filtered = "" if said.get("filter") in (None, "none") else f", {said['filter']}"
+        return f"{said.get('task')} {said.get('score')}{filtered}"
+    scored = case.spec.perplexity
+    return f"{scored.text.id}, {scored.protocol}, context {scored.context}" if scored else ""

@@ -1,0 +1,136 @@
+"""A finding on its way to a verdict: tests are judged together, after all were made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from harness.analysis.comparison import POWER, Comparison, fewest_units
+from harness.analysis.regression.findings import Finding, Verdict
+from harness.analysis.regression.matching import Match
+from harness.analysis.stats import Estimate, exponential
+from harness.gates import Gate, shown
+
+
+@dataclass(frozen=True)
+class Gated:
+    """A gate with the threshold that holds, and whether a failure counts."""
+
+    gate: Gate
+    threshold: float
+    in_force: bool
+
+
+@dataclass(frozen=True)
+class Pending:
+    """``comparison`` is HEAD beside BASE; ``upside_down`` where it compared reciprocals, more being better.
+
+    ``one_machine``: a difference may not be the machine's.
+    """
+
+    finding: Finding
+    comparison: Comparison
+    one_machine: bool
+    upside_down: bool = False
+
+
+def start(match: Match, asked: Gated, where: str, unit: str, relative: bool) -> Finding:
+    """What is known of a finding before anything is compared."""
+    spec = match.head.spec
+    return Finding(
+        case_id=spec.case_id,
+        model=spec.model.label,
+        method=spec.method.label,
+        engine=spec.engine,
+        metric=asked.gate.name,
+        where=where,
+        verdict="incomparable",
+        gated=asked.in_force,
+        unit=unit,
+        relative=relative,
+        threshold=asked.threshold,
+    )
+
+
+def settled(pending: Pending) -> Finding:
+    """The finding with its verdict, from a comparison that was judged together with all others.
+
+    A regression is a real difference beyond the threshold. That nothing changed needs an interval within it.
+    """
+    found = pending.comparison
+    verdict = _verdict(found)
+    reasons = [*_reasons(pending), *found.notes]
+    if verdict in ("improved", "regressed") and not pending.one_machine:
+        reasons = ["hardware differs: the difference may be the machine's", *reasons]
+        verdict = "incomparable"
+    undecided = verdict == "inconclusive"
+    in_terms = _shown(pending)
+    detectable = _detectable(found) if undecided else None
+    return replace(
+        pending.finding,
+        verdict=verdict,
+        change=_estimate(found.effect, in_terms, pending.upside_down),
+        test=found.test,
+        p=found.adjusted_p,
+        n=found.effect.n,
+        units=found.units,
+        detectable=None if detectable is None else abs(in_terms(detectable)),
+        needed=found.units_needed if undecided else None,
+        reasons=(*reasons, *pending.finding.reasons),
+    )
+
+
+def _verdict(found: Comparison) -> Verdict:
+    if found.equivalent:
+        return "unchanged"
+    if not found.different or abs(found.effect.value) <= found.margin:
+        return "inconclusive"
+    return "improved" if (found.effect.value > 0) == (found.better == "higher") else "regressed"
+
+
+def _reasons(pending: Pending) -> list[str]:
+    """Why the verdict is what it is."""
+    found, finding = pending.comparison, pending.finding
+    limit = shown(finding.metric, finding.threshold or 0.0)
+    told = []
+    if found.p is None:
+        fewest = fewest_units(found.alpha / found.tests, found.design)
+        among = f" among {found.tests} tests" if found.tests > 1 else ""
+        told.append(f"no test is valid at n = {found.effect.n} {found.units}: it takes at least {fewest}{among}")
+    elif found.different:
+        told.append(f"the difference is real (p = {found.adjusted_p:.2g}, {found.test})")
+    else:
+        told.append(f"no difference was found (p = {found.adjusted_p:.2g}, {found.test})")
+    if found.equivalent:
+        told.append(f"it lies within ±{limit}")
+    elif found.p is not None and _verdict(found) == "inconclusive":
+        told.append(f"it may be beyond ±{limit}")
+    return told
+
+
+def _shown(pending: Pending) -> Callable[[float], float]:
+    """From the comparison's own terms, logarithms where the change is relative, to those of the finding."""
+    if not pending.finding.relative:
+        return lambda effect: effect
+    sign = -1 if pending.upside_down else 1
+    return lambda effect: exponential(sign * effect) - 1
+
+
+def _estimate(effect: Estimate, shown: Callable[[float], float], upside_down: bool) -> Estimate:
+    low, high = (None if end is None or math.isinf(end) else shown(end) for end in (effect.low, effect.high))
+    low, high = (high, low) if upside_down else (low, high)
+    return replace(effect, value=shown(effect.value), low=low, high=high)
+
+
+def _detectable(found: Comparison) -> float | None:
+    """The least true difference found in POWER of cases, at the level that Holm leaves in the worst case."""
+    from scipy.special import stdtrit
+
+    if found.detectable is None:
+        return None
+    degrees = max(1, found.effect.n - 1) * (1 if found.design == "paired" else 2)
+    alone, together = (
+        stdtrit(degrees, 1 - level / 2) + stdtrit(degrees, POWER) for level in (found.alpha, found.alpha / found.tests)
+    )
+    return found.detectable * float(together / alone)

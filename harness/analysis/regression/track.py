@@ -1,0 +1,188 @@
+"""Records of BASE and of HEAD in, one verdict per case and metric out, all of them judged together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from harness.analysis.regression.baseline import beside_baseline
+from harness.analysis.regression.cases import Case, cases, variant
+from harness.analysis.regression.endings import ending, gone, title
+from harness.analysis.regression.environment import changes
+from harness.analysis.regression.exact import exact
+from harness.analysis.regression.family import together
+from harness.analysis.regression.findings import Finding, Regression, Side
+from harness.analysis.regression.matching import Match, match
+from harness.analysis.regression.paired import paired, same
+from harness.analysis.regression.pending import Gated, Pending, settled
+from harness.analysis.regression.processes import processes
+from harness.errors import ResultsError
+from harness.gates import GATES
+from harness.record import RunRecord
+
+ALPHA = 0.05
+"""How often, at most, any gate at all fails where nothing changed."""
+DEFAULTS = "defaults"
+FIRST = {"quantize": 0, "quality": 1, "performance": 2, "task": 3}
+"""Which run of a variant a count is taken from where several tell it."""
+
+
+def track(
+    base: Sequence[RunRecord],
+    head: Sequence[RunRecord],
+    gates: Mapping[str, float] | None = None,
+    *,
+    override: Mapping[str, float] | None = None,
+    names: tuple[str, str] = ("BASE", "HEAD"),
+    unread: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    origin: str | None = None,
+    strict: bool = False,
+    alpha: float = ALPHA,
+) -> Regression:
+    """HEAD beside BASE.
+
+    ``gates`` are thresholds by name as ``harness.gates`` gives them; None takes those that HEAD's recipe named.
+    ``override`` is laid over them. Where nobody names any, the usual ones hold. Other metrics are compared by their
+    default thresholds and decide nothing, unless ``strict`` makes gates of them all. Among all gates together a false
+    regression has at most probability ``alpha``, and so has a false "unchanged".
+    Raises ResultsError where the two sides have no case in common.
+    """
+    theirs, ours = cases(base), cases(head)
+    matches = match(theirs, ours)
+    if not matches.both:
+        raise ResultsError(_nothing_in_common(names, theirs, ours))
+    said, whence = (gates, origin or "given") if gates is not None else _recipes_gates(ours)
+    if override:
+        said, whence = {**said, **override}, f"{whence}, overridden" if said else "given"
+    asked = _asked(said, strict)
+    found = beside_baseline(_findings(matches.both, asked, alpha), matches.both)
+    found += [gone(case) for case in matches.gone]
+    measured = {finding.metric for finding in found}
+    return Regression(
+        base=_side(names[0], base, theirs, unread[0]),
+        head=_side(names[1], head, ours, unread[1]),
+        findings=tuple(_in_order(found)),
+        environment=changes(matches.both),
+        new=tuple(map(title, matches.new)),
+        gates={each.gate.name: each.threshold for each in asked if each.in_force},
+        origin=whence,
+        alpha=alpha,
+        unmeasured=tuple(name for name in said if name not in measured),
+    )
+
+
+def _recipes_gates(head: Mapping[str, Case]) -> tuple[Mapping[str, float], str]:
+    """Those of HEAD's newest run that can name any."""
+    told = [case.runs[-1] for case in head.values() if case.spec.kind != "quantize"]
+    newest = max(told, key=lambda run: (run.started_at, run.attempt), default=None)
+    if newest is None or not newest.spec.gates:
+        return {}, DEFAULTS
+    return newest.spec.gates, f"recipe {newest.spec.recipe}"
+
+
+def _asked(said: Mapping[str, float], strict: bool) -> list[Gated]:
+    return [
+        Gated(gate, said.get(name, gate.default), strict or (name in said if said else gate.usual))
+        for name, gate in GATES.items()
+    ]
+
+
+def _findings(matches: Sequence[Match], asked: Sequence[Gated], alpha: float) -> list[Finding]:
+    drafts: list[Finding | Pending] = []
+    identical = _identical(matches)
+    for each in _sizes_once(matches):
+        ended = ending(each[0])
+        drafts += [ended] if ended else []
+        if each[0].base.well and each[0].head.well:
+            drafts += _compared(*each, asked, alpha)
+    return _judged([_by_identity(draft, identical) for draft in drafts])
+
+
+def _compared(one: Match, counted: bool, asked: Sequence[Gated], alpha: float) -> Iterator[Finding | Pending]:
+    for each in asked:
+        if each.gate.test == "paired":
+            yield from paired(one, each, alpha)
+        elif each.gate.test == "processes":
+            yield from processes(one, each, alpha)
+        elif counted or each.gate.metric == "kv_cache_bytes_per_token":
+            yield from exact(one, each)
+
+
+def _sizes_once(matches: Sequence[Match]) -> list[tuple[Match, bool]]:
+    """Each match, and whether a variant's sizes are taken from it: several of its runs tell the same ones."""
+    told: dict[str, Match] = {}
+    for each in sorted(matches, key=lambda each: FIRST[each.base.spec.kind]):
+        if each.base.well and each.head.well and each.base.found("stored_bytes"):
+            told.setdefault(variant(each.head.spec), each)
+    return [(each, told.get(variant(each.head.spec)) is each) for each in matches]
+
+
+def _identical(matches: Sequence[Match]) -> frozenset[tuple[str, str, str]]:
+    """The variants that compute the very same function: all their likelihoods are equal, bit for bit."""
+    seen: dict[tuple[str, str, str], bool] = {}
+    for each in matches:
+        if each.bars or not (each.base.well and each.head.well):
+            continue
+        spec = each.head.spec
+        for theirs, ours in zip(each.base.found("nll"), each.head.found("nll"), strict=False):
+            key = (spec.model.label, spec.method.label, spec.engine)
+            seen[key] = seen.get(key, True) and same(theirs, ours)
+    return frozenset(key for key, equal in seen.items() if equal)
+
+
+def _by_identity(draft: Finding | Pending, identical: frozenset[tuple[str, str, str]]) -> Finding | Pending:
+    """Equal answers of equal functions need no test."""
+    if isinstance(draft, Finding) or draft.comparison.design != "paired":
+        return draft
+    finding = draft.finding
+    known = (finding.model, finding.method, finding.engine) in identical
+    if not known or finding.base != finding.head or draft.comparison.effect.value:
+        return draft
+    why = ("its likelihoods are bit for bit the same, and so is this",)
+    return replace(finding, verdict="unchanged", n=draft.comparison.effect.n, units="values", reasons=why)
+
+
+def _judged(drafts: Sequence[Finding | Pending]) -> list[Finding]:
+    """Tests that gates rest on are one family, and all others another."""
+    found: dict[int, Finding] = {}
+    for gated in (True, False):
+        waiting = {
+            position: draft
+            for position, draft in enumerate(drafts)
+            if isinstance(draft, Pending) and draft.finding.gated == gated
+        }
+        comparisons = together([draft.comparison for draft in waiting.values()])
+        for (position, draft), comparison in zip(waiting.items(), comparisons, strict=True):
+            found[position] = settled(replace(draft, comparison=comparison))
+    return [found[position] if isinstance(draft, Pending) else draft for position, draft in enumerate(drafts)]
+
+
+def _in_order(findings: Sequence[Finding]) -> list[Finding]:
+    """By model and method, in the order of the gates."""
+    ranks = {name: rank for rank, name in enumerate(("runs", *GATES))}
+    key: Callable[[Finding], tuple[object, ...]] = lambda each: (  # noqa: E731
+        each.model,
+        each.method,
+        each.engine,
+        ranks[each.metric],
+        each.where,
+        each.case_id,
+    )
+    return sorted(findings, key=key)
+
+
+def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], unread: Sequence[str]) -> Side:
+    counted = {run.session for case in found.values() for run in case.runs}
+    return Side(name, tuple(sorted(counted)), len(found), tuple(unread))
+
+
+def _nothing_in_common(names: tuple[str, str], base: Mapping[str, Case], head: Mapping[str, Case]) -> str:
+    told = [f"{name} has {_held(found)}" for name, found in zip(names, (base, head), strict=True)]
+    return f"nothing in common to compare: {'; '.join(told)}"
+
+
+def _held(found: Mapping[str, Case]) -> str:
+    variants = sorted({case.spec.variant for case in found.values()})
+    if not variants:
+        return "no run that measures a variant"
+    return ", ".join(variants[:3]) + (f" and {len(variants) - 3} more" if len(variants) > 3 else "")

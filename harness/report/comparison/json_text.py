@@ -1,0 +1,52 @@
+"""HEAD beside BASE for programs. Keys stay; what is added later is added beside them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from harness.analysis.regression.findings import Finding, Regression
+
+SCHEMA_VERSION = 1
+"""Raised where a key goes or changes its meaning."""
+
+DIGITS = 10
+"""Significant ones of a number."""
+
+
+def json_text(found: Regression) -> str:
+    """One JSON object; numbers are plain, what there is none of is null."""
+    whole = {
+        "schema_version": SCHEMA_VERSION,
+        "outcome": found.outcome,
+        "exit_code": int(found.exit_code),
+        "alpha": found.alpha,
+        "base": asdict(found.base),
+        "head": asdict(found.head),
+        "gates": {"origin": found.origin, "thresholds": dict(found.gates), "unmeasured": list(found.unmeasured)},
+        "findings": [_finding(each) for each in found.findings],
+        "environment": [asdict(entry) for entry in found.environment],
+        "new": list(found.new),
+    }
+    return json.dumps(_finite(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    told = asdict(finding)
+    change = finding.change
+    told["change"] = (
+        None if change is None else {"value": change.value, "low": change.low, "high": change.high, "is": change.method}
+    )
+    return told
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither infinities nor NaN: null. What a processor rounds differently is not written."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

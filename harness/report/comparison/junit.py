@@ -1,0 +1,64 @@
+"""HEAD beside BASE as JUnit XML, which CI systems show as tests: a suite per variant, a test per finding."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from xml.etree import ElementTree as Xml
+
+from harness.analysis.regression.findings import UNDECIDED, Finding, Regression
+from harness.report.comparison import words
+
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 has no way to write."""
+
+
+def junit(found: Regression) -> str:
+    """A failed gate is a failure, one that could not be evaluated an error; where no gate rests on it, skipped."""
+    root = Xml.Element("testsuites", name="qharness compare")
+    ordered = sorted(found.findings, key=lambda each: each.variant)
+    for name, members in groupby(ordered, key=lambda each: each.variant):
+        _suite(root, name, list(members))
+    if found.unmeasured:
+        suite = Xml.SubElement(root, "testsuite", name="gates", tests=str(len(found.unmeasured)))
+        for name in found.unmeasured:
+            case = Xml.SubElement(suite, "testcase", classname="gates", name=_clean(name))
+            Xml.SubElement(case, "error", message="neither side measures it", type="incomparable")
+        _count(suite)
+    _count(root)
+    Xml.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"
+
+
+def _suite(root: Xml.Element, name: str, findings: list[Finding]) -> None:
+    suite = Xml.SubElement(root, "testsuite", name=_clean(name))
+    for finding in findings:
+        case = Xml.SubElement(suite, "testcase", classname=_clean(name), name=_clean(words.subject(finding)))
+        told = _clean(words.why(finding))
+        figures = _clean(f"{words.figures(finding)}; change {words.change(finding)}; threshold {words.limit(finding)}")
+        kind = _kind(finding)
+        if kind == "skipped":
+            Xml.SubElement(case, "skipped", message=f"{finding.verdict}: {told}")
+        elif kind:
+            Xml.SubElement(case, kind, message=told, type=finding.verdict).text = figures
+        else:
+            Xml.SubElement(case, "system-out").text = f"{finding.verdict}: {figures}"
+    _count(suite)
+
+
+def _kind(finding: Finding) -> str | None:
+    if finding.verdict == "regressed":
+        return "failure" if finding.gated else "skipped"
+    if finding.verdict in UNDECIDED:
+        return "error" if finding.gated else "skipped"
+    return None
+
+
+def _count(element: Xml.Element) -> None:
+    element.set("tests", str(len(element.findall(".//testcase"))))
+    for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
+        element.set(attribute, str(len(element.findall(f".//{kind}"))))
+
+
+def _clean(text: str) -> str:
+    return NOT_XML.sub("�", text)

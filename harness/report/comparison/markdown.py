@@ -1,0 +1,63 @@
+"""HEAD beside BASE as a comment on a pull request: the verdict, what got worse, the rest folded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from harness.analysis.regression.findings import Finding, Regression
+from harness.report.comparison import words
+from harness.report.markdown import escape
+
+MARKS = {"regressed": "❌", "undecided": "⚠️", "passed": "✅"}
+HEAD = ("Verdict", "Variant", "Metric", "BASE → HEAD", "Change", "Threshold", "Why")
+
+
+def markdown(found: Regression) -> str:
+    """Text of a record can neither mark anything up nor leave its cell."""
+    parts = [f"## {MARKS[found.outcome]} qharness: {escape(words.verdict_line(found))}"]
+    parts.append(f"BASE {escape(words.side(found.base))}  \nHEAD {escape(words.side(found.head))}")
+    listed = words.worst_first(found)
+    failed = [each for each in listed if each.gated and each.verdict == "regressed"]
+    undecided = [each for each in listed if each.gated and each.verdict in ("inconclusive", "incomparable")]
+    rest = [each for each in listed if each not in failed and each not in undecided]
+    for heading, members in (("Regressions", failed), ("Gates that could not be evaluated", undecided)):
+        if members:
+            parts += [f"### {heading}", _table(members)]
+    if rest:
+        parts.append(
+            _folded(f"The rest: {len(rest)} of {len(listed)} findings ({words.counts(found)} in all)", _table(rest))
+        )
+    if found.environment:
+        entries = _list(map(words.environment, found.environment))
+        parts.append(_folded(f"Environment: {len(found.environment)} differences", entries))
+    notes = list(words.notes(found))
+    if notes:
+        parts.append(_list(notes))
+    parts.append(f"Gates: {escape(words.gates(found))}. A verdict in brackets is no gate's.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(findings: Sequence[Finding]) -> str:
+    return "\n".join([_line(HEAD), _line(["---"] * len(HEAD)), *map(_line, map(_cells, findings))])
+
+
+def _cells(finding: Finding) -> Iterator[str]:
+    yield finding.verdict if finding.gated else f"({finding.verdict})"
+    yield escape(finding.variant)
+    yield escape(words.subject(finding))
+    yield escape(words.figures(finding))
+    yield escape(words.change(finding))
+    yield escape(words.limit(finding))
+    yield escape(words.why(finding))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>\n\n{content}\n\n</details>"

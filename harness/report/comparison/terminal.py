@@ -1,0 +1,108 @@
+"""HEAD beside BASE on a terminal: a table, the reasons of what is not plainly unchanged, and the environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from harness.analysis.regression.findings import Finding, Regression
+from harness.report.comparison import words
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STYLES = {
+    "regressed": "bold red",
+    "improved": "green",
+    "unchanged": "",
+    "inconclusive": "yellow",
+    "incomparable": "yellow",
+}
+OUTCOMES = {"regressed": "bold red", "passed": "bold green", "undecided": "bold yellow"}
+
+
+def terminal(found: Regression, width: int | None = None, colour: bool = False, whole: bool = False) -> str:
+    """Plain text, with ANSI colours where asked for; ``whole`` lists what did not change, too.
+
+    Text of a record marks nothing up and moves no cursor.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    file = StringIO()
+    console = Console(
+        file=file,
+        width=width or 120,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        highlight=False,
+    )
+    console.print(Text(words.verdict_line(found), style=OUTCOMES[found.outcome]))
+    for name, one in (("BASE", found.base), ("HEAD", found.head)):
+        console.print(Text(f"{name}  {_plain(words.side(one))}"))
+    console.print(Text(f"gates {_plain(words.gates(found))}"))
+    listed = [each for each in words.worst_first(found) if whole or not words.plain(each)]
+    if listed:
+        console.print(_table(listed))
+    for line in _below(found, listed):
+        console.print(Text(line))
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+
+
+def show(found: Regression, whole: bool = False) -> None:
+    """Prints it, as wide as the terminal is and in colour where it has any."""
+    import shutil
+    import sys
+
+    tty = sys.stdout.isatty()
+    sys.stdout.write(terminal(found, shutil.get_terminal_size((120, 24)).columns if tty else None, tty, whole))
+
+
+def _table(listed: Sequence[Finding]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("verdict", "variant", "metric", "BASE → HEAD", "change", "threshold"):
+        table.add_column(column, overflow="fold", justify="left")
+    for each in listed:
+        verdict = each.verdict if each.gated else f"({each.verdict})"
+        cells = [_variant(each), words.subject(each), words.figures(each), words.change(each), words.limit(each)]
+        table.add_row(Text(verdict, style=STYLES[each.verdict]), *(Text(_plain(cell)) for cell in cells))
+    return table
+
+
+def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
+    told = [each for each in listed if each.verdict != "unchanged" and words.why(each)]
+    if told:
+        yield ""
+        yield "Why:"
+        for each in told:
+            yield _plain(f"  {each.verdict}: {_variant(each)}, {words.subject(each)}: {words.why(each)}")
+    for heading, lines in (
+        ("Environment:", [words.environment(entry) for entry in found.environment]),
+        ("Notes:", list(words.notes(found))),
+    ):
+        if lines:
+            yield ""
+            yield heading
+            yield from (_plain(f"  {line}") for line in lines)
+    rest = [f"{words.counts(found)} in all"]
+    rest += (
+        [f"{len(found.findings) - len(listed)} of them not listed: see --all"]
+        if len(listed) < len(found.findings)
+        else []
+    )
+    rest += ["in brackets: no gate, decides nothing"] if any(not each.gated for each in listed) else []
+    yield ""
+    yield "; ".join(rest)
+
+
+def _variant(finding: Finding) -> str:
+    return f"{finding.model} × {finding.method}"
+
+
+def _plain(text: str) -> str:
+    """Without control characters, which a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -1,0 +1,132 @@
+"""The words that every format shares: the verdict in one line, and a finding's figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side
+from harness.gates import shown
+from harness.report.formats import BLANK, signed, significant
+
+WORST_FIRST = ("regressed", "incomparable", "inconclusive", "improved", "unchanged")
+
+
+def verdict_line(found: Regression) -> str:
+    """``REGRESSED: 2 of 14 gates failed``, and what else a reader must not miss."""
+    gated = found.gated
+    count = len(gated) + len(found.unmeasured)
+    failed = sum(each.verdict == "regressed" for each in gated)
+    open_ones = sum(each.verdict in UNDECIDED for each in gated) + len(found.unmeasured)
+    better = sum(each.verdict == "improved" for each in gated)
+    if failed:
+        line = f"REGRESSED: {failed} of {_gates(count)} failed"
+    elif open_ones:
+        line = "UNDECIDED: no gate failed"
+    else:
+        line = f"PASSED: {'all ' if count > 1 else ''}{_gates(count)} hold{'s' if count == 1 else ''}"
+    parts = [f"{open_ones} of {_gates(count)} could not be evaluated"] if open_ones else []
+    parts += [f"{better} improved"] if better else []
+    return "; ".join([line, *parts])
+
+
+def counts(found: Regression) -> str:
+    """``2 regressed, 9 unchanged``: all findings, gates or not."""
+    told = [(sum(each.verdict == word for each in found.findings), word) for word in WORST_FIRST]
+    return ", ".join(f"{number} {word}" for number, word in told if number)
+
+
+def worst_first(found: Regression) -> list[Finding]:
+    """Gates before the rest, and of each the worst verdicts first."""
+    return sorted(found.findings, key=lambda each: (not each.gated, WORST_FIRST.index(each.verdict)))
+
+
+def subject(finding: Finding) -> str:
+    """``decode · batch 1, prompt 128``."""
+    return f"{finding.metric} · {finding.where}" if finding.where else finding.metric
+
+
+def figures(finding: Finding) -> str:
+    """``19.4 → 19.6 perplexity``; of runs, how they ended is told in words."""
+    if finding.metric == RUNS or (finding.base is None and finding.head is None):
+        return BLANK
+    return f"{_figure(finding.base)} → {_figure(finding.head)} {finding.unit}"
+
+
+def change(finding: Finding) -> str:
+    """``+0.61% [+0.4, +0.8]``."""
+    if finding.change is None:
+        return BLANK
+    times, unit = _terms(finding)
+    value, low, high = finding.change.value, finding.change.low, finding.change.high
+    told = f"{signed(times * value, 2)}{unit}"
+    if low is None or high is None or low == high == value:
+        return told
+    return f"{told} [{signed(times * low, 2)}, {signed(times * high, 2)}]"
+
+
+def limit(finding: Finding) -> str:
+    """The threshold as a user writes it; runs have none."""
+    return BLANK if finding.threshold is None else f"±{shown(finding.metric, finding.threshold)}"
+
+
+def why(finding: Finding) -> str:
+    """The reasons, and of what was not decided what it would take."""
+    return "; ".join([*finding.reasons, *_what_it_takes(finding)])
+
+
+def gates(found: Regression) -> str:
+    """Which thresholds were in force, and who set them."""
+    told = ", ".join(f"{name} {shown(name, value)}" for name, value in found.gates.items())
+    return f"{told} ({found.origin})"
+
+
+def plain(finding: Finding) -> bool:
+    """Whether a reader in a hurry needs not see it: nothing changed, or nothing rests on it."""
+    return finding.verdict == "unchanged" or (not finding.gated and finding.verdict in UNDECIDED)
+
+
+def side(one: Side) -> str:
+    return f"{one.name} ({one.cases} cases; sessions {', '.join(one.sessions)})"
+
+
+def notes(found: Regression) -> Iterator[str]:
+    """What is neither a finding nor a change of the environment."""
+    for name in found.unmeasured:
+        yield f"the gate {name} is not evaluated: neither side measures it"
+    for each in found.new:
+        yield f"new in HEAD: {each}"
+    for one, where in (("BASE", found.base), ("HEAD", found.head)):
+        yield from (f"{one}: left out: {fault}" for fault in where.unread)
+
+
+def environment(entry: Change) -> str:
+    where = f" ({', '.join(entry.variants)})" if entry.variants else ""
+    return f"{entry.what}: {entry.base} → {entry.head}{where}"
+
+
+def _what_it_takes(finding: Finding) -> Iterator[str]:
+    if finding.detectable is not None:
+        times, unit = _terms(finding)
+        yield f"a change of {significant(times * finding.detectable, 2)}{unit} would be found in 4 cases of 5"
+    if finding.needed is not None:
+        rounded = float(f"{finding.needed:.2g}")
+        unit = "processes a side (repetitions)" if finding.units == "processes" else finding.units
+        yield f"about {rounded:,.0f} {unit} would settle it"
+
+
+def _terms(finding: Finding) -> tuple[float, str]:
+    """By what a change is multiplied to be read, and its unit then."""
+    if finding.relative:
+        return 100, "%"
+    points = finding.unit in ("fraction", "score")
+    return (100, " points") if points else (1, f" {finding.unit}")
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return BLANK
+    return f"{value:,.0f}" if abs(value) >= 10_000 else significant(value, 4)
+
+
+def _gates(count: int) -> str:
+    return f"{count} gate{'' if count == 1 else 's'}"

@@ -1,0 +1,374 @@
+"""The alarm: what is matched, which verdict follows, and that nothing alarms where nothing changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.analysis.regression import Finding, Regression, track
+from harness.analysis.regression.family import together
+from harness.analysis.rule import compare_speeds
+from harness.errors import ExitCode, ResultsError
+from harness.gates import GATES
+from harness.record import Failure, Measurement, Outcome, RunRecord
+from harness.spec import MethodRef
+
+RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn 4-bit", "on_load")
+QUALITY = {"perplexity": 0.005}
+DECODE = {"decode": 0.05}
+
+
+class Makes:
+    """Sweeps of one variant and its baseline, with figures of a test's choice."""
+
+    def __init__(self, bench: Any) -> None:
+        self.bench = bench
+
+    def side(self, session: str, **changes: Any) -> Any:
+        return replace(self.bench, session=session, **changes)
+
+    def quality(self, bench: Any, nats: Sequence[float], method: MethodRef = RTN) -> RunRecord:
+        spec = replace(bench.spec("quality", method), perplexity=replace(bench.spec("quality", method).perplexity))
+        return bench.record(spec, Outcome("ok", measurements=(bench.nll(nats),)))
+
+    def timed(self, bench: Any, speeds: Sequence[float], labels: tuple[str, ...] = ()) -> list[RunRecord]:
+        """Processes that decode at so many tokens per second."""
+        found = []
+        for repetition, speed in enumerate(speeds):
+            made = bench.performance(RTN, 1.0, repetition)
+            steps = tuple(
+                replace(m, values=(1 / speed,) * len(m.values)) if m.metric == "decode_step_s" else m
+                for m in made.outcome.measurements
+            )
+            found.append(replace(made, outcome=replace(made.outcome, measurements=steps, labels=labels)))
+        return found
+
+
+@pytest.fixture
+def makes(bench: Any) -> Makes:
+    return Makes(replace(bench, windows=40))
+
+
+def only(found: Regression, metric: str) -> Finding:
+    (finding,) = [each for each in found.findings if each.metric == metric]
+    return finding
+
+
+def nats(seed: int, damage: float = 0.0, count: int = 40) -> list[float]:
+    """Windows of unlike difficulty, and on top what a variant makes of them: a little more or less each."""
+    hard = 3 + 0.3 * np.random.default_rng(1).standard_normal(count)
+    return (hard + damage + 0.002 * np.random.default_rng(seed).standard_normal(count)).tolist()
+
+
+def jittered(seed: int, speed: float = 20.0, count: int = 8) -> list[float]:
+    return (speed * np.exp(0.01 * np.random.default_rng(seed).standard_normal(count))).tolist()
+
+
+class TestVerdicts:
+    def test_a_perplexity_that_rose_beyond_its_threshold_fails_the_gate(self, makes: Makes) -> None:
+        base = [makes.quality(makes.side("s1"), nats(2))]
+        head = [makes.quality(makes.side("s2"), nats(3, damage=np.log(1.02)))]
+        found = only(track(base, head, QUALITY), "perplexity")
+        assert found.verdict == "regressed"
+        assert found.change is not None
+        assert found.change.value == pytest.approx(0.02, abs=0.002)
+        assert track(base, head, QUALITY).exit_code is ExitCode.GATE_FAILED
+        assert only(track(head, base, QUALITY), "perplexity").verdict == "improved"
+
+    def test_a_real_difference_within_the_threshold_is_no_regression(self, makes: Makes) -> None:
+        base = [makes.quality(makes.side("s1"), nats(2))]
+        head = [makes.quality(makes.side("s2"), [value + 0.002 for value in nats(2)])]
+        found = track(base, head, QUALITY)
+        assert only(found, "perplexity").verdict == "unchanged"
+        assert "it lies within ±0.5%" in only(found, "perplexity").reasons
+        assert found.exit_code is ExitCode.OK
+
+    def test_a_difference_above_the_threshold_that_may_be_chance_is_inconclusive(self, makes: Makes) -> None:
+        noise = np.random.default_rng(4).standard_normal(40)
+        base = [makes.quality(makes.side("s1"), nats(2))]
+        head = [makes.quality(makes.side("s2"), (np.array(nats(2)) + 0.2 * noise - 0.2 * noise.mean() + 0.01).tolist())]
+        found = track(base, head, QUALITY)
+        finding = only(found, "perplexity")
+        assert finding.verdict == "inconclusive"
+        assert finding.detectable is not None
+        assert finding.detectable > 0.05
+        assert finding.needed is not None
+        assert finding.needed > 1000
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+
+    def test_few_processes_say_how_many_it_takes(self, makes: Makes) -> None:
+        base, head = makes.timed(makes.side("s1"), jittered(1)[:3]), makes.timed(makes.side("s2"), [10, 10.1, 10.2])
+        finding = only(track(base, head, DECODE), "decode")
+        assert finding.verdict == "inconclusive"
+        assert finding.needed == 4
+        assert any("no test is valid at n = 3 processes" in reason for reason in finding.reasons)
+
+    def test_a_slower_variant_fails_and_a_faster_one_improves(self, makes: Makes) -> None:
+        base, head = makes.timed(makes.side("s1"), jittered(1)), makes.timed(makes.side("s2"), jittered(2, 16))
+        finding = only(track(base, head, DECODE), "decode")
+        assert finding.verdict == "regressed"
+        assert (finding.base, finding.head) == (pytest.approx(20, rel=0.01), pytest.approx(16, rel=0.01))
+        assert finding.change is not None
+        assert finding.change.value == pytest.approx(-0.2, abs=0.01)
+        assert only(track(head, base, DECODE), "decode").verdict == "improved"
+
+    def test_more_memory_is_worse(self, makes: Makes) -> None:
+        def with_peak(session: str, size: float) -> list[RunRecord]:
+            made = makes.timed(makes.side(session), jittered(1))
+            return [
+                replace(run, outcome=replace(run.outcome, measurements=(_peak(size + i), *run.outcome.measurements)))
+                for i, run in enumerate(made)
+            ]
+
+        finding = only(
+            track(with_peak("s1", 2**32), with_peak("s2", 1.1 * 2**32), {"peak_memory": 0.05}), "peak_memory"
+        )
+        assert finding.verdict == "regressed"
+        assert finding.change is not None
+        assert finding.change.value == pytest.approx(0.1, abs=1e-3)
+
+    @pytest.mark.parametrize(("bits", "verdict"), [(4.6, "regressed"), (4.5, "unchanged"), (4.4, "improved")])
+    def test_a_count_is_compared_exactly(self, bench: Any, bits: float, verdict: str) -> None:
+        base = [bench.quality(RTN, 4.5, 0.2)]
+        head = [replace(bench, session="s2").quality(RTN, bits, 0.2)]
+        assert only(track(base, head), "bits_per_weight").verdict == verdict
+        assert only(track(base, head), "stored_bytes").verdict == verdict
+
+    def test_a_threshold_of_a_count_is_a_part_of_it(self, bench: Any) -> None:
+        base, head = [bench.quality(RTN, 4.5, 0.2)], [replace(bench, session="s2").quality(RTN, 4.6, 0.2)]
+        assert only(track(base, head, {"bits_per_weight": 0.03}), "bits_per_weight").verdict == "unchanged"
+        assert only(track(base, head, {"bits_per_weight": 0.02}), "bits_per_weight").verdict == "regressed"
+
+    def test_a_variant_that_was_lossless_and_is_no_more_is_found(self, bench: Any) -> None:
+        wide = replace(bench, windows=40)
+        base, head = [wide.quality(RTN, 4.5, 0.0)], [replace(wide, session="s2").quality(RTN, 4.5, 0.05)]
+        assert only(track(base, head, {"kl": 0.001}), "kl").verdict == "regressed"
+        assert only(track(head, base, {"kl": 0.001}), "kl").verdict == "improved"
+
+    def test_equal_answers_of_equal_functions_are_unchanged_and_of_others_not_yet(self, makes: Makes) -> None:
+        def asked(session: str, nll: list[float]) -> list[RunRecord]:
+            side = makes.side(session)
+            items = tuple(map(str, range(40)))
+            agree = Measurement("top1_agreement", 1, "fraction", "higher", "paired", (1.0,) * 40, item_ids=items)
+            made = makes.quality(side, nll)
+            return [replace(made, outcome=replace(made.outcome, measurements=(*made.outcome.measurements, agree)))]
+
+        gate = {"agreement": 0.01}
+        assert only(track(asked("s1", nats(2)), asked("s2", nats(2)), gate), "agreement").verdict == "unchanged"
+        assert only(track(asked("s1", nats(2)), asked("s2", nats(3)), gate), "agreement").verdict == "inconclusive"
+
+
+def _peak(size: float) -> Measurement:
+    said = {"phase": "import", "source": "VmHWM"}
+    return Measurement("peak_memory_bytes", 1, "byte", "lower", "exact", (size,), said)
+
+
+class TestIncomparable:
+    def test_another_protocol_is_named_with_both_values(self, makes: Makes) -> None:
+        base = [makes.quality(makes.side("s1"), nats(2))]
+        other = makes.quality(makes.side("s2"), nats(2))
+        changed = replace(other.outcome.measurements[0], protocol={**makes.bench.protocol(), "text_sha256": "d" * 64})
+        head = [replace(other, outcome=replace(other.outcome, measurements=(changed,)))]
+        found = track(base, head, QUALITY)
+        assert only(found, "perplexity").verdict == "incomparable"
+        assert only(found, "perplexity").reasons == (f"text sha256: {'b' * 12} → {'d' * 12}",)
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+
+    def test_another_version_of_a_metric_and_other_items_are_bars(self, makes: Makes) -> None:
+        base, other = (makes.quality(makes.side(session), nats(2)) for session in ("s1", "s2"))
+        nll = other.outcome.measurements[0]
+        newer = replace(other, outcome=replace(other.outcome, measurements=(replace(nll, version=2),)))
+        assert only(track([base], [newer], QUALITY), "perplexity").reasons == ("metric version: 1 → 2",)
+        shifted = replace(nll, item_ids=tuple(str(int(item) + 1) for item in nll.item_ids))
+        moved = replace(other, outcome=replace(other.outcome, measurements=(shifted,)))
+        (why,) = only(track([base], [moved], QUALITY), "perplexity").reasons
+        assert why.startswith("item ids: 1 of 40 only here, such as '0' →")
+
+    def test_another_number_of_threads_is_told_though_it_makes_another_case(self, makes: Makes) -> None:
+        base, head = makes.timed(makes.side("s1"), jittered(1)), makes.timed(makes.side("s2"), jittered(2))
+        head = [replace(run, spec=replace(run.spec, threads=4)) for run in head]
+        found = only(track(base, head, DECODE), "decode")
+        assert (found.verdict, found.reasons) == ("incomparable", ("threads: 2 → 4",))
+
+    def test_speed_on_another_machine_is_incomparable_and_a_size_is_not(self, bench: Any) -> None:
+        there = replace(bench, session="s2", hardware="another CPU")
+        base = [bench.quality(RTN, 4.5, 0.2), *(bench.performance(RTN, 1, r) for r in range(5))]
+        head = [there.quality(RTN, 4.5, 0.2), *(there.performance(RTN, 2, r) for r in range(5))]
+        found = track(base, head)
+        assert only(found, "decode").verdict == "incomparable"
+        assert only(found, "decode").reasons == (f"hardware: {bench.hardware} → another CPU",)
+        assert only(found, "stored_bytes").verdict == "unchanged"
+
+    def test_quality_on_another_machine_may_be_unchanged_but_a_difference_is_nobodys(self, makes: Makes) -> None:
+        there = makes.side("s2", hardware="another CPU")
+        base = [makes.quality(makes.side("s1"), nats(2))]
+        like = track(base, [makes.quality(there, [value + 1e-7 for value in nats(2)])], QUALITY)
+        assert only(like, "perplexity").verdict == "unchanged"
+        unlike = track(base, [makes.quality(there, nats(3, 0.02))], QUALITY)
+        assert only(unlike, "perplexity").verdict == "incomparable"
+        assert "hardware differs" in only(unlike, "perplexity").reasons[0]
+
+    def test_what_else_was_measured_is_no_bar(self, makes: Makes) -> None:
+        base, head = (makes.quality(makes.side(session), nats(2)) for session in ("s1", "s2"))
+        head = replace(head, spec=replace(head.spec, divergence=False, memory=False))
+        assert only(track([base], [head], QUALITY), "perplexity").verdict == "unchanged"
+
+    def test_a_checkpoint_that_changed_under_its_name_is_tracked(self, makes: Makes) -> None:
+        base, head = (makes.quality(makes.side(s), nats(n, d)) for s, n, d in (("s1", 2, 0.0), ("s2", 3, 0.02)))
+        head = replace(head, spec=replace(head.spec, model=replace(head.spec.model, content="e" * 64)))
+        found = track([base], [head], QUALITY)
+        assert only(found, "perplexity").verdict == "regressed"
+        assert [(change.what, change.head) for change in found.environment] == [("model content", "e" * 12)]
+
+
+class TestRuns:
+    def test_what_worked_and_fails_is_a_regression_and_the_reverse_an_improvement(self, bench: Any) -> None:
+        well = bench.quality(RTN, 4.5, 0.2)
+        broken = bench.failed(well.spec, "failed", "no kernel for this")
+        found = only(track([well], [broken], QUALITY), "runs")
+        assert found.verdict == "regressed"
+        assert "no kernel for this" in found.reasons[0]
+        assert only(track([broken], [well]), "runs").verdict == "improved"
+        both = track([broken], [replace(broken, session="s2")])
+        assert only(both, "runs").verdict == "unchanged"
+        assert "no kernel for this" in only(both, "runs").reasons[0]
+
+    def test_what_failed_on_another_machine_is_nobodys_fault(self, bench: Any) -> None:
+        there = replace(bench, hardware="a smaller one")
+        broken = there.failed(there.spec("quality", RTN), "out_of_memory", "killed")
+        assert only(track([bench.quality(RTN, 4.5, 0.2)], [broken]), "runs").verdict == "incomparable"
+
+    def test_what_is_gone_is_no_pass_and_what_is_new_is_told(self, bench: Any, none: MethodRef) -> None:
+        shared, extra = bench.quality(none), bench.quality(RTN, 4.5, 0.2)
+        again = replace(bench, session="s2").quality(none)
+        missing = track([shared, extra], [again])
+        assert only(missing, "runs").verdict == "incomparable"
+        assert missing.exit_code is ExitCode.INCONCLUSIVE
+        added = track([shared], [again, extra])
+        assert added.exit_code is ExitCode.OK
+        assert added.new == ("SmolLM2-135M × rtn 4-bit × transformers: quality gptq",)
+
+    def test_repetitions_that_crash_are_no_pass(self, makes: Makes) -> None:
+        base, head = makes.timed(makes.side("s1"), jittered(1)), makes.timed(makes.side("s2"), jittered(2))
+        crashed = RunRecord(
+            head[0].spec, Outcome("crashed", Failure("decode", "Signal", "signal 11")), "s2", 1, "z", 1.0
+        )
+        assert only(track(base, [crashed, *head[1:]], DECODE), "runs").verdict == "inconclusive"
+
+    def test_a_later_attempt_that_ended_well_counts(self, bench: Any) -> None:
+        broken = bench.failed(bench.spec("quality", RTN))
+        later = replace(bench.quality(RTN, 4.5, 0.2), attempt=2)
+        assert track([later], [broken, replace(later, session="s2")]).exit_code is ExitCode.OK
+
+    def test_suspect_timings_raise_no_alarm(self, makes: Makes) -> None:
+        base = makes.timed(makes.side("s1"), jittered(1))
+        head = makes.timed(makes.side("s2"), jittered(2, 10), ("suspect: the GPU was throttled",))
+        found = track(base, head, DECODE)
+        assert only(found, "decode").verdict == "inconclusive"
+        assert only(found, "decode").reasons == (
+            "8 of 8 processes of HEAD are left out (suspect: the GPU was throttled)",
+        )
+        trusted = makes.timed(makes.side("s2"), jittered(2, 10))
+        assert only(track(base, [*head[:2], *trusted[2:]], DECODE), "decode").verdict == "regressed"
+
+
+class TestGates:
+    def test_only_gates_decide(self, makes: Makes) -> None:
+        base, head = (makes.quality(makes.side(s), nats(n, d)) for s, n, d in (("s1", 2, 0.0), ("s2", 3, 0.02)))
+        sizes = {"stored_bytes": 0.0}
+        found = track([base], [head], {"decode": 0.05, **sizes})
+        assert only(found, "perplexity").verdict == "regressed"
+        assert not only(found, "perplexity").gated
+        assert found.unmeasured == ("decode", "stored_bytes")
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+        assert track([base], [head], sizes, strict=True).exit_code is ExitCode.GATE_FAILED
+
+    def test_those_of_the_recipe_hold_until_others_are_given(self, makes: Makes) -> None:
+        base, head = (makes.quality(makes.side(s), nats(n, d)) for s, n, d in (("s1", 2, 0.0), ("s2", 3, 0.02)))
+        assert track([base], [head]).origin == "defaults"
+        head = replace(head, spec=replace(head.spec, gates={"perplexity": 0.1}))
+        found = track([base], [head])
+        assert (found.gates, found.origin) == ({"perplexity": 0.1}, "recipe smollm2-cpu")
+        assert found.exit_code is ExitCode.OK
+        assert track([base], [head], override=QUALITY).exit_code is ExitCode.GATE_FAILED
+
+    def test_gates_change_no_run_id(self, bench: Any) -> None:
+        spec = bench.spec("quality", RTN)
+        assert replace(spec, gates={"kl": 0.1}).run_id == spec.run_id
+
+    def test_nothing_in_common_says_what_each_side_has(self, bench: Any, none: MethodRef) -> None:
+        with pytest.raises(
+            ResultsError, match=r"nothing in common to compare: BASE has .*unquantized.* HEAD has .*rtn"
+        ):
+            track([bench.quality(none)], [bench.quality(RTN)])
+
+    def test_a_changed_library_is_told_and_is_no_bar(self, bench: Any) -> None:
+        newer = replace(bench, session="s2", torch="2.14.0")
+        found = track([bench.quality(RTN, 4.5, 0.2)], [newer.quality(RTN, 4.5, 0.2)])
+        assert found.exit_code is ExitCode.OK
+        assert [(each.what, each.base, each.head) for each in found.environment] == [("torch", "2.13.0", "2.14.0")]
+
+    def test_every_gate_is_of_a_metric_that_is_compared(self) -> None:
+        assert {gate.test for gate in GATES.values()} == {"paired", "processes", "exact"}
+
+
+class TestAlarms:
+    def test_two_draws_of_one_truth_seldom_alarm(self, makes: Makes) -> None:
+        """α = 5% for all gates together; 60 draws with 9 alarms or more would be one in a thousand."""
+        alarms = 0
+        for seed in range(60):
+            sides = []
+            for session, own in (("s1", 2 * seed), ("s2", 2 * seed + 1)):
+                side = makes.side(session)
+                sides.append([makes.quality(side, nats(own + 100)), *makes.timed(side, jittered(own + 1000))])
+            alarms += track(*sides, {"perplexity": 1e-4, "decode": 1e-4}).exit_code is ExitCode.GATE_FAILED
+        assert alarms < 9
+
+    def test_too_few_processes_cost_the_other_gates_nothing(self, makes: Makes) -> None:
+        rng = np.random.default_rng(3)
+        few = [compare_speeds(rng.uniform(9, 10, 4).tolist(), rng.uniform(9, 10, 4).tolist(), 0.05) for _ in range(20)]
+        many = compare_speeds(rng.uniform(9, 10, 10).tolist(), rng.uniform(11, 12, 10).tolist(), 0.05)
+        judged = together([*few, many])
+        assert judged[-1].adjusted_p == many.p
+        assert all(found.p is None and found.verdict == "inconclusive" for found in judged[:-1])
+        assert together([few[0]])[0].p == few[0].p
+
+    def test_how_many_processes_it_takes_among_how_many_tests(self) -> None:
+        """The numbers of docs/regressions.md."""
+
+        def testable(processes: int, tests: int) -> bool:
+            fast, slow = [20 + i / 100 for i in range(processes)], [10 + i / 100 for i in range(processes)]
+            return together([compare_speeds(slow, fast, 0.05)] * tests)[0].different
+
+        assert [testable(*each) for each in ((6, 23), (5, 6), (4, 1))] == [True] * 3
+        assert [testable(*each) for each in ((6, 24), (5, 7), (4, 2), (3, 1))] == [False] * 4
+
+    @settings(max_examples=25)
+    @given(seed=st.integers(0, 2**31), damage=st.floats(-0.05, 0.05), speed=st.floats(10, 30), few=st.integers(1, 9))
+    def test_swapping_the_sides_swaps_the_verdicts_and_a_side_never_alarms_against_itself(
+        self, seed: int, damage: float, speed: float, few: int
+    ) -> None:
+        bench = replace(_fresh(), windows=40)
+        makes = Makes(bench)
+        base, head = makes.side("s1"), makes.side("s2")
+        one = [makes.quality(base, nats(seed)), *makes.timed(base, jittered(seed, 20, few))]
+        other = [makes.quality(head, nats(seed + 1, damage)), *makes.timed(head, jittered(seed + 1, speed, few))]
+        swapped = {"improved": "regressed", "regressed": "improved"}
+        there, back = track(one, other), track(other, one)
+        assert [f.verdict for f in back.findings] == [swapped.get(f.verdict, f.verdict) for f in there.findings]
+        again = [replace(run, session="s9", started_at="2027-01-01") for run in one]
+        for found in (track(one, one), track(one, again)):
+            assert not {finding.verdict for finding in found.findings} & {"regressed", "improved"}
+        assert track(one, one).exit_code is ExitCode.OK
+
+
+def _fresh() -> Any:
+    import sys
+
+    return next(m for name, m in sys.modules.items() if hasattr(m, "LOOKS") and hasattr(m, "Bench")).Bench()

@@ -1,0 +1,235 @@
+"""``qharness compare`` and ``baseline``, and the same from Python: what a word names, and exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree as Xml
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import harness
+from harness.baselines import Baselines
+from harness.cli.app import app
+from harness.comparing import named
+from harness.errors import ExitCode, RecipeError, ResultsError, UsageError
+from harness.gates import GATES, shown, threshold
+from harness.recipe import load_recipe
+from harness.record import Measurement, Outcome, RunRecord
+from harness.spec import MethodRef, ModelRef, PerplexityWorkload, RunSpec, TextRef
+from harness.store import Store, read_whole
+
+RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "on_load")
+NLL = tuple(3 + 0.01 * window for window in range(12))
+
+
+def record(session: str, damage: float = 0.0, method: MethodRef = RTN, **said: object) -> RunRecord:
+    """A quality run of one variant; ``damage`` is what every window lost, more or less, in nats."""
+    text = PerplexityWorkload(TextRef("demo", sha256="f" * 64), "gptq", 64, len(NLL))
+    model = ModelRef("tiny", "tiny", "c" * 64, "directory", "/tiny")
+    base = MethodRef("none", 1, {}, "none", "none")
+    spec = RunSpec("quality", "sweep", model, method, base, "transformers", "decoder", perplexity=text, **said)  # type: ignore[arg-type]
+    values = tuple(nat + damage * (1 + 0.05 * (-1) ** window) for window, nat in enumerate(NLL))
+    items = tuple(map(str, range(len(NLL))))
+    nll = Measurement("nll", 1, "nat/token", "lower", "paired", values, {"stride": 64}, (63.0,) * 12, items)
+    return RunRecord(
+        spec, Outcome("ok", measurements=(nll,)), session, int(session[1:]), f"2026-11-2{session[1:]}", 1.0
+    )
+
+
+def save(folder: Path, records: Sequence[RunRecord]) -> Path:
+    for each in records:
+        Store(folder).save(each)
+    return folder
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    return save(tmp_path / "good", [record("s1")])
+
+
+@pytest.fixture
+def worse(tmp_path: Path) -> Path:
+    return save(tmp_path / "worse", [record("s2", 0.02)])
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(app, list(map(str, arguments)))
+
+    return run
+
+
+class TestCommand:
+    def test_exit_codes(self, command, good: Path, worse: Path) -> None:
+        assert command("compare", good, good).exit_code == ExitCode.OK
+        regressed = command("compare", good, worse)
+        assert regressed.exit_code == ExitCode.GATE_FAILED
+        assert regressed.stdout.startswith("REGRESSED: 1 of 1 gate failed")
+        assert command("compare", good, worse, "--gate", "perplexity=5%").exit_code == ExitCode.OK
+        unmeasured = command("compare", good, good, "--gate", "decode=5%")
+        assert unmeasured.exit_code == ExitCode.INCONCLUSIVE
+        assert "the gate decode is not evaluated: neither side measures it" in unmeasured.stdout
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            (("--gate", "perplexty=1%"), "unknown gate 'perplexty'; did you mean 'perplexity'?"),
+            (("--gate", "perplexity"), "expected NAME=THRESHOLD"),
+            (("--gate", "kl=1%"), "expected a number of nats"),
+            (("--gate", "decode=0"), "measured with noise"),
+            (("--gate", "decode=120%"), "less than 100%"),
+            (("--gates", "absent.yaml"), "absent.yaml: no such file"),
+        ],
+    )
+    def test_a_wrong_gate_is_told(self, command, good: Path, arguments: tuple[str, ...], expected: str) -> None:
+        ended = command("compare", good, good, *arguments)
+        assert isinstance(ended.exception, UsageError)
+        assert expected in str(ended.exception)
+
+    def test_it_writes_files_whole(self, command, good: Path, worse: Path, tmp_path: Path) -> None:
+        for name, check in (("json", json.loads), ("junit", Xml.fromstring), ("markdown", str), ("terminal", str)):
+            out = tmp_path / "made" / f"comparison.{name}"
+            ended = command("compare", good, worse, "--format", name, "--out", out)
+            assert ended.exit_code == ExitCode.GATE_FAILED
+            assert f"written to {out}" in ended.stdout.replace("\n", "")
+            assert check(out.read_text())
+
+    def test_a_recipe_names_the_gates(self, command, good: Path, worse: Path, tmp_path: Path) -> None:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text("name: r\nmodels: [m]\nmethods: [none]\nmeasure: {memory: {}}\ngates: {perplexity: 5%}\n")
+        assert load_recipe(recipe).gates == {"perplexity": 0.05}
+        assert command("compare", good, worse, "--gates", recipe).exit_code == ExitCode.OK
+        own = ("--gates", recipe, "--gate", "perplexity=1%")
+        assert command("compare", good, worse, *own).exit_code == ExitCode.GATE_FAILED
+        recipe.write_text("name: r\nmodels: [m]\nmethods: [none]\nmeasure: {memory: {}}\ngates: {perplexty: 5%}\n")
+        with pytest.raises(RecipeError, match=r"recipe.yaml:5: gates: unknown gate 'perplexty'; did you mean"):
+            load_recipe(recipe)
+        recipe.write_text("name: r\nmodels: [m]\nmethods: [none]\nmeasure: {memory: {}}\n")
+        assert "names no gates" in str(command("compare", good, worse, "--gates", recipe).exception)
+
+    def test_a_baseline_outlives_its_results(self, command, good: Path, worse: Path) -> None:
+        assert command("baseline", "set", "main", good).exit_code == ExitCode.OK
+        shutil.rmtree(good)
+        assert command("compare", "main", worse).exit_code == ExitCode.GATE_FAILED
+        assert "main  2026-11-21  1 runs of tiny: rtn" in command("baseline", "list").stdout
+        assert "--replace" in str(command("baseline", "set", "main", worse).exception)
+        command("baseline", "set", "main", worse, "--replace")
+        assert command("compare", "main", worse).exit_code == ExitCode.OK
+        command("baseline", "remove", "main")
+        assert "no baselines" in command("baseline", "list").stdout
+        assert "no baseline 'main'" in str(command("baseline", "remove", "main").exception)
+
+
+class TestWords:
+    def test_a_session_of_a_folder(self, tmp_path: Path) -> None:
+        results = save(tmp_path / "results", [record("s1"), record("s2", 0.02)])
+        found = harness.compare(f"{results}@s1", f"{results}@s2")
+        assert found.exit_code is ExitCode.GATE_FAILED
+        assert harness.compare("s1", "s2", results=results).exit_code is ExitCode.GATE_FAILED
+        assert harness.compare(results, "s2", results=results).exit_code is ExitCode.OK  # the newest counts
+        assert named(record("s1").spec.run_id[:9], results, tmp_path).records == read_whole(results)[0]
+
+    @pytest.mark.parametrize(
+        ("word", "expected"),
+        [
+            ("s", "2 sessions and runs in .* begin so: s1, s2"),
+            ("s3", "neither a folder, a baseline, nor a session or run in .*; sessions: s1, s2"),
+        ],
+    )
+    def test_what_names_nothing_says_what_there_is(self, tmp_path: Path, word: str, expected: str) -> None:
+        results = save(tmp_path / "results", [record("s1"), record("s2")])
+        with pytest.raises(UsageError, match=expected):
+            named(word, results, tmp_path / "baselines")
+
+    def test_without_any_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match="neither a results folder nor a baseline"):
+            named("main", tmp_path / "results", tmp_path / "baselines")
+
+    def test_nothing_in_common(self, good: Path, tmp_path: Path) -> None:
+        other = save(tmp_path / "other", [record("s1", method=MethodRef("fp8", 1, {}, "fp8", "on_load"))])
+        with pytest.raises(ResultsError, match=r"nothing in common to compare: .*good has tiny × rtn .* × fp8"):
+            harness.compare(good, other)
+
+
+class TestHalfWritten:
+    def test_the_rest_is_used_and_what_is_torn_is_told(self, good: Path, tmp_path: Path) -> None:
+        torn = save(tmp_path / "torn", [record("s2"), record("s3", method=MethodRef("fp8", 1, {}, "fp8", "on_load"))])
+        for path in torn.rglob("record.json"):
+            if "fp8" in path.read_text():
+                path.write_text(path.read_text()[:100])
+        part = torn / "sweep" / "0123" / ".1.part"
+        part.mkdir(parents=True)
+        (part / "record.json").write_text("{")
+        found = harness.compare(good, torn)
+        assert found.exit_code is ExitCode.OK
+        (fault,) = found.head.unread
+        assert "not a whole record" in fault
+
+    def test_lost_evidence_is_told(self, good: Path, tmp_path: Path) -> None:
+        lost = save(tmp_path / "lost", [record("s2")])
+        next(lost.rglob("evidence.parquet")).unlink()
+        with pytest.raises(ResultsError, match="evidence cannot be read"):
+            harness.compare(good, lost)
+
+    def test_a_record_from_the_future_is_refused(self, good: Path, tmp_path: Path) -> None:
+        future = save(tmp_path / "future", [record("s2"), record("s3")])
+        path = next(future.rglob("record.json"))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 999}))
+        with pytest.raises(ResultsError, match="written by a newer qharness"):
+            harness.compare(good, future)
+
+
+class TestBaselines:
+    @pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "a b"])
+    def test_a_name_is_one_plain_word(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(UsageError, match="cannot name a baseline"):
+            Baselines(tmp_path).set(name, [record("s1")])
+
+    def test_records_that_measure_nothing_are_no_baseline(self, tmp_path: Path) -> None:
+        prepare = record("s1")
+        with pytest.raises(ResultsError, match="none of these records measures a variant"):
+            Baselines(tmp_path).set("main", [replace(prepare, spec=replace(prepare.spec, kind="prepare"))])
+
+    def test_only_what_counts_is_kept_and_comes_back_as_it_was(self, tmp_path: Path) -> None:
+        kept = Baselines(tmp_path)
+        kept.set("main", [record("s1"), record("s2", 0.1)])
+        assert kept.read("main").records == (record("s2", 0.1),)
+        assert not list(tmp_path.rglob("log.txt"))
+
+    def test_one_inside_a_results_folder_is_not_read_as_results(self, good: Path) -> None:
+        Baselines(good / ".baselines").set("main", [record("s2", 1.0)])
+        assert len(read_whole(good)[0]) == 1
+
+
+class TestThresholds:
+    @pytest.mark.parametrize(
+        ("name", "written", "value"),
+        [
+            ("perplexity", "0.5%", 0.005),
+            ("perplexity", 0.005, 0.005),
+            ("kl", "1e-3", 0.001),
+            ("accuracy", "1 %", 0.01),
+            ("stored_bytes", 0, 0.0),
+        ],
+    )
+    def test_as_users_write_them(self, name: str, written: object, value: float) -> None:
+        assert threshold(name, written) == pytest.approx(value)
+
+    @pytest.mark.parametrize("written", [True, None, "much", "-1%", -0.1, float("nan"), float("inf"), [1]])
+    def test_what_is_no_threshold(self, written: object) -> None:
+        with pytest.raises(ValueError, match="perplexity: "):
+            threshold("perplexity", written)
+
+    def test_every_default_is_one_that_could_be_written(self) -> None:
+        for gate in GATES.values():
+            assert threshold(gate.name, shown(gate.name, gate.default).removesuffix(" nat")) == pytest.approx(
+                gate.default
+            )
