@@ -1,0 +1,38 @@
+"""One run, said completely: what the planner makes, the worker reads and the store keeps.
+
+Only the standard library is imported in this room.
+"""
+
+from harness.spec.identity import DecodeMode, Kind, Scalar, Stage, digest, file_sha256
+from harness.spec.model import MethodRef, ModelRef, labelled, model_identity
+from harness.spec.run import Limits, Price, RunSpec
+from harness.spec.work import (
+    CalibrationRef,
+    Cell,
+    PerplexityWorkload,
+    TaskWorkload,
+    TextRef,
+    ThroughputWorkload,
+)
+
+__all__ = [
+    "CalibrationRef",
+    "Cell",
+    "DecodeMode",
+    "Kind",
+    "Limits",
+    "MethodRef",
+    "ModelRef",
+    "PerplexityWorkload",
+    "Price",
+    "RunSpec",
+    "Scalar",
+    "Stage",
+    "TaskWorkload",
+    "TextRef",
+    "ThroughputWorkload",
+    "digest",
+    "file_sha256",
+    "labelled",
+    "model_identity",
+]

@@ -1,0 +1,26 @@
+"""What names a thing by its content: hashes, and the words that specs are made of."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+Scalar = str | int | float | bool | None
+Kind = Literal["machine", "prepare", "calibrate", "probe", "quantize", "reference", "quality", "task", "performance"]
+Stage = Literal["none", "on_load", "offline", "published"]
+DecodeMode = Literal["eager", "compiled"]
+"""Whether decoding runs layer by layer from Python, or as one compiled graph over a static key-value cache."""
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: object) -> str:
+    """The first 16 hexadecimal digits of the sha256 of the value's canonical JSON."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
