@@ -17,7 +17,7 @@ from harness.analysis.rule import compare_speeds
 from harness.errors import ExitCode, ResultsError
 from harness.gates import GATES
 from harness.record import Failure, Measurement, Outcome, RunRecord
-from harness.spec import MethodRef
+from harness.spec import Limits, MethodRef
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn 4-bit", "on_load")
 QUALITY = {"perplexity": 0.005}
@@ -243,6 +243,14 @@ class TestRuns:
         there = replace(bench, hardware="a smaller one")
         broken = there.failed(there.spec("quality", RTN), "out_of_memory", "killed")
         assert only(track([bench.quality(RTN, 4.5, 0.2)], [broken]), "runs").verdict == "incomparable"
+
+    def test_what_ran_into_a_tighter_limit_is_not_worse(self, bench: Any) -> None:
+        well = bench.quality(RTN, 4.5, 0.2)
+        hung = bench.failed(replace(well.spec, limits=Limits(time_s=10)), "timeout", "ended after 10 s")
+        found = only(track([well], [hung]), "runs")
+        assert (found.verdict, found.reasons[1:]) == ("incomparable", ("time limit in s: none → 10",))
+        same = bench.failed(well.spec, "timeout", "ended")
+        assert only(track([well], [same]), "runs").verdict == "regressed"
 
     def test_what_is_gone_is_no_pass_and_what_is_new_is_told(self, bench: Any, none: MethodRef) -> None:
         shared, extra = bench.quality(none), bench.quality(RTN, 4.5, 0.2)

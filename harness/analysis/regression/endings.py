@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import RUNS, Finding
-from harness.analysis.regression.matching import Match
+from harness.analysis.regression.matching import Match, differing, workload
 
 
 def ending(match: Match) -> Finding | None:
@@ -23,7 +23,7 @@ def ending(match: Match) -> Finding | None:
         return replace(blank, verdict="unchanged", gated=False, reasons=(f"fails on both sides: {head.reason}",))
     if head.status == "ok":
         return replace(blank, verdict="improved", reasons=(f"failed in BASE: {base.reason}",))
-    bars = match.bars if match.one_machine else (*match.bars, "hardware differs")
+    bars = (*match.bars, *(() if match.one_machine else ("hardware differs",)), *_tighter(base, head))
     return replace(
         blank,
         verdict="incomparable" if bars else "regressed",
@@ -45,8 +45,17 @@ def title(case: Case) -> str:
 def asked(case: Case) -> str:
     """Which run a finding speaks of."""
     spec = case.spec
-    what = spec.task.name if spec.task else spec.perplexity.protocol if spec.perplexity else ""
-    return f"{spec.kind} {what}".strip()
+    return f"{spec.kind} {workload(spec)}".strip()
+
+
+def _tighter(base: Case, head: Case) -> tuple[str, ...]:
+    """The limit that ended a run, where BASE had another one."""
+    old, new = base.spec.limits, head.spec.limits
+    limits = {
+        "timeout": ("time limit in s", old.time_s, new.time_s),
+        "out_of_memory": ("memory limit in bytes", old.memory_bytes, new.memory_bytes),
+    }
+    return differing([limits[head.status]]) if head.status in limits else ()
 
 
 def _blank(case: Case) -> Finding:

@@ -66,8 +66,14 @@ def _by_name(found: Mapping[str, Case]) -> dict[str, str]:
 
 
 def _name(spec: RunSpec) -> str:
-    asked = spec.task.name if spec.task else spec.perplexity.protocol if spec.perplexity else ""
-    return json.dumps([spec.kind, spec.model.label, spec.method.label, spec.engine, asked])
+    return json.dumps([spec.kind, spec.model.label, spec.method.label, spec.engine, workload(spec)])
+
+
+def workload(spec: RunSpec) -> str:
+    """What a run scores: a task's name or a perplexity's protocol; empty where it scores nothing."""
+    if spec.task:
+        return spec.task.name
+    return spec.perplexity.protocol if spec.kind == "quality" and spec.perplexity else ""
 
 
 def _unlike(base: Case, head: Case) -> Match:
