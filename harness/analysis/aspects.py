@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.analysis.cost import per_million_tokens
+from harness.analysis.draws import Scale
 from harness.analysis.influence import Influence
 from harness.analysis.pareto import Direction
 from harness.analysis.stats import Estimate
@@ -50,14 +51,14 @@ class Place:
 class Figure:
     """A figure of one variant. ``basis`` says what it rests on where that is not plain, or why there is none.
 
-    What is counted has an interval without width. ``influence`` is that of the text's windows; ``relative`` says that
-    the figure is a ratio less one, whose error is even in its logarithm.
+    What is counted has an interval without width. ``influence`` is that of the text's windows; ``scale`` that on
+    which the error is even.
     """
 
     estimate: Estimate | None
     basis: str = ""
     influence: Influence | None = None
-    relative: bool = False
+    scale: Scale = "linear"
 
     @property
     def bounded(self) -> bool:
@@ -94,7 +95,7 @@ def _perplexity(row: VariantRow, place: Place) -> Figure:
         return exact(0, "the baseline")
     lacking = "not measured" if row.perplexity is None else "no like baseline to compare with"
     found = _measured(row.perplexity_change, lacking=lacking, influence=row.perplexity_influence)
-    return replace(found, relative=True)
+    return replace(found, scale="log1p")
 
 
 def _decode(row: VariantRow, place: Place) -> Figure:
@@ -117,7 +118,7 @@ def _memory(row: VariantRow, place: Place) -> Figure:
 
 def _peak(row: VariantRow, place: Place) -> Figure:
     found = [peak for peak in row.peaks if peak.run == "performance" and peak.phase in ("prefill", "decode")]
-    on_gpu = [peak for peak in found if not peak.source.startswith("Vm")]
+    on_gpu = [peak for peak in found if peak.source.startswith(("cuda", "NVML"))]
     highest = max((peak.bytes for peak in on_gpu or found), default=None)
     if highest is not None:
         return _at_least(highest, "the highest peak of its speed runs", certain=place.measured)
@@ -230,12 +231,17 @@ def _cost(row: VariantRow, place: Place) -> Figure:
     if place.table.price is None:
         return Figure(None, "the recipe names no price")
     speed = _decode(row, place).estimate
-    return _measured(per_million_tokens(speed, place.table.price.per_hour) if speed else None)
+    cost = _measured(per_million_tokens(speed, place.table.price.per_hour) if speed else None)
+    return replace(cost, scale="log")
 
 
 def _speed(row: VariantRow, place: Place, pick: Callable[[Speed], Estimate | None]) -> Figure:
+    """Without its interval where one process was timed: that says nothing of the next process."""
     speed = row.speed_at(place.point) if place.point else None
-    return _measured(pick(speed) if speed else None)
+    found = pick(speed) if speed else None
+    if found and found.n < 2:
+        found = replace(found, low=None, high=None)
+    return replace(_measured(found), scale="log")
 
 
 def _measured(

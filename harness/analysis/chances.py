@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from harness.analysis.draws import Luck, draws_for
+from harness.analysis.draws import Luck, Scale, draws_for
 from harness.analysis.influence import Influence
 from harness.analysis.pareto import Direction, front_shares
 from harness.analysis.stats import Estimate
 from harness.analysis.table import VariantRow
 
-_Figure = tuple[Estimate, Influence | None, bool]
-"""An estimate, the windows' influence on it, and whether it is a ratio less one."""
+_Figure = tuple[Estimate, Influence | None, Scale]
+"""An estimate, the windows' influence on it, and the scale on which its error is even."""
 _Axis = tuple[Callable[[VariantRow], _Figure | None], Direction]
 ZERO = Estimate(0, 0, 0, 1, "the baseline")
 
@@ -47,12 +47,12 @@ def _kl(row: VariantRow) -> _Figure | None:
 
 
 def _change(row: VariantRow) -> _Figure | None:
-    return _figure(ZERO if row.is_baseline else row.perplexity_change, row.perplexity_influence, relative=True)
+    return _figure(ZERO if row.is_baseline else row.perplexity_change, row.perplexity_influence, scale="log1p")
 
 
 def _bytes(row: VariantRow) -> _Figure | None:
     count = row.stored_bytes
-    return None if count is None else (Estimate(count, count, count, 1, "exact"), None, False)
+    return None if count is None else (Estimate(count, count, count, 1, "exact"), None, "linear")
 
 
 def _decode(rows: Sequence[VariantRow]) -> Callable[[VariantRow], _Figure | None]:
@@ -61,10 +61,10 @@ def _decode(rows: Sequence[VariantRow]) -> Callable[[VariantRow], _Figure | None
 
     def pick(row: VariantRow) -> _Figure | None:
         speed = row.speed_at(point) if point else None
-        return _figure(speed.decode_tok_per_s if speed else None)
+        return _figure(speed.decode_tok_per_s if speed else None, scale="log")
 
     return pick
 
 
-def _figure(estimate: Estimate | None, influence: Influence | None = None, relative: bool = False) -> _Figure | None:
-    return None if estimate is None or math.isnan(estimate.value) else (estimate, influence, relative)
+def _figure(estimate: Estimate | None, influence: Influence | None = None, scale: Scale = "linear") -> _Figure | None:
+    return None if estimate is None or math.isnan(estimate.value) else (estimate, influence, scale)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +22,9 @@ MOST = 2000
 FEWEST = 200
 WORK = 200_000_000
 """About how many comparisons of two variants all draws together may take."""
+Scale = Literal["linear", "log", "log1p"]
+"""``log`` is for speeds, ``log1p`` for a ratio less one."""
+LEAST = {"log": 0.0, "log1p": -1.0}
 MEDIAN_OVER_MEAN = 1.2533
 """The standard error of a median of normal values over that of their mean: √(π/2)."""
 
@@ -38,10 +42,12 @@ class Luck:
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
 
-    def column(self, estimate: Estimate, influence: Influence | None = None, relative: bool = False) -> Floats:
-        """The estimate as it might have been, (count,); ``relative``: it is a ratio less one, drawn as a logarithm."""
-        if relative and estimate.value > -1 and (estimate.low is None or estimate.low > -1):
-            return np.asarray(np.expm1(self.column(transformed(estimate, math.log1p), influence)))
+    def column(self, estimate: Estimate, influence: Influence | None = None, scale: Scale = "linear") -> Floats:
+        """The estimate as it might have been, (count,), drawn on the scale on which its error is even."""
+        if scale != "linear" and estimate.value > LEAST[scale] and (estimate.low or estimate.value) > LEAST[scale]:
+            forwards, back = (math.log, np.exp) if scale == "log" else (math.log1p, np.expm1)
+            with np.errstate(over="ignore"):
+                return np.asarray(back(self.column(transformed(estimate, forwards), influence)), dtype=np.float64)
         low, high = estimate.low, estimate.high
         if low is None or high is None or not math.isfinite(low + high) or estimate.n < 2 or low == high:
             return np.full(self.count, estimate.value)

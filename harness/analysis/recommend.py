@@ -155,7 +155,7 @@ def _draw(in_order: Sequence[Candidate], wish: Wish) -> _Drawn:
 def _columns(luck: Luck, figures: Sequence[Figure]) -> Floats:
     """(draws, candidates)."""
     return np.stack(
-        [luck.column(each.estimate, each.influence, each.relative) for each in figures if each.estimate], axis=1
+        [luck.column(each.estimate, each.influence, each.scale) for each in figures if each.estimate], axis=1
     )
 
 

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from harness.analysis.comparison import Verdict
 from harness.analysis.table import GridPoint, Table, VariantRow
-from harness.report.answer import Answer, default_answer
+from harness.report.answer import Answer
 from harness.report.choice import chosen
 from harness.report.column import Column, cell
 from harness.report.columns_bound import bound_columns
@@ -36,9 +36,9 @@ class _Section:
     """All that the page shows of one table."""
 
     table: Table
+    answer: Answer | None
     columns: tuple[Column, ...]
     groups: tuple[tuple[str, int], ...]
-    answer: Answer | None
     highlights: tuple[Highlight, ...]
     figures: tuple[Figure, ...]
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
@@ -89,7 +89,7 @@ class _Section:
 
 def html(whole: Page) -> str:
     """The page. All text of a record is escaped; a policy in its head forbids every request."""
-    sections = [_section(table) for table in whole.tables]
+    sections = [_section(*each) for each in zip(whole.tables, whole.answers, strict=True)]
     drawn = any(section.figures for section in sections)
     return _template().render(
         page=whole,
@@ -106,14 +106,14 @@ def html(whole: Page) -> str:
     )
 
 
-def _section(table: Table) -> _Section:
+def _section(table: Table, answer: Answer | None) -> _Section:
     columns = shown_columns(table)
     grid = tuple((point.label, _grid_columns(table, point)) for point in table.grid)
     return _Section(
         table,
+        answer,
         columns,
         column_groups(columns),
-        default_answer(table),
         highlights(table),
         figures(table),
         grid if len(grid) > 1 else (),

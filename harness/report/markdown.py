@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from harness.analysis.table import Table, VariantRow
-from harness.report.answer import default_answer
+from harness.report.answer import Answer
 from harness.report.column import Column, cell
 from harness.report.page import Fault, Page, noise_floor, table_labels, terms
 from harness.report.tables import shown_columns
@@ -19,7 +19,7 @@ GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV 
 def markdown(whole: Page) -> str:
     """The whole report. Text of a record can neither mark anything up nor leave its cell."""
     parts = [f"# Quantization report: {escape(whole.title)}"]
-    parts += [part for table in whole.tables for part in _table(table)]
+    parts += [part for table, said in zip(whole.tables, whole.answers, strict=True) for part in _table(table, said)]
     if whole.faults:
         parts += ["## Runs without figures", *map(_fault, whole.faults)]
     return "\n\n".join([*parts, *_origin(whole)]) + "\n"
@@ -31,10 +31,11 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
 
 
-def _table(table: Table) -> Iterable[str]:
+def _table(table: Table, said: Answer | None) -> Iterable[str]:
     columns = shown_columns(table)
     yield f"## {escape(table.model)}"
-    yield from _answer(table)
+    if said:
+        yield _answer(said)
     yield "  \n".join(_caption(table))
     head = [_line(["Variant", *map(heading, columns)]), _line(["---", *("---:" for _ in columns)])]
     yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
@@ -42,13 +43,10 @@ def _table(table: Table) -> Iterable[str]:
         yield "\n".join(f"- {escape(note)}" for note in table.notes)
 
 
-def _answer(table: Table) -> Iterable[str]:
+def _answer(said: Answer) -> str:
     """The question answered in one sentence, and what of it is uncertain."""
-    found = default_answer(table)
-    if found is None:
-        return
-    lines = [f"**{escape(found.question)}:** {escape(found.finding)}."]
-    yield "\n".join([*lines, *(f"- Uncertain: {escape(doubt)}." for doubt in found.uncertain)])
+    lines = [f"**{escape(said.question)}:** {escape(said.finding)}."]
+    return "\n".join([*lines, *(f"- Uncertain: {escape(doubt)}." for doubt in said.uncertain)])
 
 
 def _caption(table: Table) -> Iterable[str]:

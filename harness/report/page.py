@@ -11,6 +11,7 @@ from harness.analysis.selection import current, failures
 from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
 from harness.record import RunRecord
+from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
 from harness.report.columns_bound import rates_told
 from harness.report.formats import significant
@@ -28,10 +29,11 @@ class Fault:
 
 @dataclass(frozen=True)
 class Page:
-    """A report before it is written in any format."""
+    """A report before it is written in any format; ``answers`` are those of its tables, if they have any."""
 
     title: str
     tables: tuple[Table, ...]
+    answers: tuple[Answer | None, ...]
     faults: tuple[Fault, ...]
     hardware: tuple[tuple[str, str], ...]
     software: tuple[tuple[str, str], ...]
@@ -54,6 +56,7 @@ def page(records: Sequence[RunRecord]) -> Page:
     return Page(
         title=", ".join(models) or "no runs",
         tables=tables,
+        answers=tuple(default_answer(table) for table in tables),
         faults=tuple(_fault(record) for record in failures(records)),
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),

@@ -59,10 +59,17 @@ def test_draws_leave_the_interval_as_often_as_it_says() -> None:
 
 
 def test_a_ratio_is_drawn_as_a_logarithm() -> None:
-    drawn = Luck(MANY).column(Estimate(1.0, -0.5, 7.0, 10, "95%"), relative=True)
+    drawn = Luck(MANY).column(Estimate(1.0, -0.5, 7.0, 10, "95%"), scale="log1p")
     assert drawn.min() > -1
     assert np.mean(drawn < -0.5) == pytest.approx(0.025, abs=0.004)
     assert np.mean(drawn > 7) == pytest.approx(0.025, abs=0.004)
+
+
+def test_a_speed_of_two_processes_is_drawn_as_a_logarithm() -> None:
+    """With one degree of freedom draws lie far out, but no speed is negative."""
+    drawn = Luck(MANY).column(Estimate(20.0, 5.0, 80.0, 2, "95%"), scale="log")
+    assert drawn.min() >= 0
+    assert np.mean((drawn >= 5) & (drawn <= 80)) == pytest.approx(0.95, abs=0.005)
 
 
 def test_a_range_of_processes_is_read_as_one() -> None:

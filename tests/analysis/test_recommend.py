@@ -222,6 +222,15 @@ def test_a_peak_stands_in_where_the_parts_were_not_measured() -> None:
     assert longer is not None
     assert (here.value, here.high) == (700, 700)
     assert (longer.value, longer.high) == (700, math.inf)
+    never_set_back = Peak("performance", "prefill", "ru_maxrss since the start", 9000, SMALL)
+    on_gpu = replace(
+        rows, rows=(BASELINE, replace(FOUR, peaks=(never_set_back, replace(peaks[1], source="cuda reserved"))))
+    )
+    assert ASPECTS["memory"].figure(on_gpu.rows[1], Place(on_gpu, SMALL, 1, 160)).estimate == here
+    cpu_alone = replace(FOUR, peaks=(never_set_back, peaks[2]))
+    found = ASPECTS["memory"].figure(cpu_alone, Place(rows, SMALL, 1, 160)).estimate
+    assert found is not None
+    assert found.value == 9000
 
 
 def score(key: TaskKey, change: Estimate | None) -> TaskScore:
@@ -278,6 +287,14 @@ def test_what_was_measured_once_is_no_certain_choice() -> None:
     found = answered(table(once, EIGHT), objective="decode")
     assert found.pick is not None
     assert found.pick.row.label == "four"
+    assert not found.holds
+
+
+def test_the_interval_of_one_process_makes_nothing_certain() -> None:
+    """It is that of its iterations; what the next process would do is not in it."""
+    one = replace(FOUR, speeds=(Speed(SMALL, None, Estimate(50, 49, 51, 1, "of one process"), None, None),))
+    found = answered(table(one), Limit("min-decode", "decode", 40))
+    assert [check.standing for check in found.admissible[0].checks] == ["probably met"]
     assert not found.holds
 
 

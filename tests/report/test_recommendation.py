@@ -19,7 +19,12 @@ from harness.analysis.recommend import recommend
 from harness.analysis.stats import Estimate
 from harness.analysis.wish import Limit
 from harness.record import RunRecord
-from harness.report.answer import answer, default_answer, figure_words, limit_words, reasons
+from harness.report import summary
+from harness.report.answer import Answer, answer, default_answer, figure_words, limit_words, reasons
+from harness.report.html import html as report_html
+from harness.report.markdown import escape
+from harness.report.markdown import markdown as report_markdown
+from harness.report.page import page
 from harness.report.recommendation import json_line, markdown
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -141,3 +146,22 @@ def test_a_hostile_name_marks_nothing_up(records: list[RunRecord]) -> None:
     text = markdown([asked(spoilt)])
     assert "<script>" not in text
     assert "**y**" not in text
+
+
+def test_a_report_answers_from_all_variants_even_where_it_shows_few(
+    records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentence = escape(asked_by_default(records).finding)
+    whole = page(records)
+    assert f"{sentence}." in report_markdown(whole)
+    monkeypatch.setattr(summary, "MOST_VARIANTS", 2)
+    shortened = summary.job_summary(whole)
+    assert "torchao float8" not in shortened.partition("| Variant")[2].partition("\n\n")[0]
+    assert f"{sentence}." in shortened
+    assert asked_by_default(records).finding.partition(";")[0] in report_html(whole)
+
+
+def asked_by_default(records: list[RunRecord]) -> Answer:
+    found = default_answer(asked(records).table)
+    assert found is not None
+    return found
