@@ -47,9 +47,9 @@ class Case:
         return reason(failed[-1]) if failed else "ok"
 
     @property
-    def identities(self) -> tuple[tuple[str, str, str], ...]:
-        """What tells its runs from all others that were ever made."""
-        return tuple(sorted((run.spec.run_id, run.session, run.started_at) for run in self.runs))
+    def identities(self) -> tuple[tuple[str, str, int], ...]:
+        """What tells its runs from all others that were ever made of this question."""
+        return tuple(sorted((run.session, run.started_at, run.spec.repetition) for run in self.runs))
 
     def found(self, metric: str) -> list[Measurement]:
         """The measurements of that name, of the run that ended well."""

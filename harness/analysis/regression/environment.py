@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from harness.analysis.regression.cases import SUSPECT
 from harness.analysis.regression.findings import Change
 from harness.analysis.regression.matching import HASH_DIGITS, Match
 from harness.record import RunRecord
@@ -43,7 +44,7 @@ def _of(match: Match) -> Iterable[tuple[str, str, str]]:
             {name: str(run.outcome.facts[name]) for name in FACTS if name in run.outcome.facts} for run in (base, head)
         ]
         yield from _unlike("", *facts)
-        old, new = set(base.outcome.labels), set(head.outcome.labels)
+        old, new = ({label for label in run.outcome.labels if not label.startswith(SUSPECT)} for run in (base, head))
         yield from (("label", label, NONE) for label in old - new)
         yield from (("label", NONE, label) for label in new - old)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     the level (Tarone, Biometrics 46, 1990). They become tests that are not valid at their n.
     """
     usable = [found for found in comparisons if found.p is not None]
-    size = next((k for k in range(1, len(usable) + 1) if sum(_can(found, k) for found in usable) <= k), 1)
+    size = _size(usable)
     able = [found.p is not None and _can(found, size) for found in comparisons]
     judged = iter(holm([found for found, can in zip(comparisons, able, strict=True) if can]))
     count = sum(able)
@@ -28,11 +29,26 @@ def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     )
 
 
+def _size(usable: Sequence[Comparison]) -> int:
+    """The least number k for which at most k tests can find anything at the level α / k."""
+    alike = Counter((found.alpha, found.design, found.effect.n) for found in usable if _is_coarse(found))
+    fine = len(usable) - alike.total()
+
+    def able(tests: int) -> int:
+        can = (times for (alpha, design, n), times in alike.items() if n >= fewest_units(alpha / tests, design))
+        return fine + sum(can)
+
+    return next((tests for tests in range(max(1, fine), len(usable) + 1) if able(tests) <= tests), 1)
+
+
 def _can(found: Comparison, tests: int) -> bool:
     """Whether its test can find anything at the level that Holm leaves to the first of so many."""
-    if found.design == "paired" and found.test != SIGN_FLIP:
-        return True
-    return found.effect.n >= fewest_units(found.alpha / tests, found.design)
+    return not _is_coarse(found) or found.effect.n >= fewest_units(found.alpha / tests, found.design)
+
+
+def _is_coarse(found: Comparison) -> bool:
+    """Whether it has few p-values to choose from."""
+    return found.design != "paired" or found.test == SIGN_FLIP
 
 
 def _untested(found: Comparison, tests: int) -> Comparison:

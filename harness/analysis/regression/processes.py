@@ -167,4 +167,7 @@ def _middle(measurement: Measurement) -> float:
 
 
 def _typical(values: Sequence[float]) -> float | None:
-    return float(np.median(values)) if values else None
+    """The geometric mean, of which the change is a ratio; of what is not positive the median."""
+    if not values:
+        return None
+    return float(np.exp(np.mean(np.log(values)))) if min(values) > 0 else float(np.median(values))
