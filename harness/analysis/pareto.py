@@ -23,13 +23,33 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
     """
     signs = [-1.0 if direction == "higher" else 1.0 for direction in directions]
     costs = [_costs(point, signs) for point in points]
-    return tuple(index for index, cost in enumerate(costs) if not any(_dominates(other, cost) for other in costs))
+    kept: dict[int, tuple[float, ...]] = {}
+    for index in sorted(range(len(costs)), key=costs.__getitem__):  # whatever beats a point comes before it
+        if not any(_dominates(other, costs[index]) for other in kept.values()):
+            kept[index] = costs[index]
+    return tuple(sorted(kept))
 
 
 def front_shares(axes: Sequence[Floats], directions: Sequence[Direction]) -> tuple[float, ...]:
     """In which share of the draws each point is on the front; each axis is (draws, points)."""
     costs = [-axis if direction == "higher" else axis for axis, direction in zip(axes, directions, strict=True)]
-    return tuple(float(np.mean(~_beaten(costs, point))) for point in range(costs[0].shape[1]))
+    shares = np.zeros(costs[0].shape[1])
+    rivals = _sometimes_unbeaten(costs)
+    drawn = [cost[:, rivals] for cost in costs]
+    shares[rivals] = [np.mean(~_beaten(drawn, place)) for place in range(len(rivals))]
+    return tuple(shares.tolist())
+
+
+def _sometimes_unbeaten(costs: Sequence[Floats]) -> npt.NDArray[np.int64]:
+    """All points but those that one other beats in every draw. Whatever these beat, that other beats as well."""
+    best, worst = ([reach(cost, axis=0)[None, :] for cost in costs] for reach in (np.min, np.max))
+    points = range(costs[0].shape[1])
+    beaten = [
+        np.logical_and.reduce([high <= low[:, [point]] for low, high in zip(best, worst, strict=True)])
+        & np.logical_or.reduce([high < low[:, [point]] for low, high in zip(best, worst, strict=True)])
+        for point in points
+    ]
+    return np.flatnonzero([not found.any() for found in beaten])
 
 
 def _beaten(costs: Sequence[Floats], point: int) -> npt.NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 from harness.analysis.chances import front_probabilities
@@ -27,6 +28,7 @@ from harness.analysis.stats import Estimate, clustered_mean
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.verdicts import judged
 from harness.record import Measurement, RunRecord
+from harness.spec import Kind
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that decide the baseline's figures."""
@@ -46,6 +48,14 @@ class _Runs:
     @property
     def all(self) -> tuple[RunRecord, ...]:
         return self.quality + self.quantize + self.task + self.performance
+
+    @cached_property
+    def baselines(self) -> tuple[RunRecord, ...]:
+        """The baseline's that ended well: few among many."""
+        return tuple(run for run in self.all if run.spec.is_baseline and run.status == "ok")
+
+    def baselines_of(self, kind: Kind) -> tuple[RunRecord, ...]:
+        return tuple(run for run in self.baselines if run.spec.kind == kind)
 
 
 def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
@@ -149,46 +159,40 @@ def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...
         quantize=_last(run for run in members if run.spec.kind == "quantize"),
         performance=performance,
         tasks=tuple({run.spec.task: run for run in members if run.spec.kind == "task"}.values()),
-        baseline_quality=_baseline_quality(quality, runs.quality),
+        baseline_quality=_baseline_quality(quality, runs.baselines_of("quality")),
         machine=machine_of(_last(performance), runs.machines),
         noise_floor=_noise_floor(runs.references, "dtype") or _noise_floor(runs.references, "batch size"),
-        baseline_performance=_baseline_performance(performance, runs.performance),
+        baseline_performance=_baseline_performance(performance, runs.baselines_of("performance")),
         baseline_tasks=tuple(
             found
             for run in members
-            if run.spec.kind == "task" and (found := _baseline_quality(run, _same_task(run, runs.task)))
+            if run.spec.kind == "task" and (found := _baseline_quality(run, _same_task(run, runs.baselines_of("task"))))
         ),
     )
 
 
 def _same_task(run: RunRecord, runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """The runs that put the same questions, of whatever variant."""
+    """Those of the runs that put the same questions."""
     question = run.spec.task.identity() if run.spec.task else None
     return [other for other in runs if other.spec.task and other.spec.task.identity() == question]
 
 
-def _baseline_quality(quality: RunRecord | None, runs: Sequence[RunRecord]) -> RunRecord | None:
+def _baseline_quality(quality: RunRecord | None, baselines: Sequence[RunRecord]) -> RunRecord | None:
     """The baseline under equal libraries and the same engine, of the same session where there is one."""
     if quality is None:
         return None
-    alike = [
-        run
-        for run in runs
-        if run.spec.is_baseline and run.status == "ok" and _surroundings(run) == _surroundings(quality)
-    ]
+    alike = [run for run in baselines if _surroundings(run) == _surroundings(quality)]
     return _last(run for run in alike if run.session == quality.session) or _last(alike)
 
 
-def _baseline_performance(mine: Sequence[RunRecord], runs: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The baseline's runs of the same session, decode mode, libraries and engine that ended well."""
+def _baseline_performance(mine: Sequence[RunRecord], baselines: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """The baseline's runs of the same session, decode mode, libraries and engine."""
     if not mine:
         return ()
     return tuple(
         run
-        for run in runs
-        if run.spec.is_baseline
-        and run.status == "ok"
-        and run.session == mine[0].session
+        for run in baselines
+        if run.session == mine[0].session
         and run.spec.decode_mode == mine[0].spec.decode_mode
         and _surroundings(run) == _surroundings(mine[0])
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from harness.spec.identity import DecodeMode, Kind, Scalar, digest
@@ -108,7 +109,7 @@ class RunSpec:
     def case_id(self) -> str:
         return digest(self.question)
 
-    @property
+    @cached_property
     def run_id(self) -> str:
         method_version = 0 if self.kind == "machine" else self.method.version
         environment = [self.lock, self.hardware, dict(self.versions), method_version, self.repetition]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.pareto import Direction, front
+from harness.analysis.pareto import Direction, front, front_shares
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=25)
+DIGIT = st.integers(0, 9)
 DIRECTIONS = st.tuples(st.sampled_from(["lower", "higher"]), st.sampled_from(["lower", "higher"]))
 
 
@@ -27,6 +29,19 @@ def test_front_is_what_nothing_beats(points: list[tuple[int, int]], directions: 
         index for index, point in enumerate(points) if not any(beats(other, point, directions) for other in points)
     )
     assert front(points, directions) == expected
+
+
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=4, max_size=4), min_size=1), DIRECTIONS
+)
+def test_shares_are_those_of_the_fronts(
+    points: list[list[tuple[int, int]]], directions: tuple[Direction, Direction]
+) -> None:
+    """``points`` holds each point's place in four draws."""
+    axes = [np.array([[draws[number][axis] for draws in points] for number in range(4)], float) for axis in (0, 1)]
+    fronts = [front([draws[number] for draws in points], directions) for number in range(4)]
+    expected = [sum(index in found for found in fronts) / 4 for index in range(len(points))]
+    assert front_shares(axes, directions) == pytest.approx(expected)
 
 
 def test_ties_are_all_kept() -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-import plotly.graph_objects as go
-
 from harness.analysis.stats import Estimate
 from harness.analysis.table import Table, VariantRow
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
 from harness.report.columns_breakdown import breakdowns
 from harness.report.figures.axes import LEAST_KL_NAT
+from harness.report.figures.drawing import Drawing
 from harness.report.figures.figure import Figure, families
 from harness.report.figures.look import DASHES, GRID, family_colour, family_symbol, paper, ruler
 
@@ -46,19 +45,22 @@ def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns
         "height": 460 + 18 * ((len(rows) + 2) // 3),
     }
     methods = families(table.rows)
-    figure = go.Figure([_line(row, methods[row.method], number, columns) for number, row in enumerate(rows)], layout)
+    drawing = Drawing(layout)
+    for number, row in enumerate(rows):
+        _draw_line(drawing, row, methods[row.method], number, columns)
     caption = f"Mean KL from the baseline by {by}, with 95% intervals. Lower is closer.{left_out(len(rows), of)}"
     head = ("Variant", *(f"{column.heading}, nat" for column in columns))
     told = tuple((row.label, *(cell(column, row).whole for column in columns)) for row in rows)
     title = "Divergence by position" if name == NAMES[0] else "Divergence by the baseline's confidence"
-    return Figure(name, title, caption, head, told, str(figure.to_json()))
+    return Figure(name, title, caption, head, told, drawing.json())
 
 
-def _line(row: VariantRow, family: int, number: int, columns: Sequence[Column]) -> go.Scatter:
+def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, columns: Sequence[Column]) -> None:
     """Variants of one method share its colour and marker; dashes tell them apart."""
     found = [(column.heading, value) for column in columns if isinstance(value := column.value(row), Estimate)]
     values = [max(value.value, LEAST_KL_NAT) for _, value in found]
-    return go.Scatter(
+    drawing.trace(
+        "scatter",
         x=[heading for heading, _ in found],
         y=values,
         error_y={

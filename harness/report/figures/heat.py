@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
 from harness.analysis.stats import Estimate
 from harness.analysis.table import GridPoint, Speed, Table, VariantRow
 from harness.report.choice import chosen, left_out
+from harness.report.figures.drawing import Drawing
 from harness.report.figures.figure import Figure
 from harness.report.figures.look import SLOWER_TO_FASTER, paper, variant_axis
 from harness.report.formats import BLANK, significant
@@ -55,7 +54,8 @@ def speed_grid(table: Table) -> Figure | None:
         },
         "yaxis": variant_axis([row.label for row in rows]) | {"showgrid": False},
     }
-    figure = go.Figure(_map(rows, ratios, workloads), layout)
+    drawing = Drawing(layout)
+    _draw_map(drawing, rows, ratios, workloads)
     caption = (
         "Multiples of the baseline's speed at the same batch size and prompt length, of the same session: above 1× "
         "(blue) is faster, below (orange) slower."
@@ -65,16 +65,20 @@ def speed_grid(table: Table) -> Figure | None:
     caption += left_out(len(rows), len(timed))
     if len(table.grid) > MOST_POINTS:
         caption += f" The first {MOST_POINTS} of {len(table.grid)} points are shown."
-    return Figure("speed-grid", "Speed over the grid", caption, head, told, str(figure.to_json()))
+    return Figure("speed-grid", "Speed over the grid", caption, head, told, drawing.json())
 
 
-def _map(
-    rows: Sequence[VariantRow], ratios: Sequence[Sequence[Estimate | None]], workloads: Sequence[_Workload]
-) -> go.Heatmap:
+def _draw_map(
+    drawing: Drawing,
+    rows: Sequence[VariantRow],
+    ratios: Sequence[Sequence[Estimate | None]],
+    workloads: Sequence[_Workload],
+) -> None:
     """Doubling and halving are as far from the middle as one another."""
     logs = [[math.log2(each.value) if each and each.value > 0 else None for each in line] for line in ratios]
     widest = max([abs(value) for line in logs for value in line if value is not None], default=1.0)
-    return go.Heatmap(
+    drawing.trace(
+        "heatmap",
         z=logs,
         zmid=0,
         zmin=-max(widest, 0.5),

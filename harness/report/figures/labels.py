@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 CHARACTER_PX, LINE_PX, MARGIN_PX = 6.4, 15.0, 7.0
+FURTHEST_PX = 84
+"""Between a point and its name, upwards."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,10 @@ def place(
     for index in sorted(range(len(points)), key=lambda each: (-points[each][1], points[each][0])):
         x, y = points[index]
         half = len(names[index]) * CHARACTER_PX / 2
+        near = [box for box in taken if _near(box, x, y, half)]
         dx, dy, box = min(
             ((dx, dy, _box(x + dx, y + dy, half)) for dx, dy in _candidates(half)),
-            key=lambda each: _cost(each, taken, frame),
+            key=lambda each: _cost(each, near, frame),
         )
         taken.append(box)
         offsets[index] = (dx, dy)
@@ -55,12 +58,18 @@ def place(
 
 def _candidates(half: float) -> Iterator[tuple[float, float]]:
     """Right, left, above and below, then further out."""
-    for rise in (0, 16, -16, 30, -30, 46, -46, 64, -64, 84, -84):
+    for rise in (0, 16, -16, 30, -30, 46, -46, 64, -64, FURTHEST_PX, -FURTHEST_PX):
         side = half + MARGIN_PX + abs(rise) / 4
         yield side, rise
         yield -side, rise
         if rise:
             yield 0, rise
+
+
+def _near(box: Box, x: float, y: float, half: float) -> bool:
+    """Whether any place for a name of that half width could cover the box."""
+    width, height = 2 * half + MARGIN_PX + FURTHEST_PX / 4, FURTHEST_PX + LINE_PX
+    return box.left < x + width and box.right > x - width and box.bottom < y + height and box.top > y - height
 
 
 def _box(x: float, y: float, half: float) -> Box:

@@ -7,12 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
 from harness.analysis.table import Table, VariantRow
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
 from harness.report.figures.axes import WIDE, estimate, intervals
+from harness.report.figures.drawing import Drawing
 from harness.report.figures.figure import Figure, families
 from harness.report.figures.look import GREY, family_colour, family_symbol, paper, ruler, variant_axis
 from harness.report.tables import columns
@@ -91,20 +90,20 @@ def _panels(table: Table, topic: _Topic) -> Figure | None:
     rows = chosen(measured)
     if not named or not rows:
         return None
-    figure = go.Figure(layout=paper(height_px=96 + 26 * len(rows), top_px=36))
+    layout = paper(height_px=96 + 26 * len(rows), top_px=36) | {"yaxis": variant_axis([row.label for row in rows])}
+    drawing = Drawing(layout)
     width = (1 - GAP * (len(named) - 1)) / len(named)
     for number, (column, title) in enumerate(named):
         left = number * (width + GAP)
-        _draw(figure, table, rows, column, title, number, (left, left + width))
-    figure.update_layout(yaxis=variant_axis([row.label for row in rows]))
+        _draw(drawing, table, rows, column, title, number, (left, left + width))
     head = ("Variant", *(f"{title}, {column.unit}".removesuffix(", ") for column, title in named))
     told = tuple((row.label, *(cell(column, row).whole for column, _ in named)) for row in rows)
     caption = topic.caption + left_out(len(rows), len(measured))
-    return Figure(topic.name, topic.title, caption, head, told, str(figure.to_json()))
+    return Figure(topic.name, topic.title, caption, head, told, drawing.json())
 
 
 def _draw(
-    figure: go.Figure,
+    drawing: Drawing,
     table: Table,
     rows: Sequence[VariantRow],
     column: Column,
@@ -118,29 +117,28 @@ def _draw(
     log = min(values) > 0 and max(values) > WIDE * min(values)
     axis = f"x{number + 1}" if number else "x"
     methods = families(table.rows)
-    figure.add_trace(
-        go.Scatter(
-            x=values,
-            y=[place for place, _ in there],
-            xaxis=axis,
-            error_x=intervals(found, lambda value: value * column.factor) | {"color": GREY},
-            mode="markers",
-            marker={
-                "size": 9,
-                "color": [family_colour(methods[row.method]) for _, row in there],
-                "symbol": [family_symbol(methods[row.method]) for _, row in there],
-            },
-            text=[f"{html.escape(row.label)}: {cell(column, row).whole}" for _, row in there],
-            hoverinfo="text",
-        )
+    drawing.trace(
+        "scatter",
+        x=values,
+        y=[place for place, _ in there],
+        xaxis=axis,
+        error_x=intervals(found, lambda value: value * column.factor) | {"color": GREY},
+        mode="markers",
+        marker={
+            "size": 9,
+            "color": [family_colour(methods[row.method]) for _, row in there],
+            "symbol": [family_symbol(methods[row.method]) for _, row in there],
+        },
+        text=[f"{html.escape(row.label)}: {cell(column, row).whole}" for _, row in there],
+        hoverinfo="text",
     )
     ends = (
         [0.0, *values] if not log and column.name.endswith(("_bytes", "_s", "per_weight", "_probability")) else values
     )
-    figure.update_layout(
-        {f"xaxis{number + 1 if number else ''}": ruler("", _range(ends, log), log) | {"domain": domain, "nticks": 6}}
-    )
-    figure.add_annotation(
+    ruled = ruler("", _range(ends, log), log) | {"domain": domain, "nticks": 6}
+    drawing.layout[f"xaxis{number + 1 if number else ''}"] = ruled
+    drawing.note(
+        html.escape(title),
         x=sum(domain) / 2,
         y=1,
         xref="paper",
@@ -148,14 +146,11 @@ def _draw(
         xanchor="center",
         yanchor="bottom",
         yshift=6,
-        text=html.escape(title),
-        showarrow=False,
     )
     base = table.baseline
     if column.group == "Tasks" and base is not None and _finite(column, base):
         place = estimate(column.value(base)).value * column.factor
-        figure.add_shape(
-            type="line",
+        drawing.line(
             x0=place,
             x1=place,
             y0=0,

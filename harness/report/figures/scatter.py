@@ -7,8 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import plotly.graph_objects as go
-
 from harness.analysis.pareto import Direction, front
 from harness.analysis.stats import Estimate
 from harness.analysis.table import Table, VariantRow
@@ -23,6 +21,7 @@ from harness.report.figures.axes import (
     measured,
     size_axis,
 )
+from harness.report.figures.drawing import Drawing
 from harness.report.figures.figure import Figure, families
 from harness.report.figures.labels import place
 from harness.report.figures.look import (
@@ -117,18 +116,16 @@ def _figure(table: Table, plot: _Plot) -> Figure | None:
         return None
     x, y = plot.x, plot.y
     ranges = x.range([point.x for point in points], 0.26), y.range([point.y for point in points], 0.1)
-    figure = go.Figure(
-        layout=paper() | {"xaxis": ruler(x.title, ranges[0], x.log), "yaxis": ruler(y.title, ranges[1], y.log)}
-    )
-    _draw_front(figure, points, plot)
-    _draw_baseline(figure, table, x, ranges[0])
-    _draw_points(figure, table, points, plot)
+    drawing = Drawing(paper() | {"xaxis": ruler(x.title, ranges[0], x.log), "yaxis": ruler(y.title, ranges[1], y.log)})
+    _draw_front(drawing, points, plot)
+    _draw_baseline(drawing, table, x, ranges[0])
+    _draw_points(drawing, table, points, plot)
     best = [point for point in points if point.best]
-    _draw_names(figure, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, x, y, ranges)
+    _draw_names(drawing, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, x, y, ranges)
     told = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
     lines = tuple((point.row.label, *_told(point, plot), "yes" if point.best else "no") for point in told)
     head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
-    return Figure(plot.name, plot.title, _caption(plot, points, best), head, lines, str(figure.to_json()))
+    return Figure(plot.name, plot.title, _caption(plot, points, best), head, lines, drawing.json())
 
 
 def _caption(plot: _Plot, points: Sequence[_Point], best: Sequence[_Point]) -> str:
@@ -149,7 +146,7 @@ def _told(point: _Point, plot: _Plot) -> list[str]:
     return [_written(value, axis) for value, axis in zip(point.values, plot.axes, strict=True)]
 
 
-def _draw_points(figure: go.Figure, table: Table, points: Sequence[_Point], plot: _Plot) -> None:
+def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Plot) -> None:
     """A trace per method, so that each has its colour and marker in all figures of a table."""
     fastest = max((point.values[2].value for point in points if len(point.values) > 2), default=0.0)
     groups: dict[str, list[_Point]] = {}
@@ -157,16 +154,19 @@ def _draw_points(figure: go.Figure, table: Table, points: Sequence[_Point], plot
         groups.setdefault(point.row.method, []).append(point)
     for method, family in families(table.rows).items():
         if method in groups:
-            figure.add_trace(_markers(family, groups[method], plot, fastest, len(points) <= MOST_INTERVALS))
+            _draw_markers(drawing, family, groups[method], plot, fastest, len(points) <= MOST_INTERVALS)
 
 
-def _markers(family: int, points: Sequence[_Point], plot: _Plot, fastest: float, with_intervals: bool) -> go.Scatter:
+def _draw_markers(
+    drawing: Drawing, family: int, points: Sequence[_Point], plot: _Plot, fastest: float, with_intervals: bool
+) -> None:
     symbol, colour = family_symbol(family), family_colour(family)
     bars = {
         "error_x": intervals([point.x for point in points], plot.x.place),
         "error_y": intervals([point.y for point in points], plot.y.place),
     }
-    return go.Scatter(
+    drawing.trace(
+        "scatter",
         x=[plot.x.place(point.x.value) for point in points],
         y=[plot.y.place(point.y.value) for point in points],
         mode="markers",
@@ -199,23 +199,22 @@ def _written(estimate: Estimate, axis: Axis) -> str:
     return f"{axis.written(estimate.value)} [{axis.written(estimate.low)}, {axis.written(estimate.high)}]"
 
 
-def _draw_front(figure: go.Figure, points: Sequence[_Point], plot: _Plot) -> None:
+def _draw_front(drawing: Drawing, points: Sequence[_Point], plot: _Plot) -> None:
     """A staircase: all above it is beaten along the two axes by a variant at one of its corners."""
     x, y = plot.x, plot.y
     best = [points[index] for index in front([point.costs[:2] for point in points], plot.directions[:2])]
     ordered = sorted(best, key=lambda point: point.x.value)
-    figure.add_trace(
-        go.Scatter(
-            x=[x.place(point.x.value) for point in ordered],
-            y=[y.place(point.y.value) for point in ordered],
-            mode="lines",
-            line={"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv" if x.better == "lower" else "vh"},
-            hoverinfo="skip",
-        )
+    drawing.trace(
+        "scatter",
+        x=[x.place(point.x.value) for point in ordered],
+        y=[y.place(point.y.value) for point in ordered],
+        mode="lines",
+        line={"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv" if x.better == "lower" else "vh"},
+        hoverinfo="skip",
     )
 
 
-def _draw_baseline(figure: go.Figure, table: Table, x: Axis, extent: tuple[float, float]) -> None:
+def _draw_baseline(drawing: Drawing, table: Table, x: Axis, extent: tuple[float, float]) -> None:
     """A line where the baseline lies, or a word at the edge towards it: it must not squeeze the variants."""
     value = x.column.value(table.baseline) if table.baseline else None
     if value is None or table.baseline is None:
@@ -223,17 +222,16 @@ def _draw_baseline(figure: go.Figure, table: Table, x: Axis, extent: tuple[float
     place, (low, high) = x.place(estimate(value).value), extent
     name = f"{html.escape(table.baseline.label)} {x.written(estimate(value).value)}"
     if low <= place <= high:
-        figure.add_vline(x=place, line={"color": GREY, "width": 1, "dash": "dash"})
+        drawing.line(x0=place, x1=place, y0=0, y1=1, yref="paper", line={"color": GREY, "width": 1, "dash": "dash"})
     else:
         name = f"{name} →" if place > high else f"← {name}"
     edge = min(max(place, low), high)
     side = "right" if edge > (low + high) / 2 else "left"
-    figure.add_annotation(
+    drawing.note(
+        name,
         x=edge,
         y=0,
         yref="paper",
-        text=name,
-        showarrow=False,
         xanchor=side,
         yanchor="bottom",
         font={"size": 11, "color": GREY},
@@ -241,7 +239,7 @@ def _draw_baseline(figure: go.Figure, table: Table, x: Axis, extent: tuple[float
 
 
 def _draw_names(
-    figure: go.Figure,
+    drawing: Drawing,
     named: Sequence[_Point],
     points: Sequence[_Point],
     x: Axis,
@@ -256,12 +254,12 @@ def _draw_names(
     pixels = [((a - left) / (right - left) * width, (b - bottom) / (top - bottom) * height) for a, b in places]
     offsets = place(pixels[: len(named)], [point.row.label for point in named], width, height, pixels[len(named) :])
     for point, (a, b), (dx, dy) in zip(named, places, offsets, strict=False):
-        figure.add_annotation(
+        drawing.note(
+            html.escape(point.row.label),
             x=a,
             y=b,
             ax=dx,
             ay=-dy,
-            text=html.escape(point.row.label),
             showarrow=True,
             arrowhead=0,
             arrowwidth=0.7,

@@ -6,10 +6,9 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import plotly.graph_objects as go
-
 from harness.analysis.table import GridPoint, Table, VariantRow
 from harness.report.choice import chosen, left_out
+from harness.report.figures.drawing import Drawing
 from harness.report.figures.figure import Figure
 from harness.report.figures.look import BLUE, GREEN, GREY, ORANGE, PARTS, PATTERNS, paper, ruler, variant_axis
 from harness.report.formats import BINARY, DECIMAL, SizeUnit, significant, size_unit
@@ -73,22 +72,25 @@ def _stacked(
         "xaxis": ruler(unit.name, (0, max(totals) / unit.bytes * 1.16)),
         "yaxis": variant_axis([row.label for row in rows]),
     }
-    figure = go.Figure([_bars(rows, part, number, unit) for number, part in enumerate(parts)], layout)
+    drawing = Drawing(layout)
+    for number, part in enumerate(parts):
+        _draw_bars(drawing, rows, part, number, unit)
     for index, total in enumerate(totals):
         text = f"{significant(total / unit.bytes)} {unit.name}"
-        figure.add_annotation(x=total / unit.bytes, y=index, text=text, showarrow=False, xanchor="left", xshift=6)
+        drawing.note(text, x=total / unit.bytes, y=index, xanchor="left", xshift=6)
     said = tuple(
         (row.label, significant(total / unit.bytes), *(significant(part.bytes(row) / unit.bytes) for part in parts))
         for row, total in zip(rows, totals, strict=True)
     )
     head = ("Variant", f"all, {unit.name}", *(f"{part.name}, {unit.name}" for part in parts))
-    return Figure(name, title, caption + left_out(len(rows), len(measured)), head, said, str(figure.to_json()))
+    return Figure(name, title, caption + left_out(len(rows), len(measured)), head, said, drawing.json())
 
 
-def _bars(rows: Sequence[VariantRow], part: _Part, number: int, unit: SizeUnit) -> go.Bar:
+def _draw_bars(drawing: Drawing, rows: Sequence[VariantRow], part: _Part, number: int, unit: SizeUnit) -> None:
     name = html.escape(part.name)
     sizes = [part.bytes(row) / unit.bytes for row in rows]
-    return go.Bar(
+    drawing.trace(
+        "bar",
         y=list(range(len(rows))),
         x=sizes,
         orientation="h",
