@@ -11,12 +11,9 @@ from harness.cache import default_folder
 from harness.errors import SourceError, UsageError
 from harness.estimate.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.feasible import obstacle, too_long
-from harness.machine import Machine, choose, installed_version
-from harness.metrics.machine import VERSION as MACHINE_VERSION
-from harness.models import published
-from harness.models.prepare import VERSION as PREPARE_VERSION
+from harness.locks import locked
+from harness.machine import Machine, choose
 from harness.models.sources import SourceModel, inspect
-from harness.numerics.traffic import VERSION as TRAFFIC_VERSION
 from harness.recipe import Recipe
 from harness.refusals import refuse_calibration, refuse_measure, refuse_scope, refuse_twins
 from harness.spec import (
@@ -28,34 +25,9 @@ from harness.spec import (
     RunSpec,
     TaskWorkload,
     ThroughputWorkload,
-    digest,
 )
 from harness.stacks import MAIN, Stacks
-from harness.text.calibration import VERSION as CALIBRATION_VERSION
-from harness.text.windows import VERSION as WINDOWS_VERSION
 from harness.variants import Variant, baseline, matches, variants
-
-PROBE_VERSION = 1
-"""Raised by every change of the probe's text or of what is kept of it."""
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "reference": ("divergence",),
-    "quality": ("perplexity", "divergence", "memory"),
-    "task": ("tasks", "memory"),
-    "performance": ("throughput", "memory"),
-}
-"""Whose versions a figure of a kind of run belongs to."""
-ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
-    "machine": {"machine": MACHINE_VERSION},
-    "prepare": {"prepare": PREPARE_VERSION},
-    "calibrate": {"calibration": CALIBRATION_VERSION},
-    "probe": {"probe": PROBE_VERSION},
-    "reference": {"windows": WINDOWS_VERSION},
-    "quality": {"windows": WINDOWS_VERSION},
-    "performance": {"traffic": TRAFFIC_VERSION},
-}
-"""What else of the harness an artifact or a figure depends on."""
-KIND_PACKAGES: Mapping[str, tuple[str, ...]] = {"task": ("lm-eval", "datasets")}
-"""Libraries that only some kinds of run depend on."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +107,7 @@ def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterat
     spec = next((spec for spec in timed if spec.throughput), None)
     if spec is not None:
         bare = replace(spec, kind="machine", needs={}, memory=False, calibration=None, perplexity=None)
-        yield PlannedRun(_locked(replace(bare, throughput=None, energy=False, repetition=0), base, site))
+        yield PlannedRun(locked(replace(bare, throughput=None, energy=False, repetition=0), base, site.stacks))
 
 
 def _turn(run: PlannedRun) -> int:
@@ -162,7 +134,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
         allow_leak = spec.allow_leak and calibration is not None
         bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
         bare = replace(bare, perplexity=perplexity, evaluations=sweep.texts if kind == "calibrate" else ())
-        made = _locked(replace(bare, kind=kind, needs=dict(shared)), base, site)
+        made = locked(replace(bare, kind=kind, needs=dict(shared)), base, site.stacks)
         return PlannedRun(made, weight_bytes, too_long(source, made))
 
     if source.ref.needs_preparing:
@@ -207,22 +179,22 @@ def _variant_runs(
     if variant.ref.stage == "offline":
         elsewhere = variant.method.stack != MAIN and "probe" in extra
         needs = {**spec.needs, **calibrate, **({"probe": extra["probe"].spec.run_id} if elsewhere else {})}
-        quantize = _locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site)
+        quantize = locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site.stacks)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
     for workload in sweep.texts if _has_quality(source) else ():
         reference = {"reference": extra[workload].spec.run_id} if workload in extra else {}
         needs = {**spec.needs, **calibrate, **reference}
-        quality = _locked(replace(spec, kind="quality", perplexity=workload, needs=needs), variant, site)
+        quality = locked(replace(spec, kind="quality", perplexity=workload, needs=needs), variant, site.stacks)
         yield PlannedRun(quality, weight_bytes, blocked or too_long(source, quality))
     for task in sweep.tasks if _has_quality(source) else ():
         needs = {**spec.needs, **calibrate}
-        asked = _locked(replace(spec, kind="task", task=task, needs=needs), variant, site)
+        asked = locked(replace(spec, kind="task", task=task, needs=needs), variant, site.stacks)
         yield PlannedRun(asked, weight_bytes, blocked)
     for grid in _timed(sweep, spec):
         for repetition in range(sweep.recipe.repetitions):
             timed = replace(spec, kind="performance", throughput=grid, repetition=repetition)
-            run = _locked(timed, variant, site)
+            run = locked(timed, variant, site.stacks)
             yield PlannedRun(run, weight_bytes, blocked or too_long(source, run))
 
 
@@ -274,29 +246,6 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
         seed=recipe.seed,
         hardware=site.machine.hardware,
     )
-
-
-def _locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
-    """The spec with the versions that a repetition of it must share."""
-    runtime = registry.engine(spec.engine)
-    if spec.stack != MAIN:
-        stack = site.stacks[spec.stack]
-        held = {} if stack.absence else stack.versions
-        lock = {package: held.get(package) for package in (*runtime.packages, *variant.method.packages)}
-    else:
-        own = variant.method.packages if spec.kind == "quantize" else registry.readers(variant.method)
-        own = (*own, *published.readers(spec.method.published or spec.model))
-        converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
-        packages = (*runtime.packages, *own, *converts, *KIND_PACKAGES.get(spec.kind, ()))
-        packages = ("torch",) if spec.kind == "machine" else packages
-        lock = {package: installed_version(package) for package in packages}
-    versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
-    versions |= ROOM_VERSIONS.get(spec.kind, {})
-    if spec.energy and spec.kind == "performance":
-        versions["energy"] = registry.metric("energy").version
-    if spec.kind not in ("machine", "prepare", "calibrate", "probe"):
-        versions[runtime.name] = runtime.version
-    return replace(spec, lock=digest(lock), versions=versions)
 
 
 def _source(recipe: Recipe, index: int) -> SourceModel:
