@@ -31,8 +31,15 @@
     Plotly.newPlot(plot, figure.data, dye(figure.layout), {displaylogo: false, responsive: true, displayModeBar: false});
   };
 
+  // One after another, so that the first is seen before the last is drawn.
+  const waiting = [];
+  const next = () => {
+    if (waiting.length) { draw(waiting.shift()); setTimeout(next); }
+  };
   const near = new IntersectionObserver(entries => {
-    for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); draw(entry.target); }
+    const idle = !waiting.length;
+    for (const entry of entries) if (entry.isIntersecting) { near.unobserve(entry.target); waiting.push(entry.target); }
+    if (idle) setTimeout(next);
   }, {rootMargin: "400px"});
   plots.forEach(plot => near.observe(plot));
 
