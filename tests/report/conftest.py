@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness.record import Failure, RunRecord
+from harness.record import Failure, Measurement, Outcome, RunRecord
+from harness.spec import TaskWorkload
+from harness.tasks.evaluate import VERSION
 
 
 def _bench() -> Any:
@@ -78,3 +80,27 @@ def _hostile(records: Sequence[RunRecord], word: str) -> list[RunRecord]:
         )
 
     return [spoil(record) for record in records]
+
+
+@pytest.fixture
+def answered(bench: Any, none: Any, looks: Any) -> list[RunRecord]:
+    """Runs of a task by the baseline, which has 60 of 100 questions right, and by three variants, which lose some."""
+
+    def asked(method: Any, right: int) -> RunRecord:
+        spec = replace(bench.spec("task", method), task=TaskWorkload("arc_easy", "/tasks/arc_easy.yaml"))
+        protocol = {"task": "arc_easy", "fewshot": 0, "filter": "none", "prompts_sha256": "p", "chat_template": None}
+        values = (1.0,) * right + (0.0,) * (100 - right)
+        scored = Measurement(
+            "task_score",
+            VERSION,
+            "score",
+            "higher",
+            "paired",
+            values,
+            {**protocol, "score": "acc", "aggregation": "mean"},
+            item_ids=tuple(f"arc_easy:{number}" for number in range(100)),
+        )
+        record: RunRecord = bench.record(spec, Outcome("ok", measurements=(scored,)))
+        return record
+
+    return [asked(none, 60), *(asked(look.method, 57 - 3 * number) for number, look in enumerate(looks[:3]))]

@@ -121,11 +121,14 @@ def open_page(browser: Any, tmp_path: Path) -> Iterator[Open]:
         context.close()
 
 
-def test_the_page_draws_every_plot_and_complains_of_nothing(open_page: Open, records: list[RunRecord]) -> None:
-    opened = open_page(records)
+def test_the_page_draws_every_plot_and_complains_of_nothing(
+    open_page: Open, records: list[RunRecord], answered: list[RunRecord]
+) -> None:
+    opened = open_page([*records, *answered])
     assert opened.page.title() == "SmolLM2-135M: quantization report"
     opened.see_all()
     assert opened.page.locator("[data-figure] .main-svg").count() >= 10
+    assert opened.page.get_by_role("heading", name="Scores on tasks").is_visible()
     assert (opened.complaints, opened.requests) == ([], [])
 
 

@@ -171,6 +171,15 @@ def test_every_figure_has_a_text_alternative(records: list[RunRecord]) -> None:
         assert any(line[0] == "gptq 4-bit g64" for line in figure.rows), figure.name
 
 
+def test_scores_of_tasks_are_drawn_beside_the_baseline_s(answered: list[RunRecord]) -> None:
+    (table,) = page_of(answered).tables
+    drawn = next(figure for figure in figures(table) if figure.name == "tasks")
+    plot = json.loads(drawn.json)
+    assert [row[0] for row in drawn.rows] == [row.label for row in table.rows if not row.is_baseline]
+    assert sorted(plot["data"][0]["x"]) == pytest.approx([51, 54, 57])
+    assert [line["x0"] for line in plot["layout"]["shapes"]] == pytest.approx([60])
+
+
 def test_the_page_says_what_must_be_said(records: list[RunRecord]) -> None:
     text = Page(html(records)).text
     for words in (
