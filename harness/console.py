@@ -32,6 +32,7 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
                         "method": run.spec.method.label,
                         "engine": run.spec.engine,
                         "decode_mode": run.spec.decode_mode,
+                        "kv_cache": run.spec.kv_cache,
                         "repetition": run.spec.repetition,
                         "stack": run.spec.stack,
                         "state": _state(run, done),

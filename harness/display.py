@@ -73,6 +73,7 @@ def _json(event: Event) -> None:
         "model": spec.model.label,
         "method": spec.method.label,
         "decode_mode": spec.decode_mode,
+        "kv_cache": spec.kv_cache,
         "repetition": spec.repetition,
     }
     if isinstance(event, Ended):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import registry
 from harness.contracts import Needs
-from harness.machine import Machine
+from harness.machine import Machine, installed_version
 from harness.models.headers import read_config
 from harness.models.published import READERS, lacks
 from harness.models.scope import matching
@@ -32,6 +32,15 @@ def obstacle(
         or _lacking(variant, stacks)
         or _shapes(source, variant, skip)
     )
+
+
+def cache_obstacle(spec: RunSpec) -> str | None:
+    """Why a run cannot keep keys and values as it is to, or None."""
+    if spec.kv_cache in ("int8", "int4") and installed_version("hqq") is None:
+        return f"kv_cache {spec.kv_cache} is packed by hqq, which is not installed; pip install 'qharness[hqq]'"
+    if spec.kv_cache != "model" and spec.decode_mode == "compiled":
+        return "compiled decoding needs a static key-value cache, and one of fewer bits grows"
+    return None
 
 
 def too_long(source: SourceModel, spec: RunSpec) -> str | None:

@@ -10,7 +10,7 @@ from harness import registry, workloads
 from harness.cache import default_folder
 from harness.errors import SourceError, UsageError
 from harness.estimate.memory import DTYPE_BITS, plain_bytes, quantized
-from harness.feasible import obstacle, too_long
+from harness.feasible import cache_obstacle, obstacle, too_long
 from harness.locks import locked
 from harness.machine import Machine, choose
 from harness.models.sources import SourceModel, inspect
@@ -19,6 +19,7 @@ from harness.refusals import refuse_calibration, refuse_measure, refuse_scope, r
 from harness.spec import (
     CalibrationRef,
     Kind,
+    KvCache,
     Limits,
     PerplexityWorkload,
     Price,
@@ -173,8 +174,9 @@ def _variant_runs(
     )
     if variant.ref.stage not in ("on_load", "offline"):
         spec = replace(spec, skip=(), overrides={})
-    calibrate = {"calibrate": extra["calibrate"].spec.run_id} if calibrated and "calibrate" in extra else {}
-    if calibrate:
+    calibrate: dict[str, str] = {}
+    if calibrated and "calibrate" in extra:
+        calibrate = {"calibrate": extra["calibrate"].spec.run_id}
         blocked = blocked or extra["calibrate"].unsupported
     if variant.ref.stage == "offline":
         elsewhere = variant.method.stack != MAIN and "probe" in extra
@@ -182,20 +184,35 @@ def _variant_runs(
         quantize = locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site.stacks)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
-    for workload in sweep.texts if _has_quality(source) else ():
-        reference = {"reference": extra[workload].spec.run_id} if workload in extra else {}
-        needs = {**spec.needs, **calibrate, **reference}
-        quality = locked(replace(spec, kind="quality", perplexity=workload, needs=needs), variant, site.stacks)
-        yield PlannedRun(quality, weight_bytes, blocked or too_long(source, quality))
+    for kv_cache in _caches(sweep, variant):
+        for asked in _questions(sweep, source, replace(spec, kv_cache=kv_cache), calibrate, extra):
+            run = locked(asked, variant, site.stacks)
+            yield PlannedRun(run, weight_bytes, blocked or cache_obstacle(run) or too_long(source, run))
+
+
+def _caches(sweep: _Sweep, variant: Variant) -> tuple[KvCache, ...]:
+    """The key-value caches that a variant is measured with: the baseline with the model's own, whatever is asked."""
+    wanted = sweep.recipe.kv_cache
+    return wanted if variant.ref != sweep.base.ref or "model" in wanted else ("model", *wanted)
+
+
+def _questions(
+    sweep: _Sweep,
+    source: SourceModel,
+    spec: RunSpec,
+    calibrate: Mapping[str, str],
+    extra: Mapping[str | PerplexityWorkload, PlannedRun],
+) -> Iterator[RunSpec]:
+    """What is asked of a variant with one key-value cache."""
+    needs = {**spec.needs, **calibrate}
+    for text in sweep.texts if _has_quality(source) else ():
+        reference = {"reference": extra[text].spec.run_id} if text in extra else {}
+        yield replace(spec, kind="quality", perplexity=text, needs={**needs, **reference})
     for task in sweep.tasks if _has_quality(source) else ():
-        needs = {**spec.needs, **calibrate}
-        asked = locked(replace(spec, kind="task", task=task, needs=needs), variant, site.stacks)
-        yield PlannedRun(asked, weight_bytes, blocked)
+        yield replace(spec, kind="task", task=task, needs=needs)
     for grid in _timed(sweep, spec):
         for repetition in range(sweep.recipe.repetitions):
-            timed = replace(spec, kind="performance", throughput=grid, repetition=repetition)
-            run = locked(timed, variant, site.stacks)
-            yield PlannedRun(run, weight_bytes, blocked or too_long(source, run))
+            yield replace(spec, kind="performance", throughput=grid, repetition=repetition)
 
 
 def _timed(sweep: _Sweep, spec: RunSpec) -> Iterator[ThroughputWorkload | None]:

@@ -127,6 +127,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
             "method": spec.method.label,
             "engine": spec.engine,
             "decode_mode": spec.decode_mode,
+            "kv_cache": spec.kv_cache,
             "repetition": spec.repetition,
             "attempt": record.attempt,
             "session": record.session,

@@ -188,6 +188,26 @@ def test_every_decode_mode_has_timed_runs_of_its_own_and_quality_is_asked_once(m
     assert all(cell.protocol["decode_mode"] == "compiled" for spec in added for cell in spec.throughput.cells)
 
 
+def test_every_cache_is_a_variant_and_the_model_is_quantized_once(make) -> None:
+    plain = {run.spec.run_id for run in make()}
+    both = make(kv_cache=["fp8", "model"])
+    assert plain < {run.spec.run_id for run in both}  # what was asked before is the same question
+    added = [run.spec for run in both if run.spec.run_id not in plain]
+    assert {spec.kind for spec in added} == {"quality", "performance"}
+    assert {spec.kv_cache for spec in added} == {"fp8"}
+    assert not any(spec.is_baseline for spec in added)
+    assert added[0].variant == "tiny × none · fp8 cache × transformers"
+    alone = [run.spec for run in make(kv_cache="fp8") if run.spec.kind == "quality"]
+    assert [spec.title for spec in alone][:2] == ["quality none", "quality none · fp8 cache"]
+
+
+def test_a_cache_of_fewer_bits_is_not_compiled(make) -> None:
+    runs = make(kv_cache=["fp8"], decode_mode=["eager", "compiled"])
+    refused = {run.spec.method_label for run in runs if run.unsupported}
+    assert "none · fp8 cache · compiled" in refused
+    assert all(label.endswith("cache · compiled") for label in refused)
+
+
 def test_memory_alone_is_measured_once_whatever_the_decode_mode(make) -> None:
     runs = make(measure={"memory": {}}, repetitions=1)
     assert [run.spec.title for run in runs if run.spec.kind == "performance"][:1] == ["performance none #1"]

@@ -69,12 +69,13 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     linear = _stored_bytes(stock, "linear")
     mode = evidence.performance[0].spec.decode_mode if evidence.performance else "eager"
     made = VariantRow(
-        label=labelled(spec.method.label, mode),
+        label=labelled(spec.method.label, mode, spec.kv_cache),
         method=spec.method.name,
         engine=spec.engine,
         is_baseline=spec.is_baseline,
         status=fault.status if fault else "ok",
         decode_mode=mode,
+        kv_cache=spec.kv_cache,
         reason=reason(fault) if fault else None,
         labels=tuple(dict.fromkeys(label for run in evidence.all for label in run.outcome.labels)),
         facts=_facts(well),

@@ -43,7 +43,12 @@ def setting(spec: RunSpec) -> Setting:
 
 
 def variant_key(spec: RunSpec) -> str:
-    """What makes a row: method with its parameters, engine, scope and seed; neither versions nor machines."""
+    """What makes a row, decode modes aside: what is quantized how, and its cache; neither versions nor machines."""
+    return digest([made_key(spec), spec.kv_cache])
+
+
+def made_key(spec: RunSpec) -> str:
+    """What is quantized how: method with its parameters, engine, scope and seed."""
     return digest([spec.method.name, dict(spec.method.params), spec.engine, spec.scope, spec.seed])
 
 

@@ -12,7 +12,7 @@ from harness.analysis.influence import Influence
 from harness.analysis.paired import Flips
 from harness.analysis.stats import Estimate
 from harness.record import Status
-from harness.spec import DecodeMode, Kind, Price, Scalar
+from harness.spec import DecodeMode, Kind, KvCache, Price, Scalar
 
 
 @dataclass(frozen=True, order=True)
@@ -182,6 +182,7 @@ class VariantRow:
     is_baseline: bool
     status: Status
     decode_mode: DecodeMode = "eager"
+    kv_cache: KvCache = "model"
     reason: str | None = None
     labels: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()

@@ -18,6 +18,7 @@ from harness.analysis.selection import (
     best_session,
     current,
     current_in_session,
+    made_key,
     protocol_text,
     protocols,
     same_workload,
@@ -121,8 +122,12 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
 
 def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
-    for run in runs.all:
+    for run in runs.quality + runs.task + runs.performance:
         variants.setdefault(variant_key(run.spec), []).append(run)
+    for run in runs.quantize:  # with whatever cache it is measured then
+        made_of_it = [members for members in variants.values() if made_key(members[0].spec) == made_key(run.spec)]
+        for members in made_of_it or [variants.setdefault(variant_key(run.spec), [])]:
+            members.append(run)
     made = [[row(each) for each in _evidence(members, runs)] for members in variants.values()]
     concerned: dict[str, list[str]] = {}
     for entry, notes in chain.from_iterable(made):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from harness.spec import DecodeMode
+from harness.spec import DecodeMode, KvCache
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ class LoadRequest:
     attention: str | None = None
     quantization: object | None = None
     trust_remote_code: bool = False
+    kv_cache: KvCache = "model"
     read: Callable[[LoadRequest], Any] | None = None
 
 
@@ -72,6 +73,8 @@ class LoadedModel(Decoder, Protocol):
     Tokens are (batch, length) int64 tensors on any device; hidden states and logits come back on
     the model's device. ``hidden`` and ``head`` may be used only where ``factored`` is True: ``probe``,
     called once after loading, found ``head(hidden(x))`` equal to the model's own logits.
+    Where the key-value cache is another than the model's own (``cache_told`` says which), a text is read in chunks,
+    each from the cache of those before.
     ``attention`` names the implementation that runs; ``context_length`` is the longest input the model's
     configuration names, None where it names none.
     """
@@ -80,6 +83,7 @@ class LoadedModel(Decoder, Protocol):
     vocabulary: int
     device: str
     attention: str
+    cache_told: str | None
     context_length: int | None
     factored: bool
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
 from harness.engines.compiled import compiled
+from harness.engines.kv_cache import CHUNK_TOKENS, CacheMaker, cache_maker
+from harness.errors import UnsupportedError
 from harness.models.loading import load_transformers
 from harness.numerics.logits import finish
-from harness.spec import DecodeMode
+from harness.spec import DecodeMode, KvCache
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +32,12 @@ Rounding makes up to 0.1 of it in bfloat16, positions that ignore the branches 0
 class TransformersModel:
     """A causal language model of transformers behind the LoadedModel protocol."""
 
-    def __init__(self, model: Any, tokenizer: Any | None) -> None:
+    def __init__(self, model: Any, tokenizer: Any | None, kv_cache: KvCache = "model") -> None:
         self._model = model
+        self._new_cache: CacheMaker | None = None
+        self.cache_told: str | None = None
+        if kv_cache != "model":
+            self._new_cache, self.cache_told = cache_maker(kv_cache, model.config)
         self._head = model.get_output_embeddings()
         config = model.config.get_text_config()
         self._scale = _logit_scale(config)
@@ -50,7 +56,7 @@ class TransformersModel:
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         decoder = self._model.get_decoder()
-        return decoder(input_ids=tokens.to(self._model.device), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+        return self._read(lambda **inputs: decoder(**inputs).last_hidden_state, tokens)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return finish(self._head(hidden), self._scale, self._softcap)
@@ -65,7 +71,18 @@ class TransformersModel:
         return HeadWeights(self._head.weight, self._head.bias, self._scale, self._softcap)
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self._model(input_ids=tokens.to(self._model.device), use_cache=False).logits  # type: ignore[no-any-return]
+        return self._read(lambda **inputs: self._model(**inputs).logits, tokens)
+
+    def _read(self, forward: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """All of a text at once; where the cache is not the model's own, in chunks that read it."""
+        import torch
+
+        inputs = tokens.to(self._model.device)
+        if self._new_cache is None:
+            return forward(input_ids=inputs, use_cache=False)
+        cache = self._new_cache()
+        chunks = torch.split(inputs, CHUNK_TOKENS, dim=1)
+        return torch.cat([forward(input_ids=each, past_key_values=cache, use_cache=True) for each in chunks], dim=1)
 
     def branching(self) -> bool:
         if self._branching is None:
@@ -99,7 +116,7 @@ class TransformersModel:
         output = self._model.generate(
             input_ids=prompts,
             attention_mask=mask.to(self._model.device),
-            past_key_values=_fork(past),
+            past_key_values=_fork(past) if past is not None else self._empty(),
             stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: stop(ids[:, prompts.shape[1] :])]),
             use_cache=True,
             return_dict_in_generate=True,
@@ -126,13 +143,21 @@ class TransformersModel:
         return _rebuilt(pasts[0], joined)
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        return self._step(tokens, None)
+        return self._step(tokens, self._empty())
 
     def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         return self._step(tokens, cache)
 
     def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> AbstractContextManager[Decoder]:
-        return nullcontext(self) if mode == "eager" else compiled(self, self._model, prompt, new_tokens)
+        if mode == "eager":
+            return nullcontext(self)
+        if self._new_cache is not None:
+            raise UnsupportedError("compiled decoding needs a static key-value cache, and one of fewer bits grows")
+        return compiled(self, self._model, prompt, new_tokens)
+
+    def _empty(self) -> Any | None:
+        """An empty cache; None where the model makes its own."""
+        return self._new_cache() if self._new_cache is not None else None
 
     def _step(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         inputs = tokens.to(self._model.device)
@@ -197,7 +222,12 @@ class TransformersModel:
         """Whether two branches of one stem, with and without a past, give what each gives alone."""
         import torch
 
-        if not self.factored or self.attention not in ("sdpa", "eager") or not _sees_all(self._model.config):
+        if (
+            self._new_cache is not None
+            or not self.factored
+            or self.attention not in ("sdpa", "eager")
+            or not _sees_all(self._model.config)
+        ):
             return False
         tokens = torch.arange(PROBE_TOKENS).remainder(self.vocabulary)
         stem, one, other = tokens[:6], tokens[6:11], tokens[11:]
@@ -281,7 +311,7 @@ def load(request: LoadRequest) -> LoadedModel:
     tokenizer = None
     if any(request.path.glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
-    return TransformersModel(model, tokenizer)
+    return TransformersModel(model, tokenizer, request.kv_cache)
 
 
 TRANSFORMERS = Engine(

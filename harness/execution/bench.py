@@ -120,6 +120,8 @@ class Bench:
             model = runtime.load(request)
         with self.phase("probe"):
             model.probe()
+        if model.cache_told is not None:
+            self.facts["key-value cache"] = model.cache_told
         return model
 
     def load_as(self, dtype: str) -> LoadedModel:
@@ -140,6 +142,7 @@ class Bench:
             spec.attention,
             chosen.load_config(self.params(), setting) if chosen.load_config else None,
             spec.model.trust_remote_code,
+            spec.kv_cache,
             chosen.read,
         )
 

@@ -15,6 +15,7 @@ from harness.recipe.faults import causes, explain, recipe_error
 from harness.recipe.fields import Bytes, Commit, Dtype, NotBuilt, Seconds, Strict, distinct, one_or_many
 from harness.recipe.measure import Measure
 from harness.recipe.text import Calibration
+from harness.spec import KvCache
 from harness.yaml_file import Location, YamlFile, read_yaml
 
 
@@ -144,6 +145,16 @@ class Recipe(Strict):
         (), description="variants to leave out: those that match every key (model, method, engine, or a parameter)"
     )
     seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
+    kv_cache: Annotated[
+        tuple[KvCache, ...],
+        BeforeValidator(one_or_many, json_schema_input_type=str | list[str]),
+        Field(min_length=1),
+        AfterValidator(distinct),
+    ] = Field(
+        ("model",),
+        description="how keys and values are kept: 'model', as the model makes them, or in fewer bits; texts are then "
+        "read in chunks, so that the cache is really read, and each variant has a row for each",
+    )
     decode_mode: Annotated[
         tuple[Literal["eager", "compiled"], ...],
         BeforeValidator(one_or_many, json_schema_input_type=str | list[str]),
@@ -160,7 +171,6 @@ class Recipe(Strict):
         description="what `qharness compare` is to hold, such as {perplexity: 0.5%}: see [regressions](regressions.md)",
     )
     extends: NotBuilt = None
-    kv_cache: NotBuilt = None
 
     _file: YamlFile | None = PrivateAttr(None)
 

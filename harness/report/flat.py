@@ -32,6 +32,7 @@ def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
         "method": row.method,
         "engine": row.engine,
         "decode_mode": row.decode_mode,
+        "kv_cache": row.kv_cache,
         "is_baseline": row.is_baseline,
         "status": row.status,
         "reason": row.reason or "",

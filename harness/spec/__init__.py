@@ -3,7 +3,7 @@
 Only the standard library is imported in this room.
 """
 
-from harness.spec.identity import DecodeMode, Kind, Scalar, Stage, digest, file_sha256
+from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, Stage, digest, file_sha256
 from harness.spec.model import MethodRef, ModelRef, labelled, model_identity
 from harness.spec.run import Limits, Price, RunSpec
 from harness.spec.work import (
@@ -20,6 +20,7 @@ __all__ = [
     "Cell",
     "DecodeMode",
     "Kind",
+    "KvCache",
     "Limits",
     "MethodRef",
     "ModelRef",

@@ -10,6 +10,8 @@ from typing import Literal
 Scalar = str | int | float | bool | None
 Kind = Literal["machine", "prepare", "calibrate", "probe", "quantize", "reference", "quality", "task", "performance"]
 Stage = Literal["none", "on_load", "offline", "published"]
+KvCache = Literal["model", "int8", "int4", "fp8"]
+"""How keys and values of the tokens before are kept: as the model makes them, or in fewer bits."""
 DecodeMode = Literal["eager", "compiled"]
 """Whether decoding runs layer by layer from Python, or as one compiled graph over a static key-value cache."""
 

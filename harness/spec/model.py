@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.spec.identity import DecodeMode, Scalar, Stage
+from harness.spec.identity import DecodeMode, KvCache, Scalar, Stage
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class MethodRef:
         return [*chosen, self.stack] if self.stack else chosen
 
 
-def labelled(method: str, decode_mode: DecodeMode) -> str:
-    """A method's label with the decode mode, where that is not the usual one."""
-    return method if decode_mode == "eager" else f"{method} · {decode_mode}"
+def labelled(method: str, decode_mode: DecodeMode, kv_cache: KvCache = "model") -> str:
+    """A method's label with its key-value cache and its decode mode, where they are not the usual ones."""
+    cache = "" if kv_cache == "model" else f" · {kv_cache} cache"
+    return method + cache + ("" if decode_mode == "eager" else f" · {decode_mode}")
 
 
 def model_identity(model: ModelRef) -> list[Any]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-from harness.spec.identity import DecodeMode, Kind, Scalar, digest
+from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, digest
 from harness.spec.model import MethodRef, ModelRef, labelled, model_identity
 from harness.spec.work import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload, text_identity
 
@@ -65,6 +65,7 @@ class RunSpec:
     device: str = "cpu"
     threads: int | None = None
     attention: str | None = None
+    kv_cache: KvCache = "model"
     seed: int = 0
     repetition: int = 0
     stack: str = "main"
@@ -75,7 +76,7 @@ class RunSpec:
 
     @property
     def is_baseline(self) -> bool:
-        return self.method.identity == self.baseline.identity
+        return self.method.identity == self.baseline.identity and self.kv_cache == "model"
 
     @property
     def decode_mode(self) -> DecodeMode:
@@ -85,8 +86,8 @@ class RunSpec:
 
     @property
     def method_label(self) -> str:
-        """The method and, where it is not the usual one, the decode mode: ``rtn bits=4 · compiled``."""
-        return labelled(self.method.label, self.decode_mode)
+        """The method and, where they are not the usual ones, cache and decode mode: ``rtn bits=4 · compiled``."""
+        return labelled(self.method.label, self.decode_mode, self.kv_cache)
 
     @property
     def variant(self) -> str:
@@ -140,6 +141,8 @@ class RunSpec:
         if self.kind == "quantize":
             return case
         case |= {"engine": self.engine, "threads": self.threads}
+        if self.kv_cache != "model":
+            case["kv_cache"] = self.kv_cache
         if self.kind != "reference":
             case["memory"] = self.memory
         if self.kind in ("reference", "quality") and self.perplexity is not None:

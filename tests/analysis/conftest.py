@@ -13,6 +13,7 @@ from harness.record import Failure, Fingerprint, Measurement, Outcome, Phase, Ru
 from harness.spec import (
     DecodeMode,
     Kind,
+    KvCache,
     MethodRef,
     ModelRef,
     PerplexityWorkload,
@@ -90,6 +91,7 @@ class Bench:
     budget_bytes: int | None = 2**30
     price: Price | None = PRICE
     decode_mode: DecodeMode = "eager"
+    kv_cache: KvCache = "model"
     seconds: list[int] = field(default_factory=lambda: [0])
 
     def spec(self, kind: Kind, method: MethodRef, repetition: int = 0) -> RunSpec:
@@ -111,6 +113,7 @@ class Bench:
             lock=f"{self.torch} {method.name}",
             hardware=self.hardware,
             threads=2,
+            kv_cache=self.kv_cache,
             repetition=repetition,
         )
 

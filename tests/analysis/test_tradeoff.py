@@ -167,6 +167,23 @@ def test_quality_is_judged_once_in_however_many_decode_modes(bench: Bench, none:
     assert [row.perplexity_comparison for row in only(records).rows[-2:]] == [eager, eager]
 
 
+def test_a_cache_is_a_row_with_a_quality_of_its_own_beside_the_same_baseline(
+    bench: Bench, none: MethodRef, rtn: MethodRef
+) -> None:
+    packed = replace(bench, kv_cache="int4")
+    records = [bench.quantize(rtn), bench.quality(none), bench.quality(rtn, damage=0.01), bench.performance(none)]
+    records += [packed.quality(none, damage=0.02), packed.quality(rtn, damage=0.03), packed.performance(none, 0.5)]
+    table = only(records)
+    rows = {each.label: each for each in table.rows}
+    assert set(rows) == {none.label, f"{none.label} · int4 cache", rtn.label, f"{rtn.label} · int4 cache"}
+    assert table.baseline is rows[none.label]
+    cached = rows[f"{none.label} · int4 cache"]
+    assert not cached.is_baseline
+    assert cached.perplexity_change.value > 0
+    assert cached.speeds[0].decode_ratio.value == pytest.approx(0.5)
+    assert {each.quantize_s for each in rows.values() if each.method == "rtn"} == {rows[rtn.label].quantize_s} != {None}
+
+
 def test_a_baseline_of_another_session_is_no_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
     later = replace(bench, session="s2", day=2)
     table = only([bench.performance(none), later.performance(rtn, 2.0)])

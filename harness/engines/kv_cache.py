@@ -1,0 +1,86 @@
+"""Key-value caches in fewer bits, for the transformers engine: what keeps the keys and values of the tokens before.
+
+A forward pass over a whole text never reads a cache, so texts are read in chunks: each chunk attends to those before it
+as the cache keeps them, and to itself as it is. That is prefill in chunks, and decoding with a chunk of one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import UnsupportedError
+from harness.spec import KvCache
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+CHUNK_TOKENS = 64
+"""Tokens of a chunk: few, so that most of a text is read from the cache, and more than one, which would take long."""
+RESIDUAL_TOKENS = 128
+"""transformers keeps up to so many of the newest tokens as they are, and then packs them with the rest."""
+GROUP = 64
+HQQ_BITS: Mapping[KvCache, int] = {"int8": 8, "int4": 4}
+
+CacheMaker = Callable[[], Any]
+
+
+def cache_maker(kind: KvCache, config: Any) -> tuple[CacheMaker, str]:
+    """What makes an empty cache of a kind for a model of this configuration, and what it is in words.
+
+    ``int8`` and ``int4`` are transformers' QuantizedCache by hqq, after KIVI (Liu et al., arXiv:2402.02750), in groups
+    of 64 with 128 newest tokens unrounded; ``fp8`` rounds every key and value to float8 E4M3 without a scale, as
+    serving stacks do where nothing was calibrated. Raises UnsupportedError where the model has layers that cannot.
+    """
+    from transformers import DynamicCache, QuantizedCache
+
+    try:
+        if kind in HQQ_BITS:
+            bits = HQQ_BITS[kind]
+            QuantizedCache("hqq", config, bits, q_group_size=GROUP, residual_length=RESIDUAL_TOKENS)
+            told = f"{bits} bits by hqq, groups of {GROUP}, up to {RESIDUAL_TOKENS} newest tokens unrounded"
+            return lambda: QuantizedCache(
+                "hqq", config, bits, q_group_size=GROUP, residual_length=RESIDUAL_TOKENS
+            ), told
+        if not all(type(layer).__name__ == "DynamicLayer" for layer in DynamicCache(config=config).layers):
+            raise ValueError("it has layers that keep other than all keys and values")
+    except (ImportError, ValueError) as error:
+        raise UnsupportedError(f"no {kind} key-value cache for this model: {error}") from error
+    return lambda: _fp8_cache(config), "float8 E4M3 without a scale, values beyond ±448 held there"
+
+
+def _fp8_cache(config: Any) -> Any:
+    """A cache whose every layer keeps float8, with as many layers as the model's own has."""
+    from transformers import Cache, DynamicCache
+
+    layers = [_fp8_layer() for _ in DynamicCache(config=config).layers]
+    return Cache(layers=layers)
+
+
+def _fp8_layer() -> Any:
+    import torch
+    from transformers.cache_utils import DynamicLayer
+
+    stored = torch.float8_e4m3fn
+    largest = torch.finfo(stored).max
+
+    def packed(states: torch.Tensor) -> torch.Tensor:
+        return states.clamp(-largest, largest).to(stored)  # torch turns what is beyond into NaN
+
+    class Fp8Layer(DynamicLayer):  # type: ignore[misc]
+        """Keeps (batch, heads, tokens, width) in float8 and gives it back in the model's dtype."""
+
+        def update(
+            self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+                self.keys, self.values = packed(key_states), packed(value_states)
+                return key_states, value_states
+            keys = torch.cat([self.keys.to(key_states.dtype), key_states], dim=-2)
+            values = torch.cat([self.values.to(value_states.dtype), value_states], dim=-2)
+            self.keys, self.values = packed(keys), packed(values)  # what is float8 already stays as it is
+            return keys, values
+
+    return Fp8Layer()
