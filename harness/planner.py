@@ -108,7 +108,9 @@ def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterat
     spec = next((spec for spec in timed if spec.throughput), None)
     if spec is not None:
         bare = replace(spec, kind="machine", needs={}, memory=False, calibration=None, perplexity=None)
-        yield PlannedRun(locked(replace(bare, throughput=None, energy=False, repetition=0), base, site.stacks))
+        yield PlannedRun(
+            locked(replace(bare, throughput=None, energy=False, kv_cache="model", repetition=0), base, site.stacks)
+        )
 
 
 def _turn(run: PlannedRun) -> int:
