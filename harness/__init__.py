@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from harness.analysis.recommend import recommend as recommend
     from harness.comparing import compare as compare
     from harness.execution.runner import run_recipe as run
+    from harness.over_time import history as history
     from harness.planner import plan as plan
     from harness.recipe import load_recipe as load_recipe
     from harness.report import write_report as write_report
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "compare": "harness.comparing:compare",
+    "history": "harness.over_time:history",
     "load_recipe": "harness.recipe:load_recipe",
     "load_results": "harness.store:load_results",
     "plan": "harness.planner:plan",
@@ -26,7 +28,7 @@ _HOMES = {
     "run": "harness.execution.runner:run_recipe",
     "write_report": "harness.report:write_report",
 }
-__all__ = ["compare", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
+__all__ = ["compare", "history", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

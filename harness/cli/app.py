@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import baseline, compare, estimate, formats, listing, plan, recommend, report, run, stack
+from harness.cli import baseline, compare, estimate, formats, history, listing, plan, recommend, report, run, stack
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -21,7 +21,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (plan.plan, run.run, report.report, compare.compare, recommend.recommend, estimate.estimate):
+for command in (
+    plan.plan,
+    run.run,
+    report.report,
+    compare.compare,
+    history.history,
+    recommend.recommend,
+    estimate.estimate,
+):
     app.command()(command)
 app.command("list")(listing.list_plugins)
 app.command()(formats.formats)

@@ -16,11 +16,11 @@ def csv_text(tables: Sequence[Table]) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, names(lines), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
+    writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
     return out.getvalue()
 
 
-def _cell(value: str | float | bool | None) -> str | float | None:
+def cell(value: str | float | bool | None) -> str | float | None:
     """No spreadsheet takes the text of a record for a formula (OWASP, "CSV Injection")."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -19,7 +19,7 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class _Count:
+class Count:
     value: float
     unit: str
     direction: Literal["lower", "higher", "neither"]
@@ -28,12 +28,12 @@ class _Count:
 
 def exact(match: Match, asked: Gated) -> Iterator[Finding]:
     """One finding, where BASE has the count."""
-    base, head = (_count(case, asked.gate) for case in (match.base, match.head))
+    base, head = (count(case, asked.gate) for case in (match.base, match.head))
     if base is not None:
         yield _one(match, asked, base, head)
 
 
-def _one(match: Match, asked: Gated, base: _Count, head: _Count | None) -> Finding:
+def _one(match: Match, asked: Gated, base: Count, head: Count | None) -> Finding:
     relative = asked.gate.written == "relative"
     blank = replace(start(match, asked, "", base.unit, relative), base=base.value, test="exact")
     if head is None:
@@ -62,7 +62,7 @@ def _verdict(gap: float, direction: str) -> Verdict:
     return "improved" if (gap > 0) == (direction == "higher") else "regressed"
 
 
-def _count(case: Case, gate: Gate) -> _Count | None:
+def count(case: Case, gate: Gate) -> Count | None:
     """Bytes are summed over roles and parts; of a cache, which may be filled in several ways, the most counts."""
     found = case.found(gate.metric)
     if not found:
@@ -73,7 +73,7 @@ def _count(case: Case, gate: Gate) -> _Count | None:
     return _as_count(found[0], max(totals) if gate.name == "kv_cache" else sum(totals))
 
 
-def _bits(case: Case, stored: Sequence[Measurement]) -> _Count | None:
+def _bits(case: Case, stored: Sequence[Measurement]) -> Count | None:
     linear = [each for each in stored if each.protocol.get("role") == "linear"]
     parameters = sum(sum(m.values) for m in case.found("parameters") if m.protocol.get("role") == "linear")
     if not linear or not parameters:
@@ -81,5 +81,5 @@ def _bits(case: Case, stored: Sequence[Measurement]) -> _Count | None:
     return replace(_as_count(linear[0], 8 * sum(sum(each.values) for each in linear) / parameters), unit="bit")
 
 
-def _as_count(measurement: Measurement, value: float) -> _Count:
-    return _Count(value, measurement.unit, measurement.direction, measurement.version)
+def _as_count(measurement: Measurement, value: float) -> Count:
+    return Count(value, measurement.unit, measurement.direction, measurement.version)

@@ -19,17 +19,17 @@ from harness.record import Measurement
 
 def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
     """One finding for each figure that BASE has of this gate's metric."""
-    base = _figures(match.base, asked.gate.metric)
+    base = measured(match.base, asked.gate.metric)
     if base is None:
         return
     relative = base.unit.startswith("nat") and asked.gate.written != "nat"
-    blank = start(match, asked, _where(match.base, base), _unit(base), relative)
-    blank = replace(blank, base=_value(base))
+    blank = start(match, asked, where(match.base, base), unit(base), relative)
+    blank = replace(blank, base=value(base))
     head = _like(match.head, base)
     if head is None:
         yield replace(blank, reasons=("HEAD does not measure it",))
         return
-    blank = replace(blank, head=_value(head))
+    blank = replace(blank, head=value(head))
     bars = (*match.bars, *unlike(base, head))
     if bars:
         yield replace(blank, reasons=bars)
@@ -85,7 +85,7 @@ def _one_is_lossless(base: Measurement, head: Measurement) -> bool:
     return "kl" in base.metric.split("_") and any(base.values) != any(head.values)
 
 
-def _figures(case: Case, metric: str) -> Measurement | None:
+def measured(case: Case, metric: str) -> Measurement | None:
     """The one measurement that stands for a case."""
     found = case.found(metric)
     return headline(found) if metric == "task_score" else next(iter(found), None)
@@ -116,7 +116,7 @@ def _by_item(measurement: Measurement) -> dict[str, float]:
     return dict(zip(ids, measurement.values, strict=True))
 
 
-def _value(measurement: Measurement) -> float:
+def value(measurement: Measurement) -> float:
     if measurement.metric == "nll":
         return perplexity(measurement).value
     if measurement.metric == "task_score":
@@ -124,13 +124,13 @@ def _value(measurement: Measurement) -> float:
     return clustered_mean(measurement).value
 
 
-def _unit(measurement: Measurement) -> str:
+def unit(measurement: Measurement) -> str:
     if measurement.metric == "nll" or (measurement.metric == "task_score" and measurement.unit.startswith("nat")):
         return "perplexity"
     return measurement.unit
 
 
-def _where(case: Case, measurement: Measurement) -> str:
+def where(case: Case, measurement: Measurement) -> str:
     said = measurement.protocol
     if measurement.metric == "task_score":
         filtered = "" if said.get("filter") in (None, "none") else f", {said['filter']}"

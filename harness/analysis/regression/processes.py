@@ -49,7 +49,7 @@ def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pe
     """One finding for each point of the grid that BASE has; peaks are taken over all points that both have."""
     if match.base.spec.kind != "performance":
         return
-    base, head = (_measured(case, asked.gate.metric) for case in (match.base, match.head))
+    base, head = (measured(case, asked.gate.metric) for case in (match.base, match.head))
     keys = list(dict.fromkeys(key for process in base for key in process))
     if asked.gate.metric == "peak_memory_bytes":
         yield from _peak(match, asked, alpha, base, head)
@@ -111,7 +111,7 @@ def _one(
     return Pending(replace(blank, reasons=suspects), found, True, figure.less_is_better)
 
 
-def _measured(case: Case, metric: str) -> list[Process]:
+def measured(case: Case, metric: str) -> list[Process]:
     """Of each process whose figures may be used, its measurements."""
     runs: tuple[RunRecord, ...] = case.trusted if FIGURES[metric].timed else case.well
     return [

@@ -29,7 +29,7 @@ def json_text(found: Regression) -> str:
         "environment": [asdict(entry) for entry in found.environment],
         "new": list(found.new),
     }
-    return json.dumps(_finite(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
@@ -41,12 +41,12 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return told
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has neither infinities nor NaN: null. What a processor rounds differently is not written."""
     if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

@@ -1,0 +1,98 @@
+"""What a history holds: series of figures, each of one question on one machine, and where they change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.analysis.regression.findings import Change as Environment
+from harness.record import Status
+
+Noise = Literal["none", "repeats", "noisy"]
+"""A count; a figure that came out bit for bit the same more often than not; or one that scatters."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One figure of one session; ``n`` counts what it was made of: processes, windows, questions."""
+
+    session: str
+    started_at: str
+    value: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A new level, from the point at ``position`` on.
+
+    ``before`` and ``after`` are the levels: medians of what lies between two changes. ``size`` is what lies between
+    them, a part of ``before`` where the series is relative, None where that is zero. ``matters`` says whether it is
+    larger than the gate's threshold, ``better`` whether it is for the better (None: neither way is). ``environment``
+    is what was not around the last point before as it is around the first one after.
+    """
+
+    position: int
+    session: str
+    started_at: str
+    before: float
+    after: float
+    size: float | None
+    matters: bool
+    better: bool | None
+    environment: tuple[Environment, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric of one case on one machine, oldest first.
+
+    ``metric`` is a gate's name, ``where`` its conditions. ``apart`` says what tells it from series of the same name
+    that must not be joined to it: another machine, protocol, version of the metric. ``threshold`` is the change that
+    does not matter, and ``sigma`` the scatter of one figure: parts of it where ``relative``, else in ``unit``.
+    ``note`` says why no change was looked for.
+    """
+
+    model: str
+    method: str
+    engine: str
+    is_baseline: bool
+    metric: str
+    where: str
+    apart: tuple[str, ...]
+    unit: str
+    direction: str
+    relative: bool
+    threshold: float
+    noise: Noise
+    sigma: float | None
+    points: tuple[Point, ...]
+    changes: tuple[Change, ...]
+    note: str = ""
+
+    @property
+    def variant(self) -> str:
+        return f"{self.model} × {self.method} × {self.engine}"
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run that gave no figure."""
+
+    session: str
+    started_at: str
+    run: str
+    status: Status
+    reason: str
+
+
+@dataclass(frozen=True)
+class History:
+    """``sessions`` counts those that gave figures; ``unread`` are records that are not whole."""
+
+    names: tuple[str, ...]
+    sessions: int
+    series: tuple[Series, ...]
+    failed: tuple[Failed, ...]
+    unread: tuple[str, ...] = ()

@@ -1,0 +1,226 @@
+"""Records of many sessions in, one series per figure out, each with its change points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+
+from harness.analysis.history import changepoints
+from harness.analysis.history.figures import Figure, figures
+from harness.analysis.history.series import Change, Failed, History, Noise, Point, Series
+from harness.analysis.regression.cases import KINDS, Case, cases, variant
+from harness.analysis.regression.endings import title
+from harness.analysis.regression.environment import changes as environment
+from harness.analysis.regression.exact import ROUNDING
+from harness.analysis.regression.matching import HASH_DIGITS, match
+from harness.analysis.regression.track import FIRST
+from harness.errors import ResultsError
+from harness.gates import GATES, Gate
+from harness.record import FAILURES, RunRecord
+from harness.spec import digest
+
+Name = tuple[str, str, str, str, str]
+READABLE = 60
+"""Letters of a condition that are shown as they are."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A figure, and the case of the session that gave it."""
+
+    case: Case
+    gate: Gate
+    figure: Figure
+
+    @property
+    def name(self) -> Name:
+        """By what a reader knows it."""
+        spec = self.case.spec
+        return spec.model.label, spec.method_label, spec.engine, self.gate.name, self.figure.where
+
+
+def trace(
+    records: Iterable[RunRecord],
+    *,
+    metrics: Sequence[str] = (),
+    names: Sequence[str] = (),
+    unread: Sequence[str] = (),
+) -> History:
+    """Every figure of ``records`` over their sessions, in the order in which these began.
+
+    ``metrics`` are names of gates; none means all. A record that lies in several folders counts once.
+    Raises ResultsError where no run gave such a figure.
+    """
+    once = {(each.spec.run_id, each.session, each.started_at, each.attempt): each for each in records}
+    found = _sessions(once.values())
+    series: dict[Name, dict[tuple[tuple[str, str], ...], list[_Seen]]] = {}
+    for case, gate, counted in _asked(found, metrics):
+        for figure in figures(case, gate) if counted else ():
+            seen = _Seen(case, gate, figure)
+            conditions = tuple(sorted(figure.conditions.items()))
+            series.setdefault(seen.name, {}).setdefault(conditions, []).append(seen)
+    if not series:
+        wanted = f" of {', '.join(metrics)}" if metrics else ""
+        raise ResultsError(f"nothing to show: none of these records holds a figure{wanted}")
+    ranks = {name: rank for rank, name in enumerate(GATES)}
+    ordered = sorted(series, key=lambda name: (*name[:3], ranks[name[3]], name[4]))
+    made = [each for name in ordered for each in _apart(series[name])]
+    return History(
+        tuple(names),
+        len({point.session for each in made for point in each.points}),
+        tuple(_beside_baseline(made)),
+        tuple(_failed(found)),
+        tuple(unread),
+    )
+
+
+def _sessions(records: Iterable[RunRecord]) -> list[Case]:
+    """Each question once for each session that asked it, oldest first."""
+    parts: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record in records:
+        parts.setdefault((record.session, record.spec.recipe, record.spec.hardware), []).append(record)
+    found = [case for part in parts.values() for case in cases(part).values()]
+    return sorted(found, key=lambda case: (_began(case), case.spec.case_id))
+
+
+def _asked(found: Sequence[Case], metrics: Sequence[str]) -> Iterator[tuple[Case, Gate, bool]]:
+    """Each case with each gate, and whether its figure is taken from it: a session tells a variant's sizes once."""
+    told: dict[tuple[str, str, str], Case] = {}
+    for case in sorted(found, key=lambda case: FIRST[case.spec.kind]):
+        if case.well and case.found("stored_bytes"):
+            told.setdefault(_of_variant(case), case)
+    for case in found:
+        for gate in GATES.values():
+            if case.well and (not metrics or gate.name in metrics):
+                sizes = gate.test == "exact" and gate.metric != "kv_cache_bytes_per_token"
+                yield case, gate, not sizes or told.get(_of_variant(case)) is case
+
+
+def _of_variant(case: Case) -> tuple[str, str, str]:
+    return variant(case.spec), case.runs[0].session, case.spec.hardware
+
+
+def _apart(alike: Mapping[tuple[tuple[str, str], ...], Sequence[_Seen]]) -> list[Series]:
+    """The series of one name; where there are several, each says what tells it from the others."""
+    said = [dict(conditions) for conditions in alike]
+    unlike = sorted({key for each in said for key in each if len({other.get(key) for other in said}) > 1})
+    return [
+        _series(seen, tuple(f"{key}: {_short(key, own.get(key))}" for key in unlike))
+        for own, seen in zip(said, alike.values(), strict=True)
+    ]
+
+
+def _short(key: str, value: str | None) -> str:
+    """As it is where a reader can take it in, else its beginning or its hash."""
+    whole = "none" if value is None else value
+    if "sha256" in key:
+        return whole[:HASH_DIGITS]
+    return whole if len(whole) <= READABLE else f"#{digest(whole)[:HASH_DIGITS]}"
+
+
+def _series(seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series:
+    newest = seen[-1]
+    spec, gate, figure = newest.case.spec, newest.gate, newest.figure
+    values = [each.figure.value for each in seen]
+    scale = np.log(values).tolist() if figure.relative and min(values) > 0 else values
+    noise = _noise(gate, figure, values)
+    found = _positions(noise, values, scale)
+    threshold = spec.gates.get(gate.name, gate.default)
+    bounds = [0, *found, len(values)]
+    levels = [float(np.median(values[start:end])) for start, end in pairwise(bounds)]
+    return Series(
+        *newest.name[:3],
+        is_baseline=spec.is_baseline,
+        metric=gate.name,
+        where=figure.where,
+        apart=apart,
+        unit=figure.unit,
+        direction=figure.direction,
+        relative=figure.relative,
+        threshold=threshold,
+        noise=noise,
+        sigma=changepoints.sigma(scale, found) if noise == "noisy" and len(values) >= changepoints.FEWEST else None,
+        points=tuple(Point(_session(each), _began(each.case), each.figure.value, each.figure.n) for each in seen),
+        changes=tuple(
+            _change(seen, position, before, after, threshold)
+            for position, before, after in zip(found, levels, levels[1:], strict=False)
+        ),
+        note=_note(noise, len(values)),
+    )
+
+
+def _noise(gate: Gate, figure: Figure, values: Sequence[float]) -> Noise:
+    if gate.test == "exact":
+        return "none"
+    continuous = gate.test == "paired" and (figure.unit == "perplexity" or figure.unit.startswith("nat"))
+    return "repeats" if continuous and len(values) > 2 and changepoints.repeats(values) else "noisy"
+
+
+def _positions(noise: Noise, values: Sequence[float], scale: Sequence[float]) -> list[int]:
+    if noise == "noisy":
+        return changepoints.noisy(scale)
+    return changepoints.noiseless(values, ROUNDING)
+
+
+def _note(noise: Noise, count: int) -> str:
+    if noise == "noisy" and count < changepoints.FEWEST:
+        return f"too few sessions to look for a change: {count}, it takes {changepoints.FEWEST}"
+    if noise == "noisy" and count > changepoints.MOST:
+        return f"changes are looked for in the newest {changepoints.MOST} sessions"
+    return ""
+
+
+def _change(seen: Sequence[_Seen], position: int, before: float, after: float, threshold: float) -> Change:
+    last, first = seen[position - 1], seen[position]
+    figure = first.figure
+    gap = after - before
+    size = (gap / before if before else None) if figure.relative else gap
+    better = None if figure.direction == "neither" else (gap > 0) == (figure.direction == "higher")
+    return Change(
+        position=position,
+        session=_session(first),
+        started_at=_began(first.case),
+        before=before,
+        after=after,
+        size=size,
+        matters=size is None or abs(size) > threshold,
+        better=better,
+        environment=environment(match({last.case.spec.case_id: last.case}, {first.case.spec.case_id: first.case}).both),
+    )
+
+
+def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
+    """A change of a timed figure says where the unquantized baseline's changed in the same session."""
+    theirs: dict[tuple[str, ...], list[Change]] = {}
+    for each in series:
+        if each.is_baseline:
+            theirs.setdefault((each.model, each.engine, each.metric, each.where), []).extend(each.changes)
+    for each in series:
+        if each.is_baseline or GATES[each.metric].test != "processes":
+            yield each
+            continue
+        base = theirs.get((each.model, each.engine, each.metric, each.where), [])
+        yield replace(each, changes=tuple(replace(own, notes=tuple(_told(own, base))) for own in each.changes))
+
+
+def _told(own: Change, baseline: Iterable[Change]) -> Iterator[str]:
+    for other in baseline:
+        if other.session == own.session and other.size is not None:
+            yield f"the unquantized baseline changed there too, by {other.size:+.1%}"
+
+
+def _failed(found: Sequence[Case]) -> Iterator[Failed]:
+    for case in found:
+        if case.status in FAILURES and case.spec.kind in KINDS:
+            yield Failed(case.runs[-1].session, _began(case), title(case), case.status, case.reason)
+
+
+def _began(case: Case) -> str:
+    return min(run.started_at for run in case.runs)
+
+
+def _session(seen: _Seen) -> str:
+    return seen.case.runs[-1].session

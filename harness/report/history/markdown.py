@@ -1,0 +1,60 @@
+"""Figures over time as Markdown: what changed, the series folded, what gave no figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from harness.analysis.history import Change, History, Series
+from harness.report.history import words
+from harness.report.markdown import escape
+
+CHANGES = ("When", "Session", "Variant", "Metric", "Before → after", "Change", "", "What changed around it")
+SERIES = ("Variant", "Metric", "Sessions", "Over time", "Oldest → newest", "Changes")
+
+
+def markdown(found: History) -> str:
+    """Text of a record can neither mark anything up nor leave its cell."""
+    parts = [f"## qharness history: {escape(words.headline(found))}"]
+    listed = list(words.changes(found))
+    if listed:
+        parts.append(_table(CHANGES, (_change(series, change) for series, change in listed)))
+    if found.series:
+        table = _table(SERIES, map(_series, found.series))
+        parts.append(f"<details><summary>All {len(found.series)} series</summary>\n\n{table}\n\n</details>")
+    notes = [f"- {escape(line)}" for line in words.notes(found)]
+    if notes:
+        parts.append("### Without a figure\n\n" + "\n".join(notes))
+    if any(not change.matters for _, change in listed):
+        parts.append("In brackets: smaller than the threshold of its gate.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _change(series: Series, change: Change) -> list[str]:
+    return [
+        words.when(change.started_at),
+        change.session,
+        f"{series.model} × {series.method}",
+        words.subject(series),
+        words.levels(series, change),
+        words.size(series, change),
+        words.judgement(change),
+        "; ".join((*change.notes, *words.around(change))) or "nothing that was recorded",
+    ]
+
+
+def _series(series: Series) -> list[str]:
+    apart = f" ({words.apart(series)})" if series.apart else ""
+    return [
+        f"{series.model} × {series.method}",
+        words.subject(series) + apart,
+        str(len(series.points)),
+        words.sparkline([point.value for point in series.points]),
+        words.span(series),
+        words.summary(series),
+    ]
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    columns = list(head)
+    lines = [columns, ["---"] * len(columns), *([escape(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,121 @@
+"""The words that every format shares: a series in a line, a change in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from harness.analysis.history import Change, History, Series
+from harness.gates import shown
+from harness.report.comparison.words import environment
+from harness.report.formats import BLANK, signed, significant
+
+BARS = "▁▂▃▄▅▆▇█"
+LONGEST = 32
+"""Figures that a sparkline shows: the newest."""
+
+
+def headline(found: History) -> str:
+    """``3 changes in 12 series of 20 sessions``: those that are larger than their threshold."""
+    if not found.series:
+        return f"no figure changed by more than its threshold in {_counted(found.sessions, 'session')}"
+    each = [change for series in found.series for change in series.changes]
+    real = [change for change in each if change.matters]
+    worse = sum(change.better is False for change in real)
+    told = f"{_counted(len(real), 'change')} in {len(found.series)} series of {_counted(found.sessions, 'session')}"
+    parts = [f"{worse} for the worse"] if worse else []
+    parts += [f"{len(each) - len(real)} more too small to matter"] if len(each) > len(real) else []
+    return "; ".join([told, *parts])
+
+
+def subject(series: Series) -> str:
+    """``decode · batch 1, prompt 128``."""
+    return f"{series.metric} · {series.where}" if series.where else series.metric
+
+
+def apart(series: Series) -> str:
+    """What tells it from others of its name; empty where there is none."""
+    return "; ".join(series.apart)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """The newest figures, the lowest of them at the bottom; a flat line where all are equal."""
+    drawn = values[-LONGEST:]
+    low, high = min(drawn), max(drawn)
+    if low == high:
+        return BARS[3] * len(drawn)
+    return "".join(BARS[round((value - low) / (high - low) * (len(BARS) - 1))] for value in drawn)
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else significant(value, 4)
+
+
+def span(series: Series) -> str:
+    """``19.42 → 19.61 perplexity``: the oldest and the newest figure."""
+    first, last = series.points[0].value, series.points[-1].value
+    return f"{figure(first)} → {figure(last)} {series.unit}"
+
+
+def size(series: Series, change: Change) -> str:
+    """``+0.61%``."""
+    if change.size is None:
+        return BLANK
+    if series.relative:
+        return f"{signed(100 * change.size, 2)}%"
+    if series.unit in ("fraction", "score"):
+        return f"{signed(100 * change.size, 2)} points"
+    return f"{signed(change.size, 2)} {series.unit}"
+
+
+def judgement(change: Change) -> str:
+    """``worse``, ``better``, ``changed`` where neither way is better; in brackets where it is too small to matter."""
+    word = "changed" if change.better is None else "better" if change.better else "worse"
+    return word if change.matters else f"({word})"
+
+
+def levels(series: Series, change: Change) -> str:
+    return f"{figure(change.before)} → {figure(change.after)} {series.unit}"
+
+
+def limit(series: Series) -> str:
+    return f"±{shown(series.metric, series.threshold)}"
+
+
+def when(started_at: str) -> str:
+    """To the minute, as it was recorded; what is no time stays as it is."""
+    try:
+        return datetime.fromisoformat(started_at).strftime("%Y-%m-%d %H:%M")
+    except ValueError:
+        return started_at
+
+
+def around(change: Change) -> list[str]:
+    """What else changed there."""
+    return [environment(each) for each in change.environment]
+
+
+def summary(series: Series) -> str:
+    """How many changes of which kind, or why none was looked for."""
+    if series.changes:
+        return ", ".join(judgement(each) for each in series.changes)
+    return series.note or "no change"
+
+
+def changes(found: History) -> Iterator[tuple[Series, Change]]:
+    """The newest first; of one session those that matter first."""
+    each = [(series, change) for series in found.series for change in series.changes]
+    each.sort(key=lambda pair: not pair[1].matters)
+    yield from sorted(each, key=lambda pair: pair[1].started_at, reverse=True)
+
+
+def notes(found: History) -> Iterator[str]:
+    """What gave no figure, and what was left out."""
+    for each in found.failed:
+        yield f"{when(each.started_at)} {each.run}: {each.status.replace('_', ' ')}: {each.reason}"
+    for fault in found.unread:
+        yield f"left out: {fault}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
