@@ -5,17 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.execution.bench import Bench
+from harness.execution.suspect import SUSPECT, reasons
 from harness.machine import available_memory_bytes
 from harness.metrics.machine import measure
 
 
 def machine(bench: Bench, out: Path) -> None:
-    """The bandwidth of the memory and the rates of products, as its outcome; the folder holds nothing else."""
+    """The bandwidth of the memory and the rates of products, as its outcome; the folder holds nothing else.
+
+    What was measured on a busy machine is suspect as any timing is: its bounds are no bounds.
+    """
     import torch
 
     spec = bench.spec
     with bench.phase("measure"), torch.inference_mode():
+        bench.moment("begin")
         bench.add(measure(spec.device, _free_bytes(bench), bench.facts.__setitem__))
+        bench.moment("end")
+    bench.labels += [f"{SUSPECT}the machine's own speed: {each}" for each in reasons(bench.moments, bench.measurements)]
     bench.facts["CPU threads"] = torch.get_num_threads()
 
 
