@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import baseline, compare, estimate, formats, history, listing, plan, recommend, report, run, stack
+from harness.cli import (
+    baseline,
+    compare,
+    estimate,
+    export,
+    formats,
+    history,
+    listing,
+    plan,
+    recommend,
+    report,
+    run,
+    stack,
+)
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
@@ -36,6 +49,7 @@ app.command()(formats.formats)
 app.command()(listing.doctor)
 app.command()(listing.schema)
 app.add_typer(baseline.baseline_app, name="baseline")
+app.add_typer(export.export_app, name="export")
 app.add_typer(stack.stack_app, name="stack")
 
 
