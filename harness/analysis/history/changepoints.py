@@ -7,8 +7,8 @@ from the mean difference of neighbours, E|xᵢ₊₁ − xᵢ| = 2σ/√π under
 too small, so that they can hide one another and feign none.
 
 The usual penalty 2σ² log n of squared distances, with σ from the median difference, is wrong for series as short as
-these: it finds a change in one of five series of 8 to 20 figures of pure noise. PENALTY · σ finds one in at most one of
-a hundred, from 8 to 150 figures, under normal, heavy-tailed and skewed noise alike.
+these: it finds a change in one of five series of 8 to 20 figures of pure noise. PENALTY · σ finds one in about
+one of a hundred, under normal, heavy-tailed and skewed noise alike: benchmarks/regression_power.py.
 Noise is taken to be independent from session to session. A machine that drifts over weeks has changes, rightly found.
 """
 
