@@ -26,16 +26,7 @@ def main() -> None:
     folder: Path = parser.parse_args().folder.absolute()
     for name, release in SWEEPS.items():
         site = _installed(folder / "site" / release, release)
-        results = folder / name
-        _qharness(
-            "run",
-            HERE / "planted" / "recipe.yaml",
-            "--results",
-            results,
-            "--cache",
-            folder / f"cache-{name}",
-            site=site,
-        )
+        _qharness("run", HERE / "planted" / "recipe.yaml", "--results", folder / name, site=site)
     for head in ("again", "worse"):
         print(f"\ncompare base {head}", flush=True)
         code = _qharness("compare", folder / "base", folder / head, "--all", site=folder / "site" / "1.0")
