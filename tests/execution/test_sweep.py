@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,7 +203,11 @@ def test_another_price_budget_or_gate_is_recorded_and_nothing_is_measured_again(
 def test_an_interrupt_leaves_whole_records_and_no_worker(sweeps, tiny: Path, ending: signal.Signals) -> None:
     sweeps.recipe(recipe(tiny, ["none", {"faulty": {"how": "hang"}}]))
     process = subprocess.Popen(
-        command_line(sweeps, "--json"), stdout=subprocess.PIPE, text=True, start_new_session=True
+        command_line(sweeps, "--json"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores interrupts
     )
     assert process.stdout is not None
     for line in process.stdout:
