@@ -19,7 +19,7 @@ from harness.json_codec import decode, encode
 from harness.record import Outcome
 from harness.spec import RunSpec
 
-KINDS = ("machine", "prepare", "calibrate", "probe", "quantize", "reference")
+KINDS = ("machine", "prepare", "calibrate", "probe", "convert", "quantize", "reference")
 OUTCOME = "outcome.json"
 
 

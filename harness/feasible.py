@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from harness import registry
-from harness.contracts import Needs
+from harness.contracts import Engine, Needs
 from harness.machine import Machine, installed_version
 from harness.models.headers import read_config
 from harness.models.published import READERS, lacks
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
 from harness.spec import RunSpec
-from harness.stacks import MAIN, Stacks
+from harness.stacks import MAIN, Stack, Stacks
 from harness.variants import Variant
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
@@ -36,11 +36,18 @@ def obstacle(
 
 def cache_obstacle(spec: RunSpec) -> str | None:
     """Why a run cannot keep keys and values as it is to, or None."""
+    if spec.kv_cache != "model" and spec.engine == "llamacpp":
+        return None if spec.kv_cache in ("int8", "int4") else f"llama.cpp keeps no {spec.kv_cache} key-value cache"
     if spec.kv_cache in ("int8", "int4") and installed_version("hqq") is None:
         return f"kv_cache {spec.kv_cache} is packed by hqq, which is not installed; pip install 'qharness[hqq]'"
     if spec.kv_cache != "model" and spec.decode_mode == "compiled":
         return "compiled decoding needs a static key-value cache, and one of fewer bits grows"
     return None
+
+
+def lacking_engine(runtime: Engine, stacks: Stacks) -> str | None:
+    """Why nothing can be measured on an engine: its stack is not made, or holds none of its libraries."""
+    return None if runtime.stack == MAIN else _lacks(stacks[runtime.stack], runtime.packages)
 
 
 def too_long(source: SourceModel, spec: RunSpec) -> str | None:
@@ -106,13 +113,15 @@ def _lacking(variant: Variant, stacks: Stacks) -> str | None:
     method = variant.method
     if method.stack == MAIN:
         return registry.missing(method)
-    stack = stacks[method.stack]
+    return _lacks(stacks[method.stack], method.packages) or registry.missing(method)
+
+
+def _lacks(stack: Stack, packages: Sequence[str]) -> str | None:
+    """What is not there of a stack, or of the packages that are needed in it."""
     if stack.absence:
         return stack.absence
-    absent = [package for package in method.packages if package not in stack.versions]
-    if absent:
-        return f"{', '.join(absent)} is not installed in stack {stack.name!r} ({stack.python})"
-    return registry.missing(method)
+    absent = [package for package in packages if package not in stack.versions]
+    return f"{', '.join(absent)} is not installed in stack {stack.name!r} ({stack.python})" if absent else None
 
 
 def _device(needs: Needs, machine: Machine) -> str | None:

@@ -10,6 +10,7 @@ from harness.engines.kv_cache import VERSION as KV_CACHE_VERSION
 from harness.machine import installed_version
 from harness.metrics.machine import VERSION as MACHINE_VERSION
 from harness.models import published
+from harness.models.gguf.convert import VERSION as GGUF_VERSION
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.numerics.traffic import VERSION as TRAFFIC_VERSION
 from harness.spec import RunSpec, digest
@@ -32,6 +33,7 @@ ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
     "prepare": {"prepare": PREPARE_VERSION},
     "calibrate": {"calibration": CALIBRATION_VERSION},
     "probe": {"probe": PROBE_VERSION},
+    "convert": {"gguf": GGUF_VERSION, "probe": PROBE_VERSION},
     "reference": {"windows": WINDOWS_VERSION},
     "quality": {"windows": WINDOWS_VERSION},
     "performance": {"traffic": TRAFFIC_VERSION},
@@ -49,7 +51,8 @@ def locked(spec: RunSpec, variant: Variant, stacks: Stacks) -> RunSpec:
     if spec.stack != MAIN:
         stack = stacks[spec.stack]
         held = {} if stack.absence else stack.versions
-        lock = {package: held.get(package) for package in (*runtime.packages, *variant.method.packages)}
+        packages = (*runtime.packages, *variant.method.packages, *KIND_PACKAGES.get(spec.kind, ()))
+        lock = {package: held.get(package) for package in packages}
     else:
         own = variant.method.packages if spec.kind == "quantize" else registry.readers(variant.method)
         own = (*own, *published.readers(spec.method.published or spec.model))

@@ -8,14 +8,15 @@ from itertools import product
 
 from harness import registry, workloads
 from harness.cache import default_folder
+from harness.contracts import Engine
 from harness.errors import SourceError, UsageError
 from harness.estimate.memory import DTYPE_BITS, plain_bytes, quantized
-from harness.feasible import cache_obstacle, obstacle, too_long
+from harness.feasible import cache_obstacle, lacking_engine, obstacle, too_long
 from harness.locks import locked
 from harness.machine import Machine, choose
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Recipe
-from harness.refusals import refuse_calibration, refuse_measure, refuse_scope, refuse_twins
+from harness.refusals import refuse_calibration, refuse_engines, refuse_measure, refuse_scope, refuse_twins
 from harness.spec import (
     CalibrationRef,
     Kind,
@@ -82,6 +83,7 @@ def plan(
     texts = workloads.perplexities(recipe)
     calibration = workloads.calibration(recipe, texts, allow_leak)
     sweep = _Sweep(recipe, site, base, chosen, texts, workloads.tasks(recipe), calibration)
+    refuse_engines(recipe, engines, chosen)
     refuse_calibration(recipe, chosen)
     refuse_scope(recipe, sources, chosen)
     for index, pattern in enumerate(recipe.exclude):
@@ -96,7 +98,8 @@ def plan(
         raise recipe.error(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
-    return tuple(sorted([*_machine(planned, base, site), *planned], key=_turn))
+    once = {run.spec.run_id: run for run in [*_machine(planned, base, site), *planned]}  # engines share what they need
+    return tuple(sorted(once.values(), key=_turn))
 
 
 def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterator[PlannedRun]:
@@ -107,7 +110,8 @@ def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterat
     timed = [run.spec for run in planned if run.spec.kind == "performance" and not run.unsupported]
     spec = next((spec for spec in timed if spec.throughput), None)
     if spec is not None:
-        bare = replace(spec, kind="machine", needs={}, memory=False, calibration=None, perplexity=None)
+        bare = replace(spec, kind="machine", engine=registry.MAIN_ENGINE, stack=MAIN, needs={}, memory=False)
+        bare = replace(bare, calibration=None, perplexity=None)
         yield PlannedRun(
             locked(replace(bare, throughput=None, energy=False, kv_cache="model", repetition=0), base, site.stacks)
         )
@@ -122,9 +126,11 @@ def _turn(run: PlannedRun) -> int:
 def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[PlannedRun]:
     """The runs of one model on one engine: what several of its variants need, then theirs."""
     base, site = sweep.base, sweep.site
+    runtime = registry.engine(spec.engine)
     kept = [
-        (each, obstacle(source, each, site.machine, site.stacks, spec.skip))
+        (each, lacking_engine(runtime, site.stacks) or obstacle(source, each, site.machine, site.stacks, spec.skip))
         for each in sweep.variants
+        if spec.engine in each.engines
         if each.ref == base.ref or not _excluded(sweep.recipe, source, spec, each)
     ]
     able = [each for each, blocked in kept if not blocked]
@@ -137,6 +143,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
         allow_leak = spec.allow_leak and calibration is not None
         bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
         bare = replace(bare, perplexity=perplexity, evaluations=sweep.texts if kind == "calibrate" else ())
+        bare = replace(bare, engine=registry.MAIN_ENGINE)
         made = locked(replace(bare, kind=kind, needs=dict(shared)), base, site.stacks)
         return PlannedRun(made, weight_bytes, too_long(source, made))
 
@@ -147,7 +154,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
     extra: dict[str | PerplexityWorkload, PlannedRun] = {}
     if any(each.method.calibrated(each.params) for each in able):
         extra["calibrate"] = needed("calibrate")
-    if any(each.method.stack != MAIN for each in able):
+    if any(each.method.stack != MAIN or _converted(runtime, source, each) for each in able):
         extra["probe"] = needed("probe")
     if spec.divergence and spec.perplexity is not None:
         extra |= {workload: needed("reference", workload) for workload in sweep.texts}
@@ -165,7 +172,7 @@ def _variant_runs(
     extra: Mapping[str | PerplexityWorkload, PlannedRun],
 ) -> Iterator[PlannedRun]:
     """The runs of one variant; ``extra`` are the runs that only some variants need."""
-    site = sweep.site
+    site, runtime = sweep.site, registry.engine(spec.engine)
     weight_bytes = _weight_bytes(variant.checkpoint or source, variant)
     calibrated = variant.method.calibrated(variant.params)
     spec = replace(
@@ -186,6 +193,12 @@ def _variant_runs(
         quantize = locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site.stacks)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
+    spec = replace(spec, stack=runtime.stack)
+    if _converted(runtime, source, variant) and "probe" in extra:
+        needs = {**spec.needs, "probe": extra["probe"].spec.run_id}
+        convert = locked(replace(spec, kind="convert", needs=needs), variant, site.stacks)
+        yield PlannedRun(convert, weight_bytes, blocked)
+        spec = replace(spec, needs={**spec.needs, "convert": convert.run_id})
     for kv_cache in _caches(sweep, variant):
         for asked in _questions(sweep, source, replace(spec, kv_cache=kv_cache), calibrate, extra):
             run = locked(asked, variant, site.stacks)
@@ -215,6 +228,14 @@ def _questions(
     for grid in _timed(sweep, spec):
         for repetition in range(sweep.recipe.repetitions):
             yield replace(spec, kind="performance", throughput=grid, repetition=repetition)
+
+
+def _converted(runtime: Engine, source: SourceModel, variant: Variant) -> bool:
+    """Whether an unquantized variant must first be written in the engine's own form."""
+    if runtime.convert is None or variant.ref.stage != "none":
+        return False
+    as_it_is = variant.method.run_dtype(variant.params, source.ref.dtype) == source.ref.dtype
+    return not (as_it_is and source.ref.kind == runtime.loads and source.ref.degrid is None)
 
 
 def _timed(sweep: _Sweep, spec: RunSpec) -> Iterator[ThroughputWorkload | None]:

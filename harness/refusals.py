@@ -55,6 +55,14 @@ def refuse_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:
         )
 
 
+def refuse_engines(recipe: Recipe, engines: Sequence[str], chosen: Sequence[Variant]) -> None:
+    """Raises RecipeError for a method that no engine of the recipe runs; on one that does not, it is left out."""
+    for variant in chosen:
+        if not set(variant.engines) & set(engines):
+            known = ", ".join(variant.engines)
+            raise recipe.error(("methods",), f"{variant.ref.label} runs on {known}; name it under 'engines'")
+
+
 def refuse_scope(recipe: Recipe, sources: Sequence[SourceModel], chosen: Sequence[Variant]) -> None:
     """Raises RecipeError for patterns that match nothing, a scope that is empty, and overrides nobody could apply."""
     for source in sources:

@@ -56,10 +56,16 @@ _METHODS = {
     "llmc-awq": "harness.methods.llmc_awq:AWQ",
     "autoawq": "harness.methods.autoawq:AUTOAWQ",
     "autogptq": "harness.methods.autogptq:AUTOGPTQ",
+    "gguf": "harness.methods.gguf:GGUF",
     "qlora": "harness.methods.qlora:QLORA",
 }
 ALIASES: Mapping[str, str] = MappingProxyType({"ptq": "rtn"})
-_ENGINES = {"transformers": "harness.engines.transformers:TRANSFORMERS"}
+_ENGINES = {
+    "transformers": "harness.engines.transformers:TRANSFORMERS",
+    "llamacpp": "harness.engines.llamacpp:LLAMACPP",
+}
+MAIN_ENGINE = "transformers"
+"""The one that makes what all engines share: the reference that divergence is measured against."""
 _METRICS = {
     "perplexity": "harness.metrics.perplexity:PERPLEXITY",
     "divergence": "harness.metrics.divergence:DIVERGENCE",

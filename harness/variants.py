@@ -20,6 +20,7 @@ from harness.spec import MethodRef, digest
 from harness.stacks import STACKS
 from harness.yaml_file import Location
 
+GGUF_ENGINES = ("llamacpp",)
 STACK = "stack"
 """The key of a method's entry that names the stack it quantizes in; every other one is a parameter."""
 
@@ -35,6 +36,12 @@ class Variant:
     ref: MethodRef
     params: Any
     checkpoint: SourceModel | None = None
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Those that run it: a GGUF file that somebody published is llama.cpp's alone."""
+        gguf = self.checkpoint is not None and self.checkpoint.ref.kind == "gguf"
+        return GGUF_ENGINES if gguf else self.method.engines
 
 
 def variants(recipe: Recipe, base: Variant) -> list[Variant]:
@@ -132,9 +139,11 @@ def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
         found = inspect(Model(id=variant.params.id, revision=variant.params.revision), recipe.folder)
     except SourceError as error:
         raise recipe.error((*place, "id"), str(error)) from None
-    if found.ref.kind not in ("directory", "hub"):
-        raise recipe.error((*place, "id"), "expected a folder or a hub id of a transformers checkpoint")
-    if found.matrices and found.quantization is None:
+    if found.ref.kind not in ("directory", "hub", "gguf"):
+        raise recipe.error(
+            (*place, "id"), "expected a folder or a hub id of a transformers checkpoint, or a .gguf file"
+        )
+    if found.matrices and found.ref.native_quantization is None:
         raise recipe.error((*place, "id"), "names a checkpoint that is not quantized; name it under 'models'")
     ref = replace(variant.ref, published=found.ref, label=f"{variant.ref.name} {found.ref.label}")
     return replace(variant, ref=ref, checkpoint=found)

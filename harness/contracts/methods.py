@@ -136,6 +136,8 @@ class Method(Generic[P]):
     ``calibrated`` says whether text is needed, ``needs`` what else is. ``kernel`` is the family that the
     method is meant to run on; a row that ran on a slower one is labelled.
 
+    ``engines`` are those that run its result.
+
     ``overrides`` says that parameters may differ for single modules. ``stores_codes`` is False where the result
     is an unquantized model again, such as a merged adapter: its coverage is not asked for, and its rows say so.
 
@@ -161,6 +163,7 @@ class Method(Generic[P]):
     read: Callable[[LoadRequest], Any] | None = None
     enable: Callable[[], None] | None = None
     published: bool = False
+    engines: tuple[str, ...] = ("transformers",)
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
     overrides: bool = False

@@ -79,7 +79,12 @@ class Bench:
         """What the variant is loaded from."""
         if self.spec.method.published is not None:
             return _fetched(self.spec.method.published)
-        return self.cache.needed(self.spec, "quantize") if self.spec.method.stage == "offline" else self.source()
+        for kind in ("quantize", "convert"):
+            if kind in self.spec.needs:
+                return self.cache.needed(self.spec, kind)
+        if self.spec.model.kind == engine(self.spec.engine).loads:
+            return Path(self.spec.model.path)
+        return self.source()
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -157,7 +162,8 @@ class Bench:
     def packages(self) -> tuple[str, ...]:
         """The packages beside the harness's own whose versions decide this run's figures."""
         chosen = method(self.spec.method.name)
-        return (*chosen.packages, *readers(chosen), *published.readers(self.spec.method.published or self.spec.model))
+        own = (*chosen.packages, *readers(chosen), *engine(self.spec.engine).packages)
+        return (*own, *published.readers(self.spec.method.published or self.spec.model))
 
     def params(self) -> Any:
         """The method's parameters in its own type."""

@@ -12,7 +12,7 @@ from harness.execution.bench import Bench
 from harness.execution.cuda_kernels import kernel_names
 from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weights
 from harness.models import stored
-from harness.models.headers import weight_files
+from harness.models.headers import GGUF, weight_files
 from harness.models.published import quantization_config, shown
 from harness.models.scope import in_decoder, matching
 from harness.models.stored import StoredLayer
@@ -82,9 +82,9 @@ def _note_scope(bench: Bench) -> None:
 
 def _stored_layers(bench: Bench) -> list[StoredLayer]:
     """What the variant's checkpoint stores; nothing where it quantizes while loading."""
-    if bench.spec.method.stage == "on_load":
-        return []
     folder = bench.checkpoint()
+    if bench.spec.method.stage == "on_load" or weight_files(folder)[0].suffix == GGUF:
+        return []  # what a GGUF file stores is what is loaded
     layers = stored.layers(bench.shapes, folder)
     if bench.spec.memory and layers:
         bench.add(checkpoint(layers))
@@ -111,6 +111,9 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
     trespassed = [name for name in {**running, **held} if matching(name, bench.spec.skip)]
     if trespassed:
         raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(trespassed)[:5])}")
+    beyond = [role for role in ("embedding", "head") if any(e.quantized and e.role == role for e in ledger)]
+    if beyond:
+        bench.labels.append(f"quantized beyond the {bench.spec.scope}: {', '.join(beyond)}")
     in_memory, on_disk = sum(running.values()) / whole, sum(held.values()) / whole
     fraction = max(in_memory, on_disk)
     bench.add([coverage(min(fraction, 1.0))])

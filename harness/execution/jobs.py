@@ -14,6 +14,7 @@ JOBS: Mapping[Kind, Callable[[Bench, Path], None]] = {
     "prepare": making.prepare,
     "calibrate": making.calibrate,
     "probe": making.keep_probe,
+    "convert": making.convert,
     "quantize": making.quantize,
     "reference": measuring.reference,
     "quality": measuring.quality,

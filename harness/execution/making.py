@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import CalibrationSet, QuantizeJob
+from harness.contracts import CalibrationSet, LoadRequest, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.execution import probe
 from harness.execution.bench import Bench
@@ -15,7 +15,11 @@ from harness.execution.consumption import Consumption
 from harness.models.headers import TOKENIZER_FILES
 from harness.models.legacy import restore, view
 from harness.record import Measurement
+from harness.registry import engine
 from harness.stacks import MAIN
+
+CONVERTED_KL = 0.01
+"""Nats per token that another engine's arithmetic may make: its products round inputs to the weights' dtype."""
 
 
 def prepare(bench: Bench, out: Path) -> None:
@@ -72,6 +76,28 @@ def keep_probe(bench: Bench, out: Path) -> None:
         import transformers  # noqa: F401
     with bench.phase("probe"):
         _keep(bench, _load(bench, bench.source()), bench.source(), out)
+
+
+def convert(bench: Bench, out: Path) -> None:
+    """Writes the unquantized model in its engine's own form, and holds what runs there against transformers' logits.
+
+    Raises InvalidRunError where they differ by more than another program's rounding.
+    """
+    spec, runtime = bench.spec, engine(bench.spec.engine)
+    assert runtime.convert is not None
+    dtype = bench.method().run_dtype(bench.params(), spec.model.dtype)
+    with bench.phase("import"):
+        runtime.imports()
+    with bench.phase("convert"):
+        note = runtime.convert(bench.source(), out, dtype)
+    if note is not None:
+        bench.facts["tokenizer of the converted model"] = note
+    _copy_tokenizer(bench.source(), out)
+    with bench.phase("probe"):
+        model = runtime.load(LoadRequest(out, dtype, spec.device, spec.attention))
+        what = f"the model converted for {runtime.name} is another one"
+        found = probe.compare(bench.cache.needed(spec, "probe"), model.logits, what, CONVERTED_KL)
+    bench.facts["conversion difference"] = str(found)
 
 
 def quantize(bench: Bench, out: Path) -> None:

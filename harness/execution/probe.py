@@ -68,7 +68,7 @@ def save(model: Any, ids: torch.Tensor, folder: Path) -> None:
     save_file({"tokens": ids.contiguous(), "logits": logits.float().cpu().contiguous()}, folder / FILE)
 
 
-def compare(folder: Path, logits_of: Any, what: str) -> Difference:
+def compare(folder: Path, logits_of: Any, what: str, harmless_kl: float = HARMLESS_KL) -> Difference:
     """Holds a load of a model against the logits kept in a folder; ``logits_of`` maps tokens to logits.
 
     Raises InvalidRunError, with both figures, where they differ by more than is harmless.
@@ -89,7 +89,7 @@ def compare(folder: Path, logits_of: Any, what: str) -> Difference:
         _loss(now, kept["tokens"]),
         relative <= limit,
     )
-    if not (difference.rounding or difference.kl <= HARMLESS_KL):  # NaN compares as false
+    if not (difference.rounding or difference.kl <= harmless_kl):  # NaN compares as false
         raise InvalidRunError(f"{what}: {difference}")
     return difference
 

@@ -16,6 +16,9 @@ from harness.errors import SourceError
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
 """What a checkpoint's tokenizer is made of, as patterns."""
+GGUF = ".gguf"
+GGUF_FILE = "model.gguf"
+"""What a GGUF file is called in a folder of the cache."""
 _NO_GGUF = (ValueError, IndexError, KeyError, UnicodeDecodeError)
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 
@@ -78,10 +81,14 @@ def header_of(config: dict[str, Any], held: Iterable[Tensor]) -> Header:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers loads: the shards of the index, or model.safetensors.
+    """The files that are loaded: a GGUF file, the shards of transformers' index, or model.safetensors.
 
     Raises SourceError where there are none, or not all.
     """
+    if folder.suffix == GGUF:
+        return [folder]
+    if (folder / GGUF_FILE).exists():
+        return [folder / GGUF_FILE]
     index = folder / "model.safetensors.index.json"
     if index.exists():
         shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
-from harness.models.headers import gguf_special_tokens
+from harness.models.gguf.tokenizer import file_tokenizer
 from harness.spec import ModelRef
 
 VERSION = 2
@@ -70,10 +70,7 @@ def _tokenizer(ref: ModelRef) -> Any:
 
     path = Path(ref.path)
     if ref.kind == "gguf":
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        for name, token in gguf_special_tokens(path).items():  # transformers takes BOS for EOS, and leaves padding out
-            setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
-        return tokenizer
+        return file_tokenizer(path)
     return AutoTokenizer.from_pretrained(path, trust_remote_code=ref.trust_remote_code)
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 Scalar = str | int | float | bool | None
-Kind = Literal["machine", "prepare", "calibrate", "probe", "quantize", "reference", "quality", "task", "performance"]
+Kind = Literal[
+    "machine", "prepare", "calibrate", "probe", "convert", "quantize", "reference", "quality", "task", "performance"
+]
 Stage = Literal["none", "on_load", "offline", "published"]
 KvCache = Literal["model", "int8", "int4", "fp8"]
 """How keys and values of the tokens before are kept: as the model makes them, or in fewer bits."""

@@ -99,7 +99,8 @@ class RunSpec:
         """A short line for displays and logs."""
         if self.kind == "machine":
             return f"machine {self.hardware}"
-        what = self.method_label if self.kind in ("quantize", "quality", "task", "performance") else self.model.label
+        of_variants = ("convert", "quantize", "quality", "task", "performance")
+        what = self.method_label if self.kind in of_variants else self.model.label
         again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
         task = f"{self.task.name} " if self.task else ""
         scores = self.perplexity if self.kind in ("reference", "quality") else None
@@ -138,7 +139,7 @@ class RunSpec:
             case |= {"skip": sorted(set(self.skip)), "overrides": ordered}
         if self.calibration is not None:
             case["calibration"] = self._calibration()
-        if self.kind == "quantize":
+        if self.kind in ("convert", "quantize"):
             return case
         case |= {"engine": self.engine, "threads": self.threads}
         if self.kv_cache != "model":

@@ -45,6 +45,11 @@ STACKS: Mapping[str, Definition] = MappingProxyType(
             "auto_round",
             "a newer auto-round than lives in the main one, beside transformers 5.23",
         ),
+        "llamacpp": Definition(
+            "llama-cpp-python==0.3.36",
+            "llama_cpp",
+            "llama.cpp, compiled on this machine; GGUF is made and measured in it",
+        ),
         "autogptq": Definition("auto-gptq==0.7.1", "auto_gptq", "AutoGPTQ, unmaintained; quantizes on CUDA only"),
     }
 )

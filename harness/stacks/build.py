@@ -8,6 +8,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from harness.errors import UsageError
 from harness.stacks import MANIFEST, Stack, ask_versions
 
 TAIL_LINES = 12
+SIGN_OF_LIFE_S = 30.0
+"""How long an installer may work before it is said that it still does, and at what."""
 _PIP_SETTINGS = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
 """What pip is configured with and uv does not read, by the variable in which uv takes it."""
 _WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harness.execution.bench, {module}"
@@ -36,10 +41,10 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
         install = [*uv, "pip", "install", "--python", str(stack.python)] if uv else _pip(stack)
         venv = [*uv, "venv", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
         say(f"making stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
-        _call([*venv, str(stack.folder)], stack)
-        _call([*install, "-r", str(stack.requirements)], stack)
+        _call([*venv, str(stack.folder)], stack, say)
+        _call([*install, "-r", str(stack.requirements)], stack, say)
         say(f"building {stack.definition.library}")
-        _call([*install, "--no-build-isolation", "--no-deps", stack.definition.library], stack)
+        _call([*install, "--verbose", "--no-build-isolation", "--no-deps", stack.definition.library], stack, say)
         versions = ask_versions(stack.python)
         part = stack.folder / f"{MANIFEST}.part"
         part.write_text(json.dumps({"versions": versions}, indent=1), encoding="utf-8")
@@ -90,15 +95,32 @@ def _changed(stack: Stack) -> list[str]:
     return sorted(name for name in {*now, *stack.versions} if now.get(name) != stack.versions.get(name))
 
 
-def _call(command: Sequence[str], stack: Stack) -> None:
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=_settings())
-    if ended.returncode:
-        tail = "\n".join((ended.stdout + ended.stderr).strip().splitlines()[-TAIL_LINES:])
+def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> None:
+    """Runs an installer to its end, saying now and then what it is at. Raises UsageError where it fails."""
+    told: deque[str] = deque(maxlen=TAIL_LINES)
+    ended = threading.Event()
+    watcher = threading.Thread(target=_say_now_and_then, args=(ended, told, say), daemon=True)
+    output = subprocess.PIPE
+    try:
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=_settings()) as process:
+            watcher.start()
+            told.extend(line.rstrip() for line in process.stdout or () if line.strip())
+    finally:
+        ended.set()
+    if process.returncode:
+        tail = "\n".join(told)
         raise UsageError(
             f"{tail}\nstack {stack.name!r} could not be made from {stack.requirements.name} (see above); "
             "is a package index reachable? An interpreter that holds its packages can be named: "
             f"--python {stack.name}=PATH"
         )
+
+
+def _say_now_and_then(ended: threading.Event, told: deque[str], say: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    while not ended.wait(SIGN_OF_LIFE_S):
+        last = f": {told[-1].strip()[:100]}" if told else ""
+        say(f"  at work for {time.monotonic() - began:.0f} s{last}")
 
 
 def _uv() -> list[str]:
@@ -108,7 +130,7 @@ def _uv() -> list[str]:
 
 
 def _pip(stack: Stack) -> list[str]:
-    return [str(stack.python), "-m", "pip", "install", "--quiet"]
+    return [str(stack.python), "-m", "pip", "install"]
 
 
 def _settings() -> dict[str, str]:

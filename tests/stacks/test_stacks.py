@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from harness.execution.runner import run
 from harness.planner import plan
 from harness.recipe import load_recipe
-from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, parse_pythons, requirements_digest
+from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, build, parse_pythons, requirements_digest
 from harness.stacks.build import check, create, environment, remove
 
 
@@ -57,6 +57,13 @@ def test_a_stack_is_made_checked_and_removed(small: Stack) -> None:
     assert check(small) == ["a worker cannot start in it: ModuleNotFoundError: No module named 'pydantic'"]
     assert remove(small)
     assert small.state == "missing"
+
+
+def test_a_long_making_says_that_it_goes_on(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "SIGN_OF_LIFE_S", 0.01)
+    said: list[str] = []
+    create(small, said.append)
+    assert any(line.startswith("  at work for ") for line in said)
 
 
 def test_a_half_made_stack_is_made_anew(small: Stack) -> None:

@@ -1,0 +1,126 @@
+"""What each tensor of a GGUF file stores, read from the file's header."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.contracts import Role, StoredTensor
+from harness.errors import SourceError
+from harness.models.gguf.convert import TYPES
+from harness.models.headers import FLOAT_TYPES, gguf_reader
+from harness.models.scope import in_decoder
+
+CODE_BITS = {
+    **{"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6},
+    **{"IQ4_NL": 4, "IQ4_XS": 4, "MXFP4": 4},
+}
+"""Bits of a weight's own code; the rest of a block are scales and minima. Other types count as codes alone."""
+_PARTS = (
+    *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
+    *("self_attn.q_norm", "self_attn.k_norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+    *("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+)
+_WHOLE = ("model.embed_tokens", "model.norm", "lm_head")
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A file's header. ``cache_elements`` counts the numbers of a token's keys and values in all layers."""
+
+    architecture: str
+    blocks: int
+    context_length: int | None
+    vocabulary: int
+    cache_elements: int
+    tensors: tuple[GgufTensor, ...]
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor as the file holds it; ``type`` is ggml's name, ``shape`` as transformers writes it."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    bytes: int
+
+
+def read(file: Path) -> GgufFile:
+    """Raises SourceError for what is no GGUF file, one cut short, or a version that is not known here."""
+    reader = gguf_reader(file)
+    tensors = tuple(
+        GgufTensor(t.name, t.tensor_type.name, tuple(map(int, reversed(t.shape))), int(t.n_bytes))
+        for t in reader.tensors
+    )
+    name = _value(reader, "general.architecture")
+    embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
+    if name is None or embedding is None:
+        raise SourceError(f"{file}: names no architecture, or holds no token embeddings; is it a language model?")
+    context = _value(reader, f"{name}.context_length")
+    blocks = int(_value(reader, f"{name}.block_count") or 0)
+    longest = int(context) if context else None
+    return GgufFile(str(name), blocks, longest, embedding.shape[0], _cache_elements(reader, str(name), blocks), tensors)
+
+
+def _cache_elements(reader: Any, name: str, blocks: int) -> int:
+    heads = _value(reader, f"{name}.attention.head_count")
+    kept = _value(reader, f"{name}.attention.head_count_kv") or heads
+    if not kept or not heads:
+        return 0
+    each = kept if isinstance(kept, list) else [kept] * blocks
+    usual = int(_value(reader, f"{name}.embedding_length")) // int(heads[0] if isinstance(heads, list) else heads)
+    key = int(_value(reader, f"{name}.attention.key_length") or usual)
+    value = int(_value(reader, f"{name}.attention.value_length") or usual)
+    return sum(map(int, each)) * (key + value)
+
+
+def ledger(file: GgufFile) -> Sequence[StoredTensor]:
+    """What each tensor takes, under the name that transformers gives it where that is known."""
+    known = transformers_names(file.architecture, file.blocks)
+    tied = not any(tensor.name == "output.weight" for tensor in file.tensors)
+    entries = [_entry(tensor, known.get(tensor.name, tensor.name)) for tensor in file.tensors]
+    if tied:
+        shape = next(tensor.shape for tensor in file.tensors if tensor.name == "token_embd.weight")
+        held = next(entry for entry in entries if entry.role == "embedding")
+        size = shape[0] * shape[1]
+        entries.append(StoredTensor("lm_head.weight", "head", held.storage, size, 0, 0, held.quantized, tied=True))
+    return entries
+
+
+def transformers_names(architecture: str, blocks: int) -> dict[str, str]:
+    """What transformers calls llama.cpp's tensors, of architectures whose layers are built like Llama's."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = next((arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture), None)
+    if arch is None:
+        return {}
+    mapping = get_tensor_name_map(arch, blocks)
+    wanted = [*_WHOLE, *(f"model.layers.{block}.{part}" for block in range(blocks) for part in _PARTS)]
+    pairs = ((name, mapping.get_name(name)) for name in wanted)
+    return {f"{own}.{kind}": f"{name}.{kind}" for name, own in pairs if own for kind in ("weight", "bias")}
+
+
+def _entry(tensor: GgufTensor, name: str) -> StoredTensor:
+    parameters = math.prod(tensor.shape)
+    quantized = tensor.type not in FLOAT_TYPES
+    values = parameters * CODE_BITS[tensor.type] // 8 if tensor.type in CODE_BITS else tensor.bytes
+    storage = next((dtype for dtype, name in TYPES.items() if name == tensor.type), tensor.type)
+    quantized = quantized and len(tensor.shape) > 1
+    return StoredTensor(name, _role(tensor), storage, parameters, values, tensor.bytes - values, quantized)
+
+
+def _role(tensor: GgufTensor) -> Role:
+    if tensor.name == "token_embd.weight":
+        return "embedding"
+    if tensor.name == "output.weight":
+        return "head"
+    return "linear" if in_decoder(tensor.name, len(tensor.shape)) else "other"
+
+
+def _value(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return field.contents() if field is not None else None

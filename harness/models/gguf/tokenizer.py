@@ -1,0 +1,27 @@
+"""The tokenizer that a GGUF model's text is cut by: that of its folder, or the one in the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.models.headers import gguf_special_tokens
+
+
+def tokenizer_of(path: Path) -> Any | None:
+    """Of a folder the tokenizer's own files, of a file its metadata; None where there is none."""
+    from transformers import AutoTokenizer
+
+    if path.is_file():
+        return file_tokenizer(path)
+    return AutoTokenizer.from_pretrained(path) if any(path.glob("tokenizer*")) else None
+
+
+def file_tokenizer(file: Path) -> Any:
+    """The tokenizer in a GGUF file, as transformers reads it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for name, token in gguf_special_tokens(file).items():  # transformers takes BOS for EOS, and leaves padding out
+        setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
+    return tokenizer
