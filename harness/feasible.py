@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness import registry
 from harness.contracts import Engine, Needs
+from harness.engines.kv_cache import HQQ_BITS, NOT_COMPILED
 from harness.machine import Machine, installed_version
 from harness.models.headers import read_config
 from harness.models.published import READERS, lacks
@@ -38,10 +39,10 @@ def cache_obstacle(spec: RunSpec) -> str | None:
     """Why a run cannot keep keys and values as it is to, or None."""
     if spec.kv_cache != "model" and spec.engine == "llamacpp":
         return None if spec.kv_cache in ("int8", "int4") else f"llama.cpp keeps no {spec.kv_cache} key-value cache"
-    if spec.kv_cache in ("int8", "int4") and installed_version("hqq") is None:
+    if spec.kv_cache in HQQ_BITS and installed_version("hqq") is None:
         return f"kv_cache {spec.kv_cache} is packed by hqq, which is not installed; pip install 'qharness[hqq]'"
     if spec.kv_cache != "model" and spec.decode_mode == "compiled":
-        return "compiled decoding needs a static key-value cache, and one of fewer bits grows"
+        return NOT_COMPILED
     return None
 
 

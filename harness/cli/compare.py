@@ -59,7 +59,6 @@ def compare(
     own = _own(gate or [])
     found = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, render(found, form).encode())
         typer.echo(f"{verdict_line(found)}; written to {out}")
     elif form is Format.TERMINAL:

@@ -56,7 +56,6 @@ def history(
     )
     found = only_changed(found) if changed else found
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, render(found, form).encode())
         typer.echo(f"written to {out}")
     elif form is Format.TERMINAL:

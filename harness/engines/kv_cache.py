@@ -7,6 +7,7 @@ as the cache keeps them, and to itself as it is. That is prefill in chunks, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
@@ -22,6 +23,7 @@ RESIDUAL_TOKENS = 128
 """transformers keeps up to so many of the newest tokens as they are, and then packs them with the rest."""
 GROUP = 64
 HQQ_BITS: Mapping[KvCache, int] = {"int8": 8, "int4": 4}
+NOT_COMPILED = "compiled decoding needs a static key-value cache, and one of fewer bits grows"
 
 CacheMaker = Callable[[], Any]
 
@@ -33,29 +35,33 @@ def cache_maker(kind: KvCache, config: Any) -> tuple[CacheMaker, str]:
     of 64 with 128 newest tokens unrounded; ``fp8`` rounds every key and value to float8 E4M3 without a scale, as
     serving stacks do where nothing was calibrated. Raises UnsupportedError where the model has layers that cannot.
     """
-    from transformers import DynamicCache, QuantizedCache
-
+    if kind in HQQ_BITS:
+        bits = HQQ_BITS[kind]
+        make, told = partial(_hqq_cache, config, bits), f"{bits} bits by hqq, groups of {GROUP}"
+        told += f", up to {RESIDUAL_TOKENS} newest tokens unrounded"
+    else:
+        make, told = partial(_fp8_cache, config), "float8 E4M3 without a scale, values beyond ±448 held there"
     try:
-        if kind in HQQ_BITS:
-            bits = HQQ_BITS[kind]
-            QuantizedCache("hqq", config, bits, q_group_size=GROUP, residual_length=RESIDUAL_TOKENS)
-            told = f"{bits} bits by hqq, groups of {GROUP}, up to {RESIDUAL_TOKENS} newest tokens unrounded"
-            return lambda: QuantizedCache(
-                "hqq", config, bits, q_group_size=GROUP, residual_length=RESIDUAL_TOKENS
-            ), told
-        if not all(type(layer).__name__ == "DynamicLayer" for layer in DynamicCache(config=config).layers):
-            raise ValueError("it has layers that keep other than all keys and values")
+        make()
     except (ImportError, ValueError) as error:
         raise UnsupportedError(f"no {kind} key-value cache for this model: {error}") from error
-    return lambda: _fp8_cache(config), "float8 E4M3 without a scale, values beyond ±448 held there"
+    return make, told
+
+
+def _hqq_cache(config: Any, bits: int) -> Any:
+    from transformers import QuantizedCache
+
+    return QuantizedCache("hqq", config, bits, q_group_size=GROUP, residual_length=RESIDUAL_TOKENS)
 
 
 def _fp8_cache(config: Any) -> Any:
-    """A cache whose every layer keeps float8, with as many layers as the model's own has."""
+    """A cache whose every layer keeps float8. Raises ValueError where the model keeps other than keys and values."""
     from transformers import Cache, DynamicCache
 
-    layers = [_fp8_layer() for _ in DynamicCache(config=config).layers]
-    return Cache(layers=layers)
+    own = DynamicCache(config=config).layers
+    if not all(type(layer).__name__ == "DynamicLayer" for layer in own):
+        raise ValueError("it has layers that keep other than all keys and values")
+    return Cache(layers=[_fp8_layer() for _ in own])
 
 
 def _fp8_layer() -> Any:

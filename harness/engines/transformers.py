@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
 from harness.engines.compiled import compiled
-from harness.engines.kv_cache import CHUNK_TOKENS, CacheMaker, cache_maker
+from harness.engines.kv_cache import CHUNK_TOKENS, NOT_COMPILED, CacheMaker, cache_maker
 from harness.errors import UnsupportedError
 from harness.models.loading import load_transformers
 from harness.numerics.logits import finish
@@ -152,7 +152,7 @@ class TransformersModel:
         if mode == "eager":
             return nullcontext(self)
         if self._new_cache is not None:
-            raise UnsupportedError("compiled decoding needs a static key-value cache, and one of fewer bits grows")
+            raise UnsupportedError(NOT_COMPILED)
         return compiled(self, self._model, prompt, new_tokens)
 
     def _empty(self) -> Any | None:

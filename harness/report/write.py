@@ -100,7 +100,6 @@ def write_report(
     written = []
     for name, content in files:
         path = out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, content)
         written.append(path)
     if "github" in formats and job_summary is not None:
@@ -122,7 +121,8 @@ def _append_summary(page: Page, path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """A reader finds the old file or the new one, never half of one."""
+    """A reader finds the old file or the new one, never half of one. Its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_bytes(content)
