@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness import registry
 from harness.contracts import Engine, Needs
-from harness.engines.kv_cache import HQQ_BITS, NOT_COMPILED
+from harness.engines.kv_cache import NOT_COMPILED
 from harness.machine import Machine, installed_version
 from harness.models.headers import read_config
 from harness.models.published import READERS, lacks
@@ -37,10 +37,12 @@ def obstacle(
 
 def cache_obstacle(spec: RunSpec) -> str | None:
     """Why a run cannot keep keys and values as it is to, or None."""
-    if spec.kv_cache != "model" and spec.engine == "llamacpp":
-        return None if spec.kv_cache in ("int8", "int4") else f"llama.cpp keeps no {spec.kv_cache} key-value cache"
-    if spec.kv_cache in HQQ_BITS and installed_version("hqq") is None:
-        return f"kv_cache {spec.kv_cache} is packed by hqq, which is not installed; pip install 'qharness[hqq]'"
+    kept = registry.engine(spec.engine).caches
+    if spec.kv_cache not in kept:
+        return f"{spec.engine} keeps no {spec.kv_cache} key-value cache, but {', '.join(kept)}"
+    for package in kept[spec.kv_cache]:
+        if installed_version(package) is None:
+            return f"kv_cache {spec.kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
     if spec.kv_cache != "model" and spec.decode_mode == "compiled":
         return NOT_COMPILED
     return None

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from harness import registry
-from harness.engines.kv_cache import HQQ_BITS
 from harness.engines.kv_cache import VERSION as KV_CACHE_VERSION
 from harness.machine import installed_version
 from harness.metrics.machine import VERSION as MACHINE_VERSION
@@ -57,7 +56,7 @@ def locked(spec: RunSpec, variant: Variant, stacks: Stacks) -> RunSpec:
         own = (*own, *published.readers(spec.method.published or spec.model))
         converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
         packages = (*runtime.packages, *own, *converts, *KIND_PACKAGES.get(spec.kind, ()))
-        packages = (*packages, *(("hqq",) if spec.kv_cache in HQQ_BITS else ()))
+        packages = (*packages, *runtime.caches.get(spec.kv_cache, ()))
         packages = ("torch",) if spec.kind == "machine" else packages
         lock = {package: installed_version(package) for package in packages}
     versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}

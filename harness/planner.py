@@ -18,6 +18,7 @@ from harness.models.sources import SourceModel, inspect
 from harness.recipe import Recipe
 from harness.refusals import refuse_calibration, refuse_engines, refuse_measure, refuse_scope, refuse_twins
 from harness.spec import (
+    MAIN_ENGINE,
     CalibrationRef,
     Kind,
     KvCache,
@@ -110,7 +111,7 @@ def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterat
     timed = [run.spec for run in planned if run.spec.kind == "performance" and not run.unsupported]
     spec = next((spec for spec in timed if spec.throughput), None)
     if spec is not None:
-        bare = replace(spec, kind="machine", engine=registry.MAIN_ENGINE, stack=MAIN, needs={}, memory=False)
+        bare = replace(spec, kind="machine", engine=MAIN_ENGINE, stack=MAIN, needs={}, memory=False)
         bare = replace(bare, calibration=None, perplexity=None)
         yield PlannedRun(
             locked(replace(bare, throughput=None, energy=False, kv_cache="model", repetition=0), base, site.stacks)
@@ -143,7 +144,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
         allow_leak = spec.allow_leak and calibration is not None
         bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
         bare = replace(bare, perplexity=perplexity, evaluations=sweep.texts if kind == "calibrate" else ())
-        bare = replace(bare, engine=registry.MAIN_ENGINE)
+        bare = replace(bare, engine=MAIN_ENGINE)
         made = locked(replace(bare, kind=kind, needs=dict(shared)), base, site.stacks)
         return PlannedRun(made, weight_bytes, too_long(source, made))
 

@@ -64,8 +64,6 @@ _ENGINES = {
     "transformers": "harness.engines.transformers:TRANSFORMERS",
     "llamacpp": "harness.engines.llamacpp:LLAMACPP",
 }
-MAIN_ENGINE = "transformers"
-"""The one that makes what all engines share: the reference that divergence is measured against."""
 _METRICS = {
     "perplexity": "harness.metrics.perplexity:PERPLEXITY",
     "divergence": "harness.metrics.divergence:DIVERGENCE",

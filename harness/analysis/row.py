@@ -31,9 +31,11 @@ class Evidence:
 
     ``performance`` and ``baseline_performance`` are of one session and one decode mode; ``baseline_quality`` and
     ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
-    divergence from itself, ``machine`` the run that measured the machine itself.
+    divergence from itself, ``machine`` the run that measured the machine itself. ``is_baseline`` says that the variant
+    is what all others are held against; the unquantized model on another engine is held against it too.
     """
 
+    is_baseline: bool
     quality: RunRecord | None
     quantize: RunRecord | None
     performance: tuple[RunRecord, ...]
@@ -57,22 +59,22 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     fault = next((run for run in evidence.all if run.status != "ok"), None)
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
     timed = tuple(run for run in evidence.performance if run.status == "ok")
-    timings = speeds(timed, () if spec.is_baseline else evidence.baseline_performance)
+    timings = speeds(timed, () if evidence.is_baseline else evidence.baseline_performance)
     well = [run for run in evidence.all if run.status == "ok"]
     kl, confidence = _values(quality, "kl"), _values(quality, "baseline_confidence")
     nll = _values(quality, "nll")
     stock = next((run for run in well if run.find("stored_bytes")), None)
     coverage = _values(stock, "coverage")
     compared, notes = _compared(evidence, nll)
-    answered, task_notes = scores(evidence.tasks, () if spec.is_baseline else evidence.baseline_tasks)
+    answered, task_notes = scores(evidence.tasks, () if evidence.is_baseline else evidence.baseline_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
     mode = evidence.performance[0].spec.decode_mode if evidence.performance else "eager"
     made = VariantRow(
-        label=labelled(spec.method.label, mode, spec.kv_cache),
+        label=labelled(spec.method.label, mode, spec.kv_cache, spec.engine),
         method=spec.method.name,
         engine=spec.engine,
-        is_baseline=spec.is_baseline,
+        is_baseline=evidence.is_baseline,
         status=fault.status if fault else "ok",
         decode_mode=mode,
         kv_cache=spec.kv_cache,
@@ -118,7 +120,7 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
         quantize_s=_quantize_s(well),
         quantize_peak_bytes=_quantize_peak(well),
     )
-    if made.speeds and not spec.is_baseline and not evidence.baseline_performance:
+    if made.speeds and not evidence.is_baseline and not evidence.baseline_performance:
         notes = (*notes, "speed stands alone, the baseline was not timed in the same session")
     return made, notes
 
@@ -135,11 +137,11 @@ def reason(run: RunRecord) -> str:
 
 def _compared(evidence: Evidence, nll: Measurement | None) -> tuple[Comparison | None, tuple[str, ...]]:
     """The paired comparison of log-perplexity; without a like baseline none, and a note that says so."""
-    if nll is None or evidence.quality is None or evidence.quality.spec.is_baseline:
+    if nll is None or evidence.quality is None or evidence.is_baseline:
         return None, ()
     theirs = _values(evidence.baseline_quality, "nll")
     if theirs is None:
-        return None, ("perplexity stands alone, no baseline was measured with the same libraries and engine",)
+        return None, ("perplexity stands alone, no baseline was measured with the same libraries",)
     try:
         return compare(nll, theirs, NATS_MARGIN, "lower"), ()
     except ValueError as error:
@@ -153,7 +155,7 @@ def _perplexity_influence(evidence: Evidence, nll: Measurement | None) -> Influe
 
 def _above_noise(evidence: Evidence, kl: Measurement | None) -> Comparison | None:
     """The divergence beside its noise floor; None where they have no token in common."""
-    if kl is None or evidence.noise_floor is None or evidence.quality is None or evidence.quality.spec.is_baseline:
+    if kl is None or evidence.noise_floor is None or evidence.quality is None or evidence.is_baseline:
         return None
     try:
         return above_noise_floor(kl, evidence.noise_floor, KL_MARGIN_NAT)

@@ -24,7 +24,7 @@ HEADLINES = ("acc_norm", "acc", "exact_match")
 def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
     """The scores of a variant's task runs, and notes on those that could not be compared.
 
-    ``baseline`` are the baseline's task runs under the same libraries and engine.
+    ``baseline`` are the baseline's task runs under the same libraries.
     """
     theirs = {_key(found): found for found in _found(baseline)}
     made, notes = [], []

@@ -29,7 +29,7 @@ from harness.analysis.stats import Estimate, clustered_mean
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.verdicts import judged
 from harness.record import Measurement, RunRecord
-from harness.spec import Kind
+from harness.spec import MAIN_ENGINE, Kind
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that decide the baseline's figures."""
@@ -51,9 +51,18 @@ class _Runs:
         return self.quality + self.quantize + self.task + self.performance
 
     @cached_property
+    def engine(self) -> str | None:
+        """The engine whose baseline every row is held against: the main one, where the baseline ran on it."""
+        found = dict.fromkeys(run.spec.engine for run in self.all if run.spec.is_baseline)
+        return MAIN_ENGINE if MAIN_ENGINE in found else next(iter(found), None)
+
+    @cached_property
     def baselines(self) -> tuple[RunRecord, ...]:
         """The baseline's that ended well: few among many."""
-        return tuple(run for run in self.all if run.spec.is_baseline and run.status == "ok")
+        return tuple(run for run in self.all if self.of_the_baseline(run) and run.status == "ok")
+
+    def of_the_baseline(self, run: RunRecord) -> bool:
+        return run.spec.is_baseline and run.spec.engine == self.engine
 
     def baselines_of(self, kind: Kind) -> tuple[RunRecord, ...]:
         return tuple(run for run in self.baselines if run.spec.kind == kind)
@@ -159,6 +168,7 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
 def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...], runs: _Runs) -> Evidence:
     quality = _last(run for run in members if run.spec.kind == "quality")
     return Evidence(
+        is_baseline=runs.of_the_baseline(members[0]),
         quality=quality,
         quantize=_last(run for run in members if run.spec.kind == "quantize"),
         performance=performance,
@@ -182,15 +192,15 @@ def _same_task(run: RunRecord, runs: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def _baseline_quality(quality: RunRecord | None, baselines: Sequence[RunRecord]) -> RunRecord | None:
-    """The baseline under equal libraries and the same engine, of the same session where there is one."""
+    """The baseline under equal libraries, of the same session where there is one."""
     if quality is None:
         return None
-    alike = [run for run in baselines if _surroundings(run) == _surroundings(quality)]
+    alike = [run for run in baselines if _comparable(quality, run)]
     return _last(run for run in alike if run.session == quality.session) or _last(alike)
 
 
 def _baseline_performance(mine: Sequence[RunRecord], baselines: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The baseline's runs of the same session, decode mode, libraries and engine."""
+    """The baseline's runs of the same session and decode mode, under equal libraries."""
     if not mine:
         return ()
     return tuple(
@@ -198,17 +208,21 @@ def _baseline_performance(mine: Sequence[RunRecord], baselines: Sequence[RunReco
         for run in baselines
         if run.session == mine[0].session
         and run.spec.decode_mode == mine[0].spec.decode_mode
-        and _surroundings(run) == _surroundings(mine[0])
+        and _comparable(mine[0], run)
     )
 
 
-def _surroundings(run: RunRecord) -> tuple[str | None, ...]:
-    """What a variant and its baseline must both have run in.
+def _comparable(mine: RunRecord, base: RunRecord) -> bool:
+    """Whether a variant ran in the libraries that the baseline ran in; on another engine none are the same.
 
     The spec's lock will not do: it holds the libraries of the method as well.
     """
+    return mine.spec.engine != base.spec.engine or _surroundings(mine) == _surroundings(base)
+
+
+def _surroundings(run: RunRecord) -> tuple[str | None, ...]:
     software = run.outcome.before.software if run.outcome.before else {}
-    return run.spec.engine, run.spec.stack, *(software.get(package) for package in RUNTIME)
+    return run.spec.stack, *(software.get(package) for package in RUNTIME)
 
 
 def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:

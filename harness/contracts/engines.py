@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -195,7 +195,8 @@ class Engine:
     ``imports`` imports its libraries, so that the time and the memory this takes stay apart from loading's. ``stack``
     names the environment that it runs in. Where it loads another form than a transformers checkpoint, ``convert``
     writes that of an unquantized checkpoint to a folder, in a dtype, and returns what a reader must know, if anything;
-    ``loads`` is the kind of model that already has this form.
+    ``loads`` is the kind of model that already has this form. ``caches`` maps the key-value caches that it keeps to the
+    packages that each needs beside ``packages``.
     """
 
     name: str
@@ -207,3 +208,4 @@ class Engine:
     stack: str = "main"
     convert: Callable[[Path, Path, str], str | None] | None = None
     loads: str | None = None
+    caches: Mapping[KvCache, tuple[str, ...]] = field(default_factory=lambda: {"model": ()})

@@ -6,6 +6,7 @@ as the cache keeps them, and to itself as it is. That is prefill in chunks, and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,10 @@ CHUNK_TOKENS = 64
 RESIDUAL_TOKENS = 128
 """transformers keeps up to so many of the newest tokens as they are, and then packs them with the rest."""
 GROUP = 64
+"""Numbers that share a scale; fewer in a model whose tokens' keys these do not divide."""
 HQQ_BITS: Mapping[KvCache, int] = {"int8": 8, "int4": 4}
+PACKAGES: Mapping[KvCache, tuple[str, ...]] = {"model": (), **dict.fromkeys(HQQ_BITS, ("hqq",)), "fp8": ()}
+"""The caches that the engine keeps, and what each needs."""
 NOT_COMPILED = "compiled decoding needs a static key-value cache, and one of fewer bits grows"
 
 CacheMaker = Callable[[], Any]
@@ -36,9 +40,9 @@ def cache_maker(kind: KvCache, config: Any) -> tuple[CacheMaker, str]:
     serving stacks do where nothing was calibrated. Raises UnsupportedError where the model has layers that cannot.
     """
     if kind in HQQ_BITS:
-        bits = HQQ_BITS[kind]
-        make, told = partial(_hqq_cache, config, bits), f"{bits} bits by hqq, groups of {GROUP}"
-        told += f", up to {RESIDUAL_TOKENS} newest tokens unrounded"
+        bits, group = HQQ_BITS[kind], math.gcd(GROUP, _token_width(config))
+        make = partial(_hqq_cache, config, bits, group)
+        told = f"{bits} bits by hqq, groups of {group}, up to {RESIDUAL_TOKENS} newest tokens unrounded"
     else:
         make, told = partial(_fp8_cache, config), "float8 E4M3 without a scale, values beyond ±448 held there"
     try:
@@ -48,10 +52,17 @@ def cache_maker(kind: KvCache, config: Any) -> tuple[CacheMaker, str]:
     return make, told
 
 
-def _hqq_cache(config: Any, bits: int) -> Any:
+def _hqq_cache(config: Any, bits: int, group: int) -> Any:
     from transformers import QuantizedCache
 
-    return QuantizedCache("hqq", config, bits, q_group_size=GROUP, residual_length=RESIDUAL_TOKENS)
+    return QuantizedCache("hqq", config, bits, q_group_size=group, residual_length=RESIDUAL_TOKENS)
+
+
+def _token_width(config: Any) -> int:
+    """The numbers of one token's keys in a layer, whose groups must come out even for a text of any length."""
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int((getattr(config, "num_key_value_heads", None) or heads) * head)
 
 
 def _fp8_cache(config: Any) -> Any:
@@ -86,7 +97,8 @@ def _fp8_layer() -> Any:
                 return key_states, value_states
             keys = torch.cat([self.keys.to(key_states.dtype), key_states], dim=-2)
             values = torch.cat([self.values.to(value_states.dtype), value_states], dim=-2)
-            self.keys, self.values = packed(keys), packed(values)  # what is float8 already stays as it is
+            self.keys = torch.cat([self.keys, packed(key_states)], dim=-2)
+            self.values = torch.cat([self.values, packed(value_states)], dim=-2)
             return keys, values
 
     return Fp8Layer()

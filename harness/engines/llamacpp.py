@@ -225,4 +225,5 @@ LLAMACPP = Engine(
     stack="llamacpp",
     convert=written,
     loads="gguf",
+    caches=dict.fromkeys(CACHES, ()),
 )

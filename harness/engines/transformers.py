@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
 from harness.engines.compiled import compiled
-from harness.engines.kv_cache import CHUNK_TOKENS, NOT_COMPILED, CacheMaker, cache_maker
+from harness.engines.kv_cache import CHUNK_TOKENS, NOT_COMPILED, PACKAGES, CacheMaker, cache_maker
 from harness.errors import UnsupportedError
 from harness.models.loading import load_transformers
 from harness.numerics.logits import finish
@@ -321,4 +321,5 @@ TRANSFORMERS = Engine(
     imports=imports,
     load=load,
     packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate"),
+    caches=PACKAGES,
 )

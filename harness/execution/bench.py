@@ -161,8 +161,8 @@ class Bench:
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages beside the harness's own whose versions decide this run's figures."""
-        chosen = method(self.spec.method.name)
-        own = (*chosen.packages, *readers(chosen), *engine(self.spec.engine).packages)
+        chosen, runtime = method(self.spec.method.name), engine(self.spec.engine)
+        own = (*chosen.packages, *readers(chosen), *runtime.packages, *runtime.caches[self.spec.kv_cache])
         return (*own, *published.readers(self.spec.method.published or self.spec.model))
 
     def params(self) -> Any:

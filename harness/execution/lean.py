@@ -12,7 +12,7 @@ Answered with yes they cost about 4 s and 100 MB in every worker, whose load is 
 
 
 def spare_imports(needed: Collection[str]) -> None:
-    """Answers them with no, but for packages that the run's own method needs."""
+    """Answers them with no, but for packages that the run itself needs."""
     import transformers.utils as utils
     from transformers.utils import import_utils
 

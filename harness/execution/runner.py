@@ -153,7 +153,7 @@ def _must_repeat(
     if spec.kind != "performance" or not spec.is_baseline:
         return False
     return any(
-        (other.spec.kind, other.spec.model, other.spec.engine) == (spec.kind, spec.model, spec.engine)
+        (other.spec.kind, other.spec.model) == (spec.kind, spec.model)
         and other.spec.run_id not in finished
         and not other.unsupported
         and not _unmet(other.spec, records)

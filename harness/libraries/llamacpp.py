@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.errors import HarnessError, UnsupportedError
+from harness.spec import KvCache
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +27,7 @@ BATCH_TOKENS = 512
 CELLS = 256
 """The cache's length is a multiple of this, as llama.cpp pads it."""
 WORST_LINES = 3
-CACHES = {"model": "F16", "int8": "Q8_0", "int4": "Q4_0"}
+CACHES: Mapping[KvCache, str] = {"model": "F16", "int8": "Q8_0", "int4": "Q4_0"}
 """llama.cpp's types of keys and values, by what a recipe calls them."""
 _ERROR, _CONTINUED = 4, 5
 
@@ -74,7 +75,7 @@ def complaints(since: int) -> str:
 class Runtime:
     """A GGUF model that runs. One context at a time: as many sequences and tokens as were last asked for."""
 
-    def __init__(self, file: Path, device: str, threads: int, kv_cache: str = "model") -> None:
+    def __init__(self, file: Path, device: str, threads: int, kv_cache: KvCache = "model") -> None:
         """Raises UnsupportedError, with what llama.cpp says, for a file that it does not load."""
         import llama_cpp
         from gguf import GGMLQuantizationType

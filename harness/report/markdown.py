@@ -38,8 +38,7 @@ def _table(table: Table, said: Answer | None) -> Iterable[str]:
         yield _answer(said)
     yield "  \n".join(_caption(table))
     head = [_line(["Variant", *map(heading, columns)]), _line(["---", *("---:" for _ in columns)])]
-    several = len({row.engine for row in table.rows}) > 1
-    yield "\n".join([*head, *(_row(row, columns, several) for row in table.rows)])
+    yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
     if table.notes:
         yield "\n".join(f"- {escape(note)}" for note in table.notes)
 
@@ -74,8 +73,8 @@ def heading(column: Column) -> str:
     return f"{words} ({column.unit})" if column.unit else words
 
 
-def _row(row: VariantRow, columns: Sequence[Column], several_engines: bool) -> str:
-    return _line([_name(row, several_engines), *(_no_link(cell(column, row).whole) for column in columns)])
+def _row(row: VariantRow, columns: Sequence[Column]) -> str:
+    return _line([_name(row), *(_no_link(cell(column, row).whole) for column in columns)])
 
 
 def _no_link(figure: str) -> str:
@@ -83,8 +82,8 @@ def _no_link(figure: str) -> str:
     return figure.replace("[", "\\[").replace("]", "\\]")
 
 
-def _name(row: VariantRow, several_engines: bool) -> str:
-    words = [f"**{escape(row.label)}**", *([f"on {escape(row.engine)}"] if several_engines else [])]
+def _name(row: VariantRow) -> str:
+    words = [f"**{escape(row.label)}**"]
     if row.is_baseline:
         words.append("(baseline)")
     elif row.front:

@@ -4,7 +4,7 @@ Only the standard library is imported in this room.
 """
 
 from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, Stage, digest, file_sha256
-from harness.spec.model import MethodRef, ModelRef, labelled, model_identity
+from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
 from harness.spec.run import Limits, Price, RunSpec
 from harness.spec.work import (
     CalibrationRef,
@@ -16,6 +16,7 @@ from harness.spec.work import (
 )
 
 __all__ = [
+    "MAIN_ENGINE",
     "CalibrationRef",
     "Cell",
     "DecodeMode",

@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from harness.spec.identity import DecodeMode, KvCache, Scalar, Stage
 
+MAIN_ENGINE = "transformers"
+"""The one that makes what all engines share: the reference that divergence is measured against."""
+
 
 @dataclass(frozen=True)
 class ModelRef:
@@ -59,10 +62,11 @@ class MethodRef:
         return [*chosen, self.stack] if self.stack else chosen
 
 
-def labelled(method: str, decode_mode: DecodeMode, kv_cache: KvCache = "model") -> str:
-    """A method's label with its key-value cache and its decode mode, where they are not the usual ones."""
+def labelled(method: str, decode_mode: DecodeMode, kv_cache: KvCache = "model", engine: str = MAIN_ENGINE) -> str:
+    """A method's label with its key-value cache, its decode mode and its engine, where they are not the usual ones."""
     cache = "" if kv_cache == "model" else f" · {kv_cache} cache"
-    return method + cache + ("" if decode_mode == "eager" else f" · {decode_mode}")
+    mode = "" if decode_mode == "eager" else f" · {decode_mode}"
+    return method + cache + mode + ("" if engine == MAIN_ENGINE else f" · {engine}")
 
 
 def model_identity(model: ModelRef) -> list[Any]:

@@ -100,12 +100,14 @@ class RunSpec:
         if self.kind == "machine":
             return f"machine {self.hardware}"
         of_variants = ("convert", "quantize", "quality", "task", "performance")
-        what = self.method_label if self.kind in of_variants else self.model.label
+        what = self.model.label
+        if self.kind in of_variants:
+            what = labelled(self.method.label, self.decode_mode, self.kv_cache, self.engine)
         again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
         task = f"{self.task.name} " if self.task else ""
         scores = self.perplexity if self.kind in ("reference", "quality") else None
-        protocol = f" · {scores.protocol}" if scores and scores.protocol != "gptq" else ""
-        return f"{self.kind} {task}{what}{again}{protocol}"
+        protocol = f" by {scores.protocol}" if scores and scores.protocol != "gptq" else ""
+        return f"{self.kind} {task}{what}{protocol}{again}"
 
     @property
     def case_id(self) -> str:

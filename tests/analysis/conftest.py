@@ -92,6 +92,7 @@ class Bench:
     price: Price | None = PRICE
     decode_mode: DecodeMode = "eager"
     kv_cache: KvCache = "model"
+    engine: str = "transformers"
     seconds: list[int] = field(default_factory=lambda: [0])
 
     def spec(self, kind: Kind, method: MethodRef, repetition: int = 0) -> RunSpec:
@@ -103,7 +104,7 @@ class Bench:
             self.model,
             method,
             NONE,
-            "transformers",
+            self.engine,
             "decoder",
             perplexity=PerplexityWorkload(text, "gptq", self.context, self.windows) if scored else None,
             divergence=scored,

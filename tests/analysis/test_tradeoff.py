@@ -73,9 +73,7 @@ def test_change_needs_a_baseline_with_the_same_libraries(bench: Bench, none: Met
     newer = replace(bench, torch="2.14.0")
     table = only([bench.quality(none), newer.quality(rtn, 4.5, 0.02)])
     assert row(table, "rtn 4-bit").perplexity_change is None
-    assert table.notes == (
-        "perplexity stands alone, no baseline was measured with the same libraries and engine: rtn 4-bit",
-    )
+    assert table.notes == ("perplexity stands alone, no baseline was measured with the same libraries: rtn 4-bit",)
 
 
 def test_change_prefers_the_like_baseline_to_the_newest(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
@@ -182,6 +180,26 @@ def test_a_cache_is_a_row_with_a_quality_of_its_own_beside_the_same_baseline(
     assert cached.perplexity_change.value > 0
     assert cached.speeds[0].decode_ratio.value == pytest.approx(0.5)
     assert {each.quantize_s for each in rows.values() if each.method == "rtn"} == {rows[rtn.label].quantize_s} != {None}
+
+
+def test_the_unquantized_model_on_another_engine_is_a_row_and_all_are_held_against_the_main_ones(
+    bench: Bench, none: MethodRef, rtn: MethodRef
+) -> None:
+    other = replace(bench, engine="llamacpp", torch="another")
+    records = [other.quality(none, damage=1e-4), other.quality(rtn, damage=0.01), other.performance(none, 5.0)]
+    records += [other.performance(rtn, 6.0), bench.quality(none), bench.performance(none)]
+    table = only(records)
+    base, *others = sorted(table.rows, key=lambda each: not each.is_baseline)
+    assert base.engine == "transformers"
+    assert table.baseline is base
+    assert [each.is_baseline for each in others] == [False, False]
+    for each, damage, faster in zip(sorted(others, key=lambda each: each.method), (1e-4, 0.01), (5, 6), strict=True):
+        assert each.kl_mean.value == pytest.approx(damage, rel=0.2)
+        assert each.perplexity_change.value == pytest.approx(damage, rel=0.2)
+        assert each.speeds[0].decode_ratio.value == pytest.approx(faster, rel=0.02)
+    alone = only([each for each in records if each.spec.engine == "llamacpp"])
+    assert alone.baseline is not None, "where the main engine did not run, another's baseline is the baseline"
+    assert alone.baseline.engine == "llamacpp"
 
 
 def test_a_baseline_of_another_session_is_no_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:

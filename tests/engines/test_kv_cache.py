@@ -81,7 +81,16 @@ def test_packed_caches_take_their_bits_and_scales(tiny: Path) -> None:
     prompt = random_tokens(512, 1, 128, seed=0)
     own = stored_bytes(read(tiny, "model").prefill(prompt)[1])
     for kind, bits in (("int8", 8), ("int4", 4)):
-        assert own * bits / 32 < stored_bytes(read(tiny, kind).prefill(prompt)[1]) < own * (bits + 1.5) / 32
+        scale_and_zero = 2 * 32 / 32  # in float32, of a group of 32
+        assert stored_bytes(read(tiny, kind).prefill(prompt)[1]) == own * (bits + scale_and_zero) / 32
+
+
+@HQQ
+@torch.inference_mode()
+def test_packed_caches_take_texts_of_any_length(tiny: Path) -> None:
+    """A token's keys are 32 numbers here: groups of 64 would not come out even."""
+    for length in (63, kv_cache.CHUNK_TOKENS + 1):
+        assert read(tiny, "int4").logits(random_tokens(512, 1, length, seed=0)).isfinite().all()
 
 
 def test_tasks_and_compiling_do_not_go_around_the_cache(tiny: Path, tokens: torch.Tensor) -> None:

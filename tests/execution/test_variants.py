@@ -320,3 +320,14 @@ def test_a_stack_that_cannot_be_meant_is_a_wrong_recipe(sweeps, tiny: Path, meth
     with pytest.raises(RecipeError) as told:
         plan(load_recipe(sweeps.recipe(recipe(tiny, [method], calibration={}))))
     assert message in str(told.value)
+
+
+def test_a_cache_that_a_package_packs_is_read_in_a_worker(sweeps, tiny: Path) -> None:
+    """Workers hide hqq from transformers, whose import of it takes seconds, but from those that need it."""
+    needs("hqq")
+    records = sweeps.run(recipe(tiny, ["none"], kv_cache=["int4"], measure={"perplexity": MEASURE["perplexity"]}))
+    own, packed = (record for record in records if record.spec.kind == "quality")
+    assert packed.status == "ok", packed.outcome.failure
+    assert "4 bits by hqq" in str(packed.outcome.facts["key-value cache"])
+    assert packed.outcome.before.software["hqq"]
+    assert own.find("nll").values == pytest.approx(packed.find("nll").values, rel=0.05)
