@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
 from hypothesis import settings
 
-from harness.cache import Cache
+from harness.cache import Cache, default_folder
 from harness.errors import UsageError
 from harness.execution.runner import Event, run
 from harness.planner import plan
@@ -88,6 +92,28 @@ def autoawq_stacks(tmp_path_factory: pytest.TempPathFactory) -> Stacks:
         except UsageError as error:
             pytest.skip(f"the autoawq stack could not be made here: {error}")
     return stacks
+
+
+@pytest.fixture(scope="session")
+def llamacpp_stacks() -> Stacks:
+    """Stacks with that of llama.cpp, where it was made (else QHARNESS_LLAMACPP_PYTHON): no test compiles it."""
+    own = os.environ.get("QHARNESS_LLAMACPP_PYTHON")
+    stacks = Stacks(default_folder() / "stacks", {"llamacpp": Path(own)} if own else {})
+    if stacks["llamacpp"].absence:
+        pytest.skip("needs llama.cpp, which 'qharness stack create llamacpp' compiles in some minutes")
+    return stacks
+
+
+@pytest.fixture(scope="session")
+def llama_cpp(llamacpp_stacks: Stacks, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The stack's library in this interpreter, whose own packages stay as they are."""
+    folder = tmp_path_factory.mktemp("llama_cpp")
+    for name in ("llama_cpp", "diskcache"):
+        command = [llamacpp_stacks["llamacpp"].python, "-c", f"import {name}; print({name}.__path__[0])"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        (folder / name).symlink_to(told.strip(), target_is_directory=True)
+    sys.path.append(str(folder))
+    return import_module("llama_cpp")
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,10 @@ class LoadedModel(Decoder, Protocol):
         """The model's own final logits, (batch, length, vocabulary)."""
         ...
 
+    def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The logits with the model's own key-value cache, whatever it runs with: an artifact is recognized by them."""
+        ...
+
     def branching(self) -> bool:
         """Whether pasts may be used: found by comparing ``extend`` and ``grow`` with ``hidden``, when first asked."""
         ...

@@ -76,6 +76,10 @@ class LlamaCppModel:
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._runtime.logits(tokens).to(self.device)
 
+    def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        with self._runtime.own_cache():
+            return self.logits(tokens)
+
     def branching(self) -> bool:
         return False
 

@@ -73,6 +73,9 @@ class TransformersModel:
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._read(lambda **inputs: self._model(**inputs).logits, tokens)
 
+    def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._model(input_ids=tokens.to(self._model.device), use_cache=False).logits  # type: ignore[no-any-return]
+
     def _read(self, forward: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
         """All of a text at once; where the cache is not the model's own, in chunks that read it."""
         import torch

@@ -56,7 +56,7 @@ def take_stock(bench: Bench, model: LoadedModel) -> None:
     if spec.method.stage == "offline":
         saved = bench.cache.needed(spec, "quantize")
         what = "the artifact reloaded differs from the model that was saved"
-        difference = probe.compare(saved, model.logits, what)
+        difference = probe.compare(saved, model.own_cache_logits, what)
         bench.facts["reload difference"] = str(difference)
         if not difference.rounding:
             bench.labels.append(f"{what}, harmlessly: {difference}")

@@ -31,5 +31,7 @@ def check_tokens(bench: Bench, model: LoadedModel) -> None:
 
     What is quantized here gets the source's tokenizer, byte for byte.
     """
-    if bench.spec.method.published is not None and model.tokenizer is not None:
-        check_tokenizer(bench.source(), model.tokenizer, bench.spec.model.trust_remote_code)
+    spec = bench.spec
+    if spec.method.published is not None and model.tokenizer is not None:
+        chat = spec.task is not None and spec.task.chat_template
+        check_tokenizer(bench.source(), model.tokenizer, chat, spec.model.trust_remote_code)

@@ -7,7 +7,8 @@ programs run a model; weights are read into memory rather than mapped, so that w
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,13 +79,12 @@ class Runtime:
     def __init__(self, file: Path, device: str, threads: int, kv_cache: KvCache = "model") -> None:
         """Raises UnsupportedError, with what llama.cpp says, for a file that it does not load."""
         import llama_cpp
-        from gguf import GGMLQuantizationType
 
         self._api = llama_cpp
         self._threads = threads
         if kv_cache not in CACHES:
             raise UnsupportedError(f"llama.cpp keeps no {kv_cache} key-value cache")
-        self._cache_type = int(GGMLQuantizationType[CACHES[kv_cache]])
+        self._cache_type = _ggml_type(CACHES[kv_cache])
         self._context: Any = None
         self._rows = self._length = 0
         since = len(lines())
@@ -140,6 +140,20 @@ class Runtime:
         if not self._context:
             raise UnsupportedError(f"llama.cpp makes no context of {rows} × {length} tokens: {complaints(since)}")
         self._rows, self._length = rows, length
+
+    @contextmanager
+    def own_cache(self) -> Iterator[None]:
+        """Keys and values are kept in float16 meanwhile, whatever was asked for."""
+        kept, own = self._cache_type, _ggml_type(CACHES["model"])
+        if kept != own:
+            self._drop()
+        self._cache_type = own
+        try:
+            yield
+        finally:
+            self._cache_type = kept
+            if kept != own:
+                self._drop()
 
     def empty(self) -> None:
         """Forgets all tokens; their room stays."""
@@ -208,6 +222,13 @@ class Runtime:
             self._api.llama_synchronize(self._context)
 
 
+def _ggml_type(name: str) -> int:
+    """ggml's number of one of its types."""
+    from gguf import GGMLQuantizationType
+
+    return int(GGMLQuantizationType[name])
+
+
 def quantize(
     source: Path,
     out: Path,
@@ -224,14 +245,13 @@ def quantize(
     (float32, one per column), or is None.
     """
     import llama_cpp
-    from gguf import GGMLQuantizationType
 
     settings = llama_cpp.llama_model_quantize_default_params()
     settings.nthread = threads
     settings.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{file_type}")
     if plain is not None:
-        settings.output_tensor_type = settings.token_embedding_type = int(GGMLQuantizationType[plain])
-    named = [(pattern.encode(), int(GGMLQuantizationType[kind])) for pattern, kind in overrides]
+        settings.output_tensor_type = settings.token_embedding_type = _ggml_type(plain)
+    named = [(pattern.encode(), _ggml_type(kind)) for pattern, kind in overrides]
     held: list[object] = []
     if named:
         table = (llama_cpp.llama_model_tensor_override * (len(named) + 1))()

@@ -1,27 +1,32 @@
-"""The llama.cpp engine on the tiny model, held against transformers; needs the stack's library in this interpreter."""
+"""The llama.cpp engine on the tiny model, held against transformers; needs the stack 'llamacpp'."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from gguf import GGMLQuantizationType, quants
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama import modeling_llama
 
 from harness.contracts import LoadRequest
 from harness.engines.llamacpp import LLAMACPP, LlamaCppModel
 from harness.errors import UnsupportedError
 from harness.models.headers import GGUF_FILE
+from harness.numerics.kv_cache import bytes_per_token, element_bytes, stored_bytes
 from harness.tasks.scoring import Request, score
 
-pytest.importorskip("llama_cpp", reason="run these tests with the interpreter of the stack 'llamacpp'")
+pytestmark = pytest.mark.usefixtures("llama_cpp")
 
 TEXT = "The boats had come back before dawn with a poor catch, and the men spoke of the weather."
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+def folder(llama_cpp: ModuleType, tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     out = tmp_path_factory.mktemp("converted")
     assert LLAMACPP.convert is not None
     LLAMACPP.convert(tiny, out, "float32")
@@ -75,8 +80,6 @@ def test_decoding_continues_the_prefill(model: LlamaCppModel, ids: torch.Tensor)
 
 
 def test_the_cache_is_a_key_and_a_value_of_every_token_in_float16(model: LlamaCppModel, ids: torch.Tensor) -> None:
-    from harness.numerics.kv_cache import bytes_per_token, element_bytes, stored_bytes
-
     _, cache = model.prefill(ids[:, :10])
     assert element_bytes(cache) == 2
     assert stored_bytes(cache) == 10 * bytes_per_token(layers=4, kv_heads=2, head_dim=16, element_bytes=2)
@@ -120,4 +123,90 @@ def test_what_llama_cpp_does_not_load_is_told_in_its_own_words(tmp_path: Path, f
         LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))
     (tmp_path / GGUF_FILE).write_bytes(content[:-1000])
     with pytest.raises(UnsupportedError, match="not a whole GGUF file"):
+        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))
+
+
+@pytest.fixture(scope="module")
+def wider(llama_cpp: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A checkpoint of random weights and its GGUF. Its heads have 32 numbers, as llama.cpp's blocks have."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=64, max_position_embeddings=512, initializer_range=0.3))
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wider")
+    model.save_pretrained(source)
+    assert LLAMACPP.convert is not None
+    LLAMACPP.convert(source, out, "float32")
+    return source, out
+
+
+def load(folder: Path, kind: str) -> LlamaCppModel:
+    found = LLAMACPP.load(LoadRequest(folder, "float32", "cpu", kv_cache=kind))  # type: ignore[arg-type]
+    assert isinstance(found, LlamaCppModel)
+    return found
+
+
+def kept_bytes(model: LlamaCppModel, tokens: torch.Tensor) -> int:
+    """What llama.cpp itself needs to keep a sequence's cache."""
+    model.prefill(tokens)
+    runtime = model._runtime
+    return int(runtime._api.llama_state_seq_get_size(runtime._context, 0))
+
+
+def rounded(numbers: torch.Tensor, kind: str) -> torch.Tensor:
+    """Numbers as a type of ggml keeps them, by gguf's own arithmetic."""
+    held = GGMLQuantizationType[kind]
+    codes = quants.quantize(numbers.contiguous().numpy(), held)
+    return torch.from_numpy(quants.dequantize(codes, held).reshape(numbers.shape))
+
+
+@pytest.mark.parametrize(("kind", "stored", "block"), [("int8", "Q8_0", 34), ("int4", "Q4_0", 18)])
+def test_a_cache_in_fewer_bits_is_read_and_takes_what_llama_cpp_keeps(
+    wider: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, kind: str, stored: str, block: int
+) -> None:
+    """Beside transformers with every key and value rounded, and on a CPU with queries of 8 bits too."""
+    source, folder = wider
+    tokens = torch.randint(64, (1, 60), generator=torch.Generator().manual_seed(1))
+    plain = AutoModelForCausalLM.from_pretrained(source).eval()
+    with torch.inference_mode():
+        exact = plain(tokens).logits
+        turn, keep = modeling_llama.apply_rotary_pos_emb, DynamicCache.update
+
+        def turned(q: torch.Tensor, k: torch.Tensor, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            q, k = turn(q, k, *given)
+            return rounded(q, "Q8_0"), k
+
+        def kept(cache: Any, k: torch.Tensor, v: torch.Tensor, *given: Any) -> Any:
+            return keep(cache, rounded(k, stored), rounded(v, stored), *given)
+
+        monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", turned)
+        monkeypatch.setattr(DynamicCache, "update", kept)
+        expected = plain(tokens, use_cache=True).logits
+    packed = load(folder, kind)
+    found = packed.logits(tokens)
+    far = (expected - exact).norm()
+    assert far > 0.01 * exact.norm(), "the cache is read in one pass over a text too"
+    assert (found - expected).norm() < 0.01 * far
+    assert torch.equal(packed.own_cache_logits(tokens), load(folder, "model").logits(tokens))
+    assert torch.equal(packed.logits(tokens), found), "and then with its own again"
+    _, cache = packed.prefill(tokens)
+    numbers = 2 * 2 * 64  # keys and values of two layers
+    assert stored_bytes(cache) == 60 * numbers // 32 * block
+    a_token = (kept_bytes(packed, tokens) - kept_bytes(packed, tokens[:, :20])) / 40
+    assert 0 <= a_token - numbers / 32 * block <= 16, "but for a few bytes that say where the token stands"
+
+
+def test_a_cache_that_llama_cpp_does_not_keep_is_unsupported(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="keeps no fp8"):
+        load(folder, "fp8")
+    with pytest.raises(UnsupportedError, match="does not divide n_embd_head_k=16"):
+        load(folder, "int8").logits(torch.tensor([[1, 2]]))
+
+
+def test_a_file_of_a_later_version_or_of_an_unknown_model_is_told(tmp_path: Path, folder: Path) -> None:
+    content = (folder / GGUF_FILE).read_bytes()
+    (tmp_path / GGUF_FILE).write_bytes(content[:4] + (99).to_bytes(4, "little") + content[8:])
+    with pytest.raises(UnsupportedError, match="version 99"):
+        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))
+    (tmp_path / GGUF_FILE).write_bytes(content.replace(b"llama", b"lhama"))
+    with pytest.raises(UnsupportedError, match="unknown model architecture: 'lhama'"):
         LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))

@@ -1,9 +1,8 @@
-"""A sweep over both engines, by the llama.cpp of QHARNESS_LLAMACPP_PYTHON: to compile it here would take minutes."""
+"""Sweeps over both engines; needs the stack 'llamacpp'."""
 
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from statistics import fmean
 
@@ -18,21 +17,15 @@ from harness.stacks import Stacks
 BLOCK_BYTES = {"Q8_0": 34 / 32}
 
 
-@pytest.fixture
-def stacks(tmp_path: Path) -> Stacks:
-    own = os.environ.get("QHARNESS_LLAMACPP_PYTHON")
-    if not own:
-        pytest.skip("QHARNESS_LLAMACPP_PYTHON names no interpreter with llama-cpp-python")
-    return Stacks(tmp_path / "stacks", {"llamacpp": Path(own)})
-
-
 def perplexity(record: RunRecord) -> float:
     nll = record.find("nll")
     weighted = sum(value * weight for value, weight in zip(nll.values, nll.weights, strict=True))
     return math.exp(weighted / sum(nll.weights))
 
 
-def test_both_engines_read_one_model_and_are_held_against_one_reference(stacks: Stacks, sweeps, tiny: Path) -> None:
+def test_both_engines_read_one_model_and_are_held_against_one_reference(
+    llamacpp_stacks: Stacks, sweeps, tiny: Path
+) -> None:
     content = {
         "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
         "methods": ["none", {"gguf": {"type": "Q8_0", "imatrix": True}}],
@@ -41,8 +34,8 @@ def test_both_engines_read_one_model_and_are_held_against_one_reference(stacks: 
         "measure": {"perplexity": {"context": 128, "windows": 8}, "divergence": {}, "memory": {}},
         "threads": 1,
     }
-    planned = plan(load_recipe(sweeps.recipe(content)), stacks=stacks)
-    records = run(planned, sweeps.store, sweeps.cache, lambda event: None, stacks)
+    planned = plan(load_recipe(sweeps.recipe(content)), stacks=llamacpp_stacks)
+    records = run(planned, sweeps.store, sweeps.cache, lambda event: None, llamacpp_stacks)
     assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
     quality = {(r.spec.method.name, r.spec.engine): r for r in records if r.spec.kind == "quality"}
     base, own = quality["none", "transformers"], quality["none", "llamacpp"]

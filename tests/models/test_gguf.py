@@ -18,6 +18,7 @@ from harness.errors import SourceError, UnsupportedError
 from harness.models.gguf.architectures import ARCHITECTURES, context_length, rope_factors
 from harness.models.gguf.convert import convert
 from harness.models.gguf.layout import CODE_BITS, ledger, read
+from harness.models.gguf.tokenizer import file_tokenizer
 
 SIZES = {
     "vocab_size": 96,
@@ -160,8 +161,25 @@ TEXT = "The boats came back: 1234 fish, naïve — 東京! \n\n  two  spaces\tan
 def test_the_tokenizer_in_the_file_is_the_checkpoints(tmp_path: Path, tiny: Path) -> None:
     convert(tiny, tmp_path / "tiny.gguf", "float32")
     own = AutoTokenizer.from_pretrained(tiny)
-    told = AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    told = file_tokenizer(tmp_path / "tiny.gguf")
     assert told.encode(TEXT, add_special_tokens=False) == own.encode(TEXT, add_special_tokens=False)
+    (tmp_path / "tokenizer_config.json").write_text('{"unk_token": "a"}', encoding="utf-8")
+    assert file_tokenizer(tmp_path / "tiny.gguf").unk_token == told.unk_token, "what lies beside the file is not read"
+
+
+def test_bytes_with_a_fallback_that_none_needs_are_no_sentencepiece(tmp_path: Path) -> None:
+    """So transformers writes the tokenizer of a GGUF file that it read."""
+    saved(tmp_path, "llama", vocab_size=270)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: index for index, piece in enumerate(["<unk>", *letters])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"unk_token": "<unk>"}', encoding="utf-8")
+    convert(tmp_path, tmp_path / "model.gguf", "float32")
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    told = {key: reader.get_field(f"tokenizer.ggml.{key}").contents() for key in ("model", "pre", "unknown_token_id")}
+    assert told == {"model": "gpt2", "pre": "gpt-2", "unknown_token_id": 0}
 
 
 def test_a_sentencepiece_vocabulary_keeps_its_types_and_the_order_of_its_merges(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-VERSION = 1
+VERSION = 2
 """Raised by every change of what is written."""
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """GGUF's name of a dtype. Vectors are always stored in float32, as llama.cpp wants them."""

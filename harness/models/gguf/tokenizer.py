@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ def tokenizer_of(path: Path) -> Any | None:
 
 
 def file_tokenizer(file: Path) -> Any:
-    """The tokenizer in a GGUF file, as transformers reads it."""
+    """The tokenizer in a GGUF file, as transformers reads it: alone, for it reads what lies beside the file too."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / file.name).symlink_to(file.absolute())
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     for name, token in gguf_special_tokens(file).items():  # transformers takes BOS for EOS, and leaves padding out
         setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
     return tokenizer

@@ -39,7 +39,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
         raise UnsupportedError(f"gguf: tokenizers of type {model.get('type')} are not converted")
     tokens, types = _tokens(content, model, size)
     note = None
-    if model.get("byte_fallback"):
+    if model.get("byte_fallback") and not _of_bytes(content):
         writer.add_tokenizer_model("llama")
         writer.add_token_scores(_scores(model, tokens))
         writer.add_add_space_prefix(_prefixes_space(content))
@@ -52,8 +52,13 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
         writer.add_token_merges([_merge(pair) for pair in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _write_special(writer, folder)
+    _write_special(writer, folder, tokens)
     return note
+
+
+def _of_bytes(content: Mapping[str, Any]) -> bool:
+    """Whether all of a text is turned into bytes first, so that none is left to fall back to."""
+    return any(part.get("type") == "ByteLevel" for part in _pieces(content.get("pre_tokenizer") or {}))
 
 
 def _tokens(content: Mapping[str, Any], model: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
@@ -101,7 +106,7 @@ def _prefixes_space(content: Mapping[str, Any]) -> bool:
 
 def _split(pre: Mapping[str, Any]) -> str:
     """llama.cpp's name for how text is cut before pairs are merged."""
-    parts = pre.get("pretokenizers") or [pre]
+    parts = _pieces(pre)
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
         return "gpt-2"
@@ -114,7 +119,12 @@ def _split(pre: Mapping[str, Any]) -> str:
     return UNKNOWN_SPLIT
 
 
-def _write_special(writer: GGUFWriter, folder: Path) -> None:
+def _pieces(pre: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The steps by which text is cut before pairs are merged."""
+    return pre.get("pretokenizers") or [pre]
+
+
+def _write_special(writer: GGUFWriter, folder: Path, tokens: Sequence[str]) -> None:
     """The ids of special tokens, by the configurations of model and generation, and whether a text begins with BOS."""
     held: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
@@ -133,6 +143,10 @@ def _write_special(writer: GGUFWriter, folder: Path) -> None:
     settings = folder / "tokenizer_config.json"
     if settings.exists():
         tokenizer = read_json(settings)
+        unknown = tokenizer.get("unk_token")
+        unknown = unknown.get("content") if isinstance(unknown, dict) else unknown
+        if unknown in tokens:
+            writer.add_unk_token_id(tokens.index(unknown))
         if isinstance(tokenizer.get("add_bos_token"), bool):
             writer.add_add_bos_token(tokenizer["add_bos_token"])
         template = folder / "chat_template.jinja"
