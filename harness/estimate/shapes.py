@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.errors import SourceError
 from harness.models import headers, hub
+from harness.models.gguf.header import read_header, sizes
 from harness.models.scope import in_decoder
 from harness.models.sources import HUB_ID, package_file
 
@@ -141,8 +142,8 @@ def _from_folder(label: str, folder: Path) -> ModelShapes:
 
 
 def _from_gguf(label: str, file: Path) -> ModelShapes:
-    header = headers.read_gguf(file)
-    return shapes(label, headers.gguf_config(file), header)
+    header = read_header(file)
+    return shapes(label, sizes(file), header)
 
 
 def _from_config(label: str, config: dict[str, Any]) -> ModelShapes:

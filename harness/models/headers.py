@@ -14,13 +14,13 @@ from typing import Any
 from harness.errors import SourceError
 
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
+"""What both formats call the types that are no quantization."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
 """What a checkpoint's tokenizer is made of, as patterns."""
 GGUF = ".gguf"
 GGUF_FILE = "model.gguf"
 """What a GGUF file is called in a folder of the cache."""
-_NO_GGUF = (ValueError, IndexError, KeyError, UnicodeDecodeError)
-FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 
 
 @dataclass(frozen=True)
@@ -119,77 +119,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise SourceError(f"{path}: not a mapping")
     return content
-
-
-def read_gguf(file: Path) -> Header:
-    """The header of a GGUF file. Raises SourceError where it is not one, or is cut short."""
-    reader = gguf_reader(file)
-    try:
-        architecture = reader.get_field("general.architecture")
-        context = reader.get_field(f"{architecture.contents()}.context_length") if architecture else None
-        shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in reader.tensors}
-        types = Counter(
-            tensor.tensor_type.name
-            for tensor in reader.tensors
-            if tensor.name.startswith("blk.") and len(tensor.shape) > 1
-        )
-    except _NO_GGUF as error:
-        raise SourceError(f"{file}: not a whole GGUF file: {error}") from None
-    if not types:
-        raise SourceError(f"{file}: holds no decoder layers")
-    commonest = types.most_common(1)[0][0]
-    return Header(
-        shapes,
-        int(context.contents()) if context else None,
-        None if commonest in FLOAT_TYPES else commonest,
-        "float32",
-        str(architecture.contents()) if architecture else None,
-    )
-
-
-def gguf_config(file: Path) -> dict[str, Any]:
-    """A GGUF file's sizes under the names that transformers gives them. Raises SourceError where one is lacking."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(file)
-    architecture = reader.get_field("general.architecture")
-    prefix = architecture.contents() if architecture else ""
-    names = {
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "head_dim": "attention.key_length",
-        "num_experts_per_tok": "expert_used_count",
-        "moe_intermediate_size": "expert_feed_forward_length",
-    }
-    fields = {key: reader.get_field(f"{prefix}.{name}") for key, name in names.items()}
-    held = {tensor.name: tensor for tensor in reader.tensors}
-    if "token_embd.weight" not in held:
-        raise SourceError(f"{file}: holds no token_embd.weight")
-    config: dict[str, Any] = {key: field.contents() for key, field in fields.items() if field is not None}
-    return config | {"vocab_size": int(max(held["token_embd.weight"].shape))}
-
-
-def gguf_reader(file: Path) -> Any:
-    """The reader of gguf's library. Raises SourceError where the file is none of its kind, or is cut short."""
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(file)
-    except _NO_GGUF as error:
-        raise SourceError(f"{file}: not a whole GGUF file: {error}") from None
-
-
-def gguf_special_tokens(file: Path) -> dict[str, int]:
-    """The ids of bos, eos, unk and pad, as far as the file's metadata name them."""
-    from gguf import GGUFReader
-
-    reader = GGUFReader(file)
-    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    fields = {name: reader.get_field(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: int(field.contents()) for name, field in fields.items() if field is not None}
 
 
 def synthetic(config: dict[str, Any]) -> Header | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from harness.errors import SourceError
 from harness.models import headers
+from harness.models.gguf.header import read_header
 from harness.models.scope import in_decoder
 from harness.recipe import Model
 from harness.spec import ModelRef, digest, file_sha256
@@ -84,7 +85,7 @@ def _local(entry: Model, path: Path) -> SourceModel:
         return _source(entry, "directory", path, header, digest([(file.name, file_sha256(file)) for file in files]))
     if path.suffix == ".gguf":
         _refuse(entry, "trust_remote_code", kind="a GGUF file")
-        return _source(entry, "gguf", path, headers.read_gguf(path), file_sha256(path))
+        return _source(entry, "gguf", path, read_header(path), file_sha256(path))
     raise SourceError(f"model {entry.id!r}: neither a model's folder nor a .gguf file")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import SourceError
 from harness.models import headers
+from harness.models.gguf.header import open_reader
 from harness.models.sources import package_file
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def _from_folder(folder: Path, name: str) -> NamedTensor:
 def _from_gguf(file: Path, name: str) -> NamedTensor:
     from gguf import dequantize
 
-    reader = headers.gguf_reader(file)
+    reader = open_reader(file)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     architecture = reader.get_field("general.architecture")
     own = _gguf_name(architecture.contents() if architecture else None, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -257,17 +258,29 @@ def test_codes_and_scales_fill_the_blocks_of_the_library() -> None:
         assert 0 < size - weights * bits / 8 <= weights / 4, f"{name}: its scales take a part of its block"
 
 
-@pytest.mark.parametrize("fault", ["cut", "newer", "other", "empty"])
-def test_what_is_no_whole_gguf_file_is_refused(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("cut", "cut short or damaged, fetch or convert it again"),
+        ("cut in its header", "cut short or damaged, fetch or convert it again"),
+        ("newer", "GGUF version 99, and 2 and 3 are read here; convert the model anew"),
+        ("of the other order", "its bytes are in the other order"),
+        ("other", "no GGUF file: it begins with b'{\"a\"'"),
+        ("empty", "no GGUF file: it begins with b''"),
+    ],
+)
+def test_what_is_no_whole_gguf_file_is_refused(tmp_path: Path, fault: str, message: str) -> None:
     file = tmp_path / "model.gguf"
     blocks(file)
     content = file.read_bytes()
     broken = {
         "cut": content[: len(content) // 2],
+        "cut in its header": content[:150],
         "newer": content[:4] + struct.pack("<I", 99) + content[8:],
+        "of the other order": content[:4] + struct.pack(">I", 3) + content[8:],
         "other": json.dumps({"a": 1}).encode() * 100,
         "empty": b"",
     }
     file.write_bytes(broken[fault])
-    with pytest.raises(SourceError, match=r"model.gguf: not a whole GGUF file"):
+    with pytest.raises(SourceError, match=re.escape(f"{file}: {message}")):
         read(file)

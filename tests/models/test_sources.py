@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.errors import SourceError
-from harness.models.headers import read_gguf, synthetic
+from harness.models.gguf.header import read_header
+from harness.models.headers import synthetic
 from harness.models.scope import in_decoder
 from harness.models.sources import inspect
 from harness.recipe import Model
@@ -124,7 +125,7 @@ def test_what_is_no_model_is_refused(tmp_path: Path, make, expected: str) -> Non
 
 def test_a_truncated_gguf_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
-    with pytest.raises(SourceError, match="not a whole GGUF file"):
+    with pytest.raises(SourceError, match="cut short or damaged"):
         inspect(model("m.gguf"), tmp_path)
 
 
@@ -146,7 +147,7 @@ def test_a_gguf_tells_its_native_quantization(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    header = read_gguf(path)
+    header = read_header(path)
     assert (header.quantization, header.context_length) == ("Q8_0", 128)
     assert header.shapes == {"blk.0.attn_q.weight": (8, 64), "token_embd.weight": (8, 64)}
     assert inspect(model("m.gguf"), tmp_path).ref.dtype == "float32"

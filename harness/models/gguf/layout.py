@@ -11,7 +11,8 @@ from typing import Any
 from harness.contracts import Role, StoredTensor
 from harness.errors import SourceError
 from harness.models.gguf.convert import TYPES
-from harness.models.headers import FLOAT_TYPES, gguf_reader
+from harness.models.gguf.header import open_reader
+from harness.models.headers import FLOAT_TYPES
 from harness.models.scope import in_decoder
 
 CODE_BITS = {
@@ -51,7 +52,7 @@ class GgufTensor:
 
 def read(file: Path) -> GgufFile:
     """Raises SourceError for what is no GGUF file, one cut short, or a version that is not known here."""
-    reader = gguf_reader(file)
+    reader = open_reader(file)
     tensors = tuple(
         GgufTensor(t.name, t.tensor_type.name, tuple(map(int, reversed(t.shape))), int(t.n_bytes))
         for t in reader.tensors

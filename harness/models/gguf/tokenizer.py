@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.models.headers import gguf_special_tokens
+from harness.models.gguf.header import special_tokens
 
 
 def tokenizer_of(path: Path) -> Any | None:
@@ -25,6 +25,6 @@ def file_tokenizer(file: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / file.name).symlink_to(file.absolute())
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    for name, token in gguf_special_tokens(file).items():  # transformers takes BOS for EOS, and leaves padding out
+    for name, token in special_tokens(file).items():  # transformers takes BOS for EOS, and leaves padding out
         setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
     return tokenizer

@@ -1,0 +1,92 @@
+"""What the header of a GGUF file says: shapes, sizes, special tokens. No weights are read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from harness.errors import SourceError
+from harness.models.headers import FLOAT_TYPES, Header
+
+MAGIC = b"GGUF"
+_DAMAGES = (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError)
+"""What gguf's library raises where a file's bytes make no sense."""
+
+
+def open_reader(file: Path) -> Any:
+    """The reader of gguf's library. Raises SourceError where the file is none of its kind, too new, or cut short."""
+    from gguf import GGUFReader
+    from gguf.gguf_reader import READER_SUPPORTED_VERSIONS
+
+    with file.open("rb") as stream:
+        start = stream.read(8)
+    if start[:4] != MAGIC:
+        raise SourceError(f"{file}: no GGUF file: it begins with {start[:4]!r}, not {MAGIC!r}")
+    version = int.from_bytes(start[4:], "little")
+    if version and version % 2**16 == 0:
+        raise SourceError(f"{file}: its bytes are in the other order (big-endian); convert the model anew")
+    if version not in READER_SUPPORTED_VERSIONS:
+        told = " and ".join(map(str, sorted(READER_SUPPORTED_VERSIONS)))
+        raise SourceError(f"{file}: GGUF version {version}, and {told} are read here; convert the model anew")
+    try:
+        return GGUFReader(file)
+    except _DAMAGES as error:
+        raise SourceError(f"{file}: cut short or damaged, fetch or convert it again ({error})") from None
+
+
+def read_header(file: Path) -> Header:
+    """The header of a GGUF file. Raises SourceError where it is not one, or is cut short."""
+    found = open_reader(file)
+    try:
+        architecture = found.get_field("general.architecture")
+        context = found.get_field(f"{architecture.contents()}.context_length") if architecture else None
+        shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in found.tensors}
+        types = Counter(
+            tensor.tensor_type.name
+            for tensor in found.tensors
+            if tensor.name.startswith("blk.") and len(tensor.shape) > 1
+        )
+    except _DAMAGES as error:
+        raise SourceError(f"{file}: cut short or damaged, fetch or convert it again ({error})") from None
+    if not types:
+        raise SourceError(f"{file}: holds no decoder layers")
+    commonest = types.most_common(1)[0][0]
+    return Header(
+        shapes,
+        int(context.contents()) if context else None,
+        None if commonest in FLOAT_TYPES else commonest,
+        "float32",
+        str(architecture.contents()) if architecture else None,
+    )
+
+
+def sizes(file: Path) -> dict[str, Any]:
+    """A GGUF file's sizes under the names that transformers gives them. Raises SourceError where one is lacking."""
+    found = open_reader(file)
+    architecture = found.get_field("general.architecture")
+    prefix = architecture.contents() if architecture else ""
+    names = {
+        "hidden_size": "embedding_length",
+        "intermediate_size": "feed_forward_length",
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length",
+        "num_experts_per_tok": "expert_used_count",
+        "moe_intermediate_size": "expert_feed_forward_length",
+    }
+    fields = {key: found.get_field(f"{prefix}.{name}") for key, name in names.items()}
+    held = {tensor.name: tensor for tensor in found.tensors}
+    if "token_embd.weight" not in held:
+        raise SourceError(f"{file}: holds no token_embd.weight")
+    config: dict[str, Any] = {key: field.contents() for key, field in fields.items() if field is not None}
+    return config | {"vocab_size": int(max(held["token_embd.weight"].shape))}
+
+
+def special_tokens(file: Path) -> dict[str, int]:
+    """The ids of bos, eos, unk and pad, as far as the file's metadata name them."""
+    found = open_reader(file)
+    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    fields = {name: found.get_field(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
+    return {name: int(field.contents()) for name, field in fields.items() if field is not None}
