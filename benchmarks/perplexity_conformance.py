@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +151,17 @@ def llama_binary() -> str | None:
     return os.environ.get(BINARY) or shutil.which("llama-perplexity")
 
 
-def llama_perplexity(binary: str, gguf: Path, text: Path, context: int, windows: int) -> float:
-    """What llama.cpp prints, its key-value cache kept in float32 like the rest."""
+EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
+"""llama.cpp's settings for a key-value cache in float32, like the rest; it keeps float16 by itself."""
+
+
+def llama_perplexity(
+    binary: str, gguf: Path, text: Path, context: int, windows: int, settings: Sequence[str] = EXACT
+) -> float:
+    """What llama.cpp prints."""
     command = [binary, "-m", str(gguf), "-f", str(text), "-c", str(context), "--chunks", str(windows)]
-    exact = ["-b", str(context), "-ctk", "f32", "-ctv", "f32", "-fa", "off", "--no-warmup", "-ngl", "0"]
-    ended = subprocess.run([*command, *exact], capture_output=True, text=True, check=True, timeout=3600)
+    command += ["-b", str(context), "--no-warmup", "-ngl", "0", *settings]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=3600)
     found = re.search(r"Final estimate: PPL = ([0-9.]+)", ended.stdout + ended.stderr)
     if found is None:
         raise RuntimeError(f"llama-perplexity printed no figure:\n{ended.stderr[-2000:]}")

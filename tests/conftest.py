@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -92,6 +93,18 @@ def autoawq_stacks(tmp_path_factory: pytest.TempPathFactory) -> Stacks:
         except UsageError as error:
             pytest.skip(f"the autoawq stack could not be made here: {error}")
     return stacks
+
+
+@pytest.fixture(scope="session")
+def references() -> ModuleType:
+    """The plain loops and programs that perplexity is held against: benchmarks/perplexity_conformance.py."""
+    path = HERE.parent / "benchmarks" / "perplexity_conformance.py"
+    spec = spec_from_file_location("perplexity_conformance", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

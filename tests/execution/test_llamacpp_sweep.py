@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.execution.runner import run
+from harness.libraries import llamacpp
+from harness.models.gguf.convert import convert
 from harness.planner import plan
 from harness.recipe import load_recipe
 from harness.record import RunRecord
 from harness.stacks import Stacks
 
 BLOCK_BYTES = {"Q8_0": 34 / 32}
+BOTH = ["transformers", "llamacpp"]
+TASK = """
+task: weather
+dataset_path: json
+dataset_name: null
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "The {{{{subject}}}} was"
+doc_to_choice: ["cold and quiet.", "old.", "as wide as the sea."]
+doc_to_target: 0
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+Measure = Callable[..., tuple[RunRecord, ...]]
+
+
+@pytest.fixture
+def measure(llamacpp_stacks: Stacks, sweeps, tiny: Path) -> Measure:
+    """Runs a recipe of the tiny model, changed as told; every run must end well."""
+
+    def measure(**changes: object) -> tuple[RunRecord, ...]:
+        models = [{"id": str(tiny), "dtype": "float32", "label": "tiny"}]
+        recipe = sweeps.recipe({"models": models, "engines": BOTH, "methods": ["none"], "threads": 1, **changes})
+        planned = plan(load_recipe(recipe), stacks=llamacpp_stacks)
+        records = run(planned, sweeps.store, sweeps.cache, lambda event: None, llamacpp_stacks)
+        assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
+        return records
+
+    return measure
 
 
 def perplexity(record: RunRecord) -> float:
@@ -23,20 +61,12 @@ def perplexity(record: RunRecord) -> float:
     return math.exp(weighted / sum(nll.weights))
 
 
-def test_both_engines_read_one_model_and_are_held_against_one_reference(
-    llamacpp_stacks: Stacks, sweeps, tiny: Path
-) -> None:
-    content = {
-        "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
-        "methods": ["none", {"gguf": {"type": "Q8_0", "imatrix": True}}],
-        "engines": ["transformers", "llamacpp"],
-        "calibration": {"samples": 8, "length": 64},
-        "measure": {"perplexity": {"context": 128, "windows": 8}, "divergence": {}, "memory": {}},
-        "threads": 1,
-    }
-    planned = plan(load_recipe(sweeps.recipe(content)), stacks=llamacpp_stacks)
-    records = run(planned, sweeps.store, sweeps.cache, lambda event: None, llamacpp_stacks)
-    assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
+def test_both_engines_read_one_model_and_are_held_against_one_reference(measure: Measure, tiny: Path) -> None:
+    records = measure(
+        methods=["none", {"gguf": {"type": "Q8_0", "imatrix": True}}],
+        calibration={"samples": 8, "length": 64},
+        measure={"perplexity": {"context": 128, "windows": 8}, "divergence": {}, "memory": {}},
+    )
     quality = {(r.spec.method.name, r.spec.engine): r for r in records if r.spec.kind == "quality"}
     base, own = quality["none", "transformers"], quality["none", "llamacpp"]
     assert base.find("nll").protocol["tokens_sha256"] == own.find("nll").protocol["tokens_sha256"]
@@ -54,6 +84,64 @@ def test_both_engines_read_one_model_and_are_held_against_one_reference(
     )
     assert stored == linear * BLOCK_BYTES["Q8_0"]
     assert "28 × Q8_0 on CPU" in rounded.outcome.facts["layers"]
+
+
+def test_both_engines_are_asked_the_same_questions(measure: Measure, tmp_path: Path) -> None:
+    data = tmp_path / "questions.jsonl"
+    subjects = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour")
+    data.write_text("".join(json.dumps({"subject": subject}) + "\n" for subject in subjects), encoding="utf-8")
+    (tmp_path / "weather.yaml").write_text(TASK.format(data=data), encoding="utf-8")
+    records = measure(measure={"tasks": [{"name": str(tmp_path / "weather.yaml")}]})
+    base, other = (record for record in records if record.spec.kind == "task")
+    scores = [record.find("task_score") for record in (base, other)]
+    assert (base.spec.engine, other.spec.engine) == tuple(BOTH)
+    assert scores[0].protocol == scores[1].protocol, "the hashes of prompts and targets among it"
+    assert scores[0].values == scores[1].values
+    assert 0 < fmean(scores[0].values) < 1
+
+
+def test_a_ready_file_is_the_same_as_a_model_and_as_a_checkpoint(
+    measure: Measure, llama_cpp: ModuleType, references: ModuleType, tiny: Path, tmp_path: Path
+) -> None:
+    """And the same as llama.cpp's own program measures, where there is one."""
+    convert(tiny, tmp_path / "plain.gguf", "float32")
+    ready = tmp_path / "ready.gguf"
+    llamacpp.quantize(tmp_path / "plain.gguf", ready, "Q8_0", 1, None, (), None)
+    text = tmp_path / "text.txt"
+    text.write_text("The boats came back before dawn. The men spoke of the weather, and of prices.\n" * 80)
+    scored = {"perplexity": {"text": {"file": str(text)}, "protocol": "llama.cpp", "context": 128, "windows": 8}}
+    models = [{"id": str(ready), "dtype": "float32", "label": "ready"}]
+    (alone,) = (
+        record
+        for record in measure(models=models, engines=["llamacpp"], measure=scored)
+        if record.spec.kind == "quality"
+    )
+    *_, beside = measure(methods=["none", {"checkpoint": {"id": str(ready)}}], measure=scored)
+    assert beside.spec.method.name == "checkpoint"
+    assert alone.find("nll").values == pytest.approx(beside.find("nll").values, rel=1e-6)
+    binary = references.llama_binary()
+    if binary is not None:
+        own = references.llama_perplexity(binary, ready, text, 128, 8, settings=())
+        assert perplexity(alone) == pytest.approx(own, rel=1e-3)
+
+
+def test_an_artifact_is_recognized_whatever_the_cache(measure: Measure, tiny: Path, tmp_path: Path) -> None:
+    """The tiny model's heads are too narrow for llama.cpp's caches of fewer bits."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=512, initializer_range=0.3)).save_pretrained(tmp_path / "wide")
+    for file in tiny.glob("tokenizer*"):
+        shutil.copy(file, tmp_path / "wide" / file.name)
+    records = measure(
+        models=[{"id": str(tmp_path / "wide"), "dtype": "float32", "label": "wide"}],
+        engines=["llamacpp"],
+        methods=[{"gguf": {"type": "Q8_0"}}],
+        kv_cache=["int8"],
+        measure={"perplexity": {"context": 64, "windows": 2}},
+    )
+    packed = [record for record in records if record.spec.kind == "quality" and record.spec.kv_cache == "int8"]
+    assert {record.spec.method.name for record in packed} == {"none", "gguf"}
+    assert {record.outcome.facts["key-value cache"] for record in packed} == {"Q8_0 of llama.cpp"}
 
 
 def shapes(model: Path) -> list[tuple[int, ...]]:

@@ -5,7 +5,6 @@ The same by hand on a larger model: benchmarks/perplexity_conformance.py, of whi
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,17 +23,6 @@ SAME = 1e-4
 SEEN = 1e-3
 """What a fault in a protocol changes at the least on this text: ten times what passes for the same."""
 CONTEXT = 128
-
-
-@pytest.fixture(scope="module")
-def references() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "perplexity_conformance.py"
-    spec = importlib.util.spec_from_file_location("perplexity_conformance", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
