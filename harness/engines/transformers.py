@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
+from harness.engines import pasts
 from harness.engines.compiled import compiled
 from harness.engines.kv_cache import CHUNK_TOKENS, NOT_COMPILED, PACKAGES, CacheMaker, cache_maker
 from harness.errors import UnsupportedError
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 1e-5
 """Largest difference, relative to the largest logit, at which head(hidden(x)) still is the model's own logits."""
-BRANCH_TOLERANCE = 0.2
-"""Largest difference of branches from the same tokens alone, relative to what it would change not to branch.
-
-Rounding makes up to 0.1 of it in bfloat16, positions that ignore the branches 0.3 and more.
-"""
 
 
 class TransformersModel:
@@ -89,22 +84,23 @@ class TransformersModel:
 
     def branching(self) -> bool:
         if self._branching is None:
-            self._branching = self._branches()
+            known = self._new_cache is None and self.factored and self.attention in ("sdpa", "eager")
+            self._branching = known and pasts.sees_all(self._model.config) and pasts.branches(self)
         return self._branching
 
     def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
         inputs = tokens.to(self._model.device).unsqueeze(0)
-        output = self._model.get_decoder()(input_ids=inputs, past_key_values=_fork(past), use_cache=True)
+        output = self._model.get_decoder()(input_ids=inputs, past_key_values=pasts.fork(past), use_cache=True)
         return output.last_hidden_state[0], output.past_key_values
 
     def grow(self, tokens: torch.Tensor, reach: torch.Tensor, past: Any | None) -> torch.Tensor:
         length = past.get_seq_length() if past is not None else 0
-        seen = _seen(reach.to(self._model.device), length)
+        seen = pasts.seen(reach.to(self._model.device), length)
         output = self._model.get_decoder()(
             input_ids=tokens.to(self._model.device).unsqueeze(0),
             position_ids=seen.sum(dim=1).sub(1).unsqueeze(0),
-            attention_mask=seen[None, None] if self.attention == "sdpa" else _added(seen)[None, None],
-            past_key_values=_fork(past),
+            attention_mask=seen[None, None] if self.attention == "sdpa" else pasts.added(seen)[None, None],
+            past_key_values=pasts.fork(past),
             use_cache=past is not None,
         )
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
@@ -119,7 +115,7 @@ class TransformersModel:
         output = self._model.generate(
             input_ids=prompts,
             attention_mask=mask.to(self._model.device),
-            past_key_values=_fork(past) if past is not None else self._empty(),
+            past_key_values=pasts.fork(past) if past is not None else self._empty(),
             stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: stop(ids[:, prompts.shape[1] :])]),
             use_cache=True,
             return_dict_in_generate=True,
@@ -131,19 +127,10 @@ class TransformersModel:
         return written, torch.isin(written, ends).any(dim=1), getattr(output, "past_key_values", None)
 
     def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:
-        kept = rows.to(self._model.device)
-        return _rebuilt(past, lambda layer, kind: getattr(past.layers[layer], kind)[kept, :, -length:])
+        return pasts.selected(past, rows.to(self._model.device), length)
 
-    def join(self, pasts: Sequence[Any]) -> Any:
-        import torch
-
-        longest = max(past.get_seq_length() for past in pasts)
-
-        def joined(layer: int, kind: str) -> torch.Tensor:
-            parts = [getattr(past.layers[layer], kind) for past in pasts]
-            return torch.cat([torch.nn.functional.pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts])
-
-        return _rebuilt(pasts[0], joined)
+    def join(self, found: Sequence[Any]) -> Any:
+        return pasts.joined(found)
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return self._step(tokens, self._empty())
@@ -220,74 +207,6 @@ class TransformersModel:
             return False
         difference = (factored.float() - whole.float()).abs().max()
         return bool(difference <= PROBE_TOLERANCE * whole.float().abs().max())
-
-    def _branches(self) -> bool:
-        """Whether two branches of one stem, with and without a past, give what each gives alone."""
-        import torch
-
-        if (
-            self._new_cache is not None
-            or not self.factored
-            or self.attention not in ("sdpa", "eager")
-            or not _sees_all(self._model.config)
-        ):
-            return False
-        tokens = torch.arange(PROBE_TOKENS).remainder(self.vocabulary)
-        stem, one, other = tokens[:6], tokens[6:11], tokens[11:]
-        reach = torch.tensor([16] * 6 + [11] * 5 + [16] * 5)
-        try:
-            with torch.inference_mode():
-                alone = self.hidden(torch.stack([torch.cat([stem, one]), torch.cat([stem, other])]))
-                expected = torch.cat([alone[0], alone[1, 6:]])
-                changed = (self.hidden(tokens[None])[0] - expected).float().norm()
-                _, past = self.extend(stem, None)
-                grown = [self.grow(tokens[6:], reach[6:] - 6, past) for _ in range(2)]  # the past must stay as it is
-                found = [self.grow(tokens, reach, None), *(torch.cat([alone[0, :6], rest]) for rest in grown)]
-        except (AttributeError, TypeError, ValueError, RuntimeError):  # a model that takes no such mask or past
-            return False
-        return all(bool((each - expected).float().norm() <= BRANCH_TOLERANCE * changed) for each in found)
-
-
-def _sees_all(config: Any) -> bool:
-    """Whether every layer attends to all tokens before: a window would count those of other branches."""
-    text = config.get_text_config()
-    kinds = getattr(text, "layer_types", None)
-    if kinds:
-        return set(kinds) == {"full_attention"}
-    return not getattr(text, "sliding_window", None)
-
-
-def _fork(past: Any | None) -> Any | None:
-    """A cache with the same tensors, which grows without changing the old one."""
-    if past is None:
-        return None
-    fork = copy.copy(past)
-    fork.layers = [copy.copy(layer) for layer in past.layers]
-    return fork
-
-
-def _rebuilt(past: Any, states: Callable[[int, str], torch.Tensor]) -> Any:
-    """A cache like another one, with states (batch, heads, length, width) found by layer and kind."""
-    fork = _fork(past)
-    for index, layer in enumerate(fork.layers):  # type: ignore[union-attr]
-        layer.keys, layer.values = states(index, "keys"), states(index, "values")
-    return fork
-
-
-def _seen(reach: torch.Tensor, past: int) -> torch.Tensor:
-    """Which of the past and of the row each token sees, (n, past + n)."""
-    import torch
-
-    place = torch.arange(len(reach), device=reach.device)
-    within = (place <= place[:, None]) & (place[:, None] < reach)
-    return torch.cat([within.new_ones(len(reach), past), within], dim=1)
-
-
-def _added(seen: torch.Tensor) -> torch.Tensor:
-    """The mask as what attention that is written out adds to its scores."""
-    import torch
-
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
 
 
 def _context_length(config: Any) -> int | None:

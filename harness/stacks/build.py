@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -119,8 +120,14 @@ def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> N
 def _say_now_and_then(ended: threading.Event, told: deque[str], say: Callable[[str], None]) -> None:
     began = time.monotonic()
     while not ended.wait(SIGN_OF_LIFE_S):
-        last = f": {told[-1].strip()[:100]}" if told else ""
+        last = f": {_shown(told[-1])}" if told else ""
         say(f"  at work for {time.monotonic() - began:.0f} s{last}")
+
+
+def _shown(line: str) -> str:
+    """An installer's line, of a compiler's only how far it is."""
+    step = re.search(r"\[(\d+)/(\d+)\]", line)
+    return f"step {step[1]} of {step[2]}" if step else line.strip()[:100]
 
 
 def _uv() -> list[str]:

@@ -66,6 +66,17 @@ def test_a_long_making_says_that_it_goes_on(small: Stack, monkeypatch: pytest.Mo
     assert any(line.startswith("  at work for ") for line in said)
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("DEBUG [28/193] /usr/bin/g++ -DGGML_BUILD -c x.cpp", "step 28 of 193"),
+        (" Resolved 83 packages ", "Resolved 83 packages"),
+    ],
+)
+def test_of_a_compiler_it_is_said_how_far_it_is(line: str, shown: str) -> None:
+    assert build._shown(line) == shown
+
+
 def test_a_half_made_stack_is_made_anew(small: Stack) -> None:
     (small.folder / "bin").mkdir(parents=True)
     assert small.state == "half-made"
