@@ -11,6 +11,7 @@ from harness.cache import default_folder
 from harness.contracts import Engine
 from harness.errors import SourceError, UsageError
 from harness.estimate.memory import DTYPE_BITS, plain_bytes, quantized
+from harness.exclusion import excluded, refuse_idle
 from harness.feasible import cache_obstacle, lacking_engine, obstacle, too_long
 from harness.locks import locked
 from harness.machine import Machine, choose
@@ -30,7 +31,7 @@ from harness.spec import (
     ThroughputWorkload,
 )
 from harness.stacks import MAIN, Stacks
-from harness.variants import Variant, baseline, matches, variants
+from harness.variants import Variant, baseline, variants
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def plan(
     refuse_engines(recipe, engines, chosen)
     refuse_calibration(recipe, chosen)
     refuse_scope(recipe, sources, chosen)
-    for index, pattern in enumerate(recipe.exclude):
-        if not any(matches(pattern, v, s.ref.label, e) for v, s, e in product(chosen, sources, engines)):
-            raise recipe.error(("exclude", index), "matches no variant of this recipe")
+    refuse_idle(recipe, chosen, [source.ref.label for source in sources], engines)
     planned = [
         run
         for source, engine in product(sources, engines)
@@ -132,7 +131,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
         (each, lacking_engine(runtime, site.stacks) or obstacle(source, each, site.machine, site.stacks, spec.skip))
         for each in sweep.variants
         if spec.engine in each.engines
-        if each.ref == base.ref or not _excluded(sweep.recipe, source, spec, each)
+        if each.ref == base.ref or not excluded(sweep.recipe, each, source.ref.label, spec.engine)
     ]
     able = [each for each, blocked in kept if not blocked]
     weight_bytes = _weight_bytes(source, base)
@@ -200,21 +199,23 @@ def _variant_runs(
         convert = locked(replace(spec, kind="convert", needs=needs), variant, site.stacks)
         yield PlannedRun(convert, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "convert": convert.run_id})
-    for kv_cache in _caches(sweep, variant):
-        for asked in _questions(sweep, source, replace(spec, kv_cache=kv_cache), calibrate, extra):
+    for kv_cache in _caches(sweep, variant, spec):
+        for asked in _questions(sweep, source, variant, replace(spec, kv_cache=kv_cache), calibrate, extra):
             run = locked(asked, variant, site.stacks)
             yield PlannedRun(run, weight_bytes, blocked or cache_obstacle(run) or too_long(source, run))
 
 
-def _caches(sweep: _Sweep, variant: Variant) -> tuple[KvCache, ...]:
+def _caches(sweep: _Sweep, variant: Variant, spec: RunSpec) -> tuple[KvCache, ...]:
     """The key-value caches that a variant is measured with: the baseline with the model's own, whatever is asked."""
-    wanted = sweep.recipe.kv_cache
-    return wanted if variant.ref != sweep.base.ref or "model" in wanted else ("model", *wanted)
+    recipe, model = sweep.recipe, spec.model.label
+    wanted = tuple(each for each in recipe.kv_cache if not excluded(recipe, variant, model, spec.engine, each))
+    return wanted if variant.ref != sweep.base.ref else tuple(dict.fromkeys(("model", *wanted)))
 
 
 def _questions(
     sweep: _Sweep,
     source: SourceModel,
+    variant: Variant,
     spec: RunSpec,
     calibrate: Mapping[str, str],
     extra: Mapping[str | PerplexityWorkload, PlannedRun],
@@ -226,7 +227,7 @@ def _questions(
         yield replace(spec, kind="quality", perplexity=text, needs={**needs, **reference})
     for task in sweep.tasks if _has_quality(source) else ():
         yield replace(spec, kind="task", task=task, needs=needs)
-    for grid in _timed(sweep, spec):
+    for grid in _timed(sweep, variant, spec):
         for repetition in range(sweep.recipe.repetitions):
             yield replace(spec, kind="performance", throughput=grid, repetition=repetition)
 
@@ -239,16 +240,16 @@ def _converted(runtime: Engine, source: SourceModel, variant: Variant) -> bool:
     return not (as_it_is and source.ref.kind == runtime.loads and source.ref.degrid is None)
 
 
-def _timed(sweep: _Sweep, spec: RunSpec) -> Iterator[ThroughputWorkload | None]:
+def _timed(sweep: _Sweep, variant: Variant, spec: RunSpec) -> Iterator[ThroughputWorkload | None]:
     """What performance runs time: the grid in each decode mode, or nothing where only memory is measured."""
     if spec.throughput is not None:
-        yield from (replace(spec.throughput, decode_mode=mode) for mode in sweep.recipe.decode_mode)
+        for mode in sweep.recipe.decode_mode:
+            if spec.is_baseline or not excluded(
+                sweep.recipe, variant, spec.model.label, spec.engine, spec.kv_cache, mode
+            ):
+                yield replace(spec.throughput, decode_mode=mode)
     elif spec.memory and spec.perplexity is None:
         yield None
-
-
-def _excluded(recipe: Recipe, source: SourceModel, spec: RunSpec, variant: Variant) -> bool:
-    return any(matches(pattern, variant, source.ref.label, spec.engine) for pattern in recipe.exclude)
 
 
 def _has_quality(source: SourceModel) -> bool:

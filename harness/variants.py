@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -51,7 +51,6 @@ def variants(recipe: Recipe, base: Variant) -> list[Variant]:
         for variant in _expand(recipe, entry, ("methods", index)):
             found.setdefault(_key(variant), variant)
     _refuse_twins(recipe, list(found.values()))
-    _check_exclude(recipe, list(found.values()))
     return list(found.values()) if _key(base) in found else [base, *found.values()]
 
 
@@ -68,26 +67,6 @@ def _refuse_twins(recipe: Recipe, chosen: list[Variant]) -> None:
     labels = [variant.ref.label for variant in chosen if variant.checkpoint]
     if len(set(labels)) < len(labels):
         raise recipe.error(("methods",), "two checkpoints have folders of one name; a table could not tell them apart")
-
-
-def matches(pattern: Mapping[str, Any], variant: Variant, model: str, engine: str) -> bool:
-    """Whether a variant has every value that an ``exclude`` entry names."""
-    facts = {"model": model, "method": variant.ref.name, "engine": engine, **variant.ref.params}
-    return all(
-        facts.get(key) == (registry.ALIASES.get(value, value) if key == "method" else value)
-        for key, value in pattern.items()
-    )
-
-
-def _check_exclude(recipe: Recipe, chosen: list[Variant]) -> None:
-    """Raises RecipeError for a key of ``exclude`` that no variant has: it could never match."""
-    known = {"model", "method", "engine"} | {key for variant in chosen for key in variant.ref.params}
-    for index, pattern in enumerate(recipe.exclude):
-        if not pattern:
-            raise recipe.error(("exclude", index), "names nothing, and so would leave out everything")
-        for key in pattern:
-            if key not in known:
-                raise recipe.error(("exclude", index, key), f"unknown key{did_you_mean(key, known)}")
 
 
 def _key(variant: Variant) -> str:

@@ -232,6 +232,20 @@ def test_exclude_leaves_out_what_matches_every_key(make) -> None:
     assert not any("bits=3" in title for title in titles)
 
 
+def test_exclude_knows_caches_and_decode_modes_and_leaves_the_baseline(make) -> None:
+    wide = {"kv_cache": ["model", "fp8"], "decode_mode": ["eager", "compiled"]}
+    without = [{"kv_cache": "fp8"}, {"method": "rtn", "decode_mode": "compiled"}, {"decode_mode": "eager", "bits": 3}]
+    left = {run.spec.title for run in make(**wide, exclude=without)}
+    every = {run.spec.title for run in make(**wide)}
+    gone = every - left
+    assert all("fp8 cache" in title or "compiled" in title or "bits=3" in title for title in gone)
+    assert not any("fp8 cache" in title for title in left)
+    assert {title.split(" #")[0] for title in left if "compiled" in title} == {"performance none · compiled"}
+    assert not any(title.startswith("performance") and "bits=3" in title for title in left)
+    assert any(title.startswith("quality") and "bits=3" in title for title in left), "a mode is no matter of quality"
+    assert {run.spec.title for run in make(exclude=[{"kv_cache": "model"}])} >= {"quality none"}
+
+
 def test_two_models_of_one_label_are_refused(make, tiny: Path) -> None:
     with pytest.raises(RecipeError, match="same label"):
         make(models=[{"id": str(tiny), "label": "a"}, {"id": str(tiny), "degrid": 0, "label": "a"}])

@@ -142,7 +142,9 @@ class Recipe(Strict):
         None, description="attention implementation; absent means the engine's choice"
     )
     exclude: tuple[dict[str, Any], ...] = Field(
-        (), description="variants to leave out: those that match every key (model, method, engine, or a parameter)"
+        (),
+        description="variants to leave out: those that match every key "
+        "(model, method, engine, kv_cache, decode_mode, or a parameter)",
     )
     seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
     kv_cache: Annotated[

@@ -1,0 +1,77 @@
+"""GGUF files of a sweep beside what others say of them: gguf's arithmetic of their bytes, and llama.cpp's perplexity.
+
+``python benchmarks/gguf_conformance.py RESULTS [CACHE]``: a results folder of a recipe with the engine llamacpp, and the
+cache that it was run with. Of every variant: what the decoder's matrices are stored as; bits per weight by the types'
+block sizes and as the record has them; perplexity by the protocol llama.cpp as the record has it, and as
+``llama-perplexity`` measures it on the same file and text, its key-value cache in float16 on both sides. That column is
+left out where no binary is on PATH, nor named by $QHARNESS_LLAMA_PERPLEXITY. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+from gguf import GGML_QUANT_SIZES, GGUFReader
+from perplexity_conformance import llama_binary, llama_perplexity
+
+from harness.cache import default_folder
+from harness.record import RunRecord
+from harness.store import read_records
+
+
+def file_of(record: RunRecord, cache: Path) -> Path:
+    """The file that a run loaded."""
+    kind = "quantize" if "quantize" in record.spec.needs else "convert"
+    return cache / kind / record.spec.needs[kind] / "model.gguf"
+
+
+def stored(file: Path) -> tuple[str, float]:
+    """The types of the decoder's matrices with their shares of the weights, and the bits that these make per weight."""
+    weights: Counter[str] = Counter()
+    bits = 0.0
+    for tensor in GGUFReader(file).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            count, size = GGML_QUANT_SIZES[tensor.tensor_type]
+            weights[tensor.tensor_type.name] += int(tensor.n_elements)
+            bits += 8 * size / count * int(tensor.n_elements)
+    whole = sum(weights.values())
+    return ", ".join(f"{name} {count / whole:.1%}" for name, count in weights.most_common()), bits / whole
+
+
+def recorded_bits(record: RunRecord) -> float:
+    """The same by the record's count of bytes."""
+    linear = [m for m in record.outcome.measurements if m.protocol.get("role") == "linear"]
+    held = sum(m.values[0] for m in linear if m.metric == "stored_bytes")
+    return 8 * held / sum(m.values[0] for m in linear if m.metric == "parameters")
+
+
+def perplexity(record: RunRecord) -> float:
+    nll = record.find("nll")
+    assert nll is not None
+    return math.exp(sum(v * w for v, w in zip(nll.values, nll.weights, strict=True)) / sum(nll.weights))
+
+
+def main(results: Path, cache: Path) -> None:
+    binary = llama_binary()
+    print("| file | stored as | bits by its types | recorded | perplexity recorded | llama-perplexity | apart |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for record in read_records(results):
+        spec = record.spec
+        asked = spec.perplexity if spec.kind == "quality" and spec.engine == "llamacpp" else None
+        if record.status != "ok" or asked is None or asked.protocol != "llama.cpp":
+            continue
+        file = file_of(record, cache)
+        types, bits = stored(file)
+        mine, told, apart = perplexity(record), "", ""
+        if binary is not None and asked.windows is not None:
+            theirs = llama_perplexity(binary, file, Path(asked.text.path), asked.context, asked.windows, settings=())
+            told, apart = f"{theirs:.4f}", f"{abs(mine / theirs - 1):.1e}"
+        cells = (spec.method.label, types, f"{bits:.6g}", f"{recorded_bits(record):.6g}", f"{mine:.4f}", told, apart)
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else default_folder())
