@@ -1,10 +1,10 @@
 """GGUF files of a sweep beside what others say of them: gguf's arithmetic of their bytes, and llama.cpp's perplexity.
 
-``python benchmarks/gguf_conformance.py RESULTS [CACHE]``: a results folder of a recipe with the engine llamacpp, and the
-cache that it was run with. Of every variant: what the decoder's matrices are stored as; bits per weight by the types'
-block sizes and as the record has them; perplexity by the protocol llama.cpp as the record has it, and as
-``llama-perplexity`` measures it on the same file and text, its key-value cache in float16 on both sides. That column is
-left out where no binary is on PATH, nor named by $QHARNESS_LLAMA_PERPLEXITY. Prints a table in Markdown.
+``python benchmarks/gguf_conformance.py RESULTS [CACHE]``: a results folder of a recipe with the engine llamacpp, and
+the cache that it was run with. Of every variant: what the decoder's matrices are stored as; bits per weight by the
+types' block sizes and as the record has them; perplexity by the protocol llama.cpp as the record has it, and as
+``llama-perplexity`` measures it on the same file and text, the key-value cache in float16 on both sides. That column is
+empty where no binary is on PATH, nor named by $QHARNESS_LLAMA_PERPLEXITY. Prints a table in Markdown.
 """
 
 from __future__ import annotations
