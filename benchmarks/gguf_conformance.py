@@ -66,7 +66,7 @@ def main(results: Path, cache: Path) -> None:
         file = file_of(record, cache)
         types, bits = stored(file)
         mine, told, apart = perplexity(record), "", ""
-        if binary is not None and asked.windows is not None:
+        if binary is not None and asked.windows is not None and asked.text.path is not None:
             theirs = llama_perplexity(binary, file, Path(asked.text.path), asked.context, asked.windows, settings=())
             told, apart = f"{theirs:.4f}", f"{abs(mine / theirs - 1):.1e}"
         cells = (spec.method.label, types, f"{bits:.6g}", f"{recorded_bits(record):.6g}", f"{mine:.4f}", told, apart)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -44,6 +45,7 @@ def _run(bench: Bench, token: str) -> Outcome:
     from harness.cache import KINDS
     from harness.execution.jobs import JOBS
     from harness.execution.lean import spare_imports
+    from harness.execution.suspect import SUSPECT
     from harness.machine import fingerprint
     from harness.record import Failure
 
@@ -58,7 +60,10 @@ def _run(bench: Bench, token: str) -> Outcome:
         with cache.filling(spec, token) as part:
             JOBS[spec.kind](bench, part)
             outcome = _outcome(bench, before, "ok")
-            cache.publish(spec, part, outcome)
+            if any(label.startswith(SUSPECT) for label in outcome.labels):
+                shutil.rmtree(part)  # it stands in its own record alone
+            else:
+                cache.publish(spec, part, outcome)
         return outcome
     except Exception as error:  # noqa: BLE001 - whatever a library raises becomes a record
         traceback.print_exc()

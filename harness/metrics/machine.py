@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.record import Measurement
@@ -12,7 +13,7 @@ from harness.spec import Scalar
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 SMALLEST_SET_BYTES = 2**18
 LARGEST_SET_BYTES = 2**30
 SHARE_OF_MEMORY = 4
@@ -36,8 +37,9 @@ def measure(device: str, free_bytes: int, note: Callable[[str, str], None]) -> I
     """``bandwidth_byte_per_s`` per kind of access and working set, then ``matmul_op_per_s`` per dtype and size.
 
     Each value is a burst; what the machine can do is the best of them. A working set is all that a call touches:
-    a copy reads one half of it and writes the other, ``sum`` reads the whole; bytes read and bytes written are
-    counted. A product of two n × n matrices is 2 · n³ operations. ``note`` is told, by name, why a dtype has no rate.
+    a copy reads one half of it and writes the other, ``sum`` and ``max`` read the whole; bytes read and bytes written
+    are counted. A product of two n × n matrices is 2 · n³ operations. ``note`` is told, by name, why a dtype has no
+    rate.
     """
     limit = free_bytes // SHARE_OF_MEMORY
     yield from _bandwidths(device, min(limit, LARGEST_SET_BYTES))
@@ -66,33 +68,45 @@ def _accesses(held: torch.Tensor) -> Iterator[tuple[str, Work]]:
     source, target = held[:half], held[half:]
     yield "copy", lambda: target.copy_(source)
     yield "sum", held.sum
+    yield "max", held.max
 
 
 def _rates(device: str, dtype: str, limit_bytes: int) -> Iterator[Measurement]:
     """One measurement per size; sizes double until a call is long or the memory's share is used."""
     size, longest = SMALLEST_MATRIX, 0.0
     while longest < LONG_CALL_S and 4 * 4 * size**2 <= limit_bytes:
-        seconds = _bursts(_product(device, dtype, size), device)
-        longest = min(seconds)
-        values = tuple(2 * size**3 / each for each in seconds)
-        yield _samples("matmul_op_per_s", "operation/s", values, dtype=dtype, size=size)
+        for way, work in _products(device, dtype, size):
+            seconds = _bursts(work, device)
+            longest = min(seconds)
+            values = tuple(2 * size**3 / each for each in seconds)
+            yield _samples("matmul_op_per_s", "operation/s", values, dtype=dtype, size=size, way=way)
         size *= 2
 
 
-def _product(device: str, dtype: str, size: int) -> Work:
-    """A product of two square matrices of random numbers, as models of that dtype are multiplied."""
+def _products(device: str, dtype: str, size: int) -> Iterator[tuple[str, Work]]:
+    """Products of two square matrices of random numbers, as models of that dtype are multiplied.
+
+    On a CPU float32 goes two ways: PyTorch's matmul is MKL's, which leaves half of the vector width of some CPUs of
+    other makers unused, and what torch.compile calls is oneDNN's. Other engines have kernels of their own.
+    """
     import torch
 
     generator = torch.Generator(device).manual_seed(0)
     numbers = torch.randn(size, size, generator=generator, device=device)
     if dtype == "int8":
         codes = (numbers * 32).clamp(-127, 127).to(torch.int8)
-        return lambda: torch._int_mm(codes, codes)
+        yield "_int_mm", lambda: torch._int_mm(codes, codes)
+        return
     if dtype == "float8_e4m3fn":
         narrow, one = numbers.to(torch.float8_e4m3fn), torch.ones((), device=device)
-        return lambda: torch._scaled_mm(narrow, narrow.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+        scaled = partial(torch._scaled_mm, narrow, narrow.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+        yield "_scaled_mm", scaled
+        return
     matrix = numbers.to(getattr(torch, dtype))
-    return lambda: torch.mm(matrix, matrix)
+    yield "mm", lambda: torch.mm(matrix, matrix)
+    if (device, dtype) == ("cpu", "float32") and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        packed = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), size)
+        yield "oneDNN", lambda: torch.ops.mkldnn._linear_pointwise(matrix, packed, None, "none", [], "")
 
 
 def _bursts(work: Work, device: str) -> list[float]:

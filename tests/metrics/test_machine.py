@@ -28,7 +28,7 @@ def measured(free_bytes: int, told: dict[str, str]) -> list[Measurement]:
 def test_a_working_set_is_all_that_is_touched(told: dict[str, str]) -> None:
     found = [m for m in measured(4 * MIB, told) if m.metric == "bandwidth_byte_per_s"]
     sizes = [(m.protocol["access"], m.protocol["working_set_bytes"]) for m in found]
-    assert sizes == [(access, size) for size in (MIB // 4, MIB // 2, MIB) for access in ("copy", "sum")]
+    assert sizes == [(access, size) for size in (MIB // 4, MIB // 2, MIB) for access in ("copy", "sum", "max")]
     for m in found:
         assert m.values == pytest.approx([int(m.protocol["working_set_bytes"] or 0) / CALL_S] * len(m.values))
 
@@ -40,7 +40,8 @@ def test_no_working_set_takes_more_than_a_quarter_of_the_free_memory(told: dict[
 
 def test_a_product_is_two_operations_per_term(told: dict[str, str]) -> None:
     found = [m for m in measured(8 * MIB, told) if m.protocol.get("dtype") == "float32"]
-    assert [m.protocol["size"] for m in found] == [128, 256]
+    ways = ("mm", "oneDNN")
+    assert [(m.protocol["size"], m.protocol["way"]) for m in found] == [(n, way) for n in (128, 256) for way in ways]
     for m in found:
         assert m.values == pytest.approx([2 * int(m.protocol["size"] or 0) ** 3 / CALL_S] * len(m.values))
 
@@ -48,7 +49,7 @@ def test_a_product_is_two_operations_per_term(told: dict[str, str]) -> None:
 def test_sizes_double_until_a_call_is_long(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "LONG_CALL_S", CALL_S)
     found = [m for m in measured(32 * MIB, told) if m.protocol.get("dtype") == "float32"]
-    assert [m.protocol["size"] for m in found] == [128]
+    assert {m.protocol["size"] for m in found} == {128}
 
 
 def test_a_dtype_that_cannot_be_multiplied_is_told(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,5 +69,14 @@ def test_a_copy_and_a_sum_do_what_they_say() -> None:
     held = torch.arange(8.0)
     works = dict(machine._accesses(held))
     assert float(works["sum"]()) == 28.0  # type: ignore[arg-type]
+    assert float(works["max"]()) == 7.0  # type: ignore[arg-type]
     works["copy"]()
     assert held.tolist() == [0.0, 1.0, 2.0, 3.0] * 2
+
+
+def test_every_way_multiplies() -> None:
+    import torch
+
+    ways = dict(machine._products("cpu", "float32", 64))
+    assert set(ways) == {"mm", "oneDNN"}
+    torch.testing.assert_close(ways["oneDNN"](), ways["mm"](), rtol=1e-4, atol=1e-4)
