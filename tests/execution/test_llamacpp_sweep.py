@@ -33,7 +33,7 @@ output_type: multiple_choice
 test_split: test
 doc_to_text: "The {{{{subject}}}} was"
 doc_to_choice: ["cold and quiet.", "old.", "as wide as the sea."]
-doc_to_target: 0
+doc_to_target: "{{{{answer}}}}"
 metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
@@ -89,7 +89,8 @@ def test_both_engines_read_one_model_and_are_held_against_one_reference(measure:
 def test_both_engines_are_asked_the_same_questions(measure: Measure, tmp_path: Path) -> None:
     data = tmp_path / "questions.jsonl"
     subjects = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour")
-    data.write_text("".join(json.dumps({"subject": subject}) + "\n" for subject in subjects), encoding="utf-8")
+    rows = ({"subject": subject, "answer": index % 3} for index, subject in enumerate(subjects))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "weather.yaml").write_text(TASK.format(data=data), encoding="utf-8")
     records = measure(measure={"tasks": [{"name": str(tmp_path / "weather.yaml")}]})
     base, other = (record for record in records if record.spec.kind == "task")

@@ -164,6 +164,8 @@ def test_the_tokenizer_in_the_file_is_the_checkpoints(tmp_path: Path, tiny: Path
     own = AutoTokenizer.from_pretrained(tiny)
     told = file_tokenizer(tmp_path / "tiny.gguf")
     assert told.encode(TEXT, add_special_tokens=False) == own.encode(TEXT, add_special_tokens=False)
+    assert told.encode(TEXT) == own.encode(TEXT), "BOS before it"
+    assert own.encode(TEXT)[0] == own.bos_token_id
     (tmp_path / "tokenizer_config.json").write_text('{"unk_token": "a"}', encoding="utf-8")
     assert file_tokenizer(tmp_path / "tiny.gguf").unk_token == told.unk_token, "what lies beside the file is not read"
 

@@ -90,3 +90,10 @@ def special_tokens(file: Path) -> dict[str, int]:
     keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     fields = {name: found.get_field(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
     return {name: int(field.contents()) for name, field in fields.items() if field is not None}
+
+
+def added_tokens(file: Path) -> dict[str, bool]:
+    """Whether BOS and EOS stand around a text, as far as the file's metadata say so."""
+    found = open_reader(file)
+    fields = {name: found.get_field(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
+    return {name: bool(field.contents()) for name, field in fields.items() if field is not None}

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.models.gguf.header import special_tokens
+from harness.models.gguf.header import added_tokens, special_tokens
 
 
 def tokenizer_of(path: Path) -> Any | None:
@@ -27,4 +27,6 @@ def file_tokenizer(file: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     for name, token in special_tokens(file).items():  # transformers takes BOS for EOS, and leaves padding out
         setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
+    for name, added in added_tokens(file).items():  # which transformers does not read either
+        setattr(tokenizer, f"add_{name}_token", added)
     return tokenizer

@@ -52,7 +52,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
         writer.add_token_merges([_merge(pair) for pair in model["merges"]])
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    _write_special(writer, folder, tokens)
+    _write_special(writer, folder)
     return note
 
 
@@ -124,8 +124,10 @@ def _pieces(pre: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return pre.get("pretokenizers") or [pre]
 
 
-def _write_special(writer: GGUFWriter, folder: Path, tokens: Sequence[str]) -> None:
-    """The ids of special tokens, by the configurations of model and generation, and whether a text begins with BOS."""
+def _write_special(writer: GGUFWriter, folder: Path) -> None:
+    """The ids of special tokens, by the configurations of model and generation, and which stand around a text."""
+    from transformers import AutoTokenizer
+
     held: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
@@ -140,16 +142,11 @@ def _write_special(writer: GGUFWriter, folder: Path, tokens: Sequence[str]) -> N
         value = value[0] if isinstance(value, list) and value else value
         if isinstance(value, int) and value >= 0:
             add(value)
-    settings = folder / "tokenizer_config.json"
-    if settings.exists():
-        tokenizer = read_json(settings)
-        unknown = tokenizer.get("unk_token")
-        unknown = unknown.get("content") if isinstance(unknown, dict) else unknown
-        if unknown in tokens:
-            writer.add_unk_token_id(tokens.index(unknown))
-        if isinstance(tokenizer.get("add_bos_token"), bool):
-            writer.add_add_bos_token(tokenizer["add_bos_token"])
-        template = folder / "chat_template.jinja"
-        chat = template.read_text(encoding="utf-8") if template.exists() else tokenizer.get("chat_template")
-        if isinstance(chat, str):
-            writer.add_chat_template(chat)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.unk_token_id is not None:
+        writer.add_unk_token_id(tokenizer.unk_token_id)
+    around = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(tokenizer.bos_token_id is not None and around[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(tokenizer.eos_token_id is not None and around[-1] == tokenizer.eos_token_id)
+    if isinstance(tokenizer.chat_template, str):
+        writer.add_chat_template(tokenizer.chat_template)
