@@ -76,10 +76,15 @@ def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | No
 
 
 def machine_of(run: RunRecord | None, machines: Sequence[RunRecord]) -> RunRecord | None:
-    """The machine as it was measured where and with what the run was: of its own session, else the newest."""
+    """The machine as it was measured where and with what the run was: of its own session, else the newest.
+
+    One that was measured as it no longer is counts where there is no other.
+    """
     if run is None:
         return None
     alike = [each for each in machines if each.status == "ok" and _place(each) == _place(run)]
+    latest = max((_version(each) for each in alike), default=0)
+    alike = [each for each in alike if _version(each) == latest]
     own = [each for each in alike if each.session == run.session]
     return next(reversed(own or alike), None)
 
@@ -119,6 +124,10 @@ def _traffic(runs: Sequence[RunRecord], phase: str, point: GridPoint) -> _Traffi
 
 def _of(measured: Iterable[Measurement], metric: str, point: GridPoint) -> list[Measurement]:
     return [entry for entry in measured if entry.metric == metric and entry.values and point_of(entry) == point]
+
+
+def _version(machine: RunRecord) -> int:
+    return max((entry.version for entry in machine.outcome.measurements), default=0)
 
 
 def _place(run: RunRecord) -> tuple[object, ...]:

@@ -102,7 +102,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
     rows, notes = _rows(runs)
     preparing = [run for run in model_runs if run.spec.kind == "prepare"]
     notes += [_failed_before(run) for run in (*preparing, *references) if run.status != "ok"]
-    newest = _last(runs.performance)
+    newest = _last(run for run in runs.performance if run.status == "ok") or _last(runs.performance)
     machine = machine_of(newest, machines)
     before = (*preparing, *references, *([machine] if machine else []))
     labels = _distinct((*(label for run in before for label in run.outcome.labels), *_common_labels(rows)))

@@ -87,6 +87,9 @@ def test_the_machine_is_that_of_the_session_with_the_same_hardware_and_torch(ben
     run = replace(bench, session="s2").performance(none)
     assert machine_of(run, machines) is own
     assert machine_of(replace(run, session="s9"), machines) is last
+    newer = tuple(replace(entry, version=2) for entry in last.outcome.measurements)
+    measured_anew = replace(last, outcome=replace(last.outcome, measurements=newer))
+    assert machine_of(run, [own, measured_anew]) is measured_anew, "as it is measured now"
     assert machine_of(run, [other, older]) is None
     assert machine_of(None, machines) is None
 
@@ -104,6 +107,14 @@ def test_a_table_says_how_near_each_variant_comes(bench: Any) -> None:
     assert decode.binds == "bytes"
     assert decode.tok_per_s == pytest.approx(22e9 / decode.read_bytes)
     assert decode.share.value == pytest.approx(speed.decode_tok_per_s.value / decode.tok_per_s)
+
+
+def test_a_run_that_could_not_be_made_hides_no_machine(bench: Any, none: Any) -> None:
+    late = bench.failed(
+        replace(bench, kv_cache="fp8").spec("performance", none), "unsupported", "no such cache", "plan"
+    )
+    (table,) = tradeoff([*bench.sweep(), replace(late, outcome=replace(late.outcome, before=None))])
+    assert table.rates is not None
 
 
 def test_a_machine_run_is_no_row(bench: Any) -> None:
