@@ -87,7 +87,7 @@ def test_the_machine_is_that_of_the_session_with_the_same_hardware_and_torch(ben
     run = replace(bench, session="s2").performance(none)
     assert machine_of(run, machines) is own
     assert machine_of(replace(run, session="s9"), machines) is last
-    newer = tuple(replace(entry, version=2) for entry in last.outcome.measurements)
+    newer = tuple(replace(entry, version=entry.version + 1) for entry in last.outcome.measurements)
     measured_anew = replace(last, outcome=replace(last.outcome, measurements=newer))
     assert machine_of(run, [own, measured_anew]) is measured_anew, "as it is measured now"
     assert machine_of(run, [other, older]) is None
