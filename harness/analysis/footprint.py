@@ -91,7 +91,7 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
     on_gpu = source.startswith("cuda")
     return Footprint(
         base_bytes=int(max(point.before_bytes for point in prefill)) + (_context_bytes(runs) if on_gpu else 0),
-        kv_bytes_per_token=max(m.values[0] for m in caches),
+        kv_bytes_per_token=max(caches, key=lambda m: (int(m.protocol["tokens"] or 0), m.values[0])).values[0],
         prefill=fitted(prefill, square),
         decode=fitted(decode, square=False),
         measured_tokens=max(point.tokens for point in prefill),

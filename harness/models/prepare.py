@@ -10,7 +10,7 @@ from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
 from harness.spec import ModelRef
 
-VERSION = 2
+VERSION = 3
 """Raised by every change of what is made: what was prepared before is then made again."""
 PROBE_TOKENS = 64
 DEGRID_KL_LIMIT = 1e-6

@@ -33,6 +33,17 @@ def test_parts_that_are_a_line_come_back(bench: Any, none: Any) -> None:
     assert (found.context_limit, found.measured_tokens, found.on_gpu) == (8192, 512, False)
 
 
+def test_a_token_of_the_cache_is_told_at_the_longest_prompt(bench: Any, none: Any) -> None:
+    """In a packed cache the newest tokens are not packed yet: they weigh less the longer the prompt is."""
+    run = bench.performance(none, prompts=(128, 512))
+    where = {"batch_size": 1, "prompt_tokens": 64, "new_tokens": 32, "decode_mode": "eager", "after": "decode"}
+    told = {**where, "tokens": 96}
+    more = Measurement("kv_cache_bytes_per_token", 1, "byte/token", "lower", "exact", (1e6,), told)
+    found = footprint([replace(run, outcome=replace(run.outcome, measurements=(*run.outcome.measurements, more)))])
+    assert found is not None
+    assert found.kv_bytes_per_token == 2 * 30 * 3 * 64 * 4
+
+
 def test_a_run_that_did_not_watch_them_has_no_parts(bench: Any, none: Any) -> None:
     run = bench.performance(none)
     for metric in ("memory_before_bytes", "peak_memory_bytes", "kv_cache_bytes_per_token"):
