@@ -29,7 +29,7 @@ from harness.analysis.stats import Estimate, clustered_mean
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.verdicts import judged
 from harness.record import Measurement, RunRecord
-from harness.spec import MAIN_ENGINE, Kind
+from harness.spec import Kind, baseline_engine
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that decide the baseline's figures."""
@@ -52,9 +52,8 @@ class _Runs:
 
     @cached_property
     def engine(self) -> str | None:
-        """The engine whose baseline every row is held against: the main one, where the baseline ran on it."""
-        found = dict.fromkeys(run.spec.engine for run in self.all if run.spec.is_baseline)
-        return MAIN_ENGINE if MAIN_ENGINE in found else next(iter(found), None)
+        """The one whose baseline every row is held against."""
+        return baseline_engine(run.spec for run in self.all)
 
     @cached_property
     def baselines(self) -> tuple[RunRecord, ...]:

@@ -33,6 +33,7 @@ def run(
     from harness.execution.runner import run as make_runs
     from harness.recipe import load_recipe
     from harness.record import FAILURES
+    from harness.spec import baseline_engine
     from harness.store import Store
 
     chosen, stacks = load_recipe(recipe), stacks_of(cache, pythons)
@@ -49,7 +50,8 @@ def run(
         typer.echo("interrupted; the same command resumes where it stopped", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     failed = sum(record.status in FAILURES for record in records)
-    baseless = any(record.spec.is_baseline and record.status != "ok" for record in records)
+    base = baseline_engine(record.spec for record in records)
+    baseless = any(r.spec.is_baseline and r.spec.engine == base and r.status != "ok" for r in records)
     folder = results / planned[0].spec.recipe
     if not as_json:
         well = sum(record.status == "ok" for record in records)

@@ -60,9 +60,10 @@ def _hqq_cache(config: Any, bits: int, group: int) -> Any:
 
 def _token_width(config: Any) -> int:
     """The numbers of one token's keys in a layer, whose groups must come out even for a text of any length."""
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int((getattr(config, "num_key_value_heads", None) or heads) * head)
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return int((getattr(text, "num_key_value_heads", None) or heads) * head)
 
 
 def _fp8_cache(config: Any) -> Any:

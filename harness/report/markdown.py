@@ -19,7 +19,8 @@ GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV 
 def markdown(whole: Page) -> str:
     """The whole report. Text of a record can neither mark anything up nor leave its cell."""
     parts = [f"# Quantization report: {escape(whole.title)}"]
-    parts += [part for table, said in zip(whole.tables, whole.answers, strict=True) for part in _table(table, said)]
+    told = zip(whole.headings, whole.tables, whole.answers, strict=True)
+    parts += [part for name, table, said in told for part in _table(name, table, said)]
     if whole.faults:
         parts += ["## Runs without figures", *map(_fault, whole.faults)]
     return "\n\n".join([*parts, *_origin(whole)]) + "\n"
@@ -31,9 +32,9 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
 
 
-def _table(table: Table, said: Answer | None) -> Iterable[str]:
+def _table(name: str, table: Table, said: Answer | None) -> Iterable[str]:
     columns = shown_columns(table)
-    yield f"## {escape(table.model)}"
+    yield f"## {escape(name)}"
     if said:
         yield _answer(said)
     yield "  \n".join(_caption(table))

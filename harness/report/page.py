@@ -27,6 +27,10 @@ class Fault:
     log_tail: str
 
 
+TELLING = ("protocol", "text", "context")
+"""By which conditions the tables of one model are told apart."""
+
+
 @dataclass(frozen=True)
 class Page:
     """A report before it is written in any format; ``answers`` are those of its tables, if they have any."""
@@ -46,6 +50,22 @@ class Page:
     def variants(self) -> int:
         """How many there are beside the baselines, each counted once however many protocols score it."""
         return len({(table.model, row.label) for table in self.tables for row in table.rows if not row.is_baseline})
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """What each table is called: its model, and what tells it from other tables of that model."""
+        return tuple(
+            _heading(table, [each for each in self.tables if each.model == table.model]) for table in self.tables
+        )
+
+
+def _heading(table: Table, alike: Sequence[Table]) -> str:
+    if len(alike) == 1:
+        return table.model
+    asked = [dict(each.conditions) for each in alike]
+    differing = [key for key in TELLING if len({conditions.get(key) for conditions in asked}) > 1]
+    own = dict(table.conditions)
+    return " · ".join([table.model, *([f"{key} {own.get(key)}" for key in differing] or [table.hardware])])
 
 
 def page(records: Sequence[RunRecord]) -> Page:

@@ -5,7 +5,7 @@ Only the standard library is imported in this room.
 
 from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, Stage, digest, file_sha256
 from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
-from harness.spec.run import Limits, Price, RunSpec
+from harness.spec.run import Limits, Price, RunSpec, baseline_engine
 from harness.spec.work import (
     CalibrationRef,
     Cell,
@@ -33,6 +33,7 @@ __all__ = [
     "TaskWorkload",
     "TextRef",
     "ThroughputWorkload",
+    "baseline_engine",
     "digest",
     "file_sha256",
     "labelled",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, digest
-from harness.spec.model import MethodRef, ModelRef, labelled, model_identity
+from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
 from harness.spec.work import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload, text_identity
 
 
@@ -170,3 +170,9 @@ class RunSpec:
         settings = asdict(self.calibration)
         del settings["text"]
         return [settings, text_identity(self.calibration.text)]
+
+
+def baseline_engine(specs: Iterable[RunSpec]) -> str | None:
+    """The engine whose baseline every row is held against: the main one, where the baseline runs on it."""
+    found = dict.fromkeys(spec.engine for spec in specs if spec.is_baseline)
+    return MAIN_ENGINE if MAIN_ENGINE in found else next(iter(found), None)

@@ -250,6 +250,17 @@ def test_a_page_of_two_protocols_has_two_tables(bench: Any, none: Any) -> None:
     assert len([tag for tag, attributes in page.elements if "data-sortable" in attributes]) == 2
 
 
+def test_tables_of_one_model_are_called_by_what_tells_them_apart(bench: Any, none: Any) -> None:
+    longer = replace(bench, context=1024)
+    records = [bench.quality(none), longer.quality(none)]
+    assert page_of(records).headings == ("SmolLM2-135M · context 512", "SmolLM2-135M · context 1024")
+    assert "SmolLM2-135M · context 1024" in Page(html(records)).text
+    assert "\n## SmolLM2-135M · context 1024\n" in markdown_page.markdown(page_of(records))
+    assert page_of(records[:1]).headings == ("SmolLM2-135M",)
+    elsewhere = replace(bench, hardware="another machine").quality(none)
+    assert page_of([records[0], elsewhere]).headings[1].startswith("SmolLM2-135M · another machine")
+
+
 def test_a_ruined_variant_does_not_ruin_the_page(bench: Any, none: Any, looks: Any) -> None:
     """Its perplexity is infinite: it has a row, sorts last, and has no place in that figure."""
     records = [
