@@ -15,11 +15,14 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from harness.contracts import LoadRequest
+from harness.engines.llamacpp import LLAMACPP
 from harness.errors import SourceError, UnsupportedError
 from harness.models.gguf.architectures import ARCHITECTURES, context_length, rope_factors
 from harness.models.gguf.convert import convert
 from harness.models.gguf.layout import CODE_BITS, ledger, read
 from harness.models.gguf.tokenizer import file_tokenizer
+from harness.models.headers import GGUF_FILE
 
 SIZES = {
     "vocab_size": 96,
@@ -69,6 +72,20 @@ def test_transformers_reads_the_same_model_from_the_file(tmp_path: Path, kind: s
         **({} if kind in CONFIGURED else {"config": model.config}),
     ).eval()
     assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+@pytest.mark.usefixtures("llama_cpp")
+@pytest.mark.parametrize("kind", list(ARCHITECTURES))
+def test_llama_cpp_computes_the_same_model(tmp_path: Path, kind: str) -> None:
+    """But for its keys and values, which it keeps in float16. The text is longer than the windows that it has."""
+    model = saved(tmp_path / "model", kind)
+    (tmp_path / "out").mkdir()
+    convert(tmp_path / "model", tmp_path / "out" / GGUF_FILE, "float32")
+    loaded = LLAMACPP.load(LoadRequest(tmp_path / "out", "float32", "cpu"))
+    found, expected = loaded.logits(torch.arange(2, 26)[None]), logits(model)
+    assert float((found - expected).abs().max() / expected.abs().max()) < 2e-3
+    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert {entry.name for entry in loaded.weight_ledger() if entry.role == "linear"} == linears - {"lm_head.weight"}
 
 
 def test_norms_of_gemma_are_shifted_and_nothing_else_is(tmp_path: Path) -> None:
