@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
+from harness.cache import Cache
+from harness.execution import gauging, lean, worker
+from harness.execution.bench import Bench
 from harness.execution.suspect import reasons
 from harness.record import Measurement, Moment
+from harness.spec import MethodRef, ModelRef, RunSpec
 
 QUIET_GPU = {
     "gpu_sm_clock_mhz": 1980.0,
@@ -110,3 +115,21 @@ def test_times_that_drift_are_told(medians: Sequence[float], suspect: bool) -> N
 def test_one_thing_is_said_once() -> None:
     hot = {**QUIET_GPU, "gpu_slowdown_reasons": 0x20}
     assert len(reasons([*moments(hot, hot), *moments(hot, hot)], [])) == 1
+
+
+@pytest.mark.parametrize("told", [[], ["other processes took more than 10% of the CPU"]])
+def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
+    told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    burst = Measurement("matmul_op_per_s", 1, "operation/s", "higher", "samples", (1.0,), {"dtype": "float32"})
+    monkeypatch.setattr(gauging, "measure", lambda *_: iter([burst]))
+    monkeypatch.setattr(gauging, "reasons", lambda *_: told)
+    monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
+    none = MethodRef("none", 1, {}, "none", "none")
+    model = ModelRef("m", "M", "0" * 64, "directory", "/m")
+    spec = RunSpec("machine", "r", model, none, none, "transformers", "decoder", device="cpu")
+    cache = Cache(tmp_path)
+    outcome = worker._run(Bench(spec, cache, lambda _: None), "token")
+    assert outcome.status == "ok"
+    assert (cache.outcome(spec) is None) is bool(told)
+    assert not list(tmp_path.rglob("*.part"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from harness.errors import SourceError
 from harness.models.headers import FLOAT_TYPES, Header
 
 MAGIC = b"GGUF"
+_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _DAMAGES = (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError)
 """What gguf's library raises where a file's bytes make no sense."""
 
@@ -84,16 +86,13 @@ def sizes(file: Path) -> dict[str, Any]:
     return config | {"vocab_size": int(max(held["token_embd.weight"].shape))}
 
 
-def special_tokens(file: Path) -> dict[str, int]:
-    """The ids of bos, eos, unk and pad, as far as the file's metadata name them."""
+def special_tokens(file: Path) -> tuple[dict[str, int], dict[str, bool]]:
+    """The ids of bos, eos, unk and pad, and whether bos and eos stand around a text: what the file's metadata say."""
     found = open_reader(file)
-    keys = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    fields = {name: found.get_field(f"tokenizer.ggml.{key}_token_id") for name, key in keys.items()}
-    return {name: int(field.contents()) for name, field in fields.items() if field is not None}
 
+    def told(keys: Mapping[str, str]) -> dict[str, Any]:
+        fields = {name: found.get_field(f"tokenizer.ggml.{key}") for name, key in keys.items()}
+        return {name: field.contents() for name, field in fields.items() if field is not None}
 
-def added_tokens(file: Path) -> dict[str, bool]:
-    """Whether BOS and EOS stand around a text, as far as the file's metadata say so."""
-    found = open_reader(file)
-    fields = {name: found.get_field(f"tokenizer.ggml.add_{name}_token") for name in ("bos", "eos")}
-    return {name: bool(field.contents()) for name, field in fields.items() if field is not None}
+    ids = told({name: f"{key}_token_id" for name, key in _SPECIAL.items()})
+    return {name: int(token) for name, token in ids.items()}, told({n: f"add_{n}_token" for n in ("bos", "eos")})

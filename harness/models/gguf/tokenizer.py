@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from harness.models.gguf.header import added_tokens, special_tokens
+from harness.models.gguf.header import special_tokens
 
 
 def tokenizer_of(path: Path) -> Any | None:
@@ -25,8 +25,9 @@ def file_tokenizer(file: Path) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / file.name).symlink_to(file.absolute())
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    for name, token in special_tokens(file).items():  # transformers takes BOS for EOS, and leaves padding out
+    ids, around = special_tokens(file)
+    for name, token in ids.items():  # transformers takes BOS for EOS, and leaves padding out
         setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
-    for name, added in added_tokens(file).items():  # which transformers does not read either
+    for name, added in around.items():  # which transformers does not read either
         setattr(tokenizer, f"add_{name}_token", added)
     return tokenizer
