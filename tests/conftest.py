@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -117,16 +117,22 @@ def llamacpp_stacks() -> Stacks:
     return stacks
 
 
-@pytest.fixture(scope="session")
-def llama_cpp(llamacpp_stacks: Stacks, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The stack's library in this interpreter, whose own packages stay as they are."""
+@pytest.fixture(scope="module")
+def llama_cpp(llamacpp_stacks: Stacks, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
+    """The stack's library in this interpreter, whose own packages stay as they are.
+
+    It goes again with the module's tests: gptqmodel takes other kernels where it finds it.
+    """
     folder = tmp_path_factory.mktemp("llama_cpp")
     for name in ("llama_cpp", "diskcache"):
         command = [llamacpp_stacks["llamacpp"].python, "-c", f"import {name}; print({name}.__path__[0])"]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         (folder / name).symlink_to(told.strip(), target_is_directory=True)
     sys.path.append(str(folder))
-    return import_module("llama_cpp")
+    yield import_module("llama_cpp")
+    sys.path.remove(str(folder))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")
