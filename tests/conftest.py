@@ -18,6 +18,7 @@ from hypothesis import settings
 from harness.cache import Cache, default_folder
 from harness.errors import UsageError
 from harness.execution.runner import Event, run
+from harness.libraries.llamacpp import lines
 from harness.planner import plan
 from harness.recipe import load_recipe
 from harness.record import RunRecord
@@ -133,6 +134,7 @@ def llama_cpp(llamacpp_stacks: Stacks, tmp_path_factory: pytest.TempPathFactory)
     sys.path.remove(str(folder))
     for name in [name for name in sys.modules if name.partition(".")[0] == "llama_cpp"]:
         del sys.modules[name]
+    lines.cache_clear()  # the library takes its messages to itself when it is imported anew
 
 
 @pytest.fixture(scope="session")
