@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGUFReader
-from perplexity_conformance import llama_binary, llama_perplexity
+from perplexity_conformance import llama_binary, llama_perplexity, mean
 
 from harness.cache import default_folder
 from harness.record import RunRecord
@@ -48,12 +48,6 @@ def recorded_bits(record: RunRecord) -> float:
     return 8 * held / sum(m.values[0] for m in linear if m.metric == "parameters")
 
 
-def perplexity(record: RunRecord) -> float:
-    nll = record.find("nll")
-    assert nll is not None
-    return math.exp(sum(v * w for v, w in zip(nll.values, nll.weights, strict=True)) / sum(nll.weights))
-
-
 def main(results: Path, cache: Path) -> None:
     binary = llama_binary()
     print("| file | stored as | bits by its types | recorded | perplexity recorded | llama-perplexity | apart |")
@@ -61,11 +55,12 @@ def main(results: Path, cache: Path) -> None:
     for record in read_records(results):
         spec = record.spec
         asked = spec.perplexity if spec.kind == "quality" and spec.engine == "llamacpp" else None
-        if record.status != "ok" or asked is None or asked.protocol != "llama.cpp":
+        nll = record.find("nll")
+        if record.status != "ok" or nll is None or asked is None or asked.protocol != "llama.cpp":
             continue
         file = file_of(record, cache)
         types, bits = stored(file)
-        mine, told, apart = perplexity(record), "", ""
+        mine, told, apart = math.exp(mean(nll)), "", ""
         if binary is not None and asked.windows is not None and asked.text.path is not None:
             theirs = llama_perplexity(binary, file, Path(asked.text.path), asked.context, asked.windows, settings=())
             told, apart = f"{theirs:.4f}", f"{abs(mine / theirs - 1):.1e}"

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 PLAIN = frozenset({"do_sample", "max_new_tokens", "pad_token_id"})
 """Settings of writing that greedy decoding knows."""
-CACHE_BITS = {"F16": 16, "Q8_0": 8.5, "Q4_0": 4.5}
-"""Bits of a key's or a value's number as the cache stores it."""
 _ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\S+?),")
 _BUFFER = re.compile(r"(\S+) model buffer size = +([\d.]+) MiB")
 
@@ -43,6 +41,8 @@ class LlamaCppModel:
     """A GGUF model behind the LoadedModel protocol: its logits alone, for its head does not stand apart."""
 
     def __init__(self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest) -> None:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
         if runtime.vocabulary != file.vocabulary:
             raise InvalidRunError(f"its vocabulary has {runtime.vocabulary} tokens, its embeddings {file.vocabulary}")
         self._runtime = runtime
@@ -57,7 +57,8 @@ class LlamaCppModel:
         self.cache_told: str | None = (
             f"{kept}, as llama.cpp's programs have it" if kept == "F16" else f"{kept} of llama.cpp"
         )
-        self._cache_bits = CACHE_BITS[kept]
+        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[kept]]
+        self._cache_bits = 8 * size / numbers
         self.context_length = file.context_length
         self.factored = False
 

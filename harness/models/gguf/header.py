@@ -37,12 +37,18 @@ def open_reader(file: Path) -> Any:
         raise SourceError(f"{file}: cut short or damaged, fetch or convert it again ({error})") from None
 
 
+def value(found: Any, key: str) -> Any:
+    """What an open file's metadata say under a key; None where they say nothing."""
+    field = found.get_field(key)
+    return field.contents() if field is not None else None
+
+
 def read_header(file: Path) -> Header:
     """The header of a GGUF file. Raises SourceError where it is not one, or is cut short."""
     found = open_reader(file)
     try:
-        architecture = found.get_field("general.architecture")
-        context = found.get_field(f"{architecture.contents()}.context_length") if architecture else None
+        architecture = value(found, "general.architecture")
+        context = value(found, f"{architecture}.context_length")
         shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in found.tensors}
         types = Counter(
             tensor.tensor_type.name
@@ -56,18 +62,17 @@ def read_header(file: Path) -> Header:
     commonest = types.most_common(1)[0][0]
     return Header(
         shapes,
-        int(context.contents()) if context else None,
+        None if context is None else int(context),
         None if commonest in FLOAT_TYPES else commonest,
         "float32",
-        str(architecture.contents()) if architecture else None,
+        None if architecture is None else str(architecture),
     )
 
 
 def sizes(file: Path) -> dict[str, Any]:
     """A GGUF file's sizes under the names that transformers gives them. Raises SourceError where one is lacking."""
     found = open_reader(file)
-    architecture = found.get_field("general.architecture")
-    prefix = architecture.contents() if architecture else ""
+    prefix = value(found, "general.architecture")
     names = {
         "hidden_size": "embedding_length",
         "intermediate_size": "feed_forward_length",
@@ -78,11 +83,11 @@ def sizes(file: Path) -> dict[str, Any]:
         "num_experts_per_tok": "expert_used_count",
         "moe_intermediate_size": "expert_feed_forward_length",
     }
-    fields = {key: found.get_field(f"{prefix}.{name}") for key, name in names.items()}
+    told = {key: value(found, f"{prefix}.{name}") for key, name in names.items()}
     held = {tensor.name: tensor for tensor in found.tensors}
     if "token_embd.weight" not in held:
         raise SourceError(f"{file}: holds no token_embd.weight")
-    config: dict[str, Any] = {key: field.contents() for key, field in fields.items() if field is not None}
+    config = {key: size for key, size in told.items() if size is not None}
     return config | {"vocab_size": int(max(held["token_embd.weight"].shape))}
 
 
@@ -91,8 +96,8 @@ def special_tokens(file: Path) -> tuple[dict[str, int], dict[str, bool]]:
     found = open_reader(file)
 
     def told(keys: Mapping[str, str]) -> dict[str, Any]:
-        fields = {name: found.get_field(f"tokenizer.ggml.{key}") for name, key in keys.items()}
-        return {name: field.contents() for name, field in fields.items() if field is not None}
+        every = {name: value(found, f"tokenizer.ggml.{key}") for name, key in keys.items()}
+        return {name: each for name, each in every.items() if each is not None}
 
     ids = told({name: f"{key}_token_id" for name, key in _SPECIAL.items()})
     return {name: int(token) for name, token in ids.items()}, told({n: f"add_{n}_token" for n in ("bos", "eos")})

@@ -11,7 +11,7 @@ from typing import Any
 from harness.contracts import Role, StoredTensor
 from harness.errors import SourceError
 from harness.models.gguf.convert import TYPES
-from harness.models.gguf.header import open_reader
+from harness.models.gguf.header import open_reader, value
 from harness.models.headers import FLOAT_TYPES
 from harness.models.scope import in_decoder
 
@@ -57,26 +57,25 @@ def read(file: Path) -> GgufFile:
         GgufTensor(t.name, t.tensor_type.name, tuple(map(int, reversed(t.shape))), int(t.n_bytes))
         for t in reader.tensors
     )
-    name = _value(reader, "general.architecture")
+    name = value(reader, "general.architecture")
     embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
     if name is None or embedding is None:
         raise SourceError(f"{file}: names no architecture, or holds no token embeddings; is it a language model?")
-    context = _value(reader, f"{name}.context_length")
-    blocks = int(_value(reader, f"{name}.block_count") or 0)
+    context = value(reader, f"{name}.context_length")
+    blocks = int(value(reader, f"{name}.block_count") or 0)
     longest = int(context) if context else None
     return GgufFile(str(name), blocks, longest, embedding.shape[0], _cache_elements(reader, str(name), blocks), tensors)
 
 
 def _cache_elements(reader: Any, name: str, blocks: int) -> int:
-    heads = _value(reader, f"{name}.attention.head_count")
-    kept = _value(reader, f"{name}.attention.head_count_kv") or heads
+    heads = value(reader, f"{name}.attention.head_count")
+    kept = value(reader, f"{name}.attention.head_count_kv") or heads
     if not kept or not heads:
         return 0
     each = kept if isinstance(kept, list) else [kept] * blocks
-    usual = int(_value(reader, f"{name}.embedding_length")) // int(heads[0] if isinstance(heads, list) else heads)
-    key = int(_value(reader, f"{name}.attention.key_length") or usual)
-    value = int(_value(reader, f"{name}.attention.value_length") or usual)
-    return sum(map(int, each)) * (key + value)
+    usual = int(value(reader, f"{name}.embedding_length")) // int(heads[0] if isinstance(heads, list) else heads)
+    widths = (value(reader, f"{name}.attention.{part}_length") or usual for part in ("key", "value"))
+    return sum(map(int, each)) * sum(map(int, widths))
 
 
 def ledger(file: GgufFile) -> Sequence[StoredTensor]:
@@ -120,8 +119,3 @@ def _role(tensor: GgufTensor) -> Role:
     if tensor.name == "output.weight":
         return "head"
     return "linear" if in_decoder(tensor.name, len(tensor.shape)) else "other"
-
-
-def _value(reader: Any, key: str) -> Any:
-    field = reader.get_field(key)
-    return field.contents() if field is not None else None
