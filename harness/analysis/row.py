@@ -18,7 +18,7 @@ from harness.analysis.speeds import point_of, speeds
 from harness.analysis.stats import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
 from harness.analysis.table import Peak, StoredPart, VariantRow
 from harness.record import Measurement, RunRecord
-from harness.spec import labelled
+from harness.spec import DecodeMode, Variant
 
 BYTES_PER_16_BIT_PARAMETER = 2
 KL_MARGIN_NAT = 1e-3
@@ -51,11 +51,20 @@ class Evidence:
         """Root causes first: what was not quantized cannot be measured."""
         return tuple(run for run in (self.quantize, self.quality, *self.tasks, *self.performance) if run is not None)
 
+    @property
+    def variant(self) -> Variant:
+        """As the newest record names it. A record of quantizing names but one of the engines and caches it serves."""
+        measured = [run for run in self.all if run.spec.kind != "quantize"]
+        return max(measured or self.all, key=lambda run: run.started_at).spec.variant
 
-def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
+    @property
+    def decode_mode(self) -> DecodeMode:
+        return self.performance[0].spec.decode_mode if self.performance else "eager"
+
+
+def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     """The row, and notes on what could not be compared. Figures come only from runs that ended well."""
-    newest = max(evidence.all, key=lambda run: run.started_at)
-    spec = newest.spec
+    variant = evidence.variant
     fault = next((run for run in evidence.all if run.status != "ok"), None)
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
     timed = tuple(run for run in evidence.performance if run.status == "ok")
@@ -69,15 +78,14 @@ def row(evidence: Evidence) -> tuple[VariantRow, tuple[str, ...]]:
     answered, task_notes = scores(evidence.tasks, () if evidence.is_baseline else evidence.baseline_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
-    mode = evidence.performance[0].spec.decode_mode if evidence.performance else "eager"
     made = VariantRow(
-        label=labelled(spec.method.label, mode, spec.kv_cache, spec.engine),
-        method=spec.method.name,
-        engine=spec.engine,
+        label=label,
+        method=variant.method.name,
+        engine=variant.engine,
         is_baseline=evidence.is_baseline,
         status=fault.status if fault else "ok",
-        decode_mode=mode,
-        kv_cache=spec.kv_cache,
+        decode_mode=evidence.decode_mode,
+        kv_cache=variant.kv_cache,
         reason=reason(fault) if fault else None,
         labels=tuple(dict.fromkeys(label for run in evidence.all for label in run.outcome.labels)),
         facts=_facts(well),

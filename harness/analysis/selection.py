@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from harness.record import RunRecord
 from harness.spec import PerplexityWorkload, RunSpec, Scalar, digest, model_identity
@@ -13,9 +13,12 @@ Protocol = tuple[tuple[str, Scalar], ...]
 
 @dataclass(frozen=True)
 class Setting:
-    """What variants must share before their figures are compared, the perplexity protocol aside."""
+    """What variants must share before their figures are compared, the perplexity protocol aside.
 
-    model: str
+    A model is known by its content: two recipes may call it by two names.
+    """
+
+    model: str = field(compare=False)
     model_id: str
     hardware: str
     device: str
@@ -38,18 +41,8 @@ def setting(spec: RunSpec) -> Setting:
         spec.device,
         spec.threads,
         spec.attention,
-        digest([spec.baseline.name, dict(spec.baseline.params)]),
+        digest(spec.baseline.identity),
     )
-
-
-def variant_key(spec: RunSpec) -> str:
-    """What makes a row, decode modes aside: what is quantized how, and its cache; neither versions nor machines."""
-    return digest([made_key(spec), spec.kv_cache])
-
-
-def made_key(spec: RunSpec) -> str:
-    """What is quantized how: method with its parameters, engine, scope and seed."""
-    return digest([spec.method.name, dict(spec.method.params), spec.engine, spec.scope, spec.seed])
 
 
 def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:

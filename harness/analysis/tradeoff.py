@@ -18,18 +18,16 @@ from harness.analysis.selection import (
     best_session,
     current,
     current_in_session,
-    made_key,
     protocol_text,
     protocols,
     same_workload,
     setting,
-    variant_key,
 )
 from harness.analysis.stats import Estimate, clustered_mean
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.verdicts import judged
 from harness.record import Measurement, RunRecord
-from harness.spec import Kind, baseline_engine
+from harness.spec import Kind, baseline_engine, labels
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that decide the baseline's figures."""
@@ -129,13 +127,19 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
 
 def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
+    users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants that are measured of it
     for run in runs.quality + runs.task + runs.performance:
-        variants.setdefault(variant_key(run.spec), []).append(run)
-    for run in runs.quantize:  # with whatever cache it is measured then
-        made_of_it = [members for members in variants.values() if made_key(members[0].spec) == made_key(run.spec)]
-        for members in made_of_it or [variants.setdefault(variant_key(run.spec), [])]:
+        key = run.spec.variant.key
+        if key not in variants:
+            users.setdefault(run.spec.variant.artifact_key, []).append(variants.setdefault(key, []))
+        variants[key].append(run)
+    for run in runs.quantize:
+        of_artifact = users.get(run.spec.variant.artifact_key)
+        for members in of_artifact or [variants.setdefault(run.spec.variant.key, [])]:
             members.append(run)
-    made = [[row(each) for each in _evidence(members, runs)] for members in variants.values()]
+    found = [list(_evidence(members, runs)) for members in variants.values()]
+    names = labels((each.variant, each.decode_mode) for modes in found for each in modes)
+    made = [[row(each, names[each.variant.key, each.decode_mode]) for each in modes] for modes in found]
     concerned: dict[str, list[str]] = {}
     for entry, notes in chain.from_iterable(made):
         for note in notes:

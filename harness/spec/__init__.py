@@ -6,6 +6,7 @@ Only the standard library is imported in this room.
 from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, Stage, digest, file_sha256
 from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
 from harness.spec.run import Limits, Price, RunSpec, baseline_engine
+from harness.spec.variant import Variant, labels
 from harness.spec.work import (
     CalibrationRef,
     Cell,
@@ -33,9 +34,11 @@ __all__ = [
     "TaskWorkload",
     "TextRef",
     "ThroughputWorkload",
+    "Variant",
     "baseline_engine",
     "digest",
     "file_sha256",
     "labelled",
+    "labels",
     "model_identity",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, digest
 from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
+from harness.spec.variant import Variant
 from harness.spec.work import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload, text_identity
 
 
@@ -89,8 +90,23 @@ class RunSpec:
         """The method and, where they are not the usual ones, cache and decode mode: ``rtn bits=4 · compiled``."""
         return labelled(self.method.label, self.decode_mode, self.kv_cache)
 
+    @cached_property
+    def variant(self) -> Variant:
+        """What the row is of in which this run's figures stand."""
+        return Variant(
+            self.model,
+            self.method,
+            self.engine,
+            self.scope,
+            self.skip,
+            self.overrides,
+            self.calibration,
+            self.kv_cache,
+            self.seed,
+        )
+
     @property
-    def variant(self) -> str:
+    def subject(self) -> str:
         """``model × method × engine`` as a reader sees it."""
         return f"{self.model.label} × {self.method_label} × {self.engine}"
 
@@ -127,8 +143,8 @@ class RunSpec:
         case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}
         if self.kind in ("prepare", "probe"):
             return case
-        if self.kind == "calibrate":
-            return case | {"calibration": self._calibration()}
+        if self.kind == "calibrate" and self.calibration is not None:
+            return case | {"calibration": self.calibration.identity()}
         case |= {
             "method": self.method.identity,
             "scope": self.scope,
@@ -140,7 +156,7 @@ class RunSpec:
             ordered = [[pattern, dict(own)] for pattern, own in self.overrides.items()]  # the last that matches wins
             case |= {"skip": sorted(set(self.skip)), "overrides": ordered}
         if self.calibration is not None:
-            case["calibration"] = self._calibration()
+            case["calibration"] = self.calibration.identity()
         if self.kind in ("convert", "quantize"):
             return case
         case |= {"engine": self.engine, "threads": self.threads}
@@ -164,12 +180,6 @@ class RunSpec:
             if self.energy:
                 case["energy"] = True
         return case
-
-    def _calibration(self) -> list[Any]:
-        assert self.calibration is not None
-        settings = asdict(self.calibration)
-        del settings["text"]
-        return [settings, text_identity(self.calibration.text)]
 
 
 def baseline_engine(specs: Iterable[RunSpec]) -> str | None:

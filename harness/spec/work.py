@@ -39,6 +39,12 @@ class CalibrationRef:
     length: int
     seed: int
 
+    def identity(self) -> list[Any]:
+        """What makes two calibration sets the same one: the text counts by its content."""
+        settings = asdict(self)
+        del settings["text"]
+        return [settings, text_identity(self.text)]
+
 
 @dataclass(frozen=True)
 class PerplexityWorkload:

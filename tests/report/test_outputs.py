@@ -88,8 +88,8 @@ def test_a_hostile_record_adds_nothing_to_a_card(tmp_path: Path, records: list[R
         assert "](javascript" not in card.text.replace("\\]", "")
 
 
-def test_two_variants_of_one_name_have_two_cards(tmp_path: Path, bench: Any, none: Any, looks: Any) -> None:
-    twins = [replace(look.method, label="the same") for look in looks[:2]]
+def test_two_labels_of_one_file_name_have_two_cards(tmp_path: Path, bench: Any, none: Any, looks: Any) -> None:
+    twins = [replace(look.method, label=label) for look, label in zip(looks[:2], ("the same", "the/same"), strict=True)]
     records = [bench.quality(none), *(bench.quality(twin, 4.5, 0.1) for twin in twins)]
     paths = write_report(records, tmp_path, ("model-card",))
     assert sorted(path.name for path in paths) == ["SmolLM2-135M-the-same-2.md", "SmolLM2-135M-the-same.md"]

@@ -39,7 +39,7 @@ def gone(case: Case) -> Finding:
 
 def title(case: Case) -> str:
     spec = case.spec
-    return f"{spec.variant}: {asked(case)}"
+    return f"{spec.subject}: {asked(case)}"
 
 
 def asked(case: Case) -> str:

@@ -182,7 +182,7 @@ def _nothing_in_common(names: tuple[str, str], base: Mapping[str, Case], head: M
 
 
 def _held(found: Mapping[str, Case]) -> str:
-    variants = sorted({case.spec.variant for case in found.values()})
+    variants = sorted({case.spec.subject for case in found.values()})
     if not variants:
         return "no run that measures a variant"
     return ", ".join(variants[:3]) + (f" and {len(variants) - 3} more" if len(variants) > 3 else "")
