@@ -184,7 +184,7 @@ def test_every_decode_mode_has_timed_runs_of_its_own_and_quality_is_asked_once(m
         "performance none · compiled #1",
         "performance rtn bits=4 group_size=32 · compiled #1",
     ]
-    assert added[0].variant == "tiny × none · compiled × transformers"
+    assert added[0].subject == "tiny × none · compiled × transformers"
     assert all(cell.protocol["decode_mode"] == "compiled" for spec in added for cell in spec.throughput.cells)
 
 
@@ -196,7 +196,7 @@ def test_every_cache_is_a_variant_and_the_model_is_quantized_once(make) -> None:
     assert {spec.kind for spec in added} == {"quality", "performance"}
     assert {spec.kv_cache for spec in added} == {"fp8"}
     assert not any(spec.is_baseline for spec in added)
-    assert added[0].variant == "tiny × none · fp8 cache × transformers"
+    assert added[0].subject == "tiny × none · fp8 cache × transformers"
     alone = [run.spec for run in make(kv_cache="fp8") if run.spec.kind == "quality"]
     assert [spec.title for spec in alone][:2] == ["quality none", "quality none · fp8 cache"]
 

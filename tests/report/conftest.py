@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,6 +31,43 @@ def _bench() -> Any:
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+GOLDEN = Path(__file__).parent / "golden"
+NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+SAME_NUMBER = 1e-6
+"""Processors sum in different orders: at full precision the last digits of a figure are not the same everywhere."""
+
+
+@pytest.fixture
+def golden() -> Callable[[str, str], None]:
+    """Holds a text against the file of that name: letter by letter, and its numbers to 6 digits.
+
+    Regenerate with QHARNESS_UPDATE_GOLDEN=1 and read the difference.
+    """
+
+    def hold(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if os.environ.get("QHARNESS_UPDATE_GOLDEN") == "1":
+            path.write_text(text, encoding="utf-8", newline="")
+        expected = path.read_bytes().decode()
+        if not _alike(text, expected):
+            assert text == expected
+
+    return hold
+
+
+def _alike(text: str, expected: str) -> bool:
+    """Whether two texts are the same but for the last digits of their numbers."""
+    ours, theirs = NUMBER.findall(text), NUMBER.findall(expected)
+    return (
+        NUMBER.sub("0", text) == NUMBER.sub("0", expected)
+        and len(ours) == len(theirs)
+        and all(
+            one == other or math.isclose(float(one), float(other), rel_tol=SAME_NUMBER)
+            for one, other in zip(ours, theirs, strict=True)
+        )
+    )
 
 
 @pytest.fixture

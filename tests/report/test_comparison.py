@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -19,7 +17,6 @@ from harness.report.comparison import FORMATS, render
 from harness.report.comparison.terminal import terminal
 from harness.spec import MethodRef
 
-GOLDEN = Path(__file__).parent / "golden"
 SUFFIXES = {"terminal": "txt", "markdown": "md", "json": "json", "junit": "xml"}
 HOSTILE = "x<script>alert(1)</script> | `a` [b](http://evil) \x1b[31m \x00 ]]> & \ufffe"
 
@@ -58,13 +55,8 @@ def found(bench: Any, looks: Sequence[Any], none: MethodRef) -> Regression:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_golden(name: str, found: Regression) -> None:
-    """Regenerate with QHARNESS_UPDATE_GOLDEN=1 and read the difference."""
-    path = GOLDEN / f"comparison.{SUFFIXES[name]}"
-    text = render(found, name)
-    if os.environ.get("QHARNESS_UPDATE_GOLDEN") == "1":
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
+def test_golden(name: str, found: Regression, golden: Any) -> None:
+    golden(f"comparison.{SUFFIXES[name]}", render(found, name))
 
 
 def test_every_verdict_is_in_the_golden_files(found: Regression) -> None:

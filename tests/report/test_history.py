@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from harness.report.history.words import sparkline
 from harness.spec import MethodRef
 from harness.store import Store
 
-GOLDEN = Path(__file__).parent / "golden"
 SUFFIXES = {"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv"}
 HOSTILE = "=x<script>alert(1)</script> | `a` [b](http://evil) \x1b[31m \x00"
 METRICS = ("perplexity", "decode", "stored_bytes")
@@ -59,25 +57,8 @@ def found(nightly: list[RunRecord]) -> History:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_golden(name: str, found: History) -> None:
-    """Regenerate with QHARNESS_UPDATE_GOLDEN=1 and read the difference."""
-    path = GOLDEN / f"history.{SUFFIXES[name]}"
-    text = render(found, name)
-    if os.environ.get("QHARNESS_UPDATE_GOLDEN") == "1":
-        path.write_text(text, encoding="utf-8")
-    if name == "csv":
-        assert cells(text) == [pytest.approx(line) for line in cells(path.read_text(encoding="utf-8"))]
-    else:
-        assert text == path.read_text(encoding="utf-8")
-
-
-def cells(text: str) -> list[dict[str, float | str]]:
-    """Numbers as numbers: at full precision processors differ in the last digit."""
-    numbers = ("value", "n", "change")
-    return [
-        {name: float(value) if name in numbers and value else value for name, value in line.items()}
-        for line in csv.DictReader(text.splitlines())
-    ]
+def test_golden(name: str, found: History, golden: Any) -> None:
+    golden(f"history.{SUFFIXES[name]}", render(found, name))
 
 
 def test_csv_has_a_line_per_figure_and_marks_changes(found: History) -> None:

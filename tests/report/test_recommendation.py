@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +24,6 @@ from harness.report.markdown import markdown as report_markdown
 from harness.report.page import page
 from harness.report.recommendation import json_line, markdown
 
-GOLDEN = Path(__file__).parent / "golden"
 WISHES: tuple[dict[str, Any], ...] = (
     {},
     {"max_memory": "700MiB", "max_perplexity_increase": "20%", "min_decode": 9.2, "maximize": "decode"},
@@ -49,24 +45,15 @@ def on_terminal(found: list[Recommendation], monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", ["recommend.md", "recommend.jsonl", "recommend.txt"])
-def test_golden(name: str, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Regenerate with QHARNESS_UPDATE_GOLDEN=1 and read the difference."""
+def test_golden(name: str, records: list[RunRecord], monkeypatch: pytest.MonkeyPatch, golden: Any) -> None:
     found = [asked(records, **wish) for wish in WISHES]
     if name.endswith(".md"):
         text = markdown(found)
     elif name.endswith(".txt"):
         text = on_terminal(found, monkeypatch)
     else:
-        text = "".join(f"{_rounded(json_line(each))}\n" for each in found)
-    path = GOLDEN / name
-    if os.environ.get("QHARNESS_UPDATE_GOLDEN") == "1":
-        path.write_text(text, encoding="utf-8")
-    assert text == path.read_text(encoding="utf-8")
-
-
-def _rounded(line: str) -> str:
-    """To six digits: the last ones differ between libraries of linear algebra."""
-    return json.dumps(json.loads(line, parse_float=lambda text: float(f"{float(text):.6g}")), ensure_ascii=False)
+        text = "".join(f"{json_line(each)}\n" for each in found)
+    golden(name, text)
 
 
 def test_one_sentence_answers(records: list[RunRecord]) -> None:

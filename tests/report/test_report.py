@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -26,7 +25,6 @@ from harness.report.markdown import escape
 from harness.report.page import page as page_of
 
 Spoil = Callable[[Sequence[RunRecord], str], list[RunRecord]]
-GOLDEN = Path(__file__).parent / "golden"
 HOSTILE = (
     "<script>alert(1)</script>",
     "x</script><script>alert(2)</script>",
@@ -86,13 +84,8 @@ def figures_of(page: Page) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("name", "render"), [("report.md", markdown), ("report.csv", csv_text)])
-def test_golden(name: str, render: Any, records: list[RunRecord]) -> None:
-    """Regenerate with QHARNESS_UPDATE_GOLDEN=1 and read the difference."""
-    path, text = GOLDEN / name, render(records)
-    if os.environ.get("QHARNESS_UPDATE_GOLDEN") == "1":
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="")
-    assert text == path.read_bytes().decode()
+def test_golden(name: str, render: Any, records: list[RunRecord], golden: Any) -> None:
+    golden(name, render(records))
 
 
 def test_writes_what_was_asked_for_and_nothing_else(tmp_path: Path, records: list[RunRecord]) -> None:
