@@ -122,6 +122,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
             "recipe": spec.recipe,
             "run_id": spec.run_id,
             "case_id": spec.case_id,
+            "variant": spec.variant.key,
             "kind": spec.kind,
             "model": spec.model.label,
             "method": spec.method.label,
