@@ -28,6 +28,9 @@ AspectName = Literal[
     "cost",
 ]
 
+QUALITY: frozenset[AspectName] = frozenset({"perplexity", "kl", "agreement", "accuracy_drop", "accuracy"})
+"""What is measured relative to the baseline's quality."""
+
 
 @dataclass(frozen=True)
 class Place:

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.analysis.aspects import ASPECTS, Figure, Place
+from harness.analysis.aspects import ASPECTS, QUALITY, Figure, Place
+from harness.analysis.plausibility import Implausibility
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.wish import Limit, Wish
 
@@ -96,7 +97,8 @@ class Recommendation:
     """The answer to a wish about one table. ``admissible`` are best first, ``fallen`` nearest first.
 
     ``none_probability`` is the share of the ``draws`` in which nobody keeps all limits, ``lead`` that in which the
-    first is better than the second by the objective alone.
+    first is better than the second by the objective alone. Where the question is one of quality relative to an
+    implausible baseline there is no pick: the candidates stand there in order, and nobody is recommended.
     """
 
     table: Table
@@ -109,13 +111,19 @@ class Recommendation:
     lead: float | None
 
     @property
+    def untrusted(self) -> tuple[Implausibility, ...]:
+        """Why no answer can be trusted: the baseline that the limits or the objective are relative to."""
+        asked = {self.wish.objective, *(limit.aspect for limit in self.wish.limits)}
+        return self.table.implausible if asked & QUALITY else ()
+
+    @property
     def pick(self) -> Candidate | None:
-        return next(iter(self.admissible), None)
+        return None if self.untrusted else next(iter(self.admissible), None)
 
     @property
     def certain_pick(self) -> Candidate | None:
         """The first that keeps every limit with its whole interval."""
-        return next((each for each in self.admissible if each.certain), None)
+        return None if self.untrusted else next((each for each in self.admissible if each.certain), None)
 
     @property
     def holds(self) -> bool:
@@ -132,12 +140,12 @@ class Recommendation:
     def nearest(self) -> Candidate | None:
         """Where nobody is admissible: the one that misses its limits by the least factor, all of them multiplied."""
         possible = [each for each in self.fallen if each.evaluated]
-        return next(iter(possible), None) if not self.admissible else None
+        return next(iter(possible), None) if not (self.admissible or self.untrusted) else None
 
     @property
     def binding(self) -> tuple[Limit, ...]:
         """Where nobody is admissible: each limit without which, alone, somebody would be."""
-        if self.admissible:
+        if self.admissible or self.untrusted:
             return ()
         lone = [each.missed[0].limit for each in self.fallen if each.evaluated and len(each.missed) == 1]
         return tuple(limit for limit in self.wish.limits if limit in lone)
@@ -146,3 +154,8 @@ class Recommendation:
     def unmeasured(self) -> bool:
         """Whether nobody is admissible and one of them might be, had all of it been measured."""
         return not self.admissible and any(each.open for each in self.fallen)
+
+    @property
+    def unknown(self) -> bool:
+        """Whether there is no answer, neither a pick nor a no."""
+        return self.unmeasured or bool(self.untrusted)

@@ -10,6 +10,7 @@ from harness.analysis.comparison import Comparison
 from harness.analysis.footprint import Footprint
 from harness.analysis.influence import Influence
 from harness.analysis.paired import Flips
+from harness.analysis.plausibility import Implausibility
 from harness.analysis.stats import Estimate
 from harness.record import Status
 from harness.spec import DecodeMode, Kind, KvCache, Price, Scalar
@@ -262,7 +263,8 @@ class Table:
     (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
     another dtype. ``conditions`` is the protocol item by item, ``hub_id`` the model's name on a hub, if it has one.
     ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers. ``rates`` are
-    the machine's, by which the bounds go.
+    the machine's, by which the bounds go. ``implausible`` is why no quality relative to this baseline can be trusted;
+    ``labels`` hold it in words.
     """
 
     model: str
@@ -282,6 +284,7 @@ class Table:
     conditions: tuple[tuple[str, Scalar], ...] = ()
     hub_id: str | None = None
     rates: Rates | None = None
+    implausible: tuple[Implausibility, ...] = ()
 
     @property
     def baseline(self) -> VariantRow | None:

@@ -10,6 +10,7 @@ from itertools import chain
 
 from harness.analysis.chances import front_probabilities
 from harness.analysis.pareto import front
+from harness.analysis.plausibility import implausible
 from harness.analysis.roofline import machine_of, rates
 from harness.analysis.row import Evidence, row
 from harness.analysis.selection import (
@@ -104,13 +105,14 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
     before = (*preparing, *references, *([machine] if machine else []))
     labels = _distinct((*(label for run in before for label in run.outcome.labels), *_common_labels(rows)))
     any_spec = runs.all[0].spec
+    doubts = implausible(any_spec.model, _last(runs.baselines_of("quality")))
     return Table(
         model=where.model,
         native_quantization=any_spec.model.native_quantization,
         protocol=protocol_text(protocol),
         hardware=where.hardware_text,
         rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
-        labels=labels,
+        labels=(*labels, *(doubt.sentence for doubt in doubts)),
         notes=_distinct(notes),
         kl_noise_floor=_mean(_noise_floor(references, "batch size")),
         kl_noise_floor_dtype=_mean(_noise_floor(references, "dtype")),
@@ -122,6 +124,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         conditions=protocol,
         hub_id=any_spec.model.id if any_spec.model.kind == "hub" else None,
         rates=rates(machine) if machine and any(entry.bounds for entry in rows) else None,
+        implausible=doubts,
     )
 
 

@@ -93,7 +93,7 @@ def recommend(
 
         for each in found:
             typer.echo(json_line(each))
-    if any(each.pick is None and not each.unmeasured for each in found):
+    if any(each.pick is None and not each.unknown for each in found):
         raise typer.Exit(ExitCode.GATE_FAILED)
     if any(each.pick is None or (strict and not each.holds) for each in found):
         raise typer.Exit(ExitCode.INCONCLUSIVE)

@@ -13,6 +13,7 @@ from harness.execution.checks import note_repacking, take_stock
 from harness.execution.fairness import check_leak, check_tokens
 from harness.execution.footprint import footprint
 from harness.execution.forward import observe
+from harness.execution.plausibility import plausibility
 from harness.execution.suspect import SUSPECT, reasons
 from harness.execution.traffic import traffic
 from harness.registry import metric
@@ -56,6 +57,8 @@ def quality(bench: Bench, out: Path) -> None:
         observe(model, windows, observers, kept)
     for observer in observers:
         bench.add(observer.finish())
+    if spec.is_baseline:
+        plausibility(bench, model, windows)
     noise.own_batch(bench, model, windows)
     note_repacking(bench, model)
 

@@ -116,6 +116,8 @@ def _question(found: Recommendation) -> str:
 
 
 def _nobody(found: Recommendation) -> str:
+    if found.untrusted:
+        return f"not known; no quality relative to this baseline can be trusted: {_doubted(found)}"
     if found.unmeasured:
         lacking = dict.fromkeys(reason for each in found.fallen if each.open for reason in reasons(each))
         return f"not known; {'; '.join(lacking)}"
@@ -125,6 +127,10 @@ def _nobody(found: Recommendation) -> str:
     said = f"no variant; the nearest is {name(nearest.row)}: {'; '.join(reasons(nearest))}"
     binding = [limit_words(limit) for limit in found.binding]
     return f"{said}. One would be found without the limit {' or without '.join(binding)}" if binding else said
+
+
+def _doubted(found: Recommendation) -> str:
+    return "; ".join(each.finding for each in found.untrusted)
 
 
 def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:

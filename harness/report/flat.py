@@ -37,6 +37,7 @@ def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
         "status": row.status,
         "reason": row.reason or "",
         "labels": "; ".join((*table_labels(table), *row.labels)),
+        "implausible_baseline": " ".join(doubt.code for doubt in table.implausible),
         "on_front": row.front,
         "kl_noise_floor_mean_nat": table.kl_noise_floor.value if table.kl_noise_floor else None,
         "kl_noise_floor_dtype_mean_nat": table.kl_noise_floor_dtype.value if table.kl_noise_floor_dtype else None,

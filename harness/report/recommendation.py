@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 
 from harness.analysis.aspects import AspectName, Figure
 from harness.analysis.choice import Candidate, Recommendation
@@ -98,6 +99,7 @@ def json_line(found: Recommendation) -> str:
             "sentence": said.sentence,
             "pick": said.variant,
             "holds": found.holds,
+            "implausible_baseline": [asdict(each) for each in found.table.implausible],
             "certain_pick": found.certain_pick.row.label if found.certain_pick else None,
             "uncertain": said.uncertain,
             "draws": found.draws,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from harness.analysis.plausibility import Implausibility
 from harness.analysis.stats import Estimate
 from harness.errors import ExitCode
 
@@ -65,12 +66,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Side:
-    """BASE or HEAD: the words it was named by, and what was found there. ``unread`` are records that are not whole."""
+    """BASE or HEAD: the words it was named by, and what was found there.
+
+    ``unread`` are records that are not whole. ``implausible`` holds, by the title of their run, the unquantized
+    baselines relative to which no quality can be trusted.
+    """
 
     name: str
     sessions: tuple[str, ...]
     cases: int
     unread: tuple[str, ...] = ()
+    implausible: Mapping[str, tuple[Implausibility, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from harness.analysis.plausibility import implausible
 from harness.analysis.regression.baseline import beside_baseline
 from harness.analysis.regression.cases import Case, cases, variant
 from harness.analysis.regression.endings import ending, gone, title
@@ -173,7 +174,13 @@ def _in_order(findings: Sequence[Finding]) -> list[Finding]:
 
 def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], unread: Sequence[str]) -> Side:
     counted = {run.session for case in found.values() for run in case.runs}
-    return Side(name, tuple(sorted(counted)), len(found), tuple(unread))
+    doubts = {
+        title(case): why
+        for case in found.values()
+        if case.spec.kind == "quality" and case.spec.is_baseline and case.well
+        if (why := implausible(case.spec.model, case.well[-1]))
+    }
+    return Side(name, tuple(sorted(counted)), len(found), tuple(unread), doubts)
 
 
 def _nothing_in_common(names: tuple[str, str], base: Mapping[str, Case], head: Mapping[str, Case]) -> str:

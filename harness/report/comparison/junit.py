@@ -25,6 +25,13 @@ def junit(found: Regression) -> str:
             case = Xml.SubElement(suite, "testcase", classname="gates", name=_clean(name))
             Xml.SubElement(case, "error", message="neither side measures it", type="incomparable")
         _count(suite)
+    doubts = list(words.doubts(found))
+    if doubts:
+        suite = Xml.SubElement(root, "testsuite", name="baselines")
+        for number, doubt in enumerate(doubts, 1):
+            case = Xml.SubElement(suite, "testcase", classname="baselines", name=f"plausible {number}")
+            Xml.SubElement(case, "skipped", message=_clean(doubt))
+        _count(suite)
     _count(root)
     Xml.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode") + "\n"

@@ -97,6 +97,14 @@ def notes(found: Regression) -> Iterator[str]:
         yield f"new in HEAD: {each}"
     for one, where in (("BASE", found.base), ("HEAD", found.head)):
         yield from (f"{one}: left out: {fault}" for fault in where.unread)
+    yield from doubts(found)
+
+
+def doubts(found: Regression) -> Iterator[str]:
+    """The baselines relative to which no quality can be trusted, and why."""
+    for one, where in (("BASE", found.base), ("HEAD", found.head)):
+        for run, reasons in where.implausible.items():
+            yield from (f"{one}: {run}: {each.sentence}" for each in reasons)
 
 
 def environment(entry: Change) -> str:

@@ -1,0 +1,120 @@
+"""Whether the baseline works at all on what it was scored on: if not, no figure relative to it means anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.analysis.stats import Estimate, clustered_mean, perplexity
+from harness.record import Measurement, RunRecord
+from harness.spec import ModelRef
+
+MOST_PERPLEXITY = 300.0
+"""Per token. Token frequencies alone, without any context, reach 100 (512 tokens in the vocabulary) to 600 (2,048) on
+running text; trained language models reach 5 to 60."""
+MOST_OF_VOCABULARY = 0.5
+"""Perplexity over vocabulary size, which is what guessing evenly reaches: it matters for vocabularies below 600."""
+MOST_TOKENS_PER_CHARACTER = 1.2
+"""Of Latin text. Trained tokenizers reach 0.2 to 0.7, and one token per byte reaches 1.0."""
+LATIN = 0.9
+"""The share of Latin letters from which a text is Latin: of others a character may well take several tokens."""
+BOS_GAIN_NAT = 0.1
+"""Nat per token that BOS in front of a window may gain. Models that do not need it gain less than 0.07 (and mostly
+lose) on windows of 256 tokens; Gemma 3, which was trained with it, gains 1.7."""
+
+Code = Literal["perplexity", "guessing", "tokens_per_character", "bos", "random_weights"]
+_WORDS: Mapping[Code, tuple[str, str]] = {
+    "perplexity": (
+        "its perplexity is {:.4g} per token, above {:g}",
+        "no better than token frequencies alone; check the tokenizer, BOS, that the weights are trained and that the "
+        "text is in a language of the model",
+    ),
+    "guessing": (
+        "its perplexity is {:.4g}, above half of its vocabulary ({:g})",
+        "little better than guessing, as random weights are",
+    ),
+    "tokens_per_character": (
+        "its tokenizer makes {:.3g} tokens of a character of Latin text, above {:g}",
+        "check the tokenizer",
+    ),
+    "bos": (
+        "BOS in front of a window lowers its loss by {:.3g} nat per token, above {:g}",
+        "the text lacks the BOS that the model needs; the protocol llama.cpp with 'bos: always' begins every window "
+        "with it",
+    ),
+    "random_weights": ("its weights are random", "only size, speed and memory mean anything"),
+}
+"""What was found, and what it means."""
+
+
+@dataclass(frozen=True)
+class Implausibility:
+    """One reason not to trust figures relative to the baseline.
+
+    ``figure`` is above ``limit``, both in the unit that the code's threshold has; random weights have neither.
+    """
+
+    code: Code
+    figure: float | None = None
+    limit: float | None = None
+
+    @property
+    def finding(self) -> str:
+        return _WORDS[self.code][0].format(self.figure, self.limit)
+
+    @property
+    def sentence(self) -> str:
+        """The label that stands wherever the table's figures do."""
+        return f"implausible baseline: {self.finding}: {_WORDS[self.code][1]}"
+
+
+def implausible(model: ModelRef, quality: RunRecord | None) -> tuple[Implausibility, ...]:
+    """What makes a baseline implausible, from its quality run that ended well; nothing where none did.
+
+    Records made before the evidence was measured are judged by their perplexity alone.
+    """
+    if model.kind == "synthetic":
+        return (Implausibility("random_weights"),)
+    if quality is None:
+        return ()
+    return tuple(each for each in (_perplexity(quality), _cutting(quality), _bos(quality)) if each)
+
+
+def _perplexity(quality: RunRecord) -> Implausibility | None:
+    nll = _found(quality, "nll")
+    if nll is None:
+        return None
+    figure = perplexity(nll).value
+    vocabulary = _value(quality, "vocabulary_size")
+    if vocabulary is not None and figure > MOST_OF_VOCABULARY * vocabulary:
+        return Implausibility("guessing", figure, MOST_OF_VOCABULARY * vocabulary)
+    return Implausibility("perplexity", figure, MOST_PERPLEXITY) if figure > MOST_PERPLEXITY else None
+
+
+def _cutting(quality: RunRecord) -> Implausibility | None:
+    figure, latin = _value(quality, "tokens_per_character"), _value(quality, "latin_letter_share")
+    if figure is None or latin is None or latin < LATIN or figure <= MOST_TOKENS_PER_CHARACTER:
+        return None
+    return Implausibility("tokens_per_character", figure, MOST_TOKENS_PER_CHARACTER)
+
+
+def _bos(quality: RunRecord) -> Implausibility | None:
+    """A gain that is both large and, with its interval, clearly one."""
+    found = _found(quality, "bos_gain")
+    if found is None:
+        return None
+    gain: Estimate = clustered_mean(found)
+    clear = gain.low is not None and gain.low > 0
+    return Implausibility("bos", gain.value, BOS_GAIN_NAT) if clear and gain.value > BOS_GAIN_NAT else None
+
+
+def _found(run: RunRecord, metric: str) -> Measurement | None:
+    found = run.find(metric)
+    return found if found and found.values else None
+
+
+def _value(run: RunRecord, metric: str) -> float | None:
+    found = _found(run, metric)
+    return found.values[0] if found and math.isfinite(found.values[0]) else None
