@@ -26,7 +26,8 @@ def obstacle(
 ) -> str | None:
     """The first reason found, with what to do about it; None where nothing is known to stand in the way."""
     return (
-        _already_quantized(source, variant)
+        source.degrid_obstacle
+        or _already_quantized(source, variant)
         or _other_model(source, variant)
         or _device(variant.method.needs(variant.params), machine)
         or _untokenized(source, variant)

@@ -145,7 +145,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
         bare = replace(bare, perplexity=perplexity, evaluations=sweep.texts if kind == "calibrate" else ())
         bare = replace(bare, engine=MAIN_ENGINE)
         made = locked(replace(bare, kind=kind, needs=dict(shared)), base, site.stacks)
-        return PlannedRun(made, weight_bytes, too_long(source, made))
+        return PlannedRun(made, weight_bytes, source.degrid_obstacle or too_long(source, made))
 
     if source.ref.needs_preparing:
         prepare = needed("prepare")

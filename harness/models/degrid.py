@@ -8,9 +8,12 @@ function as it was and the grid behind.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
+from harness.models.headers import Header
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +22,64 @@ SPREAD = 1 / 8
 """Factors are 2^u, u uniform within ±SPREAD: enough to leave a 4-bit grid, too little to make the model harder."""
 KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose norms multiply by a plain gain and whose MLP is ``down(act(gate) · up)``."""
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_LINEARS = (
+    *(f"self_attn.{name}_proj" for name in "qkvo"),
+    *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
+)
+NEEDED = frozenset(f"{name}.weight" for name in (*_NORMS, *_LINEARS))
+"""What each layer holds of that build."""
+ALLOWED = NEEDED | {
+    *(f"{name}.bias" for name in _LINEARS),  # those of v and up are scaled with their rows, the others stay
+    *(f"self_attn.{name}_norm.weight" for name in "qk"),  # they come after what is rescaled, and see the same as before
+    "self_attn.rotary_emb.inv_freq",  # a constant that old checkpoints keep
+}
+"""What a layer may hold: nothing else reads what is rescaled."""
+GGUF_NAMES: Mapping[str, str] = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_IN_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
+_IN_BLOCK = re.compile(r"^blk\.(\d+)\.(.+)\.(weight|bias)$")
+
+
+def obstacle(header: Header, packed: str | None = None) -> str | None:
+    """Why a model with this header cannot be degridded, or None; ``packed`` is the format that it is loaded in.
+
+    A header without tensors (of a model that is not fetched yet) says nothing.
+    """
+    if not header.shapes:
+        return None
+    if packed is not None:
+        return f"degrid moves floating-point weights; this checkpoint is loaded as {packed}"
+    layers: dict[str, set[str]] = {}
+    for name in header.shapes:
+        if found := _IN_LAYER.search(name):
+            layers.setdefault(found[1], set()).add(found[2])
+        elif found := _IN_BLOCK.search(name):
+            layers.setdefault(found[1], set()).add(f"{GGUF_NAMES.get(found[2], found[2])}.{found[3]}")
+    return _unknown(header.model_type, layers.values())
+
+
+def _unknown(model_type: str | None, layers: Iterable[Iterable[str]]) -> str | None:
+    """What of a model is of a build that cannot be rescaled: ``layers`` name each layer's parameters."""
+    if model_type not in KNOWN:
+        return f"degrid knows {', '.join(sorted(KNOWN))}, not {model_type}; leave 'degrid' out"
+    held = [set(parts) for parts in layers]
+    strange = sorted(set().union(*held) - ALLOWED)
+    if strange:
+        return f"degrid does not know layers of {model_type} that hold {', '.join(strange[:3])}; leave 'degrid' out"
+    lacking = sorted(NEEDED - held[0].intersection(*held[1:])) if held else sorted(NEEDED)
+    return f"degrid does not know layers without {', '.join(lacking[:3])}; leave 'degrid' out" if lacking else None
 
 
 def degrid(model: Any, seed: int) -> None:
@@ -26,15 +87,17 @@ def degrid(model: Any, seed: int) -> None:
     import torch
 
     config = model.config
-    if config.model_type not in KNOWN:
-        raise UnsupportedError(f"degrid knows {', '.join(sorted(KNOWN))}, not {config.model_type}")
+    layers = getattr(model.get_decoder(), "layers", ())
+    why = _unknown(config.model_type, [[name for name, _ in layer.named_parameters()] for layer in layers])
+    if why:
+        raise UnsupportedError(why)
     generator = torch.Generator().manual_seed(seed)
 
     def factors(count: int) -> torch.Tensor:
         return torch.exp2((torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1) * SPREAD)
 
     with torch.no_grad():
-        for layer in model.get_decoder().layers:
+        for layer in layers:
             attention, mlp = layer.self_attn, layer.mlp
             hidden = config.hidden_size
             readers = [attention.q_proj, attention.k_proj, attention.v_proj]

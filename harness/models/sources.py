@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.errors import SourceError
-from harness.models import headers
+from harness.models import degrid, headers
 from harness.models.gguf.header import read_header
 from harness.models.scope import in_decoder
 from harness.recipe import Model
@@ -26,7 +26,8 @@ class SourceModel:
 
     ``matrices`` are the shapes of the decoder's matrices, by name (a shape's last number is the input width),
     and ``decoder_parameters`` and ``other_parameters`` count elements; all empty where the model is on a hub
-    and not yet fetched. ``quantization`` is the quant_method of a checkpoint that transformers loads quantized.
+    and not yet fetched. ``quantization`` is the quant_method of a checkpoint that transformers loads quantized, and
+    ``degrid_obstacle`` says why the model cannot be degridded, where a recipe asks for it.
     """
 
     ref: ModelRef
@@ -36,6 +37,7 @@ class SourceModel:
     context_length: int | None
     model_type: str | None = None
     quantization: str | None = None
+    degrid_obstacle: str | None = None
 
 
 def inspect(entry: Model, folder: Path) -> SourceModel:
@@ -139,7 +141,10 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         seed=entry.seed or 0,
     )
     quantization = header.quantization if kind in ("directory", "hub") else None
-    return SourceModel(ref, matrices, decoder, other, header.context_length, header.model_type, quantization)
+    degrid_obstacle = degrid.obstacle(header, quantization) if entry.degrid is not None else None
+    return SourceModel(
+        ref, matrices, decoder, other, header.context_length, header.model_type, quantization, degrid_obstacle
+    )
 
 
 def _label(model_id: str) -> str:

@@ -130,7 +130,8 @@ def test_records_of_older_versions_are_judged_by_their_perplexity(bench: Bench) 
     (broken,) = tradeoff([gibberish(record) for record in bench.sweep()])
     assert codes(broken.implausible) == ["perplexity"]
     assert broken.implausible[0].sentence in broken.labels
-    assert [row.perplexity_change for row in broken.rows] == [row.perplexity_change for row in table.rows]
+    changes = [[row.perplexity_change.value for row in each.rows if row.perplexity_change] for each in (broken, table)]
+    assert changes[0] == pytest.approx(changes[1])  # as small as ever: nothing else would show it
 
 
 def test_only_the_baseline_is_judged(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
@@ -162,7 +163,7 @@ def test_nobody_is_recommended_for_quality_beside_an_implausible_baseline(bench:
 
 
 def test_what_does_not_rest_on_quality_is_answered(bench: Bench) -> None:
-    (found,) = recommend([gibberish(record) for record in bench.sweep()], max_size="100MB", maximize="decode")
+    (found,) = recommend([gibberish(record) for record in bench.sweep()], max_size="8GB", maximize="decode")
     assert found.pick is not None
     assert not found.untrusted
     assert found.table.implausible
@@ -175,5 +176,5 @@ def test_a_comparison_names_both_sides_baselines(bench: Bench, rtn: MethodRef, n
     found = track(base, head)
     assert found.base.implausible == {}
     ((title, reasons),) = found.head.implausible.items()
-    assert title.startswith("SmolLM2-135M × none × transformers: quality")
+    assert title.startswith("SmolLM2-135M × unquantized × transformers: quality")
     assert codes(reasons) == ["perplexity"]

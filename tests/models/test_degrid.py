@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+import yaml
+from gguf import GGUFWriter
+from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
 
 from harness.errors import UnsupportedError
 from harness.models.degrid import degrid
+from harness.models.gguf.convert import convert
 from harness.models.prepare import prepare
 from harness.models.sources import inspect
-from harness.recipe import Model
+from harness.planner import plan
+from harness.recipe import Model, load_recipe
 
 TOKENS = torch.arange(2, 66).unsqueeze(0)
 
@@ -92,3 +101,145 @@ def test_an_unknown_architecture_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match="not gpt2"):
         degrid(GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16)), seed=0)
+
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 80,
+    "pad_token_id": 0,
+}
+EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+GEMMA = {"query_pre_attn_scalar": 8, "sliding_window": 16}
+BUILDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama with biases, tied": (
+        "llama",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "llama with wide heads": ("llama", {"head_dim": 16}),
+    "mistral with windows": ("mistral", {"sliding_window": 16}),
+    "qwen2 (biases of q, k and v)": ("qwen2", {}),
+    "qwen3 (norms of q and k)": ("qwen3", {}),
+    "gemma (1 + w)": ("gemma", {}),
+    "gemma2 (post-norms)": ("gemma2", GEMMA),
+    "gemma3": ("gemma3_text", GEMMA),
+    "phi3 (fused)": ("phi3", {}),
+    "olmo2 (norms behind)": ("olmo2", {}),
+    "granite": ("granite", {}),
+    "cohere (parallel)": ("cohere", {}),
+    "mixtral": ("mixtral", EXPERTS),
+    "qwen3_moe": ("qwen3_moe", EXPERTS),
+    "gpt2": ("gpt2", {"n_layer": 2, "n_head": 4, "n_embd": 32, "n_positions": 80}),
+    "gpt_neox": ("gpt_neox", {}),
+}
+MOVED = {"llama", "mistral", "qwen2", "qwen3"}
+
+
+def drawn(kind: str, settings: dict[str, Any]) -> Any:
+    """A model whose norms and biases are not their usual ones and noughts, in float64."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, **settings})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model
+
+
+def moved_or_refused(model: Any) -> str | None:
+    """What degridding really does: nothing is said where the function stays and the weights move."""
+    model = model.double()
+    original = deepcopy(model)
+    weights = dict(original.named_parameters())
+    try:
+        degrid(model, seed=3)
+    except UnsupportedError as error:
+        assert all(torch.equal(weight, weights[name]) for name, weight in model.named_parameters())
+        return str(error)
+    before = logprobs(original)
+    assert float((before.exp() * (before - logprobs(model))).sum(-1).mean()) < 1e-10
+    moved = [name for name, weight in model.named_parameters() if not torch.equal(weight, weights[name])]
+    assert len([name for name in moved if name.endswith("_proj.weight")]) == 14  # 7 matrices in each of 2 layers
+    return None
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_what_planning_says_is_what_degridding_does(build: str, tmp_path: Path) -> None:
+    kind, settings = BUILDS[build]
+    model = drawn(kind, settings)
+    model.save_pretrained(tmp_path)
+    said = inspect(Model(id=str(tmp_path), degrid=3), tmp_path).degrid_obstacle
+    assert said == moved_or_refused(model)
+    assert (said is None) == (kind in MOVED)
+    assert inspect(Model(id=str(tmp_path)), tmp_path).degrid_obstacle is None  # where nobody asks for it
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+def test_a_gguf_files_header_says_it_too(kind: str, tmp_path: Path) -> None:
+    """Held against the model that transformers makes of the file."""
+    settings = GEMMA if kind.startswith("gemma") else {"head_dim": 128} if kind == "qwen3" else {}
+    drawn(kind, settings).save_pretrained(tmp_path / "model")  # of qwen3 transformers reads no other width from a file
+    convert(tmp_path / "model", tmp_path / "model.gguf", "float32")
+    said = inspect(Model(id=str(tmp_path / "model.gguf"), degrid=3), tmp_path).degrid_obstacle
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path,
+        gguf_file="model.gguf",
+        quantization_config=GgufConfig(gguf_file="model.gguf", dequantize=True),
+        dtype=torch.float32,
+    ).eval()
+    really = moved_or_refused(loaded)
+    assert (said is None) == (really is None) == (kind in MOVED)
+
+
+def test_experts_in_a_gguf_file_that_calls_itself_llama_are_seen(tmp_path: Path) -> None:
+    """Mixtral files name the architecture llama."""
+    names = ["attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate_inp", "ffn_gate_exps"]
+    writer = GGUFWriter(tmp_path / "mixtral.gguf", "llama")
+    writer.add_context_length(64)
+    writer.add_tensor("token_embd.weight", np.zeros((8, 32), dtype=np.float32))
+    for name in names:
+        writer.add_tensor(f"blk.0.{name}.weight", np.zeros((32, 32), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    said = inspect(Model(id=str(tmp_path / "mixtral.gguf"), degrid=0), tmp_path).degrid_obstacle
+    assert said == (
+        "degrid does not know layers of llama that hold ffn_gate_exps.weight, ffn_gate_inp.weight; leave 'degrid' out"
+    )
+
+
+def test_packed_weights_are_not_moved(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path / "packed")
+    config = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "packed" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    said = inspect(Model(id=str(tmp_path / "packed"), degrid=0), tmp_path).degrid_obstacle
+    assert said == "degrid moves floating-point weights; this checkpoint is loaded as gptq"
+
+
+def test_no_run_of_a_model_that_cannot_be_degridded_is_planned_as_possible(tmp_path: Path) -> None:
+    """All of them are unsupported in the plan, each with the reason: nothing is loaded to find it out."""
+    drawn("olmo2", {}).save_pretrained(tmp_path / "model")
+    content = {
+        "name": "grid",
+        "models": [{"id": str(tmp_path / "model"), "degrid": 0, "label": "olmo"}],
+        "methods": ["none", {"rtn": {"bits": 4, "group_size": 16}}],
+        "measure": {
+            "perplexity": {"context": 64, "windows": 2},
+            "divergence": {},
+            "throughput": {"prompt_tokens": [8]},
+        },
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    planned = plan(load_recipe(tmp_path / "recipe.yaml"))
+    assert {run.spec.kind for run in planned} == {"prepare", "reference", "quantize", "quality", "performance"}
+    assert {run.unsupported for run in planned} == {
+        "degrid knows llama, mistral, qwen2, qwen3, not olmo2; leave 'degrid' out"
+    }
