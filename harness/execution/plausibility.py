@@ -103,7 +103,7 @@ class _Likelihoods:
         self.nats: tuple[list[float], list[float]] = ([], [])
 
     def observe(self, chunk: Chunk) -> None:
-        self.nats[chunk.window] += (-logprobs(chunk.prediction, chunk.targets)).tolist()
+        self.nats[chunk.window].extend((-logprobs(chunk.prediction, chunk.targets)).tolist())
 
     def finish(self) -> Sequence[Measurement]:
         return ()
