@@ -47,8 +47,9 @@ def show_estimates(model: ModelShapes, asked: Asked, estimates: Sequence[Estimat
 def _parameters(model: ModelShapes) -> str:
     head = "tied to the embedding" if not model.head else f"{model.head:,}"
     others = model.norms + model.kept
+    active = f" ({model.active:,} active per token)" if model.experts else ""
     return (
-        f"{model.label}: {model.parameters:,} parameters: decoder's linears {model.decoder:,}, "
+        f"{model.label}: {model.parameters:,} parameters{active}: decoder's linears {model.decoder:,}, "
         f"embedding {model.embedding:,}, head {head}, norms and others {others:,}"
     )
 
@@ -133,6 +134,7 @@ def _show_all(console: Console, estimates: Sequence[Estimate], asked: Asked) -> 
 def _line(model: ModelShapes, asked: Asked, entry: Estimate) -> dict[str, object]:
     parameters = {
         "all": model.parameters,
+        "active": model.active,
         "linear": model.decoder,
         "embedding": model.embedding,
         "head": model.head,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness import registry
-from harness.contracts import Engine, Needs
+from harness.contracts import Engine, Method, Needs
 from harness.engines.kv_cache import NOT_COMPILED
 from harness.machine import Machine, installed_version
 from harness.models.headers import read_config
 from harness.models.published import READERS, lacks
-from harness.models.scope import matching
+from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
 from harness.models.sources import SourceModel
 from harness.spec import RunSpec
 from harness.stacks import MAIN, Stack, Stacks
@@ -32,6 +34,7 @@ def obstacle(
         or _device(variant.method.needs(variant.params), machine)
         or _untokenized(source, variant)
         or _lacking(variant, stacks)
+        or _experts(source, variant, skip)
         or _shapes(source, variant, skip)
     )
 
@@ -136,9 +139,38 @@ def _device(needs: Needs, machine: Machine) -> str | None:
     return None
 
 
+def leaves_experts(method: Method[Any]) -> bool:
+    """Whether a method that quantizes passes over a mixture's experts."""
+    return method.stage not in ("none", "published") and not method.quantizes_experts
+
+
+def _experts(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
+    """Why a mixture's experts stand in the way: without them, less would be quantized than coverage asks for."""
+    if not leaves_experts(variant.method):
+        return None
+    scope = _in_scope(source, skip)
+    left = sum(math.prod(shape) for name, shape in scope.items() if holds_experts(name, len(shape)))
+    share = left / max(sum(map(math.prod, scope.values())), 1)
+    if share <= 1 - LEAST_COVERAGE:
+        return None
+    return (
+        f"{variant.ref.name} does not quantize a mixture's experts, {share:.0%} of what is to be quantized here; "
+        "leave them out by scope: {skip: ['*.experts*']}, or take a method that does"
+    )
+
+
 def _shapes(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
-    shapes = [shape for name, shape in source.matrices.items() if not matching(name.removesuffix(".weight"), skip)]
-    return misfit(variant.ref.name, variant.method.needs(variant.params), shapes, source.model_type)
+    needs = variant.method.needs(variant.params)
+    return misfit(variant.ref.name, needs, _in_scope(source, skip).values(), source.model_type)
+
+
+def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The decoder's matrices that a recipe does not skip, by name."""
+    return {
+        name: shape
+        for name, shape in source.matrices.items()
+        if not matching(experts_module(name).removesuffix(".weight"), skip)
+    }
 
 
 def misfit(method: str, needs: Needs, shapes: Collection[tuple[int, ...]], model_type: str | None) -> str | None:

@@ -138,6 +138,9 @@ class Method(Generic[P]):
 
     ``engines`` are those that run its result.
 
+    ``quantizes_experts`` says that a mixture's experts, which transformers holds as 3-D parameters and not as layers,
+    come out quantized and load again. Where it is False a mixture is unsupported, unless the recipe skips its experts.
+
     ``overrides`` says that parameters may differ for single modules. ``stores_codes`` is False where the result
     is an unquantized model again, such as a merged adapter: its coverage is not asked for, and its rows say so.
 
@@ -166,6 +169,7 @@ class Method(Generic[P]):
     engines: tuple[str, ...] = ("transformers",)
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
+    quantizes_experts: bool = False
     overrides: bool = False
     stores_codes: Callable[[P], bool] = lambda params: True
     kernel: KernelFamily | None = None

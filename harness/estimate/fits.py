@@ -10,9 +10,10 @@ from harness.estimate.chosen import Chosen
 from harness.estimate.gpus import Budget
 from harness.estimate.memory import DTYPE_BITS, Weights, kv_cache_bytes, weights, workspace_bytes
 from harness.estimate.shapes import ModelShapes
-from harness.feasible import misfit
+from harness.feasible import leaves_experts, misfit
 
 DEFAULT_CONTEXT = 4096
+EXPERTS_LEFT = "leaves the experts as they are, and counts them so; a sweep that has them in its scope does not run it"
 MOST = 2**24
 """Where a search for the longest context or the largest batch ends."""
 
@@ -79,7 +80,8 @@ def _estimate(model: ModelShapes, variant: Chosen, question: Asked, wanted: str)
     method, params = variant.method, variant.params
     dtype = method.run_dtype(params, wanted)
     needs = method.needs(params)
-    refusal = misfit(method.name, needs, model.matrices, model.model_type)
+    covered = (*model.matrices, *model.experts) if method.quantizes_experts else model.matrices
+    refusal = misfit(method.name, needs, covered, model.model_type)
     if refusal is not None:
         return Estimate(variant.label, dtype, refusal)
     plain_bits = DTYPE_BITS[dtype]
@@ -112,7 +114,7 @@ def _note(model: ModelShapes, variant: Chosen) -> str | None:
         "dequantized on load" if variant.method.loaded == "dense" else "",
         "a dense copy beside the codes while running" if variant.method.loaded == "both" else "",
         {"cuda": "needs an NVIDIA GPU", "cpu": "runs on a CPU only"}.get(device or "", ""),
-        "experts counted as quantized" if model.has_experts and variant.method.stage != "none" else "",
+        EXPERTS_LEFT if model.experts and leaves_experts(variant.method) else "",
     ]
     return "; ".join(filter(None, notes)) or None
 

@@ -76,19 +76,24 @@ class Weights:
 
 
 def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: float) -> Weights:
-    """What the model takes by the method, whose unquantized parameters have ``plain_bits`` each."""
-    codes = quantized(method, params, plain_bits, model.matrices)
+    """What the model takes by the method, whose unquantized parameters have ``plain_bits`` each.
+
+    A mixture's experts are among them where the method does not quantize them.
+    """
+    covered = (*model.matrices, *model.experts) if method.quantizes_experts else model.matrices
+    codes = quantized(method, params, plain_bits, covered)
+    left = 0.0 if method.quantizes_experts else plain_bytes(model.expert_parameters, plain_bits)
     kept = plain_bytes(model.kept, plain_bits)
     embedding, head = plain_bytes(model.embedding, plain_bits), plain_bytes(model.head, plain_bits)
     norms = plain_bytes(model.norms, plain_bits)
     return Weights(
-        linear=math.ceil(codes.memory + kept),
+        linear=math.ceil(codes.memory + left + kept),
         embedding=math.ceil(embedding),
         head=math.ceil(head),
         other=math.ceil(norms + codes.modules + ROTARY_BYTES * model.rotary),
         unpacked=math.ceil(codes.unpacked),
-        disk=math.ceil(codes.disk + kept + embedding + head + norms) if method.stage == "offline" else None,
-        bits_per_weight=8 * codes.memory / model.decoder,
+        disk=math.ceil(codes.disk + left + kept + embedding + head + norms) if method.stage == "offline" else None,
+        bits_per_weight=8 * (codes.memory + left) / model.decoder,
     )
 
 

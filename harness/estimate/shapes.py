@@ -11,16 +11,17 @@ from typing import Any
 
 from harness.errors import SourceError
 from harness.models import headers, hub
-from harness.models.gguf.header import read_header, sizes
-from harness.models.scope import in_decoder
+from harness.models.gguf.header import configuration, read_header
+from harness.models.resolve import Resolved, resolve
+from harness.models.scope import holds_experts, in_decoder
 from harness.models.sources import HUB_ID, package_file
+from harness.numerics.traffic import routing
 
-KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
-"""Model types whose parameters follow from ``config.json`` alone, by ``headers.synthetic``."""
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|token_embd|word_embeddings|embed_in|tok_embeddings)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.|^output\.weight$")
-_EXPERT = re.compile(r"experts|_exps\.")
+_KEYS = re.compile(r"(k_proj|attn_k)\.weight$")
+_OTHER_SENSES = re.compile(r"vision|visual|audio")
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,10 @@ class Attention:
 class ModelShapes:
     """A model as far as memory goes. Counts are of parameters.
 
-    ``matrices`` are those that the ``decoder`` scope holds (a shape's last numbers are outputs and inputs);
-    ``kept`` counts matrices that no method quantizes, such as a router. A tied head has no parameters of its own.
-    ``rotary`` counts float32 numbers of the rotary embedding's buffers, which no checkpoint holds.
+    ``matrices`` and ``experts`` are what the ``decoder`` scope holds (a shape's last numbers are outputs and inputs),
+    the latter those of a mixture's experts, of which a token meets ``active_share``. ``kept`` counts matrices that no
+    method quantizes, such as a router. A tied head has no parameters of its own. ``rotary`` counts float32 numbers of
+    the rotary embedding's buffers, which no checkpoint holds.
     """
 
     label: str
@@ -56,11 +58,21 @@ class ModelShapes:
     inner: int
     vocabulary: int
     attention: Attention
-    has_experts: bool = False
+    experts: tuple[tuple[int, ...], ...] = ()
+    active_share: float = 1.0
 
     @property
     def decoder(self) -> int:
-        return sum(map(math.prod, self.matrices))
+        return sum(map(math.prod, self.matrices)) + self.expert_parameters
+
+    @property
+    def expert_parameters(self) -> int:
+        return sum(map(math.prod, self.experts))
+
+    @property
+    def active(self) -> int:
+        """The parameters that one token meets: of the experts, those that it is sent to."""
+        return self.parameters - round(self.expert_parameters * (1 - self.active_share))
 
     @property
     def parameters(self) -> int:
@@ -90,40 +102,44 @@ def read(model: str, revision: str | None = None) -> ModelShapes:
     raise SourceError(f"model not found: {model!r} is no file or folder, and no hub id")
 
 
-def shapes(label: str, config: Mapping[str, Any], header: headers.Header) -> ModelShapes:
-    """Sorts a header's tensors by role. ``config`` has the keys of a transformers configuration.
+def shapes(
+    label: str, config: Mapping[str, Any], header: headers.Header, resolved: Resolved | None = None
+) -> ModelShapes:
+    """Sorts a header's tensors by role. ``config`` is what ``config.json`` holds, and ``resolved`` what it means.
 
     Raises SourceError for a checkpoint that is quantized already, or whose cache is of another build.
     """
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method")
         raise SourceError(f"{label}: is already quantized ({method}); estimate the model that it was made of")
-    text: Mapping[str, Any] = config.get("text_config") or config
-    tied = bool(config.get("tie_word_embeddings", False))
+    known = resolved or resolve(label, config)
     counts = {"kept": 0, "embedding": 0, "head": 0, "norms": 0}
-    matrices = []
+    matrices, experts = [], []
     for name, shape in header.shapes.items():
-        if in_decoder(name, len(shape)):
+        if holds_experts(name, len(shape)):
+            experts.append(shape)
+        elif in_decoder(name, len(shape)):
             matrices.append(shape)
         else:
             role = _role(name, shape)
-            counts[role] += 0 if role == "head" and tied else math.prod(shape)
-    heads, hidden = attention(label, text), _number(label, text, "hidden_size", "n_embd")
-    rotates = not any("position_embeddings" in name or "wpe" in name for name in header.shapes)
-    partial = float((text.get("rope_parameters") or {}).get("partial_rotary_factor", 1.0))
+            counts[role] += 0 if role == "head" and known.tied else math.prod(shape)
+    heads, hidden = attention(label, known), _number(label, known.text, "hidden_size")
+    _refuse_uneven(label, header.shapes, heads)
+    routed = routing(known.text)
     return ModelShapes(
         label=label,
         model_type=header.model_type,
         dtype=header.dtype or "float32",
-        context_length=header.context_length,
+        context_length=header.context_length or known.text.get("max_position_embeddings"),
         matrices=tuple(sorted(matrices)),
         **counts,
-        rotary=int(heads.head_dim * partial) if rotates else 0,  # two buffers of half of it each
+        rotary=known.rotary or 0,
         hidden=hidden,
-        inner=_inner(text, hidden),
-        vocabulary=_number(label, text, "vocab_size"),
+        inner=_inner(known.text, hidden),
+        vocabulary=_number(label, known.text, "vocab_size"),
         attention=heads,
-        has_experts=any(_EXPERT.search(name) for name in header.shapes),
+        experts=tuple(sorted(experts)),
+        active_share=routed.active / routed.experts if routed and experts else 1.0,
     )
 
 
@@ -142,39 +158,48 @@ def _from_folder(label: str, folder: Path) -> ModelShapes:
 
 
 def _from_gguf(label: str, file: Path) -> ModelShapes:
-    header = read_header(file)
-    return shapes(label, sizes(file), header)
+    return shapes(label, configuration(file), read_header(file))
 
 
 def _from_config(label: str, config: dict[str, Any]) -> ModelShapes:
-    kind = config.get("model_type")
-    header = headers.synthetic(config) if kind in KNOWN_LAYOUTS else None
-    if header is None:
+    found = resolve(label, config)
+    if found.shapes is None:
         raise SourceError(
-            f"{label}: the parameters of a model of type {kind!r} do not follow from its configuration alone (they do "
-            f"for {', '.join(KNOWN_LAYOUTS)} without experts); name a folder with weights, whose headers are read"
+            f"{label}: transformers makes no language model of a configuration of type {config.get('model_type')!r}: "
+            f"{found.unbuilt}"
         )
-    dtype = config.get("dtype") or config.get("torch_dtype") or header.dtype
-    return shapes(label, {**config, "dtype": dtype}, headers.with_dtype(header, str(dtype)))
+    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
+    header = headers.Header(found.shapes, None, None, str(dtype), config.get("model_type"))
+    return shapes(label, config, header, found)
 
 
-def attention(label: str, config: Mapping[str, Any]) -> Attention:
-    """What a configuration says of its attention. Raises SourceError where that is of a kind that is not reckoned."""
-    if "kv_lora_rank" in config:
-        raise SourceError(f"{label}: the cache of multi-head latent attention is not reckoned yet")
-    heads = _number(label, config, "num_attention_heads", "n_head")
-    layers = _number(label, config, "num_hidden_layers", "n_layer")
-    hidden = _number(label, config, "hidden_size", "n_embd")
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    kinds = config.get("layer_types") or ["sliding_attention" if window else "full_attention"] * layers
-    if unknown := set(kinds) - ATTENTION_LAYERS:
-        raise SourceError(f"{label}: layers of type {', '.join(sorted(unknown))} keep a state that is not reckoned yet")
+def attention(label: str, found: Resolved) -> Attention:
+    """What each layer keeps. Raises SourceError where that is of a kind that is not estimated."""
+    if "kv_lora_rank" in found.text:
+        raise SourceError(f"{label}: the cache of multi-head latent attention is not estimated yet")
+    if unknown := set(found.layer_types) - ATTENTION_LAYERS:
+        raise SourceError(
+            f"{label}: layers of type {', '.join(sorted(unknown))} keep a state that is not estimated yet"
+        )
+    heads = _number(label, found.text, "num_attention_heads")
+    hidden = _number(label, found.text, "hidden_size")
     return Attention(
-        windows=tuple(None if kind == "full_attention" else window for kind in kinds),
+        windows=tuple(None if kind == "full_attention" else found.window for kind in found.layer_types),
         heads=heads,
-        kv_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or hidden // heads),
+        kv_heads=int(found.text.get("num_key_value_heads") or heads),
+        head_dim=int(found.text.get("head_dim") or hidden // heads),
     )
+
+
+def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Attention) -> None:
+    """Raises SourceError where a layer's keys are of another width than the configuration says of all."""
+    width = heads.kv_heads * heads.head_dim
+    for name, shape in held.items():
+        if _KEYS.search(name) and in_decoder(name, len(shape)) and not _OTHER_SENSES.search(name) and shape[0] != width:
+            raise SourceError(
+                f"{label}: {name} gives keys of {shape[0]} numbers, and the configuration says {width}; the cache of "
+                "layers of several widths is not estimated yet"
+            )
 
 
 def _inner(config: Mapping[str, Any], hidden: int) -> int:

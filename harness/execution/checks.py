@@ -14,11 +14,9 @@ from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weigh
 from harness.models import stored
 from harness.models.headers import GGUF, weight_files
 from harness.models.published import quantization_config, shown
-from harness.models.scope import in_decoder, matching
+from harness.models.scope import LEAST_COVERAGE, in_decoder, matching
 from harness.models.stored import StoredLayer
 
-LEAST_COVERAGE = 0.99
-"""Below this part of the declared scope, a variant is not what its name says."""
 SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
 FAMILIES: Mapping[KernelFamily, str] = {
     "packed": "multiply packed codes",

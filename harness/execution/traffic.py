@@ -10,6 +10,7 @@ from harness.errors import SourceError
 from harness.estimate.shapes import attention
 from harness.execution.bench import Bench
 from harness.models.headers import read_config
+from harness.models.resolve import of_folder
 from harness.numerics.kv_cache import element_bytes
 from harness.numerics.prompts import random_tokens
 from harness.numerics.traffic import VERSION, AttentionShape, Running, Step, decode_step, prefill, routing
@@ -47,7 +48,8 @@ def _attention(bench: Bench, model: LoadedModel) -> AttentionShape | None:
     import torch
 
     try:
-        shape = attention(bench.spec.model.label, read_config(bench.source()))
+        resolved = of_folder(bench.source(), bench.spec.model.trust_remote_code)
+        shape = attention(bench.spec.model.label, resolved)
         with torch.inference_mode():
             _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, bench.spec.seed).to(model.device))
         return AttentionShape(shape.windows, shape.heads, shape.kv_heads, shape.head_dim, element_bytes(cache))

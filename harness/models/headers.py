@@ -18,6 +18,8 @@ FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 """What both formats call the types that are no quantization."""
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
 """What a checkpoint's tokenizer is made of, as patterns."""
+KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
+"""Model types whose parameters ``synthetic`` works out, without asking transformers."""
 GGUF = ".gguf"
 GGUF_FILE = "model.gguf"
 """What a GGUF file is called in a folder of the cache."""
@@ -122,11 +124,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def synthetic(config: dict[str, Any]) -> Header | None:
-    """The shapes of a Llama-like model from its configuration; None where it is of another build.
+    """The shapes of a Llama-like model from its configuration; None where it is another build or lacks a size.
 
     Biases and norms are those of transformers' llama, mistral, granite, qwen2 (query, key and value have a bias) and
     qwen3 (queries and keys have a norm).
     """
+    if config.get("model_type") not in KNOWN_LAYOUTS:
+        return None
     try:
         hidden, inner = int(config["hidden_size"]), int(config["intermediate_size"])
         layers, heads = int(config["num_hidden_layers"]), int(config["num_attention_heads"])
@@ -134,8 +138,6 @@ def synthetic(config: dict[str, Any]) -> Header | None:
         head = int(config.get("head_dim") or hidden // heads)
         keys = int(config.get("num_key_value_heads") or heads) * head
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    if any("expert" in key for key in config):
         return None
     shapes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (vocabulary, hidden),

@@ -12,16 +12,42 @@ if TYPE_CHECKING:
     import torch
 
 HEAD = "lm_head"
+LEAST_COVERAGE = 0.99
+"""Below this part of the declared scope, a variant is not what its name says."""
 _DECODER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _ROUTER = re.compile(r"\.(gate|router|ffn_gate_inp)(\.weight)?$")
+_EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
+_BIAS = re.compile(r"[._]bias$")
+_CONVOLUTION = re.compile(r"conv\w*\.")
 
 
 def in_decoder(name: str, dimensions: int) -> bool:
     """Whether the ``decoder`` scope holds a parameter: a matrix (or a stack of experts' matrices) of a layer.
 
-    A mixture's router is left out, as every method leaves it: it is small and decides everything.
+    A mixture's router is left out, as every method leaves it: it is small and decides everything. So are biases, of
+    which a stack of experts has one vector each.
     """
-    return dimensions >= 2 and _DECODER.search(name) is not None and _ROUTER.search(name) is None
+    if dimensions < 2 or _BIAS.search(name):
+        return False
+    return _DECODER.search(name) is not None and _ROUTER.search(name) is None
+
+
+def holds_experts(name: str, dimensions: int) -> bool:
+    """Whether a matrix of the decoder belongs to a mixture's experts, by the name that a checkpoint gives it.
+
+    transformers holds the experts of a layer in one 3-D parameter, and not as layers, even where a checkpoint (or
+    llama.cpp) stores them one by one. Experts that every token meets ("shared") are layers like others.
+    """
+    stacked = dimensions >= 3 and not _CONVOLUTION.search(name)
+    return in_decoder(name, dimensions) and (stacked or _EXPERTS.search(name) is not None)
+
+
+def experts_module(name: str) -> str:
+    """What transformers calls the experts of a GGUF file's layer, which patterns of ``skip`` mean; other names stay."""
+    found = re.fullmatch(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight", name)
+    if found is None:
+        return name
+    return f"model.layers.{found[1]}.mlp.experts.{'down_proj' if found[2] == 'down' else 'gate_up_proj'}"
 
 
 @dataclass(frozen=True)

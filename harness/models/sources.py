@@ -7,10 +7,12 @@ import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from harness.errors import SourceError
 from harness.models import degrid, headers
 from harness.models.gguf.header import read_header
+from harness.models.resolve import resolve
 from harness.models.scope import in_decoder
 from harness.recipe import Model
 from harness.spec import ModelRef, digest, file_sha256
@@ -114,9 +116,20 @@ def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
         config = headers.read_json((folder / kind).resolve()) | config
     else:
         config = {"model_type": kind} | config
-    header = headers.synthetic(config) or headers.Header({}, config.get("max_position_embeddings"), None, "float32")
+    header = headers.synthetic(config) or _asked(entry, config)
     source = _source(entry, "synthetic", None, header, digest([config, entry.seed or 0]))
     return replace(source, ref=replace(source.ref, config=config))
+
+
+def _asked(entry: Model, config: dict[str, Any]) -> headers.Header:
+    """The shapes that transformers gives a synthetic model; none of a type that it does not know."""
+    nothing = headers.Header({}, config.get("max_position_embeddings"), None, "float32")
+    try:
+        found = resolve(entry.id, config)
+    except SourceError:
+        return nothing  # preparing it says so, and the sweep goes on with other models
+    kind, context = config.get("model_type"), found.text.get("max_position_embeddings")
+    return nothing if found.shapes is None else headers.Header(found.shapes, context, None, "float32", kind)
 
 
 def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, content: str) -> SourceModel:

@@ -12,6 +12,25 @@ from harness.models.headers import FLOAT_TYPES, Header
 
 MAGIC = b"GGUF"
 _SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+MODEL_TYPES = {
+    **{"gemma3": "gemma3_text", "gemma4": "gemma4_text", "gptneox": "gpt_neox", "phi2": "phi", "command-r": "cohere"},
+    **{"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v2"},
+}
+"""What transformers calls llama.cpp's architectures where the names differ by more than a hyphen."""
+_SIZES = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length",
+    "sliding_window": "attention.sliding_window",
+    "max_position_embeddings": "context_length",
+    "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+}
+_PATTERN = "attention.sliding_window_pattern"
 _DAMAGES = (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError)
 """What gguf's library raises where a file's bytes make no sense."""
 
@@ -69,26 +88,37 @@ def read_header(file: Path) -> Header:
     )
 
 
-def sizes(file: Path) -> dict[str, Any]:
-    """A GGUF file's sizes under the names that transformers gives them. Raises SourceError where one is lacking."""
+def configuration(file: Path) -> dict[str, Any]:
+    """What a GGUF file says of its model, as a configuration of transformers. Raises SourceError without embeddings.
+
+    A window stands in the file; in which layers it holds does as a rule not, for that follows from the architecture,
+    as it follows from transformers' class. Where the file says it, its word counts.
+    """
     found = open_reader(file)
     prefix = value(found, "general.architecture")
-    names = {
-        "hidden_size": "embedding_length",
-        "intermediate_size": "feed_forward_length",
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv",
-        "head_dim": "attention.key_length",
-        "num_experts_per_tok": "expert_used_count",
-        "moe_intermediate_size": "expert_feed_forward_length",
-    }
-    told = {key: value(found, f"{prefix}.{name}") for key, name in names.items()}
+    told = {key: value(found, f"{prefix}.{name}") for key, name in _SIZES.items()}
     held = {tensor.name: tensor for tensor in found.tensors}
     if "token_embd.weight" not in held:
         raise SourceError(f"{file}: holds no token_embd.weight")
-    config = {key: size for key, size in told.items() if size is not None}
-    return config | {"vocab_size": int(max(held["token_embd.weight"].shape))}
+    return {
+        "model_type": MODEL_TYPES.get(prefix, str(prefix).replace("-", "_")),
+        "vocab_size": int(max(held["token_embd.weight"].shape)),
+        "tie_word_embeddings": "output.weight" not in held,
+        **{key: size for key, size in told.items() if size is not None},
+        **_layer_types(found, prefix),
+    }
+
+
+def _layer_types(found: Any, prefix: Any) -> dict[str, list[str]]:
+    """Where a file itself says which layers have the window: a flag for each, or how many layers make a round.
+
+    The last layer of a round sees all tokens, as llama.cpp means it.
+    """
+    pattern, layers = value(found, f"{prefix}.{_PATTERN}"), value(found, f"{prefix}.block_count")
+    if pattern is None or layers is None:
+        return {}
+    flags = pattern if isinstance(pattern, list) else [pattern and (i + 1) % pattern for i in range(layers)]
+    return {"layer_types": ["sliding_attention" if flag else "full_attention" for flag in flags[:layers]]}
 
 
 def special_tokens(file: Path) -> tuple[dict[str, int], dict[str, bool]]:

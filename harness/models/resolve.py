@@ -1,0 +1,213 @@
+"""A configuration as transformers itself completes it: defaults, windows, and what the model is made of. No weights.
+
+Reading a configuration class imports torch, which planning must not. So this runs in a process of its own, and what it
+answers is kept by the content of the configuration and the version of transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from harness.cache import default_folder
+from harness.errors import SourceError
+from harness.machine import installed_version
+
+VERSION = 1
+"""Raised by every change of what is answered: older answers are then asked for again."""
+TIMEOUT_S = 300
+KEYS = (
+    *("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "vocab_size", "max_position_embeddings"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "kv_lora_rank", "global_head_dim"),
+    *("num_experts_per_tok", "num_local_experts", "num_experts", "n_routed_experts", "rope_parameters"),
+)
+"""What is read of a text model's configuration, by the names that transformers gives it in every model."""
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A configuration with all that its class supplies.
+
+    ``text`` has the KEYS of the text model that its class knows. ``layer_types`` has transformers' word for each layer
+    that keeps a cache of its own, and ``window`` the tokens that the sliding and chunked ones keep. ``shapes`` are all
+    parameters, as transformers names and fuses them, a tied head left out; None where transformers knows no causal
+    language model of the type, and ``unbuilt`` says why. ``rotary`` counts the numbers of its rotary buffers.
+    """
+
+    text: dict[str, Any]
+    layer_types: tuple[str, ...]
+    window: int | None
+    tied: bool
+    shapes: dict[str, tuple[int, ...]] | None
+    rotary: int | None
+    unbuilt: str | None
+
+
+def resolve(label: str, config: Config) -> Resolved:
+    """The configuration as transformers reads it. Raises SourceError where it does not, or knows no such type."""
+    (answer,) = answers([config])
+    if "error" in answer:
+        raise SourceError(f"{label}: {answer['error']}")
+    return _decoded(answer)
+
+
+def answers(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    """What transformers says of each configuration: from the cache, and of all others at once in one process."""
+    keys = [_key(config) for config in configs]
+    known = {key: kept for key in keys if (kept := _kept(key)) is not None}
+    lacking = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
+    if lacking:
+        for key, answer in zip(lacking, _asked(list(lacking.values())), strict=True):
+            known[key] = answer
+            _keep(key, answer)
+    return [known[key] for key in keys]
+
+
+def described(config: Any, build: bool = True) -> dict[str, Any]:
+    """The answer for a configuration object of transformers; torch is there. ``build`` asks for the parameters too."""
+    from transformers.cache_utils import get_layer_types_and_kwargs
+
+    text = config.get_text_config(decoder=True)
+    kinds, settings = get_layer_types_and_kwargs(text)
+    answer = {
+        "text": {key: getattr(text, key) for key in KEYS if getattr(text, key, None) is not None},
+        "layer_types": list(kinds),
+        "window": settings.get("sliding_window"),
+        "tied": bool(getattr(config, "tie_word_embeddings", False)),
+        "shapes": None,
+        "rotary": None,
+        "unbuilt": None,
+    }
+    return answer | (_built(config) if build else {})
+
+
+def of_folder(folder: Path, trust_remote_code: bool = False) -> Resolved:
+    """The same of a checkpoint, in this process, for workers: they have imported torch anyway. No parameters."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise SourceError(f"{folder}: transformers does not read its configuration: {error}") from None
+    return _decoded(described(config, build=False))
+
+
+def _decoded(answer: Mapping[str, Any]) -> Resolved:
+    shapes = answer["shapes"]
+    return Resolved(
+        answer["text"],
+        tuple(answer["layer_types"]),
+        answer["window"],
+        answer["tied"],
+        None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()},
+        answer["rotary"],
+        answer["unbuilt"],
+    )
+
+
+def _key(config: Config) -> str:
+    """By content; infinities, which some published configurations hold, are no JSON for ``spec.digest``."""
+    content = json.dumps([VERSION, installed_version("transformers"), config], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _place(key: str) -> Path:
+    return default_folder() / "configurations" / f"{key}.json"
+
+
+def _kept(key: str) -> dict[str, Any] | None:
+    try:
+        kept = json.loads(_place(key).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return kept if isinstance(kept, dict) else None
+
+
+def _keep(key: str, answer: Mapping[str, Any]) -> None:
+    """Keeps an answer where that is possible; where it is not, the next one to ask waits again."""
+    path = _place(key)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(answer), encoding="utf-8")
+        part.replace(path)
+
+
+def _asked(configs: Sequence[Config]) -> list[dict[str, Any]]:
+    """Asks a process of its own. Raises SourceError where it does not answer."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", __name__]
+    try:
+        ended = subprocess.run(
+            command,
+            input=json.dumps(configs),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        raise SourceError(f"transformers did not read the configuration within {TIMEOUT_S} s") from None
+    try:
+        found: list[dict[str, Any]] = json.loads(ended.stdout)
+    except ValueError:
+        last = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+        raise SourceError(f"transformers could not be asked for the configuration: {last}") from None
+    return found
+
+
+def _answer(config: Config) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    kind = config.get("model_type")
+    try:
+        with TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+            found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return described(found)
+    except Exception as error:  # noqa: BLE001 - whatever a configuration's class raises is an answer
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        if "model_type" in reason or "does not recognize" in reason:
+            reason = f"it knows no model type {kind!r}"
+        version = installed_version("transformers")
+        return {"error": f"transformers {version} does not read its configuration: {reason}"}
+
+
+def _built(config: Any) -> dict[str, Any]:
+    """Every parameter of the causal language model of a configuration, made on the meta device: shapes alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # noqa: BLE001 - whatever building raises says why there are no shapes
+        return {"unbuilt": str(error).strip().partition("\n")[0] or type(error).__name__}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = head is not None and embedding is not None and head.weight is embedding.weight
+    rotary = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("inv_freq"))
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    return {"tied": tied, "rotary": rotary, "shapes": shapes}
+
+
+def _main() -> None:
+    """Reads configurations from standard input, and answers on standard output, which libraries may not write to."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        json.dump([_answer(config) for config in json.load(sys.stdin)], out)
+
+
+if __name__ == "__main__":
+    _main()
