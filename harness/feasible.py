@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from harness import registry
-from harness.contracts import Engine, Method, Needs
+from harness.contracts import Engine, Needs
 from harness.engines.kv_cache import NOT_COMPILED
 from harness.machine import Machine, installed_version
 from harness.models.headers import read_config
@@ -139,14 +138,9 @@ def _device(needs: Needs, machine: Machine) -> str | None:
     return None
 
 
-def leaves_experts(method: Method[Any]) -> bool:
-    """Whether a method that quantizes passes over a mixture's experts."""
-    return method.stage not in ("none", "published") and not method.quantizes_experts
-
-
 def _experts(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
     """Why a mixture's experts stand in the way: without them, less would be quantized than coverage asks for."""
-    if not leaves_experts(variant.method):
+    if not variant.method.leaves_experts(source.model_type):
         return None
     scope = _in_scope(source, skip)
     left = sum(math.prod(shape) for name, shape in scope.items() if holds_experts(name, len(shape)))
@@ -154,8 +148,9 @@ def _experts(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str 
     if share <= 1 - LEAST_COVERAGE:
         return None
     return (
-        f"{variant.ref.name} does not quantize a mixture's experts, {share:.0%} of what is to be quantized here; "
-        "leave them out by scope: {skip: ['*.experts*']}, or take a method that does"
+        f"{variant.ref.name} is not known to quantize the experts of a {source.model_type} model "
+        f"({share:.0%} of what is in scope) and to load them again; "
+        "leave them out with scope: {skip: ['*.experts*']}, or take a method that can"
     )
 
 

@@ -1,7 +1,8 @@
-"""From a recipe to the ordered runs of its sweep. Reads headers and hashes; loads and writes nothing."""
+"""From a recipe to the ordered runs of its sweep. Reads headers and hashes; loads nothing, and writes no results."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,6 +16,7 @@ from harness.exclusion import excluded, refuse_idle
 from harness.feasible import cache_obstacle, lacking_engine, obstacle, too_long
 from harness.locks import locked
 from harness.machine import Machine, choose
+from harness.models.scope import holds_experts
 from harness.models.sources import SourceModel, inspect
 from harness.recipe import Recipe
 from harness.refusals import refuse_calibration, refuse_engines, refuse_measure, refuse_scope, refuse_twins
@@ -309,5 +311,9 @@ def _weight_bytes(source: SourceModel, variant: Variant) -> int | None:
     if not source.matrices:
         return None
     plain = DTYPE_BITS.get(variant.method.run_dtype(variant.params, source.ref.dtype), 16.0)
-    decoder = quantized(variant.method, variant.params, plain, source.matrices.values())
-    return int(decoder.memory + decoder.modules + plain_bytes(source.other_parameters, plain))
+    leaves = variant.method.leaves_experts(source.model_type)
+    left = [shape for name, shape in source.matrices.items() if leaves and holds_experts(name, len(shape))]
+    covered = [shape for name, shape in source.matrices.items() if not (leaves and holds_experts(name, len(shape)))]
+    decoder = quantized(variant.method, variant.params, plain, covered)
+    others = source.other_parameters + sum(map(math.prod, left))
+    return int(decoder.memory + decoder.modules + plain_bytes(others, plain))

@@ -186,11 +186,12 @@ def test_experts_are_counted_as_matrices(tmp_path: Path, llama: ModelShapes) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt_neox"}, "do not follow from its configuration alone"),
-        ({"num_local_experts": 8}, "do not follow from its configuration alone"),
+        ({"model_type": "llama_of_tomorrow"}, "it knows no model type 'llama_of_tomorrow'"),
+        ({"model_type": "vit"}, "makes no language model of a configuration of type 'vit'"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\)"),
         ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
-        ({"num_attention_heads": 0}, "do not follow"),
+        ({"num_attention_heads": 0}, "does not read its configuration"),
+        ({"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1}, "multi-head latent attention"),
     ],
 )
 def test_a_model_that_cannot_be_reckoned_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -138,8 +138,9 @@ class Method(Generic[P]):
 
     ``engines`` are those that run its result.
 
-    ``quantizes_experts`` says that a mixture's experts, which transformers holds as 3-D parameters and not as layers,
-    come out quantized and load again. Where it is False a mixture is unsupported, unless the recipe skips its experts.
+    ``quantizes_experts`` names the types of mixtures (``model_type`` of config.json) whose experts come out quantized
+    and load again so; transformers holds experts as 3-D parameters, and not as layers. A mixture of another type is
+    unsupported, unless the recipe skips its experts.
 
     ``overrides`` says that parameters may differ for single modules. ``stores_codes`` is False where the result
     is an unquantized model again, such as a merged adapter: its coverage is not asked for, and its rows say so.
@@ -169,7 +170,7 @@ class Method(Generic[P]):
     engines: tuple[str, ...] = ("transformers",)
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
-    quantizes_experts: bool = False
+    quantizes_experts: frozenset[str] = frozenset()
     overrides: bool = False
     stores_codes: Callable[[P], bool] = lambda params: True
     kernel: KernelFamily | None = None
@@ -185,3 +186,7 @@ class Method(Generic[P]):
         if self.published:
             return "published"
         return "offline" if self.quantize else "on_load" if self.load_config else "none"
+
+    def leaves_experts(self, model_type: str | None) -> bool:
+        """Whether the experts of a mixture of that type are not known to come out as codes that load again."""
+        return self.stage not in ("none", "published") and model_type not in self.quantizes_experts

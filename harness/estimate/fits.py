@@ -10,10 +10,12 @@ from harness.estimate.chosen import Chosen
 from harness.estimate.gpus import Budget
 from harness.estimate.memory import DTYPE_BITS, Weights, kv_cache_bytes, weights, workspace_bytes
 from harness.estimate.shapes import ModelShapes
-from harness.feasible import leaves_experts, misfit
+from harness.feasible import misfit
 
 DEFAULT_CONTEXT = 4096
-EXPERTS_LEFT = "leaves the experts as they are, and counts them so; a sweep that has them in its scope does not run it"
+EXPERTS_LEFT = (
+    "experts counted as they are: it is not known to quantize these, and unsupported in a sweep that does not skip them"
+)
 MOST = 2**24
 """Where a search for the longest context or the largest batch ends."""
 
@@ -80,7 +82,7 @@ def _estimate(model: ModelShapes, variant: Chosen, question: Asked, wanted: str)
     method, params = variant.method, variant.params
     dtype = method.run_dtype(params, wanted)
     needs = method.needs(params)
-    covered = (*model.matrices, *model.experts) if method.quantizes_experts else model.matrices
+    covered = model.matrices if method.leaves_experts(model.model_type) else (*model.matrices, *model.experts)
     refusal = misfit(method.name, needs, covered, model.model_type)
     if refusal is not None:
         return Estimate(variant.label, dtype, refusal)
@@ -114,7 +116,7 @@ def _note(model: ModelShapes, variant: Chosen) -> str | None:
         "dequantized on load" if variant.method.loaded == "dense" else "",
         "a dense copy beside the codes while running" if variant.method.loaded == "both" else "",
         {"cuda": "needs an NVIDIA GPU", "cpu": "runs on a CPU only"}.get(device or "", ""),
-        EXPERTS_LEFT if model.experts and leaves_experts(variant.method) else "",
+        EXPERTS_LEFT if model.experts and variant.method.leaves_experts(model.model_type) else "",
     ]
     return "; ".join(filter(None, notes)) or None
 

@@ -80,9 +80,10 @@ def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: fl
 
     A mixture's experts are among them where the method does not quantize them.
     """
-    covered = (*model.matrices, *model.experts) if method.quantizes_experts else model.matrices
+    leaves = method.leaves_experts(model.model_type)
+    covered = model.matrices if leaves else (*model.matrices, *model.experts)
     codes = quantized(method, params, plain_bits, covered)
-    left = 0.0 if method.quantizes_experts else plain_bytes(model.expert_parameters, plain_bits)
+    left = plain_bytes(model.expert_parameters, plain_bits) if leaves else 0.0
     kept = plain_bytes(model.kept, plain_bits)
     embedding, head = plain_bytes(model.embedding, plain_bits), plain_bytes(model.head, plain_bits)
     norms = plain_bytes(model.norms, plain_bits)

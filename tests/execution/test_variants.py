@@ -172,35 +172,6 @@ def test_a_text_that_contains_the_evaluation_text_is_found_by_its_tokens(sweeps,
     assert made.outcome.facts["calibration consumed"].startswith("500 of 500 samples")
 
 
-def test_experts_that_a_method_passes_over_make_a_run_invalid(sweeps) -> None:
-    """A mixture's experts are 3-D parameters, not nn.Linear: rtn leaves them, and its coverage says so."""
-    model = {
-        "id": "synthetic:qwen3_moe",
-        "label": "experts",
-        "config": {
-            "hidden_size": 64,
-            "intermediate_size": 64,
-            "moe_intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "vocab_size": 128,
-            "max_position_embeddings": 128,
-        },
-    }
-    records = sweeps.run(
-        {"models": [model], "methods": ["none", {"rtn": {"group_size": 32}}], "measure": {"memory": {}}, "threads": 1}
-    )
-    ended = {record.spec.title: record for record in records}
-    assert ended["performance none #1"].status == "ok"
-    passed_over = ended["performance rtn group_size=32 #1"]
-    assert passed_over.status == "invalid"
-    assert "mlp.experts" in passed_over.outcome.failure.message
-
-
 def test_a_missing_stack_is_told_with_what_to_do(sweeps, tiny: Path) -> None:
     planned = plan(load_recipe(sweeps.recipe(recipe(tiny, ["autoawq"], calibration={}))), stacks=Stacks(sweeps.folder))
     assert refusal(planned, "autoawq") == (

@@ -84,7 +84,7 @@ def read_header(file: Path) -> Header:
         None if context is None else int(context),
         None if commonest in FLOAT_TYPES else commonest,
         "float32",
-        None if architecture is None else str(architecture),
+        None if architecture is None else _model_type(str(architecture)),
     )
 
 
@@ -101,12 +101,16 @@ def configuration(file: Path) -> dict[str, Any]:
     if "token_embd.weight" not in held:
         raise SourceError(f"{file}: holds no token_embd.weight")
     return {
-        "model_type": MODEL_TYPES.get(prefix, str(prefix).replace("-", "_")),
+        "model_type": _model_type(str(prefix)),
         "vocab_size": int(max(held["token_embd.weight"].shape)),
         "tie_word_embeddings": "output.weight" not in held,
         **{key: size for key, size in told.items() if size is not None},
         **_layer_types(found, prefix),
     }
+
+
+def _model_type(architecture: str) -> str:
+    return MODEL_TYPES.get(architecture, architecture.replace("-", "_"))
 
 
 def _layer_types(found: Any, prefix: Any) -> dict[str, list[str]]:
