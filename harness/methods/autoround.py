@@ -86,7 +86,7 @@ AUTOROUND = Method(
     calibrated=lambda params: True,
     needs=_needs,
     overrides=True,
-    quantizes_experts=frozenset({"mixtral", "qwen3_moe"}),
+    quantizes_experts=frozenset({"mixtral", "olmoe", "qwen3_moe"}),
     kernel="dequantize",
     bits_per_weight=_bits,
 )

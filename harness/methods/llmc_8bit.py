@@ -117,7 +117,7 @@ FP8 = Method(
     calibrated=lambda params: params.scheme == "static",
     quantize=quantize_fp8,
     read=llmcompressor.read,
-    quantizes_experts=frozenset({"qwen3_moe"}),
+    quantizes_experts=frozenset({"olmoe", "qwen2_moe", "qwen3_moe"}),
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.block_size if params.scheme == "block" else None),
     bits_per_weight=_fp8_bits,
