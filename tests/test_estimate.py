@@ -90,7 +90,9 @@ def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
     assert one(windowed, "none", context=4096).kv_bytes == 4096 * 131_072
     assert one(windowed, "none", context=10_000).kv_bytes == 4096 * 131_072
     kinds = ["full_attention", "sliding_attention"] * 16
-    mixed = model(tmp_path, model_type="qwen3", head_dim=128, sliding_window=100, layer_types=kinds)
+    mixed = model(
+        tmp_path, model_type="qwen3", head_dim=128, sliding_window=100, layer_types=kinds, use_sliding_window=True
+    )
     assert one(mixed, "none", context=1000).kv_bytes == (1000 + 100) * 131_072 // 2
 
 
@@ -190,6 +192,7 @@ def test_experts_are_counted_as_matrices(tmp_path: Path, llama: ModelShapes) -> 
         ({"model_type": "vit"}, "makes no language model of a configuration of type 'vit'"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\)"),
         ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 32}, "has layers with a window, and no window"),
         ({"num_attention_heads": 0}, "does not read its configuration"),
         ({"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1}, "multi-head latent attention"),
     ],
@@ -276,6 +279,7 @@ def test_json_for_machines_and_no_torch(tiny: Path) -> None:
     lines = {entry["method"]: entry for entry in map(json.loads, ended.stdout.splitlines())}
     assert lines["none"]["parameters"] == {
         "all": 229_952,
+        "active": 229_952,
         "linear": 196_608,
         "embedding": 32_768,
         "head": 0,

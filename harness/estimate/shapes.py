@@ -181,6 +181,8 @@ def attention(label: str, found: Resolved) -> Attention:
         raise SourceError(
             f"{label}: layers of type {', '.join(sorted(unknown))} keep a state that is not estimated yet"
         )
+    if found.window is None and set(found.layer_types) - {"full_attention"}:
+        raise SourceError(f"{label}: its configuration has layers with a window, and no window")
     heads = _number(label, found.text, "num_attention_heads")
     hidden = _number(label, found.text, "hidden_size")
     return Attention(

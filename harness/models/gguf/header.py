@@ -24,13 +24,17 @@ _SIZES = {
     "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv",
     "head_dim": "attention.key_length",
-    "sliding_window": "attention.sliding_window",
     "max_position_embeddings": "context_length",
     "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count",
     "moe_intermediate_size": "expert_feed_forward_length",
 }
-_PATTERN = "attention.sliding_window_pattern"
+WINDOWED = frozenset({"gemma2", "gemma3", "gemma3n", "gemma4", "cohere2", "exaone4", "gpt-oss"})
+"""Architectures whose window llama.cpp reads, and whose layers that have it follow from the architecture.
+
+Of others a file may hold one that nobody heeds, as a copy of what stood in config.json.
+"""
+_WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 _DAMAGES = (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError)
 """What gguf's library raises where a file's bytes make no sense."""
 
@@ -105,7 +109,7 @@ def configuration(file: Path) -> dict[str, Any]:
         "vocab_size": int(max(held["token_embd.weight"].shape)),
         "tie_word_embeddings": "output.weight" not in held,
         **{key: size for key, size in told.items() if size is not None},
-        **_layer_types(found, prefix),
+        **_windows(found, prefix),
     }
 
 
@@ -113,16 +117,20 @@ def _model_type(architecture: str) -> str:
     return MODEL_TYPES.get(architecture, architecture.replace("-", "_"))
 
 
-def _layer_types(found: Any, prefix: Any) -> dict[str, list[str]]:
-    """Where a file itself says which layers have the window: a flag for each, or how many layers make a round.
+def _windows(found: Any, prefix: Any) -> dict[str, Any]:
+    """The window, and the layers that have it where a file itself says that: a flag for each, or the layers of a round.
 
     The last layer of a round sees all tokens, as llama.cpp means it.
     """
-    pattern, layers = value(found, f"{prefix}.{_PATTERN}"), value(found, f"{prefix}.block_count")
-    if pattern is None or layers is None:
+    window, pattern = value(found, f"{prefix}.{_WINDOW}"), value(found, f"{prefix}.{_PATTERN}")
+    layers = value(found, f"{prefix}.block_count")
+    if not window or not layers or (pattern is None and prefix not in WINDOWED):
         return {}
+    if pattern is None:
+        return {"sliding_window": window}
     flags = pattern if isinstance(pattern, list) else [pattern and (i + 1) % pattern for i in range(layers)]
-    return {"layer_types": ["sliding_attention" if flag else "full_attention" for flag in flags[:layers]]}
+    kinds = ["sliding_attention" if flag else "full_attention" for flag in flags[:layers]]
+    return {"sliding_window": window, "layer_types": kinds}
 
 
 def special_tokens(file: Path) -> tuple[dict[str, int], dict[str, bool]]:
