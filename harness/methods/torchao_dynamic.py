@@ -22,13 +22,24 @@ class Fp8DynamicParams(MethodParams):
 
 
 def _int8(params: Int8DynamicParams, setting: Setting) -> object:
-    import torch
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
-    from torchao.utils import should_reduce_range
 
-    # Without VNNI a CPU's product of two int8 saturates at 16 bits: torchao then uses 7 of the 8.
-    reduced = should_reduce_range(torch.device(setting.device))
-    return torchao.wrap(Int8DynamicActivationInt8WeightConfig(reduce_range=reduced), setting)
+    # Where products saturate, torchao can use 7 of the 8 bits.
+    return torchao.wrap(Int8DynamicActivationInt8WeightConfig(reduce_range=_saturates(setting.device)), setting)
+
+
+def _saturates(device: str) -> bool:
+    """Whether int8 products are cut off at 16 bits, as oneDNN's are without VNNI.
+
+    Tried and not asked for: torchao's should_reduce_range goes by the processor, and oneDNN may use less of it
+    (ONEDNN_MAX_CPU_ISA).
+    """
+    import torch
+
+    if device != "cpu":
+        return False
+    largest = torch.full((32, 32), 127, dtype=torch.int8)
+    return not torch.equal(torch._int_mm(largest, largest), largest.int() @ largest.int())
 
 
 def _fp8(params: Fp8DynamicParams, setting: Setting) -> object:
