@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from pathlib import Path
 from harness.analysis.regression.cases import cases
 from harness.errors import ResultsError, UsageError, did_you_mean
 from harness.record import RunRecord
+from harness.spec import NAME
 from harness.store import Store, read_whole
 
 FOLDER = Path("baselines")
 """Where they are kept, beside a project's recipes."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ HarnessError                 70  a fault of the harness itself
 ├── UsageError                2  the command or its input is wrong; nothing was written
 │   ├── RecipeError              a recipe: file, line, key, what was expected
 │   ├── SourceError              a model or a text that cannot be found or must not be loaded
-│   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: yet)
+│   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: yet;
+│                                NotFiniteError: it holds NaN or infinity)
 └── RunError                     one run of a sweep could not give figures; it becomes a record
     ├── UnsupportedError         this machine, library or model cannot do it, and never could
     └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
@@ -56,6 +57,10 @@ class ResultsError(UsageError):
 
 class NewerRecordError(ResultsError):
     """A record was written by a newer harness than this one."""
+
+
+class NotFiniteError(ResultsError):
+    """A record holds NaN or infinity: no writer leaves one, and any threshold would hold beside it."""
 
 
 class RunError(HarnessError):

@@ -1,13 +1,14 @@
-"""Frozen dataclasses to JSON and back. What comes back is checked field by field."""
+"""Frozen dataclasses to JSON and back. What comes back is checked field by field, and holds no NaN and no infinity."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from harness.errors import ResultsError
+from harness.errors import NotFiniteError, ResultsError
 
 T = TypeVar("T")
 
@@ -18,15 +19,48 @@ def encode(value: Any, indent: int | None = None) -> str:
 
 
 def decode(kind: type[T], raw: object, name: str) -> T:
-    """The dataclass that plain JSON data describes. Raises ResultsError, with the field, where it does not."""
+    """The dataclass that plain JSON data describes.
+
+    Raises ResultsError, with the field, where it does not, and NotFiniteError where a number of it is NaN or infinite.
+    """
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(raw)
+        decoded = TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise ResultsError(f"{name}: {place}: {fault['msg'].lower()}") from None
+    refuse_not_finite(decoded, name)
+    return decoded
+
+
+def refuse_not_finite(value: Any, name: str) -> None:
+    """Raises NotFiniteError, with the field, where a number in dataclasses and plain data is NaN or infinite."""
+    place = not_finite(value)
+    if place is not None:
+        raise NotFiniteError(
+            f"{name}: {place} is not a finite number (NaN or infinity), so nothing in it can be believed; "
+            "move its folder away and run the recipe again"
+        )
+
+
+def not_finite(value: Any) -> str | None:
+    """Where the first number is that is NaN or infinite, such as ``outcome.measurements.0.values.3``; None: nowhere."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif is_dataclass(value):
+        parts = ((each.name, getattr(value, each.name)) for each in fields(value))
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    for name, part in parts:
+        place = None if isinstance(part, str) else not_finite(part)  # a record has far more words than numbers
+        if place is not None:
+            return f"{name}.{place}" if place else str(name)
+    return None
 
 
 def _fields(value: Any) -> dict[str, Any]:

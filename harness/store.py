@@ -1,49 +1,71 @@
 """The results folder: ``<recipe>/<run id>/<attempt>/`` with record.json, evidence.parquet and log.txt.
 
-Attempts are only ever added. A record appears whole, by one rename, or not at all. What has more
-than one value lies in the Parquet file; the JSON says what it is.
+Attempts are only ever added; of one whose inputs turn out to have changed, the record alone is replaced. A record
+appears whole, by one rename, or not at all. What has more than one value lies in the Parquet file; the JSON says what
+it is.
+
+A record's text never makes a path: a record is read only where its recipe, its run id and its attempt are those of
+the folders that it lies in.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import NewerRecordError, ResultsError
-from harness.json_codec import decode, encode
+from harness.errors import NewerRecordError, NotFiniteError, ResultsError
+from harness.json_codec import decode, encode, not_finite, refuse_not_finite
 from harness.record import Measurement, RunRecord, upgrade
+from harness.spec import NAME, RUN_ID, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RECORD, EVIDENCE, LOG = "record.json", "evidence.parquet", "log.txt"
+EVIDENCE_COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
+A_NAME = "expected letters, digits, dots, dashes and underscores"
+A_RUN_ID = "expected 16 hexadecimal digits"
 
 
 class Store:
-    """One results folder. Nothing in it is ever written over."""
+    """One results folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def folder(self, recipe: str, run_id: str | None = None) -> Path:
+        """That of a recipe, or of one of its runs. Raises ResultsError for what cannot name one."""
+        if not NAME.fullmatch(recipe):
+            raise ResultsError(f"{recipe!r} cannot name a recipe: {A_NAME}")
+        if run_id is not None and not RUN_ID.fullmatch(run_id):
+            raise ResultsError(f"{run_id!r} cannot be a run id: {A_RUN_ID}")
+        return self.root / recipe if run_id is None else self.root / recipe / run_id
+
     def next_attempt(self, recipe: str, run_id: str) -> int:
-        folder = self.root / recipe / run_id
+        folder = self.folder(recipe, run_id)
         return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
     def save(self, record: RunRecord, log: Path | None = None) -> Path:
-        """Writes a record, its evidence and its log; returns the record's path."""
-        final = self.root / record.spec.recipe / record.spec.run_id / str(record.attempt)
+        """Writes a record, its evidence and its log; returns the record's path.
+
+        Raises ValueError, and writes nothing, for one that holds NaN or infinity.
+        """
+        final = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
+        text = _text(record)
+        for measurement in record.outcome.measurements:
+            if not_finite((measurement.values, measurement.weights)) is not None:
+                raise ValueError(f"{measurement.metric} holds NaN or infinity, which no record may")
         part = final.with_name(f".{record.attempt}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        slim = [_without_arrays(m) if len(m.values) > 1 else m for m in record.outcome.measurements]
         _write_evidence(part / EVIDENCE, record.outcome.measurements)
-        text = encode(replace(record, outcome=replace(record.outcome, measurements=tuple(slim))), indent=1)
-        (part / RECORD).write_text(text + "\n", encoding="utf-8")
+        (part / RECORD).write_text(text, encoding="utf-8")
         if log is not None and log.exists():
             shutil.copyfile(log, part / LOG)
         part.rename(final)
@@ -51,7 +73,7 @@ class Store:
 
     def records(self, recipe: str | None = None) -> tuple[RunRecord, ...]:
         """Every attempt, oldest first. Raises ResultsError for a record that cannot be read."""
-        root = self.root / recipe if recipe else self.root
+        root = self.folder(recipe) if recipe else self.root
         return _in_order(map(_read, _record_files(root)))
 
     @contextmanager
@@ -59,7 +81,7 @@ class Store:
         """Held while a sweep writes. Raises ResultsError where another one does."""
         from filelock import FileLock, Timeout
 
-        folder = self.root / recipe
+        folder = self.folder(recipe)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -89,7 +111,8 @@ def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
     """The records below a results folder that can be read, and why each other one cannot.
 
     For readers who can do with less: half a record is one that a copy or a full disk cut short.
-    Raises ResultsError where the folder holds none that can be read, and for a record of a newer harness.
+    Raises ResultsError where the folder holds none that can be read, and for a record of a newer harness or one that
+    holds NaN or infinity: the records that are left would pass where it could not.
     """
     if not path.is_dir():
         raise ResultsError(f"{path}: no such results folder")
@@ -97,7 +120,7 @@ def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
     for file in _record_files(path):
         try:
             found.append(_read(file))
-        except NewerRecordError:
+        except (NewerRecordError, NotFiniteError):
             raise
         except ResultsError as error:
             faults.append(str(error))
@@ -170,6 +193,12 @@ def _mean(measurement: Measurement) -> float:
     return sum(v * w for v, w in zip(measurement.values, weights, strict=True)) / sum(weights)
 
 
+def _text(record: RunRecord) -> str:
+    """A record as it is written, without what lies in the Parquet file."""
+    slim = [_without_arrays(m) if len(m.values) > 1 else m for m in record.outcome.measurements]
+    return encode(replace(record, outcome=replace(record.outcome, measurements=tuple(slim))), indent=1) + "\n"
+
+
 def _without_arrays(measurement: Measurement) -> Measurement:
     return replace(measurement, values=(), weights=(), item_ids=(), cluster_ids=())
 
@@ -182,7 +211,7 @@ def _write_evidence(path: Path, measurements: Sequence[Measurement]) -> None:
     many = [(index, m) for index, m in enumerate(measurements) if len(m.values) > 1]
     if not many:
         return
-    columns: dict[str, list[Any]] = {"measurement": [], "value": [], "weight": [], "item_id": [], "cluster_id": []}
+    columns: dict[str, list[Any]] = {name: [] for name in EVIDENCE_COLUMNS}
     for index, m in many:
         blanks = [None] * len(m.values)
         columns["measurement"] += [index] * len(m.values)
@@ -205,6 +234,7 @@ def _read(path: Path) -> RunRecord:
     if not isinstance(raw, dict):
         raise ResultsError(f"{path}: not a record")
     record = decode(RunRecord, upgrade(raw, str(path)), str(path))
+    _refuse_misplaced(record, raw, path)
     measurements = record.outcome.measurements
     if all(m.values for m in measurements):
         return record
@@ -212,23 +242,55 @@ def _read(path: Path) -> RunRecord:
     return replace(record, outcome=replace(record.outcome, measurements=filled))
 
 
+def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path) -> None:
+    """Raises ResultsError where a record is not what the folders that it lies in say: recipe, run id and attempt.
+
+    The run id is held against the spec only where the record has every field that a spec has: of older records some
+    were named before a field was there.
+    """
+    recipe, run_id, attempt = ("", "", "", *Path(os.path.abspath(path)).parts[:-1])[-3:]  # noqa: PTH100 - not resolved
+    spec = record.spec
+    faults = []
+    if not NAME.fullmatch(spec.recipe):
+        faults.append(f"spec.recipe is {spec.recipe!r}, which cannot name a recipe: {A_NAME}")
+    elif spec.recipe != recipe:
+        faults.append(f"spec.recipe is {spec.recipe!r}, but it lies in the folder {recipe!r}")
+    whole = isinstance(raw["spec"], dict) and raw["spec"].keys() >= {each.name for each in fields(RunSpec)}
+    if not RUN_ID.fullmatch(run_id):
+        faults.append(f"it lies in the folder {run_id!r}, which is no run id: {A_RUN_ID}")
+    elif whole and spec.run_id != run_id:
+        faults.append(f"its run id is {spec.run_id}, but it lies in the folder {run_id!r}")
+    if record.attempt < 1 or str(record.attempt) != attempt:
+        faults.append(f"attempt is {record.attempt}, but it lies in the folder {attempt!r}")
+    if faults:
+        raise ResultsError(
+            f"{path}: not where its own words say, RECIPE/RUN ID/ATTEMPT/{RECORD}: {'; '.join(faults)}. "
+            "Put it back where it was made, or move it away to read the others"
+        )
+
+
 def _with_arrays(path: Path, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, columns=list(EVIDENCE_COLUMNS))
     except (OSError, pa.ArrowException) as error:
         raise ResultsError(f"{path}: the record's evidence cannot be read: {error}") from None
     owners = table["measurement"].to_numpy()
-    columns = {name: _shared(table[name]) for name in ("value", "weight", "item_id", "cluster_id")}
+    columns = {name: (_shared(table[name]), table[name].is_valid().to_numpy()) for name in EVIDENCE_COLUMNS[1:]}
     filled = []
     for index, m in enumerate(measurements):
         if not m.values:
             rows = (owners == index).nonzero()[0]
             if not len(rows):
                 raise ResultsError(f"{path}: holds no values of {m.metric}")
-            values, weights, items, clusters = (_present(column[rows]) for column in columns.values())
+            values, weights, items, clusters = (
+                _present(column[rows], there[rows], f"{path}: {m.metric}: {name}")
+                for name, (column, there) in columns.items()
+            )
+            if not values:
+                raise ResultsError(f"{path}: holds no values of {m.metric}")
             m = replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
         filled.append(m)
     return tuple(filled)
@@ -246,7 +308,15 @@ def _shared(column: Any) -> Any:
     return names[whole.indices.fill_null(-1).to_numpy()]
 
 
-def _present(values: Any) -> tuple[Any, ...]:
-    """The values of one measurement; none where the column has nothing for it (None, or NaN for a number)."""
-    absent = values[0] is None or values[0] != values[0]
-    return () if absent else tuple(values.tolist())
+def _present(values: Any, there: Any, name: str) -> tuple[Any, ...]:
+    """A column's values of one measurement, all or none. Raises ResultsError for some, and for NaN and infinity."""
+    import numpy as np
+
+    if not there.any():
+        return ()
+    if not there.all():
+        raise ResultsError(f"{name}: {(~there).sum()} of {len(there)} are missing")
+    found = tuple(values.tolist())
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        refuse_not_finite(found, name)
+    return found

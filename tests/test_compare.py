@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import harness
+from harness.analysis.regression import track
 from harness.baselines import Baselines
 from harness.cli.app import app
 from harness.comparing import named
@@ -185,6 +187,64 @@ class TestHalfWritten:
         path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 999}))
         with pytest.raises(ResultsError, match="written by a newer qharness"):
             harness.compare(good, future)
+
+
+class TestNotFinite:
+    """A gate fails closed: beside NaN every threshold seems to hold."""
+
+    @pytest.mark.parametrize("written", ["NaN", "Infinity"])
+    @pytest.mark.parametrize("side", ["base", "head"])
+    def test_a_record_with_it_is_refused_and_nothing_passes(
+        self, command, good: Path, tmp_path: Path, side: str, written: str
+    ) -> None:
+        sizes = Measurement("stored_bytes", 1, "byte", "lower", "exact", (100.0,), {"role": "linear", "part": "values"})
+        plain = record("s1")
+        outcome = replace(plain.outcome, measurements=(*plain.outcome.measurements, sizes))
+        whole = save(tmp_path / "whole", [replace(plain, outcome=outcome)])
+        other = save(tmp_path / "other", [record("s1"), replace(plain, outcome=outcome, attempt=2)])
+        assert command("compare", whole, other).exit_code == ExitCode.OK
+        path = next(path for path in other.rglob("record.json") if path.parent.name == "2")
+        path.write_text(path.read_text().replace("100.0", written))
+        sides = (other, whole) if side == "base" else (whole, other)
+        for arguments in (("compare", *sides), ("compare", *sides, "--gate", "stored_bytes=0"), ("history", other)):
+            ended = command(*arguments)
+            assert isinstance(ended.exception, ResultsError)
+            assert ended.exception.exit_code == ExitCode.USAGE
+            assert f"{path}: outcome.measurements.1.values.0 is not a finite number" in str(ended.exception)
+            assert "PASSED" not in ended.output
+        assert isinstance(command("baseline", "set", "main", other).exception, ResultsError)
+        assert not (tmp_path / "baselines").exists()
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf])
+    @pytest.mark.parametrize("kept", [0, 1])
+    def test_no_verdict_is_good_beside_it(self, bad: float, kept: int) -> None:
+        """Of every gate, in memory, on one side or on both."""
+        sizes = {
+            "stored_bytes": {"role": "linear", "part": "values"},
+            "parameters": {"role": "linear"},
+            "coverage": {},
+            "checkpoint_file_bytes": {},
+            "kv_cache_bytes_per_token": {"batch_size": 1, "prompt_tokens": 8, "new_tokens": 2, "decode_mode": "eager"},
+        }
+
+        def having(value: float) -> RunRecord:
+            plain = record("s1")
+            counts = [Measurement(name, 1, "byte", "lower", "exact", (value,), said) for name, said in sizes.items()]
+            nll = replace(plain.outcome.measurements[0], values=(*NLL[:-1], value))
+            return replace(plain, outcome=replace(plain.outcome, measurements=(nll, *counts)))
+
+        broken, whole = having(bad), having(3.0)
+        base, head = (broken, broken) if kept == 0 else (whole, broken)
+        gates = {name: GATES[name].default for name in GATES}
+        found = track([base], [head], gates)
+        told = {finding.metric: finding.verdict for finding in found.gated}
+        metrics = ("perplexity", "stored_bytes", "bits_per_weight", "checkpoint_bytes", "kv_cache", "coverage")
+        assert {told[name] for name in metrics} == {"incomparable"}
+        assert all("measured NaN or infinity" in finding.reasons[0] for finding in found.gated)
+        assert found.outcome == "undecided"
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+        good = track([whole], [whole], {name: gates[name] for name in metrics})
+        assert good.outcome == "passed"
 
 
 class TestBaselines:

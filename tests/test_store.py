@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness import load_results
-from harness.errors import ResultsError
+from harness.errors import NotFiniteError, ResultsError
 from harness.record import SCHEMA_VERSION, Failure, Measurement, Outcome, RunRecord
 from harness.spec import MethodRef, ModelRef, RunSpec
-from harness.store import Store, read_records
+from harness.store import Store, read_records, read_whole
 
 RECORDS = Path(__file__).parent / "data" / "records"
 
@@ -78,6 +79,65 @@ def test_not_a_number_is_never_stored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         Store(tmp_path).save(record(measurements=(bad,)))
     assert Store(tmp_path).records() == ()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["values", "weights"])
+def test_not_a_number_is_never_stored_beside_the_record(tmp_path: Path, where: str, bad: float) -> None:
+    whole = record().outcome.measurements[0]
+    holding = replace(whole, **{where: (1.0, bad)})
+    with pytest.raises(ValueError, match="nll holds NaN or infinity"):
+        Store(tmp_path).save(record(measurements=(holding,)))
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("written", ["NaN", "Infinity", "-Infinity", "1e999", '"nan"', '"-inf"'])
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        (("outcome", "measurements", 1, "values", 0), "outcome.measurements.1.values.0"),
+        (("outcome", "measurements", 1, "protocol", "context"), "outcome.measurements.1.protocol.context"),
+        (("outcome", "facts", "layers"), "outcome.facts.layers"),
+        (("spec", "gates", "perplexity"), "spec.gates.perplexity"),
+        (("wall_s",), "wall_s"),
+    ],
+)
+def test_not_a_number_is_refused_on_read(tmp_path: Path, place: tuple[str | int, ...], told: str, written: str) -> None:
+    """Python's own json reads and writes these, and pydantic makes numbers of such words."""
+    if written.startswith('"') and told in ("outcome.facts.layers", "outcome.measurements.1.protocol.context"):
+        pytest.skip("a word may stand there")
+    path = Store(tmp_path).save(record())
+    raw = json.loads(path.read_text())
+    *way, last = place
+    inner = raw
+    for step in way:
+        inner = inner[step]
+    inner[last] = "PLACE"
+    path.write_text(json.dumps(raw).replace('"PLACE"', written))
+    for read in (read_records, read_whole):
+        with pytest.raises(NotFiniteError, match=f"{re.escape(str(path))}: {re.escape(told)} is not a finite number"):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("column", ["value", "weight"])
+def test_not_a_number_in_the_evidence_is_refused_on_read(tmp_path: Path, column: str, bad: float) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    evidence = Store(tmp_path).save(record()).with_name("evidence.parquet")
+    table = pq.read_table(evidence)
+    for row in range(2):
+        values = table[column].to_pylist()
+        values[row] = bad
+        changed = table.set_column(table.schema.get_field_index(column), column, pa.array(values, pa.float64()))
+        pq.write_table(changed, evidence)
+        with pytest.raises(NotFiniteError, match=f"nll: {column}: {row} is not a finite number"):
+            read_whole(tmp_path)
+    gap = pa.array([None, 1.0], pa.float64())
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, gap), evidence)
+    with pytest.raises(ResultsError, match=f"{column}: 1 of 2 are missing"):
+        read_records(tmp_path)
 
 
 def test_load_results_weighs_the_mean(tmp_path: Path) -> None:

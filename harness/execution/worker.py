@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +57,10 @@ def _run(bench: Bench, token: str) -> Outcome:
         spare_imports(bench.packages)
         if spec.kind not in KINDS:
             JOBS[spec.kind](bench, Path())
-            return _outcome(bench, before, "ok")
+            return _believable(_outcome(bench, before, "ok"))
         with cache.filling(spec, token) as part:
             JOBS[spec.kind](bench, part)
-            outcome = _outcome(bench, before, "ok")
+            outcome = _believable(_outcome(bench, before, "ok"))
             if any(label.startswith(SUSPECT) for label in outcome.labels):
                 shutil.rmtree(part)  # it stands in its own record alone
             else:
@@ -67,7 +68,8 @@ def _run(bench: Bench, token: str) -> Outcome:
         return outcome
     except Exception as error:  # noqa: BLE001 - whatever a library raises becomes a record
         traceback.print_exc()
-        return _outcome(bench, before, classify(error), Failure(bench.current, type(error).__name__, str(error)))
+        failure = Failure(bench.current, type(error).__name__, str(error))
+        return _without_not_finite(_outcome(bench, before, classify(error), failure))
 
 
 def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
@@ -84,6 +86,36 @@ def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure
         moments=tuple(bench.moments),
         before=before,
         after=fingerprint(bench.packages),
+    )
+
+
+def _believable(outcome: Outcome) -> Outcome:
+    """The outcome itself. Raises InvalidRunError, with the place, for NaN and infinity: no record may hold them."""
+    from harness.errors import InvalidRunError
+    from harness.json_codec import not_finite
+
+    place = not_finite(outcome)
+    if place is not None:
+        part, _, rest = place.partition(".")
+        if part == "measurements":
+            index, _, rest = rest.partition(".")
+            part = outcome.measurements[int(index)].metric
+        raise InvalidRunError(f"{part}: {rest or 'its value'} is not finite")
+    return outcome
+
+
+def _without_not_finite(outcome: Outcome) -> Outcome:
+    """The outcome of a run that ended early, less what holds NaN or infinity: the rest can be written."""
+    from harness.json_codec import not_finite
+
+    return replace(
+        outcome,
+        measurements=tuple(each for each in outcome.measurements if not_finite(each) is None),
+        facts={name: value for name, value in outcome.facts.items() if not_finite(value) is None},
+        phases=tuple(each for each in outcome.phases if not_finite(each) is None),
+        moments=tuple(each for each in outcome.moments if not_finite(each) is None),
+        before=None if not_finite(outcome.before) is not None else outcome.before,
+        after=None if not_finite(outcome.after) is not None else outcome.after,
     )
 
 

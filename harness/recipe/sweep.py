@@ -15,7 +15,7 @@ from harness.recipe.faults import causes, explain, recipe_error
 from harness.recipe.fields import Bytes, Commit, Dtype, NotBuilt, Seconds, Strict, distinct, one_or_many
 from harness.recipe.measure import Measure
 from harness.recipe.text import Calibration
-from harness.spec import KvCache
+from harness.spec import NAME, KvCache
 from harness.yaml_file import Location, YamlFile, read_yaml
 
 
@@ -118,7 +118,7 @@ class Recipe(Strict):
     A list under a method's parameter expands into one variant per value.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="also the folder of its results")
+    name: str = Field(pattern=f"^{NAME.pattern}$", description="also the folder of its results")
     models: tuple[Annotated[Model, BeforeValidator(_model, json_schema_input_type=str | Model)], ...] = Field(
         min_length=1, description="what is quantized; an entry may be just its id"
     )

@@ -3,7 +3,7 @@
 Only the standard library is imported in this room.
 """
 
-from harness.spec.identity import DecodeMode, Kind, KvCache, Scalar, Stage, digest, file_sha256
+from harness.spec.identity import NAME, RUN_ID, DecodeMode, Kind, KvCache, Scalar, Stage, digest, file_sha256
 from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
 from harness.spec.run import Limits, Price, RunSpec, baseline_engine
 from harness.spec.variant import Variant, labels
@@ -18,6 +18,8 @@ from harness.spec.work import (
 
 __all__ = [
     "MAIN_ENGINE",
+    "NAME",
+    "RUN_ID",
     "CalibrationRef",
     "Cell",
     "DecodeMode",

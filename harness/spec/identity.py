@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Literal
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""A recipe's name, and a baseline's: one plain word, for it becomes a folder."""
+RUN_ID = re.compile(r"[0-9a-f]{16}")
+"""A run id, which becomes a folder too: what ``digest`` returns."""
 
 Scalar = str | int | float | bool | None
 Kind = Literal[

@@ -29,6 +29,7 @@ ENDS = {
     "unsupported": "unsupported",
     "nothing": "invalid",
     "nan": "invalid",
+    "nan-fact": "invalid",
     "reload": "invalid",
 }
 
@@ -113,6 +114,13 @@ def test_an_invalid_run_says_what_is_wrong(failures: dict[str, RunRecord]) -> No
     assert "only 0.0% of the decoder's parameters are quantized" in messages["nothing"]
     assert "reloaded differs" in messages["reload"]
     assert "reloaded differs from the model that was saved: logits by nan of the largest" in messages["nan"]
+
+
+def test_what_is_not_finite_is_named_and_its_artifact_is_not_kept(failures: dict[str, RunRecord]) -> None:
+    record = failures["nan-fact"]
+    assert record.spec.kind == "quantize"
+    assert record.outcome.failure.message == "facts: training_loss_last is not finite"  # type: ignore[union-attr]
+    assert "training_loss_last" not in record.outcome.facts
 
 
 def test_what_needs_a_failed_run_is_unsupported(sweeps, tiny: Path) -> None:

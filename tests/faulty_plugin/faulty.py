@@ -14,7 +14,7 @@ from harness.contracts import Method, MethodParams, QuantizeJob
 class FaultyParams(MethodParams):
     """``how`` it fails; ``marker`` is a file whose presence cures it."""
 
-    how: Literal["killed", "abort", "memory", "hang", "raise", "unsupported", "nothing", "nan", "reload"]
+    how: Literal["killed", "abort", "memory", "hang", "raise", "unsupported", "nothing", "nan", "nan-fact", "reload"]
     marker: str = ""
 
 
@@ -48,6 +48,8 @@ def quantize(job: QuantizeJob[FaultyParams]) -> Any:
         model = job.load()
         model.save_pretrained(job.out)
         return model
+    if how == "nan-fact":
+        job.note("training_loss_last", float("nan"))
     rtn = RtnParams(bits=8, group_size=32)
     model = RTN.quantize(QuantizeJob(rtn, job.source, job.out, job.device, job.dtype, job.seed, job.load))
     if how == "nan":

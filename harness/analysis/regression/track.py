@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness.analysis.plausibility import implausible
@@ -15,7 +16,7 @@ from harness.analysis.regression.family import together
 from harness.analysis.regression.findings import Finding, Regression, Side
 from harness.analysis.regression.matching import Match, match
 from harness.analysis.regression.paired import paired, same
-from harness.analysis.regression.pending import Gated, Pending, settled
+from harness.analysis.regression.pending import Gated, Pending, settled, start
 from harness.analysis.regression.processes import processes
 from harness.errors import ResultsError
 from harness.gates import GATES
@@ -101,12 +102,34 @@ def _findings(matches: Sequence[Match], asked: Sequence[Gated], alpha: float) ->
 
 def _compared(one: Match, counted: bool, asked: Sequence[Gated], alpha: float) -> Iterator[Finding | Pending]:
     for each in asked:
-        if each.gate.test == "paired":
+        doubtful = _not_finite(one, each)
+        if doubtful is not None:
+            yield doubtful
+        elif each.gate.test == "paired":
             yield from paired(one, each, alpha)
         elif each.gate.test == "processes":
             yield from processes(one, each, alpha)
         elif counted or each.gate.metric == "kv_cache_bytes_per_token":
             yield from exact(one, each)
+
+
+def _not_finite(one: Match, asked: Gated) -> Finding | None:
+    """The finding where a figure of this gate is NaN or infinite: beside it any threshold would seem to hold."""
+    sides = [name for name, case in (("BASE", one.base), ("HEAD", one.head)) if _doubtful(case, asked)]
+    if not sides:
+        return None
+    why = f"{' and '.join(sides)} measured NaN or infinity"
+    return replace(start(one, asked, "", "", False), reasons=(why,))
+
+
+def _doubtful(case: Case, asked: Gated) -> bool:
+    metrics = (asked.gate.metric, *(("parameters",) if asked.gate.name == "bits_per_weight" else ()))
+    found = (m for run in case.well for m in run.outcome.measurements if m.metric in metrics)
+    return not all(_all_finite(m.values) and _all_finite(m.weights) for m in found)
+
+
+def _all_finite(values: Iterable[float]) -> bool:
+    return all(map(math.isfinite, values))
 
 
 def _sizes_once(matches: Sequence[Match]) -> list[tuple[Match, bool]]:
