@@ -21,6 +21,7 @@ from harness.stacks import STACKS
 from harness.yaml_file import Location
 
 GGUF_ENGINES = ("llamacpp",)
+TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack it quantizes in; every other one is a parameter."""
 
@@ -115,7 +116,9 @@ def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> s
 def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
     """The variant with the checkpoint that its parameters name, found and hashed."""
     try:
-        found = inspect(Model(id=variant.params.id, revision=variant.params.revision), recipe.folder)
+        said = variant.params
+        entry = Model(id=said.id, revision=said.revision, trust_remote_code=said.trust_remote_code)
+        found = inspect(entry, recipe.folder)
     except SourceError as error:
         raise recipe.error((*place, "id"), str(error)) from None
     if found.ref.kind not in ("directory", "hub", "gguf"):
@@ -124,7 +127,8 @@ def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
         )
     if found.matrices and found.ref.native_quantization is None:
         raise recipe.error((*place, "id"), "names a checkpoint that is not quantized; name it under 'models'")
-    ref = replace(variant.ref, published=found.ref, label=f"{variant.ref.name} {found.ref.label}")
+    params = {name: value for name, value in variant.ref.params.items() if name != TRUST}  # the checkpoint's ref has it
+    ref = replace(variant.ref, params=params, published=found.ref, label=f"{variant.ref.name} {found.ref.label}")
     return replace(variant, ref=ref, checkpoint=found)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from harness import recipe as written
 from harness.errors import SourceError, UsageError
 from harness.recipe import Recipe
-from harness.spec import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef, file_sha256
+from harness.spec import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef
 from harness.tasks.catalog import catalog, read_names
+from harness.tasks.trust import definition
 from harness.text.protocols import PRESETS
 from harness.text.sources import resolve
 
@@ -67,6 +68,8 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
     }
     if entry.name.endswith((".yaml", ".yml")):
         return (_own(recipe, Path(entry.name), (*place, "name"), settings),)
+    if entry.trust_task_code:
+        raise recipe.error((*place, "trust_task_code"), "has no effect on a task that lm-eval brings; leave it out")
     try:
         known = catalog()
         return tuple(TaskWorkload(name, str(known.paths[name]), **settings) for name in known.members(entry.name))
@@ -75,14 +78,23 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
 
 
 def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) -> TaskWorkload:
-    """A task that the user defined."""
+    """A task that the user defined. Raises RecipeError, with file and line, for code in it that is not trusted."""
     path = (recipe.folder / name.expanduser()).resolve()
     if not path.is_file():
         raise recipe.error(place, f"task file not found: {path}")
     names = read_names(path)
     if not names:
         raise recipe.error(place, f"{path} names no 'task' and no 'group'")
-    return TaskWorkload(names[0], str(path), own=file_sha256(path), **settings)  # type: ignore[arg-type]
+    try:
+        found = definition(path)
+    except UsageError as error:
+        raise recipe.error(place, str(error)) from None
+    if found.code and not settings["trust_task_code"]:
+        raise recipe.error(
+            place,
+            f"{'; '.join(found.code)}. Read that code, then allow it beside the task's name: trust_task_code: true",
+        )
+    return TaskWorkload(names[0], str(path), own=found.sha256, **settings)  # type: ignore[arg-type]
 
 
 def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:

@@ -146,7 +146,7 @@ class Bench:
             spec.device,
             spec.attention,
             chosen.load_config(self.params(), setting) if chosen.load_config else None,
-            spec.model.trust_remote_code,
+            (spec.method.published or spec.model).trust_remote_code,  # what is made of a model is trusted as it is
             spec.kv_cache,
             chosen.read,
         )

@@ -21,6 +21,7 @@ from harness.record import Failure, Outcome
 from harness.spec import RunSpec
 from harness.stacks import MAIN, Stacks
 from harness.stacks.build import environment
+from harness.stacks.variables import for_workers
 
 LOG_TAIL_CHARACTERS = 4000
 LISTENER_PATIENCE_S = 5.0
@@ -75,7 +76,7 @@ def run_child(
 def _interpreter(spec: RunSpec, stacks: Stacks, folder: Path) -> tuple[str, dict[str, str]]:
     """The Python that runs a spec, and the environment it starts in."""
     if spec.stack == MAIN:
-        return sys.executable, dict(os.environ)
+        return sys.executable, for_workers()
     return str(stacks[spec.stack].python), environment(folder)
 
 

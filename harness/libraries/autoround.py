@@ -52,7 +52,7 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
         scheme=scheme,
         alg_configs=algorithm,
         # Demanded of a model in memory, but then used for guessing what is padding, and that by ids alone.
-        tokenizer=AutoTokenizer.from_pretrained(job.source),
+        tokenizer=AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code),
         dataset=[
             {"input_ids": torch.tensor([row]), "attention_mask": torch.tensor([mask])}
             for row, mask in zip(calibration.tokens, calibration.masks, strict=True)

@@ -10,10 +10,15 @@ from harness.contracts import Method, MethodParams
 
 
 class CheckpointParams(MethodParams):
-    """``id`` is a folder (a relative path begins at the recipe) or a hub id, which needs ``revision``, a commit."""
+    """``id`` is a folder (a relative path begins at the recipe) or a hub id, which needs ``revision``, a commit.
+
+    ``trust_remote_code`` runs code that comes with this checkpoint; what the recipe says of the model's own does not
+    count here.
+    """
 
     id: Annotated[str, Field(min_length=1)]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    trust_remote_code: bool = False
 
 
 def enable() -> None:

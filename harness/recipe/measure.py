@@ -55,6 +55,11 @@ class Task(Strict):
     cluster: str | None = Field(
         None, description="field of the data by which questions belong together (one passage's), for the intervals"
     )
+    trust_task_code: bool = Field(
+        False,
+        description="run the code that the task's YAML file names: functions by `!function`, and metrics that lm-eval "
+        "does not bring; lm-eval's own tasks need no such trust",
+    )
     seed: NonNegativeInt = Field(1234, description="draws the examples, and generated text where a task samples")
 
 

@@ -69,8 +69,9 @@ class PerplexityWorkload:
 class TaskWorkload:
     """One task or group of lm-eval, where its definition lies, and how its questions are put.
 
-    ``definition`` is a YAML file, ``own`` the sha256 of one that does not come with lm-eval. Without ``data`` the
-    task's own data set is read.
+    ``definition`` is a YAML file, ``own`` the hash of one that does not come with lm-eval, and of the files of the
+    user's that it names. ``trust_task_code``: whether code of theirs may run. Without ``data`` the task's own data set
+    is read.
     """
 
     name: str
@@ -86,11 +87,12 @@ class TaskWorkload:
     bos: Literal["auto", "always", "never"] = "auto"
     cluster: str | None = None
     seed: int = 1234
+    trust_task_code: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What makes two tasks the same one: their data count by content, a definition by its name or its content."""
         question = asdict(self)
-        del question["definition"]
+        del question["definition"], question["trust_task_code"]
         for name, text in (("data", self.data), ("fewshot_data", self.fewshot_data)):
             question[name] = text.sha256 if text else None
         return question

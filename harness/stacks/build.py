@@ -19,6 +19,7 @@ from filelock import FileLock
 
 from harness.errors import UsageError
 from harness.stacks import MANIFEST, Stack, ask_versions
+from harness.stacks.variables import for_workers
 
 TAIL_LINES = 12
 SIGN_OF_LIFE_S = 30.0
@@ -79,7 +80,7 @@ def remove(stack: Stack) -> bool:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a worker in a stack: the harness can be imported, and nothing else of the main environment.
+    """The variables of a worker in a stack: the harness can be imported, and no other package of the main environment.
 
     ``folder`` holds the link to the harness that is put on the path.
     """
@@ -87,7 +88,7 @@ def environment(folder: Path) -> dict[str, str]:
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(Path(__file__).resolve().parent.parent, target_is_directory=True)
-    return {**os.environ, "PYTHONPATH": str(link.parent), "PYTHONSAFEPATH": "1"}
+    return {**for_workers(), "PYTHONPATH": str(link.parent), "PYTHONSAFEPATH": "1"}
 
 
 def _changed(stack: Stack) -> list[str]:

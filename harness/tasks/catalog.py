@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 from harness.errors import UsageError
+from harness.tasks.trust import package
 
 _KEY = re.compile(r"""^["']?(task|group|tag|include|class)["']?:[ \t]*(.*)\n((?:[ \t]*-[ \t]*.*\n)*)""", re.MULTILINE)
 _WORD = re.compile(r"[^\s\"',\[\]-][^\s\"',\[\]]*")
@@ -41,10 +41,7 @@ class Catalog:
 @cache
 def catalog() -> Catalog:
     """The tasks of the installed lm-eval. Raises UsageError where it is not installed."""
-    found = find_spec("lm_eval")  # finds it without running it
-    if found is None or not found.submodule_search_locations:
-        raise UsageError("lm-eval is not installed; pip install 'qharness[eval]'")
-    return read(Path(found.submodule_search_locations[0]) / "tasks")
+    return read(package() / "tasks")
 
 
 def read(folder: Path) -> Catalog:

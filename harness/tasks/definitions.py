@@ -15,6 +15,7 @@ import yaml
 
 from harness.errors import UnsupportedError
 from harness.spec import TaskWorkload
+from harness.tasks import trust
 from harness.tasks.catalog import catalog
 
 if TYPE_CHECKING:
@@ -25,10 +26,18 @@ QUESTIONS, EXAMPLES = "test", "train"
 
 
 def load(workload: TaskWorkload) -> TaskDict:
-    """The task, or the group and its tasks, with their questions read. Raises UnsupportedError where they cannot be."""
+    """The task, or the group and its tasks, with their questions read.
+
+    Raises UnsupportedError where they cannot be, or where a definition runs code that the recipe does not trust.
+    """
     from lm_eval.api.samplers import get_sampler
     from lm_eval.tasks import TaskManager
 
+    if workload.own is not None and not workload.trust_task_code:
+        untrusted = trust.definition(Path(workload.definition)).code
+        if untrusted:
+            raise UnsupportedError(f"{workload.name}: {'; '.join(untrusted)}; the recipe does not trust it")
+    _confine_templates()
     with tempfile.TemporaryDirectory() as folder:
         for index, path in enumerate(_needed(Path(workload.definition))):
             definition = {"include": str(path), **_replaced(path, workload)}
@@ -50,6 +59,17 @@ def load(workload: TaskWorkload) -> TaskDict:
             task.sampler = get_sampler(workload.sampler)(list(task.fewshot_docs()))
         task.set_fewshot_seed(seed=workload.seed)
     return loaded
+
+
+def _confine_templates() -> None:
+    """Has lm-eval fill its templates in jinja's sandbox: outside of it a template can reach any function of Python."""
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    if not isinstance(utils.env, SandboxedEnvironment):
+        confined = SandboxedEnvironment(undefined=utils.env.undefined, keep_trailing_newline=True)
+        confined.filters.update(utils.env.filters)
+        utils.env = confined
 
 
 def _needed(path: Path) -> Iterator[Path]:

@@ -1,0 +1,180 @@
+"""What a user's definition of a task reads and runs beside itself: found by reading its YAML, which runs none of it.
+
+lm-eval calls what a definition names by ``!function``, and fetches the code of a metric that it does not bring itself.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from harness.errors import UsageError
+from harness.spec import digest, file_sha256
+
+FUNCTION = "!function"
+_STANDARD = "tag:yaml.org,2002:"
+_FOREIGN = f"{_STANDARD}python"
+_METRIC = re.compile(r"^@register_metric\(\s*metric=[\"']([^\"']+)[\"']", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """``files`` are the user's own: the definition ``path``, what it includes and the modules that it names.
+
+    ``code`` says, as ``FILE:LINE: …``, what of it runs code that lm-eval does not bring.
+    """
+
+    path: Path
+    files: tuple[Path, ...]
+    code: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """What identifies its content: the sha256 of its one file, or a hash of those of all."""
+        if not set(self.files) - {self.path}:
+            return file_sha256(self.path)
+        return digest([(os.path.relpath(file, self.path.parent), file_sha256(file)) for file in self.files])
+
+
+def definition(path: Path) -> Definition:
+    """Reads a user's definition and all that it includes. Raises UsageError, with its place, for what is no YAML."""
+    path, found = path.resolve(), _Reading()
+    found.read(path)
+    code = [*found.functions, *([] if found.own_results else found.metrics)]
+    return Definition(path, tuple(dict.fromkeys(found.files)), tuple(code))
+
+
+@dataclass
+class _Reading:
+    """What was met so far. With ``own_results`` lm-eval asks a function for scores, and looks no metric up."""
+
+    files: list[Path] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list)
+    metrics: list[str] = field(default_factory=list)
+    own_results: bool = False
+    seen: set[Path] = field(default_factory=set)
+
+    def read(self, path: Path) -> None:
+        if path in self.seen:
+            return
+        self.seen.add(path)
+        root = _compose(path)
+        theirs = _is_theirs(path)
+        if not theirs:
+            self.files.append(path)
+        for key, value in _entries(root, set()):
+            self.own_results = self.own_results or key == "process_results"
+            if key == "include":
+                for node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                    self.read((path.parent / str(node.value)).resolve())  # as lm-eval joins them
+            if key == "metric_list" and isinstance(value, yaml.SequenceNode) and not theirs:
+                self.metrics += [told for node in value.value for told in _foreign_metric(path, node)]
+        if not theirs:
+            for node in _nodes(root, set()):
+                self._function(path, node)
+
+    def _function(self, path: Path, node: yaml.Node) -> None:
+        if node.tag != FUNCTION and (node.tag.startswith(_STANDARD) and not node.tag.startswith(_FOREIGN)):
+            return
+        named = f"{node.tag} {node.value}" if isinstance(node, yaml.ScalarNode) else node.tag
+        module = _module(path.parent, str(node.value)) if node.tag == FUNCTION else None
+        if module is not None and _is_theirs(module):
+            return
+        if module is not None:
+            self.files.append(module)
+        self.functions.append(f"{path}:{node.start_mark.line + 1}: {named} runs code that lm-eval does not bring")
+
+
+def _compose(path: Path) -> yaml.Node:
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: the task's definition cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UsageError(f"{path}:1: a task's definition is a mapping of keys to values")
+    return root
+
+
+def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
+    """The keys and values of a mapping and, of a group, of the members that are defined in it; each node once."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for member in node.value:
+            yield from _entries(member, seen)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        yield str(key.value), value
+        if key.value in ("task", "<<"):
+            yield from _entries(value, seen)
+
+
+def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
+    """Every node once: an alias may lead back to where it stands."""
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    yield node
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield from _nodes(key, seen)
+            yield from _nodes(value, seen)
+    elif isinstance(node, yaml.SequenceNode):
+        for each in node.value:
+            yield from _nodes(each, seen)
+
+
+def _foreign_metric(path: Path, node: yaml.Node) -> Iterator[str]:
+    """Where an entry of ``metric_list`` makes lm-eval load a module of the library ``evaluate``."""
+    said: Mapping[str, yaml.Node] = dict(_entries(node, set()))
+    metric, fetched = said.get("metric"), said.get("hf_evaluate")
+    if not isinstance(metric, yaml.ScalarNode) or metric.tag == FUNCTION:
+        return
+    loaded = isinstance(fetched, yaml.ScalarNode) and str(fetched.value).lower() in ("true", "yes", "on")
+    if loaded or metric.value not in _metrics():
+        line = metric.start_mark.line + 1
+        yield f"{path}:{line}: the metric {metric.value!r} is not lm-eval's: its code comes from a folder or a hub"
+
+
+def _module(folder: Path, named: str) -> Path | None:
+    """The file that lm-eval takes a function from: one beside the definition, else one of its own; None: another."""
+    module = named.rpartition(".")[0].replace(".", "/")
+    beside = (folder / f"{module}.py").resolve()
+    if beside.is_file():
+        return beside
+    installed = (package().parent / f"{module}.py", package().parent / module / "__init__.py")
+    return next((path.resolve() for path in installed if _is_theirs(path) and path.is_file()), None)
+
+
+def _is_theirs(path: Path) -> bool:
+    return path.resolve().is_relative_to(package())
+
+
+@cache
+def package() -> Path:
+    """lm-eval's own folder, found without running it. Raises UsageError where it is not installed."""
+    found = find_spec("lm_eval")
+    if found is None or not found.submodule_search_locations:
+        raise UsageError("lm-eval is not installed; pip install 'qharness[eval]'")
+    return Path(found.submodule_search_locations[0]).resolve()
+
+
+@cache
+def _metrics() -> frozenset[str]:
+    """The metrics that lm-eval registers, read from its source."""
+    return frozenset(_METRIC.findall((package() / "api" / "metrics.py").read_text(encoding="utf-8")))
