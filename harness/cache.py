@@ -52,6 +52,11 @@ class Cache:
             return None
         return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
 
+    def remove(self, spec: RunSpec) -> None:
+        """Throws away what a run left; nothing where it left nothing."""
+        if spec.kind in KINDS:
+            shutil.rmtree(self.folder(spec.kind, spec.run_id), ignore_errors=True)
+
     def part(self, spec: RunSpec, token: str) -> Path:
         """Where a worker fills its folder; the token is the worker's own."""
         return self.folder(spec.kind, f".{spec.run_id}.{token}.part")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from harness.execution.runner import Ended, Event, Started
+    from harness.execution.runner import Ended, Event, Started, Withdrawn
 
 REFRESHES_PER_SECOND = 1
 """Seldom enough not to be seen in what is measured."""
@@ -49,16 +49,29 @@ def _end_line(event: Ended) -> str:
     return line
 
 
+def _withdrawn_line(event: Withdrawn) -> str:
+    record = event.record
+    told = record.outcome.failure.message if record.outcome.failure else ""
+    return f"{record.spec.title}: withdrawn, invalid\n    {told}"
+
+
 def _plain(event: Event) -> None:
-    from harness.execution.runner import Ended
+    from harness.execution.runner import Ended, Withdrawn
 
     if isinstance(event, Ended):
         print(_end_line(event), flush=True)
+    elif isinstance(event, Withdrawn):
+        print(_withdrawn_line(event), flush=True)
 
 
 def _json(event: Event) -> None:
-    from harness.execution.runner import Ended, PhaseBegan
+    from harness.execution.runner import Ended, PhaseBegan, Withdrawn
 
+    if isinstance(event, Withdrawn):
+        failure = event.record.outcome.failure
+        told = {"event": "withdrawn", "run_id": event.record.spec.run_id, "status": event.record.status}
+        print(json.dumps({**told, "failure": failure.message if failure else None}), flush=True)
+        return
     if isinstance(event, PhaseBegan):
         print(json.dumps({"event": "phase", "name": event.name}), flush=True)
         return
@@ -115,10 +128,12 @@ class _Live:
     def __call__(self, event: Event) -> None:
         from rich.text import Text
 
-        from harness.execution.runner import Ended, PhaseBegan
+        from harness.execution.runner import Ended, PhaseBegan, Withdrawn
 
         if isinstance(event, PhaseBegan):
             self._phase = event.name
+        elif isinstance(event, Withdrawn):
+            self._console.print(Text(_withdrawn_line(event), style="red"))
         elif isinstance(event, Ended):
             self._made += not event.reused
             style = "" if event.record.status == "ok" else "yellow" if event.record.status == "unsupported" else "red"

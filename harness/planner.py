@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 from harness import registry, workloads
 from harness.cache import default_folder
@@ -23,6 +24,7 @@ from harness.refusals import refuse_calibration, refuse_engines, refuse_measure,
 from harness.spec import (
     MAIN_ENGINE,
     CalibrationRef,
+    Input,
     Kind,
     KvCache,
     Limits,
@@ -30,19 +32,29 @@ from harness.spec import (
     Price,
     RunSpec,
     TaskWorkload,
+    TextRef,
     ThroughputWorkload,
 )
+from harness.spec.inputs import hashed
 from harness.stacks import MAIN, Stacks
+from harness.tasks.trust import definition
 from harness.variants import Variant, baseline, variants
+
+SCORING = ("reference", "quality")
+"""Kinds of runs that read the text of their perplexity workload."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, what its weights are estimated to take, and why it cannot be (None where it can)."""
+    """A run, what its weights are estimated to take, and why it cannot be (None where it can).
+
+    ``inputs`` are the user's files that its figures depend on, as they were when they were hashed.
+    """
 
     spec: RunSpec
     weight_bytes: int | None = None
     unsupported: str | None = None
+    inputs: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,8 @@ def plan(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
     once = {run.spec.run_id: run for run in [*_machine(planned, base, site), *planned]}  # engines share what they need
-    return tuple(sorted(once.values(), key=_turn))
+    known = _Inputs({source.ref.path: source.files for source in (*sources, *_published(chosen)) if source.files})
+    return tuple(replace(run, inputs=known.of(run.spec)) for run in sorted(once.values(), key=_turn))
 
 
 def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterator[PlannedRun]:
@@ -117,6 +130,49 @@ def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterat
         yield PlannedRun(
             locked(replace(bare, throughput=None, energy=False, kv_cache="model", repetition=0), base, site.stacks)
         )
+
+
+def _published(chosen: Sequence[Variant]) -> Iterator[SourceModel]:
+    return (variant.checkpoint for variant in chosen if variant.checkpoint is not None)
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What was hashed of models, by their path; texts and tasks are added when they are first met."""
+
+    known: dict[str, Input]
+
+    def of(self, spec: RunSpec) -> tuple[Input, ...]:
+        """Those that a run depends on, also by way of what other runs make for it."""
+        if spec.kind == "machine":
+            return ()
+        paths = [spec.model.path, *([spec.method.published.path] if spec.method.published else [])]
+        found = [self.known[path] for path in paths if path in self.known]
+        texts = [workload.text for workload in spec.evaluations]
+        texts += [spec.calibration.text] if spec.calibration is not None else []
+        texts += [spec.perplexity.text] if spec.perplexity is not None and spec.kind in SCORING else []
+        if spec.task is not None:
+            texts += [text for text in (spec.task.data, spec.task.fewshot_data) if text is not None]
+            found += [self._task(spec.task)] if spec.task.own is not None else []
+        return (*found, *(self._text(text) for text in texts if text.path is not None))
+
+    def _text(self, text: TextRef) -> Input:
+        path = str(text.path)
+        if path not in self.known:
+            file = hashed(Path(path))
+            if file.sha256 != text.sha256:
+                raise SourceError(f"{path}: changed while it was planned with; plan again when nothing writes to it")
+            self.known[path] = Input((file,))
+        return self.known[path]
+
+    def _task(self, task: TaskWorkload) -> Input:
+        if task.definition not in self.known:
+            found = definition(Path(task.definition))
+            files = tuple(map(hashed, found.files))
+            if found.sha256 != task.own:
+                raise SourceError(f"{task.definition}: changed while it was planned with; plan again")
+            self.known[task.definition] = Input(files)
+        return self.known[task.definition]
 
 
 def _turn(run: PlannedRun) -> int:

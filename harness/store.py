@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import NewerRecordError, NotFiniteError, ResultsError
 from harness.json_codec import decode, encode, not_finite, refuse_not_finite
-from harness.record import Measurement, RunRecord, upgrade
+from harness.record import Failure, Measurement, RunRecord, upgrade
 from harness.spec import NAME, RUN_ID, RunSpec
 
 if TYPE_CHECKING:
@@ -70,6 +70,18 @@ class Store:
             shutil.copyfile(log, part / LOG)
         part.rename(final)
         return final / RECORD
+
+    def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
+        """The record as an invalid one, which takes its place, whole or not at all: no attempt of it may count.
+
+        A further attempt would not do: an earlier one that ended well goes before it.
+        """
+        path = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt) / RECORD
+        invalid = replace(record, outcome=replace(record.outcome, status="invalid", failure=failure))
+        part = path.with_name(f".{RECORD}.part")
+        part.write_text(_text(invalid), encoding="utf-8")
+        part.replace(path)
+        return invalid
 
     def records(self, recipe: str | None = None) -> tuple[RunRecord, ...]:
         """Every attempt, oldest first. Raises ResultsError for a record that cannot be read."""

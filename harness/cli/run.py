@@ -24,6 +24,9 @@ def run(
     pythons: Pythons = None,
     create_stacks: Annotated[bool, typer.Option("--create-stacks", help="First make the stacks it needs.")] = False,
     allow_leak: AllowLeak = False,
+    paranoid: Annotated[
+        bool, typer.Option("--paranoid", help="Hash models and texts again after each run, not only at the end.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make the runs of a recipe. Run it again to resume: what is done is not done twice."""
@@ -45,7 +48,7 @@ def run(
             signal.signal(ending, signal.default_int_handler)
     try:
         with display(as_json) as show:
-            records = make_runs(planned, Store(results), Cache(cache or default_folder()), show, stacks)
+            records = make_runs(planned, Store(results), Cache(cache or default_folder()), show, stacks, paranoid)
     except KeyboardInterrupt:
         typer.echo("interrupted; the same command resumes where it stopped", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from harness.cache import Cache
 from harness.errors import ResultsError
 from harness.json_codec import decode, encode
 from harness.record import Failure, Outcome
-from harness.spec import RunSpec
+from harness.spec import Input, RunSpec
 from harness.stacks import MAIN, Stacks
 from harness.stacks.build import environment
 from harness.stacks.variables import for_workers
@@ -45,7 +45,12 @@ class _Watch:
 
 
 def run_child(
-    spec: RunSpec, folder: Path, cache: Cache, stacks: Stacks, on_phase: Callable[[str], None]
+    spec: RunSpec,
+    inputs: Sequence[Input],
+    folder: Path,
+    cache: Cache,
+    stacks: Stacks,
+    on_phase: Callable[[str], None],
 ) -> tuple[Outcome, Path]:
     """Runs a spec in a process of its own, with the interpreter of its stack; returns its outcome and its log.
 
@@ -54,6 +59,7 @@ def run_child(
     """
     outcome_path, log_path = folder / "outcome.json", folder / "log.txt"
     (folder / "spec.json").write_text(encode(spec), encoding="utf-8")
+    (folder / "inputs.json").write_text(encode(list(inputs)), encoding="utf-8")
     kills_before = _oom_kills()
     watch = _Watch()
     interpreter = _interpreter(spec, stacks, folder)
@@ -62,7 +68,8 @@ def run_child(
         log_path.touch()
         return Outcome("unsupported", Failure("start", "NoInterpreter", message)), log_path
     try:
-        arguments = [str(folder / "spec.json"), str(outcome_path), str(cache.root.absolute())]
+        given = (folder / "spec.json", folder / "inputs.json", outcome_path, cache.root.absolute())
+        arguments = [str(path) for path in given]
         code = _wait(spec, interpreter, arguments, log_path, watch, on_phase)
     finally:
         shutil.rmtree(cache.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling

@@ -1,4 +1,8 @@
-"""The sweep: every planned run in its turn, what is done left alone, every end recorded at once."""
+"""The sweep: every planned run in its turn, what is done left alone, every end recorded at once.
+
+What the runs read is what the planner hashed: workers look at sizes and times, and at the end of the sweep every
+file is hashed once more. A run of something else is ``invalid``.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,11 @@ from harness.execution.fetch import fetch
 from harness.planner import PlannedRun, plan
 from harness.recipe import Recipe, load_recipe
 from harness.record import Failure, Outcome, RunRecord
-from harness.spec import RunSpec
+from harness.spec import Input, RunSpec
 from harness.stacks import Stacks
 from harness.store import Store
+
+CHANGED = "an input changed during the sweep: {}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,14 @@ class Ended:
     reused: bool
 
 
-Event = Started | PhaseBegan | Ended
+@dataclass(frozen=True)
+class Withdrawn:
+    """A run that had ended well is ``invalid``: a file that it read is not what was hashed."""
+
+    record: RunRecord
+
+
+Event = Started | PhaseBegan | Ended | Withdrawn
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ class _Sweep:
     stacks: Stacks
     session: str
     on_event: Callable[[Event], None]
+    paranoid: bool
 
 
 def ready_plan(recipe: Recipe, stacks: Stacks | None = None, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
@@ -95,35 +109,43 @@ def run(
     cache: Cache,
     on_event: Callable[[Event], None],
     stacks: Stacks | None = None,
+    paranoid: bool = False,
 ) -> tuple[RunRecord, ...]:
     """Makes every run that is not done and returns one record per planned run, in order.
 
-    Each record is saved before the next run begins. ``stacks`` are those below the cache unless given.
-    Raises ResultsError where another sweep writes to the
-    same results.
+    Each record is saved before the next run begins. ``stacks`` are those below the cache unless given. Inputs are
+    hashed again when all is done, or with ``paranoid`` after each run. Raises ResultsError where another sweep writes
+    to the same results.
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    sweep = _Sweep(store, cache, stacks or Stacks(cache.root.absolute() / "stacks"), session, on_event)
+    sweep = _Sweep(store, cache, stacks or Stacks(cache.root.absolute() / "stacks"), session, on_event, paranoid)
     records: dict[str, RunRecord] = {}
+    made: list[PlannedRun] = []
     with store.locked(recipe):
         earlier = store.records(recipe)
         latest = {record.spec.run_id: record for record in earlier}
         finished = done(planned, earlier, cache)
-        for index, planned_run in enumerate(planned, 1):
-            spec = planned_run.spec
-            on_event(Started(spec, index, len(planned)))
-            record = None if _must_repeat(spec, planned, finished, records) else finished.get(spec.run_id)
-            refusal = planned_run.unsupported or _unmet(spec, records)
-            if record is None and refusal:
-                record = _refused(latest.get(spec.run_id), refusal)
-            elif record is not None and _reading(record.spec) != _reading(spec):
-                record = _restated(record, spec, store)
-            reused = record is not None
-            if record is None:
-                record, reused = _make(spec, refusal, sweep)
-            records[spec.run_id] = record
-            on_event(Ended(record, index, len(planned), reused))
+        through = False
+        try:
+            for index, planned_run in enumerate(planned, 1):
+                spec = planned_run.spec
+                on_event(Started(spec, index, len(planned)))
+                record = None if _must_repeat(spec, planned, finished, records) else finished.get(spec.run_id)
+                refusal = planned_run.unsupported or _unmet(spec, records)
+                if record is None and refusal:
+                    record = _refused(latest.get(spec.run_id), refusal)
+                elif record is not None and _reading(record.spec) != _reading(spec):
+                    record = _restated(record, spec, store)
+                reused = record is not None
+                if record is None:
+                    record, reused = _make(planned_run, refusal, sweep)
+                    made += [] if reused else [planned_run]
+                records[spec.run_id] = record
+                on_event(Ended(record, index, len(planned), reused))
+            through = True
+        finally:  # whoever interrupts a sweep does not wait until all is hashed
+            records |= _withdrawn(made, records, sweep, touched_alone=not through)
     return tuple(records[run.spec.run_id] for run in planned)
 
 
@@ -133,17 +155,19 @@ def run_recipe(
     cache: str | Path | None = None,
     pythons: Mapping[str, Path] | None = None,
     allow_leak: bool = False,
+    paranoid: bool = False,
 ) -> tuple[RunRecord, ...]:
     """Plans and makes the runs of a recipe, as ``qharness run`` does, in silence.
 
     ``pythons`` are interpreters of the caller's own by stack; ``allow_leak`` lets calibration overlap the evaluation.
+    With ``paranoid`` the files that a run read are hashed again after each run, not only when all are done.
 
     Raises RecipeError for a wrong recipe; a run that fails is a record among those returned.
     """
     kept = Cache(Path(cache) if cache else default_folder())
     stacks = Stacks(kept.root.absolute() / "stacks", pythons or {})
     planned = ready_plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), stacks, allow_leak)
-    return run(planned, Store(Path(results)), kept, lambda event: None, stacks)
+    return run(planned, Store(Path(results)), kept, lambda event: None, stacks, paranoid)
 
 
 def _must_repeat(
@@ -181,8 +205,42 @@ def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:
     return earlier if failure and failure.message == refusal else None
 
 
-def _make(spec: RunSpec, refusal: str | None, sweep: _Sweep) -> tuple[RunRecord, bool]:
-    """Makes one run, or records why it cannot be made. True where the cache already held its artifact."""
+def _withdrawn(
+    made: Sequence[PlannedRun], records: Mapping[str, RunRecord], sweep: _Sweep, touched_alone: bool
+) -> dict[str, RunRecord]:
+    """The records, by run_id, of the runs that ended well and read a file that is not what was hashed: now invalid.
+
+    What they left in the cache goes. Each file is hashed once; with ``touched_alone`` only one that something has
+    touched since it was hashed.
+    """
+    told: dict[Input, str | None] = {}
+    found: dict[str, RunRecord] = {}
+    for run in made:
+        record = records.get(run.spec.run_id)
+        if record is None or record.status != "ok":
+            continue
+        for each in run.inputs:
+            if each not in told:
+                told[each] = _changed(each, touched_alone)
+        why = next((told[each] for each in run.inputs if told[each] is not None), None)
+        if why is not None:
+            sweep.cache.remove(run.spec)
+            record = sweep.store.withdraw(record, Failure("inputs", "InvalidRunError", CHANGED.format(why)))
+            found[run.spec.run_id] = record
+            sweep.on_event(Withdrawn(record))
+    return found
+
+
+def _changed(checked: Input, touched_alone: bool = False) -> str | None:
+    """How an input differs in content from what was hashed, or by files that came or went."""
+    files = (file for file in checked.files if not touched_alone or file.moved(touched=True))
+    found = next((told for file in files if (told := file.rewritten()) is not None), None)
+    return found or replace(checked, files=()).moved()
+
+
+def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunRecord, bool]:
+    """Makes one run, or records why it cannot be made. True where no worker was needed for it."""
+    spec = planned.spec
     started_at = datetime.now(UTC).isoformat()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
@@ -194,8 +252,18 @@ def _make(spec: RunSpec, refusal: str | None, sweep: _Sweep) -> tuple[RunRecord,
             outcome = kept
         else:
             outcome, log = run_child(
-                spec, Path(folder), sweep.cache, sweep.stacks, lambda phase: sweep.on_event(PhaseBegan(phase))
+                spec,
+                planned.inputs,
+                Path(folder),
+                sweep.cache,
+                sweep.stacks,
+                lambda phase: sweep.on_event(PhaseBegan(phase)),
             )
+            changed = [why for each in planned.inputs if (why := _changed(each))] if sweep.paranoid else []
+            if changed and outcome.status == "ok":
+                sweep.cache.remove(spec)
+                failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
+                outcome = replace(outcome, status="invalid", failure=failure)
         record = RunRecord(
             spec=spec,
             outcome=outcome,

@@ -1,6 +1,6 @@
-"""The child process: one spec file in, one outcome file out.
+"""The child process: one spec file and one of its inputs in, one outcome file out.
 
-``python -m harness.execution.worker SPEC OUTCOME CACHE EVENTS_FD``. Only the standard library is
+``python -m harness.execution.worker SPEC INPUTS OUTCOME CACHE EVENTS_FD``. Only the standard library is
 imported up here; what else is needed is imported by the job that needs it.
 """
 
@@ -17,32 +17,40 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from harness.errors import InvalidRunError
     from harness.execution.bench import Bench
     from harness.record import Failure, Fingerprint, Outcome, Status
+    from harness.spec import Input
 
 PR_SET_PDEATHSIG = 1
 OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "_alloc_failed")
 
 
-def main(spec_path: str, outcome_path: str, cache_root: str, events: str) -> None:
+def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, events: str) -> None:
     """Runs the spec and writes its outcome, whatever happens short of a signal."""
     from harness.cache import Cache
     from harness.execution.bench import Bench
     from harness.json_codec import decode, encode
-    from harness.spec import RunSpec
+    from harness.spec import Input, RunSpec
 
     _die_with_the_parent()
     spec = decode(RunSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")), spec_path)
+    inputs = decode(tuple[Input, ...], json.loads(Path(inputs_path).read_text(encoding="utf-8")), inputs_path)
     _limit_memory(spec.limits.memory_bytes)
     bench = Bench(spec, Cache(Path(cache_root)), lambda phase: _announce(int(events), phase))
     final = Path(outcome_path)
     part = final.with_suffix(".part")
-    part.write_text(encode(_run(bench, token=final.parent.name)), encoding="utf-8")
+    part.write_text(encode(_run(bench, inputs, token=final.parent.name)), encoding="utf-8")
     part.replace(final)
 
 
-def _run(bench: Bench, token: str) -> Outcome:
-    """The outcome of the spec's job. An artifact is published only where its run ended well."""
+def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
+    """The outcome of the spec's job. An artifact is published only where its run ended well.
+
+    The inputs must be those that were hashed, before and after: else whatever was found is of something else.
+    """
     from harness.cache import KINDS
     from harness.execution.jobs import JOBS
     from harness.execution.lean import spare_imports
@@ -53,13 +61,16 @@ def _run(bench: Bench, token: str) -> Outcome:
     before = fingerprint(bench.packages)
     spec, cache = bench.spec, bench.cache
     try:
+        _refuse_moved(inputs)
         _use_threads(spec.threads)
         spare_imports(bench.packages)
         if spec.kind not in KINDS:
             JOBS[spec.kind](bench, Path())
+            _refuse_moved(inputs)
             return _believable(_outcome(bench, before, "ok"))
         with cache.filling(spec, token) as part:
             JOBS[spec.kind](bench, part)
+            _refuse_moved(inputs)
             outcome = _believable(_outcome(bench, before, "ok"))
             if any(label.startswith(SUSPECT) for label in outcome.labels):
                 shutil.rmtree(part)  # it stands in its own record alone
@@ -68,8 +79,9 @@ def _run(bench: Bench, token: str) -> Outcome:
         return outcome
     except Exception as error:  # noqa: BLE001 - whatever a library raises becomes a record
         traceback.print_exc()
-        failure = Failure(bench.current, type(error).__name__, str(error))
-        return _without_not_finite(_outcome(bench, before, classify(error), failure))
+        told = _moved(inputs) or error  # a file that was replaced while it was read fails in many ways
+        failure = Failure(bench.current, type(told).__name__, str(told))
+        return _without_not_finite(_outcome(bench, before, classify(told), failure))
 
 
 def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
@@ -87,6 +99,20 @@ def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure
         before=before,
         after=fingerprint(bench.packages),
     )
+
+
+def _refuse_moved(inputs: Sequence[Input]) -> None:
+    """Raises InvalidRunError, with the file, where an input is not what the planner hashed."""
+    error = _moved(inputs)
+    if error is not None:
+        raise error
+
+
+def _moved(inputs: Sequence[Input]) -> InvalidRunError | None:
+    from harness.errors import InvalidRunError
+
+    found = next((told for each in inputs if (told := each.moved()) is not None), None)
+    return None if found is None else InvalidRunError(f"an input changed during the sweep: {found}")
 
 
 def _believable(outcome: Outcome) -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +55,14 @@ def _build(ref: ModelRef) -> Any:
         torch.manual_seed(ref.seed)
         return AutoModelForCausalLM.from_config(config, dtype=ref.dtype)
     if ref.kind == "gguf":
-        return AutoModelForCausalLM.from_pretrained(
-            path.parent,
-            gguf_file=path.name,
-            quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
-            dtype=ref.dtype,
-        )
+        with tempfile.TemporaryDirectory() as folder:  # transformers reads what lies beside it too, which nobody hashed
+            (Path(folder) / path.name).symlink_to(path.absolute())
+            return AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=path.name,
+                quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
+                dtype=ref.dtype,
+            )
     return AutoModelForCausalLM.from_pretrained(
         path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code
     )

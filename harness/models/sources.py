@@ -15,11 +15,15 @@ from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
 from harness.models.scope import in_decoder
 from harness.recipe import Model
-from harness.spec import ModelRef, digest, file_sha256
+from harness.spec import Input, ModelRef, digest
+from harness.spec.inputs import InputFile, hashed, of_folder, seen
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 """What beside its weights decides what a checkpoint computes."""
+_DECIDING = (*_CHECKPOINT_FILES, "*.safetensors")
+_BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+"""How a hub's cache names a file's content: by git's hash, or by the sha256 of a large file."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class SourceModel:
     ``matrices`` are the shapes of the decoder's matrices, by name (a shape's last number is the input width),
     and ``decoder_parameters`` and ``other_parameters`` count elements; all empty where the model is on a hub
     and not yet fetched. ``quantization`` is the quant_method of a checkpoint that transformers loads quantized, and
-    ``degrid_obstacle`` says why the model cannot be degridded, where a recipe asks for it.
+    ``files`` what was hashed, None where nothing on disk is read. ``degrid_obstacle`` says why the model cannot be
+    degridded, where a recipe asks for it.
     """
 
     ref: ModelRef
@@ -40,6 +45,7 @@ class SourceModel:
     model_type: str | None = None
     quantization: str | None = None
     degrid_obstacle: str | None = None
+    files: Input | None = None
 
 
 def inspect(entry: Model, folder: Path) -> SourceModel:
@@ -85,11 +91,13 @@ def _local(entry: Model, path: Path) -> SourceModel:
     if path.is_dir():
         header = headers.read_directory(path)
         settings = [file for pattern in _CHECKPOINT_FILES for file in path.glob(pattern) if file.is_file()]
-        files = sorted({*settings, *headers.weight_files(path)})
-        return _source(entry, "directory", path, header, digest([(file.name, file_sha256(file)) for file in files]))
+        files = tuple(map(hashed, sorted({*settings, *headers.weight_files(path)})))
+        content = digest([(Path(file.path).name, file.sha256) for file in files])
+        return replace(_source(entry, "directory", path, header, content), files=of_folder(path, files, _DECIDING))
     if path.suffix == ".gguf":
         _refuse(entry, "trust_remote_code", kind="a GGUF file")
-        return _source(entry, "gguf", path, read_header(path), file_sha256(path))
+        header, file = read_header(path), hashed(path)
+        return replace(_source(entry, "gguf", path, header, file.sha256), files=Input((file,)))
     raise SourceError(f"model {entry.id!r}: neither a model's folder nor a .gguf file")
 
 
@@ -103,11 +111,23 @@ def _hub(entry: Model) -> SourceModel:
     content = f"{entry.id}@{entry.revision}"
     cached = try_to_load_from_cache(entry.id, "config.json", revision=entry.revision)
     if isinstance(cached, str):
+        folder = Path(cached).parent
         try:
-            return _source(entry, "hub", Path(cached).parent, headers.read_directory(Path(cached).parent), content)
+            source = _source(entry, "hub", folder, headers.read_directory(folder), content)
+            settings = [file for pattern in _CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()]
+            files = tuple(map(_fetched, sorted({*settings, *headers.weight_files(folder)})))
+            return replace(source, files=of_folder(folder, files, _DECIDING))
         except SourceError:  # only a part of it was fetched
             pass
     return _source(entry, "hub", None, headers.Header({}, None, None, None), content)
+
+
+def _fetched(file: Path) -> InputFile:
+    """A file of a hub's cache, where what a link leads to is named by its content."""
+    blob = file.resolve().name if file.is_symlink() else ""
+    if not _BLOB.fullmatch(blob):
+        return seen(file)
+    return replace(seen(file), sha256=blob) if len(blob) == 64 else replace(seen(file), blob=blob)
 
 
 def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:

@@ -4,6 +4,7 @@ Only the standard library is imported in this room.
 """
 
 from harness.spec.identity import NAME, RUN_ID, DecodeMode, Kind, KvCache, Scalar, Stage, digest, file_sha256
+from harness.spec.inputs import Input
 from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
 from harness.spec.run import Limits, Price, RunSpec, baseline_engine
 from harness.spec.variant import Variant, labels
@@ -23,6 +24,7 @@ __all__ = [
     "CalibrationRef",
     "Cell",
     "DecodeMode",
+    "Input",
     "Kind",
     "KvCache",
     "Limits",
