@@ -1,9 +1,10 @@
-"""How much neighbouring windows' differences depend on one another: ``python benchmarks/window_dependence.py RESULTS``.
+"""How much neighbouring windows' differences depend on one another: ``python benchmarks/window_dependence.py [RESULTS]``.
 
 Of every variant in a results folder whose perplexity stands beside the baseline's: the correlation of a window's
 difference of nat/token with that of the next window, the one after it and the third, its standard error were there
-none, and the skewness of the differences. Prints a table in Markdown, which docs/measurements/stats-calibration.md
-records.
+none, the skewness of the differences, and how many times as wide as the plain t-interval the one is that allows for
+dependent neighbours. Without a folder: how that width varies over simulated rows of differences. Prints tables in
+Markdown, which docs/measurements/stats-calibration.md records.
 """
 
 from __future__ import annotations
@@ -14,20 +15,61 @@ from pathlib import Path
 import numpy as np
 
 from harness.analysis.paired import pair
+from harness.analysis.significance import clustered_t, cosine_t
 from harness.analysis.stats import Floats
 from harness.record import Measurement, RunRecord
 from harness.store import read_records
 
 LAGS = (1, 2, 3)
+ROWS = 4000
+WINDOWS = (8, 16, 30, 64, 100)
+CORRELATIONS = (0.0, 0.5)
+BEFORE = 20
+"""Windows that a simulated row begins before it counts, so that its first depends on others too."""
 
 
-def main(results: str) -> None:
-    measured = [record for record in read_records(Path(results)) if record.status == "ok" and record.find("nll")]
-    print("| variant | windows | next window | second | third | standard error | skewness |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for record in measured:
+def main(results: str | None) -> None:
+    if results is None:
+        simulated()
+    else:
+        measured(results)
+
+
+def simulated() -> None:
+    print("| windows | correlation | mean | 5% to 95% of the rows | narrower than the plain one |")
+    print("| ---: | ---: | ---: | ---: | ---: |")
+    for windows in WINDOWS:
+        for correlation in CORRELATIONS:
+            generator = np.random.default_rng([windows, round(100 * correlation)])
+            widths = np.array([width(differences(generator, windows, correlation)) for _ in range(ROWS)])
+            low, high = np.quantile(widths, (0.05, 0.95))
+            cells = [f"{widths.mean():.2f}", f"{low:.2f} to {high:.2f}", f"{np.mean(widths < 1):.1%}"]
+            print(f"| {windows} | {correlation:g} | {' | '.join(cells)} |", flush=True)
+
+
+def differences(generator: np.random.Generator, windows: int, correlation: float) -> Floats:
+    """A row in which each window's difference correlates so with that of the one before."""
+    row = generator.standard_normal(windows + BEFORE)
+    for place in range(1, len(row)):
+        row[place] = correlation * row[place - 1] + (1 - correlation**2) ** 0.5 * row[place]
+    return row[BEFORE:]
+
+
+def width(row: Floats, sizes: Floats | None = None) -> float:
+    """Of the 95% interval that allows for dependent neighbours, over that of the plain one."""
+    sizes = np.ones(len(row)) if sizes is None else sizes
+    ends = [bound.ends(0.025) for bound in (cosine_t(row, sizes), clustered_t(row, sizes))]
+    allowing, plain = (high - low for low, high in ends)
+    return allowing / plain
+
+
+def measured(results: str) -> None:
+    records = [record for record in read_records(Path(results)) if record.status == "ok" and record.find("nll")]
+    print("| variant | windows | next window | second | third | standard error | skewness | width |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for record in records:
         if not record.spec.is_baseline:
-            print(_row(record, next(other for other in measured if other.spec.is_baseline)))
+            print(_row(record, next(other for other in records if other.spec.is_baseline)))
 
 
 def _row(record: RunRecord, baseline: RunRecord) -> str:
@@ -35,7 +77,7 @@ def _row(record: RunRecord, baseline: RunRecord) -> str:
     residuals = pairs.sums / pairs.sizes - pairs.effect
     cells = [_correlation(residuals, lag) for lag in LAGS]
     skewness = float(np.mean(residuals**3) / np.mean(residuals**2) ** 1.5)
-    cells += [1 / np.sqrt(len(residuals)), skewness]
+    cells += [1 / np.sqrt(len(residuals)), skewness, width(pairs.sums, pairs.sizes)]
     return f"| {record.spec.method.label} | {len(residuals)} | {' | '.join(f'{cell:.2f}' for cell in cells)} |"
 
 
@@ -50,4 +92,4 @@ def _correlation(residuals: Floats, lag: int) -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1] if len(sys.argv) > 1 else None)

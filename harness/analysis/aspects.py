@@ -11,6 +11,7 @@ from harness.analysis.cost import per_million_tokens
 from harness.analysis.draws import Scale
 from harness.analysis.influence import Influence
 from harness.analysis.pareto import Direction
+from harness.analysis.repeats import FEWEST_PROCESSES, too_few
 from harness.analysis.stats import Estimate
 from harness.analysis.table import GridPoint, Speed, Table, TaskScore, VariantRow
 
@@ -233,18 +234,20 @@ def _cost(row: VariantRow, place: Place) -> Figure:
     """Of a million decoded tokens, in the currency of the recipe's price."""
     if place.table.price is None:
         return Figure(None, "the recipe names no price")
-    speed = _decode(row, place).estimate
-    cost = _measured(per_million_tokens(speed, place.table.price.per_hour) if speed else None)
+    decode = _decode(row, place)
+    speed = decode.estimate
+    cost = _measured(per_million_tokens(speed, place.table.price.per_hour) if speed else None, decode.basis)
     return replace(cost, scale="log")
 
 
 def _speed(row: VariantRow, place: Place, pick: Callable[[Speed], Estimate | None]) -> Figure:
-    """Without its interval where one process was timed: that says nothing of the next process."""
+    """Without an interval where one process was timed: that of its iterations says nothing of the next process."""
     speed = row.speed_at(place.point) if place.point else None
     found = pick(speed) if speed else None
-    if found and found.n < 2:
-        found = replace(found, low=None, high=None)
-    return replace(_measured(found), scale="log")
+    if found is None or found.n >= FEWEST_PROCESSES:
+        return replace(_measured(found), scale="log")
+    why = too_few(found.n)
+    return replace(_measured(replace(found, low=None, high=None, method=why), why), scale="log")
 
 
 def _measured(

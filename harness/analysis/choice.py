@@ -9,12 +9,10 @@ from typing import Literal
 from harness.analysis.aspects import ASPECTS, QUALITY, Figure, Place
 from harness.analysis.plausibility import Implausibility
 from harness.analysis.table import Table, VariantRow
+from harness.analysis.ties import SURE, Tie
 from harness.analysis.wish import Limit, Wish
 
 Standing = Literal["met", "probably met", "probably missed", "missed", "not measured"]
-
-SURE = 0.975
-"""From here on a difference is called one: what 95% two-sided leave to one side."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,9 @@ class Recommendation:
     """The answer to a wish about one table. ``admissible`` are best first, ``fallen`` nearest first.
 
     ``none_probability`` is the share of the ``draws`` in which nobody keeps all limits, ``lead`` that in which the
-    first is better than the second by the objective alone. Where the question is one of quality relative to an
-    implausible baseline there is no pick: the candidates stand there in order, and nobody is recommended.
+    first is better than the second by the objective alone. ``ties`` are the variants that the objective cannot tell
+    from the pick, and what decided between them. Where the question is one of quality relative to an implausible
+    baseline there is no pick: the candidates stand there in order, and nobody is recommended.
     """
 
     table: Table
@@ -109,6 +108,7 @@ class Recommendation:
     draws: int
     none_probability: float
     lead: float | None
+    ties: tuple[Tie, ...] = ()
 
     @property
     def untrusted(self) -> tuple[Implausibility, ...]:

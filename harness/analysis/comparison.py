@@ -63,11 +63,21 @@ class Comparison:
         return self.adjusted_equivalence_p is not None and self.adjusted_equivalence_p <= self.alpha
 
     @property
+    def agrees(self) -> bool:
+        """Whether figure and test point the same way.
+
+        Of two samples the effect is that of the figures that reports show, and the test goes by the means of the
+        processes. Where these disagree the interval spans zero.
+        """
+        low, high = self.effect.low, self.effect.high
+        return self.design == "paired" or low is None or high is None or low > 0 or high < 0
+
+    @property
     def verdict(self) -> Verdict:
         """Equivalent goes first: a difference that is real and lies within the margin is none that matters."""
         if self.equivalent:
             return "equivalent"
-        if not self.different:
+        if not self.different or not self.agrees:
             return "inconclusive"
         return "better" if (self.effect.value > 0) == (self.better == "higher") else "worse"
 

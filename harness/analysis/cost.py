@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
+from harness.analysis.repeats import of_process, over_processes
 from harness.analysis.speeds import point_of
 from harness.analysis.stats import RANGE, Estimate
 from harness.analysis.table import Energy, GridPoint
@@ -66,8 +65,8 @@ def _energy(records: Sequence[RunRecord], point: GridPoint, source: str) -> Ener
 
 def _across(measured: Iterable[Measurement]) -> Estimate | None:
     """The median over processes with their range; None where nothing was measured."""
-    values = [value for each in measured for value in each.values]
-    if not values:
+    figures = [of_process(each.values) for each in measured if each.values]
+    if not figures:
         return None
-    low, high = (min(values), max(values)) if len(values) > 1 else (None, None)
-    return Estimate(float(np.median(values)), low, high, len(values), RANGE)
+    low, high = (min(figures), max(figures)) if len(figures) > 1 else (None, None)
+    return Estimate(over_processes(figures), low, high, len(figures), RANGE)

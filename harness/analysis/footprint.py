@@ -91,13 +91,22 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
     on_gpu = source.startswith("cuda")
     return Footprint(
         base_bytes=int(max(point.before_bytes for point in prefill)) + (_context_bytes(runs) if on_gpu else 0),
-        kv_bytes_per_token=max(caches, key=lambda m: (int(m.protocol["tokens"] or 0), m.values[0])).values[0],
+        kv_bytes_per_token=cache_of_most_tokens(caches).values[0],
         prefill=fitted(prefill, square),
         decode=fitted(decode, square=False),
         measured_tokens=max(point.tokens for point in prefill),
         context_limit=int(min(limits)) if limits else None,
         on_gpu=on_gpu,
     )
+
+
+def cache_of_most_tokens(caches: Sequence[Measurement]) -> Measurement:
+    """Of a cache's bytes per token, which may depend on how full it is, those that stand for it: at the most tokens.
+
+    What was counted after decoding goes before what was counted after the prompt alone.
+    """
+    decoded = [m for m in caches if m.protocol.get("after") == "decode"]
+    return max(decoded or caches, key=lambda m: (int(m.protocol.get("tokens") or 0), m.values[0]))
 
 
 def fitted(points: Sequence[_Point], square: bool) -> Workspace:

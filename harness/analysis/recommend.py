@@ -15,6 +15,7 @@ from harness.analysis.choice import Candidate, Check, Recommendation
 from harness.analysis.draws import Luck, draws_for
 from harness.analysis.stats import Floats
 from harness.analysis.table import GridPoint, Table, VariantRow
+from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
 from harness.analysis.wish import Limit, Option, Wish, count, default_limits, parse_limits, parse_objective
 from harness.errors import UsageError
@@ -64,18 +65,21 @@ def pick(table: Table, wish: Wish) -> Recommendation:
     """The answer to a wish about one table; the unquantized baseline is a candidate as well."""
     place = _place(table, wish)
     judged = [_judged(row, wish, place) for row in table.rows]
-    in_order = sorted(judged, key=lambda each: _order(each, wish))
-    drawn = _draw(in_order, wish)
-    whole = [replace(each, pick_probability=drawn.picked.get(index)) for index, each in enumerate(in_order)]
+    order = order_by(wish.objective, table.rows, place, draws_for(len(judged)))
+    admissible = order.sorted([index for index, each in enumerate(judged) if each.admissible])
+    in_order = order.sorted(range(len(judged)))
+    drawn = _draw(judged, in_order, admissible, order.objective, wish)
+    whole = [replace(each, pick_probability=drawn.picked.get(index)) for index, each in enumerate(judged)]
     return Recommendation(
         table,
         wish,
         place,
-        admissible=tuple(each for each in whole if each.admissible),
-        fallen=tuple(sorted((each for each in whole if not each.admissible), key=_distance)),
+        admissible=tuple(whole[index] for index in admissible),
+        fallen=tuple(sorted((whole[index] for index in in_order if not whole[index].admissible), key=_distance)),
         draws=drawn.count,
         none_probability=drawn.none,
         lead=drawn.lead,
+        ties=order.ties(admissible),
     )
 
 
@@ -92,20 +96,6 @@ def _barred(row: VariantRow, wish: Wish, table: Table) -> str | None:
     return next((label for label in (*row.labels, *table.labels) if label.startswith(LEAKED)), None)
 
 
-def _order(candidate: Candidate, wish: Wish) -> tuple[float, float, float, str]:
-    """By the objective; of equals the one that diverges least goes first, then that whose perplexity rises least."""
-    row = candidate.row
-    kl = 0.0 if row.is_baseline else row.kl_mean.value if row.kl_mean else math.inf
-    change = 0.0 if row.is_baseline else row.perplexity_change.value if row.perplexity_change else math.inf
-    return _cost(candidate.objective, wish.objective), kl, change, row.label
-
-
-def _cost(figure: Figure, aspect: AspectName) -> float:
-    if figure.estimate is None:
-        return math.inf
-    return figure.estimate.value * (1 if ASPECTS[aspect].better == "lower" else -1)
-
-
 def _distance(candidate: Candidate) -> tuple[bool, bool, float]:
     """What could be judged goes first, by the product of the factors that it misses limits by."""
     product = math.prod(each.factor for each in candidate.checks)
@@ -114,7 +104,7 @@ def _distance(candidate: Candidate) -> tuple[bool, bool, float]:
 
 @dataclass
 class _Drawn:
-    """``picked`` holds the probability of each candidate that could be drawn, by its place in the order."""
+    """``picked`` holds the probability of each candidate that could be drawn, by its place in the table."""
 
     count: int
     picked: dict[int, float] = field(default_factory=dict)
@@ -122,16 +112,18 @@ class _Drawn:
     lead: float | None = None
 
 
-def _draw(in_order: Sequence[Candidate], wish: Wish) -> _Drawn:
+def _draw(
+    judged: Sequence[Candidate], in_order: Sequence[int], admissible: Sequence[int], objective: Likeness, wish: Wish
+) -> _Drawn:
     """Picks again and again with figures as they might have been; of equals the first in order is picked.
 
     One figure of one variant is drawn once, however often the wish names it.
     """
-    places = [index for index, each in enumerate(in_order) if each.evaluated]
+    places = [index for index in in_order if judged[index].evaluated]
     found = _Drawn(draws_for(len(places)))
     if not places:
         return found
-    chosen = [in_order[index] for index in places]
+    chosen = [judged[index] for index in places]
     luck = Luck(found.count)
     columns: dict[AspectName, Floats] = {wish.objective: _columns(luck, [each.objective for each in chosen])}
     kept = np.ones((found.count, len(places)), dtype=bool)
@@ -142,14 +134,27 @@ def _draw(in_order: Sequence[Candidate], wish: Wish) -> _Drawn:
     sign = 1 if ASPECTS[wish.objective].better == "lower" else -1
     costs = np.where(kept, sign * columns[wish.objective], math.inf)
     nobody = ~kept.any(axis=1)
-    firsts = np.bincount(costs.argmin(axis=1)[~nobody], minlength=len(places)) / found.count
+    picked = _first_of_equals(costs.argmin(axis=1), kept, places, objective)
+    firsts = np.bincount(picked[~nobody], minlength=len(places)) / found.count
     found.picked = dict(zip(places, firsts.tolist(), strict=True))
     found.none = float(nobody.mean())
-    rivals = [position for position, each in enumerate(chosen) if each.admissible][:2]
+    rivals = [places.index(index) for index in admissible[:2]]
     if len(rivals) == 2:
         first, second = (sign * columns[wish.objective][:, rival] for rival in rivals)
         found.lead = float((first < second).mean())
     return found
+
+
+def _first_of_equals(
+    best: npt.NDArray[np.intp], kept: npt.NDArray[np.bool_], places: Sequence[int], objective: Likeness
+) -> npt.NDArray[np.intp]:
+    """Of each draw the first in order that keeps all limits and that the objective cannot tell from the best."""
+    picked = best.copy()
+    for leader in np.unique(best):
+        equal = np.array([place for place, index in enumerate(places) if objective.alike(places[leader], index)])
+        draws = np.flatnonzero(best == leader)
+        picked[draws] = equal[kept[np.ix_(draws, equal)].argmax(axis=1)]
+    return picked
 
 
 def _columns(luck: Luck, figures: Sequence[Figure]) -> Floats:

@@ -6,7 +6,7 @@ Every choice here is held to its level by simulation: benchmarks/stats_calibrati
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy as np
 from harness.analysis.bounds import Bound, Outer, StudentT, two_sided
 from harness.analysis.comparison import POWER, Better, Comparison, Design, fewest_units
 from harness.analysis.paired import Pairs, pair, refuse_protocols
+from harness.analysis.repeats import FEWEST_PROCESSES, over_processes, too_few
 from harness.analysis.significance import (
     bca,
     clustered_t,
@@ -73,21 +74,30 @@ def compare(
 
 
 def compare_speeds(
-    variant: Sequence[float], baseline: Sequence[float], margin: float, alpha: float = 0.05
+    variant: Sequence[float],
+    baseline: Sequence[float],
+    margin: float,
+    alpha: float = 0.05,
+    better: Better = "higher",
+    over: Callable[[Sequence[float]], float] = over_processes,
 ) -> Comparison:
-    """The comparison of two speeds, one value (tokens per second) per process of each side.
+    """The comparison of two speeds, energies or peaks: one positive value per process of each side.
 
-    Processes are the units: what is timed within one shares its luck. The effect is the difference of the mean
-    natural logarithms, and ``margin`` the logarithm of the largest ratio that does not matter.
-    Raises ValueError where a side has no process, a speed is not positive, or margin or alpha are impossible.
+    Processes are the units: what is timed within one shares its luck. The effect is the logarithm of the ratio of the
+    two figures that reports show, which ``over`` makes of the processes' own. The tests compare the processes'
+    logarithms, by their means: whatever shifts all processes alike shifts mean and median alike, and only a test by
+    means can find anything with five processes. Where the two disagree so far that the effect lies outside the test's
+    interval, the interval is widened to it, and nothing is called equivalent whose effect exceeds the margin.
+    ``margin`` is the logarithm of the largest ratio that does not matter.
+    Raises ValueError where a side has no process, a value is not positive, or margin or alpha are impossible.
     """
     ours, theirs = (np.log(_positive(side)) for side in (variant, baseline))
     count = min(len(ours), len(theirs))
-    effect = float(ours.mean() - theirs.mean())
-    timing = Measurement("speed", 1, "nat", "higher", "samples", tuple(variant))
-    blank = _blank(timing, margin, "higher", alpha, effect, count, "processes", "two samples")
-    if count < 2:
-        return blank
+    effect = math.log(over(variant)) - math.log(over(baseline))
+    timing = Measurement("speed", 1, "nat", better, "samples", tuple(variant))
+    blank = _blank(timing, margin, better, alpha, effect, count, "processes", "two samples")
+    if count < FEWEST_PROCESSES:
+        return replace(blank, notes=(too_few(count),))
     welch = welch_t(ours, theirs)
     ways = math.comb(len(ours) + len(theirs), count)
     if ways <= FEW_REARRANGEMENTS:
@@ -95,7 +105,24 @@ def compare_speeds(
         evidence = _Evidence("exact permutation test", two_sided(exact), exact, welch)
     else:
         evidence = _Evidence("Welch's t-test", two_sided(welch), welch, welch)
-    return _untested(blank, evidence) if 2 / ways > alpha else _filled(blank, evidence)
+    return _holding_effect(_untested(blank, evidence) if 2 / ways > alpha else _filled(blank, evidence))
+
+
+def _holding_effect(found: Comparison) -> Comparison:
+    """The same with intervals that hold the effect, and no proof that an effect beyond the margin is within it."""
+    effect, within = found.effect, found.equivalence_interval
+    if effect.low is not None and effect.high is not None:
+        effect = replace(effect, low=min(effect.low, effect.value), high=max(effect.high, effect.value))
+    if within is not None:
+        within = min(within[0], effect.value), max(within[1], effect.value)
+    beyond = found.equivalence_p is not None and abs(effect.value) > found.margin
+    return replace(
+        found,
+        effect=effect,
+        equivalence_interval=within,
+        equivalence_p=1.0 if beyond else found.equivalence_p,
+        adjusted_equivalence_p=1.0 if beyond else found.adjusted_equivalence_p,
+    )
 
 
 def above_noise_floor(divergence: Measurement, floor: Measurement, margin: float, alpha: float = 0.05) -> Comparison:
@@ -246,5 +273,5 @@ def _scatter(blank: Comparison, normal: StudentT) -> float:
 def _positive(speeds: Sequence[float]) -> Floats:
     found = np.asarray(speeds, dtype=np.float64)
     if not len(found) or not (np.isfinite(found).all() and (found > 0).all()):
-        raise ValueError("a comparison of speeds needs positive ones, at least one of each side")
+        raise ValueError("a comparison of processes needs positive ones, at least one of each side")
     return found

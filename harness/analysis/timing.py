@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from harness.analysis.repeats import FEWEST_PROCESSES, of_process, over_processes, tok_per_s, too_few
 from harness.analysis.stats import CONFIDENCE, Estimate, Floats, t_interval
 
 RESAMPLES = 2000
@@ -43,7 +44,7 @@ class Timings:
 
     @cached_property
     def median_s(self) -> float:
-        return float(np.median(self.seconds))
+        return of_process(self.seconds)
 
     @cached_property
     def count(self) -> int:
@@ -68,36 +69,43 @@ class Timings:
 def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
     """Tokens per second: the median over processes of ``tokens`` / (each process's median seconds).
 
-    With two processes or more the interval is the t-interval of the logarithms of their speeds, nowhere narrower than
-    the bootstrap over processes; with one, the bootstrap over its iterations, which says nothing of other processes.
+    From FEWEST_PROCESSES on the interval is the t-interval of the logarithms of their speeds, nowhere narrower than
+    the bootstrap over processes, and holds the figure; with one process it is the bootstrap over its iterations, which
+    says nothing of other processes; in between there is none.
     Raises ValueError where there is no process, or one without a timing.
     """
     _refuse_empty(processes)
-    speeds = tokens / np.array([process.median_s for process in processes])
+    speeds = np.array([tok_per_s(tokens, process.seconds) for process in processes])
+    value = over_processes(speeds.tolist())
     if len(speeds) == 1:
-        return _within(float(speeds[0]), tokens / processes[0].resampled_s, processes[0].count)
+        return _within(value, tokens / processes[0].resampled_s, processes[0].count)
+    if len(speeds) < FEWEST_PROCESSES:
+        return Estimate(value, None, None, len(speeds), too_few(len(speeds)))
     drawn = speeds[_draws(len(speeds))]
-    return _between(float(np.median(speeds)), np.log(speeds), np.median(drawn, axis=1))
+    return _between(value, np.log(speeds), np.median(drawn, axis=1))
 
 
 def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
     """How many times as fast ``ours`` is as ``theirs``, the work being equal: the ratio of the two speeds.
 
     Processes of one repetition are pairs: what slows the machine slows both, and cancels. The interval is that of the
-    pairs' ratios, as in ``speed``; with one pair, the bootstrap over the iterations of both. None where no pair is.
+    pairs' ratios, as in ``speed``; with one pair, the bootstrap over the iterations of both. None where no pair is, and
+    where there are fewer than FEWEST_PROCESSES.
     Raises ValueError where a side has no process, or one without a timing.
     """
     _refuse_empty(ours)
     _refuse_empty(theirs)
-    value = float(np.median([1 / each.median_s for each in ours]) / np.median([1 / each.median_s for each in theirs]))
+    value = over_processes(_rates(ours)) / over_processes(_rates(theirs))
     pairs = [(one, other) for one in ours for other in theirs if one.repetition == other.repetition]
     if not pairs:
-        return Estimate(value, None, None, 0, "no interval: no repetition has both")
-    mine, base = (1 / np.array([each.median_s for each in side]) for side in zip(*pairs, strict=True))
+        return Estimate(value, None, None, 0, "no repetition has both: no interval")
+    mine, base = (np.array(_rates(side)) for side in zip(*pairs, strict=True))
     if len(pairs) == 1:
         (one, other) = pairs[0]
         shuffled = np.random.default_rng(SEED).permutation(WITHIN)
         return _within(value, other.resampled_s[shuffled] / one.resampled_s, min(one.count, other.count))
+    if len(pairs) < FEWEST_PROCESSES:
+        return Estimate(value, None, None, len(pairs), too_few(len(pairs)))
     chosen = _draws(len(pairs))
     return _between(value, np.log(mine / base), np.median(mine[chosen], axis=1) / np.median(base[chosen], axis=1))
 
@@ -139,12 +147,12 @@ def _between(value: float, logs: Floats, resampled: Floats) -> Estimate:
     low, high = percentiles(resampled)
     least, most = np.exp(t_interval(logs))
     method = "95% t-interval over processes, never narrower than the bootstrap's"
-    return Estimate(value, min(low, float(least)), max(high, float(most)), len(logs), method)
+    return Estimate(value, min(low, float(least), value), max(high, float(most), value), len(logs), method)
 
 
 def _within(value: float, resampled: Floats, iterations: int) -> Estimate:
     if iterations < 2:
-        return Estimate(value, None, None, 1, "no interval: one process, one iteration")
+        return Estimate(value, None, None, 1, "one process, one iteration: no interval")
     low, high = percentiles(resampled)
     method = f"95% bootstrap over {iterations} iterations of one process: what differs between processes is not in it"
     return Estimate(value, min(low, value), max(high, value), 1, method)
@@ -154,6 +162,11 @@ def percentiles(resampled: Floats) -> tuple[float, float]:
     """The ends of the 95% percentile interval."""
     low, high = np.quantile(resampled, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return float(low), float(high)
+
+
+def _rates(processes: Sequence[Timings]) -> list[float]:
+    """How often each process would do its work in a second."""
+    return [tok_per_s(1, each.seconds) for each in processes]
 
 
 def _refuse_empty(processes: Sequence[Timings]) -> None:

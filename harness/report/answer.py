@@ -6,13 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure
-from harness.analysis.choice import SURE, Candidate, Check, Recommendation
+from harness.analysis.choice import Candidate, Check, Recommendation
 from harness.analysis.recommend import pick
 from harness.analysis.stats import Estimate
 from harness.analysis.table import Table, VariantRow
+from harness.analysis.ties import SURE
 from harness.analysis.wish import Limit, Wish, default_limits
+from harness.report.column import interval_note
 from harness.report.formats import BINARY, DECIMAL, SizeUnit, signed, significant, size_unit
 
+MOST_TIES = 3
+"""Variants named that are as good as the pick; more are counted."""
+EXPLAINED = frozenset({"memory", "accuracy_drop", "decode", "prefill", "cost"})
+"""Aspects whose basis stands beside the figure."""
 NOTABLE = 0.05
 """A share of draws from which another variant is named beside the pick."""
 
@@ -47,8 +53,8 @@ def answer(found: Recommendation) -> Answer:
     chosen = found.pick
     if chosen is None:
         return Answer(_question(found), None, _nobody(found), (), ())
-    said = sides(chosen.row, found)
-    finding = f"{name(chosen.row)}; {', '.join(said)}" if said else name(chosen.row)
+    parts = [name(chosen.row), ", ".join(sides(chosen.row, found)), _ties(found)]
+    finding = "; ".join(part for part in parts if part)
     return Answer(_question(found), chosen.row.label, finding, tuple(_doubts(found, chosen)), chosen.row.labels)
 
 
@@ -75,7 +81,7 @@ def figure_words(aspect: AspectName, figure: Figure, unit: SizeUnit | None = Non
     else:
         write, factor, suffix = _WRITTEN[aspect]
         words = _with_interval(estimate, lambda value: write(value * factor), suffix)
-    return f"{words} ({figure.basis})" if figure.basis and aspect in ("memory", "accuracy_drop") else words
+    return f"{words} ({figure.basis})" if figure.basis and aspect in EXPLAINED else words
 
 
 def bound_unit(limit: Limit) -> SizeUnit | None:
@@ -99,12 +105,27 @@ def sides(row: VariantRow, found: Recommendation) -> list[str]:
         said.append(_size(row.size_ratio))
     speed = row.speed_at(found.place.point) if found.place.point else None
     if speed and speed.decode_ratio:
-        said.append(f"decodes {_with_interval(speed.decode_ratio, significant, '×')} as fast as the baseline")
+        why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
+        said.append(f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as the baseline")
     if row.perplexity_change:
         said.append(f"perplexity {_with_interval(row.perplexity_change, _percent, '%')}")
     elif row.kl_mean and not row.is_baseline:
         said.append(f"KL {_with_interval(row.kl_mean, significant, ' nat')}")
     return said
+
+
+def _ties(found: Recommendation) -> str:
+    """Which variants are as good by what was to be best, and what decided between them."""
+    told = []
+    for tie in found.ties[:MOST_TIES]:
+        equal = f"{EQUAL_WORDS[found.wish.objective]} {name(tie.row)}"
+        if tie.decided_by is None or tie.ours is None or tie.theirs is None:
+            told.append(f"{equal}, which no other figure tells from it")
+            continue
+        ours, theirs = (figure_words(tie.decided_by, figure) for figure in (tie.ours, tie.theirs))
+        told.append(f"{equal}, and better by {DECIDED_WORDS[tie.decided_by]}: {ours} against {theirs}")
+    more = len(found.ties) - MOST_TIES
+    return "; ".join([*told, *([f"so for {more} more"] if more > 0 else [])])
 
 
 def _question(found: Recommendation) -> str:
@@ -136,7 +157,8 @@ def _doubted(found: Recommendation) -> str:
 def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:
     said = [_doubt(each) for each in chosen.checks if each.standing == "probably met"]
     if not chosen.objective.bounded:
-        said.append(f"{OBJECTIVE_WORDS[found.wish.objective]} was found by one measurement, which has no interval")
+        why = f" ({chosen.objective.basis})" if chosen.objective.basis else ""
+        said.append(f"{OBJECTIVE_WORDS[found.wish.objective]} was found by a figure without an interval{why}")
     said += _rivals(found, chosen)
     second = found.admissible[1] if len(found.admissible) > 1 else None
     if second and found.lead is not None and 1 - SURE < found.lead < SURE:
@@ -173,7 +195,7 @@ def _doubt(check: Check) -> str:
     words = figure_words(check.limit.aspect, check.figure, bound_unit(check.limit))
     called, beyond = NAMES[check.limit.aspect], _beyond(check.limit)
     if not check.figure.bounded:
-        return f"{called} {words} was measured once; whether it is {beyond} is not known"
+        return f"{called} {words} has no interval; whether it is {beyond} is not known"
     return f"{called} {words} may be {beyond}"
 
 
@@ -257,6 +279,25 @@ OBJECTIVE_WORDS: Mapping[AspectName, str] = {
     "decode": "the fastest decoding",
     "prefill": "the fastest prefill",
     "accuracy": "the highest accuracy",
+}
+EQUAL_WORDS: Mapping[AspectName, str] = {
+    "bytes": "within 1% of the size of",
+    "memory": "within 1% of the memory of",
+    "perplexity": "not told apart by perplexity from",
+    "kl": "not told apart by KL from",
+    "cost": "not told apart by cost from",
+    "energy": "not told apart by energy from",
+    "decode": "not told apart by decoding speed from",
+    "prefill": "not told apart by prefill speed from",
+    "accuracy": "not told apart by accuracy from",
+}
+DECIDED_WORDS: Mapping[AspectName, str] = {
+    "kl": "KL",
+    "perplexity": "change of perplexity",
+    "accuracy": "change of accuracy",
+    "decode": "decoding speed",
+    "prefill": "prefill speed",
+    "bytes": "stored weights",
 }
 NAMES: Mapping[AspectName, str] = {
     "memory": "memory",

@@ -59,6 +59,15 @@ class Cell:
         return " ".join(part for part in (self.text, self.interval, ", ".join(self.notes)) if part)
 
 
+def interval_note(estimate: Estimate | None) -> tuple[str, ...]:
+    """Of a figure that processes repeat: why it has no interval, or that the interval is of one process alone."""
+    if estimate is None:
+        return ()
+    if estimate.low is None or estimate.high is None:
+        return (estimate.method,)
+    return ("one process",) if estimate.n == 1 else ()
+
+
 def cell(column: Column, row: VariantRow) -> Cell:
     """The written figure: ``value [low, high]``, or a dash."""
     value = column.value(row)

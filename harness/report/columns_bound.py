@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.analysis.table import Bound, GridPoint, Table, VariantRow
-from harness.report.column import Column, Value
+from harness.report.column import Column, Value, interval_note
 from harness.report.columns_run import point_name
 from harness.report.formats import DECIMAL, significant, size_unit
 
@@ -68,7 +68,7 @@ def _notes(bound: Bound | None) -> tuple[str, ...]:
     """What binds, and a mark where layers unpack first."""
     if bound is None:
         return ()
-    told = (f"of {significant(bound.tok_per_s)} tok/s, {BINDS[bound.binds]}",)
+    told = (f"of {significant(bound.tok_per_s)} tok/s, {BINDS[bound.binds]}", *interval_note(bound.share))
     if not bound.dequantize_bytes:
         return told
     return (*told, f"⚠ unpacks first: +{_decimal(bound.dequantize_bytes)} beside {_decimal(bound.read_bytes)}")

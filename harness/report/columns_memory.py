@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.analysis.footprint import Footprint
+from harness.analysis.peaks import peak_of_use
 from harness.analysis.table import GridPoint, Peak, Table, VariantRow
 from harness.report.column import Column, Value
 from harness.report.columns_run import point_name
@@ -39,6 +40,14 @@ def _peak_columns(table: Table) -> tuple[Column, ...]:
         *(
             _column(f"peak_{name}_{run}_bytes", name, unit, text, shown, _highest(run, source, wanted))
             for name, text, shown, wanted in chosen
+        ),
+        _column(
+            "peak_memory_bytes",
+            "of use",
+            unit,
+            "The highest peak of the speed runs, quantizing left out: what compare and history call peak_memory.",
+            False,
+            lambda row: peak_of_use(row.peaks),
         ),
         *_every_peak(table, unit),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from harness.analysis.cost import per_million_tokens
 from harness.analysis.stats import Estimate
 from harness.analysis.table import Energy, GridPoint, Outliers, Speed, Table, VariantRow
-from harness.report.column import Column, Value
+from harness.report.column import Column, Value, interval_note
 from harness.spec import Price
 
 COUNTED = {"NVML": "the GPU's counter", "RAPL": "the counters of CPU and memory"}
@@ -21,7 +21,10 @@ def all_speed_columns(table: Table) -> tuple[Column, ...]:
 def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
     """Prefill and decode at one grid point; only the headline's are shown in the main table."""
     where = point_name(point)
-    said = f"At {point.label}. Median over processes, with its 95% interval (of one process, its iterations')"
+    said = (
+        f"At {point.label}. Median over processes, with its 95% interval (of one process, its iterations'; of two, "
+        "none)"
+    )
     return (
         Column(
             f"prefill_tok_per_s_{where}",
@@ -43,6 +46,7 @@ def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
             _speed(point, lambda speed: speed.prefill_ratio),
             shown=False,
             interval=True,
+            notes=_notes(point, lambda speed: speed.prefill_ratio),
         ),
         Column(
             f"decode_tok_per_s_{where}",
@@ -64,6 +68,7 @@ def speed_columns(point: GridPoint, headline: bool) -> tuple[Column, ...]:
             _speed(point, lambda speed: speed.decode_ratio),
             shown=headline,
             interval=True,
+            notes=_notes(point, lambda speed: speed.decode_ratio),
         ),
         _outliers(point, "prefill", lambda speed: speed.prefill_outliers),
         _outliers(point, "decode", lambda speed: speed.decode_outliers),
@@ -116,7 +121,10 @@ def _price_columns(point: GridPoint, price: Price, headline: bool) -> tuple[Colu
 
         name = f"{phase}_{price.currency.lower()}_per_million_tok_{point_name(point)}"
         unit = f"{price.currency}/10⁶ tok"
-        return Column(name, "Cost of tokens", heading, unit, f"{said}.", value, shown=headline, interval=True)
+        notes = _notes(point, pick)
+        return Column(
+            name, "Cost of tokens", heading, unit, f"{said}.", value, shown=headline, interval=True, notes=notes
+        )
 
     return (
         one("prefill", "Prefill", lambda speed: speed.prefill_tok_per_s),
@@ -144,14 +152,16 @@ def _count(found: Outliers | None) -> int | None:
 
 
 def _notes(
-    point: GridPoint, pick: Callable[[Speed], Estimate | None], far_out: Callable[[Speed], Outliers | None]
+    point: GridPoint,
+    pick: Callable[[Speed], Estimate | None],
+    far_out: Callable[[Speed], Outliers | None] = lambda speed: None,
 ) -> Callable[[VariantRow], tuple[str, ...]]:
-    """That an interval is of one process, and how many timings lie far out."""
+    """That an interval is of one process or that there is none, and how many timings lie far out."""
 
     def notes(row: VariantRow) -> tuple[str, ...]:
         speed = row.speed_at(point)
         found, far = (pick(speed), far_out(speed)) if speed else (None, None)
-        alone = ("one process",) if found and found.n == 1 else ()
+        alone = interval_note(found)
         return (*alone, f"{far.count} of {far.timings} timings far out") if far and far.count else alone
 
     return notes

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from harness.analysis.stats import Estimate
-from harness.analysis.table import Table, VariantRow
+from harness.analysis.table import Table, TaskKey, VariantRow
 from harness.report.column import Column, cell
 from harness.report.markdown import escape, heading
 from harness.report.page import noise_floor, table_labels
 from harness.report.tables import columns, shown_columns
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 SCORED = {
     "perplexity": "perplexity",
@@ -37,13 +42,31 @@ def _card(table: Table, row: VariantRow) -> str:
 
     name = f"{table.model} {row.label}"
     origin = {"base_model": table.hub_id, "base_model_relation": "quantized"} if table.hub_id else {}
-    results = [*_text_results(table, row), *_task_results(row)]
+    results = _apart([*_text_results(table, row), *_task_results(row)])
     named = {"model_name": name, "eval_results": results} if results else {}
     data = ModelCardData(tags=["quantized", "qharness"], **named, **origin)
     return f"---\n{data}\n---\n\n" + "\n\n".join(_block(table, row)) + "\n"
 
 
-def _text_results(table: Table, row: VariantRow) -> Iterator[object]:
+def _apart(results: Iterable[EvalResult]) -> list[EvalResult]:
+    """The same, so that none shares both its data set's configuration and its metric with another.
+
+    The hub's library makes one entry of all results of one task, data set and configuration (``unique_identifier``);
+    what stands in ``dataset_args`` alone tells nothing apart.
+    """
+    made: list[EvalResult] = []
+    seen: set[tuple[object, ...]] = set()
+    for result in results:
+        number, config = 1, result.dataset_config
+        while (key := (*result.unique_identifier, result.metric_type, result.metric_name)) in seen:
+            number += 1
+            result = replace(result, dataset_config=f"{config or 'default'} ({number})")
+        seen.add(key)
+        made.append(result)
+    return made
+
+
+def _text_results(table: Table, row: VariantRow) -> Iterator[EvalResult]:
     """What was scored on the text of the perplexity protocol, every condition of which is named."""
     from huggingface_hub import EvalResult
 
@@ -56,6 +79,7 @@ def _text_results(table: Table, row: VariantRow) -> Iterator[object]:
                 task_type="text-generation",
                 dataset_type=text,
                 dataset_name=text,
+                dataset_config=table.protocol,
                 dataset_args=conditions,
                 metric_type=SCORED[column.name],
                 metric_name=column.heading,
@@ -63,7 +87,7 @@ def _text_results(table: Table, row: VariantRow) -> Iterator[object]:
             )
 
 
-def _task_results(row: VariantRow) -> Iterator[object]:
+def _task_results(row: VariantRow) -> Iterator[EvalResult]:
     from huggingface_hub import EvalResult
 
     for score in row.tasks:
@@ -73,11 +97,18 @@ def _task_results(row: VariantRow) -> Iterator[object]:
                 task_type="text-generation",
                 dataset_type=score.key.task,
                 dataset_name=score.key.task,
+                dataset_config=_asked(score.key),
                 dataset_args=shots or None,
                 metric_type=score.key.score,
                 metric_name=score.key.label,
                 metric_value=score.estimate.value,
             )
+
+
+def _asked(key: TaskKey) -> str | None:
+    """How a task's questions were put, as far as this tells two results apart: ``25-shot, chat template``."""
+    shots = [] if key.fewshot is None else [f"{key.fewshot}-shot"]
+    return ", ".join([*shots, *(["chat template"] if key.chat else [])]) or None
 
 
 def _number(column: Column, row: VariantRow) -> float | None:
@@ -102,7 +133,7 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
     floor = noise_floor(table)
     yield (
         f"Measured with qharness on {escape(table.hardware)}; perplexity protocol: {escape(table.protocol)}. "
-        "Brackets: 95% intervals for quality, the range over processes for speed."
+        "Brackets: 95% intervals; for energy, the range over processes."
         f"{' ' + escape(floor) if floor else ''}"
     )
 

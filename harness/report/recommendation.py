@@ -105,6 +105,7 @@ def json_line(found: Recommendation) -> str:
             "draws": found.draws,
             "none_probability": found.none_probability,
             "better_than_second_probability": found.lead,
+            "ties": [{"variant": tie.row.label, "decided_by": tie.decided_by} for tie in found.ties],
             "nearest": found.nearest.row.label if found.nearest else None,
             "binding": [limit.option for limit in found.binding],
             "admissible": [_candidate(each, found.wish.objective) for each in found.admissible],

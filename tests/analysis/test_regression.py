@@ -287,6 +287,205 @@ class TestRuns:
         assert only(track(base, [*head[:2], *trusted[2:]], DECODE), "decode").verdict == "regressed"
 
 
+SUSPECT = ("suspect: the GPU was throttled",)
+
+
+def without(records: Sequence[RunRecord], *metrics: str, prompt: int | None = None) -> list[RunRecord]:
+    """The same with some of their measurements gone: of some metrics, or of one point of the grid."""
+    return [
+        replace(
+            run,
+            outcome=replace(
+                run.outcome,
+                measurements=tuple(
+                    m
+                    for m in run.outcome.measurements
+                    if not (m.metric in metrics and prompt in (None, m.protocol.get("prompt_tokens")))
+                ),
+            ),
+        )
+        for run in records
+    ]
+
+
+class TestWhatOneSideCannotTell:
+    """A gate that could not be evaluated is never a pass, whichever side it is that has no figure."""
+
+    @pytest.mark.parametrize("gates", [None, DECODE, {"prefill": 0.05}])
+    @pytest.mark.parametrize("suspect", [(True, False), (False, True), (True, True)])
+    def test_suspect_timings_of_either_side_leave_every_point_open(
+        self, bench: Any, suspect: tuple[bool, bool], gates: dict[str, float] | None
+    ) -> None:
+        """HEAD is twice as slow, and BASE's timings may not be used: nobody knows, and that is no pass."""
+        sides = []
+        for session, slower, own in zip(("s1", "s2"), (1.0, 0.5), suspect, strict=True):
+            side = replace(bench, session=session)
+            runs = [side.performance(RTN, slower, r, prompts=(128, 512)) for r in range(6)]
+            labels = SUSPECT if own else ()
+            sides.append([replace(run, outcome=replace(run.outcome, labels=labels)) for run in runs])
+        found = track(*sides, gates)
+        open_ones = [each for each in found.findings if each.metric in ("prefill", "decode", "decode_energy")]
+        assert [(each.metric, each.verdict) for each in open_ones] == [
+            (metric, "inconclusive") for metric in ("prefill", "decode", "decode_energy") for _ in range(2)
+        ]
+        assert {each.where.split(",")[1] for each in open_ones} == {" prompt 128", " prompt 512"}
+        names = [name for name, own in zip(("BASE", "HEAD"), suspect, strict=True) if own]
+        told = tuple(f"6 of 6 processes of {name} are left out (suspect: the GPU was throttled)" for name in names)
+        assert {each.reasons for each in open_ones} == {told}
+        assert found.unmeasured == ()
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+        assert only(found, "peak_memory").verdict == "unchanged"  # no label of a timing speaks of memory
+
+    @pytest.mark.parametrize("swap", [False, True])
+    def test_a_point_that_one_side_alone_timed_is_open(self, bench: Any, swap: bool) -> None:
+        both = [bench.performance(RTN, 1.0, r, prompts=(128, 512)) for r in range(6)]
+        again = [replace(bench, session="s2").performance(RTN, 1.0, r, prompts=(128, 512)) for r in range(6)]
+        one = without(again, "prefill_s", "decode_step_s", "decode_j_per_tok", prompt=512)
+        base, head = (one, both) if swap else (both, one)
+        found = track(base, head, {"decode": 0.05, "decode_energy": 0.1})
+        for metric in ("decode", "decode_energy"):
+            here = {each.where.split(",")[1].strip(): each for each in found.findings if each.metric == metric}
+            assert here["prompt 128"].verdict == "unchanged"
+            assert here["prompt 512"].verdict == "incomparable"
+            assert here["prompt 512"].reasons == (f"{'BASE' if swap else 'HEAD'} does not measure it",)
+            assert (here["prompt 512"].base is None, here["prompt 512"].head is None) == (swap, not swap)
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+
+    def test_what_a_side_does_not_measure_is_told_from_what_may_not_be_used(self, bench: Any) -> None:
+        base = [bench.performance(RTN, 1.0, r, prompts=(128, 512)) for r in range(6)]
+        base[0] = replace(base[0], outcome=replace(base[0].outcome, labels=SUSPECT))
+        head = [replace(bench, session="s2").performance(RTN, 1.0, r, prompts=(128, 512)) for r in range(6)]
+        found = track(base, without(head, "decode_step_s", prompt=512), DECODE)
+        here = [each for each in found.findings if each.metric == "decode" and "512" in each.where]
+        assert [(each.verdict, each.reasons) for each in here] == [("incomparable", ("HEAD does not measure it",))]
+
+    @pytest.mark.parametrize("swap", [False, True])
+    @pytest.mark.parametrize(
+        ("gate", "metrics"),
+        [
+            ("perplexity", ("nll",)),
+            ("kl", ("kl",)),
+            ("agreement", ("top1_agreement",)),
+            ("stored_bytes", ("stored_bytes",)),
+            ("bits_per_weight", ("parameters",)),
+            ("coverage", ("coverage",)),
+        ],
+    )
+    def test_a_figure_of_quality_or_size_that_one_side_lacks_is_open(
+        self, bench: Any, gate: str, metrics: tuple[str, ...], swap: bool
+    ) -> None:
+        whole = bench.quality(RTN, 4.5, 0.2)
+        (part,) = without([replace(whole, session="s2", started_at="2026-12-01")], *metrics)
+        base, head = ([part], [whole]) if swap else ([whole], [part])
+        found = track(base, head, {gate: 0.01})
+        assert only(found, gate).verdict == "incomparable"
+        assert only(found, gate).reasons == (f"{'BASE' if swap else 'HEAD'} does not measure it",)
+        assert found.unmeasured == ()
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+
+    @pytest.mark.parametrize("swap", [False, True])
+    def test_memory_that_one_side_did_not_watch_is_open(self, bench: Any, swap: bool) -> None:
+        both = [bench.performance(RTN, 1.0, r, prompts=(128, 512)) for r in range(6)]
+        again = [replace(bench, session="s2").performance(RTN, 1.0, r, prompts=(128, 512)) for r in range(6)]
+        gates = {"peak_memory": 0.05}
+        none_of_it = without(again, "peak_memory_bytes")
+        found = track(*((none_of_it, both) if swap else (both, none_of_it)), gates)
+        assert only(found, "peak_memory").reasons == (f"{'BASE' if swap else 'HEAD'} does not measure it",)
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+        fewer = without(again, "peak_memory_bytes", prompt=512)
+        found = track(*((fewer, both) if swap else (both, fewer)), gates)
+        shared, alone = [each for each in found.findings if each.metric == "peak_memory"]
+        assert (shared.verdict, alone.verdict) == ("unchanged", "incomparable")
+        assert alone.where == f"VmHWM, at points of {'HEAD' if swap else 'BASE'} alone"
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+
+    def test_a_run_of_head_alone_is_open_where_base_knows_the_variant_and_new_where_not(
+        self, bench: Any, none: MethodRef
+    ) -> None:
+        again = replace(bench, session="s2")
+        base = [bench.quality(none), *(bench.performance(RTN, 1.0, r) for r in range(6))]
+        head = [again.quality(none), *(again.performance(RTN, 1.0, r) for r in range(6)), again.quality(RTN, 4.5, 0.2)]
+        found = track(base, head, {"perplexity": 0.005})
+        mine = [each for each in found.findings if each.metric == "perplexity" and each.method == RTN.label]
+        assert [(each.verdict, each.reasons) for each in mine] == [("incomparable", ("BASE does not measure it",))]
+        assert found.exit_code is ExitCode.INCONCLUSIVE
+        assert track(base, head, DECODE).exit_code is ExitCode.OK  # that run decides nothing about a speed
+        other = replace(RTN, params={"bits": 3}, label="rtn 3-bit")
+        found = track(base, [*head[:-1], again.quality(other, 3, 0.3)], {"perplexity": 0.005})
+        assert found.new == ("SmolLM2-135M × rtn 3-bit × transformers: quality gptq",)
+        assert found.exit_code is ExitCode.OK
+
+
+class TestTheFigureOfSeveralProcesses:
+    """Figures are those of reports, medians; the test goes by all processes."""
+
+    def test_three_speeds_and_four_steps_as_they_were_filed(self, makes: Makes) -> None:
+        """1×, 1.05× and 2× of 20 tok/s: 21 and not 25.7 . Steps of 10, 10.1, 10.2 and 40 ms: 98.5 and not 70.2."""
+        base = makes.timed(makes.side("s1"), [20.0, 21.0, 40.0])
+        finding = only(track(base, makes.timed(makes.side("s2"), [20.0, 21.0, 40.0]), DECODE), "decode")
+        assert (finding.base, finding.head) == (pytest.approx(21), pytest.approx(21))
+        base = makes.timed(makes.side("s1"), [1 / 0.010, 1 / 0.0101, 1 / 0.0102, 1 / 0.040])
+        finding = only(track(base, makes.timed(makes.side("s2"), [100.0] * 4), DECODE), "decode")
+        assert finding.base == pytest.approx((1 / 0.0101 + 1 / 0.0102) / 2)
+        assert finding.base == pytest.approx(98.5, abs=0.05)
+
+    @settings(max_examples=60)
+    @given(
+        ours=st.lists(st.floats(1, 100), min_size=1, max_size=7),
+        theirs=st.lists(st.floats(1, 100), min_size=1, max_size=7),
+        less=st.booleans(),
+    )
+    def test_the_change_is_that_of_the_figures_and_lies_in_its_interval(
+        self, ours: list[float], theirs: list[float], less: bool
+    ) -> None:
+        found = compare_speeds(ours, theirs, 0.05, better="lower" if less else "higher")
+        assert np.exp(found.effect.value) == pytest.approx(np.median(ours) / np.median(theirs))
+        low, high = found.effect.low, found.effect.high
+        few = min(len(ours), len(theirs)) < 3
+        assert (low is None and high is None) == few
+        if low is not None and high is not None:
+            assert low <= found.effect.value <= high
+        if found.equivalence_interval is not None:
+            assert found.equivalence_interval[0] <= found.effect.value <= found.equivalence_interval[1]
+        if found.verdict == "equivalent":
+            assert abs(found.effect.value) <= 0.05
+        other = compare_speeds(theirs, ours, 0.05, better="lower" if less else "higher")
+        assert {found.verdict, other.verdict} in ({"better", "worse"}, {found.verdict})
+
+    def test_a_figure_and_a_test_that_disagree_decide_nothing(self) -> None:
+        """Of ten processes six became 8% faster and four three times slower: the median rose, the mean fell."""
+        before = [20 + 0.01 * i for i in range(10)]
+        after = [21.6 + 0.01 * i for i in range(6)] + [6 + 0.01 * i for i in range(4)]
+        found = compare_speeds(after, before, 0.05)
+        assert found.effect.value == pytest.approx(np.log(np.median(after) / np.median(before)))
+        assert found.effect.value > 0.05
+        assert np.log(after).mean() < np.log(before).mean()
+        assert found.verdict == "inconclusive"
+
+    def test_two_processes_have_no_interval_and_three_have(self) -> None:
+        two, three = compare_speeds([20, 200], [20, 21], 0.05), compare_speeds([20, 200, 30], [20, 21, 22], 0.05)
+        assert (two.effect.low, two.effect.high, two.notes) == (None, None, ("2 processes: no interval",))
+        assert three.effect.low is not None
+
+    def test_a_peak_is_the_highest_of_all_processes_and_energy_a_median(self, makes: Makes) -> None:
+        def side(session: str, peaks: Sequence[float]) -> list[RunRecord]:
+            made = makes.timed(makes.side(session), jittered(1)[: len(peaks)])
+            runs = without(made, "peak_memory_bytes")
+            return [
+                replace(run, outcome=replace(run.outcome, measurements=(_peak(peak), *run.outcome.measurements)))
+                for run, peak in zip(runs, peaks, strict=True)
+            ]
+
+        base, head = side("s1", [100.0, 101.0, 102.0, 103.0]), side("s2", [100.0, 101.0, 102.0, 140.0])
+        found = only(track(base, head, {"peak_memory": 0.05}), "peak_memory")
+        assert (found.base, found.head) == (103, 140)
+        assert found.change is not None
+        assert found.change.value == pytest.approx(140 / 103 - 1)
+        assert found.change.low is not None
+        assert found.change.high is not None
+        assert found.change.low <= found.change.value <= found.change.high
+
+
 class TestGates:
     def test_only_gates_decide(self, makes: Makes) -> None:
         base, head = (makes.quality(makes.side(s), nats(n, d)) for s, n, d in (("s1", 2, 0.0), ("s2", 3, 0.02)))

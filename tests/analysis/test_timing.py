@@ -55,7 +55,7 @@ def test_one_process_speaks_of_its_iterations_alone() -> None:
 def test_one_iteration_has_no_interval() -> None:
     found = speed([process(0, 1.0, 1.1, 1.2, steps=3)], 11)
     assert (found.value, found.low, found.high) == (pytest.approx(10), None, None)
-    assert found.method == "no interval: one process, one iteration"
+    assert found.method == "one process, one iteration: no interval"
 
 
 @pytest.mark.parametrize("processes", [[], [process(0)], [process(0, 1.0), process(1)]])

@@ -62,6 +62,68 @@ def test_a_model_card_is_read_by_the_hub_s_own_library(tmp_path: Path, records: 
     assert "natively quantized reference: Q4\\_1" in card.text.replace("Q4_1", "Q4\\_1")
 
 
+def with_shots(record: RunRecord, shots: int, right: int) -> RunRecord:
+    """The same task with other examples before its questions, of which so many were right."""
+    (scored,) = record.outcome.measurements
+    values = (1.0,) * right + (0.0,) * (100 - right)
+    scored = replace(scored, values=values, protocol={**scored.protocol, "fewshot": shots})
+    assert record.spec.task is not None
+    spec = replace(record.spec, task=replace(record.spec.task, fewshot=shots))
+    return replace(record, spec=spec, outcome=replace(record.outcome, measurements=(scored,)))
+
+
+def test_a_card_keeps_every_result_as_an_entry_of_its_own(tmp_path: Path, answered: list[RunRecord]) -> None:
+    """Two numbers of examples are two results: the hub's own library reads back what was written."""
+    records = [*answered, *(with_shots(record, 25, 80) for record in answered)]
+    path, *_ = write_report(records, tmp_path, ("model-card",))
+    (entries,) = ModelCard.load(path).data.to_dict()["model-index"]
+    assert [(each["dataset"]["config"], each["dataset"]["args"]) for each in entries["results"]] == [
+        ("0-shot", {"num_few_shot": 0}),
+        ("25-shot", {"num_few_shot": 25}),
+    ]
+    assert [[metric["value"] for metric in each["metrics"]] for each in entries["results"]] == [[0.57], [0.8]]
+
+
+def test_merging_two_cards_by_the_hub_s_own_library_loses_nothing(
+    tmp_path: Path, bench: Any, none: Any, looks: Any, answered: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``metadata_update`` of a card of one protocol with the results of another, written and read again."""
+    import huggingface_hub.repocard as repocard
+    from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+
+    longer = replace(bench, context=1024)
+    sides = {
+        "short": [bench.quality(none), bench.quality(looks[0].method, 8, 0.02), *answered[:2]],
+        "long": [
+            longer.quality(none),
+            longer.quality(looks[0].method, 8, 0.05),
+            *(with_shots(record, 5, 70) for record in answered[:2]),
+        ],
+    }
+    cards = {
+        name: ModelCard.load(write_report(records, tmp_path / name, ("model-card",))[0])
+        for name, records in sides.items()
+    }
+    results = {name: list(card.data.eval_results) for name, card in cards.items()}
+    assert [len(each) for each in results.values()] == [5, 5]
+    written: list[str] = []
+    monkeypatch.setattr(repocard.ModelCard, "load", lambda *_, **__: cards["short"])
+    monkeypatch.setattr(repocard.ModelCard, "push_to_hub", lambda card, *_, **__: written.append(str(card)))
+    index = eval_results_to_model_index("both", results["long"])
+    repocard.metadata_update("somebody/both", {"model-index": index})
+    monkeypatch.undo()
+    merged = ModelCard(written[0]).data.eval_results
+    expected = [*results["short"], *results["long"]]
+    told = {(r.dataset_type, r.dataset_config, r.metric_type, r.metric_value) for r in expected}
+    assert {(r.dataset_type, r.dataset_config, r.metric_type, r.metric_value) for r in merged} == told
+    assert len(merged) == len(told) == 10
+    for result in expected:
+        (same,) = [other for other in merged if other.is_equal_except_value(result)]
+        assert same == result  # its arguments too: no entry took those of another
+    again = model_index_to_eval_results(eval_results_to_model_index("both", merged))[1]
+    assert again == merged
+
+
 def test_a_model_from_the_hub_is_the_card_s_base_model(tmp_path: Path, records: list[RunRecord]) -> None:
     def from_hub(record: RunRecord) -> RunRecord:
         model = replace(record.spec.model, id="HuggingFaceTB/SmolLM2-135M", kind="hub")

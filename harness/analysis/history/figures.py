@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from harness.analysis.peaks import SOURCES
 from harness.analysis.regression import exact, paired, processes
 from harness.analysis.regression.cases import Case
-from harness.analysis.speeds import point_of
 from harness.gates import Gate
 from harness.record import Measurement
 from harness.spec import RunSpec, digest
@@ -70,14 +68,14 @@ def _processes(case: Case, gate: Gate) -> Iterator[Figure]:
         return
     for key in dict.fromkeys(key for process in measured for key in process):
         found = [process[key] for process in measured if key in process]
-        yield _typical(case.spec, found, point_of(found[0]).label, _conditions(case.spec, found[0]))
+        yield _typical(case.spec, found, processes.where(found[0]), _conditions(case.spec, found[0]))
 
 
 def _peak(case: Case, measured: Sequence[processes.Process]) -> Iterator[Figure]:
     """The highest of each process, by the one source that says most."""
-    for source in processes.SOURCES:
+    for source in SOURCES:
         of_source = [[m for key, m in process.items() if key[0] == source] for process in measured]
-        found = [max(each, key=lambda m: max(m.values)) for each in of_source if each]
+        found = [max(each, key=processes.FIGURES["peak_memory_bytes"].of) for each in of_source if each]
         if found:
             said = _conditions(case.spec, found[0], ()) | {"source": source, "grid": _grid(case.spec)}
             yield _typical(case.spec, found, source, said)
@@ -85,9 +83,9 @@ def _peak(case: Case, measured: Sequence[processes.Process]) -> Iterator[Figure]
 
 
 def _typical(spec: RunSpec, found: Sequence[Measurement], where: str, said: Mapping[str, str]) -> Figure:
-    """The median over processes."""
+    """One figure of all processes, as reports show it."""
     figure = processes.FIGURES[found[0].metric]
-    value = float(np.median([figure.of(each) for each in found]))
+    value = figure.over([figure.of(each) for each in found])
     direction = "lower" if figure.less_is_better else "higher"
     return Figure(where, value, len(found), figure.unit, direction, True, said)
 

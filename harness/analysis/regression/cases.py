@@ -18,7 +18,7 @@ SUSPECT = "suspect:"
 
 @dataclass(frozen=True)
 class Case:
-    """One question and the runs that answer it: one, or the repetitions of one session."""
+    """One question and the runs that answer it: one, or the repetitions of one session; none on a side without it."""
 
     runs: tuple[RunRecord, ...]
 
@@ -52,8 +52,8 @@ class Case:
         return tuple(sorted((run.session, run.started_at, run.spec.repetition) for run in self.runs))
 
     def found(self, metric: str) -> list[Measurement]:
-        """The measurements of that name, of the run that ended well."""
-        return [m for m in self.well[-1].outcome.measurements if m.metric == metric and m.values]
+        """The measurements of that name, of the run that ended well; none where no run did."""
+        return [m for run in self.well[-1:] for m in run.outcome.measurements if m.metric == metric and m.values]
 
 
 def cases(records: Iterable[RunRecord]) -> dict[str, Case]:

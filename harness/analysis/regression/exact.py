@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from harness.analysis.footprint import cache_of_most_tokens
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding, Verdict
 from harness.analysis.regression.matching import Match, differing
@@ -27,18 +28,28 @@ class Count:
 
 
 def exact(match: Match, asked: Gated) -> Iterator[Finding]:
-    """One finding, where BASE has the count."""
+    """One finding, where either side has the count."""
     base, head = (count(case, asked.gate) for case in (match.base, match.head))
-    if base is not None:
-        yield _one(match, asked, base, head)
+    unlike: tuple[str, ...] = ()
+    if asked.gate.name == "kv_cache" and base and head:
+        base, head, unlike = _alike(match.base, match.head, base, head)
+    one = base or head
+    if one is None:
+        return
+    blank = start(match, asked, "", one.unit, asked.gate.written == "relative")
+    blank = replace(blank, base=_value(base), head=_value(head), test="exact")
+    if base is not None and head is not None:
+        yield replace(blank, reasons=unlike) if unlike else _one(match, asked, blank, base, head)
+    else:
+        yield replace(blank, reasons=(f"{'HEAD' if base else 'BASE'} does not measure it",))
 
 
-def _one(match: Match, asked: Gated, base: Count, head: Count | None) -> Finding:
-    relative = asked.gate.written == "relative"
-    blank = replace(start(match, asked, "", base.unit, relative), base=base.value, test="exact")
-    if head is None:
-        return replace(blank, reasons=("HEAD does not measure it",))
-    blank = replace(blank, head=head.value)
+def _value(found: Count | None) -> float | None:
+    return None if found is None else found.value
+
+
+def _one(match: Match, asked: Gated, blank: Finding, base: Count, head: Count) -> Finding:
+    relative = blank.relative
     bars = (*match.bars, *differing([("metric version", base.version, head.version), ("unit", base.unit, head.unit)]))
     if bars:
         return replace(blank, reasons=bars)
@@ -63,14 +74,34 @@ def _verdict(gap: float, direction: str) -> Verdict:
 
 
 def count(case: Case, gate: Gate) -> Count | None:
-    """Bytes are summed over roles and parts; of a cache, which may be filled in several ways, the most counts."""
+    """Bytes are summed over roles and parts; a cache's are those of the most tokens, as reports show them."""
     found = case.found(gate.metric)
     if not found:
         return None
     if gate.name == "bits_per_weight":
         return _bits(case, found)
-    totals = [sum(each.values) for each in found]
-    return _as_count(found[0], max(totals) if gate.name == "kv_cache" else sum(totals))
+    if gate.name == "kv_cache":
+        return _cache(found)
+    return _as_count(found[0], sum(sum(each.values) for each in found))
+
+
+def _cache(found: Sequence[Measurement]) -> Count:
+    chosen = cache_of_most_tokens(found)
+    return _as_count(chosen, chosen.values[0])
+
+
+def _alike(base: Case, head: Case, theirs: Count, ours: Count) -> tuple[Count, Count, tuple[str, ...]]:
+    """The cache at the most tokens that both sides filled it with; a reason where those have nothing in common."""
+    sides = [{_filling(m): m for m in case.found("kv_cache_bytes_per_token")} for case in (base, head)]
+    both = sides[0].keys() & sides[1].keys()
+    if not both:
+        return theirs, ours, ("no point of the grid that both measure",)
+    one, other = (_cache([m for filling, m in side.items() if filling in both]) for side in sides)
+    return one, other, ()
+
+
+def _filling(measurement: Measurement) -> tuple[str, ...]:
+    return tuple(str(measurement.protocol.get(name)) for name in ("after", "batch_size", "prompt_tokens", "tokens"))
 
 
 def _bits(case: Case, stored: Sequence[Measurement]) -> Count | None:

@@ -18,9 +18,10 @@ from harness.record import Measurement
 
 
 def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
-    """One finding for each figure that BASE has of this gate's metric."""
+    """One finding for the figure that either side has of this gate's metric."""
     base = measured(match.base, asked.gate.metric)
     if base is None:
+        yield from _head_alone(match, asked)
         return
     relative = base.unit.startswith("nat") and asked.gate.written != "nat"
     blank = start(match, asked, where(match.base, base), unit(base), relative)
@@ -40,6 +41,15 @@ def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pendi
         yield replace(blank, verdict="inconclusive", reasons=("one figure of all questions: no test is valid",))
     else:
         yield _compared(match, asked, blank, base, head, alpha)
+
+
+def _head_alone(match: Match, asked: Gated) -> Iterator[Finding]:
+    """What HEAD measures and BASE does not has not been compared: no pass."""
+    head = measured(match.head, asked.gate.metric)
+    if head is not None:
+        relative = head.unit.startswith("nat") and asked.gate.written != "nat"
+        blank = start(match, asked, where(match.head, head), unit(head), relative)
+        yield replace(blank, head=value(head), reasons=("BASE does not measure it",))
 
 
 def unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:

@@ -24,15 +24,11 @@ class Gated:
 
 @dataclass(frozen=True)
 class Pending:
-    """``comparison`` is HEAD beside BASE; ``upside_down`` where it compared reciprocals, more being better.
-
-    ``one_machine``: a difference may not be the machine's.
-    """
+    """``comparison`` is HEAD beside BASE. ``one_machine``: a difference may not be the machine's."""
 
     finding: Finding
     comparison: Comparison
     one_machine: bool
-    upside_down: bool = False
 
 
 def start(match: Match, asked: Gated, where: str, unit: str, relative: bool) -> Finding:
@@ -70,7 +66,7 @@ def settled(pending: Pending) -> Finding:
     return replace(
         pending.finding,
         verdict=verdict,
-        change=_estimate(found.effect, in_terms, pending.upside_down),
+        change=_estimate(found.effect, in_terms),
         test=found.test,
         p=found.adjusted_p,
         n=found.effect.n,
@@ -84,7 +80,7 @@ def settled(pending: Pending) -> Finding:
 def _verdict(found: Comparison) -> Verdict:
     if found.equivalent:
         return "unchanged"
-    if not found.different or abs(found.effect.value) <= found.margin:
+    if not found.different or not found.agrees or abs(found.effect.value) <= found.margin:
         return "inconclusive"
     return "improved" if (found.effect.value > 0) == (found.better == "higher") else "regressed"
 
@@ -113,13 +109,11 @@ def _shown(pending: Pending) -> Callable[[float], float]:
     """From the comparison's own terms, logarithms where the change is relative, to those of the finding."""
     if not pending.finding.relative:
         return lambda effect: effect
-    sign = -1 if pending.upside_down else 1
-    return lambda effect: exponential(sign * effect) - 1
+    return lambda effect: exponential(effect) - 1
 
 
-def _estimate(effect: Estimate, shown: Callable[[float], float], upside_down: bool) -> Estimate:
+def _estimate(effect: Estimate, shown: Callable[[float], float]) -> Estimate:
     low, high = (None if end is None or math.isinf(end) else shown(end) for end in (effect.low, effect.high))
-    low, high = (high, low) if upside_down else (low, high)
     return replace(effect, value=shown(effect.value), low=low, high=high)
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-import numpy as np
-
-from harness.analysis.regression.cases import Case
+from harness.analysis.comparison import Better
+from harness.analysis.peaks import NOT_OF_USE, source_that_says_most
+from harness.analysis.regression.cases import SUSPECT, Case
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, Pending, start
+from harness.analysis.repeats import highest, of_process, over_processes, tok_per_s
 from harness.analysis.rule import compare_speeds
 from harness.analysis.speeds import point_of
 from harness.record import Measurement, RunRecord
@@ -20,103 +22,177 @@ from harness.spec import Scalar
 Key = tuple[str, ...]
 Process = Mapping[Key, Measurement]
 POINT = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
-SOURCES = ("cuda allocated", "VmHWM", "VmHWM since the start", "ru_maxrss since the start")
-"""Of a peak: what a user pays for first."""
-NOT_OF_USE = ("quantize", "quantize_on_load")
-"""Phases whose peak is the price of making a variant, not of using it."""
+NO_POINT = str(None)
+"""In a key, where a phase belongs to no point of the grid."""
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """How one number is made of a process's measurement, and whether less of it is better."""
+    """How a process's measurement becomes one number, how several processes' do, and whether less of it is better."""
 
     unit: str
     of: Callable[[Measurement], float]
+    over: Callable[[Sequence[float]], float]
     less_is_better: bool
     timed: bool
 
 
 FIGURES: Mapping[str, _Figure] = {
-    "prefill_s": _Figure("tok/s", lambda m: _tokens(m) / _middle(m), False, True),
-    "decode_step_s": _Figure("tok/s", lambda m: point_of(m).batch_size / _middle(m), False, True),
-    "prefill_j_per_tok": _Figure("J/token", lambda m: _middle(m), True, True),
-    "decode_j_per_tok": _Figure("J/token", lambda m: _middle(m), True, True),
-    "peak_memory_bytes": _Figure("byte", lambda m: max(m.values), True, False),
+    "prefill_s": _Figure("tok/s", lambda m: tok_per_s(_tokens(m), m.values), over_processes, False, True),
+    "decode_step_s": _Figure("tok/s", lambda m: tok_per_s(_rows(m), m.values), over_processes, False, True),
+    "prefill_j_per_tok": _Figure("J/token", lambda m: of_process(m.values), over_processes, True, True),
+    "decode_j_per_tok": _Figure("J/token", lambda m: of_process(m.values), over_processes, True, True),
+    "peak_memory_bytes": _Figure("byte", lambda m: highest(m.values), highest, True, False),
 }
 
 
+@dataclass(frozen=True)
+class _Side:
+    """What a case measured: by the processes that may be used, and by all that ended well.
+
+    ``left_out`` says how many of these may not be used and why; empty where all may.
+    """
+
+    name: str
+    usable: tuple[Process, ...]
+    every: tuple[Process, ...]
+    left_out: str
+
+    def at(self, key: Key) -> list[Measurement]:
+        return [process[key] for process in self.usable if key in process]
+
+    def has(self, key: Key) -> bool:
+        return any(key in process for process in self.every)
+
+    def missing(self, key: Key) -> tuple[Literal["inconclusive", "incomparable"], str] | None:
+        """The verdict where this side has no figure that may be used, and why; None where it has."""
+        if self.at(key):
+            return None
+        if self.has(key):
+            return "inconclusive", self.left_out
+        return "incomparable", f"{self.name} does not measure it"
+
+
 def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
-    """One finding for each point of the grid that BASE has; peaks are taken over all points that both have."""
-    if match.base.spec.kind != "performance":
+    """One finding for each point of the grid that either side measured, whether its timings may be used or not.
+
+    Peaks are taken over all points that both have; those that one alone has are a finding of their own.
+    """
+    if match.head.spec.kind != "performance":
         return
-    base, head = (measured(case, asked.gate.metric) for case in (match.base, match.head))
-    keys = list(dict.fromkeys(key for process in base for key in process))
+    sides = (_side("BASE", match.base, asked.gate.metric), _side("HEAD", match.head, asked.gate.metric))
+    keys = list(dict.fromkeys(key for side in sides for process in side.every for key in process))
     if asked.gate.metric == "peak_memory_bytes":
-        yield from _peak(match, asked, alpha, base, head)
+        yield from _peak(match, asked, alpha, sides, keys)
         return
     for key in keys:
-        theirs, ours = ([process[key] for process in side if key in process] for side in (base, head))
-        yield _one(match, asked, alpha, _where(theirs[0]), theirs, ours)
+        found = next(process[key] for side in sides for process in side.every if key in process)
+        blank = start(match, asked, where(found), FIGURES[asked.gate.metric].unit, True)
+        missing = [each for side in sides if (each := side.missing(key))]
+        if missing:
+            yield _unevaluated(blank, asked, sides, key, missing)
+        else:
+            yield _one(match, asked, alpha, blank, [side.at(key) for side in sides], _left_out(sides))
+
+
+def _unevaluated(
+    blank: Finding,
+    asked: Gated,
+    sides: tuple[_Side, _Side],
+    key: Key,
+    missing: Sequence[tuple[Literal["inconclusive", "incomparable"], str]],
+) -> Finding:
+    """What was measured on neither side so that it may be used, or on one alone. Nothing measured weighs most."""
+    base, head = (_typical(asked, side.at(key)) for side in sides)
+    verdict = max((verdict for verdict, _ in missing), key=("inconclusive", "incomparable").index)
+    return replace(blank, base=base, head=head, verdict=verdict, reasons=tuple(why for _, why in missing))
+
+
+def _side(name: str, case: Case, metric: str) -> _Side:
+    used: tuple[RunRecord, ...] = case.trusted if FIGURES[metric].timed else case.well
+    usable, every = (tuple(_measured(run, metric) for run in runs) for runs in (used, case.well))
+    return _Side(name, usable, every, _suspects(name, case) if FIGURES[metric].timed else "")
+
+
+def _left_out(sides: Sequence[_Side]) -> tuple[str, ...]:
+    return tuple(side.left_out for side in sides if side.left_out)
 
 
 def _peak(
-    match: Match, asked: Gated, alpha: float, base: Sequence[Process], head: Sequence[Process]
+    match: Match, asked: Gated, alpha: float, sides: tuple[_Side, _Side], keys: Sequence[Key]
 ) -> Iterator[Finding | Pending]:
     """The highest peak of a process, of the one source that says most, over the phases and points of both sides."""
-    source = next((name for name in SOURCES if any(name == key[0] for process in base for key in process)), None)
+    source = source_that_says_most(key[0] for key in keys)
     if source is None:
         return
-    shared = [{key for process in side for key in process if key[0] == source} for side in (base, head)]
-    both = shared[0] & shared[1]
-    highest = [
-        [max((process[key] for key in both if key in process), key=lambda m: max(m.values)) for process in side]
-        for side in ([process for process in side if both & process.keys()] for side in (base, head))
+    blank = start(match, asked, source, FIGURES[asked.gate.metric].unit, True)
+    both = [key for key in keys if key[0] == source and all(side.has(key) for side in sides)]
+    if not both:
+        absent = [side.name for side in sides if not any(key[0] == source for process in side.every for key in process)]
+        why = f"{absent[0]} does not measure it" if absent else "no phase and no point of the grid that both measure"
+        yield replace(blank, reasons=(why,))
+        return
+    highest_of = [
+        [
+            max((process[key] for key in both if key in process), key=FIGURES[asked.gate.metric].of)
+            for process in side.usable
+            if any(key in process for key in both)
+        ]
+        for side in sides
     ]
-    alike = [[replace(each, protocol={"source": source}) for each in side] for side in highest]
-    if both:
-        yield _one(match, asked, alpha, source, *alike)
-    else:
-        yield replace(start(match, asked, source, "byte", True), reasons=("HEAD does not measure it",))
+    alike = [[replace(each, protocol={"source": source}) for each in side] for side in highest_of]
+    yield _one(match, asked, alpha, blank, alike, ())
+    yield from _peaks_of_one_side(blank, source, sides, keys)
+
+
+def _peaks_of_one_side(
+    blank: Finding, source: str, sides: tuple[_Side, _Side], keys: Sequence[Key]
+) -> Iterator[Finding]:
+    """Points of the grid at which one side alone watched its memory: what lies there is not compared."""
+    for side, other in (sides, sides[::-1]):
+        alone = [
+            key for key in keys if key[0] == source and key[2] != NO_POINT and side.has(key) and not other.has(key)
+        ]
+        if alone:
+            points = dict.fromkeys(point_of(next(p[key] for p in side.every if key in p)).label for key in alone)
+            why = f"{other.name} does not measure it at {'; '.join(points)}"
+            yield replace(blank, where=f"{source}, at points of {side.name} alone", reasons=(why,))
 
 
 def _one(
     match: Match,
     asked: Gated,
     alpha: float,
-    where: str,
-    base: Sequence[Measurement],
-    head: Sequence[Measurement],
+    blank: Finding,
+    measured: Sequence[Sequence[Measurement]],
+    left_out: tuple[str, ...],
 ) -> Finding | Pending:
     figure = FIGURES[asked.gate.metric]
-    blank = start(match, asked, where, figure.unit, True)
+    base, head = measured
     theirs, ours = ([figure.of(each) for each in side] for side in (base, head))
-    blank = replace(blank, base=_typical(theirs), head=_typical(ours))
-    suspects = _suspects(match) if figure.timed else ()
-    if not (base and head):
-        absent = "BASE" if not base else "HEAD"
-        why = suspects or (f"{absent} does not measure it",)
-        return replace(blank, verdict="inconclusive" if suspects else "incomparable", reasons=why)
+    blank = replace(blank, base=figure.over(theirs), head=figure.over(ours))
     hardware = ("hardware", match.base.spec.hardware, match.head.spec.hardware)
     bars = (*match.bars, *differing([hardware]), *_unlike(base[-1], head[-1]))
     if bars:
         return replace(blank, reasons=bars)
     if match.same_runs:
         return replace(blank, verdict="unchanged", n=len(base), units="processes", reasons=("the same runs",))
-    margin = math.log1p(asked.threshold)
-    sign = -1 if figure.less_is_better else 1
+    better: Better = "lower" if figure.less_is_better else "higher"
     try:
-        found = compare_speeds([each**sign for each in ours], [each**sign for each in theirs], margin, alpha)
+        found = compare_speeds(ours, theirs, math.log1p(asked.threshold), alpha, better, figure.over)
     except (ValueError, ZeroDivisionError):
         return replace(blank, reasons=("a figure is zero or negative: no ratio can be made of it",))
-    return Pending(replace(blank, reasons=suspects), found, True, figure.less_is_better)
+    return Pending(replace(blank, reasons=left_out), found, True)
 
 
 def measured(case: Case, metric: str) -> list[Process]:
     """Of each process whose figures may be used, its measurements."""
     runs: tuple[RunRecord, ...] = case.trusted if FIGURES[metric].timed else case.well
-    return [
-        {_key(m): m for m in run.outcome.measurements if m.metric == metric and m.values and _counts(m)} for run in runs
-    ]
+    return [_measured(run, metric) for run in runs]
+
+
+def _measured(run: RunRecord, metric: str) -> Process:
+    return {_key(m): m for m in run.outcome.measurements if m.metric == metric and m.values and _counts(m)}
 
 
 def _counts(measurement: Measurement) -> bool:
@@ -141,20 +217,19 @@ def _unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:
     )
 
 
-def _suspects(match: Match) -> tuple[str, ...]:
-    """How many processes decide nothing, and why."""
-    told = []
-    for side, case in (("BASE", match.base), ("HEAD", match.head)):
-        left_out = len(case.well) - len(case.trusted)
-        if left_out:
-            labels = {label for run in case.well for label in run.outcome.labels if run not in case.trusted}
-            why = "; ".join(sorted(label for label in labels if label.startswith("suspect:")))
-            told.append(f"{left_out} of {len(case.well)} processes of {side} are left out ({why})")
-    return tuple(told)
+def _suspects(name: str, case: Case) -> str:
+    """How many processes decide nothing, and why; empty where all may be used."""
+    left_out = [run for run in case.well if run not in case.trusted]
+    if not left_out:
+        return ""
+    labels = {label for run in left_out for label in run.outcome.labels if label.startswith(SUSPECT)}
+    return f"{len(left_out)} of {len(case.well)} processes of {name} are left out ({'; '.join(sorted(labels))})"
 
 
-def _where(measurement: Measurement) -> str:
-    return point_of(measurement).label
+def where(measurement: Measurement) -> str:
+    """The point of the grid; of what several counters tell, by which one."""
+    label, source = point_of(measurement).label, measurement.protocol.get("source")
+    return f"{label}, {source}" if source else label
 
 
 def _tokens(measurement: Measurement) -> int:
@@ -162,12 +237,11 @@ def _tokens(measurement: Measurement) -> int:
     return point.batch_size * point.prompt_tokens
 
 
-def _middle(measurement: Measurement) -> float:
-    return float(np.median(measurement.values))
+def _rows(measurement: Measurement) -> int:
+    return point_of(measurement).batch_size
 
 
-def _typical(values: Sequence[float]) -> float | None:
-    """The geometric mean, of which the change is a ratio; of what is not positive the median."""
-    if not values:
-        return None
-    return float(np.exp(np.mean(np.log(values)))) if min(values) > 0 else float(np.median(values))
+def _typical(asked: Gated, found: Sequence[Measurement]) -> float | None:
+    """The figure that reports show; None where nothing was measured that may be used."""
+    figure = FIGURES[asked.gate.metric]
+    return figure.over([figure.of(each) for each in found]) if found else None

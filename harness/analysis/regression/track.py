@@ -11,7 +11,7 @@ from harness.analysis.regression.baseline import beside_baseline
 from harness.analysis.regression.cases import Case, cases, variant
 from harness.analysis.regression.endings import ending, gone, title
 from harness.analysis.regression.environment import changes
-from harness.analysis.regression.exact import exact
+from harness.analysis.regression.exact import count, exact
 from harness.analysis.regression.family import together
 from harness.analysis.regression.findings import Finding, Regression, Side
 from harness.analysis.regression.matching import Match, match
@@ -19,7 +19,7 @@ from harness.analysis.regression.paired import paired, same
 from harness.analysis.regression.pending import Gated, Pending, settled, start
 from harness.analysis.regression.processes import processes
 from harness.errors import ResultsError
-from harness.gates import GATES
+from harness.gates import GATES, Gate
 from harness.record import RunRecord
 
 ALPHA = 0.05
@@ -57,7 +57,9 @@ def track(
     if override:
         said, whence = {**said, **override}, f"{whence}, overridden" if said else "given"
     asked = _asked(said, strict)
-    found = beside_baseline(_findings(matches.both, asked, alpha), matches.both)
+    known = {variant(case.spec) for case in theirs.values()}
+    unanswered = [Match(Case(()), case) for case in matches.new if variant(case.spec) in known]
+    found = beside_baseline(_findings(matches.both, unanswered, asked, alpha), matches.both)
     found += [gone(case) for case in matches.gone]
     measured = {finding.metric for finding in found}
     return Regression(
@@ -89,18 +91,23 @@ def _asked(said: Mapping[str, float], strict: bool) -> list[Gated]:
     ]
 
 
-def _findings(matches: Sequence[Match], asked: Sequence[Gated], alpha: float) -> list[Finding]:
+def _findings(
+    matches: Sequence[Match], unanswered: Sequence[Match], asked: Sequence[Gated], alpha: float
+) -> list[Finding]:
+    """``unanswered`` are runs of HEAD alone, of variants that BASE has: what they measure was compared with nothing."""
     drafts: list[Finding | Pending] = []
     identical = _identical(matches)
-    for each in _sizes_once(matches):
-        ended = ending(each[0])
-        drafts += [ended] if ended else []
-        if each[0].base.well and each[0].head.well:
-            drafts += _compared(*each, asked, alpha)
+    measured = [*(each for each in matches if each.base.well and each.head.well), *unanswered]
+    sizes = _sizes_once(measured, asked)
+    drafts += [ended for each in matches if (ended := ending(each))]
+    for each in measured:
+        drafts += _compared(each, sizes, asked, alpha)
     return _judged([_by_identity(draft, identical) for draft in drafts])
 
 
-def _compared(one: Match, counted: bool, asked: Sequence[Gated], alpha: float) -> Iterator[Finding | Pending]:
+def _compared(
+    one: Match, sizes: Mapping[tuple[str, str], Match], asked: Sequence[Gated], alpha: float
+) -> Iterator[Finding | Pending]:
     for each in asked:
         doubtful = _not_finite(one, each)
         if doubtful is not None:
@@ -109,7 +116,7 @@ def _compared(one: Match, counted: bool, asked: Sequence[Gated], alpha: float) -
             yield from paired(one, each, alpha)
         elif each.gate.test == "processes":
             yield from processes(one, each, alpha)
-        elif counted or each.gate.metric == "kv_cache_bytes_per_token":
+        elif _is_of_a_run(each.gate) or sizes.get((variant(one.head.spec), each.gate.name)) is one:
             yield from exact(one, each)
 
 
@@ -132,13 +139,24 @@ def _all_finite(values: Iterable[float]) -> bool:
     return all(map(math.isfinite, values))
 
 
-def _sizes_once(matches: Sequence[Match]) -> list[tuple[Match, bool]]:
-    """Each match, and whether a variant's sizes are taken from it: several of its runs tell the same ones."""
-    told: dict[str, Match] = {}
-    for each in sorted(matches, key=lambda each: FIRST[each.base.spec.kind]):
-        if each.base.well and each.head.well and each.base.found("stored_bytes"):
-            told.setdefault(variant(each.head.spec), each)
-    return [(each, told.get(variant(each.head.spec)) is each) for each in matches]
+def _is_of_a_run(gate: Gate) -> bool:
+    """Whether a count belongs to the run that made it, and not to its variant."""
+    return gate.metric == "kv_cache_bytes_per_token"
+
+
+def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[str, str], Match]:
+    """By variant and gate, the match that a size is taken from: several runs of a variant tell the same ones.
+
+    One of which both sides know it goes before one of which one side does.
+    """
+    told: dict[tuple[str, str], tuple[int, Match]] = {}
+    for each in sorted(matches, key=lambda each: FIRST[each.head.spec.kind]):
+        for gate in (each.gate for each in asked if each.gate.test == "exact" and not _is_of_a_run(each.gate)):
+            known = sum(count(case, gate) is not None for case in (each.base, each.head))
+            key = (variant(each.head.spec), gate.name)
+            if known > (told[key][0] if key in told else 0):
+                told[key] = known, each
+    return {key: chosen for key, (_, chosen) in told.items()}
 
 
 def _identical(matches: Sequence[Match]) -> frozenset[tuple[str, str, str]]:

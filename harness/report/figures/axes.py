@@ -87,10 +87,12 @@ def estimate(value: Value) -> Estimate:
 
 
 def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) -> dict[str, object]:
-    """Error bars as plotly takes them; ``place`` is where a value is drawn. What has no interval has none."""
+    """Error bars as plotly takes them; ``place`` is where a value is drawn. What has no interval has none: null."""
 
-    def reach(each: Estimate, end: float | None) -> float:
-        return abs(place(end) - place(each.value)) if end is not None and math.isfinite(end) else 0.0
+    def reach(each: Estimate, end: float | None) -> float | None:
+        if end is None:
+            return None
+        return abs(place(end) - place(each.value)) if math.isfinite(end) else 0.0
 
     return {
         "type": "data",

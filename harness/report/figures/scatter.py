@@ -143,7 +143,12 @@ def _caption(plot: _Plot, points: Sequence[_Point], best: Sequence[_Point]) -> s
 
 
 def _told(point: _Point, plot: _Plot) -> list[str]:
-    return [_written(value, axis) for value, axis in zip(point.values, plot.axes, strict=True)]
+    """Each figure with its interval, or why an axis of speeds has none."""
+    written = []
+    for value, axis in zip(point.values, plot.axes, strict=True):
+        why = [note for note in axis.column.notes(point.row) if note == value.method]
+        written.append(" ".join([_written(value, axis), *(f"({note})" for note in why)]))
+    return written
 
 
 def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Plot) -> None:

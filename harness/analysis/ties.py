@@ -1,0 +1,166 @@
+"""The order in which a recommendation lists variants: by what is to be best, and what decides among equals.
+
+Of two variants the one that is 0.2% smaller is not the better one where it decodes at a twentieth of the speed. So the
+best figure stands for all that cannot be told from it, and among these the other figures decide, one after the other:
+quality, then speed, then size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
+from harness.analysis.draws import Luck
+from harness.analysis.pareto import Direction
+from harness.analysis.stats import Floats
+from harness.analysis.table import VariantRow
+from harness.gates import GATES
+
+SURE = 0.975
+"""From here on a difference is called one: what 95% two-sided leave to one side."""
+SIZES = ("bytes", "memory")
+SIZE_TOLERANCE = 0.01
+"""Two sizes are equal within 1%. They are counted without noise, but nobody ships by such a difference: formats of the
+same number of bits differ by it in how they keep their scales, and what generating takes is only known to 5%
+(``footprint.SPARE``)."""
+CHAIN: tuple[AspectName, ...] = ("kl", "perplexity", "accuracy", "decode", "prefill", "bytes")
+"""What decides among equals, in this order."""
+HARMLESS = {"kl": 0.001, "perplexity": 0.01, "accuracy": 0.01}
+"""Differences of quality that do not matter, as in the report's verdicts: nat, and parts of one."""
+SAME_SPEED = GATES["decode"].default
+"""The same of a speed, a part of it."""
+
+
+@dataclass(frozen=True)
+class Tie:
+    """A variant that the objective does not tell from the one before it, and what did: None where nothing does.
+
+    ``ours`` and ``theirs`` are the two figures that decided.
+    """
+
+    row: VariantRow
+    decided_by: AspectName | None
+    ours: Figure | None = None
+    theirs: Figure | None = None
+
+
+@dataclass
+class Likeness:
+    """One aspect of several variants, and which of them it cannot tell from one that is best.
+
+    ``harmless`` says that differences which do not matter count for none: of what is to be best they do not.
+    """
+
+    aspect: AspectName
+    figures: Sequence[Figure]
+    luck: Luck
+    harmless: bool
+    _columns: dict[int, Floats] = field(default_factory=dict)
+
+    @property
+    def better(self) -> Direction:
+        return ASPECTS[self.aspect].better
+
+    def cost(self, index: int) -> float:
+        """Less is better; what was not measured is last."""
+        estimate = self.figures[index].estimate
+        return math.inf if estimate is None else estimate.value * (1 if self.better == "lower" else -1)
+
+    def alike(self, best: int, other: int) -> bool:
+        """Whether ``other`` cannot be told from ``best``, which no other beats."""
+        if best == other or self.cost(best) == self.cost(other):
+            return True
+        gap = abs(self.cost(best) - self.cost(other))
+        if not math.isfinite(gap):
+            return False
+        return gap <= self._tolerance(best, other) or (self._overlap(best, other) and not self._told_apart(best, other))
+
+    def _tolerance(self, best: int, other: int) -> float:
+        least = min(abs(self.cost(best)), abs(self.cost(other)))
+        if self.aspect in SIZES:
+            return SIZE_TOLERANCE * least
+        if not self.harmless:
+            return 0.0
+        return SAME_SPEED * least if self.aspect in ("decode", "prefill") else HARMLESS.get(self.aspect, 0.0)
+
+    def _overlap(self, best: int, other: int) -> bool:
+        """Whether each one's figure lies in the other's interval."""
+        return self._holds(best, other) and self._holds(other, best)
+
+    def _holds(self, one: int, other: int) -> bool:
+        mine, theirs = self.figures[one].estimate, self.figures[other].estimate
+        if mine is None or theirs is None or mine.low is None or mine.high is None:
+            return False
+        return mine.low < mine.high and mine.low <= theirs.value <= mine.high
+
+    def _told_apart(self, best: int, other: int) -> bool:
+        """By draws of both figures: what variants share, such as the luck of a text's windows, does not count."""
+        gap = self._column(other) - self._column(best)
+        return float((gap > 0).mean() if self.better == "lower" else (gap < 0).mean()) >= SURE
+
+    def _column(self, index: int) -> Floats:
+        if index not in self._columns:
+            figure = self.figures[index]
+            assert figure.estimate is not None
+            self._columns[index] = self.luck.column(figure.estimate, figure.influence, figure.scale)
+        return self._columns[index]
+
+
+@dataclass(frozen=True)
+class Order:
+    """Variants by an objective. ``steps`` begin with the objective; those after it decide among its equals."""
+
+    rows: Sequence[VariantRow]
+    steps: tuple[Likeness, ...]
+
+    @property
+    def objective(self) -> Likeness:
+        return self.steps[0]
+
+    def sorted(self, chosen: Sequence[int]) -> list[int]:
+        """The indices of ``chosen``, best first."""
+        paths = self._paths(list(chosen), 0)
+        return sorted(chosen, key=lambda index: (paths[index], self.rows[index].label))
+
+    def ties(self, chosen: Sequence[int]) -> tuple[Tie, ...]:
+        """Of ``chosen`` all that the objective cannot tell from the first, in order, and what decided instead."""
+        paths = self._paths(list(chosen), 0)
+        ranked = self.sorted(chosen)
+        equal = [index for index in ranked[1:] if paths[index][:1] == paths[ranked[0]][:1]]
+        return tuple(self._tie(ranked[0], other, paths) for other in equal)
+
+    def _paths(self, left: list[int], step: int) -> dict[int, tuple[int, ...]]:
+        """Of each index, the number of its group at this step and, among its equals, at the steps after it."""
+        if len(left) == 1 or step == len(self.steps):
+            return dict.fromkeys(left, ())
+        likeness = self.steps[step]
+        left = sorted(left, key=lambda index: (likeness.cost(index), self.rows[index].label))
+        paths: dict[int, tuple[int, ...]] = {}
+        number = 0
+        while left:
+            equal = [index for index in left if likeness.alike(left[0], index)]
+            within = self._paths(equal, step + 1)
+            paths |= {index: (number, *within[index]) for index in equal}
+            left = [index for index in left if index not in paths]
+            number += 1
+        return paths
+
+    def _tie(self, first: int, other: int, paths: dict[int, tuple[int, ...]]) -> Tie:
+        for step, ours, theirs in zip(self.steps, paths[first], paths[other], strict=False):
+            if ours != theirs:
+                return Tie(self.rows[other], step.aspect, step.figures[first], step.figures[other])
+        return Tie(self.rows[other], None)
+
+
+def order_by(objective: AspectName, rows: Sequence[VariantRow], place: Place, draws: int) -> Order:
+    """``draws`` say how well two figures are told apart."""
+    luck = Luck(draws)
+    decoding = objective in ("decode", "cost")
+    chain = [each for each in CHAIN if each != objective and not (each == "decode" and decoding)]
+    steps = [
+        Likeness(aspect, [ASPECTS[aspect].figure(row, place) for row in rows], luck, harmless=number > 0)
+        for number, aspect in enumerate((objective, *chain))
+    ]
+    return Order(tuple(rows), tuple(steps))
