@@ -1,4 +1,4 @@
-"""How much neighbouring windows' differences depend on one another: ``python benchmarks/window_dependence.py [RESULTS]``.
+"""How neighbouring windows' differences depend on one another: ``python benchmarks/window_dependence.py [RESULTS]``.
 
 Of every variant in a results folder whose perplexity stands beside the baseline's: the correlation of a window's
 difference of nat/token with that of the next window, the one after it and the third, its standard error were there

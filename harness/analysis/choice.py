@@ -129,7 +129,7 @@ class Recommendation:
     def holds(self) -> bool:
         """Whether the pick keeps its limits for certain and would be the pick again.
 
-        What was measured once, by which it was chosen, says nothing of the next time.
+        A figure without an interval, by which it was chosen, says nothing of the next time.
         """
         pick = self.pick
         if pick is None or not pick.certain or not pick.objective.bounded:

@@ -3,7 +3,7 @@
 Assumed: the error of an estimate is Student's t with n − 1 degrees of freedom, as wide as the interval that stands in
 the table, to either side of its value. Figures that name the windows they rest on share the luck of those windows (a
 Gaussian multiplier of each window's influence), between variants and between figures; all others are independent, which
-overstates how often two variants of like speed change places. What was measured once has no width and stays put.
+overstates how often two variants of like speed change places. What has no interval has no width and stays put.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
 from harness.analysis.draws import Luck
@@ -54,19 +55,47 @@ class Likeness:
     """
 
     aspect: AspectName
-    figures: Sequence[Figure]
+    rows: Sequence[VariantRow]
+    place: Place
     luck: Luck
     harmless: bool
+    _figures: dict[int, Figure] = field(default_factory=dict)
     _columns: dict[int, Floats] = field(default_factory=dict)
 
     @property
     def better(self) -> Direction:
         return ASPECTS[self.aspect].better
 
+    def figure(self, index: int) -> Figure:
+        """Worked out when asked for: what decides among equals is of interest of few."""
+        if index not in self._figures:
+            self._figures[index] = ASPECTS[self.aspect].figure(self.rows[index], self.place)
+        return self._figures[index]
+
     def cost(self, index: int) -> float:
         """Less is better; what was not measured is last."""
-        estimate = self.figures[index].estimate
-        return math.inf if estimate is None else estimate.value * (1 if self.better == "lower" else -1)
+        estimate = self.figure(index).estimate
+        return math.inf if estimate is None else self._sign * estimate.value
+
+    def equal(self, ordered: Sequence[int]) -> list[int]:
+        """Of indices in the order of their costs the first, and all that cannot be told from it."""
+        best = ordered[0]
+        end = self._farthest(best)
+        near = takewhile(lambda index: self.cost(index) <= end, ordered)
+        return [index for index in near if self.alike(best, index)]
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self.better == "lower" else -1
+
+    def _farthest(self, best: int) -> float:
+        """The highest cost of any that may be alike."""
+        estimate = self.figure(best).estimate
+        if estimate is None:
+            return math.inf
+        end = estimate.high if self.better == "lower" else estimate.low
+        reach = 0.0 if end is None else self._sign * (end - estimate.value)
+        return self.cost(best) + max(reach, self._tolerance(best, best))
 
     def alike(self, best: int, other: int) -> bool:
         """Whether ``other`` cannot be told from ``best``, which no other beats."""
@@ -90,7 +119,7 @@ class Likeness:
         return self._holds(best, other) and self._holds(other, best)
 
     def _holds(self, one: int, other: int) -> bool:
-        mine, theirs = self.figures[one].estimate, self.figures[other].estimate
+        mine, theirs = self.figure(one).estimate, self.figure(other).estimate
         if mine is None or theirs is None or mine.low is None or mine.high is None:
             return False
         return mine.low < mine.high and mine.low <= theirs.value <= mine.high
@@ -102,7 +131,7 @@ class Likeness:
 
     def _column(self, index: int) -> Floats:
         if index not in self._columns:
-            figure = self.figures[index]
+            figure = self.figure(index)
             assert figure.estimate is not None
             self._columns[index] = self.luck.column(figure.estimate, figure.influence, figure.scale)
         return self._columns[index]
@@ -140,7 +169,7 @@ class Order:
         paths: dict[int, tuple[int, ...]] = {}
         number = 0
         while left:
-            equal = [index for index in left if likeness.alike(left[0], index)]
+            equal = likeness.equal(left)
             within = self._paths(equal, step + 1)
             paths |= {index: (number, *within[index]) for index in equal}
             left = [index for index in left if index not in paths]
@@ -150,7 +179,7 @@ class Order:
     def _tie(self, first: int, other: int, paths: dict[int, tuple[int, ...]]) -> Tie:
         for step, ours, theirs in zip(self.steps, paths[first], paths[other], strict=False):
             if ours != theirs:
-                return Tie(self.rows[other], step.aspect, step.figures[first], step.figures[other])
+                return Tie(self.rows[other], step.aspect, step.figure(first), step.figure(other))
         return Tie(self.rows[other], None)
 
 
@@ -160,7 +189,6 @@ def order_by(objective: AspectName, rows: Sequence[VariantRow], place: Place, dr
     decoding = objective in ("decode", "cost")
     chain = [each for each in CHAIN if each != objective and not (each == "decode" and decoding)]
     steps = [
-        Likeness(aspect, [ASPECTS[aspect].figure(row, place) for row in rows], luck, harmless=number > 0)
-        for number, aspect in enumerate((objective, *chain))
+        Likeness(aspect, rows, place, luck, harmless=number > 0) for number, aspect in enumerate((objective, *chain))
     ]
     return Order(tuple(rows), tuple(steps))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from harness.analysis.aspects import ASPECTS, Place
 from harness.analysis.choice import Check, Recommendation
 from harness.analysis.footprint import Footprint, Workspace
+from harness.analysis.influence import Influence
 from harness.analysis.pareto import front
 from harness.analysis.recommend import pick, recommend
 from harness.analysis.stats import RANGE, Estimate
@@ -397,13 +398,91 @@ def test_the_pick_is_on_the_front_of_objective_and_divergence(of: Table, objecti
     assert sorted(labels(everybody)) == sorted(row.label for row in of.rows)
     if not found.admissible:
         return
-    points = [
-        (each.objective.estimate.value, each.checks[0].figure.estimate.value)  # type: ignore[union-attr]
-        for each in found.admissible
-    ]
-    assert 0 in front(points, (ASPECTS[objective].better, "lower"))
-    values = [point[0] for point in points]
-    assert values == sorted(values, reverse=ASPECTS[objective].better == "higher")
+    higher = ASPECTS[objective].better == "higher"
+    estimates = [each.objective.estimate for each in found.admissible]
+    best = (max if higher else min)(estimates, key=lambda each: each.value)  # type: ignore[union-attr]
+    equal = [each for each in estimates if _alike(best, each, objective)]
+    assert estimates[0] in equal
+    if len(equal) == 1:
+        points = [
+            (each.objective.estimate.value, each.checks[0].figure.estimate.value)  # type: ignore[union-attr]
+            for each in found.admissible
+        ]
+        assert 0 in front(points, (ASPECTS[objective].better, "lower"))
+
+
+def _alike(best: Any, other: Any, objective: str) -> bool:
+    """As docs/recommend.md says it, but for the draws, which can only tell more of them apart."""
+    if best.value == other.value:
+        return True
+    if objective == "bytes":
+        return bool(other.value <= 1.01 * best.value)
+    return bool(best.low <= other.value <= best.high and other.low <= best.value <= other.high)
+
+
+@given(tables(), st.sampled_from(["bytes", "decode", "kl"]), st.randoms())
+def test_the_order_does_not_depend_on_the_tables(of: Table, objective: Any, random: Any) -> None:
+    rows = list(of.rows)
+    random.shuffle(rows)
+    one, other = (answered(each, objective=objective) for each in (of, replace(of, rows=tuple(rows))))
+    if objective == "bytes":  # what is measured is told apart by draws, which differ from order to order
+        assert labels(one.admissible) == labels(other.admissible)
+    assert sorted(labels(one.admissible)) == sorted(labels(other.admissible))
+
+
+def test_a_slow_variant_is_not_the_smallest_by_a_thousandth() -> None:
+    """As it was filed: fp8 at a twenty-fifth of the speed stood before int8 of the same size."""
+    int8 = replace(variant("int8", 801, interval(0.004, 0.003), decode=interval(50, 2, 3, RANGE)))
+    fp8 = replace(variant("fp8", 800, interval(0.003, 0.003), decode=interval(2, 0.1, 3, RANGE)))
+    for rows in (table(int8, fp8), table(fp8, int8)):
+        found = answered(rows, at_most("perplexity", 0.01))
+        assert labels(found.admissible)[:2] == ["int8", "fp8"]
+        assert [(tie.row.label, tie.decided_by) for tie in found.ties] == [("fp8", "decode")]
+        assert found.admissible[0].pick_probability == pytest.approx(1)
+        assert found.holds
+    same = replace(fp8, stored=int8.stored)
+    assert labels(answered(table(int8, same)).admissible)[:2] == ["int8", "fp8"]
+    smaller = replace(fp8, stored=(StoredPart("linear", "values", 792),))  # by 1.1%
+    found = answered(table(int8, smaller))
+    assert labels(found.admissible)[:2] == ["fp8", "int8"]
+    assert found.ties == ()
+
+
+def test_quality_goes_before_speed_where_its_difference_matters() -> None:
+    near = variant("near", 400, interval(0.05, 0.01), 0.010, interval(2, 0.1, 3, RANGE))
+    far = variant("far", 400, interval(0.05, 0.01), 0.012, interval(50, 2, 3, RANGE))
+    assert labels(answered(table(near, far)).admissible)[:2] == ["near", "far"]
+    alike = replace(far, kl_mean=interval(0.0109, 0.0001))  # 0.9 thousandths of a nat further away
+    assert labels(answered(table(near, alike)).admissible)[:2] == ["far", "near"]
+
+
+def test_speeds_that_intervals_do_not_tell_apart_are_equal() -> None:
+    close = variant("close", 400, kl=0.01, decode=interval(49, 4, 3, RANGE))
+    fast = variant("fast", 400, kl=0.2, decode=interval(50, 4, 3, RANGE))
+    found = answered(table(close, fast), objective="decode")
+    assert labels(found.admissible)[:2] == ["close", "fast"]
+    assert [(tie.row.label, tie.decided_by) for tie in found.ties] == [("fast", "kl")]
+    slow = replace(close, speeds=(Speed(SMALL, None, interval(44, 4, 3, RANGE), None, None),))
+    assert labels(answered(table(slow, fast), objective="decode").admissible)[:2] == ["fast", "close"]
+    two = Estimate(49, None, None, 2, "2 processes: no interval")
+    unbounded = replace(close, speeds=(Speed(SMALL, None, two, None, None),))
+    assert labels(answered(table(unbounded, fast), objective="decode").admissible)[:2] == ["fast", "close"]
+
+
+def test_windows_in_common_tell_variants_apart_that_their_own_intervals_do_not() -> None:
+    """Each KL's interval holds the other's value, but every window is worse for the second by a tenth."""
+    windows = tuple(map(str, range(40)))
+    parts = tuple(0.001 * (-1) ** number for number in range(40))
+    shared = Influence(windows, parts)
+    better = replace(variant("better", 400, kl=0.1), kl_mean=interval(0.100, 0.02, 40), kl_influence=shared)
+    worse = replace(variant("worse", 300, kl=0.1), kl_mean=interval(0.110, 0.022, 40), kl_influence=shared)
+    found = answered(table(better, worse), at_most("bytes", 500), objective="kl")
+    assert labels(found.admissible)[:2] == ["better", "worse"]
+    assert found.ties == ()
+    alone = [replace(row, kl_influence=None) for row in (better, worse)]
+    found = answered(table(*alone), at_most("bytes", 500), objective="kl")
+    assert labels(found.admissible)[:2] == ["worse", "better"]  # not told apart: the smaller one
+    assert [(tie.row.label, tie.decided_by) for tie in found.ties] == [("better", "bytes")]
 
 
 @given(tables(), st.floats(0.001, 1))

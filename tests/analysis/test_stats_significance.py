@@ -261,3 +261,18 @@ def test_the_correction_for_continuity_is_half_a_step() -> None:
     plain = two_sided(clustered_t(sums, ones(20)))
     assert plain < two_sided(corrected)
     assert abs(two_sided(corrected) - exact) < abs(plain - exact)
+
+
+@pytest.mark.parametrize(("windows", "mean", "narrower"), [(8, 1.9, 0.02), (30, 1.35, 0.14), (100, 1.15, 0.25)])
+def test_an_interval_over_windows_is_wider_on_average_and_not_in_every_case(
+    windows: int, mean: float, narrower: float
+) -> None:
+    """The numbers of docs/measuring.md, of independent windows: cosines against the plain t-interval of scipy."""
+    generator = np.random.default_rng([17, windows])
+    widths = []
+    for row in generator.standard_normal((600, windows)):
+        low, high = cosine_t(row, ones(windows)).ends(0.025)
+        plain = scipy_stats.ttest_1samp(row, 0).confidence_interval(0.95)
+        widths.append((high - low) / (plain.high - plain.low))
+    assert np.mean(widths) == pytest.approx(mean, abs=0.06)
+    assert np.mean(np.array(widths) < 1) == pytest.approx(narrower, abs=0.06)

@@ -52,6 +52,28 @@ def test_one_process_speaks_of_its_iterations_alone() -> None:
     assert found.method.endswith("what differs between processes is not in it")
 
 
+def test_two_processes_have_no_interval() -> None:
+    """Student's t with one degree of freedom would give 0.00003 to 140 million."""
+    two = [process(0, 1 / 20), process(1, 1 / 200)]
+    found = speed(two, 1)
+    assert (found.value, found.low, found.high, found.n) == (pytest.approx(110), None, None, 2)
+    assert found.method == "2 processes: no interval"
+    beside = ratio(two, [process(0, 1 / 10), process(1, 1 / 10)])
+    assert (beside.value, beside.low, beside.high) == (pytest.approx(11), None, None)
+    assert beside.method == "2 processes: no interval"
+    three = speed([*two, process(2, 1 / 30)], 1)
+    assert three.low is not None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(SECONDS, min_size=1, max_size=5), min_size=1, max_size=7))
+def test_the_figure_lies_in_its_interval(processes: list[list[float]]) -> None:
+    made = [process(number, *seconds) for number, seconds in enumerate(processes)]
+    for found in (speed(made, 5), ratio(made, list(reversed(made)))):
+        if found.low is not None and found.high is not None:
+            assert found.low <= found.value <= found.high
+
+
 def test_one_iteration_has_no_interval() -> None:
     found = speed([process(0, 1.0, 1.1, 1.2, steps=3)], 11)
     assert (found.value, found.low, found.high) == (pytest.approx(10), None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -73,14 +74,33 @@ def test_without_any_quality_there_is_no_sentence(bench: Any, none: Any) -> None
 
 
 def test_what_is_uncertain_is_said(records: list[RunRecord]) -> None:
-    """1.9% lies within the interval of bnb-int8, the smallest that keeps it."""
-    found = answer(asked(records, max_perplexity_increase="1.9%"))
+    """1.9% lies within the interval of bnb-int8, the smallest that keeps it but for torchao's, which are as small."""
+    others = [record for record in records if record.spec.method.name != "torchao"]
+    found = answer(asked(others, max_perplexity_increase="1.9%"))
     assert found.variant == "bnb-int8"
     limit, draws, certain = found.uncertain
     assert limit == "perplexity +1.87% [+1.59, +2.15] may be above 1.9%"
     assert draws.startswith("it is the pick in ")
-    assert ", torchao int8-weight-only in " in draws
-    assert certain == "the first that keeps every limit for certain is torchao int8-weight-only"
+    assert ", rtn 8-bit g64 in " in draws
+    assert certain == "the first that keeps every limit for certain is rtn 8-bit g64"
+
+
+def test_equals_are_named_with_what_decided(records: list[RunRecord]) -> None:
+    """Three of 8.05 and 8.06 bits; torchao's int8 has a quarter of their KL."""
+    found = asked(records, max_perplexity_increase="5%")
+    told = answer(found)
+    assert told.variant == "torchao int8-weight-only"
+    assert (
+        "within 1% of the size of torchao float8-weight-only, and better by KL: 0.00501 nat [0.00464, 0.00537] against "
+        "0.0186 nat [0.0155, 0.0216]"
+    ) in told.sentence
+    assert "within 1% of the size of bnb-int8, and better by KL" in told.sentence
+    line = json.loads(json_line(found))
+    assert line["ties"] == [
+        {"variant": "torchao float8-weight-only", "decided_by": "kl"},
+        {"variant": "bnb-int8", "decided_by": "kl"},
+    ]
+    assert escape(told.finding) in markdown([found])
 
 
 def test_labels_are_told_beside_the_pick(bench: Any, none: Any, records: list[RunRecord]) -> None:
