@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations, islice
 
 from harness.spec.identity import DecodeMode, KvCache, Scalar, digest
 from harness.spec.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
-from harness.spec.work import CalibrationRef
+from harness.spec.work import CalibrationRef, TextRef
 
 MOST_SUBSETS = 2_000
 """How many sets of parts are tried for the smallest one that tells variants apart; beyond it all parts are named."""
@@ -52,6 +52,14 @@ class Variant:
     def key(self) -> str:
         return digest([self.artifact_key, self.engine, self.kv_cache])
 
+    @cached_property
+    def name_key(self) -> str:
+        """The same by the names that a user gave, whatever they stand for by now: what is followed from day to day."""
+        calibration = self.calibration
+        drawn = asdict(replace(calibration, text=TextRef(calibration.text.id))) if calibration else None
+        how = [self.scope, sorted(set(self.skip)), self._ordered_overrides, drawn, self.seed]
+        return digest([self.model.label, self.method.label, how, self.engine, self.kv_cache])
+
     @property
     def _ordered_overrides(self) -> list[list[object]]:
         """The last pattern that matches a module wins, so their order counts."""
@@ -92,24 +100,25 @@ class Variant:
 Row = tuple[Variant, DecodeMode]
 
 
-def labels(rows: Iterable[Row]) -> dict[tuple[str, DecodeMode], str]:
+def labels(rows: Iterable[Row], without: Collection[str] = ()) -> dict[tuple[str, DecodeMode], str]:
     """A label for each row by its ``key`` and decode mode, no two alike.
 
     ``rows`` are of one model. A label is the method as the recipe wrote it, the conditions that are not the usual
     ones, and of all other parts the fewest that tell apart the rows whose labels would be the same without them.
+    ``without`` names conditions that stand beside the label anyway.
     """
-    alike: dict[str, dict[tuple[str, DecodeMode], Row]] = {}
+    alike: dict[tuple[str, ...], dict[tuple[str, DecodeMode], dict[str, str]]] = {}
     for variant, mode in rows:
-        shown = " · ".join([variant.method.label, *_conditions(variant, mode)])
-        alike.setdefault(shown, {})[variant.key, mode] = (variant, mode)
+        parts = variant.parts(mode)
+        same_without = (variant.method.label, *(parts[name] for name in CONDITIONS))
+        alike.setdefault(same_without, {})[variant.key, mode] = parts
     made = {}
-    for group in alike.values():
-        parts = {name: variant.parts(mode) for name, (variant, mode) in group.items()}
-        told = _fewest(list(parts.values()))
-        for name, (variant, mode) in group.items():
-            extra = [parts[name].get(part, "") for part in told]
-            words = [variant.method.label, *extra, *_conditions(variant, mode)]
-            made[name] = " · ".join(word for word in words if word)
+    for (method, *conditions), group in alike.items():
+        shown = [word for name, word in zip(CONDITIONS, conditions, strict=True) if name not in without]
+        chosen = _fewest(list(group.values()))
+        for row, parts in group.items():
+            words = [method, *(parts.get(name, "") for name in chosen), *shown]
+            made[row] = " · ".join(word for word in words if word)
     return made
 
 
@@ -120,11 +129,6 @@ def _override(pattern: str, own: Mapping[str, Scalar]) -> str:
 
 def _word(value: Scalar) -> str:
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _conditions(variant: Variant, mode: DecodeMode) -> list[str]:
-    parts = variant.parts(mode)
-    return [parts[name] for name in CONDITIONS if parts[name]]
 
 
 def _fewest(rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

@@ -580,3 +580,38 @@ def _fresh() -> Any:
     import sys
 
     return next(m for name, m in sys.modules.items() if hasattr(m, "LOOKS") and hasattr(m, "Bench")).Bench()
+
+
+def test_variants_that_share_a_method_are_told_apart(bench: Any, none: MethodRef) -> None:
+    """Two that differ in what they skip, and a cache of fewer bits: three names, and a size of each."""
+    first, second = (bench.quality(RTN, bits, 0.1) for bits in (4.5, 8.5))
+    second = replace(second, spec=replace(second.spec, skip=("*.down_proj",)))
+    third = replace(bench, kv_cache="int8").quality(RTN, 4.5, 0.2)
+    records = [bench.quality(none), first, second, third]
+    found = track(records, records)
+    assert {each.method for each in found.findings} == {
+        "unquantized",
+        "rtn 4-bit",
+        "rtn 4-bit · skip *.down_proj",
+        "rtn 4-bit · int8 cache",
+    }
+    sizes = {each.method: each.head for each in found.findings if each.metric == "stored_bytes"}
+    assert len(sizes) == 4
+    assert sizes["rtn 4-bit"] != sizes["rtn 4-bit · skip *.down_proj"]
+
+
+def test_an_identical_variant_says_nothing_of_one_that_skips_more(makes: Makes) -> None:
+    """Equal likelihoods of one variant prove nothing of another of the same name."""
+    nats = (3 + np.random.default_rng(1).standard_normal(40) / 10).tolist()
+    base, head = makes.side("a"), makes.side("b", day=2)
+
+    def skipping(record: RunRecord) -> RunRecord:
+        return replace(record, spec=replace(record.spec, skip=("*.down_proj",)))
+
+    found = track(
+        [makes.quality(base, nats), skipping(makes.quality(base, nats))],
+        [makes.quality(head, nats), skipping(makes.quality(head, [nat + 0.5 for nat in nats]))],
+        gates=QUALITY,
+    )
+    verdicts = {each.method: each.verdict for each in found.findings if each.metric == "perplexity"}
+    assert verdicts == {"rtn 4-bit": "unchanged", "rtn 4-bit · skip *.down_proj": "regressed"}

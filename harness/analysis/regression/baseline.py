@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match
 from harness.gates import GATES
+from harness.spec import DecodeMode
 
-Key = tuple[str, str, str, str]
+Key = tuple[str, str, str, str, DecodeMode | None]
 
 
 def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> list[Finding]:
     """The findings; one of a speed that changed says what the baseline's did in the same two sessions."""
+    modes = {each.head.spec.case_id: each.head.spec.decode_mode for each in matches}
     base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
-    theirs = {_key(found): found for found in findings if found.case_id in base_ids and found.change}
+    theirs = {_key(found, modes): found for found in findings if found.case_id in base_ids and found.change}
     return [
-        replace(found, reasons=(*found.reasons, *_told(theirs.get(_key(found)))))
+        replace(found, reasons=(*found.reasons, *_told(theirs.get(_key(found, modes)))))
         if found.verdict in ("improved", "regressed") and found.case_id not in base_ids
         else found
         for found in findings
     ]
 
 
-def _key(found: Finding) -> Key:
-    return found.model, found.engine, found.metric, found.where
+def _key(found: Finding, modes: Mapping[str, DecodeMode]) -> Key:
+    return found.model, found.engine, found.metric, found.where, modes.get(found.case_id)
 
 
 def _told(baseline: Finding | None) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from harness.analysis.row import reason
 from harness.analysis.selection import best_session, current, current_in_session
 from harness.record import Measurement, RunRecord, Status
-from harness.spec import RunSpec, digest
+from harness.spec import RunSpec, digest, labels
 
 KINDS = ("quantize", "quality", "task", "performance")
 """Runs that answer a question; the others make what these read, and their failures are these runs' failures."""
@@ -70,8 +70,21 @@ def is_suspect(run: RunRecord) -> bool:
 
 
 def variant(spec: RunSpec) -> str:
-    """What a user compares from day to day, by its names; also told apart by scope and seed."""
-    return digest([spec.model.label, spec.method.label, spec.engine, spec.scope, spec.seed, spec.device])
+    """What a user compares from day to day, by its names."""
+    return digest([spec.variant.name_key, spec.device])
+
+
+def named(found: Mapping[str, Case]) -> dict[str, str]:
+    """By case id the method as a reader tells it from the others of its model; the engine has a column of its own."""
+    models: dict[tuple[str, str], list[RunSpec]] = {}
+    for case in found.values():
+        models.setdefault((case.spec.model.label, case.spec.engine), []).append(case.spec)
+    return {
+        spec.case_id: words[spec.variant.key, spec.decode_mode]
+        for specs in models.values()
+        for words in [labels(((spec.variant, spec.decode_mode) for spec in specs), without=("engine",))]
+        for spec in specs
+    }
 
 
 def _case(found: Sequence[RunRecord]) -> Case:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from harness.analysis.plausibility import implausible
 from harness.analysis.regression.baseline import beside_baseline
-from harness.analysis.regression.cases import Case, cases, variant
+from harness.analysis.regression.cases import Case, cases, named, variant
 from harness.analysis.regression.endings import ending, gone, title
 from harness.analysis.regression.environment import changes
 from harness.analysis.regression.exact import count, exact
@@ -61,6 +61,8 @@ def track(
     unanswered = [Match(Case(()), case) for case in matches.new if variant(case.spec) in known]
     found = beside_baseline(_findings(matches.both, unanswered, asked, alpha), matches.both)
     found += [gone(case) for case in matches.gone]
+    methods = named(theirs) | named(ours)
+    found = [replace(finding, method=methods[finding.case_id]) for finding in found]
     measured = {finding.metric for finding in found}
     return Regression(
         base=_side(names[0], base, theirs, unread[0]),
@@ -159,26 +161,24 @@ def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[
     return {key: chosen for key, (_, chosen) in told.items()}
 
 
-def _identical(matches: Sequence[Match]) -> frozenset[tuple[str, str, str]]:
-    """The variants that compute the very same function: all their likelihoods are equal, bit for bit."""
-    seen: dict[tuple[str, str, str], bool] = {}
+def _identical(matches: Sequence[Match]) -> frozenset[str]:
+    """The cases of variants that compute the very same function: all their likelihoods are equal, bit for bit."""
+    seen: dict[str, bool] = {}
     for each in matches:
         if each.bars or not (each.base.well and each.head.well):
             continue
-        spec = each.head.spec
+        key = variant(each.head.spec)
         for theirs, ours in zip(each.base.found("nll"), each.head.found("nll"), strict=False):
-            key = (spec.model.label, spec.method.label, spec.engine)
             seen[key] = seen.get(key, True) and same(theirs, ours)
-    return frozenset(key for key, equal in seen.items() if equal)
+    return frozenset(each.head.spec.case_id for each in matches if seen.get(variant(each.head.spec)))
 
 
-def _by_identity(draft: Finding | Pending, identical: frozenset[tuple[str, str, str]]) -> Finding | Pending:
+def _by_identity(draft: Finding | Pending, identical: frozenset[str]) -> Finding | Pending:
     """Equal answers of equal functions need no test."""
     if isinstance(draft, Finding) or draft.comparison.design != "paired":
         return draft
     finding = draft.finding
-    known = (finding.model, finding.method, finding.engine) in identical
-    if not known or finding.base != finding.head or draft.comparison.effect.value:
+    if finding.case_id not in identical or finding.base != finding.head or draft.comparison.effect.value:
         return draft
     why = ("its likelihoods are bit for bit the same, and so is this",)
     return replace(finding, verdict="unchanged", n=draft.comparison.effect.n, units="values", reasons=why)
