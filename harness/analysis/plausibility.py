@@ -21,11 +21,9 @@ MOST_TOKENS_PER_CHARACTER = 1.2
 LATIN = 0.9
 """The share of Latin letters from which a text is Latin: of others a character may well take several tokens."""
 BOS_GAIN_NAT = 0.1
-"""Nat per token that BOS in front of a window may gain.
-
-On 246 windows of 256 tokens, four small models that do not need it there gained 0.07 at most. A story model whose BOS
-begins a story gained 0.14 on stories; Gemma 3, whose perplexity is 7,590 without BOS and 1,360 with it, gained 1.7.
-"""
+"""Nat per token that BOS in front of a window may gain. On 277 windows of 256 tokens, four small models that do not
+need it there gained 0.07 at most; a story model whose BOS begins a story gained 0.14 on stories, and Gemma 3
+270M 0.9 to 1.5 on six windows of WikiText (perplexity 131 without BOS, 38 with it)."""
 
 Code = Literal["perplexity", "guessing", "tokens_per_character", "bos", "random_weights"]
 _WORDS: Mapping[Code, tuple[str, str]] = {
