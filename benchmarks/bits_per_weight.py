@@ -38,7 +38,7 @@ def _row(record: RunRecord) -> str:
     plain_bits = DTYPE_BITS[method.run_dtype(params, record.spec.model.dtype)]
     model = _shapes(record)
     expected = weights(model, method, params, plain_bits)
-    disk = quantized(method, params, plain_bits, model.matrices).disk
+    disk = quantized(method, params, plain_bits, (*model.matrices, *model.experts)).disk
     stored = [_stored(record, "stored_bytes", role) for role in ROLES]
     pairs = [(expected.linear, stored[0]), (expected.total, sum(stored))]
     saved = _stored(record, "checkpoint_bytes", "linear")
