@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import SourceError
+from harness.models.gguf.splits import SPLITS
 from harness.models.headers import FLOAT_TYPES, Header
 
 MAGIC = b"GGUF"
-_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 MODEL_TYPES = {
     **{"gemma3": "gemma3_text", "gemma4": "gemma4_text", "gptneox": "gpt_neox", "phi2": "phi", "command-r": "cohere"},
     **{"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v2"},
@@ -35,6 +35,18 @@ WINDOWED = frozenset({"gemma2", "gemma3", "gemma3n", "gemma4", "cohere2", "exaon
 Of others a file may hold one that nobody heeds, as a copy of what stood in config.json.
 """
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
+NO_TOKENIZER = ("none", "no_vocab")
+"""What ``tokenizer.ggml.model`` says where a file holds no tokenizer."""
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "llama": ("tokens", "scores", "token_type"),
+    "gpt2": ("tokens", "merges"),
+    "bert": ("tokens",),
+    "t5": ("tokens", "scores", "token_type"),
+}
+"""Kinds of tokenizers that are read, by ``tokenizer.ggml.model``, and what a file must hold for it.
+
+They are sentencepiece's byte pair encoding by scores, byte pair encoding by merges, WordPiece and unigram.
+"""
 _DAMAGES = (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError)
 """What gguf's library raises where a file's bytes make no sense."""
 
@@ -82,6 +94,9 @@ def read_header(file: Path) -> Header:
         raise SourceError(f"{file}: cut short or damaged, fetch or convert it again ({error})") from None
     if not types:
         raise SourceError(f"{file}: holds no decoder layers")
+    reason = refusal(found)
+    if reason is not None:
+        raise SourceError(f"{file}: {reason}")
     commonest = types.most_common(1)[0][0]
     return Header(
         shapes,
@@ -133,13 +148,26 @@ def _windows(found: Any, prefix: Any) -> dict[str, Any]:
     return {"sliding_window": window, "layer_types": kinds}
 
 
-def special_tokens(file: Path) -> tuple[dict[str, int], dict[str, bool]]:
-    """The ids of bos, eos, unk and pad, and whether bos and eos stand around a text: what the file's metadata say."""
-    found = open_reader(file)
+def refusal(found: Any) -> str | None:
+    """Why the tokenizer in an open file cannot be read so that it cuts as llama.cpp does; None where it can.
 
-    def told(keys: Mapping[str, str]) -> dict[str, Any]:
-        every = {name: value(found, f"tokenizer.ggml.{key}") for name, key in keys.items()}
-        return {name: each for name, each in every.items() if each is not None}
-
-    ids = told({name: f"{key}_token_id" for name, key in _SPECIAL.items()})
-    return {name: int(token) for name, token in ids.items()}, told({n: f"add_{n}_token" for n in ("bos", "eos")})
+    A file that holds no tokenizer is not refused.
+    """
+    kind = value(found, "tokenizer.ggml.model")
+    if kind is None or kind in NO_TOKENIZER:
+        return None
+    if kind not in NEEDED:
+        return f"its tokenizer is of the kind {kind!r}; those read here: {', '.join(NEEDED)}. Use another file"
+    for key in NEEDED[kind]:
+        if found.get_field(f"tokenizer.ggml.{key}") is None:
+            return f"it lacks tokenizer.ggml.{key}, without which its tokenizer cannot be made; convert the model anew"
+    pre = value(found, "tokenizer.ggml.pre")
+    if kind == "gpt2" and pre is not None and pre not in SPLITS:
+        return f"its way of splitting text, {pre!r} (tokenizer.ggml.pre), is not known here; use another file"
+    charsmap = found.get_field("tokenizer.ggml.precompiled_charsmap")
+    if kind == "t5" and charsmap is not None and len(charsmap.data) > 0:
+        return (
+            "its tokenizer rewrites characters by a compiled map (tokenizer.ggml.precompiled_charsmap), which the "
+            "tokenizers library applies otherwise than llama.cpp; use the model's transformers checkpoint"
+        )
+    return None

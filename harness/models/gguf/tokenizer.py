@@ -1,12 +1,41 @@
-"""The tokenizer that a GGUF model's text is cut by: that of its folder, or the one in the file."""
+"""The tokenizer that a GGUF model's text is cut by: that of its folder, or one made from what the file says.
+
+What is made cuts a text, with the special tokens that stand in it, as llama.cpp does on the same file
+(src/llama-vocab.cpp). Two texts are cut otherwise: where two special tokens overlap, ``tokenizers`` finds the first of
+them and llama.cpp the longest; and behind the special tokens of Phi-3, ``tokenizers`` drops all white space, llama.cpp
+that of ASCII.
+"""
 
 from __future__ import annotations
 
-import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.models.gguf.header import special_tokens
+from harness.errors import UnsupportedError
+from harness.models.gguf.splits import SINCE_UNICODE_16, SPLITS, known_to_unicode_15
+from harness.models.gguf.tokens import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPECIAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Tokens,
+    read_tokens,
+)
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SPACE = "▁"
+_BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
+_HANGUL = tuple((chr(0x1100 + lead), 0xAC00 + 588 * lead, 0xAC00 + 588 * lead + 587) for lead in range(19))
+"""Each leading consonant, and the first and last syllable that begin with it."""
+_ALWAYS = 10**6
+"""Characters of a word: as many as there may be."""
 
 
 def tokenizer_of(path: Path) -> Any | None:
@@ -18,16 +47,217 @@ def tokenizer_of(path: Path) -> Any | None:
     return AutoTokenizer.from_pretrained(path) if any(path.glob("tokenizer*")) else None
 
 
-def file_tokenizer(file: Path) -> Any:
-    """The tokenizer in a GGUF file, as transformers reads it: alone, for it reads what lies beside the file too."""
-    from transformers import AutoTokenizer
+def file_tokenizer(file: Path) -> Any | None:
+    """The tokenizer in a GGUF file; None where it holds none.
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / file.name).symlink_to(file.absolute())
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
-    ids, around = special_tokens(file)
-    for name, token in ids.items():  # transformers takes BOS for EOS, and leaves padding out
-        setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(token))
-    for name, added in around.items():  # which transformers does not read either
-        setattr(tokenizer, f"add_{name}_token", added)
-    return tokenizer
+    Raises UnsupportedError for one that cannot be made so that it cuts as llama.cpp does.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = read_tokens(file)
+    if tokens is None:
+        return None
+    try:
+        made = PreTrainedTokenizerFast(
+            tokenizer_object=backend(tokens),
+            clean_up_tokenization_spaces=False,
+            **{f"{name}_token": tokens.text(name) for name in ("bos", "eos", "unk", "sep", "pad", "mask")},
+        )
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{file.name}: {error}") from None
+    made.chat_template = tokens.chat_template
+    return made
+
+
+def backend(tokens: Tokens) -> Tokenizer:
+    """The tokenizer of a vocabulary, for the ``tokenizers`` library."""
+    from tokenizers import AddedToken
+
+    made = {"llama": _by_scores, "gpt2": _by_merges, "bert": _by_longest, "t5": _by_likelihood}[tokens.kind](tokens)
+    added = [
+        AddedToken(text, special=kind in (CONTROL, UNKNOWN), normalized=False, rstrip=text in tokens.stripping)
+        for text, kind in zip(tokens.texts, tokens.types, strict=True)
+        if kind in SPECIAL
+    ]
+    for special, group in groupby(added, key=lambda token: token.special):
+        (made.add_special_tokens if special else made.add_tokens)(list(group))
+    _put_around(made, tokens)
+    return made
+
+
+def _put_around(made: Tokenizer, tokens: Tokens) -> None:
+    """BOS and EOS around a text, where the file or the kind of tokenizer has them. WordPiece always has two."""
+    from tokenizers import processors
+
+    bos = SPLITS[tokens.pre].bos if tokens.bos is None else tokens.bos
+    first, last = ("bos", "sep") if tokens.kind == "bert" else ("bos" if bos else None, "eos" if tokens.eos else None)
+    for name in (first, last):
+        if name is not None and name not in tokens.ids:
+            raise UnsupportedError(f"it puts {name.upper()} around a text and does not say which token that is")
+    before, behind = (None if name is None else tokens.text(name) for name in (first, last))
+    around = [(text, tokens.ids[name]) for text, name in ((before, first), (behind, last)) if text and name]
+    if around:
+        single = [*([before] if before else []), "$A", *([behind] if behind else [])]
+        pair = [*single, *([before] if before else []), "$B", *([behind] if behind else [])]
+        made.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=around)
+
+
+def _by_scores(tokens: Tokens) -> Tokenizer:
+    """Sentencepiece's byte pair encoding: of all neighbours that make a token, those with the best score merge first.
+
+    A character that is no token becomes its bytes.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    vocabulary = {text: index for index, text in enumerate(tokens.texts)}
+    lacking = [text for text in _BYTES if text not in vocabulary]
+    if lacking:
+        raise UnsupportedError(f"it lacks the tokens of {len(lacking)} bytes, {lacking[0]} the first; convert it anew")
+    made = Tokenizer(models.BPE(vocabulary, scored_merges(tokens), byte_fallback=True, fuse_unk=False))
+    steps = [normalizers.Replace(" ", SPACE)]
+    made.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), *steps] if tokens.space_prefix else steps)
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    made.decoder = decoders.Sequence([*parts, *([decoders.Strip(" ", 1, 0)] if tokens.space_prefix else [])])
+    return made
+
+
+def scored_merges(tokens: Tokens) -> list[tuple[str, str]]:
+    """Every pair that makes a token, the best score first.
+
+    Where scores are equal, llama.cpp goes from left to right, and what it just merged grows: that is the order of the
+    longest left parts.
+    """
+    held = set(tokens.texts)
+    pairs: list[tuple[float, int, int, str, str]] = []
+    for text, score in zip(tokens.texts, tokens.scores, strict=False):
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in held and right in held:
+                pairs.append((-score, -len(left), -len(right), left, right))
+    pairs.sort(key=lambda pair: pair[:3])
+    return [(left, right) for *_, left, right in pairs]
+
+
+def _by_merges(tokens: Tokens) -> Tokenizer:
+    """Byte pair encoding by a list of merges, of a text that was split before."""
+    from tokenizers import Tokenizer, decoders, models
+
+    split = SPLITS[tokens.pre]
+    vocabulary = {text: index for index, text in enumerate(tokens.texts)}
+    merges = list(dict.fromkeys(_pairs(tokens.merges)))
+    for left, right in merges:
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise UnsupportedError(f"its merge of {left!r} and {right!r} is none of its tokens; convert it anew")
+    made = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split.whole))
+    made.pre_tokenizer = pre_tokenizer(tokens.pre, tokens.texts)
+    made.decoder = decoders.ByteLevel()
+    return made
+
+
+def pre_tokenizer(pre: str, texts: Sequence[str]) -> Any:
+    """What splits a text, turns it to bytes, and drops the bytes that are no token of the vocabulary."""
+    from tokenizers import Regex, pre_tokenizers
+
+    lacking = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(texts))
+    dropped = "[" + "".join(rf"\x{{{ord(character):X}}}" for character in lacking) + "]"
+    return pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(each), "isolated") for each in SPLITS[pre].oniguruma()),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            *([pre_tokenizers.Split(Regex(dropped), "removed")] if lacking else []),
+        ]
+    )
+
+
+def _pairs(merges: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The two parts of each merge, which the first space but one at its beginning parts."""
+    for merge in merges:
+        cut = merge.find(" ", 1)
+        if cut > 0:
+            yield merge[:cut], merge[cut + 1 :]
+
+
+def _by_longest(tokens: Tokens) -> Tokenizer:
+    """WordPiece: of each word the longest token that it begins with, and so on; a word's beginning is marked."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    unknown = tokens.text("unk")
+    if unknown is None:
+        raise UnsupportedError("it does not say which token stands for what is unknown")
+    vocabulary = {text: index for index, text in enumerate(tokens.texts)}
+    model = models.WordPiece(
+        vocabulary, unk_token=unknown, continuing_subword_prefix="", max_input_chars_per_word=_ALWAYS
+    )
+    made = Tokenizer(model)
+    made.normalizer = normalizers.Sequence(list(_word_steps(tokens)))
+    made.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    made.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return made
+
+
+def _word_steps(tokens: Tokens) -> Iterator[Any]:
+    """What llama.cpp does to a text before WordPiece, character by character.
+
+    It keeps of a character that decomposes the first part alone, of Hangul too. In the end there stands one space
+    before each word, and its mark.
+    """
+    from tokenizers import Regex, normalizers
+
+    def replaced(expression: str, by: str) -> Any:
+        return normalizers.Replace(Regex(known_to_unicode_15(expression)), by)
+
+    if tokens.strips_accents:
+        yield from (replaced(rf"[\x{{{first:X}}}-\x{{{last:X}}}]", lead) for lead, first, last in _HANGUL)
+        yield normalizers.NFD()
+    yield replaced(r"\s+", " ")
+    yield replaced(r"[\p{Cc}\p{Cf}\p{Co}\x{FFFD}]+", "")
+    if tokens.strips_accents:
+        yield replaced(r"\p{M}+", "")
+    alone = (
+        r"[\p{P}$+<=>^`|~\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2B73F}\x{2B740}-\x{2B81F}"
+        r"\x{2B920}-\x{2CEAF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]"
+    )
+    yield replaced(rf"(?={alone})|(?<={alone})", " ")
+    yield replaced(r"\A +| +\z", "")
+    yield replaced(" +", " ")
+    if tokens.lowercase:
+        newer = rf"[{SINCE_UNICODE_16}\x{{A7CE}}\x{{A7D2}}\x{{A7D4}}\x{{16EA0}}-\x{{16EB8}}]"
+        yield replaced(newer, "\uffff")  # llama.cpp knows no small letters of these, and no vocabulary has them
+        yield normalizers.Replace("İ", "i")
+        yield normalizers.Lowercase()
+    yield normalizers.Prepend(" ")
+    yield normalizers.Replace(" ", f" {SPACE}")
+
+
+def _by_likelihood(tokens: Tokens) -> Tokenizer:
+    """Sentencepiece's unigram model: the likeliest way to cut a text, by the sum of its tokens' scores."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
+    normal = [score for score, kind in zip(tokens.scores, tokens.types, strict=False) if kind == NORMAL]
+    if not normal or "unk" not in tokens.ids:
+        raise UnsupportedError("its tokenizer has no tokens of its own, or none for what is unknown; convert it anew")
+    least = min(normal)
+    pieces = []
+    for text, score, kind in zip(tokens.texts, tokens.scores, tokens.types, strict=False):
+        if kind == BYTE or (kind == USER_DEFINED and not text.isascii()) or (kind == UNUSED and score < least):
+            raise UnsupportedError(f"its token {text!r} is read by llama.cpp in a way that cannot be followed")
+        pieces.append((text, {NORMAL: score, UNUSED: score, USER_DEFINED: 0.0}.get(kind, least)))
+    made = Tokenizer(models.Unigram(pieces, unk_id=tokens.ids["unk"], byte_fallback=False))
+    made.normalizer = normalizers.Sequence(list(_space_steps(tokens)))
+    made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    return made
+
+
+def _space_steps(tokens: Tokens) -> Iterator[Any]:
+    """Spaces as the unigram model has them: runs as one where the file says so, and one before the first word."""
+    from tokenizers import Regex, normalizers
+
+    if tokens.merges_spaces:
+        yield normalizers.Replace(Regex(r"\A +| +\z"), "")
+        yield normalizers.Replace(Regex(" +"), " ")
+        yield normalizers.Prepend(" ")
+    elif tokens.space_prefix:
+        yield normalizers.Replace(Regex(r"\A(?= *[^ ])"), " ")
+    yield normalizers.Replace(" ", SPACE)

@@ -1,0 +1,171 @@
+"""What a GGUF file says of its tokens, and what llama.cpp makes of it: types that it corrects, flags left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UnsupportedError
+from harness.models.gguf.header import NO_TOKENIZER, open_reader, refusal, value
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""The format's types of tokens."""
+SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
+"""Those that are cut out of a text before all else."""
+_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "llama": {"bos": 1, "eos": 2, "unk": 0},
+    "bert": {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103},
+    "t5": {"eos": 1, "unk": 2, "pad": 0},
+    "gpt2": {},
+}
+"""The ids that llama.cpp takes where a file names none, by ``tokenizer.ggml.model``."""
+_IDS = {
+    **{"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"},
+    **{"fim_pre": "fim_pre", "fim_suf": "fim_suf", "fim_mid": "fim_mid", "fim_pad": "fim_pad"},
+    **{"fim_rep": "fim_rep", "fim_sep": "fim_sep"},
+}
+"""The format's own names, its spelling of "separator" among them."""
+_FORMER = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
+"""What older files call them."""
+_ENDS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
+    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
+    "<｜end▁of▁sentence｜> [e~[".split()
+)
+"""Texts that llama.cpp takes for the end of a turn: they are control tokens, whatever their file says."""
+_FILLING: Mapping[str, Collection[str]] = {
+    "fim_pre": (
+        *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>"),
+        *("<|code_prefix|>", "<|prefix|>"),
+    ),
+    "fim_suf": (
+        *("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<｜fim▁hole｜>", "<SUF>", "▁<SUF>"),
+        *("<|code_suffix|>", "<|suffix|>"),
+    ),
+    "fim_mid": (
+        *("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<｜fim▁end｜>", "<MID>", "▁<MID>"),
+        *("<|code_middle|>", "<|middle|>"),
+    ),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+"""Texts that llama.cpp takes for the marks of filling in, where the file does not name them: one of each is control."""
+_HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+_NOT_AT_PHI_3 = ("<unk>", "<s>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A vocabulary as llama.cpp uses it.
+
+    ``kind`` is ``tokenizer.ggml.model``; ``types`` are the format's numbers, corrected; ``stripping`` are the special
+    tokens that swallow the white space behind them; ``ids`` hold bos, eos, unk, sep, pad and mask where there are any.
+    """
+
+    kind: str
+    pre: str
+    texts: tuple[str, ...]
+    types: tuple[int, ...]
+    scores: tuple[float, ...]
+    merges: tuple[str, ...]
+    ids: Mapping[str, int]
+    bos: bool | None
+    eos: bool
+    space_prefix: bool
+    merges_spaces: bool
+    lowercase: bool
+    strips_accents: bool
+    chat_template: str | None = None
+    stripping: frozenset[str] = field(default_factory=frozenset)
+
+    def text(self, name: str) -> str | None:
+        """The text of a token of ``ids``."""
+        return self.texts[self.ids[name]] if name in self.ids else None
+
+
+def read_tokens(file: Path) -> Tokens | None:
+    """None for a file without a tokenizer. Raises UnsupportedError for a vocabulary that cannot be read right."""
+    found = open_reader(file)
+    kind = _told(found, "model")
+    if kind is None or kind in NO_TOKENIZER:
+        return None
+    reason = refusal(found)
+    if reason is not None:
+        raise UnsupportedError(f"{file.name}: {reason}")
+    texts = tuple(text or f"[EMPTY_{index}]" for index, text in enumerate(_told(found, "tokens") or ()))
+    if len(set(texts)) != len(texts):
+        raise UnsupportedError(f"{file.name}: two of its tokens are one text; llama.cpp does not read it either")
+    ids = _ids(found, kind, len(texts))
+    lowercase = bool(_told(found, "normalizer.lowercase", True))
+    types = corrected(texts, _told(found, "token_type") or [NORMAL] * len(texts), ids)
+    return Tokens(
+        kind=kind,
+        pre=_told(found, "pre") or "default",
+        texts=texts,
+        types=tuple(types),
+        scores=tuple(map(float, _told(found, "scores") or ())),
+        merges=tuple(_told(found, "merges") or ()),
+        ids=ids,
+        bos=_told(found, "add_bos_token", None if kind == "gpt2" else kind in ("llama", "bert")),
+        eos=bool(_told(found, "add_eos_token", kind == "t5")),
+        space_prefix=bool(_told(found, "add_space_prefix", kind == "llama")),
+        merges_spaces=bool(_told(found, "remove_extra_whitespaces", False)),
+        lowercase=lowercase,
+        strips_accents=bool(_told(found, "normalizer.strip_accents", lowercase)),
+        chat_template=value(found, "tokenizer.chat_template"),
+        stripping=_stripping(str(value(found, "general.name") or ""), texts, types),
+    )
+
+
+def _ids(found: Any, kind: str, size: int) -> dict[str, int]:
+    """Of names that stand for a token: what the file says, or what llama.cpp takes where that is nothing or no token."""
+    ids = {name: index for name, index in _DEFAULTS[kind].items() if index < size}
+    for name, key in (*_IDS.items(), *_FORMER.items()):
+        given = _told(found, f"{key}_token_id")
+        if given is not None and given < size:
+            ids[name] = int(given)
+    return ids
+
+
+def corrected(texts: Sequence[str], types: Sequence[int], ids: Mapping[str, int]) -> list[int]:
+    """The types of tokens by what llama.cpp makes of their texts.
+
+    Raises UnsupportedError where which token it takes for a mark depends on the order of its hash table.
+    """
+    places = {text: index for index, text in enumerate(texts)}
+    result = list(types)
+    for name, candidates in _FILLING.items():
+        present = [places[text] for text in candidates if text in places]
+        if name in ids or all(types[index] in SPECIAL for index in present):
+            continue
+        if len(present) > 1:
+            told = " and ".join(repr(texts[index]) for index in present)
+            raise UnsupportedError(f"{told} may each be its {name} token; name tokenizer.ggml.{name}_token_id in it")
+        result[present[0]] = CONTROL
+    for text in _ENDS & places.keys():
+        result[places[text]] = CONTROL
+    for text in _HARMONY:
+        if text in places:
+            result[places[text]] = USER_DEFINED
+    calls = "<|call|>" in places or "<|calls|>" in places
+    if "<|end|>" in places and calls and ("<|flush|>" in places or {"<|return|>", "<|call|>"} <= places.keys()):
+        result[places["<|end|>"]] = USER_DEFINED
+    if "</s>" in places and "<|tool_response>" in places:
+        result[places["</s>"]] = NORMAL
+    return result
+
+
+def _stripping(name: str, texts: Sequence[str], types: Sequence[int]) -> frozenset[str]:
+    """Of Phi-3's models, which llama.cpp knows by their name alone."""
+    if not any(known in name.lower() for known in ("phi-3", "phi3")):
+        return frozenset()
+    special = {text for text, kind in zip(texts, types, strict=True) if kind in SPECIAL}
+    return frozenset(special.difference(_NOT_AT_PHI_3))
+
+
+def _told(found: Any, key: str, otherwise: Any = None) -> Any:
+    told = value(found, f"tokenizer.ggml.{key}")
+    return otherwise if told is None else told
