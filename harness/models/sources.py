@@ -97,6 +97,8 @@ def _local(entry: Model, path: Path) -> SourceModel:
     if path.suffix == ".gguf":
         _refuse(entry, "trust_remote_code", kind="a GGUF file")
         header, file = read_header(path), hashed(path)
+        if header.unreadable_tokenizer is not None:
+            raise SourceError(f"model {entry.id!r}: {header.unreadable_tokenizer}")
         return replace(_source(entry, "gguf", path, header, file.sha256), files=Input((file,)))
     raise SourceError(f"model {entry.id!r}: neither a model's folder nor a .gguf file")
 

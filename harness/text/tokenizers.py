@@ -1,7 +1,8 @@
-"""Whether a variant reads text as its unquantized source does: figures of other tokens are no comparison."""
+"""Whether two tokenizers read text alike: a variant's and its source's, and one that was saved and read again."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,22 @@ from harness.errors import InvalidRunError
 
 PROBE = 'The "quick" fox\u2019s 12,345 jumps:\n\n\tna\u00efve caf\u00e9 \u4f60\u597d \U0001f98a  x = f(y);  <s> </s> '
 """Words, digits, quotes, white space, other scripts and what looks like special tokens."""
+SAVED_PROBES = (
+    PROBE,
+    "The capital of France is",
+    " leading,  double and   triple spaces; a trailing one ",
+    "tabs\t\tand\nlines\r\n\n\nfour    spaces\n    if x != 10: return {'a': [1, 22, 333, 4444]}",
+    "Zażółć gęślą jaźń; Straße, ŒUVRE, İstanbul",
+    "Все люди рождаются свободными. Όλοι οι άνθρωποι γεννιούνται ελεύθεροι.",
+    "يولد جميع الناس أحرارًا، ١٢٣. כל בני האדם נולדו",
+    "सभी मनुष्यों को गौरव। মানুষ স্বাধীন। மனிதப் பிறவி",
+    "人人生而自由。すべての人間は、ﾊﾝｶｸ。모든 인간은 태어날 때부터",
+    "มนุษย์ทั้งหลายเกิดมา ყველა ადამიანი Բոլոր մարդիկ የሰው ልጅ",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd e\u0301 n\u0303 \ufffd",
+    "\x00\x07\x1b[0m \u00a0\u3000\u2028",
+    "a<s>b</s> <unk><pad>[CLS] <|endoftext|><|im_start|>user\n<start_of_turn>model\n<0x41>\u2581",
+)
+"""What a saved tokenizer is tried on: scripts, numbers, code, white space, emoji, controls, special tokens."""
 SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id")
 """The padding token is left out: it never reaches a figure, and published checkpoints choose one freely."""
 
@@ -27,7 +44,21 @@ def check_tokenizer(source: Path, variant: Any, chat: bool = False, trust_remote
         )
 
 
-def differences(source: Any, variant: Any, chat: bool) -> list[str]:
+def check_saved(made: Any, folder: Path, trust_remote_code: bool = False) -> None:
+    """Raises InvalidRunError where the tokenizer saved in the folder is not, once it is read again, the one ``made``.
+
+    Beside fixed texts, all special tokens are tried.
+    """
+    from transformers import AutoTokenizer
+
+    again = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    special = "x".join(["", *sorted(made.get_added_vocab()), ""])
+    differing = differences(made, again, True, (*SAVED_PROBES, special))
+    if differing:
+        raise InvalidRunError(f"the saved tokenizer differs from the one in memory: {'; '.join(differing)}")
+
+
+def differences(source: Any, variant: Any, chat: bool, probes: Sequence[str] = (PROBE,)) -> list[str]:
     """What two tokenizers differ in, in words."""
     found = [
         f"{name} is {getattr(variant, name)}, not {getattr(source, name)}"
@@ -35,9 +66,9 @@ def differences(source: Any, variant: Any, chat: bool) -> list[str]:
         if getattr(variant, name) != getattr(source, name)
         if (name, getattr(variant, name)) != ("unk_token_id", None)  # GGUF files leave it out where no text needs it
     ]
-    if _ids(variant, PROBE, special=False) != _ids(source, PROBE, special=False):
+    if any(_ids(variant, text, special=False) != _ids(source, text, special=False) for text in probes):
         found.append("a probe text becomes other tokens")
-    elif _ids(variant, PROBE, special=True) != _ids(source, PROBE, special=True):
+    elif any(_ids(variant, text, special=True) != _ids(source, text, special=True) for text in probes):
         found.append("other special tokens are put around a text (BOS, EOS)")
     if chat and variant.chat_template != source.chat_template:
         found.append("the chat template")

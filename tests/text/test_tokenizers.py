@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from harness.errors import InvalidRunError
-from harness.text.tokenizers import check_tokenizer
+from harness.text.tokenizers import check_saved, check_tokenizer
 
 
 @pytest.fixture
@@ -58,3 +58,39 @@ def test_other_tokens_are_told(tiny: Path, copy: Path) -> None:
     model = json.loads((copy / "tokenizer.json").read_text())["model"]
     edit(copy / "tokenizer.json", model={**model, "merges": model["merges"][:100]})
     assert "a probe text becomes other tokens" in refusal(tiny, copy)
+
+
+def saved_refusal(tiny: Path, folder: Path) -> str:
+    with pytest.raises(InvalidRunError) as caught:
+        check_saved(AutoTokenizer.from_pretrained(tiny), folder)
+    return str(caught.value)
+
+
+def test_a_tokenizer_that_was_saved_well_is_the_same(tiny: Path, tmp_path: Path) -> None:
+    made = AutoTokenizer.from_pretrained(tiny)
+    made.save_pretrained(tmp_path)
+    check_saved(made, tmp_path)
+
+
+def test_a_saved_tokenizer_that_cuts_otherwise_is_told(tiny: Path, copy: Path) -> None:
+    """Each plants a difference that only some texts show."""
+    content = json.loads((copy / "tokenizer.json").read_text())
+    merges = content["model"]["merges"]
+    spaces = {"type": "Replace", "pattern": {"String": "   "}, "content": " "}
+    wide = {"type": "Replace", "pattern": {"String": "\u3000"}, "content": " "}
+    for planted in (
+        {"model": {**content["model"], "merges": [pair for pair in merges if "".join(pair) != "\u0120of"]}},
+        {"normalizer": spaces},
+        {"normalizer": wide},
+        {"added_tokens": [token for token in content["added_tokens"] if token["content"] != "</s>"]},
+    ):
+        (copy / "tokenizer.json").write_text(json.dumps({**content, **planted}))
+        told = saved_refusal(tiny, copy)
+        assert told == "the saved tokenizer differs from the one in memory: a probe text becomes other tokens"
+
+
+def test_a_bos_or_a_template_lost_in_saving_is_told(tiny: Path, copy: Path) -> None:
+    edit(copy / "tokenizer.json", post_processor=None)
+    edit(copy / "tokenizer_config.json", chat_template="{{ messages[0]['content'] }}")
+    told = saved_refusal(tiny, copy)
+    assert "other special tokens are put around a text (BOS, EOS); the chat template" in told

@@ -94,9 +94,6 @@ def read_header(file: Path) -> Header:
         raise SourceError(f"{file}: cut short or damaged, fetch or convert it again ({error})") from None
     if not types:
         raise SourceError(f"{file}: holds no decoder layers")
-    reason = refusal(found)
-    if reason is not None:
-        raise SourceError(f"{file}: {reason}")
     commonest = types.most_common(1)[0][0]
     return Header(
         shapes,
@@ -104,6 +101,7 @@ def read_header(file: Path) -> Header:
         None if commonest in FLOAT_TYPES else commonest,
         "float32",
         None if architecture is None else _model_type(str(architecture)),
+        refusal(found),
     )
 
 

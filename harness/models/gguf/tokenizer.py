@@ -30,6 +30,7 @@ from harness.models.gguf.tokens import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+NAMED = ("bos", "eos", "unk", "sep", "pad", "mask")
 SPACE = "▁"
 _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 _HANGUL = tuple((chr(0x1100 + lead), 0xAC00 + 588 * lead, 0xAC00 + 588 * lead + 587) for lead in range(19))
@@ -61,7 +62,7 @@ def file_tokenizer(file: Path) -> Any | None:
         made = PreTrainedTokenizerFast(
             tokenizer_object=backend(tokens),
             clean_up_tokenization_spaces=False,
-            **{f"{name}_token": tokens.text(name) for name in ("bos", "eos", "unk", "sep", "pad", "mask")},
+            **{f"{name}_token": text for name in NAMED if (text := tokens.text(name)) is not None},
         )
     except UnsupportedError as error:
         raise UnsupportedError(f"{file.name}: {error}") from None
@@ -191,9 +192,7 @@ def _by_longest(tokens: Tokens) -> Tokenizer:
     made = Tokenizer(model)
     made.normalizer = normalizers.Sequence(list(_word_steps(tokens)))
     made.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
-    made.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    made.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     return made
 
 

@@ -30,9 +30,11 @@ _IDS = {
 _FORMER = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
 """What older files call them."""
 _ENDS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|flush|> <|calls|> <end_of_turn> <|endoftext|> </s> <|eom_id|> "
-    "<EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<｜end▁of▁sentence｜> [e~[".split()
+    {
+        *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+        *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+        *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    }
 )
 """Texts that llama.cpp takes for the end of a turn: they are control tokens, whatever their file says."""
 _FILLING: Mapping[str, Collection[str]] = {
@@ -121,7 +123,7 @@ def read_tokens(file: Path) -> Tokens | None:
 
 
 def _ids(found: Any, kind: str, size: int) -> dict[str, int]:
-    """Of names that stand for a token: what the file says, or what llama.cpp takes where that is nothing or no token."""
+    """The token of each name: the file's own, or llama.cpp's choice where the file names none that exists."""
     ids = {name: index for name, index in _DEFAULTS[kind].items() if index < size}
     for name, key in (*_IDS.items(), *_FORMER.items()):
         given = _told(found, f"{key}_token_id")

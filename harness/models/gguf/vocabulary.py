@@ -6,10 +6,12 @@ The harness itself gives every engine the same token ids, made by the checkpoint
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
+from harness.models.gguf.splits import SPLITS
 from harness.models.headers import read_json
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
         writer.add_add_space_prefix(_prefixes_space(content))
     else:
         writer.add_tokenizer_model("gpt2")
-        split = _split(content.get("pre_tokenizer") or {})
+        split = _split(content.get("pre_tokenizer") or {}, bool(model.get("ignore_merges")))
         note = "its way of splitting text is not known: given text, llama.cpp splits it by its default"
         note = note if split == UNKNOWN_SPLIT else None
         writer.add_tokenizer_pre(split)
@@ -104,9 +106,14 @@ def _prefixes_space(content: Mapping[str, Any]) -> bool:
     )
 
 
-def _split(pre: Mapping[str, Any]) -> str:
-    """llama.cpp's name for how text is cut before pairs are merged."""
+def _split(pre: Mapping[str, Any], whole: bool) -> str:
+    """llama.cpp's name for how text is cut before pairs are merged; ``whole``: a piece that is a token is not."""
     parts = _pieces(pre)
+    cuts = takewhile(lambda part: part.get("type") == "Split", parts)
+    exactly = tuple((part.get("pattern") or {}).get("Regex") for part in cuts)
+    for name, split in SPLITS.items():  # so a tokenizer that was made from a GGUF file goes back into one
+        if split.whole == whole and split.oniguruma() == exactly:
+            return name
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True):
         return "gpt-2"

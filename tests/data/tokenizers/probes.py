@@ -1,4 +1,4 @@
-"""Texts that tokenizers are held against one another on: scripts, code, spaces, emoji, marks, controls, broken UTF-8."""
+"""Texts that tokenizers are compared on: scripts, code, spaces, emoji, marks, control characters, broken UTF-8."""
 
 from __future__ import annotations
 
@@ -39,14 +39,29 @@ CODE = (
     "def f(x: int) -> int:\n    return x**2  # squared\n",
     "for (int i = 0; i < n; ++i) {\n\ta[i] += b[i] >> 3;\n}\n",
     "SELECT * FROM t WHERE a >= 10.5e-3 AND b != 'it''s';",
-    "<div class=\"x\"><p>It's &amp; done</p>\r\n</div>",
+    '<div class="x"><p>It\'s &amp; done</p>\r\n</div>',
     "https://example.org/a/b?c=1&d=%20#e",
     "x = {'a': [1, 22, 333, 4444, 1234567], \"b\": None}\n\n\n",
     "I'LL we've DON'T she'd 'tis they're o'clock I'm 's",
     "\\frac{a_{1}}{b^2} $\\approx$ 3.14159",
     "camelCaseWord HTTPServer snake_case_word XMLHttpRequest2",
 )
-SPACES = (" ", "  ", "   ", "\t", "\n", "\r\n", "\n\n", " \n ", "\u00a0", "\u3000", "\u2003", "\u2028", "\x85", "\u200b")
+SPACES = (
+    " ",
+    "  ",
+    "   ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\n\n",
+    " \n ",
+    "\u00a0",
+    "\u3000",
+    "\u2003",
+    "\u2028",
+    "\x85",
+    "\u200b",
+)
 EMOJI = (
     "👩‍👩‍👧‍👦",
     "🏳️‍🌈",
@@ -59,12 +74,54 @@ EMOJI = (
     "✈",
     "🧑🏿‍🚀",
 )
-MARKS = ("e\u0301", "a\u0300\u0316", "Z\u0351\u036b\u0343", "\u0301", "ก็", "ो", "ñ", "n\u0303", "가", "\u1100\u1161", "Å", "ﬁ", "½")
-CONTROLS = ("\x00", "\x01", "\x07", "\x08", "\x0b", "\x0c", "\x1b[0m", "\x1f", "\x7f", "\xad", "\ufeff", "\u200d", "\u202e", "\ue000")
+MARKS = (
+    "e\u0301",
+    "a\u0300\u0316",
+    "Z\u0351\u036b\u0343",
+    "\u0301",
+    "ก็",
+    "ो",
+    "ñ",
+    "n\u0303",
+    "가",
+    "\u1100\u1161",
+    "Å",
+    "ﬁ",
+    "½",
+)
+CONTROLS = (
+    "\x00",
+    "\x01",
+    "\x07",
+    "\x08",
+    "\x0b",
+    "\x0c",
+    "\x1b[0m",
+    "\x1f",
+    "\x7f",
+    "\xad",
+    "\ufeff",
+    "\u200d",
+    "\u202e",
+    "\ue000",
+)
 SPECIAL = (
     *("<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "<0x41>", "<0xE2>", "[CLS]", "[SEP]", "[MASK]", "[UNK]"),
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>", "<unused7>", "[INST]"),
-    *("<|assistant|>", "<|end|>", "[PAD32011]", "▁", "▁▁", "Ġ", "##ing", "<extra>", "<extra>x", "<extr", "</s", "< s >"),
+    *(
+        "<|assistant|>",
+        "<|end|>",
+        "[PAD32011]",
+        "▁",
+        "▁▁",
+        "Ġ",
+        "##ing",
+        "<extra>",
+        "<extra>x",
+        "<extr",
+        "</s",
+        "< s >",
+    ),
 )
 NUMBERS = ("0", "7", "42", "123", "2024", "1,234,567.89", "1e10", "٣٤", "½", "²", "Ⅻ", "①", "1234567890123")
 COUNT = 2400
@@ -89,7 +146,9 @@ def strings() -> tuple[str, ...]:
     """COUNT different texts of some ten to a hundred characters; all can be encoded in UTF-8."""
     dice = Dice(7)
     demo = (Path(__file__).parents[3] / "harness" / "text" / "data" / "demo.txt").read_text(encoding="utf-8")
-    found: dict[str, None] = dict.fromkeys(("", " ", "  ", "The capital of France is", *(one for of in _KINDS for one in of)))
+    found: dict[str, None] = dict.fromkeys(
+        ("", " ", "  ", "The capital of France is", *(one for of in _KINDS for one in of))
+    )
     makers = (_words, _mixture, _mixture, _spaced, _broken, _anywhere)
     while len(found) < COUNT:
         if dice.below(7) == 0:
