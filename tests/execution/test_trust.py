@@ -96,12 +96,12 @@ def stranger(quantized: Path, tmp_path: Path) -> Path:
     return with_code(shutil.copytree(quantized, tmp_path / "stranger"), tmp_path / "ran", "tokenizer_config.json")
 
 
-def measured(sweeps, base: Path, trusted: bool, **published: object) -> RunRecord:
+def measured(sweeps, base: Path, trusted: bool, windows: int = 2, **published: object) -> RunRecord:
     records = sweeps.run(
         {
             "models": [{"id": str(base), "dtype": "float32", "label": "tiny", "trust_remote_code": trusted}],
             "methods": ["none", {"checkpoint": published}],
-            "measure": {"perplexity": {"context": 64, "windows": 2}},
+            "measure": {"perplexity": {"context": 64, "windows": windows}},
             "threads": 1,
         }
     )
@@ -138,7 +138,7 @@ def test_the_models_own_flag_is_the_models(sweeps, tiny, quantized, tmp_path, se
     source = with_code(shutil.copytree(tiny, tmp_path / "source"), tmp_path / "ran", "tokenizer_config.json")
     measured(sweeps, source, False, id=str(quantized), trust_remote_code=True)
     assert ran(tmp_path) == []
-    record = measured(sweeps, source, True, id=str(quantized))
+    record = measured(sweeps, source, True, windows=3, id=str(quantized))  # two were measured just now
     assert record.status == "ok", record.outcome.failure
     assert ran(tmp_path) == ["ran-tokenizer"]
 
