@@ -29,6 +29,16 @@ def processor_state() -> dict[str, float]:
     return {**_times(cores), **_throttles(cores), **_frequency(cores)}
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """The names of what the processor can do, as Linux lists them; empty where it does not."""
+    try:
+        lines = (PROC / "cpuinfo").read_text().splitlines()
+    except OSError:
+        return ()
+    words = next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "")
+    return tuple(sorted(words.split()))
+
+
 def _times(cores: Sequence[int]) -> dict[str, float]:
     try:
         lines = (PROC / "stat").read_text().splitlines()

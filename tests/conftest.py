@@ -24,7 +24,13 @@ from harness.recipe import load_recipe
 from harness.record import RunRecord
 from harness.stacks import Stacks
 from harness.stacks.build import create
+from harness.stacks.variables import compiled_kernels
 from harness.store import Store
+
+os.environ |= {
+    **compiled_kernels(),
+    **os.environ,
+}  # for models that tests compile in this process, before torch sets it
 
 settings.register_profile("same every time", derandomize=True, database=None, deadline=None)
 settings.load_profile("same every time")

@@ -82,3 +82,9 @@ def test_work_of_this_process_is_its_own() -> None:
     after = processor.processor_state()
     assert after["cpu_own_s"] - before["cpu_own_s"] >= 0.08
     assert after["cpu_total_s"] > before["cpu_total_s"]
+
+
+def test_instruction_sets_are_those_of_the_first_core(kernel: Path) -> None:
+    assert processor.instruction_sets() == ()
+    (kernel / "cpuinfo").write_text("processor : 0\nflags\t\t: sse2 fpu avx2\n\nprocessor : 1\nflags : sse2\n")
+    assert processor.instruction_sets() == ("avx2", "fpu", "sse2")

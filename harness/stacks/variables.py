@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
+
+from harness.processor import instruction_sets
+from harness.spec import digest
 
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|TERM|COLUMNS|NO_COLOR"
@@ -31,8 +36,18 @@ _NETWORK = re.compile(r"(https?|all|no)_proxy|HF_ENDPOINT", re.IGNORECASE)
 
 
 def for_workers(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Those of this process that a worker gets."""
-    return {name: value for name, value in variables.items() if _allowed(name)}
+    """Those of this process that a worker gets, and where it keeps the kernels that it compiles."""
+    return {**compiled_kernels(variables), **{name: value for name, value in variables.items() if _allowed(name)}}
+
+
+def compiled_kernels(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """A folder for torch.compile's kernels that belongs to this processor's instruction sets alone.
+
+    torch finds kernels again by their graph. Those that were compiled for other vector registers (on another machine
+    that shares the folder, or under another ATEN_CPU_CAPABILITY) abort the process that runs them.
+    """
+    who = digest([instruction_sets(), variables.get("ATEN_CPU_CAPABILITY")])
+    return {"TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"qharness-kernels-{os.getuid()}-{who}")}
 
 
 def for_fetching(variables: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -12,7 +12,8 @@ from harness.errors import RecipeError
 from harness.planner import plan
 from harness.recipe import load_recipe
 from harness.record import RunRecord
-from harness.stacks.variables import for_fetching, for_workers
+from harness.stacks import variables
+from harness.stacks.variables import compiled_kernels, for_fetching, for_workers
 
 CODE = """
 import json, os, pathlib
@@ -178,14 +179,14 @@ def test_trust_is_pinned_as_a_models_is(sweeps, tiny, stranger, said: dict[str, 
 
 @pytest.mark.parametrize("name", [*SECRETS, "hf_token", "SSH_AUTH_SOCK", "XDG_SESSION_COOKIE", "ANYTHING_ELSE"])
 def test_what_no_worker_gets(name: str) -> None:
-    assert for_workers({name: "x", "PATH": "/bin"}) == {"PATH": "/bin"}
+    assert for_workers({name: "x", "PATH": "/bin"}) == {"PATH": "/bin", **compiled_kernels({})}
 
 
 @pytest.mark.parametrize(
     "name", [*NEEDED, "HOME", "HF_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR"]
 )
 def test_what_a_worker_needs(name: str) -> None:
-    assert for_workers({name: "x"}) == {name: "x"}
+    assert for_workers({name: "x"})[name] == "x"
 
 
 def test_code_that_is_run_while_fetching_has_a_way_out_and_no_token() -> None:
@@ -194,3 +195,12 @@ def test_code_that_is_run_while_fetching_has_a_way_out_and_no_token() -> None:
     assert kept["https_proxy"] == "http://proxy"
     assert kept["HF_ENDPOINT"] == "https://hub"
     assert not kept.keys() & {name for name in SECRETS if "PROXY" not in name}
+
+
+def test_kernels_of_two_instruction_sets_never_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch finds a kernel by its graph alone; one for other vector registers aborts the process."""
+    here = for_workers({})["TORCHINDUCTOR_CACHE_DIR"]
+    assert for_workers({"ATEN_CPU_CAPABILITY": "avx2"})["TORCHINDUCTOR_CACHE_DIR"] != here
+    monkeypatch.setattr(variables, "instruction_sets", lambda: ("sse2",))
+    assert for_workers({})["TORCHINDUCTOR_CACHE_DIR"] != here
+    assert for_workers({"TORCHINDUCTOR_CACHE_DIR": "/mine"})["TORCHINDUCTOR_CACHE_DIR"] == "/mine"
