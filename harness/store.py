@@ -85,8 +85,8 @@ class Store:
 
     def records(self, recipe: str | None = None) -> tuple[RunRecord, ...]:
         """Every attempt, oldest first. Raises ResultsError for a record that cannot be read."""
-        root = self.folder(recipe) if recipe else self.root
-        return _in_order(map(_read, _record_files(root)))
+        files = _record_files(self.folder(recipe) if recipe else self.root)
+        return _in_order(_read(file, self.root) for file in files)
 
     @contextmanager
     def locked(self, recipe: str) -> Iterator[None]:
@@ -131,7 +131,7 @@ def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
     found, faults = [], []
     for file in _record_files(path):
         try:
-            found.append(_read(file))
+            found.append(_read(file, path))
         except (NewerRecordError, NotFiniteError):
             raise
         except ResultsError as error:
@@ -238,7 +238,7 @@ def _write_evidence(path: Path, measurements: Sequence[Measurement]) -> None:
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-def _read(path: Path) -> RunRecord:
+def _read(path: Path, root: Path) -> RunRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -246,7 +246,7 @@ def _read(path: Path) -> RunRecord:
     if not isinstance(raw, dict):
         raise ResultsError(f"{path}: not a record")
     record = decode(RunRecord, upgrade(raw, str(path)), str(path))
-    _refuse_misplaced(record, raw, path)
+    _refuse_misplaced(record, raw, path, root)
     measurements = record.outcome.measurements
     if all(m.values for m in measurements):
         return record
@@ -254,14 +254,17 @@ def _read(path: Path) -> RunRecord:
     return replace(record, outcome=replace(record.outcome, measurements=filled))
 
 
-def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path) -> None:
+def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: Path) -> None:
     """Raises ResultsError where a record is not what the folders that it lies in say: recipe, run id and attempt.
 
-    The run id is held against the spec only where the record has every field that a spec has: of older records some
-    were named before a field was there.
+    The folder of a recipe may be called anything where it is ``root``, which a user named. The run id is held against
+    the spec only where the record has every field that a spec has: of older records some were named before a field was
+    there.
     """
-    recipe, run_id, attempt = ("", "", "", *Path(os.path.abspath(path)).parts[:-1])[-3:]  # noqa: PTH100 - not resolved
     spec = record.spec
+    run_id, attempt = ("", "", *Path(os.path.abspath(path)).parts[:-1])[-2:]  # noqa: PTH100 - not resolved
+    below = path.relative_to(root).parts[:-1]
+    recipe = below[-3] if len(below) >= 3 else spec.recipe
     faults = []
     if not NAME.fullmatch(spec.recipe):
         faults.append(f"spec.recipe is {spec.recipe!r}, which cannot name a recipe: {A_NAME}")

@@ -116,6 +116,15 @@ def test_a_run_lies_in_the_folder_of_its_run_id(tmp_path: Path) -> None:
         store.records()
 
 
+def test_a_recipes_folder_may_be_called_anything_where_a_user_names_it(tmp_path: Path) -> None:
+    """As in CI, where the artifacts of two sweeps lie in ``base`` and ``head``."""
+    base = shutil.copytree(EXAMPLE, tmp_path / "base")
+    assert read_records(base) == read_records(EXAMPLE)
+    assert read_whole(base) == (read_records(EXAMPLE), ())
+    with pytest.raises(ResultsError, match=r"spec\.recipe is 'example', but it lies in the folder 'base'"):
+        read_records(tmp_path)
+
+
 def test_the_rest_is_read_where_one_record_was_moved(tmp_path: Path) -> None:
     copy = shutil.copytree(EXAMPLE, tmp_path / "example")
     whole = len(read_whole(tmp_path)[0])
