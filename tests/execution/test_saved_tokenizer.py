@@ -35,10 +35,10 @@ def test_a_tokenizer_that_comes_back_otherwise_makes_the_run_invalid(
     model = inspect(Model(id=str(tiny), degrid=0), tmp_path).ref
     spec = RunSpec("prepare", "r", model, NONE, NONE, "transformers", "decoder", device="cpu")
     cache = Cache(tmp_path)
-    assert worker._run(Bench(spec, cache, lambda _: None), "whole").status == "ok"
+    assert worker._run(Bench(spec, cache, lambda _: None), (), "whole").status == "ok"
     monkeypatch.setattr(preparing, "prepare", spoil)
     cache = Cache(tmp_path / "other")
-    outcome = worker._run(Bench(spec, cache, lambda _: None), "token")
+    outcome = worker._run(Bench(spec, cache, lambda _: None), (), "token")
     assert outcome.status == "invalid"
     assert outcome.failure is not None
     told = "the saved tokenizer differs from the one in memory: a probe text becomes other tokens"

@@ -129,7 +129,7 @@ def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     model = ModelRef("m", "M", "0" * 64, "directory", "/m")
     spec = RunSpec("machine", "r", model, none, none, "transformers", "decoder", device="cpu")
     cache = Cache(tmp_path)
-    outcome = worker._run(Bench(spec, cache, lambda _: None), "token")
+    outcome = worker._run(Bench(spec, cache, lambda _: None), (), "token")
     assert outcome.status == "ok"
     assert (cache.outcome(spec) is None) is bool(told)
     assert not list(tmp_path.rglob("*.part"))
