@@ -40,7 +40,7 @@ def refuse_not_finite(value: Any, name: str) -> None:
     place = not_finite(value)
     if place is not None:
         raise NotFiniteError(
-            f"{name}: {place} is not a finite number (NaN or infinity), so nothing in it can be believed; "
+            f"{name}: {place} is not a finite number (NaN or infinity), so the record cannot be trusted; "
             "move its folder away and run the recipe again"
         )
 

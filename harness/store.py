@@ -279,8 +279,8 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: 
         faults.append(f"attempt is {record.attempt}, but it lies in the folder {attempt!r}")
     if faults:
         raise ResultsError(
-            f"{path}: not where its own words say, RECIPE/RUN ID/ATTEMPT/{RECORD}: {'; '.join(faults)}. "
-            "Put it back where it was made, or move it away to read the others"
+            f"{path}: its folder does not match its content (expected RECIPE/RUN ID/ATTEMPT/{RECORD}): "
+            f"{'; '.join(faults)}. Put it back where it was made, or move it away to read the others"
         )
 
 

@@ -2,8 +2,8 @@
 
 Run as ``python -m harness.execution.fetch SPECS``, a file of specs: a process of its own, because
 the libraries that read data sets import a backend and the parent must not. It has the user's token for the hub, and
-runs no code that comes from there or from a recipe: a task whose code a recipe trusts is read by another such process,
-which has none.
+runs no code of a recipe's: a task whose code a recipe trusts is read by another such process, which has none. Some of
+lm-eval's own tasks load a metric's code from the hub; that is trusted as lm-eval is.
 """
 
 from __future__ import annotations

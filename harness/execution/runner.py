@@ -145,7 +145,11 @@ def run(
                 on_event(Ended(record, index, len(planned), reused))
             through = True
         finally:  # whoever interrupts a sweep does not wait until all is hashed
-            records |= _withdrawn(made, records, sweep, touched_alone=not through)
+            try:
+                records |= _withdrawn(made, records, sweep, touched_alone=not through)
+            except KeyboardInterrupt:
+                _withdrawn(made, records, sweep, touched_alone=True)
+                raise
     return tuple(records[run.spec.run_id] for run in planned)
 
 

@@ -1,6 +1,6 @@
 """What a run reads of the user's files, as the planner saw it when it hashed them.
 
-This stands beside a spec and not in it: a file's size and time are no part of what is asked.
+This stands beside a spec and not in it: sizes and times do not belong to a run's identity.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ CHUNK_BYTES = 2**20
 class InputFile:
     """A file when it was hashed; ``changed_ns`` is the time of its last change of any kind (ctime).
 
-    ``sha256`` is of its content. A file in a hub's cache is not hashed while planning: its name there is its hash,
-    ``sha256`` or, of a small one, git's ``blob``; both are empty where no name tells.
+    ``sha256`` is of its content. A file in a hub's cache is not hashed while planning: it is named after its hash,
+    ``sha256`` or, of a small one, git's ``blob``; both are empty where the name is no hash.
     """
 
     path: str
@@ -45,6 +45,8 @@ class InputFile:
             **({"change time": (self.changed_ns, now.changed_ns)} if touched else {}),
         }
         other = [name for name, (before, after) in pairs.items() if before != after]
+        if other == ["inode"] and (self.sha256 or self.blob):  # a copy in its place, or a file system that counts anew
+            return self.rewritten()
         return f"{self.path}: another {' and '.join(other)} than when it was hashed" if other else None
 
     def rewritten(self) -> str | None:
@@ -85,7 +87,8 @@ class Input:
             return f"{self.folder}: gone ({error.strerror})"
         added, gone = sorted(set(now) - set(self.names)), sorted(set(self.names) - set(now))
         if added or gone:
-            return f"{self.folder}: {'came' if added else 'gone'} since it was hashed: {', '.join(added or gone)}"
+            how = "added" if added else "removed"
+            return f"{self.folder}: files {how} since it was hashed: {', '.join(added or gone)}"
         return None
 
 

@@ -1,7 +1,8 @@
 """The environment that a worker starts in: an allow-list, so that no token and no key reaches the code of others.
 
 A worker runs offline, and what it loads may bring code along: checkpoints that a recipe trusts, quantization
-libraries, tasks. What is to be fetched is fetched before, by a process that runs none of it.
+libraries, tasks. Downloads happen earlier, in a process that does not run that code. This keeps tokens out of the
+environment only: code that a recipe trusts runs as its user, and can read that user's files.
 """
 
 from __future__ import annotations
@@ -18,21 +19,24 @@ from harness.spec import digest
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|TERM|COLUMNS|NO_COLOR"
     # the interpreter, its environment, compilers: kernels are compiled while a model runs
-    r"|PYTHON\w*|VIRTUAL_ENV|CONDA_PREFIX|CC|CXX|CFLAGS|CXXFLAGS|LDFLAGS|CPATH|C_INCLUDE_PATH|CPLUS_INCLUDE_PATH"
-    r"|LIBRARY_PATH|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_\w+|PKG_CONFIG_PATH|MAX_JOBS|CUDAHOSTCXX"
+    r"|PYTHON\w*|VIRTUAL_ENV|CONDA_PREFIX|CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|CPATH|C_INCLUDE_PATH|CPLUS_INCLUDE_PATH"
+    r"|LIBRARY_PATH|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_\w+|PKG_CONFIG_PATH|MAX_JOBS|CUDAHOSTCXX|CUDACXX"
+    r"|GCC_EXEC_PREFIX|COMPILER_PATH|(NVCC|NIX)_\w+"
     # where libraries keep what was fetched and compiled
     r"|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|HF_DATASETS_CACHE|HF_MODULES_CACHE|HF_ASSETS_CACHE"
     r"|TRANSFORMERS_CACHE|TRANSFORMERS_VERBOSITY|NLTK_DATA|XDG_(CACHE|CONFIG|DATA|STATE)_HOME|XDG_RUNTIME_DIR"
     r"|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
     # threads, memory, instruction sets, devices: what decides how fast and how exactly a kernel runs
     r"|(OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|VECLIB|NUMEXPR|NUMBA|ONEDNN|DNNL|NPY|ATEN|MALLOC|TCMALLOC|GLIBC)_\w+"
-    r"|(CUDA|CUBLAS|CUDNN|NCCL|NVIDIA|NVTE|HIP|ROCR|ROCM|HSA|TRITON|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH)_\w+"
-    r"|(ACCELERATE|TOKENIZERS|BNB|GPTQMODEL|AR|GGML|LLAMA|TQDM|QHARNESS)_\w+"
+    r"|(CUDA|CUBLAS|CUBLASLT|CUDNN|NCCL|NVIDIA|NVTE|HIP|ROCR|ROCM|HSA|TRITON|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH)_\w+"
+    r"|(ACCELERATE|TOKENIZERS|RAYON|BNB|GPTQMODEL|AR|INC|QUARK|GGML|LLAMA|TQDM|QHARNESS)_\w+"
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 """Words that no allowed name may hold."""
 _NOT_SECRET = frozenset({"TOKENIZERS_PARALLELISM"})
-_NETWORK = re.compile(r"(https?|all|no)_proxy|HF_ENDPOINT", re.IGNORECASE)
+_NETWORK = re.compile(
+    r"(https?|all|no)_proxy|HF_ENDPOINT|HF_(HUB|DATASETS)_OFFLINE|HF_HUB_DISABLE_\w+|HF_HUB_\w+_TIMEOUT", re.IGNORECASE
+)
 
 
 def for_workers(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -51,7 +55,7 @@ def compiled_kernels(variables: Mapping[str, str] = os.environ) -> dict[str, str
 
 
 def for_fetching(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Those of a process that fetches and runs code of a recipe's while it does: the way to a hub, but no token."""
+    """Those of a process that fetches and also runs a recipe's code: proxies and the hub's settings, but no token."""
     way = {name: value for name, value in variables.items() if _NETWORK.fullmatch(name)}
     return {**for_workers(variables), **way}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
@@ -28,7 +28,7 @@ _METRIC = re.compile(r"^@register_metric\(\s*metric=[\"']([^\"']+)[\"']", re.MUL
 class Definition:
     """``files`` are the user's own: the definition ``path``, what it includes and the modules that it names.
 
-    ``code`` says, as ``FILE:LINE: …``, what of it runs code that lm-eval does not bring.
+    ``code`` says, as ``FILE:LINE: …``, which parts run code that is not lm-eval's own.
     """
 
     path: Path
@@ -47,18 +47,16 @@ def definition(path: Path) -> Definition:
     """Reads a user's definition and all that it includes. Raises UsageError, with its place, for what is no YAML."""
     path, found = path.resolve(), _Reading()
     found.read(path)
-    code = [*found.functions, *([] if found.own_results else found.metrics)]
-    return Definition(path, tuple(dict.fromkeys(found.files)), tuple(code))
+    return Definition(path, tuple(dict.fromkeys(found.files)), (*found.functions, *found.metrics))
 
 
 @dataclass
 class _Reading:
-    """What was met so far. With ``own_results`` lm-eval asks a function for scores, and looks no metric up."""
+    """What was met so far."""
 
     files: list[Path] = field(default_factory=list)
     functions: list[str] = field(default_factory=list)
     metrics: list[str] = field(default_factory=list)
-    own_results: bool = False
     seen: set[Path] = field(default_factory=set)
 
     def read(self, path: Path) -> None:
@@ -70,7 +68,6 @@ class _Reading:
         if not theirs:
             self.files.append(path)
         for key, value in _entries(root, set()):
-            self.own_results = self.own_results or key == "process_results"
             if key == "include":
                 for node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     self.read((path.parent / str(node.value)).resolve())  # as lm-eval joins them
@@ -89,7 +86,7 @@ class _Reading:
             return
         if module is not None:
             self.files.append(module)
-        self.functions.append(f"{path}:{node.start_mark.line + 1}: {named} runs code that lm-eval does not bring")
+        self.functions.append(f"{path}:{node.start_mark.line + 1}: {named} runs code that is not part of lm-eval")
 
 
 def _compose(path: Path) -> yaml.Node:
@@ -141,14 +138,16 @@ def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
 
 def _foreign_metric(path: Path, node: yaml.Node) -> Iterator[str]:
     """Where an entry of ``metric_list`` makes lm-eval load a module of the library ``evaluate``."""
-    said: Mapping[str, yaml.Node] = dict(_entries(node, set()))
-    metric, fetched = said.get("metric"), said.get("hf_evaluate")
-    if not isinstance(metric, yaml.ScalarNode) or metric.tag == FUNCTION:
-        return
-    loaded = isinstance(fetched, yaml.ScalarNode) and str(fetched.value).lower() in ("true", "yes", "on")
-    if loaded or metric.value not in _metrics():
-        line = metric.start_mark.line + 1
-        yield f"{path}:{line}: the metric {metric.value!r} is not lm-eval's: its code comes from a folder or a hub"
+    said = list(_entries(node, set()))  # every spelling, whichever of them a merge of mappings lets win
+    loaded = any(key == "hf_evaluate" and str(value.value).lower() in ("true", "yes", "on") for key, value in said)
+    for metric in (value for key, value in said if key == "metric"):
+        if (
+            isinstance(metric, yaml.ScalarNode)
+            and metric.tag != FUNCTION
+            and (loaded or metric.value not in _metrics())
+        ):
+            line = metric.start_mark.line + 1
+            yield f"{path}:{line}: the metric {metric.value!r} is not lm-eval's: its code comes from a folder or a hub"
 
 
 def _module(folder: Path, named: str) -> Path | None:

@@ -102,7 +102,7 @@ def test_weights_swapped_between_two_runs_are_told_by_the_worker(sweeps, model: 
     made = other_weights(path)
     records, events = swept(sweeps, content(model, text, "none", OTHER_DTYPE), lambda: swap(path, made))
     second = records["quality none dtype=bfloat16"]
-    assert f"{path}: another inode than when it was hashed" in failure(second)
+    assert f"{path}: another content than when it was hashed" in failure(second)
     assert not second.outcome.measurements
     assert f"{path}: another content than when it was hashed" in failure(records["quality none"])
     assert [event.record.spec.title for event in events if isinstance(event, Withdrawn)] == ["quality none"]
@@ -168,7 +168,7 @@ def test_a_touched_file_is_the_same_file_when_resuming(sweeps, model: Path, text
     [
         (
             lambda model: (model / "generation_config.json").write_text("{}"),
-            "came since it was hashed: generation_config",
+            "files added since it was hashed: generation_config",
         ),
         (lambda model: (model / WEIGHTS).unlink(), f"{WEIGHTS}: gone"),
         (
@@ -285,3 +285,14 @@ def test_times_and_sizes_are_those_of_the_file(tmp_path: Path) -> None:
     assert before.moved() is None
     assert "change time" in str(before.moved(touched=True))
     assert "size" in str(replace(before, size=5).moved())
+
+
+def test_a_copy_in_a_files_place_is_the_same_file(tmp_path: Path) -> None:
+    """As ``rsync -a`` leaves it: other inode, same bytes."""
+    for made, expected in ((b"one", None), (b"two", "another content than when it was hashed")):
+        path = tmp_path / made.decode()
+        path.write_bytes(b"one")
+        found = hashed(path)
+        swap(path, made)
+        assert path.stat().st_ino != found.inode
+        assert found.moved() == (expected and f"{path}: {expected}")

@@ -89,6 +89,22 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "process_results: null\nmetric_list: [{metric: MODULE}]",
+        "task: [{task: a, process_results: !function utils.x}, {task: b, metric_list: [{metric: MODULE}]}]",
+        "metric_list: [{metric: MODULE, <<: {metric: acc}}]",
+        "metric_list: [{metric: acc, <<: {metric: MODULE}}]",
+    ],
+)
+def test_a_metric_of_ones_own_is_code_however_it_is_named(place: Path, said: str) -> None:
+    """lm-eval looks a metric up where ``process_results`` is null, and of two spellings of a key takes one."""
+    module = place / "own.py"
+    found = trust.definition(write(place, f"group: g\n{said}\n".replace("MODULE", str(module))))
+    assert any(f"the metric '{module}' is not lm-eval's" in each for each in found.code)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_code_is_refused_with_file_and_line_before_anything_runs(sweeps, tiny: Path, place: Path, name: str) -> None:
     make, line = CASES[name]
