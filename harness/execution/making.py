@@ -33,6 +33,8 @@ def prepare(bench: Bench, out: Path) -> None:
     model = bench.spec.model
     with bench.phase("prepare"):
         made = make(model, out)
+        if model.kind in ("directory", "hub"):
+            _copy_tokenizer(Path(model.path), out, model.trust_remote_code)
     if made.tokenizer is not None:
         with bench.phase("read again"):
             check_saved(made.tokenizer, out, model.trust_remote_code)
@@ -212,10 +214,13 @@ def _note_consumption(bench: Bench, given: CalibrationSet, consumed: Calibration
         bench.labels.append(f"its library left out {of - count} of {of} calibration samples")
 
 
-def _copy_tokenizer(source: Path, out: Path) -> None:
-    """The source's own tokenizer files: byte for byte, so that no library's rewriting changes the tokens."""
+def _copy_tokenizer(source: Path, out: Path, code: bool = False) -> None:
+    """The source's own tokenizer files: byte for byte, so that no library's rewriting changes the tokens.
+
+    With ``code`` also what a tokenizer of the checkpoint's own is programmed in.
+    """
     import shutil
 
-    for pattern in TOKENIZER_FILES:
+    for pattern in (*TOKENIZER_FILES, *(["*.py"] if code else [])):
         for file in source.glob(pattern):
             shutil.copy(file, out / file.name)

@@ -26,17 +26,16 @@ FACT = "plausibility of the baseline"
 
 
 def plausibility(bench: Bench, model: LoadedModel, windows: Windows) -> None:
-    """Measures the evidence. Whatever a tokenizer raises becomes a fact: it must not cost the figures."""
+    """Measures the evidence. Whatever goes wrong becomes a fact: it must not cost the figures."""
     bench.add([_exact("vocabulary_size", "token", model.vocabulary, windows)])
     try:
         bench.add(_cutting(model.tokenizer, windows))
-        probed = _probed(model.tokenizer, windows)
+        probed = _probed(model.tokenizer, windows, model.vocabulary)
+        if probed is not None:
+            with bench.phase("BOS probe"):
+                bench.add([_gain(model, windows, *probed)])
     except Exception as error:  # noqa: BLE001 - becomes a fact
         bench.facts[FACT] = f"not measured: {next(iter(str(error).splitlines()), type(error).__name__)}"
-        return
-    if probed is not None:
-        with bench.phase("BOS probe"):
-            bench.add([_gain(model, windows, *probed)])
 
 
 def _cutting(tokenizer: Any, windows: Windows) -> list[Measurement]:
@@ -56,13 +55,15 @@ def _cutting(tokenizer: Any, windows: Windows) -> list[Measurement]:
     ]
 
 
-def _probed(tokenizer: Any, windows: Windows) -> tuple[int, int] | None:
-    """BOS and the window that is scored with it and without: the one in the middle, of which protocols that put BOS
-    once leave it out. None where the model has no BOS, the window begins with it, or is too short.
+def _probed(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, int] | None:
+    """BOS and the window that is scored with it and without.
+
+    The window in the middle, because some protocols put BOS only before the first. None where the tokenizer has no BOS
+    that the model knows, the window begins with it, or is too short.
     """
     index = len(windows.tokens) // 2
     bos, window = tokenizer.bos_token_id, windows.tokens[index]
-    if bos is None or window[0] == bos or len(window) <= 2 * SETTLING_TOKENS:
+    if bos is None or not 0 <= bos < vocabulary or window[0] == bos or len(window) <= 2 * SETTLING_TOKENS:
         return None
     return int(bos), index
 

@@ -16,7 +16,9 @@ from harness.errors import SourceError
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 """What both formats call the types that are no quantization."""
-TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.jinja")
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
+)
 """What a checkpoint's tokenizer is made of, as patterns."""
 KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
 """Model types whose parameters ``synthetic`` works out, without asking transformers."""

@@ -22,7 +22,7 @@ DEGRID_KL_LIMIT = 1e-6
 @dataclass(frozen=True)
 class Prepared:
     """What was made: ``degrid_kl`` is the degridded model's KL from the plain one in nats per token, None where nothing
-    was degridded; ``tokenizer`` is the one that was saved, None where the model has none.
+    was degridded; ``tokenizer`` is the model's own, None where it has none.
     """
 
     degrid_kl: float | None
@@ -30,7 +30,7 @@ class Prepared:
 
 
 def prepare(ref: ModelRef, out: Path) -> Prepared:
-    """Writes a transformers checkpoint to ``out``.
+    """Writes a transformers checkpoint to ``out``; of a checkpoint's own tokenizer its user copies the files.
 
     Raises InvalidRunError where degridding changed the model by more than DEGRID_KL_LIMIT, and UnsupportedError where
     its tokenizer cannot be read.
@@ -48,7 +48,7 @@ def prepare(ref: ModelRef, out: Path) -> Prepared:
             raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
         model = model.to(wanted)
     model.save_pretrained(out)
-    if tokenizer is not None:
+    if tokenizer is not None and ref.kind == "gguf":  # transformers does not write back all that files say
         tokenizer.save_pretrained(out)
     return Prepared(divergence, tokenizer)
 

@@ -126,6 +126,17 @@ def test_a_model_that_needs_bos(bench: Bench) -> None:
     assert found(bench)["bos_gain"].values == pytest.approx([math.log(9)] * (64 - SETTLING_TOKENS), abs=1e-6)
 
 
+def test_a_bos_that_the_model_does_not_know_costs_no_figures(bench: Bench) -> None:
+    """transformers appends a ``bos_token`` that the vocabulary lacks, beyond the last embedding."""
+    model = bench.load()
+    windows = cut(PerplexityWorkload(resolve(Text(name="demo"), Path()), "gptq", 128, 2), model.tokenizer)
+    model.tokenizer.add_special_tokens({"bos_token": "<|startoftext|>"})
+    assert model.tokenizer.bos_token_id >= model.vocabulary
+    plausibility(bench, model, windows)
+    assert "bos_gain" not in {measured.metric for measured in bench.measurements}
+    assert {"vocabulary_size", "tokens_per_character"} <= {measured.metric for measured in bench.measurements}
+
+
 def test_letters_that_are_not_latin_are_seen(bench: Bench) -> None:
     model = NeedsBos()
     model.tokenizer = Ring()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from harness.cache import Cache
-from harness.execution import lean, worker
+from harness.execution import lean, making, worker
 from harness.execution.bench import Bench
-from harness.models import prepare as preparing
 from harness.models.sources import inspect
 from harness.recipe import Model
-from harness.spec import MethodRef, ModelRef, RunSpec
+from harness.spec import MethodRef, RunSpec
 
 NONE = MethodRef("none", 1, {}, "none", "none")
 
@@ -22,21 +20,23 @@ NONE = MethodRef("none", 1, {}, "none", "none")
 def test_a_tokenizer_that_comes_back_otherwise_makes_the_run_invalid(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = preparing.prepare
+    copy = making._copy_tokenizer
 
-    def spoil(ref: ModelRef, out: Path) -> Any:
-        result = made(ref, out)
+    def spoil(source: Path, out: Path, code: bool = False) -> None:
+        copy(source, out, code)
         content = json.loads((out / "tokenizer.json").read_text())
         content["model"]["merges"] = content["model"]["merges"][:100]
         (out / "tokenizer.json").write_text(json.dumps(content))
-        return result
 
     monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
     model = inspect(Model(id=str(tiny), degrid=0), tmp_path).ref
     spec = RunSpec("prepare", "r", model, NONE, NONE, "transformers", "decoder", device="cpu")
     cache = Cache(tmp_path)
     assert worker._run(Bench(spec, cache, lambda _: None), (), "whole").status == "ok"
-    monkeypatch.setattr(preparing, "prepare", spoil)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # transformers drops "legacy" where it writes the latter
+        (kept,) = (tmp_path / "prepare").rglob(name)
+        assert kept.read_bytes() == (tiny / name).read_bytes()
+    monkeypatch.setattr(making, "_copy_tokenizer", spoil)
     cache = Cache(tmp_path / "other")
     outcome = worker._run(Bench(spec, cache, lambda _: None), (), "token")
     assert outcome.status == "invalid"

@@ -274,7 +274,7 @@ def tokens_of(name: str) -> list[str]:
     [
         ("sentencepiece", "<0x7F>", "<0xZZ>", "it lacks the tokens of 1 bytes, <0x7F> the first"),
         ("sentencepiece", "▁the", "▁of", "two of its tokens are one text"),
-        ("bytes", "Ġthe", "ĠTHE", "is none of its tokens"),
+        ("bytes", "Ġthe", "ĠTHE", "uses or gives a token that its vocabulary lacks"),
         ("unigram", "<extra>", "<éxtra>", "its token '<éxtra>' is read by llama.cpp in a way that cannot be followed"),
     ],
 )

@@ -148,7 +148,9 @@ def _by_merges(tokens: Tokens) -> Tokenizer:
     merges = list(dict.fromkeys(_pairs(tokens.merges)))
     for left, right in merges:
         if not {left, right, left + right} <= vocabulary.keys():
-            raise UnsupportedError(f"its merge of {left!r} and {right!r} is none of its tokens; convert it anew")
+            raise UnsupportedError(
+                f"its merge of {left!r} and {right!r} uses or gives a token that its vocabulary lacks; convert it anew"
+            )
     made = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=split.whole))
     made.pre_tokenizer = pre_tokenizer(tokens.pre, tokens.texts)
     made.decoder = decoders.ByteLevel()
