@@ -192,7 +192,10 @@ def test_experts_are_counted_as_matrices(tmp_path: Path, llama: ModelShapes) -> 
         ({"model_type": "vit"}, "makes no language model of a configuration of type 'vit'"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"already quantized \(gptq\)"),
         ({"layer_types": ["linear_attention"] * 32}, "linear_attention"),
-        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 32}, "has layers with a window, and no window"),
+        (
+            {"model_type": "qwen3", "layer_types": ["sliding_attention"] * 32},
+            "sliding-window layers but gives no window size",
+        ),
         ({"num_attention_heads": 0}, "does not read its configuration"),
         ({"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1}, "multi-head latent attention"),
     ],

@@ -13,9 +13,7 @@ from harness.estimate.shapes import ModelShapes
 from harness.feasible import misfit
 
 DEFAULT_CONTEXT = 4096
-EXPERTS_LEFT = (
-    "experts counted as they are: it is not known to quantize these, and unsupported in a sweep that does not skip them"
-)
+EXPERTS_LEFT = "experts counted unquantized: this method is not known to quantize them, so a sweep must skip them"
 MOST = 2**24
 """Where a search for the longest context or the largest batch ends."""
 

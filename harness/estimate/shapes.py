@@ -123,6 +123,8 @@ def shapes(
         else:
             role = _role(name, shape)
             counts[role] += 0 if role == "head" and known.tied else math.prod(shape)
+    if not matrices and not experts:
+        raise SourceError(f"{label}: holds no decoder layers that are known by their names; it cannot be estimated")
     heads, hidden = attention(label, known), _number(label, known.text, "hidden_size")
     _refuse_uneven(label, header.shapes, heads)
     routed = routing(known.text)
@@ -182,7 +184,7 @@ def attention(label: str, found: Resolved) -> Attention:
             f"{label}: layers of type {', '.join(sorted(unknown))} keep a state that is not estimated yet"
         )
     if found.window is None and set(found.layer_types) - {"full_attention"}:
-        raise SourceError(f"{label}: its configuration has layers with a window, and no window")
+        raise SourceError(f"{label}: its configuration has sliding-window layers but gives no window size")
     heads = _number(label, found.text, "num_attention_heads")
     hidden = _number(label, found.text, "hidden_size")
     return Attention(
@@ -209,7 +211,8 @@ def _inner(config: Mapping[str, Any], hidden: int) -> int:
     experts = config.get("num_experts_per_tok")
     inner = config.get("moe_intermediate_size") if experts else None
     inner = inner or config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    return int(inner) * int(experts or 1)
+    widest = max(inner) if isinstance(inner, list) else inner  # some models have a width for each layer
+    return int(widest) * int(experts or 1)
 
 
 def _number(label: str, config: Mapping[str, Any], *keys: str) -> int:

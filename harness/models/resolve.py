@@ -70,7 +70,8 @@ def answers(configs: Sequence[Config]) -> list[dict[str, Any]]:
     if lacking:
         for key, answer in zip(lacking, _asked(list(lacking.values())), strict=True):
             known[key] = answer
-            _keep(key, answer)
+            if "error" not in answer and not answer["unbuilt"]:  # a fault may pass: a full disk, a missing package
+                _keep(key, answer)
     return [known[key] for key in keys]
 
 
@@ -89,7 +90,17 @@ def described(config: Any, build: bool = True) -> dict[str, Any]:
         "rotary": None,
         "unbuilt": None,
     }
+    answer["text"].setdefault("num_key_value_heads", _key_value_heads(text))
     return answer | (_built(config) if build else {})
+
+
+def _key_value_heads(text: Any) -> int | None:
+    """How many heads' keys are cached, of configurations that have another word for it (Falcon, GPT-BigCode).
+
+    Falcon's newer architecture shares keys among heads, and transformers caches them for each head all the same.
+    """
+    shared = getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False)
+    return 1 if shared else getattr(text, "num_attention_heads", None)
 
 
 def of_folder(folder: Path, trust_remote_code: bool = False) -> Resolved:
@@ -98,9 +109,9 @@ def of_folder(folder: Path, trust_remote_code: bool = False) -> Resolved:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise SourceError(f"{folder}: transformers does not read its configuration: {error}") from None
-    return _decoded(described(config, build=False))
+        return _decoded(described(config, build=False))
+    except Exception as error:  # noqa: BLE001 - whatever a configuration's class raises is an answer
+        raise SourceError(f"{folder}: its layers cannot be read from its configuration: {error}") from None
 
 
 def _decoded(answer: Mapping[str, Any]) -> Resolved:
@@ -131,7 +142,7 @@ def _kept(key: str) -> dict[str, Any] | None:
         kept = json.loads(_place(key).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return kept if isinstance(kept, dict) else None
+    return kept if isinstance(kept, dict) and "text" in kept else None
 
 
 def _keep(key: str, answer: Mapping[str, Any]) -> None:
@@ -181,6 +192,8 @@ def _answer(config: Config) -> dict[str, Any]:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         if "model_type" in reason or "does not recognize" in reason:
             reason = f"it knows no model type {kind!r}"
+        if "custom code" in reason:
+            reason = f"the type {kind!r} comes with code of its own, which is not run here"
         version = installed_version("transformers")
         return {"error": f"transformers {version} does not read its configuration: {reason}"}
 
@@ -192,7 +205,7 @@ def _built(config: Any) -> dict[str, Any]:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # kernels do not matter
     except Exception as error:  # noqa: BLE001 - whatever building raises says why there are no shapes
         return {"unbuilt": str(error).strip().partition("\n")[0] or type(error).__name__}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()

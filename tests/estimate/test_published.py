@@ -14,9 +14,12 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
+from harness.errors import SourceError
 from harness.estimate import chosen, fits
 from harness.estimate.shapes import ModelShapes, read
-from harness.models.resolve import answers
+from harness.estimate.shapes import shapes as sorted_shapes
+from harness.models import headers
+from harness.models.resolve import answers, described, resolve
 
 CONFIGS = Path(__file__).parent.parent / "data" / "configs"
 PARAMETERS = {
@@ -172,10 +175,41 @@ def test_experts_that_a_method_leaves_are_counted_as_they_are(shapes: Callable[[
     assert plain.weights.total / 1e9 == pytest.approx(61.06, abs=0.01)
     assert left.weights.linear > 2 * experts
     assert left.weights.total / 1e9 == pytest.approx(59.8, abs=0.1)
-    assert "experts counted as they are" in str(left.note)
+    assert "experts counted unquantized" in str(left.note)
     assert plain.note is None
     packed = estimated(found, 1, "llmc-rtn bits=4 group_size=128")
     assert packed.weights is not None
     assert packed.weights.disk is not None
     assert packed.weights.disk / 1e9 == pytest.approx(16.7, abs=0.2)
     assert "experts" not in str(packed.note), "llm-compressor quantizes them"
+
+
+@pytest.mark.parametrize(
+    ("changes", "heads"),
+    [
+        ({"multi_query": True}, 1),
+        ({"new_decoder_architecture": True, "num_kv_heads": 2}, 4),
+        ({"multi_query": False}, 4),
+    ],
+)
+def test_key_value_heads_by_another_name(changes: dict[str, Any], heads: int) -> None:
+    """Falcon says ``multi_query`` and ``num_kv_heads``; against the cache that transformers builds."""
+    config = AutoConfig.for_model(
+        "falcon", hidden_size=64, num_attention_heads=4, num_hidden_layers=2, vocab_size=32, **changes
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    cache = model(torch.arange(3)[None], use_cache=True).past_key_values
+    assert cache.layers[0].keys.shape[1] == heads
+    assert described(config, build=False)["text"]["num_key_value_heads"] == heads
+
+
+def test_a_configuration_that_asks_for_a_kernel_that_is_not_here_is_read(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("mistral", hidden_size=64, num_attention_heads=4, num_hidden_layers=2).to_dict()
+    found = resolve("m", {**config, "_attn_implementation": "flash_attention_2"})
+    assert found.shapes
+
+
+def test_what_has_no_decoder_layers_is_refused() -> None:
+    config = AutoConfig.for_model("bert", num_hidden_layers=2).to_dict()
+    with pytest.raises(SourceError, match="no decoder layers"):
+        sorted_shapes("bert", config, headers.Header({"embeddings.weight": (8, 4)}, None, None, "float32", "bert"))
