@@ -129,10 +129,13 @@ class Recommendation:
     def holds(self) -> bool:
         """Whether the pick keeps its limits for certain and would be the pick again.
 
-        A figure without an interval, by which it was chosen, says nothing of the next time.
+        A figure without an interval, by which it was chosen, says nothing of the next time. What decided among equals
+        must be certain as well.
         """
         pick = self.pick
         if pick is None or not pick.certain or not pick.objective.bounded:
+            return False
+        if not all(tie.sure for tie in self.ties):
             return False
         return pick.pick_probability is not None and pick.pick_probability >= SURE
 

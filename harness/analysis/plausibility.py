@@ -37,7 +37,7 @@ _WORDS: Mapping[Code, tuple[str, str]] = {
         "little better than guessing, as random weights are",
     ),
     "tokens_per_character": (
-        "its tokenizer makes {:.3g} tokens of a character of Latin text, above {:g}",
+        "its tokenizer produces {:.3g} tokens per character of Latin text, above {:g}",
         "check the tokenizer",
     ),
     "bos": (

@@ -46,6 +46,16 @@ class Tie:
     ours: Figure | None = None
     theirs: Figure | None = None
 
+    @property
+    def sure(self) -> bool:
+        """Whether what decided would decide alike the next time: the two intervals do not overlap."""
+        if self.decided_by is None:
+            return True  # either is as good
+        mine, other = (figure and figure.estimate for figure in (self.ours, self.theirs))
+        if not (mine and other) or None in (mine.low, mine.high, other.low, other.high):
+            return False
+        return bool(mine.high < other.low or other.high < mine.low)  # type: ignore[operator]
+
 
 @dataclass
 class Likeness:

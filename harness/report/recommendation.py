@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from harness.analysis.aspects import AspectName, Figure
 from harness.analysis.choice import Candidate, Recommendation
+from harness.analysis.plausibility import Implausibility
 from harness.report.answer import NAMES, answer, bound_unit, figure_words, limit_words, name, reasons
 from harness.report.formats import BLANK
 from harness.report.markdown import escape
@@ -99,7 +100,7 @@ def json_line(found: Recommendation) -> str:
             "sentence": said.sentence,
             "pick": said.variant,
             "holds": found.holds,
-            "implausible_baseline": [asdict(each) for each in found.table.implausible],
+            "implausible_baseline": [_implausibility(each) for each in found.table.implausible],
             "certain_pick": found.certain_pick.row.label if found.certain_pick else None,
             "uncertain": said.uncertain,
             "draws": found.draws,
@@ -114,6 +115,12 @@ def json_line(found: Recommendation) -> str:
         ensure_ascii=False,
         allow_nan=False,
     )
+
+
+def _implausibility(why: Implausibility) -> Mapping[str, object]:
+    """JSON knows no infinity, which a perplexity may be."""
+    figure = why.figure if why.figure is not None and math.isfinite(why.figure) else None
+    return {**asdict(why), "figure": figure}
 
 
 def _candidate(each: Candidate, objective: AspectName) -> Mapping[str, object]:

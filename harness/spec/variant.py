@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -70,7 +71,7 @@ class Variant:
         method, calibration = self.method, self.calibration
         parts = {f"parameter {name}": f"{name}={_word(value)}" for name, value in method.params.items()}
         if method.published is not None:
-            parts = {"published": f"content {method.published.content[:8]}"}
+            parts = {"published": f"content {digest(method.published.content)[:8]}"}
         parts |= {
             "method": method.name,
             "stack": f"stack={method.stack}" if method.stack else "",
@@ -119,7 +120,8 @@ def labels(rows: Iterable[Row], without: Collection[str] = ()) -> dict[tuple[str
         for row, parts in group.items():
             words = [method, *(parts.get(name, "") for name in chosen), *shown]
             made[row] = " · ".join(word for word in words if word)
-    return made
+    shared = Counter(made.values())  # parts that differ only in type, such as 4 and "4"
+    return {row: f"{label} · {row[0][:8]}" if shared[label] > 1 else label for row, label in made.items()}
 
 
 def _override(pattern: str, own: Mapping[str, Scalar]) -> str:

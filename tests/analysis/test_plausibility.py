@@ -100,7 +100,7 @@ def test_every_reason_is_told_with_its_figure(bench: Bench, none: MethodRef) -> 
     found = judged(bench, none, 7590.0, evidence, [1.7 + 0.01 * (-1) ** token for token in range(240)])
     assert [each.sentence.split(":")[:2] for each in found] == [
         ["implausible baseline", " its perplexity is 7590 per token, above 300"],
-        ["implausible baseline", " its tokenizer makes 1.5 tokens of a character of Latin text, above 1.2"],
+        ["implausible baseline", " its tokenizer produces 1.5 tokens per character of Latin text, above 1.2"],
         ["implausible baseline", " BOS in front of a window lowers its loss by 1.7 nat per token, above 0.1"],
     ]
 

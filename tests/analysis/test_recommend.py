@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.aspects import ASPECTS, Place
+from harness.analysis.aspects import ASPECTS, Figure, Place
 from harness.analysis.choice import Check, Recommendation
 from harness.analysis.footprint import Footprint, Workspace
 from harness.analysis.influence import Influence
@@ -27,6 +27,7 @@ from harness.analysis.table import (
     TaskScore,
     VariantRow,
 )
+from harness.analysis.ties import Tie
 from harness.analysis.wish import Limit, Wish, default_limits, parse_limits, parse_objective
 from harness.errors import UsageError
 from harness.spec import MethodRef, Price
@@ -490,3 +491,17 @@ def test_probabilities_add_up(of: Table, bound: float) -> None:
     found = answered(of, at_most("perplexity", bound), objective="bytes")
     chances = [each.pick_probability or 0 for each in (*found.admissible, *found.fallen)]
     assert sum(chances) + found.none_probability == pytest.approx(1)
+
+
+def test_what_decides_among_equals_must_be_certain_too() -> None:
+    """A speed without an interval, or two intervals that overlap, may decide otherwise the next time."""
+
+    def speed(value: float, low: float | None, high: float | None) -> Figure:
+        return Figure(Estimate(value, low, high, 3, "made up"))
+
+    other = variant("other", 1)
+    apart, overlapping, alone = speed(10, 9, 11), speed(18, 10, 26), speed(18, None, None)
+    assert Tie(other, "decode", speed(20, 19, 21), apart).sure
+    assert not Tie(other, "decode", speed(20, 19, 21), overlapping).sure
+    assert not Tie(other, "decode", speed(20, 19, 21), alone).sure
+    assert Tie(other, None).sure

@@ -236,3 +236,19 @@ def test_what_was_quantized_once_serves_every_engine_and_cache(spec: RunSpec) ->
     other = replace(spec, engine="llamacpp", kv_cache="int8").variant
     assert other.artifact_key == spec.variant.artifact_key
     assert other.key != spec.variant.key
+
+
+def test_two_revisions_of_one_hub_checkpoint_have_two_labels(spec: RunSpec) -> None:
+    """The content of what lies on a hub begins with its name."""
+    rows = []
+    for revision in ("a" * 40, "b" * 40):
+        model = replace(spec.model, content=f"Qwen/Qwen3-4B-AWQ@{revision}", revision=revision, kind="hub")
+        rows.append(replace(spec, method=MethodRef("checkpoint", 1, {}, "checkpoint Qwen3-4B-AWQ", "published", model)))
+    first, second = shown(*rows)
+    assert first != second
+
+
+def test_parts_that_differ_only_in_type_still_make_two_labels(spec: RunSpec) -> None:
+    one, other = (replace(spec, overrides={"*.q_proj": {"bits": bits}}) for bits in (8, "8"))
+    first, second = shown(one, other)
+    assert first != second

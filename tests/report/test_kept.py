@@ -1,6 +1,6 @@
 """Golden data of real sweeps: identities and figures that stay as they are, whatever becomes of the code around them.
 
-``tests/data/golden/make.py`` says how the data were made.
+``tests/data/golden/keep.py`` says how the data were made.
 """
 
 from __future__ import annotations

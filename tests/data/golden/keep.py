@@ -2,7 +2,7 @@
 
 Run from the project's folder, after ``qharness run recipes/methods-cpu.yaml --create-stacks``:
 
-    .venv/bin/python tests/data/golden/make.py results/methods-cpu
+    .venv/bin/python tests/data/golden/keep.py results/methods-cpu
     QHARNESS_UPDATE_GOLDEN=1 .venv/bin/pytest tests/report/test_kept.py
 
 ``records.tar.xz`` holds that sweep with every 16th token of each window, and without logs. ``specs.json.xz`` holds the
