@@ -11,12 +11,12 @@ import math
 import sys
 from pathlib import Path
 
-from harness import registry
-from harness.estimate.memory import DTYPE_BITS, quantized, weights
-from harness.estimate.shapes import ModelShapes, read, shapes
+from harness import plugins as registry
+from harness.core.record import RunRecord
 from harness.models.headers import synthetic
-from harness.record import RunRecord
-from harness.store import read_records
+from harness.models.memory import DTYPE_BITS, quantized, weights
+from harness.models.shapes import ModelShapes, read, shapes
+from harness.storage.store import read_records
 
 COMPARED = ("linears", "all weights", "checkpoint's linears")
 ROLES = ("linear", "embedding", "head", "other")

@@ -17,9 +17,9 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGUFReader
 from perplexity_conformance import llama_binary, llama_perplexity, mean
 
-from harness.cache import default_folder
-from harness.record import RunRecord
-from harness.store import read_records
+from harness.core.record import RunRecord
+from harness.storage.cache import default_folder
+from harness.storage.store import read_records
 
 
 def file_of(record: RunRecord, cache: Path) -> Path:

@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from harness.contracts import LoadRequest
-from harness.engines.transformers import load
+from harness.core.engine import LoadRequest
+from harness.core.record import Measurement
+from harness.core.workload import PerplexityWorkload, TextRef
+from harness.engines.transformers.engine import load
 from harness.execution.forward import observe
 from harness.metrics.perplexity import Likelihood
-from harness.record import Measurement
-from harness.spec import PerplexityWorkload, TextRef
 from harness.text.windows import cut
 
 BINARY = "QHARNESS_LLAMA_PERPLEXITY"

@@ -21,14 +21,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from harness.contracts import LoadedModel, LoadRequest, Observer, Windows
-from harness.engines.transformers import load
+from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.metric import Observer, Windows
+from harness.core.workload import PerplexityWorkload
+from harness.engines.transformers.engine import load
 from harness.execution import reference as references
 from harness.execution.forward import observe
 from harness.metrics.divergence import Divergence
 from harness.metrics.perplexity import Likelihood
 from harness.recipe import Text
-from harness.spec import PerplexityWorkload
 from harness.text.sources import resolve
 from harness.text.windows import cut
 

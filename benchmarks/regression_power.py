@@ -16,21 +16,14 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
-from harness.analysis.history import changepoints
 from harness.analysis.regression import Finding, track
-from harness.gates import GATES
-from harness.record import Measurement, Outcome, RunRecord
-from harness.spec import (
-    Kind,
-    MethodRef,
-    ModelRef,
-    PerplexityWorkload,
-    RunSpec,
-    Scalar,
-    TaskWorkload,
-    TextRef,
-    ThroughputWorkload,
-)
+from harness.core.gates import GATES
+from harness.core.identity import Kind, Scalar
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import PerplexityWorkload, TaskWorkload, TextRef, ThroughputWorkload
+from harness.stats import changepoints
 
 Floats = npt.NDArray[np.float64]
 Generator = np.random.Generator

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.record import RunRecord
+from harness.core.record import RunRecord
 from harness.report import write_report
 
 BENCH = Path(__file__).parents[1] / "tests" / "analysis" / "conftest.py"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.analysis.stats import CONFIDENCE, Floats, t_interval
-from harness.analysis.timing import RESAMPLES, WITHIN, Timings, percentiles, ratio, speed
+from harness.stats.estimate import CONFIDENCE, Floats, t_interval
+from harness.stats.timing import RESAMPLES, WITHIN, Timings, percentiles, ratio, speed
 
 Generator = np.random.Generator
 Ends = tuple[float, float]

@@ -18,12 +18,12 @@ import numpy.typing as npt
 from scipy.signal import lfilter
 from scipy.stats import binom
 
-from harness.analysis.bounds import Bound, Outer
-from harness.analysis.comparison import Comparison
-from harness.analysis.rule import compare, compare_speeds
-from harness.analysis.significance import bca, clustered_t
-from harness.record import Measurement
-from harness.spec import Scalar
+from harness.core.identity import Scalar
+from harness.core.record import Measurement
+from harness.stats.bounds import Bound, Outer
+from harness.stats.comparison import Comparison
+from harness.stats.rule import compare, compare_speeds
+from harness.stats.significance import bca, clustered_t
 
 Floats = npt.NDArray[np.float64]
 Generator = np.random.Generator

@@ -25,8 +25,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.engines.transformers import TransformersModel
-from harness.spec import TaskWorkload, TextRef
+from harness.core.workload import TaskWorkload, TextRef
+from harness.engines.transformers.engine import TransformersModel
 from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
 from harness.tasks.lm import HarnessLM

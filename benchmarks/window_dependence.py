@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.analysis.paired import pair
-from harness.analysis.significance import clustered_t, cosine_t
-from harness.analysis.stats import Floats
-from harness.record import Measurement, RunRecord
-from harness.store import read_records
+from harness.core.record import Measurement, RunRecord
+from harness.stats.estimate import Floats
+from harness.stats.paired import pair
+from harness.stats.significance import clustered_t, cosine_t
+from harness.storage.store import read_records
 
 LAGS = (1, 2, 3)
 ROWS = 4000

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness.estimate import memory, shapes
+from harness.models import memory, shapes
 
 SHAPES = [
     (1024, 3072, 16, 8, 4096, 1),

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from harness import recipe, registry
+from harness import plugins as registry
+from harness import recipe
 from harness.stacks import MAIN
 
 INTRO = """\

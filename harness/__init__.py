@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.analysis.recommend import recommend as recommend
-    from harness.comparing import compare as compare
-    from harness.execution.runner import run_recipe as run
-    from harness.over_time import history as history
-    from harness.planner import plan as plan
+    from harness.api.compare import compare as compare
+    from harness.api.history import history as history
+    from harness.execution.sweep import run_recipe as run
+    from harness.planning.plan import plan as plan
     from harness.recipe import load_recipe as load_recipe
     from harness.report import write_report as write_report
-    from harness.store import load_results as load_results
+    from harness.storage.store import load_results as load_results
 
 _HOMES = {
-    "compare": "harness.comparing:compare",
-    "history": "harness.over_time:history",
+    "compare": "harness.api.compare:compare",
+    "history": "harness.api.history:history",
     "load_recipe": "harness.recipe:load_recipe",
-    "load_results": "harness.store:load_results",
-    "plan": "harness.planner:plan",
+    "load_results": "harness.storage.store:load_results",
+    "plan": "harness.planning.plan:plan",
     "recommend": "harness.analysis.recommend:recommend",
-    "run": "harness.execution.runner:run_recipe",
+    "run": "harness.execution.sweep:run_recipe",
     "write_report": "harness.report:write_report",
 }
 __all__ = ["compare", "history", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]

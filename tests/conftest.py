@@ -15,17 +15,17 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from harness.cache import Cache, default_folder
+from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.execution.runner import Event, run
+from harness.execution.sweep import Event, run
 from harness.libraries.llamacpp import lines
-from harness.planner import plan
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
-from harness.record import RunRecord
 from harness.stacks import Stacks
 from harness.stacks.build import create
 from harness.stacks.variables import compiled_kernels
-from harness.store import Store
+from harness.storage.cache import Cache, default_folder
+from harness.storage.store import Store
 
 os.environ |= {
     **compiled_kernels(),

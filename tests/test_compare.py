@@ -15,15 +15,17 @@ from typer.testing import CliRunner, Result
 
 import harness
 from harness.analysis.regression import track
-from harness.baselines import Baselines
+from harness.api.baselines import Baselines
+from harness.api.compare import named
 from harness.cli.app import app
-from harness.comparing import named
+from harness.core.gates import GATES, shown, threshold
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import PerplexityWorkload, TextRef
 from harness.errors import ExitCode, RecipeError, ResultsError, UsageError
-from harness.gates import GATES, shown, threshold
 from harness.recipe import load_recipe
-from harness.record import Measurement, Outcome, RunRecord
-from harness.spec import MethodRef, ModelRef, PerplexityWorkload, RunSpec, TextRef
-from harness.store import Store, read_whole
+from harness.storage.store import Store, read_whole
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "on_load")
 NLL = tuple(3 + 0.01 * window for window in range(12))

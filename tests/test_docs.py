@@ -14,10 +14,10 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.cli.app import app
+from harness.core.gates import GATES, shown
 from harness.errors import RecipeError
-from harness.gates import GATES, shown
-from harness.machine import Machine
-from harness.planner import plan
+from harness.host.machine import Machine
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
 from harness.stacks import MAIN
 
@@ -99,7 +99,7 @@ def test_every_relative_link_leads_to_a_file(page: Path) -> None:
 def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
     """docs/adding-a-method.md repeats the plugin of tests/plugin_package and rtn's ``quantize``."""
     plugin = ROOT / "tests" / "plugin_package"
-    files = (plugin / "qharness_intx.py", plugin / "pyproject.toml", ROOT / "harness" / "methods" / "rtn.py")
+    files = (plugin / "qharness_intx.py", plugin / "pyproject.toml", ROOT / "harness" / "methods" / "rtn" / "rtn.py")
     sources = [path.read_text(encoding="utf-8") for path in files]
     blocks = FENCE.findall((DOCS / "adding-a-method.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.console_estimate import size
+from harness.cli.render.estimate import size
 from harness.errors import SourceError, UsageError
-from harness.estimate import chosen, fits, gpus, memory
-from harness.estimate.shapes import ModelShapes, read
-from harness.models import hub
+from harness.models import hub, memory
 from harness.models.headers import header_of
+from harness.models.shapes import ModelShapes, read
+from harness.planning.estimate import chosen, fits, gpus
 
 GB, GIB = 10**9, 2**30
 LLAMA_8B = {

@@ -7,8 +7,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from harness import machine
 from harness.errors import UsageError
+from harness.host import machine
 
 
 class NVMLError(Exception):

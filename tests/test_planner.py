@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import RecipeError
-from harness.machine import Machine, installed_version
-from harness.planner import PlannedRun, plan
+from harness.host.machine import Machine, installed_version
+from harness.planning.plan import PlannedRun, plan
 from harness.recipe import load_recipe
 
 MACHINE = Machine("cpu", "a test machine")

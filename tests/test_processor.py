@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import processor
+from harness.host import processor
 
 OWN_SESSION, OTHER_SESSION = 50, 60
 

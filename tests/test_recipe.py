@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import RecipeError
-from harness.planner import plan
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
 
 GOOD = """\

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from harness.baselines import Baselines
+from harness.api.baselines import Baselines
 from harness.cli.app import app
 from harness.errors import ExitCode, ResultsError
 from harness.report.write import FORMATS
-from harness.store import Store, read_records, read_whole
+from harness.storage.store import Store, read_records, read_whole
 
 EXAMPLE = Path(__file__).parents[1] / "results" / "example"
 DRAWN = ("png", "svg")

@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from harness.contracts import LoadRequest
-from harness.engines.transformers import load
+from harness.core.engine import LoadRequest
+from harness.core.workload import PerplexityWorkload
+from harness.engines.transformers.engine import load
 from harness.execution.forward import observe
 from harness.metrics.perplexity import Likelihood
 from harness.models.prepare import DEGRID_KL_LIMIT, prepare
 from harness.models.sources import inspect
 from harness.recipe import Model, Text
-from harness.spec import PerplexityWorkload
 from harness.text.sources import resolve
 from harness.text.windows import cut
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.spec import MethodRef, ModelRef, RunSpec, baseline_engine
+from harness.core.model import MethodRef, ModelRef
+from harness.core.run import RunSpec, baseline_engine
 
 NONE = MethodRef("none", 1, {}, "none", "none")
 MODEL = ModelRef("m", "M", "0" * 64, "directory", "/m")

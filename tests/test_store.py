@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from harness import load_results
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import SCHEMA_VERSION, Failure, Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
 from harness.errors import NotFiniteError, ResultsError
-from harness.record import SCHEMA_VERSION, Failure, Measurement, Outcome, RunRecord
-from harness.spec import MethodRef, ModelRef, RunSpec
-from harness.store import Store, read_records, read_whole
+from harness.storage.store import Store, read_records, read_whole
 
 RECORDS = Path(__file__).parent / "data" / "records"
 

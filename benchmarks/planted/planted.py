@@ -4,8 +4,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
-from harness.contracts import Method, QuantizeJob
-from harness.methods.rtn import RTN, RtnParams
+from harness.core.method import Method, QuantizeJob
+from harness.methods.rtn.rtn import RTN, RtnParams
 
 DISTURBANCE = {"1.0": 0.0, "1.1": 0.01}
 """Standard deviation of what each release multiplies a weight by, around one."""

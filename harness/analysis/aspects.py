@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from harness.analysis.cost import per_million_tokens
-from harness.analysis.draws import Scale
-from harness.analysis.influence import Influence
-from harness.analysis.pareto import Direction
-from harness.analysis.repeats import FEWEST_PROCESSES, too_few
-from harness.analysis.stats import Estimate
 from harness.analysis.table import GridPoint, Speed, Table, TaskScore, VariantRow
+from harness.stats.draws import Scale
+from harness.stats.estimate import Estimate
+from harness.stats.influence import Influence
+from harness.stats.pareto import Direction
+from harness.stats.repeats import FEWEST_PROCESSES, too_few
 
 AspectName = Literal[
     "memory",

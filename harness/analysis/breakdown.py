@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from harness.analysis.stats import Estimate, Floats, clustered_mean
-from harness.record import Measurement
+from harness.core.record import Measurement
+from harness.stats.estimate import Estimate, Floats, clustered_mean
 
 POSITION_BINS = 8
 CONFIDENCE_EDGES = tuple(tenth / 10 for tenth in range(11))

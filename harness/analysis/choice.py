@@ -8,9 +8,9 @@ from typing import Literal
 
 from harness.analysis.aspects import ASPECTS, QUALITY, Figure, Place
 from harness.analysis.plausibility import Implausibility
+from harness.analysis.query import Limit, Wish
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.ties import SURE, Tie
-from harness.analysis.wish import Limit, Wish
 
 Standing = Literal["met", "probably met", "probably missed", "missed", "not measured"]
 

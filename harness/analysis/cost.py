@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.analysis.repeats import of_process, over_processes
 from harness.analysis.speeds import point_of
-from harness.analysis.stats import RANGE, Estimate
 from harness.analysis.table import Energy, GridPoint
-from harness.record import Measurement, RunRecord
+from harness.core.record import Measurement, RunRecord
+from harness.stats.estimate import RANGE, Estimate
+from harness.stats.repeats import of_process, over_processes
 
 MILLION = 1_000_000
 SECONDS_PER_HOUR = 3600

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.record import Measurement, RunRecord
+from harness.core.record import Measurement, RunRecord
 
 SOURCES = {"VmHWM": "VmRSS", "cuda allocated": "cuda allocated"}
 """A peak that was set back when its phase began, and the figure of the moment before."""

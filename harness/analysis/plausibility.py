@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.analysis.stats import Estimate, clustered_mean, perplexity
-from harness.record import Measurement, RunRecord
-from harness.spec import ModelRef
+from harness.core.model import ModelRef
+from harness.core.record import Measurement, RunRecord
+from harness.stats.estimate import Estimate, clustered_mean, perplexity
 
 MOST_PERPLEXITY = 300.0
 """Per token. Token frequencies alone, without any context, reach 100 (512 tokens in the vocabulary) to 600 (2,048) on

@@ -12,15 +12,15 @@ import numpy.typing as npt
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
 from harness.analysis.choice import Candidate, Check, Recommendation
-from harness.analysis.draws import Luck, draws_for
-from harness.analysis.stats import Floats
+from harness.analysis.query import Limit, Option, Wish, count, default_limits, parse_limits, parse_objective
 from harness.analysis.table import GridPoint, Table, VariantRow
 from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
-from harness.analysis.wish import Limit, Option, Wish, count, default_limits, parse_limits, parse_objective
+from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.record import RunRecord
-from harness.store import read_records
+from harness.stats.draws import Luck, draws_for
+from harness.stats.estimate import Floats
+from harness.storage.store import read_records
 
 LEAKED = "calibrated on the evaluation text"
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.analysis.speeds import point_of
-from harness.analysis.stats import transformed
 from harness.analysis.table import Bound, GridPoint, Rates, Speed
-from harness.record import Measurement, RunRecord
+from harness.core.record import Measurement, RunRecord
+from harness.stats.estimate import transformed
 
 WIDER: Mapping[str, str] = {"bfloat16": "float32", "float16": "float32"}
 """What a number can be turned into without loss: a dtype is never multiplied more slowly than its wider one."""

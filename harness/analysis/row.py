@@ -7,18 +7,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from harness.analysis.breakdown import by_confidence, by_position
-from harness.analysis.comparison import Comparison
 from harness.analysis.cost import energies
 from harness.analysis.footprint import footprint
-from harness.analysis.influence import Influence, of_difference, of_mean
 from harness.analysis.roofline import bounds, rates
-from harness.analysis.rule import above_noise_floor, compare
 from harness.analysis.scores import NATS_MARGIN, scores
 from harness.analysis.speeds import point_of, speeds
-from harness.analysis.stats import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
 from harness.analysis.table import Peak, StoredPart, VariantRow
-from harness.record import Measurement, RunRecord
-from harness.spec import DecodeMode, Variant
+from harness.core.identity import DecodeMode
+from harness.core.record import Measurement, RunRecord
+from harness.core.variant import Variant
+from harness.stats.comparison import Comparison
+from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
+from harness.stats.influence import Influence, of_difference, of_mean
+from harness.stats.rule import above_noise_floor, compare
 
 BYTES_PER_16_BIT_PARAMETER = 2
 KL_MARGIN_NAT = 1e-3

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from harness.analysis.comparison import Better, Comparison
-from harness.analysis.paired import Flips, flips
-from harness.analysis.rule import compare
-from harness.analysis.stats import Estimate, clustered_mean, exponential, transformed
 from harness.analysis.table import TaskKey, TaskScore
-from harness.record import Measurement, RunRecord
+from harness.core.record import Measurement, RunRecord
+from harness.stats.comparison import Better, Comparison
+from harness.stats.estimate import Estimate, clustered_mean, exponential, transformed
+from harness.stats.paired import Flips, flips
+from harness.stats.rule import compare
 from harness.tasks.aggregation import FIGURES
 
 SCORE_MARGIN = 0.01

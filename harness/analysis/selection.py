@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from harness.record import RunRecord
-from harness.spec import PerplexityWorkload, RunSpec, Scalar, digest, model_identity
+from harness.core.identity import Scalar, digest
+from harness.core.model import model_identity
+from harness.core.record import RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import PerplexityWorkload
 
 Protocol = tuple[tuple[str, Scalar], ...]
 

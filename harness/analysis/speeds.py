@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.analysis.stats import Estimate
 from harness.analysis.table import GridPoint, Outliers, Speed
-from harness.analysis.timing import Timings, ratio, speed
-from harness.record import Measurement, RunRecord
+from harness.core.record import Measurement, RunRecord
+from harness.stats.estimate import Estimate
+from harness.stats.timing import Timings, ratio, speed
 
 METRICS = ("prefill_s", "decode_step_s")
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.analysis.breakdown import Bin
-from harness.analysis.comparison import Comparison
 from harness.analysis.footprint import Footprint
-from harness.analysis.influence import Influence
-from harness.analysis.paired import Flips
 from harness.analysis.plausibility import Implausibility
-from harness.analysis.stats import Estimate
-from harness.record import Status
-from harness.spec import DecodeMode, Kind, KvCache, Price, Scalar
+from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
+from harness.core.record import Status
+from harness.core.run import Price
+from harness.stats.comparison import Comparison
+from harness.stats.estimate import Estimate
+from harness.stats.influence import Influence
+from harness.stats.paired import Flips
 
 
 @dataclass(frozen=True, order=True)

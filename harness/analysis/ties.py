@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
-from harness.analysis.draws import Luck
-from harness.analysis.pareto import Direction
-from harness.analysis.stats import Floats
 from harness.analysis.table import VariantRow
-from harness.gates import GATES
+from harness.core.gates import GATES
+from harness.stats.draws import Luck
+from harness.stats.estimate import Floats
+from harness.stats.pareto import Direction
 
 SURE = 0.975
 """From here on a difference is called one: what 95% two-sided leave to one side."""

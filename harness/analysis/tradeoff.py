@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
-from harness.analysis.chances import front_probabilities
-from harness.analysis.pareto import front
+from harness.analysis.front_probability import front_probabilities
 from harness.analysis.plausibility import implausible
 from harness.analysis.roofline import machine_of, rates
 from harness.analysis.row import Evidence, row
@@ -24,11 +23,14 @@ from harness.analysis.selection import (
     same_workload,
     setting,
 )
-from harness.analysis.stats import Estimate, clustered_mean
 from harness.analysis.table import Table, VariantRow
 from harness.analysis.verdicts import judged
-from harness.record import Measurement, RunRecord
-from harness.spec import Kind, baseline_engine, labels
+from harness.core.identity import Kind
+from harness.core.record import Measurement, RunRecord
+from harness.core.run import baseline_engine
+from harness.core.variant import labels
+from harness.stats.estimate import Estimate, clustered_mean
+from harness.stats.pareto import front
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that decide the baseline's figures."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from harness.analysis.comparison import Comparison, holm
 from harness.analysis.table import VariantRow
+from harness.stats.comparison import Comparison, holm
 
 
 def judged(rows: Sequence[VariantRow]) -> tuple[VariantRow, ...]:

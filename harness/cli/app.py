@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli import (
+from harness.cli.commands import (
     baseline,
     compare,
     estimate,

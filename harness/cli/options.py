@@ -31,7 +31,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for mach
 
 def stacks_of(cache: Path | None, pythons: list[str] | None = None) -> Stacks:
     """The stacks below a cache folder, with the interpreters that the user names."""
-    from harness.cache import default_folder
     from harness.stacks import Stacks, parse_pythons
+    from harness.storage.cache import default_folder
 
     return Stacks((cache or default_folder()).absolute() / "stacks", parse_pythons(pythons or []))

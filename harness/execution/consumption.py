@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.contracts import CalibrationSet
+from harness.core.method import CalibrationSet
 from harness.errors import InvalidRunError
 
 

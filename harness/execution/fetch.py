@@ -17,8 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from harness.core.model import ModelRef
+from harness.core.run import RunSpec
+from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import SourceError
-from harness.spec import ModelRef, RunSpec, TaskWorkload, TextRef
 from harness.stacks.variables import for_fetching
 
 PLAIN, WITH_CODE = "plain", "with-code"
@@ -55,8 +57,8 @@ def _fetch(specs: Sequence[RunSpec], what: str, variables: Mapping[str, str]) ->
 
 
 def main(path: str, what: str) -> None:
-    from harness.json_codec import decode
     from harness.models.sources import fetch as fetch_model
+    from harness.storage.json_codec import decode
     from harness.text.sources import rows
 
     specs = decode(list[RunSpec], json.loads(Path(path).read_text(encoding="utf-8")), path)

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import LoadedModel
-from harness.execution.bench import Bench
+from harness.core.engine import LoadedModel
+from harness.core.record import Measurement
+from harness.core.workload import Cell, ThroughputWorkload
+from harness.execution.context import Bench
 from harness.metrics.memory import kv_cache
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
 from harness.numerics.prompts import random_tokens
-from harness.record import Measurement
-from harness.spec import Cell, ThroughputWorkload
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from harness.contracts import Chunk, LoadedModel, Observer, Windows
+from harness.core.engine import LoadedModel
+from harness.core.metric import Chunk, Observer, Windows
 from harness.execution.reference import Kept
 from harness.numerics.prediction import predict
 

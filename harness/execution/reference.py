@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from harness.contracts import HeadWeights, LoadedModel, Windows
+from harness.core.engine import HeadWeights, LoadedModel
+from harness.core.identity import file_sha256
+from harness.core.metric import Windows
 from harness.errors import HarnessError, InvalidRunError
 from harness.numerics.logits import finish
-from harness.spec import file_sha256
 
 if TYPE_CHECKING:
     import torch

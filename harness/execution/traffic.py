@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.contracts import LoadedModel
+from harness.core.engine import LoadedModel
+from harness.core.identity import Scalar
+from harness.core.record import Measurement
+from harness.core.workload import ThroughputWorkload
 from harness.errors import SourceError
-from harness.estimate.shapes import attention
-from harness.execution.bench import Bench
+from harness.execution.context import Bench
 from harness.models.headers import read_config
 from harness.models.resolve import of_folder
+from harness.models.shapes import attention
 from harness.numerics.kv_cache import element_bytes
 from harness.numerics.prompts import random_tokens
 from harness.numerics.traffic import VERSION, AttentionShape, Running, Step, decode_step, prefill, routing
-from harness.record import Measurement
-from harness.spec import Scalar, ThroughputWorkload
 
 if TYPE_CHECKING:
-    from harness.spec import Cell
+    from harness.core.workload import Cell
 
 NO_BOUND = "bound"
 """The fact that says what is left out of the bounds."""

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from harness.core.inputs import Input
+    from harness.core.record import Failure, Fingerprint, Outcome, Status
     from harness.errors import InvalidRunError
-    from harness.execution.bench import Bench
-    from harness.record import Failure, Fingerprint, Outcome, Status
-    from harness.spec import Input
+    from harness.execution.context import Bench
 
 PR_SET_PDEATHSIG = 1
 OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "_alloc_failed")
@@ -30,10 +30,11 @@ OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory",
 
 def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, events: str) -> None:
     """Runs the spec and writes its outcome, whatever happens short of a signal."""
-    from harness.cache import Cache
-    from harness.execution.bench import Bench
-    from harness.json_codec import decode, encode
-    from harness.spec import Input, RunSpec
+    from harness.core.inputs import Input
+    from harness.core.run import RunSpec
+    from harness.execution.context import Bench
+    from harness.storage.cache import Cache
+    from harness.storage.json_codec import decode, encode
 
     _die_with_the_parent()
     spec = decode(RunSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")), spec_path)
@@ -51,12 +52,12 @@ def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
 
     The inputs must be those that were hashed, before and after: else whatever was found is of something else.
     """
-    from harness.cache import KINDS
+    from harness.core.record import Failure
+    from harness.execution.checks.drift import SUSPECT
+    from harness.execution.import_guard import spare_imports
     from harness.execution.jobs import JOBS
-    from harness.execution.lean import spare_imports
-    from harness.execution.suspect import SUSPECT
-    from harness.machine import fingerprint
-    from harness.record import Failure
+    from harness.host.machine import fingerprint
+    from harness.storage.cache import KINDS
 
     before = fingerprint(bench.packages)
     spec, cache = bench.spec, bench.cache
@@ -85,8 +86,8 @@ def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
 
 
 def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
-    from harness.machine import fingerprint
-    from harness.record import Outcome
+    from harness.core.record import Outcome
+    from harness.host.machine import fingerprint
 
     return Outcome(
         status=status,
@@ -118,7 +119,7 @@ def _moved(inputs: Sequence[Input]) -> InvalidRunError | None:
 def _believable(outcome: Outcome) -> Outcome:
     """The outcome itself. Raises InvalidRunError, with the place, for NaN and infinity: no record may hold them."""
     from harness.errors import InvalidRunError
-    from harness.json_codec import not_finite
+    from harness.storage.json_codec import not_finite
 
     place = not_finite(outcome)
     if place is not None:
@@ -132,7 +133,7 @@ def _believable(outcome: Outcome) -> Outcome:
 
 def _without_not_finite(outcome: Outcome) -> Outcome:
     """The outcome of a run that ended early, less what holds NaN or infinity: the rest can be written."""
-    from harness.json_codec import not_finite
+    from harness.storage.json_codec import not_finite
 
     return replace(
         outcome,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.core.identity import KvCache
 from harness.errors import HarnessError, UnsupportedError
-from harness.spec import KvCache
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.contracts import Method, MethodParams
+from harness.core.method import Method, MethodParams
 
 
 class CheckpointParams(MethodParams):
@@ -23,7 +23,7 @@ class CheckpointParams(MethodParams):
 
 def enable() -> None:
     """Registers the harness's own format with transformers."""
-    from harness.libraries import rtn as rtn_format
+    from harness.methods.rtn import driver as rtn_format
 
     rtn_format.register()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from harness.contracts import Method, MethodParams
+from harness.core.method import Method, MethodParams
 
 
 class NoneParams(MethodParams):

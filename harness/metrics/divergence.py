@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from harness.contracts import Chunk, Metric, Windows
+from harness.core.metric import Chunk, Metric, Windows
+from harness.core.record import Measurement
 from harness.errors import InvalidRunError
 from harness.numerics.prediction import divergences, first_choices, logprobs
-from harness.record import Measurement
 
 if TYPE_CHECKING:
     import torch

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from harness.contracts import LoadedModel, Metric
-from harness.gpu import Gpu, gpu
+from harness.core.engine import LoadedModel
+from harness.core.identity import Scalar
+from harness.core.metric import Metric
+from harness.core.record import Measurement
+from harness.core.workload import Cell, ThroughputWorkload
+from harness.host.gpu import Gpu, gpu
 from harness.numerics.prompts import random_tokens
-from harness.record import Measurement
-from harness.spec import Cell, Scalar, ThroughputWorkload
 
 if TYPE_CHECKING:
     pass

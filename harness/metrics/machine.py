@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from harness.record import Measurement
-from harness.spec import Scalar
+from harness.core.identity import Scalar
+from harness.core.record import Measurement
 
 if TYPE_CHECKING:
     import torch

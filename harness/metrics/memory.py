@@ -10,11 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.contracts import Metric, StoredTensor
-from harness.gpu import gpu
+from harness.core.engine import StoredTensor
+from harness.core.identity import Scalar
+from harness.core.metric import Metric
+from harness.core.record import Measurement
+from harness.host.gpu import gpu
 from harness.models.stored import StoredLayer
-from harness.record import Measurement
-from harness.spec import Scalar
 
 VERSION = 2
 _STATUS = Path("/proc/self/status")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from harness.contracts import Chunk, Metric, Windows
+from harness.core.metric import Chunk, Metric, Windows
+from harness.core.record import Measurement
 from harness.errors import InvalidRunError
 from harness.numerics.prediction import logprobs
-from harness.record import Measurement
 
 VERSION = 1
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from harness.contracts import LoadedModel
+from harness.core.engine import LoadedModel
 
 
 class Stopwatch(Protocol):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import LoadedModel, Metric
-from harness.record import Measurement
-from harness.spec import TaskWorkload
+from harness.core.engine import LoadedModel
+from harness.core.metric import Metric
+from harness.core.record import Measurement
+from harness.core.workload import TaskWorkload
 from harness.tasks.evaluate import VERSION, evaluate
 
 if TYPE_CHECKING:

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from harness.contracts import Decoder, LoadedModel, Metric
+from harness.core.engine import Decoder, LoadedModel
+from harness.core.identity import Scalar
+from harness.core.metric import Metric
+from harness.core.record import Measurement
+from harness.core.workload import Cell, ThroughputWorkload
 from harness.metrics.stopwatch import Stopwatch, stopwatch
 from harness.numerics.prompts import random_tokens
-from harness.record import Measurement
-from harness.spec import Cell, Scalar, ThroughputWorkload
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from harness.contracts import KernelFamily
+from harness.core.engine import KernelFamily
 
 if TYPE_CHECKING:
     import torch

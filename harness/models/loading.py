@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.contracts import LoadRequest
+from harness.core.engine import LoadRequest
 
 
 def load_transformers(request: LoadRequest, **options: Any) -> Any:

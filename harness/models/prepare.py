@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.core.model import ModelRef
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
-from harness.spec import ModelRef
 
 VERSION = 4
 """Raised by every change of what is made: what was prepared before is then made again."""

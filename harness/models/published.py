@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.machine import installed_version
+from harness.core.model import ModelRef
+from harness.host.machine import installed_version
 from harness.models import headers
-from harness.spec import ModelRef
 
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

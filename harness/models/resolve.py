@@ -18,9 +18,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from harness.cache import default_folder
 from harness.errors import SourceError
-from harness.machine import installed_version
+from harness.host.machine import installed_version
+from harness.storage.cache import default_folder
 
 VERSION = 1
 """Raised by every change of what is answered: older answers are then asked for again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.contracts import LoadRequest
+from harness.core.engine import LoadRequest
 from harness.models.headers import weight_files
 
 if TYPE_CHECKING:

@@ -9,14 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.core.identity import digest
+from harness.core.inputs import Input, InputFile, hashed, of_folder, seen
+from harness.core.model import ModelRef
 from harness.errors import SourceError
 from harness.models import degrid, headers
 from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
 from harness.models.scope import in_decoder
 from harness.recipe import Model
-from harness.spec import Input, ModelRef, digest
-from harness.spec.inputs import InputFile, hashed, of_folder, seen
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.contracts import Prediction
+from harness.core.metric import Prediction
 
 if TYPE_CHECKING:
     import torch

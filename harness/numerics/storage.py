@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from harness.contracts import Role, StoredTensor
+from harness.core.engine import Role, StoredTensor
 
 if TYPE_CHECKING:
     import torch

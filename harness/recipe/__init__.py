@@ -4,7 +4,7 @@ A key that is unknown is refused, and so is one that is reserved for later: noth
 says is ever ignored.
 """
 
-from harness.recipe.fields import Bytes, NotBuilt, PositiveInts, Seconds, Strict
+from harness.recipe.fields import Bytes, NotBuilt, PositiveInts, Seconds
 from harness.recipe.measure import Measure, Perplexity, Task, Throughput
 from harness.recipe.sweep import MethodEntry, Model, Recipe, load_recipe
 from harness.recipe.text import Calibration, Text
@@ -20,7 +20,6 @@ __all__ = [
     "PositiveInts",
     "Recipe",
     "Seconds",
-    "Strict",
     "Task",
     "Text",
     "Throughput",

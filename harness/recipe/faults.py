@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from harness.errors import RecipeError, did_you_mean
-from harness.yaml_file import Location, YamlFile
+from harness.recipe.yaml_file import Location, YamlFile
 
 
 def causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
 
-from harness.recipe.fields import Bos, Bytes, PositiveInts, Strict, one_or_many
+from harness.core.strict import Strict
+from harness.recipe.fields import Bos, Bytes, PositiveInts, one_or_many
 from harness.recipe.text import AnyText, Text
 
 

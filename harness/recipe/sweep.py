@@ -9,14 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
 from pydantic_core import PydanticCustomError
 
+from harness.core.gates import threshold
+from harness.core.identity import NAME, KvCache
+from harness.core.strict import Strict
 from harness.errors import RecipeError
-from harness.gates import threshold
 from harness.recipe.faults import causes, explain, recipe_error
-from harness.recipe.fields import Bytes, Commit, Dtype, NotBuilt, Seconds, Strict, distinct, one_or_many
+from harness.recipe.fields import Bytes, Commit, Dtype, NotBuilt, Seconds, distinct, one_or_many
 from harness.recipe.measure import Measure
 from harness.recipe.text import Calibration
-from harness.spec import NAME, KvCache
-from harness.yaml_file import Location, YamlFile, read_yaml
+from harness.recipe.yaml_file import Location, YamlFile, read_yaml
 
 
 class Model(Strict):

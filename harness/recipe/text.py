@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from harness.recipe.fields import Bos, Commit, Strict
+from harness.core.strict import Strict
+from harness.recipe.fields import Bos, Commit
 
 
 def _text(value: Any) -> Any:

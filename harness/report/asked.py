@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.record import RunRecord
-from harness.spec import CalibrationRef, PerplexityWorkload, RunSpec, TaskWorkload, ThroughputWorkload
+from harness.core.record import RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload
 
 MOST_NAMED = 60
 """Of methods; more are counted."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.analysis.stats import Estimate
 from harness.analysis.table import VariantRow
 from harness.report.formats import BLANK, significant
+from harness.stats.estimate import Estimate
 
 Value = Estimate | float | str | None
 

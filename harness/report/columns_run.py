@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from harness.analysis.cost import per_million_tokens
-from harness.analysis.stats import Estimate
 from harness.analysis.table import Energy, GridPoint, Outliers, Speed, Table, VariantRow
+from harness.core.run import Price
 from harness.report.column import Column, Value, interval_note
-from harness.spec import Price
+from harness.stats.estimate import Estimate
 
 COUNTED = {"NVML": "the GPU's counter", "RAPL": "the counters of CPU and memory"}
 """Whose joules they are."""

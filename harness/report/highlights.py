@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from harness.analysis.aspects import AspectName
+from harness.analysis.query import Limit, Wish
 from harness.analysis.recommend import pick
 from harness.analysis.table import Table
-from harness.analysis.wish import Limit, Wish
 from harness.report.answer import sides
 
 TOLERANCE = 0.05

@@ -10,7 +10,7 @@ from harness.analysis.row import reason
 from harness.analysis.selection import current, failures
 from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
-from harness.record import RunRecord
+from harness.core.record import RunRecord
 from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
 from harness.report.columns_bound import rates_told

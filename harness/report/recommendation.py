@@ -12,7 +12,7 @@ from harness.analysis.choice import Candidate, Recommendation
 from harness.analysis.plausibility import Implausibility
 from harness.report.answer import NAMES, answer, bound_unit, figure_words, limit_words, name, reasons
 from harness.report.formats import BLANK
-from harness.report.markdown import escape
+from harness.report.renderers.markdown import escape
 
 FOOT = (
     "?: kept by the figure, but not by its whole interval. Pick: the share of draws from all intervals in which a "

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from harness.analysis.table import Table
 from harness.report.choice import chosen
-from harness.report.markdown import markdown
 from harness.report.page import Fault, Page
+from harness.report.renderers.markdown import markdown
 
 LIMIT_BYTES = 2**20
 """Of all that a step writes; with more, GitHub shows nothing of it."""

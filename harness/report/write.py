@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.core.record import RunRecord
 from harness.errors import UsageError, refuse_unknown
-from harness.record import RunRecord
 
 if TYPE_CHECKING:
     from harness.report.page import Page
@@ -18,32 +18,32 @@ Files = Iterable[tuple[str, bytes]]
 
 
 def _html(page: Page) -> Files:
-    from harness.report.html import html
+    from harness.report.renderers.html import html
 
     yield "report.html", html(page).encode()
 
 
 def _markdown(page: Page) -> Files:
-    from harness.report.markdown import markdown
+    from harness.report.renderers.markdown import markdown
 
     yield "report.md", markdown(page).encode()
 
 
 def _csv(page: Page) -> Files:
-    from harness.report.csv_file import csv_text
+    from harness.report.renderers.csv_file import csv_text
 
     yield "report.csv", csv_text(page.tables).encode()
 
 
 def _parquet(page: Page) -> Files:
-    from harness.report.parquet_file import parquet_bytes
+    from harness.report.renderers.parquet_file import parquet_bytes
 
     yield "report.parquet", parquet_bytes(page.tables)
 
 
 def _images(page: Page, suffix: str) -> Files:
-    from harness.report.figures import figures
-    from harness.report.figures.images import images
+    from harness.report.plots import figures
+    from harness.report.plots.images import images
 
     found = [(number, figure) for number, table in enumerate(page.tables, 1) for figure in figures(table)]
     drawn = images([figure for _, figure in found], suffix)
@@ -53,7 +53,7 @@ def _images(page: Page, suffix: str) -> Files:
 
 
 def _model_cards(page: Page) -> Files:
-    from harness.report.model_card import model_cards
+    from harness.report.renderers.model_card import model_cards
 
     for name, text in model_cards(page.tables):
         yield f"model-card/{name}", text.encode()

@@ -26,7 +26,7 @@ SIGN_OF_LIFE_S = 30.0
 """How long an installer may work before it is said that it still does, and at what."""
 _PIP_SETTINGS = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
 """What pip is configured with and uv does not read, by the variable in which uv takes it."""
-_WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harness.execution.bench, {module}"
+_WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harness.execution.context, {module}"
 
 
 def create(stack: Stack, say: Callable[[str], None]) -> None:

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from harness.processor import instruction_sets
-from harness.spec import digest
+from harness.core.identity import digest
+from harness.host.processor import instruction_sets
 
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|TERM|COLUMNS|NO_COLOR"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from harness.core.workload import TaskWorkload
 from harness.errors import UnsupportedError
-from harness.spec import TaskWorkload
 from harness.tasks import trust
 from harness.tasks.catalog import catalog
 

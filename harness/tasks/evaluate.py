@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core.identity import Scalar, digest
+from harness.core.record import Measurement
+from harness.core.workload import TaskWorkload
 from harness.errors import InvalidRunError, UnsupportedError
-from harness.record import Measurement
-from harness.spec import Scalar, TaskWorkload, digest
 from harness.tasks.aggregation import FIGURES, kept, mean
 from harness.tasks.definitions import load
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from harness.contracts import LoadedModel
+from harness.core.engine import LoadedModel
 from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import common
 from harness.tasks.scoring import Effort

@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configure_pad_token, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from harness.contracts import LoadedModel
+from harness.core.engine import LoadedModel
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.generating import ROWS, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score

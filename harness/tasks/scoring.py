@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harness.contracts import LoadedModel
+from harness.core.engine import LoadedModel
 from harness.tasks.prefix_tree import Input, Ints, Reads, Row, pack
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import yaml
 
+from harness.core.identity import digest, file_sha256
 from harness.errors import UsageError
-from harness.spec import digest, file_sha256
 
 FUNCTION = "!function"
 _STANDARD = "tag:yaml.org,2002:"

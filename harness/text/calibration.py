@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import CalibrationSet
+from harness.core.method import CalibrationSet
+from harness.core.workload import CalibrationRef
 from harness.errors import UnsupportedError
-from harness.spec import CalibrationRef
 from harness.text.sources import rows
 
 VERSION = 1

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from harness.contracts import CalibrationSet, Windows
+from harness.core.method import CalibrationSet
+from harness.core.metric import Windows
 from harness.errors import InvalidRunError
 
 Runs = npt.NDArray[np.uint64]

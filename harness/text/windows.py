@@ -7,9 +7,9 @@ from array import array
 from dataclasses import replace
 from typing import Any
 
-from harness.contracts import Windows
+from harness.core.metric import Windows
+from harness.core.workload import PerplexityWorkload
 from harness.errors import UnsupportedError
-from harness.spec import PerplexityWorkload
 from harness.text.protocols import PRESETS
 from harness.text.protocols.preset import Cut
 

@@ -9,20 +9,11 @@ import numpy as np
 import pytest
 
 from harness.analysis.table import GridPoint
-from harness.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
-from harness.spec import (
-    DecodeMode,
-    Kind,
-    KvCache,
-    MethodRef,
-    ModelRef,
-    PerplexityWorkload,
-    Price,
-    RunSpec,
-    Scalar,
-    TextRef,
-    ThroughputWorkload,
-)
+from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
+from harness.core.run import Price, RunSpec
+from harness.core.workload import PerplexityWorkload, TextRef, ThroughputWorkload
 
 NONE = MethodRef("none", 1, {}, "unquantized", "none")
 MODEL = ModelRef(

@@ -14,12 +14,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.analysis.footprint import footprint
-from harness.engines.transformers import TransformersModel
-from harness.execution.bench import Bench
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import ThroughputWorkload
+from harness.engines.transformers.engine import TransformersModel
+from harness.execution.context import Bench
 from harness.execution.footprint import footprint as watch
 from harness.execution.worker import classify
-from harness.record import Outcome, RunRecord
-from harness.spec import MethodRef, ModelRef, RunSpec, ThroughputWorkload
 
 SHAPE = LlamaConfig(
     hidden_size=128,

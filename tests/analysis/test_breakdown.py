@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from harness.analysis.breakdown import by_confidence, by_position
-from harness.analysis.stats import clustered_mean
-from harness.record import Measurement
+from harness.core.record import Measurement
+from harness.stats.estimate import clustered_mean
 
 
 def measured(metric: str, values: np.ndarray, windows: int) -> Measurement:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from harness.analysis.cost import per_million_tokens
-from harness.analysis.stats import Estimate
 from harness.analysis.tradeoff import tradeoff
+from harness.stats.estimate import Estimate
 
 
 def test_a_million_tokens_at_a_thousand_a_second_take_a_thousand_seconds() -> None:

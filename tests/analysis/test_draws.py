@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from harness.analysis.draws import FEWEST, MOST, Luck, draws_for
-from harness.analysis.influence import of_difference, of_mean
-from harness.analysis.pareto import front, front_shares
-from harness.analysis.stats import RANGE, Estimate, clustered_mean
 from harness.analysis.tradeoff import tradeoff
-from harness.record import Measurement
+from harness.core.record import Measurement
+from harness.stats.draws import FEWEST, MOST, Luck, draws_for
+from harness.stats.estimate import RANGE, Estimate, clustered_mean
+from harness.stats.influence import of_difference, of_mean
+from harness.stats.pareto import front, front_shares
 
 MANY = 40_000
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.footprint import Footprint, Workspace, _Point, fitted, footprint
 from harness.analysis.tradeoff import tradeoff
-from harness.record import Measurement, RunRecord
+from harness.core.record import Measurement, RunRecord
 
 SMALL = Footprint(1000, 10.0, Workspace(50, 2.0), Workspace(80, 0.5), 64, 4096, on_gpu=False)
 whole = st.integers(min_value=0, max_value=10**6)

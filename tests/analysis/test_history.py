@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.history import History, Series, trace
-from harness.analysis.history import changepoints as points
+from harness.core.model import MethodRef
+from harness.core.record import Outcome, RunRecord
 from harness.errors import ResultsError
-from harness.record import Outcome, RunRecord
-from harness.spec import MethodRef
+from harness.stats import changepoints as points
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn 4-bit", "on_load")
 

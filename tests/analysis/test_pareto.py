@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.pareto import Direction, front, front_shares
+from harness.stats.pareto import Direction, front, front_shares
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=25)
 DIGIT = st.integers(0, 9)

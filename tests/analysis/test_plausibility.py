@@ -13,8 +13,8 @@ from harness.analysis.plausibility import Implausibility, implausible
 from harness.analysis.recommend import recommend
 from harness.analysis.regression import track
 from harness.analysis.tradeoff import tradeoff
-from harness.record import Measurement, Outcome, RunRecord
-from harness.spec import MethodRef, ModelRef
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement, Outcome, RunRecord
 
 Bench = Any
 

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from harness.analysis.aspects import ASPECTS, Figure, Place
 from harness.analysis.choice import Check, Recommendation
 from harness.analysis.footprint import Footprint, Workspace
-from harness.analysis.influence import Influence
-from harness.analysis.pareto import front
+from harness.analysis.query import Limit, Wish, default_limits, parse_limits, parse_objective
 from harness.analysis.recommend import pick, recommend
-from harness.analysis.stats import RANGE, Estimate
 from harness.analysis.table import (
     GridPoint,
     Peak,
@@ -28,9 +26,12 @@ from harness.analysis.table import (
     VariantRow,
 )
 from harness.analysis.ties import Tie
-from harness.analysis.wish import Limit, Wish, default_limits, parse_limits, parse_objective
+from harness.core.model import MethodRef
+from harness.core.run import Price
 from harness.errors import UsageError
-from harness.spec import MethodRef, Price
+from harness.stats.estimate import RANGE, Estimate
+from harness.stats.influence import Influence
+from harness.stats.pareto import front
 
 Bench = Any
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from harness.analysis.regression import Finding, Regression, track
 from harness.analysis.regression.family import together
-from harness.analysis.rule import compare_speeds
+from harness.core.gates import GATES
+from harness.core.model import MethodRef
+from harness.core.record import Failure, Measurement, Outcome, RunRecord
+from harness.core.run import Limits
 from harness.errors import ExitCode, ResultsError
-from harness.gates import GATES
-from harness.record import Failure, Measurement, Outcome, RunRecord
-from harness.spec import Limits, MethodRef
+from harness.stats.rule import compare_speeds
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn 4-bit", "on_load")
 QUALITY = {"perplexity": 0.005}

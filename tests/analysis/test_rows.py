@@ -16,11 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.tradeoff import tradeoff
-from harness.machine import Machine
-from harness.planner import PlannedRun, plan
+from harness.core.model import MethodRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.variant import labels
+from harness.core.workload import CalibrationRef, TextRef
+from harness.host.machine import Machine
+from harness.planning.plan import PlannedRun, plan
 from harness.recipe import load_recipe
-from harness.record import Measurement, Outcome, RunRecord
-from harness.spec import CalibrationRef, MethodRef, RunSpec, TextRef, labels
 from harness.stacks import Stacks
 
 Bench = Any  # the class in conftest.py, which cannot be imported

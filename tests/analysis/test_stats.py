@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from harness.analysis.stats import (
-    Estimate,
-    clustered_mean,
-    perplexity,
-    quantile,
-    ratio_of_sums,
-)
-from harness.record import Measurement
+from harness.core.record import Measurement
+from harness.stats.estimate import Estimate, clustered_mean, perplexity, quantile, ratio_of_sums
 
 VALUES = st.lists(st.floats(-50, 50), min_size=2, max_size=40)
 

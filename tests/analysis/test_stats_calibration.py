@@ -13,10 +13,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from harness.analysis.bounds import two_sided
-from harness.analysis.comparison import holm
-from harness.analysis.paired import pair
-from harness.analysis.significance import clustered_t
+from harness.stats.bounds import two_sided
+from harness.stats.comparison import holm
+from harness.stats.paired import pair
+from harness.stats.significance import clustered_t
 
 PAIRS = 1000
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
-from harness.analysis.comparison import Comparison, fewest_units, holm
-from harness.analysis.stats import Estimate
+from harness.stats.comparison import Comparison, fewest_units, holm
+from harness.stats.estimate import Estimate
 
 P_VALUES = st.lists(st.floats(0, 1), min_size=1, max_size=12)
 

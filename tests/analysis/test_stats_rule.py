@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from harness.analysis.comparison import Comparison
-from harness.analysis.paired import Flips, flips, pair
-from harness.analysis.rule import above_noise_floor, compare, compare_speeds
-from harness.record import Measurement
-from harness.spec import Scalar
+from harness.core.identity import Scalar
+from harness.core.record import Measurement
+from harness.stats.comparison import Comparison
+from harness.stats.paired import Flips, flips, pair
+from harness.stats.rule import above_noise_floor, compare, compare_speeds
 
 GPTQ: dict[str, Scalar] = {"protocol": "gptq", "stride": 512, "windows": 8, "text": "demo"}
 PAGES: dict[str, Scalar] = {"protocol": "lm-eval", "stride": 512, "documents": 8}

@@ -15,8 +15,8 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import ttost_paired
 
-from harness.analysis.bounds import Bootstrap, Bound, Outer, Score, StudentT, two_sided
-from harness.analysis.significance import (
+from harness.stats.bounds import Bootstrap, Bound, Outer, Score, StudentT, two_sided
+from harness.stats.significance import (
     LARGEST_CORRELATION,
     bca,
     clustered_t,
@@ -118,7 +118,7 @@ def test_mcnemar_is_a_sign_flip_test_of_the_answers_that_changed() -> None:
 @pytest.mark.parametrize("count", [2, 6, 7, 40])
 def test_the_share_that_cosines_show_is_that_of_an_ar1_process(count: int) -> None:
     """The closed forms against the covariance matrix written out."""
-    from harness.analysis.significance import _cosines
+    from harness.stats.significance import _cosines
 
     rows = np.arange(count)
     covariance = LARGEST_CORRELATION ** np.abs(rows[:, None] - rows)
@@ -131,7 +131,7 @@ def test_the_share_that_cosines_show_is_that_of_an_ar1_process(count: int) -> No
 
 def test_the_cosine_error_is_that_of_the_slowest_swings() -> None:
     """Least squares on cosines, written out, in place of the transform."""
-    from harness.analysis.significance import _cosines
+    from harness.stats.significance import _cosines
 
     sums = RNG.normal(size=30)
     used, share, degrees = _cosines(30)

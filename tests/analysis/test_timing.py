@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from harness.analysis import timing
-from harness.analysis.timing import Timings, percentiles, ratio, resampled_medians, speed
+from harness.stats import timing
+from harness.stats.timing import Timings, percentiles, ratio, resampled_medians, speed
 
 SECONDS = st.floats(1e-4, 10)
 

@@ -9,8 +9,8 @@ import pytest
 
 from harness.analysis.table import Outliers, Table, VariantRow
 from harness.analysis.tradeoff import tradeoff
-from harness.record import RunRecord
-from harness.spec import MethodRef
+from harness.core.model import MethodRef
+from harness.core.record import RunRecord
 
 Bench = Any  # the class in conftest.py, which cannot be imported
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from harness.contracts import Decoder
-from harness.engines.compiled import _compile, compiled
-from harness.engines.transformers import TransformersModel
+from harness.core.engine import Decoder
+from harness.core.workload import ThroughputWorkload
+from harness.engines.transformers.compiled import _compile, compiled
+from harness.engines.transformers.engine import TransformersModel
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.metrics.throughput import measure
 from harness.numerics.prompts import random_tokens
-from harness.spec import ThroughputWorkload
 
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 

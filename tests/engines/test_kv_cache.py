@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.contracts import LoadRequest
-from harness.engines import kv_cache
-from harness.engines.transformers import load
+from harness.core.engine import LoadRequest
+from harness.engines.transformers import kv_cache
+from harness.engines.transformers.engine import load
 from harness.errors import UnsupportedError
-from harness.machine import installed_version
+from harness.host.machine import installed_version
 from harness.numerics.kv_cache import stored_bytes
 from harness.numerics.prompts import random_tokens
 

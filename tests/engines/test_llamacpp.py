@@ -13,8 +13,8 @@ from gguf import GGMLQuantizationType, quants
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from harness.contracts import LoadRequest
-from harness.engines.llamacpp import LLAMACPP, LlamaCppModel
+from harness.core.engine import LoadRequest
+from harness.engines.llamacpp.engine import LLAMACPP, LlamaCppModel
 from harness.errors import UnsupportedError
 from harness.models.headers import GGUF_FILE
 from harness.numerics.kv_cache import bytes_per_token, element_bytes, stored_bytes

@@ -20,8 +20,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from harness.contracts import LoadRequest
-from harness.engines.transformers import TransformersModel, load
+from harness.core.engine import LoadRequest
+from harness.engines.transformers.engine import TransformersModel, load
 
 TOKENS = torch.arange(2, 34).unsqueeze(0)
 SMALL = {

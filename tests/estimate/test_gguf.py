@@ -13,10 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.errors import SourceError
-from harness.estimate import chosen, fits
-from harness.estimate.shapes import ModelShapes, read
 from harness.models.gguf.convert import convert
 from harness.models.gguf.header import configuration
+from harness.models.shapes import ModelShapes, read
+from harness.planning.estimate import chosen, fits
 
 GEMMA_3_270M = {
     "block_count": 18,

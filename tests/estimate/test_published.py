@@ -15,11 +15,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from harness.errors import SourceError
-from harness.estimate import chosen, fits
-from harness.estimate.shapes import ModelShapes, read
-from harness.estimate.shapes import shapes as sorted_shapes
 from harness.models import headers
 from harness.models.resolve import answers, described, resolve
+from harness.models.shapes import ModelShapes, read
+from harness.models.shapes import shapes as sorted_shapes
+from harness.planning.estimate import chosen, fits
 
 CONFIGS = Path(__file__).parent.parent / "data" / "configs"
 PARAMETERS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.contracts import CalibrationSet
+from harness.core.method import CalibrationSet
 from harness.errors import InvalidRunError
 from harness.execution.consumption import Consumption
 from harness.text.calibration import digest

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from harness.core import inputs
+from harness.core.inputs import git_blob, hashed, seen
+from harness.core.record import RunRecord
 from harness.errors import SourceError
-from harness.execution.runner import Ended, Event, Withdrawn, run
+from harness.execution.sweep import Ended, Event, Withdrawn, run
 from harness.models.sources import inspect
-from harness.planner import plan
+from harness.planning.plan import plan
 from harness.recipe import Model, load_recipe
-from harness.record import RunRecord
-from harness.spec import inputs
-from harness.spec.inputs import git_blob, hashed, seen
-from harness.store import Store, read_records
+from harness.storage.store import Store, read_records
 
 WEIGHTS = "model.safetensors"
 OTHER_DTYPE = {"none": {"dtype": "bfloat16"}}

@@ -14,12 +14,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.execution.runner import run
+from harness.core.record import RunRecord
+from harness.execution.sweep import run
 from harness.libraries import llamacpp
 from harness.models.gguf.convert import convert
-from harness.planner import plan
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
-from harness.record import RunRecord
 from harness.stacks import Stacks
 
 BLOCK_BYTES = {"Q8_0": 34 / 32}

@@ -9,14 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness.cache import Cache
-from harness.contracts import LoadedModel, StoredTensor, Windows
-from harness.execution import noise
+from harness.core.engine import LoadedModel, StoredTensor
+from harness.core.metric import Windows
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement
+from harness.core.run import RunSpec
+from harness.core.workload import PerplexityWorkload
 from harness.execution import reference as references
-from harness.execution.bench import Bench
+from harness.execution.checks import noise
+from harness.execution.context import Bench
 from harness.recipe import Text
-from harness.record import Measurement
-from harness.spec import MethodRef, ModelRef, PerplexityWorkload, RunSpec
+from harness.storage.cache import Cache
 from harness.text.sources import resolve
 from harness.text.windows import cut
 

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from harness.analysis.regression import track
-from harness.contracts import LoadRequest, Windows
-from harness.engines.transformers import TransformersModel, load
+from harness.core.engine import LoadRequest
+from harness.core.metric import Windows
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import PerplexityWorkload
+from harness.engines.transformers.engine import TransformersModel, load
 from harness.execution.forward import observe
 from harness.execution.reference import Reference, write
+from harness.plugins import metric
 from harness.recipe import Text
-from harness.record import Measurement, Outcome, RunRecord
-from harness.registry import metric
-from harness.spec import MethodRef, ModelRef, PerplexityWorkload, RunSpec
 from harness.text.sources import resolve
 from harness.text.windows import cut
 

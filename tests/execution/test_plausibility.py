@@ -17,16 +17,18 @@ from typer.testing import CliRunner
 
 from harness.analysis.plausibility import implausible
 from harness.analysis.tradeoff import tradeoff
-from harness.cache import Cache
 from harness.cli.app import app
-from harness.contracts import Windows
-from harness.execution.bench import Bench
-from harness.execution.measuring import quality
-from harness.execution.plausibility import FACT, PROBE_TOKENS, SETTLING_TOKENS, plausibility
+from harness.core.metric import Windows
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import PerplexityWorkload
+from harness.execution.checks.plausibility import FACT, PROBE_TOKENS, SETTLING_TOKENS, plausibility
+from harness.execution.context import Bench
+from harness.execution.jobs.measuring import quality
 from harness.recipe import Text
-from harness.record import Measurement, Outcome, RunRecord
 from harness.report import write_report
-from harness.spec import MethodRef, ModelRef, PerplexityWorkload, RunSpec
+from harness.storage.cache import Cache
 from harness.text.sources import resolve
 from harness.text.windows import cut
 

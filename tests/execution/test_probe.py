@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.errors import InvalidRunError
-from harness.execution import probe
+from harness.execution.checks import reload as probe
 
 IDS = torch.arange(8).unsqueeze(0)
 LOGITS = torch.randn((1, 8, 32), generator=torch.Generator().manual_seed(0)) * 4

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import Cache
-from harness.execution import lean, making, worker
-from harness.execution.bench import Bench
+from harness.core.model import MethodRef
+from harness.core.run import RunSpec
+from harness.execution import import_guard as lean
+from harness.execution import worker
+from harness.execution.context import Bench
+from harness.execution.jobs import making
 from harness.models.sources import inspect
 from harness.recipe import Model
-from harness.spec import MethodRef, RunSpec
+from harness.storage.cache import Cache
 
 NONE = MethodRef("none", 1, {}, "none", "none")
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.cache import Cache
-from harness.execution import gauging, lean, worker
-from harness.execution.bench import Bench
-from harness.execution.suspect import reasons
-from harness.record import Measurement, Moment
-from harness.spec import MethodRef, ModelRef, RunSpec
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement, Moment
+from harness.core.run import RunSpec
+from harness.execution import import_guard as lean
+from harness.execution import worker
+from harness.execution.checks.drift import reasons
+from harness.execution.context import Bench
+from harness.execution.jobs import machine as gauging
+from harness.storage.cache import Cache
 
 QUIET_GPU = {
     "gpu_sm_clock_mhz": 1980.0,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry
+from harness import plugins as registry
+from harness.core.record import RunRecord
+from harness.core.run import Price
 from harness.errors import ResultsError, UsageError
-from harness.execution.runner import Ended
-from harness.record import RunRecord
-from harness.spec import Price
-from harness.store import Store
+from harness.execution.sweep import Ended
+from harness.storage.store import Store
 
 FAULTY = Path(__file__).parents[1] / "faulty_plugin"
 ENDS = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.analysis.tradeoff import tradeoff
-from harness.contracts import Method
-from harness.record import RunRecord
+from harness.core.method import Method
+from harness.core.record import RunRecord
 
 SHAPE = {
     "hidden_size": 64,

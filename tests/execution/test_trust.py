@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.record import RunRecord
 from harness.errors import RecipeError
-from harness.planner import plan
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
-from harness.record import RunRecord
 from harness.stacks import variables
 from harness.stacks.variables import compiled_kernels, for_fetching, for_workers
 

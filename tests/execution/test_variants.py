@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from harness import registry
+from harness import plugins as registry
+from harness.core.record import RunRecord
 from harness.errors import RecipeError
-from harness.execution.runner import run
-from harness.machine import Machine
-from harness.planner import PlannedRun, plan
+from harness.execution.sweep import run
+from harness.host.machine import Machine
+from harness.planning.plan import PlannedRun, plan
 from harness.recipe import load_recipe
-from harness.record import RunRecord
 from harness.stacks import Stacks
 
 MEASURE = {"perplexity": {"context": 64, "windows": 2}, "memory": {}}

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.contracts import Method, MethodParams, QuantizeJob
+from harness.core.method import Method, MethodParams, QuantizeJob
 
 
 class FaultyParams(MethodParams):
@@ -22,7 +22,7 @@ def quantize(job: QuantizeJob[FaultyParams]) -> Any:
     import torch
 
     from harness.errors import UnsupportedError
-    from harness.methods.rtn import RTN, RtnParams
+    from harness.methods.rtn.rtn import RTN, RtnParams
 
     how = job.params.how
     if Path(job.params.marker).is_file():
@@ -62,7 +62,7 @@ def quantize(job: QuantizeJob[FaultyParams]) -> Any:
 
 
 def enable() -> None:
-    from harness.methods.rtn import RTN
+    from harness.methods.rtn.rtn import RTN
 
     RTN.enable()
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import machine
-from harness.record import RunRecord
+from harness.core.record import RunRecord
+from harness.host import machine
 
 pytestmark = pytest.mark.skipif(
     machine.choose("auto").device != "cuda", reason="needs an NVIDIA GPU that torch can use"

@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness import registry
-from harness.contracts import CalibrationSet, LoadedModel, LoadRequest, Method, QuantizeJob, Setting
-from harness.engines.transformers import TRANSFORMERS
+from harness import plugins as registry
+from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.method import CalibrationSet, Method, QuantizeJob, Setting
+from harness.engines.transformers.engine import TRANSFORMERS
 from harness.models.headers import read_directory
 from harness.models.scope import in_decoder
 

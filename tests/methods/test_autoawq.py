@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import harness
-from harness.contracts import CalibrationSet, LoadRequest
-from harness.engines.transformers import TRANSFORMERS
+from harness.core.engine import LoadRequest
+from harness.core.method import CalibrationSet
+from harness.engines.transformers.engine import TRANSFORMERS
 from harness.models import legacy
-from harness.registry import method
+from harness.plugins import method
 from harness.stacks import Stacks
 
 PROBE = torch.arange(2, 34).unsqueeze(0)
@@ -32,7 +33,7 @@ import torch
 from awq.quantize import quantizer
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
-from harness.contracts import CalibrationSet, QuantizeJob
+from harness.core.method import CalibrationSet, QuantizeJob
 from harness.methods.autoawq import AUTOAWQ
 
 told = json.loads(Path(sys.argv[1]).read_text())

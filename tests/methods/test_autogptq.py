@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.contracts import CalibrationSet, QuantizeJob
-from harness.methods import autogptq
-from harness.methods.autogptq import AutoGptqParams
-from harness.registry import method
+from harness.core.method import CalibrationSet, QuantizeJob
+from harness.methods.autogptq import autogptq
+from harness.methods.autogptq.autogptq import AutoGptqParams
+from harness.plugins import method
 
 
 def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.methods.autoround import AUTOROUND, AutoRoundParams
+from harness.methods.autoround.autoround import AUTOROUND, AutoRoundParams
 from harness.models import stored
 from harness.models.headers import read_directory
 

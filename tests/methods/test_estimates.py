@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.contracts import StoredTensor
-from harness.estimate.memory import DTYPE_BITS, weights
-from harness.estimate.shapes import read
+from harness.core.engine import StoredTensor
+from harness.models.memory import DTYPE_BITS, weights
+from harness.models.shapes import read
 
 QUICK: list[tuple[str, dict[str, Any]]] = [
     ("none", {}),

@@ -13,14 +13,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from harness import registry
-from harness.contracts import LoadRequest, QuantizeJob, Setting
-from harness.engines.transformers import TRANSFORMERS
-from harness.estimate.shapes import read
+from harness import plugins as registry
+from harness.core.engine import LoadRequest
+from harness.core.method import QuantizeJob, Setting
+from harness.engines.transformers.engine import TRANSFORMERS
 from harness.models import stored
 from harness.models.headers import read_directory
 from harness.models.scope import LEAST_COVERAGE, holds_experts, in_decoder, modules
-from harness.planner import PlannedRun, plan
+from harness.models.shapes import read
+from harness.planning.plan import PlannedRun, plan
 from harness.recipe import load_recipe
 
 SHAPE = {

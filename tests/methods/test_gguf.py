@@ -9,13 +9,13 @@ from typing import Any
 import gguf
 import pytest
 
-from harness.engines.llamacpp import LLAMACPP
+from harness.core.run import RunSpec
+from harness.engines.llamacpp.engine import LLAMACPP
 from harness.errors import RecipeError
-from harness.machine import Machine
-from harness.methods.gguf import BLOCKS, FALLBACK, GGUF, MIXES, GgufParams
-from harness.planner import PlannedRun, plan
+from harness.host.machine import Machine
+from harness.methods.llamacpp.gguf import BLOCKS, FALLBACK, GGUF, MIXES, GgufParams
+from harness.planning.plan import PlannedRun, plan
 from harness.recipe import load_recipe
-from harness.spec import RunSpec
 from harness.stacks import MANIFEST, Stacks
 
 

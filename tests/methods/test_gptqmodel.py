@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import registry
-from harness.contracts import LoadRequest, QuantizeJob
-from harness.engines.transformers import TRANSFORMERS
+from harness import plugins as registry
+from harness.core.engine import LoadRequest
+from harness.core.method import QuantizeJob
+from harness.engines.transformers.engine import TRANSFORMERS
 from harness.models.headers import read_directory
 
 PROBE = torch.arange(2, 34).unsqueeze(0)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness.contracts import LoadRequest, QuantizeJob
-from harness.methods.hqq import HQQ, HqqParams
+from harness.core.engine import LoadRequest
+from harness.core.method import QuantizeJob
+from harness.methods.hqq.hqq import HQQ, HqqParams
 
 Make = Callable[..., Any]
 

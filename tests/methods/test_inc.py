@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness import registry
+from harness import plugins as registry
 from harness.models import stored
 from harness.models.headers import read_directory
 

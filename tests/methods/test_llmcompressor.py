@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from harness import registry
-from harness.contracts import CalibrationSet, LoadRequest, QuantizeJob
+from harness import plugins as registry
+from harness.core.engine import LoadRequest
+from harness.core.method import CalibrationSet, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.models import headers, stored
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness import registry
-from harness.contracts import QuantizeJob
-from harness.methods.rtn import RTN, RtnParams
-from harness.record import RunRecord
+from harness import plugins as registry
+from harness.core.method import QuantizeJob
+from harness.core.record import RunRecord
+from harness.methods.rtn.rtn import RTN, RtnParams
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.methods.modelopt import MODELOPT, ModeloptParams
+from harness.methods.modelopt.modelopt import MODELOPT, ModeloptParams
 from harness.models import headers, stored
 
 LAYERS = 28

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness.contracts import CalibrationSet
-from harness.methods.qat import _batches
+from harness.core.method import CalibrationSet
+from harness.methods.torchao.qat import _batches
 
 Make = Callable[..., Any]
 SKIPPED = "model.layers.1.self_attn.q_proj"

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from harness.contracts import CalibrationSet, LoadedModel
+from harness.core.engine import LoadedModel
+from harness.core.method import CalibrationSet
 from harness.models.headers import read_config
-from harness.registry import method
+from harness.plugins import method
 
 RANK = 4
 TRAINING = {"rank": RANK, "steps": 16, "learning_rate": 1e-3}

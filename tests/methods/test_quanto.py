@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness import registry
+from harness import plugins as registry
 from harness.errors import UnsupportedError
-from harness.libraries.quanto import unpack
+from harness.methods.quanto.driver import unpack
 
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (192, 64), (192, 64), (64, 192)]
 WEIGHTS = sum(rows * columns for rows, columns in SHAPES)

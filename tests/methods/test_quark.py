@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from harness.methods.quark import QuarkParams
+from harness.methods.quark.quark import QuarkParams
 from harness.models import stored
 from harness.models.headers import read_directory
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness import registry
-from harness.contracts import Setting
+from harness import plugins as registry
+from harness.core.method import Setting
 from harness.errors import UnsupportedError
 
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (192, 64), (192, 64), (64, 192)]

@@ -10,10 +10,10 @@ from types import ModuleType
 import pytest
 import torch
 
+from harness.core.record import Measurement
+from harness.core.workload import ThroughputWorkload
 from harness.metrics import energy
 from harness.metrics.energy import IDLE_S, LEAST_S, RaplMeter, measure, meters
-from harness.record import Measurement
-from harness.spec import ThroughputWorkload
 
 IDLE_W, PREFILL_W, DECODE_W = 50.0, 300.0, 110.0
 PREFILL_S, DECODE_S = 0.02, 0.01

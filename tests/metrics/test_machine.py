@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.core.record import Measurement
 from harness.metrics import machine
-from harness.record import Measurement
 
 CALL_S = 1e-3
 MIB = 2**20

@@ -12,8 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.contracts import Chunk, LoadedModel, LoadRequest, Windows
-from harness.engines.transformers import load
+from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.metric import Chunk, Windows
+from harness.core.record import Measurement
+from harness.core.workload import PerplexityWorkload
+from harness.engines.transformers.engine import load
 from harness.errors import InvalidRunError
 from harness.execution import forward
 from harness.execution import reference as references
@@ -22,8 +25,6 @@ from harness.metrics.divergence import Divergence
 from harness.metrics.perplexity import Likelihood
 from harness.numerics.prediction import predict
 from harness.recipe import Text
-from harness.record import Measurement
-from harness.spec import PerplexityWorkload
 from harness.text.sources import resolve
 from harness.text.windows import cut
 

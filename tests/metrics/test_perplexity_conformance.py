@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from harness.record import Measurement
+from harness.core.record import Measurement
 from harness.text.protocols import preset
 
 SAME = 1e-4

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from harness.core.workload import ThroughputWorkload
 from harness.metrics import stopwatch, throughput
 from harness.metrics.stopwatch import CudaStopwatch
-from harness.spec import ThroughputWorkload
 
 
 class Stream:

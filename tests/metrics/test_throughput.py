@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from harness.core.workload import ThroughputWorkload
 from harness.metrics import stopwatch, throughput
-from harness.spec import ThroughputWorkload
 
 
 class Clock:

@@ -20,7 +20,7 @@ from harness.models.degrid import degrid
 from harness.models.gguf.convert import convert
 from harness.models.prepare import prepare
 from harness.models.sources import inspect
-from harness.planner import plan
+from harness.planning.plan import plan
 from harness.recipe import Model, load_recipe
 
 TOKENS = torch.arange(2, 66).unsqueeze(0)

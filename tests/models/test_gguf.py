@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from harness.contracts import LoadRequest
-from harness.engines.llamacpp import LLAMACPP
+from harness.core.engine import LoadRequest
+from harness.engines.llamacpp.engine import LLAMACPP
 from harness.errors import SourceError, UnsupportedError
 from harness.models.gguf.architectures import ARCHITECTURES, context_length, rope_factors
 from harness.models.gguf.convert import convert

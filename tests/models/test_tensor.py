@@ -133,7 +133,7 @@ def test_the_command_rounds_a_tensor(tiny: Path) -> None:
 
 
 def test_the_ranges_of_the_command_are_those_of_the_observers(tiny: Path) -> None:
-    from harness.cli.formats import Observing
+    from harness.cli.commands.formats import Observing
     from harness.numerics.observers import OBSERVERS
 
     assert [each.value for each in Observing] == list(OBSERVERS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import console_formats
+from harness.cli.render import formats as console_formats
 from harness.errors import UsageError
 from harness.numerics import formats
 from harness.numerics.formats import FORMATS, find

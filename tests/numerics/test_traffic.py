@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.contracts import LoadRequest, StoredTensor
-from harness.engines.transformers import load
+from harness.core.engine import LoadRequest, StoredTensor
+from harness.engines.transformers.engine import load
 from harness.models.headers import read_config
 from harness.numerics.traffic import PACKED, AttentionShape, Routing, Running, Step, decode_step, prefill, routing
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.contracts import Method, MethodParams, Needs, Setting
+from harness.core.method import Method, MethodParams, Needs, Setting
 
 
 class IntxParams(MethodParams):

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from harness.record import Failure, Measurement, Outcome, RunRecord
-from harness.spec import TaskWorkload
+from harness.core.record import Failure, Measurement, Outcome, RunRecord
+from harness.core.workload import TaskWorkload
 from harness.tasks.evaluate import VERSION
 
 

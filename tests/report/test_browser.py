@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from harness.record import RunRecord
+from harness.core.record import RunRecord
 from harness.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright, of the extra 'dev'")

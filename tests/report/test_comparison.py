@@ -11,11 +11,11 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from harness.analysis.regression import Regression, track
+from harness.core.model import MethodRef
+from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.record import RunRecord
 from harness.report.comparison import FORMATS, render
 from harness.report.comparison.terminal import terminal
-from harness.spec import MethodRef
 
 SUFFIXES = {"terminal": "txt", "markdown": "md", "json": "json", "junit": "xml"}
 HOSTILE = "x<script>alert(1)</script> | `a` [b](http://evil) \x1b[31m \x00 ]]> & \ufffe"

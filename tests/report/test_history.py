@@ -16,13 +16,13 @@ from typer.testing import CliRunner, Result
 import harness
 from harness.analysis.history import History, trace
 from harness.cli.app import app
+from harness.core.model import MethodRef
+from harness.core.record import RunRecord
 from harness.errors import ExitCode, UsageError
-from harness.record import RunRecord
 from harness.report.history import FORMATS, only_changed, render
 from harness.report.history.terminal import terminal
 from harness.report.history.words import sparkline
-from harness.spec import MethodRef
-from harness.store import Store
+from harness.storage.store import Store
 
 SUFFIXES = {"terminal": "txt", "markdown": "md", "json": "json", "csv": "csv"}
 HOSTILE = "=x<script>alert(1)</script> | `a` [b](http://evil) \x1b[31m \x00"

@@ -16,8 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app
-from harness.json_codec import decode
-from harness.record import RunRecord, upgrade
+from harness.core.record import RunRecord, upgrade
+from harness.storage.json_codec import decode
 
 DATA = Path(__file__).parents[1] / "data" / "golden"
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.report.figures.labels import CHARACTER_PX, LINE_PX, Box, place
+from harness.report.plots.labels import CHARACTER_PX, LINE_PX, Box, place
 
 
 def boxes(points: list[tuple[float, float]], names: list[str]) -> list[Box]:

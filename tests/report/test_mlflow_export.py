@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app
+from harness.core.model import MethodRef
+from harness.core.record import RunRecord
 from harness.errors import ExitCode, UsageError
-from harness.record import RunRecord
 from harness.report.flat import entries
-from harness.report.mlflow_export import export
 from harness.report.page import page
-from harness.spec import MethodRef
-from harness.store import Store
+from harness.report.renderers.mlflow_export import export
+from harness.storage.store import Store
 
 
 @pytest.fixture

@@ -23,16 +23,16 @@ from huggingface_hub import ModelCard
 from harness.analysis.history import trace
 from harness.analysis.recommend import recommend
 from harness.analysis.regression import track
-from harness.gates import GATES
-from harness.record import Measurement, RunRecord
+from harness.core.gates import GATES
+from harness.core.record import Measurement, RunRecord
 from harness.report import write_report
 from harness.report.comparison import render as comparison_text
 from harness.report.flat import entries
 from harness.report.formats import significant
 from harness.report.history import render as history_text
-from harness.report.markdown import heading
 from harness.report.page import page
 from harness.report.recommendation import json_line
+from harness.report.renderers.markdown import heading
 from harness.report.tables import shown_columns
 
 SPEEDS = (1.0, 1.05, 2.0, 1.01)
@@ -249,7 +249,7 @@ def test_mlflow_s_store(sweep: Sweep, tmp_path: Path, monkeypatch: pytest.Monkey
     pytest.importorskip("mlflow", reason="needs MLflow: pip install 'qharness[mlflow]'")
     from mlflow import MlflowClient
 
-    from harness.report.mlflow_export import export
+    from harness.report.renderers.mlflow_export import export
 
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     uri = (tmp_path / "mlruns").as_uri()

@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
 
+from harness.core.record import Failure, RunRecord
 from harness.errors import UsageError
-from harness.record import Failure, RunRecord
 from harness.report import write_report
-from harness.report.figures.images import images, on_paper
 from harness.report.page import page
+from harness.report.plots.images import images, on_paper
 from harness.report.summary import LIMIT_BYTES, job_summary
 
 Spoil = Callable[[Sequence[RunRecord], str], list[RunRecord]]
@@ -215,7 +215,7 @@ def test_without_a_browser_it_is_said_which_to_install(
     records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("kaleido", reason="needs kaleido: pip install 'qharness[images]'")
-    from harness.report.figures import figures
+    from harness.report.plots import figures
 
     monkeypatch.setenv("BROWSER_PATH", "/nonexistent/browser")
     (table,) = page(records).tables
@@ -227,7 +227,7 @@ def test_images_are_drawn_from_the_same_figures(records: list[RunRecord]) -> Non
     pytest.importorskip("kaleido", reason="needs kaleido: pip install 'qharness[images]'")
     if shutil.which("chromium") is None:
         pytest.skip("needs chromium (Debian: apt install chromium)")
-    from harness.report.figures import figures
+    from harness.report.plots import figures
 
     (table,) = page(records).tables
     first, *_ = figures(table)
@@ -239,7 +239,7 @@ def test_images_are_drawn_from_the_same_figures(records: list[RunRecord]) -> Non
 
 
 def test_an_image_has_the_colours_of_paper_and_leaves_the_page_s_alone(records: list[RunRecord]) -> None:
-    from harness.report.figures import figures
+    from harness.report.plots import figures
 
     (table,) = page(records).tables
     for figure in figures(table):

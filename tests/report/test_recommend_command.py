@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 import harness
 from harness.cli.app import app
+from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.record import RunRecord
-from harness.store import Store
+from harness.storage.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness import console_recommend
 from harness.analysis.aspects import Figure
 from harness.analysis.choice import Recommendation
+from harness.analysis.query import Limit
 from harness.analysis.recommend import recommend
-from harness.analysis.stats import Estimate
-from harness.analysis.wish import Limit
-from harness.record import RunRecord
+from harness.cli.render import recommend as console_recommend
+from harness.core.record import RunRecord
 from harness.report import summary
 from harness.report.answer import Answer, answer, default_answer, figure_words, limit_words, reasons
-from harness.report.html import html as report_html
-from harness.report.markdown import escape
-from harness.report.markdown import markdown as report_markdown
 from harness.report.page import page
 from harness.report.recommendation import json_line, markdown
+from harness.report.renderers.html import html as report_html
+from harness.report.renderers.markdown import escape
+from harness.report.renderers.markdown import markdown as report_markdown
+from harness.stats.estimate import Estimate
 
 WISHES: tuple[dict[str, Any], ...] = (
     {},

@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
+from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.record import RunRecord
-from harness.report import csv_file, write_report
-from harness.report import html as html_page
-from harness.report import markdown as markdown_page
+from harness.report import write_report
 from harness.report.answer import default_answer
-from harness.report.figures import figures
-from harness.report.markdown import escape
 from harness.report.page import page as page_of
+from harness.report.plots import figures
+from harness.report.renderers import csv_file
+from harness.report.renderers import html as html_page
+from harness.report.renderers import markdown as markdown_page
+from harness.report.renderers.markdown import escape
 
 Spoil = Callable[[Sequence[RunRecord], str], list[RunRecord]]
 HOSTILE = (

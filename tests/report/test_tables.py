@@ -13,12 +13,12 @@ import pytest
 
 from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
-from harness.record import RunRecord
+from harness.core.record import RunRecord
 from harness.report import write_report
 from harness.report.column import cell, raw
 from harness.report.columns_breakdown import breakdowns
-from harness.report.figures import figures
 from harness.report.highlights import highlights
+from harness.report.plots import figures
 from harness.report.tables import column, column_groups, columns, shown_columns
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import registry
+from harness import plugins as registry
 from harness import stacks as room
 from harness.errors import UsageError
-from harness.execution.runner import run
-from harness.planner import plan
+from harness.execution.sweep import run
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
 from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, build, parse_pythons, requirements_digest
 from harness.stacks.build import check, create, environment, remove

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.record import Measurement
+from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import UnsupportedError
-from harness.record import Measurement
-from harness.spec import TaskWorkload, TextRef
 from harness.tasks.catalog import catalog
 from harness.tasks.evaluate import evaluate
 

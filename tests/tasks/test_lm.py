@@ -18,9 +18,9 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from harness.engines.transformers import TransformersModel
+from harness.core.workload import TaskWorkload, TextRef
+from harness.engines.transformers.engine import TransformersModel
 from harness.errors import InvalidRunError, UnsupportedError
-from harness.spec import TaskWorkload, TextRef
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval]'")
 

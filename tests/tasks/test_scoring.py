@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness.contracts import LoadRequest
-from harness.engines.transformers import TransformersModel, load
+from harness.core.engine import LoadRequest
+from harness.engines.transformers.engine import TransformersModel, load
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_layout, score
 
 

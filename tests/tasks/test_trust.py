@@ -11,10 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from harness.cli.app import app
+from harness.core.workload import TaskWorkload
 from harness.errors import RecipeError, UnsupportedError
-from harness.planner import plan
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
-from harness.spec import TaskWorkload
 from harness.tasks import trust
 from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
@@ -221,7 +221,7 @@ def test_trust_changes_no_question_and_has_no_effect_on_lm_evals_own(sweeps, tin
 
 def test_a_definition_is_known_by_all_of_its_files(place: Path) -> None:
     """One file by its own sha256, as in records made before; several by all of theirs, wherever the folder lies."""
-    from harness.spec import file_sha256
+    from harness.core.identity import file_sha256
 
     alone = write(place, plain(place), "alone.yaml")
     assert trust.definition(alone).sha256 == file_sha256(alone)

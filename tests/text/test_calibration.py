@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from harness.core.workload import CalibrationRef, TextRef
 from harness.errors import UnsupportedError
-from harness.spec import CalibrationRef, TextRef
 from harness.text import calibration
 from harness.text.leakage import overlap
 from harness.text.sources import DATA, rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.contracts import Windows
+from harness.core.metric import Windows
 from harness.text.leakage import halves, halves_told
 
 

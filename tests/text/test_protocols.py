@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from harness.contracts import Windows
+from harness.core.metric import Windows
+from harness.core.workload import PerplexityWorkload, TextRef
 from harness.errors import UnsupportedError
-from harness.spec import PerplexityWorkload, TextRef
 from harness.text.protocols import PRESETS
 from harness.text.protocols.detokenizer import detokenize
 from harness.text.protocols.lm_eval import _rolling, documents

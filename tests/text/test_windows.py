@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from harness.core.workload import PerplexityWorkload, TextRef
 from harness.errors import SourceError, UnsupportedError
 from harness.recipe import Text
-from harness.spec import PerplexityWorkload, TextRef
 from harness.text.sources import TEXTS, resolve, rows
 from harness.text.windows import cut
 

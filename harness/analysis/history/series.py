@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.analysis.regression.findings import Change as Environment
-from harness.record import Status
+from harness.core.record import Status
 
 Noise = Literal["none", "repeats", "noisy"]
 """A count; a figure that came out bit for bit the same more often than not; or one that scatters."""

@@ -8,7 +8,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from harness.analysis.history import changepoints
 from harness.analysis.history.figures import Figure, figures
 from harness.analysis.history.series import Change, Failed, History, Noise, Point, Series
 from harness.analysis.regression.cases import KINDS, Case, cases, variant
@@ -17,10 +16,11 @@ from harness.analysis.regression.environment import changes as environment
 from harness.analysis.regression.exact import ROUNDING
 from harness.analysis.regression.matching import HASH_DIGITS, match
 from harness.analysis.regression.track import FIRST
+from harness.core.gates import GATES, Gate
+from harness.core.identity import digest
+from harness.core.record import FAILURES, RunRecord
 from harness.errors import ResultsError
-from harness.gates import GATES, Gate
-from harness.record import FAILURES, RunRecord
-from harness.spec import digest
+from harness.stats import changepoints
 
 Name = tuple[str, str, str, str, str]
 READABLE = 60

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match
-from harness.gates import GATES
-from harness.spec import DecodeMode
+from harness.core.gates import GATES
+from harness.core.identity import DecodeMode
 
 Key = tuple[str, str, str, str, DecodeMode | None]
 

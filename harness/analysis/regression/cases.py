@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from harness.analysis.row import reason
 from harness.analysis.selection import best_session, current, current_in_session
-from harness.record import Measurement, RunRecord, Status
-from harness.spec import RunSpec, digest, labels
+from harness.core.identity import digest
+from harness.core.record import Measurement, RunRecord, Status
+from harness.core.run import RunSpec
+from harness.core.variant import labels
 
 KINDS = ("quantize", "quality", "task", "performance")
 """Runs that answer a question; the others make what these read, and their failures are these runs' failures."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from harness.analysis.regression.cases import SUSPECT
 from harness.analysis.regression.findings import Change
 from harness.analysis.regression.matching import HASH_DIGITS, Match
-from harness.record import RunRecord
+from harness.core.record import RunRecord
 
 FACTS = ("kernels", "attention", "CPU threads", "layers")
 """Findings of a run whose change explains others."""

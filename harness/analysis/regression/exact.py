@@ -11,9 +11,9 @@ from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding, Verdict
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, start
-from harness.analysis.stats import Estimate
-from harness.gates import Gate
-from harness.record import Measurement
+from harness.core.gates import Gate
+from harness.core.record import Measurement
+from harness.stats.estimate import Estimate
 
 ROUNDING = 1e-12
 """Relative difference below which two ratios of the same counts are one."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.analysis.comparison import Comparison, fewest_units, holm
+from harness.stats.comparison import Comparison, fewest_units, holm
 
 SIGN_FLIP = "exact sign-flip test"
 """Of paired tests the one with few p-values to choose from; others of many items are near enough to continuous."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.analysis.plausibility import Implausibility
-from harness.analysis.stats import Estimate
 from harness.errors import ExitCode
+from harness.stats.estimate import Estimate
 
 Verdict = Literal["improved", "regressed", "unchanged", "inconclusive", "incomparable"]
 Outcome = Literal["passed", "regressed", "undecided"]

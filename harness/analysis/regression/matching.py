@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.analysis.regression.cases import Case
-from harness.spec import RunSpec
+from harness.core.run import RunSpec
 
 ALSO_MEASURED = ("memory", "divergence", "energy", "throughput.")
 """What else was measured beside a figure changes none; points of the grid are matched one by one."""

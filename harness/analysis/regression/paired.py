@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from harness.analysis.comparison import Better
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, Pending, start
-from harness.analysis.rule import above_noise_floor, compare
 from harness.analysis.scores import figure_of, headline
-from harness.analysis.stats import clustered_mean, perplexity
-from harness.record import Measurement
+from harness.core.record import Measurement
+from harness.stats.comparison import Better
+from harness.stats.estimate import clustered_mean, perplexity
+from harness.stats.rule import above_noise_floor, compare
 
 
 def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:

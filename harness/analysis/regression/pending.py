@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from harness.analysis.comparison import POWER, Comparison, fewest_units
 from harness.analysis.regression.findings import Finding, Verdict
 from harness.analysis.regression.matching import Match
-from harness.analysis.stats import Estimate, exponential
-from harness.gates import Gate, shown
+from harness.core.gates import Gate, shown
+from harness.stats.comparison import POWER, Comparison, fewest_units
+from harness.stats.estimate import Estimate, exponential
 
 
 @dataclass(frozen=True)

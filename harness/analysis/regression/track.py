@@ -18,9 +18,9 @@ from harness.analysis.regression.matching import Match, match
 from harness.analysis.regression.paired import paired, same
 from harness.analysis.regression.pending import Gated, Pending, settled, start
 from harness.analysis.regression.processes import processes
+from harness.core.gates import GATES, Gate
+from harness.core.record import RunRecord
 from harness.errors import ResultsError
-from harness.gates import GATES, Gate
-from harness.record import RunRecord
 
 ALPHA = 0.05
 """How often, at most, any gate at all fails where nothing changed."""
@@ -43,7 +43,7 @@ def track(
 ) -> Regression:
     """HEAD beside BASE.
 
-    ``gates`` are thresholds by name as ``harness.gates`` gives them; None takes those that HEAD's recipe named.
+    ``gates`` are thresholds by name as ``harness.core.gates`` gives them; None takes those that HEAD's recipe named.
     ``override`` is laid over them. Where nobody names any, the usual ones hold. Other metrics are compared by their
     default thresholds and decide nothing, unless ``strict`` makes gates of them all. Among all gates together a false
     regression has at most probability ``alpha``, and so has a false "unchanged".

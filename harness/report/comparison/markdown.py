@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.analysis.regression.findings import Finding, Regression
 from harness.report.comparison import words
-from harness.report.markdown import escape
+from harness.report.renderers.markdown import escape
 
 MARKS = {"regressed": "❌", "undecided": "⚠️", "passed": "✅"}
 HEAD = ("Verdict", "Variant", "Metric", "BASE → HEAD", "Change", "Threshold", "Why")

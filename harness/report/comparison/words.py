@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side
-from harness.gates import shown
+from harness.core.gates import shown
 from harness.report.formats import BLANK, signed, significant
 
 WORST_FIRST = ("regressed", "incomparable", "inconclusive", "improved", "unchanged")

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 
 from harness.analysis.history import History, Series
-from harness.report.csv_file import cell
+from harness.report.renderers.csv_file import cell
 
 COLUMNS = (
     "model",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from harness.analysis.history import Change, History, Series
 from harness.report.history import words
-from harness.report.markdown import escape
+from harness.report.renderers.markdown import escape
 
 CHANGES = ("When", "Session", "Variant", "Metric", "Before → after", "Change", "", "What changed around it")
 SERIES = ("Variant", "Metric", "Sessions", "Over time", "Oldest → newest", "Changes")

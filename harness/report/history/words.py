@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from harness.analysis.history import Change, History, Series
-from harness.gates import shown
+from harness.core.gates import shown
 from harness.report.comparison.words import environment
 from harness.report.formats import BLANK, signed, significant
 

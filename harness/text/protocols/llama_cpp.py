@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.spec import PerplexityWorkload
+from harness.core.workload import PerplexityWorkload
 from harness.text.protocols.preset import Cut, Preset, begins_with_bos, encode, enough
 from harness.text.sources import whole
 

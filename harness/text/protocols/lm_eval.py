@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from harness.core.workload import PerplexityWorkload, TextRef
 from harness.errors import UnsupportedError
-from harness.spec import PerplexityWorkload, TextRef
 from harness.text.protocols.detokenizer import detokenize
 from harness.text.protocols.preset import Cut, Preset, begins_with_bos, encode
 from harness.text.sources import is_plain, rows, whole

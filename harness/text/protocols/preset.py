@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from harness.core.identity import Scalar
+from harness.core.workload import PerplexityWorkload
 from harness.errors import UnsupportedError
-from harness.spec import PerplexityWorkload, Scalar
 from harness.text.sources import rows
 
 Bos = Literal["auto", "always", "never"]

@@ -25,15 +25,15 @@ from typing import Any
 
 import yaml
 
-from harness.cache import default_folder
-from harness.json_codec import decode, encode
-from harness.machine import Machine
-from harness.planner import plan
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.host.machine import Machine
+from harness.planning.plan import plan
 from harness.recipe import load_recipe
-from harness.record import Measurement, Outcome, RunRecord
-from harness.spec import RunSpec
 from harness.stacks import Stacks
-from harness.store import Store, read_records
+from harness.storage.cache import default_folder
+from harness.storage.json_codec import decode, encode
+from harness.storage.store import Store, read_records
 
 HERE, PROJECT = Path(__file__).parent, Path(__file__).parents[3]
 EVERY = 16

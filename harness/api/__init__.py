@@ -1,0 +1,1 @@
+"""What the public names do: the rooms below put together, reading and writing results where the user says."""

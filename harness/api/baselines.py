@@ -1,0 +1,85 @@
+"""Baselines: records under a name, copied to a folder of their own that outlives the results and can be committed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.analysis.regression.cases import cases
+from harness.core.identity import NAME
+from harness.core.record import RunRecord
+from harness.errors import ResultsError, UsageError, did_you_mean
+from harness.storage.store import Store, read_whole
+
+FOLDER = Path("baselines")
+"""Where they are kept, beside a project's recipes."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """``folder`` is laid out as a results folder is, with the runs that count alone, without their logs."""
+
+    name: str
+    folder: Path
+    records: tuple[RunRecord, ...]
+    unread: tuple[str, ...]
+
+
+class Baselines:
+    """The baselines in one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __contains__(self, name: str) -> bool:
+        return NAME.fullmatch(name) is not None and (self.root / name).is_dir()
+
+    def names(self) -> list[str]:
+        found = self.root.iterdir() if self.root.is_dir() else ()
+        return sorted(path.name for path in found if path.name in self)
+
+    def read(self, name: str) -> Baseline:
+        """Raises UsageError where there is none of that name."""
+        self._refuse_unknown(name)
+        folder = self.root / name
+        return Baseline(name, folder, *read_whole(folder))
+
+    def set(self, name: str, records: Sequence[RunRecord], replace: bool = False) -> Path:
+        """Keeps the runs that count; returns the folder, which appears whole or not at all.
+
+        Raises UsageError for a name that is no plain word, or that is taken and not to be replaced, and ResultsError
+        where no record measures a variant.
+        """
+        if not NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot name a baseline: expected letters, digits, dots, dashes and underscores")
+        folder = self.root / name
+        if folder.exists() and not replace:
+            raise UsageError(f"baseline {name!r} is set already, in {folder}; --replace sets it anew")
+        kept = [run for case in cases(records).values() for run in case.runs]
+        if not kept:
+            raise ResultsError(f"baseline {name!r}: none of these records measures a variant")
+        part = self.root / f".{name}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        for record in kept:
+            Store(part).save(record)
+        old = self.root / f".{name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+        return folder
+
+    def remove(self, name: str) -> Path:
+        """Raises UsageError where there is none of that name."""
+        self._refuse_unknown(name)
+        shutil.rmtree(self.root / name)
+        return self.root / name
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name not in self:
+            known = self.names()
+            near = did_you_mean(name, known) if known else "; 'qharness baseline set' makes one"
+            raise UsageError(f"no baseline {name!r} in {self.root}{near}")

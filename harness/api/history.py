@@ -1,0 +1,51 @@
+"""``harness.history``: figures over time, of the folders and baselines that a user names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harness.analysis.history import History, trace
+from harness.api.baselines import FOLDER
+from harness.api.compare import named
+from harness.core.gates import GATES
+from harness.errors import UsageError, refuse_unknown
+
+
+def history(
+    *places: str | Path,
+    metrics: Sequence[str] = (),
+    methods: Sequence[str] = (),
+    models: Sequence[str] = (),
+    results: str | Path = "results",
+    baselines: str | Path = FOLDER,
+) -> History:
+    """Each figure over the sessions that measured it, with change points, as ``qharness history`` does.
+
+    ``places`` are what ``harness.compare`` takes: results folders, ``FOLDER@ID``, names of baselines. ``metrics`` are
+    names of gates; ``methods`` and ``models`` keep what has one of these words in its name, in either case of letters.
+    Raises UsageError for a place that is nothing, an unknown metric, and where nothing is left to show.
+    """
+    if not places:
+        raise UsageError("history: name a results folder")
+    for metric in metrics:
+        if metric not in GATES:
+            refuse_unknown("metric", metric, GATES)
+    found = [named(str(place), Path(results), Path(baselines)) for place in places]
+    whole = trace(
+        (record for each in found for record in each.records),
+        metrics=metrics,
+        names=[each.name for each in found],
+        unread=[fault for each in found for fault in each.unread],
+    )
+    series = tuple(each for each in whole.series if _has(each.method, methods) and _has(each.model, models))
+    if not series:
+        there = ", ".join(sorted({f"{each.model} × {each.method}" for each in whole.series}))
+        raise UsageError(f"no figure of {' or '.join((*methods, *models))}; there are figures of {there}")
+    failed = tuple(each for each in whole.failed if _has(each.run, methods) and _has(each.run, models))
+    return replace(whole, series=series, failed=failed)
+
+
+def _has(name: str, words: Sequence[str]) -> bool:
+    return not words or any(word.casefold() in name.casefold() for word in words)

@@ -1,0 +1,66 @@
+"""``qharness history``: figures over time."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from harness.cli.options import BaselinesFolder, ResultsFolder
+
+Words = Optional[list[str]]  # noqa: UP045 - typer reads it at run time
+
+
+class Format(StrEnum):
+    """How a history is written."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    JSON = "json"
+    CSV = "csv"
+
+
+def history(
+    places: Annotated[
+        list[str],
+        typer.Argument(metavar="RESULTS…", help="Results folders, FOLDER@ID of a session or run, names of baselines."),
+    ],
+    metric: Annotated[
+        Words, typer.Option("--metric", metavar="NAME", help="Such as perplexity or decode; may be repeated.")
+    ] = None,
+    method: Annotated[
+        Words, typer.Option("--method", metavar="WORD", help="Methods with this in their name; may be repeated.")
+    ] = None,
+    model: Annotated[
+        Words, typer.Option("--model", metavar="WORD", help="Models with this in their name; may be repeated.")
+    ] = None,
+    changed: Annotated[bool, typer.Option("--changed", help="Only what changed by more than its threshold.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.TERMINAL,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", metavar="FILE", help="Write it there."),
+    ] = None,
+    results: ResultsFolder = Path("results"),
+    baselines: BaselinesFolder = Path("baselines"),
+) -> None:
+    """Show each metric over time: where it changed, and what changed around it there."""
+    from harness.api.history import history as traced
+    from harness.report.history import only_changed, render
+    from harness.report.write import write_whole
+
+    found = traced(
+        *places, metrics=metric or (), methods=method or (), models=model or (), results=results, baselines=baselines
+    )
+    found = only_changed(found) if changed else found
+    if out is not None:
+        write_whole(out, render(found, form).encode())
+        typer.echo(f"written to {out}")
+    elif form is Format.TERMINAL:
+        from harness.report.history.terminal import show
+
+        show(found)
+    else:
+        sys.stdout.write(render(found, form))

@@ -1,0 +1,163 @@
+"""What ``qharness estimate`` prints: the parts of one variant, or a line for each of many."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.table import Table
+
+from harness.models.memory import Weights
+from harness.models.shapes import ModelShapes
+from harness.planning.estimate.fits import Asked, Estimate
+from harness.report.formats import BINARY, BLANK, DECIMAL, significant, size_unit
+
+NOT_COUNTED = (
+    "Not counted: the driver's and the libraries' own memory (some hundred MiB on a GPU), and gaps between blocks."
+)
+
+
+def size(count: float) -> str:
+    """``280 GB = 260.8 GiB``: one decimal unit (10⁹ bytes) and one binary one (2³⁰)."""
+    decimal, binary = size_unit([int(count)], DECIMAL), size_unit([int(count)], BINARY)
+    return (
+        f"{significant(count / decimal.bytes, 4)} {decimal.name} = {significant(count / binary.bytes, 4)} {binary.name}"
+    )
+
+
+def show_estimates(model: ModelShapes, asked: Asked, estimates: Sequence[Estimate], as_json: bool) -> None:
+    """One JSON line per method, or tables. GB is 10⁹ bytes, GiB is 2³⁰."""
+    if as_json:
+        for entry in estimates:
+            print(json.dumps(_line(model, asked, entry)))
+        return
+    console = Console()
+    console.print(_parameters(model), highlight=False)
+    budget = f"; to fit {asked.budget.name}, {size(asked.budget.bytes)}" if asked.budget else ""
+    console.print(f"context {asked.context} tokens, batch {asked.batch}{budget}", highlight=False)
+    if len(estimates) == 1:
+        _show_parts(console, estimates[0], asked)
+    else:
+        _show_all(console, estimates, asked)
+    console.print(NOT_COUNTED, highlight=False)
+
+
+def _parameters(model: ModelShapes) -> str:
+    head = "tied to the embedding" if not model.head else f"{model.head:,}"
+    others = model.norms + model.kept
+    active = f" ({model.active:,} active per token)" if model.experts else ""
+    return (
+        f"{model.label}: {model.parameters:,} parameters{active}: decoder's linears {model.decoder:,}, "
+        f"embedding {model.embedding:,}, head {head}, norms and others {others:,}"
+    )
+
+
+def _show_parts(console: Console, entry: Estimate, asked: Asked) -> None:
+    if entry.weights is None:
+        console.print(f"{entry.label}: {entry.refusal}", highlight=False)
+        return
+    stored = entry.weights
+    console.print(
+        f"{entry.label}, {entry.dtype}: {significant(stored.bits_per_weight, 4)} bits a quantized weight",
+        highlight=False,
+    )
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in _parts(stored, entry, asked):
+        table.add_row(name, size(count))
+    console.print(table, highlight=False)
+    for line in (entry.note, _verdict(entry, asked)):
+        if line:
+            console.print(line, highlight=False)
+
+
+def _parts(stored: Weights, entry: Estimate, asked: Asked) -> list[tuple[str, int]]:
+    parts = [
+        ("weights: linears", stored.linear),
+        ("weights: embedding", stored.embedding),
+        ("weights: head", stored.head),
+        ("weights: norms and others", stored.other),
+        ("weights in all", stored.total),
+        *([("checkpoint on disk", stored.disk)] if stored.disk is not None else []),
+        ("key-value cache of a token", entry.kv_bytes_per_token),
+        ("key-value cache", entry.kv_bytes),
+        ("workspace of a prefill", entry.workspace_bytes),
+        ("in all", entry.total_bytes or 0),
+    ]
+    return [part for part in parts if part[1] or part[0] == "in all"]
+
+
+def _verdict(entry: Estimate, asked: Asked) -> str | None:
+    if asked.budget is None or entry.total_bytes is None:
+        return None
+    left = asked.budget.bytes - entry.total_bytes
+    word = f"fits, {size(left)} left" if entry.fits else f"does not fit: {size(-left)} too much"
+    return (
+        f"{word}; longest context at batch {asked.batch}: {entry.longest_context} tokens; "
+        f"largest batch at context {asked.context}: {entry.largest_batch}"
+    )
+
+
+def _show_all(console: Console, estimates: Sequence[Estimate], asked: Asked) -> None:
+    possible = [entry for entry in estimates if entry.weights is not None]
+    totals = [entry.total_bytes or 0 for entry in possible]
+    units = (size_unit(totals, DECIMAL), size_unit(totals, BINARY))
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    both = " / ".join(unit.name for unit in units)
+    names = ["bits", f"weights\n{both}", f"in all\n{both}", f"on disk\n{units[0].name}"]
+    names += ["fits", "context", "batch"] if asked.budget else []
+    table.add_column("method", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in possible:
+        assert entry.weights is not None
+        disk = entry.weights.disk
+        found = [f"{entry.weights.bits_per_weight:.2f}"]
+        for value in (entry.weights.total, entry.total_bytes or 0):
+            found.append(" / ".join(significant(value / unit.bytes) for unit in units))
+        found.append(BLANK if disk is None else significant(disk / units[0].bytes))
+        if asked.budget:
+            found += ["yes" if entry.fits else "no", str(entry.longest_context), str(entry.largest_batch)]
+        table.add_row(entry.label, *found)
+    console.print(table, highlight=False)
+    if asked.budget:
+        console.print(f"context: the longest at batch {asked.batch}; batch: the largest at context {asked.context}")
+    for entry in estimates:
+        for said in (entry.note, entry.refusal):
+            if said is not None:
+                console.print(f"{entry.label}: {said}", highlight=False)
+
+
+def _line(model: ModelShapes, asked: Asked, entry: Estimate) -> dict[str, object]:
+    parameters = {
+        "all": model.parameters,
+        "active": model.active,
+        "linear": model.decoder,
+        "embedding": model.embedding,
+        "head": model.head,
+        "other": model.norms + model.kept,
+    }
+    stored = entry.weights
+    weights = None if stored is None else {**asdict(stored), "total": stored.total}
+    return {
+        "model": model.label,
+        "parameters": parameters,
+        "method": entry.label,
+        "dtype": entry.dtype,
+        "context": asked.context,
+        "batch": asked.batch,
+        "budget_bytes": asked.budget.bytes if asked.budget else None,
+        "unsupported": entry.refusal,
+        "weight_bytes": weights,
+        "kv_bytes_per_token": entry.kv_bytes_per_token,
+        "kv_bytes": entry.kv_bytes,
+        "workspace_bytes": entry.workspace_bytes,
+        "total_bytes": entry.total_bytes,
+        "fits": entry.fits,
+        "longest_context": entry.longest_context,
+        "largest_batch": entry.largest_batch,
+        "note": entry.note,
+    }

@@ -1,0 +1,141 @@
+"""The tables that the command line prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from harness import plugins as registry
+from harness.core.method import Method
+from harness.errors import UsageError
+from harness.host import machine
+from harness.planning.plan import PlannedRun
+from harness.report.formats import DECIMAL, significant, size_unit
+from harness.stacks import MAIN, STACKS, Stacks
+from harness.storage.cache import default_folder
+from harness.text.sources import TEXTS
+
+
+def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: bool) -> None:
+    """The runs in order. Weights are estimated from the model's shapes, in decimal units (GB is 10⁹ bytes)."""
+    if as_json:
+        for run in planned:
+            print(
+                json.dumps(
+                    {
+                        "run_id": run.spec.run_id,
+                        "kind": run.spec.kind,
+                        "model": run.spec.model.label,
+                        "method": run.spec.method.label,
+                        "engine": run.spec.engine,
+                        "decode_mode": run.spec.decode_mode,
+                        "kv_cache": run.spec.kv_cache,
+                        "repetition": run.spec.repetition,
+                        "stack": run.spec.stack,
+                        "state": _state(run, done),
+                        "weight_bytes": run.weight_bytes,
+                        "unsupported": run.unsupported,
+                    }
+                )
+            )
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("#", "run", "stack", "weights ≈", "state"):
+        table.add_column(column, overflow="fold", justify="right" if column in ("#", "weights ≈") else "left")
+    unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
+    models = {run.spec.model.label for run in planned}
+    for index, run in enumerate(planned, 1):
+        spec = run.spec
+        size = "" if run.weight_bytes is None else f"{significant(run.weight_bytes / unit.bytes)} {unit.name}"
+        title = f"{spec.title} · {spec.model.label}" if len(models) > 1 else spec.title
+        table.add_row(str(index), title, spec.stack, size, _state(run, done))
+    console = Console()
+    console.print(table)
+    left = sum(_state(run, done) == "to do" for run in planned)
+    console.print(f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})")
+
+
+def show_list(what: str) -> None:
+    """Names and one line about each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    for name, summary in _rows(what):
+        table.add_row(name, summary)
+    Console().print(table)
+
+
+def show_stacks(stacks: Stacks) -> None:
+    """Name, state, library, and what each is for."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("stack", "state", "library", "what it is for"):
+        table.add_column(column)
+    table.add_row("main", "ready", "", "measures everything, and quantizes whatever lives beside the rest")
+    for name, definition in STACKS.items():
+        table.add_row(name, stacks[name].state, definition.library, definition.summary)
+    Console().print(table)
+
+
+def show_doctor() -> None:
+    """The machine, the libraries, and what each method still needs."""
+    console = Console()
+    console.print(f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB")
+    console.print(f"GPU     {machine.gpu_summary() or 'none found through NVML'}")
+    chosen = machine.choose("auto")
+    console.print(f"device  {chosen.device}")
+    if machine.gpu_summary() and chosen.device == "cpu":
+        console.print("        the installed torch is a CPU build; reinstall torch from an index with CUDA builds")
+    for package, found in machine.versions().items():
+        console.print(f"        {package} {found}", highlight=False)
+    console.print("methods")
+    stacks = Stacks(default_folder() / "stacks")
+    for name in registry.method_names():
+        console.print(f"        {name:<20} {_readiness(name, stacks)}", highlight=False, markup=False)
+
+
+def _readiness(name: str, stacks: Stacks) -> str:
+    try:
+        method = registry.method(name)
+        elsewhere = stacks[method.stack].absence if method.stack != MAIN else None
+        return _no_gpu(method) or elsewhere or registry.missing(method) or "ready"
+    except UsageError as error:
+        return f"broken: {error}"
+
+
+def _no_gpu(method: Method[Any]) -> str | None:
+    """Where the method, as its parameters are unless a recipe sets them, wants a GPU and there is none."""
+    if any(field.is_required() for field in method.params.model_fields.values()):
+        return None
+    lacks = method.needs(method.params()).device == "cuda" and machine.choose("auto").device != "cuda"
+    return "needs an NVIDIA GPU" if lacks else None
+
+
+def _rows(what: str) -> list[tuple[str, str]]:
+    if what == "texts":
+        return list(TEXTS.items())
+    if what == "engines":
+        return [(name, registry.engine(name).summary) for name in registry.engine_names()]
+    if what == "metrics":
+        return [(name, registry.metric(name).summary) for name in registry.metric_names()]
+    aliases = {target: alias for alias, target in registry.ALIASES.items()}
+    rows = []
+    for name in registry.method_names():
+        try:
+            method = registry.method(name)
+        except UsageError as error:
+            rows.append((name, f"broken: {error}"))
+            continue
+        fields = method.params.model_fields.items()
+        parameters = ", ".join(f"{key}={field.default}" for key, field in fields)
+        shown = f"{name} ({aliases[name]})" if name in aliases else name
+        rows.append((shown, method.summary + (f"; {parameters}" if parameters else "")))
+    return rows
+
+
+def _state(run: PlannedRun, done: Collection[str]) -> str:
+    if run.spec.run_id in done:
+        return "done"
+    return f"unsupported: {run.unsupported}" if run.unsupported else "to do"

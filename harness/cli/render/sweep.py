@@ -1,0 +1,161 @@
+"""How a sweep looks while it runs: a live line on a terminal, plain lines elsewhere, JSON lines for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from harness.execution.sweep import Ended, Event, Started, Withdrawn
+
+REFRESHES_PER_SECOND = 1
+"""Seldom enough not to be seen in what is measured."""
+
+
+class Display(Protocol):
+    """Shows the events of a sweep."""
+
+    def __call__(self, event: Event) -> None: ...
+
+
+@contextmanager
+def display(as_json: bool) -> Iterator[Display]:
+    """The display that suits where the output goes."""
+    if as_json:
+        yield _json
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        with _Live(Console()).shown() as live:
+            yield live
+    else:
+        yield _plain
+
+
+def _end_line(event: Ended) -> str:
+    record = event.record
+    took = "reused" if event.reused else f"{record.wall_s:.1f} s"
+    line = f"[{event.index}/{event.total}] {record.spec.title}: {record.status} ({took})"
+    if record.outcome.failure is not None:
+        failure = record.outcome.failure
+        line += f"\n    in {failure.phase}: {(failure.message.splitlines() or [failure.type])[0]}"
+    return line
+
+
+def _withdrawn_line(event: Withdrawn) -> str:
+    record = event.record
+    told = record.outcome.failure.message if record.outcome.failure else ""
+    return f"{record.spec.title}: withdrawn, invalid\n    {told}"
+
+
+def _plain(event: Event) -> None:
+    from harness.execution.sweep import Ended, Withdrawn
+
+    if isinstance(event, Ended):
+        print(_end_line(event), flush=True)
+    elif isinstance(event, Withdrawn):
+        print(_withdrawn_line(event), flush=True)
+
+
+def _json(event: Event) -> None:
+    from harness.execution.sweep import Ended, PhaseBegan, Withdrawn
+
+    if isinstance(event, Withdrawn):
+        failure = event.record.outcome.failure
+        told = {"event": "withdrawn", "run_id": event.record.spec.run_id, "status": event.record.status}
+        print(json.dumps({**told, "failure": failure.message if failure else None}), flush=True)
+        return
+    if isinstance(event, PhaseBegan):
+        print(json.dumps({"event": "phase", "name": event.name}), flush=True)
+        return
+    ended = isinstance(event, Ended)
+    spec = event.record.spec if isinstance(event, Ended) else event.spec
+    line: dict[str, object] = {
+        "event": "ended" if ended else "started",
+        "run": event.index,
+        "of": event.total,
+        "run_id": spec.run_id,
+        "kind": spec.kind,
+        "model": spec.model.label,
+        "method": spec.method.label,
+        "decode_mode": spec.decode_mode,
+        "kv_cache": spec.kv_cache,
+        "repetition": spec.repetition,
+    }
+    if isinstance(event, Ended):
+        failure = event.record.outcome.failure
+        line |= {
+            "status": event.record.status,
+            "reused": event.reused,
+            "wall_s": event.record.wall_s,
+            "failure": failure.message if failure else None,
+        }
+    print(json.dumps(line), flush=True)
+
+
+class _Live:
+    """One status line below the lines of what has ended."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._run_began = self._began
+        self._made = 0
+        self._now: Started | None = None
+        self._phase = ""
+
+    @contextmanager
+    def shown(self) -> Iterator[_Live]:
+        from rich.live import Live
+
+        with Live(
+            console=self._console,
+            get_renderable=self._line,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield self
+
+    def __call__(self, event: Event) -> None:
+        from rich.text import Text
+
+        from harness.execution.sweep import Ended, PhaseBegan, Withdrawn
+
+        if isinstance(event, PhaseBegan):
+            self._phase = event.name
+        elif isinstance(event, Withdrawn):
+            self._console.print(Text(_withdrawn_line(event), style="red"))
+        elif isinstance(event, Ended):
+            self._made += not event.reused
+            style = "" if event.record.status == "ok" else "yellow" if event.record.status == "unsupported" else "red"
+            self._console.print(Text(_end_line(event), style=style))
+        else:
+            self._now, self._phase, self._run_began = event, "start", time.monotonic()
+
+    def _line(self) -> Text:
+        from rich.text import Text
+
+        if self._now is None:
+            return Text("")
+        now = time.monotonic()
+        place = f"[{self._now.index}/{self._now.total}] {self._now.spec.title}"
+        line = f"{place} · {self._phase} {_clock(now - self._run_began)}"
+        if self._made:
+            mean_s = (self._run_began - self._began) / self._made
+            left_s = mean_s * (self._now.total - self._now.index + 1) - (now - self._run_began)
+            line += f" · total {_clock(now - self._began)}, ≈ {_clock(max(left_s, 0))} left"
+        return Text(line, style="bold", no_wrap=True, overflow="ellipsis")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02}"

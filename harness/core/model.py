@@ -1,0 +1,74 @@
+"""What a run is of: an unquantized model, and the method that is applied to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from harness.core.identity import DecodeMode, KvCache, Scalar, Stage
+
+MAIN_ENGINE = "transformers"
+"""The one that makes what all engines share: the reference that divergence is measured against."""
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """The unquantized model of a variant.
+
+    ``content`` identifies the weights and the tokenizer (a sha256, or ``id@revision`` on a hub);
+    ``native_quantization`` names the grid on which the published weights already lie, if any.
+    """
+
+    id: str
+    label: str
+    content: str
+    kind: Literal["hub", "directory", "gguf", "synthetic"]
+    path: str
+    dtype: str = "auto"
+    degrid: int | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    native_quantization: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def needs_preparing(self) -> bool:
+        """Whether a checkpoint must first be made from it (converted, degridded or drawn)."""
+        return self.kind in ("gguf", "synthetic") or self.degrid is not None
+
+
+@dataclass(frozen=True)
+class MethodRef:
+    """A method with every parameter resolved; ``label`` shows those that the recipe wrote.
+
+    ``published`` is the checkpoint that somebody else quantized, where that is what is measured, and ``stack``
+    the environment that a recipe chose in place of the method's own.
+    """
+
+    name: str
+    version: int
+    params: Mapping[str, Scalar]
+    label: str
+    stage: Stage
+    published: ModelRef | None = None
+    stack: str | None = None
+
+    @property
+    def identity(self) -> list[Any]:
+        """What makes two methods the same one. A published checkpoint counts by its content, not by where it lies."""
+        chosen = [self.name, self.published.content] if self.published else [self.name, dict(self.params)]
+        return [*chosen, self.stack] if self.stack else chosen
+
+
+def labelled(method: str, decode_mode: DecodeMode, kv_cache: KvCache = "model", engine: str = MAIN_ENGINE) -> str:
+    """A method's label with its key-value cache, its decode mode and its engine, where they are not the usual ones."""
+    cache = "" if kv_cache == "model" else f" · {kv_cache} cache"
+    mode = "" if decode_mode == "eager" else f" · {decode_mode}"
+    return method + cache + mode + ("" if engine == MAIN_ENGINE else f" · {engine}")
+
+
+def model_identity(model: ModelRef) -> list[Any]:
+    """What makes two models the same one: content, dtype it runs in, and how it was made."""
+    return [model.content, model.dtype, model.degrid, dict(model.config), model.seed]

@@ -1,0 +1,144 @@
+"""Variant: what one row of a table is of, and the words that tell it from the others."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import combinations, islice
+
+from harness.core.identity import DecodeMode, KvCache, Scalar, digest
+from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
+from harness.core.workload import CalibrationRef, TextRef
+
+MOST_SUBSETS = 2_000
+"""How many sets of parts are tried for the smallest one that tells variants apart; beyond it all parts are named."""
+CONDITIONS = ("kv_cache", "decode_mode", "engine")
+"""Parts of a label that always stand there where they are not the usual ones: they say how a variant was run."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """model × method × engine × scope × calibration × key-value cache × seed: the identity of a row anywhere.
+
+    Neither versions nor machines are a part of it. A decode mode makes a second row of the same variant.
+    """
+
+    model: ModelRef
+    method: MethodRef
+    engine: str
+    scope: str
+    skip: tuple[str, ...]
+    overrides: Mapping[str, Mapping[str, Scalar]]
+    calibration: CalibrationRef | None
+    kv_cache: KvCache
+    seed: int
+
+    @cached_property
+    def artifact_key(self) -> str:
+        """What is quantized how. Engines and key-value caches share what was made so."""
+        return digest(
+            [
+                model_identity(self.model),
+                self.method.identity,
+                [self.scope, sorted(set(self.skip)), self._ordered_overrides],
+                self.calibration.identity() if self.calibration else None,
+                self.seed,
+            ]
+        )
+
+    @cached_property
+    def key(self) -> str:
+        return digest([self.artifact_key, self.engine, self.kv_cache])
+
+    @cached_property
+    def name_key(self) -> str:
+        """The same by the names that a user gave, whatever they stand for by now: what is followed from day to day."""
+        calibration = self.calibration
+        drawn = asdict(replace(calibration, text=TextRef(calibration.text.id))) if calibration else None
+        how = [self.scope, sorted(set(self.skip)), self._ordered_overrides, drawn, self.seed]
+        return digest([self.model.label, self.method.label, how, self.engine, self.kv_cache])
+
+    @property
+    def _ordered_overrides(self) -> list[list[object]]:
+        """The last pattern that matches a module wins, so their order counts."""
+        return [[pattern, dict(own)] for pattern, own in self.overrides.items()]
+
+    def parts(self, decode_mode: DecodeMode) -> dict[str, str]:
+        """All that tells this row from others, by name, as a reader sees it; the usual values are empty."""
+        method, calibration = self.method, self.calibration
+        parts = {f"parameter {name}": f"{name}={_word(value)}" for name, value in method.params.items()}
+        if method.published is not None:
+            parts = {"published": f"content {digest(method.published.content)[:8]}"}
+        parts |= {
+            "method": method.name,
+            "stack": f"stack={method.stack}" if method.stack else "",
+            "scope": self.scope,
+            "skip": f"skip {', '.join(sorted(set(self.skip)))}" if self.skip else "",
+            "overrides": ", ".join(_override(pattern, own) for pattern, own in self.overrides.items()),
+        }
+        if calibration is not None:
+            parts |= {
+                "calibration text": f"calibrated on {calibration.text.id}",
+                "calibration content": f"calibration text {digest(calibration.identity()[1])[:8]}",
+                "calibration samples": f"{calibration.samples} samples",
+                "calibration length": f"{calibration.length} tokens a sample",
+                "calibration packing": f"packing {calibration.packing}",
+                "calibration bos": f"calibration BOS {calibration.bos}",
+                "calibration chat": "chat template" if calibration.chat_template else "",
+                "calibration seed": f"calibration seed {calibration.seed}",
+            }
+        return parts | {
+            "kv_cache": "" if self.kv_cache == "model" else f"{self.kv_cache} cache",
+            "decode_mode": "" if decode_mode == "eager" else decode_mode,
+            "engine": "" if self.engine == MAIN_ENGINE else self.engine,
+            "seed": f"seed {self.seed}",
+        }
+
+
+Row = tuple[Variant, DecodeMode]
+
+
+def labels(rows: Iterable[Row], without: Collection[str] = ()) -> dict[tuple[str, DecodeMode], str]:
+    """A label for each row by its ``key`` and decode mode, no two alike.
+
+    ``rows`` are of one model. A label is the method as the recipe wrote it, the conditions that are not the usual
+    ones, and of all other parts the fewest that tell apart the rows whose labels would be the same without them.
+    ``without`` names conditions that stand beside the label anyway.
+    """
+    alike: dict[tuple[str, ...], dict[tuple[str, DecodeMode], dict[str, str]]] = {}
+    for variant, mode in rows:
+        parts = variant.parts(mode)
+        same_without = (variant.method.label, *(parts[name] for name in CONDITIONS))
+        alike.setdefault(same_without, {})[variant.key, mode] = parts
+    made = {}
+    for (method, *conditions), group in alike.items():
+        shown = [word for name, word in zip(CONDITIONS, conditions, strict=True) if name not in without]
+        chosen = _fewest(list(group.values()))
+        for row, parts in group.items():
+            words = [method, *(parts.get(name, "") for name in chosen), *shown]
+            made[row] = " · ".join(word for word in words if word)
+    shared = Counter(made.values())  # parts that differ only in type, such as 4 and "4"
+    return {row: f"{label} · {row[0][:8]}" if shared[label] > 1 else label for row, label in made.items()}
+
+
+def _override(pattern: str, own: Mapping[str, Scalar]) -> str:
+    """``lm_head: bits=8``."""
+    return " ".join([f"{pattern}:", *(f"{name}={_word(value)}" for name, value in sorted(own.items()))])
+
+
+def _word(value: Scalar) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _fewest(rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The smallest set of parts in which no two of these rows agree; of equal ones, the first in their order."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    unlike = [name for name in names if len({row.get(name, "") for row in rows}) > 1]
+    subsets = (chosen for count in range(len(unlike)) for chosen in combinations(unlike, count))
+    for chosen in islice(subsets, MOST_SUBSETS):
+        if len({tuple(row.get(name, "") for name in chosen) for row in rows}) == len(rows):
+            return chosen
+    return tuple(unlike)

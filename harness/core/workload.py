@@ -1,0 +1,143 @@
+"""What is asked of a model: texts to score, tasks to answer, a grid to be timed on, samples to calibrate with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal
+
+from harness.core.identity import DecodeMode, Scalar
+
+
+@dataclass(frozen=True)
+class TextRef:
+    """An evaluation text: a file of plain text or JSON lines, or rows of a hub data set."""
+
+    id: str
+    path: str | None = None
+    hub: str | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    field: str = "text"
+    sha256: str | None = None
+
+    def same_as(self, other: TextRef) -> bool:
+        """Whether both are one text, wherever it lies and however its rows are read."""
+        return bool(text_identity(self)[0] == text_identity(other)[0])
+
+
+@dataclass(frozen=True)
+class CalibrationRef:
+    """How calibration samples are made of a text: see harness.text.calibration."""
+
+    text: TextRef
+    packing: Literal["concat", "crop", "pad"]
+    bos: Literal["auto", "always", "never"]
+    chat_template: bool
+    samples: int
+    length: int
+    seed: int
+
+    def identity(self) -> list[Any]:
+        """What makes two calibration sets the same one: the text counts by its content."""
+        settings = asdict(self)
+        del settings["text"]
+        return [settings, text_identity(self.text)]
+
+
+@dataclass(frozen=True)
+class PerplexityWorkload:
+    """Which windows of which text are scored. ``windows`` of None means all of them; ``stride`` is of sliding alone."""
+
+    text: TextRef
+    protocol: str
+    context: int
+    windows: int | None
+    stride: int | None = None
+    bos: Literal["auto", "always", "never"] = "auto"
+
+    def settings(self) -> dict[str, Any]:
+        """All but the text. What was added later stands there only where it is used: a question keeps its name."""
+        usual = {"stride": None, "bos": "auto"}
+        settings = asdict(self)
+        del settings["text"]
+        return {name: value for name, value in settings.items() if name not in usual or value != usual[name]}
+
+
+@dataclass(frozen=True)
+class TaskWorkload:
+    """One task or group of lm-eval, where its definition lies, and how its questions are put.
+
+    ``definition`` is a YAML file, ``own`` the hash of one that does not come with lm-eval, and of the files of the
+    user's that it names. ``trust_task_code``: whether code of theirs may run. Without ``data`` the task's own data set
+    is read.
+    """
+
+    name: str
+    definition: str
+    own: str | None = None
+    fewshot: int | None = None
+    sampler: Literal["default", "first_n"] | None = None
+    limit: int | None = None
+    data: TextRef | None = None
+    fewshot_data: TextRef | None = None
+    chat_template: bool = False
+    system: str | None = None
+    bos: Literal["auto", "always", "never"] = "auto"
+    cluster: str | None = None
+    seed: int = 1234
+    trust_task_code: bool = False
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two tasks the same one: their data count by content, a definition by its name or its content."""
+        question = asdict(self)
+        del question["definition"], question["trust_task_code"]
+        for name, text in (("data", self.data), ("fewshot_data", self.fewshot_data)):
+            question[name] = text.sha256 if text else None
+        return question
+
+
+@dataclass(frozen=True)
+class ThroughputWorkload:
+    """One grid of batch size × prompt length, each decoded for a fixed number of tokens."""
+
+    batch_sizes: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]
+    new_tokens: int
+    warmup: int
+    iterations: int
+    decode_mode: DecodeMode = "eager"
+
+    def settings(self) -> dict[str, Any]:
+        """All of it. What was added later stands there only where it is used: a question keeps its name."""
+        settings = asdict(self)
+        if self.decode_mode == "eager":
+            del settings["decode_mode"]
+        return settings
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """The points of the grid in the order they are measured."""
+        grid = product(self.batch_sizes, self.prompt_tokens)
+        return tuple(Cell(batch, prompt, self.new_tokens, self.decode_mode) for batch, prompt in grid)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid: what is run there, and by which words its figures are known."""
+
+    batch_size: int
+    prompt_tokens: int
+    new_tokens: int
+    decode_mode: DecodeMode = "eager"
+
+    @property
+    def protocol(self) -> dict[str, Scalar]:
+        return asdict(self)
+
+
+def text_identity(text: TextRef) -> list[Any]:
+    """A text's content, and how its rows are read."""
+    content = text.sha256 or [text.hub, text.config, text.split, text.revision]
+    return [content, [text.field, (text.path or "").endswith((".jsonl", ".json"))]]

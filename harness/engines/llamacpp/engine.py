@@ -1,0 +1,234 @@
+"""The llama.cpp engine: GGUF files on a CPU or a GPU, given the same token ids as every other engine."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from harness.core.engine import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
+from harness.core.identity import DecodeMode
+from harness.errors import HarnessError, InvalidRunError, SourceError, UnsupportedError
+from harness.libraries.llamacpp import CACHES, CELLS, PACKAGE, Piece, Runtime
+from harness.models.gguf.convert import convert
+from harness.models.gguf.layout import GgufFile, ledger, read
+from harness.models.gguf.tokenizer import tokenizer_of
+from harness.models.headers import GGUF_FILE, weight_files
+from harness.models.scope import in_decoder
+
+if TYPE_CHECKING:
+    import torch
+
+PLAIN = frozenset({"do_sample", "max_new_tokens", "pad_token_id"})
+"""Settings of writing that greedy decoding knows."""
+_ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\S+?),")
+_BUFFER = re.compile(r"(\S+) model buffer size = +([\d.]+) MiB")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What each sequence's cache holds: its tokens, and ``states`` that stand for the bytes behind them."""
+
+    lengths: tuple[int, ...]
+    states: torch.Tensor
+
+
+class LlamaCppModel:
+    """A GGUF model behind the LoadedModel protocol: its logits alone, for its head does not stand apart."""
+
+    def __init__(self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest) -> None:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        if runtime.vocabulary != file.vocabulary:
+            raise InvalidRunError(f"its vocabulary has {runtime.vocabulary} tokens, its embeddings {file.vocabulary}")
+        self._runtime = runtime
+        self._file = file
+        self._stored = ledger(file)
+        self._exact = False
+        self.tokenizer = tokenizer
+        self.vocabulary = runtime.vocabulary
+        self.device = request.device
+        self.attention = "llama.cpp's own"
+        kept = CACHES[request.kv_cache]
+        self.cache_told: str | None = (
+            f"{kept}, as llama.cpp's programs have it" if kept == "F16" else f"{kept} of llama.cpp"
+        )
+        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[kept]]
+        self._cache_bits = 8 * size / numbers
+        self.context_length = file.context_length
+        self.factored = False
+
+    def probe(self) -> None:
+        """Nothing to find out: llama.cpp hands out logits alone."""
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        _no("hidden states of the last layer")
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        _no("a head of its own")
+
+    def output_embedding(self) -> HeadWeights | None:
+        return None
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._runtime.logits(tokens).to(self.device)
+
+    def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        with self._runtime.own_cache():
+            return self.logits(tokens)
+
+    def branching(self) -> bool:
+        return False
+
+    def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
+        _no("pasts")
+
+    def grow(self, tokens: torch.Tensor, reach: torch.Tensor, past: Any | None) -> torch.Tensor:
+        _no("rows that branch")
+
+    def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:
+        _no("pasts")
+
+    def join(self, pasts: Sequence[Any]) -> Any:
+        _no("pasts")
+
+    def generate(
+        self, tokens: torch.Tensor, mask: torch.Tensor, past: Any | None, stop: Stop, **settings: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Greedily. A row that wrote the model's end is filled up with padding, as transformers does."""
+        import torch
+
+        other = sorted(settings.keys() - PLAIN)
+        if settings.get("do_sample") or other or past is not None:
+            raise UnsupportedError(f"llama.cpp writes greedily here; {', '.join(other) or 'sampling'} is not supported")
+        prompts = [row[seen.bool()].tolist() for row, seen in zip(tokens, mask, strict=True)]
+        steps, padding = settings["max_new_tokens"], settings["pad_token_id"]
+        self._runtime.room(len(prompts), max(map(len, prompts)) + steps)
+        lengths = [len(prompt) for prompt in prompts]
+        logits = self._runtime.feed([Piece(row, 0, prompt) for row, prompt in enumerate(prompts)])
+        written = torch.empty(len(prompts), 0, dtype=torch.int64)
+        ended = torch.zeros(len(prompts), dtype=torch.bool)
+        for _ in range(steps):
+            chosen = logits.argmax(dim=-1).masked_fill(ended, padding)
+            written = torch.cat([written, chosen[:, None]], dim=1)
+            ended = ended | (chosen == self._runtime.eos)
+            done = ended | stop(written)
+            if bool(done.all()) or written.shape[1] == steps:
+                break
+            logits = self._runtime.feed([Piece(row, lengths[row], [int(chosen[row])]) for row in range(len(prompts))])
+            lengths = [length + 1 for length in lengths]
+        return written, ended, None
+
+    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        rows, length = tokens.shape
+        if self._exact:
+            self._runtime.empty()
+        else:
+            self._runtime.room(rows, length + CELLS)
+        logits = self._runtime.feed([Piece(row, 0, ids) for row, ids in enumerate(tokens.tolist())])
+        return logits.to(self.device), self._written((length,) * rows)
+
+    def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        lengths = cache.lengths
+        pieces = [Piece(row, lengths[row], ids) for row, ids in enumerate(tokens.tolist())]
+        return self._runtime.feed(pieces).to(self.device), self._written(tuple(length + 1 for length in lengths))
+
+    @contextmanager
+    def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> Iterator[Decoder]:
+        if mode != "eager":
+            raise UnsupportedError("llama.cpp decodes by graphs of its own; leave out decode_mode")
+        rows, length = prompt.shape
+        self._runtime.room(rows, length + new_tokens, exact=True)
+        self._exact = True
+        try:
+            yield self
+        finally:
+            self._exact = False
+
+    def _written(self, lengths: tuple[int, ...]) -> Written:
+        import torch
+
+        elements = self._file.cache_elements * sum(lengths)
+        dtype = torch.float16 if self._cache_bits == 16 else torch.uint8
+        size = int(elements * self._cache_bits) // (8 * dtype.itemsize)
+        return Written(lengths, torch.empty(size, dtype=dtype, device="meta"))
+
+    def sync(self) -> None:
+        self._runtime.synchronize()
+
+    def weight_ledger(self) -> Sequence[StoredTensor]:
+        return self._stored
+
+    def running_bytes(self) -> int:
+        return sum(entry.value_bytes + entry.scale_bytes for entry in self._stored)
+
+    def kernels(self) -> Mapping[str, int]:
+        """Of the decoder's matrices, by type and by the backend that llama.cpp gave their layer to; and its buffers."""
+        assigned = (_ASSIGNED.search(line) for line in self._runtime.said)
+        backends = {found[1]: found[2] for found in assigned if found}
+        names: Counter[str] = Counter()
+        for entry in self._linears():
+            layer = re.search(r"\.(\d+)\.", entry.name)
+            backend = backends.get(layer[1], "an unnamed backend") if layer else "an unnamed backend"
+            names[f"{entry.storage} on {backend}"] += 1
+        for line in self._runtime.said:
+            if found := _BUFFER.search(line):
+                names[f"{found[1]} buffer of {found[2]} MiB"] += 1
+        return dict(names)
+
+    def families(self) -> Mapping[KernelFamily, int]:
+        return dict(Counter(self.layer_families().values()))
+
+    def layer_families(self) -> Mapping[str, KernelFamily]:
+        """Quantized matrices are multiplied in blocks as they are stored, with inputs rounded to 8 bits."""
+        return {
+            entry.name.removesuffix(".weight"): "packed" if entry.quantized else "plain" for entry in self._linears()
+        }
+
+    def _linears(self) -> list[StoredTensor]:
+        return [entry for entry in self._stored if entry.role == "linear" and in_decoder(entry.name, 2)]
+
+
+def _no(what: str) -> NoReturn:
+    raise HarnessError(f"llama.cpp gives no {what}; logits() does")
+
+
+def imports() -> None:
+    import llama_cpp  # type: ignore[import-not-found]  # noqa: F401
+    from transformers import AutoTokenizer  # noqa: F401
+
+
+def load(request: LoadRequest) -> LoadedModel:
+    """Loads a GGUF file, or the one in a folder of the cache. Raises UnsupportedError for one that cannot be read."""
+    import torch
+
+    try:
+        (file,) = weight_files(request.path)
+        header = read(file)
+    except (SourceError, OSError) as error:
+        raise UnsupportedError(str(error)) from None
+    runtime = Runtime(file, request.device, torch.get_num_threads(), request.kv_cache)
+    return LlamaCppModel(runtime, header, tokenizer_of(request.path), request)
+
+
+def written(source: Path, out: Path, dtype: str) -> str | None:
+    """A checkpoint as the engine loads it, not quantized."""
+    return convert(source, out / GGUF_FILE, dtype)
+
+
+LLAMACPP = Engine(
+    name="llamacpp",
+    version=1,
+    summary="GGUF files through llama.cpp, in a stack of its own; logits, tasks, prefill and decoding",
+    imports=imports,
+    load=load,
+    packages=(PACKAGE, "torch", "transformers", "tokenizers", "gguf"),
+    stack="llamacpp",
+    convert=written,
+    loads="gguf",
+    caches=dict.fromkeys(CACHES, ()),
+)

@@ -1,0 +1,1 @@
+"""The main engine: transformers' own models."""

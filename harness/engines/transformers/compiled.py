@@ -1,0 +1,98 @@
+"""Compiled decoding of the transformers engine: one graph of a whole step, over a static key-value cache.
+
+What transformers' ``generate`` does with ``cache_implementation="static"``, but never silently something else:
+a break in the graph or a step that would be compiled anew is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from harness.core.engine import Decoder
+from harness.errors import InvalidRunError, UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
+
+MODES = {"cuda": "reduce-overhead"}
+"""How torch.compile is asked to work on a device: CUDA graphs, so that Python starts one thing a step."""
+TOLERANCE = 0.1
+"""Largest difference of compiled logits from eager ones, relative to their norm: rounding makes up to a few hundredths.
+
+Kernels that torch.compile fuses round elsewhere, and a quantized activation may fall on another code.
+"""
+
+
+@contextmanager
+def compiled(eager: Decoder, model: Any, prompt: torch.Tensor, new_tokens: int) -> Iterator[Decoder]:
+    """A compiled decoder for prompts (batch, length) like this one and so many steps after them.
+
+    When it begins, it has written one text in step with the model's own decoding. Raises UnsupportedError where
+    the model cannot be compiled as one graph, and InvalidRunError where what it writes is something else.
+    """
+    import torch
+
+    torch.compiler.reset()
+    try:
+        decoder = _Compiled(model, prompt.shape[1] + new_tokens)
+        _compile(decoder, eager, prompt, new_tokens)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            yield decoder
+    finally:
+        torch.compiler.reset()
+
+
+class _Compiled:
+    """Prefill as ever, into a cache of a fixed size; then steps by the graph. Only one text at a time."""
+
+    def __init__(self, model: Any, length: int) -> None:
+        import torch
+        from transformers import StaticCache
+
+        self._model = model
+        self._step = torch.compile(model.forward, fullgraph=True, mode=MODES.get(model.device.type))
+        try:
+            self._cache = StaticCache(config=model.config, max_cache_len=length)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UnsupportedError(f"decoding cannot be compiled: no static key-value cache: {error}") from error
+
+    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        self._cache.reset()
+        return self._last(self._model, tokens), self._cache
+
+    def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        import torch
+
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return self._last(self._step, tokens), cache
+
+    def _last(self, forward: Any, tokens: torch.Tensor) -> torch.Tensor:
+        inputs = tokens.to(self._model.device)
+        output = forward(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+
+def _compile(decoder: Decoder, eager: Decoder, prompt: torch.Tensor, new_tokens: int) -> None:
+    """Lets both write one text, the compiled one by the eager one's tokens, and compares every step's logits."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    expected, past = eager.prefill(prompt)
+    found, cache = decoder.prefill(prompt)
+    try:
+        for _ in range(new_tokens):
+            _check(found, expected)
+            token = expected.argmax(dim=-1, keepdim=True)
+            expected, past = eager.decode(token, past)
+            found, cache = decoder.decode(token, cache)
+        _check(found, expected)
+    except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+        first = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise UnsupportedError(f"decoding cannot be compiled: {first}") from error
+
+
+def _check(found: torch.Tensor, expected: torch.Tensor) -> None:
+    difference = float((found.float() - expected.float()).norm() / expected.float().norm())
+    if not difference <= TOLERANCE:
+        raise InvalidRunError(f"compiled decoding writes something else: its logits differ by {difference:.0%}")

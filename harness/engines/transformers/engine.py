@@ -1,0 +1,247 @@
+"""The transformers engine: PyTorch models on a CPU or one GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from harness.core.engine import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
+from harness.core.identity import DecodeMode, KvCache
+from harness.engines.transformers import prefix_cache as pasts
+from harness.engines.transformers.compiled import compiled
+from harness.engines.transformers.kv_cache import CHUNK_TOKENS, NOT_COMPILED, PACKAGES, CacheMaker, cache_maker
+from harness.errors import UnsupportedError
+from harness.models.loading import load_transformers
+from harness.numerics.logits import finish
+
+if TYPE_CHECKING:
+    import torch
+
+PROBE_TOKENS = 16
+PROBE_TOLERANCE = 1e-5
+"""Largest difference, relative to the largest logit, at which head(hidden(x)) still is the model's own logits."""
+
+
+class TransformersModel:
+    """A causal language model of transformers behind the LoadedModel protocol."""
+
+    def __init__(self, model: Any, tokenizer: Any | None, kv_cache: KvCache = "model") -> None:
+        self._model = model
+        self._new_cache: CacheMaker | None = None
+        self.cache_told: str | None = None
+        if kv_cache != "model":
+            self._new_cache, self.cache_told = cache_maker(kv_cache, model.config)
+        self._head = model.get_output_embeddings()
+        config = model.config.get_text_config()
+        self._scale = _logit_scale(config)
+        self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.tokenizer = tokenizer
+        self.vocabulary = int(config.vocab_size)
+        self.device = str(model.device)
+        self._stored = self._ledger()  # before the first forward, in which some libraries repack their weights
+        self.attention = str(getattr(config, "_attn_implementation", None))
+        self.context_length = _context_length(config)
+        self.factored = False
+        self._branching: bool | None = None
+
+    def probe(self) -> None:
+        self.factored = self._head is not None and self._is_factored()
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        decoder = self._model.get_decoder()
+        return self._read(lambda **inputs: decoder(**inputs).last_hidden_state, tokens)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return finish(self._head(hidden), self._scale, self._softcap)
+
+    def output_embedding(self) -> HeadWeights | None:
+        import torch
+
+        if not self.factored or type(self._head) is not torch.nn.Linear:
+            return None
+        if type(self._head.weight) is not torch.nn.Parameter:
+            return None
+        return HeadWeights(self._head.weight, self._head.bias, self._scale, self._softcap)
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._read(lambda **inputs: self._model(**inputs).logits, tokens)
+
+    def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self._model(input_ids=tokens.to(self._model.device), use_cache=False).logits  # type: ignore[no-any-return]
+
+    def _read(self, forward: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
+        """All of a text at once; where the cache is not the model's own, in chunks that read it."""
+        import torch
+
+        inputs = tokens.to(self._model.device)
+        if self._new_cache is None:
+            return forward(input_ids=inputs, use_cache=False)
+        cache = self._new_cache()
+        chunks = torch.split(inputs, CHUNK_TOKENS, dim=1)
+        return torch.cat([forward(input_ids=each, past_key_values=cache, use_cache=True) for each in chunks], dim=1)
+
+    def branching(self) -> bool:
+        if self._branching is None:
+            known = self._new_cache is None and self.factored and self.attention in ("sdpa", "eager")
+            self._branching = known and pasts.sees_all(self._model.config) and pasts.branches(self)
+        return self._branching
+
+    def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
+        inputs = tokens.to(self._model.device).unsqueeze(0)
+        output = self._model.get_decoder()(input_ids=inputs, past_key_values=pasts.fork(past), use_cache=True)
+        return output.last_hidden_state[0], output.past_key_values
+
+    def grow(self, tokens: torch.Tensor, reach: torch.Tensor, past: Any | None) -> torch.Tensor:
+        length = past.get_seq_length() if past is not None else 0
+        seen = pasts.seen(reach.to(self._model.device), length)
+        output = self._model.get_decoder()(
+            input_ids=tokens.to(self._model.device).unsqueeze(0),
+            position_ids=seen.sum(dim=1).sub(1).unsqueeze(0),
+            attention_mask=seen[None, None] if self.attention == "sdpa" else pasts.added(seen)[None, None],
+            past_key_values=pasts.fork(past),
+            use_cache=past is not None,
+        )
+        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def generate(
+        self, tokens: torch.Tensor, mask: torch.Tensor, past: Any | None, stop: Stop, **settings: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        import torch
+        from transformers import StoppingCriteriaList
+
+        prompts = tokens.to(self._model.device)
+        output = self._model.generate(
+            input_ids=prompts,
+            attention_mask=mask.to(self._model.device),
+            past_key_values=pasts.fork(past) if past is not None else self._empty(),
+            stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: stop(ids[:, prompts.shape[1] :])]),
+            use_cache=True,
+            return_dict_in_generate=True,
+            **settings,
+        )
+        written = output.sequences[:, prompts.shape[1] :]
+        eos = self._model.generation_config.eos_token_id
+        ends = torch.tensor([] if eos is None else eos, device=written.device, dtype=torch.int64)
+        return written, torch.isin(written, ends).any(dim=1), getattr(output, "past_key_values", None)
+
+    def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:
+        return pasts.selected(past, rows.to(self._model.device), length)
+
+    def join(self, found: Sequence[Any]) -> Any:
+        return pasts.joined(found)
+
+    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return self._step(tokens, self._empty())
+
+    def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        return self._step(tokens, cache)
+
+    def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> AbstractContextManager[Decoder]:
+        if mode == "eager":
+            return nullcontext(self)
+        if self._new_cache is not None:
+            raise UnsupportedError(NOT_COMPILED)
+        return compiled(self, self._model, prompt, new_tokens)
+
+    def _empty(self) -> Any | None:
+        """An empty cache; None where the model makes its own."""
+        return self._new_cache() if self._new_cache is not None else None
+
+    def _step(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        inputs = tokens.to(self._model.device)
+        output = self._model(input_ids=inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1], output.past_key_values
+
+    def sync(self) -> None:
+        import torch
+
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+
+    def weight_ledger(self) -> Sequence[StoredTensor]:
+        return self._stored
+
+    def running_bytes(self) -> int:
+        return sum(entry.value_bytes + entry.scale_bytes for entry in self._ledger())
+
+    def _ledger(self) -> Sequence[StoredTensor]:
+        from harness.numerics.storage import ledger
+
+        return ledger(self._model, self._model.get_input_embeddings(), self._head)
+
+    def kernels(self) -> Mapping[str, int]:
+        from harness.models.scope import in_decoder
+
+        names: Counter[str] = Counter()
+        for name, module in self._model.named_modules():
+            if "Linear" in type(module).__name__ and in_decoder(f"{name}.weight", 2):
+                weight = getattr(module, "weight", None)
+                plain = not hasattr(weight, "dtype") or type(weight).__name__ == "Parameter"
+                names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
+        return dict(names)
+
+    def families(self) -> Mapping[KernelFamily, int]:
+        return dict(Counter(self.layer_families().values()))
+
+    def layer_families(self) -> Mapping[str, KernelFamily]:
+        from harness.models.kernels import family
+        from harness.models.scope import in_decoder
+
+        modules = {name: module for name, module in self._model.named_modules() if in_decoder(f"{name}.weight", 2)}
+        return {name: kind for name, module in modules.items() if (kind := family(module)) is not None}
+
+    def _is_factored(self) -> bool:
+        """Whether head(hidden(x)) is the model's own logits, on a few tokens."""
+        import torch
+
+        tokens = torch.arange(PROBE_TOKENS).remainder(self.vocabulary).unsqueeze(0)
+        with torch.inference_mode():
+            try:
+                factored = self.head(self.hidden(tokens))
+            except (AttributeError, TypeError):  # a model without a separate decoder
+                return False
+            whole = self.logits(tokens)
+        if factored.shape != whole.shape:
+            return False
+        difference = (factored.float() - whole.float()).abs().max()
+        return bool(difference <= PROBE_TOLERANCE * whole.float().abs().max())
+
+
+def _context_length(config: Any) -> int | None:
+    names = ("n_positions", "max_position_embeddings", "n_ctx")
+    found = (getattr(config, name, None) for name in names)
+    return next((int(length) for length in found if length is not None), None)
+
+
+def _logit_scale(config: Any) -> float:
+    if getattr(config, "logits_scaling", None):
+        return 1.0 / float(config.logits_scaling)
+    return float(getattr(config, "logit_scale", None) or 1.0)
+
+
+def imports() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
+
+
+def load(request: LoadRequest) -> LoadedModel:
+    """Loads safetensors weights only. Raises what transformers raises: the worker sorts it."""
+    from transformers import AutoTokenizer
+
+    model = request.read(request).eval() if request.read else load_transformers(request)
+    tokenizer = None
+    if any(request.path.glob("tokenizer*")):
+        tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
+    return TransformersModel(model, tokenizer, request.kv_cache)
+
+
+TRANSFORMERS = Engine(
+    name="transformers",
+    version=1,
+    summary="PyTorch models through transformers; decoding layer by layer or compiled",
+    imports=imports,
+    load=load,
+    packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate"),
+    caches=PACKAGES,
+)

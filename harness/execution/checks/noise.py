@@ -1,0 +1,120 @@
+"""Noise floors: the divergence of what is not quantized at all. One that is not clearly above them says nothing."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from dataclasses import replace
+
+from harness.core.engine import LoadedModel, StoredTensor
+from harness.core.identity import Scalar
+from harness.core.metric import Observer, Windows
+from harness.errors import UnsupportedError
+from harness.execution.context import Bench
+from harness.execution.forward import observe
+from harness.execution.reference import Itself, Reference
+from harness.host.machine import available_memory_bytes
+from harness.plugins import metric
+
+BATCH = 2
+"""Windows that are run together where the batch is what changes."""
+WINDOWS = 8
+"""Of the baseline's floors: enough to hold a variant's divergence against them."""
+STRETCH_TOKENS = 128
+"""Scored of each window: a floor must cost little beside the run it stands in."""
+OTHER_DTYPE_FACT = "noise floor of another dtype"
+
+
+def other_batch(bench: Bench, model: LoadedModel, windows: Windows, kept: Reference) -> None:
+    """The baseline's divergence from itself where two windows are run in one batch: ``kl_noise_floor``."""
+    if _fill_a_batch(windows):
+        first = _first(windows, WINDOWS, changed="batch size", batch_size=BATCH)
+        floor = metric("divergence").make(first, "kl_noise_floor")
+        _observe(bench, "noise floor", model, first, floor, kept, BATCH)
+
+
+def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
+    """The same where the baseline is loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
+
+    Call it when nothing refers to the first model any more. Where there is no such floor, a fact says why; whatever
+    a library raises must not cost the reference that has been made.
+    """
+    import torch
+
+    gc.collect()
+    first = _first(windows, WINDOWS, changed="dtype")
+    dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
+    try:
+        _refuse(bench, ledger, dtype)
+        first = replace(first, protocol={**first.protocol, "dtype": dtype})
+        floor = metric("divergence").make(first, "kl_noise_floor")
+        _observe(bench, "noise floor", bench.load_as(dtype), first, floor, kept)
+    except Exception as error:  # noqa: BLE001 - becomes a fact
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        bench.facts[OTHER_DTYPE_FACT] = f"not measured in {dtype}: {reason}"
+
+
+def own_batch(bench: Bench, model: LoadedModel, windows: Windows) -> None:
+    """A variant's divergence from itself, two stretches in one batch against one at a time: ``kl_batch_noise``."""
+    if _fill_a_batch(windows):
+        whole = replace(windows, firsts=[1] * len(windows.tokens))
+        first = _first(whole, BATCH, changed="batch size", batch_size=BATCH)
+        noise = metric("divergence").make(first, "kl_batch_noise")
+        _observe(bench, "batch noise", model, first, noise, Itself(model, first), BATCH)
+
+
+def _fill_a_batch(windows: Windows) -> bool:
+    """Whether there are enough windows, each with a token to score."""
+    return len(windows.tokens) >= BATCH and min(map(len, windows.tokens[:WINDOWS])) > 1
+
+
+def _first(windows: Windows, count: int, **protocol: Scalar) -> Windows:
+    """The first windows alone, cut to one length so that any of them fit one batch, and a protocol that says so."""
+    length = min(*map(len, windows.tokens[:count]), max(windows.firsts[:count]) + STRETCH_TOKENS)
+    tokens = [row[:length] for row in windows.tokens[:count]]
+    firsts = [min(first, length - 1) for first in windows.firsts[:count]]
+    counts = {"windows": len(tokens), "length": length, "tokens_scored": sum(length - first for first in firsts)}
+    return replace(
+        windows,
+        tokens=tokens,
+        firsts=firsts,
+        documents=windows.documents[:count],
+        protocol={**windows.protocol, **counts, **protocol},
+        amounts={},
+    )
+
+
+def _observe(
+    bench: Bench,
+    phase: str,
+    model: LoadedModel,
+    windows: Windows,
+    floor: Observer,
+    kept: Reference | Itself,
+    batch: int = 1,
+) -> None:
+    import torch
+
+    with bench.phase(phase), torch.inference_mode():
+        observe(model, windows, [floor], kept, batch)
+    bench.add(floor.finish())
+
+
+def _refuse(bench: Bench, ledger: Sequence[StoredTensor], dtype: str) -> None:
+    """Raises UnsupportedError where the baseline has but one dtype, or would not fit in the other."""
+    if any(entry.quantized for entry in ledger):
+        raise UnsupportedError("the baseline's weights are stored quantized")
+    needed = sum(entry.parameters for entry in ledger if not entry.tied) * (4 if dtype == "float32" else 2)
+    free = _free_bytes(bench.spec.device)
+    if free is not None and needed > free:
+        raise UnsupportedError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+
+
+def _free_bytes(device: str) -> int | None:
+    """Memory that the model could be loaded to; None where nobody knows."""
+    if not device.startswith("cuda"):
+        return available_memory_bytes() or None
+    import torch
+
+    torch.cuda.empty_cache()
+    return int(torch.cuda.mem_get_info()[0])

@@ -1,0 +1,115 @@
+"""What tells whether a baseline's figures can be right: how its text was cut into tokens, and whether it misses BOS.
+
+Evidence alone; what is likely is judged where results are read (harness.analysis.plausibility).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from harness.core.engine import LoadedModel
+from harness.core.metric import Chunk, Windows
+from harness.core.record import Measurement
+from harness.execution.context import Bench
+from harness.execution.forward import observe
+from harness.numerics.prediction import logprobs
+
+VERSION = 1
+PROBE_TOKENS = 256
+"""Of one window: enough for a mean that is off by a few hundredths of a nat."""
+SETTLING_TOKENS = 16
+"""Not scored: the first tokens of a text that begins in the middle are hard with BOS and without."""
+FACT = "plausibility of the baseline"
+
+
+def plausibility(bench: Bench, model: LoadedModel, windows: Windows) -> None:
+    """Measures the evidence. Whatever goes wrong becomes a fact: it must not cost the figures."""
+    bench.add([_exact("vocabulary_size", "token", model.vocabulary, windows)])
+    try:
+        bench.add(_cutting(model.tokenizer, windows))
+        probed = _probed(model.tokenizer, windows, model.vocabulary)
+        if probed is not None:
+            with bench.phase("BOS probe"):
+                bench.add([_gain(model, windows, *probed)])
+    except Exception as error:  # noqa: BLE001 - becomes a fact
+        bench.facts[FACT] = f"not measured: {next(iter(str(error).splitlines()), type(error).__name__)}"
+
+
+def _cutting(tokenizer: Any, windows: Windows) -> list[Measurement]:
+    """Tokens per character of what is scored, and the share of Latin letters among its letters."""
+    scored = (window[first:] for window, first in zip(windows.tokens, windows.firsts, strict=True))
+    pieces = [(len(ids), tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in scored]
+    tokens, text = sum(count for count, _ in pieces), "".join(piece for _, piece in pieces)
+    if not text:
+        return []
+    counts = Counter(text)
+    letters = {letter: count for letter, count in counts.items() if letter.isalpha()}
+    latin = sum(count for letter, count in letters.items() if unicodedata.name(letter, "").startswith("LATIN "))
+    share = latin / sum(letters.values()) if letters else 0.0
+    return [
+        _exact("tokens_per_character", "token/character", tokens / len(text), windows),
+        _exact("latin_letter_share", "fraction", share, windows),
+    ]
+
+
+def _probed(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, int] | None:
+    """BOS and the window that is scored with it and without.
+
+    The window in the middle, because some protocols put BOS only before the first. None where the tokenizer has no BOS
+    that the model knows, the window begins with it, or is too short.
+    """
+    index = len(windows.tokens) // 2
+    bos, window = tokenizer.bos_token_id, windows.tokens[index]
+    if bos is None or not 0 <= bos < vocabulary or window[0] == bos or len(window) <= 2 * SETTLING_TOKENS:
+        return None
+    return int(bos), index
+
+
+def _gain(model: LoadedModel, windows: Windows, bos: int, index: int) -> Measurement:
+    """By how much BOS in front lowers each token's negative log-likelihood, in nats."""
+    import torch
+
+    context = int(windows.protocol["context"] or PROBE_TOKENS)
+    window = list(windows.tokens[index][: min(PROBE_TOKENS, context)])  # with BOS no more is read than before
+    pair = replace(
+        windows,
+        tokens=[window, [bos, *window]],
+        firsts=[SETTLING_TOKENS, SETTLING_TOKENS + 1],
+        documents=["without", "with"],
+        amounts={},
+    )
+    likelihoods = _Likelihoods()
+    with torch.inference_mode():
+        observe(model, pair, [likelihoods], None)
+    without, beside = likelihoods.nats
+    return Measurement(
+        metric="bos_gain",
+        version=VERSION,
+        unit="nat/token",
+        direction="neither",
+        evidence="paired",
+        values=tuple(one - other for one, other in zip(without, beside, strict=True)),
+        item_ids=tuple(f"{index}:{position}" for position in range(SETTLING_TOKENS, len(window))),
+        protocol={**windows.protocol, "window": index},
+    )
+
+
+class _Likelihoods:
+    """The negative log-likelihood of each scored token of two windows, in nats."""
+
+    def __init__(self) -> None:
+        self.nats: tuple[list[float], list[float]] = ([], [])
+
+    def observe(self, chunk: Chunk) -> None:
+        self.nats[chunk.window].extend((-logprobs(chunk.prediction, chunk.targets)).tolist())
+
+    def finish(self) -> Sequence[Measurement]:
+        return ()
+
+
+def _exact(metric: str, unit: str, value: float, windows: Windows) -> Measurement:
+    return Measurement(metric, VERSION, unit, "neither", "exact", (float(value),), windows.protocol)

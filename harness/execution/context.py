@@ -1,0 +1,180 @@
+"""What a job works at inside the worker: its spec, its phases, and the findings it collects."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.identity import Scalar
+from harness.core.method import Method, Setting
+from harness.core.metric import Instrument
+from harness.core.model import ModelRef
+from harness.core.record import Measurement, Moment, Phase
+from harness.core.run import RunSpec
+from harness.errors import HarnessError, InvalidRunError, UnsupportedError
+from harness.host.machine import state
+from harness.models import published
+from harness.models.headers import read_directory
+from harness.models.scope import Modules, matching, modules
+from harness.plugins import engine, method, metric, readers
+from harness.storage.cache import Cache
+
+
+class Bench:
+    """Collects what a run finds. ``announce`` tells the parent which phase begins."""
+
+    def __init__(self, spec: RunSpec, cache: Cache, announce: Callable[[str], None]) -> None:
+        self.spec = spec
+        self.cache = cache
+        self.measurements: list[Measurement] = []
+        self.labels: list[str] = []
+        self.facts: dict[str, Scalar] = {}
+        self.phases: list[Phase] = []
+        self.moments: list[Moment] = []
+        self.current = "start"
+        self._announce = announce
+        self._memory: Instrument | None = metric("memory").make(spec.device) if spec.memory else None
+
+    @contextmanager
+    def phase(self, name: str, **where: Scalar) -> Iterator[None]:
+        """A named, timed part of the run, its memory watched; ``where`` tells phases of one name apart."""
+        self.current = name
+        self._announce(name)
+        began = time.perf_counter()
+        with self._memory.phase(name, **where) if self._memory else nullcontext():
+            yield
+            self._sync()
+        self.phases.append(Phase(name, time.perf_counter() - began))
+
+    def add(self, measurements: Iterable[Measurement]) -> None:
+        """Keeps measurements. Raises InvalidRunError for one that holds NaN or infinity: no record may."""
+        for measurement in measurements:
+            if not measurement.values or not all(map(math.isfinite, measurement.values)):
+                raise InvalidRunError(f"{measurement.metric} is not finite, or holds no value")
+            self.measurements.append(measurement)
+
+    def moment(self, name: str) -> None:
+        """Keeps what drifts in the machine, as it is now."""
+        self.moments.append(Moment(name, state()))
+
+    def findings(self) -> tuple[Measurement, ...]:
+        """All that was measured, the instruments' figures included."""
+        return (*self.measurements, *(self._memory.finish() if self._memory else ()))
+
+    def _sync(self) -> None:
+        """A phase ends when the device has finished it."""
+        if self.spec.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
+
+    def source(self) -> Path:
+        """The unquantized checkpoint that the run starts from."""
+        model = self.spec.model
+        return self.cache.needed(self.spec, "prepare") if model.needs_preparing else _fetched(model)
+
+    def checkpoint(self) -> Path:
+        """What the variant is loaded from."""
+        if self.spec.method.published is not None:
+            return _fetched(self.spec.method.published)
+        for kind in ("quantize", "convert"):
+            if kind in self.spec.needs:
+                return self.cache.needed(self.spec, kind)
+        if self.spec.model.kind == engine(self.spec.engine).loads:
+            return Path(self.spec.model.path)
+        return self.source()
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shapes of the unquantized checkpoint's tensors, by name."""
+        return read_directory(self.source()).shapes
+
+    def modules(self) -> Modules:
+        """What the recipe's scope means for this model. Raises UnsupportedError for a pattern that matches nothing."""
+        every = modules(self.shapes).scope
+        for pattern in (*self.spec.skip, *self.spec.overrides):
+            if not any(matching(module, [pattern]) for module in every):
+                raise UnsupportedError(f"scope: {pattern!r} matches no module of the decoder")
+        return modules(self.shapes, self.spec.skip)
+
+    def overrides(self) -> dict[str, dict[str, Scalar]]:
+        """The parameters that differ, by module: those that the method has. A later pattern of the recipe wins."""
+        found: dict[str, dict[str, Scalar]] = {}
+        for module in self.modules().scope:
+            for pattern in matching(module, self.spec.overrides):
+                own = {key: value for key, value in self.spec.overrides[pattern].items() if self.overridable(key)}
+                if own:
+                    found[module] = {**found.get(module, {}), **own}
+        return found
+
+    def overridable(self, key: str) -> bool:
+        """Whether the method can have a parameter's value of its own for a single module."""
+        chosen = method(self.spec.method.name)
+        return chosen.overrides and key in chosen.params.model_fields
+
+    def load(self) -> LoadedModel:
+        """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one."""
+        runtime = engine(self.spec.engine)
+        with self.phase("import"):
+            runtime.imports()
+            chosen = self.method()
+            request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
+        with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
+            model = runtime.load(request)
+        with self.phase("probe"):
+            model.probe()
+        if model.cache_told is not None:
+            self.facts["key-value cache"] = model.cache_told
+        return model
+
+    def load_as(self, dtype: str) -> LoadedModel:
+        """The variant once more, in another dtype."""
+        with self.phase(f"load in {dtype}"):
+            model = engine(self.spec.engine).load(self._request(dtype))
+            model.probe()
+        return model
+
+    def _request(self, dtype: str) -> LoadRequest:
+        """How the engine is to load the variant."""
+        spec, chosen = self.spec, method(self.spec.method.name)
+        setting = Setting(dtype, spec.device, self.modules().untouched)
+        return LoadRequest(
+            self.checkpoint(),
+            dtype,
+            spec.device,
+            spec.attention,
+            chosen.load_config(self.params(), setting) if chosen.load_config else None,
+            (spec.method.published or spec.model).trust_remote_code,  # what is made of a model is trusted as it is
+            spec.kv_cache,
+            chosen.read,
+        )
+
+    def method(self) -> Method[Any]:
+        """The spec's method, its library enabled."""
+        chosen = method(self.spec.method.name)
+        if chosen.enable is not None:
+            chosen.enable()
+        return chosen
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages beside the harness's own whose versions decide this run's figures."""
+        chosen, runtime = method(self.spec.method.name), engine(self.spec.engine)
+        own = (*chosen.packages, *readers(chosen), *runtime.packages, *runtime.caches[self.spec.kv_cache])
+        return (*own, *published.readers(self.spec.method.published or self.spec.model))
+
+    def params(self) -> Any:
+        """The method's parameters in its own type."""
+        return method(self.spec.method.name).params.model_validate(dict(self.spec.method.params))
+
+
+def _fetched(model: ModelRef) -> Path:
+    if not model.path:
+        raise HarnessError(f"{model.id}: not fetched from the hub; run the recipe with 'qharness run'")
+    return Path(model.path)

@@ -1,0 +1,31 @@
+"""The run that puts one task's questions to a variant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.execution.checks.leak import check_leak, check_tokens
+from harness.execution.checks.variant import note_repacking, take_stock
+from harness.execution.context import Bench
+from harness.plugins import metric
+
+
+def task(bench: Bench, out: Path) -> None:
+    """The score of every question; the seen calibration text is looked for in them."""
+    import torch
+
+    spec = bench.spec
+    model = bench.load()
+    if spec.perplexity is None:  # no quality run counts what is stored
+        take_stock(bench, model)
+    check_tokens(bench, model)
+    assert spec.task is not None
+
+    def watch(requests: Sequence[Sequence[int]]) -> None:
+        if "calibrate" in spec.needs:
+            check_leak(bench, requests)
+
+    with bench.phase("questions"), torch.inference_mode():
+        bench.add(metric("tasks").make(model, spec.task, bench.method().batch_dependent, watch))
+    note_repacking(bench, model)

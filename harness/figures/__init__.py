@@ -1,0 +1,1 @@
+"""Figures: one declaration for each number that people see."""

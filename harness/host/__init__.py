@@ -1,0 +1,1 @@
+"""This machine: its processor, its GPU, and the versions of what is installed on it."""

@@ -1,0 +1,131 @@
+"""The GPU that torch calls cuda:0, asked through NVML: what it is, and what drifts in it. No backend is imported."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from harness.core.identity import Scalar
+
+T = TypeVar("T")
+
+
+class Gpu:
+    """The GPU that torch calls cuda:0, asked through NVML. Some GPUs refuse some questions; the answer is left out."""
+
+    def __init__(self, nvml: Any, handle: Any) -> None:
+        self._nvml, self._handle = nvml, handle
+
+    def name(self) -> str:
+        return str(self._nvml.nvmlDeviceGetName(self._handle))
+
+    def capability(self) -> tuple[int, int] | None:
+        answer = self._asked({"capability": lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)})
+        return (int(answer["capability"][0]), int(answer["capability"][1])) if answer else None
+
+    def hardware(self) -> dict[str, Scalar]:
+        nvml, handle = self._nvml, self._handle
+        return self._asked(
+            {
+                "gpu": lambda: nvml.nvmlDeviceGetName(handle),
+                "gpu_memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+                "driver": nvml.nvmlSystemGetDriverVersion,
+            }
+        )
+
+    def state(self, pid: int) -> dict[str, float]:
+        """What drifts: clocks first. ``pid`` is the asking process, which is not counted among the others.
+
+        ``gpu_slowdown_reasons`` is NVML's bit mask of why clocks are held down now. The ``…_violation_s`` are seconds
+        since the driver was loaded in which power or heat held them down. ``gpu_processes`` counts all that compute
+        on the GPU, this one included; ``gpu_other_bytes`` is what the others take, told where the driver lists this
+        process under its own number (in a container it may not).
+        """
+        nvml, handle = self._nvml, self._handle
+        clock, limit = nvml.nvmlDeviceGetClockInfo, nvml.nvmlDeviceGetMaxClockInfo
+        told: dict[str, float] = self._asked(
+            {
+                "gpu_sm_clock_mhz": lambda: float(clock(handle, nvml.NVML_CLOCK_SM)),
+                "gpu_memory_clock_mhz": lambda: float(clock(handle, nvml.NVML_CLOCK_MEM)),
+                "gpu_slowdown_reasons": lambda: float(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
+                "gpu_power_violation_s": lambda: self._violation_s(nvml.NVML_PERF_POLICY_POWER),
+                "gpu_thermal_violation_s": lambda: self._violation_s(nvml.NVML_PERF_POLICY_THERMAL),
+                "gpu_temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
+                "gpu_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+                "gpu_sm_clock_limit_mhz": lambda: float(limit(handle, nvml.NVML_CLOCK_SM)),
+                "gpu_power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+                "gpu_persistence": lambda: float(nvml.nvmlDeviceGetPersistenceMode(handle)),
+            }
+        )
+        return {**told, **self._computing(pid)}
+
+    def _violation_s(self, policy: int) -> float:
+        return float(self._nvml.nvmlDeviceGetViolationStatus(self._handle, policy).violationTime) / 1e9
+
+    def _computing(self, pid: int) -> dict[str, float]:
+        answer = self._asked({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
+        listed = answer.get("all")
+        if listed is None:
+            return {}
+        others = [process.usedGpuMemory for process in listed if process.pid != pid]
+        told = {"gpu_processes": float(len(listed))}
+        if len(others) < len(listed) and None not in others:
+            told["gpu_other_bytes"] = float(sum(others))
+        return told
+
+    def energy_j(self) -> float | None:
+        """Joules used since the driver was loaded; None where the GPU does not count them."""
+        answer = self._asked({"mj": lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)})
+        return answer["mj"] / 1000 if answer else None
+
+    def process_bytes(self, pid: int) -> int | None:
+        """Memory that the driver counts to a process, its CUDA context included.
+
+        None where the driver does not list the process: in a container it may know it by another number.
+        """
+        answer = self._asked({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
+        sizes = [process.usedGpuMemory for process in answer.get("all", ()) if process.pid == pid]
+        return int(sizes[0]) if sizes and sizes[0] is not None else None
+
+    def used_bytes(self) -> int | None:
+        """Memory in use on the whole GPU, whoever uses it."""
+        answer = self._asked({"used": lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
+        return int(answer["used"]) if answer else None
+
+    def _asked(self, questions: dict[str, Callable[[], T]]) -> dict[str, T]:
+        answers = {}
+        for name, ask in questions.items():
+            try:
+                answers[name] = ask()
+            except self._nvml.NVMLError:
+                continue
+        return answers
+
+
+@contextmanager
+def gpu() -> Iterator[Gpu | None]:
+    """The first visible GPU; None where there is no driver, no GPU, or CUDA_VISIBLE_DEVICES hides them all."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield None
+        return
+    try:
+        yield _first_visible(pynvml)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _first_visible(nvml: Any) -> Gpu | None:
+    """Workers number GPUs as NVML does (CUDA_DEVICE_ORDER), so that an index means the same to both."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    try:
+        if first.isdigit():
+            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first)))
+        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(first)) if first.startswith(("GPU-", "MIG-")) else None
+    except nvml.NVMLError:
+        return None

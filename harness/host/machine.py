@@ -1,0 +1,143 @@
+"""The machine the harness runs on: what it is, what drifts in it, and what software it holds.
+
+No backend is imported: a GPU is asked through NVML, a library's version through its metadata.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from harness.core.identity import Scalar
+from harness.core.record import Fingerprint
+from harness.errors import UsageError
+from harness.host.gpu import gpu
+from harness.host.processor import processor_state
+
+PACKAGES = (
+    "qharness",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "bitsandbytes",
+    "torchao",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the planner must know: the device that runs, and the class of hardware a figure belongs to.
+
+    ``capability`` is the GPU's compute capability; None on a CPU.
+    """
+
+    device: str
+    hardware: str
+    capability: tuple[int, int] | None = None
+
+
+def choose(device: str) -> Machine:
+    """The machine with the recipe's device. Raises UsageError for a GPU that is not there or not usable."""
+    cpu = f"{cpu_name()}, {cores()} cores"
+    with gpu() as found:
+        name = None if found is None else found.name()
+        capability = None if found is None else found.capability()
+    usable = name is not None and not _cpu_build()
+    if device == "cuda" and not usable:
+        reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
+        raise UsageError(f"device: cuda, but {reason}; see 'qharness doctor'")
+    return Machine("cuda", f"{name}; {cpu}", capability) if usable and device != "cpu" else Machine("cpu", cpu)
+
+
+def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
+    """The machine and its software as they are at this moment; what cannot be asked is left out.
+
+    ``packages`` are those whose versions matter beside the harness's own.
+    """
+    hardware: dict[str, Scalar] = {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_bytes": memory_bytes(),
+        "platform": platform.platform(),
+    }
+    with gpu() as found:
+        if found is not None:
+            hardware |= found.hardware()
+    return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state())
+
+
+def state() -> dict[str, float]:
+    """What drifts, at this moment; the GPU is asked first, for an idle one slows its clocks down."""
+    found: dict[str, float] = {}
+    with gpu() as device:
+        if device is not None:
+            found |= device.state(os.getpid())
+    load = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
+    return {**found, **processor_state(), **load}
+
+
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """The installed versions of the packages that decide a figure."""
+    asked = {package: installed_version(package) for package in (*PACKAGES, *packages)}
+    return {package: found for package, found in asked.items() if found is not None}
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed distribution, found without importing it."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    return _meminfo("MemTotal")
+
+
+def available_memory_bytes() -> int:
+    """What a process could still take; 0 where nobody says."""
+    return _meminfo("MemAvailable")
+
+
+def gpu_summary() -> str | None:
+    """Name and memory of the GPU that would be used, or None where there is none."""
+    with gpu() as found:
+        if found is None:
+            return None
+        size = found.hardware().get("gpu_memory_bytes")
+        return f"{found.name()}, {float(size) / 2**30:.0f} GiB" if size else found.name()
+
+
+def _cpu_build() -> bool:
+    return (installed_version("torch") or "+cpu").endswith("+cpu")
+
+
+def _meminfo(name: str) -> int:
+    """A line of /proc/meminfo in bytes; 0 where there is no /proc."""
+    path = Path("/proc/meminfo")
+    if path.exists():
+        for line in path.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,143 @@
+"""AutoGPTQ's GPTQ (Frantar et al., arXiv:2210.17323): weights rounded one column at a time, the rest made up for it.
+
+The library that made the format common, no longer maintained: it needs transformers 4 and CUDA, so it quantizes in
+an environment of its own, from a view of the checkpoint that transformers 4 reads rightly (harness/models/legacy.py).
+What it writes, transformers 5 loads through optimum with GPT-QModel's kernels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.methods.gptqmodel import driver as gptqmodel
+
+if TYPE_CHECKING:
+    import torch
+
+WORD = 32
+"""Bits that codes are packed into: along the inputs for the weights, along the outputs for the zero points."""
+MODEL_TYPES = frozenset(
+    {"bloom", "codegen", "falcon", "gemma", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"}
+)
+"""Those of the library that transformers 4.51 has too, whose matrices are torch.nn.Linear, and that have no experts."""
+
+
+class AutoGptqParams(MethodParams):
+    """``group_size`` counts the input columns that share a scale, or is ``channel``; scales are symmetric.
+
+    ``desc_act`` takes the columns in the order of their inputs' size, the largest first. ``damp`` is the part of
+    the Hessian's mean diagonal that is added to its diagonal.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    desc_act: bool = False
+    damp: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+
+def quantize(job: QuantizeJob[AutoGptqParams]) -> Any:
+    import torch
+    from auto_gptq import AutoGPTQForCausalLM, BaseQuantizeConfig
+    from auto_gptq.modeling import _base
+
+    params = job.params
+    wrapper = AutoGPTQForCausalLM.from_pretrained(
+        str(job.source),
+        BaseQuantizeConfig(
+            bits=params.bits,
+            group_size=-1 if params.group_size == "channel" else params.group_size,
+            damp_percent=params.damp,
+            desc_act=params.desc_act,
+            sym=True,
+            model_file_base_name="model",  # or transformers would not find the weights
+        ),
+        torch_dtype=getattr(torch, job.dtype),
+    )
+    model = wrapper.model.to(job.device)  # or rotary embeddings would stay on the CPU
+    kept = {module for name, module in model.named_modules() if name in job.untouched}
+    find = _base.find_layers
+    _base.find_layers = lambda layer: {name: part for name, part in find(layer).items() if part not in kept}
+    try:
+        wrapper.quantize(_examples(job))
+    finally:
+        _base.find_layers = find
+    wrapper.save_quantized(str(job.out))
+    _unpack(job, model)
+    return model.to(job.device).eval()
+
+
+def _examples(job: QuantizeJob[AutoGptqParams]) -> list[dict[str, list[int]]]:
+    """Every calibration row without its padding: the library's Hessians would count it, whatever the mask says."""
+    texts = job.calibration_set
+    rows = [list(row[:length]) for row, length in zip(texts.tokens, texts.lengths, strict=True) if length]
+    return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
+
+
+def _unpack(job: QuantizeJob[AutoGptqParams], model: Any) -> None:
+    """Puts dense layers in the place of the packed ones, and names those in the checkpoint's config.
+
+    The packed layers run on kernels of many kinds, some only after a set-up of their own; what they hold is the same.
+    """
+    import torch
+
+    quantized = [name for name, module in model.named_modules() if type(module).__name__ == "QuantLinear"]
+    for name in quantized:
+        packed = model.get_submodule(name)
+        linear = torch.nn.Linear(packed.infeatures, packed.outfeatures, bias=packed.bias is not None)
+        with torch.no_grad():
+            linear.weight = torch.nn.Parameter(dense(packed, job.params.bits), requires_grad=False)
+            if packed.bias is not None:
+                linear.bias = torch.nn.Parameter(packed.bias.clone(), requires_grad=False)
+        model.set_submodule(name, linear)
+    gptqmodel.amend_config(job.out, modules_in_block_to_quantize=[quantized])
+
+
+def dense(packed: Any, bits: int) -> torch.Tensor:
+    """The matrix (outputs, inputs) of a layer with GPTQ's packed ``qweight``, ``qzeros``, ``scales`` and ``g_idx``."""
+    codes = _fields(packed.qweight.t(), bits).t()  # (inputs, outputs)
+    zeros = (_fields(packed.qzeros, bits) + 1) & (2**bits - 1)  # (groups, outputs): the format stores one less
+    group = packed.g_idx.long()
+    matrix: torch.Tensor = (codes - zeros[group]) * packed.scales[group]
+    return matrix.t().contiguous()
+
+
+def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The unsigned ``bits``-wide numbers in rows of int32 words, the lowest bits first; int32."""
+    import torch
+
+    places = torch.arange(WORD, device=words.device, dtype=torch.int32)
+    stream = (words.unsqueeze(-1) >> places & 1).reshape(len(words), -1, bits)
+    return torch.sum(stream << places[:bits], dim=-1, dtype=torch.int32)
+
+
+def _bits(params: AutoGptqParams, plain_bits: float, width: int) -> float:
+    """Codes; a scale (read as float16, whatever the file holds) and a zero point a group."""
+    group = width if params.group_size == "channel" else params.group_size
+    return params.bits + (16 + params.bits) / group
+
+
+AUTOGPTQ = Method(
+    name="autogptq",
+    version=1,
+    summary="AutoGPTQ in 8, 4, 3 or 2 bits, symmetric per group; quantizes on CUDA only",
+    params=AutoGptqParams,
+    packages=("auto-gptq",),
+    extra="gptq",
+    stack="autogptq",
+    readers=("gptqmodel", "optimum"),
+    quantize=quantize,
+    read=gptqmodel.read_gptq,
+    calibrated=lambda params: True,
+    kernel="packed",
+    needs=lambda params: Needs(
+        device="cuda",
+        input_divisor=WORD if params.group_size == "channel" else params.group_size,
+        output_divisor=WORD,
+        model_types=MODEL_TYPES,
+    ),
+    bits_per_weight=_bits,
+    beside=lambda params, plain_bits, shape: gptqmodel.beside_gptq(params.bits, shape),
+)

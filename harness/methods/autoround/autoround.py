@@ -1,0 +1,92 @@
+"""auto-round's SignRound: rounding and clipping learned block by block (Cheng et al., arXiv:2309.05516).
+
+Signed gradient descent moves every weight by at most half a step of its grid and the ends of every group's range, so
+that a block's output on the calibration text stays what it was. Rounding and clipping are then fixed and packed.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.methods.autoround import driver as autoround
+
+SCALE_BITS = 16
+
+
+class AutoRoundParams(MethodParams):
+    """``group_size`` counts the input columns that share a scale, or is ``channel``: one scale per output channel.
+
+    ``symmetric``: no zero point but the middle of the grid, which is stored all the same. ``iterations`` are the
+    optimizer's steps per block.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    symmetric: bool = True
+    iterations: Annotated[int, Field(gt=0)] = 200
+
+
+def quantize(job: QuantizeJob[AutoRoundParams]) -> Any:
+    """Raises ValueError for an override of the iterations, which all layers of a block share."""
+    from auto_round.algorithms.quantization.sign_round.config import SignRoundConfig
+
+    layers = {}
+    for name, own in job.overrides.items():
+        params = job.params.model_copy(update=dict(own))
+        if params.iterations != job.params.iterations:
+            raise ValueError(f"{name}: the layers of a block learn together, so none has iterations of its own")
+        layers[name] = _scheme(params)
+    algorithm = SignRoundConfig(iters=job.params.iterations, **_scheme(job.params))
+    rounding = autoround.prepare(job, f"W{job.params.bits}A16", algorithm, layers)
+    model, _ = rounding.quantize()
+    in_memory = _as_stored(copy.deepcopy(model), job.dtype)
+    autoround.save(rounding, job)
+    return in_memory
+
+
+def _scheme(params: AutoRoundParams) -> dict[str, int | bool]:
+    group_size = -1 if params.group_size == "channel" else params.group_size
+    return {"bits": params.bits, "group_size": group_size, "sym": params.symmetric}
+
+
+def _as_stored(model: Any, dtype: str) -> Any:
+    """The model with quantized matrices as its layers multiply codes with scales: in float16, then in ``dtype``."""
+    import torch
+
+    for module in model.modules():
+        if hasattr(module, "scale"):
+            module.weight.data = module.weight.data.half()
+    return model.to(getattr(torch, dtype))
+
+
+def _needs(params: AutoRoundParams) -> Needs:
+    group_size = 1 if params.group_size == "channel" else params.group_size
+    return Needs(input_divisor=math.lcm(autoround.WORD, group_size), output_divisor=autoround.WORD)
+
+
+def _bits(params: AutoRoundParams, plain_bits: float, width: int) -> float:
+    columns = width if params.group_size == "channel" else params.group_size
+    return params.bits + (SCALE_BITS + params.bits) / columns
+
+
+AUTOROUND = Method(
+    name="autoround",
+    version=1,
+    summary="auto-round: rounding and clipping learned by signed gradient descent (SignRound), packed",
+    params=AutoRoundParams,
+    packages=autoround.PACKAGES,
+    extra=autoround.EXTRA,
+    quantize=quantize,
+    enable=autoround.enable,
+    calibrated=lambda params: True,
+    needs=_needs,
+    overrides=True,
+    quantizes_experts=frozenset({"mixtral", "olmoe", "qwen3_moe"}),
+    kernel="dequantize",
+    bits_per_weight=_bits,
+)

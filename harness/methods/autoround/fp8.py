@@ -1,0 +1,54 @@
+"""auto-round's static float8 (E4M3; Micikevicius et al., arXiv:2209.05433): weights per channel, activations per layer.
+
+A checkpoint of it does not compute what the library has in memory. The model in memory ignores the calibrated range of
+an activation and takes that of each batch instead (``WrapperWALayer`` names the range ``act_max``, where the function
+of the data type wants ``tensor_max``), the reloaded one uses the calibrated range; and its layers hold codes and scales
+in bfloat16 and multiply them there. With all of that undone, memory and reload agree to the last bit (tried with
+0.15.1); as it is, a reload check finds a difference of several percent, as it should.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.methods.autoround import driver as autoround
+
+
+class AutoRoundFp8Params(MethodParams):
+    """No parameters: float8 E4M3 weights with a scale per output channel, activations with one per layer."""
+
+
+def quantize(job: QuantizeJob[AutoRoundFp8Params]) -> Any:
+    import torch
+    from auto_round.algorithms.quantization.rtn.config import RTNConfig
+
+    rounding = autoround.prepare(job, "FP8_STATIC", RTNConfig(), {})
+    model, _ = rounding.quantize()
+    in_memory = copy.deepcopy(model).to(getattr(torch, job.dtype))
+    autoround.save(rounding, job)
+    return in_memory
+
+
+def _beside(params: AutoRoundFp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """The scale of the inputs. In memory codes and scales are bfloat16: a byte a code more, and other scales."""
+    outputs, inputs = shape
+    return Beside(memory=outputs * inputs - outputs * (plain_bits - 16) / 8 + 2, disk=4.0)
+
+
+AUTOROUND_FP8 = Method(
+    name="autoround-fp8",
+    version=1,
+    summary="auto-round's float8 weights and activations, ranges calibrated; its reload differs from memory",
+    params=AutoRoundFp8Params,
+    packages=autoround.PACKAGES,
+    extra=autoround.EXTRA,
+    quantize=quantize,
+    enable=autoround.enable,
+    calibrated=lambda params: True,
+    needs=lambda params: Needs(input_divisor=autoround.WORD, output_divisor=autoround.WORD),
+    kernel="dequantize",
+    bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,
+    beside=_beside,
+)

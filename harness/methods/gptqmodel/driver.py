@@ -1,0 +1,249 @@
+"""Driving gptqmodel (github.com/ModelCloud/GPTQModel): quantizing, saving, and running what it has in memory.
+
+What gptqmodel leaves in memory cannot be run as it is. ``quantize`` packs zero points as the GPTQ v1 format stores
+them, one too low, into layers that expect them as they are: seen, a KL of 2 where the same weights reloaded give 0.01.
+``as_loaded`` puts that right with gptqmodel's own converter, from what is in memory and not from the file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from harness.core.engine import LoadRequest
+from harness.core.method import Beside, QuantizeJob
+from harness.errors import UnsupportedError
+from harness.models.loading import device_map, load_transformers
+
+LEAST_ROW = 10
+"""gptqmodel drops rows of calibration text of so few tokens, whatever ``calibration_data_min_length`` says."""
+KERNEL_TOLERANCE = 0.03
+"""Largest error of a kernel that rounds to bfloat16, relative to the largest output."""
+
+
+def enable() -> None:
+    """Imports the library. Its pool of threads wants two workers and asks the machine's cores how many there are."""
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+    import gptqmodel  # noqa: F401
+
+
+def beside_gptq(bits: int, shape: tuple[int, int]) -> Beside:
+    """The int32 number of each column's group, and the int32 shifts with which codes are taken from their words.
+
+    3 bits go 32 to three words, taken apart in 3 · 12 steps. A kernel that repacks the words may keep neither.
+    """
+    indices = 4 * shape[1]
+    return Beside(memory=indices + 4 * (36 if bits == 3 else 32 // bits), disk=indices)
+
+
+def pattern(name: str) -> str:
+    """A regular expression that matches one module's name and no other."""
+    return "^" + name.replace(".", r"\.") + "$"
+
+
+def dynamic(job: QuantizeJob[Any], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """gptqmodel's ``dynamic``: the modules that it leaves alone, and those with settings of their own."""
+    skipped: dict[str, Any] = {f"-:{pattern(name)}": {} for name in job.untouched}
+    return skipped | {f"+:{pattern(name)}": dict(values) for name, values in (overrides or {}).items()}
+
+
+def calibration(job: QuantizeJob[Any]) -> list[dict[str, list[int]]]:
+    """The rows as gptqmodel takes them. Raises UnsupportedError where it would silently drop or cut them."""
+    rows = job.calibration_set
+    if rows.length <= LEAST_ROW:
+        raise UnsupportedError(f"gptqmodel drops calibration rows of {LEAST_ROW} tokens or fewer; set a longer length")
+    config = json.loads((job.source / "config.json").read_text(encoding="utf-8"))
+    context = config.get("max_position_embeddings")
+    if context is not None and rows.length > context:
+        raise UnsupportedError(f"gptqmodel cuts calibration rows at the model's context of {context} tokens")
+    return [{"input_ids": list(ids), "attention_mask": mask} for ids, mask in zip(rows.tokens, rows.masks, strict=True)]
+
+
+def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arguments: Any) -> Any:
+    """Quantizes the source as ``config`` says and saves it to ``job.out``; returns gptqmodel's model.
+
+    gptqmodel ends the whole process, with the error on stderr, where one of its threads fails.
+    """
+    import torch
+    from gptqmodel import GPTQModel
+
+    with _scratch():
+        model = GPTQModel.load(
+            str(job.source), config, device=device_map(job.device), dtype=getattr(torch, dtype or job.dtype)
+        )
+        model.quantize(calibration_sort=None, batch_size=1, **arguments)
+        model.save(str(job.out))
+    return model
+
+
+def as_loaded(model: Any, device: str, dtype: str) -> Any:
+    """The transformers model inside ``model``, every layer on the kernel that a reload picks for its settings.
+
+    Its plain weights are in ``dtype``, as a reload has them.
+    The kernels for CPUs round activations to bfloat16, which alone is more than a reload may differ. A kernel that
+    does not compute what the codes say (see ``_agrees``) is not followed: a reload's fault then shows.
+    """
+    import torch
+    from gptqmodel.nn_modules.qlinear import BaseQuantLinear
+
+    inner = model.model.to(device_map(device))
+    for name, module in list(inner.named_modules()):
+        if isinstance(module, BaseQuantLinear):
+            inner.set_submodule(name, _runnable(module, inner.device))
+    for parameter in inner.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return inner.eval()
+
+
+def _runnable(module: Any, device: Any) -> Any:
+    from gptqmodel.quantization import METHOD
+    from gptqmodel.utils.exllamav2 import ScratchSpace
+    from gptqmodel.utils.importer import hf_select_quant_linear_v2
+    from gptqmodel.utils.model import convert_gptq_v1_to_v2_format_module
+    from gptqmodel.utils.packing import hf_repack_layer
+
+    method = METHOD.AWQ if METHOD.AWQ in type(module).SUPPORTS_METHODS else METHOD.GPTQ
+    kernel = hf_select_quant_linear_v2(
+        bits=module.bits,
+        group_size=module.requested_group_size,
+        desc_act=module.desc_act,
+        sym=module.sym,
+        format="gemm" if method == METHOD.AWQ else "gptq",
+        quant_method=method,
+        device_map=str(device),
+        backend=_backend(method.value, module.bits, module.requested_group_size, device.type),
+        pack=False,
+    )
+    repacked = None
+    if kernel is not type(module):
+        repacked = hf_repack_layer(module, kernel.SUPPORTS_BACKENDS[0], device=device, post_init=False).eval()
+        if hasattr(repacked, "scratch_space_fixed"):  # ExLlama
+            repacked.post_init(scratch_space=ScratchSpace(repacked.scratch_space_fixed(), device))
+        else:
+            repacked.post_init()
+    if method == METHOD.GPTQ and module.qzero_format() == 1:
+        convert_gptq_v1_to_v2_format_module(module, module.bits, module.pack_dtype)
+    module.eval()
+    return repacked if repacked is not None and _agrees(repacked, module, device) else module
+
+
+def _backend(method: str, bits: int, group_size: int, device: str) -> str:
+    """gptqmodel's own choice of a kernel, but where that is known to fail.
+
+    For 4 bits and one scale per channel on a CPU it chooses ``TorchFusedLinear``, which torch refuses ("expect
+    qGroupSize to be 32, 64, 128 or 256") or which, at such a width, takes every zero point for the middle one.
+    """
+    return "gptq_torch" if (method, bits, group_size, device) == ("gptq", 4, -1, "cpu") else "auto"
+
+
+def _agrees(kernel: Any, reference: Any, device: Any) -> bool:
+    """Whether a layer gives what its codes, dequantized, give on noise, but for rounding."""
+    import torch
+
+    # a generator of its own: the harness's seed must not depend on the kernels of a machine
+    noise = torch.randn(4, reference.in_features, generator=torch.Generator().manual_seed(0)).to(device)
+    noise = noise.to(torch.float16) if noise.device.type == "cuda" else noise
+    with torch.inference_mode():
+        expected, given = reference(noise).float(), kernel(noise).float()
+    return bool((expected - given).abs().max() <= KERNEL_TOLERANCE * expected.abs().max())
+
+
+def amend_config(folder: Path, **entries: Any) -> None:
+    """Adds entries to the ``quantization_config`` of a saved checkpoint."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["quantization_config"] |= entries
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def quantization_config(folder: Path) -> dict[str, Any]:
+    """The ``quantization_config`` of a saved checkpoint."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+    return config
+
+
+def read_own(request: LoadRequest) -> Any:
+    """Loads by gptqmodel's own loader."""
+    import torch
+    from gptqmodel import GPTQModel
+
+    arguments = {} if request.attention is None else {"attn_implementation": request.attention}
+    dtype = getattr(torch, request.dtype)
+    with _scratch():
+        return GPTQModel.load(
+            str(request.path),
+            device=device_map(request.device),
+            dtype=dtype,
+            trust_remote_code=request.trust_remote_code,
+            **arguments,
+        ).model.eval()
+
+
+def read_gptq(request: LoadRequest) -> Any:
+    """Loads by transformers, which hands GPTQ checkpoints to optimum, and this to gptqmodel's layers."""
+    from transformers import GPTQConfig
+
+    saved = quantization_config(request.path)
+    backend = _backend("gptq", saved["bits"], saved["group_size"], request.device)
+    if backend == "auto":
+        return load_transformers(request)
+    return load_transformers(request, quantization_config=GPTQConfig(bits=saved["bits"], backend=backend))
+
+
+@contextmanager
+def mixed_layers(overrides: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[None]:
+    """While it lasts, optimum gives the named modules layers of their own settings.
+
+    optimum ignores gptqmodel's ``dynamic`` and builds every layer with the same bits, which then do not fit the file.
+    """
+    from optimum.gptq import GPTQQuantizer
+
+    plain = GPTQQuantizer.convert_model
+
+    def convert(self: Any, model: Any, **arguments: Any) -> Any:
+        model = plain(self, model, **arguments)
+        for name, values in overrides:
+            settings = {**self.to_dict(), **values}
+            device = str(arguments.get("device_map") or "cpu")
+            own = GPTQQuantizer(
+                **settings,
+                backend=_backend("gptq", settings["bits"], settings["group_size"], device),
+            )
+            own.select_quant_linear(device_map=arguments.get("device_map"), pack=False)
+            old = model.get_submodule(name)
+            layer = own.quant_linear(
+                own.bits,
+                own.group_size,
+                own.desc_act,
+                own.sym,
+                old.in_features,
+                old.out_features,
+                old.bias is not None,
+            )
+            model.set_submodule(name, layer.to(old.qweight.device))
+        return model
+
+    GPTQQuantizer.convert_model = convert
+    try:
+        yield
+    finally:
+        GPTQQuantizer.convert_model = plain
+
+
+@contextmanager
+def _scratch() -> Iterator[None]:
+    """While it lasts, gptqmodel writes its logs to a folder that is then removed, not to ``logs`` where it was run."""
+    from gptqmodel.looper import loop_processor
+
+    usual = loop_processor._PROJECT_LOG_DIR
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        loop_processor._PROJECT_LOG_DIR = Path(folder)
+        try:
+            yield
+        finally:
+            loop_processor._PROJECT_LOG_DIR = usual

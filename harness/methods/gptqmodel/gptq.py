@@ -1,0 +1,100 @@
+"""GPTQ (Frantar et al., arXiv:2210.17323), as gptqmodel implements it.
+
+Weights are rounded column by column, and what each rounding did wrong is made up for in the columns to come, weighed by
+the inputs' second moments (the Hessian) on calibration text. The checkpoint is the one that auto-gptq introduced:
+int32 words of codes and zero points, float16 scales, and per input column the int32 number of its group.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.engine import LoadRequest
+from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.methods.gptqmodel import driver as gptqmodel
+
+
+class GptqParams(MethodParams):
+    """``bits`` of a code. ``group_size`` counts the input columns that share a scale, ``channel`` is all of them.
+
+    ``desc_act`` rounds columns in the order of falling activations (act-order), the groups with them; without it
+    gptqmodel orders within the groups ("group aware"). ``damp`` is the share of the Hessian's mean diagonal that is
+    added to it. ``symmetric`` puts the zero point in the middle.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Literal[32, 64, 128, 256, 512, 1024, "channel"] = 128
+    desc_act: bool = False
+    damp: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    symmetric: bool = True
+
+
+NAMES = {"bits": "bits", "group_size": "group_size", "desc_act": "desc_act", "symmetric": "sym", "damp": "damp_percent"}
+"""What gptqmodel calls the parameters."""
+
+
+def _settings(values: Any) -> dict[str, Any]:
+    return {NAMES[name]: -1 if value == "channel" else value for name, value in values.items()}
+
+
+def _within_groups(job: QuantizeJob[GptqParams]) -> bool:
+    """Whether gptqmodel may order columns within groups: it refuses to where there are none, and with act-order."""
+    sizes = {job.params.group_size, *(values.get("group_size") for values in job.overrides.values())}
+    ordered = job.params.desc_act or any(values.get("desc_act") for values in job.overrides.values())
+    return "channel" not in sizes and not ordered
+
+
+def quantize(job: QuantizeJob[GptqParams]) -> Any:
+    from gptqmodel import QuantizeConfig
+
+    rows = gptqmodel.calibration(job)
+    overrides = {name: _settings(values) for name, values in job.overrides.items()}
+    config = QuantizeConfig(
+        **_settings(job.params.model_dump()),
+        act_group_aware=_within_groups(job),
+        dynamic=gptqmodel.dynamic(job, overrides),
+        offload_to_disk=False,
+    )
+    model = gptqmodel.quantize(job, config, calibration=rows)
+    # transformers and optimum do not read ``dynamic``: without this they would put empty layers for the plain ones
+    gptqmodel.amend_config(job.out, modules_in_block_to_quantize=[list(job.scope)])
+    return gptqmodel.as_loaded(model, job.device, job.dtype)
+
+
+def read(request: LoadRequest) -> Any:
+    """Through transformers. Modules with settings of their own are told to optimum, which does not look for them."""
+    dynamic = gptqmodel.quantization_config(request.path).get("dynamic") or {}
+    overrides = [
+        (key[len("+:^") : -1].replace(r"\.", "."), {k: v for k, v in values.items() if k != "damp_percent"})
+        for key, values in dynamic.items()
+        if key.startswith("+:")
+    ]
+    with gptqmodel.mixed_layers(overrides):
+        return gptqmodel.read_gptq(request)
+
+
+def _bits(params: GptqParams, plain_bits: float, width: int) -> float:
+    """A code, and its share of a float16 scale and a zero point."""
+    group = width if params.group_size == "channel" else params.group_size
+    return params.bits + (16 + params.bits) / group
+
+
+GPTQ = Method(
+    name="gptq",
+    version=1,
+    summary="GPTQ by gptqmodel: rounding that makes up for its errors, in 8, 4, 3 or 2 bits",
+    params=GptqParams,
+    packages=("gptqmodel", "optimum"),
+    extra="gptq",
+    enable=gptqmodel.enable,
+    quantize=quantize,
+    read=read,
+    calibrated=lambda params: True,
+    overrides=True,
+    kernel="packed",
+    needs=lambda params: Needs(input_divisor=None if params.group_size == "channel" else params.group_size),
+    bits_per_weight=_bits,
+    beside=lambda params, plain_bits, shape: gptqmodel.beside_gptq(params.bits, shape),
+)

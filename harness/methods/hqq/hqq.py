@@ -1,0 +1,117 @@
+"""Half-Quadratic Quantization by its authors' library (Badri and Shaji, "Half-Quadratic Quantization of Large Machine
+Learning Models", Mobius Labs, 2023, https://mobiusml.github.io/hqq_blog/).
+
+No calibration: the zero points of each group minimize a sparse norm of the weights' error, by half-quadratic splitting.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.engine import LoadRequest
+from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+
+WORD_CODES = 10
+"""Codes of 3 bits in a word of 32."""
+LAYERS = "hqq.json"
+"""Bits, group size and shape of each quantized layer, beside the weights."""
+
+
+class HqqParams(MethodParams):
+    """``bits`` of a weight; ``group_size`` counts the input columns that share a scale and a zero point.
+
+    3 bits are packed ten to a word of 32.
+    """
+
+    bits: Literal[8, 4, 3, 2, 1] = 4
+    group_size: Annotated[int, Field(gt=0, multiple_of=8)] = 64
+
+
+def quantize(job: QuantizeJob[HqqParams]) -> Any:
+    import torch
+    from hqq.core.quantize import HQQLinear
+    from safetensors.torch import save_file
+
+    from harness.methods.hqq.driver import STORED, configuration
+    from harness.models.scope import decoder_linears
+
+    model = job.load()
+    kept: dict[str, torch.Tensor] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name, linear in decoder_linears(model, job.untouched):
+        own = job.params.model_copy(update=dict(job.overrides.get(name, {})))
+        layers[name] = {"bits": own.bits, "group_size": own.group_size, "shape": list(linear.weight.shape)}
+        layer = HQQLinear(
+            linear,
+            configuration(own.bits, own.group_size),
+            compute_dtype=getattr(torch, job.dtype),
+            device=job.device,
+        )
+        model.set_submodule(name, layer)
+        state = {"W_q": layer.W_q.data, **{key: layer.meta[key] for key in STORED[1:]}}
+        if layer.bias is not None:
+            state["bias"] = layer.bias
+        kept |= {f"{name}.{key}": tensor.contiguous().cpu() for key, tensor in state.items()}
+    tied = set(model.all_tied_weights_keys)
+    for name, tensor in model.state_dict().items():
+        if name.rpartition(".")[0] not in layers and name not in tied:
+            kept[name] = tensor.contiguous().cpu()
+    model.config.save_pretrained(job.out)
+    save_file(kept, job.out / "model.safetensors", metadata={"format": "pt"})
+    (job.out / LAYERS).write_text(json.dumps(layers, indent=1), encoding="utf-8")
+    return model
+
+
+def read(request: LoadRequest) -> Any:
+    import torch
+
+    from harness.methods.hqq.driver import STORED, restore
+    from harness.models.headers import read_json
+    from harness.models.skeleton import skeleton, tensors
+
+    model = skeleton(request)
+    state = tensors(request.path)
+    dtype = getattr(torch, request.dtype)
+    for name, layer in read_json(request.path / LAYERS).items():
+        stored = {key: state.pop(f"{name}.{key}") for key in (*STORED, "bias") if f"{name}.{key}" in state}
+        shape = (layer["shape"][0], layer["shape"][1])
+        restored = restore(stored, layer["bits"], layer["group_size"], shape, dtype, request.device)
+        model.set_submodule(name, restored)
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    return model.to(request.device).eval()
+
+
+def _bits(params: HqqParams, plain_bits: float, width: int) -> float:
+    code = 32 / WORD_CODES if params.bits == 3 else params.bits
+    return code + 2 * plain_bits / params.group_size
+
+
+def _beside(params: HqqParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """What fills up the last word of 3-bit codes: as many groups as a word holds codes lie in one row of words."""
+    if params.bits != 3:
+        return Beside()
+    groups = math.prod(shape) // params.group_size
+    padding = params.group_size * 4 * (math.ceil(groups / WORD_CODES) - groups / WORD_CODES)
+    return Beside(memory=padding, disk=padding)
+
+
+HQQ = Method(
+    name="hqq",
+    version=1,
+    summary="HQQ: zero points by half-quadratic splitting, 8 to 1 bits, no calibration, unpacked before each product",
+    params=HqqParams,
+    packages=("hqq",),
+    extra="hqq",
+    quantize=quantize,
+    read=read,
+    kernel="dequantize",
+    overrides=True,
+    needs=lambda params: Needs(input_divisor=params.group_size),
+    bits_per_weight=_bits,
+    beside=_beside,
+)

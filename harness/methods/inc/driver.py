@@ -1,0 +1,118 @@
+"""neural-compressor (INC) for PyTorch: one way to drive its weight-only methods, to save what they made and to read it.
+
+Its layer unpacks its codes into a dense float32 matrix in the first forward pass and keeps it beside the codes: the
+checkpoint is small, and what runs is larger and as fast as the unquantized model. It runs in float32 alone, on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.method import Beside, MethodParams, Needs, QuantizeJob
+
+PACKAGES = ("neural-compressor-pt",)
+EXTRA = "inc"
+WORD = 32
+"""Bits that codes are packed into; 3 bits leave 2 of them unused."""
+SCALE_BITS = 16
+BIAS_BYTES = 2
+DTYPE = "float32"
+
+
+class IncParams(MethodParams):
+    """``group_size`` counts the input columns that share a scale, or is ``channel``: one scale per output channel.
+
+    ``symmetric``: no zero point but the middle of the grid, which is stored all the same.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 32
+    symmetric: bool = True
+
+
+def enable() -> None:
+    """Keeps the library on the CPU and its folder out of the current one, and registers the checkpoint format."""
+    os.environ.setdefault("INC_TARGET_DEVICE", "cpu")
+    from neural_compressor.common import set_workspace
+
+    set_workspace(tempfile.gettempdir())
+    from harness.methods.inc import format as inc_format
+
+    inc_format.register()
+
+
+def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], calibrated: bool) -> Any:
+    """Runs the method whose configuration is the library's class ``kind``, saves the packed model and returns it."""
+    import torch
+    from neural_compressor.torch import quantization
+
+    from harness.methods.inc import format as inc_format
+
+    configure = getattr(quantization, kind)
+    configuration = configure(**_format(job.params), **settings)
+    for name in job.untouched:
+        configuration.set_local(_exactly(name), configure(dtype="fp32"))
+    for name, own in job.overrides.items():
+        configuration.set_local(
+            _exactly(name), configure(**_format(job.params.model_copy(update=dict(own))), **settings)
+        )
+    rows = [torch.tensor([row]) for row in job.calibration_set.texts] if calibrated else []  # it would count padding
+    with _only_named_layers(), torch.no_grad():
+        model = quantization.prepare(job.load(), configuration, example_inputs=rows[0] if rows else None)
+        for row in rows:
+            model(input_ids=row)
+        model = quantization.convert(model)
+    model.config.quantization_config = inc_format.describe(model)
+    model.save_pretrained(job.out)
+    return model
+
+
+def needs(params: IncParams) -> Needs:
+    return Needs(device="cpu", input_divisor=params.group_size if isinstance(params.group_size, int) else None)
+
+
+def bits_per_weight(params: IncParams, plain_bits: float, width: int) -> float:
+    """Codes in words, a float16 scale per group and its zero point, packed alike."""
+    per_word = WORD // params.bits
+    groups = 1 if params.group_size == "channel" else math.ceil(width / params.group_size)
+    return (math.ceil(width / per_word) * WORD + groups * (SCALE_BITS + WORD / per_word)) / width
+
+
+def beside(shape: tuple[int, int], factors: int = 0) -> Beside:
+    """A layer has a float16 bias, whether or not the source had one; ``factors`` are bytes a column, of AWQ."""
+    rows, width = shape
+    return Beside(disk=factors * width, modules=BIAS_BYTES * rows + factors * width)
+
+
+def _format(params: Any) -> dict[str, Any]:
+    group_size = -1 if params.group_size == "channel" else params.group_size
+    return {"bits": params.bits, "group_size": group_size, "use_sym": params.symmetric, "use_layer_wise": False}
+
+
+def _exactly(name: str) -> str:
+    """The name of a layer as the pattern that the library takes it for."""
+    return f"{re.escape(name)}$"
+
+
+@contextmanager
+def _only_named_layers() -> Iterator[None]:
+    """Makes GPTQ leave alone the layers that its configuration does not name.
+
+    3.10 looks for a pattern that fits such a layer, but takes any: ``len(regex.findall(name)) is not None``.
+    """
+    from neural_compressor.torch.algorithms.weight_only.gptq import RAWGPTQuantizer
+
+    original = RAWGPTQuantizer.get_layer_config
+    RAWGPTQuantizer.get_layer_config = lambda self, name: self.weight_config.get(name)
+    try:
+        yield
+    finally:
+        RAWGPTQuantizer.get_layer_config = original

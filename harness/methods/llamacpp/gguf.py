@@ -1,0 +1,163 @@
+"""llama.cpp's own quantization: a checkpoint written as GGUF, then quantized by llama.cpp itself.
+
+The types are those of its ``llama-quantize`` (github.com/ggml-org/llama.cpp, tools/quantize): blocks of 32 weights with
+a float16 scale (Q8_0, Q4_0), or of 256 whose scales are quantized too. Of the mixed ones (``_M``, Q2_K) some matrices
+get more bits by their place in the model. Where 256 does not divide a matrix's input width llama.cpp takes a type of
+32 in its place, which stores more bits; the record names the types that the file really holds.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.core.method import Method, MethodParams, QuantizeJob
+from harness.libraries import llamacpp
+from harness.models.gguf import convert
+from harness.models.headers import GGUF_FILE, read_config, read_directory
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+BLOCKS = {
+    **{"Q4_0": (32, 18), "Q5_0": (32, 22), "Q5_1": (32, 24), "Q8_0": (32, 34), "IQ4_NL": (32, 18), "F16": (1, 2)},
+    **{"Q2_K": (256, 84), "Q3_K": (256, 110), "Q4_K": (256, 144), "Q5_K": (256, 176), "Q6_K": (256, 210)},
+    "IQ4_XS": (256, 136),
+}
+"""Weights and bytes of a block."""
+FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
+"""What llama.cpp takes where 256 does not divide a width."""
+MIXES: Mapping[str, Mapping[str, float]] = {
+    "Q2_K": {"Q2_K": 0.635, "Q3_K": 0.346, "Q4_K": 0.019},
+    "Q3_K_M": {"Q3_K": 0.616, "Q4_K": 0.367, "Q5_K": 0.017},
+    "Q4_K_M": {"Q4_K": 0.856, "Q6_K": 0.144},
+    "Q5_K_M": {"Q5_K": 0.856, "Q6_K": 0.144},
+    "IQ4_XS": {"IQ4_XS": 0.947, "Q5_K": 0.053},
+}
+"""Which part of the decoder's weights a mixed type gives each of its types, in a model of Llama 3 8B's shape."""
+Type = Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS"]
+
+
+class GgufParams(MethodParams):
+    """``type`` is llama.cpp's name of the file's type. ``imatrix`` weighs rounding errors by the mean square of each
+    input column over the recipe's calibration, as its ``llama-imatrix`` does. ``embeddings`` and the head are
+    ``quantized`` by llama.cpp's own choice, more finely than the rest, or left in ``float16``.
+    """
+
+    type: Type = "Q4_K_M"
+    imatrix: bool = False
+    embeddings: Literal["quantized", "float16"] = "quantized"
+
+
+class InMemory:
+    """The file as llama.cpp has it in memory, in the shape in which a quantized model's logits are asked for."""
+
+    device = "cpu"
+
+    def __init__(self, file: Path, device: str, config: Mapping[str, Any]) -> None:
+        import torch
+        from transformers import PretrainedConfig
+
+        self.config = PretrainedConfig(vocab_size=config["vocab_size"])
+        self._runtime = llamacpp.Runtime(file, device, torch.get_num_threads())
+
+    def __call__(self, input_ids: torch.Tensor) -> Any:
+        from transformers.modeling_outputs import CausalLMOutput
+
+        return CausalLMOutput(logits=self._runtime.logits(input_ids))
+
+
+def quantize(job: QuantizeJob[GgufParams]) -> InMemory:
+    import torch
+
+    config = read_config(job.source)
+    named = convert.names(read_directory(job.source).shapes, config)
+    with tempfile.TemporaryDirectory(dir=job.out) as folder:
+        plain = Path(folder) / GGUF_FILE
+        note = convert.convert(job.source, plain, job.dtype)
+        if note is not None:
+            job.note("tokenizer of the converted model", note)
+        llamacpp.quantize(
+            plain,
+            job.out / GGUF_FILE,
+            job.params.type,
+            torch.get_num_threads(),
+            "F16" if job.params.embeddings == "float16" else None,
+            [(f"^{re.escape(name)}$", "F16") for name in _left(job, named)],
+            _imatrix(job, named) if job.params.imatrix else None,
+        )
+    shutil.copy(job.source / "config.json", job.out / "config.json")
+    return InMemory(job.out / GGUF_FILE, job.device, config)
+
+
+def _left(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> list[str]:
+    """What the recipe skips of the decoder, under llama.cpp's names."""
+    skipped = (f"{module}.weight" for module in job.untouched)
+    return [named[name] for name in skipped if name in named and named[name].startswith("blk.")]
+
+
+def _imatrix(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The mean square of each input column of every matrix in scope, by llama.cpp's name, float32.
+
+    The model runs in transformers: the columns of the inputs are the same ones.
+    """
+    import torch
+
+    model = job.load()
+    sums: dict[str, torch.Tensor] = {}
+    counts: dict[str, int] = defaultdict(int)
+
+    def watch(name: str) -> Any:
+        def hook(module: Any, given: tuple[torch.Tensor, ...]) -> None:
+            rows = given[0].detach().float().flatten(0, -2)
+            sums[name] = sums.get(name, 0) + rows.square().sum(dim=0).cpu()
+            counts[name] += len(rows)
+
+        return hook
+
+    modules = dict(model.named_modules())
+    hooks = [modules[name].register_forward_pre_hook(watch(name)) for name in job.scope]
+    try:
+        with torch.inference_mode():
+            for text in job.calibration_set.texts:
+                model(input_ids=torch.tensor([text], device=model.device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {named[f"{name}.weight"]: (total / counts[name]).numpy() for name, total in sums.items()}
+
+
+def _bits(params: GgufParams, plain_bits: float, width: int) -> float:
+    mix = MIXES.get(params.type, {params.type: 1.0})
+    return sum(share * _type_bits(kind, width) for kind, share in mix.items())
+
+
+def _type_bits(kind: str, width: int) -> float:
+    """Bits per weight of a type, or of what llama.cpp takes for it where its blocks do not divide the width."""
+    for held in (kind, FALLBACK.get(kind, "F16"), "F16"):
+        weights, size = BLOCKS[held]
+        if width % weights == 0:
+            return 8 * size / weights
+    raise AssertionError("float16 fits every width")
+
+
+GGUF = Method(
+    name="gguf",
+    version=convert.VERSION,  # what is quantized is what was converted
+    summary="llama.cpp's formats by llama.cpp: Q8_0 to Q2_K and IQ4_XS, with an importance matrix where asked for",
+    params=GgufParams,
+    packages=(llamacpp.PACKAGE, "gguf"),
+    readers=(),
+    stack="llamacpp",
+    engines=("llamacpp",),
+    quantize=quantize,
+    calibrated=lambda params: params.imatrix,
+    kernel="packed",
+    bits_per_weight=_bits,
+)

@@ -1,0 +1,60 @@
+"""llm-compressor's AWQ (Lin et al., arXiv:2306.00978): salient channels are scaled up before weights are rounded.
+
+For each group of layers with a common input the scales are searched on a grid, running the block over all of the
+calibration text at every point. The inverse scales move into the layer before, so activations stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.methods.llmcompressor import driver as llmcompressor
+
+
+class AwqParams(MethodParams):
+    """``group_size`` counts the input columns that share a scale; ``channel`` is one scale per output row.
+
+    ``duo_scaling`` lets the weights' magnitudes set the scales beside the activations'; ``grid`` counts the points
+    of the search, to which its time is proportional.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    symmetric: bool = False
+    duo_scaling: bool = True
+    grid: Annotated[int, Field(ge=3)] = 20
+
+
+def quantize(job: QuantizeJob[AwqParams]) -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+
+    params = job.params
+    groups = llmcompressor.groups(llmcompressor.integers(params.bits, params.group_size, params.symmetric))
+    scale = AWQModifier(duo_scaling=params.duo_scaling, n_grid=params.grid)
+    round_ = QuantizationModifier(config_groups=groups, ignore=list(job.untouched))
+    return llmcompressor.quantize(job, [scale, round_], calibrated=True)
+
+
+AWQ = Method(
+    name="llmc-awq",
+    version=1,
+    summary="llm-compressor AWQ in 8, 4, 3 or 2 bits; dense when run",
+    params=AwqParams,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    calibrated=lambda params: True,
+    quantize=quantize,
+    read=llmcompressor.read,
+    kernel="plain",
+    needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
+    bits_per_weight=lambda params, plain_bits, width: llmcompressor.integer_bits(
+        params.bits, params.group_size, params.symmetric, plain_bits, width
+    ),
+    beside=llmcompressor.beside_integers,
+    loaded="dense",
+)

@@ -1,0 +1,180 @@
+"""llm-compressor and compressed-tensors: one way to drive ``oneshot``, to save what it made, and to read it back.
+
+A compressed-tensors checkpoint holds packed codes. transformers turns them into dense matrices before it multiplies,
+and quantizes and dequantizes the inputs of a layer in every forward pass where its scheme says so: what runs has the
+errors of the format, and neither its size nor its speed.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.core.engine import LoadRequest
+from harness.core.method import Beside, CalibrationSet, QuantizeJob
+from harness.models.loading import load_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from torch.utils.data import DataLoader
+
+PACKAGES = ("llmcompressor", "compressed-tensors")
+EXTRA = "llmcompressor"
+ROWS = 8
+"""Rows of calibration text that go through the model together."""
+TARGET = "Linear"
+WORD = 32
+"""Bits that codes of integers are packed into."""
+
+
+def enable() -> None:
+    """Imports what reads the checkpoints, outside of any phase that is timed."""
+    import compressed_tensors  # noqa: F401
+
+
+def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) -> Any:
+    """Runs the modifiers one after another, saves the packed checkpoint and returns the model of before packing.
+
+    What is returned fake-quantizes its matrices in each forward pass, so that packing and unpacking are held
+    against something that has been through neither. It is a copy: for a while two models are in memory.
+    The layers that GPTQ gave up on and rounded to nearest are noted.
+    """
+    from llmcompressor import oneshot
+    from llmcompressor.core import reset_session
+
+    _unpin()
+    model = job.load()
+    with _warnings() as warnings:
+        oneshot(
+            model=model,
+            recipe=list(modifiers),
+            dataset=batches(job.calibration_set, job.device) if calibrated else None,
+            processor=object(),  # ids need no tokenizer; without any object here one is looked for
+            pipeline="independent",
+        )
+    given_up = [warning for warning in warnings if warning.startswith("Hessian inversion failed")]
+    if given_up:
+        job.note("rounded to nearest instead", f"{len(given_up)} layers: {'; '.join(given_up)}")
+    unpacked = copy.deepcopy(model)
+    del unpacked.save_pretrained  # oneshot's own, which would save the model that this is a copy of
+    model.save_pretrained(job.out, save_compressed=True)
+    reset_session()  # it would keep the model alive
+    return unpacked
+
+
+def batches(calibration: CalibrationSet, device: str) -> DataLoader[Any]:
+    """Every row in its order, without its padding: GPTQ, AWQ and the ranges of activations ignore the mask.
+
+    Up to eight neighbours of one length go together, as ``input_ids`` and ``attention_mask`` (rows, length).
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    made: list[dict[str, torch.Tensor]] = []
+    for _, alike in itertools.groupby(calibration.texts, key=len):
+        ids = torch.tensor(list(alike), device=device)
+        parts = [ids[start : start + ROWS] for start in range(0, len(ids), ROWS)]
+        made += [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in parts]
+    return DataLoader(made, batch_size=None, shuffle=False)  # type: ignore[arg-type]
+
+
+def integers(bits: int, group_size: int | Literal["channel"], symmetric: bool) -> Any:
+    """How weights become integers with one scale per group of input columns, or per output channel."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    if group_size == "channel":
+        return QuantizationArgs(num_bits=bits, strategy="channel", symmetric=symmetric)
+    return QuantizationArgs(num_bits=bits, strategy="group", group_size=group_size, symmetric=symmetric)
+
+
+def integer_bits(
+    bits: int, group_size: int | Literal["channel"], symmetric: bool, plain_bits: float, width: int
+) -> float:
+    """Stored bits of a weight: its code in whole words of a row, a scale in the model's dtype, a packed zero point."""
+    codes = math.ceil(width * bits / WORD) * WORD / width
+    return codes + (plain_bits + (0 if symmetric else bits)) / (width if group_size == "channel" else group_size)
+
+
+def beside_integers(params: Any, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """Its shape, two int64, since packed codes do not tell."""
+    return Beside(disk=16.0)
+
+
+def groups(weights: Any, inputs: Any = None, single: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The groups of a modifier's configuration: all linear layers, and single ones whose weights are quantized apart.
+
+    An exact name goes before a class: what ``single`` names is taken out of the first group.
+    """
+    from compressed_tensors.quantization import QuantizationScheme
+
+    made = [QuantizationScheme(targets=[TARGET], weights=weights, input_activations=inputs)]
+    for name, own in (single or {}).items():
+        made.append(QuantizationScheme(targets=[name], weights=own, input_activations=inputs))
+    return {f"group_{index}": scheme for index, scheme in enumerate(made)}
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The group of a scheme that the library knows by name, for all linear layers."""
+    from compressed_tensors.quantization import preset_name_to_scheme
+
+    return {"group_0": preset_name_to_scheme(name, [TARGET])}
+
+
+def read(request: LoadRequest) -> Any:
+    """Loads a checkpoint and makes its matrices dense, in the dtype that is asked for.
+
+    transformers leaves this to the first call of the whole model, where a call of its decoder alone fails; and of the
+    4-bit floats and the microscaled formats it makes bfloat16, which a model of another dtype cannot multiply.
+    What inputs are quantized with stays.
+    """
+    import torch
+
+    model = load_transformers(request)
+    with _unpacking_to(model.dtype):
+        model.hf_quantizer.compressor.decompress_model(model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and hasattr(module, "quantization_scheme"):
+            module.weight.data = module.weight.data.to(model.dtype)
+            for name in [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight_")]:
+                delattr(module, name)  # scales and zero points: a dense matrix needs none
+    return model
+
+
+@contextmanager
+def _unpacking_to(dtype: torch.dtype) -> Iterator[None]:
+    """While this lasts, 4-bit floats are scaled in the dtype and not in bfloat16, which would round them once more."""
+    from compressed_tensors.compressors.nvfp4 import base
+
+    unpack = base.unpack_fp4_from_uint8
+    base.unpack_fp4_from_uint8 = functools.partial(unpack, dtype=dtype)
+    try:
+        yield
+    finally:
+        base.unpack_fp4_from_uint8 = unpack
+
+
+def _unpin() -> None:
+    """Keeps AWQ from pinning memory, which fails where there is no accelerator to copy it to."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        IntermediatesCache._pin_intermediate = classmethod(lambda cls, value: None)
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the library warns of while this lasts."""
+    from loguru import logger
+
+    heard: list[str] = []
+    sink = logger.add(lambda message: heard.append(message.record["message"]), level="WARNING")
+    try:
+        yield heard
+    finally:
+        logger.remove(sink)

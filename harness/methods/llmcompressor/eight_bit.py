@@ -1,0 +1,143 @@
+"""llm-compressor's 8-bit weights and activations: float8 E4M3 (Micikevicius et al., arXiv:2209.05433) and int8.
+
+int8 may be smoothed before (SmoothQuant, Xiao et al., arXiv:2211.10438): the range of an activation's channels moves
+into the weights that follow, which leaves the unquantized model as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.methods.llmcompressor import driver as llmcompressor
+
+
+class Fp8Params(MethodParams):
+    """``scheme`` says what shares a scale, of the weights and of the activations.
+
+    ``dynamic``: output channel; token, while running. ``static``: matrix; matrix, from calibration.
+    ``block``: square of ``block_size`` rows and columns; ``block_size`` columns of a token, while running.
+    ``weight_only``: output channel; activations stay as they are. ``block_size`` counts for ``block`` alone.
+    """
+
+    scheme: Literal["dynamic", "static", "block", "weight_only"] = "dynamic"
+    block_size: Annotated[int, Field(gt=0)] = 128
+
+
+class Int8Params(MethodParams):
+    """Weights have one scale per output channel. ``activations`` have one per token, found while running
+    (``dynamic``), or one per layer, from calibration (``static``).
+
+    ``smoothquant`` smooths before, by ``strength``: 0 leaves the range to the activations, 1 moves it to the weights.
+    """
+
+    activations: Literal["dynamic", "static"] = "dynamic"
+    smoothquant: bool = False
+    strength: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+def _fp8_groups(params: Fp8Params) -> dict[str, Any]:
+    from compressed_tensors.quantization import QuantizationArgs
+
+    if params.scheme in ("dynamic", "static"):
+        return llmcompressor.preset("FP8_DYNAMIC" if params.scheme == "dynamic" else "FP8")
+    if params.scheme == "weight_only":
+        return llmcompressor.groups(QuantizationArgs(num_bits=8, type="float", strategy="channel"))
+    size = params.block_size
+    return llmcompressor.groups(
+        QuantizationArgs(num_bits=8, type="float", strategy="block", block_structure=[size, size]),
+        QuantizationArgs(num_bits=8, type="float", strategy="group", group_size=size, dynamic=True),
+    )
+
+
+def quantize_fp8(job: QuantizeJob[Fp8Params]) -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    modifier = QuantizationModifier(config_groups=_fp8_groups(job.params), ignore=list(job.untouched))
+    return llmcompressor.quantize(job, [modifier], calibrated=job.params.scheme == "static")
+
+
+def quantize_int8(job: QuantizeJob[Int8Params]) -> Any:
+    from compressed_tensors.quantization import QuantizationArgs
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    params = job.params
+    modifiers: list[Any] = [SmoothQuantModifier(smoothing_strength=params.strength)] if params.smoothquant else []
+    if params.activations == "dynamic":
+        groups = llmcompressor.preset("W8A8")
+    else:
+        groups = llmcompressor.groups(
+            QuantizationArgs(num_bits=8, strategy="channel"),
+            QuantizationArgs(num_bits=8, strategy="tensor", observer="static_minmax"),
+        )
+    modifiers.append(QuantizationModifier(config_groups=groups, ignore=list(job.untouched)))
+    return llmcompressor.quantize(job, modifiers, calibrated=_int8_calibrated(params))
+
+
+def _int8_calibrated(params: Int8Params) -> bool:
+    return params.smoothquant or params.activations == "static"
+
+
+def _fp8_bits(params: Fp8Params, plain_bits: float, width: int) -> float:
+    scales = {"static": 0.0, "block": plain_bits / params.block_size**2}
+    return 8 + scales.get(params.scheme, plain_bits / width)
+
+
+def _fp8_beside(params: Fp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """The scales of a matrix and of its inputs; those of blocks that the edge of the matrix cuts."""
+    scale = plain_bits / 8
+    if params.scheme == "static":
+        return Beside(disk=2 * scale, modules=scale)
+    if params.scheme == "block":
+        size = params.block_size
+        return Beside(
+            disk=scale * (math.ceil(shape[0] / size) * math.ceil(shape[1] / size) - math.prod(shape) / size**2)
+        )
+    return Beside()
+
+
+def _int8_beside(params: Int8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+    """The scale of the inputs, where it comes from calibration."""
+    scale = plain_bits / 8 if params.activations == "static" else 0
+    return Beside(disk=scale, modules=scale)
+
+
+FP8 = Method(
+    name="llmc-fp8",
+    version=1,
+    summary="llm-compressor float8 E4M3 weights and activations (or weights alone); dense when run",
+    params=Fp8Params,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    calibrated=lambda params: params.scheme == "static",
+    quantize=quantize_fp8,
+    read=llmcompressor.read,
+    quantizes_experts=frozenset({"olmoe", "qwen2_moe", "qwen3_moe"}),
+    kernel="plain",
+    needs=lambda params: Needs(input_divisor=params.block_size if params.scheme == "block" else None),
+    bits_per_weight=_fp8_bits,
+    beside=_fp8_beside,
+    loaded="dense",
+)
+
+INT8 = Method(
+    name="llmc-int8",
+    version=1,
+    summary="llm-compressor int8 weights and activations, with or without SmoothQuant; dense when run",
+    params=Int8Params,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    calibrated=_int8_calibrated,
+    quantize=quantize_int8,
+    read=llmcompressor.read,
+    kernel="plain",
+    bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,
+    beside=_int8_beside,
+    loaded="dense",
+)

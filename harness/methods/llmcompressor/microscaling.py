@@ -1,0 +1,83 @@
+"""llm-compressor's microscaled floats: MXFP8 and MXFP4 (Rouhani et al., arXiv:2310.10537), and NVFP4.
+
+MX formats share a power of two (8 bits) among 32 columns. NVFP4 (NVIDIA, arXiv:2509.25149) shares an E4M3 scale among
+16, under one float32 scale per matrix; that of the activations is calibrated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.methods.llmcompressor import driver as llmcompressor
+
+MX_BLOCK = 32
+NV_BLOCK = 16
+SCALE_BITS = 8
+
+
+class MicroscalingParams(MethodParams):
+    """``activations`` are quantized to the weights' format while running; or else stay as they are."""
+
+    activations: bool = True
+
+
+def _quantize(job: QuantizeJob[MicroscalingParams], scheme: str, calibrated: bool = False) -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    groups = llmcompressor.preset(scheme if job.params.activations else f"{scheme}A16")
+    modifier = QuantizationModifier(config_groups=groups, ignore=list(job.untouched))
+    return llmcompressor.quantize(job, [modifier], calibrated)
+
+
+NVFP4 = Method(
+    name="llmc-nvfp4",
+    version=1,
+    summary="llm-compressor NVFP4 weights, and activations if wanted; dense when run",
+    params=MicroscalingParams,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    calibrated=lambda params: params.activations,
+    quantize=lambda job: _quantize(job, "NVFP4", calibrated=job.params.activations),
+    read=llmcompressor.read,
+    kernel="plain",
+    needs=lambda params: Needs(input_divisor=NV_BLOCK),
+    bits_per_weight=lambda params, plain_bits, width: 4 + SCALE_BITS / NV_BLOCK,
+    beside=lambda params, plain_bits, shape: Beside(
+        disk=8.0 if params.activations else 4.0, modules=4.0 if params.activations else 0.0
+    ),
+    loaded="dense",
+)
+
+MXFP4 = Method(
+    name="llmc-mxfp4",
+    version=1,
+    summary="llm-compressor MXFP4 weights, and activations if wanted; dense when run",
+    params=MicroscalingParams,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    quantize=lambda job: _quantize(job, "MXFP4"),
+    read=llmcompressor.read,
+    kernel="plain",
+    needs=lambda params: Needs(input_divisor=MX_BLOCK),
+    bits_per_weight=lambda params, plain_bits, width: 4 + SCALE_BITS / MX_BLOCK,
+    loaded="dense",
+)
+
+MXFP8 = Method(
+    name="llmc-mxfp8",
+    version=1,
+    summary="llm-compressor MXFP8 (E4M3) weights, and activations if wanted; dense when run",
+    params=MicroscalingParams,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    quantize=lambda job: _quantize(job, "MXFP8"),
+    read=llmcompressor.read,
+    kernel="plain",
+    needs=lambda params: Needs(input_divisor=MX_BLOCK),
+    bits_per_weight=lambda params, plain_bits, width: 8 + SCALE_BITS / MX_BLOCK,
+    loaded="dense",
+)

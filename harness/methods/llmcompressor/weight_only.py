@@ -1,0 +1,126 @@
+"""llm-compressor's integer weights: round to nearest, and GPTQ (Frantar et al., arXiv:2210.17323).
+
+Activations stay as they are. Codes are packed densely in every width, beside scales in the model's dtype: 3 bits
+take 3 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.errors import UnsupportedError
+from harness.methods.llmcompressor import driver as llmcompressor
+
+
+class RtnParams(MethodParams):
+    """``group_size`` counts the input columns that share a scale; ``channel`` is one scale per output row.
+
+    Symmetric codes have no zero point; asymmetric ones have one of as many bits as a code.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    symmetric: bool = True
+
+
+class GptqParams(MethodParams):
+    """``act_order`` quantizes the columns with the largest activations first, which changes nothing in what is stored.
+
+    ``damping`` is what is added to the diagonal of the Hessian, over its mean. The rest is as for llmc-rtn.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    symmetric: bool = True
+    act_order: bool = True
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+
+def _groups(job: QuantizeJob[Any]) -> dict[str, Any]:
+    """All layers by the variant's parameters, and those of the overrides by theirs."""
+
+    def weights(params: Any) -> Any:
+        return llmcompressor.integers(params.bits, params.group_size, params.symmetric)
+
+    kind = type(job.params)
+    single = {
+        name: weights(kind.model_validate({**job.params.model_dump(), **changed}))
+        for name, changed in job.overrides.items()
+    }
+    return llmcompressor.groups(weights(job.params), single=single)
+
+
+def quantize_rtn(job: QuantizeJob[RtnParams]) -> Any:
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    modifier = QuantizationModifier(config_groups=_groups(job), ignore=list(job.untouched))
+    return llmcompressor.quantize(job, [modifier], calibrated=False)
+
+
+def quantize_gptq(job: QuantizeJob[GptqParams]) -> Any:
+    """Raises UnsupportedError where an override changes how the whole run searches, and not what a layer stores."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+
+    for name, changed in job.overrides.items():
+        if whole := sorted({"act_order", "damping"} & changed.keys()):
+            raise UnsupportedError(
+                f"llm-compressor takes one {' and one '.join(whole)} for all layers, {name} included"
+            )
+    modifier = GPTQModifier(
+        config_groups=_groups(job),
+        ignore=list(job.untouched),
+        actorder="static" if job.params.act_order else None,
+        dampening_frac=job.params.damping,
+    )
+    return llmcompressor.quantize(job, [modifier], calibrated=True)
+
+
+def _needs(params: RtnParams | GptqParams) -> Needs:
+    return Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None)
+
+
+def _bits(params: RtnParams | GptqParams, plain_bits: float, width: int) -> float:
+    return llmcompressor.integer_bits(params.bits, params.group_size, params.symmetric, plain_bits, width)
+
+
+RTN = Method(
+    name="llmc-rtn",
+    version=1,
+    summary="llm-compressor round to nearest in 8, 4, 3 or 2 bits; dense when run",
+    params=RtnParams,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    quantize=quantize_rtn,
+    read=llmcompressor.read,
+    quantizes_experts=frozenset({"olmoe", "qwen2_moe", "qwen3_moe"}),
+    kernel="plain",
+    overrides=True,
+    needs=_needs,
+    bits_per_weight=_bits,
+    beside=llmcompressor.beside_integers,
+    loaded="dense",
+)
+
+GPTQ = Method(
+    name="llmc-gptq",
+    version=1,
+    summary="llm-compressor GPTQ in 8, 4, 3 or 2 bits; dense when run",
+    params=GptqParams,
+    packages=llmcompressor.PACKAGES,
+    extra=llmcompressor.EXTRA,
+    enable=llmcompressor.enable,
+    calibrated=lambda params: True,
+    quantize=quantize_gptq,
+    read=llmcompressor.read,
+    quantizes_experts=frozenset({"qwen3_moe"}),
+    kernel="plain",
+    overrides=True,
+    needs=_needs,
+    bits_per_weight=_bits,
+    beside=llmcompressor.beside_integers,
+    loaded="dense",
+)

@@ -1,0 +1,152 @@
+"""AMD Quark: int4 by round to nearest, AWQ (arXiv:2306.00978) or GPTQ (arXiv:2210.17323); float8 and MXFP4.
+
+MXFP4 is the microscaling format of the Open Compute Project (Rouhani et al., arXiv:2310.10537): 4-bit floats in blocks
+of 32 that share a power of two. transformers reloads Quark's checkpoints as ``QParamsLinear``, which unpacks its codes
+before every product and quantizes inputs by unpacking them at once; on AMD's GPUs float8 is multiplied as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+
+ROWS = 8
+"""Rows of calibration text that go through the model together."""
+WORD = 8
+"""Codes of 4 bits in a word: rows are packed together."""
+MX_BLOCK = 32
+MODEL_TYPES = frozenset(
+    {
+        "chatglm",
+        "cohere",
+        "dbrx",
+        "deepseek",
+        "deepseek_v2",
+        "deepseek_v3",
+        "gemma2",
+        "gemma3",
+        "gemma3_text",
+        "gemma4",
+        "glm4_moe",
+        "gpt_oss",
+        "gptj",
+        "granitemoehybrid",
+        "hunyuan_v1_dense",
+        "instella",
+        "kimi_k2",
+        "lfm2",
+        "llama",
+        "llama4",
+        "mistral",
+        "mixtral",
+        "mllama",
+        "olmo",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_next",
+    }
+)
+"""Of those whose layers the library knows by name: what AWQ and GPTQ want."""
+
+
+class QuarkParams(MethodParams):
+    """``scheme``: ``int4`` is symmetric and ``uint4`` has zero points, weights only; ``fp8`` has one scale per matrix
+    and one per layer's activations, from calibration; ``mxfp4`` quantizes weights and activations in blocks of 32,
+    ``mxfp4_weight_only`` weights alone.
+
+    ``algorithm`` chooses the codes of int4 and uint4: ``rtn`` rounds to nearest. ``group_size`` counts the input
+    columns that share a scale there.
+    """
+
+    scheme: Literal["int4", "uint4", "fp8", "mxfp4", "mxfp4_weight_only"] = "int4"
+    algorithm: Literal["rtn", "awq", "gptq"] = "rtn"
+    group_size: Literal[32, 64, 128] = 128
+
+    @property
+    def integer(self) -> bool:
+        return self.scheme in ("int4", "uint4")
+
+    @model_validator(mode="after")
+    def _fits(self) -> QuarkParams:
+        if self.algorithm != "rtn" and not self.integer:
+            raise ValueError(f"{self.algorithm} chooses the codes of int4 and uint4, not of {self.scheme}")
+        return self
+
+
+def quantize(job: QuantizeJob[QuarkParams]) -> Any:
+    from quark.torch import LLMTemplate, ModelQuantizer, export_safetensors
+
+    params = job.params
+    model = job.load()
+    configuration = LLMTemplate.get(model.config.model_type).get_config(
+        scheme=f"{params.scheme}_wo_{params.group_size}" if params.integer else params.scheme,
+        algorithm=None if params.algorithm == "rtn" else params.algorithm,
+        exclude_layers=list(job.untouched),
+    )
+    quantizer = ModelQuantizer(configuration)
+    rows = _rows(job, model.device) if _calibrated(params) else None
+    frozen = quantizer.freeze(quantizer.quantize_model(model, rows))
+    in_memory = copy.deepcopy(frozen)  # the export packs in place
+    export_safetensors(frozen, str(job.out))
+    return in_memory
+
+
+def enable() -> None:
+    """Imports what reads the checkpoints: its kernels are looked for, which takes seconds."""
+    import quark.torch  # noqa: F401
+
+
+def _rows(job: QuantizeJob[QuarkParams], device: Any) -> Any:
+    import torch
+    from torch.utils.data import DataLoader
+
+    texts = job.calibration_set.texts  # its GPTQ takes a mask and counts what it hides
+    rows = [{"input_ids": torch.tensor(row, device=device)} for row in texts]
+    alike = len({len(row) for row in texts}) == 1
+    return DataLoader(rows, batch_size=ROWS if alike else 1)  # type: ignore[arg-type]
+
+
+def _calibrated(params: QuarkParams) -> bool:
+    return params.scheme == "fp8" or params.algorithm != "rtn"
+
+
+def _needs(params: QuarkParams) -> Needs:
+    if params.integer:
+        return Needs(input_divisor=params.group_size, output_divisor=WORD, model_types=MODEL_TYPES)
+    if params.scheme == "fp8":
+        return Needs(model_types=MODEL_TYPES)
+    return Needs(input_divisor=MX_BLOCK, model_types=MODEL_TYPES)
+
+
+def _bits(params: QuarkParams, plain_bits: float, width: int) -> float:
+    """Zero points are stored for int4 too."""
+    if params.integer:
+        return 4 + (plain_bits + 4) / params.group_size
+    return 8.0 if params.scheme == "fp8" else 4 + 8 / MX_BLOCK
+
+
+QUARK = Method(
+    name="quark",
+    version=1,
+    summary="AMD Quark: int4 (nearest, AWQ, GPTQ), float8, MXFP4; unpacked before each product",
+    params=QuarkParams,
+    packages=("amd-quark",),
+    extra="quark",
+    quantize=quantize,
+    enable=enable,
+    calibrated=_calibrated,
+    needs=_needs,
+    kernel="dequantize",
+    bits_per_weight=_bits,
+    beside=lambda params, plain_bits, shape: Beside(8.0, 8.0) if params.scheme == "fp8" else Beside(),
+)

@@ -1,0 +1,1 @@
+"""Methods by the harness itself: rounding to the nearest in plain PyTorch."""

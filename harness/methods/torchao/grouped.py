@@ -1,0 +1,87 @@
+"""torchao's integers with a scale per group of input columns: of any width unpacked, and 4 bits packed.
+
+``torchao-intx`` keeps one byte a weight whatever its width: fewer bits cost quality and save no memory. It is the
+arithmetic of a width, not its size. ``torchao-int4`` packs two weights to a byte and multiplies the packed codes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from harness.core.method import Method, MethodParams, Needs, Setting
+from harness.errors import UnsupportedError
+from harness.methods.torchao import driver as torchao
+
+INT4_ROWS = 16
+"""The CPU kernel of int4 takes output widths that this divides."""
+
+
+class IntxParams(MethodParams):
+    """``bits`` of a weight, stored in a byte each; ``group_size`` counts the input columns that share a scale."""
+
+    bits: Annotated[int, Field(ge=1, le=8)] = 4
+    group_size: Annotated[int, Field(gt=0)] = 32
+
+
+class Int4Params(MethodParams):
+    """``group_size`` counts the input columns that share a scale and a zero point; 256 runs on CUDA only."""
+
+    group_size: Literal[32, 64, 128, 256] = 64
+
+
+def _intx(params: IntxParams, setting: Setting) -> object:
+    import torch
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup
+
+    width = getattr(torch, f"int{params.bits}")
+    return torchao.wrap(IntxWeightOnlyConfig(weight_dtype=width, granularity=PerGroup(params.group_size)), setting)
+
+
+def _int4(params: Int4Params, setting: Setting) -> object:
+    """Raises UnsupportedError where a GPU lacks what the default packing needs."""
+    if setting.device == "cpu":
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+        return torchao.wrap(PrototypeInt4WeightOnlyConfig(group_size=params.group_size), setting)
+    from importlib.util import find_spec
+
+    from torchao.quantization import Int4WeightOnlyConfig
+
+    if find_spec("mslk") is None:
+        raise UnsupportedError("torchao's int4 on a GPU needs the kernels of mslk: pip install mslk")
+    if setting.dtype != "bfloat16":
+        raise UnsupportedError(f"torchao's int4 on a GPU multiplies bfloat16 only, not {setting.dtype}")
+    return torchao.wrap(Int4WeightOnlyConfig(group_size=params.group_size), setting)
+
+
+INTX = Method(
+    name="torchao-intx",
+    version=1,
+    summary="torchao integers of 1 to 8 bits per group, symmetric; one byte a weight whatever the width",
+    params=IntxParams,
+    packages=("torchao",),
+    extra="torchao",
+    kernel="dequantize",
+    needs=lambda params: Needs(input_divisor=params.group_size),
+    load_config=_intx,
+    bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / params.group_size,
+)
+
+INT4 = Method(
+    name="torchao-int4",
+    version=1,
+    summary="torchao int4 weights per group, asymmetric, multiplied as they are packed",
+    params=Int4Params,
+    packages=("torchao",),
+    extra="torchao",
+    kernel="packed",
+    needs=lambda params: Needs(
+        device="cuda" if params.group_size == 256 else None,
+        input_divisor=params.group_size,
+        output_divisor=INT4_ROWS,
+    ),
+    load_config=_int4,
+    bits_per_weight=lambda params, plain_bits, width: 4 + 2 * plain_bits / params.group_size,
+)

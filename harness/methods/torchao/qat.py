@@ -1,0 +1,121 @@
+"""Quantization-aware training (Jacob et al., arXiv:1712.05877) by torchao: a short fine-tune through fake quantization.
+
+The matrices in scope are trained on the calibration set's next tokens while the forward pass sees them rounded and
+the backward pass does not (the straight-through estimator of Bengio et al., arXiv:1308.3432); all else stays as it
+was. What is stored afterwards is what ``torchao-intx`` stores: symmetric integers, one byte a weight.
+
+It learns the calibration text itself, not the unquantized model: with few rows or many steps it memorizes them, its
+loss there falls below the unquantized model's, and text it has not seen gets worse. Judge it on held-out text.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from harness.core.method import CalibrationSet, Method, MethodParams, Needs, QuantizeJob, Setting
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""The label of a position that the loss leaves out."""
+
+
+class QatParams(MethodParams):
+    """``bits`` of a weight, stored in a byte each, and ``group_size``, the input columns that share a scale.
+
+    ``steps`` of AdamW without weight decay, ``batch_size`` rows of the calibration set each, or more where not every
+    row would be seen, at a constant ``learning_rate``; the rows come in a new order, drawn from the recipe's seed,
+    each time all have been seen.
+    Training is done in float32, whatever the model's dtype, and takes 16 bytes per trained weight.
+    """
+
+    bits: Literal[8, 4, 3, 2] = 4
+    group_size: Annotated[int, Field(gt=0)] = 32
+    steps: Annotated[int, Field(gt=0)] = 100
+    batch_size: Annotated[int, Field(gt=0)] = 4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+
+
+def quantize(job: QuantizeJob[QatParams]) -> Any:
+    import torch
+    from torchao.quantization import IntxWeightOnlyConfig, PerGroup, quantize_
+    from torchao.quantization.qat import QATConfig
+    from transformers.quantizers.quantizer_torchao import TorchAoHfQuantizer
+
+    from harness.methods.torchao import driver as torchao
+    from harness.models.scope import decoder_linears
+
+    params, model = job.params, job.load()
+    names = {name for name, _ in decoder_linears(model, job.untouched)}
+    plain = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    base = IntxWeightOnlyConfig(
+        weight_dtype=getattr(torch, f"int{params.bits}"), granularity=PerGroup(params.group_size)
+    )
+    quantize_(model.float(), QATConfig(base, step="prepare"), filter_fn=lambda module, name: name in names)
+    losses = _train(model, {f"{name}.weight" for name in names}, job.calibration_set, params, job.seed)
+    job.note("training_loss_first", losses[0])
+    job.note("training_loss_last", losses[-1])
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(plain[name])
+        parameter.requires_grad_(False)
+    quantize_(model, QATConfig(base, step="convert"), filter_fn=lambda module, name: name in names)
+    config: Any = torchao.wrap(base, Setting(job.dtype, job.device, job.untouched))
+    model.config.quantization_config = config
+    model.hf_quantizer = TorchAoHfQuantizer(config, pre_quantized=True)  # it makes safetensors of torchao's tensors
+    model.save_pretrained(job.out)
+    return model
+
+
+def _train(model: Any, trained: set[str], texts: CalibrationSet, params: QatParams, seed: int) -> list[float]:
+    """Trains the parameters of those names in place; the mean loss of each step in nats per token."""
+    import torch
+
+    weights = []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+        if name in trained:
+            weights.append(parameter)
+    tokens = torch.tensor([list(row) for row in texts.tokens], device=model.device)
+    masks = torch.tensor(texts.masks, device=model.device)
+    labels = tokens.masked_fill(masks == 0, IGNORED)
+    optimizer = torch.optim.AdamW(weights, lr=params.learning_rate, weight_decay=0.0)
+    model.train()
+    losses = []
+    with torch.enable_grad():
+        for rows in _batches(len(tokens), params.batch_size, params.steps, seed):
+            output = model(input_ids=tokens[rows], attention_mask=masks[rows], labels=labels[rows], use_cache=False)
+            output.loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(float(output.loss.detach()))
+    model.eval()
+    return losses
+
+
+def _batches(rows: int, size: int, steps: int, seed: int) -> list[torch.Tensor]:
+    """Row numbers of each step: permutations of all rows, one after another, cut to ``size`` or what covers all."""
+    import torch
+
+    size = max(size, -(-rows // steps))
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-size * steps // rows)
+    order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(rounds)])
+    return [order[start : start + size] for start in range(0, size * steps, size)]
+
+
+QAT = Method(
+    name="qat",
+    version=1,
+    summary="torchao quantization-aware training on the calibration set, then integers per group, a byte a weight",
+    params=QatParams,
+    packages=("torchao",),
+    extra="torchao",
+    quantize=quantize,
+    calibrated=lambda params: True,
+    kernel="dequantize",
+    needs=lambda params: Needs(input_divisor=params.group_size),
+    bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / params.group_size,
+)

@@ -1,0 +1,122 @@
+"""Bytes of a model's weights by role, of its key-value cache, and of what a prefill needs beside them.
+
+Every matrix is reckoned by its own shape, with the method's own arithmetic (``Method.bits_per_weight`` and ``beside``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from harness.core.method import Method
+from harness.models.shapes import ModelShapes
+
+DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
+ROTARY_BYTES = 4
+"""A number of the rotary embedding's buffers: float32 whatever the model's dtype."""
+
+
+def plain_bytes(parameters: float, bits: float) -> float:
+    """Bytes of so many parameters at so many bits each."""
+    return parameters * bits / 8
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """Bytes of the decoder's matrices by a method: in memory, in a checkpoint, and in tensors of the layers' own.
+
+    ``unpacked`` is what dense matrices take beside the codes while the model runs.
+    """
+
+    memory: float
+    disk: float
+    modules: float
+    unpacked: float
+
+
+def quantized(method: Method[Any], params: Any, plain_bits: float, shapes: Iterable[tuple[int, ...]]) -> Quantized:
+    """What matrices of those shapes take; a stack of experts' matrices is as many matrices as experts."""
+    codes = memory = disk = modules = dense = largest = 0.0
+    for (*stacked, outputs, inputs), number in Counter(shapes).items():
+        count = number * math.prod(stacked)
+        beside = method.beside(params, plain_bits, (outputs, inputs))
+        matrix = plain_bytes(outputs * inputs, plain_bits)
+        packed = plain_bytes(outputs * inputs, method.bits_per_weight(params, plain_bits, inputs))
+        codes += count * packed
+        memory += count * (packed + beside.memory)
+        disk += count * (packed + beside.disk)
+        modules += count * beside.modules
+        dense += count * matrix
+        largest = max(largest, matrix)
+    if method.loaded == "dense":
+        return Quantized(dense, disk, modules, 0.0)
+    if codes >= dense:  # plain matrices: there is nothing to unpack
+        return Quantized(memory, disk, modules, 0.0)
+    return Quantized(memory, disk, modules, dense if method.loaded == "both" else largest)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Bytes of the loaded weights by role; ``disk`` are those of the checkpoint that the method writes, if it does."""
+
+    linear: int
+    embedding: int
+    head: int
+    other: int
+    unpacked: int
+    disk: int | None
+    bits_per_weight: float
+
+    @property
+    def total(self) -> int:
+        return self.linear + self.embedding + self.head + self.other
+
+
+def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: float) -> Weights:
+    """What the model takes by the method, whose unquantized parameters have ``plain_bits`` each.
+
+    A mixture's experts are among them where the method does not quantize them.
+    """
+    leaves = method.leaves_experts(model.model_type)
+    covered = model.matrices if leaves else (*model.matrices, *model.experts)
+    codes = quantized(method, params, plain_bits, covered)
+    left = plain_bytes(model.expert_parameters, plain_bits) if leaves else 0.0
+    kept = plain_bytes(model.kept, plain_bits)
+    embedding, head = plain_bytes(model.embedding, plain_bits), plain_bytes(model.head, plain_bits)
+    norms = plain_bytes(model.norms, plain_bits)
+    return Weights(
+        linear=math.ceil(codes.memory + left + kept),
+        embedding=math.ceil(embedding),
+        head=math.ceil(head),
+        other=math.ceil(norms + codes.modules + ROTARY_BYTES * model.rotary),
+        unpacked=math.ceil(codes.unpacked),
+        disk=math.ceil(codes.disk + left + kept + embedding + head + norms) if method.stage == "offline" else None,
+        bits_per_weight=8 * (codes.memory + left) / model.decoder,
+    )
+
+
+def kv_cache_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
+    """A key and a value of ``kv_heads · head_dim`` numbers per token and layer: 2 · layers · heads · dimension · bytes.
+
+    A layer with a sliding window keeps no more tokens than the window has.
+    """
+    attention = model.attention
+    tokens = sum(context if window is None else min(context, window) for window in attention.windows)
+    return math.ceil(plain_bytes(2 * attention.kv_heads * attention.head_dim * tokens * batch, plain_bits))
+
+
+def workspace_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
+    """The activations of the widest layer, while a prompt as long as the context is read, and the last logits.
+
+    Per token the embedding, the residual and its normed copy (3 · hidden), and then the larger of attention (queries,
+    keys, values with their rotated copies, and the result: 3 · q + 3 · kv) and the feed-forward (gate, up and their
+    product: 3 · inner), in the model's dtype. Attention is taken to be fused: no matrix of tokens × tokens. Logits are
+    those of each prompt's last position. Held against a resident peak by benchmarks/workspace.py.
+    """
+    attention = model.attention
+    queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
+    per_token = 3 * model.hidden + max(3 * queries + 3 * keys, 3 * model.inner)
+    return math.ceil(plain_bytes(batch * (context * per_token + model.vocabulary), plain_bits))

@@ -1,0 +1,60 @@
+"""A method with its parameters, as a user writes it on the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from harness import plugins as registry
+from harness.core.method import Method
+from harness.errors import UsageError, did_you_mean
+from harness.recipe.faults import expected
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method, its parameters in its own type, and how a table calls it."""
+
+    method: Method[Any]
+    params: Any
+    label: str
+
+
+def parse(text: str) -> Chosen:
+    """``rtn``, ``rtn bits=4 group_size=64``, ``bnb-nf4 double_quant``: as variants are called in tables.
+
+    Raises UsageError for an unknown method or parameter, a value that it does not take, or a published checkpoint.
+    """
+    name, *words = text.split() or [""]
+    method = registry.method(name)
+    if method.published:
+        raise UsageError(f"--method {name}: what a published checkpoint takes is the size of its files")
+    given: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key not in method.params.model_fields:
+            raise UsageError(
+                f"--method {name}: unknown parameter {key!r}{did_you_mean(key, method.params.model_fields)}"
+            )
+        given[key] = yaml.safe_load(value) if equals else True
+    try:
+        params = method.params.model_validate(given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise UsageError(f"--method {name}: {place}: {expected(fault)}") from None
+    return Chosen(method, params, " ".join([method.name, *words]))
+
+
+def every() -> list[Chosen]:
+    """Every method by the parameters that it has where a recipe sets none; broken plugins left out."""
+    found = []
+    for name in registry.method_names():
+        try:
+            found.append(parse(name))
+        except UsageError:
+            continue
+    return found

@@ -1,0 +1,128 @@
+"""Whether a model fits a budget by a method: all its parts, the longest context, the largest batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from harness.errors import UsageError
+from harness.models.memory import DTYPE_BITS, Weights, kv_cache_bytes, weights, workspace_bytes
+from harness.models.shapes import ModelShapes
+from harness.planning.estimate.chosen import Chosen
+from harness.planning.estimate.gpus import Budget
+from harness.planning.support import misfit
+
+DEFAULT_CONTEXT = 4096
+EXPERTS_LEFT = "experts counted unquantized: this method is not known to quantize them, so a sweep must skip them"
+MOST = 2**24
+"""Where a search for the longest context or the largest batch ends."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The context in tokens (prompt and answer together) and the batch, as they were asked for."""
+
+    context: int
+    batch: int
+    budget: Budget | None = None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one variant takes, in bytes; ``refusal`` says why the method cannot be had of the model.
+
+    ``longest_context`` (at the batch asked for) and ``largest_batch`` (at the context) are 0 where nothing fits, and
+    None without a budget.
+    """
+
+    label: str
+    dtype: str
+    refusal: str | None
+    weights: Weights | None = None
+    kv_bytes_per_token: int = 0
+    kv_bytes: int = 0
+    workspace_bytes: int = 0
+    fits: bool | None = None
+    longest_context: int | None = None
+    largest_batch: int | None = None
+    note: str | None = None
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Weights, cache and workspace; None where the method cannot be had."""
+        return None if self.weights is None else self.weights.total + self.kv_bytes + self.workspace_bytes
+
+
+def asked(model: ModelShapes, context: int | None, batch: int, budget: Budget | None) -> Asked:
+    """Raises UsageError for a size below one, or a context that is longer than the model's."""
+    limit = model.context_length
+    if context is None:
+        context = min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
+    for name, value in (("--context", context), ("--batch", batch)):
+        if value < 1:
+            raise UsageError(f"{name}: expected 1 or more, not {value}")
+    if limit is not None and context > limit:
+        raise UsageError(f"--context: {context} tokens exceed the {limit} that {model.label} was made for")
+    return Asked(context, batch, budget)
+
+
+def estimates(model: ModelShapes, chosen: Iterable[Chosen], question: Asked, dtype: str = "auto") -> list[Estimate]:
+    """One estimate per method, in their order. ``dtype`` is the one that a recipe would ask for."""
+    wanted = model.dtype if dtype == "auto" else dtype
+    if wanted not in DTYPE_BITS:
+        raise UsageError(
+            f"--dtype: {model.label} is in {wanted}; name the one it is to run in: {', '.join(DTYPE_BITS)}"
+        )
+    return [_estimate(model, variant, question, wanted) for variant in chosen]
+
+
+def _estimate(model: ModelShapes, variant: Chosen, question: Asked, wanted: str) -> Estimate:
+    method, params = variant.method, variant.params
+    dtype = method.run_dtype(params, wanted)
+    needs = method.needs(params)
+    covered = model.matrices if method.leaves_experts(model.model_type) else (*model.matrices, *model.experts)
+    refusal = misfit(method.name, needs, covered, model.model_type)
+    if refusal is not None:
+        return Estimate(variant.label, dtype, refusal)
+    plain_bits = DTYPE_BITS[dtype]
+    stored = weights(model, method, params, plain_bits)
+
+    def taken(context: int, batch: int) -> int:
+        running = workspace_bytes(model, context, batch, plain_bits) + stored.unpacked
+        return stored.total + kv_cache_bytes(model, context, batch, plain_bits) + running
+
+    context, batch, budget = question.context, question.batch, question.budget
+    limit = model.context_length or MOST
+    return Estimate(
+        label=variant.label,
+        dtype=dtype,
+        refusal=None,
+        weights=stored,
+        kv_bytes_per_token=kv_cache_bytes(model, 1, 1, plain_bits),
+        kv_bytes=kv_cache_bytes(model, context, batch, plain_bits),
+        workspace_bytes=workspace_bytes(model, context, batch, plain_bits) + stored.unpacked,
+        fits=None if budget is None else taken(context, batch) <= budget.bytes,
+        longest_context=None if budget is None else _largest(lambda n: taken(n, batch) <= budget.bytes, limit),
+        largest_batch=None if budget is None else _largest(lambda n: taken(context, n) <= budget.bytes, MOST),
+        note=_note(model, variant),
+    )
+
+
+def _note(model: ModelShapes, variant: Chosen) -> str | None:
+    device = variant.method.needs(variant.params).device
+    notes = [
+        "dequantized on load" if variant.method.loaded == "dense" else "",
+        "a dense copy beside the codes while running" if variant.method.loaded == "both" else "",
+        {"cuda": "needs an NVIDIA GPU", "cpu": "runs on a CPU only"}.get(device or "", ""),
+        EXPERTS_LEFT if model.experts and variant.method.leaves_experts(model.model_type) else "",
+    ]
+    return "; ".join(filter(None, notes)) or None
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 0 to ``most`` that fits, where whatever is smaller than one that fits does too."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,58 @@
+"""Which variants a recipe's ``exclude`` leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from harness import plugins as registry
+from harness.core.identity import DecodeMode, KvCache
+from harness.errors import did_you_mean
+from harness.planning.expand import Variant
+from harness.recipe import Recipe
+
+KEYS = frozenset({"model", "method", "engine", "kv_cache", "decode_mode"})
+"""What an entry may name beside a method's parameters."""
+
+
+def excluded(
+    recipe: Recipe,
+    variant: Variant,
+    model: str,
+    engine: str,
+    kv_cache: KvCache | None = None,
+    decode_mode: DecodeMode | None = None,
+) -> bool:
+    """Whether an entry leaves out a variant on an engine, with a cache and in a mode where these are named."""
+    facts = _facts(variant, model, engine, kv_cache, decode_mode)
+    return any(_matches(pattern, facts) for pattern in recipe.exclude)
+
+
+def refuse_idle(recipe: Recipe, chosen: Sequence[Variant], models: Iterable[str], engines: Iterable[str]) -> None:
+    """Raises RecipeError for an entry that names nothing, or something that no variant is."""
+    known = KEYS | {key for variant in chosen for key in variant.ref.params}
+    every = [_facts(*each) for each in product(chosen, models, engines, recipe.kv_cache, recipe.decode_mode)]
+    for index, pattern in enumerate(recipe.exclude):
+        if not pattern:
+            raise recipe.error(("exclude", index), "names nothing, and so would leave out everything")
+        for key in pattern:
+            if key not in known:
+                raise recipe.error(("exclude", index, key), f"unknown key{did_you_mean(key, known)}")
+        if not any(_matches(pattern, facts) for facts in every):
+            raise recipe.error(("exclude", index), "matches no variant of this recipe")
+
+
+def _facts(
+    variant: Variant, model: str, engine: str, kv_cache: KvCache | None, decode_mode: DecodeMode | None
+) -> dict[str, Any]:
+    own = {"model": model, "method": variant.ref.name, "engine": engine}
+    return {**own, **variant.ref.params, "kv_cache": kv_cache, "decode_mode": decode_mode}
+
+
+def _matches(pattern: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    """Whether the facts have every value that an entry names."""
+    return all(
+        facts.get(key) == (registry.ALIASES.get(value, value) if key == "method" else value)
+        for key, value in pattern.items()
+    )

@@ -1,0 +1,150 @@
+"""From the entries of a recipe's ``methods`` to variants: names looked up, lists expanded, parameters checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness import plugins as registry
+from harness.core.identity import digest
+from harness.core.method import Method
+from harness.core.model import MethodRef
+from harness.errors import SourceError, UsageError, did_you_mean
+from harness.models.sources import SourceModel, inspect
+from harness.recipe import MethodEntry, Model, Recipe
+from harness.recipe.faults import expected
+from harness.recipe.yaml_file import Location
+from harness.stacks import STACKS
+
+GGUF_ENGINES = ("llamacpp",)
+TRUST = "trust_remote_code"
+STACK = "stack"
+"""The key of a method's entry that names the stack it quantizes in; every other one is a parameter."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with every parameter resolved; ``params`` are those parameters in the method's own type.
+
+    ``checkpoint`` is the published checkpoint that is measured, where the method is one.
+    """
+
+    method: Method[Any]
+    ref: MethodRef
+    params: Any
+    checkpoint: SourceModel | None = None
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Those that run it: a GGUF file that somebody published is llama.cpp's alone."""
+        gguf = self.checkpoint is not None and self.checkpoint.ref.kind == "gguf"
+        return GGUF_ENGINES if gguf else self.method.engines
+
+
+def variants(recipe: Recipe, base: Variant) -> list[Variant]:
+    """Every variant of a recipe once, its baseline among them. Raises RecipeError for what no model could take."""
+    found: dict[str, Variant] = {}
+    for index, entry in enumerate(recipe.methods):
+        for variant in _expand(recipe, entry, ("methods", index)):
+            found.setdefault(_key(variant), variant)
+    _refuse_twins(recipe, list(found.values()))
+    return list(found.values()) if _key(base) in found else [base, *found.values()]
+
+
+def baseline(recipe: Recipe) -> Variant:
+    """The one unquantized variant beside which all others stand."""
+    found = list(_expand(recipe, recipe.baseline, ("baseline",)))
+    if len(found) != 1 or found[0].ref.stage != "none":
+        raise recipe.error(("baseline",), "expected one unquantized variant, such as 'none'")
+    return found[0]
+
+
+def _refuse_twins(recipe: Recipe, chosen: list[Variant]) -> None:
+    """Raises RecipeError for two published checkpoints that a table could not tell apart."""
+    labels = [variant.ref.label for variant in chosen if variant.checkpoint]
+    if len(set(labels)) < len(labels):
+        raise recipe.error(("methods",), "two checkpoints have folders of one name; a table could not tell them apart")
+
+
+def _key(variant: Variant) -> str:
+    return digest(variant.ref.identity)
+
+
+def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[Variant]:
+    """One variant for each combination of the values that an entry lists."""
+    try:
+        method = registry.method(entry.name)
+    except UsageError as error:
+        raise recipe.error(location, str(error)) from None
+    place = (*location, entry.name)
+    for key, value in entry.params.items():
+        if key == STACK:
+            continue
+        if key not in method.params.model_fields:
+            near = did_you_mean(key, method.params.model_fields)
+            raise recipe.error((*place, key), f"unknown parameter of {method.name}{near}")
+        if value == []:
+            raise recipe.error((*place, key), "an empty list leaves no variant")
+    choices = [value if isinstance(value, list) else [value] for value in entry.params.values()]
+    for values in product(*choices):
+        given = dict(zip(entry.params, values, strict=True))
+        stack = _stack(recipe, method, given.pop(STACK, None), place)
+        params = _checked(recipe, method, given, place)
+        label = " ".join([method.name, *filter(None, (_shown(method, key, value) for key, value in given.items()))])
+        if stack is not None:
+            label = f"{label} {STACK}={stack}"
+        ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage, stack=stack)
+        made = Variant(replace(method, stack=stack or method.stack), ref, params)
+        yield _published(recipe, made, place) if method.published else made
+
+
+def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> str | None:
+    """The stack that a recipe chose for a method. Raises RecipeError for an unknown one, or where it has no effect."""
+    if name is None or name == method.stack:
+        return None
+    if name not in STACKS:
+        raise recipe.error((*place, STACK), f"unknown stack {name!r}{did_you_mean(str(name), STACKS)}")
+    if method.stage != "offline":
+        raise recipe.error((*place, STACK), f"{method.name} does not quantize in a run of its own; leave it out")
+    return str(name)
+
+
+def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
+    """The variant with the checkpoint that its parameters name, found and hashed."""
+    try:
+        said = variant.params
+        entry = Model(id=said.id, revision=said.revision, trust_remote_code=said.trust_remote_code)
+        found = inspect(entry, recipe.folder)
+    except SourceError as error:
+        raise recipe.error((*place, "id"), str(error)) from None
+    if found.ref.kind not in ("directory", "hub", "gguf"):
+        raise recipe.error(
+            (*place, "id"), "expected a folder or a hub id of a transformers checkpoint, or a .gguf file"
+        )
+    if found.matrices and found.ref.native_quantization is None:
+        raise recipe.error((*place, "id"), "names a checkpoint that is not quantized; name it under 'models'")
+    params = {name: value for name, value in variant.ref.params.items() if name != TRUST}  # the checkpoint's ref has it
+    ref = replace(variant.ref, params=params, published=found.ref, label=f"{variant.ref.name} {found.ref.label}")
+    return replace(variant, ref=ref, checkpoint=found)
+
+
+def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: Location) -> Any:
+    try:
+        return method.params.model_validate_json(json.dumps(given, default=str))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise recipe.error((*place, *fault["loc"][:1]), expected(fault)) from None
+
+
+def _shown(method: Method[Any], key: str, value: object) -> str:
+    """A parameter in a label: ``bits=4``; a switch by its name where it is on, and not at all where off is usual."""
+    if value is True:
+        return key
+    if value is False and method.params.model_fields[key].default is False:
+        return ""
+    return f"{key}={str(value).lower() if value is False else value}"

@@ -1,0 +1,188 @@
+"""Why a variant cannot be had of a model, on this machine, with these libraries: told before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from harness import plugins as registry
+from harness.core.engine import Engine
+from harness.core.method import Needs
+from harness.core.run import RunSpec
+from harness.engines.transformers.kv_cache import NOT_COMPILED
+from harness.host.machine import Machine, installed_version
+from harness.models.headers import read_config
+from harness.models.published import READERS, lacks
+from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
+from harness.models.sources import SourceModel
+from harness.planning.expand import Variant
+from harness.stacks import MAIN, Stack, Stacks
+
+SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
+"""What a quantized checkpoint has in common with the model that it was made of."""
+
+
+def obstacle(
+    source: SourceModel, variant: Variant, machine: Machine, stacks: Stacks, skip: Sequence[str] = ()
+) -> str | None:
+    """The first reason found, with what to do about it; None where nothing is known to stand in the way."""
+    return (
+        source.degrid_obstacle
+        or _already_quantized(source, variant)
+        or _other_model(source, variant)
+        or _device(variant.method.needs(variant.params), machine)
+        or _untokenized(source, variant)
+        or _lacking(variant, stacks)
+        or _experts(source, variant, skip)
+        or _shapes(source, variant, skip)
+    )
+
+
+def cache_obstacle(spec: RunSpec) -> str | None:
+    """Why a run cannot keep keys and values as it is to, or None."""
+    kept = registry.engine(spec.engine).caches
+    if spec.kv_cache not in kept:
+        return f"{spec.engine} keeps no {spec.kv_cache} key-value cache, but {', '.join(kept)}"
+    for package in kept[spec.kv_cache]:
+        if installed_version(package) is None:
+            return f"kv_cache {spec.kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
+    if spec.kv_cache != "model" and spec.decode_mode == "compiled":
+        return NOT_COMPILED
+    return None
+
+
+def lacking_engine(runtime: Engine, stacks: Stacks) -> str | None:
+    """Why nothing can be measured on an engine: its stack is not made, or holds none of its libraries."""
+    return None if runtime.stack == MAIN else _lacks(stacks[runtime.stack], runtime.packages)
+
+
+def too_long(source: SourceModel, spec: RunSpec) -> str | None:
+    """Why the workload does not fit the model's context."""
+    limit = source.context_length
+    if limit is None:
+        return None
+    if spec.kind in ("quality", "reference") and spec.perplexity and spec.perplexity.context > limit:
+        return f"perplexity context {spec.perplexity.context} exceeds the model's {limit}"
+    if spec.kind == "calibrate" and spec.calibration and spec.calibration.length > limit:
+        return f"calibration length {spec.calibration.length} exceeds the model's {limit}"
+    if spec.kind == "performance" and spec.throughput:
+        needed = max(spec.throughput.prompt_tokens) + spec.throughput.new_tokens
+        if needed > limit:
+            return f"prompt and new tokens, {needed}, exceed the model's context of {limit}"
+    return None
+
+
+def _already_quantized(source: SourceModel, variant: Variant) -> str | None:
+    """What stands against measuring, or quantizing again, a checkpoint that is quantized as it was published."""
+    if variant.checkpoint is not None:
+        return _unreadable(variant.checkpoint)
+    if source.quantization is None:
+        return None
+    if variant.method.stage != "none":
+        return (
+            f"the model is already quantized ({source.quantization}); measure it with 'none', "
+            "or name it as 'checkpoint' of the model that it was made of"
+        )
+    return _unreadable(source)
+
+
+def _other_model(source: SourceModel, variant: Variant) -> str | None:
+    """In what a published checkpoint differs from its model, where both configurations are there to be read."""
+    refs = [source.ref, variant.checkpoint.ref if variant.checkpoint else source.ref]
+    if any(ref.kind not in ("directory", "hub") or not ref.path for ref in refs):
+        return None
+    ours, theirs = (read_config(Path(ref.path)) for ref in refs)
+    differing = [key for key in SHAPE_KEYS if ours.get(key) != theirs.get(key)]
+    if not differing:
+        return None
+    key = differing[0]
+    return f"was not made of this model: its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
+
+
+def _untokenized(source: SourceModel, variant: Variant) -> str | None:
+    if source.ref.kind == "synthetic" and variant.method.calibrated(variant.params):
+        return "random weights come without a tokenizer: there is nothing to calibrate with"
+    return None
+
+
+def _unreadable(source: SourceModel) -> str | None:
+    method = source.quantization
+    if method is None or not source.matrices:  # a float checkpoint, or one that is not fetched yet
+        return None
+    if method not in READERS:
+        return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(READERS)}"
+    return lacks(method)
+
+
+def _lacking(variant: Variant, stacks: Stacks) -> str | None:
+    """What the method's libraries lack, where it quantizes and where its result is measured."""
+    method = variant.method
+    if method.stack == MAIN:
+        return registry.missing(method)
+    return _lacks(stacks[method.stack], method.packages) or registry.missing(method)
+
+
+def _lacks(stack: Stack, packages: Sequence[str]) -> str | None:
+    """What is not there of a stack, or of the packages that are needed in it."""
+    if stack.absence:
+        return stack.absence
+    absent = [package for package in packages if package not in stack.versions]
+    return f"{', '.join(absent)} is not installed in stack {stack.name!r} ({stack.python})" if absent else None
+
+
+def _device(needs: Needs, machine: Machine) -> str | None:
+    if needs.device is not None and needs.device != machine.device:
+        return f"needs {'an NVIDIA GPU' if needs.device == 'cuda' else 'a CPU'}; this sweep runs on {machine.device}"
+    if needs.capability and machine.capability and machine.capability < needs.capability:
+        return f"needs compute capability {_version(needs.capability)}; this GPU has {_version(machine.capability)}"
+    return None
+
+
+def _experts(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
+    """Why a mixture's experts stand in the way: without them, less would be quantized than coverage asks for."""
+    if not variant.method.leaves_experts(source.model_type):
+        return None
+    scope = _in_scope(source, skip)
+    left = sum(math.prod(shape) for name, shape in scope.items() if holds_experts(name, len(shape)))
+    share = left / max(sum(map(math.prod, scope.values())), 1)
+    if share <= 1 - LEAST_COVERAGE:
+        return None
+    return (
+        f"{variant.ref.name} is not known to quantize the experts of a {source.model_type} model "
+        f"({share:.0%} of what is in scope) and to load them again; "
+        "leave them out with scope: {skip: ['*.experts*']}, or take a method that can"
+    )
+
+
+def _shapes(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
+    needs = variant.method.needs(variant.params)
+    return misfit(variant.ref.name, needs, _in_scope(source, skip).values(), source.model_type)
+
+
+def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The decoder's matrices that a recipe does not skip, by name."""
+    return {
+        name: shape
+        for name, shape in source.matrices.items()
+        if not matching(experts_module(name).removesuffix(".weight"), skip)
+    }
+
+
+def misfit(method: str, needs: Needs, shapes: Collection[tuple[int, ...]], model_type: str | None) -> str | None:
+    """Widths that the method's groups or tiles do not divide, and architectures that its library does not know."""
+    if needs.model_types and model_type and model_type not in needs.model_types:
+        return f"{method} does not know {model_type} models; known: {', '.join(sorted(needs.model_types))}"
+    inputs = _indivisible((shape[-1] for shape in shapes), needs.input_divisor)
+    if inputs:
+        return f"group_size {needs.input_divisor} does not divide the input widths {inputs} of this model"
+    outputs = _indivisible((shape[-2] for shape in shapes), needs.output_divisor)
+    return f"{needs.output_divisor} does not divide the output widths {outputs} of this model" if outputs else None
+
+
+def _indivisible(widths: Iterable[int], divisor: int | None) -> str:
+    return ", ".join(map(str, sorted({width for width in widths if divisor and width % divisor})))
+
+
+def _version(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"

@@ -1,0 +1,100 @@
+"""What a recipe says that no model could take, or that has no effect: refused before anything is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from harness.core.identity import digest
+from harness.core.model import model_identity
+from harness.models.scope import matching
+from harness.models.sources import SourceModel
+from harness.planning.expand import Variant
+from harness.recipe import Measure, Recipe
+from harness.recipe.faults import expected
+
+
+def refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
+    """Raises RecipeError for one model written twice, and for two that a table could not tell apart."""
+    if len({source.ref.label for source in sources}) < len(sources):
+        raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
+    if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
+        raise recipe.error(("models",), "the same model stands here twice")
+
+
+def refuse_measure(recipe: Recipe) -> None:
+    """Raises RecipeError where nothing is measured, and for what lacks the measurement that it rests on."""
+    if recipe.measure == Measure():
+        raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
+    if recipe.measure.throughput is None:
+        _refuse_without_throughput(recipe)
+    if recipe.measure.divergence is not None and not recipe.measure.perplexity:
+        raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
+
+
+def _refuse_without_throughput(recipe: Recipe) -> None:
+    """Raises RecipeError for what is measured, or worked out, of prefill and decode."""
+    memory = recipe.measure.memory
+    wanted: list[tuple[tuple[str, ...], object, str]] = [
+        (("measure", "energy"), recipe.measure.energy, "it is measured at the points of its grid"),
+        (("measure", "memory", "budget"), memory and memory.budget, "what fits is worked out from its prompts"),
+        (("price",), recipe.price, "a token's cost follows from its speeds"),
+        (("decode_mode",), recipe.decode_mode != ("eager",) or None, "without it nothing is decoded for its speed"),
+    ]
+    for place, value, why in wanted:
+        if value is not None:
+            raise recipe.error(place, f"needs 'throughput' under measure: {why}")
+
+
+def refuse_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:
+    """Raises RecipeError where a calibrated method would have nothing to see."""
+    lacking = [each.ref.name for each in chosen if each.method.calibrated(each.params)]
+    if lacking and recipe.calibration is None:
+        raise recipe.error(
+            ("methods",), f"{lacking[0]} is calibrated on text; add 'calibration: {{}}' (the harness's own) or name one"
+        )
+
+
+def refuse_engines(recipe: Recipe, engines: Sequence[str], chosen: Sequence[Variant]) -> None:
+    """Raises RecipeError for a method that no engine of the recipe runs; on one that does not, it is left out."""
+    for variant in chosen:
+        if not set(variant.engines) & set(engines):
+            known = ", ".join(variant.engines)
+            raise recipe.error(("methods",), f"{variant.ref.label} runs on {known}; name it under 'engines'")
+
+
+def refuse_scope(recipe: Recipe, sources: Sequence[SourceModel], chosen: Sequence[Variant]) -> None:
+    """Raises RecipeError for patterns that match nothing, a scope that is empty, and overrides nobody could apply."""
+    for source in sources:
+        if source.ref.kind in ("directory", "hub") and source.matrices:  # else names are known only once prepared
+            _refuse_patterns(recipe, source.ref.label, [name.removesuffix(".weight") for name in source.matrices])
+    for pattern, own in recipe.scope.overrides.items():
+        if not own:
+            raise recipe.error(("scope", "overrides", pattern), "names no parameter")
+        _refuse_override(recipe, pattern, [each for each in chosen if each.method.overrides])
+
+
+def _refuse_patterns(recipe: Recipe, model: str, modules: Sequence[str]) -> None:
+    for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
+        for pattern in patterns:
+            if not any(matching(module, [pattern]) for module in modules):
+                example = f"its modules have names such as {modules[0]!r}"
+                raise recipe.error(("scope", key), f"{pattern!r} matches no module of {model}; {example}")
+    if all(matching(module, recipe.scope.skip) for module in modules):
+        raise recipe.error(("scope", "skip"), f"leaves nothing of {model} to quantize")
+
+
+def _refuse_override(recipe: Recipe, pattern: str, able: Sequence[Variant]) -> None:
+    """``able`` are the variants whose methods can have parameters of their own for single modules."""
+    place, own = ("scope", "overrides", pattern), recipe.scope.overrides[pattern]
+    for key in own:
+        if not any(key in each.method.params.model_fields for each in able):
+            raise recipe.error((*place, key), "no method of this recipe can have this parameter for single modules")
+    for each in able:
+        mine = {key: value for key, value in own.items() if key in each.method.params.model_fields}
+        try:
+            each.method.params.model_validate({**each.params.model_dump(), **mine})
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise recipe.error((*place, *fault["loc"][:1]), f"{each.ref.name}: {expected(fault)}") from None

@@ -1,0 +1,116 @@
+"""From what a recipe wants measured to workloads: names found, files hashed, faults told with their line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness import recipe as written
+from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef
+from harness.errors import SourceError, UsageError
+from harness.recipe import Recipe
+from harness.tasks.catalog import catalog, read_names
+from harness.tasks.trust import definition
+from harness.text.protocols import PRESETS
+from harness.text.sources import resolve
+
+Place = tuple[str | int, ...]
+
+
+def text(recipe: Recipe, wanted: written.Text, place: Place) -> TextRef:
+    """The text that a key of the recipe names. Raises RecipeError where it is not there."""
+    try:
+        return resolve(wanted, recipe.folder)
+    except SourceError as error:
+        raise recipe.error(place, str(error)) from None
+
+
+def perplexities(recipe: Recipe) -> tuple[PerplexityWorkload, ...]:
+    """The texts to score, each by its protocol. Raises RecipeError for a stride that the protocol cannot take."""
+    found = tuple(_perplexity(recipe, index) for index in range(len(recipe.measure.perplexity)))
+    if len(set(found)) < len(found):
+        raise recipe.error(("measure", "perplexity"), "scores one text twice in the same way")
+    return found
+
+
+def _perplexity(recipe: Recipe, index: int) -> PerplexityWorkload:
+    place: Place = ("measure", "perplexity", index)
+    entry = recipe.measure.perplexity[index]
+    preset = PRESETS[entry.protocol]
+    context = entry.context or preset.context
+    stride = entry.stride or (context // 2 if preset.strided else None)
+    if stride is not None and not preset.strided:
+        raise recipe.error((*place, "stride"), f"belongs to the protocol 'sliding'; {preset.name} has its own")
+    if stride is not None and stride > context:
+        raise recipe.error((*place, "stride"), f"exceeds the context of {context}: some tokens would never be scored")
+    scored = text(recipe, entry.text, (*place, "text"))
+    return PerplexityWorkload(scored, preset.name, context, entry.windows, stride, entry.bos)
+
+
+def tasks(recipe: Recipe) -> tuple[TaskWorkload, ...]:
+    """The tasks of a recipe; a tag becomes the tasks that bear it. Raises RecipeError for an unknown one."""
+    found = tuple(each for index in range(len(recipe.measure.tasks)) for each in _task(recipe, index))
+    for index, each in enumerate(found):
+        if each in found[:index]:
+            raise recipe.error(("measure", "tasks"), f"asks {each.name!r} twice in the same way")
+    return found
+
+
+def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
+    place: Place = ("measure", "tasks", index)
+    entry = recipe.measure.tasks[index]
+    if entry.fewshot_data is not None and entry.data is None:
+        raise recipe.error((*place, "fewshot_data"), "needs 'data' beside it: both replace the task's own data set")
+    settings = {
+        **entry.model_dump(exclude={"name", "data", "fewshot_data"}),
+        "data": _file(recipe, entry.data, (*place, "data")),
+        "fewshot_data": _file(recipe, entry.fewshot_data, (*place, "fewshot_data")),
+    }
+    if entry.name.endswith((".yaml", ".yml")):
+        return (_own(recipe, Path(entry.name), (*place, "name"), settings),)
+    if entry.trust_task_code:
+        raise recipe.error((*place, "trust_task_code"), "has no effect on a task that lm-eval brings; leave it out")
+    try:
+        known = catalog()
+        return tuple(TaskWorkload(name, str(known.paths[name]), **settings) for name in known.members(entry.name))
+    except UsageError as error:
+        raise recipe.error((*place, "name"), str(error)) from None
+
+
+def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) -> TaskWorkload:
+    """A task that the user defined. Raises RecipeError, with file and line, for code in it that is not trusted."""
+    path = (recipe.folder / name.expanduser()).resolve()
+    if not path.is_file():
+        raise recipe.error(place, f"task file not found: {path}")
+    names = read_names(path)
+    if not names:
+        raise recipe.error(place, f"{path} names no 'task' and no 'group'")
+    try:
+        found = definition(path)
+    except UsageError as error:
+        raise recipe.error(place, str(error)) from None
+    if found.code and not settings["trust_task_code"]:
+        raise recipe.error(
+            place,
+            f"{'; '.join(found.code)}. Read that code, then allow it beside the task's name: trust_task_code: true",
+        )
+    return TaskWorkload(names[0], str(path), own=found.sha256, **settings)  # type: ignore[arg-type]
+
+
+def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:
+    return None if name is None else text(recipe, written.Text(file=name), place)
+
+
+def calibration(recipe: Recipe, scored: Sequence[PerplexityWorkload], allow_leak: bool) -> CalibrationRef | None:
+    """The recipe's calibration. Raises RecipeError where it is a text that is scored."""
+    entry = recipe.calibration
+    if entry is None:
+        return None
+    found = text(recipe, entry.text, ("calibration", "text"))
+    if not allow_leak and any(found.same_as(workload.text) for workload in scored):
+        raise recipe.error(
+            ("calibration", "text"),
+            "is the evaluation text; calibrated methods would be measured on what they have seen. "
+            "Name another text, or allow it and have every row marked: --allow-leak",
+        )
+    return CalibrationRef(found, **entry.model_dump(exclude={"text"}))

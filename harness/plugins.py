@@ -1,0 +1,150 @@
+"""Names of methods, engines and metrics, and the plugins behind them, imported only when asked for.
+
+A third party adds a method by an entry point of the group ``qharness.methods`` that names a Method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
+from typing import Any
+
+from harness.core.engine import Engine
+from harness.core.method import Method
+from harness.core.metric import Metric
+from harness.errors import UsageError, refuse_unknown
+from harness.host.machine import installed_version
+
+METHOD_GROUP = "qharness.methods"
+
+_METHODS = {
+    "none": "harness.methods.none:NONE",
+    "checkpoint": "harness.methods.checkpoint:CHECKPOINT",
+    "rtn": "harness.methods.rtn.rtn:RTN",
+    "int8": "harness.methods.torchao.weight_only:INT8",
+    "fp8": "harness.methods.torchao.weight_only:FP8",
+    "torchao-int8-dynamic": "harness.methods.torchao.dynamic:INT8_DYNAMIC",
+    "torchao-fp8-dynamic": "harness.methods.torchao.dynamic:FP8_DYNAMIC",
+    "torchao-intx": "harness.methods.torchao.grouped:INTX",
+    "torchao-int4": "harness.methods.torchao.grouped:INT4",
+    "torchao-nvfp4": "harness.methods.torchao.microscaling:NVFP4",
+    "torchao-mxfp8": "harness.methods.torchao.microscaling:MXFP8",
+    "torchao-mxfp4": "harness.methods.torchao.microscaling:MXFP4",
+    "quanto": "harness.methods.quanto.quanto:QUANTO",
+    "hqq": "harness.methods.hqq.hqq:HQQ",
+    "qat": "harness.methods.torchao.qat:QAT",
+    "bnb-int8": "harness.methods.bitsandbytes.int8:BNB_INT8",
+    "bnb-nf4": "harness.methods.bitsandbytes.four_bit:NF4",
+    "bnb-fp4": "harness.methods.bitsandbytes.four_bit:FP4",
+    "autoround": "harness.methods.autoround.autoround:AUTOROUND",
+    "autoround-fp8": "harness.methods.autoround.fp8:AUTOROUND_FP8",
+    "modelopt": "harness.methods.modelopt.modelopt:MODELOPT",
+    "inc-rtn": "harness.methods.inc.rtn:INC_RTN",
+    "inc-gptq": "harness.methods.inc.gptq:INC_GPTQ",
+    "inc-awq": "harness.methods.inc.awq:INC_AWQ",
+    "quark": "harness.methods.quark.quark:QUARK",
+    "gptq": "harness.methods.gptqmodel.gptq:GPTQ",
+    "awq": "harness.methods.gptqmodel.awq:AWQ",
+    "gptqmodel-gguf": "harness.methods.gptqmodel.gguf:GPTQMODEL_GGUF",
+    "llmc-rtn": "harness.methods.llmcompressor.weight_only:RTN",
+    "llmc-gptq": "harness.methods.llmcompressor.weight_only:GPTQ",
+    "llmc-fp8": "harness.methods.llmcompressor.eight_bit:FP8",
+    "llmc-int8": "harness.methods.llmcompressor.eight_bit:INT8",
+    "llmc-nvfp4": "harness.methods.llmcompressor.microscaling:NVFP4",
+    "llmc-mxfp4": "harness.methods.llmcompressor.microscaling:MXFP4",
+    "llmc-mxfp8": "harness.methods.llmcompressor.microscaling:MXFP8",
+    "llmc-awq": "harness.methods.llmcompressor.awq:AWQ",
+    "autoawq": "harness.methods.autoawq.autoawq:AUTOAWQ",
+    "autogptq": "harness.methods.autogptq.autogptq:AUTOGPTQ",
+    "gguf": "harness.methods.llamacpp.gguf:GGUF",
+    "qlora": "harness.methods.peft.qlora:QLORA",
+}
+ALIASES: Mapping[str, str] = MappingProxyType({"ptq": "rtn"})
+_ENGINES = {
+    "transformers": "harness.engines.transformers.engine:TRANSFORMERS",
+    "llamacpp": "harness.engines.llamacpp.engine:LLAMACPP",
+}
+_METRICS = {
+    "perplexity": "harness.metrics.perplexity:PERPLEXITY",
+    "divergence": "harness.metrics.divergence:DIVERGENCE",
+    "memory": "harness.metrics.memory:MEMORY",
+    "throughput": "harness.metrics.throughput:THROUGHPUT",
+    "energy": "harness.metrics.energy:ENERGY",
+    "tasks": "harness.metrics.tasks:TASKS",
+}
+
+
+def method_names() -> list[str]:
+    """Every known method: the harness's own first, then the installed plugins'."""
+    return [*_METHODS, *sorted(set(_plugins()) - set(_METHODS))]
+
+
+def engine_names() -> list[str]:
+    return list(_ENGINES)
+
+
+def metric_names() -> list[str]:
+    return list(_METRICS)
+
+
+def method(name: str) -> Method[Any]:
+    """The method of that name or alias. Raises UsageError for an unknown or a broken one."""
+    name = ALIASES.get(name, name)
+    if name in _METHODS:
+        return _object(_METHODS[name])  # type: ignore[no-any-return]
+    plugins = _plugins()
+    if name not in plugins:
+        refuse_unknown("method", name, [*method_names(), *ALIASES])
+    entry = plugins[name]
+    owner = entry.dist.name if entry.dist else entry.value
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise UsageError(f"the plugin {owner!r} fails at import: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Method) or found.name != name:
+        raise UsageError(
+            f"the plugin {owner!r} names {entry.value}, which is no harness.core.method.Method called {name!r}"
+        )
+    return found
+
+
+def engine(name: str) -> Engine:
+    """The engine of that name. Raises UsageError for an unknown one."""
+    if name not in _ENGINES:
+        refuse_unknown("engine", name, _ENGINES)
+    return _object(_ENGINES[name])  # type: ignore[no-any-return]
+
+
+def metric(name: str) -> Metric:
+    """The metric of that name. Raises UsageError for an unknown one."""
+    if name not in _METRICS:
+        refuse_unknown("metric", name, _METRICS)
+    return _object(_METRICS[name])  # type: ignore[no-any-return]
+
+
+def missing(chosen: Method[Any]) -> str | None:
+    """What the method lacks in this environment and the command that installs it, or None.
+
+    Of a method that quantizes elsewhere, this environment needs only what reads the result.
+    """
+    absent = [package for package in readers(chosen) if installed_version(package) is None]
+    if not absent:
+        return None
+    what = f"'qharness[{chosen.extra}]'" if chosen.extra else " ".join(absent)
+    return f"{', '.join(absent)} is not installed; pip install {what}"
+
+
+def readers(chosen: Method[Any]) -> tuple[str, ...]:
+    """The packages that loading a variant of the method needs."""
+    return chosen.packages if chosen.readers is None else chosen.readers
+
+
+def _plugins() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=METHOD_GROUP)}
+
+
+def _object(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

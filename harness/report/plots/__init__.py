@@ -1,0 +1,33 @@
+"""The figures of a table, drawn by plotly; nothing outside this room imports it."""
+
+from __future__ import annotations
+
+from plotly.offline import get_plotlyjs
+
+from harness.analysis.table import Table
+from harness.report.plots.divergence import divergences
+from harness.report.plots.figure import Figure
+from harness.report.plots.heat import speed_grid
+from harness.report.plots.panels import panels_of
+from harness.report.plots.scatter import scatters
+from harness.report.plots.stacked import running_memory, stored_memory
+
+__all__ = ["Figure", "figures", "plotly_javascript"]
+
+
+def plotly_javascript() -> str:
+    """The source of plotly.js, to be embedded once per page."""
+    return str(get_plotlyjs())
+
+
+def figures(table: Table) -> tuple[Figure, ...]:
+    """All figures of a table that have data, the trade-off first."""
+    drawn = (
+        *scatters(table),
+        stored_memory(table),
+        running_memory(table),
+        speed_grid(table),
+        *divergences(table),
+        *panels_of(table),
+    )
+    return tuple(figure for figure in drawn if figure)

@@ -1,0 +1,64 @@
+"""The figures as files of their own: PNG or SVG, drawn by the browser that kaleido drives."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import UsageError
+from harness.report.plots.figure import Figure
+from harness.report.plots.theme import WIDTH_PX
+
+INK, WHITE = "#1b2127", "#ffffff"
+TITLE_PX = 40
+WIDE_PX = WIDTH_PX + 100
+MISSING = "PNG and SVG need kaleido; install it with: pip install 'qharness[images]'"
+NO_BROWSER = (
+    "PNG and SVG are drawn by Chrome or Chromium, and none was found; install one (Debian: apt install chromium) "
+    "or name its file in $BROWSER_PATH"
+)
+
+
+def images(figures: Sequence[Figure], suffix: str) -> list[bytes]:
+    """The figures, each as a file of that format; one browser draws them all.
+
+    Raises UsageError where kaleido or a browser is missing.
+    """
+    if not figures:
+        return []
+    try:
+        import kaleido
+        from choreographer.errors import ChromeNotFoundError
+    except ImportError:
+        raise UsageError(MISSING) from None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{number}.{suffix}" for number in range(len(figures))]
+        asked = [
+            {"fig": on_paper(figure), "path": path, "opts": {"format": suffix, "scale": 2 if suffix == "png" else 1}}
+            for figure, path in zip(figures, paths, strict=True)
+        ]
+        try:
+            kaleido.write_fig_from_object_sync(asked)
+        except ChromeNotFoundError:
+            raise UsageError(NO_BROWSER) from None
+        return [path.read_bytes() for path in paths]
+
+
+def on_paper(figure: Figure) -> dict[str, Any]:
+    """plotly's own, with a title, a width and the colours of paper, which a page else sets."""
+    drawn: dict[str, Any] = json.loads(figure.json)
+    layout = drawn["layout"]
+    margin = layout["margin"]
+    layout |= {
+        "title": {"text": figure.title, "x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 14}},
+        "margin": margin | {"t": margin["t"] + TITLE_PX},
+        "width": WIDE_PX,
+        "height": layout["height"] + TITLE_PX,
+        "paper_bgcolor": WHITE,
+        "plot_bgcolor": WHITE,
+        "font": layout["font"] | {"color": INK},
+    }
+    return drawn

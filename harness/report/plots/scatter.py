@@ -1,0 +1,275 @@
+"""Quality against size and speed: every variant a point with its intervals, the Pareto front a line."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from harness.analysis.table import Table, VariantRow
+from harness.report.choice import MOST_ROWS
+from harness.report.plots.axes import (
+    Axis,
+    change_axis,
+    decode_axis,
+    divergence_axis,
+    estimate,
+    intervals,
+    measured,
+    size_axis,
+)
+from harness.report.plots.drawing import Drawing
+from harness.report.plots.figure import Figure, families
+from harness.report.plots.labels import place
+from harness.report.plots.theme import (
+    BOTTOM_PX,
+    GREY,
+    HEIGHT_PX,
+    LEFT_PX,
+    RIGHT_PX,
+    TOP_PX,
+    WIDTH_PX,
+    family_colour,
+    family_symbol,
+    paper,
+    ruler,
+)
+from harness.stats.estimate import Estimate
+from harness.stats.pareto import Direction, front
+
+MOST_NAMES = 30
+"""With more points only those on the front are named."""
+MOST_INTERVALS = 200
+"""With more points none has an interval: nobody would tell whose it is."""
+SMALLEST_PX, LARGEST_PX, PLAIN_PX = 6.0, 24.0, 10.0
+
+
+@dataclass(frozen=True)
+class _Point:
+    """``best``: no other point beats it in all respects of the plot."""
+
+    row: VariantRow
+    values: tuple[Estimate, ...]
+    best: bool = False
+
+    @property
+    def x(self) -> Estimate:
+        return self.values[0]
+
+    @property
+    def y(self) -> Estimate:
+        return self.values[1]
+
+    @property
+    def costs(self) -> tuple[float, ...]:
+        return tuple(each.value for each in self.values)
+
+
+@dataclass(frozen=True)
+class _Plot:
+    """What lies along and upwards, and, where there is a third axis, what the area of a marker stands for."""
+
+    name: str
+    title: str
+    axes: tuple[Axis, ...]
+
+    @property
+    def x(self) -> Axis:
+        return self.axes[0]
+
+    @property
+    def y(self) -> Axis:
+        return self.axes[1]
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        return tuple(axis.better for axis in self.axes)
+
+
+def scatters(table: Table) -> tuple[Figure, ...]:
+    """Quality against size and speed at once, then in pairs; those that have data."""
+    size, divergence, change = size_axis(table), divergence_axis(table), change_axis(table)
+    first = _Plot("divergence-size", "Divergence against size", (size, divergence))
+    plots = [_Plot("perplexity-size", "Perplexity against size", (size, change))]
+    if table.grid:
+        speed = decode_axis(table)
+        all_three = _Plot("divergence-size-speed", "Divergence, size and speed", (size, divergence, speed))
+        first = all_three if _points(table, all_three) else first
+        plots.append(_Plot("divergence-speed", "Divergence against decoding speed", (speed, divergence)))
+    return tuple(figure for plot in (first, *plots) if (figure := _figure(table, plot)))
+
+
+def _points(table: Table, plot: _Plot) -> list[_Point]:
+    """The variants that have a place in the plot."""
+    rows = [row for row in table.rows if not row.is_baseline]
+    for axis in plot.axes:
+        rows = measured(axis, rows)
+    points = [_Point(row, tuple(estimate(axis.column.value(row)) for axis in plot.axes)) for row in rows]
+    best = set(front([point.costs for point in points], plot.directions))
+    return [replace(point, best=index in best) for index, point in enumerate(points)]
+
+
+def _figure(table: Table, plot: _Plot) -> Figure | None:
+    points = _points(table, plot)
+    if not points:
+        return None
+    x, y = plot.x, plot.y
+    ranges = x.range([point.x for point in points], 0.26), y.range([point.y for point in points], 0.1)
+    drawing = Drawing(paper() | {"xaxis": ruler(x.title, ranges[0], x.log), "yaxis": ruler(y.title, ranges[1], y.log)})
+    _draw_front(drawing, points, plot)
+    _draw_baseline(drawing, table, x, ranges[0])
+    _draw_points(drawing, table, points, plot)
+    best = [point for point in points if point.best]
+    _draw_names(drawing, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, x, y, ranges)
+    told = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
+    lines = tuple((point.row.label, *_told(point, plot), "yes" if point.best else "no") for point in told)
+    head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
+    return Figure(plot.name, plot.title, _caption(plot, points, best), head, lines, drawing.json())
+
+
+def _caption(plot: _Plot, points: Sequence[_Point], best: Sequence[_Point]) -> str:
+    names = [point.row.label for point in best]
+    listed = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    said = f"{'Lower left' if plot.x.better == 'lower' else 'Lower right'} is better."
+    if len(plot.axes) > 2:
+        title = plot.axes[2].title
+        said += f" A marker's area: {title[0].lower()}{title[1:]}. Dotted: the front of the two axes."
+    respects = "all three respects" if len(plot.axes) > 2 else "both respects"
+    said += f" Filled markers are beaten by no other in {respects}: {listed}."
+    if len(points) > MOST_INTERVALS:
+        said += f" {len(points):,} variants; their intervals are in the table."
+    return said
+
+
+def _told(point: _Point, plot: _Plot) -> list[str]:
+    """Each figure with its interval, or why an axis of speeds has none."""
+    written = []
+    for value, axis in zip(point.values, plot.axes, strict=True):
+        why = [note for note in axis.column.notes(point.row) if note == value.method]
+        written.append(" ".join([_written(value, axis), *(f"({note})" for note in why)]))
+    return written
+
+
+def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Plot) -> None:
+    """A trace per method, so that each has its colour and marker in all figures of a table."""
+    fastest = max((point.values[2].value for point in points if len(point.values) > 2), default=0.0)
+    groups: dict[str, list[_Point]] = {}
+    for point in points:
+        groups.setdefault(point.row.method, []).append(point)
+    for method, family in families(table.rows).items():
+        if method in groups:
+            _draw_markers(drawing, family, groups[method], plot, fastest, len(points) <= MOST_INTERVALS)
+
+
+def _draw_markers(
+    drawing: Drawing, family: int, points: Sequence[_Point], plot: _Plot, fastest: float, with_intervals: bool
+) -> None:
+    symbol, colour = family_symbol(family), family_colour(family)
+    bars = {
+        "error_x": intervals([point.x for point in points], plot.x.place),
+        "error_y": intervals([point.y for point in points], plot.y.place),
+    }
+    drawing.trace(
+        "scatter",
+        x=[plot.x.place(point.x.value) for point in points],
+        y=[plot.y.place(point.y.value) for point in points],
+        mode="markers",
+        marker={
+            "size": [_size_px(point, fastest) for point in points],
+            "color": colour,
+            "symbol": [symbol if point.best else f"{symbol}-open" for point in points],
+            "line": {"width": 1.5, "color": colour},
+        },
+        text=["<br>".join([f"<b>{html.escape(point.row.label)}</b>", *_hover(point, plot)]) for point in points],
+        hoverinfo="text",
+        **(bars if with_intervals else {}),
+    )
+
+
+def _size_px(point: _Point, fastest: float) -> float:
+    """The area goes by the third value; the slowest can still be seen."""
+    if len(point.values) < 3 or fastest <= 0:
+        return PLAIN_PX
+    return max(SMALLEST_PX, LARGEST_PX * math.sqrt(max(point.values[2].value, 0.0) / fastest))
+
+
+def _hover(point: _Point, plot: _Plot) -> list[str]:
+    return [html.escape(f"{axis.title}: {said}") for axis, said in zip(plot.axes, _told(point, plot), strict=True)]
+
+
+def _written(estimate: Estimate, axis: Axis) -> str:
+    if estimate.low is None or estimate.high is None:
+        return axis.written(estimate.value)
+    return f"{axis.written(estimate.value)} [{axis.written(estimate.low)}, {axis.written(estimate.high)}]"
+
+
+def _draw_front(drawing: Drawing, points: Sequence[_Point], plot: _Plot) -> None:
+    """A staircase: all above it is beaten along the two axes by a variant at one of its corners."""
+    x, y = plot.x, plot.y
+    best = [points[index] for index in front([point.costs[:2] for point in points], plot.directions[:2])]
+    ordered = sorted(best, key=lambda point: point.x.value)
+    drawing.trace(
+        "scatter",
+        x=[x.place(point.x.value) for point in ordered],
+        y=[y.place(point.y.value) for point in ordered],
+        mode="lines",
+        line={"color": GREY, "width": 1.5, "dash": "dot", "shape": "hv" if x.better == "lower" else "vh"},
+        hoverinfo="skip",
+    )
+
+
+def _draw_baseline(drawing: Drawing, table: Table, x: Axis, extent: tuple[float, float]) -> None:
+    """A line where the baseline lies, or a word at the edge towards it: it must not squeeze the variants."""
+    value = x.column.value(table.baseline) if table.baseline else None
+    if value is None or table.baseline is None:
+        return
+    place, (low, high) = x.place(estimate(value).value), extent
+    name = f"{html.escape(table.baseline.label)} {x.written(estimate(value).value)}"
+    if low <= place <= high:
+        drawing.line(x0=place, x1=place, y0=0, y1=1, yref="paper", line={"color": GREY, "width": 1, "dash": "dash"})
+    else:
+        name = f"{name} →" if place > high else f"← {name}"
+    edge = min(max(place, low), high)
+    side = "right" if edge > (low + high) / 2 else "left"
+    drawing.note(
+        name,
+        x=edge,
+        y=0,
+        yref="paper",
+        xanchor=side,
+        yanchor="bottom",
+        font={"size": 11, "color": GREY},
+    )
+
+
+def _draw_names(
+    drawing: Drawing,
+    named: Sequence[_Point],
+    points: Sequence[_Point],
+    x: Axis,
+    y: Axis,
+    ranges: tuple[tuple[float, float], tuple[float, float]],
+) -> None:
+    width = WIDTH_PX - LEFT_PX - RIGHT_PX
+    height = HEIGHT_PX - TOP_PX - BOTTOM_PX
+    (left, right), (bottom, top) = ranges
+    others = [] if len(named) == len(points) else points[:MOST_INTERVALS]
+    places = [(x.coordinate(point.x.value), y.coordinate(point.y.value)) for point in (*named, *others)]
+    pixels = [((a - left) / (right - left) * width, (b - bottom) / (top - bottom) * height) for a, b in places]
+    offsets = place(pixels[: len(named)], [point.row.label for point in named], width, height, pixels[len(named) :])
+    for point, (a, b), (dx, dy) in zip(named, places, offsets, strict=False):
+        drawing.note(
+            html.escape(point.row.label),
+            x=a,
+            y=b,
+            ax=dx,
+            ay=-dy,
+            showarrow=True,
+            arrowhead=0,
+            arrowwidth=0.7,
+            arrowcolor=GREY,
+            standoff=6,
+            font={"size": 12},
+            borderpad=0,
+        )

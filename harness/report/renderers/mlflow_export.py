@@ -1,0 +1,180 @@
+"""Figures into MLflow: a run for each session, below it one for each variant, the report as its artifacts."""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from harness.analysis.selection import in_order
+from harness.core.record import RunRecord
+from harness.errors import UsageError
+from harness.report.flat import Entry, entries
+from harness.report.page import Page, page
+from harness.report.write import write_report
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MISSING = "MLflow is not installed here; install it with: pip install 'qharness[mlflow]'"
+PARAMS = ("model", "method", "engine", "decode_mode", "perplexity_protocol", "hardware", "is_baseline")
+"""What was chosen; all other words of a line are tags, all numbers metrics."""
+NOT_A_NAME = re.compile(r"[^\w\-./: ]")
+"""Letters that MLflow takes in no name of a metric or a tag."""
+MOST_METRICS, MOST_OTHERS = 1000, 100
+"""Of one request to a server."""
+LONGEST = 5000
+"""Letters of a value: a tag may have some more, a parameter 6,000."""
+FORMATS = ("html", "md", "csv")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A session and its run; ``variants`` counts those below it, None where the run was there before."""
+
+    session: str
+    run_id: str
+    variants: int | None
+
+
+def export(records: Sequence[RunRecord], tracking_uri: str, experiment: str) -> list[Exported]:
+    """One run for each session that measured a variant, oldest first, in an experiment that is made if need be.
+
+    A session whose run is there, by its tag ``qharness.session`` and not broken off, is not written again. Raises
+    UsageError where MLflow is missing or refuses, and where no session measured a variant.
+    """
+    with _told(tracking_uri):
+        client = _client(tracking_uri)
+        found = client.get_experiment_by_name(experiment)
+        experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+        made = []
+        for session, own in _sessions(records).items():
+            whole = page(own)
+            if whole.tables:
+                there = _there(client, experiment_id, session)
+                made.append(Exported(session, there, None) if there else _session(client, experiment_id, own, whole))
+    if not made:
+        raise UsageError("nothing to export: no session measured a variant")
+    return made
+
+
+def _client(tracking_uri: str) -> MlflowClient:
+    try:
+        from mlflow import MlflowClient
+    except ImportError:
+        raise UsageError(MISSING) from None
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+@contextmanager
+def _told(tracking_uri: str) -> Iterator[None]:
+    """What MLflow refuses is the user's to mend: the place, the rights, what its store needs."""
+    try:
+        from mlflow.exceptions import MlflowException
+    except ImportError:
+        raise UsageError(MISSING) from None
+    try:
+        yield
+    except (MlflowException, ImportError, OSError) as error:
+        raise UsageError(f"MLflow at {tracking_uri}: {error}") from None
+
+
+def _sessions(records: Sequence[RunRecord]) -> Mapping[str, list[RunRecord]]:
+    found: dict[str, list[RunRecord]] = {}
+    for record in in_order(records):
+        found.setdefault(record.session, []).append(record)
+    return found
+
+
+def _there(client: MlflowClient, experiment_id: str, session: str) -> str | None:
+    """The run of a session, if one was written whole."""
+    quoted = session.replace("'", "")
+    runs = client.search_runs(
+        [experiment_id], f"tags.`qharness.session` = '{quoted}' and tags.`qharness.kind` = 'session'"
+    )
+    whole = [run.info.run_id for run in runs if run.info.status == "FINISHED"]
+    return whole[0] if whole else None
+
+
+def _session(client: MlflowClient, experiment_id: str, own: Sequence[RunRecord], whole: Page) -> Exported:
+    session = own[0].session
+    began, ended = _milliseconds(own[0].started_at), max(_milliseconds(r.started_at) + _wall_ms(r) for r in own)
+    recipes = sorted({record.spec.recipe for record in own})
+    tags = {
+        "qharness.kind": "session",
+        "qharness.session": session.replace("'", ""),
+        **{f"hardware.{name}": value for name, value in whole.hardware},
+        **{f"software.{name}": value for name, value in whole.software},
+    }
+    name = f"{', '.join(recipes)} {session}"
+    parent = client.create_run(experiment_id, start_time=began, tags=_tags(tags), run_name=name).info.run_id
+    _log(client, parent, began, {}, {"recipe": ", ".join(recipes), "session": session})
+    lines = entries(whole.tables)
+    for line in lines:
+        _variant(client, experiment_id, parent, line, tags, (began, ended))
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(own, Path(folder), FORMATS)
+        client.log_artifacts(parent, folder)
+    client.set_terminated(parent, "FINISHED", end_time=ended)
+    return Exported(session, parent, len(lines))
+
+
+def _variant(
+    client: MlflowClient,
+    experiment_id: str,
+    parent: str,
+    line: Entry,
+    surroundings: Mapping[str, str],
+    times: tuple[int, int],
+) -> None:
+    params = {name: str(line[name]) for name in PARAMS if line.get(name) not in (None, "")}
+    words = {name: value for name, value in line.items() if isinstance(value, str) and value and name not in PARAMS}
+    tags = {**surroundings, **words, "qharness.kind": "variant", "mlflow.parentRunId": parent}
+    name = f"{line['model']} × {line['variant']}"
+    run = client.create_run(experiment_id, start_time=times[0], tags=_tags(tags), run_name=name).info.run_id
+    numbers = {name: float(value) for name, value in line.items() if _is_number(value) and name not in PARAMS}
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    _log(client, run, times[1], finite, params)
+    client.set_terminated(run, "FINISHED" if line["status"] == "ok" else "FAILED", end_time=times[1])
+
+
+def _log(client: MlflowClient, run: str, at_ms: int, metrics: Mapping[str, float], params: Mapping[str, str]) -> None:
+    from mlflow.entities import Metric, Param
+
+    numbers = [Metric(_name(name), value, at_ms, 0) for name, value in metrics.items()]
+    words = [Param(_name(name), value[:LONGEST]) for name, value in params.items()]
+    for some in _parts(words, MOST_OTHERS):
+        client.log_batch(run, params=some)
+    for some in _parts(numbers, MOST_METRICS):
+        client.log_batch(run, metrics=some)
+
+
+def _parts(whole: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
+    yield from (whole[start : start + most] for start in range(0, len(whole), most))
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {_name(name): value[:LONGEST] for name, value in tags.items()}
+
+
+def _name(text: str) -> str:
+    return NOT_A_NAME.sub("_", text)[:250]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """True and False count as 1 and 0."""
+    return isinstance(value, int | float)
+
+
+def _milliseconds(started_at: str) -> int:
+    return int(datetime.fromisoformat(started_at).timestamp() * 1000)
+
+
+def _wall_ms(record: RunRecord) -> int:
+    return int(record.wall_s * 1000)

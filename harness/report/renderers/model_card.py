@@ -1,0 +1,153 @@
+"""Model cards: the ``model-index`` of each variant, as the Hugging Face hub reads it, and its figures in Markdown."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from harness.analysis.table import Table, TaskKey, VariantRow
+from harness.report.column import Column, cell
+from harness.report.page import noise_floor, table_labels
+from harness.report.renderers.markdown import escape, heading
+from harness.report.tables import columns, shown_columns
+from harness.stats.estimate import Estimate
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
+
+SCORED = {
+    "perplexity": "perplexity",
+    "perplexity_change_fraction": "perplexity_change",
+    "kl_mean_nat": "kl_divergence",
+    "top1_agreement_fraction": "top1_agreement",
+}
+"""From a column of the table to the hub's type of the metric."""
+
+
+def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
+    """A file's name and the card of every variant that has figures, the baseline aside."""
+    used: set[str] = set()
+    for table in tables:
+        for row in table.rows:
+            if row.status == "ok" and not row.is_baseline:
+                yield _file_name(f"{table.model} {row.label}", used), _card(table, row)
+
+
+def _card(table: Table, row: VariantRow) -> str:
+    """Metadata and Markdown, ready to be put into a README.md; what else a card needs, its author knows."""
+    from huggingface_hub import ModelCardData
+
+    name = f"{table.model} {row.label}"
+    origin = {"base_model": table.hub_id, "base_model_relation": "quantized"} if table.hub_id else {}
+    results = _apart([*_text_results(table, row), *_task_results(row)])
+    named = {"model_name": name, "eval_results": results} if results else {}
+    data = ModelCardData(tags=["quantized", "qharness"], **named, **origin)
+    return f"---\n{data}\n---\n\n" + "\n\n".join(_block(table, row)) + "\n"
+
+
+def _apart(results: Iterable[EvalResult]) -> list[EvalResult]:
+    """The same, so that none shares both its data set's configuration and its metric with another.
+
+    The hub's library makes one entry of all results of one task, data set and configuration (``unique_identifier``);
+    what stands in ``dataset_args`` alone tells nothing apart.
+    """
+    made: list[EvalResult] = []
+    seen: set[tuple[object, ...]] = set()
+    for result in results:
+        number, config = 1, result.dataset_config
+        while (key := (*result.unique_identifier, result.metric_type, result.metric_name)) in seen:
+            number += 1
+            result = replace(result, dataset_config=f"{config or 'default'} ({number})")
+        seen.add(key)
+        made.append(result)
+    return made
+
+
+def _text_results(table: Table, row: VariantRow) -> Iterator[EvalResult]:
+    """What was scored on the text of the perplexity protocol, every condition of which is named."""
+    from huggingface_hub import EvalResult
+
+    conditions = {name.replace(" ", "_"): value for name, value in table.conditions}
+    text = str(conditions.get("text", "text"))
+    for column in columns(table):
+        value = _number(column, row)
+        if column.name in SCORED and value is not None:
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=text,
+                dataset_name=text,
+                dataset_config=table.protocol,
+                dataset_args=conditions,
+                metric_type=SCORED[column.name],
+                metric_name=column.heading,
+                metric_value=value,
+            )
+
+
+def _task_results(row: VariantRow) -> Iterator[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    for score in row.tasks:
+        if score.headline and math.isfinite(score.estimate.value):
+            shots = {} if score.key.fewshot is None else {"num_few_shot": score.key.fewshot}
+            yield EvalResult(
+                task_type="text-generation",
+                dataset_type=score.key.task,
+                dataset_name=score.key.task,
+                dataset_config=_asked(score.key),
+                dataset_args=shots or None,
+                metric_type=score.key.score,
+                metric_name=score.key.label,
+                metric_value=score.estimate.value,
+            )
+
+
+def _asked(key: TaskKey) -> str | None:
+    """How a task's questions were put, as far as this tells two results apart: ``25-shot, chat template``."""
+    shots = [] if key.fewshot is None else [f"{key.fewshot}-shot"]
+    return ", ".join([*shots, *(["chat template"] if key.chat else [])]) or None
+
+
+def _number(column: Column, row: VariantRow) -> float | None:
+    value = column.value(row)
+    number = value.value if isinstance(value, Estimate) else value
+    return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
+
+
+def _block(table: Table, row: VariantRow) -> Iterable[str]:
+    """The variant beside the baseline, a line per figure."""
+    yield f"## Quantization: {escape(row.label)}"
+    for label in (*table_labels(table), *row.labels):
+        yield f"**⚠ {escape(label)}.**"
+    base = table.baseline
+    head = ["", escape(row.label), *([escape(base.label)] if base else [])]
+    lines = [_line(head), _line(["---", *("---:" for _ in head[1:])])]
+    for column in shown_columns(table):
+        if column.value(row) is not None:
+            told = [cell(column, each).whole for each in (row, base) if each]
+            lines.append(_line([heading(column), *(escape(figure) for figure in told)]))
+    yield "\n".join(lines)
+    floor = noise_floor(table)
+    yield (
+        f"Measured with qharness on {escape(table.hardware)}; perplexity protocol: {escape(table.protocol)}. "
+        "Brackets: 95% intervals; for energy, the range over processes."
+        f"{' ' + escape(floor) if floor else ''}"
+    )
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _file_name(words: str, used: set[str]) -> str:
+    """Letters, digits, dots and dashes; a number where two variants would have one name."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:120] or "variant"
+    name, number = plain, 1
+    while name in used:
+        number += 1
+        name = f"{plain}-{number}"
+    used.add(name)
+    return f"{name}.md"

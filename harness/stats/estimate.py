@@ -1,0 +1,132 @@
+"""Estimates with their uncertainty: means over windows, divergences per token. Speeds are estimated in ``timing``.
+
+Tokens of one window are not independent, so every interval of a quality figure rests on windows as
+clusters: Miller, "Adding Error Bars to Evals", arXiv:2411.00640. Variants are compared in ``rule``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.core.record import Measurement
+
+Floats = npt.NDArray[np.float64]
+
+CONFIDENCE = 0.95
+RANGE = "range of processes"
+"""The method of an estimate whose interval is no 95% one: processes are too few for that."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and the interval around it; ``low`` and ``high`` are None where there is none: ``n`` below two, say.
+
+    ``n`` counts the independent units behind it (windows, pairs of windows, processes) and
+    ``method`` says in words what the interval is.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+
+    def within(self, least: float, most: float) -> Estimate:
+        """The same, its interval cut to the values that are possible (a share lies between 0 and 1)."""
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
+
+
+def ratio_of_sums(sums: Sequence[float], sizes: Sequence[float], method: str) -> Estimate:
+    """The mean Σ sums / Σ sizes over clusters, with a cluster-robust t-interval (G − 1 degrees of freedom).
+
+    Clusters of equal size give the ordinary t-interval.
+    Raises ValueError where there is nothing to average.
+    """
+    total, size = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    count = len(total)
+    if count == 0 or size.sum() <= 0:
+        raise ValueError("nothing to average: no clusters, or none with a weight")
+    if count < 2:
+        return Estimate(float(total.sum() / size.sum()), None, None, count, method)
+    mean, error = ratio_and_error(total, size)
+    half = _t_quantile(count - 1) * error
+    return Estimate(mean, mean - half, mean + half, count, method)
+
+
+def ratio_and_error(sums: Floats, sizes: Floats) -> tuple[float, float]:
+    """Σ sums / Σ sizes over two or more clusters, and its cluster-robust standard error.
+
+    With residuals r = sum − mean · size of each of G clusters the squared standard error is
+    G/(G−1) · Σ r² / (Σ sizes)²: the ratio estimator of Cochran, Sampling Techniques, chapter 6, and
+    the clustered error of Miller, arXiv:2411.00640, with a small-sample factor.
+    """
+    count, size = len(sums), float(sizes.sum())
+    mean = float(sums.sum()) / size
+    residuals = sums - mean * sizes
+    return mean, math.sqrt(count / (count - 1) * float(residuals @ residuals)) / size
+
+
+def clustered_mean(measurement: Measurement) -> Estimate:
+    """The mean of a paired measurement in its own unit; its ``cluster_ids`` are what is independent.
+
+    Without cluster_ids each value is a cluster of its own; without weights each value counts once.
+    """
+    values = np.asarray(measurement.values, dtype=np.float64)
+    weights = _weights(measurement)
+    ids = measurement.cluster_ids or tuple(map(str, range(len(values))))
+    names, members = np.unique(np.asarray(ids), return_inverse=True)
+    sums = np.bincount(members, weights=values * weights, minlength=len(names))
+    sizes = np.bincount(members, weights=weights, minlength=len(names))
+    unit = "clusters" if measurement.cluster_ids else "values"
+    return ratio_of_sums(sums.tolist(), sizes.tolist(), f"95% t-interval over {unit}")
+
+
+def perplexity(nll: Measurement) -> Estimate:
+    """exp of the token-weighted mean of the windows' nat/token, and of the ends of its interval."""
+    mean = clustered_mean(nll)
+    return transformed(replace(mean, method=f"95% t-interval over {_units(nll)}"), exponential)
+
+
+def t_interval(values: Floats) -> tuple[float, float]:
+    """The ends of the 95% t-interval of the mean of two or more values."""
+    half = _t_quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which ``share`` of the values lie, linearly interpolated."""
+    return float(np.quantile(np.asarray(values, dtype=np.float64), share))
+
+
+def _units(nll: Measurement) -> str:
+    return "documents" if nll.cluster_ids else "windows"
+
+
+def _weights(measurement: Measurement) -> Floats:
+    count = len(measurement.values)
+    return np.asarray(measurement.weights or np.ones(count), dtype=np.float64)
+
+
+def transformed(estimate: Estimate, increasing: Callable[[float], float]) -> Estimate:
+    """The estimate of an increasing function of what was estimated."""
+    low = None if estimate.low is None else increasing(estimate.low)
+    high = None if estimate.high is None else increasing(estimate.high)
+    return replace(estimate, value=increasing(estimate.value), low=low, high=high)
+
+
+def exponential(nat: float) -> float:
+    """exp, infinite where a broken variant's figures would overflow."""
+    return math.exp(nat) if nat < 700 else math.inf
+
+
+def _t_quantile(degrees: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))

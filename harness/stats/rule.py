@@ -1,0 +1,277 @@
+"""The one rule by which a variant is compared with a baseline: which test is valid follows from the data.
+
+Every choice here is held to its level by simulation: benchmarks/stats_calibration.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from harness.core.record import Measurement
+from harness.stats.bounds import Bound, Outer, StudentT, two_sided
+from harness.stats.comparison import POWER, Better, Comparison, Design, fewest_units
+from harness.stats.estimate import Estimate, Floats
+from harness.stats.paired import Pairs, pair, refuse_protocols
+from harness.stats.repeats import FEWEST_PROCESSES, over_processes, too_few
+from harness.stats.significance import (
+    bca,
+    clustered_t,
+    continuous,
+    cosine_t,
+    mcnemar_p,
+    permutation,
+    score,
+    sign_flip,
+    welch_t,
+)
+
+FEW_UNITS = 16
+"""Up to as many differences that are not zero all sign flips are counted; above, their sum is near enough to normal."""
+BOOTSTRAP_UNITS = 50
+"""From here on the bootstrap is trusted to widen, never to narrow, a t-interval of skewed differences."""
+FEW_REARRANGEMENTS = 200_000
+"""Up to as many ways to share processes out among two samples, all are counted: ten and ten."""
+ONE_SIGMA = 0.158655
+"""The part of a normal distribution that lies one standard deviation or more above its mean."""
+FLOOR_KEYS = ("windows", "tokens_scored")
+"""In what the protocols of a divergence and of its noise floor differ, the floor being measured on fewer windows."""
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """The p-value of no difference, and what the data say of other differences, where that is known.
+
+    ``normal`` serves for planning: how much the mean scatters. No true difference below ``least`` is found often.
+    """
+
+    test: str
+    p: float
+    bound: Bound | None
+    normal: StudentT
+    least: float = 0.0
+    notes: tuple[str, ...] = ()
+
+
+def compare(
+    variant: Measurement, baseline: Measurement, margin: float, better: Better, alpha: float = 0.05
+) -> Comparison:
+    """The paired comparison of two measurements of one metric.
+
+    ``margin`` is the largest difference that does not matter, in the metric's unit; for a perplexity, whose
+    differences are nats, the logarithm of the largest ratio. ``better`` says what a user wants.
+    Raises ValueError where the two cannot be paired, where margin or alpha are impossible, and where a divergence
+    stands beside one that is zero throughout: it can only be above, so that a test would always find it.
+    """
+    if "kl" in variant.metric.split("_") and any(variant.values) != any(baseline.values):
+        raise ValueError(
+            f"{variant.metric} is zero throughout on one side: compare two variants, or one with the noise floor"
+        )
+    return _paired(variant, baseline, margin, better, alpha)
+
+
+def compare_speeds(
+    variant: Sequence[float],
+    baseline: Sequence[float],
+    margin: float,
+    alpha: float = 0.05,
+    better: Better = "higher",
+    over: Callable[[Sequence[float]], float] = over_processes,
+) -> Comparison:
+    """The comparison of two speeds, energies or peaks: one positive value per process of each side.
+
+    Processes are the units: what is timed within one shares its luck. The effect is the logarithm of the ratio of the
+    two figures that reports show, which ``over`` makes of the processes' own. The tests compare the processes'
+    logarithms, by their means: whatever shifts all processes alike shifts mean and median alike, and only a test by
+    means can find anything with five processes. Where the two disagree so far that the effect lies outside the test's
+    interval, the interval is widened to it, and nothing is called equivalent whose effect exceeds the margin.
+    ``margin`` is the logarithm of the largest ratio that does not matter.
+    Raises ValueError where a side has no process, a value is not positive, or margin or alpha are impossible.
+    """
+    ours, theirs = (np.log(_positive(side)) for side in (variant, baseline))
+    count = min(len(ours), len(theirs))
+    effect = math.log(over(variant)) - math.log(over(baseline))
+    timing = Measurement("speed", 1, "nat", better, "samples", tuple(variant))
+    blank = _blank(timing, margin, better, alpha, effect, count, "processes", "two samples")
+    if count < FEWEST_PROCESSES:
+        return replace(blank, notes=(too_few(count),))
+    welch = welch_t(ours, theirs)
+    ways = math.comb(len(ours) + len(theirs), count)
+    if ways <= FEW_REARRANGEMENTS:
+        exact = permutation(ours, theirs)
+        evidence = _Evidence("exact permutation test", two_sided(exact), exact, welch)
+    else:
+        evidence = _Evidence("Welch's t-test", two_sided(welch), welch, welch)
+    return _holding_effect(_untested(blank, evidence) if 2 / ways > alpha else _filled(blank, evidence))
+
+
+def _holding_effect(found: Comparison) -> Comparison:
+    """The same with intervals that hold the effect, and no proof that an effect beyond the margin is within it."""
+    effect, within = found.effect, found.equivalence_interval
+    if effect.low is not None and effect.high is not None:
+        effect = replace(effect, low=min(effect.low, effect.value), high=max(effect.high, effect.value))
+    if within is not None:
+        within = min(within[0], effect.value), max(within[1], effect.value)
+    beyond = found.equivalence_p is not None and abs(effect.value) > found.margin
+    return replace(
+        found,
+        effect=effect,
+        equivalence_interval=within,
+        equivalence_p=1.0 if beyond else found.equivalence_p,
+        adjusted_equivalence_p=1.0 if beyond else found.adjusted_equivalence_p,
+    )
+
+
+def above_noise_floor(divergence: Measurement, floor: Measurement, margin: float, alpha: float = 0.05) -> Comparison:
+    """A variant's divergence beside the baseline's from itself, token by token: ``worse`` is above the floor.
+
+    The floor's protocol may say more than the divergence's and count other windows. Raises ValueError as ``compare``.
+    """
+    shared = divergence.protocol.keys() & floor.protocol.keys() - set(FLOOR_KEYS)
+    refuse_protocols(divergence.protocol, floor.protocol, sorted(shared), divergence.metric)
+    like = replace(floor, metric=divergence.metric, protocol=divergence.protocol)
+    return _paired(divergence, like, margin, "lower", alpha)
+
+
+def _paired(variant: Measurement, baseline: Measurement, margin: float, better: Better, alpha: float) -> Comparison:
+    pairs = pair(variant, baseline)
+    count = len(pairs.sums)
+    blank = _blank(variant, margin, better, alpha, pairs.effect, count, pairs.unit, "paired")
+    if pairs.left_out:
+        blank = replace(blank, notes=(f"{pairs.left_out} values have no partner and are left out",))
+    if count < 2:
+        return blank
+    evidence = _evidence(pairs, alpha)
+    if count < fewest_units(alpha, "paired"):
+        return _untested(blank, evidence)
+    return _filled(blank, evidence)
+
+
+def _evidence(pairs: Pairs, alpha: float) -> _Evidence:
+    """Which test is valid, by what a unit is, what its values can be, and how many units differ at all."""
+    sums, sizes = pairs.sums, pairs.sizes
+    changed = np.flatnonzero(sums)
+    normal = cosine_t(sums, sizes) if pairs.unit == "windows" else clustered_t(sums, sizes)
+    if not len(changed) and not pairs.bounded:
+        return _Evidence("identity", 1.0, normal, normal, notes=("all values are equal",))
+    if pairs.binary:
+        return _of_shares("McNemar's exact test", mcnemar_p(sums), pairs, alpha)
+    if pairs.unit == "windows":
+        found = _Evidence("t-test for dependent neighbours", two_sided(normal), normal, normal)
+    elif len(changed) <= FEW_UNITS:
+        p = two_sided(sign_flip(sums[changed], sizes[changed]))
+        bound = sign_flip(sums, sizes) if len(sums) <= FEW_UNITS else _with_bootstrap(normal, sums, sizes)
+        found = _Evidence("exact sign-flip test", p, bound, normal)
+    else:
+        p = two_sided(continuous(normal, sums, sizes))
+        found = _Evidence("clustered t-test", p, _with_bootstrap(normal, sums, sizes), normal)
+    if len(changed) <= FEW_UNITS and 2 * len(changed) < len(sums):
+        few = f"only {len(changed)} of {len(sums)} {pairs.unit} differ"
+        found = _of_shares(found.test, found.p, pairs, alpha) if pairs.bounded else replace(found, bound=None)
+        return replace(found, notes=(few,))
+    return found
+
+
+def _of_shares(test: str, p: float, pairs: Pairs, alpha: float) -> _Evidence:
+    """By the score interval, for units that change by 1 or not at all: where few change, few tell how many might.
+
+    An exact test finds nothing unless ``fewest_units`` change alike, which happens often only where the Poisson
+    distribution of their number says so.
+    """
+    from scipy.special import gammaincinv
+
+    bound = score(pairs.sums, pairs.sizes)
+    low, high = bound.ends(ONE_SIGMA)
+    normal = StudentT(pairs.effect, (high - low) / 2, len(pairs.sums) - 1)
+    least = float(gammaincinv(fewest_units(alpha, "paired"), POWER)) * bound.scale / bound.count
+    return _Evidence(test, p, bound, normal, least)
+
+
+def _with_bootstrap(normal: StudentT, sums: Floats, sizes: Floats) -> Bound:
+    """Where the bootstrap is valid, what both it and t refuse: differences may be skewed, which t overlooks."""
+    return Outer(normal, bca(sums, sizes)) if len(sums) >= BOOTSTRAP_UNITS else normal
+
+
+def _blank(
+    metric: Measurement,
+    margin: float,
+    better: Better,
+    alpha: float,
+    effect: float,
+    count: int,
+    units: str,
+    design: Design,
+) -> Comparison:
+    """A comparison without any test."""
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"a margin must be a positive number, not {margin}")
+    if not 0 < alpha < 0.5:
+        raise ValueError(f"alpha must lie between 0 and 0.5, not be {alpha}")
+    if better not in ("lower", "higher"):
+        raise ValueError(f"better is 'lower' or 'higher', not {better!r}")
+    return Comparison(
+        metric=metric.metric,
+        unit=metric.unit,
+        better=better,
+        margin=margin,
+        alpha=alpha,
+        effect=Estimate(effect, None, None, count, "none"),
+        units=units,
+        design=design,
+        test="none",
+        p=None,
+        equivalence_p=None,
+        equivalence_interval=None,
+        detectable=None,
+        scatter=None,
+    )
+
+
+def _untested(blank: Comparison, evidence: _Evidence) -> Comparison:
+    """Too few units for a test. Where its interval has no ends, that of normal differences, to look at."""
+    bound, normal = evidence.bound, evidence.normal
+    found = _estimate(blank, bound) if bound else blank.effect
+    if not bound or math.isinf(bound.ends(blank.alpha / 2)[0]):
+        found = _estimate(blank, normal, ", were differences normal")
+    return replace(blank, effect=found, scatter=_scatter(blank, normal))
+
+
+def _filled(blank: Comparison, evidence: _Evidence) -> Comparison:
+    from scipy.special import stdtrit
+
+    bound, normal, alpha = evidence.bound, evidence.normal, blank.alpha
+    q = max(bound.tails(blank.margin)[1], bound.tails(-blank.margin)[0]) if bound else None
+    reach = stdtrit(normal.degrees, 1 - alpha / 2) + stdtrit(normal.degrees, POWER)
+    return replace(
+        blank,
+        effect=_estimate(blank, bound) if bound else blank.effect,
+        test=evidence.test,
+        p=evidence.p,
+        adjusted_p=evidence.p,
+        equivalence_p=q,
+        adjusted_equivalence_p=q,
+        equivalence_interval=bound.ends(alpha) if bound else None,
+        detectable=max(float(reach) * normal.error, evidence.least),
+        scatter=_scatter(blank, normal),
+        notes=(*blank.notes, *evidence.notes),
+    )
+
+
+def _estimate(blank: Comparison, bound: Bound, condition: str = "") -> Estimate:
+    low, high = bound.ends(blank.alpha / 2)
+    return replace(blank.effect, low=low, high=high, method=f"{1 - blank.alpha:.0%} {bound.name}{condition}")
+
+
+def _scatter(blank: Comparison, normal: StudentT) -> float:
+    """Of one unit: the error of n units is it over √n, of two samples of n over √(n/2)."""
+    return normal.error * math.sqrt(blank.effect.n / (1 if blank.design == "paired" else 2))
+
+
+def _positive(speeds: Sequence[float]) -> Floats:
+    found = np.asarray(speeds, dtype=np.float64)
+    if not len(found) or not (np.isfinite(found).all() and (found > 0).all()):
+        raise ValueError("a comparison of processes needs positive ones, at least one of each side")
+    return found

@@ -1,0 +1,174 @@
+"""Speeds from repeated timings: medians, their intervals, ratios of two variants, and how many timings lie far out.
+
+Timings have two levels: iterations within a process, and processes. What differs between processes (where memory lies,
+what the clocks did) is common to all iterations of one, so that iterations do not stand for it: Kalibera and Jones,
+"Rigorous benchmarking in reasonable time", ISMM 2013. Resampling follows Davison and Hinkley, "Bootstrap Methods and
+their Application" (1997), section 3.8: the upper level is drawn with replacement, and what scatters within it is in it
+already. How often the intervals hold the truth is simulated: benchmarks/speed_intervals.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.stats.estimate import CONFIDENCE, Estimate, Floats, t_interval
+from harness.stats.repeats import FEWEST_PROCESSES, of_process, over_processes, tok_per_s, too_few
+
+RESAMPLES = 2000
+WITHIN = 200
+"""Resamples of the iterations of one process."""
+SEED = 2013
+FENCE = 3.0
+"""Interquartile ranges beyond the quartiles: Tukey's outer fences, "Exploratory Data Analysis" (1977), section 2E."""
+FEWEST_FOR_FENCES = 4
+"""Quartiles of fewer timings are made of the very values that they are to judge."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """What one process timed of one thing: seconds, and the iteration that each belongs to.
+
+    ``repetition`` numbers the process; those of one number ran one after another in an interleaved sweep.
+    """
+
+    repetition: int
+    seconds: tuple[float, ...]
+    iterations: tuple[str, ...]
+
+    @cached_property
+    def median_s(self) -> float:
+        return of_process(self.seconds)
+
+    @cached_property
+    def count(self) -> int:
+        """Iterations, which are what is resampled: steps of one share its luck."""
+        return len(set(self.iterations))
+
+    @cached_property
+    def resampled_s(self) -> Floats:
+        """Medians (WITHIN,) over iterations drawn with replacement, each with all its timings."""
+        return resampled_medians(self, np.random.default_rng([SEED, self.repetition]))
+
+    @cached_property
+    def outliers(self) -> int:
+        """Timings beyond the far fences: below the first quartile or above the third by three interquartile ranges."""
+        if len(self.seconds) < FEWEST_FOR_FENCES:
+            return 0
+        low, high = np.quantile(self.seconds, (0.25, 0.75))
+        reach = FENCE * (high - low)
+        return sum(not low - reach <= each <= high + reach for each in self.seconds)
+
+
+def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
+    """Tokens per second: the median over processes of ``tokens`` / (each process's median seconds).
+
+    From FEWEST_PROCESSES on the interval is the t-interval of the logarithms of their speeds, nowhere narrower than
+    the bootstrap over processes, and holds the figure; with one process it is the bootstrap over its iterations, which
+    says nothing of other processes; in between there is none.
+    Raises ValueError where there is no process, or one without a timing.
+    """
+    _refuse_empty(processes)
+    speeds = np.array([tok_per_s(tokens, process.seconds) for process in processes])
+    value = over_processes(speeds.tolist())
+    if len(speeds) == 1:
+        return _within(value, tokens / processes[0].resampled_s, processes[0].count)
+    if len(speeds) < FEWEST_PROCESSES:
+        return Estimate(value, None, None, len(speeds), too_few(len(speeds)))
+    drawn = speeds[_draws(len(speeds))]
+    return _between(value, np.log(speeds), np.median(drawn, axis=1))
+
+
+def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
+    """How many times as fast ``ours`` is as ``theirs``, the work being equal: the ratio of the two speeds.
+
+    Processes of one repetition are pairs: what slows the machine slows both, and cancels. The interval is that of the
+    pairs' ratios, as in ``speed``; with one pair, the bootstrap over the iterations of both. None where no pair is, and
+    where there are fewer than FEWEST_PROCESSES.
+    Raises ValueError where a side has no process, or one without a timing.
+    """
+    _refuse_empty(ours)
+    _refuse_empty(theirs)
+    value = over_processes(_rates(ours)) / over_processes(_rates(theirs))
+    pairs = [(one, other) for one in ours for other in theirs if one.repetition == other.repetition]
+    if not pairs:
+        return Estimate(value, None, None, 0, "no repetition has both: no interval")
+    mine, base = (np.array(_rates(side)) for side in zip(*pairs, strict=True))
+    if len(pairs) == 1:
+        (one, other) = pairs[0]
+        shuffled = np.random.default_rng(SEED).permutation(WITHIN)
+        return _within(value, other.resampled_s[shuffled] / one.resampled_s, min(one.count, other.count))
+    if len(pairs) < FEWEST_PROCESSES:
+        return Estimate(value, None, None, len(pairs), too_few(len(pairs)))
+    chosen = _draws(len(pairs))
+    return _between(value, np.log(mine / base), np.median(mine[chosen], axis=1) / np.median(base[chosen], axis=1))
+
+
+def resampled_medians(timings: Timings, generator: np.random.Generator) -> Floats:
+    """Medians (WITHIN,) of as many iterations as there are, drawn with replacement.
+
+    Nothing is copied: in the sorted timings, how many of each iteration lie at or before a place is known, and the
+    median is the place that half of the drawn timings reach, found by bisection for all resamples at once.
+    """
+    seconds = np.asarray(timings.seconds)
+    _, members = np.unique(np.asarray(timings.iterations), return_inverse=True)
+    count = timings.count
+    drawn = generator.multinomial(count, np.full(count, 1 / count), size=WITHIN)
+    order = np.argsort(seconds, kind="stable")
+    reached = np.cumsum(np.eye(count, dtype=np.int64)[members[order]], axis=0)
+    sizes = drawn @ reached[-1]
+    ends = [_place(reached, drawn, rank) for rank in ((sizes + 1) // 2, sizes // 2 + 1)]
+    return np.asarray((seconds[order][ends[0]] + seconds[order][ends[1]]) / 2, dtype=np.float64)
+
+
+def _place(reached: Ints, drawn: Ints, rank: Ints) -> Ints:
+    """The first place at which so many drawn timings lie at or before it."""
+    low: Ints = np.zeros(len(drawn), dtype=np.int64)
+    high: Ints = np.full(len(drawn), len(reached) - 1, dtype=np.int64)
+    while (low < high).any():
+        middle = (low + high) // 2
+        enough = (reached[middle] * drawn).sum(axis=1) >= rank
+        low, high = np.where(enough, low, middle + 1), np.where(enough, middle, high)
+    return low
+
+
+def _draws(count: int) -> Ints:
+    """Which of ``count`` processes each resample holds, (RESAMPLES, count); the same for every figure."""
+    return np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
+
+
+def _between(value: float, logs: Floats, resampled: Floats) -> Estimate:
+    low, high = percentiles(resampled)
+    least, most = np.exp(t_interval(logs))
+    method = "95% t-interval over processes, never narrower than the bootstrap's"
+    return Estimate(value, min(low, float(least), value), max(high, float(most), value), len(logs), method)
+
+
+def _within(value: float, resampled: Floats, iterations: int) -> Estimate:
+    if iterations < 2:
+        return Estimate(value, None, None, 1, "one process, one iteration: no interval")
+    low, high = percentiles(resampled)
+    method = f"95% bootstrap over {iterations} iterations of one process: what differs between processes is not in it"
+    return Estimate(value, min(low, value), max(high, value), 1, method)
+
+
+def percentiles(resampled: Floats) -> tuple[float, float]:
+    """The ends of the 95% percentile interval."""
+    low, high = np.quantile(resampled, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return float(low), float(high)
+
+
+def _rates(processes: Sequence[Timings]) -> list[float]:
+    """How often each process would do its work in a second."""
+    return [tok_per_s(1, each.seconds) for each in processes]
+
+
+def _refuse_empty(processes: Sequence[Timings]) -> None:
+    if not processes or not all(process.seconds for process in processes):
+        raise ValueError("no timings")

@@ -1,0 +1,83 @@
+"""The cache of prepared models, quantized artifacts and references, each named by the run that made it.
+
+A folder appears whole, by one rename, with the outcome of its run beside it; any of them may be
+deleted and is then made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.core.record import Outcome
+from harness.core.run import RunSpec
+from harness.errors import HarnessError
+from harness.storage.json_codec import decode, encode
+
+KINDS = ("machine", "prepare", "calibrate", "probe", "convert", "quantize", "reference")
+OUTCOME = "outcome.json"
+
+
+def default_folder() -> Path:
+    """$QHARNESS_CACHE, or qharness in the user's cache folder."""
+    chosen = os.environ.get("QHARNESS_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qharness"
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Folders by run_id below one root."""
+
+    root: Path
+
+    def folder(self, kind: str, run_id: str) -> Path:
+        return self.root / kind / run_id
+
+    def needed(self, spec: RunSpec, kind: str) -> Path:
+        """The folder of the run of that kind that a spec needs. Raises HarnessError where it is gone."""
+        folder = self.folder(kind, spec.needs[kind])
+        if not (folder / OUTCOME).exists():
+            raise HarnessError(f"{folder}: gone from the cache; run the recipe again")
+        return folder
+
+    def outcome(self, spec: RunSpec) -> Outcome | None:
+        """The outcome of the run that made the spec's folder, or None where there is no such folder."""
+        path = self.folder(spec.kind, spec.run_id) / OUTCOME
+        if spec.kind not in KINDS or not path.exists():
+            return None
+        return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
+
+    def remove(self, spec: RunSpec) -> None:
+        """Throws away what a run left; nothing where it left nothing."""
+        if spec.kind in KINDS:
+            shutil.rmtree(self.folder(spec.kind, spec.run_id), ignore_errors=True)
+
+    def part(self, spec: RunSpec, token: str) -> Path:
+        """Where a worker fills its folder; the token is the worker's own."""
+        return self.folder(spec.kind, f".{spec.run_id}.{token}.part")
+
+    @contextmanager
+    def filling(self, spec: RunSpec, token: str) -> Iterator[Path]:
+        """A folder to fill; it is thrown away where filling it fails, and has no outcome yet."""
+        part = self.part(spec, token)
+        part.mkdir(parents=True)
+        try:
+            yield part
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+
+    def publish(self, spec: RunSpec, part: Path, outcome: Outcome) -> None:
+        """Gives a filled folder its outcome and its name. One that another sweep published meanwhile stays."""
+        (part / OUTCOME).write_text(encode(outcome), encoding="utf-8")
+        try:
+            part.rename(self.folder(spec.kind, spec.run_id))
+        except OSError:
+            if self.outcome(spec) is None:
+                raise
+            shutil.rmtree(part)

@@ -1,0 +1,338 @@
+"""The results folder: ``<recipe>/<run id>/<attempt>/`` with record.json, evidence.parquet and log.txt.
+
+Attempts are only ever added; of one whose inputs turn out to have changed, the record alone is replaced. A record
+appears whole, by one rename, or not at all. What has more than one value lies in the Parquet file; the JSON says what
+it is.
+
+A record's text never makes a path: a record is read only where its recipe, its run id and its attempt are those of
+the folders that it lies in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.core.identity import NAME, RUN_ID
+from harness.core.record import Failure, Measurement, RunRecord, upgrade
+from harness.core.run import RunSpec
+from harness.errors import NewerRecordError, NotFiniteError, ResultsError
+from harness.storage.json_codec import decode, encode, not_finite, refuse_not_finite
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RECORD, EVIDENCE, LOG = "record.json", "evidence.parquet", "log.txt"
+EVIDENCE_COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
+A_NAME = "expected letters, digits, dots, dashes and underscores"
+A_RUN_ID = "expected 16 hexadecimal digits"
+
+
+class Store:
+    """One results folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, recipe: str, run_id: str | None = None) -> Path:
+        """That of a recipe, or of one of its runs. Raises ResultsError for what cannot name one."""
+        if not NAME.fullmatch(recipe):
+            raise ResultsError(f"{recipe!r} cannot name a recipe: {A_NAME}")
+        if run_id is not None and not RUN_ID.fullmatch(run_id):
+            raise ResultsError(f"{run_id!r} cannot be a run id: {A_RUN_ID}")
+        return self.root / recipe if run_id is None else self.root / recipe / run_id
+
+    def next_attempt(self, recipe: str, run_id: str) -> int:
+        folder = self.folder(recipe, run_id)
+        return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
+
+    def save(self, record: RunRecord, log: Path | None = None) -> Path:
+        """Writes a record, its evidence and its log; returns the record's path.
+
+        Raises ValueError, and writes nothing, for one that holds NaN or infinity.
+        """
+        final = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
+        text = _text(record)
+        for measurement in record.outcome.measurements:
+            if not_finite((measurement.values, measurement.weights)) is not None:
+                raise ValueError(f"{measurement.metric} holds NaN or infinity, which no record may")
+        part = final.with_name(f".{record.attempt}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        _write_evidence(part / EVIDENCE, record.outcome.measurements)
+        (part / RECORD).write_text(text, encoding="utf-8")
+        if log is not None and log.exists():
+            shutil.copyfile(log, part / LOG)
+        part.rename(final)
+        return final / RECORD
+
+    def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
+        """The record as an invalid one, which takes its place, whole or not at all: no attempt of it may count.
+
+        A further attempt would not do: an earlier one that ended well goes before it.
+        """
+        path = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt) / RECORD
+        invalid = replace(record, outcome=replace(record.outcome, status="invalid", failure=failure))
+        part = path.with_name(f".{RECORD}.part")
+        part.write_text(_text(invalid), encoding="utf-8")
+        part.replace(path)
+        return invalid
+
+    def records(self, recipe: str | None = None) -> tuple[RunRecord, ...]:
+        """Every attempt, oldest first. Raises ResultsError for a record that cannot be read."""
+        files = _record_files(self.folder(recipe) if recipe else self.root)
+        return _in_order(_read(file, self.root) for file in files)
+
+    @contextmanager
+    def locked(self, recipe: str) -> Iterator[None]:
+        """Held while a sweep writes. Raises ResultsError where another one does."""
+        from filelock import FileLock, Timeout
+
+        folder = self.folder(recipe)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultsError(f"{folder}: cannot be made a results folder: {error.strerror}") from None
+        try:
+            with FileLock(folder / ".lock", timeout=0):
+                yield
+        except Timeout:
+            raise ResultsError(
+                f"{folder}: another 'qharness run' is writing here; wait for it, or use --results"
+            ) from None
+
+
+def read_records(path: Path) -> tuple[RunRecord, ...]:
+    """All records below a results folder. Raises ResultsError where it is none."""
+    if not path.exists():
+        raise ResultsError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise ResultsError(f"{path}: a file; name the results folder that 'qharness run' wrote")
+    records = Store(path).records()
+    if not records:
+        raise ResultsError(f"{path}: holds no records; name a results folder that 'qharness run' wrote")
+    return records
+
+
+def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
+    """The records below a results folder that can be read, and why each other one cannot.
+
+    For readers who can do with less: half a record is one that a copy or a full disk cut short.
+    Raises ResultsError where the folder holds none that can be read, and for a record of a newer harness or one that
+    holds NaN or infinity: the records that are left would pass where it could not.
+    """
+    if not path.is_dir():
+        raise ResultsError(f"{path}: no such results folder")
+    found, faults = [], []
+    for file in _record_files(path):
+        try:
+            found.append(_read(file, path))
+        except (NewerRecordError, NotFiniteError):
+            raise
+        except ResultsError as error:
+            faults.append(str(error))
+    if not found:
+        raise ResultsError(faults[0] if faults else f"{path}: holds no records of 'qharness run'")
+    return _in_order(found), tuple(faults)
+
+
+def load_results(path: str | Path) -> pd.DataFrame:
+    """One row per measurement of every attempt.
+
+    ``value`` is the mean of the raw values (by weight where they have weights), ``values`` holds them all, and
+    a run that measured nothing has one row with its status and no metric.
+    Raises ResultsError where the folder holds no records.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    for record in read_records(Path(path)):
+        spec = record.spec
+        run = {
+            "recipe": spec.recipe,
+            "run_id": spec.run_id,
+            "case_id": spec.case_id,
+            "variant": spec.variant.key,
+            "kind": spec.kind,
+            "model": spec.model.label,
+            "method": spec.method.label,
+            "engine": spec.engine,
+            "decode_mode": spec.decode_mode,
+            "kv_cache": spec.kv_cache,
+            "repetition": spec.repetition,
+            "attempt": record.attempt,
+            "session": record.session,
+            "started_at": record.started_at,
+            "status": record.status,
+            "failure": record.outcome.failure.message if record.outcome.failure else None,
+        }
+        measured = [
+            {
+                "metric": m.metric,
+                "unit": m.unit,
+                "direction": m.direction,
+                "evidence": m.evidence,
+                "value": _mean(m),
+                "n": len(m.values),
+                "values": m.values,
+                "item_ids": m.item_ids,
+                "protocol": dict(m.protocol),
+            }
+            for m in record.outcome.measurements
+        ]
+        rows += [{**run, **row} for row in measured or [{"metric": None}]]
+    return pd.DataFrame(rows)
+
+
+def _record_files(root: Path) -> Iterator[Path]:
+    """Whole ones: what lies in a hidden folder was cut short, or belongs to something else."""
+    for path in sorted(root.rglob(RECORD)):
+        if not any(part.startswith(".") for part in path.relative_to(root).parts):
+            yield path
+
+
+def _in_order(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+    return tuple(sorted(records, key=lambda record: (record.started_at, record.attempt)))
+
+
+def _mean(measurement: Measurement) -> float:
+    weights = measurement.weights or (1.0,) * len(measurement.values)
+    return sum(v * w for v, w in zip(measurement.values, weights, strict=True)) / sum(weights)
+
+
+def _text(record: RunRecord) -> str:
+    """A record as it is written, without what lies in the Parquet file."""
+    slim = [_without_arrays(m) if len(m.values) > 1 else m for m in record.outcome.measurements]
+    return encode(replace(record, outcome=replace(record.outcome, measurements=tuple(slim))), indent=1) + "\n"
+
+
+def _without_arrays(measurement: Measurement) -> Measurement:
+    return replace(measurement, values=(), weights=(), item_ids=(), cluster_ids=())
+
+
+def _write_evidence(path: Path, measurements: Sequence[Measurement]) -> None:
+    """One row per value: which measurement it belongs to, the value, its weight, item and cluster."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    many = [(index, m) for index, m in enumerate(measurements) if len(m.values) > 1]
+    if not many:
+        return
+    columns: dict[str, list[Any]] = {name: [] for name in EVIDENCE_COLUMNS}
+    for index, m in many:
+        blanks = [None] * len(m.values)
+        columns["measurement"] += [index] * len(m.values)
+        columns["value"] += m.values
+        columns["weight"] += m.weights or blanks
+        columns["item_id"] += m.item_ids or blanks
+        columns["cluster_id"] += m.cluster_ids or blanks
+    schema = pa.schema(
+        [("measurement", pa.int32()), ("value", pa.float64()), ("weight", pa.float64())]
+        + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("item_id", "cluster_id")]
+    )
+    pq.write_table(pa.table(columns, schema=schema), path)
+
+
+def _read(path: Path, root: Path) -> RunRecord:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path}: not a whole record ({error}); move its folder away to read the others") from None
+    if not isinstance(raw, dict):
+        raise ResultsError(f"{path}: not a record")
+    record = decode(RunRecord, upgrade(raw, str(path)), str(path))
+    _refuse_misplaced(record, raw, path, root)
+    measurements = record.outcome.measurements
+    if all(m.values for m in measurements):
+        return record
+    filled = _with_arrays(path.with_name(EVIDENCE), measurements)
+    return replace(record, outcome=replace(record.outcome, measurements=filled))
+
+
+def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: Path) -> None:
+    """Raises ResultsError where a record is not what the folders that it lies in say: recipe, run id and attempt.
+
+    The folder of a recipe may be called anything where it is ``root``, which a user named. The run id is held against
+    the spec only where the record has every field that a spec has: of older records some were named before a field was
+    there.
+    """
+    spec = record.spec
+    run_id, attempt = ("", "", *Path(os.path.abspath(path)).parts[:-1])[-2:]  # noqa: PTH100 - not resolved
+    below = path.relative_to(root).parts[:-1]
+    recipe = below[-3] if len(below) >= 3 else spec.recipe
+    faults = []
+    if not NAME.fullmatch(spec.recipe):
+        faults.append(f"spec.recipe is {spec.recipe!r}, which cannot name a recipe: {A_NAME}")
+    elif spec.recipe != recipe:
+        faults.append(f"spec.recipe is {spec.recipe!r}, but it lies in the folder {recipe!r}")
+    whole = isinstance(raw["spec"], dict) and raw["spec"].keys() >= {each.name for each in fields(RunSpec)}
+    if not RUN_ID.fullmatch(run_id):
+        faults.append(f"it lies in the folder {run_id!r}, which is no run id: {A_RUN_ID}")
+    elif whole and spec.run_id != run_id:
+        faults.append(f"its run id is {spec.run_id}, but it lies in the folder {run_id!r}")
+    if record.attempt < 1 or str(record.attempt) != attempt:
+        faults.append(f"attempt is {record.attempt}, but it lies in the folder {attempt!r}")
+    if faults:
+        raise ResultsError(
+            f"{path}: its folder does not match its content (expected RECIPE/RUN ID/ATTEMPT/{RECORD}): "
+            f"{'; '.join(faults)}. Put it back where it was made, or move it away to read the others"
+        )
+
+
+def _with_arrays(path: Path, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=list(EVIDENCE_COLUMNS))
+    except (OSError, pa.ArrowException) as error:
+        raise ResultsError(f"{path}: the record's evidence cannot be read: {error}") from None
+    owners = table["measurement"].to_numpy()
+    columns = {name: (_shared(table[name]), table[name].is_valid().to_numpy()) for name in EVIDENCE_COLUMNS[1:]}
+    filled = []
+    for index, m in enumerate(measurements):
+        if not m.values:
+            rows = (owners == index).nonzero()[0]
+            if not len(rows):
+                raise ResultsError(f"{path}: holds no values of {m.metric}")
+            values, weights, items, clusters = (
+                _present(column[rows], there[rows], f"{path}: {m.metric}: {name}")
+                for name, (column, there) in columns.items()
+            )
+            if not values:
+                raise ResultsError(f"{path}: holds no values of {m.metric}")
+            m = replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
+        filled.append(m)
+    return tuple(filled)
+
+
+def _shared(column: Any) -> Any:
+    """A column as a numpy array; equal strings are one object, for a record may name each token several times."""
+    import numpy as np
+    import pyarrow as pa
+
+    if not pa.types.is_dictionary(column.type):
+        return column.to_numpy()
+    whole = column.unify_dictionaries().combine_chunks()
+    names = np.array([*whole.dictionary.to_pylist(), None], dtype=object)
+    return names[whole.indices.fill_null(-1).to_numpy()]
+
+
+def _present(values: Any, there: Any, name: str) -> tuple[Any, ...]:
+    """A column's values of one measurement, all or none. Raises ResultsError for some, and for NaN and infinity."""
+    import numpy as np
+
+    if not there.any():
+        return ()
+    if not there.all():
+        raise ResultsError(f"{name}: {(~there).sum()} of {len(there)} are missing")
+    found = tuple(values.tolist())
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        refuse_not_finite(found, name)
+    return found
