@@ -20,7 +20,7 @@ from harness.errors import ResultsError, UsageError
 from harness.execution.sweep import Ended
 from harness.storage.store import Store
 
-FAULTY = Path(__file__).parents[1] / "faulty_plugin"
+FAULTY = Path(__file__).with_name("faulty_plugin")
 ENDS = {
     "killed": "crashed",
     "abort": "crashed",

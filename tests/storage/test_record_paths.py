@@ -16,7 +16,7 @@ from harness.errors import ExitCode, ResultsError
 from harness.report.write import FORMATS
 from harness.storage.store import Store, read_records, read_whole
 
-EXAMPLE = Path(__file__).parents[1] / "results" / "example"
+EXAMPLE = Path(__file__).parents[2] / "results" / "example"
 DRAWN = ("png", "svg")
 """Formats that need a browser."""
 Change = Callable[[dict[str, object]], None]

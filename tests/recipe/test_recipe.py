@@ -34,7 +34,7 @@ def refusal(path: Path) -> str:
     with pytest.raises(RecipeError) as caught:
         plan(load_recipe(path))
     assert caught.value.exit_code == 2
-    model = str(Path(__file__).parent / "data" / "tiny-llama")
+    model = str(Path(__file__).parents[1] / "data" / "tiny-llama")
     return str(caught.value).replace(str(path), "r.yaml").replace(model, "MODEL")
 
 
@@ -197,7 +197,7 @@ def test_the_schema_for_editors_takes_what_the_loader_takes() -> None:
     from harness.recipe import Recipe
 
     schema = json.loads(json.dumps(Recipe.model_json_schema()))
-    for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml"):
+    for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"):
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError, match="contxt"):
         jsonschema.validate(yaml.safe_load(GOOD.replace("context", "contxt")), schema)

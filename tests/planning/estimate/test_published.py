@@ -21,7 +21,7 @@ from harness.models.shapes import ModelShapes, read
 from harness.models.shapes import shapes as sorted_shapes
 from harness.planning.estimate import chosen, fits
 
-CONFIGS = Path(__file__).parent.parent / "data" / "configs"
+CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 PARAMETERS = {
     "gemma-2-2b": 2_614_341_888,
     "gemma-2-9b": 9_241_705_984,

@@ -17,7 +17,7 @@ from harness.core.run import RunSpec
 from harness.errors import NotFiniteError, ResultsError
 from harness.storage.store import Store, read_records, read_whole
 
-RECORDS = Path(__file__).parent / "data" / "records"
+RECORDS = Path(__file__).parents[1] / "data" / "records"
 
 
 def record(attempt: int = 1, **outcome: object) -> RunRecord:
