@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.analysis.cost import per_million_tokens
-from harness.analysis.table import GridPoint, Speed, Table, TaskScore, VariantRow
+from harness.figures.derived.energies import per_million_tokens
+from harness.figures.table import GridPoint, Speed, Table, TaskScore, VariantRow
 from harness.stats.draws import Scale
 from harness.stats.estimate import Estimate
 from harness.stats.influence import Influence

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.analysis.aspects import ASPECTS, QUALITY, Figure, Place
-from harness.analysis.plausibility import Implausibility
 from harness.analysis.query import Limit, Wish
-from harness.analysis.table import Table, VariantRow
 from harness.analysis.ties import SURE, Tie
+from harness.figures.derived.plausibility import Implausibility
+from harness.figures.table import Table, VariantRow
 
 Standing = Literal["met", "probably met", "probably missed", "missed", "not measured"]
 

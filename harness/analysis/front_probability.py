@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from harness.analysis.table import VariantRow
+from harness.figures.table import VariantRow
 from harness.stats.draws import Luck, Scale, draws_for
 from harness.stats.estimate import Estimate
 from harness.stats.influence import Influence

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 
 from harness.analysis.aspects import AspectName
-from harness.analysis.table import Table
 from harness.errors import UsageError, refuse_unknown
+from harness.figures.table import Table
 from harness.recipe import Bytes
 
 Option = str | int | float | None

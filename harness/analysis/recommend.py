@@ -13,11 +13,11 @@ import numpy.typing as npt
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
 from harness.analysis.choice import Candidate, Check, Recommendation
 from harness.analysis.query import Limit, Option, Wish, count, default_limits, parse_limits, parse_objective
-from harness.analysis.table import GridPoint, Table, VariantRow
 from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 from harness.errors import UsageError
+from harness.figures.table import GridPoint, Table, VariantRow
 from harness.stats.draws import Luck, draws_for
 from harness.stats.estimate import Floats
 from harness.storage.store import read_records

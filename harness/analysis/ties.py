@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
-from harness.analysis.table import VariantRow
 from harness.core.gates import GATES
+from harness.figures.table import VariantRow
 from harness.stats.draws import Luck
 from harness.stats.estimate import Floats
 from harness.stats.pareto import Direction

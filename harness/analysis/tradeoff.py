@@ -9,9 +9,6 @@ from functools import cached_property
 from itertools import chain
 
 from harness.analysis.front_probability import front_probabilities
-from harness.analysis.plausibility import implausible
-from harness.analysis.roofline import machine_of, rates
-from harness.analysis.row import Evidence, row
 from harness.analysis.selection import (
     Protocol,
     Setting,
@@ -23,12 +20,15 @@ from harness.analysis.selection import (
     same_workload,
     setting,
 )
-from harness.analysis.table import Table, VariantRow
 from harness.analysis.verdicts import judged
 from harness.core.identity import Kind
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import baseline_engine
 from harness.core.variant import labels
+from harness.figures.derived.plausibility import implausible
+from harness.figures.derived.roofline import machine_of, rates
+from harness.figures.row import Evidence, row
+from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate, clustered_mean
 from harness.stats.pareto import front
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from harness.analysis.table import VariantRow
+from harness.figures.table import VariantRow
 from harness.stats.comparison import Comparison, holm
 
 

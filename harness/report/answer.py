@@ -9,10 +9,10 @@ from harness.analysis.aspects import ASPECTS, AspectName, Figure
 from harness.analysis.choice import Candidate, Check, Recommendation
 from harness.analysis.query import Limit, Wish, default_limits
 from harness.analysis.recommend import pick
-from harness.analysis.table import Table, VariantRow
 from harness.analysis.ties import SURE
+from harness.figures.formats import BINARY, DECIMAL, SizeUnit, signed, significant, size_unit
+from harness.figures.table import Table, VariantRow
 from harness.report.column import interval_note
-from harness.report.formats import BINARY, DECIMAL, SizeUnit, signed, significant, size_unit
 from harness.stats.estimate import Estimate
 
 MOST_TIES = 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.analysis.table import VariantRow
+from harness.figures.table import VariantRow
 
 MOST_ROWS = 40
 """So many bars, lines of a heat map, or lines of a short table are read; the page's table holds all variants."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.analysis.table import VariantRow
-from harness.report.formats import BLANK, significant
+from harness.figures.formats import BLANK, significant
+from harness.figures.table import VariantRow
 from harness.stats.estimate import Estimate
 
 Value = Estimate | float | str | None

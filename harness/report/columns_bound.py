@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.table import Bound, GridPoint, Table, VariantRow
+from harness.figures.formats import DECIMAL, significant, size_unit
+from harness.figures.table import Bound, GridPoint, Table, VariantRow
 from harness.report.column import Column, Value, interval_note
 from harness.report.columns_run import point_name
-from harness.report.formats import DECIMAL, significant, size_unit
 
 BINDS = {"bytes": "reading binds", "operations": "multiplying binds"}
 

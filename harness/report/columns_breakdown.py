@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.breakdown import Bin
-from harness.analysis.table import Table, VariantRow
+from harness.figures.derived.breakdown import Bin
+from harness.figures.formats import significant
+from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, Value
-from harness.report.formats import significant
 
 Bins = Callable[[VariantRow], tuple[Bin, ...]]
 

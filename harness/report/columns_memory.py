@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.footprint import Footprint
-from harness.analysis.peaks import peak_of_use
-from harness.analysis.table import GridPoint, Peak, Table, VariantRow
+from harness.figures.derived.footprint import Footprint
+from harness.figures.derived.peaks import peak_of_use
+from harness.figures.formats import BINARY, SizeUnit, size_unit
+from harness.figures.table import GridPoint, Peak, Table, VariantRow
 from harness.report.column import Column, Value
 from harness.report.columns_run import point_name
-from harness.report.formats import BINARY, SizeUnit, size_unit
 
 GENERATING = ("prefill", "decode")
 _Peaks = Callable[[VariantRow], tuple[Peak, ...]]

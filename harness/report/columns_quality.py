@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from harness.analysis.table import Table, VariantRow
+from harness.figures.formats import signed, significant
+from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, figure
 from harness.report.columns_task import task_columns
-from harness.report.formats import signed, significant
 from harness.report.judgement import PAIRED, judgement, noise_words, words
 from harness.stats.estimate import Estimate
 

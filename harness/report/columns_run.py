@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.cost import per_million_tokens
-from harness.analysis.table import Energy, GridPoint, Outliers, Speed, Table, VariantRow
 from harness.core.run import Price
+from harness.figures.derived.energies import per_million_tokens
+from harness.figures.table import Energy, GridPoint, Outliers, Speed, Table, VariantRow
 from harness.report.column import Column, Value, interval_note
 from harness.stats.estimate import Estimate
 

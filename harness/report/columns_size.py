@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.table import Table, VariantRow
+from harness.figures.formats import BINARY, DECIMAL, duration, size_unit
+from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, Value
-from harness.report.formats import BINARY, DECIMAL, duration, size_unit
 
 
 def size_columns(table: Table) -> tuple[Column, ...]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.table import Table, TaskKey, TaskScore, VariantRow
+from harness.figures.formats import signed
+from harness.figures.table import Table, TaskKey, TaskScore, VariantRow
 from harness.report.column import Column, Value, figure
-from harness.report.formats import signed
 from harness.report.judgement import PAIRED, judgement, words
 from harness.stats.comparison import Comparison
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from harness.analysis.aspects import AspectName
 from harness.analysis.query import Limit, Wish
 from harness.analysis.recommend import pick
-from harness.analysis.table import Table
+from harness.figures.table import Table
 from harness.report.answer import sides
 
 TOLERANCE = 0.05

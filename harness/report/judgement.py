@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.analysis.table import VariantRow
+from harness.figures.formats import significant
+from harness.figures.table import VariantRow
 from harness.report.column import Column, Value, figure
-from harness.report.formats import significant
 from harness.stats.comparison import Comparison
 
 PAIRED = "paired with the baseline, with its 95% interval; the word below holds for all words of the table at once"

@@ -6,15 +6,15 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.row import reason
 from harness.analysis.selection import current, failures
-from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
+from harness.figures.formats import significant
+from harness.figures.row import reason
+from harness.figures.table import Table
 from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
 from harness.report.columns_bound import rates_told
-from harness.report.formats import significant
 
 
 @dataclass(frozen=True)

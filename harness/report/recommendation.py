@@ -9,9 +9,9 @@ from dataclasses import asdict
 
 from harness.analysis.aspects import AspectName, Figure
 from harness.analysis.choice import Candidate, Recommendation
-from harness.analysis.plausibility import Implausibility
+from harness.figures.derived.plausibility import Implausibility
+from harness.figures.formats import BLANK
 from harness.report.answer import NAMES, answer, bound_unit, figure_words, limit_words, name, reasons
-from harness.report.formats import BLANK
 from harness.report.renderers.markdown import escape
 
 FOOT = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.analysis.table import Table
+from harness.figures.table import Table
 from harness.report.choice import chosen
 from harness.report.page import Fault, Page
 from harness.report.renderers.markdown import markdown

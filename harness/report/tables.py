@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from harness.analysis.table import Table
+from harness.figures.table import Table
 from harness.report.column import Column
 from harness.report.columns_bound import all_bound_columns
 from harness.report.columns_breakdown import breakdown_columns

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import pytest
 
-from harness.analysis.table import GridPoint
 from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
 from harness.core.run import Price, RunSpec
 from harness.core.workload import PerplexityWorkload, TextRef, ThroughputWorkload
+from harness.figures.table import GridPoint
 
 NONE = MethodRef("none", 1, {}, "unquantized", "none")
 MODEL = ModelRef(

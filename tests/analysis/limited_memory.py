@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.analysis.footprint import footprint
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Outcome, RunRecord
 from harness.core.run import RunSpec
@@ -22,6 +21,7 @@ from harness.engines.transformers.engine import TransformersModel
 from harness.execution.context import Bench
 from harness.execution.footprint import footprint as watch
 from harness.execution.worker import classify
+from harness.figures.derived.footprint import footprint
 
 SHAPE = LlamaConfig(
     hidden_size=128,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.analysis.breakdown import by_confidence, by_position
 from harness.core.record import Measurement
+from harness.figures.derived.breakdown import by_confidence, by_position
 from harness.stats.estimate import clustered_mean
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.cost import per_million_tokens
 from harness.analysis.tradeoff import tradeoff
+from harness.figures.derived.energies import per_million_tokens
 from harness.stats.estimate import Estimate
 
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.footprint import Footprint, Workspace, _Point, fitted, footprint
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Measurement, RunRecord
+from harness.figures.derived.footprint import Footprint, Workspace, _Point, fitted, footprint
 
 SMALL = Footprint(1000, 10.0, Workspace(50, 2.0), Workspace(80, 0.5), 64, 4096, on_gpu=False)
 whole = st.integers(min_value=0, max_value=10**6)

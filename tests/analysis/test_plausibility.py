@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.plausibility import Implausibility, implausible
 from harness.analysis.recommend import recommend
 from harness.analysis.regression import track
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
+from harness.figures.derived.plausibility import Implausibility, implausible
 
 Bench = Any
 

@@ -12,10 +12,14 @@ from hypothesis import strategies as st
 
 from harness.analysis.aspects import ASPECTS, Figure, Place
 from harness.analysis.choice import Check, Recommendation
-from harness.analysis.footprint import Footprint, Workspace
 from harness.analysis.query import Limit, Wish, default_limits, parse_limits, parse_objective
 from harness.analysis.recommend import pick, recommend
-from harness.analysis.table import (
+from harness.analysis.ties import Tie
+from harness.core.model import MethodRef
+from harness.core.run import Price
+from harness.errors import UsageError
+from harness.figures.derived.footprint import Footprint, Workspace
+from harness.figures.table import (
     GridPoint,
     Peak,
     Speed,
@@ -25,10 +29,6 @@ from harness.analysis.table import (
     TaskScore,
     VariantRow,
 )
-from harness.analysis.ties import Tie
-from harness.core.model import MethodRef
-from harness.core.run import Price
-from harness.errors import UsageError
 from harness.stats.estimate import RANGE, Estimate
 from harness.stats.influence import Influence
 from harness.stats.pareto import front

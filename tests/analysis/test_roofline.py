@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.roofline import bandwidth_byte_per_s, bounds, machine_of, rate_op_per_s, rates
-from harness.analysis.table import GridPoint, Rates, Speed
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
+from harness.figures.derived.roofline import bandwidth_byte_per_s, bounds, machine_of, rate_op_per_s, rates
+from harness.figures.table import GridPoint, Rates, Speed
 from harness.stats.estimate import Estimate
 
 RATES = Rates(((1000, 90.0), (2000, 100.0), (4000, 20.0)), (("float32", 50.0), ("bfloat16", 40.0), ("int8", 400.0)))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.analysis.scores import scores
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import TaskWorkload
+from harness.figures.derived.scores import scores
 from harness.tasks.evaluate import VERSION
 
 PROTOCOL = {"task": "arc_easy", "fewshot": 0, "filter": "none", "prompts_sha256": "p", "chat_template": None}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.table import Outliers, Table, VariantRow
 from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
 from harness.core.record import RunRecord
+from harness.figures.table import Outliers, Table, VariantRow
 
 Bench = Any  # the class in conftest.py, which cannot be imported
 

@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from harness.analysis.plausibility import implausible
 from harness.analysis.tradeoff import tradeoff
 from harness.cli.app import app
 from harness.core.metric import Windows
@@ -26,6 +25,7 @@ from harness.core.workload import PerplexityWorkload
 from harness.execution.checks.plausibility import FACT, PROBE_TOKENS, SETTLING_TOKENS, plausibility
 from harness.execution.context import Bench
 from harness.execution.jobs.measuring import quality
+from harness.figures.derived.plausibility import implausible
 from harness.recipe import Text
 from harness.report import write_report
 from harness.storage.cache import Cache

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from harness.report.formats import BINARY, DECIMAL, duration, signed, significant, size_unit
+from harness.figures.formats import BINARY, DECIMAL, duration, signed, significant, size_unit
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,10 @@ from harness.analysis.recommend import recommend
 from harness.analysis.regression import track
 from harness.core.gates import GATES
 from harness.core.record import Measurement, RunRecord
+from harness.figures.formats import significant
 from harness.report import write_report
 from harness.report.comparison import render as comparison_text
 from harness.report.flat import entries
-from harness.report.formats import significant
 from harness.report.history import render as history_text
 from harness.report.page import page
 from harness.report.recommendation import json_line

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.table import Table
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
+from harness.figures.table import Table
 from harness.report import write_report
 from harness.report.column import cell, raw
 from harness.report.columns_breakdown import breakdowns

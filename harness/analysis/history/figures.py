@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.analysis.peaks import SOURCES
 from harness.analysis.regression import exact, paired, processes
 from harness.analysis.regression.cases import Case
 from harness.core.gates import Gate
 from harness.core.identity import digest
 from harness.core.record import Measurement
 from harness.core.run import RunSpec
+from harness.figures.derived.peaks import SOURCES
 
 ALSO_MEASURED = ("memory", "divergence", "energy", "throughput")
 """Of a question, what changes none of its figures; points of the grid are told apart one by one."""

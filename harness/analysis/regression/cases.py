@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.row import reason
 from harness.analysis.selection import best_session, current, current_in_session
 from harness.core.identity import digest
 from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import RunSpec
 from harness.core.variant import labels
+from harness.figures.row import reason
 
 KINDS = ("quantize", "quality", "task", "performance")
 """Runs that answer a question; the others make what these read, and their failures are these runs' failures."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.analysis.footprint import cache_of_most_tokens
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding, Verdict
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, start
 from harness.core.gates import Gate
 from harness.core.record import Measurement
+from harness.figures.derived.footprint import cache_of_most_tokens
 from harness.stats.estimate import Estimate
 
 ROUNDING = 1e-12

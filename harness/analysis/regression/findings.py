@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.analysis.plausibility import Implausibility
 from harness.errors import ExitCode
+from harness.figures.derived.plausibility import Implausibility
 from harness.stats.estimate import Estimate
 
 Verdict = Literal["improved", "regressed", "unchanged", "inconclusive", "incomparable"]

@@ -10,8 +10,8 @@ from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, Pending, start
-from harness.analysis.scores import figure_of, headline
 from harness.core.record import Measurement
+from harness.figures.derived.scores import figure_of, headline
 from harness.stats.comparison import Better
 from harness.stats.estimate import clustered_mean, perplexity
 from harness.stats.rule import above_noise_floor, compare

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.analysis.peaks import NOT_OF_USE, source_that_says_most
 from harness.analysis.regression.cases import SUSPECT, Case
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, Pending, start
-from harness.analysis.speeds import point_of
 from harness.core.identity import Scalar
 from harness.core.record import Measurement, RunRecord
+from harness.figures.derived.peaks import NOT_OF_USE, source_that_says_most
+from harness.figures.derived.speeds import point_of
 from harness.stats.comparison import Better
 from harness.stats.repeats import highest, of_process, over_processes, tok_per_s
 from harness.stats.rule import compare_speeds

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from harness.analysis.plausibility import implausible
 from harness.analysis.regression.baseline import beside_baseline
 from harness.analysis.regression.cases import Case, cases, named, variant
 from harness.analysis.regression.endings import ending, gone, title
@@ -21,6 +20,7 @@ from harness.analysis.regression.processes import processes
 from harness.core.gates import GATES, Gate
 from harness.core.record import RunRecord
 from harness.errors import ResultsError
+from harness.figures.derived.plausibility import implausible
 
 ALPHA = 0.05
 """How often, at most, any gate at all fails where nothing changed."""

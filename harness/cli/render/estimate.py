@@ -9,10 +9,10 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
+from harness.figures.formats import BINARY, BLANK, DECIMAL, significant, size_unit
 from harness.models.memory import Weights
 from harness.models.shapes import ModelShapes
 from harness.planning.estimate.fits import Asked, Estimate
-from harness.report.formats import BINARY, BLANK, DECIMAL, significant, size_unit
 
 NOT_COUNTED = (
     "Not counted: the driver's and the libraries' own memory (some hundred MiB on a GPU), and gaps between blocks."

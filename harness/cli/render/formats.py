@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from harness.figures.formats import BLANK, significant
 from harness.numerics.kinds import BlockFormat, Codebook, ExponentFormat, FloatFormat, Format, IntFormat
-from harness.report.formats import BLANK, significant
 
 if TYPE_CHECKING:
     from harness.models.tensor import NamedTensor

@@ -12,9 +12,9 @@ from rich.table import Table
 from harness import plugins as registry
 from harness.core.method import Method
 from harness.errors import UsageError
+from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
 from harness.planning.plan import PlannedRun
-from harness.report.formats import DECIMAL, significant, size_unit
 from harness.stacks import MAIN, STACKS, Stacks
 from harness.storage.cache import default_folder
 from harness.text.sources import TEXTS

@@ -1,6 +1,6 @@
 """What tells whether a baseline's figures can be right: how its text was cut into tokens, and whether it misses BOS.
 
-Evidence alone; what is likely is judged where results are read (harness.analysis.plausibility).
+Evidence alone; what is likely is judged where results are read (harness.figures.derived.plausibility).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side
 from harness.core.gates import shown
-from harness.report.formats import BLANK, signed, significant
+from harness.figures.formats import BLANK, signed, significant
 
 WORST_FIRST = ("regressed", "incomparable", "inconclusive", "improved", "unchanged")
 

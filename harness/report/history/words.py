@@ -7,8 +7,8 @@ from datetime import datetime
 
 from harness.analysis.history import Change, History, Series
 from harness.core.gates import shown
+from harness.figures.formats import BLANK, signed, significant
 from harness.report.comparison.words import environment
-from harness.report.formats import BLANK, signed, significant
 
 BARS = "▁▂▃▄▅▆▇█"
 LONGEST = 32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from plotly.offline import get_plotlyjs
 
-from harness.analysis.table import Table
+from harness.figures.table import Table
 from harness.report.plots.divergence import divergences
 from harness.report.plots.figure import Figure
 from harness.report.plots.heat import speed_grid

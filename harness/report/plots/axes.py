@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.table import Table, VariantRow
+from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, Value
 from harness.report.columns_run import speed_columns
 from harness.report.tables import column

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from harness.analysis.table import Table, VariantRow
+from harness.figures.table import Table, VariantRow
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
 from harness.report.columns_breakdown import breakdowns

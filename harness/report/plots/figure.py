@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.analysis.table import VariantRow
+from harness.figures.table import VariantRow
 
 
 @dataclass(frozen=True)

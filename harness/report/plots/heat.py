@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.table import GridPoint, Speed, Table, VariantRow
+from harness.figures.formats import BLANK, significant
+from harness.figures.table import GridPoint, Speed, Table, VariantRow
 from harness.report.choice import chosen, left_out
-from harness.report.formats import BLANK, significant
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.figure import Figure
 from harness.report.plots.theme import SLOWER_TO_FASTER, paper, variant_axis

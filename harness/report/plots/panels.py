@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.analysis.table import Table, VariantRow
+from harness.figures.table import Table, VariantRow
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
 from harness.report.plots.axes import WIDE, estimate, intervals

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.analysis.table import Table, VariantRow
+from harness.figures.table import Table, VariantRow
 from harness.report.choice import MOST_ROWS
 from harness.report.plots.axes import (
     Axis,

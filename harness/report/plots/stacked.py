@@ -6,9 +6,9 @@ import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.table import GridPoint, Table, VariantRow
+from harness.figures.formats import BINARY, DECIMAL, SizeUnit, significant, size_unit
+from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report.choice import chosen, left_out
-from harness.report.formats import BINARY, DECIMAL, SizeUnit, significant, size_unit
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.figure import Figure
 from harness.report.plots.theme import BLUE, GREEN, GREY, ORANGE, PARTS, PATTERNS, paper, ruler, variant_axis

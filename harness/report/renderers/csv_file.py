@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from harness.analysis.table import Table
+from harness.figures.table import Table
 from harness.report.flat import entries, names
 
 

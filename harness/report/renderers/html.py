@@ -10,7 +10,7 @@ from typing import get_args
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from harness.analysis.table import GridPoint, Table, VariantRow
+from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report.answer import Answer
 from harness.report.choice import chosen
 from harness.report.column import Column, cell

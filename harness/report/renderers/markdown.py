@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-from harness.analysis.table import Table, VariantRow
+from harness.figures.table import Table, VariantRow
 from harness.report.answer import Answer
 from harness.report.column import Column, cell
 from harness.report.page import Fault, Page, noise_floor, table_labels, terms

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.analysis.table import Table, TaskKey, VariantRow
+from harness.figures.table import Table, TaskKey, VariantRow
 from harness.report.column import Column, cell
 from harness.report.page import noise_floor, table_labels
 from harness.report.renderers.markdown import escape, heading

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from harness.analysis.table import Table
+from harness.figures.table import Table
 from harness.report.flat import entries, names
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.analysis.breakdown import Bin
-from harness.analysis.footprint import Footprint
-from harness.analysis.plausibility import Implausibility
 from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
 from harness.core.record import Status
 from harness.core.run import Price
+from harness.figures.derived.breakdown import Bin
+from harness.figures.derived.footprint import Footprint
+from harness.figures.derived.plausibility import Implausibility
 from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate
 from harness.stats.influence import Influence

@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from harness.analysis.breakdown import by_confidence, by_position
-from harness.analysis.cost import energies
-from harness.analysis.footprint import footprint
-from harness.analysis.roofline import bounds, rates
-from harness.analysis.scores import NATS_MARGIN, scores
-from harness.analysis.speeds import point_of, speeds
-from harness.analysis.table import Peak, StoredPart, VariantRow
 from harness.core.identity import DecodeMode
 from harness.core.record import Measurement, RunRecord
 from harness.core.variant import Variant
+from harness.figures.derived.breakdown import by_confidence, by_position
+from harness.figures.derived.energies import energies
+from harness.figures.derived.footprint import footprint
+from harness.figures.derived.roofline import bounds, rates
+from harness.figures.derived.scores import NATS_MARGIN, scores
+from harness.figures.derived.speeds import point_of, speeds
+from harness.figures.table import Peak, StoredPart, VariantRow
 from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
 from harness.stats.influence import Influence, of_difference, of_mean

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.analysis.table import GridPoint, Outliers, Speed
 from harness.core.record import Measurement, RunRecord
+from harness.figures.table import GridPoint, Outliers, Speed
 from harness.stats.estimate import Estimate
 from harness.stats.timing import Timings, ratio, speed
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.speeds import point_of
-from harness.analysis.table import Bound, GridPoint, Rates, Speed
 from harness.core.record import Measurement, RunRecord
+from harness.figures.derived.speeds import point_of
+from harness.figures.table import Bound, GridPoint, Rates, Speed
 from harness.stats.estimate import transformed
 
 WIDER: Mapping[str, str] = {"bfloat16": "float32", "float16": "float32"}

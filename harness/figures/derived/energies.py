@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from harness.analysis.speeds import point_of
-from harness.analysis.table import Energy, GridPoint
 from harness.core.record import Measurement, RunRecord
+from harness.figures.derived.speeds import point_of
+from harness.figures.table import Energy, GridPoint
 from harness.stats.estimate import RANGE, Estimate
 from harness.stats.repeats import of_process, over_processes
 

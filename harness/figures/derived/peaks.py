@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.analysis.table import Peak
+from harness.figures.table import Peak
 
 SOURCES = ("cuda allocated", "VmHWM", "VmHWM since the start", "ru_maxrss since the start")
 """Of a peak: what a user pays for first."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
-from harness.analysis.table import TaskKey, TaskScore
 from harness.core.record import Measurement, RunRecord
+from harness.figures.table import TaskKey, TaskScore
 from harness.stats.comparison import Better, Comparison
 from harness.stats.estimate import Estimate, clustered_mean, exponential, transformed
 from harness.stats.paired import Flips, flips

@@ -1,0 +1,1 @@
+"""Typed values between the records of a variant and the figures that people see."""
