@@ -22,9 +22,33 @@ INTRO = """\
 
 Made by `python docs/make_reference.py` from the code that reads recipes; edit that, not this file.
 
-A recipe is one YAML mapping. An unknown key is refused, and so is one that is reserved. A relative path begins at the
-recipe's own folder. A mapping may stay empty: `memory: {}`
-measures memory; a key with nothing after it is refused. `qharness plan RECIPE` checks a recipe and makes no run."""
+A recipe is one YAML mapping. An unknown key is an error. A relative path begins at the folder of the file that it is
+written in. A mapping may stay empty: `memory: {}` measures memory; a key with nothing after it is an error.
+`qharness plan RECIPE` checks a recipe and makes no run. `qharness schema` prints a JSON Schema for editors."""
+EXTENDS = """\
+## Extending a recipe
+
+A recipe may build on another file and say only what differs:
+
+```yaml
+name: long-prompts
+extends: quickstart.yaml
+measure:
+  throughput: {prompt_tokens: [512, 4096]} # batch sizes, new tokens and the other metrics stay as they are there
+  divergence: null # takes an inherited key away
+repetitions: 5
+```
+
+- Mappings are merged key by key, at every depth. A list, a number or a word takes the place of what the other file has
+  there; lists are never joined.
+- `null` takes an inherited key away. It is an error where nothing is inherited.
+- The merge sees the files as they are written. Where the other file has a mapping and yours names another source, take
+  the old key away too: `text: {hub: null, file: my.txt}`; or write a plain word: `text: my.txt`.
+- `name` is never inherited: the results are those of the recipe that was run.
+- The path is relative to the file that has it, and may begin with `~`. A file that is extended may extend another one.
+  It need not be a whole recipe itself; only the merged recipe is checked. Circles are an error.
+- A relative path begins at the folder of the file that it is written in, inherited or not.
+  Errors name that file and line."""
 METHODS = """\
 ## Methods
 
@@ -47,7 +71,7 @@ WORDS: list[tuple[Any, str]] = [
     (recipe.Text, "a text's name, a file's path, or a mapping (see [its keys](#measureperplexitytext))"),
     *((str, "text"), (int, "whole number"), (float, "number"), (bool, "`true` or `false`"), (dict, "mapping")),
 ]
-RESERVED, ONE_OR_MANY = get_args(recipe.NotBuilt)[1], get_args(recipe.PositiveInts)[1].func
+ONE_OR_MANY = get_args(recipe.PositiveInts)[1].func
 
 
 def words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
@@ -83,9 +107,8 @@ def _default(field: FieldInfo) -> str:
 def _table(kind: type[BaseModel]) -> str:
     rows = [["key", "type", "default", "description"], ["---"] * 4]
     for name, field in kind.model_fields.items():
-        if RESERVED not in field.metadata:
-            said = field.description or "".join(map(_prose, list(_models(field.annotation))[:1])).partition(".")[0]
-            rows.append([f"`{name}`", words(field.annotation, tuple(field.metadata)), _default(field), said])
+        text = field.description or "".join(map(_prose, list(_models(field.annotation))[:1])).partition(".")[0]
+        rows.append([f"`{name}`", words(field.annotation, tuple(field.metadata)), _default(field), text])
     width = 4 if any(row[3] for row in rows[2:]) else 3
     return "\n".join(f"| {' | '.join(row[:width])} |" for row in rows) if len(rows) > 2 else "It has no keys."
 
@@ -112,12 +135,11 @@ def _sections(kind: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
 
 def render() -> str:
     """The whole reference. Methods of plugins that happen to be installed are left out."""
-    parts, reserved = [INTRO], []
+    parts = [INTRO]
     for path, kind in _sections(recipe.Recipe):
         parts += [f"## {path or 'The recipe'}", _prose(kind), _table(kind)]
-        unbuilt = [name for name, field in kind.model_fields.items() if RESERVED in field.metadata]
-        reserved += [f"- `{path}.{name}`".replace("`.", "`") for name in unbuilt]
-    parts += ["## Reserved, not built yet", "These keys are refused:", "\n".join(reserved), METHODS]
+        parts += [] if path else [EXTENDS]
+    parts += [METHODS]
     plugins = {entry.name for entry in entry_points(group=registry.METHOD_GROUP)}
     for method in (registry.method(name) for name in registry.method_names() if name not in plugins):
         also = "".join(f" Also called `{alias}`." for alias, of in registry.ALIASES.items() if of == method.name)

@@ -10,7 +10,9 @@ from harness.core.method import Method, MethodParams
 
 
 class CheckpointParams(MethodParams):
-    """``id`` is a folder (a relative path begins at the recipe) or a hub id, which needs ``revision``, a commit.
+    """``id`` is a folder (a relative path begins at the file that it is written in), or a hub id.
+
+    A hub id needs ``revision``, a commit.
 
     ``trust_remote_code`` runs code that comes with this checkpoint; what the recipe says of the model's own does not
     count here.

@@ -119,7 +119,7 @@ def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
     try:
         said = variant.params
         entry = Model(id=said.id, revision=said.revision, trust_remote_code=said.trust_remote_code)
-        found = inspect(entry, recipe.folder)
+        found = inspect(entry, recipe.folder_of((*place, "id")))
     except SourceError as error:
         raise recipe.error((*place, "id"), str(error)) from None
     if found.ref.kind not in ("directory", "hub", "gguf"):

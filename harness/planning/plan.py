@@ -341,7 +341,7 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
 
 def _source(recipe: Recipe, index: int) -> SourceModel:
     try:
-        return inspect(recipe.models[index], recipe.folder)
+        return inspect(recipe.models[index], recipe.folder_of(("models", index, "id")))
     except SourceError as error:
         raise recipe.error(("models", index, "id"), str(error)) from None
 

@@ -20,7 +20,7 @@ Place = tuple[str | int, ...]
 def text(recipe: Recipe, wanted: written.Text, place: Place) -> TextRef:
     """The text that a key of the recipe names. Raises RecipeError where it is not there."""
     try:
-        return resolve(wanted, recipe.folder)
+        return resolve(wanted, recipe.folder_of((*place, "file")))
     except SourceError as error:
         raise recipe.error(place, str(error)) from None
 
@@ -79,7 +79,7 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
 
 def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) -> TaskWorkload:
     """A task that the user defined. Raises RecipeError, with file and line, for code in it that is not trusted."""
-    path = (recipe.folder / name.expanduser()).resolve()
+    path = (recipe.folder_of(place) / name.expanduser()).resolve()
     if not path.is_file():
         raise recipe.error(place, f"task file not found: {path}")
     names = read_names(path)

@@ -1,10 +1,10 @@
 """The recipe: what the user writes. Pure data; names of plugins are looked up by the planner.
 
-A key that is unknown is refused, and so is one that is reserved for later: nothing that a recipe
-says is ever ignored.
+An unknown key is an error: nothing that a recipe says is ever ignored.
 """
 
-from harness.recipe.fields import Bytes, NotBuilt, PositiveInts, Seconds
+from harness.recipe.extends import file_schema
+from harness.recipe.fields import Bytes, PositiveInts, Seconds
 from harness.recipe.measure import Measure, Perplexity, Task, Throughput
 from harness.recipe.sweep import MethodEntry, Model, Recipe, load_recipe
 from harness.recipe.text import Calibration, Text
@@ -15,7 +15,6 @@ __all__ = [
     "Measure",
     "MethodEntry",
     "Model",
-    "NotBuilt",
     "Perplexity",
     "PositiveInts",
     "Recipe",
@@ -23,5 +22,6 @@ __all__ = [
     "Task",
     "Text",
     "Throughput",
+    "file_schema",
     "load_recipe",
 ]

@@ -22,9 +22,10 @@ def causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def recipe_error(file: YamlFile | None, location: Location, message: str) -> RecipeError:
+    """An error that names the key and, where the recipe was read from a file, the file and line it was written in."""
     location = file.as_written(location) if file else location
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
-    place = f"{file.path}:{file.line_of(location)}: " if file else ""
+    place = f"{file.place_of(location)}: " if file else ""
     return RecipeError(f"{place}{key}: {message}" if key else f"{place}{message}")
 
 
@@ -38,7 +39,7 @@ def explain(fault: ErrorDetails, root: type[BaseModel]) -> tuple[Location, str]:
         case "extra_forbidden":
             owner = _owner(location[:-1], root)
             return location, "unknown key" + (did_you_mean(str(location[-1]), owner.model_fields) if owner else "")
-        case "not_built" | "gates" | "duration" | "size" | "method" | "text" | "distinct":
+        case "extends" | "gates" | "duration" | "size" | "method" | "text" | "distinct":
             return location, fault["msg"]
         case "string_pattern_mismatch":
             if location[-1] == "revision":

@@ -9,10 +9,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 from pydantic_core import PydanticCustomError
 
 
-def _not_built(value: Any) -> Any:
-    raise PydanticCustomError("not_built", "not built yet; leave this key out")
-
-
 def _seconds(value: Any) -> Any:
     """``90``, ``"90s"``, ``"10m"`` or ``"1.5h"`` in seconds."""
     if isinstance(value, str) and (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)", value.strip())):
@@ -41,7 +37,6 @@ def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return values
 
 
-NotBuilt = Annotated[None, BeforeValidator(_not_built)]
 Seconds = Annotated[
     float, BeforeValidator(_seconds, json_schema_input_type=str | float), Field(gt=0, allow_inf_nan=False)
 ]

@@ -48,7 +48,7 @@ class Task(Strict):
         description="examples drawn for each question, or the first ones for all; absent: the task's",
     )
     limit: PositiveInt | None = Field(None, description="ask only the first questions; of each task of a group")
-    data: str | None = Field(None, description="file of the questions, relative to the recipe")
+    data: str | None = Field(None, description="file of the questions; a relative path begins at the recipe's folder")
     fewshot_data: str | None = Field(None, description="file of the examples; absent: they are drawn from data")
     chat_template: bool = Field(False, description="put the questions in the model's chat template")
     system: str | None = Field(None, description="system prompt before every question")

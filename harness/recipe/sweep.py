@@ -13,11 +13,12 @@ from harness.core.gates import threshold
 from harness.core.identity import NAME, KvCache
 from harness.core.strict import Strict
 from harness.errors import RecipeError
+from harness.recipe.extends import read_extended
 from harness.recipe.faults import causes, explain, recipe_error
-from harness.recipe.fields import Bytes, Commit, Dtype, NotBuilt, Seconds, distinct, one_or_many
+from harness.recipe.fields import Bytes, Commit, Dtype, Seconds, distinct, one_or_many
 from harness.recipe.measure import Measure
 from harness.recipe.text import Calibration
-from harness.recipe.yaml_file import Location, YamlFile, read_yaml
+from harness.recipe.yaml_file import Location, YamlFile
 
 
 class Model(Strict):
@@ -113,6 +114,13 @@ AnyMethod = Annotated[
 ]
 
 
+def _merged_before(value: Any) -> Any:
+    """``load_recipe`` merges the files and drops the key, so that only data that came from no file still has it."""
+    raise PydanticCustomError(
+        "extends", "names a file beside the recipe's own; read the recipe from its file, with harness.load_recipe(PATH)"
+    )
+
+
 class Recipe(Strict):
     """A sweep: models × methods × engines, and what is measured of each.
 
@@ -173,7 +181,11 @@ class Recipe(Strict):
         default_factory=dict,
         description="what `qharness compare` is to hold, such as {perplexity: 0.5%}: see [regressions](regressions.md)",
     )
-    extends: NotBuilt = None
+    extends: Annotated[str | None, AfterValidator(_merged_before)] = Field(
+        None,
+        description="path of the recipe file that this one builds on: "
+        "see [extending a recipe](recipe-reference.md#extending-a-recipe)",
+    )
 
     _file: YamlFile | None = PrivateAttr(None)
 
@@ -181,15 +193,14 @@ class Recipe(Strict):
         """A RecipeError that names file, line and key."""
         return recipe_error(self._file, location, message)
 
-    @property
-    def folder(self) -> Path:
-        """Where relative paths of the recipe begin."""
-        return self._file.path.resolve().parent if self._file else Path.cwd()
+    def folder_of(self, location: Location) -> Path:
+        """Where a relative path at a location begins: the folder of the file that it was written in."""
+        return self._file.place_of(location).path.resolve().parent if self._file else Path.cwd()
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads and checks a recipe file. Raises RecipeError, whose text lists every fault found."""
-    file = read_yaml(Path(path))
+    """Reads and checks a recipe file and those that it extends. Raises RecipeError, which lists every fault."""
+    file = read_extended(Path(path))
     try:
         recipe = Recipe.model_validate_json(json.dumps(file.data, default=str))
     except ValidationError as error:

@@ -25,7 +25,7 @@ class Text(Strict):
     """
 
     name: str | None = Field(None, description="one of those that 'qharness list texts' names")
-    file: str | None = Field(None, description="path, relative to the recipe")
+    file: str | None = Field(None, description="path, relative to the file it is written in")
     hub: str | None = Field(None, description="id of a data set on the hub")
     config: str | None = Field(None, description="configuration of the data set")
     split: str | None = Field(None, description="split of the data set; needed with hub")

@@ -1,4 +1,4 @@
-"""Reads one YAML mapping and remembers on which line each key stands.
+"""Reads one YAML mapping and remembers in which file and on which line each key stands.
 
 YAML itself allows things that no recipe means: keys written twice, anchors that expand without
 end. They are refused here, with their line, before anything is built from them.
@@ -24,28 +24,43 @@ _TAGS = frozenset({"map", "seq", "str", "int", "float", "bool", "null", "timesta
 Location = tuple[str | int, ...]
 
 
+@dataclass(frozen=True)
+class Place:
+    """A line of a file, 1-based."""
+
+    path: Path
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
 @dataclass
 class YamlFile:
-    """The plain data of a YAML file and the line of every key and item (1-based)."""
+    """The plain data of a YAML file and the place of every key and item.
+
+    ``data`` holds None only where the file says ``null``. After a merge, places lie in more than one file.
+    """
 
     path: Path
     data: dict[str, Any]
-    lines: dict[Location, int] = field(default_factory=dict)
+    places: dict[Location, Place] = field(default_factory=dict)
 
-    def line_of(self, location: Location) -> int:
-        """The line of the deepest part of the location that the file holds."""
-        for end in range(len(location), 0, -1):
-            if location[:end] in self.lines:
-                return self.lines[location[:end]]
-        return 1
+    def place_of(self, location: Location) -> Place:
+        """The place of the deepest part of the location that was written, such as the mapping that lacks a key."""
+        written = self.as_written(location)
+        for end in range(len(written), 0, -1):
+            if written[:end] in self.places:
+                return self.places[written[:end]]
+        return Place(self.path, 1)
 
     def as_written(self, location: Location) -> Location:
-        """The location less the indices of entries that stand alone, where a list of one could stand."""
-        found: Location = ()
+        """The location without the indices of entries that stand alone, where a list of one could stand."""
+        written: Location = ()
         for part in location:
-            if isinstance(part, str) or (*found, part) in self.lines:
-                found = (*found, part)
-        return found
+            if isinstance(part, str) or (*written, part) in self.places:
+                written = (*written, part)
+        return written
 
 
 def read_yaml(path: Path) -> YamlFile:
@@ -115,7 +130,7 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
         raise RecipeError(
             f"{file.path}:{line}: not valid YAML here: the tag {node.tag.replace(_STANDARD, '!!')} is not read"
         )
-    file.lines.setdefault(location, line)
+    file.places.setdefault(location, Place(file.path, line))
     if isinstance(node, yaml.SequenceNode):
         return [_build(file, item, (*location, index)) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -128,8 +143,8 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
             raise RecipeError(f"{file.path}:{key_line}: a key must be a plain word")
         if key in mapping:
             raise RecipeError(f"{file.path}:{key_line}: the key {key!r} stands here twice")
-        file.lines[(*location, key)] = key_line
-        mapping[key] = _build(file, value_node, (*location, key))
-        if mapping[key] is None:
+        if isinstance(value_node, yaml.ScalarNode) and value_node.tag == f"{_STANDARD}null" and not value_node.value:
             raise RecipeError(f"{file.path}:{key_line}: the key {key!r} has no value; give it one, or leave it out")
+        file.places[(*location, key)] = Place(file.path, key_line)
+        mapping[key] = _build(file, value_node, (*location, key))
     return mapping

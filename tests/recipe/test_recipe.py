@@ -105,7 +105,11 @@ def test_units_of_limits_are_read(write) -> None:
         ("limits:", "price: {per_hour: -1.5}\nlimits:", "price.per_hour: expected greater than 0, not -1.5"),
         ("limits:", "price: {per_hour: 2, currency: $}\nlimits:", "r.yaml:6: price.currency: expected"),
         ("limits:", "price: {currency: EUR}\nlimits:", "price.per_hour: "),
-        ("limits:", "extends: base.yaml\nlimits:", "r.yaml:6: extends: not built yet; leave this key out"),
+        (
+            "limits:",
+            "seed: null\nlimits:",
+            "r.yaml:6: null takes away a key that is inherited by 'extends', and 'seed'",
+        ),
         ("limits:", "kv_cache: [int3]\nlimits:", "kv_cache[0]: expected 'model', 'int8', 'int4' or 'fp8', not 'int3'"),
         ("limits:", "decode_mode: compiled\nlimits:", "r.yaml:6: decode_mode: needs 'throughput' under measure"),
         ("limits:", "decode_mode: [eager, graph]\nlimits:", "decode_mode[1]: expected 'eager' or 'compiled', not"),
@@ -194,9 +198,9 @@ def test_the_schema_for_editors_takes_what_the_loader_takes() -> None:
     import jsonschema
     import yaml
 
-    from harness.recipe import Recipe
+    from harness.recipe import Recipe, file_schema
 
-    schema = json.loads(json.dumps(Recipe.model_json_schema()))
+    schema = json.loads(json.dumps(file_schema(Recipe.model_json_schema())))
     for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"):
         jsonschema.validate(yaml.safe_load(path.read_text()), schema)
     with pytest.raises(jsonschema.ValidationError, match="contxt"):

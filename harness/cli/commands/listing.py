@@ -32,9 +32,9 @@ def doctor() -> None:
 
 
 def schema() -> None:
-    """Print the JSON Schema of recipes, for editors."""
+    """Print the JSON Schema of recipe files, for editors."""
     import json
 
-    from harness.recipe import Recipe
+    from harness.recipe import Recipe, file_schema
 
-    typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+    typer.echo(json.dumps(file_schema(Recipe.model_json_schema()), indent=1))

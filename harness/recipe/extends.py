@@ -1,0 +1,147 @@
+"""A recipe that extends another file: ``extends: base.yaml``.
+
+Mappings are merged key by key; a list, a number or a word takes the place of what the base has there. ``null`` takes
+an inherited key away. A file that is extended may itself extend one; ``name`` is never inherited.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.errors import RecipeError
+from harness.recipe.faults import recipe_error
+from harness.recipe.yaml_file import Location, YamlFile, read_yaml
+
+EXTENDS = "extends"
+NOT_INHERITED = ("name",)
+"""The folder of the results is named after the recipe that was run: two recipes never write to one by accident."""
+
+
+def read_extended(path: Path) -> YamlFile:
+    """A recipe file laid on what it extends, without the key ``extends``.
+
+    Raises RecipeError where a file cannot be read, where files extend each other in a circle, and for a ``null`` that
+    takes nothing away.
+    """
+    return _without_nulls(_read(path, ()))
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``. A None of ``over`` takes the key of ``base`` away, and stays where there is none."""
+    merged = dict(base)
+    for key, value in over.items():
+        if value is None and key in base:
+            del merged[key]
+        elif isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = merge(base[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> YamlFile:
+    """``above`` are the files through which this one was reached, the first of them the recipe that was run."""
+    file = read_yaml(path)
+    if EXTENDS not in file.data:
+        return file
+    base = _base(file)
+    chain = (*above, path)
+    if base.resolve() in [each.resolve() for each in chain]:
+        circle = " extends ".join(map(str, (*chain, base)))
+        raise recipe_error(file, (EXTENDS,), f"the files extend each other in a circle: {circle}")
+    return _laid(_read(base, chain), file)
+
+
+def _base(file: YamlFile) -> Path:
+    """The file that a recipe extends, as a path that reads well in messages."""
+    written = file.data[EXTENDS]
+    if not isinstance(written, str) or not written:
+        raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file, not {written!r}")
+    try:
+        path = (file.path.resolve().parent / Path(written).expanduser()).resolve()
+        exists = path.is_file()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise recipe_error(file, (EXTENDS,), f"{written!r} is not a path: {error}") from None
+    if not exists:
+        raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file; there is no file {path}")
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _laid(base: YamlFile, over: YamlFile) -> YamlFile:
+    inherited = {key: value for key, value in base.data.items() if key not in NOT_INHERITED}
+    own = {key: value for key, value in over.data.items() if key != EXTENDS}
+    replaced = {*_replaced(inherited, own, ()), *((key,) for key in NOT_INHERITED)}
+    kept = {
+        location: place
+        for location, place in base.places.items()
+        if not any(location[:end] in replaced for end in range(1, len(location) + 1))
+    }
+    return YamlFile(over.path, merge(inherited, own), kept | over.places)
+
+
+def _replaced(base: dict[str, Any], over: dict[str, Any], at: Location) -> set[Location]:
+    """The locations whose values in ``base`` do not survive the merge."""
+    found: set[Location] = set()
+    for key in base.keys() & over.keys():
+        if isinstance(base[key], dict) and isinstance(over[key], dict):
+            found |= _replaced(base[key], over[key], (*at, key))
+        else:
+            found.add((*at, key))
+    return found
+
+
+def _without_nulls(file: YamlFile) -> YamlFile:
+    def check(value: Any, at: Location) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if inner is None:
+                    raise RecipeError(
+                        f"{file.place_of((*at, key))}: null takes away a key that is inherited by 'extends', and "
+                        f"{key!r} is not; give it a value, or leave it out"
+                    )
+                check(inner, (*at, key))
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                check(inner, (*at, index))
+
+    check(file.data, ())
+    return file
+
+
+def file_schema(whole: dict[str, Any]) -> dict[str, Any]:
+    """The JSON Schema of a recipe file, from that of a whole recipe.
+
+    A file that extends another may leave out any key but ``name``, in its inner mappings too, and may take keys away
+    with ``null``. The entries of its lists are whole, for a list is never merged.
+    """
+    definitions = whole["$defs"]
+    parts = {f"Part{name}": _part(definition) for name, definition in definitions.items()}
+    top = {key: value for key, value in whole.items() if key != "$defs"}
+    return {
+        "$defs": {**definitions, **parts, "Recipe": top, "PartRecipe": {**_part(top), "required": list(NOT_INHERITED)}},
+        "if": {"type": "object", "required": [EXTENDS]},
+        "then": {"$ref": "#/$defs/PartRecipe"},
+        "else": {"$ref": "#/$defs/Recipe"},
+    }
+
+
+def _part(node: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a mapping of which other keys may be inherited."""
+    part = {key: value for key, value in node.items() if key != "required"}
+    if "$ref" in part:
+        return {**part, "$ref": part["$ref"].replace("#/$defs/", "#/$defs/Part")}
+    if "anyOf" in part:
+        part["anyOf"] = list(map(_part, part["anyOf"]))
+    if "properties" in part:
+        part["properties"] = {
+            name: inner if name in (EXTENDS, *NOT_INHERITED) else _removable(inner)
+            for name, inner in part["properties"].items()
+        }
+    if isinstance(part.get("additionalProperties"), dict):
+        part["additionalProperties"] = _removable(part["additionalProperties"])
+    return part
+
+
+def _removable(node: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [_part(node), {"type": "null"}]}
