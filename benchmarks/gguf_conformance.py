@@ -18,7 +18,7 @@ from gguf import GGML_QUANT_SIZES, GGUFReader
 from perplexity_conformance import llama_binary, llama_perplexity, mean
 
 from harness.core.record import RunRecord
-from harness.storage.cache import default_folder
+from harness.host.machine import cache_folder
 from harness.storage.store import read_records
 
 
@@ -69,4 +69,4 @@ def main(results: Path, cache: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else default_folder())
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else cache_folder())

@@ -9,24 +9,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.analysis.recommend import recommend as recommend
     from harness.api.compare import compare as compare
     from harness.api.history import history as history
-    from harness.execution.sweep import run_recipe as run
-    from harness.planning.plan import plan as plan
+    from harness.api.plan import plan as plan
+    from harness.api.recommend import recommend as recommend
+    from harness.api.report import write_report as write_report
+    from harness.api.results import load_results as load_results
+    from harness.api.run import run as run
     from harness.recipe import load_recipe as load_recipe
-    from harness.report import write_report as write_report
-    from harness.storage.store import load_results as load_results
 
 _HOMES = {
     "compare": "harness.api.compare:compare",
     "history": "harness.api.history:history",
     "load_recipe": "harness.recipe:load_recipe",
-    "load_results": "harness.storage.store:load_results",
-    "plan": "harness.planning.plan:plan",
-    "recommend": "harness.analysis.recommend:recommend",
-    "run": "harness.execution.sweep:run_recipe",
-    "write_report": "harness.report:write_report",
+    "load_results": "harness.api.results:load_results",
+    "plan": "harness.api.plan:plan",
+    "recommend": "harness.api.recommend:recommend",
+    "run": "harness.api.run:run",
+    "write_report": "harness.api.report:write_report",
 }
 __all__ = ["compare", "history", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
 

@@ -14,8 +14,8 @@ from typing import Any
 from harness.core.engine import Engine
 from harness.core.method import Method
 from harness.core.metric import Metric
+from harness.core.site import Site
 from harness.errors import UsageError, refuse_unknown
-from harness.host.machine import installed_version
 
 METHOD_GROUP = "qharness.methods"
 
@@ -124,12 +124,12 @@ def metric(name: str) -> Metric:
     return _object(_METRICS[name])  # type: ignore[no-any-return]
 
 
-def missing(chosen: Method[Any]) -> str | None:
-    """What the method lacks in this environment and the command that installs it, or None.
+def missing(chosen: Method[Any], site: Site) -> str | None:
+    """What the method lacks in the site's main stack and the command that installs it, or None.
 
-    Of a method that quantizes elsewhere, this environment needs only what reads the result.
+    Of a method that quantizes in another stack, the main one needs only what reads the result.
     """
-    absent = [package for package in readers(chosen) if installed_version(package) is None]
+    absent = [package for package in readers(chosen) if site.version(package) is None]
     if not absent:
         return None
     what = f"'qharness[{chosen.extra}]'" if chosen.extra else " ".join(absent)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -15,16 +16,19 @@ import pytest
 import yaml
 from hypothesis import settings
 
+from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.execution.sweep import Event, run
+from harness.execution.local import LocalExecutor, local_site
+from harness.execution.sweep import Event, sweep
+from harness.host.machine import cache_folder
 from harness.libraries.llamacpp import lines
-from harness.planning.plan import plan
+from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 from harness.stacks.build import create
 from harness.stacks.variables import compiled_kernels
-from harness.storage.cache import Cache, default_folder
+from harness.storage.cache import Cache
 from harness.storage.store import Store
 
 os.environ |= {
@@ -74,7 +78,22 @@ class Sweeps:
 
     def run(self, content: dict[str, object]) -> tuple[RunRecord, ...]:
         self.events = []
-        return run(plan(load_recipe(self.recipe(content))), self.store, self.cache, self.events.append)
+        return self.make(plan(load_recipe(self.recipe(content))), self.events.append)
+
+    def executor(self, stacks: Stacks | None = None) -> LocalExecutor:
+        """This machine with the sweep's cache, and stacks below it unless others are given."""
+        site = local_site(self.cache.root)
+        return LocalExecutor(replace(site, stacks=stacks or site.stacks))
+
+    def make(
+        self,
+        planned: Sequence[PlannedRun],
+        on_event: Callable[[Event], None] = lambda event: None,
+        stacks: Stacks | None = None,
+        paranoid: bool = False,
+    ) -> tuple[RunRecord, ...]:
+        """The records of planned runs, made here."""
+        return sweep(planned, self.store, self.executor(stacks), on_event, paranoid)
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +115,7 @@ def autoawq_stacks(tmp_path_factory: pytest.TempPathFactory) -> Stacks:
     stacks = Stacks(root, {"autoawq": Path(own)} if own else {})
     if not own:
         try:
-            create(stacks["autoawq"], print)
+            create(stacks.find("autoawq"), print)
         except UsageError as error:
             pytest.skip(f"the autoawq stack could not be made here: {error}")
     return stacks
@@ -118,8 +137,8 @@ def references() -> ModuleType:
 def llamacpp_stacks() -> Stacks:
     """Stacks with that of llama.cpp, where it was made (else QHARNESS_LLAMACPP_PYTHON): no test compiles it."""
     own = os.environ.get("QHARNESS_LLAMACPP_PYTHON")
-    stacks = Stacks(default_folder() / "stacks", {"llamacpp": Path(own)} if own else {})
-    if stacks["llamacpp"].absence:
+    stacks = Stacks(cache_folder() / "stacks", {"llamacpp": Path(own)} if own else {})
+    if stacks.find("llamacpp").find_obstacle():
         pytest.skip("needs llama.cpp, which 'qharness stack create llamacpp' compiles in some minutes")
     return stacks
 
@@ -132,7 +151,7 @@ def llama_cpp(llamacpp_stacks: Stacks, tmp_path_factory: pytest.TempPathFactory)
     """
     folder = tmp_path_factory.mktemp("llama_cpp")
     for name in ("llama_cpp", "diskcache"):
-        command = [llamacpp_stacks["llamacpp"].python, "-c", f"import {name}; print({name}.__path__[0])"]
+        command = [llamacpp_stacks.find("llamacpp").python, "-c", f"import {name}; print({name}.__path__[0])"]
         told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         (folder / name).symlink_to(told.strip(), target_is_directory=True)
     sys.path.append(str(folder))

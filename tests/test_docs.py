@@ -14,11 +14,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from harness.api.plan import plan
 from harness.cli.app import app
 from harness.core.gates import GATES, shown
+from harness.core.site import Machine
 from harness.errors import RecipeError
-from harness.host.machine import Machine
-from harness.planning.plan import plan
 from harness.recipe import load_recipe
 from harness.stacks import MAIN
 

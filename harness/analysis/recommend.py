@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
 from harness.analysis.choice import Candidate, Check, Recommendation
-from harness.analysis.query import Limit, Option, Wish, count, default_limits, parse_limits, parse_objective
+from harness.analysis.query import Limit, Wish, default_limits
 from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
@@ -20,44 +19,20 @@ from harness.errors import UsageError
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.stats.draws import Luck, draws_for
 from harness.stats.estimate import Floats
-from harness.storage.store import read_records
 
 LEAKED = "calibrated on the evaluation text"
 
 
-def recommend(
-    results: str | Path | Sequence[RunRecord],
-    *,
-    minimize: str | None = None,
-    maximize: str | None = None,
-    at: str | None = None,
-    context: int | None = None,
-    batch: int | None = None,
-    allow_labelled: bool = False,
-    **limits: Option,
-) -> tuple[Recommendation, ...]:
-    """The pick of each table of a results folder or of records: each model, perplexity protocol and machine.
+def recommend(records: Sequence[RunRecord], wish: Wish) -> tuple[Recommendation, ...]:
+    """The pick of each table of records: each model, perplexity protocol and machine.
 
-    ``limits`` are ``max_memory`` and ``max_size`` ("8GiB" or bytes), ``max_perplexity_increase``, ``max_accuracy_drop``
-    and ``min_agreement`` ("1%" or 0.01), ``max_kl`` (nat), ``min_decode`` and ``min_prefill`` (tok/s) and
-    ``max_energy`` (J per decoded token). ``minimize`` is one of bytes, memory, perplexity, kl, cost and energy,
-    ``maximize`` one of decode, prefill and accuracy. Without any limit the question is that of ``default_limits``.
-    Raises UsageError for a value or a name that means nothing, or for an ``at`` that no table has; ResultsError where
-    the folder holds no records.
+    Without any limit the question is that of ``default_limits``. Raises UsageError where no record measures a variant,
+    and for a point that no table has.
     """
-    wish = Wish(
-        parse_limits(limits),
-        parse_objective(minimize, maximize),
-        at,
-        count("context", context),
-        count("batch", batch),
-        allow_labelled,
-    )
-    records = read_records(Path(results)) if isinstance(results, str | Path) else results
     tables = tradeoff(records)
     if not tables:
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
-    _refuse_unknown_point(tables, at)
+    _refuse_unknown_point(tables, wish.at)
     return tuple(pick(table, wish if wish.limits else replace(wish, limits=default_limits(table))) for table in tables)
 
 

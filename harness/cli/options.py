@@ -29,9 +29,15 @@ StackName = Annotated[str, typer.Argument(metavar="NAME", help="A stack that 'qh
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines, for machines.")]
 
 
+def interpreters(pythons: list[str] | None) -> dict[str, Path]:
+    """The user's own interpreters, by stack. Raises UsageError for what is no NAME=PATH."""
+    from harness.stacks import parse_pythons
+
+    return parse_pythons(pythons or [])
+
+
 def stacks_of(cache: Path | None, pythons: list[str] | None = None) -> Stacks:
     """The stacks below a cache folder, with the interpreters that the user names."""
-    from harness.stacks import Stacks, parse_pythons
-    from harness.storage.cache import default_folder
+    from harness.execution.local import local_site
 
-    return Stacks((cache or default_folder()).absolute() / "stacks", parse_pythons(pythons or []))
+    return local_site(cache, interpreters(pythons)).stacks

@@ -1,4 +1,4 @@
-"""Starts one worker, waits for it without polling, and says how it ended."""
+"""This machine as a site, and the executor that runs a spec here: one worker process, waited for without polling."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.core.inputs import Input
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
+from harness.core.site import MAIN, Machine
 from harness.errors import ResultsError
-from harness.stacks import MAIN, Stacks
+from harness.execution import fetch
+from harness.host.machine import cache_folder, choose, installed_version
+from harness.stacks import Stacks
 from harness.stacks.build import environment
 from harness.stacks.variables import for_workers
 from harness.storage.cache import Cache
@@ -37,6 +41,55 @@ ENVIRONMENT = {
 _OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))
 
 
+@dataclass(frozen=True)
+class LocalSite:
+    """This machine: its hardware, the environment of this process, the stacks made here, and a cache on its disk.
+
+    ``hardware`` is what to plan for in place of this machine's own.
+    """
+
+    artifacts: Cache
+    stacks: Stacks
+    hardware: Machine | None = None
+    _versions: dict[str, Mapping[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def machine(self, device: str) -> Machine:
+        return self.hardware or choose(device)
+
+    def version(self, package: str, stack: str = MAIN) -> str | None:
+        if stack == MAIN:
+            return installed_version(package)
+        if stack not in self._versions:
+            here = self.stacks.find(stack)
+            if here.find_obstacle():  # it may be made later: nothing is remembered
+                return None
+            self._versions[stack] = here.read_versions()
+        return self._versions[stack].get(package)
+
+    def obstacle(self, stack: str) -> str | None:
+        return None if stack == MAIN else self.stacks.find(stack).find_obstacle()
+
+
+def local_site(cache: str | Path | None = None, pythons: Mapping[str, Path] | None = None) -> LocalSite:
+    """This machine with a cache folder (the user's own unless named), stacks below it, and the user's interpreters."""
+    root = Path(cache) if cache else cache_folder()
+    return LocalSite(Cache(root), Stacks(root.absolute() / "stacks", pythons or {}))
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Runs specs on this machine, each in a process of its own."""
+
+    site: LocalSite
+
+    def fetch(self, specs: Sequence[RunSpec]) -> bool:
+        return fetch.fetch(specs)
+
+    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+        with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
+            return _run_worker(spec, inputs, Path(folder), self.site, on_phase)
+
+
 @dataclass
 class _Watch:
     """What the waiting threads learn of the child."""
@@ -45,14 +98,9 @@ class _Watch:
     timed_out: bool = False
 
 
-def run_child(
-    spec: RunSpec,
-    inputs: Sequence[Input],
-    folder: Path,
-    cache: Cache,
-    stacks: Stacks,
-    on_phase: Callable[[str], None],
-) -> tuple[Outcome, Path]:
+def _run_worker(
+    spec: RunSpec, inputs: Sequence[Input], folder: Path, site: LocalSite, on_phase: Callable[[str], None]
+) -> tuple[Outcome, bytes]:
     """Runs a spec in a process of its own, with the interpreter of its stack; returns its outcome and its log.
 
     ``folder`` is an empty folder for its files. At the time limit, and on an interrupt, the child's
@@ -63,29 +111,28 @@ def run_child(
     (folder / "inputs.json").write_text(encode(list(inputs)), encoding="utf-8")
     kills_before = _oom_kills()
     watch = _Watch()
-    interpreter = _interpreter(spec, stacks, folder)
+    interpreter = _interpreter(spec, site.stacks, folder)
     if not os.access(interpreter[0], os.X_OK):
         message = f"stack {spec.stack!r}: its interpreter {interpreter[0]} is gone; qharness stack create {spec.stack}"
-        log_path.touch()
-        return Outcome("unsupported", Failure("start", "NoInterpreter", message)), log_path
+        return Outcome("unsupported", Failure("start", "NoInterpreter", message)), b""
     try:
-        given = (folder / "spec.json", folder / "inputs.json", outcome_path, cache.root.absolute())
+        given = (folder / "spec.json", folder / "inputs.json", outcome_path, site.artifacts.root.absolute())
         arguments = [str(path) for path in given]
         code = _wait(spec, interpreter, arguments, log_path, watch, on_phase)
     finally:
-        shutil.rmtree(cache.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
-    log = log_path.read_text(encoding="utf-8", errors="replace")
-    outcome = _written(outcome_path) or _unwritten(spec, code, watch, log, _oom_kills() > kills_before)
+        shutil.rmtree(site.artifacts.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
+    text = log_path.read_text(encoding="utf-8", errors="replace")
+    outcome = _written(outcome_path) or _unwritten(spec, code, watch, text, _oom_kills() > kills_before)
     if outcome.failure is not None:
-        outcome = replace(outcome, failure=replace(outcome.failure, log_tail=log[-LOG_TAIL_CHARACTERS:]))
-    return outcome, log_path
+        outcome = replace(outcome, failure=replace(outcome.failure, log_tail=text[-LOG_TAIL_CHARACTERS:]))
+    return outcome, log_path.read_bytes()
 
 
 def _interpreter(spec: RunSpec, stacks: Stacks, folder: Path) -> tuple[str, dict[str, str]]:
     """The Python that runs a spec, and the environment it starts in."""
     if spec.stack == MAIN:
         return sys.executable, for_workers()
-    return str(stacks[spec.stack].python), environment(folder)
+    return str(stacks.find(spec.stack).python), environment(folder)
 
 
 def _wait(

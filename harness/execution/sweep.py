@@ -1,28 +1,24 @@
 """The sweep: every planned run in its turn, what is done left alone, every end recorded at once.
 
-What the runs read is what the planner hashed: workers look at sizes and times, and at the end of the sweep every
-file is hashed once more. A run of something else is ``invalid``.
+Where the runs are made is the executor's concern: nothing here assumes this machine. What the runs read is what the
+planner hashed: workers look at sizes and times, and at the end of the sweep every file is hashed once more. A run of
+something else is ``invalid``.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from harness.core.inputs import Input
 from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
-from harness.execution.fetch import fetch
-from harness.execution.local import run_child
-from harness.planning.plan import PlannedRun, plan
-from harness.recipe import Recipe, load_recipe
-from harness.stacks import Stacks
-from harness.storage.cache import Cache, default_folder
+from harness.core.site import Artifacts
+from harness.execution.executor import Executor
+from harness.planning.plan import PlannedRun
 from harness.storage.store import Store
 
 CHANGED = "an input changed during the sweep: {}"
@@ -69,64 +65,54 @@ class _Sweep:
     """What every run of a sweep is made with."""
 
     store: Store
-    cache: Cache
-    stacks: Stacks
+    executor: Executor
     session: str
     on_event: Callable[[Event], None]
     paranoid: bool
 
-
-def ready_plan(recipe: Recipe, stacks: Stacks | None = None, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
-    """The plan, after what it names on a hub was fetched: a model's shapes and dtype are known only then.
-
-    Raises SourceError where something cannot be fetched.
-    """
-    planned = plan(recipe, stacks=stacks, allow_leak=allow_leak)
-    if not fetch([run.spec for run in planned]):
-        return planned
-    return plan(recipe, stacks=stacks, allow_leak=allow_leak)
+    @property
+    def artifacts(self) -> Artifacts:
+        return self.executor.site.artifacts
 
 
-def done(planned: Sequence[PlannedRun], records: Sequence[RunRecord], cache: Cache) -> dict[str, RunRecord]:
+def done(planned: Sequence[PlannedRun], records: Sequence[RunRecord], artifacts: Artifacts) -> dict[str, RunRecord]:
     """The records, by run_id, of the runs that need not be made again.
 
-    They ended well, and what they left in the cache is still there, or no run that is to be made needs it.
+    They ended well, and what they left at the site is still there, or no run that is to be made needs it.
     """
     well = {record.spec.run_id: record for record in records if record.status == "ok"}
     finished: dict[str, RunRecord] = {}
     needed: set[str] = set()
     for run in reversed(planned):
         spec = run.spec
-        if spec.run_id in well and (spec.run_id not in needed or cache.outcome(spec) is not None):
+        if spec.run_id in well and (spec.run_id not in needed or artifacts.outcome(spec) is not None):
             finished[spec.run_id] = well[spec.run_id]
         elif not run.unsupported:
             needed.update(spec.needs.values())
     return finished
 
 
-def run(
+def sweep(
     planned: Sequence[PlannedRun],
     store: Store,
-    cache: Cache,
+    executor: Executor,
     on_event: Callable[[Event], None],
-    stacks: Stacks | None = None,
     paranoid: bool = False,
 ) -> tuple[RunRecord, ...]:
     """Makes every run that is not done and returns one record per planned run, in order.
 
-    Each record is saved before the next run begins. ``stacks`` are those below the cache unless given. Inputs are
-    hashed again when all is done, or with ``paranoid`` after each run. Raises ResultsError where another sweep writes
-    to the same results.
+    Each record is saved before the next run begins. Inputs are hashed again when all is done, or with ``paranoid``
+    after each run. Raises ResultsError where another sweep writes to the same results.
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    sweep = _Sweep(store, cache, stacks or Stacks(cache.root.absolute() / "stacks"), session, on_event, paranoid)
+    under_way = _Sweep(store, executor, session, on_event, paranoid)
     records: dict[str, RunRecord] = {}
     made: list[PlannedRun] = []
     with store.locked(recipe):
         earlier = store.records(recipe)
         latest = {record.spec.run_id: record for record in earlier}
-        finished = done(planned, earlier, cache)
+        finished = done(planned, earlier, under_way.artifacts)
         through = False
         try:
             for index, planned_run in enumerate(planned, 1):
@@ -140,39 +126,18 @@ def run(
                     record = _restated(record, spec, store)
                 reused = record is not None
                 if record is None:
-                    record, reused = _make(planned_run, refusal, sweep)
+                    record, reused = _make(planned_run, refusal, under_way)
                     made += [] if reused else [planned_run]
                 records[spec.run_id] = record
                 on_event(Ended(record, index, len(planned), reused))
             through = True
         finally:  # whoever interrupts a sweep does not wait until all is hashed
             try:
-                records |= _withdrawn(made, records, sweep, touched_alone=not through)
+                records |= _withdrawn(made, records, under_way, touched_alone=not through)
             except KeyboardInterrupt:
-                _withdrawn(made, records, sweep, touched_alone=True)
+                _withdrawn(made, records, under_way, touched_alone=True)
                 raise
     return tuple(records[run.spec.run_id] for run in planned)
-
-
-def run_recipe(
-    recipe: Recipe | str | Path,
-    results: str | Path = "results",
-    cache: str | Path | None = None,
-    pythons: Mapping[str, Path] | None = None,
-    allow_leak: bool = False,
-    paranoid: bool = False,
-) -> tuple[RunRecord, ...]:
-    """Plans and makes the runs of a recipe, as ``qharness run`` does, in silence.
-
-    ``pythons`` are interpreters of the caller's own by stack; ``allow_leak`` lets calibration overlap the evaluation.
-    With ``paranoid`` the files that a run read are hashed again after each run, not only when all are done.
-
-    Raises RecipeError for a wrong recipe; a run that fails is a record among those returned.
-    """
-    kept = Cache(Path(cache) if cache else default_folder())
-    stacks = Stacks(kept.root.absolute() / "stacks", pythons or {})
-    planned = ready_plan(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), stacks, allow_leak)
-    return run(planned, Store(Path(results)), kept, lambda event: None, stacks, paranoid)
 
 
 def _must_repeat(
@@ -215,7 +180,7 @@ def _withdrawn(
 ) -> dict[str, RunRecord]:
     """The records, by run_id, of the runs that ended well and read a file that is not what was hashed: now invalid.
 
-    What they left in the cache goes. Each file is hashed once; with ``touched_alone`` only one that something has
+    What they left at the site is removed. Each file is hashed once; with ``touched_alone`` only one that something has
     touched since it was hashed.
     """
     told: dict[Input, str | None] = {}
@@ -229,7 +194,7 @@ def _withdrawn(
                 told[each] = _changed(each, touched_alone)
         why = next((told[each] for each in run.inputs if told[each] is not None), None)
         if why is not None:
-            sweep.cache.remove(run.spec)
+            sweep.artifacts.remove(run.spec)
             record = sweep.store.withdraw(record, Failure("inputs", "InvalidRunError", CHANGED.format(why)))
             found[run.spec.run_id] = record
             sweep.on_event(Withdrawn(record))
@@ -248,36 +213,28 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
     spec = planned.spec
     started_at = datetime.now(UTC).isoformat()
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
-        log: Path | None = None
-        kept = None if refusal else sweep.cache.outcome(spec)
-        if refusal:
-            outcome = Outcome("unsupported", Failure("plan", "Unsupported", refusal))
-        elif kept is not None:
-            outcome = kept
-        else:
-            outcome, log = run_child(
-                spec,
-                planned.inputs,
-                Path(folder),
-                sweep.cache,
-                sweep.stacks,
-                lambda phase: sweep.on_event(PhaseBegan(phase)),
-            )
-            changed = [why for each in planned.inputs if (why := _changed(each))] if sweep.paranoid else []
-            if changed and outcome.status == "ok":
-                sweep.cache.remove(spec)
-                failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
-                outcome = replace(outcome, status="invalid", failure=failure)
-        record = RunRecord(
-            spec=spec,
-            outcome=outcome,
-            session=sweep.session,
-            attempt=sweep.store.next_attempt(spec.recipe, spec.run_id),
-            started_at=started_at,
-            wall_s=time.perf_counter() - began,
-        )
-        sweep.store.save(record, log)
+    log = b""
+    kept = None if refusal else sweep.artifacts.outcome(spec)
+    if refusal:
+        outcome = Outcome("unsupported", Failure("plan", "Unsupported", refusal))
+    elif kept is not None:
+        outcome = kept
+    else:
+        outcome, log = sweep.executor.run(spec, planned.inputs, lambda phase: sweep.on_event(PhaseBegan(phase)))
+        changed = [why for each in planned.inputs if (why := _changed(each))] if sweep.paranoid else []
+        if changed and outcome.status == "ok":
+            sweep.artifacts.remove(spec)
+            failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
+            outcome = replace(outcome, status="invalid", failure=failure)
+    record = RunRecord(
+        spec=spec,
+        outcome=outcome,
+        session=sweep.session,
+        attempt=sweep.store.next_attempt(spec.recipe, spec.run_id),
+        started_at=started_at,
+        wall_s=time.perf_counter() - began,
+    )
+    sweep.store.save(record, log)
     return record, kept is not None
 
 

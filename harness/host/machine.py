@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness.core.identity import Scalar
 from harness.core.record import Fingerprint
+from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.gpu import gpu
 from harness.host.processor import processor_state
@@ -29,18 +29,6 @@ PACKAGES = (
     "torchao",
     "numpy",
 )
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the planner must know: the device that runs, and the class of hardware a figure belongs to.
-
-    ``capability`` is the GPU's compute capability; None on a CPU.
-    """
-
-    device: str
-    hardware: str
-    capability: tuple[int, int] | None = None
 
 
 def choose(device: str) -> Machine:
@@ -118,6 +106,12 @@ def memory_bytes() -> int:
 def available_memory_bytes() -> int:
     """What a process could still take; 0 where nobody says."""
     return _meminfo("MemAvailable")
+
+
+def cache_folder() -> Path:
+    """Where the harness keeps what it can make again: $QHARNESS_CACHE, or qharness in the user's cache folder."""
+    chosen = os.environ.get("QHARNESS_CACHE")
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qharness"
 
 
 def gpu_summary() -> str | None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from harness.core.model import ModelRef
-from harness.host.machine import installed_version
+from harness.core.site import Site
 from harness.models import headers
 
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -47,9 +47,9 @@ def readers(ref: ModelRef) -> tuple[str, ...]:
     return READERS.get(ref.native_quantization or "", ()) if ref.kind in ("directory", "hub") else ()
 
 
-def lacks(method: str) -> str | None:
-    """What this environment lacks to load a checkpoint of that quant_method, or None."""
-    absent = [package for package in READERS[method] if installed_version(package) is None]
+def missing(method: str, site: Site) -> str | None:
+    """What the site lacks to load a checkpoint of that quant_method, and the command that installs it, or None."""
+    absent = [package for package in READERS[method] if site.version(package) is None]
     return (
         f"{', '.join(absent)} is not installed; a {method} checkpoint needs it: pip install 'qharness[all]'"
         if absent

@@ -19,8 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from harness.errors import SourceError
-from harness.host.machine import installed_version
-from harness.storage.cache import default_folder
+from harness.host.machine import cache_folder, installed_version
 
 VERSION = 1
 """Raised by every change of what is answered: older answers are then asked for again."""
@@ -134,7 +133,7 @@ def _key(config: Config) -> str:
 
 
 def _place(key: str) -> Path:
-    return default_folder() / "configurations" / f"{key}.json"
+    return cache_folder() / "configurations" / f"{key}.json"
 
 
 def _kept(key: str) -> dict[str, Any] | None:

@@ -14,9 +14,9 @@ from harness.core.identity import Kind, KvCache
 from harness.core.inputs import Input, hashed
 from harness.core.model import MAIN_ENGINE
 from harness.core.run import Limits, Price, RunSpec
+from harness.core.site import MAIN, Machine, Site
 from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef, ThroughputWorkload
 from harness.errors import SourceError, UsageError
-from harness.host.machine import Machine, choose
 from harness.models.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.models.scope import holds_experts
 from harness.models.sources import SourceModel, inspect
@@ -27,8 +27,6 @@ from harness.planning.support import cache_obstacle, lacking_engine, obstacle, t
 from harness.planning.validate import refuse_calibration, refuse_engines, refuse_measure, refuse_scope, refuse_twins
 from harness.planning.versions import locked
 from harness.recipe import Recipe
-from harness.stacks import MAIN, Stacks
-from harness.storage.cache import default_folder
 from harness.tasks.trust import definition
 
 SCORING = ("reference", "quality")
@@ -49,20 +47,13 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where a sweep is to run, and what its user allowed."""
-
-    machine: Machine
-    stacks: Stacks
-    allow_leak: bool = False
-
-
-@dataclass(frozen=True)
 class _Sweep:
     """A recipe whose names are found: what is made of each of its models on each of its engines."""
 
     recipe: Recipe
     site: Site
+    machine: Machine
+    allow_leak: bool
     base: Variant
     variants: Sequence[Variant]
     texts: tuple[PerplexityWorkload, ...]
@@ -70,17 +61,16 @@ class _Sweep:
     calibration: CalibrationRef | None
 
 
-def plan(
-    recipe: Recipe, machine: Machine | None = None, stacks: Stacks | None = None, allow_leak: bool = False
-) -> tuple[PlannedRun, ...]:
-    """The runs in the order they are to be made.
+def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
+    """The runs in the order they are to be made at a site.
 
     Preparing, calibration and reference runs come first, then each variant's quantization and quality, then
     performance with the variants interleaved and the repetitions outermost, so that a machine that
-    slows down slows them all. Raises RecipeError for what no model could take; what this model or
-    this environment cannot take is planned as unsupported.
+    slows down slows them all. ``allow_leak`` lets calibration overlap the evaluation text. Raises RecipeError for what
+    no model could take, and UsageError for a device that the site lacks; what this model or this site cannot take is
+    planned as unsupported.
     """
-    site = Site(machine or choose(recipe.device), stacks or Stacks(default_folder() / "stacks"), allow_leak)
+    machine = site.machine(recipe.device)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
     refuse_twins(recipe, sources)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
@@ -89,7 +79,7 @@ def plan(
     chosen = variants(recipe, base)
     texts = workloads.perplexities(recipe)
     calibration = workloads.calibration(recipe, texts, allow_leak)
-    sweep = _Sweep(recipe, site, base, chosen, texts, workloads.tasks(recipe), calibration)
+    sweep = _Sweep(recipe, site, machine, allow_leak, base, chosen, texts, workloads.tasks(recipe), calibration)
     refuse_engines(recipe, engines, chosen)
     refuse_calibration(recipe, chosen)
     refuse_scope(recipe, sources, chosen)
@@ -119,7 +109,7 @@ def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterat
         bare = replace(spec, kind="machine", engine=MAIN_ENGINE, stack=MAIN, needs={}, memory=False)
         bare = replace(bare, calibration=None, perplexity=None)
         yield PlannedRun(
-            locked(replace(bare, throughput=None, energy=False, kv_cache="model", repetition=0), base, site.stacks)
+            locked(replace(bare, throughput=None, energy=False, kv_cache="model", repetition=0), base, site)
         )
 
 
@@ -177,7 +167,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
     base, site = sweep.base, sweep.site
     runtime = registry.engine(spec.engine)
     kept = [
-        (each, lacking_engine(runtime, site.stacks) or obstacle(source, each, site.machine, site.stacks, spec.skip))
+        (each, lacking_engine(runtime, site) or obstacle(source, each, sweep.machine, site, spec.skip))
         for each in sweep.variants
         if spec.engine in each.engines
         if each.ref == base.ref or not excluded(sweep.recipe, each, source.ref.label, spec.engine)
@@ -193,7 +183,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
         bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
         bare = replace(bare, perplexity=perplexity, evaluations=sweep.texts if kind == "calibrate" else ())
         bare = replace(bare, engine=MAIN_ENGINE)
-        made = locked(replace(bare, kind=kind, needs=dict(shared)), base, site.stacks)
+        made = locked(replace(bare, kind=kind, needs=dict(shared)), base, site)
         return PlannedRun(made, weight_bytes, source.degrid_obstacle or too_long(source, made))
 
     if source.ref.needs_preparing:
@@ -239,19 +229,19 @@ def _variant_runs(
     if variant.ref.stage == "offline":
         elsewhere = variant.method.stack != MAIN and "probe" in extra
         needs = {**spec.needs, **calibrate, **({"probe": extra["probe"].spec.run_id} if elsewhere else {})}
-        quantize = locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site.stacks)
+        quantize = locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site)
         yield PlannedRun(quantize, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
     spec = replace(spec, stack=runtime.stack)
     if _converted(runtime, source, variant) and "probe" in extra:
         needs = {**spec.needs, "probe": extra["probe"].spec.run_id}
-        convert = locked(replace(spec, kind="convert", needs=needs), variant, site.stacks)
+        convert = locked(replace(spec, kind="convert", needs=needs), variant, site)
         yield PlannedRun(convert, weight_bytes, blocked)
         spec = replace(spec, needs={**spec.needs, "convert": convert.run_id})
     for kv_cache in _caches(sweep, variant, spec):
         for asked in _questions(sweep, source, variant, replace(spec, kv_cache=kv_cache), calibrate, extra):
-            run = locked(asked, variant, site.stacks)
-            yield PlannedRun(run, weight_bytes, blocked or cache_obstacle(run) or too_long(source, run))
+            run = locked(asked, variant, site)
+            yield PlannedRun(run, weight_bytes, blocked or cache_obstacle(run, site) or too_long(source, run))
 
 
 def _caches(sweep: _Sweep, variant: Variant, spec: RunSpec) -> tuple[KvCache, ...]:
@@ -308,7 +298,7 @@ def _has_quality(source: SourceModel) -> bool:
 
 def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
     """What all runs of one model on one engine share."""
-    recipe, base, site = sweep.recipe, sweep.base, sweep.site
+    recipe, base = sweep.recipe, sweep.base
     measure = recipe.measure
     return RunSpec(
         kind="quality",
@@ -321,7 +311,7 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
         skip=recipe.scope.skip,
         overrides=recipe.scope.overrides,
         calibration=sweep.calibration,
-        allow_leak=site.allow_leak,
+        allow_leak=sweep.allow_leak,
         perplexity=sweep.texts[0] if sweep.texts and _has_quality(source) else None,
         divergence=measure.divergence is not None,
         throughput=ThroughputWorkload(**measure.throughput.model_dump()) if measure.throughput else None,
@@ -331,11 +321,11 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
         price=Price(**recipe.price.model_dump()) if recipe.price else None,
         gates=recipe.gates,
         limits=Limits(recipe.limits.time, recipe.limits.memory),
-        device=site.machine.device,
+        device=sweep.machine.device,
         threads=recipe.threads,
         attention=recipe.attention,
         seed=recipe.seed,
-        hardware=site.machine.hardware,
+        hardware=sweep.machine.hardware,
     )
 
 

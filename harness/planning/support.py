@@ -10,51 +10,50 @@ from harness import plugins as registry
 from harness.core.engine import Engine
 from harness.core.method import Needs
 from harness.core.run import RunSpec
+from harness.core.site import MAIN, Machine, Site
 from harness.engines.transformers.kv_cache import NOT_COMPILED
-from harness.host.machine import Machine, installed_version
+from harness.models import published
 from harness.models.headers import read_config
-from harness.models.published import READERS, lacks
 from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
 from harness.models.sources import SourceModel
 from harness.planning.expand import Variant
-from harness.stacks import MAIN, Stack, Stacks
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 """What a quantized checkpoint has in common with the model that it was made of."""
 
 
 def obstacle(
-    source: SourceModel, variant: Variant, machine: Machine, stacks: Stacks, skip: Sequence[str] = ()
+    source: SourceModel, variant: Variant, machine: Machine, site: Site, skip: Sequence[str] = ()
 ) -> str | None:
     """The first reason found, with what to do about it; None where nothing is known to stand in the way."""
     return (
         source.degrid_obstacle
-        or _already_quantized(source, variant)
+        or _already_quantized(source, variant, site)
         or _other_model(source, variant)
         or _device(variant.method.needs(variant.params), machine)
         or _untokenized(source, variant)
-        or _lacking(variant, stacks)
+        or _lacking(variant, site)
         or _experts(source, variant, skip)
         or _shapes(source, variant, skip)
     )
 
 
-def cache_obstacle(spec: RunSpec) -> str | None:
+def cache_obstacle(spec: RunSpec, site: Site) -> str | None:
     """Why a run cannot keep keys and values as it is to, or None."""
     kept = registry.engine(spec.engine).caches
     if spec.kv_cache not in kept:
         return f"{spec.engine} keeps no {spec.kv_cache} key-value cache, but {', '.join(kept)}"
     for package in kept[spec.kv_cache]:
-        if installed_version(package) is None:
+        if site.version(package, spec.stack) is None:
             return f"kv_cache {spec.kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
     if spec.kv_cache != "model" and spec.decode_mode == "compiled":
         return NOT_COMPILED
     return None
 
 
-def lacking_engine(runtime: Engine, stacks: Stacks) -> str | None:
+def lacking_engine(runtime: Engine, site: Site) -> str | None:
     """Why nothing can be measured on an engine: its stack is not made, or holds none of its libraries."""
-    return None if runtime.stack == MAIN else _lacks(stacks[runtime.stack], runtime.packages)
+    return None if runtime.stack == MAIN else _missing_from(runtime.stack, runtime.packages, site)
 
 
 def too_long(source: SourceModel, spec: RunSpec) -> str | None:
@@ -73,10 +72,10 @@ def too_long(source: SourceModel, spec: RunSpec) -> str | None:
     return None
 
 
-def _already_quantized(source: SourceModel, variant: Variant) -> str | None:
+def _already_quantized(source: SourceModel, variant: Variant, site: Site) -> str | None:
     """What stands against measuring, or quantizing again, a checkpoint that is quantized as it was published."""
     if variant.checkpoint is not None:
-        return _unreadable(variant.checkpoint)
+        return _unreadable(variant.checkpoint, site)
     if source.quantization is None:
         return None
     if variant.method.stage != "none":
@@ -84,7 +83,7 @@ def _already_quantized(source: SourceModel, variant: Variant) -> str | None:
             f"the model is already quantized ({source.quantization}); measure it with 'none', "
             "or name it as 'checkpoint' of the model that it was made of"
         )
-    return _unreadable(source)
+    return _unreadable(source, site)
 
 
 def _other_model(source: SourceModel, variant: Variant) -> str | None:
@@ -106,29 +105,31 @@ def _untokenized(source: SourceModel, variant: Variant) -> str | None:
     return None
 
 
-def _unreadable(source: SourceModel) -> str | None:
+def _unreadable(source: SourceModel, site: Site) -> str | None:
     method = source.quantization
     if method is None or not source.matrices:  # a float checkpoint, or one that is not fetched yet
         return None
-    if method not in READERS:
-        return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(READERS)}"
-    return lacks(method)
+    if method not in published.READERS:
+        return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(published.READERS)}"
+    return published.missing(method, site)
 
 
-def _lacking(variant: Variant, stacks: Stacks) -> str | None:
+def _lacking(variant: Variant, site: Site) -> str | None:
     """What the method's libraries lack, where it quantizes and where its result is measured."""
     method = variant.method
     if method.stack == MAIN:
-        return registry.missing(method)
-    return _lacks(stacks[method.stack], method.packages) or registry.missing(method)
+        return registry.missing(method, site)
+    return _missing_from(method.stack, method.packages, site) or registry.missing(method, site)
 
 
-def _lacks(stack: Stack, packages: Sequence[str]) -> str | None:
-    """What is not there of a stack, or of the packages that are needed in it."""
-    if stack.absence:
-        return stack.absence
-    absent = [package for package in packages if package not in stack.versions]
-    return f"{', '.join(absent)} is not installed in stack {stack.name!r} ({stack.python})" if absent else None
+def _missing_from(stack: str, packages: Sequence[str], site: Site) -> str | None:
+    """Why nothing can run in a stack, or which of the packages that are needed it lacks."""
+    reason = site.obstacle(stack)
+    if reason:
+        return reason
+    absent = [package for package in packages if site.version(package, stack) is None]
+    names = ", ".join(absent)
+    return f"{names} is not installed in stack {stack!r}; qharness stack check {stack} says more" if absent else None
 
 
 def _device(needs: Needs, machine: Machine) -> str | None:

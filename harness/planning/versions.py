@@ -8,15 +8,14 @@ from dataclasses import replace
 from harness import plugins as registry
 from harness.core.identity import digest
 from harness.core.run import RunSpec
+from harness.core.site import MAIN, Site
 from harness.engines.transformers.kv_cache import VERSION as KV_CACHE_VERSION
-from harness.host.machine import installed_version
 from harness.metrics.machine import VERSION as MACHINE_VERSION
 from harness.models import published
 from harness.models.gguf.convert import VERSION as GGUF_VERSION
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.numerics.traffic import VERSION as TRAFFIC_VERSION
 from harness.planning.expand import Variant
-from harness.stacks import MAIN, Stacks
 from harness.text.calibration import VERSION as CALIBRATION_VERSION
 from harness.text.windows import VERSION as WINDOWS_VERSION
 
@@ -44,14 +43,11 @@ KIND_PACKAGES: Mapping[str, tuple[str, ...]] = {"task": ("lm-eval", "datasets")}
 """Libraries that only some kinds of run depend on."""
 
 
-def locked(spec: RunSpec, variant: Variant, stacks: Stacks) -> RunSpec:
-    """The spec with the versions that a repetition of it must share."""
+def locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
+    """The spec with the versions that a repetition of it at this site must share."""
     runtime = registry.engine(spec.engine)
     if spec.stack != MAIN:
-        stack = stacks[spec.stack]
-        held = {} if stack.absence else stack.versions
         packages = (*runtime.packages, *variant.method.packages, *KIND_PACKAGES.get(spec.kind, ()))
-        lock = {package: held.get(package) for package in packages}
     else:
         own = variant.method.packages if spec.kind == "quantize" else registry.readers(variant.method)
         own = (*own, *published.readers(spec.method.published or spec.model))
@@ -59,7 +55,7 @@ def locked(spec: RunSpec, variant: Variant, stacks: Stacks) -> RunSpec:
         packages = (*runtime.packages, *own, *converts, *KIND_PACKAGES.get(spec.kind, ()))
         packages = (*packages, *runtime.caches.get(spec.kv_cache, ()))
         packages = ("torch",) if spec.kind == "machine" else packages
-        lock = {package: installed_version(package) for package in packages}
+    lock = {package: site.version(package, spec.stack) for package in packages}
     versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
     versions |= ROOM_VERSIONS.get(spec.kind, {})
     if spec.energy and spec.kind == "performance":

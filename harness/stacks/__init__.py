@@ -11,14 +11,12 @@ import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from harness.errors import UsageError, refuse_unknown
 
-MAIN = "main"
 MANIFEST = "stack.json"
 _LIST_VERSIONS = (
     "import json; from importlib.metadata import distributions as d; "
@@ -76,24 +74,23 @@ class Stack:
         """Its interpreter."""
         return self.own_python or self.folder / "bin" / "python"
 
-    @property
-    def state(self) -> State:
+    def find_state(self) -> State:
+        """What lies on disk of it."""
         if self.own_python is not None:
             return "the user's own"
         if (self.folder / MANIFEST).exists() and self.python.exists():
             return "ready"
         return "half-made" if self.folder.exists() else "missing"
 
-    @property
-    def absence(self) -> str | None:
+    def find_obstacle(self) -> str | None:
         """Why nothing can run in it and what to do about that, or None."""
-        if self.state in ("missing", "half-made"):
-            return f"stack {self.name!r} is {self.state}: qharness stack create {self.name}, or run --create-stacks"
+        state = self.find_state()
+        if state in ("missing", "half-made"):
+            return f"stack {self.name!r} is {state}: qharness stack create {self.name}, or run --create-stacks"
         return None
 
-    @cached_property
-    def versions(self) -> Mapping[str, str]:
-        """Its packages. Raises UsageError where they cannot be told."""
+    def read_versions(self) -> Mapping[str, str]:
+        """Its packages: a user's own interpreter is asked. Raises UsageError where they cannot be read."""
         if self.own_python is not None:
             return ask_versions(self.own_python)
         try:
@@ -110,8 +107,8 @@ class Stacks:
     root: Path
     pythons: Mapping[str, Path] = field(default_factory=dict)
 
-    def __getitem__(self, name: str) -> Stack:
-        """The stack of that name, made or not. Raises UsageError for an unknown name."""
+    def find(self, name: str) -> Stack:
+        """The stack of that name, made or not; its pins are read. Raises UsageError for an unknown name."""
         if name not in STACKS:
             refuse_unknown("stack", name, STACKS)
         return Stack(name, self.root / f"{name}-{requirements_digest(name)}", self.pythons.get(name))

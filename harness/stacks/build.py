@@ -36,7 +36,7 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
     """
     stack.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(stack.folder.with_suffix(".lock")):
-        if stack.state == "ready":
+        if stack.find_state() == "ready":
             return
         shutil.rmtree(stack.folder, ignore_errors=True)
         uv = _uv()
@@ -55,8 +55,9 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
 
 def check(stack: Stack) -> list[str]:
     """What is wrong with a stack: nothing, or one line for each fault."""
-    if stack.absence:
-        return [stack.absence]
+    obstacle = stack.find_obstacle()
+    if obstacle:
+        return [obstacle]
     faults = []
     if stack.own_python is None and (changed := _changed(stack)):
         faults.append(f"changed since it was made: {', '.join(changed)}; qharness stack remove {stack.name}")
@@ -93,8 +94,8 @@ def environment(folder: Path) -> dict[str, str]:
 
 def _changed(stack: Stack) -> list[str]:
     """The packages whose versions are not those of the manifest."""
-    now = ask_versions(stack.python)
-    return sorted(name for name in {*now, *stack.versions} if now.get(name) != stack.versions.get(name))
+    made, now = stack.read_versions(), ask_versions(stack.python)
+    return sorted(name for name in {*made, *now} if now.get(name) != made.get(name))
 
 
 def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> None:

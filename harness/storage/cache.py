@@ -7,7 +7,6 @@ deleted and is then made again.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,12 +20,6 @@ from harness.storage.json_codec import decode, encode
 
 KINDS = ("machine", "prepare", "calibrate", "probe", "convert", "quantize", "reference")
 OUTCOME = "outcome.json"
-
-
-def default_folder() -> Path:
-    """$QHARNESS_CACHE, or qharness in the user's cache folder."""
-    chosen = os.environ.get("QHARNESS_CACHE")
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qharness"
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.core.identity import NAME, RUN_ID
 from harness.core.record import Failure, Measurement, RunRecord, upgrade
 from harness.core.run import RunSpec
 from harness.errors import NewerRecordError, NotFiniteError, ResultsError
 from harness.storage.json_codec import decode, encode, not_finite, refuse_not_finite
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RECORD, EVIDENCE, LOG = "record.json", "evidence.parquet", "log.txt"
 EVIDENCE_COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
@@ -52,7 +49,7 @@ class Store:
         folder = self.folder(recipe, run_id)
         return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
-    def save(self, record: RunRecord, log: Path | None = None) -> Path:
+    def save(self, record: RunRecord, log: bytes = b"") -> Path:
         """Writes a record, its evidence and its log; returns the record's path.
 
         Raises ValueError, and writes nothing, for one that holds NaN or infinity.
@@ -67,8 +64,8 @@ class Store:
         part.mkdir(parents=True)
         _write_evidence(part / EVIDENCE, record.outcome.measurements)
         (part / RECORD).write_text(text, encoding="utf-8")
-        if log is not None and log.exists():
-            shutil.copyfile(log, part / LOG)
+        if log:
+            (part / LOG).write_bytes(log)
         part.rename(final)
         return final / RECORD
 
@@ -142,54 +139,6 @@ def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
     return _in_order(found), tuple(faults)
 
 
-def load_results(path: str | Path) -> pd.DataFrame:
-    """One row per measurement of every attempt.
-
-    ``value`` is the mean of the raw values (by weight where they have weights), ``values`` holds them all, and
-    a run that measured nothing has one row with its status and no metric.
-    Raises ResultsError where the folder holds no records.
-    """
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-    for record in read_records(Path(path)):
-        spec = record.spec
-        run = {
-            "recipe": spec.recipe,
-            "run_id": spec.run_id,
-            "case_id": spec.case_id,
-            "variant": spec.variant.key,
-            "kind": spec.kind,
-            "model": spec.model.label,
-            "method": spec.method.label,
-            "engine": spec.engine,
-            "decode_mode": spec.decode_mode,
-            "kv_cache": spec.kv_cache,
-            "repetition": spec.repetition,
-            "attempt": record.attempt,
-            "session": record.session,
-            "started_at": record.started_at,
-            "status": record.status,
-            "failure": record.outcome.failure.message if record.outcome.failure else None,
-        }
-        measured = [
-            {
-                "metric": m.metric,
-                "unit": m.unit,
-                "direction": m.direction,
-                "evidence": m.evidence,
-                "value": _mean(m),
-                "n": len(m.values),
-                "values": m.values,
-                "item_ids": m.item_ids,
-                "protocol": dict(m.protocol),
-            }
-            for m in record.outcome.measurements
-        ]
-        rows += [{**run, **row} for row in measured or [{"metric": None}]]
-    return pd.DataFrame(rows)
-
-
 def _record_files(root: Path) -> Iterator[Path]:
     """Whole ones: what lies in a hidden folder was cut short, or belongs to something else."""
     for path in sorted(root.rglob(RECORD)):
@@ -199,11 +148,6 @@ def _record_files(root: Path) -> Iterator[Path]:
 
 def _in_order(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
     return tuple(sorted(records, key=lambda record: (record.started_at, record.attempt)))
-
-
-def _mean(measurement: Measurement) -> float:
-    weights = measurement.weights or (1.0,) * len(measurement.values)
-    return sum(v * w for v, w in zip(measurement.values, weights, strict=True)) / sum(weights)
 
 
 def _text(record: RunRecord) -> str:

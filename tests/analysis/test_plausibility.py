@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from harness.analysis.recommend import recommend
 from harness.analysis.regression import track
 from harness.analysis.tradeoff import tradeoff
+from harness.api.recommend import recommend
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.figures.derived.plausibility import Implausibility, implausible

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from harness.analysis.aspects import ASPECTS, Figure, Place
 from harness.analysis.choice import Check, Recommendation
 from harness.analysis.query import Limit, Wish, default_limits, parse_limits, parse_objective
-from harness.analysis.recommend import pick, recommend
+from harness.analysis.recommend import pick
 from harness.analysis.ties import Tie
+from harness.api.recommend import recommend
 from harness.core.model import MethodRef
 from harness.core.run import Price
 from harness.errors import UsageError

@@ -16,13 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.tradeoff import tradeoff
+from harness.api.plan import plan
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
+from harness.core.site import Machine
 from harness.core.variant import labels
 from harness.core.workload import CalibrationRef, TextRef
-from harness.host.machine import Machine
-from harness.planning.plan import PlannedRun, plan
+from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 

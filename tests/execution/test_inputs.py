@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.api.plan import plan
 from harness.core import inputs
 from harness.core.inputs import git_blob, hashed, seen
 from harness.core.record import RunRecord
 from harness.errors import SourceError
-from harness.execution.sweep import Ended, Event, Withdrawn, run
+from harness.execution.sweep import Ended, Event, Withdrawn
 from harness.models.sources import inspect
-from harness.planning.plan import plan
 from harness.recipe import Model, load_recipe
 from harness.storage.store import Store, read_records
 
@@ -58,7 +58,7 @@ def swept(sweeps, said: dict[str, object], after_first: Callable[[], None], para
             after_first()
 
     planned = plan(load_recipe(sweeps.recipe(said)))
-    records = run(planned, sweeps.store, sweeps.cache, on_event, paranoid=paranoid)
+    records = sweeps.make(planned, on_event, paranoid=paranoid)
     kept = Store(sweeps.store.root).records()
     assert all(record in kept for record in records)  # what is withdrawn is so on disk, its evidence beside it
     return {record.spec.title: record for record in records}, events
@@ -183,7 +183,7 @@ def test_files_that_come_go_or_grow_before_a_run_are_named(sweeps, model: Path, 
     generation.unlink(missing_ok=True)
     planned = plan(load_recipe(sweeps.recipe(content(model, text, "none"))))
     change(model)
-    (record,) = run(planned, sweeps.store, sweeps.cache, lambda event: None)
+    (record,) = sweeps.make(planned)
     assert expected in failure(record)
 
 

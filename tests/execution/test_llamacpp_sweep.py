@@ -14,11 +14,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.api.plan import plan
 from harness.core.record import RunRecord
-from harness.execution.sweep import run
 from harness.libraries import llamacpp
 from harness.models.gguf.convert import convert
-from harness.planning.plan import plan
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
@@ -48,7 +47,7 @@ def measure(llamacpp_stacks: Stacks, sweeps, tiny: Path) -> Measure:
         models = [{"id": str(tiny), "dtype": "float32", "label": "tiny"}]
         recipe = sweeps.recipe({"models": models, "engines": BOTH, "methods": ["none"], "threads": 1, **changes})
         planned = plan(load_recipe(recipe), stacks=llamacpp_stacks)
-        records = run(planned, sweeps.store, sweeps.cache, lambda event: None, llamacpp_stacks)
+        records = sweeps.make(planned, stacks=llamacpp_stacks)
         assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
         return records
 

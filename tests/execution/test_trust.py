@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import RecipeError
-from harness.planning.plan import plan
 from harness.recipe import load_recipe
 from harness.stacks import variables
 from harness.stacks.variables import compiled_kernels, for_fetching, for_workers

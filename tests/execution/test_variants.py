@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from harness import plugins as registry
+from harness.api.plan import plan
 from harness.core.record import RunRecord
+from harness.core.site import Machine
 from harness.errors import RecipeError
-from harness.execution.sweep import run
-from harness.host.machine import Machine
-from harness.planning.plan import PlannedRun, plan
+from harness.host.machine import installed_version
+from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
@@ -35,7 +36,7 @@ def quality(records: tuple[RunRecord, ...], label: str) -> RunRecord:
 
 
 def needs(package: str) -> None:
-    if registry.installed_version(package) is None:
+    if installed_version(package) is None:
         pytest.skip(f"{package} is not installed")
 
 
@@ -164,7 +165,7 @@ def test_a_text_that_contains_the_evaluation_text_is_found_by_its_tokens(sweeps,
     assert quality(refused, "gptq bits=4 group_size=32").status == "unsupported"
     assert quality(refused, "none").status == "ok"
     loaded = load_recipe(sweeps.recipe({**content, "calibration": {**content["calibration"], "samples": 500}}))
-    allowed = run(plan(loaded, allow_leak=True), sweeps.store, sweeps.cache, lambda event: None)
+    allowed = sweeps.make(plan(loaded, allow_leak=True))
     marked = quality(allowed, "gptq bits=4 group_size=32")
     assert marked.status == "ok", marked.outcome.failure
     assert any(label.startswith("calibrated on the evaluation text") for label in marked.outcome.labels)
@@ -177,7 +178,7 @@ def test_a_missing_stack_is_told_with_what_to_do(sweeps, tiny: Path) -> None:
     assert refusal(planned, "autoawq") == (
         "stack 'autoawq' is missing: qharness stack create autoawq, or run --create-stacks"
     )
-    half_made = Stacks(sweeps.folder)["autoawq"].folder
+    half_made = Stacks(sweeps.folder).find("autoawq").folder
     half_made.mkdir(parents=True)
     planned = plan(load_recipe(sweeps.recipe(recipe(tiny, ["autoawq"], calibration={}))), stacks=Stacks(sweeps.folder))
     assert "is half-made: qharness stack create autoawq" in refusal(planned, "autoawq")

@@ -81,7 +81,7 @@ def stack(
     tiny: Path, calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory, autoawq_stacks: Stacks
 ) -> Stack:
     """The tiny model with a rotary base that transformers 4 would not guess, quantized there in three ways."""
-    python = str(autoawq_stacks["autoawq"].python)
+    python = str(autoawq_stacks.find("autoawq").python)
     pytest.importorskip("gptqmodel")
     folder = tmp_path_factory.mktemp("autoawq")
     source, view, out = folder / "source", folder / "view", folder / "out"

@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness import plugins as registry
+from harness.api.plan import plan
 from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob, Setting
 from harness.engines.transformers.engine import TRANSFORMERS
@@ -21,7 +22,7 @@ from harness.models import stored
 from harness.models.headers import read_directory
 from harness.models.scope import LEAST_COVERAGE, holds_experts, in_decoder, modules
 from harness.models.shapes import read
-from harness.planning.plan import PlannedRun, plan
+from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 
 SHAPE = {

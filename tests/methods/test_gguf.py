@@ -9,12 +9,13 @@ from typing import Any
 import gguf
 import pytest
 
+from harness.api.plan import plan
 from harness.core.run import RunSpec
+from harness.core.site import Machine
 from harness.engines.llamacpp.engine import LLAMACPP
 from harness.errors import RecipeError
-from harness.host.machine import Machine
 from harness.methods.llamacpp.gguf import BLOCKS, FALLBACK, GGUF, MIXES, GgufParams
-from harness.planning.plan import PlannedRun, plan
+from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.stacks import MANIFEST, Stacks
 
@@ -37,7 +38,7 @@ def make(sweeps, tiny: Path, tmp_path: Path):
 @pytest.fixture
 def pretended_stack(tmp_path: Path) -> None:
     """A stack that planning takes for made: it reads the manifest, and runs nothing."""
-    folder = Stacks(tmp_path / "stacks")["llamacpp"].folder
+    folder = Stacks(tmp_path / "stacks").find("llamacpp").folder
     (folder / "bin").mkdir(parents=True)
     (folder / "bin" / "python").touch()
     versions = dict.fromkeys(LLAMACPP.packages, "1")

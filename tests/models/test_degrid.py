@@ -15,12 +15,12 @@ import yaml
 from gguf import GGUFWriter
 from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
 
+from harness.api.plan import plan
 from harness.errors import UnsupportedError
 from harness.models.degrid import degrid
 from harness.models.gguf.convert import convert
 from harness.models.prepare import prepare
 from harness.models.sources import inspect
-from harness.planning.plan import plan
 from harness.recipe import Model, load_recipe
 
 TOKENS = torch.arange(2, 66).unsqueeze(0)

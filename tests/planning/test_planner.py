@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from harness.api.plan import plan
+from harness.core.site import Machine
 from harness.errors import RecipeError
-from harness.host.machine import Machine, installed_version
-from harness.planning.plan import PlannedRun, plan
+from harness.host.machine import installed_version
+from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 
 MACHINE = Machine("cpu", "a test machine")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.api.plan import plan
 from harness.errors import RecipeError
-from harness.planning.plan import plan
 from harness.recipe import load_recipe
 
 GOOD = """\

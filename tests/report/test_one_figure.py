@@ -21,8 +21,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from harness.analysis.history import trace
-from harness.analysis.recommend import recommend
 from harness.analysis.regression import track
+from harness.api.recommend import recommend
 from harness.core.gates import GATES
 from harness.core.record import Measurement, RunRecord
 from harness.figures.formats import significant

@@ -13,7 +13,7 @@ from rich.console import Console
 from harness.analysis.aspects import Figure
 from harness.analysis.choice import Recommendation
 from harness.analysis.query import Limit
-from harness.analysis.recommend import recommend
+from harness.api.recommend import recommend
 from harness.cli.render import recommend as console_recommend
 from harness.core.record import RunRecord
 from harness.report import summary

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import plugins as registry
 from harness import stacks as room
+from harness.api.plan import plan
 from harness.errors import UsageError
-from harness.execution.sweep import run
-from harness.planning.plan import plan
+from harness.host.machine import installed_version
 from harness.recipe import load_recipe
 from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, build, parse_pythons, requirements_digest
 from harness.stacks.build import check, create, environment, remove
@@ -47,16 +46,16 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
 
 def test_a_stack_is_made_checked_and_removed(small: Stack) -> None:
     said: list[str] = []
-    assert small.state == "missing"
+    assert small.find_state() == "missing"
     create(small, said.append)
-    assert small.state == "ready"
-    assert small.versions["oldlib"] == ask_versions(small.python)["oldlib"] == "0.1"
+    assert small.find_state() == "ready"
+    assert small.read_versions()["oldlib"] == ask_versions(small.python)["oldlib"] == "0.1"
     assert len(said) == 2
     create(small, said.append)  # what is ready is left alone
     assert len(said) == 2
     assert check(small) == ["a worker cannot start in it: ModuleNotFoundError: No module named 'pydantic'"]
     assert remove(small)
-    assert small.state == "missing"
+    assert small.find_state() == "missing"
 
 
 def test_a_long_making_says_that_it_goes_on(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +78,9 @@ def test_of_a_compiler_it_is_said_how_far_it_is(line: str, shown: str) -> None:
 
 def test_a_half_made_stack_is_made_anew(small: Stack) -> None:
     (small.folder / "bin").mkdir(parents=True)
-    assert small.state == "half-made"
+    assert small.find_state() == "half-made"
     create(small, lambda line: None)
-    assert small.state == "ready"
+    assert small.find_state() == "ready"
 
 
 def test_a_stack_that_changed_since_it_was_made_is_found(small: Stack) -> None:
@@ -95,12 +94,12 @@ def test_pins_that_do_not_resolve_are_told_and_leave_no_ready_stack(small: Stack
     small.requirements.write_text("./no-such-wheel-1.0-py3-none-any.whl\n")
     with pytest.raises(UsageError, match=r"stack 'small' could not be made from small.txt"):
         create(small, lambda line: None)
-    assert small.state == "half-made"
+    assert small.find_state() == "half-made"
 
 
 def test_other_pins_are_another_stack(tmp_path: Path) -> None:
     assert requirements_digest("autoawq") != requirements_digest("autogptq")
-    assert Stacks(tmp_path)["autoawq"].folder.name == f"autoawq-{requirements_digest('autoawq')}"
+    assert Stacks(tmp_path).find("autoawq").folder.name == f"autoawq-{requirements_digest('autoawq')}"
 
 
 def test_every_stack_pins_every_package_without_a_local_version() -> None:
@@ -129,9 +128,9 @@ def test_what_is_no_interpreter_is_told() -> None:
 def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stacks, sweeps, tiny: Path) -> None:
     """The real AutoAWQ under transformers 4.51, its checkpoint read and measured by transformers 5."""
     for package in ("gptqmodel", "optimum"):
-        if registry.installed_version(package) is None:
+        if installed_version(package) is None:
             pytest.skip(f"{package} is not installed")
-    assert check(autoawq_stacks["autoawq"]) == []
+    assert check(autoawq_stacks.find("autoawq")) == []
     content = {
         "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
         "methods": ["none", {"autoawq": {"group_size": 32}}],
@@ -140,7 +139,7 @@ def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stack
         "threads": 1,
     }
     planned = plan(load_recipe(sweeps.recipe(content)), stacks=autoawq_stacks)
-    records = run(planned, sweeps.store, sweeps.cache, lambda event: None, autoawq_stacks)
+    records = sweeps.make(planned, stacks=autoawq_stacks)
     ended = {record.spec.title: record for record in records}
     assert {record.status for record in records} == {"ok"}, [r.outcome.failure for r in records]
     quantize, quality = ended["quantize autoawq group_size=32"], ended["quality autoawq group_size=32"]
@@ -159,10 +158,10 @@ def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stack
 def test_a_damaged_manifest_and_a_dead_interpreter_are_told(small: Stack) -> None:
     (small.folder / "bin").mkdir(parents=True)
     (small.folder / room.MANIFEST).write_text("{")
-    assert small.state == "half-made"  # a manifest alone is no stack
+    assert small.find_state() == "half-made"  # a manifest alone is no stack
     small.python.touch()
     with pytest.raises(UsageError, match="damaged; qharness stack remove small"):
-        assert small.versions
+        assert small.read_versions()
 
 
 def test_a_worker_elsewhere_sees_the_harness_and_nothing_of_the_current_folder(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from harness.api.plan import plan
 from harness.cli.app import app
 from harness.core.workload import TaskWorkload
 from harness.errors import RecipeError, UnsupportedError
-from harness.planning.plan import plan
 from harness.recipe import load_recipe
 from harness.tasks import trust
 from harness.tasks.catalog import catalog

@@ -29,9 +29,8 @@ def mlflow(
     ] = "qharness",
 ) -> None:
     """Log a run for each session, below it one for each variant, and the report. What is there is not logged again."""
-    from harness.report.renderers.mlflow_export import export
-    from harness.storage.store import read_records
+    from harness.api.report import export_to_mlflow
 
-    for each in export(read_records(results), tracking_uri, experiment):
+    for each in export_to_mlflow(results, tracking_uri, experiment):
         what = "there already" if each.variants is None else f"{each.variants} variants"
         typer.echo(f"session {each.session}: run {each.run_id}, {what}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, stacks_of
+from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, interpreters
 
 
 def plan(
@@ -16,13 +16,8 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a recipe in order: what is done, what is left, what cannot be."""
+    from harness.api.plan import plan_with_state
     from harness.cli.render.plan import show_plan
-    from harness.execution.sweep import done
-    from harness.planning.plan import plan as make_plan
-    from harness.recipe import load_recipe
-    from harness.storage.cache import Cache, default_folder
-    from harness.storage.store import Store
 
-    planned = make_plan(load_recipe(recipe), stacks=stacks_of(cache, pythons), allow_leak=allow_leak)
-    records = Store(results).records(planned[0].spec.recipe)
-    show_plan(planned, set(done(planned, records, Cache(cache or default_folder()))), as_json)
+    planned, done = plan_with_state(recipe, results, cache, interpreters(pythons), allow_leak)
+    show_plan(planned, done, as_json)

@@ -60,7 +60,7 @@ def recommend(
     output: Annotated[Format, typer.Option("--format", help="How the answer is written.")] = Format.TABLE,
 ) -> None:
     """Name the variant to ship: those that keep the limits, best first, and why each other one fell."""
-    from harness.analysis.recommend import recommend as recommended
+    from harness.api.recommend import recommend as recommended
 
     found = recommended(
         results,

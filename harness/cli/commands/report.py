@@ -27,13 +27,9 @@ def report(
 
     github is a job summary: without --out it is appended to the file that $GITHUB_STEP_SUMMARY names.
     """
-    from harness.report import write_report
-    from harness.storage.store import read_records
+    from harness.api.report import write_folder_report
 
-    records = read_records(results)
-    names = {record.spec.recipe for record in records}
-    folder = (out or Path("reports")) / (names.pop() if len(names) == 1 else results.resolve().name)
     named = os.environ.get(SUMMARY)
     summary = Path(named) if named and out is None else None
-    for path in write_report(records, folder, formats.split(","), summary):
+    for path in write_folder_report(results, out or Path("reports"), formats.split(","), summary):
         typer.echo(path)

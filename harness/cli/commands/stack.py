@@ -27,7 +27,7 @@ def create_stack(name: StackName, cache: CacheFolder = None) -> None:
     """Make a stack's interpreter from its pinned requirements."""
     from harness.stacks.build import create
 
-    stack = stacks_of(cache)[name]
+    stack = stacks_of(cache).find(name)
     create(stack, typer.echo)
     typer.echo(f"stack {name} is ready: {stack.python}")
 
@@ -37,7 +37,7 @@ def check_stack(name: StackName, cache: CacheFolder = None, pythons: Pythons = N
     """Say whether a stack holds what it was made with, and whether a worker starts in it."""
     from harness.stacks.build import check
 
-    faults = check(stacks_of(cache, pythons)[name])
+    faults = check(stacks_of(cache, pythons).find(name))
     for fault in faults:
         typer.echo(fault, err=True)
     if faults:
@@ -50,4 +50,4 @@ def remove_stack(name: StackName, cache: CacheFolder = None) -> None:
     """Delete a stack's folder."""
     from harness.stacks.build import remove
 
-    typer.echo(f"stack {name} removed" if remove(stacks_of(cache)[name]) else f"stack {name} was not there")
+    typer.echo(f"stack {name} removed" if remove(stacks_of(cache).find(name)) else f"stack {name} was not there")

@@ -11,12 +11,13 @@ from rich.table import Table
 
 from harness import plugins as registry
 from harness.core.method import Method
+from harness.core.site import Site
 from harness.errors import UsageError
+from harness.execution.local import local_site
 from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
 from harness.planning.plan import PlannedRun
-from harness.stacks import MAIN, STACKS, Stacks
-from harness.storage.cache import default_folder
+from harness.stacks import STACKS, Stacks
 from harness.text.sources import TEXTS
 
 
@@ -75,7 +76,7 @@ def show_stacks(stacks: Stacks) -> None:
         table.add_column(column)
     table.add_row("main", "ready", "", "measures everything, and quantizes whatever lives beside the rest")
     for name, definition in STACKS.items():
-        table.add_row(name, stacks[name].state, definition.library, definition.summary)
+        table.add_row(name, stacks.find(name).find_state(), definition.library, definition.summary)
     Console().print(table)
 
 
@@ -91,25 +92,24 @@ def show_doctor() -> None:
     for package, found in machine.versions().items():
         console.print(f"        {package} {found}", highlight=False)
     console.print("methods")
-    stacks = Stacks(default_folder() / "stacks")
+    site = local_site()
     for name in registry.method_names():
-        console.print(f"        {name:<20} {_readiness(name, stacks)}", highlight=False, markup=False)
+        console.print(f"        {name:<20} {_readiness(name, site)}", highlight=False, markup=False)
 
 
-def _readiness(name: str, stacks: Stacks) -> str:
+def _readiness(name: str, site: Site) -> str:
     try:
         method = registry.method(name)
-        elsewhere = stacks[method.stack].absence if method.stack != MAIN else None
-        return _no_gpu(method) or elsewhere or registry.missing(method) or "ready"
+        return _no_gpu(method, site) or site.obstacle(method.stack) or registry.missing(method, site) or "ready"
     except UsageError as error:
         return f"broken: {error}"
 
 
-def _no_gpu(method: Method[Any]) -> str | None:
-    """Where the method, as its parameters are unless a recipe sets them, wants a GPU and there is none."""
+def _no_gpu(method: Method[Any], site: Site) -> str | None:
+    """Says so where the method, with its default parameters, needs a GPU and the site has none."""
     if any(field.is_required() for field in method.params.model_fields.values()):
         return None
-    lacks = method.needs(method.params()).device == "cuda" and machine.choose("auto").device != "cuda"
+    lacks = method.needs(method.params()).device == "cuda" and site.machine("auto").device != "cuda"
     return "needs an NVIDIA GPU" if lacks else None
 
 

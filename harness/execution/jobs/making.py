@@ -10,6 +10,7 @@ from typing import Any
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.core.record import Measurement
+from harness.core.site import MAIN
 from harness.errors import UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.consumption import Consumption
@@ -17,7 +18,6 @@ from harness.execution.context import Bench
 from harness.models.headers import TOKENIZER_FILES
 from harness.models.legacy import restore, view
 from harness.plugins import engine
-from harness.stacks import MAIN
 
 CONVERTED_KL = 0.01
 """Nats per token that another engine's arithmetic may make: its products round inputs to the weights' dtype."""

@@ -25,13 +25,13 @@ from typing import Any
 
 import yaml
 
+from harness.api.plan import plan
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
-from harness.host.machine import Machine
-from harness.planning.plan import plan
+from harness.core.site import Machine
+from harness.host.machine import cache_folder
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
-from harness.storage.cache import default_folder
 from harness.storage.json_codec import decode, encode
 from harness.storage.store import Store, read_records
 
@@ -87,7 +87,7 @@ def thinned(record: RunRecord) -> RunRecord:
 
 def specs() -> list[dict[str, Any]]:
     """Records of nothing: a spec each, as schema version 1 has it, with its identities beside it."""
-    machine, stacks = Machine("cpu", "golden, 2 cores"), Stacks(default_folder() / "stacks")
+    machine, stacks = Machine("cpu", "golden, 2 cores"), Stacks(cache_folder() / "stacks")
     with tempfile.TemporaryDirectory() as folder:
         others = Path(folder) / "others.yaml"
         others.write_text(yaml.safe_dump(OTHERS), encoding="utf-8")

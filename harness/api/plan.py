@@ -1,0 +1,44 @@
+"""``harness.plan``: what a recipe would run on this machine, and what of it is done already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from harness.core.site import Machine
+from harness.execution.local import local_site
+from harness.execution.sweep import done
+from harness.planning.plan import PlannedRun
+from harness.planning.plan import plan as plan_at
+from harness.recipe import Recipe, load_recipe
+from harness.stacks import Stacks
+from harness.storage.store import Store
+
+
+def plan(
+    recipe: Recipe, machine: Machine | None = None, stacks: Stacks | None = None, allow_leak: bool = False
+) -> tuple[PlannedRun, ...]:
+    """The runs of a recipe in the order they are to be made on this machine.
+
+    ``machine`` is hardware to plan for in place of this machine's own, ``stacks`` those to use in place of the ones
+    below the user's cache; ``allow_leak`` lets calibration overlap the evaluation text.
+    Raises RecipeError for what no model could take; what this model or this environment cannot take is planned as
+    unsupported.
+    """
+    here = local_site()
+    return plan_at(recipe, replace(here, hardware=machine, stacks=stacks or here.stacks), allow_leak)
+
+
+def plan_with_state(
+    recipe: str | Path,
+    results: str | Path = "results",
+    cache: str | Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+    allow_leak: bool = False,
+) -> tuple[tuple[PlannedRun, ...], frozenset[str]]:
+    """The runs of a recipe file, and the run ids of those that ``qharness run`` would not make again."""
+    here = local_site(cache, pythons)
+    planned = plan_at(load_recipe(recipe), here, allow_leak)
+    records = Store(Path(results)).records(planned[0].spec.recipe)
+    return planned, frozenset(done(planned, records, here.artifacts))

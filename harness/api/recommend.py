@@ -1,0 +1,44 @@
+"""``harness.recommend``: which variant of a results folder to ship."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.analysis.choice import Recommendation
+from harness.analysis.query import Option, Wish, count, parse_limits, parse_objective
+from harness.analysis.recommend import recommend as recommend_among
+from harness.core.record import RunRecord
+from harness.storage.store import read_records
+
+
+def recommend(
+    results: str | Path | Sequence[RunRecord],
+    *,
+    minimize: str | None = None,
+    maximize: str | None = None,
+    at: str | None = None,
+    context: int | None = None,
+    batch: int | None = None,
+    allow_labelled: bool = False,
+    **limits: Option,
+) -> tuple[Recommendation, ...]:
+    """The pick of each table of a results folder or of records: each model, perplexity protocol and machine.
+
+    ``limits`` are ``max_memory`` and ``max_size`` ("8GiB" or bytes), ``max_perplexity_increase``, ``max_accuracy_drop``
+    and ``min_agreement`` ("1%" or 0.01), ``max_kl`` (nat), ``min_decode`` and ``min_prefill`` (tok/s) and
+    ``max_energy`` (J per decoded token). ``minimize`` is one of bytes, memory, perplexity, kl, cost and energy,
+    ``maximize`` one of decode, prefill and accuracy. Without any limit the question is that of ``default_limits``.
+    Raises UsageError for a value or a name that means nothing, or for an ``at`` that no table has; ResultsError where
+    the folder holds no records.
+    """
+    wish = Wish(
+        parse_limits(limits),
+        parse_objective(minimize, maximize),
+        at,
+        count("context", context),
+        count("batch", batch),
+        allow_labelled,
+    )
+    records = read_records(Path(results)) if isinstance(results, str | Path) else results
+    return recommend_among(records, wish)
