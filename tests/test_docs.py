@@ -31,20 +31,27 @@ H100 = Machine("cuda", "an imagined H100", (9, 0))
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)|^\[[^\]]+\]:\s*(\S+)|\b(?:src|href|srcset)=\"([^\"]+)\"", re.MULTILINE)
-ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:|^#|^//")
+ELSEWHERE = re.compile(r"^[a-z][a-z0-9+.-]*:|^//")
 
 
 def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def relative_links(page: Path) -> Iterator[str]:
-    """Targets in the page's prose; code is not prose."""
+def sections(page: Path) -> set[str]:
+    """The names that a page's headings have in links, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def relative_links(page: Path) -> Iterator[tuple[str, str]]:
+    """Files and sections named in the page's prose; code is not prose."""
     prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
     for match in LINK.finditer(prose):
         target = next(group for group in match.groups() if group)
         if not ELSEWHERE.match(target):
-            yield unquote(target.partition("#")[0])
+            path, _, section = target.partition("#")
+            yield unquote(path), section
 
 
 def examples() -> list[Any]:
@@ -88,13 +95,26 @@ def test_every_recipe_can_be_planned(path: Path) -> None:
         pytest.skip(f"the recipe's model is in a package that is absent here: {error}")
     assert {run.spec.recipe for run in planned} == {recipe.name}
     here = [run for run in planned if run.spec.stack == MAIN]  # another stack may not be made here
-    assert not any(run.unsupported for run in here if run.spec.is_baseline)
+    baselines = [run.unsupported for run in here if run.spec.is_baseline]
+    assert baselines
+    assert not any(baselines)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_relative_link_leads_to_a_file(page: Path) -> None:
-    broken = [target for target in relative_links(page) if not (page.parent / target).exists()]
+    broken = [target for target, _ in relative_links(page) if not (page.parent / target).exists()]
     assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_every_link_to_a_section_leads_to_its_heading(page: Path) -> None:
+    places = [((page.parent / target) if target else page, section) for target, section in relative_links(page)]
+    broken = [(place.name, section) for place, section in places if section and section not in sections(place)]
+    assert not broken
+
+
+def test_links_are_found() -> None:
+    assert ("docs/methods.md", "what-goes-wrong-silently") in list(relative_links(ROOT / "README.md"))
 
 
 def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:

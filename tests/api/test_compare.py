@@ -99,12 +99,17 @@ class TestCommand:
         assert expected in str(ended.exception)
 
     def test_it_writes_files_whole(self, command, good: Path, worse: Path, tmp_path: Path) -> None:
-        for name, check in (("json", json.loads), ("junit", Xml.fromstring), ("markdown", str), ("terminal", str)):
+        """What the same command prints, which goes on with the end of the last line."""
+        for name in ("json", "junit", "markdown", "terminal"):
             out = tmp_path / "made" / f"comparison.{name}"
             ended = command("compare", good, worse, "--format", name, "--out", out)
             assert ended.exit_code == ExitCode.GATE_FAILED
             assert f"written to {out}" in ended.stdout.replace("\n", "")
-            assert check(out.read_text())
+            printed = command("compare", good, worse, "--format", name).stdout
+            assert out.read_text().rstrip("\n") == printed.rstrip("\n")
+        assert json.loads((tmp_path / "made" / "comparison.json").read_text())["outcome"] == "regressed"
+        assert Xml.fromstring((tmp_path / "made" / "comparison.junit").read_text()).get("failures") == "1"
+        assert not list((tmp_path / "made").glob(".*"))  # nothing half-written is left beside them
 
     def test_a_recipe_names_the_gates(self, command, good: Path, worse: Path, tmp_path: Path) -> None:
         recipe = tmp_path / "recipe.yaml"

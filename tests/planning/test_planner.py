@@ -212,7 +212,9 @@ def test_a_cache_of_fewer_bits_is_not_compiled(make) -> None:
 
 def test_memory_alone_is_measured_once_whatever_the_decode_mode(make) -> None:
     runs = make(measure={"memory": {}}, repetitions=1)
-    assert [run.spec.title for run in runs if run.spec.kind == "performance"][:1] == ["performance none #1"]
+    assert [run.spec.title for run in runs if run.spec.kind == "performance"] == [
+        f"performance {method} #1" for method in ("none", "rtn bits=4 group_size=32", "rtn bits=3 group_size=32")
+    ]
 
 
 def test_calibration_is_held_against_every_text_that_is_scored(make) -> None:

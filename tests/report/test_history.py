@@ -97,7 +97,7 @@ def test_hostile_text_does_no_harm(bench: Any) -> None:
     assert rows
     assert {row.replace("\\|", "").count("|") for row in rows} == {9}
     assert json.loads(render(told, "json"))["series"][0]["method"] == HOSTILE
-    assert all(line["method"].startswith("'=") for line in csv.DictReader(render(told, "csv").splitlines()))
+    assert {line["method"][:2] for line in csv.DictReader(render(told, "csv").splitlines())} == {"'="}
 
 
 def test_sparklines() -> None:

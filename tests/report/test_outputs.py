@@ -142,7 +142,9 @@ def test_a_ruined_variant_s_card_has_numbers_only(tmp_path: Path, bench: Any, no
 
 
 def test_a_hostile_record_adds_nothing_to_a_card(tmp_path: Path, records: list[RunRecord], hostile: Spoil) -> None:
-    for path in write_report(hostile(records, WORST), tmp_path, ("model-card",)):
+    paths = write_report(hostile(records, WORST), tmp_path, ("model-card",))
+    assert len(paths) == len(write_report(records, tmp_path / "plain", ("model-card",))) > 5
+    for path in paths:
         card = ModelCard.load(path)
         assert path.parent == tmp_path / "model-card"
         assert card.data.license is None
@@ -242,6 +244,7 @@ def test_an_image_has_the_colours_of_paper_and_leaves_the_page_s_alone(records: 
     from harness.report.plots import figures
 
     (table,) = page(records).tables
+    assert len(figures(table)) > 5
     for figure in figures(table):
         drawn = on_paper(figure)
         assert drawn["layout"]["paper_bgcolor"] == "#ffffff"

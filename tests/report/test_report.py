@@ -123,10 +123,12 @@ def test_nothing_measured_is_still_a_report(tmp_path: Path) -> None:
     assert "No run of a variant" in paths[0].read_text(encoding="utf-8")
 
 
-def test_the_page_asks_the_network_for_nothing(records: list[RunRecord]) -> None:
-    page = Page(html(records))
+def test_the_page_asks_the_network_for_nothing(bench: Any, none: Any, records: list[RunRecord]) -> None:
+    page = Page(html([*records, replace(bench, context=1024).quality(none)]))  # two tables: a list of links to them
     assert not [each for each in page.elements if {"src", "srcset", "action", "data", "poster"} & set(each[1])]
-    assert all(str(each[1]["href"]).startswith("#") for each in page.elements if "href" in each[1])
+    links = [str(each["href"]) for _, each in page.elements if "href" in each]
+    assert links
+    assert [link for link in links if not link.startswith("#")] == []
     assert "link" not in {tag for tag, _ in page.elements}
     policy = next(str(each["content"]) for tag, each in page.elements if each.get("http-equiv"))
     assert policy.startswith("default-src 'none'")
@@ -160,6 +162,7 @@ def test_every_figure_has_a_text_alternative(records: list[RunRecord]) -> None:
     ]
     assert all(each["role"] == "img" and "as a table" in str(each["aria-label"]) for each in drawn.values())
     (table,) = page_of(records).tables
+    assert len(figures(table)) == len(drawn)
     for figure in figures(table):
         assert len({len(line) for line in (figure.head, *figure.rows)}) == 1
         assert any(line[0] == "gptq 4-bit g64" for line in figure.rows), figure.name
@@ -209,7 +212,10 @@ def test_a_hostile_record_adds_no_element(word: str, records: list[RunRecord], h
 @pytest.mark.parametrize("word", ["<b>bold</b>", '<a href="https://example.org">x</a>'])
 def test_a_hostile_label_marks_nothing_up_in_a_figure(word: str, records: list[RunRecord], hostile: Spoil) -> None:
     """plotly takes some HTML in its texts; none of it may come from a record."""
-    for figure in figures_of(Page(html(hostile(records, word)))):
+    drawn = list(figures_of(Page(html(hostile(records, word)))))
+    escaped = word.split(">")[0].replace("<", "&lt;").replace('"', "&#34;")
+    assert sum(escaped in json.dumps(figure).replace("&quot;", "&#34;") for figure in drawn) > 5  # shown, as text
+    for figure in drawn:
         assert word not in json.dumps(figure).replace('\\"', '"')
         assert word.split(">")[0] + ">" not in json.dumps(figure).replace('\\"', '"').replace("<b>&lt;", "")
 

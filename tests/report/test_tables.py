@@ -59,30 +59,54 @@ def test_raw_values_keep_their_precision_and_their_columns(records: list[RunReco
     assert list(first) == list(raw(kl, table.rows[-1])) == ["kl_mean_nat", "kl_mean_nat_low", "kl_mean_nat_high"]
 
 
-def test_names_are_unique_and_carry_units(records: list[RunRecord]) -> None:
+UNITS: dict[str, tuple[str, float]] = {
+    "nat": ("nat", 1),
+    "B": ("bytes", 1),
+    "MB": ("bytes", 1e-6),
+    "KiB": ("bytes", 2**-10),
+    "GiB": ("bytes", 2**-30),
+    "tok": ("tokens", 1),
+    "tok/s": ("tok_per_s", 1),
+    "J/tok": ("j_per_tok", 1),
+    "W": ("power_w", 1),
+    "EUR/10⁶ tok": ("eur_per_million_tok", 1),
+    "×": ("ratio", 1),
+}
+"""By the unit that readers see: the words of a column's name, and the factor from the raw value to what they see."""
+SHARES = ("fraction", "probability", "ratio")
+
+
+def has_words(name: str, words: str) -> bool:
+    return f"_{words}_" in f"_{name}_"
+
+
+def test_no_two_columns_have_one_name(records: list[RunRecord]) -> None:
     names = [each.name for each in columns(only(records))]
+    assert len(names) > 100
     assert len(names) == len(set(names))
-    units = (
-        "_nat",
-        "_bytes",
-        "_s",
-        "_fraction",
-        "tok_per_s",
-        "_outliers_",
-        "ratio",
-        "bits_per_",
-        "perplexity",
-        "_probability",
-        "kl_above",
-        "_j_per_tok",
-        "_power_w",
-        "_eur_per_million_tok",
-        "_context_tokens",
-        "_batch_sequences",
-        "_bound_by",
-        "_operations",
-    )
-    assert all(any(unit in name for unit in units) for name in names)
+
+
+def test_a_name_says_the_unit_of_the_raw_value(records: list[RunRecord]) -> None:
+    """Readers see another unit of the same quantity, by the column's factor."""
+    made = columns(only(records))
+    assert {each.unit for each in made} == {"", "%", *UNITS}
+    for each in made:
+        if each.unit == "%":
+            assert each.factor == 100, each.name
+            assert any(has_words(each.name, words) for words in SHARES), each.name
+        elif each.unit:
+            words, factor = UNITS[each.unit]
+            assert each.factor == factor, each.name
+            assert has_words(each.name, words), each.name
+
+
+def test_a_figure_that_readers_see_without_a_unit_has_none(records: list[RunRecord]) -> None:
+    """But for a duration, which is written with the unit that suits it, and a count of bytes in a fixed unit."""
+    plain = [each for each in columns(only(records)) if each.shown and not each.unit]
+    assert "perplexity" in {each.name for each in plain}
+    with_units = {each.name for each in plain for words, _ in UNITS.values() if has_words(each.name, words)}
+    assert with_units == set()
+    assert {each.name for each in plain if has_words(each.name, "s")} == {"quantize_s"}
 
 
 def test_readers_see_no_empty_column(bench: Any, none: Any) -> None:
