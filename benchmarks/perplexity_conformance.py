@@ -38,7 +38,7 @@ BINARY = "QHARNESS_LLAMA_PERPLEXITY"
 def ours(folder: Path, text: Path, protocol: str, context: int, **settings: Any) -> dict[str, Measurement]:
     """What the harness measures, by the name of the measurement. ``settings`` are those of PerplexityWorkload."""
     model = load(LoadRequest(folder, "float32", "cpu"))
-    model.probe()
+    model.probe_head()
     settings = {"windows": None, **settings}
     field = settings.pop("field", "text")
     workload = PerplexityWorkload(TextRef(text.name, str(text), field=field), protocol, context, **settings)

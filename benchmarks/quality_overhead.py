@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.capability import Logits
+from harness.core.engine import LoadRequest
 from harness.core.metric import Observer, Windows
 from harness.core.workload import PerplexityWorkload
 from harness.engines.transformers.engine import load
@@ -59,7 +60,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     model = load(LoadRequest(asked.model, "float32", "cpu"))
-    model.probe()
+    model.probe_head()
     text = resolve(Text(name="demo"), Path())
     windows = cut(PerplexityWorkload(text, "gptq", asked.context, asked.windows), model.tokenizer)
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
@@ -75,7 +76,7 @@ def _only(windows: Windows, index: int) -> Windows:
     return replace(windows, tokens=[windows.tokens[index]], firsts=[1], documents=["0"])
 
 
-def _works(model: LoadedModel, windows: Windows, reference: OneWindow) -> Mapping[str, Work]:
+def _works(model: Logits, windows: Windows, reference: OneWindow) -> Mapping[str, Work]:
     """The four works on one window."""
     tokens = torch.tensor(windows.tokens)[:, :-1]  # the last one is scored, never read
     states = reference.window(0)

@@ -123,7 +123,7 @@ def main(model: str, data: str, *names: str) -> None:
     raw = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     wrapped = TransformersModel(raw, tokenizer)
-    wrapped.probe()
+    wrapped.probe_head()
     counter = Counter(raw)
     print(f"{torch.get_num_threads()} threads, layout {HarnessLM(wrapped).layout}, budget {HarnessLM(wrapped).budget}")
     print(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers", "lm-eval")))

@@ -146,7 +146,9 @@ def render() -> str:
         needs = f" Needs the extra `{method.extra}`." if method.extra else ""
         if method.stack != MAIN:
             readers = " and ".join(registry.readers(method))
-            measured = f"; {readers} to be measured" if readers else f", as does its engine, `{method.engines[0]}`"
+            measured = (
+                f"; {readers} to be measured" if readers else f"; an engine that reads `{method.writes}` measures it"
+            )
             needs = f" Needs [the stack](methods.md#stacks) `{method.stack}`{measured}."
         parts += [f"### {method.name}", f"`{method.name}`: {method.summary}. It {STAGES[method.stage]}.{also}{needs}"]
         parts += [_prose(method.params), *([_table(method.params)] if method.params.model_fields else [])]

@@ -110,7 +110,7 @@ def method(name: str) -> Method[Any]:
     return found
 
 
-def engine(name: str) -> Engine:
+def engine(name: str) -> Engine[Any]:
     """The engine of that name. Raises UsageError for an unknown one."""
     if name not in _ENGINES:
         refuse_unknown("engine", name, _ENGINES)

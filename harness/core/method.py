@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from harness.core.engine import KernelFamily, LoadRequest
+from harness.core.capability import KernelFamily
+from harness.core.engine import LoadRequest
+from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT, Format
 from harness.core.identity import Scalar, Stage
 from harness.core.strict import Strict
 
@@ -136,7 +138,7 @@ class Method(Generic[P]):
     ``calibrated`` says whether text is needed, ``needs`` what else is. ``kernel`` is the family that the
     method is meant to run on; a row that ran on a slower one is labelled.
 
-    ``engines`` are those that run its result.
+    ``writes`` is the format of the checkpoint that ``quantize`` leaves: the engines that read it can run the result.
 
     ``quantizes_experts`` names the types of mixtures (``model_type`` of config.json) whose experts come out quantized
     and load again so; transformers holds experts as 3-D parameters, and not as layers. A mixture of another type is
@@ -167,7 +169,7 @@ class Method(Generic[P]):
     read: Callable[[LoadRequest], Any] | None = None
     enable: Callable[[], None] | None = None
     published: bool = False
-    engines: tuple[str, ...] = ("transformers",)
+    writes: Format = TRANSFORMERS_FORMAT
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
     quantizes_experts: frozenset[str] = frozenset()
@@ -186,6 +188,13 @@ class Method(Generic[P]):
         if self.published:
             return "published"
         return "offline" if self.quantize else "on_load" if self.load_config else "none"
+
+    @property
+    def output_format(self) -> Format | None:
+        """The format of what an engine gets from it; None where it makes nothing, as a baseline or a published one."""
+        if self.stage in ("none", "published"):
+            return None
+        return LOAD_CONFIG_FORMAT if self.stage == "on_load" else self.writes
 
     def leaves_experts(self, model_type: str | None) -> bool:
         """Whether the experts of a mixture of that type are not known to come out as codes that load again."""

@@ -84,7 +84,7 @@ class Metric:
 
     ``make`` builds it inside the worker. Its signature follows the kind:
     observer ``(Windows) -> Observer``, instrument ``(device) -> Instrument``, and for a workload the measuring
-    itself, ``(LoadedModel, its workload, …) -> Iterator[Measurement]``.
+    itself, ``(model, its workload, …) -> Iterator[Measurement]``.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""Runtimes that turn a checkpoint into a LoadedModel, one file each. None imports another."""
+"""Runtimes that load a checkpoint and run it, one folder each. None imports another."""

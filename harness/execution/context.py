@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.capability import Factored, LoadedModel
+from harness.core.engine import Engine, LoadRequest
+from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
 from harness.core.method import Method, Setting
 from harness.core.metric import Instrument
@@ -24,6 +26,8 @@ from harness.models.headers import read_directory
 from harness.models.scope import Modules, matching, modules
 from harness.plugins import engine, method, metric, readers
 from harness.storage.cache import Cache
+
+M = TypeVar("M", bound=LoadedModel)
 
 
 class Bench:
@@ -86,7 +90,8 @@ class Bench:
         for kind in ("quantize", "convert"):
             if kind in self.spec.needs:
                 return self.cache.needed(self.spec, kind)
-        if self.spec.model.kind == engine(self.spec.engine).loads:
+        written = source_format(self.spec.model)
+        if written != TRANSFORMERS_FORMAT and written in engine(self.spec.engine).reads:
             return Path(self.spec.model.path)
         return self.source()
 
@@ -118,26 +123,32 @@ class Bench:
         chosen = method(self.spec.method.name)
         return chosen.overrides and key in chosen.params.model_fields
 
-    def load(self) -> LoadedModel:
-        """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one."""
+    def load(self, needed: type[M]) -> M:
+        """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one.
+
+        Raises UnsupportedError where the engine's models lack the capability that is ``needed``.
+        """
         runtime = engine(self.spec.engine)
         with self.phase("import"):
             runtime.imports()
             chosen = self.method()
             request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
-            model = runtime.load(request)
-        with self.phase("probe"):
-            model.probe()
-        if model.cache_told is not None:
-            self.facts["key-value cache"] = model.cache_told
+            model = checked(runtime, runtime.load(request, runtime.params()), needed)
+        if isinstance(model, Factored):
+            with self.phase("probe"):
+                model.probe_head()
+        if model.cache_description is not None:
+            self.facts["key-value cache"] = model.cache_description
         return model
 
-    def load_as(self, dtype: str) -> LoadedModel:
+    def load_as(self, dtype: str, needed: type[M]) -> M:
         """The variant once more, in another dtype."""
+        runtime = engine(self.spec.engine)
         with self.phase(f"load in {dtype}"):
-            model = engine(self.spec.engine).load(self._request(dtype))
-            model.probe()
+            model = checked(runtime, runtime.load(self._request(dtype), runtime.params()), needed)
+            if isinstance(model, Factored):
+                model.probe_head()
         return model
 
     def _request(self, dtype: str) -> LoadRequest:
@@ -172,6 +183,19 @@ class Bench:
     def params(self) -> Any:
         """The method's parameters in its own type."""
         return method(self.spec.method.name).params.model_validate(dict(self.spec.method.params))
+
+
+def checked(runtime: Engine[Any], model: LoadedModel, needed: type[M]) -> M:
+    """The model that an engine loaded. Raises HarnessError where it lacks what its engine declares."""
+    unmet = runtime.unmet(model)
+    if unmet:
+        raise HarnessError(
+            f"the engine {runtime.name} declares {', '.join(unmet)}, but its {type(model).__name__} does not implement "
+            "it; report this to whoever maintains the engine"
+        )
+    if not isinstance(model, needed):
+        raise UnsupportedError(f"this run needs {needed.__name__}, which the engine {runtime.name} does not offer")
+    return model
 
 
 def _fetched(model: ModelRef) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Decodes
 from harness.core.record import Measurement
 from harness.core.workload import Cell, ThroughputWorkload
 from harness.execution.context import Bench
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> None:
+def footprint(bench: Bench, model: Decodes, workload: ThroughputWorkload) -> None:
     """Watches one iteration at each point of the grid, after the timed ones: nothing is timed while it is watched.
 
     ``prefill`` and ``decode`` are phases of their own, whose protocol names the point. In a mode that must first
@@ -47,7 +47,7 @@ def footprint(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) ->
         del logits, cache, decoder
 
 
-def _prompt(bench: Bench, model: LoadedModel, cell: Cell) -> torch.Tensor:
+def _prompt(bench: Bench, model: Decodes, cell: Cell) -> torch.Tensor:
     tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, bench.spec.seed)
     return tokens.to(model.device)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Logits, states_and_head
 from harness.core.metric import Chunk, Observer, Windows
 from harness.execution.reference import Kept
 from harness.numerics.prediction import predict
@@ -21,7 +21,7 @@ BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}
 
 
 def observe(
-    model: LoadedModel,
+    model: Logits,
     windows: Windows,
     observers: Sequence[Observer],
     reference: Kept | None,
@@ -30,14 +30,14 @@ def observe(
     """Runs every window once, up to ``batch`` neighbours of one length at a time, past every observer."""
     import torch
 
+    states_of, head = states_and_head(model)
     for members in _batches(windows, batch):
         tokens = torch.tensor([list(windows.tokens[index]) for index in members], device=model.device)
         read = tokens[:, :-1]  # the last one predicts nothing, and in some protocols stands beyond the model's context
-        states = model.hidden(read) if model.factored else model.logits(read)
-        for index, row, rows in zip(members, tokens, states, strict=True):
+        for index, row, rows in zip(members, tokens, states_of(read), strict=True):
             kept = reference.window(index) if reference else None
             for start, stop in _stretches(windows.firsts[index], len(row), _rows(LOGITS_BYTES, model.vocabulary)):
-                logits = model.head(rows[start:stop]) if model.factored else rows[start:stop]
+                logits = head(rows[start:stop])
                 base = reference.logits(kept[start:stop]) if reference and kept is not None else None
                 for chunk in _chunks(index, start + 1, row[start + 1 : stop + 1], logits, base):
                     for observer in observers:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from harness.core.engine import HeadWeights, LoadedModel
+from harness.core.capability import Factored, HeadWeights, Logits, states_and_head
 from harness.core.identity import file_sha256
 from harness.core.metric import Windows
 from harness.errors import HarnessError, InvalidRunError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MANIFEST, HEAD = "reference.json", "head.safetensors"
 
 
-def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
+def write(model: Logits, windows: Windows, folder: Path) -> None:
     """Runs the baseline over the windows and keeps what a variant will be compared with.
 
     Raises InvalidRunError, with the window, where it is not finite.
@@ -31,13 +31,13 @@ def write(model: LoadedModel, windows: Windows, folder: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    head = model.output_embedding()
+    head = model.output_embedding() if isinstance(model, Factored) else None
+    forward = states_and_head(model)[0] if head is not None else model.logits
     if head is not None:
         tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
     for index, tokens in enumerate(windows.tokens):
-        batch = torch.tensor([tokens[:-1]])
-        kept = model.hidden(batch) if head is not None else model.logits(batch)
+        kept = forward(torch.tensor([tokens[:-1]]))
         if not bool(kept.isfinite().all()):
             raise InvalidRunError(f"the baseline's output for window {index} is not finite")
         save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
@@ -65,18 +65,17 @@ class Kept(Protocol):
 class Itself:
     """A model as its own reference: each window run alone when it is asked for."""
 
-    def __init__(self, model: LoadedModel, windows: Windows) -> None:
-        self._model = model
+    def __init__(self, model: Logits, windows: Windows) -> None:
+        self._states, self._head = states_and_head(model)
         self._windows = windows
 
     def window(self, index: int) -> torch.Tensor:
         import torch
 
-        tokens = torch.tensor([list(self._windows.tokens[index][:-1])])
-        return (self._model.hidden(tokens) if self._model.factored else self._model.logits(tokens))[0]
+        return self._states(torch.tensor([list(self._windows.tokens[index][:-1])]))[0]
 
     def logits(self, kept: torch.Tensor) -> torch.Tensor:
-        return self._model.head(kept) if self._model.factored else kept
+        return self._head(kept)
 
 
 class Reference:

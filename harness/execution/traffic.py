@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Decodes
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
@@ -25,7 +25,7 @@ NO_BOUND = "bound"
 """The fact that says what is left out of the bounds."""
 
 
-def traffic(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> None:
+def traffic(bench: Bench, model: Decodes, workload: ThroughputWorkload) -> None:
     """``…_read_bytes``, ``…_dequantize_bytes`` and ``…_operations`` of a prefill and of a decoded step, at each point.
 
     To be called after the model has run: some libraries repack their weights in the first pass.
@@ -33,7 +33,7 @@ def traffic(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> N
     config = read_config(bench.source())
     running = Running(
         model.weight_ledger(),
-        model.layer_families(),
+        model.families(),
         model.vocabulary,
         model.running_bytes(),
         routing(config),
@@ -44,7 +44,7 @@ def traffic(bench: Bench, model: LoadedModel, workload: ThroughputWorkload) -> N
         bench.add(_told("decode", cell, decode_step(running, cell.batch_size, cell.prompt_tokens, cell.new_tokens)))
 
 
-def _attention(bench: Bench, model: LoadedModel) -> AttentionShape | None:
+def _attention(bench: Bench, model: Decodes) -> AttentionShape | None:
     """The shape of the model's attention, with the bytes that its cache really takes; None, and a fact, if unknown."""
     import torch
 

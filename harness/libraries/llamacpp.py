@@ -81,7 +81,7 @@ class Runtime:
         import llama_cpp
 
         self._api = llama_cpp
-        self._threads = threads
+        self.threads = threads
         if kv_cache not in CACHES:
             raise UnsupportedError(f"llama.cpp keeps no {kv_cache} key-value cache")
         self._cache_type = _ggml_type(CACHES[kv_cache])
@@ -132,7 +132,7 @@ class Runtime:
         settings.n_ctx = rows * length
         settings.n_seq_max = rows
         settings.n_batch = settings.n_ubatch = BATCH_TOKENS
-        settings.n_threads = settings.n_threads_batch = self._threads
+        settings.n_threads = settings.n_threads_batch = self.threads
         settings.type_k = settings.type_v = self._cache_type
         settings.kv_unified = False
         since = len(lines())

@@ -22,7 +22,6 @@ NONE = Method(
     version=1,
     summary="the unquantized model, or its weights cast to float32, float16 or bfloat16",
     params=NoneParams,
-    engines=("transformers", "llamacpp"),
     bits_per_weight=_bits,
     run_dtype=lambda params, dtype: dtype if params.dtype == "model" else params.dtype,
 )

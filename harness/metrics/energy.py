@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Decodes
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement
@@ -120,7 +120,7 @@ class _Stretch:
     joules: tuple[float, ...]
 
 
-def measure(model: LoadedModel, workload: ThroughputWorkload, seed: int, note: Note) -> Iterator[Measurement]:
+def measure(model: Decodes, workload: ThroughputWorkload, seed: int, note: Note) -> Iterator[Measurement]:
     """At each point of the grid and by each counter: power at rest, and joules per token of prefill and decode.
 
     Power at rest is that of one second in which the loaded process waits. Then prefills follow one another for two
@@ -132,7 +132,7 @@ def measure(model: LoadedModel, workload: ThroughputWorkload, seed: int, note: N
             yield from _cell(model, cell, seed, counters)
 
 
-def _cell(model: LoadedModel, cell: Cell, seed: int, counters: Sequence[Meter]) -> Iterator[Measurement]:
+def _cell(model: Decodes, cell: Cell, seed: int, counters: Sequence[Meter]) -> Iterator[Measurement]:
     import torch
 
     tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, seed).to(model.device)

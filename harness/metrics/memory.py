@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.core.engine import StoredTensor
+from harness.core.capability import StoredTensor
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement

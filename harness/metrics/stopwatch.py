@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import LoadedModel
 
 
 class Stopwatch(Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Logits
 from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
@@ -20,7 +20,7 @@ NOISE_QUESTIONS = 8
 
 
 def measure(
-    model: LoadedModel, workload: TaskWorkload, alone: bool, watch: Callable[[Sequence[Sequence[int]]], None]
+    model: Logits, workload: TaskWorkload, alone: bool, watch: Callable[[Sequence[Sequence[int]]], None]
 ) -> Iterator[Measurement]:
     """``task_score`` per score and filter; what another layout of the batch changes; what it took.
 

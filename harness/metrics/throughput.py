@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from harness.core.engine import Decoder, LoadedModel
+from harness.core.capability import Decoder, Decodes
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement
@@ -21,7 +21,7 @@ VERSION = 2
 
 
 def measure(
-    model: LoadedModel, workload: ThroughputWorkload, seed: int, moment: Callable[[str], None] = lambda name: None
+    model: Decodes, workload: ThroughputWorkload, seed: int, moment: Callable[[str], None] = lambda name: None
 ) -> Iterator[Measurement]:
     """Two measurements per cell of the grid: ``prefill_s`` per iteration and ``decode_step_s`` per step.
 
@@ -37,7 +37,7 @@ def measure(
 
 
 def _cell(
-    model: LoadedModel, workload: ThroughputWorkload, cell: Cell, seed: int, moment: Callable[[str], None]
+    model: Decodes, workload: ThroughputWorkload, cell: Cell, seed: int, moment: Callable[[str], None]
 ) -> Iterator[Measurement]:
     import torch
 

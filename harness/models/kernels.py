@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from harness.core.engine import KernelFamily
+from harness.core.capability import KernelFamily
 
 if TYPE_CHECKING:
     import torch

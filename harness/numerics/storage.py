@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from harness.core.engine import Role, StoredTensor
+from harness.core.capability import Role, StoredTensor
 
 if TYPE_CHECKING:
     import torch

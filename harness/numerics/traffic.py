@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.core.engine import KernelFamily, StoredTensor
+from harness.core.capability import KernelFamily, StoredTensor
 
 VERSION = 1
 PACKED = "packed"

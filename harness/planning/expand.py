@@ -11,6 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness import plugins as registry
+from harness.core.engine import Engine
+from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import digest
 from harness.core.method import Method
 from harness.core.model import MethodRef
@@ -21,7 +23,6 @@ from harness.recipe.faults import expected
 from harness.recipe.yaml_file import Location
 from harness.stacks import STACKS
 
-GGUF_ENGINES = ("llamacpp",)
 TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack it quantizes in; every other one is a parameter."""
@@ -39,11 +40,13 @@ class Variant:
     params: Any
     checkpoint: SourceModel | None = None
 
-    @property
-    def engines(self) -> tuple[str, ...]:
-        """Those that run it: a GGUF file that somebody published is llama.cpp's alone."""
-        gguf = self.checkpoint is not None and self.checkpoint.ref.kind == "gguf"
-        return GGUF_ENGINES if gguf else self.method.engines
+    def runs_on(self, engine: Engine[Any]) -> bool:
+        """Whether an engine reads the variant: an unquantized one may first be converted for it."""
+        if self.checkpoint is not None:
+            return source_format(self.checkpoint.ref) in engine.reads
+        if self.method.output_format is None:
+            return TRANSFORMERS_FORMAT in engine.reads or engine.convert is not None
+        return self.method.output_format in engine.reads
 
 
 def variants(recipe: Recipe, base: Variant) -> list[Variant]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from harness import plugins as registry
 from harness.core.engine import Engine
+from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Kind, KvCache
 from harness.core.inputs import Input, hashed
 from harness.core.model import MAIN_ENGINE
@@ -169,7 +171,7 @@ def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[Planned
     kept = [
         (each, lacking_engine(runtime, site) or obstacle(source, each, sweep.machine, site, spec.skip))
         for each in sweep.variants
-        if spec.engine in each.engines
+        if each.runs_on(runtime)
         if each.ref == base.ref or not excluded(sweep.recipe, each, source.ref.label, spec.engine)
     ]
     able = [each for each, blocked in kept if not blocked]
@@ -271,12 +273,12 @@ def _questions(
             yield replace(spec, kind="performance", throughput=grid, repetition=repetition)
 
 
-def _converted(runtime: Engine, source: SourceModel, variant: Variant) -> bool:
+def _converted(runtime: Engine[Any], source: SourceModel, variant: Variant) -> bool:
     """Whether an unquantized variant must first be written in the engine's own form."""
-    if runtime.convert is None or variant.ref.stage != "none":
+    if runtime.convert is None or TRANSFORMERS_FORMAT in runtime.reads or variant.ref.stage != "none":
         return False
     as_it_is = variant.method.run_dtype(variant.params, source.ref.dtype) == source.ref.dtype
-    return not (as_it_is and source.ref.kind == runtime.loads and source.ref.degrid is None)
+    return not (as_it_is and source_format(source.ref) in runtime.reads and source.ref.degrid is None)
 
 
 def _timed(sweep: _Sweep, variant: Variant, spec: RunSpec) -> Iterator[ThroughputWorkload | None]:

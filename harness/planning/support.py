@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness import plugins as registry
 from harness.core.engine import Engine
 from harness.core.method import Needs
 from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine, Site
-from harness.engines.transformers.kv_cache import NOT_COMPILED
 from harness.models import published
 from harness.models.headers import read_config
 from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
@@ -40,18 +40,28 @@ def obstacle(
 
 def cache_obstacle(spec: RunSpec, site: Site) -> str | None:
     """Why a run cannot keep keys and values as it is to, or None."""
-    kept = registry.engine(spec.engine).caches
+    runtime = registry.engine(spec.engine)
+    kept = runtime.caches
     if spec.kv_cache not in kept:
         return f"{spec.engine} keeps no {spec.kv_cache} key-value cache, but {', '.join(kept)}"
     for package in kept[spec.kv_cache]:
         if site.version(package, spec.stack) is None:
             return f"kv_cache {spec.kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
-    if spec.kv_cache != "model" and spec.decode_mode == "compiled":
-        return NOT_COMPILED
+    return _mode_obstacle(runtime, spec)
+
+
+def _mode_obstacle(runtime: Engine[Any], spec: RunSpec) -> str | None:
+    """Why the engine cannot decode as the run asks it to, or None."""
+    modes = runtime.decode_modes
+    if spec.decode_mode not in modes:
+        return f"{runtime.name} cannot decode in decode_mode {spec.decode_mode}; it can in {', '.join(modes)}"
+    caches = modes[spec.decode_mode]
+    if spec.kv_cache not in caches:
+        return f"{runtime.name} decodes in decode_mode {spec.decode_mode} only with kv_cache {', '.join(caches)}"
     return None
 
 
-def lacking_engine(runtime: Engine, site: Site) -> str | None:
+def lacking_engine(runtime: Engine[Any], site: Site) -> str | None:
     """Why nothing can be measured on an engine: its stack is not made, or holds none of its libraries."""
     return None if runtime.stack == MAIN else _missing_from(runtime.stack, runtime.packages, site)
 

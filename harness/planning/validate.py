@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
+from harness import plugins as registry
 from harness.core.identity import digest
 from harness.core.model import model_identity
 from harness.models.scope import matching
@@ -59,9 +60,10 @@ def refuse_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:
 def refuse_engines(recipe: Recipe, engines: Sequence[str], chosen: Sequence[Variant]) -> None:
     """Raises RecipeError for a method that no engine of the recipe runs; on one that does not, it is left out."""
     for variant in chosen:
-        if not set(variant.engines) & set(engines):
-            known = ", ".join(variant.engines)
-            raise recipe.error(("methods",), f"{variant.ref.label} runs on {known}; name it under 'engines'")
+        if not any(variant.runs_on(registry.engine(name)) for name in engines):
+            able = [name for name in registry.engine_names() if variant.runs_on(registry.engine(name))]
+            known = f"runs on {', '.join(able)}; name it under 'engines'" if able else "runs on no installed engine"
+            raise recipe.error(("methods",), f"{variant.ref.label} {known}")
 
 
 def refuse_scope(recipe: Recipe, sources: Sequence[SourceModel], chosen: Sequence[Variant]) -> None:

@@ -1,8 +1,8 @@
 """Text that a model writes after prompts until it writes a stop sequence, as lm-eval's HFLM would have it.
 
 Prompts are read one by one, without padding, and what all begin with only once. They are then written on together:
-a text that is done leaves, and the next prompt takes its place. A model that keeps no past, or is to see one prompt at
-a time, is given them as HFLM gives them.
+a text that is done leaves, and the next prompt takes its place. A model that cannot branch, or must see one prompt at a
+time, gets them as HFLM would give them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Branching, Generates, as_branching
 from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import common
 from harness.tasks.scoring import Effort
@@ -38,7 +38,7 @@ SHARED_TOKENS = 32
 
 
 def generate(
-    model: LoadedModel,
+    model: Generates,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     max_length: int,
@@ -84,7 +84,7 @@ class _Writer:
     """Writes after prompts of equal settings."""
 
     def __init__(
-        self, model: LoadedModel, tokenizer: Any, max_length: int, settings: Mapping[str, Any], effort: Effort
+        self, model: Generates, tokenizer: Any, max_length: int, settings: Mapping[str, Any], effort: Effort
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -110,56 +110,57 @@ class _Writer:
         ordered = sorted(texts, key=len, reverse=True)
         together = rows > 1 and len(ordered[-1]) > 1 and self._settings.keys() <= PLAIN_SETTINGS
         with torch.inference_mode():
-            if together and self._model.branching():
-                self._in_stretches(ordered, rows)
+            branching = as_branching(self._model) if together else None
+            if branching is not None:
+                self._in_stretches(branching, ordered, rows)
             else:
                 for low in range(0, len(ordered), rows):
                     self._continue(ordered[low : low + rows], None, self._new)
         return [self._said(text.written) for text in texts]
 
-    def _in_stretches(self, texts: Sequence[_Text], rows: int) -> None:
+    def _in_stretches(self, model: Branching, texts: Sequence[_Text], rows: int) -> None:
         import torch
 
         shared = self._shared([text.prompt for text in texts])
-        stem = self._read(texts[0].prompt[:shared], None) if shared else None
-        waiting, going, past = deque(texts), list[_Text](), None
+        stem = self._read(model, texts[0].prompt[:shared], None) if shared else None
+        waiting, going, prefix = deque(texts), list[_Text](), None
         while waiting or going:
             fresh = [waiting.popleft() for _ in range(min(rows - len(going), len(waiting)))]
-            pasts = [self._read(text.prompt[shared:-1], stem) for text in fresh]
+            read = [self._read(model, text.prompt[shared:-1], stem) for text in fresh]
             if fresh:
-                past = self._model.join([*([past] if going else []), *pasts])
+                prefix = model.join_prefixes([*([prefix] if going else []), *read])
                 going += fresh
             steps = min(STRETCH, *(self._new - len(text.written) for text in going))
-            past = self._continue(going, past, steps)
+            prefix = self._continue(going, prefix, steps)
             kept = [row for row, text in enumerate(going) if not text.done]
             going = [going[row] for row in kept]
             if going:
-                past = self._model.select(past, torch.tensor(kept), max(map(len, going)) - 1)
+                prefix = model.select_prefix(prefix, torch.tensor(kept), max(map(len, going)) - 1)
 
     def _shared(self, prompts: Sequence[tuple[int, ...]]) -> int:
         """How many tokens all prompts begin with, where it pays to read them once; two of each must be left."""
         shared = min(common(min(prompts), max(prompts)), min(map(len, prompts)) - 2)
         return shared if len(prompts) > 1 and shared >= SHARED_TOKENS else 0
 
-    def _read(self, tokens: Sequence[int], past: Any | None) -> Any:
+    def _read(self, model: Branching, tokens: Sequence[int], prefix: Any | None) -> Any:
         import torch
 
         self._effort.add(tokens=len(tokens), forwards=1)
-        return self._model.extend(torch.tensor(tokens), past)[1]
+        return model.extend_prefix(torch.tensor(tokens), prefix)[1]
 
-    def _continue(self, texts: Sequence[_Text], past: Any | None, steps: int) -> Any:
-        """Writes up to ``steps`` tokens after each text, whose tokens but the last are in ``past``, if any."""
+    def _continue(self, texts: Sequence[_Text], prefix: Any | None, steps: int) -> Any:
+        """Writes up to ``steps`` tokens after each text; ``prefix`` may hold all of its tokens but the last."""
         tokens, mask = self._padded(texts)
         stop = _Stop(self._tokenizer, self._stops, self._look_back, texts)
         settings = {**self._settings, "max_new_tokens": steps, "pad_token_id": self._tokenizer.pad_token_id}
-        read = tokens.numel() if past is None else len(texts)
-        found, ended, past = self._model.generate(tokens, mask, past, stop, **settings)
-        taken = found.shape[1]
+        read = tokens.numel() if prefix is None else len(texts)
+        written, ended, prefix = self._model.generate(tokens, mask, prefix, stop, **settings)
+        taken = written.shape[1]
         self._effort.add(tokens=read + len(texts) * (taken - 1), head_rows=len(texts) * taken, forwards=taken)
-        for text, row, end, own in zip(texts, found.tolist(), stop.ends, ended.tolist(), strict=True):
+        for text, row, end, own in zip(texts, written.tolist(), stop.ends, ended.tolist(), strict=True):
             text.written += row[:end]
             text.done = own or end is not None or len(text.written) >= self._new
-        return past
+        return prefix
 
     def _padded(self, texts: Sequence[_Text]) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and mask, (texts, length of the longest); padding stands on the left."""

@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configure_pad_token, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Generates, LoadedModel, Logits, as_branching
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.generating import ROWS, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
@@ -34,7 +34,7 @@ class BatchNoise:
 
 
 class HarnessLM(TemplateLM):  # type: ignore[misc]
-    """An ``lm_eval.api.model.LM`` on a LoadedModel. ``effort`` says what its answers took so far.
+    """An ``lm_eval.api.model.LM`` on a loaded model. ``effort`` says what its answers took so far.
 
     ``layout`` is the fastest that the model allows if None. Raises UnsupportedError where there is no tokenizer, or
     none with the BOS that ``bos`` asks for, or the model cannot take the layout.
@@ -42,7 +42,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: Logits,
         *,
         layout: Layout | None = None,
         bos: Literal["auto", "always", "never"] = "auto",
@@ -57,7 +57,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             raise UnsupportedError("tasks need a tokenizer with BOS or EOS, to stand before a text without a context")
         if bos == "always" and model.tokenizer.bos_token_id is None:
             raise UnsupportedError("bos: always: the tokenizer has no BOS token")
-        if layout == "packed" and not model.branching():
+        if layout == "packed" and as_branching(model) is None:
             raise UnsupportedError("this model cannot run rows that branch")
         self.model = model
         self.layout: Layout = layout or default_layout(model)
@@ -123,6 +123,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         contexts = [instance.args[0] for instance in requests]
         encoded = self._encoded(contexts)
         prompts = [(encoded[text], instance.args[1]) for text, instance in zip(contexts, requests, strict=True)]
+        if not isinstance(self.model, Generates):
+            raise UnsupportedError("the task generates text, and this engine cannot")
         rows = 1 if self.layout == "alone" else ROWS
         return generate(self.model, self.tokenizer, prompts, self.max_length, rows, self._seed, self.effort)
 

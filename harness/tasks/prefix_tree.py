@@ -1,8 +1,8 @@
 """Which rows of tokens a model must run for many inputs that begin alike. Pure.
 
 Sorted, inputs with a common beginning stand together and form a radix tree. A row holds neighbours in that order:
-a token of a shared beginning stands in it once, and each token sees those before it whose ``reach`` covers it.
-A long beginning of more inputs than one row holds becomes a row of its own that is kept: others stand on it.
+a token of a shared beginning stands in it once, and each token sees those before it whose ``visible_until`` covers
+it. A long beginning of more inputs than one row holds becomes a row of its own that is kept: others stand on it.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class Reads:
 class Row:
     """Tokens for one forward pass, after those of the row ``on`` (its index), if any.
 
-    The token in place i is seen by those in places i to ``reach[i]`` - 1. A ``kept`` row does not branch.
+    The token in place i is seen by those in places i to ``visible_until[i]`` - 1. A ``kept`` row does not branch.
     """
 
     tokens: Ints
-    reach: Ints
+    visible_until: Ints
     reads: Reads
     on: int | None = None
     kept: bool = False
 
     @property
     def branches(self) -> bool:
-        return bool((self.reach < len(self.tokens)).any())
+        return bool((self.visible_until < len(self.tokens)).any())
 
 
 def pack(inputs: Sequence[Input], budget: int) -> list[Row]:
@@ -174,17 +174,17 @@ class _Packing:
     def _row(self, leaves: Sequence[int], common: Sequence[int], depth: int, on: int | None) -> None:
         """Makes the row of some leaves; ``common`` is what each shares with the one before it."""
         tokens = np.concatenate([self.leaves[leaf][shared:] for leaf, shared in zip(leaves, common, strict=True)])
-        reach = np.full(len(tokens), len(tokens))
+        visible_until = np.full(len(tokens), len(tokens))
         path = NONE  # where the tokens of the current leaf stand, from ``depth`` on
         paths: list[tuple[list[int], Ints]] = []
         done = 0
         for leaf, shared in zip(leaves, common, strict=True):
-            reach[path[shared - depth :]] = done
+            visible_until[path[shared - depth :]] = done
             fresh = int(self.lengths[leaf]) - shared
             path = np.concatenate([path[: shared - depth], np.arange(done, done + fresh)])
             paths.append((self.riders[leaf], path))
             done += fresh
-        self.rows.append(Row(tokens, reach, self._reads(paths, depth, None), on))
+        self.rows.append(Row(tokens, visible_until, self._reads(paths, depth, None), on))
 
     def _reads(self, paths: Sequence[tuple[Sequence[int], Ints]], depth: int, stop: int | None) -> Reads:
         """What inputs want of their tokens from ``depth`` up to ``stop``, which stand where the paths say."""

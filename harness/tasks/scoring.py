@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Branching, LoadedModel, Logits, as_branching, states_and_head
+from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import Input, Ints, Reads, Row, pack
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Effort:
 
 
 def default_layout(model: LoadedModel) -> Layout:
-    return "packed" if model.branching() else "batched"
+    return "packed" if as_branching(model) is not None else "batched"
 
 
 def default_budget(model: LoadedModel) -> int:
@@ -62,16 +63,17 @@ def default_budget(model: LoadedModel) -> int:
 
 
 def score(
-    model: LoadedModel, requests: Sequence[Request], layout: Layout, budget: int, effort: Effort | None = None
+    model: Logits, requests: Sequence[Request], layout: Layout, budget: int, effort: Effort | None = None
 ) -> list[Score]:
     """The score of every request, in order; ``effort`` is added to.
 
-    Requests with one input in common share its predictions. ``packed`` is for models that can branch.
+    Requests with one input in common share its predictions. Raises UnsupportedError for ``packed`` where the model
+    cannot branch.
     """
     import torch
 
     effort = effort or Effort()
-    reader = _Reader(model, requests, effort)
+    reader = _Reader(states_and_head(model)[1], requests, effort)
     with torch.inference_mode():
         for states, reads in _forwards(model, reader.inputs, layout, budget, effort):
             reader.read(states, reads)
@@ -79,33 +81,36 @@ def score(
 
 
 def _forwards(
-    model: LoadedModel, inputs: Sequence[Input], layout: Layout, budget: int, effort: Effort
+    model: Logits, inputs: Sequence[Input], layout: Layout, budget: int, effort: Effort
 ) -> Iterator[tuple[torch.Tensor, Reads]]:
-    """Hidden states (n, width), or logits of a model whose head stands not apart, and what is to be read of them."""
+    """Hidden states (n, width), or logits (n, vocabulary) of a model that does not factor, and what to read of them."""
     if layout == "packed":
-        yield from _packed(model, pack(inputs, budget), effort)
+        branching = as_branching(model)
+        if branching is None:
+            raise UnsupportedError("this model cannot run rows that branch")
+        yield from _packed(branching, pack(inputs, budget), effort)
         return
     for batch in _batches(inputs, 1 if layout == "alone" else budget):
         yield _padded(model, inputs, batch, effort)
 
 
-def _packed(model: LoadedModel, rows: Sequence[Row], effort: Effort) -> Iterator[tuple[torch.Tensor, Reads]]:
-    """A kept row's past is dropped after the last row that stands on it."""
+def _packed(model: Branching, rows: Sequence[Row], effort: Effort) -> Iterator[tuple[torch.Tensor, Reads]]:
+    """The prefix cache of a kept row is dropped after the last row that stands on it."""
     import torch
 
     last = {row.on: index for index, row in enumerate(rows)}
-    pasts: dict[int | None, Any] = {None: None}
+    prefixes: dict[int | None, Any] = {None: None}
     for index, row in enumerate(rows):
         tokens = torch.from_numpy(row.tokens)
-        past = pasts[row.on]
+        prefix = prefixes[row.on]
         if row.kept:
-            states, pasts[index] = model.extend(tokens, past)
-        elif past is None and not row.branches:
+            states, prefixes[index] = model.extend_prefix(tokens, prefix)
+        elif prefix is None and not row.branches:
             states = model.hidden(tokens.unsqueeze(0))[0]
         else:
-            states = model.grow(tokens, torch.from_numpy(row.reach), past)
+            states = model.forward_tree(tokens, torch.from_numpy(row.visible_until), prefix)
         if row.on is not None and last[row.on] == index:
-            del pasts[row.on]
+            del prefixes[row.on]
         effort.add(tokens=len(row.tokens), forwards=1)
         yield states, row.reads
 
@@ -123,16 +128,14 @@ def _batches(inputs: Sequence[Input], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(
-    model: LoadedModel, inputs: Sequence[Input], batch: Sequence[int], effort: Effort
-) -> tuple[torch.Tensor, Reads]:
+def _padded(model: Logits, inputs: Sequence[Input], batch: Sequence[int], effort: Effort) -> tuple[torch.Tensor, Reads]:
     import torch
 
     width = max(len(inputs[index].tokens) for index in batch)
     tokens = torch.zeros(len(batch), width, dtype=torch.int64)
     for row, index in enumerate(batch):
         tokens[row, : len(inputs[index].tokens)] = torch.tensor(inputs[index].tokens)
-    states = model.hidden(tokens) if model.factored else model.logits(tokens)
+    states = states_and_head(model)[0](tokens)
     effort.add(tokens=tokens.numel(), forwards=1)
     spans = [np.arange(inputs[index].first, len(inputs[index].tokens)) for index in batch]
     reads = Reads(
@@ -146,8 +149,10 @@ def _padded(
 class _Reader:
     """Turns hidden states into the scores of requests. Requests with equal inputs share them."""
 
-    def __init__(self, model: LoadedModel, requests: Sequence[Request], effort: Effort) -> None:
-        self._model = model
+    def __init__(
+        self, head: Callable[[torch.Tensor], torch.Tensor], requests: Sequence[Request], effort: Effort
+    ) -> None:
+        self._head = head
         self._requests = requests
         self._effort = effort
         sharing: dict[tuple[int, ...], list[int]] = {}
@@ -177,7 +182,7 @@ class _Reader:
         for chunk, low in enumerate(range(0, len(wanted), CHUNK_ROWS)):
             mine = order[bounds[chunk] : bounds[chunk + 1]]
             picked = states[torch.from_numpy(wanted[low : low + CHUNK_ROWS]).to(states.device)]
-            logits = (self._model.head(picked) if self._model.factored else picked).float()
+            logits = self._head(picked).float()
             at = torch.from_numpy(rows[mine] - low).to(logits.device)
             target = torch.from_numpy(targets[mine]).to(logits.device)
             nats = logits.log_softmax(dim=-1)[at, target]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from harness.core.engine import Decoder
+from harness.core.capability import Decoder
 from harness.core.workload import ThroughputWorkload
 from harness.engines.transformers.compiled import _compile, compiled
 from harness.engines.transformers.engine import TransformersModel

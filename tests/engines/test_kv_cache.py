@@ -22,7 +22,7 @@ LENGTH = 3 * kv_cache.CHUNK_TOKENS - 5
 
 def read(tiny: Path, kind: str):
     model = load(LoadRequest(tiny, "float32", "cpu", kv_cache=kind))
-    model.probe()
+    model.probe_head()
     return model
 
 
@@ -95,7 +95,7 @@ def test_packed_caches_take_texts_of_any_length(tiny: Path) -> None:
 
 def test_tasks_and_compiling_do_not_go_around_the_cache(tiny: Path, tokens: torch.Tensor) -> None:
     model = read(tiny, "fp8")
-    assert not model.branching()
+    assert not model.can_branch()
     with pytest.raises(UnsupportedError, match="static"):
         model.decoder("compiled", tokens, 4)
 

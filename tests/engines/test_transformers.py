@@ -38,7 +38,7 @@ SMALL = {
 @pytest.fixture(scope="module")
 def model(tiny: Path):
     loaded = load(LoadRequest(tiny, "float32", "cpu"))
-    loaded.probe()
+    loaded.probe_head()
     return loaded
 
 
@@ -73,7 +73,7 @@ def test_what_follows_the_head_belongs_to_it(built) -> None:
     torch.manual_seed(0)
     raw = built().float().eval()
     wrapped = TransformersModel(raw, None)
-    wrapped.probe()
+    wrapped.probe_head()
     weights = wrapped.output_embedding()
     assert wrapped.factored
     assert weights is not None
@@ -96,7 +96,7 @@ def test_a_head_that_is_not_the_whole_story_is_found_out(tiny: Path) -> None:
 
     raw.forward = crooked
     wrapped = TransformersModel(raw, None)
-    wrapped.probe()
+    wrapped.probe_head()
     assert not wrapped.factored
     assert wrapped.output_embedding() is None
 
@@ -121,27 +121,29 @@ def test_pickled_weights_are_not_loaded(tiny: Path, tmp_path: Path) -> None:
 
 
 STEM, ONE, OTHER = TOKENS[0, :12], TOKENS[0, 12:20], TOKENS[0, 20:]
-REACH = torch.tensor([32] * 12 + [20] * 8 + [32] * 12)
+VISIBLE_UNTIL = torch.tensor([32] * 12 + [20] * 8 + [32] * 12)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_branches_are_what_each_is_alone(tiny: Path, attention: str) -> None:
     model = load(LoadRequest(tiny, "float32", "cpu", attention=attention))
-    model.probe()
-    assert model.branching()
+    model.probe_head()
+    assert model.can_branch()
     with torch.inference_mode():
         first, second = (model.hidden(torch.cat([STEM, branch])[None])[0] for branch in (ONE, OTHER))
         expected = torch.cat([first, second[12:]])
-        torch.testing.assert_close(model.grow(TOKENS[0], REACH, None), expected, rtol=0, atol=1e-4)
-        states, past = model.extend(STEM[:5], None)
+        torch.testing.assert_close(model.forward_tree(TOKENS[0], VISIBLE_UNTIL, None), expected, rtol=0, atol=1e-4)
+        states, prefix = model.extend_prefix(STEM[:5], None)
         torch.testing.assert_close(states, expected[:5], rtol=0, atol=1e-4)
-        states, longer = model.extend(STEM[5:], past)
+        states, longer = model.extend_prefix(STEM[5:], prefix)
         torch.testing.assert_close(states, expected[5:12], rtol=0, atol=1e-4)
-        for _ in range(2):  # neither past has grown
+        for _ in range(2):  # neither prefix cache has changed
             torch.testing.assert_close(
-                model.grow(TOKENS[0, 12:], REACH[12:] - 12, longer), expected[12:], rtol=0, atol=1e-4
+                model.forward_tree(TOKENS[0, 12:], VISIBLE_UNTIL[12:] - 12, longer), expected[12:], rtol=0, atol=1e-4
             )
-            torch.testing.assert_close(model.grow(TOKENS[0, 5:], REACH[5:] - 5, past), expected[5:], rtol=0, atol=1e-4)
+            torch.testing.assert_close(
+                model.forward_tree(TOKENS[0, 5:], VISIBLE_UNTIL[5:] - 5, prefix), expected[5:], rtol=0, atol=1e-4
+            )
 
 
 @pytest.mark.parametrize(
@@ -158,9 +160,9 @@ def test_branches_are_what_each_is_alone(tiny: Path, attention: str) -> None:
 def test_who_can_branch_is_found_by_trying(built, branches: bool) -> None:
     torch.manual_seed(0)
     wrapped = TransformersModel(built().float().eval(), None)
-    wrapped.probe()
+    wrapped.probe_head()
     assert wrapped.factored
-    assert wrapped.branching() == branches
+    assert wrapped.can_branch() == branches
 
 
 def test_a_model_that_takes_positions_from_the_order_does_not_branch(tiny: Path) -> None:
@@ -168,16 +170,16 @@ def test_a_model_that_takes_positions_from_the_order_does_not_branch(tiny: Path)
     inner = raw.model.forward
     raw.model.forward = lambda *args, position_ids=None, **kwargs: inner(*args, **kwargs)
     wrapped = TransformersModel(raw, None)
-    wrapped.probe()
+    wrapped.probe_head()
     assert wrapped.factored
-    assert not wrapped.branching()
+    assert not wrapped.can_branch()
 
 
-def written(model, tokens: torch.Tensor, mask: torch.Tensor, past=None, steps: int = 6):
+def written(model, tokens: torch.Tensor, mask: torch.Tensor, prefix=None, steps: int = 6):
     def stop(found: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(found), dtype=torch.bool)
 
-    return model.generate(tokens, mask, past, stop, max_new_tokens=steps, do_sample=False, pad_token_id=1)
+    return model.generate(tokens, mask, prefix, stop, max_new_tokens=steps, do_sample=False, pad_token_id=1)
 
 
 def test_writing_goes_on_with_a_past_and_without_the_rows_that_left(model) -> None:
@@ -185,10 +187,10 @@ def test_writing_goes_on_with_a_past_and_without_the_rows_that_left(model) -> No
     mask = torch.ones_like(prompts)
     with torch.inference_mode():
         whole, _, _ = written(model, prompts, mask, steps=8)
-        begun, _, past = written(model, prompts, mask, steps=3)
+        begun, _, prefix = written(model, prompts, mask, steps=3)
         kept = torch.tensor([0, 2])
         longer = torch.cat([prompts, begun], dim=1)[kept]
-        rest, _, _ = written(model, longer, torch.ones_like(longer), model.select(past, kept, 12), steps=5)
+        rest, _, _ = written(model, longer, torch.ones_like(longer), model.select_prefix(prefix, kept, 12), steps=5)
     assert torch.cat([begun[kept], rest], dim=1).tolist() == whole[kept].tolist()
 
 
@@ -198,14 +200,14 @@ def test_prompts_of_unlike_length_are_joined_and_lose_their_padding_again(model)
     mask = torch.ones_like(padded)
     mask[0, :7] = 0
     with torch.inference_mode():
-        pasts = [model.extend(prompt[:-1], None)[1] for prompt in (short, long)]
-        together, _, past = written(model, padded, mask, model.join(pasts), steps=4)
+        prefixes = [model.extend_prefix(prompt[:-1], None)[1] for prompt in (short, long)]
+        together, _, prefix = written(model, padded, mask, model.join_prefixes(prefixes), steps=4)
         singly = [written(model, prompt[None], torch.ones(1, len(prompt)), steps=8)[0][0] for prompt in (short, long)]
         assert together.tolist() == [each[:4].tolist() for each in singly]
         rest = torch.cat([short, together[0]])[None]
-        past = model.select(past, torch.tensor([0]), len(short) + 3)
-        assert past.get_seq_length() == len(short) + 3
-        assert written(model, rest, torch.ones_like(rest), past, steps=4)[0][0].tolist() == singly[0][4:].tolist()
+        prefix = model.select_prefix(prefix, torch.tensor([0]), len(short) + 3)
+        assert prefix.get_seq_length() == len(short) + 3
+        assert written(model, rest, torch.ones_like(rest), prefix, steps=4)[0][0].tolist() == singly[0][4:].tolist()
 
 
 def test_who_wrote_the_models_own_end_is_told(tiny: Path) -> None:

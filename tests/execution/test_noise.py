@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from harness.core.engine import LoadedModel, StoredTensor
+from harness.core.capability import Logits, StoredTensor
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement
@@ -34,17 +34,17 @@ def bench(tiny: Path, tmp_path: Path) -> Bench:
 
 
 @pytest.fixture
-def model(bench: Bench) -> LoadedModel:
-    return bench.load()
+def model(bench: Bench) -> Logits:
+    return bench.load(Logits)
 
 
 @pytest.fixture
-def windows(model: LoadedModel) -> Windows:
+def windows(model: Logits) -> Windows:
     return cut(PerplexityWorkload(resolve(Text(name="demo"), Path()), "gptq", CONTEXT, 4), model.tokenizer)
 
 
 @pytest.fixture
-def kept(model: LoadedModel, windows: Windows, tmp_path: Path) -> references.Reference:
+def kept(model: Logits, windows: Windows, tmp_path: Path) -> references.Reference:
     with torch.inference_mode():
         references.write(model, windows, tmp_path)
     return references.Reference(tmp_path, "cpu")
@@ -97,7 +97,7 @@ def test_another_dtype_is_the_distance_of_the_two_models(bench: Bench, model, wi
 
 
 def test_a_baseline_of_16_bits_is_held_against_float32(bench: Bench, model, windows, tmp_path: Path) -> None:
-    half = bench.load_as("bfloat16")
+    half = bench.load_as("bfloat16", Logits)
     with torch.inference_mode():
         references.write(half, windows, tmp_path)
     noise.other_dtype(bench, half.weight_ledger(), windows, references.Reference(tmp_path, "cpu"))
@@ -119,7 +119,7 @@ def test_where_it_would_not_fit_a_fact_says_so(bench: Bench, model, windows, kep
 
 
 def test_what_a_library_raises_costs_the_floor_alone(bench: Bench, model, windows, kept, monkeypatch) -> None:
-    def fail(dtype: str) -> LoadedModel:
+    def fail(dtype: str, needed: type[Logits]) -> Logits:
         raise RuntimeError("no kernel for it\nand a traceback")
 
     monkeypatch.setattr(bench, "load_as", fail)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from harness.analysis.tradeoff import tradeoff
 from harness.cli.app import app
+from harness.core.capability import Logits
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
@@ -52,7 +53,7 @@ def found(bench: Bench) -> dict[str, Measurement]:
 
 def test_the_evidence_is_that_of_independent_computations(bench: Bench, tiny: Path) -> None:
     """Characters by the offsets of the tokenizers library; the gain by two plain passes of transformers."""
-    model = bench.load()
+    model = bench.load(Logits)
     windows = cut(demo("gptq", 128, 5), model.tokenizer)
     plausibility(bench, model, windows)
     measured = found(bench)
@@ -92,7 +93,7 @@ def test_the_evidence_is_that_of_independent_computations(bench: Bench, tiny: Pa
     ],
 )
 def test_bos_is_probed_where_the_window_lacks_it(bench: Bench, workload: PerplexityWorkload, probed: bool) -> None:
-    model = bench.load()
+    model = bench.load(Logits)
     plausibility(bench, model, cut(workload, model.tokenizer))
     assert ("bos_gain" in found(bench)) == probed
     if probed:
@@ -130,7 +131,7 @@ def test_a_model_that_needs_bos(bench: Bench) -> None:
 
 def test_a_bos_that_the_model_does_not_know_costs_no_figures(bench: Bench) -> None:
     """transformers appends a ``bos_token`` that the vocabulary lacks, beyond the last embedding."""
-    model = bench.load()
+    model = bench.load(Logits)
     windows = cut(PerplexityWorkload(resolve(Text(name="demo"), Path()), "gptq", 128, 2), model.tokenizer)
     model.tokenizer.add_special_tokens({"bos_token": "<|startoftext|>"})
     assert model.tokenizer.bos_token_id >= model.vocabulary

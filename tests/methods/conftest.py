@@ -14,7 +14,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import plugins as registry
-from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.capability import Logits
+from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, Method, QuantizeJob, Setting
 from harness.engines.transformers.engine import TRANSFORMERS
 from harness.models.headers import read_directory
@@ -32,7 +33,7 @@ class Made:
     params: Any
     folder: Path
     in_memory: torch.Tensor | None
-    model: LoadedModel
+    model: Logits
     loaded: torch.Tensor
     plain: torch.Tensor
     facts: dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.core.engine import StoredTensor
+from harness.core.capability import StoredTensor
 from harness.models.memory import DTYPE_BITS, weights
 from harness.models.shapes import read
 

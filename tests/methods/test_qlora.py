@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Logits
 from harness.core.method import CalibrationSet
 from harness.models.headers import read_config
 from harness.plugins import method
@@ -19,7 +19,7 @@ TRAINING = {"rank": RANK, "steps": 16, "learning_rate": 1e-3}
 SCOPE = 28
 
 
-def loss(model: LoadedModel, rows: CalibrationSet) -> float:
+def loss(model: Logits, rows: CalibrationSet) -> float:
     """Mean loss of the next token over the rows, nats."""
     tokens = torch.tensor(rows.tokens)
     with torch.inference_mode():
@@ -27,7 +27,7 @@ def loss(model: LoadedModel, rows: CalibrationSet) -> float:
     return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()))
 
 
-def linear_bytes(model: LoadedModel) -> int:
+def linear_bytes(model: Logits) -> int:
     return sum(entry.value_bytes + entry.scale_bytes for entry in model.weight_ledger() if entry.role == "linear")
 
 

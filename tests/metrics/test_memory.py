@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 
-from harness.core.engine import StoredTensor
+from harness.core.capability import StoredTensor
 from harness.metrics import memory
 from harness.metrics.memory import PeakMemory, kv_cache, weights
 from harness.models.headers import read_config

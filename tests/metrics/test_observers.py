@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from harness.core.engine import LoadedModel, LoadRequest
+from harness.core.capability import Factored, Logits
+from harness.core.engine import LoadRequest
 from harness.core.metric import Chunk, Windows
 from harness.core.record import Measurement
 from harness.core.workload import PerplexityWorkload
@@ -42,9 +43,9 @@ def plain(tokens: list[list[int]]) -> Windows:
     return Windows(tokens, [1] * len(tokens), [str(index) for index in range(len(tokens))], {})
 
 
-def loaded(folder: Path) -> LoadedModel:
+def loaded(folder: Path) -> Logits:
     model = load(LoadRequest(folder, "float32", "cpu"))
-    model.probe()
+    model.probe_head()
     return model
 
 
@@ -126,7 +127,7 @@ def diverge(model, windows: Windows, kept: Path) -> dict[str, Measurement]:
     return {m.metric: m for m in divergence.finish()}
 
 
-def log_probabilities(model: LoadedModel, windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
+def log_probabilities(model: Logits, windows: Windows) -> tuple[torch.Tensor, torch.Tensor]:
     """Of the model's own logits in float64, and the true tokens: nothing of the harness but the loading."""
     with torch.inference_mode():
         rows = [model.logits(torch.tensor([tokens]))[0, :-1].double().log_softmax(-1) for tokens in windows.tokens]
@@ -262,7 +263,7 @@ def test_a_batch_of_windows_scores_as_they_do_alone(pair) -> None:
     assert found["3:150"] == pytest.approx(expected["2:150"], abs=1e-6)
 
 
-class Wide:
+class Wide(Factored):
     """A model with a head of 256,000 tokens, which notes how many rows it is asked for at a time."""
 
     factored, device, vocabulary = True, "cpu", 256_000

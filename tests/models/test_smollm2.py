@@ -52,7 +52,7 @@ def test_the_degridded_model_has_the_plain_models_perplexity(tmp_path: Path) -> 
     assert divergence is not None
     assert divergence < DEGRID_KL_LIMIT
     model = load(LoadRequest(tmp_path, "float32", "cpu"))
-    model.probe()
+    model.probe_head()
     tokenizer = model.tokenizer
     special = tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token
     assert special == ("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_end|>")  # those of the file's metadata

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.engine import LoadRequest, StoredTensor
+from harness.core.capability import StoredTensor
+from harness.core.engine import LoadRequest
 from harness.engines.transformers.engine import load
 from harness.models.headers import read_config
 from harness.numerics.traffic import PACKED, AttentionShape, Routing, Running, Step, decode_step, prefill, routing
@@ -136,9 +137,7 @@ def test_of_the_tiny_model(tiny: Path) -> None:
     config = read_config(tiny)
     model = load(LoadRequest(tiny, "float32", "cpu"))
     attention = AttentionShape((None,) * 4, heads=4, kv_heads=2, head_dim=16, kv_element_bytes=4)
-    counted = Running(
-        model.weight_ledger(), model.layer_families(), 512, model.running_bytes(), routing(config), attention
-    )
+    counted = Running(model.weight_ledger(), model.families(), 512, model.running_bytes(), routing(config), attention)
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 192
     weights = 4 * (4 * layer + 4 * 2 * 64 + 64 + 512 * 64)
     cache = 4 * 2 * 2 * 16 * 4 * 71.5

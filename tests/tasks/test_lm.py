@@ -43,7 +43,7 @@ class Both:
         self.raw = raw or AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model = TransformersModel(self.raw, self.tokenizer)
-        self.model.probe()
+        self.model.probe_head()
 
     def ours(self, **settings: Any) -> HarnessLM:
         return HarnessLM(self.model, **settings)
@@ -261,8 +261,8 @@ def test_noise_of_the_layout_is_measured(small: Both, monkeypatch: pytest.Monkey
     assert noise.nat < 1e-4
     assert small.ours(layout="alone").batch_noise(requests).layouts == ("alone", "packed")
 
-    grow = small.model.grow
-    monkeypatch.setattr(small.model, "grow", lambda *row: -grow(*row))
+    forward_tree = small.model.forward_tree
+    monkeypatch.setattr(small.model, "forward_tree", lambda *row: -forward_tree(*row))
     noise = small.ours().batch_noise(requests)
     first, second = (small.ours(layout=layout).loglikelihood(requests) for layout in ("packed", "alone"))
     assert noise.nat == pytest.approx(max(abs(a[0] - b[0]) for a, b in zip(first, second, strict=True)))
@@ -276,7 +276,7 @@ def test_noise_of_the_layout_is_measured(small: Both, monkeypatch: pytest.Monkey
         lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, num_attention_heads=4, num_key_value_heads=2, head_dim=8)),
         lambda: MambaForCausalLM(MambaConfig(**SMALL)),
     ],
-    ids=["windows", "no past of keys and values"],
+    ids=["windows", "no cache of keys and values"],
 )
 def test_a_model_that_cannot_branch_is_run_in_batches(tiny: Path, built: Callable[[], Any]) -> None:
     torch.manual_seed(0)

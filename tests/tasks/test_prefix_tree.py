@@ -25,9 +25,9 @@ def inputs_of_all_kinds(draw: st.DrawFn) -> list[Input]:
 
 
 def seen_by(rows: Sequence[Row], row: Row, place: int) -> tuple[int, ...]:
-    """The tokens that the one in a place of a row sees, itself the last, by the definition of ``reach``."""
+    """The tokens that the one in a place of a row sees, itself the last, by the definition of ``visible_until``."""
     below = () if row.on is None else seen_by(rows, rows[row.on], len(rows[row.on].tokens) - 1)
-    return below + tuple(int(row.tokens[at]) for at in range(place + 1) if row.reach[at] > place)
+    return below + tuple(int(row.tokens[at]) for at in range(place + 1) if row.visible_until[at] > place)
 
 
 @given(inputs_of_all_kinds(), st.integers(1, 80))
@@ -64,7 +64,7 @@ def test_choices_of_one_question_share_it() -> None:
     question = (1, 2, 3)
     (row,) = pack([Input((*question, 7, 8), 2), Input((*question, 9), 2)], 100)
     assert row.tokens.tolist() == [1, 2, 3, 7, 8, 9]
-    assert row.reach.tolist() == [6, 6, 6, 5, 5, 6]
+    assert row.visible_until.tolist() == [6, 6, 6, 5, 5, 6]
 
 
 def test_a_header_of_all_questions_is_computed_once() -> None:

@@ -57,7 +57,7 @@ def raw(tiny: Path):
 @pytest.fixture(scope="module")
 def model(raw):
     wrapped = TransformersModel(raw, None)
-    wrapped.probe()
+    wrapped.probe_head()
     return wrapped
 
 
@@ -107,7 +107,7 @@ def test_a_model_whose_head_stands_not_apart_is_scored_by_its_logits(tiny: Path,
 
     raw.forward = crooked
     wrapped = TransformersModel(raw, None)
-    wrapped.probe()
+    wrapped.probe_head()
     assert default_layout(wrapped) == "batched"
     assert same(score(wrapped, asked, "batched", 200), plainly(raw, asked))
 
@@ -131,18 +131,18 @@ def test_requests_of_one_input_share_its_prediction(model) -> None:
 
 
 def test_pasts_are_dropped_with_the_last_row_on_them(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twenty questions, each with a long text of its own: one past at a time."""
+    """Twenty questions, each with a long text of its own: one prefix cache at a time."""
     alive: weakref.WeakSet[object] = weakref.WeakSet()
     most = []
-    extend = model.extend
+    extend = model.extend_prefix
 
-    def counted(tokens: torch.Tensor, past: object):
-        states, longer = extend(tokens, past)
+    def counted(tokens: torch.Tensor, prefix: object):
+        states, longer = extend(tokens, prefix)
         alive.add(longer)
         most.append(len(alive))
         return states, longer
 
-    monkeypatch.setattr(model, "extend", counted)
+    monkeypatch.setattr(model, "extend_prefix", counted)
     wanted = [Request((text, *range(30, 80)), (choice, 9)) for text in range(2, 22) for choice in (7, 8)]
     score(model, wanted, "packed", 40)
     assert most == [1] * 20
@@ -163,7 +163,7 @@ def test_quantized_models_give_the_same_packed_and_alone(tiny: Path, asked, meth
 
         quantization = TorchAoConfig(Int8WeightOnlyConfig())
     model = load(LoadRequest(tiny, "float32", "cpu", quantization=quantization))
-    model.probe()
-    assert model.branching()
+    model.probe_head()
+    assert model.can_branch()
     packed, alone = (score(model, asked, layout, 100) for layout in ("packed", "alone"))
     assert same(packed, alone, tolerance=1e-3)

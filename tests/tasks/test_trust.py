@@ -199,9 +199,9 @@ def test_trusted_code_runs_in_a_worker_and_untrusted_does_not(sweeps, tiny: Path
 
 
 def test_a_template_reaches_no_function_of_python(place: Path) -> None:
-    reach = "{{ cycler.__init__.__globals__.os.mkdir('" + str(place / "made") + "') }}"
-    path = write(place, plain(place).replace("The {{subject}} was", reach))
-    assert yaml.safe_load(path.read_text())["doc_to_text"] == reach
+    visible_until = "{{ cycler.__init__.__globals__.os.mkdir('" + str(place / "made") + "') }}"
+    path = write(place, plain(place).replace("The {{subject}} was", visible_until))
+    assert yaml.safe_load(path.read_text())["doc_to_text"] == visible_until
     with pytest.raises(Exception, match="unsafe"):
         load(TaskWorkload("endings", str(path), own="0"))
     assert not (place / "made").exists()

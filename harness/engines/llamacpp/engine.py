@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from harness.core.engine import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
+from harness.core.capability import Decoder, KernelFamily, Stop, StoredTensor
+from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
-from harness.errors import HarnessError, InvalidRunError, SourceError, UnsupportedError
+from harness.errors import InvalidRunError, SourceError, UnsupportedError
 from harness.libraries.llamacpp import CACHES, CELLS, PACKAGE, Piece, Runtime
 from harness.models.gguf.convert import convert
 from harness.models.gguf.layout import GgufFile, ledger, read
@@ -38,7 +40,7 @@ class Written:
 
 
 class LlamaCppModel:
-    """A GGUF model behind the LoadedModel protocol: its logits alone, for its head does not stand apart."""
+    """A GGUF model. llama.cpp returns logits, and neither hidden states nor its head: it is not factored."""
 
     def __init__(self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest) -> None:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -53,26 +55,14 @@ class LlamaCppModel:
         self.vocabulary = runtime.vocabulary
         self.device = request.device
         self.attention = "llama.cpp's own"
+        self.threads = runtime.threads
         kept = CACHES[request.kv_cache]
-        self.cache_told: str | None = (
+        self.cache_description: str | None = (
             f"{kept}, as llama.cpp's programs have it" if kept == "F16" else f"{kept} of llama.cpp"
         )
         numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[kept]]
         self._cache_bits = 8 * size / numbers
         self.context_length = file.context_length
-        self.factored = False
-
-    def probe(self) -> None:
-        """Nothing to find out: llama.cpp hands out logits alone."""
-
-    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
-        _no("hidden states of the last layer")
-
-    def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        _no("a head of its own")
-
-    def output_embedding(self) -> HeadWeights | None:
-        return None
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
         return self._runtime.logits(tokens).to(self.device)
@@ -81,29 +71,14 @@ class LlamaCppModel:
         with self._runtime.own_cache():
             return self.logits(tokens)
 
-    def branching(self) -> bool:
-        return False
-
-    def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
-        _no("pasts")
-
-    def grow(self, tokens: torch.Tensor, reach: torch.Tensor, past: Any | None) -> torch.Tensor:
-        _no("rows that branch")
-
-    def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:
-        _no("pasts")
-
-    def join(self, pasts: Sequence[Any]) -> Any:
-        _no("pasts")
-
     def generate(
-        self, tokens: torch.Tensor, mask: torch.Tensor, past: Any | None, stop: Stop, **settings: Any
+        self, tokens: torch.Tensor, mask: torch.Tensor, prefix: Any | None, stop: Stop, **settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Greedily. A row that wrote the model's end is filled up with padding, as transformers does."""
         import torch
 
         other = sorted(settings.keys() - PLAIN)
-        if settings.get("do_sample") or other or past is not None:
+        if settings.get("do_sample") or other or prefix is not None:
             raise UnsupportedError(f"llama.cpp writes greedily here; {', '.join(other) or 'sampling'} is not supported")
         prompts = [row[seen.bool()].tolist() for row, seen in zip(tokens, mask, strict=True)]
         steps, padding = settings["max_new_tokens"], settings["pad_token_id"]
@@ -160,6 +135,9 @@ class LlamaCppModel:
     def sync(self) -> None:
         self._runtime.synchronize()
 
+    def close(self) -> None:
+        self._runtime.close()
+
     def weight_ledger(self) -> Sequence[StoredTensor]:
         return self._stored
 
@@ -180,10 +158,7 @@ class LlamaCppModel:
                 names[f"{found[1]} buffer of {found[2]} MiB"] += 1
         return dict(names)
 
-    def families(self) -> Mapping[KernelFamily, int]:
-        return dict(Counter(self.layer_families().values()))
-
-    def layer_families(self) -> Mapping[str, KernelFamily]:
+    def families(self) -> Mapping[str, KernelFamily]:
         """Quantized matrices are multiplied in blocks as they are stored, with inputs rounded to 8 bits."""
         return {
             entry.name.removesuffix(".weight"): "packed" if entry.quantized else "plain" for entry in self._linears()
@@ -193,16 +168,19 @@ class LlamaCppModel:
         return [entry for entry in self._stored if entry.role == "linear" and in_decoder(entry.name, 2)]
 
 
-def _no(what: str) -> NoReturn:
-    raise HarnessError(f"llama.cpp gives no {what}; logits() does")
-
-
 def imports() -> None:
     import llama_cpp  # type: ignore[import-not-found]  # noqa: F401
     from transformers import AutoTokenizer  # noqa: F401
 
 
-def load(request: LoadRequest) -> LoadedModel:
+class LlamaCppParams(EngineParams):
+    """None of its own yet."""
+
+
+DEFAULTS = LlamaCppParams()
+
+
+def load(request: LoadRequest, params: LlamaCppParams = DEFAULTS) -> LlamaCppModel:
     """Loads a GGUF file, or the one in a folder of the cache. Raises UnsupportedError for one that cannot be read."""
     import torch
 
@@ -224,11 +202,14 @@ LLAMACPP = Engine(
     name="llamacpp",
     version=1,
     summary="GGUF files through llama.cpp, in a stack of its own; logits, tasks, prefill and decoding",
+    capabilities=frozenset({"logits", "decodes", "generates"}),
+    reads=(GGUF_FORMAT,),
     imports=imports,
     load=load,
+    params=LlamaCppParams,
     packages=(PACKAGE, "torch", "transformers", "tokenizers", "gguf"),
     stack="llamacpp",
     convert=written,
-    loads="gguf",
     caches=dict.fromkeys(CACHES, ()),
+    decode_modes={"eager": tuple(CACHES)},
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from harness.core.engine import Decoder
+from harness.core.capability import Decoder
 from harness.errors import InvalidRunError, UnsupportedError
 
 if TYPE_CHECKING:

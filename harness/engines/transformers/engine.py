@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from harness.core.engine import Decoder, Engine, HeadWeights, KernelFamily, LoadedModel, LoadRequest, Stop, StoredTensor
+from harness.core.capability import Decoder, HeadWeights, KernelFamily, Stop, StoredTensor
+from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT
 from harness.core.identity import DecodeMode, KvCache
-from harness.engines.transformers import prefix_cache as pasts
+from harness.engines.transformers import prefix_cache
 from harness.engines.transformers.compiled import compiled
-from harness.engines.transformers.kv_cache import CHUNK_TOKENS, NOT_COMPILED, PACKAGES, CacheMaker, cache_maker
+from harness.engines.transformers.kv_cache import CHUNK_TOKENS, PACKAGES, CacheMaker, cache_maker
 from harness.errors import UnsupportedError
 from harness.models.loading import load_transformers
 from harness.numerics.logits import finish
@@ -25,14 +27,16 @@ PROBE_TOLERANCE = 1e-5
 
 
 class TransformersModel:
-    """A causal language model of transformers behind the LoadedModel protocol."""
+    """A causal language model of transformers, with every capability."""
 
     def __init__(self, model: Any, tokenizer: Any | None, kv_cache: KvCache = "model") -> None:
+        import torch
+
         self._model = model
         self._new_cache: CacheMaker | None = None
-        self.cache_told: str | None = None
+        self.cache_description: str | None = None
         if kv_cache != "model":
-            self._new_cache, self.cache_told = cache_maker(kv_cache, model.config)
+            self._new_cache, self.cache_description = cache_maker(kv_cache, model.config)
         self._head = model.get_output_embeddings()
         config = model.config.get_text_config()
         self._scale = _logit_scale(config)
@@ -40,13 +44,14 @@ class TransformersModel:
         self.tokenizer = tokenizer
         self.vocabulary = int(config.vocab_size)
         self.device = str(model.device)
+        self.threads = torch.get_num_threads()
         self._stored = self._ledger()  # before the first forward, in which some libraries repack their weights
         self.attention = str(getattr(config, "_attn_implementation", None))
         self.context_length = _context_length(config)
         self.factored = False
-        self._branching: bool | None = None
+        self._can_branch: bool | None = None
 
-    def probe(self) -> None:
+    def probe_head(self) -> None:
         self.factored = self._head is not None and self._is_factored()
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -82,31 +87,31 @@ class TransformersModel:
         chunks = torch.split(inputs, CHUNK_TOKENS, dim=1)
         return torch.cat([forward(input_ids=each, past_key_values=cache, use_cache=True) for each in chunks], dim=1)
 
-    def branching(self) -> bool:
-        if self._branching is None:
+    def can_branch(self) -> bool:
+        if self._can_branch is None:
             known = self._new_cache is None and self.factored and self.attention in ("sdpa", "eager")
-            self._branching = known and pasts.sees_all(self._model.config) and pasts.branches(self)
-        return self._branching
+            self._can_branch = known and prefix_cache.sees_all(self._model.config) and prefix_cache.branches(self)
+        return self._can_branch
 
-    def extend(self, tokens: torch.Tensor, past: Any | None) -> tuple[torch.Tensor, Any]:
+    def extend_prefix(self, tokens: torch.Tensor, prefix: Any | None) -> tuple[torch.Tensor, Any]:
         inputs = tokens.to(self._model.device).unsqueeze(0)
-        output = self._model.get_decoder()(input_ids=inputs, past_key_values=pasts.fork(past), use_cache=True)
+        output = self._model.get_decoder()(input_ids=inputs, past_key_values=prefix_cache.fork(prefix), use_cache=True)
         return output.last_hidden_state[0], output.past_key_values
 
-    def grow(self, tokens: torch.Tensor, reach: torch.Tensor, past: Any | None) -> torch.Tensor:
-        length = past.get_seq_length() if past is not None else 0
-        seen = pasts.seen(reach.to(self._model.device), length)
+    def forward_tree(self, tokens: torch.Tensor, visible_until: torch.Tensor, prefix: Any | None) -> torch.Tensor:
+        length = prefix.get_seq_length() if prefix is not None else 0
+        mask = prefix_cache.tree_mask(visible_until.to(self._model.device), length)
         output = self._model.get_decoder()(
             input_ids=tokens.to(self._model.device).unsqueeze(0),
-            position_ids=seen.sum(dim=1).sub(1).unsqueeze(0),
-            attention_mask=seen[None, None] if self.attention == "sdpa" else pasts.added(seen)[None, None],
-            past_key_values=pasts.fork(past),
-            use_cache=past is not None,
+            position_ids=mask.sum(dim=1).sub(1).unsqueeze(0),
+            attention_mask=mask[None, None] if self.attention == "sdpa" else prefix_cache.additive(mask)[None, None],
+            past_key_values=prefix_cache.fork(prefix),
+            use_cache=prefix is not None,
         )
         return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def generate(
-        self, tokens: torch.Tensor, mask: torch.Tensor, past: Any | None, stop: Stop, **settings: Any
+        self, tokens: torch.Tensor, mask: torch.Tensor, prefix: Any | None, stop: Stop, **settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         import torch
         from transformers import StoppingCriteriaList
@@ -115,7 +120,7 @@ class TransformersModel:
         output = self._model.generate(
             input_ids=prompts,
             attention_mask=mask.to(self._model.device),
-            past_key_values=pasts.fork(past) if past is not None else self._empty(),
+            past_key_values=prefix_cache.fork(prefix) if prefix is not None else self._empty(),
             stopping_criteria=StoppingCriteriaList([lambda ids, scores, **_: stop(ids[:, prompts.shape[1] :])]),
             use_cache=True,
             return_dict_in_generate=True,
@@ -126,11 +131,11 @@ class TransformersModel:
         ends = torch.tensor([] if eos is None else eos, device=written.device, dtype=torch.int64)
         return written, torch.isin(written, ends).any(dim=1), getattr(output, "past_key_values", None)
 
-    def select(self, past: Any, rows: torch.Tensor, length: int) -> Any:
-        return pasts.selected(past, rows.to(self._model.device), length)
+    def select_prefix(self, prefix: Any, rows: torch.Tensor, length: int) -> Any:
+        return prefix_cache.selected(prefix, rows.to(self._model.device), length)
 
-    def join(self, found: Sequence[Any]) -> Any:
-        return pasts.joined(found)
+    def join_prefixes(self, prefixes: Sequence[Any]) -> Any:
+        return prefix_cache.joined(prefixes)
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
         return self._step(tokens, self._empty())
@@ -142,7 +147,7 @@ class TransformersModel:
         if mode == "eager":
             return nullcontext(self)
         if self._new_cache is not None:
-            raise UnsupportedError(NOT_COMPILED)
+            raise UnsupportedError("compiled decoding needs a static key-value cache, and one of fewer bits grows")
         return compiled(self, self._model, prompt, new_tokens)
 
     def _empty(self) -> Any | None:
@@ -159,6 +164,16 @@ class TransformersModel:
 
         if self._model.device.type == "cuda":
             torch.cuda.synchronize(self._model.device)
+
+    def close(self) -> None:
+        import gc
+
+        self._model = self._head = self._new_cache = None
+        gc.collect()  # the modules of a model refer to one another
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.empty_cache()
 
     def weight_ledger(self) -> Sequence[StoredTensor]:
         return self._stored
@@ -182,10 +197,7 @@ class TransformersModel:
                 names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
         return dict(names)
 
-    def families(self) -> Mapping[KernelFamily, int]:
-        return dict(Counter(self.layer_families().values()))
-
-    def layer_families(self) -> Mapping[str, KernelFamily]:
+    def families(self) -> Mapping[str, KernelFamily]:
         from harness.models.kernels import family
         from harness.models.scope import in_decoder
 
@@ -225,7 +237,14 @@ def imports() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
-def load(request: LoadRequest) -> LoadedModel:
+class TransformersParams(EngineParams):
+    """None of its own yet."""
+
+
+DEFAULTS = TransformersParams()
+
+
+def load(request: LoadRequest, params: TransformersParams = DEFAULTS) -> TransformersModel:
     """Loads safetensors weights only. Raises what transformers raises: the worker sorts it."""
     from transformers import AutoTokenizer
 
@@ -240,8 +259,12 @@ TRANSFORMERS = Engine(
     name="transformers",
     version=1,
     summary="PyTorch models through transformers; decoding layer by layer or compiled",
+    capabilities=frozenset({"logits", "factored", "branching", "decodes", "generates"}),
+    reads=(TRANSFORMERS_FORMAT, LOAD_CONFIG_FORMAT),
     imports=imports,
     load=load,
+    params=TransformersParams,
     packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate"),
     caches=PACKAGES,
+    decode_modes={"eager": tuple(PACKAGES), "compiled": ("model",)},
 )

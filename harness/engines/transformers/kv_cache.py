@@ -27,7 +27,6 @@ GROUP = 64
 HQQ_BITS: Mapping[KvCache, int] = {"int8": 8, "int4": 4}
 PACKAGES: Mapping[KvCache, tuple[str, ...]] = {"model": (), **dict.fromkeys(HQQ_BITS, ("hqq",)), "fp8": ()}
 """The caches that the engine keeps, and what each needs."""
-NOT_COMPILED = "compiled decoding needs a static key-value cache, and one of fewer bits grows"
 
 CacheMaker = Callable[[], Any]
 

@@ -1,4 +1,4 @@
-"""Pasts of the transformers engine: caches forked, chosen from and joined, and rows that branch after one."""
+"""Prefix caches of the transformers engine: forked, selected from and joined, and the masks of rows that branch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-    from harness.core.engine import LoadedModel
+    from harness.core.capability import Branching
 
 PROBE_TOKENS = 16
 BRANCH_TOLERANCE = 0.2
@@ -19,24 +19,26 @@ Rounding makes up to 0.1 of it in bfloat16, positions that ignore the branches 0
 """
 
 
-def branches(model: LoadedModel) -> bool:
-    """Whether two branches of one stem, with and without a past, give what each gives alone."""
+def branches(model: Branching) -> bool:
+    """Whether two branches of one stem, with and without a prefix cache, give what each gives alone."""
     import torch
 
     tokens = torch.arange(PROBE_TOKENS).remainder(model.vocabulary)
     stem, one, other = tokens[:6], tokens[6:11], tokens[11:]
-    reach = torch.tensor([16] * 6 + [11] * 5 + [16] * 5)
+    visible_until = torch.tensor([16] * 6 + [11] * 5 + [16] * 5)
     try:
         with torch.inference_mode():
             alone = model.hidden(torch.stack([torch.cat([stem, one]), torch.cat([stem, other])]))
             expected = torch.cat([alone[0], alone[1, 6:]])
             changed = (model.hidden(tokens[None])[0] - expected).float().norm()
-            _, past = model.extend(stem, None)
-            grown = [model.grow(tokens[6:], reach[6:] - 6, past) for _ in range(2)]  # the past must stay as it is
-            found = [model.grow(tokens, reach, None), *(torch.cat([alone[0, :6], rest]) for rest in grown)]
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # a model that takes no such mask or past
+            _, prefix = model.extend_prefix(stem, None)
+            rest = tokens[6:], visible_until[6:] - 6
+            after = [model.forward_tree(*rest, prefix) for _ in range(2)]  # the prefix cache must not change
+            whole = model.forward_tree(tokens, visible_until, None)
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # a model that takes no such mask or cache
         return False
-    return all(bool((each - expected).float().norm() <= BRANCH_TOLERANCE * changed) for each in found)
+    trees = [whole, *(torch.cat([alone[0, :6], states]) for states in after)]
+    return all(bool((tree - expected).float().norm() <= BRANCH_TOLERANCE * changed) for tree in trees)
 
 
 def sees_all(config: Any) -> bool:
@@ -48,52 +50,52 @@ def sees_all(config: Any) -> bool:
     return not getattr(text, "sliding_window", None)
 
 
-def fork(past: Any | None) -> Any | None:
+def fork(cache: Any | None) -> Any | None:
     """A cache with the same tensors, which grows without changing the old one."""
-    if past is None:
+    if cache is None:
         return None
-    forked = copy.copy(past)
-    forked.layers = [copy.copy(layer) for layer in past.layers]
+    forked = copy.copy(cache)
+    forked.layers = [copy.copy(layer) for layer in cache.layers]
     return forked
 
 
-def selected(past: Any, rows: torch.Tensor, length: int) -> Any:
-    """The last ``length`` tokens of a past, of these rows of its batch."""
-    return _rebuilt(past, lambda layer, kind: getattr(past.layers[layer], kind)[rows, :, -length:])
+def selected(cache: Any, rows: torch.Tensor, length: int) -> Any:
+    """The last ``length`` tokens of a cache, of these rows of its batch."""
+    return _rebuilt(cache, lambda layer, kind: getattr(cache.layers[layer], kind)[rows, :, -length:])
 
 
-def joined(pasts: Sequence[Any]) -> Any:
-    """Pasts as one batch, the shorter ones padded on the left."""
+def joined(caches: Sequence[Any]) -> Any:
+    """Caches as one batch, the shorter ones padded on the left."""
     import torch
 
-    longest = max(past.get_seq_length() for past in pasts)
+    longest = max(cache.get_seq_length() for cache in caches)
 
     def states(layer: int, kind: str) -> torch.Tensor:
-        parts = [getattr(past.layers[layer], kind) for past in pasts]
+        parts = [getattr(cache.layers[layer], kind) for cache in caches]
         return torch.cat([torch.nn.functional.pad(part, (0, 0, longest - part.shape[-2], 0)) for part in parts])
 
-    return _rebuilt(pasts[0], states)
+    return _rebuilt(caches[0], states)
 
 
-def _rebuilt(past: Any, states: Callable[[int, str], torch.Tensor]) -> Any:
-    """A cache like another one, with states (batch, heads, length, width) found by layer and kind."""
-    rebuilt = fork(past)
+def _rebuilt(cache: Any, states: Callable[[int, str], torch.Tensor]) -> Any:
+    """A cache like another one, whose states (batch, heads, length, width) are given by layer and kind."""
+    rebuilt = fork(cache)
     for index, layer in enumerate(rebuilt.layers):  # type: ignore[union-attr]
         layer.keys, layer.values = states(index, "keys"), states(index, "values")
     return rebuilt
 
 
-def seen(reach: torch.Tensor, past: int) -> torch.Tensor:
-    """Which of the past and of the row each token sees, (n, past + n)."""
+def tree_mask(visible_until: torch.Tensor, prefix: int) -> torch.Tensor:
+    """Which tokens of a prefix of that length and of the row each token of the row sees, (n, prefix + n)."""
     import torch
 
-    place = torch.arange(len(reach), device=reach.device)
-    within = (place <= place[:, None]) & (place[:, None] < reach)
-    return torch.cat([within.new_ones(len(reach), past), within], dim=1)
+    place = torch.arange(len(visible_until), device=visible_until.device)
+    within = (place <= place[:, None]) & (place[:, None] < visible_until)
+    return torch.cat([within.new_ones(len(visible_until), prefix), within], dim=1)
 
 
-def added(seen: torch.Tensor) -> torch.Tensor:
-    """The mask as what attention that is written out adds to its scores."""
+def additive(mask: torch.Tensor) -> torch.Tensor:
+    """The mask as eager attention takes it: what it adds to its scores."""
     import torch
 
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+    return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import LoadedModel
 from harness.execution.context import Bench
 from harness.text import calibration
 from harness.text.leakage import Leak, overlap

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.core.engine import LoadedModel, StoredTensor
+from harness.core.capability import Logits, StoredTensor
 from harness.core.identity import Scalar
 from harness.core.metric import Observer, Windows
 from harness.errors import UnsupportedError
@@ -25,7 +24,7 @@ STRETCH_TOKENS = 128
 OTHER_DTYPE_FACT = "noise floor of another dtype"
 
 
-def other_batch(bench: Bench, model: LoadedModel, windows: Windows, kept: Reference) -> None:
+def other_batch(bench: Bench, model: Logits, windows: Windows, kept: Reference) -> None:
     """The baseline's divergence from itself where two windows are run in one batch: ``kl_noise_floor``."""
     if _fill_a_batch(windows):
         first = _first(windows, WINDOWS, changed="batch size", batch_size=BATCH)
@@ -36,25 +35,26 @@ def other_batch(bench: Bench, model: LoadedModel, windows: Windows, kept: Refere
 def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
     """The same where the baseline is loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
 
-    Call it when nothing refers to the first model any more. Where there is no such floor, a fact says why; whatever
+    Close the first model before: two may not fit. Where there is no such floor, a fact says why; whatever
     a library raises must not cost the reference that has been made.
     """
     import torch
 
-    gc.collect()
     first = _first(windows, WINDOWS, changed="dtype")
     dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
     try:
         _refuse(bench, ledger, dtype)
         first = replace(first, protocol={**first.protocol, "dtype": dtype})
         floor = metric("divergence").make(first, "kl_noise_floor")
-        _observe(bench, "noise floor", bench.load_as(dtype), first, floor, kept)
+        model = bench.load_as(dtype, Logits)
+        _observe(bench, "noise floor", model, first, floor, kept)
+        model.close()
     except Exception as error:  # noqa: BLE001 - becomes a fact
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         bench.facts[OTHER_DTYPE_FACT] = f"not measured in {dtype}: {reason}"
 
 
-def own_batch(bench: Bench, model: LoadedModel, windows: Windows) -> None:
+def own_batch(bench: Bench, model: Logits, windows: Windows) -> None:
     """A variant's divergence from itself, two stretches in one batch against one at a time: ``kl_batch_noise``."""
     if _fill_a_batch(windows):
         whole = replace(windows, firsts=[1] * len(windows.tokens))
@@ -87,7 +87,7 @@ def _first(windows: Windows, count: int, **protocol: Scalar) -> Windows:
 def _observe(
     bench: Bench,
     phase: str,
-    model: LoadedModel,
+    model: Logits,
     windows: Windows,
     floor: Observer,
     kept: Reference | Itself,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Logits
 from harness.core.metric import Chunk, Windows
 from harness.core.record import Measurement
 from harness.execution.context import Bench
@@ -26,7 +26,7 @@ SETTLING_TOKENS = 16
 FACT = "plausibility of the baseline"
 
 
-def plausibility(bench: Bench, model: LoadedModel, windows: Windows) -> None:
+def plausibility(bench: Bench, model: Logits, windows: Windows) -> None:
     """Measures the evidence. Whatever goes wrong becomes a fact: it must not cost the figures."""
     bench.add([_exact("vocabulary_size", "token", model.vocabulary, windows)])
     try:
@@ -69,7 +69,7 @@ def _probed(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, int
     return int(bos), index
 
 
-def _gain(model: LoadedModel, windows: Windows, bos: int, index: int) -> Measurement:
+def _gain(model: Logits, windows: Windows, bos: int, index: int) -> Measurement:
     """By how much BOS in front lowers each token's negative log-likelihood, in nats."""
     import torch
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from harness.core.engine import KernelFamily, LoadedModel, StoredTensor
+from harness.core.capability import KernelFamily, LoadedModel, Logits, StoredTensor
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.context import Bench
@@ -25,13 +26,11 @@ FAMILIES: Mapping[KernelFamily, str] = {
 }
 
 
-def take_stock(bench: Bench, model: LoadedModel) -> None:
+def take_stock(bench: Bench, model: Logits) -> None:
     """What is stored, what ran, how much of the scope is quantized, and whether an artifact came back as saved.
 
     Raises InvalidRunError where the variant is not what it claims to be.
     """
-    import torch
-
     spec = bench.spec
     ledger = model.weight_ledger()
     if spec.memory:
@@ -40,7 +39,7 @@ def take_stock(bench: Bench, model: LoadedModel) -> None:
             bench.add([checkpoint_files([file.stat().st_size for file in weight_files(bench.checkpoint())])])
     bench.facts["layers"] = ", ".join(f"{count} × {name}" for name, count in sorted(model.kernels().items()))
     bench.facts["attention"] = model.attention
-    bench.facts["CPU threads"] = torch.get_num_threads()
+    bench.facts["CPU threads"] = model.threads
     if spec.model.native_quantization is not None:
         moved = ", degridded" if spec.model.degrid is not None else ""
         bench.labels.append(f"natively quantized reference: {spec.model.native_quantization}{moved}")
@@ -136,9 +135,9 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _note_kernels(bench: Bench, model: LoadedModel) -> None:
+def _note_kernels(bench: Bench, model: Logits) -> None:
     """How the decoder's linear layers multiply, and a label where that is slower than the method is meant to be."""
-    families = model.families()
+    families = Counter(model.families().values())
     bench.facts["kernels"] = ", ".join(f"{count} {FAMILIES[kind]}" for kind, count in sorted(families.items()))
     if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
         bench.labels.append("unpacked once: its codes are stored, and dense matrices beside them run")
@@ -155,7 +154,7 @@ def _note_kernels(bench: Bench, model: LoadedModel) -> None:
         bench.labels.append(f"kernel fell back: {fallen}, where the method is meant to {FAMILIES[expected]}")
 
 
-def _probe_logits(bench: Bench, model: LoadedModel) -> object:
+def _probe_logits(bench: Bench, model: Logits) -> object:
     import torch
 
     with torch.inference_mode():

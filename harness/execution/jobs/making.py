@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from harness.core.capability import Logits
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.core.record import Measurement
@@ -14,7 +15,7 @@ from harness.core.site import MAIN
 from harness.errors import UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.consumption import Consumption
-from harness.execution.context import Bench
+from harness.execution.context import Bench, checked
 from harness.models.headers import TOKENIZER_FILES
 from harness.models.legacy import restore, view
 from harness.plugins import engine
@@ -105,9 +106,11 @@ def convert(bench: Bench, out: Path) -> None:
         bench.facts["tokenizer of the converted model"] = note
     _copy_tokenizer(bench.source(), out)
     with bench.phase("probe"):
-        model = runtime.load(LoadRequest(out, dtype, spec.device, spec.attention))
+        request = LoadRequest(out, dtype, spec.device, spec.attention)
+        model = checked(runtime, runtime.load(request, runtime.params()), Logits)
         what = f"the model converted for {runtime.name} is another one"
         found = probe.compare(bench.cache.needed(spec, "probe"), model.logits, what, CONVERTED_KL)
+        model.close()
     bench.facts["conversion difference"] = str(found)
 
 

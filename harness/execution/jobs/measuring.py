@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.core.engine import LoadedModel
+from harness.core.capability import Decodes, LoadedModel, Logits
 from harness.core.metric import Windows
 from harness.errors import UnsupportedError
 from harness.execution import reference as references
@@ -13,11 +13,11 @@ from harness.execution.checks.drift import SUSPECT, reasons
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.plausibility import plausibility
 from harness.execution.checks.variant import note_repacking, take_stock
-from harness.execution.context import Bench
+from harness.execution.context import Bench, checked
 from harness.execution.footprint import footprint
 from harness.execution.forward import observe
 from harness.execution.traffic import traffic
-from harness.plugins import metric
+from harness.plugins import engine, metric
 from harness.text.leakage import halves_told
 
 
@@ -26,13 +26,13 @@ def reference(bench: Bench, out: Path) -> None:
     import torch
 
     spec = bench.spec
-    model = bench.load()
+    model = bench.load(Logits)
     windows = _windows(bench, model)
     with bench.phase("forward"), torch.inference_mode():
         references.write(model, windows, out)
     kept, ledger = references.Reference(out, spec.device), model.weight_ledger()
     noise.other_batch(bench, model, windows, kept)
-    del model
+    model.close()
     noise.other_dtype(bench, ledger, windows, kept)
 
 
@@ -41,7 +41,7 @@ def quality(bench: Bench, out: Path) -> None:
     import torch
 
     spec = bench.spec
-    model = bench.load()
+    model = bench.load(Logits)
     take_stock(bench, model)
     check_tokens(bench, model)
     windows = _windows(bench, model)
@@ -67,9 +67,9 @@ def quality(bench: Bench, out: Path) -> None:
 def performance(bench: Bench, out: Path) -> None:
     """Speed, memory and energy of prefill and decode in a fresh process, each in a pass of its own."""
     spec = bench.spec
-    model = bench.load()
+    model = bench.load(Decodes)
     if spec.perplexity is None:  # no quality run counts them
-        take_stock(bench, model)
+        take_stock(bench, checked(engine(spec.engine), model, Logits))
     if spec.throughput is not None:
         with bench.phase("generate"):
             bench.add(metric("throughput").make(model, spec.throughput, spec.seed, bench.moment))

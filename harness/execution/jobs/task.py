@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.core.capability import Logits
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.variant import note_repacking, take_stock
 from harness.execution.context import Bench
@@ -16,7 +17,7 @@ def task(bench: Bench, out: Path) -> None:
     import torch
 
     spec = bench.spec
-    model = bench.load()
+    model = bench.load(Logits)
     if spec.perplexity is None:  # no quality run counts what is stored
         take_stock(bench, model)
     check_tokens(bench, model)

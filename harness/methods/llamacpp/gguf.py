@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core.format import GGUF_FORMAT
 from harness.core.method import Method, MethodParams, QuantizeJob
 from harness.libraries import llamacpp
 from harness.models.gguf import convert
@@ -155,7 +156,7 @@ GGUF = Method(
     packages=(llamacpp.PACKAGE, "gguf"),
     readers=(),
     stack="llamacpp",
-    engines=("llamacpp",),
+    writes=GGUF_FORMAT,
     quantize=quantize,
     calibrated=lambda params: params.imatrix,
     kernel="packed",

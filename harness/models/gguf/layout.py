@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.core.engine import Role, StoredTensor
+from harness.core.capability import Role, StoredTensor
 from harness.errors import SourceError
 from harness.models.gguf.convert import TYPES
 from harness.models.gguf.header import open_reader, value
