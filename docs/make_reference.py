@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from harness import plugins as registry
 from harness import recipe
-from harness.stacks import MAIN
+from harness.core.site import MAIN
 
 INTRO = """\
 # Recipe reference

@@ -210,6 +210,33 @@ def test_a_cache_of_fewer_bits_is_not_compiled(make) -> None:
     assert all(label.endswith("cache · compiled") for label in refused)
 
 
+def test_what_an_engine_lacks_is_unsupported_while_planning(make) -> None:
+    """Whether or not the stack of llama.cpp is there: without it everything on that engine is unsupported."""
+    engines = {"engines": ["transformers", "llamacpp"], "methods": ["none"]}
+    runs = [
+        run
+        for run in make(**engines, kv_cache=["model", "fp8"], decode_mode=["eager", "compiled"])
+        if run.spec.engine == "llamacpp"
+    ]
+    lacking = [run for run in runs if run.spec.kv_cache == "fp8" or run.spec.decode_mode == "compiled"]
+    assert lacking
+    for run in lacking:
+        kept = "keeps no fp8 key-value cache, but model, int8, int4"
+        mode = "cannot decode in decode_mode compiled; it can in eager"
+        assert run.unsupported in (f"llamacpp {kept}", f"llamacpp {mode}") or "stack 'llamacpp'" in run.unsupported
+
+
+def test_a_method_runs_on_the_engines_that_read_what_it_writes(make) -> None:
+    both = {"engines": ["transformers", "llamacpp"]}
+    runs = make(**both, methods=["none", {"gguf": {"type": "Q8_0"}}, {"rtn": {"bits": 4}}, "bnb-nf4"])
+    ran = {(run.spec.method.name, run.spec.engine) for run in runs if run.spec.kind == "quality"}
+    assert ran == {("none", "transformers"), ("none", "llamacpp"), ("gguf", "llamacpp")} | {
+        (name, "transformers") for name in ("rtn", "bnb-nf4")
+    }
+    with pytest.raises(RecipeError, match="gguf type=Q8_0 runs on llamacpp; name it under 'engines'"):
+        make(methods=[{"gguf": {"type": "Q8_0"}}])
+
+
 def test_memory_alone_is_measured_once_whatever_the_decode_mode(make) -> None:
     runs = make(measure={"memory": {}}, repetitions=1)
     assert [run.spec.title for run in runs if run.spec.kind == "performance"] == [
