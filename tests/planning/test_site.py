@@ -1,0 +1,156 @@
+"""Plans for sites that are not this machine: other hardware, libraries and stacks, and nothing here is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from harness.core.record import Outcome
+from harness.core.run import RunSpec
+from harness.core.site import MAIN, Machine
+from harness.errors import UsageError
+from harness.host import gpu, machine
+from harness.planning.plan import PlannedRun, plan
+from harness.recipe import load_recipe
+
+LIBRARIES = {"torch": "2.10.0", "transformers": "5.10.0", "bitsandbytes": "0.50.2", "torchao": "0.18.0"}
+LIBRARIES |= {"gptqmodel": "7.6.0", "optimum": "2.3.0"}
+AUTOAWQ = {"autoawq": "0.2.9", "transformers": "4.51.3", "torch": "2.10.0"}
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A site at which no run has been made."""
+
+    def outcome(self, spec: RunSpec) -> Outcome | None:
+        return None
+
+    def remove(self, spec: RunSpec) -> None:
+        raise AssertionError("planning deletes nothing")
+
+
+CPU = Machine("cpu", "a rented CPU")
+NOTHING = Nothing()
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A site that exists in this file alone. ``stacks`` maps those that are ready to what is installed in them."""
+
+    hardware: Machine = CPU
+    stacks: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {MAIN: LIBRARIES, "autoawq": AUTOAWQ})
+    artifacts: Nothing = NOTHING
+
+    def machine(self, device: str) -> Machine:
+        if device not in ("auto", self.hardware.device):
+            raise UsageError(f"this site has no {device}")
+        return self.hardware
+
+    def version(self, package: str, stack: str = MAIN) -> str | None:
+        return self.stacks.get(stack, {}).get(package)
+
+    def obstacle(self, stack: str) -> str | None:
+        return None if stack in self.stacks else f"stack {stack!r} is not made there"
+
+    def having(self, stack: str, **versions: str | None) -> Elsewhere:
+        """The same site with other versions of some packages; None uninstalls one."""
+        held = {name: found for name, found in {**self.stacks[stack], **versions}.items() if found is not None}
+        return replace(self, stacks={**self.stacks, stack: held})
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever would look at this machine, or at what is installed in this process, fails the test."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError(f"planning looked at this machine: {arguments}")
+
+    for name in ("choose", "cpu_name", "cores", "memory_bytes", "gpu", "installed_version", "version", "cache_folder"):
+        monkeypatch.setattr(machine, name, refuse)
+    monkeypatch.setattr(gpu, "gpu", refuse)
+    monkeypatch.setattr(metadata, "version", refuse)
+
+
+Make = Callable[[Elsewhere], dict[tuple[str, str], PlannedRun]]
+
+
+@pytest.fixture
+def make(sweeps, tiny: Path) -> Make:
+    path = sweeps.recipe(
+        {
+            "models": [{"id": str(tiny), "label": "tiny"}],
+            "methods": ["none", "bnb-nf4", {"autoawq": {"group_size": 32}}, "torchao-fp8-dynamic"],
+            "measure": {
+                "perplexity": {"text": "demo", "context": 64, "windows": 2},
+                "throughput": {"prompt_tokens": 16, "new_tokens": 4},
+            },
+            "calibration": {"text": str(Path(__file__))},
+            "repetitions": 1,
+        }
+    )
+
+    def make(site: Elsewhere) -> dict[tuple[str, str], PlannedRun]:
+        return {(run.spec.kind, run.spec.method.name): run for run in plan(load_recipe(path), site)}
+
+    return make
+
+
+def changed(before: Mapping[tuple[str, str], PlannedRun], after: Mapping[tuple[str, str], PlannedRun]) -> set[str]:
+    """The names of the methods any of whose runs has another run id. What a run is about is the same in both."""
+    assert before.keys() == after.keys()
+    assert all(before[key].spec.case_id == after[key].spec.case_id for key in before)
+    return {name for kind, name in before if before[kind, name].spec.run_id != after[kind, name].spec.run_id}
+
+
+def test_runs_belong_to_the_hardware_of_their_site(make: Make) -> None:
+    one, other = make(Elsewhere()), make(Elsewhere(Machine("cpu", "another rented CPU")))
+    assert changed(one, other) == {"none", "bnb-nf4", "autoawq", "torchao-fp8-dynamic"}
+    assert {run.spec.hardware for run in one.values()} == {CPU.hardware}
+    assert changed(one, make(Elsewhere())) == set()
+
+
+def test_runs_belong_to_the_versions_of_their_site(make: Make) -> None:
+    site = Elsewhere()
+    before = make(site)
+    assert changed(before, make(site.having(MAIN, bitsandbytes="0.51.0"))) == {"bnb-nf4"}
+    assert changed(before, make(site.having(MAIN, datasets="4.0.0"))) == set()  # no run of this recipe depends on it
+    after = make(site.having("autoawq", autoawq="0.3.0"))
+    assert changed(before, after) == {"autoawq"}
+    quantized = ("quantize", "autoawq")
+    assert before[quantized].spec.lock != after[quantized].spec.lock
+
+
+def test_what_a_site_lacks_is_unsupported_there(make: Make) -> None:
+    bare = make(Elsewhere(stacks={MAIN: {"torch": "2.10.0", "transformers": "5.10.0"}}))
+    reasons = {name: run.unsupported for (kind, name), run in bare.items() if kind == "quality"}
+    assert reasons["none"] is None
+    assert reasons["bnb-nf4"] == "bitsandbytes is not installed; pip install 'qharness[bnb]'"
+    assert reasons["autoawq"] == "stack 'autoawq' is not made there"
+    emptied = make(Elsewhere().having("autoawq", autoawq=None))["quantize", "autoawq"].unsupported
+    assert emptied == "autoawq is not installed in stack 'autoawq'; qharness stack check autoawq says more"
+    reasons = {run.unsupported for (_, name), run in make(Elsewhere()).items() if name != "torchao-fp8-dynamic"}
+    assert reasons == {None}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "reason"),
+    [
+        (CPU, "needs an NVIDIA GPU; this sweep runs on cpu"),
+        (Machine("cuda", "a rented T4", (7, 5)), "needs compute capability 8.9; this GPU has 7.5"),
+        (Machine("cuda", "a rented H100", (9, 0)), None),
+    ],
+)
+def test_the_sites_gpu_decides_what_runs(make: Make, hardware: Machine, reason: str | None) -> None:
+    run = make(Elsewhere(hardware))["quality", "torchao-fp8-dynamic"]
+    assert run.unsupported == reason
+    assert (run.spec.device, run.spec.hardware) == (hardware.device, hardware.hardware)
+
+
+def test_a_device_that_the_site_lacks_is_refused(sweeps, tiny: Path) -> None:
+    wanted = {"models": [{"id": str(tiny)}], "methods": ["none"], "measure": {"memory": {}}, "device": "cuda"}
+    with pytest.raises(UsageError, match="this site has no cuda"):
+        plan(load_recipe(sweeps.recipe(wanted)), Elsewhere())
