@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 BLANK = "—"
@@ -51,3 +51,25 @@ def duration(seconds: float) -> str:
         return f"{significant(seconds, 2)} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How readers see a number: ``write(number × factor)`` in a unit."""
+
+    unit: str = ""
+    write: Callable[[float], str] = significant
+    factor: float = 1.0
+
+    def text(self, value: float) -> str:
+        return self.write(value * self.factor)
+
+
+PERCENT = Format("%", factor=100)
+SIGNED_PERCENT = Format("%", signed, 100)
+WHOLE_NUMBER = Format(write=lambda value: f"{value:.0f}")
+
+
+def in_unit(unit: SizeUnit) -> Format:
+    """Of bytes: in that unit."""
+    return Format(unit.name, factor=1 / unit.bytes)

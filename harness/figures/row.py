@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from harness.core.identity import DecodeMode
 from harness.core.record import Measurement, RunRecord
-from harness.core.variant import Variant
 from harness.figures.derived.breakdown import by_confidence, by_position
 from harness.figures.derived.energies import energies
 from harness.figures.derived.footprint import footprint
 from harness.figures.derived.roofline import bounds, rates
 from harness.figures.derived.scores import NATS_MARGIN, scores
 from harness.figures.derived.speeds import point_of, speeds
+from harness.figures.evidence import Evidence
 from harness.figures.table import Peak, StoredPart, VariantRow
 from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
@@ -24,43 +23,6 @@ from harness.stats.rule import above_noise_floor, compare
 BYTES_PER_16_BIT_PARAMETER = 2
 KL_MARGIN_NAT = 1e-3
 """A divergence above the noise that does not matter."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The records that speak for one variant.
-
-    ``performance`` and ``baseline_performance`` are of one session and one decode mode; ``baseline_quality`` and
-    ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
-    divergence from itself, ``machine`` the run that measured the machine itself. ``is_baseline`` says that the variant
-    is what all others are held against; the unquantized model on another engine is held against it too.
-    """
-
-    is_baseline: bool
-    quality: RunRecord | None
-    quantize: RunRecord | None
-    performance: tuple[RunRecord, ...]
-    tasks: tuple[RunRecord, ...]
-    baseline_quality: RunRecord | None
-    noise_floor: Measurement | None
-    baseline_performance: tuple[RunRecord, ...]
-    baseline_tasks: tuple[RunRecord, ...]
-    machine: RunRecord | None = None
-
-    @property
-    def all(self) -> tuple[RunRecord, ...]:
-        """Root causes first: what was not quantized cannot be measured."""
-        return tuple(run for run in (self.quantize, self.quality, *self.tasks, *self.performance) if run is not None)
-
-    @property
-    def variant(self) -> Variant:
-        """As the newest record names it. A record of quantizing names but one of the engines and caches it serves."""
-        measured = [run for run in self.all if run.spec.kind != "quantize"]
-        return max(measured or self.all, key=lambda run: run.started_at).spec.variant
-
-    @property
-    def decode_mode(self) -> DecodeMode:
-        return self.performance[0].spec.decode_mode if self.performance else "eager"
 
 
 def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
@@ -81,6 +43,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     linear = _stored_bytes(stock, "linear")
     made = VariantRow(
         label=label,
+        evidence=evidence,
         method=variant.method.name,
         engine=variant.engine,
         is_baseline=evidence.is_baseline,

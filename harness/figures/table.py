@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
-from harness.core.record import Status
+from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import Price
 from harness.figures.derived.breakdown import Bin
 from harness.figures.derived.footprint import Footprint
 from harness.figures.derived.plausibility import Implausibility
+from harness.figures.evidence import Evidence
 from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate
 from harness.stats.influence import Influence
 from harness.stats.paired import Flips
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, order=True)
@@ -24,6 +28,11 @@ class GridPoint:
     batch_size: int
     prompt_tokens: int
     new_tokens: int
+
+    @property
+    def name(self) -> str:
+        """As a part of a column's name."""
+        return f"b{self.batch_size}_p{self.prompt_tokens}_n{self.new_tokens}"
 
     @property
     def label(self) -> str:
@@ -132,6 +141,11 @@ class TaskKey:
     higher_is_better: bool
 
     @property
+    def name(self) -> str:
+        """As a part of a column's name: ``arc_easy_25-shot_acc_norm``."""
+        return "_".join(self.label.replace("(", "").replace(")", "").split())
+
+    @property
     def label(self) -> str:
         """``arc_easy 25-shot acc_norm``."""
         shots = "" if self.fewshot is None else f" {self.fewshot}-shot"
@@ -183,6 +197,7 @@ class VariantRow:
     engine: str
     is_baseline: bool
     status: Status
+    evidence: Evidence | None = field(default=None, repr=False, compare=False)
     decode_mode: DecodeMode = "eager"
     kv_cache: KvCache = "model"
     reason: str | None = None
@@ -228,6 +243,27 @@ class VariantRow:
     quantize_peak_bytes: int | None = None
     front: bool = False
     front_probability: float | None = None
+    _remembered: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returns, called once for each key."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]  # type: ignore[no-any-return]
+
+    @property
+    def runs_that_ended_well(self) -> tuple[RunRecord, ...]:
+        """Those of its evidence, in the order quantize, quality, tasks, performance."""
+        return self.evidence.well if self.evidence else ()
+
+    def measurements(self, metric: str) -> tuple[Measurement, ...]:
+        """All that its runs measured of a metric, those without values left out."""
+        return tuple(
+            found
+            for run in self.runs_that_ended_well
+            for found in run.outcome.measurements
+            if found.metric == metric and found.values
+        )
 
     @property
     def stored_bytes(self) -> int | None:

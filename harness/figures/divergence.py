@@ -1,0 +1,214 @@
+"""How far a variant's predictions lie from the baseline's, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from harness.figures.ask import (
+    Ask,
+    LimitOption,
+    Objective,
+    Reading,
+    Ties,
+    Use,
+    counted,
+    measured,
+    positive,
+    share_of_one,
+)
+from harness.figures.derived.breakdown import Bin
+from harness.figures.figure import Axis, Figure, Whole
+from harness.figures.formats import PERCENT, Format, signed, significant
+from harness.figures.gate import Gate
+from harness.figures.notes import judgement, noise_note
+from harness.figures.quality import GROUP, estimated
+from harness.figures.statistic import Items
+from harness.figures.table import Table, VariantRow
+from harness.stats.estimate import Estimate, clustered_mean, quantile
+
+NAT = Format("nat")
+KL_HELP = "KL(baseline ‖ variant) per token: 0 is no damage"
+INTERVAL = "with its 95% interval"
+HARMLESS_NAT = 0.001
+"""A divergence that does not matter: the threshold of the gate, and among equals."""
+LEAST_NAT = 1e-6
+"""What lies below (lossless, or nearly) is drawn there: a logarithm has no zero."""
+
+
+def _read_kl(row: VariantRow, use: Use) -> Reading:
+    """Mean KL(baseline ‖ variant), nat per token; the baseline's is zero."""
+    return counted(0, "the baseline") if row.is_baseline else measured(row.kl_mean, influence=row.kl_influence)
+
+
+def _quantile(name: str, heading: str, text: str, share: float, shown: bool = False) -> Figure[Whole]:
+    def value(row: VariantRow, place: Whole) -> float | None:
+        found = next(iter(row.measurements("kl")), None)
+        return quantile(found.values, share) if found else None
+
+    return Figure(
+        name,
+        GROUP,
+        heading,
+        f"{KL_HELP}. {text}",
+        value,
+        "lower",
+        NAT,
+        column=f"{name}_nat",
+        shown=shown,
+    )
+
+
+def _mean(metric: str, least: float, most: float) -> Callable[[VariantRow], Estimate | None]:
+    def mean(row: VariantRow) -> Estimate | None:
+        found = next(iter(row.measurements(metric)), None)
+        return clustered_mean(found).within(least, most) if found else None
+
+    return mean
+
+
+KL = Figure(
+    "kl",
+    GROUP,
+    "KL mean",
+    f"{KL_HELP}. Mean {INTERVAL}, clustered. Below: whether it is more than another dtype does to the baseline.",
+    lambda row, place: row.kl_mean,
+    "lower",
+    NAT,
+    column="kl_mean_nat",
+    interval=True,
+    notes=lambda row, place: noise_note(row.kl_comparison),
+    statistic=Items("kl"),
+    gate=Gate("nat", HARMLESS_NAT, "mean KL divergence from the baseline, window by window", rank=20),
+    ask=Ask(
+        "KL",
+        LimitOption("max-kl", positive, "NAT", "Mean divergence from the baseline.", "≤ {} nat of KL", rank=40),
+        Objective("kl", "the closest to the baseline", "not told apart by KL from", rank=40),
+        Ties(harmless=HARMLESS_NAT, rank=10, words="KL"),
+        _read_kl,
+        of_quality=True,
+    ),
+    axis=Axis("KL divergence from the baseline, nat per token", lambda values: True, LEAST_NAT),
+    hub="kl_divergence",
+)
+AGREEMENT = Figure(
+    "agreement",
+    GROUP,
+    "Top-1 agreement",
+    f"Share of tokens for which both find the same next token most likely, {INTERVAL}.",
+    lambda row, place: row.top1_agreement,
+    "higher",
+    PERCENT,
+    column="top1_agreement_fraction",
+    interval=True,
+    statistic=Items("top1_agreement"),
+    gate=Gate("points", 0.01, "top-1 agreement with the baseline", usual=False, rank=30),
+    ask=Ask(
+        "top-1 agreement",
+        LimitOption("min-agreement", share_of_one, "SHARE", "Top-1 agreement: 95%.", "≥ {}% top-1 agreement", rank=50),
+        of_baseline=1,
+        of_quality=True,
+    ),
+    hub="top1_agreement",
+)
+FIGURES: tuple[Figure[Whole], ...] = (
+    KL,
+    *judgement(GROUP, "kl_above_noise", lambda row, place: row.kl_comparison),
+    _quantile("kl_median", "KL median", "Median.", 0.5),
+    _quantile("kl_p90", "KL p90", "One token in ten is hit harder.", 0.9),
+    _quantile("kl_p99", "KL p99", "One token in a hundred is hit harder.", 0.99, shown=True),
+    _quantile("kl_p99_9", "KL p99.9", "One token in a thousand is hit harder.", 0.999),
+    _quantile("kl_max", "KL max", "The worst token.", 1.0),
+    estimated(
+        "kl_reverse_mean",
+        "KL reverse",
+        f"KL(variant ‖ baseline) per token. Mean {INTERVAL}.",
+        _mean("kl_reverse", 0, float("inf")),
+        NAT,
+        column="kl_reverse_mean_nat",
+        shown=False,
+    ),
+    estimated(
+        "kl_batch_noise",
+        "Batch noise",
+        "KL of the variant from itself when two windows share a batch. A KL that is not clearly above it is noise.",
+        _mean("kl_batch_noise", 0, float("inf")),
+        NAT,
+        column="kl_batch_noise_nat",
+        shown=False,
+    ),
+    AGREEMENT,
+    estimated(
+        "top5_agreement",
+        "Top-5 agreement",
+        f"Share of the five likeliest next tokens that both have in common, {INTERVAL}.",
+        _mean("top5_agreement", 0, 1),
+        PERCENT,
+        column="top5_agreement_fraction",
+        shown=False,
+    ),
+    estimated(
+        "delta_p",
+        "Δp",
+        f"Change of the probability that the text's own next token gets, mean {INTERVAL}.",
+        _mean("delta_p", -1, 1),
+        Format("%", signed, 100),
+        column="delta_p_mean_probability",
+        shown=False,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The tokens of a group: those for which ``low`` ≤ x < ``high``; shown times ``factor``."""
+
+    low: float
+    high: float
+    factor: int
+
+    @property
+    def name(self) -> str:
+        return f"{self._edge(self.low)}_{self._edge(self.high)}"
+
+    @property
+    def label(self) -> str:
+        return f"{self._edge(self.low)} to {self._edge(self.high)}"
+
+    def _edge(self, value: float) -> str:
+        if value % 1:
+            return significant(value * self.factor, 4).rstrip("0").rstrip(".")
+        return str(int(value * self.factor))
+
+
+Bins = Callable[[VariantRow], tuple[Bin, ...]]
+
+
+def _breakdown(by: str, factor: int, bins: Bins) -> Figure[Edges]:
+    """One column per group that any variant has; the baseline does not diverge from itself."""
+
+    def places(table: Table) -> tuple[Edges, ...]:
+        found = (Edges(each.low, each.high, factor) for row in table.rows if not row.is_baseline for each in bins(row))
+        return tuple(dict.fromkeys(found))
+
+    def value(row: VariantRow, place: Edges) -> Estimate | None:
+        return next((each.mean for each in bins(row) if each.low == place.low), None)
+
+    return Figure(
+        f"kl_by_{by}",
+        "Divergence",
+        "{place}",
+        "KL(baseline ‖ variant), mean over the tokens of this group, with its 95% interval.",
+        value,
+        "lower",
+        NAT,
+        places,
+        f"kl_mean_nat_{by}_{{place}}",
+        shown=False,
+        interval=True,
+    )
+
+
+KL_BY_POSITION = _breakdown("position", 1, lambda row: row.kl_by_position)
+KL_BY_CONFIDENCE = _breakdown("confidence", 100, lambda row: row.kl_by_confidence)
+BREAKDOWNS = (KL_BY_POSITION, KL_BY_CONFIDENCE)

@@ -1,0 +1,51 @@
+"""The records that speak for one variant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.core.identity import DecodeMode
+from harness.core.record import Measurement, RunRecord
+from harness.core.variant import Variant
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The records that speak for one variant.
+
+    ``performance`` and ``baseline_performance`` are of one session and one decode mode; ``baseline_quality`` and
+    ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
+    divergence from itself, ``machine`` the run that measured the machine itself. ``is_baseline`` says that the variant
+    is what all others are held against; the unquantized model on another engine is held against it too.
+    """
+
+    is_baseline: bool
+    quality: RunRecord | None
+    quantize: RunRecord | None
+    performance: tuple[RunRecord, ...]
+    tasks: tuple[RunRecord, ...]
+    baseline_quality: RunRecord | None
+    noise_floor: Measurement | None
+    baseline_performance: tuple[RunRecord, ...]
+    baseline_tasks: tuple[RunRecord, ...]
+    machine: RunRecord | None = None
+
+    @property
+    def all(self) -> tuple[RunRecord, ...]:
+        """Root causes first: what was not quantized cannot be measured."""
+        return tuple(run for run in (self.quantize, self.quality, *self.tasks, *self.performance) if run is not None)
+
+    @property
+    def variant(self) -> Variant:
+        """As the newest record names it. A record of quantizing names but one of the engines and caches it serves."""
+        measured = [run for run in self.all if run.spec.kind != "quantize"]
+        return max(measured or self.all, key=lambda run: run.started_at).spec.variant
+
+    @property
+    def decode_mode(self) -> DecodeMode:
+        return self.performance[0].spec.decode_mode if self.performance else "eager"
+
+    @property
+    def well(self) -> tuple[RunRecord, ...]:
+        """Those that ended well: figures come from no others."""
+        return tuple(run for run in self.all if run.status == "ok")

@@ -1,0 +1,176 @@
+"""Figure: the one declaration of a number that people see. Whatever shows it or judges by it is derived from here.
+
+The report's columns, the CSV and Parquet files, model cards and MLflow, the gates of ``compare``, the series of
+``history``, the limits and objectives of ``recommend`` and the axes of plots all read these declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from harness.figures.ask import Ask, Reading, Use, counted, measured
+from harness.figures.formats import Format
+from harness.figures.gate import Gate
+from harness.figures.statistic import Count, Items, PerProcess
+from harness.figures.table import GridPoint, Table, VariantRow
+from harness.stats.estimate import Estimate
+
+Value = Estimate | float | str | None
+"""Of one variant: with an interval, a plain number, or a word; None where it was not measured."""
+
+
+class Place(Protocol):
+    """Where a figure is taken: a point of the grid, a task, a phase of a run."""
+
+    @property
+    def name(self) -> str:
+        """As a part of a column's name."""
+
+    @property
+    def label(self) -> str:
+        """As readers see it."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The one place of a figure that a variant has once."""
+
+    name: str = ""
+    label: str = ""
+
+
+WHOLE = Whole()
+P = TypeVar("P", bound=Place)
+
+
+def once(table: Table) -> tuple[Whole, ...]:
+    """The places of a figure that a variant has once."""
+    return (WHOLE,)
+
+
+def grid(table: Table) -> tuple[GridPoint, ...]:
+    """The places of a figure that is taken at every point of the grid."""
+    return table.grid
+
+
+def at_first_point(table: Table, place: Any) -> bool:
+    """Whether the place is at the first point of the grid: of several points, readers see one in the main table."""
+    return table.grid[:1] == (getattr(place, "point", place),)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How a figure lies along the axis of a plot.
+
+    ``title`` holds ``{place}`` and ``{unit}`` where they stand in it. ``log`` says from which values in the table that
+    the axis is logarithmic; it then begins at ``least``, in the figure's own unit, for a logarithm has no zero.
+    ``log_title`` stands in place of ``title`` there. ``from_zero``: a linear axis begins at zero.
+    """
+
+    title: str = ""
+    log: Callable[[Iterable[float]], bool] = lambda values: False
+    least: float = 0.0
+    log_title: str | None = None
+    from_zero: bool = False
+
+
+@dataclass(frozen=True)
+class Figure(Generic[P]):
+    """One number of a variant.
+
+    ``name`` is unique; a gate and a series of ``history`` go by it. ``value`` takes it from a row at one of the
+    ``places`` that a table has for it; where it is None, it follows from ``statistic``.
+
+    For readers: ``group`` and ``heading`` head its column, ``help`` says what it is, ``format`` how it is written,
+    ``notes`` what stands below it. ``heading`` and ``help`` may name the ``{place}``. ``shown`` is False for what
+    machines alone read; ``column`` names its column in the CSV file with ``{place}`` in it, and is None where it has
+    none. ``interval`` says that values are estimates, which take three columns there.
+
+    For judging: ``direction`` is the better one; ``statistic`` is how the evidence of a record becomes the number and
+    by which test two of them are compared; with ``gate`` it may fail a comparison, with ``ask`` a recommendation may be
+    asked to keep or to optimise it. ``hub`` is the metric's type in a model card, where the hub has one.
+    """
+
+    name: str
+    group: str
+    heading: str | Callable[[Table, P], str]
+    help: str | Callable[[Table, P], str]
+    value: Callable[[VariantRow, P], Value] | None = None
+    direction: Literal["lower", "higher", "neither"] = "neither"
+    format: Format | Callable[[Table, P], Format] = field(default_factory=Format)
+    places: Callable[[Table], Iterable[P]] | None = None
+    column: str | None = ""
+    shown: bool | Callable[[Table, P], bool] = True
+    interval: bool = False
+    notes: Callable[[VariantRow, P], tuple[str, ...]] = lambda row, place: ()
+    statistic: Items | PerProcess | Count | None = None
+    gate: Gate | None = None
+    ask: Ask | None = None
+    axis: Axis | None = None
+    hub: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a declaration that contradicts itself: a plugin's author reads it."""
+        if self.value is None and self.statistic is None:
+            raise ValueError(f"figure {self.name!r}: neither 'value' nor 'statistic' says where it comes from")
+        if self.gate and self.statistic is None:
+            raise ValueError(f"figure {self.name!r}: a gate needs a 'statistic' by which two sides are compared")
+        if self.direction == "neither" and (self.ask or isinstance(self.statistic, PerProcess)):
+            raise ValueError(f"figure {self.name!r}: say which 'direction' is better, lower or higher")
+
+    def taken_at(self, table: Table) -> tuple[P, ...]:
+        """The places of a table at which the figure is taken."""
+        if self.places is not None:
+            return tuple(self.places(table))
+        return tuple(grid(table) if isinstance(self.statistic, PerProcess) else once(table))  # type: ignore[arg-type]
+
+    def of(self, row: VariantRow, place: P) -> Value:
+        """The figure of one variant; it is worked out once for each row and place."""
+        return row.remember((self.name, place), lambda: self._of(row, place))
+
+    def _of(self, row: VariantRow, place: P) -> Value:
+        if self.value is not None:
+            return self.value(row, place)
+        assert self.statistic is not None
+        return self.statistic.value(row, place if isinstance(place, GridPoint) else None)
+
+    def column_name(self, place: P) -> str | None:
+        """Of its column in the CSV file; None where it has none."""
+        if self.column is None:
+            return None
+        pattern = self.column or (f"{self.name}_{{place}}" if place.name else self.name)
+        return pattern.replace("{place}", place.name)
+
+    def written(self, table: Table, place: P) -> Format:
+        return self.format(table, place) if callable(self.format) else self.format
+
+    def headed(self, table: Table, place: P) -> str:
+        return _text(self.heading, table, place)
+
+    def explained(self, table: Table, place: P) -> str:
+        return _text(self.help, table, place)
+
+    def visible(self, table: Table, place: P) -> bool:
+        """Whether readers see its column, and not machines alone."""
+        return self.shown(table, place) if callable(self.shown) else self.shown
+
+    def read(self, row: VariantRow, use: Use) -> Reading:
+        """The figure by which a variant is chosen for a use, and what it rests on."""
+        if self.ask and self.ask.read:
+            return self.ask.read(row, use)
+        if self.ask and self.ask.of_baseline is not None and row.is_baseline:
+            return counted(self.ask.of_baseline, "the baseline")
+        places = self.taken_at(use.table)
+        place = next((each for each in places if each == use.point), places[0] if len(places) == 1 else None)
+        value = None if place is None else self.of(row, place)
+        if isinstance(value, str):
+            return Reading(None, value)
+        if value is None or isinstance(value, Estimate):
+            return measured(value)
+        return counted(value)
+
+
+def _text(text: str | Callable[[Table, P], str], table: Table, place: P) -> str:
+    return text(table, place) if callable(text) else text.replace("{place}", place.label)

@@ -1,0 +1,71 @@
+"""What stands below a figure: the word that a comparison ends in, and what its interval leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from harness.figures.figure import Figure, Place, Value
+from harness.figures.formats import significant
+from harness.figures.table import Table, VariantRow
+from harness.stats.comparison import Comparison
+from harness.stats.estimate import Estimate
+
+P = TypeVar("P", bound=Place)
+PAIRED = "paired with the baseline, with its 95% interval; the word below holds for all words of the table at once"
+
+
+def interval_note(estimate: Estimate | None) -> tuple[str, ...]:
+    """Of a figure that processes repeat: why it has no interval, or that the interval is of one process alone."""
+    if estimate is None:
+        return ()
+    if estimate.low is None or estimate.high is None:
+        return (estimate.method,)
+    return ("one process",) if estimate.n == 1 else ()
+
+
+def verdict_note(found: Comparison | None) -> tuple[str, ...]:
+    """The verdict; of one that could not be given, the difference that such data mostly show, times 100."""
+    if found is None:
+        return ()
+    if found.verdict != "inconclusive" or found.detectable is None:
+        return (found.verdict,)
+    return (f"inconclusive (±{significant(found.detectable * 100, 2)} would show)",)
+
+
+def noise_note(found: Comparison | None) -> tuple[str, ...]:
+    """Where a divergence stands beside its noise floor."""
+    words = {"worse": "above noise", "equivalent": "at noise level", "better": "below noise"}
+    return () if found is None else (words.get(found.verdict, found.verdict),)
+
+
+def judgement(
+    group: str,
+    name: str,
+    pick: Callable[[VariantRow, P], Comparison | None],
+    places: Callable[[Table], tuple[P, ...]] | None = None,
+    column: str | None = None,
+) -> tuple[Figure[P], ...]:
+    """For machines: verdict, test, p-values, and what could have been detected, in the unit of the comparison."""
+
+    def part(suffix: str, of: Callable[[Comparison], Value]) -> Figure[P]:
+        return Figure(
+            f"{name}_{suffix}",
+            group,
+            suffix,
+            "",
+            lambda row, place: of(found) if (found := pick(row, place)) else None,
+            places=places,
+            column=f"{column or name}_{suffix}",
+            shown=False,
+        )
+
+    return (
+        part("verdict", lambda found: found.verdict),
+        part("test", lambda found: found.test),
+        part("p", lambda found: found.p),
+        part("p_adjusted", lambda found: found.adjusted_p),
+        part("equivalence_p_adjusted", lambda found: found.adjusted_equivalence_p),
+        part("detectable", lambda found: found.detectable),
+        part("units", lambda found: float(found.effect.n)),
+    )

@@ -1,0 +1,156 @@
+"""How well a variant predicts a text: its perplexity, beside the baseline's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from harness.core.record import Measurement
+from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, measured, share
+from harness.figures.figure import Axis, Figure, Whole
+from harness.figures.formats import PERCENT, SIGNED_PERCENT, Format, significant
+from harness.figures.gate import Gate
+from harness.figures.notes import PAIRED, judgement, verdict_note
+from harness.figures.statistic import Count, Items, first_value
+from harness.figures.table import Table, VariantRow
+from harness.stats.estimate import Estimate, perplexity
+
+GROUP = "Quality"
+HARMLESS = 0.01
+"""A rise of perplexity that decides nothing among equals, a part of it."""
+LEAST_RISE = 1e-4
+"""Rises below are drawn there on a logarithmic axis."""
+WIDE = 20
+"""From this ratio of the largest to the smallest rise on, an axis is logarithmic."""
+
+
+def estimated(
+    name: str,
+    heading: str,
+    text: str,
+    pick: Callable[[VariantRow], Estimate | None],
+    format: Format,
+    *,
+    group: str = GROUP,
+    column: str = "",
+    shown: bool | Callable[[Table, Whole], bool] = True,
+) -> Figure[Whole]:
+    """A figure with an interval, which a variant has once."""
+    return Figure(
+        name,
+        group,
+        heading,
+        text,
+        lambda row, place: pick(row),
+        "lower",
+        format,
+        column=column,
+        shown=shown,
+        interval=True,
+    )
+
+
+def _read_change(row: VariantRow, use: Use) -> Reading:
+    """The change against the baseline, a fraction, paired; the baseline's is zero."""
+    if row.is_baseline:
+        return counted(0, "the baseline")
+    lacking = "not measured" if row.perplexity is None else "no like baseline to compare with"
+    return measured(row.perplexity_change, lacking=lacking, influence=row.perplexity_influence, scale="log1p")
+
+
+def _ruined(rises: Iterable[float]) -> bool:
+    """Whether a ruined variant would press all others flat."""
+    found = list(rises)
+    return max(found, default=0) > WIDE * max(min(found, default=0), LEAST_RISE)
+
+
+def _by_word_or_byte(table: Table, place: Whole) -> bool:
+    return any(row.word_perplexity for row in table.rows)
+
+
+def _unit(measurement: Measurement) -> str:
+    return "perplexity"
+
+
+PERPLEXITY = Figure(
+    "perplexity",
+    GROUP,
+    "Perplexity",
+    "exp of the mean negative log-likelihood per token, with its 95% interval.",
+    lambda row, place: row.perplexity,
+    "lower",
+    Format(write=lambda value: significant(value, 4)),
+    interval=True,
+    statistic=Items("nll", perplexity, unit_of=_unit),
+    gate=Gate("relative", 0.005, "perplexity, window by window", rank=10),
+    hub="perplexity",
+)
+PERPLEXITY_CHANGE = Figure(
+    "perplexity_change",
+    GROUP,
+    "Δ perplexity",
+    f"Change against the baseline, {PAIRED}.",
+    lambda row, place: row.perplexity_change,
+    "lower",
+    SIGNED_PERCENT,
+    column="perplexity_change_fraction",
+    interval=True,
+    notes=lambda row, place: verdict_note(row.perplexity_comparison),
+    ask=Ask(
+        "perplexity",
+        LimitOption(
+            "max-perplexity-increase",
+            share,
+            "SHARE",
+            "Against the baseline: 1% or 0.01.",
+            "≤ {}% more perplexity",
+            rank=30,
+        ),
+        Objective("perplexity", "the lowest perplexity", "not told apart by perplexity from", rank=30),
+        Ties(harmless=HARMLESS, rank=20, words="change of perplexity"),
+        _read_change,
+        of_quality=True,
+    ),
+    axis=Axis("Change of perplexity, {unit}", _ruined, LEAST_RISE, "Rise of perplexity, {unit}"),
+    hub="perplexity_change",
+)
+COVERAGE = Figure(
+    "coverage",
+    GROUP,
+    "Coverage",
+    "Share of the parameters in scope that are really stored quantized.",
+    lambda row, place: row.coverage,
+    "higher",
+    PERCENT,
+    column="coverage_fraction",
+    shown=False,
+    statistic=Count("coverage", first_value("coverage")),
+    gate=Gate("points", 0.0, "quantized over eligible parameters", rank=140),
+)
+FRONT_PROBABILITY = Figure(
+    "front_probability",
+    GROUP,
+    "On the front",
+    "How likely no other variant is better in quality (mean KL, else perplexity), stored bytes and decode speed at "
+    "once: the share of draws from their intervals.",
+    lambda row, place: row.front_probability,
+    "higher",
+    PERCENT,
+    axis=Axis(from_zero=True),
+)
+FIGURES: tuple[Figure[Whole], ...] = (
+    PERPLEXITY,
+    PERPLEXITY_CHANGE,
+    *judgement(GROUP, "perplexity_change", lambda row, place: row.perplexity_comparison),
+    *(
+        estimated(
+            name, heading, f"{heading}, as lm-eval counts words and bytes.", pick, Format(), shown=_by_word_or_byte
+        )
+        for name, heading, pick in (
+            ("word_perplexity", "per word", lambda row: row.word_perplexity),
+            ("byte_perplexity", "per byte", lambda row: row.byte_perplexity),
+            ("bits_per_byte", "bits per byte", lambda row: row.bits_per_byte),
+        )
+    ),
+)
+STANDING: tuple[Figure[Whole], ...] = (COVERAGE, FRONT_PROBABILITY)
+"""How much of a variant is quantized, and how it stands among the others."""

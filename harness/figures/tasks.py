@@ -1,0 +1,256 @@
+"""Scores on tasks: each, its difference from the baseline's, and what lies behind the difference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from harness.core.record import Measurement
+from harness.core.run import RunSpec
+from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, share
+from harness.figures.derived.scores import figure_of, headline
+from harness.figures.figure import Figure, Value
+from harness.figures.formats import PERCENT, SIGNED_PERCENT, Format, signed
+from harness.figures.gate import Gate
+from harness.figures.notes import PAIRED, judgement, verdict_note
+from harness.figures.statistic import Items
+from harness.figures.table import Table, TaskKey, TaskScore, VariantRow
+from harness.stats.comparison import Comparison
+from harness.stats.estimate import Estimate
+
+GROUP = "Tasks"
+HARMLESS = 0.01
+"""A difference of a score that does not matter: one point of a hundred."""
+
+
+def _tasks(table: Table) -> tuple[TaskKey, ...]:
+    return table.tasks
+
+
+def _scores(table: Table, key: TaskKey) -> list[TaskScore]:
+    return [score for row in table.rows if (score := row.task(key))]
+
+
+def _is_headline(table: Table, key: TaskKey) -> bool:
+    return any(score.headline for score in _scores(table, key))
+
+
+def _is_share(table: Table, key: TaskKey) -> bool:
+    return all(0 <= score.estimate.value <= 1 for score in _scores(table, key))
+
+
+def _change_format(table: Table, key: TaskKey) -> Format:
+    if any(score.relative for score in _scores(table, key)):
+        return SIGNED_PERCENT
+    return Format("points", signed, 100) if _is_share(table, key) else Format(write=signed)
+
+
+def _of(pick: Callable[[TaskScore], Value]) -> Callable[[VariantRow, TaskKey], Value]:
+    return lambda row, key: None if (score := row.task(key)) is None else pick(score)
+
+
+def _compared(row: VariantRow, key: TaskKey) -> Comparison | None:
+    score = row.task(key)
+    return score.comparison if score else None
+
+
+def _notes(row: VariantRow, key: TaskKey) -> tuple[str, ...]:
+    score = row.task(key)
+    if score is None or not score.headline:
+        return ()
+    turned = (f"{score.flips.right_to_wrong} lost, {score.flips.wrong_to_right} won",) if score.flips else ()
+    return (*verdict_note(score.comparison), *turned)
+
+
+def _hidden(suffix: str, unit: str, pick: Callable[[TaskScore], Value]) -> Figure[TaskKey]:
+    return Figure(
+        f"task_{suffix}",
+        GROUP,
+        suffix,
+        "",
+        _of(pick),
+        format=Format(unit),
+        places=_tasks,
+        column=f"{{place}}_{suffix}",
+        shown=False,
+    )
+
+
+def _where(spec: RunSpec, measurement: Measurement) -> str:
+    protocol = measurement.protocol
+    filtered = "" if protocol.get("filter") in (None, "none") else f", {protocol['filter']}"
+    return f"{protocol.get('task')} {protocol.get('score')}{filtered}"
+
+
+def _unit(measurement: Measurement) -> str:
+    return "perplexity" if measurement.unit.startswith("nat") else measurement.unit
+
+
+ACCURACY = Figure(
+    "accuracy",
+    GROUP,
+    "{place}",
+    "Score on the task, with its 95% interval.",
+    _of(lambda score: score.estimate),
+    "higher",
+    lambda table, key: PERCENT if _is_share(table, key) else Format(),
+    _tasks,
+    "{place}",
+    _is_headline,
+    interval=True,
+    statistic=Items("task_score", figure_of, headline, _unit, _where),
+    gate=Gate("points", HARMLESS, "a task's headline score, question by question", rank=40),
+)
+ACCURACY_CHANGE = Figure(
+    "accuracy_change",
+    GROUP,
+    "Δ",
+    f"Difference of {{place}}, {PAIRED}. Lost are questions that only the baseline had right; won those that "
+    "only the variant had right.",
+    _of(lambda score: score.change),
+    "higher",
+    _change_format,
+    _tasks,
+    "{place}_change",
+    _is_headline,
+    interval=True,
+    notes=_notes,
+)
+
+
+def _read_drop(row: VariantRow, use: Use) -> Reading:
+    """The largest drop of all tasks, in points of a score between 0 and 1; its interval is that of the worst case."""
+    changes = _changes(row, use)
+    if isinstance(changes, Reading):
+        return changes
+    drops = {score.key.label: _negative(change) for score, change in changes}
+    worst = max(drops, key=lambda name: drops[name].value)
+    lows, highs = [drop.low for drop in drops.values()], [drop.high for drop in drops.values()]
+    known = all(low is not None for low in lows)
+    return Reading(
+        replace(
+            drops[worst],
+            low=max(low for low in lows if low is not None) if known else None,
+            high=max(high for high in highs if high is not None) if known else None,
+        ),
+        worst,
+    )
+
+
+def _read_gain(row: VariantRow, use: Use) -> Reading:
+    """The mean change of all tasks' scores; their errors are taken to be independent."""
+    changes = _changes(row, use)
+    if isinstance(changes, Reading):
+        return changes
+    gains = [change for _, change in changes]
+    count, mean = len(gains), sum(change.value for change in gains) / len(gains)
+    low = _reach([change.low for change in gains], gains)
+    high = _reach([change.high for change in gains], gains)
+    known = low is not None and high is not None
+    estimate = Estimate(
+        value=mean,
+        low=mean - (low or 0) if known else None,
+        high=mean + (high or 0) if known else None,
+        n=min(change.n for change in gains),
+        method="of the mean of independent tasks",
+    )
+    return Reading(estimate, f"mean of {count} tasks")
+
+
+def _reach(ends: Sequence[float | None], gains: Sequence[Estimate]) -> float | None:
+    """How far the mean's interval reaches to one side; None where an end is not known."""
+    reaches = [end - change.value for end, change in zip(ends, gains, strict=True) if end is not None]
+    return math.hypot(*reaches) / len(gains) if len(reaches) == len(gains) else None
+
+
+def _changes(row: VariantRow, use: Use) -> list[tuple[TaskScore, Estimate]] | Reading:
+    """Each task's headline score against the baseline's, higher being better; or what is lacking."""
+    wanted = {
+        score.key: score
+        for other in use.table.rows
+        for score in other.tasks
+        if score.headline and score.key.higher_is_better
+    }
+    if not wanted:
+        return Reading(None, "no task with an accuracy was run")
+    changes = []
+    for key in wanted:
+        score = row.task(key)
+        if score is None:
+            return Reading(None, f"{key.label} not measured")
+        change = Estimate(0, 0, 0, score.estimate.n, "the baseline") if row.is_baseline else score.change
+        if change is None:
+            return Reading(None, f"{key.label}: no like baseline to compare with")
+        changes.append((score, change))
+    return changes
+
+
+def _negative(estimate: Estimate) -> Estimate:
+    low, high = estimate.low, estimate.high
+    return replace(
+        estimate,
+        value=0 - estimate.value,
+        low=None if high is None else 0 - high,
+        high=None if low is None else 0 - low,
+    )
+
+
+def _nowhere(table: Table) -> tuple[TaskKey, ...]:
+    return ()
+
+
+ACCURACY_DROP = Figure(
+    "accuracy_drop",
+    GROUP,
+    "Accuracy lost",
+    "Points lost in the headline score of the task that lost most.",
+    lambda row, key: None,
+    "lower",
+    PERCENT,
+    _nowhere,
+    None,
+    ask=Ask(
+        "accuracy lost",
+        LimitOption(
+            "max-accuracy-drop",
+            share,
+            "SHARE",
+            "In every task, in points of its score: 1% is 0.01.",
+            "≤ {}% accuracy lost in any task",
+            rank=60,
+        ),
+        read=_read_drop,
+        of_quality=True,
+        explained=True,
+    ),
+)
+ACCURACY_GAIN = Figure(
+    "accuracy_gain",
+    GROUP,
+    "Accuracy gained",
+    "Mean change of the headline scores of all tasks.",
+    lambda row, key: None,
+    "higher",
+    SIGNED_PERCENT,
+    _nowhere,
+    None,
+    ask=Ask(
+        "accuracy gained",
+        None,
+        Objective("accuracy", "the highest accuracy", "not told apart by accuracy from", rank=30),
+        Ties(harmless=HARMLESS, rank=30, words="change of accuracy"),
+        _read_gain,
+        of_quality=True,
+    ),
+)
+FIGURES: tuple[Figure[TaskKey], ...] = (
+    ACCURACY,
+    ACCURACY_CHANGE,
+    *judgement(GROUP, "accuracy_change", _compared, _tasks, "{place}_change"),
+    _hidden("right_to_wrong", "", lambda score: score.flips.right_to_wrong if score.flips else None),
+    _hidden("wrong_to_right", "", lambda score: score.flips.wrong_to_right if score.flips else None),
+    _hidden("batch_noise_nat", "nat", lambda score: score.batch_noise_nat),
+    ACCURACY_DROP,
+    ACCURACY_GAIN,
+)
