@@ -1,15 +1,17 @@
-"""Names of methods, engines and metrics, and the plugins behind them, imported only when asked for.
+"""Names of methods, engines, metrics and figures, and the plugins behind them, imported only when asked for.
 
-A third party adds a method by an entry point of the group ``qharness.methods`` that names a Method.
+A third party adds a method by an entry point of the group ``qharness.methods`` that names a Method, and figures by one
+of the group ``qharness.figures``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.core.engine import Engine
 from harness.core.method import Method
@@ -17,7 +19,11 @@ from harness.core.metric import Metric
 from harness.core.site import Site
 from harness.errors import UsageError, refuse_unknown
 
+if TYPE_CHECKING:
+    from harness.figures.figure import Figure
+
 METHOD_GROUP = "qharness.methods"
+FIGURE_GROUP = "qharness.figures"
 
 _METHODS = {
     "none": "harness.methods.none:NONE",
@@ -75,6 +81,21 @@ _METRICS = {
     "tasks": "harness.metrics.tasks:TASKS",
 }
 
+_FIGURES = (
+    "harness.figures.quality:FIGURES",
+    "harness.figures.divergence:FIGURES",
+    "harness.figures.tasks:FIGURES",
+    "harness.figures.quality:STANDING",
+    "harness.figures.divergence:BREAKDOWNS",
+    "harness.figures.size:FIGURES",
+    "harness.figures.speed:FIGURES",
+    "harness.figures.bound:FIGURES",
+    "harness.figures.energy:FIGURES",
+    "harness.figures.price:FIGURES",
+    "harness.figures.memory:FIGURES",
+    "harness.figures.quantizing:FIGURES",
+)
+
 
 def method_names() -> list[str]:
     """Every known method: the harness's own first, then the installed plugins'."""
@@ -98,14 +119,10 @@ def method(name: str) -> Method[Any]:
     if name not in plugins:
         refuse_unknown("method", name, [*method_names(), *ALIASES])
     entry = plugins[name]
-    owner = entry.dist.name if entry.dist else entry.value
-    try:
-        found = entry.load()
-    except Exception as error:
-        raise UsageError(f"the plugin {owner!r} fails at import: {type(error).__name__}: {error}") from error
+    found = _loaded(entry)
     if not isinstance(found, Method) or found.name != name:
         raise UsageError(
-            f"the plugin {owner!r} names {entry.value}, which is no harness.core.method.Method called {name!r}"
+            f"the plugin {_owner(entry)!r} names {entry.value}, which is no harness.core.method.Method called {name!r}"
         )
     return found
 
@@ -122,6 +139,34 @@ def metric(name: str) -> Metric:
     if name not in _METRICS:
         refuse_unknown("metric", name, _METRICS)
     return _object(_METRICS[name])  # type: ignore[no-any-return]
+
+
+@cache
+def figures() -> Mapping[str, Figure[Any]]:
+    """Every figure by its name, in the order of the report's columns: the harness's own first, then the plugins'.
+
+    An entry point of the group ``qharness.figures`` names one Figure or a tuple of them. Raises UsageError for a broken
+    one, and for a name that is taken.
+    """
+    declared = [each for path in _FIGURES for each in _object(path)]
+    found = {each.name: each for each in declared}
+    assert len(found) == len(declared), "two figures have one name"
+    for entry in sorted(entry_points(group=FIGURE_GROUP), key=lambda entry: entry.name):
+        for each in _figures_of(entry):
+            if each.name in found:
+                raise UsageError(f"the plugin {_owner(entry)!r} declares a second figure {each.name!r}")
+            found[each.name] = each
+    return MappingProxyType(found)
+
+
+def _figures_of(entry: EntryPoint) -> tuple[Figure[Any], ...]:
+    from harness.figures.figure import Figure
+
+    loaded = _loaded(entry)
+    declared = loaded if isinstance(loaded, tuple) else (loaded,)
+    if not all(isinstance(each, Figure) for each in declared):
+        raise UsageError(f"the plugin {_owner(entry)!r} names {entry.value}, which is no harness.figures.figure.Figure")
+    return declared
 
 
 def missing(chosen: Method[Any], site: Site) -> str | None:
@@ -143,6 +188,18 @@ def readers(chosen: Method[Any]) -> tuple[str, ...]:
 
 def _plugins() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=METHOD_GROUP)}
+
+
+def _loaded(entry: EntryPoint) -> Any:
+    """What an entry point names. Raises UsageError where it fails at import, which an author must see."""
+    try:
+        return entry.load()
+    except Exception as error:
+        raise UsageError(f"the plugin {_owner(entry)!r} fails at import: {type(error).__name__}: {error}") from error
+
+
+def _owner(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist else entry.value
 
 
 def _object(path: str) -> Any:

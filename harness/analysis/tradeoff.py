@@ -27,7 +27,8 @@ from harness.core.run import baseline_engine
 from harness.core.variant import labels
 from harness.figures.derived.plausibility import implausible
 from harness.figures.derived.roofline import machine_of, rates
-from harness.figures.row import Evidence, row
+from harness.figures.evidence import Evidence
+from harness.figures.row import row
 from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate, clustered_mean
 from harness.stats.pareto import front

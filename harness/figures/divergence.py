@@ -67,7 +67,7 @@ def _mean(metric: str, least: float, most: float) -> Callable[[VariantRow], Esti
     return mean
 
 
-KL = Figure(
+KL: Figure[Whole] = Figure(
     "kl",
     GROUP,
     "KL mean",
@@ -91,7 +91,7 @@ KL = Figure(
     axis=Axis("KL divergence from the baseline, nat per token", lambda values: True, LEAST_NAT),
     hub="kl_divergence",
 )
-AGREEMENT = Figure(
+AGREEMENT: Figure[Whole] = Figure(
     "agreement",
     GROUP,
     "Top-1 agreement",

@@ -120,11 +120,16 @@ class Figure(Generic[P]):
         if self.direction == "neither" and (self.ask or isinstance(self.statistic, PerProcess)):
             raise ValueError(f"figure {self.name!r}: say which 'direction' is better, lower or higher")
 
-    def taken_at(self, table: Table) -> tuple[P, ...]:
-        """The places of a table at which the figure is taken."""
+    @property
+    def places_in(self) -> Callable[[Table], Iterable[P]]:
+        """From a table to the places at which the figure is taken: ``places``, or those that its statistic has."""
         if self.places is not None:
-            return tuple(self.places(table))
-        return tuple(grid(table) if isinstance(self.statistic, PerProcess) else once(table))  # type: ignore[arg-type]
+            return self.places
+        by_point = isinstance(self.statistic, PerProcess) and not self.statistic.pooled
+        return grid if by_point else once  # type: ignore[return-value]
+
+    def taken_at(self, table: Table) -> tuple[P, ...]:
+        return tuple(self.places_in(table))
 
     def of(self, row: VariantRow, place: P) -> Value:
         """The figure of one variant; it is worked out once for each row and place."""

@@ -71,7 +71,7 @@ def _unit(measurement: Measurement) -> str:
     return "perplexity"
 
 
-PERPLEXITY = Figure(
+PERPLEXITY: Figure[Whole] = Figure(
     "perplexity",
     GROUP,
     "Perplexity",
@@ -84,7 +84,7 @@ PERPLEXITY = Figure(
     gate=Gate("relative", 0.005, "perplexity, window by window", rank=10),
     hub="perplexity",
 )
-PERPLEXITY_CHANGE = Figure(
+PERPLEXITY_CHANGE: Figure[Whole] = Figure(
     "perplexity_change",
     GROUP,
     "Δ perplexity",
@@ -113,7 +113,7 @@ PERPLEXITY_CHANGE = Figure(
     axis=Axis("Change of perplexity, {unit}", _ruined, LEAST_RISE, "Rise of perplexity, {unit}"),
     hub="perplexity_change",
 )
-COVERAGE = Figure(
+COVERAGE: Figure[Whole] = Figure(
     "coverage",
     GROUP,
     "Coverage",
@@ -126,7 +126,7 @@ COVERAGE = Figure(
     statistic=Count("coverage", first_value("coverage")),
     gate=Gate("points", 0.0, "quantized over eligible parameters", rank=140),
 )
-FRONT_PROBABILITY = Figure(
+FRONT_PROBABILITY: Figure[Whole] = Figure(
     "front_probability",
     GROUP,
     "On the front",

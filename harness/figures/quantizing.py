@@ -18,7 +18,7 @@ def _peak_help(table: Table, place: Whole) -> str:
     return f"Peak while quantizing. 1 {unit.name} is {unit.bytes:,} bytes."
 
 
-QUANTIZE_TIME = Figure(
+QUANTIZE_TIME: Figure[Whole] = Figure(
     "quantize_time",
     GROUP,
     "time",
@@ -29,7 +29,7 @@ QUANTIZE_TIME = Figure(
     column="quantize_s",
     axis=Axis("time, s", from_zero=True),
 )
-QUANTIZE_PEAK = Figure(
+QUANTIZE_PEAK: Figure[Whole] = Figure(
     "quantize_peak",
     GROUP,
     "peak memory",

@@ -16,7 +16,7 @@ from harness.figures.derived.speeds import point_of, speeds
 from harness.figures.evidence import Evidence
 from harness.figures.table import Peak, StoredPart, VariantRow
 from harness.stats.comparison import Comparison
-from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, quantile, transformed
+from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, transformed
 from harness.stats.influence import Influence, of_difference, of_mean
 from harness.stats.rule import above_noise_floor, compare
 
@@ -63,18 +63,9 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         kl_mean=_mean(quality, "kl", 0, math.inf),
         kl_influence=of_mean(kl) if kl else None,
         kl_comparison=_above_noise(evidence, kl),
-        kl_median=quantile(kl.values, 0.5) if kl else None,
-        kl_p90=quantile(kl.values, 0.9) if kl else None,
-        kl_p99=quantile(kl.values, 0.99) if kl else None,
-        kl_p99_9=quantile(kl.values, 0.999) if kl else None,
-        kl_max=max(kl.values) if kl else None,
-        kl_reverse=_mean(quality, "kl_reverse", 0, math.inf),
-        kl_batch_noise=_mean(quality, "kl_batch_noise", 0, math.inf),
         kl_by_position=by_position(kl) if kl else (),
         kl_by_confidence=by_confidence(kl, confidence) if kl and confidence else (),
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),
-        top5_agreement=_mean(quality, "top5_agreement", 0, 1),
-        delta_p=_mean(quality, "delta_p", -1, 1),
         tasks=answered,
         coverage=coverage.values[0] if coverage else None,
         stored=_stored(stock),

@@ -181,10 +181,9 @@ class TaskScore:
 class VariantRow:
     """What is known of one variant; None where it was not measured or could not be.
 
-    Units: ``perplexity_change`` and ``top*_agreement`` are fractions, ``kl_*`` nat per token, ``delta_p`` a
-    difference of probabilities, ``kl_batch_noise`` the variant's divergence from itself in another batch,
-    ``size_ratio`` and ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of
-    the checkpoint). A method that was timed in several decode modes has a row for each, with the same quality.
+    Units: ``perplexity_change`` and ``top1_agreement`` are fractions, ``kl_*`` nat per token, ``size_ratio`` and
+    ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of the checkpoint). A method that was
+    timed in several decode modes has a row for each, with the same quality.
     ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
     no other variant of the table is both smaller and closer to the baseline; ``front_probability`` is that of being
     on the front of quality, stored bytes and decode speed (see ``chances``). ``peaks`` are the phases' highest use of
@@ -213,18 +212,9 @@ class VariantRow:
     kl_mean: Estimate | None = None
     kl_influence: Influence | None = None
     kl_comparison: Comparison | None = None
-    kl_median: float | None = None
-    kl_p90: float | None = None
-    kl_p99: float | None = None
-    kl_p99_9: float | None = None
-    kl_max: float | None = None
-    kl_reverse: Estimate | None = None
-    kl_batch_noise: Estimate | None = None
     kl_by_position: tuple[Bin, ...] = ()
     kl_by_confidence: tuple[Bin, ...] = ()
     top1_agreement: Estimate | None = None
-    top5_agreement: Estimate | None = None
-    delta_p: Estimate | None = None
     tasks: tuple[TaskScore, ...] = ()
     coverage: float | None = None
     stored: tuple[StoredPart, ...] = ()

@@ -11,8 +11,8 @@ from harness.analysis.query import Limit, Wish, default_limits
 from harness.analysis.recommend import pick
 from harness.analysis.ties import SURE
 from harness.figures.formats import BINARY, DECIMAL, SizeUnit, signed, significant, size_unit
+from harness.figures.notes import interval_note
 from harness.figures.table import Table, VariantRow
-from harness.report.column import interval_note
 from harness.stats.estimate import Estimate
 
 MOST_TIES = 3

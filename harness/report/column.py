@@ -1,43 +1,51 @@
-"""One column of a trade-off table: what it is called, where its value comes from, how it is written.
-
-``name`` and the raw value serve machines (the unit is in the name); ``heading``, ``unit`` and the
-written value serve readers.
-"""
+"""The columns of a trade-off table, derived from the figures: one for each place at which a figure is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
-from harness.figures.formats import BLANK, significant
-from harness.figures.table import VariantRow
+from harness.figures.figure import Figure, Place, Value
+from harness.figures.formats import BLANK, Format
+from harness.figures.table import Table, VariantRow
+from harness.plugins import figures
 from harness.stats.estimate import Estimate
-
-Value = Estimate | float | str | None
 
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of a variant.
+    """A figure at one place of a table.
 
-    Readers see ``write(value × factor)`` and below it the ``notes`` on a row; ``shown`` is False for the CSV file
-    alone. ``interval`` says that values are estimates, which take three columns there. A value may be a word.
+    ``name`` and the raw value serve machines (the unit is in the name); ``heading``, ``format`` and the written value
+    serve readers, who see it where it is ``shown``.
     """
 
+    figure: Figure[Any]
+    place: Place
     name: str
-    group: str
     heading: str
-    unit: str
     help: str
-    value: Callable[[VariantRow], Value]
-    write: Callable[[float], str] = significant
-    factor: float = 1.0
-    shown: bool = True
-    interval: bool = False
-    notes: Callable[[VariantRow], tuple[str, ...]] = lambda row: ()
+    format: Format
+    shown: bool
+
+    @property
+    def group(self) -> str:
+        return self.figure.group
+
+    @property
+    def unit(self) -> str:
+        return self.format.unit
+
+    def value(self, row: VariantRow) -> Value:
+        return self.figure.of(row, self.place)
+
+    def notes(self, row: VariantRow) -> tuple[str, ...]:
+        return self.figure.notes(row, self.place)
 
     def text(self, value: float) -> str:
-        return self.write(value * self.factor)
+        return self.format.text(value)
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,35 @@ class Cell:
         return " ".join(part for part in (self.text, self.interval, ", ".join(self.notes)) if part)
 
 
-def interval_note(estimate: Estimate | None) -> tuple[str, ...]:
-    """Of a figure that processes repeat: why it has no interval, or that the interval is of one process alone."""
-    if estimate is None:
-        return ()
-    if estimate.low is None or estimate.high is None:
-        return (estimate.method,)
-    return ("one process",) if estimate.n == 1 else ()
+def columns(table: Table) -> tuple[Column, ...]:
+    """All columns of a table, in order. Figures that are taken at the same places stand together, place by place."""
+    return tuple(
+        column
+        for _, alike in groupby(figures().values(), key=lambda figure: figure.places_in)
+        for column in _side_by_side(table, list(alike))
+    )
+
+
+def columns_of(table: Table, figure: Figure[Any]) -> tuple[Column, ...]:
+    """The columns of one figure."""
+    return tuple(_side_by_side(table, [figure]))
+
+
+def shown_columns(table: Table) -> tuple[Column, ...]:
+    """The columns for readers, those without a single figure left out."""
+    return tuple(
+        column for column in columns(table) if column.shown and any(column.value(row) is not None for row in table.rows)
+    )
+
+
+def column(table: Table, name: str) -> Column:
+    """The column of that name. Raises KeyError."""
+    return {each.name: each for each in columns(table)}[name]
+
+
+def column_groups(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:
+    """The headings above neighbouring columns, and how many each spans."""
+    return tuple((name, len(list(members))) for name, members in groupby(columns, lambda each: each.group))
 
 
 def cell(column: Column, row: VariantRow) -> Cell:
@@ -87,11 +117,27 @@ def raw(each: Column, row: VariantRow) -> dict[str, float | str | None]:
     value = each.value(row)
     if isinstance(value, Estimate):
         return {each.name: value.value, f"{each.name}_low": value.low, f"{each.name}_high": value.high}
-    if each.interval:
+    if each.figure.interval:
         return {each.name: value, f"{each.name}_low": None, f"{each.name}_high": None}
     return {each.name: value}
 
 
-def figure(group: str, name: str, heading: str, value: Callable[[VariantRow], Value], text: str = "") -> Column:
-    """A plain figure for the CSV file."""
-    return Column(name, group, heading, "nat" if name.endswith("_nat") else "", text, value, shown=False)
+def _side_by_side(table: Table, alike: Sequence[Figure[Any]]) -> list[Column]:
+    """Of figures that are taken at the same places."""
+    made = (_column(table, figure, place) for place in alike[0].taken_at(table) for figure in alike)
+    return [column for column in made if column is not None]
+
+
+def _column(table: Table, figure: Figure[Any], place: Place) -> Column | None:
+    name = figure.column_name(place)
+    if name is None:
+        return None
+    return Column(
+        figure,
+        place,
+        name,
+        figure.headed(table, place),
+        figure.explained(table, place),
+        figure.written(table, place),
+        figure.visible(table, place),
+    )

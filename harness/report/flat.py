@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.figures.table import Table, VariantRow
-from harness.report.column import Column, raw
+from harness.report.column import Column, columns, raw
 from harness.report.page import table_labels
-from harness.report.tables import columns
 
 Entry = dict[str, str | float | bool | None]
 

@@ -14,7 +14,6 @@ from harness.figures.row import reason
 from harness.figures.table import Table
 from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
-from harness.report.columns_bound import rates_told
 
 
 @dataclass(frozen=True)
@@ -126,8 +125,26 @@ def terms(table: Table) -> str | None:
     said = [f"Cost of tokens at {price.per_hour:g} {price.currency} per hour."] if price else []
     if budget is not None:
         said.append(f"Budget of memory: {significant(budget / 10**9)} GB, {significant(budget / 2**30)} GiB.")
-    rates = rates_told(table)
+    rates = _rates(table)
     return " ".join([*said, *([rates] if rates else [])]) or None
+
+
+def _rates(table: Table) -> str | None:
+    """What the machine did at its best, in words: the figures behind the bounds."""
+    if table.rates is None:
+        return None
+    largest, slowest = table.rates.bandwidth[-1]
+    smallest, _ = table.rates.bandwidth[0]
+    fastest = max(bandwidth for _, bandwidth in table.rates.bandwidth)
+    products = ", ".join(f"{significant(rate / 10**9)} in {dtype}" for dtype, rate in table.rates.matmul)
+    return (
+        f"Bounds by the machine's own speed: {significant(slowest / 10**9)} GB/s over {_binary(largest)}, at most "
+        f"{significant(fastest / 10**9)} from {_binary(smallest)} on; 10⁹ operations per second: {products}."
+    )
+
+
+def _binary(size: int) -> str:
+    return f"{size / 2**30:g} GiB" if size >= 2**30 else f"{size / 2**20:g} MiB"
 
 
 def _fault(record: RunRecord) -> Fault:

@@ -42,14 +42,14 @@ def _parquet(page: Page) -> Files:
 
 
 def _images(page: Page, suffix: str) -> Files:
-    from harness.report.plots import figures
+    from harness.report.plots import plots_of
     from harness.report.plots.images import images
 
-    found = [(number, figure) for number, table in enumerate(page.tables, 1) for figure in figures(table)]
-    drawn = images([figure for _, figure in found], suffix)
-    for (number, figure), content in zip(found, drawn, strict=True):
+    found = [(number, plot) for number, table in enumerate(page.tables, 1) for plot in plots_of(table)]
+    drawn = images([plot for _, plot in found], suffix)
+    for (number, plot), content in zip(found, drawn, strict=True):
         table = f"{number}-" if len(page.tables) > 1 else ""
-        yield f"figures/{table}{figure.name}.{suffix}", content
+        yield f"figures/{table}{plot.name}.{suffix}", content
 
 
 def _model_cards(page: Page) -> Files:

@@ -27,13 +27,13 @@ from harness.core.gates import GATES
 from harness.core.record import Measurement, RunRecord
 from harness.figures.formats import significant
 from harness.report import write_report
+from harness.report.column import shown_columns
 from harness.report.comparison import render as comparison_text
 from harness.report.flat import entries
 from harness.report.history import render as history_text
 from harness.report.page import page
 from harness.report.recommendation import json_line
 from harness.report.renderers.markdown import heading
-from harness.report.tables import shown_columns
 
 SPEEDS = (1.0, 1.05, 2.0, 1.01)
 """Of four processes, as multiples: a mean of any kind is far from their median."""
@@ -182,7 +182,7 @@ def test_the_report_and_the_card_as_markdown(sweep: Sweep, tmp_path: Path) -> No
     for gate, name in printed.items():
         column, figure = shown[name], expected(sweep)[gate]
         digits = 4 if gate == "perplexity" else 3
-        text = significant(figure * column.factor, digits)
+        text = significant(figure * column.format.factor, digits)
         assert row[head.index(heading(column))].split()[0] == text, gate
         assert told[heading(column)].split()[0] == text, gate
 

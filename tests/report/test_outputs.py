@@ -217,22 +217,22 @@ def test_without_a_browser_it_is_said_which_to_install(
     records: list[RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("kaleido", reason="needs kaleido: pip install 'qharness[images]'")
-    from harness.report.plots import figures
+    from harness.report.plots import plots_of
 
     monkeypatch.setenv("BROWSER_PATH", "/nonexistent/browser")
     (table,) = page(records).tables
     with pytest.raises(UsageError, match="apt install chromium"):
-        images(figures(table)[:1], "svg")
+        images(plots_of(table)[:1], "svg")
 
 
 def test_images_are_drawn_from_the_same_figures(records: list[RunRecord]) -> None:
     pytest.importorskip("kaleido", reason="needs kaleido: pip install 'qharness[images]'")
     if shutil.which("chromium") is None:
         pytest.skip("needs chromium (Debian: apt install chromium)")
-    from harness.report.plots import figures
+    from harness.report.plots import plots_of
 
     (table,) = page(records).tables
-    first, *_ = figures(table)
+    first, *_ = plots_of(table)
     (svg,) = images([first], "svg")
     text = svg.decode()
     assert "gptq 4-bit g64" in text
@@ -241,11 +241,11 @@ def test_images_are_drawn_from_the_same_figures(records: list[RunRecord]) -> Non
 
 
 def test_an_image_has_the_colours_of_paper_and_leaves_the_page_s_alone(records: list[RunRecord]) -> None:
-    from harness.report.plots import figures
+    from harness.report.plots import plots_of
 
     (table,) = page(records).tables
-    assert len(figures(table)) > 5
-    for figure in figures(table):
+    assert len(plots_of(table)) > 5
+    for figure in plots_of(table):
         drawn = on_paper(figure)
         assert drawn["layout"]["paper_bgcolor"] == "#ffffff"
         assert "#ffffff" not in figure.json

@@ -19,7 +19,7 @@ from harness.errors import UsageError
 from harness.report import write_report
 from harness.report.answer import default_answer
 from harness.report.page import page as page_of
-from harness.report.plots import figures
+from harness.report.plots import plots_of
 from harness.report.renderers import csv_file
 from harness.report.renderers import html as html_page
 from harness.report.renderers import markdown as markdown_page
@@ -162,15 +162,15 @@ def test_every_figure_has_a_text_alternative(records: list[RunRecord]) -> None:
     ]
     assert all(each["role"] == "img" and "as a table" in str(each["aria-label"]) for each in drawn.values())
     (table,) = page_of(records).tables
-    assert len(figures(table)) == len(drawn)
-    for figure in figures(table):
+    assert len(plots_of(table)) == len(drawn)
+    for figure in plots_of(table):
         assert len({len(line) for line in (figure.head, *figure.rows)}) == 1
         assert any(line[0] == "gptq 4-bit g64" for line in figure.rows), figure.name
 
 
 def test_scores_of_tasks_are_drawn_beside_the_baseline_s(answered: list[RunRecord]) -> None:
     (table,) = page_of(answered).tables
-    drawn = next(figure for figure in figures(table) if figure.name == "tasks")
+    drawn = next(figure for figure in plots_of(table) if figure.name == "tasks")
     plot = json.loads(drawn.json)
     assert [row[0] for row in drawn.rows] == [row.label for row in table.rows if not row.is_baseline]
     assert sorted(plot["data"][0]["x"]) == pytest.approx([51, 54, 57])

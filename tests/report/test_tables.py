@@ -15,11 +15,10 @@ from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 from harness.figures.table import Table
 from harness.report import write_report
-from harness.report.column import cell, raw
-from harness.report.columns_breakdown import breakdowns
+from harness.report.breakdown import breakdowns
+from harness.report.column import cell, column, column_groups, columns, raw, shown_columns
 from harness.report.highlights import highlights
-from harness.report.plots import figures
-from harness.report.tables import column, column_groups, columns, shown_columns
+from harness.report.plots import plots_of
 
 
 def only(records: list[RunRecord]) -> Table:
@@ -185,7 +184,7 @@ def test_two_processes_have_no_interval_in_any_output(bench: Any, none: Any, loo
     assert all("2 processes: no interval" in each and "[" not in each for each in words)
     for path in (table_path, card):
         assert path.read_text(encoding="utf-8").count("2 processes: no interval") >= 5
-    drawn = {each.name: each for each in figures(table)}["divergence-speed"]
+    drawn = {each.name: each for each in plots_of(table)}["divergence-speed"]
     layout = json.loads(drawn.json)
     (markers,) = [trace for trace in layout["data"] if trace.get("mode") == "markers"]
     assert markers["error_x"]["array"] == markers["error_x"]["arrayminus"] == [None]

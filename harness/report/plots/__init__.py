@@ -1,4 +1,4 @@
-"""The figures of a table, drawn by plotly; nothing outside this room imports it."""
+"""The plots of a table, drawn by plotly; nothing outside this room imports it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from plotly.offline import get_plotlyjs
 
 from harness.figures.table import Table
 from harness.report.plots.divergence import divergences
-from harness.report.plots.figure import Figure
 from harness.report.plots.heat import speed_grid
 from harness.report.plots.panels import panels_of
+from harness.report.plots.plot import Plot
 from harness.report.plots.scatter import scatters
 from harness.report.plots.stacked import running_memory, stored_memory
 
-__all__ = ["Figure", "figures", "plotly_javascript"]
+__all__ = ["Plot", "plotly_javascript", "plots_of"]
 
 
 def plotly_javascript() -> str:
@@ -20,8 +20,8 @@ def plotly_javascript() -> str:
     return str(get_plotlyjs())
 
 
-def figures(table: Table) -> tuple[Figure, ...]:
-    """All figures of a table that have data, the trade-off first."""
+def plots_of(table: Table) -> tuple[Plot, ...]:
+    """All plots of a table that have data, the trade-off first."""
     drawn = (
         *scatters(table),
         stored_memory(table),
@@ -30,4 +30,4 @@ def figures(table: Table) -> tuple[Figure, ...]:
         *divergences(table),
         *panels_of(table),
     )
-    return tuple(figure for figure in drawn if figure)
+    return tuple(plot for plot in drawn if plot)

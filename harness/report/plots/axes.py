@@ -1,21 +1,18 @@
-"""The axes of the figures: which figure of a variant lies where, in plotly's coordinates."""
+"""The axes of plots: which figure of a variant lies where, in plotly's coordinates."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from harness.figures.figure import WHOLE, Figure, Place, Value
+from harness.figures.figure import Axis as AxisStyle
 from harness.figures.table import Table, VariantRow
-from harness.report.column import Column, Value
-from harness.report.columns_run import speed_columns
-from harness.report.tables import column
+from harness.report.column import Column, columns_of
 from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction
-
-LEAST_KL_NAT = 1e-6
-LEAST_CHANGE = 1e-4
-"""What lies below (lossless, or better than the baseline) is drawn there: a logarithm has no zero."""
 
 WIDE = 20
 """From this ratio of largest to smallest on, an axis of positive values is logarithmic."""
@@ -33,7 +30,7 @@ class Axis:
 
     def place(self, value: float) -> float:
         """Where a raw value is drawn."""
-        return max(value, self.least) * self.column.factor
+        return max(value, self.least) * self.column.format.factor
 
     def coordinate(self, value: float) -> float:
         """The same as plotly counts ranges and annotations: logarithms to base ten on a logarithmic axis."""
@@ -54,29 +51,20 @@ class Axis:
         return min(ends) - spare, max(ends) + spare
 
 
-def size_axis(table: Table) -> Axis:
-    return _linear(column(table, "stored_bytes"), "Stored weights", "lower")
-
-
-def divergence_axis(table: Table) -> Axis:
-    kl = column(table, "kl_mean_nat")
-    return Axis(kl, "KL divergence from the baseline, nat per token", "lower", log=True, least=LEAST_KL_NAT)
-
-
-def change_axis(table: Table) -> Axis:
-    """Logarithmic where a ruined variant would else press all others flat."""
-    change = column(table, "perplexity_change_fraction")
-    rises = [row.perplexity_change.value for row in table.rows if row.perplexity_change]
-    if max(rises, default=0) > WIDE * max(min(rises, default=0), LEAST_CHANGE):
-        return Axis(change, "Rise of perplexity, %", "lower", log=True, least=LEAST_CHANGE)
-    return _linear(change, "Change of perplexity", "lower")
-
-
-def decode_axis(table: Table) -> Axis:
-    """Decoding speed at the table's first grid point. Raises IndexError where nothing was timed."""
-    point = table.grid[0]
-    decode = next(each for each in speed_columns(point, headline=True) if each.name.startswith("decode_tok"))
-    return _linear(decode, f"Decoding at {point.label}", "higher")
+def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> Axis:
+    """A figure along an axis, as its declaration says. Raises KeyError where the table has no column of it there."""
+    column = {each.place: each for each in columns_of(table, figure)}[place]
+    style = figure.axis or AxisStyle("{place}, {unit}")
+    values = [estimate(value).value for row in table.rows if (value := column.value(row)) is not None]
+    log = style.log(values)
+    title = (style.log_title if log and style.log_title else style.title).replace("{place}", place.label)
+    return Axis(
+        column,
+        title.replace("{unit}", column.unit),
+        "higher" if figure.direction == "higher" else "lower",
+        log,
+        style.least if log else -math.inf,
+    )
 
 
 def estimate(value: Value) -> Estimate:
@@ -108,7 +96,3 @@ def measured(axis: Axis, rows: Sequence[VariantRow]) -> list[VariantRow]:
     """The rows that have a place on the axis; an infinite perplexity has none."""
     values = [(row, axis.column.value(row)) for row in rows]
     return [row for row, value in values if value is not None and math.isfinite(estimate(value).value)]
-
-
-def _linear(each: Column, title: str, better: Direction) -> Axis:
-    return Axis(each, f"{title}, {each.unit}", better)

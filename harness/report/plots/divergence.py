@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from harness.figures.divergence import LEAST_NAT
 from harness.figures.table import Table, VariantRow
+from harness.report.breakdown import breakdowns
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
-from harness.report.columns_breakdown import breakdowns
-from harness.report.plots.axes import LEAST_KL_NAT
 from harness.report.plots.drawing import Drawing
-from harness.report.plots.figure import Figure, families
+from harness.report.plots.plot import Plot, families
 from harness.report.plots.theme import DASHES, GRID, family_colour, family_symbol, paper, ruler
 from harness.stats.estimate import Estimate
 
@@ -19,7 +19,7 @@ MOST_LINES = 10
 NAMES = ("divergence-by-position", "divergence-by-confidence")
 
 
-def divergences(table: Table) -> tuple[Figure, ...]:
+def divergences(table: Table) -> tuple[Plot, ...]:
     """One figure by position, one by confidence; none where no variant was compared token by token."""
     compared = [row for row in table.rows if row.kl_by_position and not row.is_baseline]
     rows = chosen(compared, MOST_LINES)
@@ -32,7 +32,7 @@ def divergences(table: Table) -> tuple[Figure, ...]:
     )
 
 
-def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns: Sequence[Column], of: int) -> Figure:
+def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns: Sequence[Column], of: int) -> Plot:
     layout = paper(top_px=16) | {
         "showlegend": True,
         "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
@@ -52,13 +52,13 @@ def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns
     head = ("Variant", *(f"{column.heading}, nat" for column in columns))
     told = tuple((row.label, *(cell(column, row).whole for column in columns)) for row in rows)
     title = "Divergence by position" if name == NAMES[0] else "Divergence by the baseline's confidence"
-    return Figure(name, title, caption, head, told, drawing.json())
+    return Plot(name, title, caption, head, told, drawing.json())
 
 
 def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, columns: Sequence[Column]) -> None:
     """Variants of one method share its colour and marker; dashes tell them apart."""
     found = [(column.heading, value) for column in columns if isinstance(value := column.value(row), Estimate)]
-    values = [max(value.value, LEAST_KL_NAT) for _, value in found]
+    values = [max(value.value, LEAST_NAT) for _, value in found]
     drawing.trace(
         "scatter",
         x=[heading for heading, _ in found],
@@ -68,7 +68,7 @@ def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, colu
             "symmetric": False,
             "array": [max((each.high or 0) - at, 0) for (_, each), at in zip(found, values, strict=True)],
             "arrayminus": [
-                max(at - max(each.low or at, LEAST_KL_NAT), 0) for (_, each), at in zip(found, values, strict=True)
+                max(at - max(each.low or at, LEAST_NAT), 0) for (_, each), at in zip(found, values, strict=True)
             ],
             "thickness": 0.8,
             "width": 2,

@@ -11,7 +11,7 @@ from harness.figures.formats import BLANK, significant
 from harness.figures.table import GridPoint, Speed, Table, VariantRow
 from harness.report.choice import chosen, left_out
 from harness.report.plots.drawing import Drawing
-from harness.report.plots.figure import Figure
+from harness.report.plots.plot import Plot
 from harness.report.plots.theme import SLOWER_TO_FASTER, paper, variant_axis
 from harness.stats.estimate import Estimate
 
@@ -31,7 +31,7 @@ class _Workload:
         return self.pick(speed) if speed else None
 
 
-def speed_grid(table: Table) -> Figure | None:
+def speed_grid(table: Table) -> Plot | None:
     """Multiples of the baseline's speed of the same session; None for a grid of one point, or nothing to compare."""
     points = table.grid[:MOST_POINTS]
     workloads = [
@@ -65,7 +65,7 @@ def speed_grid(table: Table) -> Figure | None:
     caption += left_out(len(rows), len(timed))
     if len(table.grid) > MOST_POINTS:
         caption += f" The first {MOST_POINTS} of {len(table.grid)} points are shown."
-    return Figure("speed-grid", "Speed over the grid", caption, head, told, drawing.json())
+    return Plot("speed-grid", "Speed over the grid", caption, head, told, drawing.json())
 
 
 def _draw_map(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import UsageError
-from harness.report.plots.figure import Figure
+from harness.report.plots.plot import Plot
 from harness.report.plots.theme import WIDTH_PX
 
 INK, WHITE = "#1b2127", "#ffffff"
@@ -22,7 +22,7 @@ NO_BROWSER = (
 )
 
 
-def images(figures: Sequence[Figure], suffix: str) -> list[bytes]:
+def images(figures: Sequence[Plot], suffix: str) -> list[bytes]:
     """The figures, each as a file of that format; one browser draws them all.
 
     Raises UsageError where kaleido or a browser is missing.
@@ -47,7 +47,7 @@ def images(figures: Sequence[Figure], suffix: str) -> list[bytes]:
         return [path.read_bytes() for path in paths]
 
 
-def on_paper(figure: Figure) -> dict[str, Any]:
+def on_paper(figure: Plot) -> dict[str, Any]:
     """plotly's own, with a title, a width and the colours of paper, which a page else sets."""
     drawn: dict[str, Any] = json.loads(figure.json)
     layout = drawn["layout"]

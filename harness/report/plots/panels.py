@@ -7,20 +7,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.figures.figure import Figure, Whole
+from harness.figures.quality import FRONT_PROBABILITY
+from harness.figures.quantizing import QUANTIZE_PEAK, QUANTIZE_TIME
+from harness.figures.size import BITS_PER_WEIGHT, CHECKPOINT_BITS
 from harness.figures.table import Table, VariantRow
+from harness.figures.tasks import ACCURACY
 from harness.report.choice import chosen, left_out
-from harness.report.column import Column, cell
-from harness.report.plots.axes import WIDE, estimate, intervals
+from harness.report.column import Column, cell, columns_of
+from harness.report.plots.axes import WIDE, axis_of, estimate, intervals
 from harness.report.plots.drawing import Drawing
-from harness.report.plots.figure import Figure, families
+from harness.report.plots.plot import Plot, families
 from harness.report.plots.theme import GREY, family_colour, family_symbol, paper, ruler, variant_axis
-from harness.report.tables import columns
 
 MOST_PANELS = 4
 GAP = 0.05
 """Between two panels, of the whole width."""
-FROM_ZERO = ("_bytes", "_s", "_per_weight", "_probability")
-"""How the names of columns end whose axis begins at zero."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,9 @@ class _Topic:
     titles: tuple[str, ...]
 
 
-def panels_of(table: Table) -> tuple[Figure, ...]:
+def panels_of(table: Table) -> tuple[Plot, ...]:
     """Those of the topics that have data."""
-    found = {each.name: each for each in columns(table)}
-    scores = [each for each in found.values() if each.group == "Tasks" and each.shown and each.interval]
-    scores = [each for each in scores if not each.name.endswith("_change")]
+    scores = [each for each in columns_of(table, ACCURACY) if each.shown]
     topics = [
         _Topic(
             f"tasks-{number}" if number else "tasks",
@@ -50,37 +50,41 @@ def panels_of(table: Table) -> tuple[Figure, ...]:
         )
         for number, part in enumerate(_batches(scores))
     ]
-    likely = found["front_probability"]
+    (likely,) = columns_of(table, FRONT_PROBABILITY)
     topics.append(
         _Topic("front-probability", "Probability of being on the front", likely.help, (likely,), (likely.unit,))
     )
-    bits = [found[name] for name in ("linear_bits_per_weight", "checkpoint_bits_per_weight") if name in found]
-    cost = [found[name] for name in ("quantize_s", "quantize_peak_bytes") if name in found]
     topics += [
-        _Topic(
+        _topic(
+            table,
             "bits-per-weight",
             "Bits per weight",
             "Of a linear layer's weight, scales and zero points included, as it lies in memory and as it is stored on "
             "disk. More in memory than on disk: it is dequantized when it is loaded.",
-            tuple(bits),
-            ("in memory", "on disk"),
+            (BITS_PER_WEIGHT, CHECKPOINT_BITS),
         ),
-        _Topic(
+        _topic(
+            table,
             "cost-of-quantizing",
             "What quantizing costs",
             "Wall time and peak memory of quantizing once, or of quantizing at each load.",
-            tuple(cost),
-            ("time, s", f"peak memory, {cost[-1].unit}"),
+            (QUANTIZE_TIME, QUANTIZE_PEAK),
         ),
     ]
-    return tuple(figure for topic in topics if (figure := _panels(table, topic)))
+    return tuple(plot for topic in topics if (plot := _panels(table, topic)))
+
+
+def _topic(table: Table, name: str, title: str, caption: str, figures: Sequence[Figure[Whole]]) -> _Topic:
+    """A panel per figure, under the title of its axis."""
+    axes = [axis_of(table, each) for each in figures]
+    return _Topic(name, title, caption, tuple(axis.column for axis in axes), tuple(axis.title for axis in axes))
 
 
 def _batches(scores: Sequence[Column]) -> list[Sequence[Column]]:
     return [scores[start : start + MOST_PANELS] for start in range(0, len(scores), MOST_PANELS)]
 
 
-def _panels(table: Table, topic: _Topic) -> Figure | None:
+def _panels(table: Table, topic: _Topic) -> Plot | None:
     named = [
         (column, title)
         for column, title in zip(topic.columns, topic.titles, strict=True)
@@ -99,7 +103,7 @@ def _panels(table: Table, topic: _Topic) -> Figure | None:
     head = ("Variant", *(f"{title}, {column.unit}".removesuffix(", ") for column, title in named))
     told = tuple((row.label, *(cell(column, row).whole for column, _ in named)) for row in rows)
     caption = topic.caption + left_out(len(rows), len(measured))
-    return Figure(topic.name, topic.title, caption, head, told, drawing.json())
+    return Plot(topic.name, topic.title, caption, head, told, drawing.json())
 
 
 def _draw(
@@ -113,7 +117,7 @@ def _draw(
 ) -> None:
     there = [(place, row) for place, row in enumerate(rows) if _finite(column, row)]
     found = [estimate(column.value(row)) for _, row in there]
-    values = [each.value * column.factor for each in found]
+    values = [each.value * column.format.factor for each in found]
     log = min(values) > 0 and max(values) > WIDE * min(values)
     axis = f"x{number + 1}" if number else "x"
     methods = families(table.rows)
@@ -122,7 +126,7 @@ def _draw(
         x=values,
         y=[place for place, _ in there],
         xaxis=axis,
-        error_x=intervals(found, lambda value: value * column.factor) | {"color": GREY},
+        error_x=intervals(found, lambda value: value * column.format.factor) | {"color": GREY},
         mode="markers",
         marker={
             "size": 9,
@@ -132,9 +136,8 @@ def _draw(
         text=[f"{html.escape(row.label)}: {cell(column, row).whole}" for _, row in there],
         hoverinfo="text",
     )
-    ends = (
-        [0.0, *values] if not log and column.name.endswith(("_bytes", "_s", "per_weight", "_probability")) else values
-    )
+    style = column.figure.axis
+    ends = [0.0, *values] if style and style.from_zero and not log else values
     ruled = ruler("", _range(ends, log), log) | {"domain": domain, "nticks": 6}
     drawing.layout[f"xaxis{number + 1 if number else ''}"] = ruled
     drawing.note(
@@ -148,8 +151,8 @@ def _draw(
         yshift=6,
     )
     base = table.baseline
-    if column.group == "Tasks" and base is not None and _finite(column, base):
-        place = estimate(column.value(base)).value * column.factor
+    if column.figure is ACCURACY and base is not None and _finite(column, base):
+        place = estimate(column.value(base)).value * column.format.factor
         drawing.line(
             x0=place,
             x1=place,

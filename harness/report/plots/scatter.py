@@ -7,21 +7,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from harness.figures.divergence import KL
+from harness.figures.quality import PERPLEXITY_CHANGE
+from harness.figures.size import STORED_BYTES
+from harness.figures.speed import DECODE
 from harness.figures.table import Table, VariantRow
 from harness.report.choice import MOST_ROWS
-from harness.report.plots.axes import (
-    Axis,
-    change_axis,
-    decode_axis,
-    divergence_axis,
-    estimate,
-    intervals,
-    measured,
-    size_axis,
-)
+from harness.report.plots.axes import Axis, axis_of, estimate, intervals, measured
 from harness.report.plots.drawing import Drawing
-from harness.report.plots.figure import Figure, families
 from harness.report.plots.labels import place
+from harness.report.plots.plot import Plot, families
 from harness.report.plots.theme import (
     BOTTOM_PX,
     GREY,
@@ -67,7 +62,7 @@ class _Point:
 
 
 @dataclass(frozen=True)
-class _Plot:
+class _Respects:
     """What lies along and upwards, and, where there is a third axis, what the area of a marker stands for."""
 
     name: str
@@ -87,20 +82,20 @@ class _Plot:
         return tuple(axis.better for axis in self.axes)
 
 
-def scatters(table: Table) -> tuple[Figure, ...]:
+def scatters(table: Table) -> tuple[Plot, ...]:
     """Quality against size and speed at once, then in pairs; those that have data."""
-    size, divergence, change = size_axis(table), divergence_axis(table), change_axis(table)
-    first = _Plot("divergence-size", "Divergence against size", (size, divergence))
-    plots = [_Plot("perplexity-size", "Perplexity against size", (size, change))]
+    size, divergence, change = (axis_of(table, each) for each in (STORED_BYTES, KL, PERPLEXITY_CHANGE))
+    first = _Respects("divergence-size", "Divergence against size", (size, divergence))
+    plots = [_Respects("perplexity-size", "Perplexity against size", (size, change))]
     if table.grid:
-        speed = decode_axis(table)
-        all_three = _Plot("divergence-size-speed", "Divergence, size and speed", (size, divergence, speed))
+        speed = axis_of(table, DECODE, table.grid[0])
+        all_three = _Respects("divergence-size-speed", "Divergence, size and speed", (size, divergence, speed))
         first = all_three if _points(table, all_three) else first
-        plots.append(_Plot("divergence-speed", "Divergence against decoding speed", (speed, divergence)))
-    return tuple(figure for plot in (first, *plots) if (figure := _figure(table, plot)))
+        plots.append(_Respects("divergence-speed", "Divergence against decoding speed", (speed, divergence)))
+    return tuple(drawn for plot in (first, *plots) if (drawn := _plot(table, plot)))
 
 
-def _points(table: Table, plot: _Plot) -> list[_Point]:
+def _points(table: Table, plot: _Respects) -> list[_Point]:
     """The variants that have a place in the plot."""
     rows = [row for row in table.rows if not row.is_baseline]
     for axis in plot.axes:
@@ -110,7 +105,7 @@ def _points(table: Table, plot: _Plot) -> list[_Point]:
     return [replace(point, best=index in best) for index, point in enumerate(points)]
 
 
-def _figure(table: Table, plot: _Plot) -> Figure | None:
+def _plot(table: Table, plot: _Respects) -> Plot | None:
     points = _points(table, plot)
     if not points:
         return None
@@ -125,10 +120,10 @@ def _figure(table: Table, plot: _Plot) -> Figure | None:
     told = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
     lines = tuple((point.row.label, *_told(point, plot), "yes" if point.best else "no") for point in told)
     head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
-    return Figure(plot.name, plot.title, _caption(plot, points, best), head, lines, drawing.json())
+    return Plot(plot.name, plot.title, _caption(plot, points, best), head, lines, drawing.json())
 
 
-def _caption(plot: _Plot, points: Sequence[_Point], best: Sequence[_Point]) -> str:
+def _caption(plot: _Respects, points: Sequence[_Point], best: Sequence[_Point]) -> str:
     names = [point.row.label for point in best]
     listed = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
     said = f"{'Lower left' if plot.x.better == 'lower' else 'Lower right'} is better."
@@ -142,7 +137,7 @@ def _caption(plot: _Plot, points: Sequence[_Point], best: Sequence[_Point]) -> s
     return said
 
 
-def _told(point: _Point, plot: _Plot) -> list[str]:
+def _told(point: _Point, plot: _Respects) -> list[str]:
     """Each figure with its interval, or why an axis of speeds has none."""
     written = []
     for value, axis in zip(point.values, plot.axes, strict=True):
@@ -151,7 +146,7 @@ def _told(point: _Point, plot: _Plot) -> list[str]:
     return written
 
 
-def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Plot) -> None:
+def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Respects) -> None:
     """A trace per method, so that each has its colour and marker in all figures of a table."""
     fastest = max((point.values[2].value for point in points if len(point.values) > 2), default=0.0)
     groups: dict[str, list[_Point]] = {}
@@ -163,7 +158,7 @@ def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot:
 
 
 def _draw_markers(
-    drawing: Drawing, family: int, points: Sequence[_Point], plot: _Plot, fastest: float, with_intervals: bool
+    drawing: Drawing, family: int, points: Sequence[_Point], plot: _Respects, fastest: float, with_intervals: bool
 ) -> None:
     symbol, colour = family_symbol(family), family_colour(family)
     bars = {
@@ -194,7 +189,7 @@ def _size_px(point: _Point, fastest: float) -> float:
     return max(SMALLEST_PX, LARGEST_PX * math.sqrt(max(point.values[2].value, 0.0) / fastest))
 
 
-def _hover(point: _Point, plot: _Plot) -> list[str]:
+def _hover(point: _Point, plot: _Respects) -> list[str]:
     return [html.escape(f"{axis.title}: {said}") for axis, said in zip(plot.axes, _told(point, plot), strict=True)]
 
 
@@ -204,7 +199,7 @@ def _written(estimate: Estimate, axis: Axis) -> str:
     return f"{axis.written(estimate.value)} [{axis.written(estimate.low)}, {axis.written(estimate.high)}]"
 
 
-def _draw_front(drawing: Drawing, points: Sequence[_Point], plot: _Plot) -> None:
+def _draw_front(drawing: Drawing, points: Sequence[_Point], plot: _Respects) -> None:
     """A staircase: all above it is beaten along the two axes by a variant at one of its corners."""
     x, y = plot.x, plot.y
     best = [points[index] for index in front([point.costs[:2] for point in points], plot.directions[:2])]

@@ -10,7 +10,7 @@ from harness.figures.formats import BINARY, DECIMAL, SizeUnit, significant, size
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report.choice import chosen, left_out
 from harness.report.plots.drawing import Drawing
-from harness.report.plots.figure import Figure
+from harness.report.plots.plot import Plot
 from harness.report.plots.theme import BLUE, GREEN, GREY, ORANGE, PARTS, PATTERNS, paper, ruler, variant_axis
 
 
@@ -23,7 +23,7 @@ class _Part:
     bytes: Callable[[VariantRow], float]
 
 
-def stored_memory(table: Table) -> Figure | None:
+def stored_memory(table: Table) -> Plot | None:
     """Stored bytes by role and part, one bar per variant, in the order of the table."""
     rows = [row for row in table.rows if row.stored_bytes]
     present = dict.fromkeys((part.role, part.part) for row in rows for part in row.stored if part.bytes)
@@ -33,7 +33,7 @@ def stored_memory(table: Table) -> Figure | None:
     return _stacked("stored-bytes", "What the weights weigh", caption, rows, parts, DECIMAL)
 
 
-def running_memory(table: Table) -> Figure | None:
+def running_memory(table: Table) -> Plot | None:
     """What decoding takes at the table's first grid point, by its measured parts."""
     rows = [row for row in table.rows if row.footprint]
     if not rows or not table.grid:
@@ -58,7 +58,7 @@ def _stacked(
     measured: Sequence[VariantRow],
     parts: Sequence[_Part],
     units: tuple[SizeUnit, ...],
-) -> Figure | None:
+) -> Plot | None:
     rows = chosen(measured)
     if not rows or not parts:
         return None
@@ -83,7 +83,7 @@ def _stacked(
         for row, total in zip(rows, totals, strict=True)
     )
     head = ("Variant", f"all, {unit.name}", *(f"{part.name}, {unit.name}" for part in parts))
-    return Figure(name, title, caption + left_out(len(rows), len(measured)), head, said, drawing.json())
+    return Plot(name, title, caption + left_out(len(rows), len(measured)), head, said, drawing.json())
 
 
 def _draw_bars(drawing: Drawing, rows: Sequence[VariantRow], part: _Part, number: int, unit: SizeUnit) -> None:

@@ -12,15 +12,12 @@ from markupsafe import Markup
 
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report.answer import Answer
+from harness.report.breakdown import breakdowns
 from harness.report.choice import chosen
-from harness.report.column import Column, cell
-from harness.report.columns_bound import bound_columns
-from harness.report.columns_breakdown import breakdowns
-from harness.report.columns_run import speed_columns
+from harness.report.column import Column, cell, column_groups, columns, shown_columns
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, native_warning, noise_floor, table_labels, terms
-from harness.report.plots import Figure, figures, plotly_javascript
-from harness.report.tables import column_groups, shown_columns
+from harness.report.plots import Plot, plotly_javascript, plots_of
 from harness.stats.comparison import Verdict
 
 FIRST_GROUPS = ("Quality", "Tasks", "Size", "Speed")
@@ -40,7 +37,7 @@ class _Section:
     columns: tuple[Column, ...]
     groups: tuple[tuple[str, int], ...]
     highlights: tuple[Highlight, ...]
-    figures: tuple[Figure, ...]
+    plots: tuple[Plot, ...]
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
     breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
     labels: tuple[str, ...]
@@ -90,7 +87,7 @@ class _Section:
 def html(whole: Page) -> str:
     """The page. All text of a record is escaped; a policy in its head forbids every request."""
     sections = [_section(*each) for each in zip(whole.tables, whole.answers, strict=True)]
-    drawn = any(section.figures for section in sections)
+    drawn = any(section.plots for section in sections)
     return _template().render(
         page=whole,
         sections=sections,
@@ -107,15 +104,15 @@ def html(whole: Page) -> str:
 
 
 def _section(table: Table, answer: Answer | None) -> _Section:
-    columns = shown_columns(table)
+    shown = shown_columns(table)
     grid = tuple((point.label, _grid_columns(table, point)) for point in table.grid)
     return _Section(
         table,
         answer,
-        columns,
-        column_groups(columns),
+        shown,
+        column_groups(shown),
         highlights(table),
-        figures(table),
+        plots_of(table),
         grid if len(grid) > 1 else (),
         breakdowns(table),
         table_labels(table),
@@ -126,9 +123,9 @@ def _section(table: Table, answer: Answer | None) -> _Section:
 
 
 def _grid_columns(table: Table, point: GridPoint) -> tuple[Column, ...]:
-    """Speeds, and the bounds where there are any."""
-    bounds = bound_columns(point, headline=True) if any(row.bounds for row in table.rows) else ()
-    return (*speed_columns(point, headline=True), *(each for each in bounds if each.shown))
+    """Those that the main table shows at the first point of the grid, at this one."""
+    at_first = {each.figure.name for each in shown_columns(table) if each.place == table.grid[0]}
+    return tuple(each for each in columns(table) if each.place == point and each.figure.name in at_first)
 
 
 def _script_json(text: str) -> Markup:

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 
 from harness.figures.table import Table, VariantRow
 from harness.report.answer import Answer
-from harness.report.column import Column, cell
+from harness.report.column import Column, cell, shown_columns
 from harness.report.page import Fault, Page, noise_floor, table_labels, terms
-from harness.report.tables import shown_columns
 
 GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV cache", "Fits the budget")
 """Headings that do not say of what they speak."""

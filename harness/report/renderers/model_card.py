@@ -9,22 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.figures.table import Table, TaskKey, VariantRow
-from harness.report.column import Column, cell
+from harness.report.column import Column, cell, columns, shown_columns
 from harness.report.page import noise_floor, table_labels
 from harness.report.renderers.markdown import escape, heading
-from harness.report.tables import columns, shown_columns
 from harness.stats.estimate import Estimate
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
-
-SCORED = {
-    "perplexity": "perplexity",
-    "perplexity_change_fraction": "perplexity_change",
-    "kl_mean_nat": "kl_divergence",
-    "top1_agreement_fraction": "top1_agreement",
-}
-"""From a column of the table to the hub's type of the metric."""
 
 
 def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
@@ -74,14 +65,14 @@ def _text_results(table: Table, row: VariantRow) -> Iterator[EvalResult]:
     text = str(conditions.get("text", "text"))
     for column in columns(table):
         value = _number(column, row)
-        if column.name in SCORED and value is not None:
+        if column.figure.hub and value is not None:
             yield EvalResult(
                 task_type="text-generation",
                 dataset_type=text,
                 dataset_name=text,
                 dataset_config=table.protocol,
                 dataset_args=conditions,
-                metric_type=SCORED[column.name],
+                metric_type=column.figure.hub,
                 metric_name=column.heading,
                 metric_value=value,
             )

@@ -9,7 +9,7 @@ from harness.figures.table import VariantRow
 
 
 @dataclass(frozen=True)
-class Figure:
+class Plot:
     """One plot of a table.
 
     ``name`` is that of its file, without spaces. ``head`` and ``rows`` say as a table what is drawn, for readers who
