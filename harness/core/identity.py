@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from pathlib import Path
 from typing import Literal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -22,12 +21,6 @@ KvCache = Literal["model", "int8", "int4", "fp8"]
 """How keys and values of the tokens before are kept: as the model makes them, or in fewer bits."""
 DecodeMode = Literal["eager", "compiled"]
 """Whether decoding runs layer by layer from Python, or as one compiled graph over a static key-value cache."""
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: object) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from harness.core.capability import Factored, HeadWeights, Logits, states_and_head
-from harness.core.identity import file_sha256
 from harness.core.metric import Windows
 from harness.errors import HarnessError, InvalidRunError
 from harness.numerics.logits import finish
+from harness.storage.checksums import file_sha256
 
 if TYPE_CHECKING:
     import torch

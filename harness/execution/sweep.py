@@ -19,6 +19,7 @@ from harness.core.run import RunSpec
 from harness.core.site import Artifacts
 from harness.execution.executor import Executor
 from harness.planning.plan import PlannedRun
+from harness.storage.checksums import compare_content, compare_stat, find_difference
 from harness.storage.store import Store
 
 CHANGED = "an input changed during the sweep: {}"
@@ -203,9 +204,9 @@ def _withdrawn(
 
 def _changed(checked: Input, touched_alone: bool = False) -> str | None:
     """How an input differs in content from what was hashed, or by files that came or went."""
-    files = (file for file in checked.files if not touched_alone or file.moved(touched=True))
-    found = next((told for file in files if (told := file.rewritten()) is not None), None)
-    return found or replace(checked, files=()).moved()
+    files = (file for file in checked.files if not touched_alone or compare_stat(file, any_change=True))
+    found = next((told for file in files if (told := compare_content(file)) is not None), None)
+    return found or find_difference(replace(checked, files=()))
 
 
 def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunRecord, bool]:
@@ -213,7 +214,7 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
     spec = planned.spec
     started_at = datetime.now(UTC).isoformat()
     began = time.perf_counter()
-    log = b""
+    log = None
     kept = None if refusal else sweep.artifacts.outcome(spec)
     if refusal:
         outcome = Outcome("unsupported", Failure("plan", "Unsupported", refusal))

@@ -111,8 +111,9 @@ def _refuse_moved(inputs: Sequence[Input]) -> None:
 
 def _moved(inputs: Sequence[Input]) -> InvalidRunError | None:
     from harness.errors import InvalidRunError
+    from harness.storage.checksums import find_difference
 
-    found = next((told for each in inputs if (told := each.moved()) is not None), None)
+    found = next((told for each in inputs if (told := find_difference(each)) is not None), None)
     return None if found is None else InvalidRunError(f"an input changed during the sweep: {found}")
 
 

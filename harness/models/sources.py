@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.identity import digest
-from harness.core.inputs import Input, InputFile, hashed, of_folder, seen
+from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
 from harness.errors import SourceError
 from harness.models import degrid, headers
@@ -18,6 +18,7 @@ from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
 from harness.models.scope import in_decoder
 from harness.recipe import Model
+from harness.storage.checksums import hash_file, list_folder, stat_file
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
@@ -92,12 +93,12 @@ def _local(entry: Model, path: Path) -> SourceModel:
     if path.is_dir():
         header = headers.read_directory(path)
         settings = [file for pattern in _CHECKPOINT_FILES for file in path.glob(pattern) if file.is_file()]
-        files = tuple(map(hashed, sorted({*settings, *headers.weight_files(path)})))
+        files = tuple(map(hash_file, sorted({*settings, *headers.weight_files(path)})))
         content = digest([(Path(file.path).name, file.sha256) for file in files])
-        return replace(_source(entry, "directory", path, header, content), files=of_folder(path, files, _DECIDING))
+        return replace(_source(entry, "directory", path, header, content), files=list_folder(path, files, _DECIDING))
     if path.suffix == ".gguf":
         _refuse(entry, "trust_remote_code", kind="a GGUF file")
-        header, file = read_header(path), hashed(path)
+        header, file = read_header(path), hash_file(path)
         if header.unreadable_tokenizer is not None:
             raise SourceError(f"model {entry.id!r}: {header.unreadable_tokenizer}")
         return replace(_source(entry, "gguf", path, header, file.sha256), files=Input((file,)))
@@ -119,7 +120,7 @@ def _hub(entry: Model) -> SourceModel:
             source = _source(entry, "hub", folder, headers.read_directory(folder), content)
             settings = [file for pattern in _CHECKPOINT_FILES for file in folder.glob(pattern) if file.is_file()]
             files = tuple(map(_fetched, sorted({*settings, *headers.weight_files(folder)})))
-            return replace(source, files=of_folder(folder, files, _DECIDING))
+            return replace(source, files=list_folder(folder, files, _DECIDING))
         except SourceError:  # only a part of it was fetched
             pass
     return _source(entry, "hub", None, headers.Header({}, None, None, None), content)
@@ -129,8 +130,8 @@ def _fetched(file: Path) -> InputFile:
     """A file of a hub's cache, where what a link leads to is named by its content."""
     blob = file.resolve().name if file.is_symlink() else ""
     if not _BLOB.fullmatch(blob):
-        return seen(file)
-    return replace(seen(file), sha256=blob) if len(blob) == 64 else replace(seen(file), blob=blob)
+        return stat_file(file)
+    return replace(stat_file(file), sha256=blob) if len(blob) == 64 else replace(stat_file(file), blob=blob)
 
 
 def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:

@@ -13,7 +13,7 @@ from harness import plugins as registry
 from harness.core.engine import Engine
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Kind, KvCache
-from harness.core.inputs import Input, hashed
+from harness.core.inputs import Input
 from harness.core.model import MAIN_ENGINE
 from harness.core.run import Limits, Price, RunSpec
 from harness.core.site import MAIN, Machine, Site
@@ -29,6 +29,7 @@ from harness.planning.support import cache_obstacle, lacking_engine, obstacle, t
 from harness.planning.validate import refuse_calibration, refuse_engines, refuse_measure, refuse_scope, refuse_twins
 from harness.planning.versions import locked
 from harness.recipe import Recipe
+from harness.storage.checksums import hash_file
 from harness.tasks.trust import definition
 
 SCORING = ("reference", "quality")
@@ -142,7 +143,7 @@ class _Inputs:
     def _text(self, text: TextRef) -> Input:
         path = str(text.path)
         if path not in self.known:
-            file = hashed(Path(path))
+            file = hash_file(Path(path))
             if file.sha256 != text.sha256:
                 raise SourceError(f"{path}: changed while it was planned with; plan again when nothing writes to it")
             self.known[path] = Input((file,))
@@ -151,8 +152,8 @@ class _Inputs:
     def _task(self, task: TaskWorkload) -> Input:
         if task.definition not in self.known:
             found = definition(Path(task.definition))
-            files = tuple(map(hashed, found.files))
-            if found.sha256 != task.own:
+            files = tuple(map(hash_file, found.files))
+            if found.hash_content() != task.own:
                 raise SourceError(f"{task.definition}: changed while it was planned with; plan again")
             self.known[task.definition] = Input(files)
         return self.known[task.definition]

@@ -94,7 +94,7 @@ def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) 
             place,
             f"{'; '.join(found.code)}. Read that code, then allow it beside the task's name: trust_task_code: true",
         )
-    return TaskWorkload(names[0], str(path), own=found.sha256, **settings)  # type: ignore[arg-type]
+    return TaskWorkload(names[0], str(path), own=found.hash_content(), **settings)  # type: ignore[arg-type]
 
 
 def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:

@@ -49,8 +49,8 @@ class Store:
         folder = self.folder(recipe, run_id)
         return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
-    def save(self, record: RunRecord, log: bytes = b"") -> Path:
-        """Writes a record, its evidence and its log; returns the record's path.
+    def save(self, record: RunRecord, log: bytes | None = None) -> Path:
+        """Writes a record, its evidence and the log of its process, if there was one; returns the record's path.
 
         Raises ValueError, and writes nothing, for one that holds NaN or infinity.
         """
@@ -64,7 +64,7 @@ class Store:
         part.mkdir(parents=True)
         _write_evidence(part / EVIDENCE, record.outcome.measurements)
         (part / RECORD).write_text(text, encoding="utf-8")
-        if log:
+        if log is not None:
             (part / LOG).write_bytes(log)
         part.rename(final)
         return final / RECORD

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import yaml
 
-from harness.core.identity import digest, file_sha256
+from harness.core.identity import digest
 from harness.errors import UsageError
+from harness.storage.checksums import file_sha256
 
 FUNCTION = "!function"
 _STANDARD = "tag:yaml.org,2002:"
@@ -25,7 +26,7 @@ _METRIC = re.compile(r"^@register_metric\(\s*metric=[\"']([^\"']+)[\"']", re.MUL
 
 
 @dataclass(frozen=True)
-class Definition:
+class TaskDefinition:
     """``files`` are the user's own: the definition ``path``, what it includes and the modules that it names.
 
     ``code`` says, as ``FILE:LINE: …``, which parts run code that is not lm-eval's own.
@@ -35,19 +36,18 @@ class Definition:
     files: tuple[Path, ...]
     code: tuple[str, ...]
 
-    @property
-    def sha256(self) -> str:
+    def hash_content(self) -> str:
         """What identifies its content: the sha256 of its one file, or a hash of those of all."""
         if not set(self.files) - {self.path}:
             return file_sha256(self.path)
         return digest([(os.path.relpath(file, self.path.parent), file_sha256(file)) for file in self.files])
 
 
-def definition(path: Path) -> Definition:
+def definition(path: Path) -> TaskDefinition:
     """Reads a user's definition and all that it includes. Raises UsageError, with its place, for what is no YAML."""
     path, found = path.resolve(), _Reading()
     found.read(path)
-    return Definition(path, tuple(dict.fromkeys(found.files)), (*found.functions, *found.metrics))
+    return TaskDefinition(path, tuple(dict.fromkeys(found.files)), (*found.functions, *found.metrics))
 
 
 @dataclass

@@ -12,10 +12,10 @@ from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 
-from harness.core.identity import file_sha256
 from harness.core.workload import TextRef
 from harness.errors import SourceError, did_you_mean
 from harness.recipe import Text
+from harness.storage.checksums import file_sha256
 
 DATA = Path(__file__).parent / "data"
 TEXTS: Mapping[str, str] = MappingProxyType(

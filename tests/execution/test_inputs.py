@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from harness.api.plan import plan
-from harness.core import inputs
-from harness.core.inputs import git_blob, hashed, seen
 from harness.core.record import RunRecord
 from harness.errors import SourceError
 from harness.execution.sweep import Ended, Event, Withdrawn
 from harness.models.sources import inspect
 from harness.recipe import Model, load_recipe
+from harness.storage import checksums
+from harness.storage.checksums import compare_content, compare_stat, find_difference, git_blob, hash_file, stat_file
 from harness.storage.store import Store, read_records
 
 WEIGHTS = "model.safetensors"
@@ -206,7 +206,7 @@ def test_what_is_made_beside_the_inputs_is_no_change_of_them(model: Path) -> Non
     assert source is not None
     (model / "notes.md").write_text("mine")
     (model / "model.gguf").write_bytes(b"GGUF")
-    assert source.moved() is None
+    assert find_difference(source) is None
     assert {Path(file.path).name for file in source.files} >= {WEIGHTS, "config.json", "tokenizer.json"}
 
 
@@ -229,15 +229,15 @@ def test_planning_stamps_what_each_run_depends_on(sweeps, model: Path, text: Pat
 def test_a_file_that_changes_while_it_is_hashed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"before")
-    assert hashed(path).sha256 == hashlib.sha256(b"before").hexdigest()
+    assert hash_file(path).sha256 == hashlib.sha256(b"before").hexdigest()
 
     def slowly(file: Path) -> str:
         file.write_bytes(b"after, longer")
         return hashlib.sha256(b"before").hexdigest()
 
-    monkeypatch.setattr(inputs, "file_sha256", slowly)
+    monkeypatch.setattr(checksums, "file_sha256", slowly)
     with pytest.raises(SourceError, match="changed while it was hashed"):
-        hashed(path)
+        hash_file(path)
 
 
 def test_gits_name_of_a_content_is_gits(tmp_path: Path) -> None:
@@ -266,25 +266,25 @@ def test_a_hubs_cache_is_held_against_its_own_names(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     found = inspect(Model(id="someone/tiny", revision=revision), tmp_path).files
     assert found is not None
-    assert found.moved() is None
+    assert find_difference(found) is None
     assert all(file.sha256 or file.blob for file in found.files)
-    assert [file.rewritten() for file in found.files] == [None] * len(found.files)
+    assert [compare_content(file) for file in found.files] == [None] * len(found.files)
     for name in (WEIGHTS, "config.json"):
         edit((snapshot / name).resolve(), b"other")
         (file,) = (file for file in found.files if Path(file.path).name == name)
-        assert file.moved() is None
-        assert file.rewritten() is not None
+        assert compare_stat(file) is None
+        assert compare_content(file) is not None
 
 
 def test_times_and_sizes_are_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"1234")
-    before = seen(path)
-    assert (before.size, before.moved(), before.moved(touched=True)) == (4, None, None)
+    before = stat_file(path)
+    assert (before.size, compare_stat(before), compare_stat(before, any_change=True)) == (4, None, None)
     path.chmod(0o600 if path.stat().st_mode & 0o077 else 0o644)
-    assert before.moved() is None
-    assert "change time" in str(before.moved(touched=True))
-    assert "size" in str(replace(before, size=5).moved())
+    assert compare_stat(before) is None
+    assert "change time" in str(compare_stat(before, any_change=True))
+    assert "size" in str(compare_stat(replace(before, size=5)))
 
 
 def test_a_copy_in_a_files_place_is_the_same_file(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_copy_in_a_files_place_is_the_same_file(tmp_path: Path) -> None:
     for made, expected in ((b"one", None), (b"two", "another content than when it was hashed")):
         path = tmp_path / made.decode()
         path.write_bytes(b"one")
-        found = hashed(path)
+        found = hash_file(path)
         swap(path, made)
         assert path.stat().st_ino != found.inode
-        assert found.moved() == (expected and f"{path}: {expected}")
+        assert compare_stat(found) == (expected and f"{path}: {expected}")

@@ -221,22 +221,22 @@ def test_trust_changes_no_question_and_has_no_effect_on_lm_evals_own(sweeps, tin
 
 def test_a_definition_is_known_by_all_of_its_files(place: Path) -> None:
     """One file by its own sha256, as in records made before; several by all of theirs, wherever the folder lies."""
-    from harness.core.identity import file_sha256
+    from harness.storage.checksums import file_sha256
 
     alone = write(place, plain(place), "alone.yaml")
-    assert trust.definition(alone).sha256 == file_sha256(alone)
+    assert trust.definition(alone).hash_content() == file_sha256(alone)
     base = write(place, plain(place), "base.yaml")
     top = write(place, "include: base.yaml\ntask: mine\ndoc_to_text: !function own.score\n")
     assert trust.definition(top).files == (top, base, place / "own.py")
-    first = trust.definition(top).sha256
+    first = trust.definition(top).hash_content()
     moved = shutil.copytree(place, place.with_name("moved"))
-    assert trust.definition(moved / "task.yaml").sha256 == first
+    assert trust.definition(moved / "task.yaml").hash_content() == first
     for path in (base, place / "own.py"):
         before = path.read_text()
         path.write_text(before + "\n")
-        assert trust.definition(top).sha256 != first
+        assert trust.definition(top).hash_content() != first
         path.write_text(before)
-    assert trust.definition(top).sha256 == first
+    assert trust.definition(top).hash_content() == first
 
 
 @pytest.mark.parametrize(

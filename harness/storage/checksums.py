@@ -1,0 +1,103 @@
+"""Files by their content: hashes, and in what a file or a folder differs from what it was when it was hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from harness.core.inputs import Input, InputFile
+from harness.errors import SourceError
+
+CHUNK_BYTES = 2**20
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_blob(path: Path) -> str:
+    """What git calls a file's content: sha1 of ``blob SIZE`` and the bytes (gitformat-pack)."""
+    found = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest()
+
+
+def stat_file(path: Path) -> InputFile:
+    """A file that is not hashed. Raises OSError where it is not there."""
+    found = path.stat()
+    return InputFile(str(path), found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
+
+
+def hash_file(path: Path) -> InputFile:
+    """A file and its hash, of one moment. Raises SourceError where it changes meanwhile."""
+    before = stat_file(path)
+    sha256 = file_sha256(path)
+    if stat_file(path) != before:
+        raise SourceError(f"{path}: changed while it was hashed; plan again when nothing writes to it")
+    return InputFile(before.path, before.size, before.mtime_ns, before.inode, before.changed_ns, sha256)
+
+
+def list_folder(folder: Path, files: tuple[InputFile, ...], patterns: tuple[str, ...]) -> Input:
+    """The files of a folder that decide what it computes, and the names of all that fit a pattern."""
+    return Input(files, str(folder), patterns, _matching_names(folder, patterns))
+
+
+def find_difference(known: Input, any_change: bool = False) -> str | None:
+    """The first difference that can be seen without reading a file; None where there is none.
+
+    ``any_change`` counts a change of any kind (ctime), not only another size, mtime or inode.
+    """
+    found = next((difference for file in known.files if (difference := compare_stat(file, any_change))), None)
+    if found is not None or not known.folder:
+        return found
+    try:
+        now = _matching_names(Path(known.folder), known.patterns)
+    except OSError as error:
+        return f"{known.folder}: gone ({error.strerror})"
+    added, gone = sorted(set(now) - set(known.names)), sorted(set(known.names) - set(now))
+    if added or gone:
+        how = "added" if added else "removed"
+        return f"{known.folder}: files {how} since it was hashed: {', '.join(added or gone)}"
+    return None
+
+
+def compare_stat(file: InputFile, any_change: bool = False) -> str | None:
+    """How a file on disk differs by size, mtime or inode, or with ``any_change`` by ctime too; None: it does not."""
+    try:
+        now = stat_file(Path(file.path))
+    except OSError as error:
+        return f"{file.path}: gone ({error.strerror})"
+    pairs = {
+        "size": (file.size, now.size),
+        "modification time": (file.mtime_ns, now.mtime_ns),
+        "inode": (file.inode, now.inode),
+        **({"change time": (file.changed_ns, now.changed_ns)} if any_change else {}),
+    }
+    other = [name for name, (before, after) in pairs.items() if before != after]
+    if other == ["inode"] and (file.sha256 or file.blob):  # a copy in its place, or a file system that counts anew
+        return compare_content(file)
+    return f"{file.path}: another {' and '.join(other)} than when it was hashed" if other else None
+
+
+def compare_content(file: InputFile) -> str | None:
+    """How a file's content differs now, the whole file hashed again; None: it does not."""
+    path = Path(file.path)
+    try:
+        if file.sha256 and file_sha256(path) != file.sha256:
+            return f"{path}: another content than when it was hashed"
+        if file.blob and git_blob(path) != file.blob:
+            return f"{path}: another content than the hub's"
+    except OSError as error:
+        return f"{path}: gone ({error.strerror})"
+    return None
+
+
+def _matching_names(folder: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
+    """The names in a folder that fit a pattern."""
+    names = (path.name for path in folder.iterdir())
+    return tuple(sorted(name for name in names if any(fnmatchcase(name, each) for each in patterns)))
