@@ -1,6 +1,6 @@
-"""The recipe: what the user writes. Pure data; names of plugins are looked up by the planner.
+"""The recipe: what the user writes. Pure data; the planner resolves names of plugins.
 
-An unknown key is an error: nothing that a recipe says is ever ignored.
+An unknown key is an error: nothing in a recipe is ever ignored.
 """
 
 from harness.recipe.extends import file_schema

@@ -1,7 +1,7 @@
 """A recipe that extends another file: ``extends: base.yaml``.
 
-Mappings are merged key by key; a list, a number or a word takes the place of what the base has there. ``null`` takes
-an inherited key away. A file that is extended may itself extend one; ``name`` is never inherited.
+Mappings are merged key by key; a list, a number or a string replaces the base's value. ``null`` removes an inherited
+key. The extended file may itself extend another; ``name`` is never inherited.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from harness.recipe.yaml_file import Location, YamlFile, read_yaml
 
 EXTENDS = "extends"
 NOT_INHERITED = ("name",)
-"""The folder of the results is named after the recipe that was run: two recipes never write to one by accident."""
+"""The results folder is named after the recipe, so inheriting ``name`` would make two recipes share one by accident."""
 
 
 def read_extended(path: Path) -> YamlFile:
-    """A recipe file laid on what it extends, without the key ``extends``.
+    """A recipe file merged onto the file it extends, without the key ``extends``.
 
-    Raises RecipeError where a file cannot be read, where files extend each other in a circle, and for a ``null`` that
-    takes nothing away.
+    Raises RecipeError if a file cannot be read, if files extend each other in a circle, or for a ``null`` that removes
+    nothing.
     """
     return _without_nulls(_read(path, ()))
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``base``. A None of ``over`` takes the key of ``base`` away, and stays where there is none."""
+    """``over`` merged onto ``base``. A None in ``over`` removes the key from ``base``; without such a key it stays."""
     merged = dict(base)
     for key, value in over.items():
         if value is None and key in base:
@@ -41,7 +41,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> YamlFile:
-    """``above`` are the files through which this one was reached, the first of them the recipe that was run."""
+    """``above`` are the files that led to this one, starting with the recipe that was run."""
     file = read_yaml(path)
     if EXTENDS not in file.data:
         return file
@@ -54,7 +54,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> YamlFile:
 
 
 def _base(file: YamlFile) -> Path:
-    """The file that a recipe extends, as a path that reads well in messages."""
+    """The file that a recipe extends, as a path suited to messages."""
     written = file.data[EXTENDS]
     if not isinstance(written, str) or not written:
         raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file, not {written!r}")
@@ -97,8 +97,8 @@ def _without_nulls(file: YamlFile) -> YamlFile:
             for key, inner in value.items():
                 if inner is None:
                     raise RecipeError(
-                        f"{file.place_of((*at, key))}: null takes away a key that is inherited by 'extends', and "
-                        f"{key!r} is not; give it a value, or leave it out"
+                        f"{file.place_of((*at, key))}: null removes a key inherited through 'extends', but {key!r} is "
+                        "not inherited; give it a value or leave it out"
                     )
                 check(inner, (*at, key))
         elif isinstance(value, list):
@@ -112,8 +112,8 @@ def _without_nulls(file: YamlFile) -> YamlFile:
 def file_schema(whole: dict[str, Any]) -> dict[str, Any]:
     """The JSON Schema of a recipe file, from that of a whole recipe.
 
-    A file that extends another may leave out any key but ``name``, in its inner mappings too, and may take keys away
-    with ``null``. The entries of its lists are whole, for a list is never merged.
+    A file that extends another may omit any key except ``name``, in nested mappings too, and may remove keys with
+    ``null``. The entries of its lists are complete, because lists are never merged.
     """
     definitions = whole["$defs"]
     parts = {f"Part{name}": _part(definition) for name, definition in definitions.items()}
@@ -127,7 +127,7 @@ def file_schema(whole: dict[str, Any]) -> dict[str, Any]:
 
 
 def _part(node: dict[str, Any]) -> dict[str, Any]:
-    """The schema of a mapping of which other keys may be inherited."""
+    """The schema of a mapping whose other keys may be inherited."""
     part = {key: value for key, value in node.items() if key != "required"}
     if "$ref" in part:
         return {**part, "$ref": part["$ref"].replace("#/$defs/", "#/$defs/Part")}

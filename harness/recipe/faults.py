@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in the words of its writer: file, line, key, and what was expected there."""
+"""Recipe errors in the user's terms: file, line, key, and what was expected there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.recipe.yaml_file import Location, YamlFile
 
 
 def causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:
-    """The faults less those that only follow: a list is "too short" where all its entries were refused."""
+    """The faults without consequential ones: a list is also "too short" if all its entries were rejected."""
     places = [fault["loc"] for fault in faults]
     return [
         fault
@@ -22,7 +22,7 @@ def causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def recipe_error(file: YamlFile | None, location: Location, message: str) -> RecipeError:
-    """An error that names the key and, where the recipe was read from a file, the file and line it was written in."""
+    """An error that names the key and, if the recipe came from a file, the file and line of that key."""
     location = file.as_written(location) if file else location
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
     place = f"{file.place_of(location)}: " if file else ""
@@ -30,7 +30,7 @@ def recipe_error(file: YamlFile | None, location: Location, message: str) -> Rec
 
 
 def explain(fault: ErrorDetails, root: type[BaseModel]) -> tuple[Location, str]:
-    """Where a fault lies and what was expected there, in the words of a recipe."""
+    """The location of a fault and what was expected there, in recipe terms."""
     location: Location = fault["loc"]
     given = fault.get("input")
     match fault["type"]:
@@ -53,12 +53,12 @@ def explain(fault: ErrorDetails, root: type[BaseModel]) -> tuple[Location, str]:
 
 
 def expected(fault: ErrorDetails) -> str:
-    """What pydantic expected of a value, and what was given."""
+    """What pydantic expected, and the value given."""
     return f"{fault['msg'].replace('Input should be', 'expected')}, not {fault.get('input')!r}"
 
 
 def _owner(location: Location, root: type[BaseModel]) -> type[BaseModel] | None:
-    """The model whose field stands at a location, so that a wrong key can be set beside the right ones."""
+    """The model that owns the field at a location, so that the error can suggest the right key."""
     owner: Any = root
     for part in location:
         if isinstance(part, int):
@@ -73,4 +73,4 @@ def _owner(location: Location, root: type[BaseModel]) -> type[BaseModel] | None:
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type):
         return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for part in getattr(annotation, "__args__", ()) for found in _models_in(part)]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

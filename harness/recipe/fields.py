@@ -1,4 +1,4 @@
-"""The kinds of value that a recipe is made of."""
+"""The types of values in a recipe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def one_or_many(value: Any) -> Any:
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(set(values)) < len(values):
-        raise PydanticCustomError("distinct", "expected each value once")
+        raise PydanticCustomError("distinct", "expected no duplicates")
     return values
 
 

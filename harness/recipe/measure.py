@@ -1,4 +1,4 @@
-"""What a recipe wants measured."""
+"""The `measure` section of a recipe."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ def _task(value: Any) -> Any:
 
 
 class Perplexity(Strict):
-    """Which text is scored, and by which protocol. A list of them gives each a table of its own."""
+    """Which text is scored, and with which protocol. In a list, each entry gets its own table."""
 
     text: AnyText = Field(Text(name="demo"), description="a text's name, a file's path, or a hub data set")
     protocol: Literal["gptq", "lm-eval", "llama.cpp", "sliding"] = Field(
-        "gptq", description="how the text is joined, cut and scored, after the tool that does so"
+        "gptq", description="how the text is joined, split and scored; named after the tool it reproduces"
     )
     context: Annotated[int, Field(ge=2)] | None = Field(
-        None, description="tokens of one window; absent: 512 for llama.cpp, else 2048"
+        None, description="tokens per window; default: 512 for llama.cpp, otherwise 2048"
     )
     stride: PositiveInt | None = Field(
-        None, description="tokens from one window to the next, of sliding alone; absent: half the context"
+        None, description="tokens between window starts, only for sliding; default: half the context"
     )
-    bos: Bos = Field("auto", description="whether BOS stands where the protocol puts it; auto is the tokenizer's habit")
+    bos: Bos = Field("auto", description="whether BOS is added where the protocol puts it; auto follows the tokenizer")
     windows: PositiveInt | None = Field(
-        None, description="score only the first windows (lm-eval: whole documents among them); absent means all"
+        None, description="score only the first windows (lm-eval: the whole documents in them); default: all"
     )
 
 
 class Task(Strict):
-    """One task, group or tag of lm-eval, and how its questions are put.
+    """One task, group or tag of lm-eval, and how its questions are asked.
 
-    An entry may be just its name. ``data`` and ``fewshot_data`` are files of JSON lines with the fields of the
-    task's own data set, which is read from the hub where they are absent.
+    An entry may be just its name. ``data`` and ``fewshot_data`` are JSON lines files with the fields of the task's own
+    data set. Without them the data set comes from the hub.
     """
 
     name: str = Field(min_length=1, description="a name that lm-eval knows, or the path of a task's YAML file")
-    fewshot: NonNegativeInt | None = Field(None, description="answered examples before a question; absent: the task's")
+    fewshot: NonNegativeInt | None = Field(None, description="answered examples before each question; default: the task's")
     sampler: Literal["default", "first_n"] | None = Field(
         None,
-        description="examples drawn for each question, or the first ones for all; absent: the task's",
+        description="examples drawn per question, or the first ones for all; default: the task's",
     )
-    limit: PositiveInt | None = Field(None, description="ask only the first questions; of each task of a group")
-    data: str | None = Field(None, description="file of the questions; a relative path begins at the recipe's folder")
-    fewshot_data: str | None = Field(None, description="file of the examples; absent: they are drawn from data")
-    chat_template: bool = Field(False, description="put the questions in the model's chat template")
+    limit: PositiveInt | None = Field(None, description="ask only the first questions (of each task in a group)")
+    data: str | None = Field(None, description="file with the questions; a relative path starts at the recipe's folder")
+    fewshot_data: str | None = Field(None, description="file with the examples; default: drawn from data")
+    chat_template: bool = Field(False, description="wrap the questions in the model's chat template")
     system: str | None = Field(None, description="system prompt before every question")
-    bos: Bos = Field("auto", description="whether a prompt begins with BOS; auto is the tokenizer's habit")
+    bos: Bos = Field("auto", description="whether a prompt begins with BOS; auto follows the tokenizer")
     cluster: str | None = Field(
-        None, description="field of the data by which questions belong together (one passage's), for the intervals"
+        None, description="data field that groups related questions (such as the same passage), for the intervals"
     )
     trust_task_code: bool = Field(
         False,
-        description="run the code that the task's YAML file names: functions by `!function`, and metrics that lm-eval "
-        "does not bring; lm-eval's own tasks need no such trust",
+        description="run the code that the task's YAML file names: `!function` functions, and metrics that lm-eval does "
+        "not provide; lm-eval's own tasks do not need this",
     )
-    seed: NonNegativeInt = Field(1234, description="draws the examples, and generated text where a task samples")
+    seed: NonNegativeInt = Field(1234, description="seed of the drawn examples, and of generated text if a task samples")
 
 
 class Divergence(Strict):
@@ -69,29 +69,29 @@ class Divergence(Strict):
 
 
 class Memory(Strict):
-    """Stored weights by role, the peaks of each phase, and beside ``throughput`` the key-value cache."""
+    """Stored weights by role, the memory peak of each phase and, with ``throughput``, the key-value cache."""
 
     budget: Bytes | None = Field(
-        None, description="memory for which the longest context and the largest batch are worked out"
+        None, description="memory budget: the report gives the longest context and the largest batch that fit"
     )
 
 
 class Energy(Strict):
-    """Joules per token of prefill and decode at every point of ``throughput``, where the machine counts them."""
+    """Joules per token of prefill and decode at every point of ``throughput``, if the machine has energy counters."""
 
 
 class Throughput(Strict):
-    """Prefill and decode, timed apart over a grid of batch sizes and prompt lengths."""
+    """Prefill and decode, timed separately over a grid of batch sizes and prompt lengths."""
 
-    batch_sizes: PositiveInts = Field((1,), description="sequences run at one time")
-    prompt_tokens: PositiveInts = Field((128,), description="lengths of the prompts")
-    new_tokens: int = Field(32, ge=2, description="decoding steps; an end of sequence does not end them")
-    warmup: PositiveInt = Field(1, description="iterations of the same work before the timed ones")
+    batch_sizes: PositiveInts = Field((1,), description="sequences per batch")
+    prompt_tokens: PositiveInts = Field((128,), description="prompt lengths in tokens")
+    new_tokens: int = Field(32, ge=2, description="decoding steps; an end-of-sequence token does not stop them")
+    warmup: PositiveInt = Field(1, description="untimed iterations before the timed ones")
     iterations: PositiveInt = Field(3, description="timed iterations in each process")
 
 
 class Measure(Strict):
-    """What is measured. A metric that is absent is not measured."""
+    """What is measured. A metric that is not listed is not measured."""
 
     perplexity: Annotated[
         tuple[Perplexity, ...],

@@ -1,4 +1,4 @@
-"""The recipe as a whole: models, methods, and all that a sweep of them shares."""
+"""The whole recipe: models, methods, and everything that their sweep shares."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ class Model(Strict):
     """
 
     id: str = Field(min_length=1)
-    label: str | None = Field(None, description="name shown in tables; made from the id where absent")
-    dtype: Dtype = Field("auto", description="the dtype it runs in; auto is the checkpoint's own")
-    revision: Commit | None = Field(None, description="commit of a hub model: its run must be repeatable")
+    label: str | None = Field(None, description="name shown in tables; default: derived from the id")
+    dtype: Dtype = Field("auto", description="dtype the model runs in; auto is the checkpoint's own")
+    revision: Commit | None = Field(None, description="commit of a hub model, required so that runs can be repeated")
     degrid: NonNegativeInt | None = Field(
-        None, description="seed with which weights are moved off a coarse grid, their function unchanged"
+        None, description="seed for moving weights off a coarse grid without changing the function"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
     config: dict[str, Any] = Field(default_factory=dict, description="configuration of a synthetic model")
-    seed: NonNegativeInt | None = Field(None, description="seed of a synthetic model's weights; 0 where absent")
+    seed: NonNegativeInt | None = Field(None, description="seed of a synthetic model's weights; default: 0")
 
 
 class MethodEntry(Strict):
@@ -48,11 +48,11 @@ class MethodEntry(Strict):
 
 
 class Scope(Strict):
-    """What is quantized: the decoder's matrices, less what is skipped. The same for all methods of a recipe."""
+    """What is quantized: the decoder's matrices except those skipped. The same for all methods of a recipe."""
 
     quantize: Literal["decoder"] = Field("decoder", description="the decoder's matrices")
     skip: Annotated[tuple[str, ...], BeforeValidator(one_or_many, json_schema_input_type=str | list[str])] = Field(
-        (), description="modules left alone, as patterns such as '*.down_proj' or 'model.layers.0.*'"
+        (), description="modules not to quantize, as patterns such as '*.down_proj' or 'model.layers.0.*'"
     )
     overrides: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="parameters that differ for some modules: {'*.down_proj': {bits: 8}}"
@@ -60,18 +60,18 @@ class Scope(Strict):
 
 
 class Price(Strict):
-    """What the machine costs while it runs."""
+    """The price of running the machine."""
 
     per_hour: float = Field(gt=0, allow_inf_nan=False, description="for the whole machine")
-    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="its code of three letters (ISO 4217)")
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="three-letter code (ISO 4217)")
 
 
 class Limits(Strict):
-    """What one run may take before it is ended and recorded."""
+    """Limits of a single run; a run that exceeds one is stopped and recorded."""
 
     time: Seconds | None = Field(None, description="wall time of one run, such as 10m")
     memory: Bytes | None = Field(
-        None, description="private memory of one run on the host, such as 8GiB; a GPU's is not limited"
+        None, description="private host memory of one run, such as 8GiB; GPU memory is not limited"
     )
 
 
@@ -117,45 +117,45 @@ AnyMethod = Annotated[
 def _merged_before(value: Any) -> Any:
     """``load_recipe`` merges the files and drops the key, so that only data that came from no file still has it."""
     raise PydanticCustomError(
-        "extends", "names a file beside the recipe's own; read the recipe from its file, with harness.load_recipe(PATH)"
+        "extends", "needs the recipe's own file to resolve the path; load the recipe with harness.load_recipe(PATH)"
     )
 
 
 class Recipe(Strict):
-    """A sweep: models × methods × engines, and what is measured of each.
+    """A sweep: models × methods × engines, and what to measure for each.
 
     A list under a method's parameter expands into one variant per value.
     """
 
     name: str = Field(pattern=f"^{NAME.pattern}$", description="also the folder of its results")
     models: tuple[Annotated[Model, BeforeValidator(_model, json_schema_input_type=str | Model)], ...] = Field(
-        min_length=1, description="what is quantized; an entry may be just its id"
+        min_length=1, description="the models to quantize; an entry may be just an id"
     )
     methods: tuple[AnyMethod, ...] = Field(
         min_length=1, description="names, or {name: {parameter: value or list of values}}"
     )
     engines: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
-        ("transformers",), min_length=1, description="what runs the variants"
+        ("transformers",), min_length=1, description="the engines that run the variants"
     )
     measure: Measure
-    baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant beside which every other stands")
-    repetitions: PositiveInt = Field(1, description="fresh processes per variant, of performance only")
+    baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant that all others are compared with")
+    repetitions: PositiveInt = Field(1, description="fresh processes per variant, for performance only")
     limits: Limits = Limits()
     scope: Annotated[Scope, BeforeValidator(_scope, json_schema_input_type=str | Scope)] = Field(
-        Scope(), description="what is quantized; 'decoder' means all of the decoder's matrices"
+        Scope(), description="what to quantize; 'decoder' means all of the decoder's matrices"
     )
-    calibration: Calibration | None = Field(None, description="the text that calibrated methods see")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is the GPU where one can be used")
-    threads: PositiveInt | None = Field(None, description="CPU threads; absent means one per core")
+    calibration: Calibration | None = Field(None, description="the text for calibrated methods")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses the GPU if there is a usable one")
+    threads: PositiveInt | None = Field(None, description="CPU threads; default: one per core")
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
-        None, description="attention implementation; absent means the engine's choice"
+        None, description="attention implementation; default: the engine's choice"
     )
     exclude: tuple[dict[str, Any], ...] = Field(
         (),
         description="variants to leave out: those that match every key "
         "(model, method, engine, kv_cache, decode_mode, or a parameter)",
     )
-    seed: NonNegativeInt = Field(0, description="of prompts, and of methods that draw random numbers")
+    seed: NonNegativeInt = Field(0, description="seed of prompts, and of methods that use random numbers")
     kv_cache: Annotated[
         tuple[KvCache, ...],
         BeforeValidator(one_or_many, json_schema_input_type=str | list[str]),
@@ -163,8 +163,8 @@ class Recipe(Strict):
         AfterValidator(distinct),
     ] = Field(
         ("model",),
-        description="how keys and values are kept: 'model', as the model makes them, or in fewer bits; texts are then "
-        "read in chunks, so that the cache is really read, and each variant has a row for each",
+        description="how keys and values are stored: 'model' (as computed) or in fewer bits; with fewer bits, texts are "
+        "read in chunks so that the cache takes effect; each entry of a list gets its own row",
     )
     decode_mode: Annotated[
         tuple[Literal["eager", "compiled"], ...],
@@ -173,13 +173,13 @@ class Recipe(Strict):
         AfterValidator(distinct),
     ] = Field(
         ("eager",),
-        description="how the speed of decoding is measured: 'eager', layer by layer from Python, "
-        "or 'compiled', one graph over a static key-value cache; a list gives each variant a row for each",
+        description="how decoding speed is measured: 'eager', layer by layer from Python, or 'compiled', one graph over "
+        "a static key-value cache; each entry of a list gets its own row",
     )
-    price: Price | None = Field(None, description="what the machine costs, for the cost of a million tokens")
+    price: Price | None = Field(None, description="the price of the machine, for the cost of a million tokens")
     gates: Annotated[dict[str, float], BeforeValidator(_gates, json_schema_input_type=dict[str, str | float])] = Field(
         default_factory=dict,
-        description="what `qharness compare` is to hold, such as {perplexity: 0.5%}: see [regressions](regressions.md)",
+        description="thresholds for `qharness compare`, such as {perplexity: 0.5%}: see [regressions](regressions.md)",
     )
     extends: Annotated[str | None, AfterValidator(_merged_before)] = Field(
         None,
@@ -194,12 +194,12 @@ class Recipe(Strict):
         return recipe_error(self._file, location, message)
 
     def folder_of(self, location: Location) -> Path:
-        """Where a relative path at a location begins: the folder of the file that it was written in."""
+        """The folder that a relative path at a location starts from: that of the file it was written in."""
         return self._file.place_of(location).path.resolve().parent if self._file else Path.cwd()
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads and checks a recipe file and those that it extends. Raises RecipeError, which lists every fault."""
+    """Reads and validates a recipe file and those it extends. Raises RecipeError, which lists every fault."""
     file = read_extended(Path(path))
     try:
         recipe = Recipe.model_validate_json(json.dumps(file.data, default=str))

@@ -1,4 +1,4 @@
-"""What a recipe says of texts: the one that is scored, the one that calibrates."""
+"""Texts in a recipe: for evaluation and for calibration."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ def _text(value: Any) -> Any:
 
 
 class Text(Strict):
-    """An evaluation text: one of the harness's own by ``name``, a local ``file``, or rows of a ``hub`` data set.
+    """A text: a built-in one by ``name``, a local ``file``, or rows of a ``hub`` data set.
 
     A file is plain text (each line a row) or JSON lines (each ``field`` a row).
     """
 
-    name: str | None = Field(None, description="one of those that 'qharness list texts' names")
+    name: str | None = Field(None, description="a name listed by 'qharness list texts'")
     file: str | None = Field(None, description="path, relative to the file it is written in")
     hub: str | None = Field(None, description="id of a data set on the hub")
     config: str | None = Field(None, description="configuration of the data set")
     split: str | None = Field(None, description="split of the data set; needed with hub")
     revision: Commit | None = Field(None, description="commit of the data set; needed with hub")
-    field: str = Field("text", description="the field of JSON lines, or of a data set's rows, that is read")
+    field: str = Field("text", description="the field to read from JSON lines or from a data set's rows")
 
     @model_validator(mode="after")
     def _one_source(self) -> Text:
         if sum(source is not None for source in (self.name, self.file, self.hub)) != 1:
             raise PydanticCustomError("text", "expected exactly one of name, file and hub")
         if self.hub is not None and (self.split is None or self.revision is None):
-            raise PydanticCustomError("text", "a hub text needs split and revision, or it could not be repeated")
+            raise PydanticCustomError("text", "a hub text needs split and revision so that the run can be repeated")
         if self.hub is None and (self.config or self.split or self.revision):
-            raise PydanticCustomError("text", "config, split and revision belong to a hub text alone")
+            raise PydanticCustomError("text", "config, split and revision are only for a hub text")
         return self
 
 
@@ -47,16 +47,16 @@ AnyText = Annotated[Text, BeforeValidator(_text, json_schema_input_type=str | Te
 
 
 class Calibration(Strict):
-    """What calibrated methods see: the same token ids for all of them.
+    """The calibration text: every calibrated method gets the same token ids.
 
-    ``concat`` joins the text's rows and cuts blocks, ``crop`` takes a stretch out of rows that are long
-    enough, ``pad`` takes one row a sample, cut or padded to the length.
+    ``concat`` joins the text's rows and cuts blocks, ``crop`` takes one stretch from each row that is long enough,
+    ``pad`` takes one row per sample, truncated or padded to the length.
     """
 
     text: AnyText = Field(Text(name="demo_calibration"), description="a text's name, a file's path, or a hub data set")
-    samples: PositiveInt = Field(128, description="sequences; fewer where the text holds no more, which is told")
-    length: int = Field(512, ge=8, description="tokens of a sequence")
-    packing: Literal["concat", "crop", "pad"] = Field("concat", description="how sequences are made of rows")
-    bos: Bos = Field("auto", description="whether a sequence begins with BOS; auto is the tokenizer's habit")
-    chat_template: bool = Field(False, description="wrap each row as a user's message in the model's chat template")
-    seed: NonNegativeInt = Field(0, description="draws the sequences where the text holds more")
+    samples: PositiveInt = Field(128, description="number of sequences; fewer, with a note, if the text holds fewer")
+    length: int = Field(512, ge=8, description="tokens per sequence")
+    packing: Literal["concat", "crop", "pad"] = Field("concat", description="how sequences are made from rows")
+    bos: Bos = Field("auto", description="whether a sequence begins with BOS; auto follows the tokenizer")
+    chat_template: bool = Field(False, description="wrap each row as a user message in the model's chat template")
+    seed: NonNegativeInt = Field(0, description="seed for drawing sequences if the text holds more")

@@ -1,7 +1,7 @@
-"""Reads one YAML mapping and remembers in which file and on which line each key stands.
+"""Reads one YAML mapping and remembers the file and line of each key.
 
-YAML itself allows things that no recipe means: keys written twice, anchors that expand without
-end. They are refused here, with their line, before anything is built from them.
+YAML allows things that no recipe needs, such as duplicate keys and anchors that expand without end. They are rejected
+here, with their line, before anything is built from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import yaml
 from harness.errors import RecipeError
 
 MAX_NODES = 20_000
-"""More values than this, aliases expanded, and the file is not a recipe written by anyone."""
+"""With aliases expanded. No hand-written recipe has more values than this."""
 
 _STANDARD = "tag:yaml.org,2002:"
 _TAGS = frozenset({"map", "seq", "str", "int", "float", "bool", "null", "timestamp"})
@@ -39,7 +39,7 @@ class Place:
 class YamlFile:
     """The plain data of a YAML file and the place of every key and item.
 
-    ``data`` holds None only where the file says ``null``. After a merge, places lie in more than one file.
+    ``data`` holds None only where the file says ``null``. After a merge, places may refer to several files.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class YamlFile:
     places: dict[Location, Place] = field(default_factory=dict)
 
     def place_of(self, location: Location) -> Place:
-        """The place of the deepest part of the location that was written, such as the mapping that lacks a key."""
+        """The place of the deepest written part of the location, such as the mapping that lacks a key."""
         written = self.as_written(location)
         for end in range(len(written), 0, -1):
             if written[:end] in self.places:
@@ -55,7 +55,7 @@ class YamlFile:
         return Place(self.path, 1)
 
     def as_written(self, location: Location) -> Location:
-        """The location without the indices of entries that stand alone, where a list of one could stand."""
+        """The location without the indices of entries written alone instead of as a list of one."""
         written: Location = ()
         for part in location:
             if isinstance(part, str) or (*written, part) in self.places:
@@ -64,7 +64,7 @@ class YamlFile:
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Raises RecipeError where the file is absent, is no YAML, is no mapping, or expands too far."""
+    """Raises RecipeError if the file is missing, is not YAML, is not a mapping, or expands too far."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> YamlFile:
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text ({error.reason})") from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+        raise RecipeError(f"{path}: cannot read the file ({error.strerror})") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
@@ -84,7 +84,7 @@ def read_yaml(path: Path) -> YamlFile:
         raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{path}:1: a recipe is a mapping of keys to values, such as 'name: my-sweep'")
-    _refuse_explosion(path, root)
+    _reject_explosion(path, root)
     result = YamlFile(path, {})
     result.data = _build(result, root, ())
     return result
@@ -101,14 +101,14 @@ def _scalar(file: YamlFile, node: yaml.Node) -> Any:
     return value
 
 
-def _refuse_explosion(path: Path, root: yaml.Node) -> None:
-    """Counts the nodes that the aliases would expand to, visiting each node once."""
+def _reject_explosion(path: Path, root: yaml.Node) -> None:
+    """Counts the nodes after alias expansion, visiting each node once."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         if id(node) in open_nodes:
-            raise RecipeError(f"{path}:{node.start_mark.line + 1}: an anchor that contains itself")
+            raise RecipeError(f"{path}:{node.start_mark.line + 1}: the anchor contains itself")
         if id(node) not in sizes:
             open_nodes.add(id(node))
             children: list[yaml.Node] = []
@@ -121,14 +121,14 @@ def _refuse_explosion(path: Path, root: yaml.Node) -> None:
         return sizes[id(node)]
 
     if size(root) > MAX_NODES:
-        raise RecipeError(f"{path}: its aliases expand to more than {MAX_NODES} values; write them out")
+        raise RecipeError(f"{path}: aliases expand to more than {MAX_NODES} values; write the values out")
 
 
 def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
     line = node.start_mark.line + 1
     if node.tag.removeprefix(_STANDARD) not in _TAGS:
         raise RecipeError(
-            f"{file.path}:{line}: not valid YAML here: the tag {node.tag.replace(_STANDARD, '!!')} is not read"
+            f"{file.path}:{line}: not valid YAML for a recipe: the tag {node.tag.replace(_STANDARD, '!!')} is not supported"
         )
     file.places.setdefault(location, Place(file.path, line))
     if isinstance(node, yaml.SequenceNode):
@@ -142,9 +142,9 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
         if not isinstance(key, str):
             raise RecipeError(f"{file.path}:{key_line}: a key must be a plain word")
         if key in mapping:
-            raise RecipeError(f"{file.path}:{key_line}: the key {key!r} stands here twice")
+            raise RecipeError(f"{file.path}:{key_line}: duplicate key {key!r}")
         if isinstance(value_node, yaml.ScalarNode) and value_node.tag == f"{_STANDARD}null" and not value_node.value:
-            raise RecipeError(f"{file.path}:{key_line}: the key {key!r} has no value; give it one, or leave it out")
+            raise RecipeError(f"{file.path}:{key_line}: the key {key!r} has no value; add one or remove the key")
         file.places[(*location, key)] = Place(file.path, key_line)
         mapping[key] = _build(file, value_node, (*location, key))
     return mapping

@@ -192,9 +192,9 @@ def test_the_example_plans_what_its_two_files_say_together() -> None:
         ("extends: base.yaml\n", "r.yaml:1: name: this key is missing"),
         (
             "name: r\nextends: base.yaml\nprice: null\n",
-            "r.yaml:3: null takes away a key that is inherited by 'extends', and 'price' is not",
+            "r.yaml:3: null removes a key inherited through 'extends', but 'price' is not",
         ),
-        ("name: r\nextends: base.yaml\nlimits:\n", "r.yaml:3: the key 'limits' has no value; give it one"),
+        ("name: r\nextends: base.yaml\nlimits:\n", "r.yaml:3: the key 'limits' has no value; add one"),
         ("name: r\nextends: absent.yaml\n", "r.yaml:2: extends: expected the path of a recipe file; there is no file "),
         ("name: r\nextends: .\n", "r.yaml:2: extends: expected the path of a recipe file; there is no file "),
         ("name: r\nextends: [base.yaml]\n", "r.yaml:2: extends: expected the path of a recipe file, not ['base.yaml']"),
@@ -235,7 +235,7 @@ def test_the_planner_too_names_the_file_that_wrote_a_value(write, tmp_path: Path
 
 def test_a_recipe_that_came_from_no_file_cannot_extend_one() -> None:
     data = {**yaml.safe_load(BASE), "extends": "base.yaml"}
-    with pytest.raises(ValueError, match=r"read the recipe from its file, with harness\.load_recipe\(PATH\)"):
+    with pytest.raises(ValueError, match=r"load the recipe with harness\.load_recipe\(PATH\)"):
         Recipe.model_validate_json(json.dumps(data))
 
 

@@ -108,12 +108,12 @@ def test_units_of_limits_are_read(write) -> None:
         (
             "limits:",
             "seed: null\nlimits:",
-            "r.yaml:6: null takes away a key that is inherited by 'extends', and 'seed'",
+            "r.yaml:6: null removes a key inherited through 'extends', but 'seed'",
         ),
         ("limits:", "kv_cache: [int3]\nlimits:", "kv_cache[0]: expected 'model', 'int8', 'int4' or 'fp8', not 'int3'"),
         ("limits:", "decode_mode: compiled\nlimits:", "r.yaml:6: decode_mode: needs 'throughput' under measure"),
         ("limits:", "decode_mode: [eager, graph]\nlimits:", "decode_mode[1]: expected 'eager' or 'compiled', not"),
-        ("limits:", "decode_mode: [eager, eager]\nlimits:", "decode_mode: expected each value once"),
+        ("limits:", "decode_mode: [eager, eager]\nlimits:", "decode_mode: expected no duplicates"),
         ("10m", "10 parsecs", "r.yaml:6: limits.time: expected a duration such as 90s, 10m or 2h"),
         ("8GiB", "8gib", "r.yaml:6: limits.memory: expected a size such as 8GiB (2^30) or 8GB (10^9)"),
         (
@@ -134,17 +134,17 @@ def test_units_of_limits_are_read(write) -> None:
         ("dtype: float32", f"revision: {'a' * 40}", "'revision' has no effect on a local model"),
         ("dtype: float32", "seed: 0", "'seed' has no effect on a model that is not synthetic"),
         ("dtype: float32", "seed: 3", "'seed' has no effect on a model that is not synthetic"),
-        ("text: demo", "text: {name: demo, split: test}", "config, split and revision belong to a hub text alone"),
+        ("text: demo", "text: {name: demo, split: test}", "config, split and revision are only for a hub text"),
         ("10m", "1.5.2m", "limits.time: expected a duration"),
         ("10m", ".inf", "r.yaml:6: expected a finite number, not .inf"),
-        ("limits:", "seed:\nlimits:", "r.yaml:6: the key 'seed' has no value; give it one, or leave it out"),
+        ("limits:", "seed:\nlimits:", "r.yaml:6: the key 'seed' has no value; add one or remove the key"),
         ("limits:", "seed: 2026-99-99\nlimits:", "r.yaml:6: '2026-99-99' cannot be read"),
         ("limits:", "exclude: [{}]\nlimits:", "exclude[0]: names nothing"),
         ("limits:", "exclude: [{bits: 2}]\nlimits:", "exclude[0]: matches no variant of this recipe"),
-        ("windows: 2}", "windows: 2}\n  throughput: {batch_sizes: [1, 1]}", "batch_sizes: expected each value once"),
-        ("limits:", "engines: [transformers, transformers]\nlimits:", "engines: expected each value once"),
+        ("windows: 2}", "windows: 2}\n  throughput: {batch_sizes: [1, 1]}", "batch_sizes: expected no duplicates"),
+        ("limits:", "engines: [transformers, transformers]\nlimits:", "engines: expected no duplicates"),
         ("MODEL", "~no_such_user/model", "models[0].id: "),
-        ("limits:", "name: again\nlimits:", "r.yaml:6: the key 'name' stands here twice"),
+        ("limits:", "name: again\nlimits:", "r.yaml:6: duplicate key 'name'"),
         (
             "  perplexity: {text: demo, context: 64, windows: 2}",
             "  divergence: {}",
@@ -163,14 +163,14 @@ def test_a_wrong_recipe_names_file_line_key_and_what_was_expected(write, old: st
         ("- just\n- a list\n", "a recipe is a mapping"),
         ("", "a recipe is a mapping"),
         ("name: [unclosed\n", "not valid YAML"),
-        ("a: &a [*a]\n", "an anchor that contains itself"),
+        ("a: &a [*a]\n", "the anchor contains itself"),
         (
             "a: &a [x,x,x,x,x,x,x,x,x]\n"
             + "".join(
                 f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n"
                 for old, new in zip("abcdefghi", "bcdefghij", strict=True)
             ),
-            "its aliases expand to more than",
+            "aliases expand to more than",
         ),
         ("name: x\nmodels: !!python/object:os.system {}\n", "not valid YAML"),
     ],
