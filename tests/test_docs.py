@@ -17,10 +17,9 @@ from typer.testing import CliRunner
 from harness.api.plan import plan
 from harness.cli.app import app
 from harness.core.gates import GATES, shown
-from harness.core.site import Machine
+from harness.core.site import MAIN, Machine
 from harness.errors import RecipeError
 from harness.recipe import load_recipe
-from harness.stacks import MAIN
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.api.plan import plan
 from harness.errors import RecipeError
 from harness.planning.expand import baseline
-from harness.planning.plan import plan
 from harness.planning.workloads import perplexities, tasks
 from harness.recipe import Recipe, file_schema, load_recipe
 from harness.recipe.extends import merge
