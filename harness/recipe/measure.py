@@ -42,7 +42,9 @@ class Task(Strict):
     """
 
     name: str = Field(min_length=1, description="a name that lm-eval knows, or the path of a task's YAML file")
-    fewshot: NonNegativeInt | None = Field(None, description="answered examples before each question; default: the task's")
+    fewshot: NonNegativeInt | None = Field(
+        None, description="answered examples before each question; default: the task's"
+    )
     sampler: Literal["default", "first_n"] | None = Field(
         None,
         description="examples drawn per question, or the first ones for all; default: the task's",
@@ -58,10 +60,12 @@ class Task(Strict):
     )
     trust_task_code: bool = Field(
         False,
-        description="run the code that the task's YAML file names: `!function` functions, and metrics that lm-eval does "
+        description="run the code that the task's YAML file names: `!function` functions and metrics that lm-eval does "
         "not provide; lm-eval's own tasks do not need this",
     )
-    seed: NonNegativeInt = Field(1234, description="seed of the drawn examples, and of generated text if a task samples")
+    seed: NonNegativeInt = Field(
+        1234, description="seed of the drawn examples, and of text generation if a task samples"
+    )
 
 
 class Divergence(Strict):

@@ -163,7 +163,7 @@ class Recipe(Strict):
         AfterValidator(distinct),
     ] = Field(
         ("model",),
-        description="how keys and values are stored: 'model' (as computed) or in fewer bits; with fewer bits, texts are "
+        description="how keys and values are stored: 'model' (as computed) or in fewer bits; in fewer bits, texts are "
         "read in chunks so that the cache takes effect; each entry of a list gets its own row",
     )
     decode_mode: Annotated[
@@ -173,7 +173,7 @@ class Recipe(Strict):
         AfterValidator(distinct),
     ] = Field(
         ("eager",),
-        description="how decoding speed is measured: 'eager', layer by layer from Python, or 'compiled', one graph over "
+        description="how decoding speed is measured: 'eager', layer by layer from Python, or 'compiled', one graph on "
         "a static key-value cache; each entry of a list gets its own row",
     )
     price: Price | None = Field(None, description="the price of the machine, for the cost of a million tokens")

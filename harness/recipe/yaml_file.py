@@ -127,9 +127,8 @@ def _reject_explosion(path: Path, root: yaml.Node) -> None:
 def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
     line = node.start_mark.line + 1
     if node.tag.removeprefix(_STANDARD) not in _TAGS:
-        raise RecipeError(
-            f"{file.path}:{line}: not valid YAML for a recipe: the tag {node.tag.replace(_STANDARD, '!!')} is not supported"
-        )
+        tag = node.tag.replace(_STANDARD, "!!")
+        raise RecipeError(f"{file.path}:{line}: not valid YAML for a recipe: the tag {tag} is not supported")
     file.places.setdefault(location, Place(file.path, line))
     if isinstance(node, yaml.SequenceNode):
         return [_build(file, item, (*location, index)) for index, item in enumerate(node.value)]
