@@ -119,8 +119,8 @@ def _moved(inputs: Sequence[Input]) -> InvalidRunError | None:
 
 def _believable(outcome: Outcome) -> Outcome:
     """The outcome itself. Raises InvalidRunError, with the place, for NaN and infinity: no record may hold them."""
+    from harness.core.json_values import not_finite
     from harness.errors import InvalidRunError
-    from harness.storage.json_codec import not_finite
 
     place = not_finite(outcome)
     if place is not None:
@@ -134,7 +134,7 @@ def _believable(outcome: Outcome) -> Outcome:
 
 def _without_not_finite(outcome: Outcome) -> Outcome:
     """The outcome of a run that ended early, less what holds NaN or infinity: the rest can be written."""
-    from harness.storage.json_codec import not_finite
+    from harness.core.json_values import not_finite
 
     return replace(
         outcome,

@@ -11,6 +11,7 @@ from harness.core.model import ModelRef
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
+from harness.numerics.prediction import mean_divergence
 
 VERSION = 4
 """Raised by every change of what is made: what was prepared before is then made again."""
@@ -43,7 +44,7 @@ def prepare(ref: ModelRef, out: Path) -> Prepared:
         model = model.float()  # the rounding of a shorter dtype alone would exceed the limit
         before = _probe(model)
         degrid(model, ref.degrid)
-        divergence = _kl(before, _probe(model))
+        divergence = mean_divergence(before, _probe(model))
         if not divergence < DEGRID_KL_LIMIT:
             raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
         model = model.to(wanted)
@@ -93,14 +94,10 @@ def _tokenizer(ref: ModelRef) -> Any | None:
 
 
 def _probe(model: Any) -> Any:
-    """Log-probabilities of a fixed run of tokens, (tokens, vocabulary), float64."""
+    """Logits of a fixed run of tokens, (tokens, vocabulary)."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.get_text_config().vocab_size, (1, PROBE_TOKENS), generator=generator)
     with torch.inference_mode():
-        return model(input_ids=tokens, use_cache=False).logits[0].double().log_softmax(-1)
-
-
-def _kl(base: Any, other: Any) -> float:
-    return float((base.exp() * (base - other)).sum(-1).mean())
+        return model(input_ids=tokens, use_cache=False).logits[0]

@@ -18,8 +18,20 @@ BLOCK = 128
 
 
 def predict(logits: torch.Tensor) -> Prediction:
-    """The predictions that logits (n, vocabulary) of any floating type make."""
-    logits = logits.float()
+    """The predictions that logits (n, vocabulary) of any floating type make, in float32."""
+    return _prediction(logits.float())
+
+
+def mean_divergence(base: torch.Tensor, other: torch.Tensor) -> float:
+    """The mean KL(base ‖ other) in nats over the positions of two sets of logits (…, vocabulary).
+
+    In float64 throughout, for a few positions whose predictions should be the same.
+    """
+    ours, theirs = (_prediction(logits.double().flatten(0, -2)) for logits in (base, other))
+    return float(divergences(ours, theirs)[0].mean())
+
+
+def _prediction(logits: torch.Tensor) -> Prediction:
     exponents = logits - logits.amax(dim=1, keepdim=True)
     weights = exponents.exp()
     return Prediction(exponents, weights, weights.sum(dim=1).double())

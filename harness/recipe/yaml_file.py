@@ -65,12 +65,24 @@ class YamlFile:
 
 def read_yaml(path: Path) -> YamlFile:
     """Raises RecipeError if the file is missing, is not YAML, is not a mapping, or expands too far."""
+    root = compose(path, "a recipe is a mapping of keys to values, such as 'name: my-sweep'")
+    _reject_explosion(path, root)
+    result = YamlFile(path, {})
+    result.data = _build(result, root, ())
+    return result
+
+
+def compose(path: Path, expected: str) -> yaml.MappingNode:
+    """The nodes of a YAML file, of which nothing is built yet.
+
+    Raises RecipeError if the file is missing, is not YAML, or is not a mapping; ``expected`` says what it should be.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such file") from None
     except IsADirectoryError:
-        raise RecipeError(f"{path}: this is a folder; name a recipe file in it") from None
+        raise RecipeError(f"{path}: this is a folder; name a file in it") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text ({error.reason})") from None
     except OSError as error:
@@ -83,11 +95,8 @@ def read_yaml(path: Path) -> YamlFile:
     except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(root, yaml.MappingNode):
-        raise RecipeError(f"{path}:1: a recipe is a mapping of keys to values, such as 'name: my-sweep'")
-    _reject_explosion(path, root)
-    result = YamlFile(path, {})
-    result.data = _build(result, root, ())
-    return result
+        raise RecipeError(f"{path}:1: {expected}")
+    return root
 
 
 def _scalar(file: YamlFile, node: yaml.Node) -> Any:

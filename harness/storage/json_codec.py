@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
+from harness.core.json_values import not_finite
 from harness.errors import NotFiniteError, ResultsError
 
 T = TypeVar("T")
@@ -43,24 +43,6 @@ def refuse_not_finite(value: Any, name: str) -> None:
             f"{name}: {place} is not a finite number (NaN or infinity), so the record cannot be trusted; "
             "move its folder away and run the recipe again"
         )
-
-
-def not_finite(value: Any) -> str | None:
-    """Where the first number is that is NaN or infinite, such as ``outcome.measurements.0.values.3``; None: nowhere."""
-    if isinstance(value, float):
-        return None if math.isfinite(value) else ""
-    parts: Iterable[tuple[Any, Any]] = ()
-    if isinstance(value, Mapping):
-        parts = value.items()
-    elif is_dataclass(value):
-        parts = ((each.name, getattr(value, each.name)) for each in fields(value))
-    elif isinstance(value, list | tuple):
-        parts = enumerate(value)
-    for name, part in parts:
-        place = None if isinstance(part, str) else not_finite(part)  # a record has far more words than numbers
-        if place is not None:
-            return f"{name}.{place}" if place else str(name)
-    return None
 
 
 def _fields(value: Any) -> dict[str, Any]:

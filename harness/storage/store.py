@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.identity import NAME, RUN_ID
+from harness.core.json_values import not_finite
 from harness.core.record import Failure, Measurement, RunRecord, upgrade
 from harness.core.run import RunSpec
 from harness.errors import NewerRecordError, NotFiniteError, ResultsError
-from harness.storage.json_codec import decode, encode, not_finite, refuse_not_finite
+from harness.storage.json_codec import decode, encode, refuse_not_finite
 
 RECORD, EVIDENCE, LOG = "record.json", "evidence.parquet", "log.txt"
 EVIDENCE_COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")

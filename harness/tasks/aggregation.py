@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.stats.estimate import exponential
+
 FIGURES: Mapping[str, Callable[[float], float]] = {
     "mean": lambda mean: mean,
     "nanmean": lambda mean: mean,
-    "perplexity": lambda nat: math.exp(nat) if nat < 700 else math.inf,
-    "weighted_perplexity": lambda nat: math.exp(nat) if nat < 700 else math.inf,
+    "perplexity": exponential,
+    "weighted_perplexity": exponential,
     "bits_per_byte": lambda nat: nat / math.log(2),
 }
 """By the name of lm-eval's aggregation: from the weighted mean of what ``kept`` gives to the figure."""

@@ -17,6 +17,7 @@ import yaml
 
 from harness.core.identity import digest
 from harness.errors import UsageError
+from harness.recipe.yaml_file import compose
 from harness.storage.checksums import file_sha256
 
 FUNCTION = "!function"
@@ -63,7 +64,7 @@ class _Reading:
         if path in self.seen:
             return
         self.seen.add(path)
-        root = _compose(path)
+        root = compose(path, "a task's definition is a mapping of keys to values")
         theirs = _is_theirs(path)
         if not theirs:
             self.files.append(path)
@@ -87,22 +88,6 @@ class _Reading:
         if module is not None:
             self.files.append(module)
         self.functions.append(f"{path}:{node.start_mark.line + 1}: {named} runs code that is not part of lm-eval")
-
-
-def _compose(path: Path) -> yaml.Node:
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: the task's definition cannot be read: {error}") from None
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UsageError(f"{path}:{line}: not valid YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(root, yaml.MappingNode):
-        raise UsageError(f"{path}:1: a task's definition is a mapping of keys to values")
-    return root
 
 
 def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:

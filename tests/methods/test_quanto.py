@@ -13,7 +13,7 @@ import torch
 
 from harness import plugins as registry
 from harness.errors import UnsupportedError
-from harness.methods.quanto.driver import unpack
+from harness.methods.quanto.quanto import unpack
 
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (192, 64), (192, 64), (64, 192)]
 WEIGHTS = sum(rows * columns for rows, columns in SHAPES)

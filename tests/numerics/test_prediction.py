@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.numerics.prediction import BLOCK, divergences, first_choices, logprobs, predict
+from harness.numerics.prediction import BLOCK, divergences, first_choices, logprobs, mean_divergence, predict
 
 
 @given(
@@ -49,3 +52,20 @@ def test_16_bit_logits_are_taken_to_float32(dtype: torch.dtype) -> None:
     logits = (4 * torch.randn(8, 1000, generator=torch.Generator().manual_seed(0))).to(dtype)
     picked = logits.double().log_softmax(-1)[:, 3]
     assert logprobs(predict(logits), torch.full((8,), 3)).tolist() == pytest.approx(picked.tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("damage", [0.0, 1e-6, 0.1])
+def test_the_mean_divergence_is_exact_where_predictions_hardly_differ(damage: float) -> None:
+    """By numpy in float64; in float32 a divergence of 1e-12 nat would be lost."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(2, 5, 300, generator=generator, dtype=torch.float64)
+    other = base + damage * torch.randn(2, 5, 300, generator=generator, dtype=torch.float64)
+    p, q = (np.exp(each.numpy()) / np.exp(each.numpy()).sum(-1, keepdims=True) for each in (base, other))
+    expected = (p * np.log(p / q)).sum(-1).mean()
+    assert mean_divergence(base, other) == pytest.approx(expected, rel=1e-3, abs=1e-16)
+    assert (mean_divergence(base, other) > 0) == (damage > 0)
+
+
+def test_the_mean_divergence_from_no_number_is_none() -> None:
+    broken = torch.tensor([[0.0, float("nan")]])
+    assert math.isnan(mean_divergence(torch.zeros(1, 2), broken))

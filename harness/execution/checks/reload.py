@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InvalidRunError
+from harness.numerics.prediction import mean_divergence
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,7 @@ def compare(folder: Path, logits_of: Any, what: str, harmless_kl: float = HARMLE
     relative = float((before - now).abs().max() / before.abs().max())
     difference = Difference(
         relative,
-        _kl(before, now),
+        mean_divergence(before, now),
         _loss(before, kept["tokens"]),
         _loss(now, kept["tokens"]),
         relative <= limit,
@@ -92,11 +93,6 @@ def compare(folder: Path, logits_of: Any, what: str, harmless_kl: float = HARMLE
     if not (difference.rounding or difference.kl <= harmless_kl):  # NaN compares as false
         raise InvalidRunError(f"{what}: {difference}")
     return difference
-
-
-def _kl(base: torch.Tensor, other: torch.Tensor) -> float:
-    base, other = base.log_softmax(-1), other.log_softmax(-1)
-    return float((base.exp() * (base - other)).sum(-1).mean())
 
 
 def _loss(logits: torch.Tensor, ids: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,11 +58,11 @@ class Footprint:
 
     def longest_context(self, budget_bytes: int, batch: int = 1) -> int:
         """The most tokens in each row of a batch that fit, as far as the model goes; 0 where none does."""
-        return _most(lambda tokens: self.bytes(batch, tokens) <= budget_bytes, self.context_limit or MOST)
+        return largest_fitting(lambda tokens: self.bytes(batch, tokens) <= budget_bytes, self.context_limit or MOST)
 
     def largest_batch(self, budget_bytes: int, tokens: int) -> int:
         """The most rows of so many tokens each that fit; 0 where not even one does."""
-        return _most(lambda batch: self.bytes(batch, tokens) <= budget_bytes, MOST)
+        return largest_fitting(lambda batch: self.bytes(batch, tokens) <= budget_bytes, MOST)
 
 
 @dataclass(frozen=True)
@@ -185,10 +186,6 @@ def _all(runs: Iterable[RunRecord], metric: str) -> list[Measurement]:
     return [entry for run in runs for entry in run.outcome.measurements if entry.metric == metric and entry.values]
 
 
-def _most(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to the limit that fits, found by halving: what is larger never fits better."""
-    low, high = 0, limit + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number from 1 to ``most`` that fits, or 0. Whatever is smaller than one that fits must fit too."""
+    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))

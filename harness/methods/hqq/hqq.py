@@ -19,6 +19,8 @@ WORD_CODES = 10
 """Codes of 3 bits in a word of 32."""
 LAYERS = "hqq.json"
 """Bits, group size and shape of each quantized layer, beside the weights."""
+STORED = ("W_q", "scale", "zero")
+"""Packed codes, and the scales and zero points of their groups; ``bias`` beside them where there is one."""
 
 
 class HqqParams(MethodParams):
@@ -36,7 +38,6 @@ def quantize(job: QuantizeJob[HqqParams]) -> Any:
     from hqq.core.quantize import HQQLinear
     from safetensors.torch import save_file
 
-    from harness.methods.hqq.driver import STORED, configuration
     from harness.models.scope import decoder_linears
 
     model = job.load()
@@ -69,7 +70,6 @@ def quantize(job: QuantizeJob[HqqParams]) -> Any:
 def read(request: LoadRequest) -> Any:
     import torch
 
-    from harness.methods.hqq.driver import STORED, restore
     from harness.models.headers import read_json
     from harness.models.skeleton import skeleton, tensors
 
@@ -98,6 +98,40 @@ def _beside(params: HqqParams, plain_bits: float, shape: tuple[int, int]) -> Bes
     groups = math.prod(shape) // params.group_size
     padding = params.group_size * 4 * (math.ceil(groups / WORD_CODES) - groups / WORD_CODES)
     return Beside(memory=padding, disk=padding)
+
+
+def configuration(bits: int, group_size: int) -> dict[str, Any]:
+    """hqq's own: groups along the input columns, as its authors advise."""
+    from hqq.core.quantize import BaseQuantizeConfig
+
+    return BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)  # type: ignore[no-any-return]
+
+
+def restore(stored: dict[str, Any], bits: int, group_size: int, shape: tuple[int, int], dtype: Any, device: str) -> Any:
+    """The HQQLinear of ``shape`` (outputs, inputs) whose tensors those are, on ``device``."""
+    import torch
+    from hqq.core.quantize import HQQLinear, Quantizer
+
+    layer = HQQLinear(None, configuration(bits, group_size), compute_dtype=dtype, device=device, initialize=False)
+    packing = Quantizer.bit_to_packing[bits]
+    state = {
+        "W_q": torch.nn.Parameter(stored["W_q"], requires_grad=False),
+        "scale": stored["scale"],
+        "zero": stored["zero"],
+        "nbits": bits,
+        "group_size": group_size,
+        "shape": torch.Size(shape),
+        "axis": 1,
+        "packing": packing,
+        "unpack_view_dtype": Quantizer.unpack_view_dtype[packing],
+        "view_as_float": False,
+        "quant_scale": False,
+        "quant_zero": False,
+    }
+    if "bias" in stored:
+        state["bias"] = stored["bias"]
+    layer.load_state_dict(state)
+    return layer
 
 
 HQQ = Method(

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from harness.core.engine import LoadRequest
 from harness.core.method import Beside, Method, MethodParams, QuantizeJob
-from harness.methods.bitsandbytes import storage as bnb
+from harness.methods.bitsandbytes import bitsandbytes as bnb
 from harness.models.loading import device_map, load_transformers
 
 ALPHA = 16
@@ -148,7 +148,7 @@ def _train(job: QuantizeJob[QLoraParams], model: Any) -> None:
 
 def _bits(params: QLoraParams, plain_bits: float, width: int) -> float:
     """NF4 with its scales, or plain weights."""
-    return bnb.bits_per_weight(params.double_quant) if params.result == "adapter" else plain_bits
+    return bnb.four_bits_per_weight(params.double_quant) if params.result == "adapter" else plain_bits
 
 
 def _beside(params: QLoraParams, plain_bits: float, shape: tuple[int, int]) -> Beside:

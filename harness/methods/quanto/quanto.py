@@ -7,11 +7,15 @@ the whole row where none does or the row is no longer than 128. In bfloat16, gro
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.engine import LoadRequest
 from harness.core.method import Beside, Method, MethodParams, QuantizeJob
 from harness.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    import torch
 
 GROUPS = (128, 96, 64, 32)
 CODES = {"int8": 8, "float8": 8, "int4": 4, "int2": 2}
@@ -25,10 +29,21 @@ class QuantoParams(MethodParams):
     weights: Literal["int8", "float8", "int4", "int2"] = "int8"
 
 
-def enable() -> None:
-    from harness.methods.quanto.driver import avoid_compiling
+def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """The codes of packed bytes, those of the lowest bits first, along the first dimension."""
+    import torch
 
-    avoid_compiling()
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+def enable() -> None:
+    """Has int4 and int2 on a CPU unpacked by ``unpack``.
+
+    quanto compiles the same operations as C++ at the first forward pass, for minutes, into its own package's folder.
+    """
+    from optimum.quanto.library.extensions.cpp import ext
+
+    ext._lib = SimpleNamespace(unpack=unpack)
 
 
 def quantize(job: QuantizeJob[QuantoParams]) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from harness.errors import UsageError
+from harness.figures.derived.footprint import largest_fitting
 from harness.models.memory import DTYPE_BITS, Weights, kv_cache_bytes, weights, workspace_bytes
 from harness.models.shapes import ModelShapes
 from harness.planning.estimate.chosen import Chosen
@@ -102,8 +103,8 @@ def _estimate(model: ModelShapes, variant: Chosen, question: Asked, wanted: str)
         kv_bytes=kv_cache_bytes(model, context, batch, plain_bits),
         workspace_bytes=workspace_bytes(model, context, batch, plain_bits) + stored.unpacked,
         fits=None if budget is None else taken(context, batch) <= budget.bytes,
-        longest_context=None if budget is None else _largest(lambda n: taken(n, batch) <= budget.bytes, limit),
-        largest_batch=None if budget is None else _largest(lambda n: taken(context, n) <= budget.bytes, MOST),
+        longest_context=None if budget is None else largest_fitting(lambda n: taken(n, batch) <= budget.bytes, limit),
+        largest_batch=None if budget is None else largest_fitting(lambda n: taken(context, n) <= budget.bytes, MOST),
         note=_note(model, variant),
     )
 
@@ -117,12 +118,3 @@ def _note(model: ModelShapes, variant: Chosen) -> str | None:
         EXPERTS_LEFT if model.experts and variant.method.leaves_experts(model.model_type) else "",
     ]
     return "; ".join(filter(None, notes)) or None
-
-
-def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 0 to ``most`` that fits, where whatever is smaller than one that fits does too."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.analysis.regression.findings import Finding, Regression
+from harness.core.json_values import finite
 
 SCHEMA_VERSION = 1
 """Raised where a key goes or changes its meaning."""
 
 DIGITS = 10
-"""Significant ones of a number."""
+"""Significant ones of a number: what processors round differently is not written."""
 
 
 def json_text(found: Regression) -> str:
@@ -29,7 +30,7 @@ def json_text(found: Regression) -> str:
         "environment": [asdict(entry) for entry in found.environment],
         "new": list(found.new),
     }
-    return json.dumps(finite(whole), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(finite(whole, DIGITS), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
@@ -39,14 +40,3 @@ def _finding(finding: Finding) -> dict[str, Any]:
         None if change is None else {"value": change.value, "low": change.low, "high": change.high, "is": change.method}
     )
     return told
-
-
-def finite(value: Any) -> Any:
-    """JSON has neither infinities nor NaN: null. What a processor rounds differently is not written."""
-    if isinstance(value, dict):
-        return {name: finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
-        return None
-    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value

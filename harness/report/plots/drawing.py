@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from harness.core.json_values import finite
 
 Spelled = dict[str, Any]
 
@@ -31,14 +31,6 @@ class Drawing:
         self.lines.append({"type": "line", **words})
 
     def json(self) -> str:
-        """What is no number, or infinite, is left out, for JSON has no word for it."""
+        """A number that is NaN or infinite is null, for JSON has no word for it."""
         layout = {**self.layout, "annotations": self.notes, "shapes": self.lines}
-        return json.dumps(_finite({"data": self.traces, "layout": layout}), allow_nan=False, separators=(",", ":"))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return json.dumps(finite({"data": self.traces, "layout": layout}), allow_nan=False, separators=(",", ":"))

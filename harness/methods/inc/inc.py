@@ -1,4 +1,7 @@
-"""neural-compressor (INC) for PyTorch: one way to drive its weight-only methods, to save what they made and to read it.
+"""neural-compressor (INC) for PyTorch: round to nearest, GPTQ (arXiv:2210.17323) and AWQ (arXiv:2306.00978).
+
+AWQ scales columns by how large their inputs are; each layer keeps these factors and multiplies its input by them while
+running, for nothing is folded into other layers.
 
 Its layer unpacks its codes into a dense float32 matrix in the first forward pass and keeps it beside the codes: the
 checkpoint is small, and what runs is larger and as fast as the unquantized model. It runs in float32 alone, on a CPU.
@@ -16,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.method import Beside, MethodParams, Needs, QuantizeJob
+from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 
 PACKAGES = ("neural-compressor-pt",)
 EXTRA = "inc"
@@ -24,6 +27,8 @@ WORD = 32
 """Bits that codes are packed into; 3 bits leave 2 of them unused."""
 SCALE_BITS = 16
 BIAS_BYTES = 2
+FACTOR_BYTES = 4
+"""Of each column, of AWQ."""
 DTYPE = "float32"
 
 
@@ -36,6 +41,16 @@ class IncParams(MethodParams):
     bits: Literal[8, 4, 3, 2] = 4
     group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 32
     symmetric: bool = True
+
+
+class IncGptqParams(IncParams):
+    """``group_size`` counts the input columns that share a scale, or is ``channel``: one scale per output channel.
+
+    ``symmetric``: no zero point but the middle of the grid, which is stored all the same. ``damping`` is added to the
+    diagonal of the Hessian, as a part of its mean.
+    """
+
+    damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
 
 def enable() -> None:
@@ -116,3 +131,60 @@ def _only_named_layers() -> Iterator[None]:
         yield
     finally:
         RAWGPTQuantizer.get_layer_config = original
+
+
+INC_RTN = Method(
+    name="inc-rtn",
+    version=1,
+    summary="neural-compressor's round to nearest, packed when stored, dense when run",
+    params=IncParams,
+    packages=PACKAGES,
+    extra=EXTRA,
+    quantize=lambda job: quantize(job, "RTNConfig", {}, calibrated=False),
+    enable=enable,
+    needs=needs,
+    overrides=True,
+    kernel="plain",
+    loaded="both",
+    bits_per_weight=bits_per_weight,
+    beside=lambda params, plain_bits, shape: beside(shape),
+    run_dtype=lambda params, dtype: DTYPE,
+)
+
+INC_GPTQ = Method(
+    name="inc-gptq",
+    version=1,
+    summary="neural-compressor's GPTQ, packed when stored, dense when run",
+    params=IncGptqParams,
+    packages=PACKAGES,
+    extra=EXTRA,
+    quantize=lambda job: quantize(job, "GPTQConfig", {"percdamp": job.params.damping}, calibrated=True),
+    enable=enable,
+    calibrated=lambda params: True,
+    needs=needs,
+    overrides=True,
+    kernel="plain",
+    loaded="both",
+    bits_per_weight=bits_per_weight,
+    beside=lambda params, plain_bits, shape: beside(shape),
+    run_dtype=lambda params, dtype: DTYPE,
+)
+
+INC_AWQ = Method(
+    name="inc-awq",
+    version=1,
+    summary="neural-compressor's AWQ, factors applied while running, packed when stored, dense when run",
+    params=IncParams,
+    packages=PACKAGES,
+    extra=EXTRA,
+    quantize=lambda job: quantize(job, "AWQConfig", {}, calibrated=True),
+    enable=enable,
+    calibrated=lambda params: True,
+    needs=needs,
+    overrides=True,
+    kernel="plain",
+    loaded="both",
+    bits_per_weight=bits_per_weight,
+    beside=lambda params, plain_bits, shape: beside(shape, FACTOR_BYTES),
+    run_dtype=lambda params, dtype: DTYPE,
+)

@@ -1,0 +1,42 @@
+"""Numbers that JSON has no word for: NaN and infinities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+
+def not_finite(value: Any) -> str | None:
+    """Where the first number is that is NaN or infinite, such as ``outcome.measurements.0.values.3``; None: nowhere."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ""
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif is_dataclass(value):
+        parts = ((each.name, getattr(value, each.name)) for each in fields(value))
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    for name, part in parts:
+        place = None if isinstance(part, str) else not_finite(part)  # a record has far more words than numbers
+        if place is not None:
+            return f"{name}.{place}" if place else str(name)
+    return None
+
+
+def finite(value: Any, digits: int | None = None) -> Any:
+    """Plain data with None for every number that is NaN or infinite.
+
+    ``digits`` keeps that many significant ones of each float: what processors round differently is left out.
+    """
+    if isinstance(value, Mapping):
+        return {name: finite(inner, digits) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner, digits) for inner in value]
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return value if digits is None else float(f"{value:.{digits}g}")

@@ -1,0 +1,122 @@
+"""bitsandbytes: LLM.int8() (Dettmers et al., arXiv:2208.07339), and NF4 (arXiv:2305.14314) and FP4 in blocks of 64.
+
+In 4 bits, block scales (absmax) are float32; double quantization stores them in 8 bits with float32 scales of 256
+blocks, as in section 3 of the NF4 paper. In 8 bits, weights and activations are int8 per row, and columns with an
+activation above ``threshold`` stay in float16. Which columns those are depends on the batch, so it is run in a fixed
+layout.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from harness.core.method import Beside, Method, MethodParams, Setting
+
+BLOCK, NESTED_BLOCK = 64, 256
+"""Weights that share a scale, and scales that share one where they are quantized too."""
+CODE, NESTED_CODE = 16, 256
+"""Values of a code for weights, and of one for scales."""
+
+
+def four_bits_per_weight(double_quant: bool) -> float:
+    """Of a 4-bit format: a code and its share of a scale, in float32, or in 8 bits under a float32 one."""
+    return 4 + (8 + 32 / NESTED_BLOCK if double_quant else 32.0) / BLOCK
+
+
+def tables(double_quant: bool, shape: tuple[int, int]) -> float:
+    """Bytes beside that, of a matrix (outputs, inputs) in 4 bits.
+
+    They are the float32 codes, the offset of scales, and what fills unfinished blocks.
+    """
+    weights = math.prod(shape)
+    blocks = math.ceil(weights / BLOCK)
+    if not double_quant:
+        return 4 * (CODE + blocks - weights / BLOCK)
+    scales = blocks + 4 * math.ceil(blocks / NESTED_BLOCK) - (1 + 4 / NESTED_BLOCK) * weights / BLOCK
+    return 4 * (CODE + NESTED_CODE + 1) + scales
+
+
+def enable() -> None:
+    import bitsandbytes  # noqa: F401
+
+
+class Bnb4Params(MethodParams):
+    """``compute_dtype`` is what weights are unpacked to for a product; ``model`` is the model's own."""
+
+    double_quant: bool = False
+    compute_dtype: Literal["model", "float32", "float16", "bfloat16"] = "model"
+
+
+def _four_bits(code: str, params: Bnb4Params, setting: Setting) -> object:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=code,
+        bnb_4bit_use_double_quant=params.double_quant,
+        bnb_4bit_compute_dtype=setting.dtype if params.compute_dtype == "model" else params.compute_dtype,
+        llm_int8_skip_modules=list(setting.untouched),
+    )
+
+
+NF4 = Method(
+    name="bnb-nf4",
+    version=1,
+    summary="bitsandbytes NormalFloat 4: quantiles of a normal distribution, blocks of 64",
+    params=Bnb4Params,
+    packages=("bitsandbytes",),
+    extra="bnb",
+    enable=enable,
+    kernel="packed",
+    load_config=lambda params, setting: _four_bits("nf4", params, setting),
+    bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
+    beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),
+)
+
+FP4 = Method(
+    name="bnb-fp4",
+    version=1,
+    summary="bitsandbytes 4-bit floats, blocks of 64",
+    params=Bnb4Params,
+    packages=("bitsandbytes",),
+    extra="bnb",
+    enable=enable,
+    kernel="packed",
+    load_config=lambda params, setting: _four_bits("fp4", params, setting),
+    bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
+    beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),
+)
+
+
+class BnbInt8Params(MethodParams):
+    """``threshold`` of an outlier activation; 0 keeps no outlier column."""
+
+    threshold: Annotated[float, Field(ge=0)] = 6.0
+
+
+def _int8(params: BnbInt8Params, setting: Setting) -> object:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_8bit=True,
+        llm_int8_threshold=params.threshold,
+        llm_int8_skip_modules=list(setting.untouched),
+    )
+
+
+BNB_INT8 = Method(
+    name="bnb-int8",
+    version=1,
+    summary="bitsandbytes LLM.int8(): int8 weights and activations, outlier columns in float16",
+    params=BnbInt8Params,
+    packages=("bitsandbytes",),
+    extra="bnb",
+    enable=enable,
+    kernel="packed",
+    load_config=_int8,
+    bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
+    batch_dependent=True,
+)
