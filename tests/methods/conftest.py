@@ -18,6 +18,7 @@ from harness.core.capability import Logits
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, Method, QuantizeJob, Setting
 from harness.engines.transformers.engine import TRANSFORMERS
+from harness.execution.local import local_site
 from harness.models.headers import read_directory
 from harness.models.scope import in_decoder
 
@@ -73,7 +74,7 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Callable[..
 
     def run(name: str, untouched: tuple[str, ...] = ("lm_head",), dtype: str = "float32", **given: Any) -> Made:
         chosen = registry.method(name)
-        lacking = registry.missing(chosen)
+        lacking = registry.missing(chosen, local_site())
         if lacking:
             pytest.skip(lacking)
         params = chosen.params.model_validate(given)

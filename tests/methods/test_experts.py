@@ -18,6 +18,7 @@ from harness.api.plan import plan
 from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob, Setting
 from harness.engines.transformers.engine import TRANSFORMERS
+from harness.execution.local import local_site
 from harness.models import stored
 from harness.models.headers import read_directory
 from harness.models.scope import LEAST_COVERAGE, holds_experts, in_decoder, modules
@@ -76,7 +77,7 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
 ) -> None:
     """Experts with codes in the loaded model or on disk are counted; what is loaded must be what was saved."""
     method = registry.method(name)
-    if lacking := registry.missing(method):
+    if lacking := registry.missing(method, local_site()):
         pytest.skip(lacking)
     params = method.params.model_validate(given)
     if method.enable is not None:
@@ -143,10 +144,10 @@ def test_a_mixture_is_unsupported_while_planning(planned: Callable[..., dict[str
         f"rtn is not known to quantize the experts of a qwen3_moe model ({share:.0%} of what is in scope) and to load "
         "them again; leave them out with scope: {skip: ['*.experts*']}, or take a method that can"
     )
-    if not registry.missing(registry.method("bnb-nf4")):
+    if not registry.missing(registry.method("bnb-nf4"), local_site()):
         assert "is not known to quantize the experts" in str(runs["bnb-nf4"].unsupported)
     assert runs["none"].unsupported is None
-    assert runs["llmc-rtn group_size=32"].unsupported == registry.missing(registry.method("llmc-rtn"))
+    assert runs["llmc-rtn group_size=32"].unsupported == registry.missing(registry.method("llmc-rtn"), local_site())
 
 
 def test_experts_that_the_recipe_skips_are_in_nobody_s_way(planned: Callable[..., dict[str, PlannedRun]]) -> None:

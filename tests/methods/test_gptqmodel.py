@@ -14,6 +14,7 @@ from harness import plugins as registry
 from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob
 from harness.engines.transformers.engine import TRANSFORMERS
+from harness.execution.local import local_site
 from harness.models.headers import read_directory
 
 PROBE = torch.arange(2, 34).unsqueeze(0)
@@ -135,7 +136,7 @@ def test_untouched_modules_stay_as_they_are(make, tiny: Path, name: str, params)
 
 def test_single_modules_may_have_settings_of_their_own(tiny: Path, tmp_path: Path, calibration) -> None:
     gptq = registry.method("gptq")
-    if lacking := registry.missing(gptq):
+    if lacking := registry.missing(gptq, local_site()):
         pytest.skip(lacking)
     gptq.enable()
     job = QuantizeJob(

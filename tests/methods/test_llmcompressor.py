@@ -16,6 +16,7 @@ from harness import plugins as registry
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.errors import UnsupportedError
+from harness.execution.local import local_site
 from harness.models import headers, stored
 
 LAYERS = 28
@@ -144,7 +145,7 @@ def quantize(
 ) -> tuple[Any, dict[str, Any]]:
     """A method's model in memory and what it noted, without the fixture: for jobs of another kind than its own."""
     chosen = registry.method(name)
-    if lacking := registry.missing(chosen):
+    if lacking := registry.missing(chosen, local_site()):
         pytest.skip(lacking)
     facts: dict[str, Any] = {}
 
