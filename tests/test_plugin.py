@@ -11,6 +11,8 @@ import pytest
 
 from harness import load_results
 
+pytestmark = pytest.mark.heavy
+
 PACKAGE = Path(__file__).parent / "plugin_package"
 
 

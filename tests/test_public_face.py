@@ -23,6 +23,7 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.heavy
 def test_a_recipe_runs_from_python(sweeps, tiny: Path) -> None:
     recipe = sweeps.recipe(
         {

@@ -64,12 +64,14 @@ def test_a_record_from_the_future_is_told_and_nothing_is_written(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.heavy
 def test_an_unknown_report_format_is_refused(one_sweep, tmp_path: Path) -> None:
     ended = qharness("report", one_sweep[0].store.root, "--out", tmp_path / "out", "--format", "htm")
     assert ended.returncode == 2
     assert "did you mean 'html'?" in ended.stderr
 
 
+@pytest.mark.heavy
 def test_the_report_of_a_real_sweep_is_written(one_sweep, tmp_path: Path) -> None:
     ended = qharness("report", one_sweep[0].store.root, "--out", tmp_path)
     assert ended.returncode == 0, ended.stderr
@@ -79,6 +81,7 @@ def test_the_report_of_a_real_sweep_is_written(one_sweep, tmp_path: Path) -> Non
     assert all(method in page for method in ("bnb-nf4 double_quant", "rtn bits=3", "fp8 format=e5m2"))
 
 
+@pytest.mark.heavy
 def test_plan_shows_what_is_done(one_sweep) -> None:
     sweeps, records = one_sweep
     ended = qharness(

@@ -28,6 +28,8 @@ from harness.engines.transformers.engine import TRANSFORMERS, TransformersModel
 from harness.errors import HarnessError, UnsupportedError
 from harness.execution.context import checked
 
+pytestmark = pytest.mark.heavy
+
 TOKENS = torch.arange(2, 34).unsqueeze(0)
 
 

@@ -17,6 +17,8 @@ from harness.errors import InvalidRunError, UnsupportedError
 from harness.metrics.throughput import measure
 from harness.numerics.prompts import random_tokens
 
+pytestmark = pytest.mark.heavy
+
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 

@@ -15,6 +15,8 @@ from harness.host.machine import installed_version
 from harness.numerics.kv_cache import stored_bytes
 from harness.numerics.prompts import random_tokens
 
+pytestmark = pytest.mark.heavy
+
 HQQ = pytest.mark.skipif(installed_version("hqq") is None, reason="hqq is not installed: pip install 'qharness[hqq]'")
 KINDS = ["fp8", pytest.param("int8", marks=HQQ), pytest.param("int4", marks=HQQ)]
 LENGTH = 3 * kv_cache.CHUNK_TOKENS - 5

@@ -20,7 +20,7 @@ from harness.models.headers import GGUF_FILE
 from harness.numerics.kv_cache import bytes_per_token, element_bytes, stored_bytes
 from harness.tasks.scoring import Request, score
 
-pytestmark = pytest.mark.usefixtures("llama_cpp")
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("llama_cpp")]
 
 TEXT = "The boats had come back before dawn with a poor catch, and the men spoke of the weather."
 

@@ -23,6 +23,8 @@ from transformers import (
 from harness.core.engine import LoadRequest
 from harness.engines.transformers.engine import TransformersModel, load
 
+pytestmark = pytest.mark.heavy
+
 TOKENS = torch.arange(2, 34).unsqueeze(0)
 SMALL = {
     "hidden_size": 32,

@@ -10,6 +10,8 @@ from harness.errors import InvalidRunError
 from harness.execution.consumption import Consumption
 from harness.text.calibration import digest
 
+pytestmark = pytest.mark.heavy
+
 TOKENS = [[1, 2, 3, 4], [5, 6, 7, 0], [8, 9, 1, 1]]
 LENGTHS = [4, 3, 4]
 GIVEN = CalibrationSet(TOKENS, LENGTHS, digest(TOKENS, LENGTHS))

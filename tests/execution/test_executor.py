@@ -24,6 +24,8 @@ from harness.recipe import load_recipe
 from harness.storage.json_codec import decode, encode
 from harness.storage.store import LOG
 
+pytestmark = pytest.mark.heavy
+
 
 @dataclass(frozen=True)
 class Polite:

@@ -97,6 +97,7 @@ def failure(record: RunRecord) -> str:
     return record.outcome.failure.message
 
 
+@pytest.mark.heavy
 def test_weights_swapped_between_two_runs_are_told_by_the_worker(sweeps, model: Path, text: Path) -> None:
     path = model / WEIGHTS
     made = other_weights(path)
@@ -108,6 +109,7 @@ def test_weights_swapped_between_two_runs_are_told_by_the_worker(sweeps, model: 
     assert [event.record.spec.title for event in events if isinstance(event, Withdrawn)] == ["quality none"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("paranoid", [False, True])
 def test_an_edit_that_leaves_no_trace_is_found_by_hashing(sweeps, model: Path, text: Path, paranoid: bool) -> None:
     path = model / WEIGHTS
@@ -124,12 +126,14 @@ def test_an_edit_that_leaves_no_trace_is_found_by_hashing(sweeps, model: Path, t
     assert [(record.status, record.attempt) for record in again.values()] == [("ok", 2), ("ok", 2)]
 
 
+@pytest.mark.heavy
 def test_a_text_that_is_edited_is_found(sweeps, model: Path, text: Path) -> None:
     made = text.read_bytes().replace(b"wide", b"deep")
     records, _ = swept(sweeps, content(model, text, "none", OTHER_DTYPE), lambda: edit(text, made))
     assert all(f"{text}: another content" in failure(record) for record in records.values())
 
 
+@pytest.mark.heavy
 def test_what_was_made_of_changed_weights_is_not_used_again(sweeps, model: Path, text: Path) -> None:
     path = model / WEIGHTS
     made, whole = other_weights(path), path.read_bytes()
@@ -151,6 +155,7 @@ def test_what_was_made_of_changed_weights_is_not_used_again(sweeps, model: Path,
     assert not any(event.reused for event in events if isinstance(event, Ended))
 
 
+@pytest.mark.heavy
 def test_a_touched_file_is_the_same_file_when_resuming(sweeps, model: Path, text: Path) -> None:
     said = content(model, text, "none")
     swept(sweeps, said, lambda: None)
@@ -163,6 +168,7 @@ def test_a_touched_file_is_the_same_file_when_resuming(sweeps, model: Path, text
     assert all(event.reused for event in events if isinstance(event, Ended))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -187,6 +193,7 @@ def test_files_that_come_go_or_grow_before_a_run_are_named(sweeps, model: Path, 
     assert expected in failure(record)
 
 
+@pytest.mark.heavy
 def test_an_interrupt_withdraws_what_read_a_file_that_was_touched(sweeps, model: Path, text: Path) -> None:
     path = model / WEIGHTS
     made = other_weights(path)

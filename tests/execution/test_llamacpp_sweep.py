@@ -21,6 +21,8 @@ from harness.models.gguf.convert import convert
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
+pytestmark = pytest.mark.heavy
+
 BLOCK_BYTES = {"Q8_0": 34 / 32}
 BOTH = ["transformers", "llamacpp"]
 TASK = """

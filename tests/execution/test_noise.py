@@ -23,6 +23,8 @@ from harness.storage.cache import Cache
 from harness.text.sources import resolve
 from harness.text.windows import cut
 
+pytestmark = pytest.mark.heavy
+
 CONTEXT = 160
 NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
 

@@ -23,6 +23,8 @@ from harness.recipe import Text
 from harness.text.sources import resolve
 from harness.text.windows import cut
 
+pytestmark = pytest.mark.heavy
+
 WORKLOAD = PerplexityWorkload(resolve(Text(name="demo"), Path()), "gptq", 128, 16)
 GROUP, LEVELS = 32, 127
 

@@ -33,6 +33,8 @@ from harness.storage.cache import Cache
 from harness.text.sources import resolve
 from harness.text.windows import cut
 
+pytestmark = pytest.mark.heavy
+
 NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
 EVIDENCE = {"vocabulary_size", "tokens_per_character", "latin_letter_share", "bos_gain"}
 

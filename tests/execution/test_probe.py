@@ -11,6 +11,8 @@ import torch
 from harness.errors import InvalidRunError
 from harness.execution.checks import reload as probe
 
+pytestmark = pytest.mark.heavy
+
 IDS = torch.arange(8).unsqueeze(0)
 LOGITS = torch.randn((1, 8, 32), generator=torch.Generator().manual_seed(0)) * 4
 

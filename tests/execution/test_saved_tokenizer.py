@@ -17,6 +17,8 @@ from harness.models.sources import inspect
 from harness.recipe import Model
 from harness.storage.cache import Cache
 
+pytestmark = pytest.mark.heavy
+
 NONE = MethodRef("none", 1, {}, "none", "none")
 
 

@@ -120,6 +120,7 @@ def test_one_thing_is_said_once() -> None:
     assert len(reasons([*moments(hot, hot), *moments(hot, hot)], [])) == 1
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("told", [[], ["other processes took more than 10% of the CPU"]])
 def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,8 @@ from harness.errors import ResultsError, UsageError
 from harness.execution.sweep import Ended
 from harness.storage.store import Store
 
+pytestmark = pytest.mark.heavy
+
 FAULTY = Path(__file__).with_name("faulty_plugin")
 ENDS = {
     "killed": "crashed",

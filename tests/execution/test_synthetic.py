@@ -8,6 +8,8 @@ from harness.analysis.tradeoff import tradeoff
 from harness.core.method import Method
 from harness.core.record import RunRecord
 
+pytestmark = pytest.mark.heavy
+
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,

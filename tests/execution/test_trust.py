@@ -113,6 +113,7 @@ def ran(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in tmp_path.glob("ran-*"))
 
 
+@pytest.mark.heavy
 def test_trust_in_the_model_is_no_trust_in_a_published_checkpoint(sweeps, tiny, stranger, tmp_path, secrets) -> None:
     with_code(stranger, tmp_path / "ran", "config.json")
     record = measured(sweeps, tiny, True, id=str(stranger))
@@ -122,6 +123,7 @@ def test_trust_in_the_model_is_no_trust_in_a_published_checkpoint(sweeps, tiny, 
     assert record.outcome.failure is None or "trust_remote_code=True" in record.outcome.failure.message
 
 
+@pytest.mark.heavy
 def test_a_trusted_checkpoints_code_runs_and_sees_no_token(sweeps, tiny, stranger, tmp_path, secrets) -> None:
     record = measured(sweeps, tiny, False, id=str(stranger), trust_remote_code=True)
     assert record.status == "ok", record.outcome.failure
@@ -134,6 +136,7 @@ def test_a_trusted_checkpoints_code_runs_and_sees_no_token(sweeps, tiny, strange
         assert seen["HF_HUB_OFFLINE"] == "1"
 
 
+@pytest.mark.heavy
 def test_the_models_own_flag_is_the_models(sweeps, tiny, quantized, tmp_path, secrets) -> None:
     """And code of the model's is not run where only the checkpoint is trusted."""
     source = with_code(shutil.copytree(tiny, tmp_path / "source"), tmp_path / "ran", "tokenizer_config.json")
@@ -144,6 +147,7 @@ def test_the_models_own_flag_is_the_models(sweeps, tiny, quantized, tmp_path, se
     assert ran(tmp_path) == ["ran-tokenizer"]
 
 
+@pytest.mark.heavy
 def test_trust_in_a_checkpoint_changes_no_question_and_no_label(sweeps, tiny, stranger) -> None:
     def planned(**said: object):
         content = {
@@ -161,6 +165,7 @@ def test_trust_in_a_checkpoint_changes_no_question_and_no_label(sweeps, tiny, st
     assert dict(trusted.method.params) == {"id": str(stranger), "revision": None}  # as in records made before
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("said", "expected"),
     [

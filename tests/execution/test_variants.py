@@ -48,6 +48,7 @@ def scoped(sweep_type, tmp_path_factory, tiny: Path) -> tuple[Any, tuple[RunReco
     return sweeps, sweeps.run(recipe(tiny, methods, scope=scope))
 
 
+@pytest.mark.heavy
 def test_skipped_modules_stay_as_they_were_and_the_row_says_so(scoped) -> None:
     for label, name in (("rtn bits=4 group_size=32", "PackedLinear"), ("bnb-nf4", "Linear4bit of Params4bit")):
         record = quality(scoped[1], label)
@@ -57,10 +58,12 @@ def test_skipped_modules_stay_as_they_were_and_the_row_says_so(scoped) -> None:
         assert record.find("coverage").values == (1.0,)  # of the scope that the recipe declares
 
 
+@pytest.mark.heavy
 def test_the_baseline_has_no_scope(scoped) -> None:
     assert quality(scoped[1], "none").outcome.labels == ()
 
 
+@pytest.mark.heavy
 def test_overrides_change_the_bits_of_what_they_match_the_last_pattern_winning(scoped) -> None:
     record = quality(scoped[1], "rtn bits=4 group_size=32")
     bits = {4: 3 * (LAYER - DOWN), 8: 2 * DOWN, 3: DOWN}
@@ -71,6 +74,7 @@ def test_overrides_change_the_bits_of_what_they_match_the_last_pattern_winning(s
     assert "*.down_proj: bits=8" in record.outcome.labels
 
 
+@pytest.mark.heavy
 def test_a_method_that_cannot_override_is_labelled(scoped) -> None:
     assert "override not applied: *.down_proj: bits=8" in quality(scoped[1], "bnb-nf4").outcome.labels
 
@@ -80,6 +84,7 @@ def test_a_pattern_that_matches_nothing_is_a_wrong_recipe(sweeps, tiny: Path) ->
         sweeps.run(recipe(tiny, ["rtn"], scope={"skip": ["*.down_porj"]}))
 
 
+@pytest.mark.heavy
 def test_a_published_checkpoint_is_measured_as_it_is(scoped, sweeps, tiny: Path) -> None:
     """What one sweep quantized is another one's published checkpoint, with the same figures."""
     made = next(r.spec for r in scoped[1] if r.spec.kind == "quantize")
@@ -146,6 +151,7 @@ def test_calibrating_on_the_evaluation_text_is_refused_or_marked(sweeps, tiny: P
     assert any(run.spec.kind == "calibrate" for run in plan(loaded, allow_leak=True))
 
 
+@pytest.mark.heavy
 def test_a_text_that_contains_the_evaluation_text_is_found_by_its_tokens(sweeps, tiny: Path) -> None:
     """Another file, another hash: only the tokens tell. Marked under --allow-leak, the very same set is used."""
     needs("gptqmodel")
@@ -243,6 +249,7 @@ def test_neither_calibration_nor_scope_nor_a_leak_changes_the_baseline(sweeps, t
     assert baseline(allow_leak=True) == plain
 
 
+@pytest.mark.heavy
 def test_a_checkpoint_of_another_model_is_unsupported(scoped, sweeps, tiny: Path) -> None:
     made = next(r.spec for r in scoped[1] if r.spec.kind == "quantize")
     folder = sweeps.folder / "published"
@@ -294,6 +301,7 @@ def test_a_stack_that_cannot_be_meant_is_a_wrong_recipe(sweeps, tiny: Path, meth
     assert message in str(told.value)
 
 
+@pytest.mark.heavy
 def test_a_cache_that_a_package_packs_is_read_in_a_worker(sweeps, tiny: Path) -> None:
     """Workers hide hqq from transformers, whose import of it takes seconds, but from those that need it."""
     needs("hqq")

@@ -7,22 +7,21 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from harness import plugins as registry
 from harness.core.capability import Logits
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, Method, QuantizeJob, Setting
-from harness.engines.transformers.engine import TRANSFORMERS
 from harness.execution.local import local_site
 from harness.models.headers import read_directory
 from harness.models.scope import in_decoder
 
-PROBE = torch.arange(2, 34).unsqueeze(0)
+if TYPE_CHECKING:
+    import torch
+
 SAMPLES, LENGTH = 16, 64
 
 
@@ -62,6 +61,8 @@ class Made:
 @pytest.fixture(scope="session")
 def calibration(tiny: Path) -> CalibrationSet:
     """16 rows of 64 tokens of the harness's own calibration text."""
+    from transformers import AutoTokenizer
+
     text = (Path(registry.__file__).parent / "text" / "data" / "demo_calibration.txt").read_text(encoding="utf-8")
     ids = AutoTokenizer.from_pretrained(tiny)(text, verbose=False)["input_ids"]
     rows = [ids[i * LENGTH : (i + 1) * LENGTH] for i in range(SAMPLES)]
@@ -72,6 +73,13 @@ def calibration(tiny: Path) -> CalibrationSet:
 def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Callable[..., Made]:
     """``make("gptq", bits=4, group_size=32)``; skips where a package that the method names is not installed."""
 
+    import torch
+    from transformers import AutoTokenizer
+
+    from harness.engines.transformers.engine import TRANSFORMERS
+
+    probe = torch.arange(2, 34).unsqueeze(0)
+
     def run(name: str, untouched: tuple[str, ...] = ("lm_head",), dtype: str = "float32", **given: Any) -> Made:
         chosen = registry.method(name)
         lacking = registry.missing(chosen, local_site())
@@ -81,7 +89,7 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Callable[..
         if chosen.enable is not None:
             chosen.enable()
         with torch.inference_mode():
-            plain = _load(tiny, dtype)(input_ids=PROBE).logits[0].float()
+            plain = _load(tiny, dtype)(input_ids=probe).logits[0].float()
         facts: dict[str, Any] = {}
         in_memory, source, config = None, tiny, None
         if chosen.quantize is not None:
@@ -102,18 +110,20 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Callable[..
             torch.manual_seed(0)
             quantized = chosen.quantize(job)
             with torch.inference_mode():
-                in_memory = quantized(input_ids=PROBE).logits[0].float()
+                in_memory = quantized(input_ids=probe).logits[0].float()
             source = tmp_path
             AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
         elif chosen.load_config is not None:
             config = chosen.load_config(params, Setting(dtype, "cpu", untouched))
         model = TRANSFORMERS.load(LoadRequest(source, dtype, "cpu", quantization=config, read=chosen.read))
         with torch.inference_mode():
-            loaded = model.logits(PROBE)[0].float()
+            loaded = model.logits(probe)[0].float()
         return Made(chosen, params, tmp_path, in_memory, model, loaded, plain, facts)
 
     return run
 
 
 def _load(folder: Path, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()

@@ -23,6 +23,8 @@ from harness.models import legacy
 from harness.plugins import method
 from harness.stacks import Stacks
 
+pytestmark = pytest.mark.heavy
+
 PROBE = torch.arange(2, 34).unsqueeze(0)
 KEPT = "model.layers.1.mlp.down_proj"
 VARIANTS = {"g64": {"group_size": 64}, "g16": {"group_size": 16}, "plain": {"group_size": 64, "clip": False}}

@@ -13,6 +13,8 @@ from harness.methods.autogptq import autogptq
 from harness.methods.autogptq.autogptq import AutoGptqParams
 from harness.plugins import method
 
+pytestmark = pytest.mark.heavy
+
 
 def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:
     """Rows of unsigned numbers as rows of int32 words, the lowest bits of a word first: GPTQ's layout, bit by bit."""

@@ -8,6 +8,8 @@ from harness.methods.autoround.autoround import AUTOROUND, AutoRoundParams
 from harness.models import stored
 from harness.models.headers import read_directory
 
+pytestmark = pytest.mark.heavy
+
 
 def checkpoint_bits(tiny, made) -> dict[str, float]:
     """Bits of a quantized weight in the checkpoint, by layer."""

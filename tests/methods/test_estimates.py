@@ -13,6 +13,8 @@ from harness.core.capability import StoredTensor
 from harness.models.memory import DTYPE_BITS, weights
 from harness.models.shapes import read
 
+pytestmark = pytest.mark.heavy
+
 QUICK: list[tuple[str, dict[str, Any]]] = [
     ("none", {}),
     ("rtn", {"bits": 8, "group_size": "channel"}),

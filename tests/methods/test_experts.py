@@ -26,6 +26,8 @@ from harness.models.shapes import read
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 
+pytestmark = pytest.mark.heavy
+
 SHAPE = {
     "hidden_size": 128,
     "moe_intermediate_size": 128,

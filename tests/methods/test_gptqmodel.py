@@ -17,6 +17,8 @@ from harness.engines.transformers.engine import TRANSFORMERS
 from harness.execution.local import local_site
 from harness.models.headers import read_directory
 
+pytestmark = pytest.mark.heavy
+
 PROBE = torch.arange(2, 34).unsqueeze(0)
 
 UP = "model.layers.1.mlp.up_proj"

@@ -16,6 +16,8 @@ from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob
 from harness.methods.hqq.hqq import HQQ, HqqParams
 
+pytestmark = pytest.mark.heavy
+
 Make = Callable[..., Any]
 
 

@@ -8,6 +8,8 @@ from harness import plugins as registry
 from harness.models import stored
 from harness.models.headers import read_directory
 
+pytestmark = pytest.mark.heavy
+
 KEPT = "model.layers.1.mlp.down_proj"
 
 

@@ -19,6 +19,8 @@ from harness.errors import UnsupportedError
 from harness.execution.local import local_site
 from harness.models import headers, stored
 
+pytestmark = pytest.mark.heavy
+
 LAYERS = 28
 TOKENS = torch.arange(2, 34).unsqueeze(0)
 

@@ -14,6 +14,8 @@ from harness.core.method import QuantizeJob
 from harness.core.record import RunRecord
 from harness.methods.rtn.rtn import RTN, RtnParams
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def quality(one_sweep) -> dict[str, RunRecord]:

@@ -8,6 +8,8 @@ import torch
 from harness.methods.modelopt.modelopt import MODELOPT, ModeloptParams
 from harness.models import headers, stored
 
+pytestmark = pytest.mark.heavy
+
 LAYERS = 28
 
 

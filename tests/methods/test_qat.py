@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from harness.core.method import CalibrationSet
 from harness.methods.torchao.qat import _batches
 
+pytestmark = pytest.mark.heavy
+
 Make = Callable[..., Any]
 SKIPPED = "model.layers.1.self_attn.q_proj"
 LESSON: dict[str, Any] = {"group_size": 32, "steps": 24, "batch_size": 4, "learning_rate": 1e-3}

@@ -14,6 +14,8 @@ from harness.core.method import CalibrationSet
 from harness.models.headers import read_config
 from harness.plugins import method
 
+pytestmark = pytest.mark.heavy
+
 RANK = 4
 TRAINING = {"rank": RANK, "steps": 16, "learning_rate": 1e-3}
 SCOPE = 28

@@ -15,6 +15,8 @@ from harness import plugins as registry
 from harness.errors import UnsupportedError
 from harness.methods.quanto.quanto import unpack
 
+pytestmark = pytest.mark.heavy
+
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (192, 64), (192, 64), (64, 192)]
 WEIGHTS = sum(rows * columns for rows, columns in SHAPES)
 

@@ -10,6 +10,8 @@ from harness.methods.quark.quark import QuarkParams
 from harness.models import stored
 from harness.models.headers import read_directory
 
+pytestmark = pytest.mark.heavy
+
 KEPT = "model.layers.1.mlp.down_proj"
 INT4 = {"group_size": 32}
 

@@ -13,6 +13,8 @@ from harness import plugins as registry
 from harness.core.method import Setting
 from harness.errors import UnsupportedError
 
+pytestmark = pytest.mark.heavy
+
 SHAPES = [(64, 64), (32, 64), (32, 64), (64, 64), (192, 64), (192, 64), (64, 192)]
 WEIGHTS = 4 * sum(rows * columns for rows, columns in SHAPES)
 SKIPPED = "model.layers.1.self_attn.q_proj"

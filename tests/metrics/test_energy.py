@@ -15,6 +15,8 @@ from harness.core.workload import ThroughputWorkload
 from harness.metrics import energy
 from harness.metrics.energy import IDLE_S, LEAST_S, RaplMeter, measure, meters
 
+pytestmark = pytest.mark.heavy
+
 IDLE_W, PREFILL_W, DECODE_W = 50.0, 300.0, 110.0
 PREFILL_S, DECODE_S = 0.02, 0.01
 WORKLOAD = ThroughputWorkload((1, 4), (8,), new_tokens=3, warmup=1, iterations=2)

@@ -7,6 +7,8 @@ import pytest
 from harness.core.record import Measurement
 from harness.metrics import machine
 
+pytestmark = pytest.mark.heavy
+
 CALL_S = 1e-3
 MIB = 2**20
 

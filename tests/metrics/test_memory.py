@@ -19,6 +19,8 @@ from harness.metrics.memory import PeakMemory, kv_cache, weights
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
 
+pytestmark = pytest.mark.heavy
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's figures are Linux's")
 
 

@@ -29,6 +29,8 @@ from harness.recipe import Text
 from harness.text.sources import resolve
 from harness.text.windows import cut
 
+pytestmark = pytest.mark.heavy
+
 STRETCH, BLOCK = 128, 50
 """Rows at a time of the tiny model's 512 logits, so few that a window holds several of both."""
 

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from harness.core.record import Measurement
 from harness.text.protocols import preset
 
+pytestmark = pytest.mark.heavy
+
 SAME = 1e-4
 """Relative: the same arithmetic in float32."""
 SEEN = 1e-3

@@ -12,6 +12,8 @@ from harness.core.workload import ThroughputWorkload
 from harness.metrics import stopwatch, throughput
 from harness.metrics.stopwatch import CudaStopwatch
 
+pytestmark = pytest.mark.heavy
+
 
 class Stream:
     """Work and events in the order they were asked for; each unit of work takes its milliseconds once it is run."""

@@ -10,6 +10,8 @@ import torch
 from harness.core.workload import ThroughputWorkload
 from harness.metrics import stopwatch, throughput
 
+pytestmark = pytest.mark.heavy
+
 
 class Clock:
     """Time that passes only when the model works."""

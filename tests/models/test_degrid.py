@@ -23,6 +23,8 @@ from harness.models.prepare import prepare
 from harness.models.sources import inspect
 from harness.recipe import Model, load_recipe
 
+pytestmark = pytest.mark.heavy
+
 TOKENS = torch.arange(2, 66).unsqueeze(0)
 
 

@@ -24,6 +24,8 @@ from harness.models.gguf.layout import CODE_BITS, ledger, read
 from harness.models.gguf.tokenizer import file_tokenizer
 from harness.models.headers import GGUF_FILE
 
+pytestmark = pytest.mark.heavy
+
 SIZES = {
     "vocab_size": 96,
     "hidden_size": 32,

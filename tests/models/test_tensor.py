@@ -16,6 +16,8 @@ from harness.cli.app import app
 from harness.errors import SourceError, UsageError
 from harness.models.tensor import read
 
+pytestmark = pytest.mark.heavy
+
 Q = "model.layers.0.self_attn.q_proj"
 VALUES = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
 

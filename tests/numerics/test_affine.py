@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from harness.errors import UnsupportedError
 from harness.numerics import affine
 
+pytestmark = pytest.mark.heavy
+
 BITS = st.sampled_from([2, 3, 4, 8])
 GRANULARITY = st.sampled_from(["tensor", "channel", 4, 16])
 

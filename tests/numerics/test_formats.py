@@ -18,6 +18,8 @@ from harness.numerics import formats
 from harness.numerics.formats import FORMATS, find
 from harness.numerics.kinds import FloatFormat, IntFormat
 
+pytestmark = pytest.mark.heavy
+
 DOC = Path(__file__).parents[2] / "docs" / "formats.md"
 OF_TORCH = {
     "FP32": torch.float32,

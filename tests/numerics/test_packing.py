@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.numerics import packing
+
+pytestmark = pytest.mark.heavy
 
 
 @settings(deadline=None, max_examples=100)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from harness.numerics.prediction import BLOCK, divergences, first_choices, logprobs, mean_divergence, predict
 
+pytestmark = pytest.mark.heavy
+
 
 @given(
     vocabulary=st.sampled_from([2, 5, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000, 49_152]),

@@ -19,6 +19,8 @@ from harness.numerics.kinds import BlockFormat, Codebook, FloatFormat, IntFormat
 from harness.numerics.rounding import Array, to_float, to_levels, up_to_float
 from harness.numerics.trial import trials
 
+pytestmark = pytest.mark.heavy
+
 FLOATS = [form for form in FORMATS if isinstance(form, FloatFormat) and not isinstance(form, BlockFormat)]
 SMALL = [form for form in FLOATS if form.values is not None]
 INTEGERS = [form for form in FORMATS if isinstance(form, IntFormat)]

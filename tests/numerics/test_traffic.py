@@ -132,6 +132,7 @@ def test_a_window_bounds_what_each_token_of_a_prompt_sees(windows: list[int | No
     assert shape.read_bytes(tokens) == 2 * 4 * 2 * sum(min(tokens, window or tokens) for window in windows)
 
 
+@pytest.mark.heavy
 def test_of_the_tiny_model(tiny: Path) -> None:
     """By hand from its configuration: 4 layers of width 64, 4 heads, 2 of keys, of 16; 192 inside; 512 tokens, tied."""
     config = read_config(tiny)

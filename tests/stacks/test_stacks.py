@@ -44,6 +44,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     return Stack("small", tmp_path / "stacks" / "small-0")
 
 
+@pytest.mark.heavy
 def test_a_stack_is_made_checked_and_removed(small: Stack) -> None:
     said: list[str] = []
     assert small.find_state() == "missing"
@@ -58,6 +59,7 @@ def test_a_stack_is_made_checked_and_removed(small: Stack) -> None:
     assert small.find_state() == "missing"
 
 
+@pytest.mark.heavy
 def test_a_long_making_says_that_it_goes_on(small: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "SIGN_OF_LIFE_S", 0.01)
     said: list[str] = []
@@ -76,6 +78,7 @@ def test_of_a_compiler_it_is_said_how_far_it_is(line: str, shown: str) -> None:
     assert build._shown(line) == shown
 
 
+@pytest.mark.heavy
 def test_a_half_made_stack_is_made_anew(small: Stack) -> None:
     (small.folder / "bin").mkdir(parents=True)
     assert small.find_state() == "half-made"
@@ -83,6 +86,7 @@ def test_a_half_made_stack_is_made_anew(small: Stack) -> None:
     assert small.find_state() == "ready"
 
 
+@pytest.mark.heavy
 def test_a_stack_that_changed_since_it_was_made_is_found(small: Stack) -> None:
     create(small, lambda line: None)
     (metadata,) = small.folder.glob("lib/python*/site-packages/oldlib-0.1.dist-info/METADATA")
@@ -90,6 +94,7 @@ def test_a_stack_that_changed_since_it_was_made_is_found(small: Stack) -> None:
     assert check(small)[0].startswith("changed since it was made: oldlib;")
 
 
+@pytest.mark.heavy
 def test_pins_that_do_not_resolve_are_told_and_leave_no_ready_stack(small: Stack) -> None:
     small.requirements.write_text("./no-such-wheel-1.0-py3-none-any.whl\n")
     with pytest.raises(UsageError, match=r"stack 'small' could not be made from small.txt"):
@@ -125,6 +130,7 @@ def test_what_is_no_interpreter_is_told() -> None:
         ask_versions(Path("/bin/true"))
 
 
+@pytest.mark.heavy
 def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stacks, sweeps, tiny: Path) -> None:
     """The real AutoAWQ under transformers 4.51, its checkpoint read and measured by transformers 5."""
     for package in ("gptqmodel", "optimum"):

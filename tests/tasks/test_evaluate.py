@@ -15,6 +15,8 @@ from harness.errors import UnsupportedError
 from harness.tasks.catalog import catalog
 from harness.tasks.evaluate import evaluate
 
+pytestmark = pytest.mark.heavy
+
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'qharness[eval]'")
 
 SUBJECTS = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour", "forest", "station")

@@ -31,6 +31,8 @@ from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
 from harness.tasks.lm import HarnessLM
 
+pytestmark = pytest.mark.heavy
+
 Shared = Callable[[str], Path]
 NAT = 1e-3
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 512}

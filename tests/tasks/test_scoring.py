@@ -15,6 +15,8 @@ from harness.core.engine import LoadRequest
 from harness.engines.transformers.engine import TransformersModel, load
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_layout, score
 
+pytestmark = pytest.mark.heavy
+
 
 def drawn() -> list[Request]:
     """Questions of four choices behind one header, some of one token, one twice, one of a long text."""

@@ -187,6 +187,7 @@ def _own_code(path: Path) -> tuple[str, ...]:
     return trust.definition(path).code
 
 
+@pytest.mark.heavy
 def test_trusted_code_runs_in_a_worker_and_untrusted_does_not(sweeps, tiny: Path, place: Path) -> None:
     path = write(place, plain(place) + FUNCTION)
     (record,) = sweeps.run(recipe(tiny, path, trust_task_code=True))

@@ -17,6 +17,8 @@ from harness.text import calibration
 from harness.text.leakage import overlap
 from harness.text.sources import DATA, rows
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path):

@@ -25,6 +25,8 @@ from harness.text.protocols.detokenizer import detokenize
 from harness.text.protocols.lm_eval import _rolling, documents
 from harness.text.windows import cut
 
+pytestmark = pytest.mark.heavy
+
 PAGES = " \n = One = \n \n = = Part = = \n first , second . \n \n = Two = \n \n third . \n"
 
 

@@ -12,6 +12,8 @@ from transformers import AutoTokenizer
 from harness.errors import InvalidRunError
 from harness.text.tokenizers import check_saved, check_tokenizer
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:

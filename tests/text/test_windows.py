@@ -14,6 +14,8 @@ from harness.recipe import Text
 from harness.text.sources import TEXTS, resolve, rows
 from harness.text.windows import cut
 
+pytestmark = pytest.mark.heavy
+
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny: Path):

@@ -185,6 +185,7 @@ def test_experts_are_counted_as_matrices(tmp_path: Path, llama: ModelShapes) -> 
     assert stacked == memory.quantized(method.method, method.params, 16, [(1024, 512)] * 8)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

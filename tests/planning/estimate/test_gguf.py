@@ -18,6 +18,8 @@ from harness.models.gguf.header import configuration
 from harness.models.shapes import ModelShapes, read
 from harness.planning.estimate import chosen, fits
 
+pytestmark = pytest.mark.heavy
+
 GEMMA_3_270M = {
     "block_count": 18,
     "context_length": 32768,

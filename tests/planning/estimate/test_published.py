@@ -21,6 +21,8 @@ from harness.models.shapes import ModelShapes, read
 from harness.models.shapes import shapes as sorted_shapes
 from harness.planning.estimate import chosen, fits
 
+pytestmark = pytest.mark.heavy
+
 CONFIGS = Path(__file__).parents[2] / "data" / "configs"
 PARAMETERS = {
     "gemma-2-2b": 2_614_341_888,

@@ -1,0 +1,193 @@
+"""Workers that need not import torch anew: each is forked from a process that has imported it and done nothing else.
+
+A worker of the tiny model spends most of its seconds on imports. Here one server for each interpreter and environment
+imports what all workers import; each run is a fork of it: still a process and a group of its own, which starts with
+the environment, the folder, the files and the arguments that the harness gave. ``qharness run`` as a command, which
+many tests start, runs workers as users have them.
+
+As a script this file is the server; it stands on the standard library alone, since other interpreters run it too.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import gc
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import IO
+
+WORKER = ["-m", "harness.execution.worker"]
+IMPORTED = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.tensor",
+    "numpy",
+    "scipy.optimize",
+    "safetensors.torch",
+    "tokenizers",
+    "accelerate",
+    "pydantic",
+    "transformers.utils",
+)
+"""What every worker imports sooner or later, whatever it does; where one is not installed, it is left out.
+
+No part of transformers that asks which packages may be used: the harness answers that for each run.
+"""
+MESSAGE_BYTES = 1 << 20
+PR_SET_PDEATHSIG = 1
+
+
+class Workers:
+    """Starts workers in place of ``subprocess.Popen``, which everything else that is to be started still gets."""
+
+    def __init__(self) -> None:
+        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], _Server] = {}
+
+    def start(self, command: Sequence[str], **options: object) -> Worker | subprocess.Popen[bytes]:
+        if command[1:3] != WORKER:
+            return subprocess.Popen(command, **options)  # type: ignore[call-overload,no-any-return]
+        return self._fork(command, **options)  # type: ignore[arg-type]
+
+    def _fork(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int,
+        stdout: IO[bytes],
+        stderr: int,
+        pass_fds: Sequence[int],
+        start_new_session: bool,
+        env: Mapping[str, str],
+    ) -> Worker:
+        assert (stdin, stderr, start_new_session) == (subprocess.DEVNULL, subprocess.STDOUT, True)
+        (events,) = pass_fds
+        *arguments, last = command[3:]
+        assert last == str(events)
+        variables = {name: value for name, value in env.items() if name != "PYTHONPATH"}
+        key = (command[0], frozenset(variables.items()))
+        if key not in self._servers:
+            self._servers[key] = _Server(command[0], variables)
+        return self._servers[key].fork(arguments, env.get("PYTHONPATH", ""), stdout.fileno(), events)
+
+    def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
+
+
+class Worker:
+    """As much of ``subprocess.Popen`` as the harness uses."""
+
+    def __init__(self, pid: int, ended: int) -> None:
+        self.pid = pid
+        self._ended = ended
+        self._code: int | None = None
+
+    def wait(self) -> int:
+        if self._code is None:
+            self._code = int(os.read(self._ended, 16))
+            os.close(self._ended)
+        return self._code
+
+
+class _Server:
+    def __init__(self, python: str, variables: Mapping[str, str]) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            [python, __file__, str(theirs.fileno())],
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def fork(self, arguments: list[str], pythonpath: str, log: int, events: int) -> Worker:
+        ended, tell = os.pipe()
+        request = json.dumps({"arguments": arguments, "pythonpath": pythonpath, "folder": str(Path.cwd())})
+        socket.send_fds(self._socket, [request.encode()], [log, events, tell])
+        os.close(tell)
+        answer = self._socket.recv(16)
+        if not answer:
+            raise RuntimeError("the process that workers are forked from is gone")
+        return Worker(int(answer), ended)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _serve(requests: socket.socket) -> None:
+    """Forks a worker for each request, tells its process id, waits for it, tells its exit code."""
+    for name in IMPORTED:
+        try:
+            import_module(name)
+        except ImportError:
+            continue
+    gc.collect()
+    gc.freeze()  # forks share these objects' pages
+    while True:
+        message, descriptors, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 3)
+        if not message:
+            return
+        log, events, tell = descriptors
+        pid = os.fork()
+        if pid == 0:
+            requests.close()
+            os.close(tell)
+            _work(json.loads(message), log, events)
+        os.setpgid(pid, pid)
+        os.close(log)
+        os.close(events)
+        requests.send(str(pid).encode())
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        os.write(tell, str(code).encode())
+        os.close(tell)
+
+
+def _work(request: dict[str, object], log: int, events: int) -> None:
+    """What ``python -m harness.execution.worker`` does, in this process, to its end."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
+        os.chdir(str(request["folder"]))
+        pythonpath = str(request["pythonpath"])
+        if pythonpath:
+            os.environ["PYTHONPATH"] = pythonpath
+            sys.path[:0] = pythonpath.split(os.pathsep)
+        arguments = request["arguments"]
+        assert isinstance(arguments, list)
+        sys.argv = ["worker", *arguments, str(events)]
+        runpy.run_module(WORKER[1], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - as an interpreter does with what nothing catches
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _serve(socket.socket(fileno=int(sys.argv[1])))
