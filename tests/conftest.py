@@ -67,8 +67,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Has what takes minutes begin first, and one process run a whole module, or all that needs one shared fixture."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
     items.sort(key=_minutes, reverse=True)
     for item in items:
         shared = (name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ()))
