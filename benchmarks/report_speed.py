@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.core.label import Label
 from harness.core.record import RunRecord
 from harness.report import write_report
 
@@ -66,7 +67,10 @@ def records(count: int) -> Iterator[RunRecord]:
         bits = 2 + 14 * (number * 0.618 % 1)
         if number % 50 == 49:
             failing = bench.failed(bench.spec("quality", method))
-            yield replace(failing, outcome=replace(failing.outcome, labels=("fell back to a slow kernel",)))
+            yield replace(
+                failing,
+                outcome=replace(failing.outcome, labels=(Label("other", {"text": "fell back to a slow kernel"}),)),
+            )
             continue
         yield bench.quality(method, bits, 2.0 ** -(bits - 2) * (1 + number * 0.414 % 1))
         speed = 0.5 + 8 / bits

@@ -9,6 +9,8 @@ from typing import Literal
 from harness.analysis.aspects import ASPECTS, QUALITY, Figure, Place
 from harness.analysis.query import Limit, Wish
 from harness.analysis.ties import SURE, Tie
+from harness.core.label import LabelCode
+from harness.core.record import Status
 from harness.figures.derived.plausibility import Implausibility
 from harness.figures.table import Table, VariantRow
 
@@ -52,6 +54,14 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """Why no figure could admit a variant: the status or the label by its code, and in words."""
+
+    code: Status | LabelCode
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A variant judged by a wish. ``barred`` says why no figure could admit it; ``objective`` is what it is ordered by.
 
@@ -61,7 +71,7 @@ class Candidate:
     row: VariantRow
     checks: tuple[Check, ...]
     objective: Figure
-    barred: str | None = None
+    barred: Bar | None = None
     pick_probability: float | None = None
 
     @property

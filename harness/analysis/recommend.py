@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
-from harness.analysis.choice import Candidate, Check, Recommendation
+from harness.analysis.choice import Bar, Candidate, Check, Recommendation
 from harness.analysis.query import Limit, Wish, default_limits
 from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
@@ -19,8 +19,6 @@ from harness.errors import UsageError
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.stats.draws import Luck, draws_for
 from harness.stats.estimate import Floats
-
-LEAKED = "calibrated on the evaluation text"
 
 
 def recommend(records: Sequence[RunRecord], wish: Wish) -> tuple[Recommendation, ...]:
@@ -63,12 +61,13 @@ def _judged(row: VariantRow, wish: Wish, place: Place) -> Candidate:
     return Candidate(row, checks, ASPECTS[wish.objective].figure(row, place), _barred(row, wish, place.table))
 
 
-def _barred(row: VariantRow, wish: Wish, table: Table) -> str | None:
+def _barred(row: VariantRow, wish: Wish, table: Table) -> Bar | None:
     if row.status != "ok" and not (row.status == "invalid" and wish.allow_labelled):
-        return f"{row.status.replace('_', ' ')}: {row.reason or 'no reason recorded'}"
+        return Bar(row.status, f"{row.status.replace('_', ' ')}: {row.reason or 'no reason recorded'}")
     if wish.allow_labelled or row.is_baseline:
         return None
-    return next((label for label in (*row.labels, *table.labels) if label.startswith(LEAKED)), None)
+    labels = (*row.labels, *table.labels)
+    return next((Bar(label.code, label.sentence) for label in labels if label.code == "leaked"), None)
 
 
 def _distance(candidate: Candidate) -> tuple[bool, bool, float]:

@@ -22,6 +22,7 @@ from harness.analysis.selection import (
 )
 from harness.analysis.verdicts import judged
 from harness.core.identity import Kind
+from harness.core.label import Label
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import baseline_engine
 from harness.core.variant import labels
@@ -106,7 +107,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
     newest = _last(run for run in runs.performance if run.status == "ok") or _last(runs.performance)
     machine = machine_of(newest, machines)
     before = (*preparing, *references, *([machine] if machine else []))
-    labels = _distinct((*(label for run in before for label in run.outcome.labels), *_common_labels(rows)))
+    labels = tuple(dict.fromkeys((*(label for run in before for label in run.outcome.labels), *_common_labels(rows))))
     any_spec = runs.all[0].spec
     doubts = implausible(any_spec.model, _last(runs.baselines_of("quality")))
     return Table(
@@ -115,7 +116,7 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         protocol=protocol_text(protocol),
         hardware=where.hardware_text,
         rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
-        labels=(*labels, *(doubt.sentence for doubt in doubts)),
+        labels=(*labels, *(doubt.label for doubt in doubts)),
         notes=_distinct(notes),
         kl_noise_floor=_mean(_noise_floor(references, "batch size")),
         kl_noise_floor_dtype=_mean(_noise_floor(references, "dtype")),
@@ -258,13 +259,13 @@ def _sorted(rows: Sequence[VariantRow]) -> list[VariantRow]:
     return sorted(rows, key=lambda entry: (not entry.is_baseline, -(entry.stored_bytes or 0), entry.label))
 
 
-def _common_labels(rows: Sequence[VariantRow]) -> tuple[str, ...]:
+def _common_labels(rows: Sequence[VariantRow]) -> tuple[Label, ...]:
     """What is said of every variant that has figures is said once, of the table."""
     said = [entry.labels for entry in rows if entry.status == "ok"]
     return tuple(label for label in said[0] if all(label in labels for labels in said)) if said else ()
 
 
-def _less_labels(entry: VariantRow, said: tuple[str, ...]) -> VariantRow:
+def _less_labels(entry: VariantRow, said: tuple[Label, ...]) -> VariantRow:
     return replace(entry, labels=tuple(label for label in entry.labels if label not in said))
 
 

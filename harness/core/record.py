@@ -1,21 +1,19 @@
 """What a run leaves behind: measurements, the machine's fingerprint, and the record around them.
 
-Records are JSON with a schema version; every later version adds one function to ``UPGRADES``.
-Raw values are kept and summaries are derived, so that old results stay comparable without the
-code that measured them.
+Records are JSON with a schema version; ``harness.core.upgrade`` reads those of older ones. Raw values are kept and
+summaries are derived, so that old results stay comparable without the code that measured them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from harness.core.identity import Scalar
+from harness.core.label import Fact, FactCode, Label
 from harness.core.run import RunSpec
-from harness.errors import NewerRecordError, ResultsError
-
-SCHEMA_VERSION = 1
+from harness.core.upgrade import SCHEMA_VERSION
 
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
 FAILURES: frozenset[str] = frozenset({"failed", "out_of_memory", "timeout", "crashed", "invalid"})
@@ -85,20 +83,23 @@ class Phase:
 class Outcome:
     """What a worker says of its run. The parent adds the rest (see RunRecord).
 
-    ``facts`` are findings in words that a table shows (kernels that ran, what was skipped);
-    ``labels`` are warnings that every table must carry. ``moments`` come in pairs around what was timed, the device
-    being hot at both.
+    ``facts`` are findings that a table shows (kernels that ran, what was skipped), ``labels`` warnings that every
+    table must carry. ``moments`` come in pairs around what was timed, the device being hot at both.
     """
 
     status: Status
     failure: Failure | None = None
     measurements: tuple[Measurement, ...] = ()
-    labels: tuple[str, ...] = ()
-    facts: Mapping[str, Scalar] = field(default_factory=dict)
+    labels: tuple[Label, ...] = ()
+    facts: tuple[Fact, ...] = ()
     phases: tuple[Phase, ...] = ()
     moments: tuple[Moment, ...] = ()
     before: Fingerprint | None = None
     after: Fingerprint | None = None
+
+    def fact(self, code: FactCode) -> Fact | None:
+        """The first fact of that code, if there is one."""
+        return next((each for each in self.facts if each.code == code), None)
 
 
 @dataclass(frozen=True)
@@ -123,22 +124,3 @@ class RunRecord:
             if measurement.metric == metric and protocol.items() <= dict(measurement.protocol).items():
                 return measurement
         return None
-
-
-UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
-"""From a version to the function that turns its raw JSON into that of the next version."""
-
-
-def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    """The raw JSON of a record, brought to SCHEMA_VERSION. Raises ResultsError for a version from the future."""
-    version = raw.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ResultsError(f"{name}: not a record: it has no schema_version")
-    if version > SCHEMA_VERSION:
-        raise NewerRecordError(
-            f"{name}: written by a newer qharness (record schema {version}, this one reads up to "
-            f"{SCHEMA_VERSION}); upgrade qharness to read it"
-        )
-    for step in range(version, SCHEMA_VERSION):
-        raw = UPGRADES[step](raw)
-    return raw

@@ -14,6 +14,7 @@ from harness.core.capability import Factored, LoadedModel
 from harness.core.engine import Engine, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
+from harness.core.label import Argument, Fact, FactCode, Label, LabelCode
 from harness.core.method import Method, Setting
 from harness.core.metric import Instrument
 from harness.core.model import ModelRef
@@ -37,8 +38,8 @@ class Bench:
         self.spec = spec
         self.cache = cache
         self.measurements: list[Measurement] = []
-        self.labels: list[str] = []
-        self.facts: dict[str, Scalar] = {}
+        self.labels: list[Label] = []
+        self.facts: list[Fact] = []
         self.phases: list[Phase] = []
         self.moments: list[Moment] = []
         self.current = "start"
@@ -62,6 +63,21 @@ class Bench:
             if not measurement.values or not all(map(math.isfinite, measurement.values)):
                 raise InvalidRunError(f"{measurement.metric} is not finite, or holds no value")
             self.measurements.append(measurement)
+
+    def label(self, code: LabelCode, /, **arguments: Argument) -> None:
+        """Keeps a warning that every table will carry."""
+        self.labels.append(Label(code, arguments))
+
+    def fact(self, code: FactCode, /, **arguments: Argument) -> None:
+        """Keeps a finding; it takes the place of one with its name."""
+        self.keep(Fact(code, arguments))
+
+    def keep(self, fact: Fact) -> None:
+        self.facts = [*(each for each in self.facts if each.name != fact.name), fact]
+
+    def note(self, name: str, value: Scalar) -> None:
+        """Keeps what a method notes of its own."""
+        self.fact("noted", name=name, value=value)
 
     def moment(self, name: str) -> None:
         """Keeps what drifts in the machine, as it is now."""
@@ -139,7 +155,7 @@ class Bench:
             with self.phase("probe"):
                 model.probe_head()
         if model.cache_description is not None:
-            self.facts["key-value cache"] = model.cache_description
+            self.fact("key_value_cache", kind=model.cache_description)
         return model
 
     def load_as(self, dtype: str, needed: type[M]) -> M:

@@ -76,9 +76,9 @@ def _check_shape(bench: Bench, cache: Any, cell: Cell) -> None:
     tokens = cell.batch_size * (cell.prompt_tokens + cell.new_tokens)
     found = stored_bytes(cache) / tokens
     if not found:
-        bench.facts["KV cache"] = "none: no tensor was found in it"
+        bench.fact("cache_empty")
         return
     element = element_bytes(cache)
     expected = expected_bytes_per_token(read_config(bench.source()), element)
     if expected is not None and found != expected:
-        bench.facts["KV cache"] = f"{found:,.0f} bytes per token; by the model's shape {expected:,} at {element} bytes"
+        bench.fact("cache_unlike_shape", bytes_per_token=found, expected=expected, element_bytes=element)

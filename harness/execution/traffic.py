@@ -21,9 +21,6 @@ from harness.numerics.traffic import VERSION, AttentionShape, Running, Step, dec
 if TYPE_CHECKING:
     from harness.core.workload import Cell
 
-NO_BOUND = "bound"
-"""The fact that says what is left out of the bounds."""
-
 
 def traffic(bench: Bench, model: Decodes, workload: ThroughputWorkload) -> None:
     """``…_read_bytes``, ``…_dequantize_bytes`` and ``…_operations`` of a prefill and of a decoded step, at each point.
@@ -55,7 +52,7 @@ def _attention(bench: Bench, model: Decodes) -> AttentionShape | None:
             _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, bench.spec.seed).to(model.device))
         return AttentionShape(shape.windows, shape.heads, shape.kv_heads, shape.head_dim, element_bytes(cache))
     except (SourceError, ValueError) as error:
-        bench.facts[NO_BOUND] = f"the attention is left out: {error}"
+        bench.fact("attention_not_bound", reason=str(error))
         return None
 
 

@@ -53,7 +53,6 @@ def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
     The inputs must be those that were hashed, before and after: else whatever was found is of something else.
     """
     from harness.core.record import Failure
-    from harness.execution.checks.drift import SUSPECT
     from harness.execution.import_guard import spare_imports
     from harness.execution.jobs import JOBS
     from harness.host.machine import fingerprint
@@ -73,7 +72,7 @@ def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
             JOBS[spec.kind](bench, part)
             _refuse_moved(inputs)
             outcome = _believable(_outcome(bench, before, "ok"))
-            if any(label.startswith(SUSPECT) for label in outcome.labels):
+            if any(label.code == "suspect" for label in outcome.labels):
                 shutil.rmtree(part)  # it stands in its own record alone
             else:
                 cache.publish(spec, part, outcome)
@@ -94,7 +93,7 @@ def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure
         failure=failure,
         measurements=bench.findings(),
         labels=tuple(bench.labels),
-        facts=bench.facts,
+        facts=tuple(bench.facts),
         phases=tuple(bench.phases),
         moments=tuple(bench.moments),
         before=before,
@@ -125,9 +124,11 @@ def _believable(outcome: Outcome) -> Outcome:
     place = not_finite(outcome)
     if place is not None:
         part, _, rest = place.partition(".")
+        index, _, within = rest.partition(".")
         if part == "measurements":
-            index, _, rest = rest.partition(".")
-            part = outcome.measurements[int(index)].metric
+            part, rest = outcome.measurements[int(index)].metric, within
+        if part == "facts":
+            rest = outcome.facts[int(index)].name
         raise InvalidRunError(f"{part}: {rest or 'its value'} is not finite")
     return outcome
 
@@ -139,7 +140,8 @@ def _without_not_finite(outcome: Outcome) -> Outcome:
     return replace(
         outcome,
         measurements=tuple(each for each in outcome.measurements if not_finite(each) is None),
-        facts={name: value for name, value in outcome.facts.items() if not_finite(value) is None},
+        labels=tuple(each for each in outcome.labels if not_finite(each) is None),
+        facts=tuple(each for each in outcome.facts if not_finite(each) is None),
         phases=tuple(each for each in outcome.phases if not_finite(each) is None),
         moments=tuple(each for each in outcome.moments if not_finite(each) is None),
         before=None if not_finite(outcome.before) is not None else outcome.before,

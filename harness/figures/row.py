@@ -52,7 +52,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         kv_cache=variant.kv_cache,
         reason=reason(fault) if fault else None,
         labels=tuple(dict.fromkeys(label for run in evidence.all for label in run.outcome.labels)),
-        facts=_facts(well),
+        facts=tuple(dict.fromkeys(fact for run in well for fact in run.outcome.facts)),
         perplexity=perplexity(nll) if nll else None,
         perplexity_change=transformed(compared.effect, lambda nat: exponential(nat) - 1) if compared else None,
         perplexity_influence=_perplexity_influence(evidence, nll) if compared else None,
@@ -203,8 +203,3 @@ def _quantize_peak(runs: Sequence[RunRecord]) -> int | None:
     found = [peak for peak in _peaks(runs, "peak_memory_bytes") if peak.phase in ("quantize", "quantize_on_load")]
     on_device = [peak.bytes for peak in found if peak.source == "cuda allocated"]
     return max(on_device or [peak.bytes for peak in found], default=None)
-
-
-def _facts(runs: Iterable[RunRecord]) -> tuple[tuple[str, str], ...]:
-    said = ((name, str(value)) for run in runs for name, value in run.outcome.facts.items())
-    return tuple(dict.fromkeys(said))

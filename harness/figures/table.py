@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
+from harness.core.label import Fact, Label
 from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import Price
 from harness.figures.derived.breakdown import Bin
@@ -200,8 +201,8 @@ class VariantRow:
     decode_mode: DecodeMode = "eager"
     kv_cache: KvCache = "model"
     reason: str | None = None
-    labels: tuple[str, ...] = ()
-    facts: tuple[tuple[str, str], ...] = ()
+    labels: tuple[Label, ...] = ()
+    facts: tuple[Fact, ...] = ()
     perplexity: Estimate | None = None
     perplexity_change: Estimate | None = None
     perplexity_influence: Influence | None = None
@@ -291,7 +292,7 @@ class Table:
     another dtype. ``conditions`` is the protocol item by item, ``hub_id`` the model's name on a hub, if it has one.
     ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers. ``rates`` are
     the machine's, by which the bounds go. ``implausible`` is why no quality relative to this baseline can be trusted;
-    ``labels`` hold it in words.
+    ``labels`` hold it too.
     """
 
     model: str
@@ -299,7 +300,7 @@ class Table:
     protocol: str
     hardware: str
     rows: tuple[VariantRow, ...]
-    labels: tuple[str, ...] = ()
+    labels: tuple[Label, ...] = ()
     notes: tuple[str, ...] = ()
     kl_noise_floor: Estimate | None = None
     kl_noise_floor_dtype: Estimate | None = None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from harness.core.capability import Decodes
 from harness.core.identity import Scalar
+from harness.core.label import Fact
 from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import Cell, ThroughputWorkload
@@ -25,7 +26,7 @@ IDLE_S = 1.0
 LEAST_S = 2.0
 """A GPU's counter moves every 20 to 100 ms: work is repeated until that is little beside it."""
 POWERCAP = Path("/sys/class/powercap")
-Note = Callable[[str, Scalar], None]
+Note = Callable[[Fact], None]
 
 
 class Meter(Protocol):
@@ -84,15 +85,18 @@ def meters(device: str, note: Note) -> Iterator[tuple[Meter, ...]]:
             if found is not None and found.energy_j() is not None:
                 able.append(GpuMeter(found))
             else:
-                note("energy of the GPU", "not measured: NVML does not tell it (older than Volta, or a slice of a GPU)")
+                reason = "NVML does not tell it (older than Volta, or a slice of a GPU)"
+                note(Fact("energy_not_measured", {"counter": "GPU", "reason": reason}))
         try:
             zones = _zones()
             if zones:
                 able.append(RaplMeter(zones))
             else:
-                note("energy of the CPU", f"not measured: no RAPL counter below {POWERCAP}")
+                reason = f"no RAPL counter below {POWERCAP}"
+                note(Fact("energy_not_measured", {"counter": "CPU", "reason": reason}))
         except OSError as error:
-            note("energy of the CPU", f"not measured: {error.filename}: {error.strerror}")
+            reason = f"{error.filename}: {error.strerror}"
+            note(Fact("energy_not_measured", {"counter": "CPU", "reason": reason}))
         yield tuple(able)
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from harness.core.identity import Scalar
+from harness.core.label import Fact
 from harness.core.record import Measurement
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 Work = Callable[[], object]
 
 
-def measure(device: str, free_bytes: int, note: Callable[[str, str], None]) -> Iterator[Measurement]:
+def measure(device: str, free_bytes: int, note: Callable[[Fact], None]) -> Iterator[Measurement]:
     """``bandwidth_byte_per_s`` per kind of access and working set, then ``matmul_op_per_s`` per dtype and size.
 
     Each value is a burst; what the machine can do is the best of them. A working set is all that a call touches:
     a copy reads one half of it and writes the other, ``sum`` and ``max`` read the whole; bytes read and bytes written
-    are counted. A product of two n × n matrices is 2 · n³ operations. ``note`` is told, by name, why a dtype has no
-    rate.
+    are counted. A product of two n × n matrices is 2 · n³ operations. ``note`` gets a fact that says why a
+    dtype has no rate.
     """
     limit = free_bytes // SHARE_OF_MEMORY
     yield from _bandwidths(device, min(limit, LARGEST_SET_BYTES))
@@ -48,7 +49,7 @@ def measure(device: str, free_bytes: int, note: Callable[[str, str], None]) -> I
             yield from _rates(device, dtype, limit)
         except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            note(f"no rate of {dtype}", reason)
+            note(Fact("rate_not_measured", {"dtype": dtype, "reason": reason}))
 
 
 def _bandwidths(device: str, largest_bytes: int) -> Iterator[Measurement]:

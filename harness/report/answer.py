@@ -10,6 +10,7 @@ from harness.analysis.choice import Candidate, Check, Recommendation
 from harness.analysis.query import Limit, Wish, default_limits
 from harness.analysis.recommend import pick
 from harness.analysis.ties import SURE
+from harness.core.label import Label
 from harness.figures.formats import BINARY, DECIMAL, SizeUnit, signed, significant, size_unit
 from harness.figures.notes import interval_note
 from harness.figures.table import Table, VariantRow
@@ -34,7 +35,7 @@ class Answer:
     variant: str | None
     finding: str
     uncertain: tuple[str, ...]
-    noted: tuple[str, ...]
+    noted: tuple[Label, ...]
 
     @property
     def sentence(self) -> str:
@@ -92,7 +93,7 @@ def bound_unit(limit: Limit) -> SizeUnit | None:
 def reasons(candidate: Candidate) -> tuple[str, ...]:
     """Why a variant fell: each value beside its limit."""
     if candidate.barred:
-        return (candidate.barred,)
+        return (candidate.barred.sentence,)
     found = [_reason(each) for each in candidate.missed]
     lacking = candidate.objective.estimate is None and not found
     return (f"what is to be best: {candidate.objective.basis}",) if lacking else tuple(found)

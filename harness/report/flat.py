@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from harness.core.label import codes
 from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, columns, raw
 from harness.report.page import table_labels
@@ -22,6 +23,7 @@ def names(lines: Sequence[Entry]) -> list[str]:
 
 
 def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
+    labels = (*table_labels(table), *row.labels)
     said: Entry = {
         "model": table.model,
         "native_quantization": table.native_quantization or "",
@@ -35,7 +37,8 @@ def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
         "is_baseline": row.is_baseline,
         "status": row.status,
         "reason": row.reason or "",
-        "labels": "; ".join((*table_labels(table), *row.labels)),
+        "labels": "; ".join(label.sentence for label in labels),
+        "label_codes": " ".join(codes(labels)),
         "implausible_baseline": " ".join(doubt.code for doubt in table.implausible),
         "on_front": row.front,
         "kl_noise_floor_mean_nat": table.kl_noise_floor.value if table.kl_noise_floor else None,

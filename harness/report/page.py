@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.analysis.selection import current, failures
 from harness.analysis.tradeoff import tradeoff
+from harness.core.label import Label, codes
 from harness.core.record import RunRecord
 from harness.figures.formats import significant
 from harness.figures.row import reason
@@ -93,11 +94,11 @@ def page(records: Sequence[RunRecord]) -> Page:
     )
 
 
-def table_labels(table: Table) -> tuple[str, ...]:
+def table_labels(table: Table) -> tuple[Label, ...]:
     """The warnings that stand in every table's caption, a natively quantized reference among them."""
-    native = f"natively quantized reference: {table.native_quantization}"
-    if table.native_quantization is None or any(label.startswith(native) for label in table.labels):
+    if table.native_quantization is None or "natively_quantized" in codes(table.labels):
         return table.labels
+    native = Label("natively_quantized", {"quantization": table.native_quantization, "degridded": False})
     return (native, *table.labels)
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from harness.analysis.aspects import AspectName, Figure
 from harness.analysis.choice import Candidate, Recommendation
+from harness.core.label import codes
 from harness.figures.derived.plausibility import Implausibility
 from harness.figures.formats import BLANK
 from harness.report.answer import NAMES, answer, bound_unit, figure_words, limit_words, name, reasons
@@ -66,8 +67,8 @@ def _section(found: Recommendation) -> Iterable[str]:
     yield f"## {escape(found.table.model)}"
     yield f"**{escape(said.question)}:** {escape(said.finding)}."
     yield f"{escape(place_words(found))}."
-    remarks = [*(f"Uncertain: {doubt}." for doubt in said.uncertain), *(f"⚠ {label}." for label in said.noted)]
-    remarks += [f"⚠ {label}." for label in found.table.labels]
+    remarks = [*(f"Uncertain: {doubt}." for doubt in said.uncertain), *(f"⚠ {label.sentence}." for label in said.noted)]
+    remarks += [f"⚠ {label.sentence}." for label in found.table.labels]
     if remarks:
         yield "\n".join(f"- {escape(remark)}" for remark in remarks)
     if found.admissible:
@@ -110,7 +111,7 @@ def json_line(found: Recommendation) -> str:
             "nearest": found.nearest.row.label if found.nearest else None,
             "binding": [limit.option for limit in found.binding],
             "admissible": [_candidate(each, found.wish.objective) for each in found.admissible],
-            "fallen": [{**_candidate(each, found.wish.objective), "reasons": reasons(each)} for each in found.fallen],
+            "fallen": [_fallen(each, found.wish.objective) for each in found.fallen],
         },
         ensure_ascii=False,
         allow_nan=False,
@@ -127,11 +128,17 @@ def _candidate(each: Candidate, objective: AspectName) -> Mapping[str, object]:
     return {
         "variant": each.row.label,
         "baseline": each.row.is_baseline,
-        "labels": each.row.labels,
+        "labels": [label.sentence for label in each.row.labels],
+        "label_codes": codes(each.row.labels),
         "pick_probability": each.pick_probability,
         "objective": _figure(each.objective),
         "limits": {check.limit.option: {**_figure(check.figure), "standing": check.standing} for check in each.checks},
     }
+
+
+def _fallen(each: Candidate, objective: AspectName) -> Mapping[str, object]:
+    barred_by = each.barred.code if each.barred else None
+    return {**_candidate(each, objective), "reasons": reasons(each), "barred_by": barred_by}
 
 
 def _figure(figure: Figure) -> Mapping[str, object]:

@@ -15,11 +15,20 @@ from pathlib import Path
 
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
+from harness.core.upgrade import SCHEMA_VERSION, upgrade
 from harness.errors import HarnessError
 from harness.storage.json_codec import decode, encode
 
 KINDS = ("machine", "prepare", "calibrate", "probe", "convert", "quantize", "reference")
 OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """What ``outcome.json`` holds."""
+
+    schema_version: int
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,9 @@ class Cache:
         path = self.folder(spec.kind, spec.run_id) / OUTCOME
         if spec.kind not in KINDS or not path.exists():
             return None
-        return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        whole = raw if "schema_version" in raw else {"schema_version": 1, "outcome": raw}
+        return decode(_Kept, upgrade(whole, str(path)), str(path)).outcome
 
     def remove(self, spec: RunSpec) -> None:
         """Throws away what a run left; nothing where it left nothing."""
@@ -67,7 +78,7 @@ class Cache:
 
     def publish(self, spec: RunSpec, part: Path, outcome: Outcome) -> None:
         """Gives a filled folder its outcome and its name. One that another sweep published meanwhile stays."""
-        (part / OUTCOME).write_text(encode(outcome), encoding="utf-8")
+        (part / OUTCOME).write_text(encode(_Kept(SCHEMA_VERSION, outcome)), encoding="utf-8")
         try:
             part.rename(self.folder(spec.kind, spec.run_id))
         except OSError:

@@ -21,8 +21,9 @@ from typing import Any
 
 from harness.core.identity import NAME, RUN_ID
 from harness.core.json_values import not_finite
-from harness.core.record import Failure, Measurement, RunRecord, upgrade
+from harness.core.record import Failure, Measurement, RunRecord
 from harness.core.run import RunSpec
+from harness.core.upgrade import upgrade
 from harness.errors import NewerRecordError, NotFiniteError, ResultsError
 from harness.storage.json_codec import decode, encode, refuse_not_finite
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from harness.core.label import overlap_words
 from harness.core.method import CalibrationSet
 from harness.core.metric import Windows
 from harness.errors import InvalidRunError
@@ -43,8 +44,13 @@ class Leak:
         if self.found:
             raise InvalidRunError(f"{self}; name another calibration text, or have every row marked: --allow-leak")
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """As arguments of labels and facts."""
+        return {"shared": self.shared, "run_tokens": RUN_TOKENS}
+
     def __str__(self) -> str:
-        return f"{self.shared:.3%} of the evaluation's runs of {RUN_TOKENS} tokens stand in the calibration"
+        return overlap_words(self.shared, RUN_TOKENS)
 
 
 def overlap(calibration: Sequence[Sequence[int]], evaluation: Sequence[Sequence[int]], run: int = RUN_TOKENS) -> float:
@@ -62,11 +68,6 @@ def halves(windows: Windows, run: int = RUN_TOKENS) -> float:
     runs = _runs(scored, run)
     middle = len(runs) // 2
     return _shared(runs[:middle], runs[middle:])
-
-
-def halves_told(windows: Windows) -> str:
-    """``halves`` in words."""
-    return f"{halves(windows):.3%} of the second half's runs of {RUN_TOKENS} tokens stand in the first half"
 
 
 def _shared(seen: Runs, asked: Runs) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
+from harness.core.label import Fact, Label
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
 from harness.core.run import Price, RunSpec
@@ -27,7 +28,7 @@ MODEL = ModelRef(
     degrid=1,
 )
 PRICE = Price(0.36, "EUR")
-NATIVE = "natively quantized reference: Q4_1, degridded"
+NATIVE = Label("natively_quantized", {"quantization": "Q4_1", "degridded": True})
 LINEAR, EMBEDDING, OTHER = 106_168_320, 28_311_552, 35_136
 MACHINE = Fingerprint(
     {"cpu": "AMD EPYC 9B14", "cores": 2, "memory_bytes": 8_342_945_792},
@@ -216,7 +217,7 @@ class Bench:
         measured.append(paired("baseline_confidence", "probability", "neither", confidence, self.token_ids(64), {}))
         measured.append(paired("kl_batch_noise", "nat", "lower", kl / 1e6, self.token_ids(64), {}))
         measured += memory_figures(bits, method.name)
-        facts: dict[str, Scalar] = {"linear modules": f"{method.name}.Linear ×210"}
+        facts = (Fact("noted", {"name": "linear modules", "value": f"{method.name}.Linear ×210"}),)
         phases: tuple[Phase, ...] = (Phase("load", 3.1), Phase("forward", 30.2))
         if method.stage == "on_load":
             phases = (Phase("quantize_on_load", 4.2 + damage), *phases)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.analysis.history import History, Series, trace
+from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import Outcome, RunRecord
 from harness.errors import ResultsError
@@ -226,7 +227,12 @@ class TestTrace:
 
     def test_suspect_timings_are_left_out(self, nights: Nights) -> None:
         records = nights.timed(nights.on(1), 1.0) + nights.timed(nights.on(2), 1.0)
-        hot = [replace(each, outcome=replace(each.outcome, labels=("suspect: hot",))) for each in records[:3]]
+        hot = [
+            replace(
+                each, outcome=replace(each.outcome, labels=(Label("suspect", {"reason": "gpu_heat", "of": "run"}),))
+            )
+            for each in records[:3]
+        ]
         found = trace([*hot, *records[3:]])
         assert [point.session for point in only(found, "decode").points] == ["s02"]
         assert [point.session for point in only(found, "peak_memory").points] == ["s01", "s02"]

@@ -98,7 +98,7 @@ def test_a_text_without_the_bos_that_the_model_needs(
 def test_every_reason_is_told_with_its_figure(bench: Bench, none: MethodRef) -> None:
     evidence = {"vocabulary_size": 262144.0, "tokens_per_character": 1.5, "latin_letter_share": 1.0}
     found = judged(bench, none, 7590.0, evidence, [1.7 + 0.01 * (-1) ** token for token in range(240)])
-    assert [each.sentence.split(":")[:2] for each in found] == [
+    assert [each.label.sentence.split(":")[:2] for each in found] == [
         ["implausible baseline", " its perplexity is 7590 per token, above 300"],
         ["implausible baseline", " its tokenizer produces 1.5 tokens per character of Latin text, above 1.2"],
         ["implausible baseline", " BOS in front of a window lowers its loss by 1.7 nat per token, above 0.1"],
@@ -110,7 +110,7 @@ def test_random_weights_say_so(bench: Bench, none: MethodRef) -> None:
     synthetic = replace(bench, model=model)
     (table,) = tradeoff([synthetic.performance(none, 1.0, repetition) for repetition in range(3)])
     assert codes(table.implausible) == ["random_weights"]
-    assert table.labels[-1] == (
+    assert table.labels[-1].sentence == (
         "implausible baseline: its weights are random: only size, speed and memory mean anything"
     )
 
@@ -129,7 +129,7 @@ def test_records_of_older_versions_are_judged_by_their_perplexity(bench: Bench) 
     assert table.implausible == ()
     (broken,) = tradeoff([gibberish(record) for record in bench.sweep()])
     assert codes(broken.implausible) == ["perplexity"]
-    assert broken.implausible[0].sentence in broken.labels
+    assert broken.implausible[0].label in broken.labels
     changes = [[row.perplexity_change.value for row in each.rows if row.perplexity_change] for each in (broken, table)]
     assert changes[0] == pytest.approx(changes[1])  # as small as ever: nothing else would show it
 

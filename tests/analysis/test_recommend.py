@@ -16,6 +16,8 @@ from harness.analysis.query import Limit, Wish, default_limits, parse_limits, pa
 from harness.analysis.recommend import pick
 from harness.analysis.ties import Tie
 from harness.api.recommend import recommend
+from harness.core import label
+from harness.core.label import Form, Label
 from harness.core.model import MethodRef
 from harness.core.run import Price
 from harness.errors import UsageError
@@ -35,6 +37,8 @@ from harness.stats.influence import Influence
 from harness.stats.pareto import front
 
 Bench = Any
+
+LEAKED = Label("leaked", {"shared": 0.03, "run_tokens": 16})
 
 SMALL, LARGE = GridPoint(1, 128, 32), GridPoint(8, 512, 32)
 ARC = TaskKey("arc", "acc", "none", 0, False, True)
@@ -158,22 +162,34 @@ def test_what_was_not_measured_is_not_admissible_and_not_a_no() -> None:
 
 
 def test_what_failed_leaked_or_is_invalid_is_not_admissible() -> None:
-    leaked = replace(FOUR, labels=("calibrated on the evaluation text: 3% of it",))
+    leaked = replace(FOUR, labels=(LEAKED,))
     failed = replace(EIGHT, status="timeout", reason="performance: took too long")
     invalid = replace(THREE, status="invalid", reason="quality: not finite")
     rows = table(leaked, failed, invalid)
     found = answered(rows)
     assert labels(found.admissible) == ["none"]
-    assert {each.row.label: each.barred for each in found.fallen} == {
-        "four": "calibrated on the evaluation text: 3% of it",
+    assert {each.row.label: each.barred.sentence for each in found.fallen if each.barred} == {
+        "four": LEAKED.sentence,
         "eight": "timeout: performance: took too long",
         "three": "invalid: quality: not finite",
     }
     assert labels(answered(rows, allow_labelled=True).admissible) == ["three", "four", "none"]
 
 
+def test_a_reworded_sentence_changes_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bars a variant is the label's code: its sentence is for people."""
+    rows = table(replace(FOUR, labels=(LEAKED,)))
+    before = answered(rows)
+    reworded = Form(lambda shared, run_tokens: "it has seen the answers", "")
+    monkeypatch.setattr(label, "LABELS", {**label.LABELS, "leaked": reworded})
+    after = answered(rows)
+    assert LEAKED.sentence == "it has seen the answers"
+    assert labels(after.admissible) == labels(before.admissible) == ["none"]
+    assert [each.barred.code for each in after.fallen if each.barred] == ["leaked"]
+
+
 def test_a_leak_that_is_said_of_the_whole_table_counts() -> None:
-    found = answered(table(FOUR, labels=("calibrated on the evaluation text: 3% of it",)))
+    found = answered(table(FOUR, labels=(LEAKED,)))
     assert labels(found.admissible) == ["none"]
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from harness.analysis.regression import Finding, Regression, track
 from harness.analysis.regression.family import together
 from harness.core.gates import GATES
+from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.core.run import Limits
@@ -281,14 +282,14 @@ class TestRuns:
         found = track(base, head, DECODE)
         assert only(found, "decode").verdict == "inconclusive"
         assert only(found, "decode").reasons == (
-            "8 of 8 processes of HEAD are left out (suspect: the GPU was throttled)",
+            "8 of 8 processes of HEAD are left out (suspect: heat held the GPU's clocks down)",
         )
         assert found.environment == ()
         trusted = makes.timed(makes.side("s2"), jittered(2, 10))
         assert only(track(base, [*head[:2], *trusted[2:]], DECODE), "decode").verdict == "regressed"
 
 
-SUSPECT = ("suspect: the GPU was throttled",)
+SUSPECT = (Label("suspect", {"reason": "gpu_heat", "of": "run"}),)
 
 
 def without(records: Sequence[RunRecord], *metrics: str, prompt: int | None = None) -> list[RunRecord]:
@@ -331,7 +332,9 @@ class TestWhatOneSideCannotTell:
         ]
         assert {each.where.split(",")[1] for each in open_ones} == {" prompt 128", " prompt 512"}
         names = [name for name, own in zip(("BASE", "HEAD"), suspect, strict=True) if own]
-        told = tuple(f"6 of 6 processes of {name} are left out (suspect: the GPU was throttled)" for name in names)
+        told = tuple(
+            f"6 of 6 processes of {name} are left out (suspect: heat held the GPU's clocks down)" for name in names
+        )
         assert {each.reasons for each in open_ones} == {told}
         assert found.unmeasured == ()
         assert found.exit_code is ExitCode.INCONCLUSIVE

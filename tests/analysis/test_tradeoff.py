@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.analysis.tradeoff import tradeoff
+from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import RunRecord
 from harness.figures.figure import WHOLE
@@ -38,7 +39,7 @@ def test_a_sweep_makes_one_table_baseline_first_then_by_size(bench: Bench) -> No
     assert sizes == sorted(sizes, reverse=True)
     assert len(table.rows) == 14
     assert table.native_quantization == "Q4_1"
-    assert table.labels == ("natively quantized reference: Q4_1, degridded",)
+    assert table.labels == (Label("natively_quantized", {"quantization": "Q4_1", "degridded": True}),)
     assert table.recipes == ("smollm2-cpu",)
     assert "context 512" in table.protocol
     assert "2 threads" in table.hardware
@@ -350,11 +351,11 @@ def test_the_front_is_marked(bench: Bench) -> None:
 
 def test_labels_of_a_run_stay_with_its_row(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
     run = bench.quality(rtn, 4.5, 0.1)
-    fallback = "kernel fell back to eager"
+    fallback = Label("kernel_fell_back", {"layers": 28, "family": "dequantize", "expected": "packed"})
     run = replace(run, outcome=replace(run.outcome, labels=(*run.outcome.labels, fallback)))
     table = only([bench.quality(none), run])
     assert row(table, "rtn 4-bit").labels == (fallback,)
-    assert table.labels == ("natively quantized reference: Q4_1, degridded",)
+    assert table.labels == (Label("natively_quantized", {"quantization": "Q4_1", "degridded": True}),)
 
 
 def test_methods_with_libraries_of_their_own_share_the_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:

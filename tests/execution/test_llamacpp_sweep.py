@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.api.plan import plan
+from harness.core.label import Label
 from harness.core.record import RunRecord
 from harness.libraries import llamacpp
 from harness.models.gguf.convert import convert
@@ -76,7 +77,7 @@ def test_both_engines_read_one_model_and_are_held_against_one_reference(measure:
     rounded = quality["gguf", "llamacpp"]
     assert 1e-6 < fmean(rounded.find("kl").values) < 0.01
     assert rounded.find("coverage").values == (1.0,)
-    assert "quantized beyond the decoder: embedding, head" in rounded.outcome.labels
+    assert Label("beyond_scope", {"scope": "decoder", "roles": ("embedding", "head")}) in rounded.outcome.labels
     linear = sum(math.prod(shape) for shape in shapes(tiny))
     stored = sum(
         measured.values[0]
@@ -84,7 +85,7 @@ def test_both_engines_read_one_model_and_are_held_against_one_reference(measure:
         if measured.metric == "stored_bytes" and measured.protocol.get("role") == "linear"
     )
     assert stored == linear * BLOCK_BYTES["Q8_0"]
-    assert "28 × Q8_0 on CPU" in rounded.outcome.facts["layers"]
+    assert rounded.outcome.fact("layers").arguments["Q8_0 on CPU"] == 28
 
 
 def test_both_engines_are_asked_the_same_questions(measure: Measure, tmp_path: Path) -> None:
@@ -143,7 +144,7 @@ def test_an_artifact_is_recognized_whatever_the_cache(measure: Measure, tiny: Pa
     )
     packed = [record for record in records if record.spec.kind == "quality" and record.spec.kv_cache == "int8"]
     assert {record.spec.method.name for record in packed} == {"none", "gguf"}
-    assert {record.outcome.facts["key-value cache"] for record in packed} == {"Q8_0 of llama.cpp"}
+    assert {record.outcome.fact("key_value_cache").value for record in packed} == {"Q8_0 of llama.cpp"}
 
 
 def shapes(model: Path) -> list[tuple[int, ...]]:

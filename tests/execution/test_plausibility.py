@@ -18,12 +18,13 @@ from typer.testing import CliRunner
 from harness.analysis.tradeoff import tradeoff
 from harness.cli.app import app
 from harness.core.capability import Logits
+from harness.core.label import Fact
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload
-from harness.execution.checks.plausibility import FACT, PROBE_TOKENS, SETTLING_TOKENS, plausibility
+from harness.execution.checks.plausibility import PROBE_TOKENS, SETTLING_TOKENS, plausibility
 from harness.execution.context import Bench
 from harness.execution.jobs.measuring import quality
 from harness.figures.derived.plausibility import implausible
@@ -156,7 +157,8 @@ def test_a_tokenizer_that_cannot_decode_costs_no_figures(bench: Bench) -> None:
     model.tokenizer = object()
     plausibility(bench, model, Windows([[1, 2, 3]], [1], ["0"], {"context": 3}))  # type: ignore[arg-type]
     assert found(bench).keys() == {"vocabulary_size"}
-    assert bench.facts[FACT] == "not measured: 'object' object has no attribute 'decode'"
+    reason = "'object' object has no attribute 'decode'"
+    assert bench.facts == [Fact("plausibility_not_measured", {"reason": reason})]
 
 
 @pytest.mark.parametrize(

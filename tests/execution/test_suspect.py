@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.label import Label
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Moment
 from harness.core.run import RunSpec
 from harness.execution import import_guard as lean
 from harness.execution import worker
-from harness.execution.checks.drift import reasons
+from harness.execution.checks.drift import drift
 from harness.execution.context import Bench
 from harness.execution.jobs import machine as gauging
 from harness.storage.cache import Cache
@@ -39,16 +40,21 @@ def decoding(medians: Sequence[float], metric: str = "decode_step_s") -> Measure
     return Measurement(metric, 2, "s", "lower", "samples", tuple(values), protocol, cluster_ids=clusters)
 
 
+def told(moments: Sequence[Moment], measurements: Sequence[Measurement]) -> tuple[str, ...]:
+    """The sentences of what was found, without what they have in common."""
+    return tuple(label.sentence.removeprefix("suspect: ") for label in drift(moments, measurements))
+
+
 def test_a_quiet_run_is_not_suspect() -> None:
     after = {"cpu_total_s": 110.0, "cpu_busy_s": 59.0, "cpu_own_s": 48.5, "cpu_steal_s": 1.1, "cpu_throttle_count": 3.0}
     before_gpu, after_gpu = QUIET_GPU, {**QUIET_GPU, "gpu_sm_clock_mhz": 1800.0, "gpu_power_violation_s": 9.0}
-    assert reasons(moments({**QUIET_CPU, **before_gpu}, {**after, **after_gpu}), [decoding([1.0] * 6)]) == ()
+    assert told(moments({**QUIET_CPU, **before_gpu}, {**after, **after_gpu}), [decoding([1.0] * 6)]) == ()
 
 
 def test_what_was_not_told_is_not_judged() -> None:
-    assert reasons([], []) == ()
-    assert reasons(moments({}, {}), []) == ()
-    assert reasons(moments({}, {**QUIET_CPU, **QUIET_GPU}), []) == ()
+    assert told([], []) == ()
+    assert told(moments({}, {}), []) == ()
+    assert told(moments({}, {**QUIET_CPU, **QUIET_GPU}), []) == ()
 
 
 @pytest.mark.parametrize(
@@ -63,13 +69,13 @@ def test_what_was_not_told_is_not_judged() -> None:
     ],
 )
 def test_a_gpu_that_drifts_is_told(change: Mapping[str, float], sentence: str) -> None:
-    assert reasons(moments(QUIET_GPU, {**QUIET_GPU, **change}), []) == (sentence,)
+    assert told(moments(QUIET_GPU, {**QUIET_GPU, **change}), []) == (sentence,)
 
 
 def test_clocks_are_compared_within_a_point_of_the_grid() -> None:
     """Another batch size draws other power: its clocks are its own."""
     slow = {**QUIET_GPU, "gpu_sm_clock_mhz": 1200.0}
-    assert reasons([*moments(QUIET_GPU, QUIET_GPU), *moments(slow, slow)], []) == ()
+    assert told([*moments(QUIET_GPU, QUIET_GPU), *moments(slow, slow)], []) == ()
 
 
 @pytest.mark.parametrize(
@@ -85,17 +91,17 @@ def test_clocks_are_compared_within_a_point_of_the_grid() -> None:
 def test_what_others_took_is_busy_less_own_and_stolen(spent: tuple[float, ...], sentences: tuple[str, ...]) -> None:
     busy, own, steal = spent
     after = {"cpu_total_s": 110.0, "cpu_busy_s": 50 + busy, "cpu_own_s": 40 + own, "cpu_steal_s": 1 + steal}
-    assert reasons(moments(QUIET_CPU, after), []) == sentences
+    assert told(moments(QUIET_CPU, after), []) == sentences
 
 
 def test_shares_of_next_to_no_time_are_not_judged() -> None:
     """Half a second of a core is fifty ticks of the kernel's clock."""
     after = {"cpu_total_s": 100.5, "cpu_busy_s": 50.5, "cpu_own_s": 40.1, "cpu_steal_s": 1.1}
-    assert reasons(moments(QUIET_CPU, after), []) == ()
+    assert told(moments(QUIET_CPU, after), []) == ()
 
 
 def test_a_cpu_slowed_down_by_heat_is_told() -> None:
-    assert reasons(moments(QUIET_CPU, {**QUIET_CPU, "cpu_throttle_count": 4.0}), []) == ("heat slowed the CPU down",)
+    assert told(moments(QUIET_CPU, {**QUIET_CPU, "cpu_throttle_count": 4.0}), []) == ("heat slowed the CPU down",)
 
 
 @pytest.mark.parametrize(
@@ -111,23 +117,24 @@ def test_a_cpu_slowed_down_by_heat_is_told() -> None:
 )
 def test_times_that_drift_are_told(medians: Sequence[float], suspect: bool) -> None:
     sentence = "decode times drift by more than 10% within a process at batch 4, prompt 64"
-    assert reasons([], [decoding(medians)]) == ((sentence,) if suspect else ())
-    assert reasons([], [decoding(medians, "peak_memory_bytes")]) == ()
+    assert told([], [decoding(medians)]) == ((sentence,) if suspect else ())
+    assert told([], [decoding(medians, "peak_memory_bytes")]) == ()
 
 
 def test_one_thing_is_said_once() -> None:
     hot = {**QUIET_GPU, "gpu_slowdown_reasons": 0x20}
-    assert len(reasons([*moments(hot, hot), *moments(hot, hot)], [])) == 1
+    assert len(told([*moments(hot, hot), *moments(hot, hot)], [])) == 1
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("told", [[], ["other processes took more than 10% of the CPU"]])
+@pytest.mark.parametrize("busy", [False, True])
 def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
-    told: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     burst = Measurement("matmul_op_per_s", 1, "operation/s", "higher", "samples", (1.0,), {"dtype": "float32"})
     monkeypatch.setattr(gauging, "measure", lambda *_: iter([burst]))
-    monkeypatch.setattr(gauging, "reasons", lambda *_: told)
+    label = Label("suspect", {"reason": "cpu_shared", "of": "machine", "limit": 0.1})
+    monkeypatch.setattr(gauging, "drift", lambda *_, **__: [label] if busy else [])
     monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
     none = MethodRef("none", 1, {}, "none", "none")
     model = ModelRef("m", "M", "0" * 64, "directory", "/m")
@@ -135,5 +142,5 @@ def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     cache = Cache(tmp_path)
     outcome = worker._run(Bench(spec, cache, lambda _: None), (), "token")
     assert outcome.status == "ok"
-    assert (cache.outcome(spec) is None) is bool(told)
+    assert (cache.outcome(spec) is None) is busy
     assert not list(tmp_path.rglob("*.part"))

@@ -12,6 +12,7 @@ import pytest
 
 from harness import plugins as registry
 from harness.api.plan import plan
+from harness.core.label import Label, codes
 from harness.core.record import RunRecord
 from harness.core.site import Machine
 from harness.errors import RecipeError
@@ -40,6 +41,9 @@ def needs(package: str) -> None:
         pytest.skip(f"{package} is not installed")
 
 
+OVERRIDE = {"pattern": "*.down_proj", "parameter": "bits", "value": 8}
+
+
 @pytest.fixture(scope="module")
 def scoped(sweep_type, tmp_path_factory, tiny: Path) -> tuple[Any, tuple[RunRecord, ...]]:
     sweeps = sweep_type(tmp_path_factory.mktemp("scoped"))
@@ -53,8 +57,8 @@ def test_skipped_modules_stay_as_they_were_and_the_row_says_so(scoped) -> None:
     for label, name in (("rtn bits=4 group_size=32", "PackedLinear"), ("bnb-nf4", "Linear4bit of Params4bit")):
         record = quality(scoped[1], label)
         assert record.status == "ok", record.outcome.failure
-        assert record.outcome.facts["layers"] == f"7 × Linear, 21 × {name}"
-        assert "left alone: model.layers.0.*" in record.outcome.labels
+        assert record.outcome.fact("layers").arguments == {"Linear": 7, name: 21}
+        assert Label("left_alone", {"modules": ("model.layers.0.*",)}) in record.outcome.labels
         assert record.find("coverage").values == (1.0,)  # of the scope that the recipe declares
 
 
@@ -71,12 +75,12 @@ def test_overrides_change_the_bits_of_what_they_match_the_last_pattern_winning(s
     measured = record.find("checkpoint_bytes", part="values").values[0]
     measured += record.find("checkpoint_bytes", part="scales").values[0]
     assert 8 * measured == expected
-    assert "*.down_proj: bits=8" in record.outcome.labels
+    assert Label("overridden", OVERRIDE) in record.outcome.labels
 
 
 @pytest.mark.heavy
 def test_a_method_that_cannot_override_is_labelled(scoped) -> None:
-    assert "override not applied: *.down_proj: bits=8" in quality(scoped[1], "bnb-nf4").outcome.labels
+    assert Label("override_not_applied", OVERRIDE) in quality(scoped[1], "bnb-nf4").outcome.labels
 
 
 def test_a_pattern_that_matches_nothing_is_a_wrong_recipe(sweeps, tiny: Path) -> None:
@@ -94,8 +98,10 @@ def test_a_published_checkpoint_is_measured_as_it_is(scoped, sweeps, tiny: Path)
     record, before = quality(records, "checkpoint published"), quality(scoped[1], "rtn bits=4 group_size=32")
     assert record.status == "ok", record.outcome.failure
     assert record.find("nll").values == before.find("nll").values
-    assert record.outcome.facts["quantization_config"].startswith("bits 4, group_size 32, quant_method qharness-rtn")
-    assert "its publisher quantized 75.0% of the decoder" in record.outcome.labels
+    assert record.outcome.fact("quantization_config").value.startswith(
+        "bits 4, group_size 32, quant_method qharness-rtn"
+    )
+    assert Label("publisher_coverage", {"fraction": 0.75}) in record.outcome.labels
 
 
 @pytest.mark.parametrize(
@@ -174,9 +180,9 @@ def test_a_text_that_contains_the_evaluation_text_is_found_by_its_tokens(sweeps,
     allowed = sweeps.make(plan(loaded, allow_leak=True))
     marked = quality(allowed, "gptq bits=4 group_size=32")
     assert marked.status == "ok", marked.outcome.failure
-    assert any(label.startswith("calibrated on the evaluation text") for label in marked.outcome.labels)
+    assert "leaked" in codes(marked.outcome.labels)
     (made,) = [r for r in allowed if r.spec.kind == "quantize"]
-    assert made.outcome.facts["calibration consumed"].startswith("500 of 500 samples")
+    assert made.outcome.fact("calibration_consumed").value.startswith("500 of 500 samples")
 
 
 def test_a_missing_stack_is_told_with_what_to_do(sweeps, tiny: Path) -> None:
@@ -308,6 +314,6 @@ def test_a_cache_that_a_package_packs_is_read_in_a_worker(sweeps, tiny: Path) ->
     records = sweeps.run(recipe(tiny, ["none"], kv_cache=["int4"], measure={"perplexity": MEASURE["perplexity"]}))
     own, packed = (record for record in records if record.spec.kind == "quality")
     assert packed.status == "ok", packed.outcome.failure
-    assert "4 bits by hqq" in str(packed.outcome.facts["key-value cache"])
+    assert "4 bits by hqq" in packed.outcome.fact("key_value_cache").value
     assert packed.outcome.before.software["hqq"]
     assert own.find("nll").values == pytest.approx(packed.find("nll").values, rel=0.05)

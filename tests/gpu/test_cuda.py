@@ -44,4 +44,4 @@ def test_every_method_runs_or_says_why_not(on_gpu: dict[str, RunRecord]) -> None
 def test_the_kernels_that_ran_are_named(on_gpu: dict[str, RunRecord]) -> None:
     for label, record in on_gpu.items():
         if label != "none" and record.status == "ok":
-            assert record.outcome.facts["CUDA kernels"]
+            assert record.outcome.fact("cuda_kernels")

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from harness.core.label import Fact
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
 from harness.metrics import energy
@@ -91,9 +92,9 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
 
 
 def run(world: World, device: str = "cpu") -> tuple[list[Measurement], dict[str, object]]:
-    facts: dict[str, object] = {}
-    found = list(measure(Model(world, device), WORKLOAD, 0, facts.__setitem__))  # type: ignore[arg-type]
-    return found, facts
+    facts: list[Fact] = []
+    found = list(measure(Model(world, device), WORKLOAD, 0, facts.append))  # type: ignore[arg-type]
+    return found, {fact.name: fact.value for fact in facts}
 
 
 def value(found: list[Measurement], metric: str, **protocol: object) -> float:

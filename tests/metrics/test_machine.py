@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.core.label import Fact
 from harness.core.record import Measurement
 from harness.metrics import machine
 
@@ -24,7 +25,10 @@ def told(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 def measured(free_bytes: int, told: dict[str, str]) -> list[Measurement]:
-    return list(machine.measure("cpu", free_bytes, told.__setitem__))
+    def note(fact: Fact) -> None:
+        told[fact.name] = fact.value
+
+    return list(machine.measure("cpu", free_bytes, note))
 
 
 def test_a_working_set_is_all_that_is_touched(told: dict[str, str]) -> None:

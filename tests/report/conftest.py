@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from harness.core.label import Fact, Label
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.core.workload import TaskWorkload
 from harness.tasks.evaluate import VERSION
@@ -111,11 +112,11 @@ def _hostile(records: Sequence[RunRecord], word: str) -> list[RunRecord]:
             engine=word,
             hardware=word,
         )
-        facts = {word: word}
+        labels, facts = (Label("other", {"text": word}),), (Fact("noted", {"name": word, "value": word}),)
         return replace(
             record,
             spec=spec,
-            outcome=replace(outcome, failure=failure, labels=(word,), facts=facts),
+            outcome=replace(outcome, failure=failure, labels=labels, facts=facts),
             session=word,
         )
 

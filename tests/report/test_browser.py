@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from harness.core.label import Label
 from harness.core.record import RunRecord
 from harness.report import write_report
 
@@ -183,9 +184,9 @@ def test_a_label_filters(open_page: Open, bench: Any, none: Any, looks: Any) -> 
     from dataclasses import replace
 
     marked = bench.quality(looks[0].method, 8, 0.1)
-    marked = replace(marked, outcome=replace(marked.outcome, labels=("dequantized on load",)))
+    marked = replace(marked, outcome=replace(marked.outcome, labels=(Label("dequantized_on_load"),)))
     opened = open_page([bench.quality(none), marked, bench.quality(looks[1].method, 4, 0.2)])
-    opened.page.get_by_label("Label").select_option("dequantized on load")
+    opened.page.get_by_label("Label").select_option(Label("dequantized_on_load").sentence)
     assert opened.names() == ["bnb-int8"]
 
 

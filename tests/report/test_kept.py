@@ -16,7 +16,8 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.cli.app import app
-from harness.core.record import RunRecord, upgrade
+from harness.core.record import RunRecord
+from harness.core.upgrade import upgrade
 from harness.storage.json_codec import decode
 
 DATA = Path(__file__).parents[1] / "data" / "golden"

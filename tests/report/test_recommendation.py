@@ -15,6 +15,7 @@ from harness.analysis.choice import Recommendation
 from harness.analysis.query import Limit
 from harness.api.recommend import recommend
 from harness.cli.render import recommend as console_recommend
+from harness.core.label import Label
 from harness.core.record import RunRecord
 from harness.report import summary
 from harness.report.answer import Answer, answer, default_answer, figure_words, limit_words, reasons
@@ -105,12 +106,12 @@ def test_equals_are_named_with_what_decided(records: list[RunRecord]) -> None:
 
 def test_labels_are_told_beside_the_pick(bench: Any, none: Any, records: list[RunRecord]) -> None:
     def labelled(record: RunRecord) -> RunRecord:
-        label = f"suspect: {record.spec.method.label}"
+        label = Label("left_alone", {"modules": (record.spec.method.label,)})
         return replace(record, outcome=replace(record.outcome, labels=(*record.outcome.labels, label)))
 
     found = answer(asked([labelled(record) if record.spec.kind == "quality" else record for record in records]))
     assert found.variant == "torchao int8-weight-only"
-    assert "suspect: torchao int8-weight-only" in found.noted
+    assert Label("left_alone", {"modules": ("torchao int8-weight-only",)}) in found.noted
 
 
 def test_why_a_variant_fell_has_its_value_beside_the_limit(records: list[RunRecord]) -> None:

@@ -152,10 +152,10 @@ def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stack
     assert quantize.spec.stack == "autoawq"
     assert quantize.outcome.before.software["transformers"].startswith("4.51")
     assert quantize.outcome.before.software["autoawq"] == "0.2.9"
-    assert quantize.outcome.facts["calibration consumed"].startswith("16 of 16 samples")
-    assert "loss" in quantize.outcome.facts["source in stack autoawq"]
+    assert quantize.outcome.fact("calibration_consumed").value.startswith("16 of 16 samples")
+    assert quantize.outcome.fact("source_in_stack").arguments["stack"] == "autoawq"
     assert quality.outcome.before.software["transformers"].startswith("5.")
-    assert "AwqTorchLinear" in quality.outcome.facts["layers"]
+    assert "AwqTorchLinear" in quality.outcome.fact("layers").value
     kl = quality.find("kl").values
     assert 0 < sum(kl) / len(kl) < 0.2
     assert quality.find("coverage").values == (1.0,)

@@ -14,8 +14,6 @@ from harness.figures.row import reason
 
 KINDS = ("quantize", "quality", "task", "performance")
 """Runs that answer a question; the others make what these read, and their failures are these runs' failures."""
-SUSPECT = "suspect:"
-"""How a label begins that says that a run's timings are not to be trusted."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,8 @@ def cases(records: Iterable[RunRecord]) -> dict[str, Case]:
 
 
 def is_suspect(run: RunRecord) -> bool:
-    return any(label.startswith(SUSPECT) for label in run.outcome.labels)
+    """Whether a label says that its timings are not to be trusted."""
+    return any(label.code == "suspect" for label in run.outcome.labels)
 
 
 def variant(spec: RunSpec) -> str:

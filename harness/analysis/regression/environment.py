@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from harness.analysis.regression.cases import SUSPECT
 from harness.analysis.regression.findings import Change
 from harness.analysis.regression.matching import HASH_DIGITS, Match
+from harness.core.label import FactCode
 from harness.core.record import RunRecord
 
-FACTS = ("kernels", "attention", "CPU threads", "layers")
+FACTS: tuple[FactCode, ...] = ("kernels", "attention", "cpu_threads", "layers")
 """Findings of a run whose change explains others."""
 NONE = "none"
 
@@ -40,13 +40,20 @@ def _of(match: Match) -> Iterable[tuple[str, str, str]]:
         (name.replace(".", " "), old[:HASH_DIGITS], new[:HASH_DIGITS]) for name, (old, new) in match.tracked.items()
     )
     if base.status == head.status == "ok":
-        facts = [
-            {name: str(run.outcome.facts[name]) for name in FACTS if name in run.outcome.facts} for run in (base, head)
-        ]
-        yield from _unlike("", *facts)
-        old, new = ({label for label in run.outcome.labels if not label.startswith(SUSPECT)} for run in (base, head))
+        yield from _unlike("", _facts(base), _facts(head))
+        old, new = (_labels(run) for run in (base, head))
         yield from (("label", label, NONE) for label in old - new)
         yield from (("label", NONE, label) for label in new - old)
+
+
+def _facts(run: RunRecord) -> dict[str, str]:
+    found = [fact for code in FACTS if (fact := run.outcome.fact(code)) is not None]
+    return {fact.name: fact.value for fact in found}
+
+
+def _labels(run: RunRecord) -> set[str]:
+    """As they are shown: records of schema 1 hold their figures no more precisely."""
+    return {label.sentence for label in run.outcome.labels if label.code != "suspect"}
 
 
 def _unlike(prefix: str, base: Mapping[str, str], head: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:

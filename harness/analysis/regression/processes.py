@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from harness.analysis.regression.cases import SUSPECT, Case
+from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, Pending, start
@@ -222,7 +222,7 @@ def _suspects(name: str, case: Case) -> str:
     left_out = [run for run in case.well if run not in case.trusted]
     if not left_out:
         return ""
-    labels = {label for run in left_out for label in run.outcome.labels if label.startswith(SUSPECT)}
+    labels = {label.sentence for run in left_out for label in run.outcome.labels if label.code == "suspect"}
     return f"{len(left_out)} of {len(case.well)} processes of {name} are left out ({'; '.join(sorted(labels))})"
 
 

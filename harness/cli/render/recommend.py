@@ -49,4 +49,4 @@ def _show_one(console: Console, found: Recommendation) -> None:
 def _remarks(found: Recommendation) -> Iterable[str]:
     said = answer(found)
     yield from (f"uncertain: {doubt}" for doubt in said.uncertain)
-    yield from (f"⚠ {label}" for label in (*said.noted, *found.table.labels))
+    yield from (f"⚠ {label.sentence}" for label in (*said.noted, *found.table.labels))

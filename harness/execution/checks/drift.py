@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 
+from harness.core.label import Argument, Label
 from harness.core.record import Measurement, Moment
 
-SUSPECT = "suspect: "
+Of = Literal["run", "machine"]
+_Finding = dict[str, Argument]
+"""The arguments of a label: a reason, and what that reason has."""
+
 CLOCK_FALL = 0.1
 """Part by which the GPU's clock may fall while one thing is timed: boost clocks breathe by a few percent."""
 OTHERS = 0.1
@@ -27,8 +32,10 @@ HELD_DOWN = 0x08 | 0x20 | 0x40 | 0x80
 PHASES = {"prefill_s": "prefill", "decode_step_s": "decode"}
 
 
-def reasons(moments: Sequence[Moment], measurements: Sequence[Measurement]) -> tuple[str, ...]:
-    """Sentences on why the timings between these moments are suspect; none where nothing was found.
+def drift(moments: Sequence[Moment], measurements: Sequence[Measurement], of: Of = "run") -> tuple[Label, ...]:
+    """Labels that say why the timings between these moments are suspect; none where nothing was found.
+
+    ``of`` says what was timed: a run's workload, or the machine itself.
 
     Moments come in pairs, before and after what was timed of one point of the grid, the device being hot at both.
     What a state does not tell is not judged.
@@ -37,44 +44,46 @@ def reasons(moments: Sequence[Moment], measurements: Sequence[Measurement]) -> t
     found = [*_of_clocks(pairs), *_of_processes(moments)]
     if moments:
         found += _of_cores(moments[0].state, moments[-1].state)
-    return tuple(dict.fromkeys((*found, *_of_times(measurements))))
+    found += _of_times(measurements)
+    once = [each for number, each in enumerate(found) if each not in found[:number]]
+    return tuple(Label("suspect", {"of": of, **each}) for each in once)
 
 
-def _of_clocks(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Iterator[str]:
+def _of_clocks(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Iterator[_Finding]:
     for before, after in pairs:
         clocks = before.get("gpu_sm_clock_mhz"), after.get("gpu_sm_clock_mhz")
         if clocks[0] and clocks[1] and clocks[1] < (1 - CLOCK_FALL) * clocks[0]:
-            yield f"the GPU's clock fell by more than {CLOCK_FALL:.0%}"
+            yield {"reason": "gpu_clock_fell", "limit": CLOCK_FALL}
         if any(int(state.get("gpu_slowdown_reasons", 0)) & HELD_DOWN for state in (before, after)):
-            yield "the GPU held its clocks down: heat or a fault of its power"
+            yield {"reason": "gpu_held_down"}
         if _grew(before, after, "gpu_thermal_violation_s"):
-            yield "heat held the GPU's clocks down"
+            yield {"reason": "gpu_heat"}
 
 
-def _of_processes(moments: Sequence[Moment]) -> Iterator[str]:
+def _of_processes(moments: Sequence[Moment]) -> Iterator[_Finding]:
     if any(moment.state.get("gpu_processes", 0) > 1 for moment in moments):
-        yield "another process held the GPU"
+        yield {"reason": "gpu_shared"}
 
 
-def _of_cores(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[str]:
+def _of_cores(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[_Finding]:
     if _grew(before, after, "cpu_throttle_count"):
-        yield "heat slowed the CPU down"
+        yield {"reason": "cpu_heat"}
     spent = {name: _difference(before, after, f"cpu_{name}_s") for name in ("total", "busy", "own", "steal")}
     total, busy, own, steal = spent.values()
     if total is None or busy is None or own is None or steal is None or total < LEAST_CORE_S:
         return
     if busy - steal - own > OTHERS * total:
-        yield f"other processes took more than {OTHERS:.0%} of the CPU"
+        yield {"reason": "cpu_shared", "limit": OTHERS}
     if steal > STEAL * total:
-        yield f"the hypervisor gave more than {STEAL:.0%} of the CPU away"
+        yield {"reason": "cpu_steal", "limit": STEAL}
 
 
-def _of_times(measurements: Sequence[Measurement]) -> Iterator[str]:
+def _of_times(measurements: Sequence[Measurement]) -> Iterator[_Finding]:
     for measured in measurements:
         phase = PHASES.get(measured.metric)
         if phase is not None and _drifts(measured):
-            where = f"batch {measured.protocol['batch_size']}, prompt {measured.protocol['prompt_tokens']}"
-            yield f"{phase} times drift by more than {DRIFT:.0%} within a process at {where}"
+            point = {name: measured.protocol[name] for name in ("batch_size", "prompt_tokens")}
+            yield {"reason": "times_drift", "phase": phase, "limit": DRIFT, **point}
 
 
 def _drifts(measured: Measurement) -> bool:

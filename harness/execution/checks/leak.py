@@ -18,12 +18,14 @@ def check_leak(bench: Bench, evaluation: Sequence[Sequence[int]]) -> None:
     """
     seen = calibration.read(bench.cache.needed(bench.spec, "calibrate"))
     leak = Leak(overlap(seen.tokens, evaluation))
-    asked = f" with {bench.spec.task.name}" if bench.spec.task else ""
-    bench.facts[f"calibration overlap{asked}"] = str(leak)
+    if bench.spec.task:
+        bench.fact("task_overlap", task=bench.spec.task.name, **leak.figures)
+    else:
+        bench.fact("calibration_overlap", **leak.figures)
     if not bench.spec.allow_leak:
         leak.refuse()
     elif leak.found:
-        bench.labels.append(f"calibrated on the evaluation text: {leak}")
+        bench.label("leaked", **leak.figures)
 
 
 def check_tokens(bench: Bench, model: LoadedModel) -> None:

@@ -21,7 +21,6 @@ WINDOWS = 8
 """Of the baseline's floors: enough to hold a variant's divergence against them."""
 STRETCH_TOKENS = 128
 """Scored of each window: a floor must cost little beside the run it stands in."""
-OTHER_DTYPE_FACT = "noise floor of another dtype"
 
 
 def other_batch(bench: Bench, model: Logits, windows: Windows, kept: Reference) -> None:
@@ -51,7 +50,7 @@ def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, 
         model.close()
     except Exception as error:  # noqa: BLE001 - becomes a fact
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        bench.facts[OTHER_DTYPE_FACT] = f"not measured in {dtype}: {reason}"
+        bench.fact("dtype_noise_not_measured", dtype=dtype, reason=reason)
 
 
 def own_batch(bench: Bench, model: Logits, windows: Windows) -> None:

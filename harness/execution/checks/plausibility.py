@@ -23,7 +23,6 @@ PROBE_TOKENS = 256
 """Of one window: enough for a mean that is off by a few hundredths of a nat."""
 SETTLING_TOKENS = 16
 """Not scored: the first tokens of a text that begins in the middle are hard with BOS and without."""
-FACT = "plausibility of the baseline"
 
 
 def plausibility(bench: Bench, model: Logits, windows: Windows) -> None:
@@ -36,7 +35,8 @@ def plausibility(bench: Bench, model: Logits, windows: Windows) -> None:
             with bench.phase("BOS probe"):
                 bench.add([_gain(model, windows, *probed)])
     except Exception as error:  # noqa: BLE001 - becomes a fact
-        bench.facts[FACT] = f"not measured: {next(iter(str(error).splitlines()), type(error).__name__)}"
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        bench.fact("plausibility_not_measured", reason=reason)
 
 
 def _cutting(tokenizer: Any, windows: Windows) -> list[Measurement]:

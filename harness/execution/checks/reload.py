@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.label import difference_words
 from harness.errors import InvalidRunError
 from harness.numerics.prediction import mean_divergence
 
@@ -39,11 +40,13 @@ class Difference:
     loss_now: float
     rounding: bool
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """As arguments of labels and facts."""
+        return {"relative": self.relative, "kl": self.kl, "loss_kept": self.loss_kept, "loss_now": self.loss_now}
+
     def __str__(self) -> str:
-        return (
-            f"logits by {self.relative:.3g} of the largest, KL {self.kl:.3g} nat, "
-            f"loss {self.loss_kept:.4f} before and {self.loss_now:.4f} now"
-        )
+        return difference_words(**self.figures)
 
 
 def tokens(folder: Path, vocabulary: int, trust_remote_code: bool = False) -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from harness.core.capability import KernelFamily, LoadedModel, Logits, StoredTensor
+from harness.core.label import LabelCode
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.context import Bench
@@ -19,11 +20,6 @@ from harness.models.scope import LEAST_COVERAGE, in_decoder, matching
 from harness.models.stored import StoredLayer
 
 SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
-FAMILIES: Mapping[KernelFamily, str] = {
-    "packed": "multiply packed codes",
-    "dequantize": "unpack before each product",
-    "plain": "dense",
-}
 
 
 def take_stock(bench: Bench, model: Logits) -> None:
@@ -37,14 +33,14 @@ def take_stock(bench: Bench, model: Logits) -> None:
         bench.add(weights(ledger))
         if spec.method.stage != "on_load":  # that has no checkpoint of its own
             bench.add([checkpoint_files([file.stat().st_size for file in weight_files(bench.checkpoint())])])
-    bench.facts["layers"] = ", ".join(f"{count} × {name}" for name, count in sorted(model.kernels().items()))
-    bench.facts["attention"] = model.attention
-    bench.facts["CPU threads"] = model.threads
-    if spec.model.native_quantization is not None:
-        moved = ", degridded" if spec.model.degrid is not None else ""
-        bench.labels.append(f"natively quantized reference: {spec.model.native_quantization}{moved}")
+    bench.fact("layers", **model.kernels())
+    bench.fact("attention", implementation=model.attention)
+    bench.fact("cpu_threads", threads=model.threads)
+    native = spec.model.native_quantization
+    if native is not None:
+        bench.label("natively_quantized", quantization=native, degridded=spec.model.degrid is not None)
     if bench.method().batch_dependent:
-        bench.labels.append("depends on the batch; run one window at a time")
+        bench.label("batch_dependent")
     _note_scope(bench)
     if spec.method.stage != "none":
         layers = _stored_layers(bench)
@@ -54,9 +50,9 @@ def take_stock(bench: Bench, model: Logits) -> None:
         saved = bench.cache.needed(spec, "quantize")
         what = "the artifact reloaded differs from the model that was saved"
         difference = probe.compare(saved, model.own_cache_logits, what)
-        bench.facts["reload difference"] = str(difference)
+        bench.fact("reload_difference", **difference.figures)
         if not difference.rounding:
-            bench.labels.append(f"{what}, harmlessly: {difference}")
+            bench.label("reload_differs", **difference.figures)
 
 
 def note_repacking(bench: Bench, model: LoadedModel) -> None:
@@ -64,17 +60,17 @@ def note_repacking(bench: Bench, model: LoadedModel) -> None:
     stored = sum(entry.value_bytes + entry.scale_bytes for entry in model.weight_ledger())
     running = model.running_bytes()
     if running != stored:
-        bench.facts["repacked by the first forward pass"] = f"{stored} to {running} bytes"
+        bench.fact("repacked", stored_bytes=stored, running_bytes=running)
 
 
 def _note_scope(bench: Bench) -> None:
     """What of the recipe's scope this variant leaves out, and overrides that its method cannot apply."""
     if bench.spec.skip:
-        bench.labels.append(f"left alone: {', '.join(bench.spec.skip)}")
+        bench.label("left_alone", modules=tuple(bench.spec.skip))
     for pattern, own in bench.spec.overrides.items():
         for key, value in own.items():
-            said = f"{pattern}: {key}={value}"
-            bench.labels.append(said if bench.overridable(key) else f"override not applied: {said}")
+            code: LabelCode = "overridden" if bench.overridable(key) else "override_not_applied"
+            bench.label(code, pattern=pattern, parameter=key, value=value)
 
 
 def _stored_layers(bench: Bench) -> list[StoredLayer]:
@@ -87,7 +83,7 @@ def _stored_layers(bench: Bench) -> list[StoredLayer]:
         bench.add(checkpoint(layers))
     config = quantization_config(folder)
     if config:
-        bench.facts["quantization_config"] = shown(config)
+        bench.fact("quantization_config", text=shown(config))
     return layers
 
 
@@ -108,21 +104,21 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
     trespassed = [name for name in {**running, **held} if matching(name, bench.spec.skip)]
     if trespassed:
         raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(trespassed)[:5])}")
-    beyond = [role for role in ("embedding", "head") if any(e.quantized and e.role == role for e in ledger)]
+    beyond = tuple(role for role in ("embedding", "head") if any(e.quantized and e.role == role for e in ledger))
     if beyond:
-        bench.labels.append(f"quantized beyond the {bench.spec.scope}: {', '.join(beyond)}")
+        bench.label("beyond_scope", scope=bench.spec.scope, roles=beyond)
     in_memory, on_disk = sum(running.values()) / whole, sum(held.values()) / whole
     fraction = max(in_memory, on_disk)
     bench.add([coverage(min(fraction, 1.0))])
     if not bench.method().stores_codes(bench.params()):
-        bench.labels.append("nothing of it is stored quantized: it has the unquantized model's size and speed")
+        bench.label("stored_dense")
     elif on_disk >= LEAST_COVERAGE > in_memory:
-        bench.labels.append("dequantized on load: runs as dense matrices, its memory and speed are not the format's")
+        bench.label("dequantized_on_load")
     elif bench.method().published and fraction < LEAST_COVERAGE:
-        bench.labels.append(f"its publisher quantized {fraction:.1%} of the decoder")
+        bench.label("publisher_coverage", fraction=fraction)
     elif fraction < 1:
         skipped = sorted(name for name in eligible if not {_module(name), stored.layer_of(name)} & {*running, *held})
-        bench.facts["not quantized"] = ", ".join(skipped)
+        bench.fact("not_quantized", tensors=tuple(skipped))
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(
                 f"only {fraction:.1%} of the {bench.spec.scope}'s parameters are quantized; "
@@ -138,20 +134,15 @@ def _module(name: str) -> str:
 def _note_kernels(bench: Bench, model: Logits) -> None:
     """How the decoder's linear layers multiply, and a label where that is slower than the method is meant to be."""
     families = Counter(model.families().values())
-    bench.facts["kernels"] = ", ".join(f"{count} {FAMILIES[kind]}" for kind, count in sorted(families.items()))
+    bench.fact("kernels", **{str(family): layers for family, layers in families.items()})
     if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
-        bench.labels.append("unpacked once: its codes are stored, and dense matrices beside them run")
+        bench.label("unpacked_once")
     if bench.spec.device.startswith("cuda"):
-        bench.facts["CUDA kernels"] = "; ".join(kernel_names(lambda: _probe_logits(bench, model)))
+        bench.fact("cuda_kernels", names=tuple(kernel_names(lambda: _probe_logits(bench, model))))
     expected = bench.method().kernel
-    slower = {
-        kind: count
-        for kind, count in families.items()
-        if expected and kind != "plain" and SLOWNESS[kind] > SLOWNESS[expected]  # of dense ones coverage speaks
-    }
-    if expected is not None and slower:
-        fallen = " and ".join(f"{count} layers {FAMILIES[kind]}" for kind, count in slower.items())
-        bench.labels.append(f"kernel fell back: {fallen}, where the method is meant to {FAMILIES[expected]}")
+    for family, layers in families.items():
+        if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # of dense ones coverage speaks
+            bench.label("kernel_fell_back", layers=layers, family=family, expected=expected)
 
 
 def _probe_logits(bench: Bench, model: Logits) -> object:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.execution.checks.drift import SUSPECT, reasons
+from harness.execution.checks.drift import drift
 from harness.execution.context import Bench
 from harness.host.machine import available_memory_bytes
 from harness.metrics.machine import measure
@@ -20,10 +20,10 @@ def machine(bench: Bench, out: Path) -> None:
     spec = bench.spec
     with bench.phase("measure"), torch.inference_mode():
         bench.moment("begin")
-        bench.add(measure(spec.device, _free_bytes(bench), bench.facts.__setitem__))
+        bench.add(measure(spec.device, _free_bytes(bench), bench.keep))
         bench.moment("end")
-    bench.labels += [f"{SUSPECT}the machine's own speed: {each}" for each in reasons(bench.moments, bench.measurements)]
-    bench.facts["CPU threads"] = torch.get_num_threads()
+    bench.labels += drift(bench.moments, bench.measurements, of="machine")
+    bench.fact("cpu_threads", threads=torch.get_num_threads())
 
 
 def _free_bytes(bench: Bench) -> int:

@@ -72,14 +72,19 @@ def describe(bench: Bench, calibration: CalibrationSet) -> None:
     ref = bench.spec.calibration
     assert ref is not None
     tokens = sum(calibration.lengths)
-    bench.facts["calibration"] = (
-        f"{len(calibration.tokens)} × {calibration.length} tokens of {ref.text.id}, {ref.packing}, seed {ref.seed}, "
-        f"sha256 {calibration.sha256[:12]}"
+    bench.fact(
+        "calibration",
+        samples=len(calibration.tokens),
+        length=calibration.length,
+        text=ref.text.id,
+        packing=ref.packing,
+        seed=ref.seed,
+        sha256=calibration.sha256[:12],
     )
     if len(calibration.tokens) < ref.samples:
-        bench.facts["calibration asked for"] = f"{ref.samples} samples; the text holds {len(calibration.tokens)}"
+        bench.fact("calibration_asked_for", samples=ref.samples, held=len(calibration.tokens))
     if tokens < LITTLE_TOKENS:
-        bench.labels.append(f"calibrated on {tokens:,} tokens, which is little")
+        bench.label("little_calibration", tokens=tokens)
 
 
 def keep_probe(bench: Bench, out: Path) -> None:
@@ -103,7 +108,7 @@ def convert(bench: Bench, out: Path) -> None:
     with bench.phase("convert"):
         note = runtime.convert(bench.source(), out, dtype)
     if note is not None:
-        bench.facts["tokenizer of the converted model"] = note
+        bench.fact("converted_tokenizer", remark=note)
     _copy_tokenizer(bench.source(), out)
     with bench.phase("probe"):
         request = LoadRequest(out, dtype, spec.device, spec.attention)
@@ -111,7 +116,7 @@ def convert(bench: Bench, out: Path) -> None:
         what = f"the model converted for {runtime.name} is another one"
         found = probe.compare(bench.cache.needed(spec, "probe"), model.logits, what, CONVERTED_KL)
         model.close()
-    bench.facts["conversion difference"] = str(found)
+    bench.fact("conversion_difference", **found.figures)
 
 
 def quantize(bench: Bench, out: Path) -> None:
@@ -153,7 +158,7 @@ def _quantize(bench: Bench, source: Path, out: Path) -> None:
         untouched=modules.untouched,
         overrides=bench.overrides(),
         trust_remote_code=spec.model.trust_remote_code,
-        note=bench.facts.__setitem__,
+        note=bench.note,
     )
     torch.manual_seed(spec.seed)
     with bench.phase("quantize"), consumption.watching() if consumption else nullcontext():
@@ -197,7 +202,7 @@ def _check_source(bench: Bench, source: Path) -> None:
         lambda ids: model(input_ids=ids.to(model.device)).logits,
         f"transformers {transformers.__version__} of stack {bench.spec.stack} reads another model from the source",
     )
-    bench.facts[f"source in stack {bench.spec.stack}"] = str(read)
+    bench.fact("source_in_stack", stack=bench.spec.stack, **read.figures)
 
 
 def _calibration(bench: Bench) -> CalibrationSet | None:
@@ -213,9 +218,9 @@ def _calibration(bench: Bench) -> CalibrationSet | None:
 def _note_consumption(bench: Bench, given: CalibrationSet, consumed: CalibrationSet) -> None:
     """Says how much of the calibration the library used."""
     count, of = len(consumed.tokens), len(given.tokens)
-    bench.facts["calibration consumed"] = f"{count} of {of} samples, sha256 {consumed.sha256[:12]}"
+    bench.fact("calibration_consumed", samples=count, given=of, sha256=consumed.sha256[:12])
     if count < of:
-        bench.labels.append(f"its library left out {of - count} of {of} calibration samples")
+        bench.label("calibration_left_out", left_out=of - count, samples=of)
 
 
 def _copy_tokenizer(source: Path, out: Path, code: bool = False) -> None:

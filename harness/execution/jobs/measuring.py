@@ -9,7 +9,7 @@ from harness.core.metric import Windows
 from harness.errors import UnsupportedError
 from harness.execution import reference as references
 from harness.execution.checks import noise
-from harness.execution.checks.drift import SUSPECT, reasons
+from harness.execution.checks.drift import drift
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.plausibility import plausibility
 from harness.execution.checks.variant import note_repacking, take_stock
@@ -18,7 +18,7 @@ from harness.execution.footprint import footprint
 from harness.execution.forward import observe
 from harness.execution.traffic import traffic
 from harness.plugins import engine, metric
-from harness.text.leakage import halves_told
+from harness.text.leakage import RUN_TOKENS, halves
 
 
 def reference(bench: Bench, out: Path) -> None:
@@ -45,7 +45,7 @@ def quality(bench: Bench, out: Path) -> None:
     take_stock(bench, model)
     check_tokens(bench, model)
     windows = _windows(bench, model)
-    bench.facts["evaluation halves overlap"] = halves_told(windows)
+    bench.fact("halves_overlap", shared=halves(windows), run_tokens=RUN_TOKENS)
     if "calibrate" in spec.needs:
         check_leak(bench, windows.tokens)
     observers = [metric("perplexity").make(windows)]
@@ -73,13 +73,13 @@ def performance(bench: Bench, out: Path) -> None:
     if spec.throughput is not None:
         with bench.phase("generate"):
             bench.add(metric("throughput").make(model, spec.throughput, spec.seed, bench.moment))
-        bench.labels += [SUSPECT + each for each in reasons(bench.moments, bench.measurements)]
+        bench.labels += drift(bench.moments, bench.measurements)
         traffic(bench, model, spec.throughput)
         if spec.memory:
             footprint(bench, model, spec.throughput)
         if spec.energy:
             with bench.phase("energy"):
-                bench.add(metric("energy").make(model, spec.throughput, spec.seed, bench.facts.__setitem__))
+                bench.add(metric("energy").make(model, spec.throughput, spec.seed, bench.keep))
     note_repacking(bench, model)
 
 

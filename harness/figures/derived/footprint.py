@@ -87,7 +87,7 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
     if source is None or not caches or any(run.spec.decode_mode != "eager" for run in runs):
         return None
     prefill, decode = _points(runs, "prefill", source), _points(runs, "decode", source)
-    square = any(run.outcome.facts.get("attention") == "eager" for run in runs)
+    square = any(_attention(run) == "eager" for run in runs)
     limits = [m.values[0] for m in _all(runs, "context_length")]
     on_gpu = source.startswith("cuda")
     return Footprint(
@@ -99,6 +99,11 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
         context_limit=int(min(limits)) if limits else None,
         on_gpu=on_gpu,
     )
+
+
+def _attention(run: RunRecord) -> object:
+    found = run.outcome.fact("attention")
+    return found.arguments["implementation"] if found else None
 
 
 def cache_of_most_tokens(caches: Sequence[Measurement]) -> Measurement:

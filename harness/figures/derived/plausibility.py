@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
+from harness.core.label import ImplausibleReason, Label, implausible_finding
 from harness.core.model import ModelRef
 from harness.core.record import Measurement, RunRecord
 from harness.stats.estimate import Estimate, clustered_mean, perplexity
@@ -25,30 +24,6 @@ BOS_GAIN_NAT = 0.1
 need it there gained 0.07 at most; a story model whose BOS begins a story gained 0.14 on stories, and Gemma 3
 270M 0.9 to 1.5 on six windows of WikiText (perplexity 131 without BOS, 38 with it)."""
 
-Code = Literal["perplexity", "guessing", "tokens_per_character", "bos", "random_weights"]
-_WORDS: Mapping[Code, tuple[str, str]] = {
-    "perplexity": (
-        "its perplexity is {:.4g} per token, above {:g}",
-        "no better than token frequencies alone; check the tokenizer, BOS, that the weights are trained and that the "
-        "text is in a language of the model",
-    ),
-    "guessing": (
-        "its perplexity is {:.4g}, above half of its vocabulary ({:g})",
-        "little better than guessing, as random weights are",
-    ),
-    "tokens_per_character": (
-        "its tokenizer produces {:.3g} tokens per character of Latin text, above {:g}",
-        "check the tokenizer",
-    ),
-    "bos": (
-        "BOS in front of a window lowers its loss by {:.3g} nat per token, above {:g}",
-        "the text lacks the BOS that the model needs; the protocol llama.cpp with 'bos: always' begins every window "
-        "with it",
-    ),
-    "random_weights": ("its weights are random", "only size, speed and memory mean anything"),
-}
-"""What was found, and what it means."""
-
 
 @dataclass(frozen=True)
 class Implausibility:
@@ -57,18 +32,19 @@ class Implausibility:
     ``figure`` is above ``limit``, both in the unit that the code's threshold has; random weights have neither.
     """
 
-    code: Code
+    code: ImplausibleReason
     figure: float | None = None
     limit: float | None = None
 
     @property
     def finding(self) -> str:
-        return _WORDS[self.code][0].format(self.figure, self.limit)
+        return implausible_finding(self.code, self.figure, self.limit)
 
     @property
-    def sentence(self) -> str:
-        """The label that stands wherever the table's figures do."""
-        return f"implausible baseline: {self.finding}: {_WORDS[self.code][1]}"
+    def label(self) -> Label:
+        """The one that stands wherever the table's figures do."""
+        figures = {"figure": self.figure, "limit": self.limit} if self.figure is not None else {}
+        return Label("implausible_baseline", {"reason": self.code, **figures})
 
 
 def implausible(model: ModelRef, quality: RunRecord | None) -> tuple[Implausibility, ...]:

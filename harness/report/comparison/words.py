@@ -104,7 +104,7 @@ def doubts(found: Regression) -> Iterator[str]:
     """The baselines relative to which no quality can be trusted, and why."""
     for one, where in (("BASE", found.base), ("HEAD", found.head)):
         for run, reasons in where.implausible.items():
-            yield from (f"{one}: {run}: {each.sentence}" for each in reasons)
+            yield from (f"{one}: {run}: {each.label.sentence}" for each in reasons)
 
 
 def environment(entry: Change) -> str:

@@ -10,6 +10,7 @@ from typing import get_args
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from harness.core.label import Label
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report.answer import Answer
 from harness.report.breakdown import breakdowns
@@ -40,7 +41,7 @@ class _Section:
     plots: tuple[Plot, ...]
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
     breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
-    labels: tuple[str, ...]
+    labels: tuple[Label, ...]
     warning: str | None
     noise_floor: str | None
     terms: str | None
@@ -66,7 +67,7 @@ class _Section:
         return tuple(dict.fromkeys(row.status for row in self.variants))
 
     @cached_property
-    def row_labels(self) -> tuple[str, ...]:
+    def row_labels(self) -> tuple[Label, ...]:
         """Every warning that stands beside a variant; a filter names them by their numbers, from 1."""
         return tuple(dict.fromkeys(label for row in self.variants for label in row.labels))
 

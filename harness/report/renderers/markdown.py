@@ -52,7 +52,7 @@ def _answer(said: Answer) -> str:
 def _caption(table: Table) -> Iterable[str]:
     yield f"{escape(table.hardware)}; perplexity protocol: {escape(table.protocol)}."
     for label in table_labels(table):
-        yield f"**⚠ {escape(label)}.**"
+        yield f"**⚠ {escape(label.sentence)}.**"
     floor = noise_floor(table)
     if floor:
         yield escape(floor)
@@ -90,7 +90,7 @@ def _name(row: VariantRow) -> str:
         words.append("●")
     if row.status != "ok":
         words.append(f"({row.status.replace('_', ' ')}: {escape(row.reason or 'no reason recorded')})")
-    return " ".join([*words, *(f"⚠ {escape(label)}" for label in row.labels)])
+    return " ".join([*words, *(f"⚠ {escape(label.sentence)}" for label in row.labels)])
 
 
 def _line(cells: Iterable[str]) -> str:

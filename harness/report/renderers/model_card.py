@@ -112,7 +112,7 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
     """The variant beside the baseline, a line per figure."""
     yield f"## Quantization: {escape(row.label)}"
     for label in (*table_labels(table), *row.labels):
-        yield f"**⚠ {escape(label)}.**"
+        yield f"**⚠ {escape(label.sentence)}.**"
     base = table.baseline
     head = ["", escape(row.label), *([escape(base.label)] if base else [])]
     lines = [_line(head), _line(["---", *("---:" for _ in head[1:])])]

@@ -1,0 +1,492 @@
+"""Labels and facts of a run: a code from a closed list, its arguments, and the sentence that both make when shown.
+
+Programs test codes. A sentence is for people and may be reworded at any time: nothing reads it, nothing stores it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from harness.core.capability import KernelFamily
+from harness.core.identity import Scalar
+
+Argument = Scalar | tuple[str, ...]
+
+LabelCode = Literal[
+    "natively_quantized",
+    "leaked",
+    "little_calibration",
+    "calibration_left_out",
+    "stored_dense",
+    "dequantized_on_load",
+    "unpacked_once",
+    "kernel_fell_back",
+    "reload_differs",
+    "beyond_scope",
+    "left_alone",
+    "overridden",
+    "override_not_applied",
+    "publisher_coverage",
+    "batch_dependent",
+    "suspect",
+    "implausible_baseline",
+    "other",
+]
+FactCode = Literal[
+    "layers",
+    "kernels",
+    "cuda_kernels",
+    "attention",
+    "cpu_threads",
+    "key_value_cache",
+    "cache_unlike_shape",
+    "cache_empty",
+    "calibration",
+    "calibration_asked_for",
+    "calibration_consumed",
+    "calibration_overlap",
+    "task_overlap",
+    "halves_overlap",
+    "reload_difference",
+    "conversion_difference",
+    "source_in_stack",
+    "converted_tokenizer",
+    "repacked",
+    "quantization_config",
+    "not_quantized",
+    "attention_not_bound",
+    "energy_not_measured",
+    "rate_not_measured",
+    "dtype_noise_not_measured",
+    "plausibility_not_measured",
+    "noted",
+]
+SuspectReason = Literal[
+    "gpu_clock_fell",
+    "gpu_held_down",
+    "gpu_heat",
+    "gpu_shared",
+    "cpu_heat",
+    "cpu_shared",
+    "cpu_steal",
+    "times_drift",
+    "other",
+]
+ImplausibleReason = Literal["perplexity", "guessing", "tokens_per_character", "bos", "random_weights"]
+
+KERNELS: Mapping[KernelFamily, str] = {
+    "packed": "multiply packed codes",
+    "dequantize": "unpack before each product",
+    "plain": "dense",
+}
+IMPLAUSIBLE: Mapping[ImplausibleReason, tuple[str, str]] = {
+    "perplexity": (
+        "its perplexity is {figure:.4g} per token, above {limit:g}",
+        "no better than token frequencies alone; check the tokenizer, BOS, that the weights are trained and that the "
+        "text is in a language of the model",
+    ),
+    "guessing": (
+        "its perplexity is {figure:.4g}, above half of its vocabulary ({limit:g})",
+        "little better than guessing, as random weights are",
+    ),
+    "tokens_per_character": (
+        "its tokenizer produces {figure:.3g} tokens per character of Latin text, above {limit:g}",
+        "check the tokenizer",
+    ),
+    "bos": (
+        "BOS in front of a window lowers its loss by {figure:.3g} nat per token, above {limit:g}",
+        "the text lacks the BOS that the model needs; the protocol llama.cpp with 'bos: always' begins every window "
+        "with it",
+    ),
+    "random_weights": ("its weights are random", "only size, speed and memory mean anything"),
+}
+"""What was found, and what it means."""
+_SUSPECT: Mapping[SuspectReason, str] = {
+    "gpu_clock_fell": "the GPU's clock fell by more than {limit:.0%}",
+    "gpu_held_down": "the GPU held its clocks down: heat or a fault of its power",
+    "gpu_heat": "heat held the GPU's clocks down",
+    "gpu_shared": "another process held the GPU",
+    "cpu_heat": "heat slowed the CPU down",
+    "cpu_shared": "other processes took more than {limit:.0%} of the CPU",
+    "cpu_steal": "the hypervisor gave more than {limit:.0%} of the CPU away",
+    "times_drift": "{phase} times drift by more than {limit:.0%} within a process at batch {batch_size}, "
+    "prompt {prompt_tokens}",
+    "other": "{text}",
+}
+
+
+def overlap_words(shared: float, run_tokens: int) -> str:
+    """How much of an evaluation text stands in a calibration set: a fraction of its runs of tokens."""
+    return f"{shared:.3%} of the evaluation's runs of {run_tokens} tokens stand in the calibration"
+
+
+def difference_words(relative: float, kl: float, loss_kept: float, loss_now: float) -> str:
+    """How far logits are from those kept: relative to the largest, as KL, and both losses (nats per token)."""
+    return (
+        f"logits by {relative:.3g} of the largest, KL {kl:.3g} nat, loss {loss_kept:.4f} before and {loss_now:.4f} now"
+    )
+
+
+def implausible_finding(reason: ImplausibleReason, figure: float | None, limit: float | None) -> str:
+    """What was found of a baseline, without what it means."""
+    return IMPLAUSIBLE[reason][0].format(figure=figure, limit=limit)
+
+
+def _suspect(reason: SuspectReason, of: Literal["run", "machine"], **found: Argument) -> str:
+    whose = "the machine's own speed: " if of == "machine" else ""
+    return f"suspect: {whose}{_SUSPECT[reason].format(**found)}"
+
+
+def _implausible(reason: ImplausibleReason, figure: float | None = None, limit: float | None = None) -> str:
+    return f"implausible baseline: {implausible_finding(reason, figure, limit)}: {IMPLAUSIBLE[reason][1]}"
+
+
+def _leaked(shared: float | None = None, run_tokens: int | None = None, text: str | None = None) -> str:
+    """``text`` is what an older record says in other words."""
+    how_much = text if shared is None or run_tokens is None else overlap_words(shared, run_tokens)
+    return f"calibrated on the evaluation text: {how_much}" if how_much else "calibrated on the evaluation text"
+
+
+def _native(quantization: str, degridded: bool) -> str:
+    return f"natively quantized reference: {quantization}{', degridded' if degridded else ''}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a code says. ``sentence`` makes its text from its arguments; ``meaning`` explains it to readers of the docs.
+
+    ``example`` holds arguments that it could have. ``name`` is what a fact is called, arguments in braces; a label has
+    none.
+    """
+
+    sentence: Callable[..., str]
+    meaning: str
+    example: Mapping[str, Argument] = field(default_factory=dict)
+    name: str = ""
+
+    def check(self, arguments: Mapping[str, Argument]) -> None:
+        """Raises ValueError where a sentence cannot be made of these arguments."""
+        try:
+            inspect.signature(self.sentence).bind(**arguments)
+            self.sentence(**arguments)
+            self.name.format(**arguments)
+        except (TypeError, ValueError, LookupError) as error:
+            raise ValueError(f"no sentence can be made of {dict(arguments)}: {error}") from None
+
+
+LABELS: Mapping[LabelCode, Form] = {
+    "natively_quantized": Form(
+        _native,
+        "the model was published in few bits; `, degridded` where its weights were moved off that grid",
+        {"quantization": "Q4_1", "degridded": True},
+    ),
+    "leaked": Form(
+        _leaked,
+        "more than 0.1% of the evaluation's runs of 16 tokens stand in the calibration, and `--allow-leak` let it pass",
+        {"shared": 0.03125, "run_tokens": 16},
+    ),
+    "little_calibration": Form(
+        lambda tokens: f"calibrated on {tokens:,} tokens, which is little",
+        "fewer than 32,768",
+        {"tokens": 16384},
+    ),
+    "calibration_left_out": Form(
+        lambda left_out, samples: f"its library left out {left_out} of {samples} calibration samples",
+        "they never reached the model",
+        {"left_out": 3, "samples": 128},
+    ),
+    "stored_dense": Form(
+        lambda: "nothing of it is stored quantized: it has the unquantized model's size and speed",
+        "the method promises no codes, such as a merged adapter",
+    ),
+    "dequantized_on_load": Form(
+        lambda: "dequantized on load: runs as dense matrices, its memory and speed are not the format's",
+        "quantized on disk, dense in memory",
+    ),
+    "unpacked_once": Form(
+        lambda: "unpacked once: its codes are stored, and dense matrices beside them run",
+        "products are dense ones; codes and matrices are both in memory",
+    ),
+    "kernel_fell_back": Form(
+        lambda layers, family, expected: (
+            f"kernel fell back: {layers} layers {KERNELS[family]}, where the method is meant to {KERNELS[expected]}"
+        ),
+        "layers ran on a slower kind of kernel than the method is meant to",
+        {"layers": 28, "family": "dequantize", "expected": "packed"},
+    ),
+    "reload_differs": Form(
+        lambda **difference: (
+            "the artifact reloaded differs from the model that was saved, harmlessly: " + difference_words(**difference)
+        ),
+        "by more than rounding, but by less than 10⁻⁴ nat per token",
+        {"relative": 0.0347, "kl": 1.14e-05, "loss_kept": 6.2771, "loss_now": 6.2775},
+    ),
+    "beyond_scope": Form(
+        lambda scope, roles: f"quantized beyond the {scope}: {_listed(roles)}",
+        "embeddings or head are stored quantized too, as llama.cpp does by itself",
+        {"scope": "decoder", "roles": ("embedding", "head")},
+    ),
+    "left_alone": Form(
+        lambda modules: f"left alone: {_listed(modules)}",
+        "what the recipe's scope skips",
+        {"modules": ("model.layers.0.*",)},
+    ),
+    "overridden": Form(
+        lambda pattern, parameter, value: f"{pattern}: {parameter}={value}",
+        "what the recipe's scope overrides",
+        {"pattern": "*.down_proj", "parameter": "bits", "value": 8},
+    ),
+    "override_not_applied": Form(
+        lambda pattern, parameter, value: f"override not applied: {pattern}: {parameter}={value}",
+        "the method's library cannot give single modules parameters of their own",
+        {"pattern": "*.down_proj", "parameter": "bits", "value": 8},
+    ),
+    "publisher_coverage": Form(
+        lambda fraction: f"its publisher quantized {fraction:.1%} of the decoder",
+        "a published checkpoint below 99%",
+        {"fraction": 0.75},
+    ),
+    "batch_dependent": Form(
+        lambda: "depends on the batch; run one window at a time",
+        "a token's result depends on what else is in the batch",
+    ),
+    "suspect": Form(
+        _suspect,
+        "the machine, or the times themselves, drifted while a run was timed: see [suspect](speed.md#suspect)",
+        {"reason": "cpu_shared", "of": "run", "limit": 0.1},
+    ),
+    "implausible_baseline": Form(
+        _implausible,
+        "no quality relative to this baseline can be trusted: see "
+        "[implausible baselines](measuring.md#implausible-baselines). No record holds it: it is worked out where a "
+        "table is made",
+        {"reason": "perplexity", "figure": 1234.0, "limit": 300.0},
+    ),
+    "other": Form(
+        lambda text: str(text),
+        "a label of a record that an older qharness wrote in other words",
+        {"text": "fell back to a slow kernel"},
+    ),
+}
+FACTS: Mapping[FactCode, Form] = {
+    "layers": Form(
+        lambda **layers: _listed(f"{count} × {name}" for name, count in sorted(layers.items())),
+        "which classes of linear layers the variant has, and how many of each",
+        {"Linear": 7, "PackedLinear": 21},
+        "layers",
+    ),
+    "kernels": Form(
+        lambda **families: _listed(f"{count} {KERNELS[kind]}" for kind, count in sorted(families.items())),  # type: ignore[index]
+        "how many of them multiply packed codes, unpack before each product, or are dense",
+        {"packed": 28},
+        "kernels",
+    ),
+    "cuda_kernels": Form(
+        lambda names: "; ".join(names),
+        "on a GPU, those that took the longest on the probe",
+        {"names": ("ampere_sgemm_32x128_tn",)},
+        "CUDA kernels",
+    ),
+    "attention": Form(
+        lambda implementation: str(implementation),
+        "the attention that really ran",
+        {"implementation": "sdpa"},
+        "attention",
+    ),
+    "cpu_threads": Form(
+        lambda threads: str(threads), "how many threads torch used on the CPU", {"threads": 8}, "CPU threads"
+    ),
+    "key_value_cache": Form(
+        lambda kind: str(kind),
+        "what keys and values were kept in, where that was not the model's own cache",
+        {"kind": "Q8_0 of llama.cpp"},
+        "key-value cache",
+    ),
+    "cache_unlike_shape": Form(
+        lambda bytes_per_token, expected, element_bytes: (
+            f"{bytes_per_token:,.0f} bytes per token; by the model's shape {expected:,} at {element_bytes} bytes"
+        ),
+        "the cache takes other than a key and a value of each token in each layer: both figures",
+        {"bytes_per_token": 8192.0, "expected": 4096, "element_bytes": 2},
+        "KV cache",
+    ),
+    "cache_empty": Form(lambda: "none: no tensor was found in it", "no tensor was found in the cache", {}, "KV cache"),
+    "calibration": Form(
+        lambda samples, length, text, packing, seed, sha256: (
+            f"{samples} × {length} tokens of {text}, {packing}, seed {seed}, sha256 {sha256}"
+        ),
+        "the samples, their length, text, packing and seed, and the sha256 of their token ids",
+        {"samples": 128, "length": 512, "text": "wikitext", "packing": "crop", "seed": 0, "sha256": "0123456789ab"},
+        "calibration",
+    ),
+    "calibration_asked_for": Form(
+        lambda samples, held: f"{samples} samples; the text holds {held}",
+        "the text holds fewer samples than the recipe asked for",
+        {"samples": 128, "held": 100},
+        "calibration asked for",
+    ),
+    "calibration_consumed": Form(
+        lambda samples, given, sha256: f"{samples} of {given} samples, sha256 {sha256}",
+        "how many samples reached the model while it was quantized, and their sha256",
+        {"samples": 128, "given": 128, "sha256": "0123456789ab"},
+        "calibration consumed",
+    ),
+    "calibration_overlap": Form(
+        overlap_words,
+        "the share of the evaluation's runs of 16 tokens that stand in the calibration",
+        {"shared": 0.00125, "run_tokens": 16},
+        "calibration overlap",
+    ),
+    "task_overlap": Form(
+        lambda task, shared, run_tokens: overlap_words(shared, run_tokens),
+        "the same of a task's questions",
+        {"task": "arc_easy", "shared": 0.0, "run_tokens": 16},
+        "calibration overlap with {task}",
+    ),
+    "halves_overlap": Form(
+        lambda shared, run_tokens: (
+            f"{shared:.3%} of the second half's runs of {run_tokens} tokens stand in the first half"
+        ),
+        "the share of the runs of 16 tokens of the second half of what is scored that stand in its first half",
+        {"shared": 0.004, "run_tokens": 16},
+        "evaluation halves overlap",
+    ),
+    "reload_difference": Form(
+        difference_words,
+        "of the checkpoint from the model that was saved, on the probe: logits over the largest one, KL, both losses",
+        {"relative": 0.0, "kl": 0.0, "loss_kept": 6.25, "loss_now": 6.25},
+        "reload difference",
+    ),
+    "conversion_difference": Form(
+        difference_words,
+        "the same of the model converted for another engine, from transformers",
+        {"relative": 0.0125, "kl": 1e-05, "loss_kept": 6.25, "loss_now": 6.25},
+        "conversion difference",
+    ),
+    "source_in_stack": Form(
+        lambda stack, **difference: difference_words(**difference),
+        "the same of the unquantized source, as the stack's libraries read it",
+        {"stack": "autoawq", "relative": 0.0, "kl": 0.0, "loss_kept": 6.25, "loss_now": 6.25},
+        "source in stack {stack}",
+    ),
+    "converted_tokenizer": Form(
+        lambda remark: str(remark),
+        "what a GGUF file does not say of it; no figure here depends on it",
+        {"remark": "its way of splitting text is not known"},
+        "tokenizer of the converted model",
+    ),
+    "repacked": Form(
+        lambda stored_bytes, running_bytes: f"{stored_bytes} to {running_bytes} bytes",
+        "bytes before and after",
+        {"stored_bytes": 1024, "running_bytes": 2048},
+        "repacked by the first forward pass",
+    ),
+    "quantization_config": Form(
+        lambda text: str(text),
+        "what the checkpoint says of itself: every single value",
+        {"text": "bits 4, group_size 32, quant_method gptq"},
+        "quantization_config",
+    ),
+    "not_quantized": Form(
+        lambda tensors: _listed(tensors),
+        "matrices in scope that are stored plain",
+        {"tensors": ("model.layers.0.mlp.gate.weight",)},
+        "not quantized",
+    ),
+    "attention_not_bound": Form(
+        lambda reason: f"the attention is left out: {reason}",
+        "what is left out of the [bounds](speed-bounds.md), and why",
+        {"reason": "a layer's shape is not known"},
+        "bound",
+    ),
+    "energy_not_measured": Form(
+        lambda counter, reason: f"not measured: {reason}",
+        "why it was not measured",
+        {"counter": "CPU", "reason": "no RAPL counter below /sys/class/powercap"},
+        "energy of the {counter}",
+    ),
+    "rate_not_measured": Form(
+        lambda dtype, reason: str(reason),
+        "of a machine run: why torch multiplies no such numbers there",
+        {"dtype": "float8_e4m3fn", "reason": "not implemented"},
+        "no rate of {dtype}",
+    ),
+    "dtype_noise_not_measured": Form(
+        lambda dtype, reason: f"not measured in {dtype}: {reason}",
+        "why there is none",
+        {"dtype": "bfloat16", "reason": "the baseline's weights are stored quantized"},
+        "noise floor of another dtype",
+    ),
+    "plausibility_not_measured": Form(
+        lambda reason: f"not measured: {reason}",
+        "why its tokens were not counted and BOS was not probed",
+        {"reason": "the tokenizer cannot decode"},
+        "plausibility of the baseline",
+    ),
+    "noted": Form(
+        lambda name, value: str(value),
+        "what a method noted: `training_loss_first` and `training_loss_last` (nat per token), `training_rows`, "
+        "`quantized_in` (a dtype), `calibration_tokens_left_out`, `rounded to nearest instead`",
+        {"name": "training_loss_last", "value": 2.5},
+        "{name}",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Label:
+    """A warning that every table carries. Raises ValueError for an unknown code and for arguments of another one."""
+
+    code: LabelCode
+    arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.code not in LABELS:
+            raise _unknown(self.code)
+        LABELS[self.code].check(self.arguments)
+
+    @property
+    def sentence(self) -> str:
+        return LABELS[self.code].sentence(**self.arguments)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A finding that tables show by its name. Raises ValueError for an unknown code and for arguments of another."""
+
+    code: FactCode
+    arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.code not in FACTS:
+            raise _unknown(self.code)
+        FACTS[self.code].check(self.arguments)
+
+    @property
+    def name(self) -> str:
+        return FACTS[self.code].name.format(**self.arguments)
+
+    @property
+    def value(self) -> str:
+        """What was found, as text."""
+        return FACTS[self.code].sentence(**self.arguments)
+
+    @property
+    def sentence(self) -> str:
+        return f"{self.name}: {self.value}"
+
+
+def _unknown(code: str) -> ValueError:
+    return ValueError(f"unknown code {code!r}; was it written by a newer qharness? Then upgrade qharness to read it")
+
+
+def codes(labels: Iterable[Label]) -> tuple[LabelCode, ...]:
+    """Each code once, in the order in which they come."""
+    return tuple(dict.fromkeys(label.code for label in labels))

@@ -1,0 +1,39 @@
+"""Records of older schema versions: raw JSON in, the raw JSON of the next version out, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from harness.core.upgrade import labels
+from harness.errors import NewerRecordError, ResultsError
+
+SCHEMA_VERSION = 2
+
+
+def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
+    """The raw JSON of a record, brought to SCHEMA_VERSION. The cache keeps outcomes that have no spec beside them.
+
+    Raises ResultsError where there is no version, and NewerRecordError for one from the future.
+    """
+    version = raw.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ResultsError(f"{name}: not a record: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise NewerRecordError(
+            f"{name}: written by a newer qharness (record schema {version}, this one reads up to "
+            f"{SCHEMA_VERSION}); upgrade qharness to read it"
+        )
+    for step in range(version, SCHEMA_VERSION):
+        raw = UPGRADES[step](raw)
+    return raw
+
+
+def _to_2(raw: dict[str, Any]) -> dict[str, Any]:
+    """Codes in place of the sentences of labels and facts."""
+    outcome = raw.get("outcome")
+    return {**raw, "schema_version": 2} | ({"outcome": labels.upgraded(outcome)} if isinstance(outcome, dict) else {})
+
+
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
+"""From a version to the function that turns its raw JSON into that of the next version."""
