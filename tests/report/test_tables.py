@@ -91,11 +91,11 @@ def test_a_name_says_the_unit_of_the_raw_value(records: list[RunRecord]) -> None
     assert {each.unit for each in made} == {"", "%", *UNITS}
     for each in made:
         if each.unit == "%":
-            assert each.factor == 100, each.name
+            assert each.format.factor == 100, each.name
             assert any(has_words(each.name, words) for words in SHARES), each.name
         elif each.unit:
             words, factor = UNITS[each.unit]
-            assert each.factor == factor, each.name
+            assert each.format.factor == factor, each.name
             assert has_words(each.name, words), each.name
 
 
