@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.analysis.regression import Finding, track
-from harness.core.gates import GATES
 from harness.core.identity import Kind, Scalar
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload, TaskWorkload, TextRef, ThroughputWorkload
+from harness.plugins import gates as gated_figures
 from harness.stats import changepoints
 
 Floats = npt.NDArray[np.float64]
@@ -138,6 +138,13 @@ def _timed(metric: str, seconds: float) -> Measurement:
     return Measurement(metric, 1, "s", "lower", "samples", (0.05 * seconds,), dict(POINT))
 
 
+def default(gate: str) -> float:
+    """The threshold where a user names none."""
+    declared = gated_figures()[gate].gate
+    assert declared is not None
+    return declared.default
+
+
 def findings(pairs: Sequence[tuple[int, tuple[Run, Run]]], gates: Mapping[str, float]) -> tuple[Finding, ...]:
     base, head = (records(name, [(v, pair[side]) for v, pair in pairs]) for side, name in enumerate(("s1", "s2")))
     return track(base, head, gates).gated
@@ -162,7 +169,7 @@ def _quality(generator: Generator) -> tuple[Run, Run]:
 def found(generator: Generator, gate: str, draw: Draw, units: int, worse: float, family: int) -> bool:
     """Whether a regression in the first of so many variants is called one."""
     pairs = [(variant, draw(generator, units, worse if variant == 0 else 0.0)) for variant in range(family)]
-    judged = findings(pairs, {gate: GATES[gate].default})
+    judged = findings(pairs, {gate: default(gate)})
     return next(each for each in judged if each.method == "variant 0").verdict == "regressed"
 
 
@@ -175,7 +182,7 @@ def table(head: Sequence[str], rows: Iterable[tuple[str, Sequence[float]]]) -> N
 
 
 def false_alarms(sweeps: int) -> None:
-    usual = {name: GATES[name].default for name in ("perplexity", "kl", "accuracy", "prefill", "decode")}
+    usual = {name: default(name) for name in ("perplexity", "kl", "accuracy", "prefill", "decode")}
     without = dict.fromkeys(usual, 1e-9)
     print("### Whole sweeps\n")
     rows = []

@@ -159,6 +159,14 @@ def figures() -> Mapping[str, Figure[Any]]:
     return MappingProxyType(found)
 
 
+@cache
+def gates() -> Mapping[str, Figure[Any]]:
+    """The figures that may be gated, by name, in the order of findings and series."""
+    from harness.figures.gate import in_order
+
+    return MappingProxyType(in_order(figures()))
+
+
 def _figures_of(entry: EntryPoint) -> tuple[Figure[Any], ...]:
     from harness.figures.figure import Figure
 

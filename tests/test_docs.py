@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from harness.api.plan import plan
 from harness.cli.app import app
-from harness.core.gates import GATES, shown
 from harness.core.site import MAIN, Machine
 from harness.errors import RecipeError
+from harness.figures.gate import shown
+from harness.plugins import gates
 from harness.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -128,10 +129,12 @@ def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
 
 def test_the_gates_are_those_of_the_code() -> None:
     page = (DOCS / "regressions.md").read_text(encoding="utf-8")
-    rows = {name: rest for name, rest in re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE) if name in GATES}
-    assert list(rows) == list(GATES)
-    for name, gate in GATES.items():
-        assert rows[name].endswith(f"| {shown(name, gate.default)} | {'yes' if gate.usual else 'no'}")
+    rows = {name: rest for name, rest in re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE) if name in gates()}
+    assert list(rows) == list(gates())
+    for name, figure in gates().items():
+        gate = figure.gate
+        assert rows[name].startswith(f"{gate.says} | ")
+        assert rows[name].endswith(f"| {shown(figure, gate.default)} | {'yes' if gate.usual else 'no'}")
 
 
 def test_what_the_workflow_runs_are_commands_with_these_options() -> None:

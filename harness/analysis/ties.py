@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
-from harness.core.gates import GATES
+from harness.figures.speed import HARMLESS as SAME_SPEED
 from harness.figures.table import VariantRow
 from harness.stats.draws import Luck
 from harness.stats.estimate import Floats
@@ -30,8 +30,6 @@ CHAIN: tuple[AspectName, ...] = ("kl", "perplexity", "accuracy", "decode", "pref
 """What decides among equals, in this order."""
 HARMLESS = {"kl": 0.001, "perplexity": 0.01, "accuracy": 0.01}
 """Differences of quality that do not matter, as in the report's verdicts: nat, and parts of one."""
-SAME_SPEED = GATES["decode"].default
-"""The same of a speed, a part of it."""
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from harness.analysis.regression import Regression, track
 from harness.api.baselines import FOLDER, Baselines
-from harness.core.gates import threshold
 from harness.core.record import RunRecord
 from harness.errors import RecipeError, ResultsError, UsageError
+from harness.figures.gate import threshold
+from harness.plugins import gates as gated_figures
 from harness.storage.store import read_whole
 
 
@@ -78,9 +79,10 @@ def folder_records(folder: Path, wanted: str | None = None) -> Named:
 
 def _gates_of(path: str | Path) -> Mapping[str, float]:
     """The gates of a recipe. Raises RecipeError where it names none."""
+    from harness.planning.validate import thresholds
     from harness.recipe import load_recipe
 
-    found = load_recipe(path).gates
+    found = thresholds(load_recipe(path))
     if not found:
         raise RecipeError(f"{path}: names no gates; write some, such as 'gates: {{perplexity: 0.5%}}'")
     return found
@@ -88,7 +90,7 @@ def _gates_of(path: str | Path) -> Mapping[str, float]:
 
 def _checked(gates: Mapping[str, str | float]) -> Mapping[str, float]:
     try:
-        return {name: threshold(name, written) for name, written in gates.items()}
+        return {name: threshold(gated_figures(), name, written) for name, written in gates.items()}
     except ValueError as error:
         raise UsageError(str(error)) from None
 

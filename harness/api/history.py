@@ -9,8 +9,8 @@ from pathlib import Path
 from harness.analysis.history import History, trace
 from harness.api.baselines import FOLDER
 from harness.api.compare import named
-from harness.core.gates import GATES
 from harness.errors import UsageError, refuse_unknown
+from harness.plugins import gates
 
 
 def history(
@@ -30,8 +30,8 @@ def history(
     if not places:
         raise UsageError("history: name a results folder")
     for metric in metrics:
-        if metric not in GATES:
-            refuse_unknown("metric", metric, GATES)
+        if metric not in gates():
+            refuse_unknown("metric", metric, gates())
     found = [named(str(place), Path(results), Path(baselines)) for place in places]
     whole = trace(
         (record for each in found for record in each.records),

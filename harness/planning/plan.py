@@ -26,7 +26,14 @@ from harness.planning import workloads
 from harness.planning.exclude import excluded, refuse_idle
 from harness.planning.expand import Variant, baseline, variants
 from harness.planning.support import cache_obstacle, lacking_engine, obstacle, too_long
-from harness.planning.validate import refuse_calibration, refuse_engines, refuse_measure, refuse_scope, refuse_twins
+from harness.planning.validate import (
+    refuse_calibration,
+    refuse_engines,
+    refuse_measure,
+    refuse_scope,
+    refuse_twins,
+    thresholds,
+)
 from harness.planning.versions import locked
 from harness.recipe import Recipe
 from harness.storage.checksums import hash_file
@@ -322,7 +329,7 @@ def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
         budget_bytes=measure.memory.budget if measure.memory else None,
         energy=measure.energy is not None,
         price=Price(**recipe.price.model_dump()) if recipe.price else None,
-        gates=recipe.gates,
+        gates=thresholds(recipe),
         limits=Limits(recipe.limits.time, recipe.limits.memory),
         device=sweep.machine.device,
         threads=recipe.threads,

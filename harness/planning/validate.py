@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import ValidationError
 
 from harness import plugins as registry
 from harness.core.identity import digest
 from harness.core.model import model_identity
+from harness.figures.gate import threshold
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
 from harness.planning.expand import Variant
@@ -46,6 +47,14 @@ def _refuse_without_throughput(recipe: Recipe) -> None:
     for place, value, why in wanted:
         if value is not None:
             raise recipe.error(place, f"needs 'throughput' under measure: {why}")
+
+
+def thresholds(recipe: Recipe) -> Mapping[str, float]:
+    """The thresholds of the recipe's gates. Raises RecipeError for an unknown gate, and for what is no threshold."""
+    try:
+        return {name: threshold(registry.gates(), name, written) for name, written in recipe.gates.items()}
+    except ValueError as error:
+        raise recipe.error(("gates",), str(error)) from None
 
 
 def refuse_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:

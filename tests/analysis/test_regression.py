@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from harness.analysis.regression import Finding, Regression, track
 from harness.analysis.regression.family import together
-from harness.core.gates import GATES
 from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.core.run import Limits
 from harness.errors import ExitCode, ResultsError
+from harness.figures.statistic import Count, Items, PerProcess
+from harness.plugins import gates as gated
 from harness.stats.rule import compare_speeds
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn 4-bit", "on_load")
@@ -527,7 +528,7 @@ class TestGates:
         assert [(each.what, each.base, each.head) for each in found.environment] == [("torch", "2.13.0", "2.14.0")]
 
     def test_every_gate_is_of_a_metric_that_is_compared(self) -> None:
-        assert {gate.test for gate in GATES.values()} == {"paired", "processes", "exact"}
+        assert {type(figure.statistic) for figure in gated().values()} == {Items, PerProcess, Count}
 
 
 class TestAlarms:

@@ -18,12 +18,14 @@ from harness.analysis.regression import track
 from harness.api.baselines import Baselines
 from harness.api.compare import named
 from harness.cli.app import app
-from harness.core.gates import GATES, shown, threshold
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload, TextRef
 from harness.errors import ExitCode, RecipeError, ResultsError, UsageError
+from harness.figures.gate import shown, threshold
+from harness.planning.validate import thresholds
+from harness.plugins import gates as gated
 from harness.recipe import load_recipe
 from harness.storage.store import Store, read_whole
 
@@ -114,13 +116,14 @@ class TestCommand:
     def test_a_recipe_names_the_gates(self, command, good: Path, worse: Path, tmp_path: Path) -> None:
         recipe = tmp_path / "recipe.yaml"
         recipe.write_text("name: r\nmodels: [m]\nmethods: [none]\nmeasure: {memory: {}}\ngates: {perplexity: 5%}\n")
-        assert load_recipe(recipe).gates == {"perplexity": 0.05}
+        assert thresholds(load_recipe(recipe)) == {"perplexity": 0.05}
         assert command("compare", good, worse, "--gates", recipe).exit_code == ExitCode.OK
         own = ("--gates", recipe, "--gate", "perplexity=1%")
         assert command("compare", good, worse, *own).exit_code == ExitCode.GATE_FAILED
         recipe.write_text("name: r\nmodels: [m]\nmethods: [none]\nmeasure: {memory: {}}\ngates: {perplexty: 5%}\n")
         with pytest.raises(RecipeError, match=r"recipe.yaml:5: gates: unknown gate 'perplexty'; did you mean"):
-            load_recipe(recipe)
+            thresholds(load_recipe(recipe))
+        assert "recipe.yaml:5: gates: " in str(command("compare", good, worse, "--gates", recipe).exception)
         recipe.write_text("name: r\nmodels: [m]\nmethods: [none]\nmeasure: {memory: {}}\n")
         assert "names no gates" in str(command("compare", good, worse, "--gates", recipe).exception)
 
@@ -242,7 +245,7 @@ class TestNotFinite:
 
         broken, whole = having(bad), having(3.0)
         base, head = (broken, broken) if kept == 0 else (whole, broken)
-        gates = {name: GATES[name].default for name in GATES}
+        gates = {name: figure.gate.default for name, figure in gated().items()}
         found = track([base], [head], gates)
         told = {finding.metric: finding.verdict for finding in found.gated}
         metrics = ("perplexity", "stored_bytes", "bits_per_weight", "checkpoint_bytes", "kv_cache", "coverage")
@@ -288,15 +291,14 @@ class TestThresholds:
         ],
     )
     def test_as_users_write_them(self, name: str, written: object, value: float) -> None:
-        assert threshold(name, written) == pytest.approx(value)
+        assert threshold(gated(), name, written) == pytest.approx(value)
 
     @pytest.mark.parametrize("written", [True, None, "much", "-1%", -0.1, float("nan"), float("inf"), [1]])
     def test_what_is_no_threshold(self, written: object) -> None:
         with pytest.raises(ValueError, match="perplexity: "):
-            threshold("perplexity", written)
+            threshold(gated(), "perplexity", written)
 
     def test_every_default_is_one_that_could_be_written(self) -> None:
-        for gate in GATES.values():
-            assert threshold(gate.name, shown(gate.name, gate.default).removesuffix(" nat")) == pytest.approx(
-                gate.default
-            )
+        for name, figure in gated().items():
+            default = figure.gate.default
+            assert threshold(gated(), name, shown(figure, default).removesuffix(" nat")) == pytest.approx(default)

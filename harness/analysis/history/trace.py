@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
-from harness.analysis.history.figures import Figure, figures
 from harness.analysis.history.series import Change, Failed, History, Noise, Point, Series
+from harness.analysis.history.values import CaseValue, values_of
 from harness.analysis.regression.cases import KINDS, Case, cases, variant
 from harness.analysis.regression.endings import title
 from harness.analysis.regression.environment import changes as environment
-from harness.analysis.regression.exact import ROUNDING
+from harness.analysis.regression.exact import ROUNDING, count
 from harness.analysis.regression.matching import HASH_DIGITS, match
-from harness.analysis.regression.track import FIRST
-from harness.core.gates import GATES, Gate
+from harness.analysis.regression.track import FIRST, of_the_variant
 from harness.core.identity import digest
 from harness.core.record import FAILURES, RunRecord
 from harness.errors import ResultsError
+from harness.figures.figure import Figure
+from harness.figures.statistic import Count, Items, PerProcess
+from harness.plugins import gates
 from harness.stats import changepoints
 
 Name = tuple[str, str, str, str, str]
@@ -29,17 +32,17 @@ READABLE = 60
 
 @dataclass(frozen=True)
 class _Seen:
-    """A figure, and the case of the session that gave it."""
+    """A value of a figure, and the case of the session that gave it."""
 
     case: Case
-    gate: Gate
-    figure: Figure
+    figure: Figure[Any]
+    found: CaseValue
 
     @property
     def name(self) -> Name:
         """By what a reader knows it."""
         spec = self.case.spec
-        return spec.model.label, spec.method_label, spec.engine, self.gate.name, self.figure.where
+        return spec.model.label, spec.method_label, spec.engine, self.figure.name, self.found.where
 
 
 def trace(
@@ -57,15 +60,15 @@ def trace(
     once = {(each.spec.run_id, each.session, each.started_at, each.attempt): each for each in records}
     found = _sessions(once.values())
     series: dict[Name, dict[tuple[tuple[str, str], ...], list[_Seen]]] = {}
-    for case, gate, counted in _asked(found, metrics):
-        for figure in figures(case, gate) if counted else ():
-            seen = _Seen(case, gate, figure)
-            conditions = tuple(sorted(figure.conditions.items()))
+    for case, figure, counted in _asked(found, metrics):
+        for value in values_of(case, figure) if counted else ():
+            seen = _Seen(case, figure, value)
+            conditions = tuple(sorted(value.conditions.items()))
             series.setdefault(seen.name, {}).setdefault(conditions, []).append(seen)
     if not series:
         wanted = f" of {', '.join(metrics)}" if metrics else ""
         raise ResultsError(f"nothing to show: none of these records holds a figure{wanted}")
-    ranks = {name: rank for rank, name in enumerate(GATES)}
+    ranks = {name: rank for rank, name in enumerate(gates())}
     ordered = sorted(series, key=lambda name: (*name[:3], ranks[name[3]], name[4]))
     made = [each for name in ordered for each in _apart(series[name])]
     return History(
@@ -86,17 +89,19 @@ def _sessions(records: Iterable[RunRecord]) -> list[Case]:
     return sorted(found, key=lambda case: (_began(case), case.spec.case_id))
 
 
-def _asked(found: Sequence[Case], metrics: Sequence[str]) -> Iterator[tuple[Case, Gate, bool]]:
-    """Each case with each gate, and whether its figure is taken from it: a session tells a variant's sizes once."""
-    told: dict[tuple[str, str, str], Case] = {}
+def _asked(found: Sequence[Case], metrics: Sequence[str]) -> Iterator[tuple[Case, Figure[Any], bool]]:
+    """Each case with each figure, and whether its figure is taken from it: a session tells a variant's sizes once."""
+    asked = [figure for figure in gates().values() if not metrics or figure.name in metrics]
+    first: dict[tuple[str, ...], Case] = {}
     for case in sorted(found, key=lambda case: FIRST[case.spec.kind]):
-        if case.well and case.found("stored_bytes"):
-            told.setdefault(_of_variant(case), case)
+        for figure in asked:
+            if of_the_variant(figure) and case.well and count(case, figure) is not None:
+                first.setdefault((*_of_variant(case), figure.name), case)
     for case in found:
-        for gate in GATES.values():
-            if case.well and (not metrics or gate.name in metrics):
-                sizes = gate.test == "exact" and gate.metric != "kv_cache_bytes_per_token"
-                yield case, gate, not sizes or told.get(_of_variant(case)) is case
+        for figure in asked:
+            if case.well:
+                of_case = not of_the_variant(figure) or first.get((*_of_variant(case), figure.name)) is case
+                yield case, figure, of_case
 
 
 def _of_variant(case: Case) -> tuple[str, str, str]:
@@ -123,27 +128,27 @@ def _short(key: str, value: str | None) -> str:
 
 def _series(seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series:
     newest = seen[-1]
-    spec, gate, figure = newest.case.spec, newest.gate, newest.figure
-    values = [each.figure.value for each in seen]
-    scale = np.log(values).tolist() if figure.relative and min(values) > 0 else values
-    noise = _noise(gate, figure, values)
+    spec, figure, found_last = newest.case.spec, newest.figure, newest.found
+    values = [each.found.value for each in seen]
+    scale = np.log(values).tolist() if found_last.relative and min(values) > 0 else values
+    noise = _noise(figure, found_last, values)
     found = _positions(noise, values, scale)
-    threshold = spec.gates.get(gate.name, gate.default)
+    threshold = spec.gates.get(figure.name, figure.gate.default if figure.gate else 0.0)
     bounds = [0, *found, len(values)]
     levels = [float(np.median(values[start:end])) for start, end in pairwise(bounds)]
     return Series(
         *newest.name[:3],
         is_baseline=spec.is_baseline,
-        metric=gate.name,
-        where=figure.where,
+        metric=figure.name,
+        where=found_last.where,
         apart=apart,
-        unit=figure.unit,
-        direction=figure.direction,
-        relative=figure.relative,
+        unit=found_last.unit,
+        direction=found_last.direction,
+        relative=found_last.relative,
         threshold=threshold,
         noise=noise,
         sigma=changepoints.sigma(scale, found) if noise == "noisy" and len(values) >= changepoints.FEWEST else None,
-        points=tuple(Point(_session(each), _began(each.case), each.figure.value, each.figure.n) for each in seen),
+        points=tuple(Point(_session(each), _began(each.case), each.found.value, each.found.n) for each in seen),
         changes=tuple(
             _change(seen, position, before, after, threshold)
             for position, before, after in zip(found, levels, levels[1:], strict=False)
@@ -152,10 +157,10 @@ def _series(seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series:
     )
 
 
-def _noise(gate: Gate, figure: Figure, values: Sequence[float]) -> Noise:
-    if gate.test == "exact":
+def _noise(figure: Figure[Any], found: CaseValue, values: Sequence[float]) -> Noise:
+    if isinstance(figure.statistic, Count):
         return "none"
-    continuous = gate.test == "paired" and (figure.unit == "perplexity" or figure.unit.startswith("nat"))
+    continuous = isinstance(figure.statistic, Items) and found.unit.startswith(("perplexity", "nat"))
     return "repeats" if continuous and len(values) > 2 and changepoints.repeats(values) else "noisy"
 
 
@@ -175,10 +180,10 @@ def _note(noise: Noise, count: int) -> str:
 
 def _change(seen: Sequence[_Seen], position: int, before: float, after: float, threshold: float) -> Change:
     last, first = seen[position - 1], seen[position]
-    figure = first.figure
+    found = first.found
     gap = after - before
-    size = (gap / before if before else None) if figure.relative else gap
-    better = None if figure.direction == "neither" else (gap > 0) == (figure.direction == "higher")
+    size = (gap / before if before else None) if found.relative else gap
+    better = None if found.direction == "neither" else (gap > 0) == (found.direction == "higher")
     return Change(
         position=position,
         session=_session(first),
@@ -199,7 +204,7 @@ def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
         if each.is_baseline:
             theirs.setdefault((each.model, each.engine, each.metric, each.where), []).extend(each.changes)
     for each in series:
-        if each.is_baseline or GATES[each.metric].test != "processes":
+        if each.is_baseline or not isinstance(gates()[each.metric].statistic, PerProcess):
             yield each
             continue
         base = theirs.get((each.model, each.engine, each.metric, each.where), [])

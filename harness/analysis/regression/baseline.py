@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match
-from harness.core.gates import GATES
 from harness.core.identity import DecodeMode
+from harness.figures.statistic import PerProcess
+from harness.plugins import gates
 
 Key = tuple[str, str, str, str, DecodeMode | None]
 
@@ -31,6 +32,6 @@ def _key(found: Finding, modes: Mapping[str, DecodeMode]) -> Key:
 
 
 def _told(baseline: Finding | None) -> tuple[str, ...]:
-    if baseline is None or baseline.change is None or GATES[baseline.metric].test != "processes":
+    if baseline is None or baseline.change is None or not isinstance(gates()[baseline.metric].statistic, PerProcess):
         return ()
     return (f"the unquantized baseline changed by {baseline.change.value:+.1%} ({baseline.verdict})",)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding, Verdict
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, start
-from harness.core.gates import Gate
-from harness.core.record import Measurement
-from harness.figures.derived.footprint import cache_of_most_tokens
+from harness.figures.figure import Figure
+from harness.figures.statistic import Count as Counted
+from harness.figures.statistic import Measured
 from harness.stats.estimate import Estimate
 
 ROUNDING = 1e-12
@@ -29,14 +29,14 @@ class Count:
 
 def exact(match: Match, asked: Gated) -> Iterator[Finding]:
     """One finding, where either side has the count."""
-    base, head = (count(case, asked.gate) for case in (match.base, match.head))
+    base, head = (count(case, asked.figure) for case in (match.base, match.head))
     unlike: tuple[str, ...] = ()
-    if asked.gate.name == "kv_cache" and base and head:
-        base, head, unlike = _alike(match.base, match.head, base, head)
+    if base and head:
+        base, head, unlike = _alike(match, asked.figure, base, head)
     one = base or head
     if one is None:
         return
-    blank = start(match, asked, "", one.unit, asked.gate.written == "relative")
+    blank = start(match, asked, "", one.unit, asked.relative)
     blank = replace(blank, base=_value(base), head=_value(head), test="exact")
     if base is not None and head is not None:
         yield replace(blank, reasons=unlike) if unlike else _one(match, asked, blank, base, head)
@@ -73,44 +73,38 @@ def _verdict(gap: float, direction: str) -> Verdict:
     return "improved" if (gap > 0) == (direction == "higher") else "regressed"
 
 
-def count(case: Case, gate: Gate) -> Count | None:
-    """Bytes are summed over roles and parts; a cache's are those of the most tokens, as reports show them."""
-    found = case.found(gate.metric)
-    if not found:
+def count(case: Case, figure: Figure[Any]) -> Count | None:
+    """The figure of the run that ended well; None where it counts none."""
+    statistic = figure.statistic
+    assert isinstance(statistic, Counted)
+    return _counted(statistic, figure, {name: case.found(name) for name in statistic.metrics})
+
+
+def _counted(statistic: Counted, figure: Figure[Any], found: Measured) -> Count | None:
+    if not found[statistic.metric]:
         return None
-    if gate.name == "bits_per_weight":
-        return _bits(case, found)
-    if gate.name == "kv_cache":
-        return _cache(found)
-    return _as_count(found[0], sum(sum(each.values) for each in found))
+    value = statistic.count(found)
+    if value is None:
+        return None
+    first = found[statistic.metric][0]
+    return Count(value, statistic.unit or first.unit, first.direction, first.version)
 
 
-def _cache(found: Sequence[Measurement]) -> Count:
-    chosen = cache_of_most_tokens(found)
-    return _as_count(chosen, chosen.values[0])
-
-
-def _alike(base: Case, head: Case, theirs: Count, ours: Count) -> tuple[Count, Count, tuple[str, ...]]:
-    """The cache at the most tokens that both sides filled it with; a reason where those have nothing in common."""
-    sides = [{_filling(m): m for m in case.found("kv_cache_bytes_per_token")} for case in (base, head)]
+def _alike(match: Match, figure: Figure[Any], theirs: Count, ours: Count) -> tuple[Count, Count, tuple[str, ...]]:
+    """Where a count depends on conditions: by those that both sides have; a reason where they have none in common."""
+    statistic = figure.statistic
+    assert isinstance(statistic, Counted)
+    condition = statistic.condition
+    if condition is None:
+        return theirs, ours, ()
+    sides = [{condition(m): m for m in case.found(statistic.metric)} for case in (match.base, match.head)]
     both = sides[0].keys() & sides[1].keys()
     if not both:
         return theirs, ours, ("no point of the grid that both measure",)
-    one, other = (_cache([m for filling, m in side.items() if filling in both]) for side in sides)
+    one, other = (
+        _counted(statistic, figure, {statistic.metric: [m for place, m in side.items() if place in both]})
+        for side in sides
+    )
+    assert one is not None
+    assert other is not None
     return one, other, ()
-
-
-def _filling(measurement: Measurement) -> tuple[str, ...]:
-    return tuple(str(measurement.protocol.get(name)) for name in ("after", "batch_size", "prompt_tokens", "tokens"))
-
-
-def _bits(case: Case, stored: Sequence[Measurement]) -> Count | None:
-    linear = [each for each in stored if each.protocol.get("role") == "linear"]
-    parameters = sum(sum(m.values) for m in case.found("parameters") if m.protocol.get("role") == "linear")
-    if not linear or not parameters:
-        return None
-    return replace(_as_count(linear[0], 8 * sum(sum(each.values) for each in linear) / parameters), unit="bit")
-
-
-def _as_count(measurement: Measurement, value: float) -> Count:
-    return Count(value, measurement.unit, measurement.direction, measurement.version)

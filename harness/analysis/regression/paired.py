@@ -5,32 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, Pending, start
 from harness.core.record import Measurement
-from harness.figures.derived.scores import figure_of, headline
+from harness.figures.figure import Figure
+from harness.figures.statistic import Items
 from harness.stats.comparison import Better
-from harness.stats.estimate import clustered_mean, perplexity
 from harness.stats.rule import above_noise_floor, compare
 
 
 def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
     """One finding for the figure that either side has of this gate's metric."""
-    base = measured(match.base, asked.gate.metric)
+    items = items_of(asked.figure)
+    base = measured(match.base, items)
     if base is None:
         yield from _head_alone(match, asked)
         return
-    relative = base.unit.startswith("nat") and asked.gate.written != "nat"
-    blank = start(match, asked, where(match.base, base), unit(base), relative)
-    blank = replace(blank, base=value(base))
+    blank = start(match, asked, items.where(match.base.spec, base), items.unit_of(base), in_logarithms(asked, base))
+    blank = replace(blank, base=items.estimate(base).value)
     head = _like(match.head, base)
     if head is None:
         yield replace(blank, reasons=("HEAD does not measure it",))
         return
-    blank = replace(blank, head=value(head))
+    blank = replace(blank, head=items.estimate(head).value)
     bars = (*match.bars, *unlike(base, head))
     if bars:
         yield replace(blank, reasons=bars)
@@ -45,11 +46,11 @@ def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pendi
 
 def _head_alone(match: Match, asked: Gated) -> Iterator[Finding]:
     """What HEAD measures and BASE does not has not been compared: no pass."""
-    head = measured(match.head, asked.gate.metric)
+    items = items_of(asked.figure)
+    head = measured(match.head, items)
     if head is not None:
-        relative = head.unit.startswith("nat") and asked.gate.written != "nat"
-        blank = start(match, asked, where(match.head, head), unit(head), relative)
-        yield replace(blank, head=value(head), reasons=("BASE does not measure it",))
+        blank = start(match, asked, items.where(match.head.spec, head), items.unit_of(head), in_logarithms(asked, head))
+        yield replace(blank, head=items.estimate(head).value, reasons=("BASE does not measure it",))
 
 
 def unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:
@@ -78,6 +79,8 @@ def _compared(
     match: Match, asked: Gated, blank: Finding, base: Measurement, head: Measurement, alpha: float
 ) -> Finding | Pending:
     margin = math.log1p(asked.threshold) if blank.relative else asked.threshold
+    if asked.relative and not blank.relative:
+        margin *= abs(blank.base or 0.0)
     better: Better = "higher" if base.direction == "higher" else "lower"
     try:
         found = (
@@ -95,10 +98,20 @@ def _one_is_lossless(base: Measurement, head: Measurement) -> bool:
     return "kl" in base.metric.split("_") and any(base.values) != any(head.values)
 
 
-def measured(case: Case, metric: str) -> Measurement | None:
+def items_of(figure: Figure[Any]) -> Items:
+    assert isinstance(figure.statistic, Items)
+    return figure.statistic
+
+
+def in_logarithms(asked: Gated, measurement: Measurement) -> bool:
+    """Whether items are logarithms, so that their difference is a ratio of figures and the threshold a part of one."""
+    gate = asked.figure.gate
+    return measurement.unit.startswith("nat") and gate is not None and gate.share
+
+
+def measured(case: Case, items: Items) -> Measurement | None:
     """The one measurement that stands for a case."""
-    found = case.found(metric)
-    return headline(found) if metric == "task_score" else next(iter(found), None)
+    return items.choose(case.found(items.metric))
 
 
 def _like(case: Case, base: Measurement) -> Measurement | None:
@@ -124,26 +137,3 @@ def _items(one: Measurement, other: Measurement) -> str:
 def _by_item(measurement: Measurement) -> dict[str, float]:
     ids = measurement.item_ids or tuple(map(str, range(len(measurement.values))))
     return dict(zip(ids, measurement.values, strict=True))
-
-
-def value(measurement: Measurement) -> float:
-    if measurement.metric == "nll":
-        return perplexity(measurement).value
-    if measurement.metric == "task_score":
-        return figure_of(measurement).value
-    return clustered_mean(measurement).value
-
-
-def unit(measurement: Measurement) -> str:
-    if measurement.metric == "nll" or (measurement.metric == "task_score" and measurement.unit.startswith("nat")):
-        return "perplexity"
-    return measurement.unit
-
-
-def where(case: Case, measurement: Measurement) -> str:
-    said = measurement.protocol
-    if measurement.metric == "task_score":
-        filtered = "" if said.get("filter") in (None, "none") else f", {said['filter']}"
-        return f"{said.get('task')} {said.get('score')}{filtered}"
-    scored = case.spec.perplexity
-    return f"{scored.text.id}, {scored.protocol}, context {scored.context}" if scored else ""

@@ -5,21 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.analysis.regression.findings import Finding, Verdict
 from harness.analysis.regression.matching import Match
-from harness.core.gates import Gate, shown
+from harness.figures.figure import Figure
+from harness.figures.gate import shown
+from harness.plugins import gates
 from harness.stats.comparison import POWER, Comparison, fewest_units
 from harness.stats.estimate import Estimate, exponential
 
 
 @dataclass(frozen=True)
 class Gated:
-    """A gate with the threshold that holds, and whether a failure counts."""
+    """A figure with the threshold that holds, and whether a failure counts."""
 
-    gate: Gate
+    figure: Figure[Any]
     threshold: float
     in_force: bool
+
+    @property
+    def name(self) -> str:
+        return self.figure.name
+
+    @property
+    def relative(self) -> bool:
+        """Whether the threshold is a part of BASE's figure."""
+        return self.figure.gate is not None and self.figure.gate.written == "relative"
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ def start(match: Match, asked: Gated, where: str, unit: str, relative: bool) -> 
         model=spec.model.label,
         method=spec.method.label,
         engine=spec.engine,
-        metric=asked.gate.name,
+        metric=asked.name,
         where=where,
         verdict="incomparable",
         gated=asked.in_force,
@@ -88,7 +100,7 @@ def _verdict(found: Comparison) -> Verdict:
 def _reasons(pending: Pending) -> list[str]:
     """Why the verdict is what it is."""
     found, finding = pending.comparison, pending.finding
-    limit = shown(finding.metric, finding.threshold or 0.0)
+    limit = shown(gates()[finding.metric], finding.threshold or 0.0)
     told = []
     if found.p is None:
         fewest = fewest_units(found.alpha / found.tests, found.design)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding
@@ -13,10 +13,11 @@ from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, Pending, start
 from harness.core.identity import Scalar
 from harness.core.record import Measurement, RunRecord
-from harness.figures.derived.peaks import NOT_OF_USE, source_that_says_most
+from harness.figures.derived.peaks import source_that_says_most
 from harness.figures.derived.speeds import point_of
+from harness.figures.figure import Figure
+from harness.figures.statistic import PerProcess
 from harness.stats.comparison import Better
-from harness.stats.repeats import highest, of_process, over_processes, tok_per_s
 from harness.stats.rule import compare_speeds
 
 Key = tuple[str, ...]
@@ -24,26 +25,6 @@ Process = Mapping[Key, Measurement]
 POINT = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
 NO_POINT = str(None)
 """In a key, where a phase belongs to no point of the grid."""
-
-
-@dataclass(frozen=True)
-class _Figure:
-    """How a process's measurement becomes one number, how several processes' do, and whether less of it is better."""
-
-    unit: str
-    of: Callable[[Measurement], float]
-    over: Callable[[Sequence[float]], float]
-    less_is_better: bool
-    timed: bool
-
-
-FIGURES: Mapping[str, _Figure] = {
-    "prefill_s": _Figure("tok/s", lambda m: tok_per_s(_tokens(m), m.values), over_processes, False, True),
-    "decode_step_s": _Figure("tok/s", lambda m: tok_per_s(_rows(m), m.values), over_processes, False, True),
-    "prefill_j_per_tok": _Figure("J/token", lambda m: of_process(m.values), over_processes, True, True),
-    "decode_j_per_tok": _Figure("J/token", lambda m: of_process(m.values), over_processes, True, True),
-    "peak_memory_bytes": _Figure("byte", lambda m: highest(m.values), highest, True, False),
-}
 
 
 @dataclass(frozen=True)
@@ -80,14 +61,15 @@ def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pe
     """
     if match.head.spec.kind != "performance":
         return
-    sides = (_side("BASE", match.base, asked.gate.metric), _side("HEAD", match.head, asked.gate.metric))
+    statistic = per_process(asked.figure)
+    sides = (_side("BASE", match.base, statistic), _side("HEAD", match.head, statistic))
     keys = list(dict.fromkeys(key for side in sides for process in side.every for key in process))
-    if asked.gate.metric == "peak_memory_bytes":
+    if statistic.pooled:
         yield from _peak(match, asked, alpha, sides, keys)
         return
     for key in keys:
         found = next(process[key] for side in sides for process in side.every if key in process)
-        blank = start(match, asked, where(found), FIGURES[asked.gate.metric].unit, True)
+        blank = start(match, asked, where(found), statistic.unit, True)
         missing = [each for side in sides if (each := side.missing(key))]
         if missing:
             yield _unevaluated(blank, asked, sides, key, missing)
@@ -108,10 +90,15 @@ def _unevaluated(
     return replace(blank, base=base, head=head, verdict=verdict, reasons=tuple(why for _, why in missing))
 
 
-def _side(name: str, case: Case, metric: str) -> _Side:
-    used: tuple[RunRecord, ...] = case.trusted if FIGURES[metric].timed else case.well
-    usable, every = (tuple(_measured(run, metric) for run in runs) for runs in (used, case.well))
-    return _Side(name, usable, every, _suspects(name, case) if FIGURES[metric].timed else "")
+def per_process(figure: Figure[Any]) -> PerProcess:
+    assert isinstance(figure.statistic, PerProcess)
+    return figure.statistic
+
+
+def _side(name: str, case: Case, statistic: PerProcess) -> _Side:
+    used: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
+    usable, every = (tuple(_measured(run, statistic) for run in runs) for runs in (used, case.well))
+    return _Side(name, usable, every, _suspects(name, case) if statistic.timed else "")
 
 
 def _left_out(sides: Sequence[_Side]) -> tuple[str, ...]:
@@ -125,7 +112,8 @@ def _peak(
     source = source_that_says_most(key[0] for key in keys)
     if source is None:
         return
-    blank = start(match, asked, source, FIGURES[asked.gate.metric].unit, True)
+    statistic = per_process(asked.figure)
+    blank = start(match, asked, source, statistic.unit, True)
     both = [key for key in keys if key[0] == source and all(side.has(key) for side in sides)]
     if not both:
         absent = [side.name for side in sides if not any(key[0] == source for process in side.every for key in process)]
@@ -134,7 +122,7 @@ def _peak(
         return
     highest_of = [
         [
-            max((process[key] for key in both if key in process), key=FIGURES[asked.gate.metric].of)
+            max((process[key] for key in both if key in process), key=statistic.of)
             for process in side.usable
             if any(key in process for key in both)
         ]
@@ -167,38 +155,33 @@ def _one(
     measured: Sequence[Sequence[Measurement]],
     left_out: tuple[str, ...],
 ) -> Finding | Pending:
-    figure = FIGURES[asked.gate.metric]
+    statistic = per_process(asked.figure)
     base, head = measured
-    theirs, ours = ([figure.of(each) for each in side] for side in (base, head))
-    blank = replace(blank, base=figure.over(theirs), head=figure.over(ours))
+    theirs, ours = ([statistic.of(each) for each in side] for side in (base, head))
+    blank = replace(blank, base=statistic.over(theirs), head=statistic.over(ours))
     hardware = ("hardware", match.base.spec.hardware, match.head.spec.hardware)
     bars = (*match.bars, *differing([hardware]), *_unlike(base[-1], head[-1]))
     if bars:
         return replace(blank, reasons=bars)
     if match.same_runs:
         return replace(blank, verdict="unchanged", n=len(base), units="processes", reasons=("the same runs",))
-    better: Better = "lower" if figure.less_is_better else "higher"
+    better: Better = "higher" if asked.figure.direction == "higher" else "lower"
     try:
-        found = compare_speeds(ours, theirs, math.log1p(asked.threshold), alpha, better, figure.over)
+        found = compare_speeds(ours, theirs, math.log1p(asked.threshold), alpha, better, statistic.over)
     except (ValueError, ZeroDivisionError):
         return replace(blank, reasons=("a figure is zero or negative: no ratio can be made of it",))
     return Pending(replace(blank, reasons=left_out), found, True)
 
 
-def measured(case: Case, metric: str) -> list[Process]:
+def measured(case: Case, statistic: PerProcess) -> list[Process]:
     """Of each process whose figures may be used, its measurements."""
-    runs: tuple[RunRecord, ...] = case.trusted if FIGURES[metric].timed else case.well
-    return [_measured(run, metric) for run in runs]
+    runs: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
+    return [_measured(run, statistic) for run in runs]
 
 
-def _measured(run: RunRecord, metric: str) -> Process:
-    return {_key(m): m for m in run.outcome.measurements if m.metric == metric and m.values and _counts(m)}
-
-
-def _counts(measurement: Measurement) -> bool:
-    """Energy at rest is not the variant's; a peak of quantizing is not that of use."""
-    said = measurement.protocol
-    return said.get("idle") != "included" and said.get("phase") not in NOT_OF_USE
+def _measured(run: RunRecord, statistic: PerProcess) -> Process:
+    found = (m for m in run.outcome.measurements if m.metric == statistic.metric and m.values)
+    return {_key(m): m for m in found if statistic.counted(m)}
 
 
 def _key(measurement: Measurement) -> Key:
@@ -232,16 +215,7 @@ def where(measurement: Measurement) -> str:
     return f"{label}, {source}" if source else label
 
 
-def _tokens(measurement: Measurement) -> int:
-    point = point_of(measurement)
-    return point.batch_size * point.prompt_tokens
-
-
-def _rows(measurement: Measurement) -> int:
-    return point_of(measurement).batch_size
-
-
 def _typical(asked: Gated, found: Sequence[Measurement]) -> float | None:
     """The figure that reports show; None where nothing was measured that may be used."""
-    figure = FIGURES[asked.gate.metric]
-    return figure.over([figure.of(each) for each in found]) if found else None
+    statistic = per_process(asked.figure)
+    return statistic.over([statistic.of(each) for each in found]) if found else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from harness.analysis.regression.baseline import beside_baseline
 from harness.analysis.regression.cases import Case, cases, named, variant
@@ -17,10 +18,12 @@ from harness.analysis.regression.matching import Match, match
 from harness.analysis.regression.paired import paired, same
 from harness.analysis.regression.pending import Gated, Pending, settled, start
 from harness.analysis.regression.processes import processes
-from harness.core.gates import GATES, Gate
 from harness.core.record import RunRecord
 from harness.errors import ResultsError
 from harness.figures.derived.plausibility import implausible
+from harness.figures.figure import Figure
+from harness.figures.statistic import Count, Items, PerProcess
+from harness.plugins import gates as gated_figures
 
 ALPHA = 0.05
 """How often, at most, any gate at all fails where nothing changed."""
@@ -43,7 +46,7 @@ def track(
 ) -> Regression:
     """HEAD beside BASE.
 
-    ``gates`` are thresholds by name as ``harness.core.gates`` gives them; None takes those that HEAD's recipe named.
+    ``gates`` are thresholds by name (see ``harness.figures.gate``); None takes those that HEAD's recipe named.
     ``override`` is laid over them. Where nobody names any, the usual ones hold. Other metrics are compared by their
     default thresholds and decide nothing, unless ``strict`` makes gates of them all. Among all gates together a false
     regression has at most probability ``alpha``, and so has a false "unchanged".
@@ -70,7 +73,7 @@ def track(
         findings=tuple(_in_order(found)),
         environment=changes(matches.both),
         new=tuple(map(title, matches.new)),
-        gates={each.gate.name: each.threshold for each in asked if each.in_force},
+        gates={each.name: each.threshold for each in asked if each.in_force},
         origin=whence,
         alpha=alpha,
         unmeasured=tuple(name for name in said if name not in measured),
@@ -88,8 +91,9 @@ def _recipes_gates(head: Mapping[str, Case]) -> tuple[Mapping[str, float], str]:
 
 def _asked(said: Mapping[str, float], strict: bool) -> list[Gated]:
     return [
-        Gated(gate, said.get(name, gate.default), strict or (name in said if said else gate.usual))
-        for name, gate in GATES.items()
+        Gated(figure, said.get(name, figure.gate.default), strict or (name in said if said else figure.gate.usual))
+        for name, figure in gated_figures().items()
+        if figure.gate
     ]
 
 
@@ -114,11 +118,11 @@ def _compared(
         doubtful = _not_finite(one, each)
         if doubtful is not None:
             yield doubtful
-        elif each.gate.test == "paired":
+        elif isinstance(each.figure.statistic, Items):
             yield from paired(one, each, alpha)
-        elif each.gate.test == "processes":
+        elif isinstance(each.figure.statistic, PerProcess):
             yield from processes(one, each, alpha)
-        elif _is_of_a_run(each.gate) or sizes.get((variant(one.head.spec), each.gate.name)) is one:
+        elif not of_the_variant(each.figure) or sizes.get((variant(one.head.spec), each.name)) is one:
             yield from exact(one, each)
 
 
@@ -132,7 +136,8 @@ def _not_finite(one: Match, asked: Gated) -> Finding | None:
 
 
 def _doubtful(case: Case, asked: Gated) -> bool:
-    metrics = (asked.gate.metric, *(("parameters",) if asked.gate.name == "bits_per_weight" else ()))
+    statistic = asked.figure.statistic
+    metrics = statistic.metrics if statistic else ()
     found = (m for run in case.well for m in run.outcome.measurements if m.metric in metrics)
     return not all(_all_finite(m.values) and _all_finite(m.weights) for m in found)
 
@@ -141,9 +146,9 @@ def _all_finite(values: Iterable[float]) -> bool:
     return all(map(math.isfinite, values))
 
 
-def _is_of_a_run(gate: Gate) -> bool:
-    """Whether a count belongs to the run that made it, and not to its variant."""
-    return gate.metric == "kv_cache_bytes_per_token"
+def of_the_variant(figure: Figure[Any]) -> bool:
+    """Whether it is a count that every run of a variant tells alike, so that it is taken once."""
+    return isinstance(figure.statistic, Count) and not figure.statistic.each_run
 
 
 def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[str, str], Match]:
@@ -153,9 +158,9 @@ def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[
     """
     told: dict[tuple[str, str], tuple[int, Match]] = {}
     for each in sorted(matches, key=lambda each: FIRST[each.head.spec.kind]):
-        for gate in (each.gate for each in asked if each.gate.test == "exact" and not _is_of_a_run(each.gate)):
-            known = sum(count(case, gate) is not None for case in (each.base, each.head))
-            key = (variant(each.head.spec), gate.name)
+        for figure in (each.figure for each in asked if of_the_variant(each.figure)):
+            known = sum(count(case, figure) is not None for case in (each.base, each.head))
+            key = (variant(each.head.spec), figure.name)
             if known > (told[key][0] if key in told else 0):
                 told[key] = known, each
     return {key: chosen for key, (_, chosen) in told.items()}
@@ -201,7 +206,7 @@ def _judged(drafts: Sequence[Finding | Pending]) -> list[Finding]:
 
 def _in_order(findings: Sequence[Finding]) -> list[Finding]:
     """By model and method, in the order of the gates."""
-    ranks = {name: rank for rank, name in enumerate(("runs", *GATES))}
+    ranks = {name: rank for rank, name in enumerate(("runs", *gated_figures()))}
     key: Callable[[Finding], tuple[object, ...]] = lambda each: (  # noqa: E731
         each.model,
         each.method,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side
-from harness.core.gates import shown
 from harness.figures.formats import BLANK, signed, significant
+from harness.figures.gate import shown
+from harness.plugins import gates as gated_figures
 
 WORST_FIRST = ("regressed", "incomparable", "inconclusive", "improved", "unchanged")
 
@@ -66,7 +67,7 @@ def change(finding: Finding) -> str:
 
 def limit(finding: Finding) -> str:
     """The threshold as a user writes it; runs have none."""
-    return BLANK if finding.threshold is None else f"±{shown(finding.metric, finding.threshold)}"
+    return BLANK if finding.threshold is None else f"±{shown(gated_figures()[finding.metric], finding.threshold)}"
 
 
 def why(finding: Finding) -> str:
@@ -76,7 +77,7 @@ def why(finding: Finding) -> str:
 
 def gates(found: Regression) -> str:
     """Which thresholds were in force, and who set them."""
-    told = ", ".join(f"{name} {shown(name, value)}" for name, value in found.gates.items())
+    told = ", ".join(f"{name} {shown(gated_figures()[name], value)}" for name, value in found.gates.items())
     return f"{told} ({found.origin})"
 
 

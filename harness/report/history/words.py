@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from harness.analysis.history import Change, History, Series
-from harness.core.gates import shown
 from harness.figures.formats import BLANK, signed, significant
+from harness.figures.gate import shown
+from harness.plugins import gates
 from harness.report.comparison.words import environment
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -79,7 +80,7 @@ def levels(series: Series, change: Change) -> str:
 
 
 def limit(series: Series) -> str:
-    return f"±{shown(series.metric, series.threshold)}"
+    return f"±{shown(gates()[series.metric], series.threshold)}"
 
 
 def when(started_at: str) -> str:

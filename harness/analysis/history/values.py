@@ -1,0 +1,139 @@
+"""The figures of one case, each with all that two of them must share to stand in one series."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.analysis.regression import exact, paired, processes
+from harness.analysis.regression.cases import Case
+from harness.core.identity import digest
+from harness.core.record import Measurement
+from harness.core.run import RunSpec
+from harness.figures.derived.peaks import source_that_says_most
+from harness.figures.figure import Figure
+from harness.figures.statistic import Count, Items, PerProcess
+
+ALSO_MEASURED = ("memory", "divergence", "energy", "throughput")
+"""Of a question, what changes none of its figures; points of the grid are told apart one by one."""
+OF_A_COUNT = ("model", "method", "scope", "seed", "device", "skip", "overrides", "calibration")
+"""Of a question, what changes what is stored: every run of a variant tells the same bytes."""
+
+
+@dataclass(frozen=True)
+class CaseValue:
+    """A figure of one case. ``conditions`` are what must be the same for another one to be comparable."""
+
+    where: str
+    value: float
+    n: int
+    unit: str
+    direction: str
+    relative: bool
+    conditions: Mapping[str, str]
+
+
+def values_of(case: Case, figure: Figure[Any]) -> Iterator[CaseValue]:
+    """Those of one figure; none where the case does not measure it, or may not be trusted with it."""
+    statistic = figure.statistic
+    if isinstance(statistic, Count):
+        yield from _counted(case, figure, statistic)
+    elif isinstance(statistic, Items):
+        yield from _of_items(case, figure, statistic)
+    elif isinstance(statistic, PerProcess):
+        yield from _of_processes(case, figure, statistic)
+
+
+def _counted(case: Case, figure: Figure[Any], statistic: Count) -> Iterator[CaseValue]:
+    found = exact.count(case, figure)
+    if found is not None:
+        conditions = {"metric version": str(found.version), "unit": found.unit, **_question(case.spec, OF_A_COUNT)}
+        if statistic.each_run:
+            conditions["grid"] = _grid(case.spec)
+        yield CaseValue("", found.value, 1, found.unit, found.direction, _is_relative(figure), conditions)
+
+
+def _of_items(case: Case, figure: Figure[Any], statistic: Items) -> Iterator[CaseValue]:
+    found = paired.measured(case, statistic)
+    if found is None:
+        return
+    conditions = _conditions(case.spec, found) | {"items": digest(found.item_ids)}
+    relative = _is_relative(figure) or (found.unit.startswith("nat") and figure.gate is not None and figure.gate.share)
+    unit, where = statistic.unit_of(found), statistic.where(case.spec, found)
+    direction = "lower" if unit == "perplexity" else found.direction
+    value = statistic.estimate(found).value
+    yield CaseValue(where, value, len(found.values), unit, direction, relative, conditions)
+
+
+def _of_processes(case: Case, figure: Figure[Any], statistic: PerProcess) -> Iterator[CaseValue]:
+    if case.spec.kind != "performance":
+        return
+    measured = processes.measured(case, statistic)
+    if statistic.pooled:
+        yield from _pooled(case, figure, statistic, measured)
+        return
+    for key in dict.fromkeys(key for process in measured for key in process):
+        found = [process[key] for process in measured if key in process]
+        yield _typical(figure, statistic, found, processes.where(found[0]), _conditions(case.spec, found[0]))
+
+
+def _pooled(
+    case: Case, figure: Figure[Any], statistic: PerProcess, measured: Sequence[processes.Process]
+) -> Iterator[CaseValue]:
+    """The highest of each process, by the one source that says most."""
+    source = source_that_says_most(key[0] for process in measured for key in process)
+    if source is None:
+        return
+    of_source = [[m for key, m in process.items() if key[0] == source] for process in measured]
+    found = [max(each, key=statistic.of) for each in of_source if each]
+    conditions = _conditions(case.spec, found[0], ()) | {"source": source, "grid": _grid(case.spec)}
+    yield _typical(figure, statistic, found, source, conditions)
+
+
+def _typical(
+    figure: Figure[Any],
+    statistic: PerProcess,
+    found: Sequence[Measurement],
+    where: str,
+    conditions: Mapping[str, str],
+) -> CaseValue:
+    """One number of all processes, as reports show it."""
+    value = statistic.over([statistic.of(each) for each in found])
+    return CaseValue(where, value, len(found), statistic.unit, figure.direction, True, conditions)
+
+
+def _is_relative(figure: Figure[Any]) -> bool:
+    return figure.gate is not None and figure.gate.written == "relative"
+
+
+def _conditions(spec: RunSpec, found: Measurement, protocol: Sequence[str] | None = None) -> dict[str, str]:
+    """The question, the machine, the metric's version and its protocol (or what is named of it)."""
+    names = sorted(found.protocol) if protocol is None else protocol
+    return {
+        "hardware": spec.hardware,
+        "metric version": str(found.version),
+        "unit": found.unit,
+        **{name: str(found.protocol.get(name)) for name in names},
+        **_question(spec),
+    }
+
+
+def _question(spec: RunSpec, only: Sequence[str] | None = None) -> dict[str, str]:
+    """The question by its parts. A checkpoint under its name counts as one, whatever became of its content."""
+    question: dict[str, Any] = {name: value for name, value in spec.question.items() if name not in ALSO_MEASURED}
+    question["model"] = [spec.model.label, *question["model"][1:]]
+    for role, method in (("method", spec.method), ("baseline", spec.baseline)):
+        if role in question and method.published:
+            question[role] = [method.name, method.label, method.stack]
+    kept = question if only is None else {name: question[name] for name in only if name in question}
+    return {f"asked {name}": _text(value) for name, value in kept.items()} | {"engine": spec.engine}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _grid(spec: RunSpec) -> str:
+    return digest([cell.protocol for cell in spec.throughput.cells]) if spec.throughput else "none"
