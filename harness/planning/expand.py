@@ -21,7 +21,7 @@ from harness.models.sources import SourceModel, inspect
 from harness.recipe import MethodEntry, Model, Recipe
 from harness.recipe.faults import expected
 from harness.recipe.yaml_file import Location
-from harness.stacks import STACKS
+from harness.stacks import stack_names
 
 TRUST = "trust_remote_code"
 STACK = "stack"
@@ -110,8 +110,9 @@ def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> s
     """The stack that a recipe chose for a method. Raises RecipeError for an unknown one, or where it has no effect."""
     if name is None or name == method.stack:
         return None
-    if name not in STACKS:
-        raise recipe.error((*place, STACK), f"unknown stack {name!r}{did_you_mean(str(name), STACKS)}")
+    known = stack_names()
+    if name not in known:
+        raise recipe.error((*place, STACK), f"unknown stack {name!r}{did_you_mean(str(name), known)}")
     if method.stage != "offline":
         raise recipe.error((*place, STACK), f"{method.name} does not quantize in a run of its own; leave it out")
     return str(name)

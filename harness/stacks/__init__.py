@@ -1,7 +1,10 @@
-"""Environments beside the main one: libraries whose pins do not live with the rest quantize in a stack of their own.
+"""Environments beside the main one, for libraries whose pins conflict with the rest.
 
-A stack is a pinned requirements file of this folder and the interpreter made from it. Only the standard
-library is imported here: planning asks what a stack holds, and making one is ``harness.stacks.build``.
+A stack is a file of pinned requirements and the interpreter made from it. The harness's own pins lie in this folder; a
+package adds a stack for its engine or method by an entry point of the group ``qharness.stacks`` that names a
+StackDefinition. Its pins include the package itself, because workers look up engines and methods in their own
+interpreter. Only the standard library is imported here: planning asks what a stack holds, and ``harness.stacks.build``
+makes one.
 """
 
 from __future__ import annotations
@@ -11,12 +14,14 @@ import json
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
 from harness.errors import UsageError, refuse_unknown
 
+GROUP = "qharness.stacks"
 MANIFEST = "stack.json"
 _LIST_VERSIONS = (
     "import json; from importlib.metadata import distributions as d; "
@@ -27,47 +32,78 @@ State = Literal["ready", "missing", "half-made", "the user's own"]
 
 
 @dataclass(frozen=True)
-class Definition:
-    """What a stack is for: ``library`` is built last, against what its requirements hold; ``module`` is imported."""
+class StackDefinition:
+    """What a stack holds and what it is for.
 
+    ``requirements`` is a file of pins. ``library`` is built last, against what the pins hold, and ``module`` is what a
+    worker imports of it.
+    """
+
+    summary: str
     library: str
     module: str
-    summary: str
+    requirements: Path
+
+    def hash_pins(self) -> str:
+        """What identifies the pins, the library's own included."""
+        return hashlib.sha256(self.requirements.read_bytes() + self.library.encode()).hexdigest()[:12]
 
 
-STACKS: Mapping[str, Definition] = MappingProxyType(
+_HERE = Path(__file__).parent
+_OWN: Mapping[str, StackDefinition] = MappingProxyType(
     {
-        "autoawq": Definition("autoawq==0.2.9", "awq", "AutoAWQ, unmaintained; its checkpoints are everywhere"),
-        "autoround": Definition(
+        "autoawq": StackDefinition(
+            "AutoAWQ, unmaintained; its checkpoints are everywhere", "autoawq==0.2.9", "awq", _HERE / "autoawq.txt"
+        ),
+        "autoround": StackDefinition(
+            "a newer auto-round than the main stack's, beside transformers 5.23",
             "auto-round==0.16.1",
             "auto_round",
-            "a newer auto-round than lives in the main one, beside transformers 5.23",
+            _HERE / "autoround.txt",
         ),
-        "llamacpp": Definition(
+        "llamacpp": StackDefinition(
+            "llama.cpp, compiled on this machine; writes and measures GGUF",
             "llama-cpp-python==0.3.36",
             "llama_cpp",
-            "llama.cpp, compiled on this machine; GGUF is made and measured in it",
+            _HERE / "llamacpp.txt",
         ),
-        "autogptq": Definition("auto-gptq==0.7.1", "auto_gptq", "AutoGPTQ, unmaintained; quantizes on CUDA only"),
+        "autogptq": StackDefinition(
+            "AutoGPTQ, unmaintained; quantizes on CUDA only", "auto-gptq==0.7.1", "auto_gptq", _HERE / "autogptq.txt"
+        ),
     }
 )
 
 
+def stack_names() -> list[str]:
+    """Every stack beside the main one: the harness's own first, then those of installed packages."""
+    return [*_OWN, *sorted({entry.name for entry in entry_points(group=GROUP)} - set(_OWN))]
+
+
+def stack_definition(name: str) -> StackDefinition:
+    """The stack of that name. Raises UsageError for an unknown one, and where a package's entry point is broken."""
+    if name in _OWN:
+        return _OWN[name]
+    entry = next(iter(entry_points(group=GROUP, name=name)), None)
+    if entry is None:
+        refuse_unknown("stack", name, stack_names())
+    owner = entry.dist.name if entry.dist else entry.value
+    try:
+        found = entry.load()
+    except Exception as error:
+        raise UsageError(f"the plugin {owner!r} fails at import: {type(error).__name__}: {error}") from error
+    if not isinstance(found, StackDefinition):
+        raise UsageError(f"the plugin {owner!r} names {entry.value}, which is no harness.stacks.StackDefinition")
+    return found
+
+
 @dataclass(frozen=True)
 class Stack:
-    """A stack on this machine. ``folder`` names the hash of its requirements, so that other pins are another folder."""
+    """A stack on this machine. ``folder`` names the hash of its pins, so that other pins are another folder."""
 
     name: str
+    definition: StackDefinition
     folder: Path
     own_python: Path | None = None
-
-    @property
-    def definition(self) -> Definition:
-        return STACKS[self.name]
-
-    @property
-    def requirements(self) -> Path:
-        return Path(__file__).parent / f"{self.name}.txt"
 
     @property
     def python(self) -> Path:
@@ -109,15 +145,8 @@ class Stacks:
 
     def find(self, name: str) -> Stack:
         """The stack of that name, made or not; its pins are read. Raises UsageError for an unknown name."""
-        if name not in STACKS:
-            refuse_unknown("stack", name, STACKS)
-        return Stack(name, self.root / f"{name}-{requirements_digest(name)}", self.pythons.get(name))
-
-
-def requirements_digest(name: str) -> str:
-    """What identifies a stack's pins, the library's own included."""
-    pins = (Path(__file__).parent / f"{name}.txt").read_bytes() + STACKS[name].library.encode()
-    return hashlib.sha256(pins).hexdigest()[:12]
+        definition = stack_definition(name)
+        return Stack(name, definition, self.root / f"{name}-{definition.hash_pins()}", self.pythons.get(name))
 
 
 def parse_pythons(given: list[str]) -> dict[str, Path]:
@@ -125,8 +154,8 @@ def parse_pythons(given: list[str]) -> dict[str, Path]:
     pythons = {}
     for pair in given:
         name, _, path = pair.partition("=")
-        if name not in STACKS:
-            refuse_unknown("stack", name, STACKS)
+        if name not in stack_names():
+            refuse_unknown("stack", name, stack_names())
         if not Path(path).is_file():
             raise UsageError(f"--python {pair}: no interpreter lies at {path!r}")
         pythons[name] = Path(path).absolute()  # not resolved: a virtual environment is known by its link

@@ -44,7 +44,7 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
         venv = [*uv, "venv", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
         say(f"making stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
         _call([*venv, str(stack.folder)], stack, say)
-        _call([*install, "-r", str(stack.requirements)], stack, say)
+        _call([*install, "-r", str(stack.definition.requirements)], stack, say)
         say(f"building {stack.definition.library}")
         _call([*install, "--verbose", "--no-build-isolation", "--no-deps", stack.definition.library], stack, say)
         versions = ask_versions(stack.python)
@@ -113,7 +113,7 @@ def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> N
     if process.returncode:
         tail = "\n".join(told)
         raise UsageError(
-            f"{tail}\nstack {stack.name!r} could not be made from {stack.requirements.name} (see above); "
+            f"{tail}\nstack {stack.name!r} could not be made from {stack.definition.requirements.name} (see above); "
             "is a package index reachable? An interpreter that holds its packages can be named: "
             f"--python {stack.name}=PATH"
         )

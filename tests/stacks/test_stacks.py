@@ -9,12 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from harness import stacks as room
 from harness.api.plan import plan
 from harness.errors import UsageError
 from harness.host.machine import installed_version
 from harness.recipe import load_recipe
-from harness.stacks import STACKS, Definition, Stack, Stacks, ask_versions, build, parse_pythons, requirements_digest
+from harness.stacks import (
+    MANIFEST,
+    Stack,
+    StackDefinition,
+    Stacks,
+    ask_versions,
+    build,
+    parse_pythons,
+    stack_definition,
+    stack_names,
+)
 from harness.stacks.build import check, create, environment, remove
 
 
@@ -33,15 +42,13 @@ def wheel(folder: Path, name: str, version: str, module: str) -> Path:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
+def small(tmp_path: Path) -> Stack:
     """A stack of two packages that needs no index."""
     needed = wheel(tmp_path, "oldlib_needs", "1.0", "")
     library = wheel(tmp_path, "oldlib", "0.1", "import oldlib_needs\n")
     (tmp_path / "small.txt").write_text(f"{needed}\n")
-    definition = Definition(str(library), "oldlib", "for this test")
-    monkeypatch.setattr(room, "STACKS", {**STACKS, "small": definition})
-    monkeypatch.setattr(Stack, "requirements", property(lambda self: tmp_path / "small.txt"))
-    return Stack("small", tmp_path / "stacks" / "small-0")
+    definition = StackDefinition("for this test", str(library), "oldlib", tmp_path / "small.txt")
+    return Stack("small", definition, tmp_path / "stacks" / "small-0")
 
 
 @pytest.mark.heavy
@@ -96,20 +103,63 @@ def test_a_stack_that_changed_since_it_was_made_is_found(small: Stack) -> None:
 
 @pytest.mark.heavy
 def test_pins_that_do_not_resolve_are_told_and_leave_no_ready_stack(small: Stack) -> None:
-    small.requirements.write_text("./no-such-wheel-1.0-py3-none-any.whl\n")
+    small.definition.requirements.write_text("./no-such-wheel-1.0-py3-none-any.whl\n")
     with pytest.raises(UsageError, match=r"stack 'small' could not be made from small.txt"):
         create(small, lambda line: None)
     assert small.find_state() == "half-made"
 
 
 def test_other_pins_are_another_stack(tmp_path: Path) -> None:
-    assert requirements_digest("autoawq") != requirements_digest("autogptq")
-    assert Stacks(tmp_path).find("autoawq").folder.name == f"autoawq-{requirements_digest('autoawq')}"
+    assert Stacks(tmp_path).find("autoawq").folder.name == f"autoawq-{stack_definition('autoawq').hash_pins()}"
+    pins = tmp_path / "pins.txt"
+    hashes = set()
+    for content, library in (("torch==2.10\n", "lib==1"), ("torch==2.11\n", "lib==1"), ("torch==2.11\n", "lib==2")):
+        pins.write_text(content)
+        hashes.add(StackDefinition("for this test", library, "lib", pins).hash_pins())
+    assert len(hashes) == 3
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package that brings a stack, and one whose entry point names something else."""
+    info = tmp_path / "site" / "theirs-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[qharness.stacks]\ntheirs = theirs:STACK\nbroken = theirs:PINS\n")
+    (info.parent / "theirs.py").write_text(
+        "from pathlib import Path\n"
+        "from harness.stacks import StackDefinition\n"
+        "PINS = Path(__file__).with_name('pins.txt')\n"
+        "STACK = StackDefinition('their engine', 'their-engine==3', 'their_engine', PINS)\n"
+    )
+    (info.parent / "pins.txt").write_text("theirs==1.0\n")
+    monkeypatch.syspath_prepend(info.parent)
+    return info.parent
+
+
+def test_a_package_brings_a_stack_of_its_own(third_party: Path, sweeps, tiny: Path) -> None:
+    assert {"theirs", "broken", "llamacpp"} <= set(stack_names())
+    stack = Stacks(sweeps.folder).find("theirs")
+    assert stack.definition.requirements == third_party / "pins.txt"
+    content = {
+        "models": [{"id": str(tiny)}],
+        "methods": [{"rtn": {"group_size": 32, "stack": "theirs"}}],
+        "measure": {"memory": {}},
+    }
+    planned = plan(load_recipe(sweeps.recipe(content)), stacks=Stacks(sweeps.folder))
+    (quantize,) = (run for run in planned if run.spec.kind == "quantize")
+    assert quantize.spec.stack == "theirs"
+    assert quantize.unsupported == ("stack 'theirs' is missing: qharness stack create theirs, or run --create-stacks")
+
+
+def test_a_packages_entry_point_that_is_no_stack_is_refused(third_party: Path) -> None:
+    with pytest.raises(UsageError, match=r"the plugin 'theirs' names theirs:PINS, which is no .*StackDefinition"):
+        stack_definition("broken")
 
 
 def test_every_stack_pins_every_package_without_a_local_version() -> None:
-    for name in STACKS:
-        lines = (Path(room.__file__).parent / f"{name}.txt").read_text().splitlines()
+    for name in stack_names():
+        lines = stack_definition(name).requirements.read_text().splitlines()
         pins = [line for line in lines if not line.startswith("#")]
         assert all(line.count("==") == 1 and "+" not in line for line in pins)
         names = {line.partition("==")[0] for line in pins}
@@ -163,7 +213,7 @@ def test_another_stack_quantizes_and_the_main_one_measures(autoawq_stacks: Stack
 
 def test_a_damaged_manifest_and_a_dead_interpreter_are_told(small: Stack) -> None:
     (small.folder / "bin").mkdir(parents=True)
-    (small.folder / room.MANIFEST).write_text("{")
+    (small.folder / MANIFEST).write_text("{")
     assert small.find_state() == "half-made"  # a manifest alone is no stack
     small.python.touch()
     with pytest.raises(UsageError, match="damaged; qharness stack remove small"):
@@ -181,4 +231,4 @@ def test_a_worker_elsewhere_sees_the_harness_and_nothing_of_the_current_folder(t
         text=True,
         check=True,
     )
-    assert Path(shown.stdout.strip()).resolve() == Path(room.__file__).resolve().parents[1] / "__init__.py"
+    assert Path(shown.stdout.strip()).resolve() == Path(build.__file__).resolve().parents[1] / "__init__.py"

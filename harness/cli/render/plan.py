@@ -17,7 +17,7 @@ from harness.execution.local import local_site
 from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
 from harness.planning.plan import PlannedRun
-from harness.stacks import STACKS, Stacks
+from harness.stacks import Stacks, stack_names
 from harness.text.sources import TEXTS
 
 
@@ -75,8 +75,8 @@ def show_stacks(stacks: Stacks) -> None:
     for column in ("stack", "state", "library", "what it is for"):
         table.add_column(column)
     table.add_row("main", "ready", "", "measures everything, and quantizes whatever lives beside the rest")
-    for name, definition in STACKS.items():
-        table.add_row(name, stacks.find(name).find_state(), definition.library, definition.summary)
+    for stack in map(stacks.find, stack_names()):
+        table.add_row(stack.name, stack.find_state(), stack.definition.library, stack.definition.summary)
     Console().print(table)
 
 
