@@ -1,1 +1,1 @@
-"""From records to findings: estimates with their uncertainty, the trade-off table, the Pareto front. Pure."""
+"""What follows from records: the trade-off table, verdicts, regressions, history, recommendations; no files."""

@@ -1,1 +1,1 @@
-"""What the public names do: the rooms below put together, reading and writing results where the user says."""
+"""One module per public function; only these put the rooms below together and read results where the user says."""

@@ -1,1 +1,1 @@
-"""Runs a plan: one child process per run, its outcome recorded whatever becomes of it."""
+"""What runs a plan: the sweep, executors, the worker, one file per kind of run; every run becomes a record."""

@@ -1,1 +1,1 @@
-"""How each quantization library is driven: what several methods of one library share. None imports another."""
+"""Bindings of a library that several rooms share: one file per library, and none imports another."""

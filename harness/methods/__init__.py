@@ -1,1 +1,4 @@
-"""Quantization methods, one file a library's family. None imports another; all import lazily."""
+"""Quantization methods: one folder per library that does the work; none imports another.
+
+A module imports its library inside functions, for planning imports every method.
+"""

@@ -1,1 +1,1 @@
-"""Measurements, one file each. None imports another."""
+"""Measurements: one metric per file, and none imports another."""

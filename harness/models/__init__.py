@@ -1,1 +1,1 @@
-"""Where weights come from: hub ids, folders, GGUF files, files in packages, random weights."""
+"""Where weights come from, what they consist of and what they cost: sources, headers, shapes, scope, GGUF."""

@@ -1,1 +1,1 @@
-"""Number formats and the arithmetic of stored weights. No files, no models."""
+"""Number formats and the arithmetic of weights and predictions, on arrays alone: no files, no models."""

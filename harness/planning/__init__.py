@@ -1,1 +1,1 @@
-"""From a recipe to the ordered runs of its sweep. Nothing is loaded, and no result is written."""
+"""From a recipe to the ordered runs of its sweep; no model is loaded and no result is written."""

@@ -1,4 +1,4 @@
-"""The recipe: what the user writes. Pure data; the planner resolves names of plugins.
+"""What the user writes: the types of a recipe, and the reader that knows the file and line of every value.
 
 An unknown key is an error: nothing in a recipe is ever ignored.
 """

@@ -1,4 +1,4 @@
-"""Reports of a sweep: one self-contained HTML page, Markdown, CSV, images, model cards."""
+"""What people and programs read: tables, plots, and one renderer per output format."""
 
 from harness.report.write import FORMATS, write_report
 

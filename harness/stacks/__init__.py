@@ -1,4 +1,4 @@
-"""Environments beside the main one, for libraries whose pins conflict with the rest.
+"""Environments beside the main one for libraries whose pins conflict with the rest, and how they are made.
 
 A stack is a file of pinned requirements and the interpreter made from it. The harness's own pins lie in this folder; a
 package adds a stack for its engine or method by an entry point of the group ``qharness.stacks`` that names a

@@ -1,1 +1,1 @@
-"""What is kept on disk: results, the cache of artifacts, and the JSON that both are written in."""
+"""What is kept on disk: results, the cache of artifacts, checksums, and the JSON that records are written in."""

@@ -1,1 +1,1 @@
-"""Tasks of lm-eval: which file defines one, how its requests are scored fast, and what its questions gave."""
+"""lm-eval's tasks: where one is defined, how its requests are scored fast, and what the answers gave."""

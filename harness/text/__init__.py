@@ -1,1 +1,1 @@
-"""Evaluation texts and the windows that are cut from them."""
+"""Evaluation and calibration texts, and the windows that perplexity protocols cut from them."""

@@ -1,4 +1,4 @@
-"""Did anything get worse: two sets of records in, a verdict per case and metric out. Pure."""
+"""Whether anything got worse: two sets of records in, a verdict per case and metric out; no files."""
 
 from harness.analysis.regression.findings import Change, Finding, Regression, Side, Verdict
 from harness.analysis.regression.track import track

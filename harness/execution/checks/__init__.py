@@ -1,1 +1,1 @@
-"""What is found out about a run before its figures are believed."""
+"""Checks of whether the figures of a run can be trusted, one per file."""

@@ -1,4 +1,4 @@
-"""What each kind of run does, inside its own process."""
+"""What each kind of run does in its worker process, one file per kind."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Typed values between the records of a variant and the figures that people see."""
+"""Typed values that are worked out from records once and shown by several figures."""

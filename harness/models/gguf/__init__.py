@@ -1,4 +1,4 @@
-"""GGUF, the file format of llama.cpp: written from a transformers checkpoint, and its tensors told byte by byte.
+"""GGUF, the file format of llama.cpp: converting a checkpoint to it, and reading a file of it.
 
 The format is defined at github.com/ggml-org/ggml (docs/gguf.md); its ``gguf`` package writes and reads it.
 """

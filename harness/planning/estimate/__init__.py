@@ -1,1 +1,1 @@
-"""What a model will take, reckoned from its header or its configuration: nothing is loaded and no backend imported."""
+"""What a model needs, estimated from its header or configuration; nothing is loaded and no backend is imported."""

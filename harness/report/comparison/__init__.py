@@ -1,4 +1,4 @@
-"""HEAD beside BASE for readers and machines: one renderer per file, all from the same findings."""
+"""A comparison of two sets of records as text: one renderer per output format, all from the same findings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures over time for readers and machines: one renderer per file, all from the same series."""
+"""Figures over time as text: one renderer per output format, all from the same series."""
 
 from __future__ import annotations
 

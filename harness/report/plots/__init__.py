@@ -1,4 +1,4 @@
-"""The plots of a table, drawn by plotly; nothing outside this room imports it."""
+"""The plots of a table, drawn with plotly; no other room imports them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One file per form that a report is written in."""
+"""The report of a sweep: one renderer per output format."""

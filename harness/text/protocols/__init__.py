@@ -1,4 +1,4 @@
-"""The perplexity protocols by name. Figures of two protocols never share a table."""
+"""Perplexity protocols, one per file. Figures of two protocols never share a table."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
