@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
 from harness.analysis.aspects import AspectName, Figure
 from harness.analysis.choice import Candidate, Recommendation
+from harness.core.json_values import finite
 from harness.core.label import codes
-from harness.figures.derived.plausibility import Implausibility
 from harness.figures.formats import BLANK
 from harness.report.answer import NAMES, answer, bound_unit, figure_words, limit_words, name, reasons
 from harness.report.renderers.markdown import escape
@@ -87,41 +86,37 @@ def _grid(rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
 
 
 def json_line(found: Recommendation) -> str:
-    """One line: the wish, the answer, every variant with its figures. Nothing that JSON has no word for."""
+    """One line: the question, the answer, every variant with its figures. A figure that is infinite is null."""
     said = answer(found)
     return json.dumps(
-        {
-            "model": found.table.model,
-            "hardware": found.table.hardware,
-            "protocol": found.table.protocol,
-            "point": found.place.point.label if found.place.point else None,
-            "memory_at": {"batch": found.place.batch, "tokens": found.place.tokens},
-            "objective": found.wish.objective,
-            "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.wish.limits],
-            "sentence": said.sentence,
-            "pick": said.variant,
-            "holds": found.holds,
-            "implausible_baseline": [_implausibility(each) for each in found.table.implausible],
-            "certain_pick": found.certain_pick.row.label if found.certain_pick else None,
-            "uncertain": said.uncertain,
-            "draws": found.draws,
-            "none_probability": found.none_probability,
-            "better_than_second_probability": found.lead,
-            "ties": [{"variant": tie.row.label, "decided_by": tie.decided_by} for tie in found.ties],
-            "nearest": found.nearest.row.label if found.nearest else None,
-            "binding": [limit.option for limit in found.binding],
-            "admissible": [_candidate(each, found.wish.objective) for each in found.admissible],
-            "fallen": [_fallen(each, found.wish.objective) for each in found.fallen],
-        },
+        finite(
+            {
+                "model": found.table.model,
+                "hardware": found.table.hardware,
+                "protocol": found.table.protocol,
+                "point": found.place.point.label if found.place.point else None,
+                "memory_at": {"batch": found.place.batch, "tokens": found.place.tokens},
+                "objective": found.wish.objective,
+                "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.wish.limits],
+                "sentence": said.sentence,
+                "pick": said.variant,
+                "holds": found.holds,
+                "implausible_baseline": [asdict(each) for each in found.table.implausible],
+                "certain_pick": found.certain_pick.row.label if found.certain_pick else None,
+                "uncertain": said.uncertain,
+                "draws": found.draws,
+                "none_probability": found.none_probability,
+                "better_than_second_probability": found.lead,
+                "ties": [{"variant": tie.row.label, "decided_by": tie.decided_by} for tie in found.ties],
+                "nearest": found.nearest.row.label if found.nearest else None,
+                "binding": [limit.option for limit in found.binding],
+                "admissible": [_candidate(each, found.wish.objective) for each in found.admissible],
+                "fallen": [_fallen(each, found.wish.objective) for each in found.fallen],
+            }
+        ),
         ensure_ascii=False,
         allow_nan=False,
     )
-
-
-def _implausibility(why: Implausibility) -> Mapping[str, object]:
-    """JSON knows no infinity, which a perplexity may be."""
-    figure = why.figure if why.figure is not None and math.isfinite(why.figure) else None
-    return {**asdict(why), "figure": figure}
 
 
 def _candidate(each: Candidate, objective: AspectName) -> Mapping[str, object]:
@@ -143,6 +138,5 @@ def _fallen(each: Candidate, objective: AspectName) -> Mapping[str, object]:
 
 def _figure(figure: Figure) -> Mapping[str, object]:
     estimate = figure.estimate
-    ends = (estimate.value, estimate.low, estimate.high) if estimate else (None,) * 3
-    value, low, high = (end if end is not None and math.isfinite(end) else None for end in ends)
+    value, low, high = (estimate.value, estimate.low, estimate.high) if estimate else (None,) * 3
     return {"value": value, "low": low, "high": high, "basis": figure.basis or None}

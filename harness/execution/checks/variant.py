@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from harness.core.capability import KernelFamily, LoadedModel, Logits, StoredTensor
 from harness.core.label import LabelCode
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.context import Bench
-from harness.execution.cuda_kernels import kernel_names
 from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weights
 from harness.models import stored
 from harness.models.headers import GGUF, weight_files
@@ -20,6 +19,8 @@ from harness.models.scope import LEAST_COVERAGE, in_decoder, matching
 from harness.models.stored import StoredLayer
 
 SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
+MOST_KERNELS = 6
+"""The kernels that took the longest; the rest is norms, copies and the like."""
 
 
 def take_stock(bench: Bench, model: Logits) -> None:
@@ -138,7 +139,7 @@ def _note_kernels(bench: Bench, model: Logits) -> None:
     if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
         bench.label("unpacked_once")
     if bench.spec.device.startswith("cuda"):
-        bench.fact("cuda_kernels", names=tuple(kernel_names(lambda: _probe_logits(bench, model))))
+        bench.fact("cuda_kernels", names=tuple(_kernel_names(lambda: _probe_logits(bench, model))))
     expected = bench.method().kernel
     for family, layers in families.items():
         if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # of dense ones coverage speaks
@@ -150,3 +151,16 @@ def _probe_logits(bench: Bench, model: Logits) -> object:
 
     with torch.inference_mode():
         return model.logits(probe.tokens(bench.source(), model.vocabulary, bench.spec.model.trust_remote_code))
+
+
+def _kernel_names(work: Callable[[], object]) -> list[str]:
+    """The longest-running CUDA kernels of a piece of work, by their time on the device."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    work()  # compiles and tunes what is compiled and tuned once
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        work()
+        torch.cuda.synchronize()
+    events = sorted(trace.key_averages(), key=lambda event: event.self_device_time_total, reverse=True)
+    return [event.key for event in events if event.self_device_time_total > 0][:MOST_KERNELS]
