@@ -12,7 +12,7 @@ from harness.core.record import Measurement, RunRecord
 from harness.core.run import RunSpec
 from harness.figures.derived.speeds import point_of
 from harness.figures.table import GridPoint, VariantRow
-from harness.stats.estimate import RANGE, Estimate, clustered_mean
+from harness.stats.estimate import Estimate, clustered_mean, with_range
 from harness.stats.repeats import of_process, over_processes
 
 Measured = Mapping[str, Sequence[Measurement]]
@@ -84,8 +84,7 @@ class PerProcess:
         ]
         if not found:
             return None
-        low, high = (min(found), max(found)) if len(found) > 1 else (None, None)
-        return Estimate(self.over(found), low, high, len(found), RANGE)
+        return with_range(self.over(found), found)
 
 
 def summed(metric: str) -> Callable[[Measured], float | None]:

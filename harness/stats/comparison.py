@@ -21,6 +21,17 @@ FEWEST_UNITS = 6
 MOST_UNITS = 10**9
 """Where planning gives up."""
 
+Test = Literal[
+    "exact permutation test",
+    "Welch's t-test",
+    "McNemar's exact test",
+    "t-test for dependent neighbours",
+    "exact sign-flip test",
+    "clustered t-test",
+    "identity",
+    "none",
+]
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -43,7 +54,7 @@ class Comparison:
     effect: Estimate
     units: str
     design: Design
-    test: str
+    test: Test
     p: float | None
     equivalence_p: float | None
     equivalence_interval: tuple[float, float] | None

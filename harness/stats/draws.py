@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from harness.stats.estimate import CONFIDENCE, RANGE, Estimate, Floats, transformed
+from harness.stats.estimate import CONFIDENCE, Estimate, Floats, transformed
 from harness.stats.influence import Influence
 
 MOST = 2000
@@ -90,7 +90,7 @@ def _errors(estimate: Estimate, low: float, high: float, degrees: int) -> tuple[
     """
     from scipy.special import ndtri, stdtrit
 
-    if estimate.method == RANGE:
+    if estimate.kind == "range":
         n = estimate.n
         deviation = (high - low) / (2 * float(ndtri((n - 0.375) / (n + 0.25))))
         return (MEDIAN_OVER_MEAN * deviation / math.sqrt(n),) * 2

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,16 +19,16 @@ from harness.core.record import Measurement
 Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
-RANGE = "range of processes"
-"""The method of an estimate whose interval is no 95% one: processes are too few for that."""
+IntervalKind = Literal["units", "processes", "range"]
+"""What an interval is: 95% over units of a text, 95% over processes, or the range of processes that are too few."""
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A value and the interval around it; ``low`` and ``high`` are None where there is none: ``n`` below two, say.
 
-    ``n`` counts the independent units behind it (windows, pairs of windows, processes) and
-    ``method`` says in words what the interval is.
+    ``n`` counts the independent units behind it (windows, pairs of windows, processes). ``kind`` is what the interval
+    is, ``method`` says it in words; without an interval it says why, if processes would give one.
     """
 
     value: float
@@ -35,6 +36,7 @@ class Estimate:
     high: float | None
     n: int
     method: str
+    kind: IntervalKind = "units"
 
     def within(self, least: float, most: float) -> Estimate:
         """The same, its interval cut to the values that are possible (a share lies between 0 and 1)."""
@@ -86,6 +88,12 @@ def clustered_mean(measurement: Measurement) -> Estimate:
     sizes = np.bincount(members, weights=weights, minlength=len(names))
     unit = "clusters" if measurement.cluster_ids else "values"
     return ratio_of_sums(sums.tolist(), sizes.tolist(), f"95% t-interval over {unit}")
+
+
+def with_range(value: float, figures: Sequence[float]) -> Estimate:
+    """What processes that are too few for an interval have in common, and the range of their ``figures``."""
+    low, high = (min(figures), max(figures)) if len(figures) > 1 else (None, None)
+    return Estimate(value, low, high, len(figures), "range of processes", "range")
 
 
 def perplexity(nll: Measurement) -> Estimate:

@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.core.record import Measurement
 from harness.stats.bounds import Bound, Outer, StudentT, two_sided
-from harness.stats.comparison import POWER, Better, Comparison, Design, fewest_units
+from harness.stats.comparison import POWER, Better, Comparison, Design, Test, fewest_units
 from harness.stats.estimate import Estimate, Floats
 from harness.stats.paired import Pairs, pair, refuse_protocols
 from harness.stats.repeats import FEWEST_PROCESSES, over_processes, too_few
@@ -48,7 +48,7 @@ class _Evidence:
     ``normal`` serves for planning: how much the mean scatters. No true difference below ``least`` is found often.
     """
 
-    test: str
+    test: Test
     p: float
     bound: Bound | None
     normal: StudentT
@@ -175,7 +175,7 @@ def _evidence(pairs: Pairs, alpha: float) -> _Evidence:
     return found
 
 
-def _of_shares(test: str, p: float, pairs: Pairs, alpha: float) -> _Evidence:
+def _of_shares(test: Test, p: float, pairs: Pairs, alpha: float) -> _Evidence:
     """By the score interval, for units that change by 1 or not at all: where few change, few tell how many might.
 
     An exact test finds nothing unless ``fewest_units`` change alike, which happens often only where the Poisson

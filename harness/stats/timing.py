@@ -80,7 +80,7 @@ def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
     if len(speeds) == 1:
         return _within(value, tokens / processes[0].resampled_s, processes[0].count)
     if len(speeds) < FEWEST_PROCESSES:
-        return Estimate(value, None, None, len(speeds), too_few(len(speeds)))
+        return Estimate(value, None, None, len(speeds), too_few(len(speeds)), "processes")
     drawn = speeds[_draws(len(speeds))]
     return _between(value, np.log(speeds), np.median(drawn, axis=1))
 
@@ -98,14 +98,14 @@ def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
     value = over_processes(_rates(ours)) / over_processes(_rates(theirs))
     pairs = [(one, other) for one in ours for other in theirs if one.repetition == other.repetition]
     if not pairs:
-        return Estimate(value, None, None, 0, "no repetition has both: no interval")
+        return Estimate(value, None, None, 0, "no repetition has both: no interval", "processes")
     mine, base = (np.array(_rates(side)) for side in zip(*pairs, strict=True))
     if len(pairs) == 1:
         (one, other) = pairs[0]
         shuffled = np.random.default_rng(SEED).permutation(WITHIN)
         return _within(value, other.resampled_s[shuffled] / one.resampled_s, min(one.count, other.count))
     if len(pairs) < FEWEST_PROCESSES:
-        return Estimate(value, None, None, len(pairs), too_few(len(pairs)))
+        return Estimate(value, None, None, len(pairs), too_few(len(pairs)), "processes")
     chosen = _draws(len(pairs))
     return _between(value, np.log(mine / base), np.median(mine[chosen], axis=1) / np.median(base[chosen], axis=1))
 
@@ -147,15 +147,15 @@ def _between(value: float, logs: Floats, resampled: Floats) -> Estimate:
     low, high = percentiles(resampled)
     least, most = np.exp(t_interval(logs))
     method = "95% t-interval over processes, never narrower than the bootstrap's"
-    return Estimate(value, min(low, float(least), value), max(high, float(most), value), len(logs), method)
+    return Estimate(value, min(low, float(least), value), max(high, float(most), value), len(logs), method, "processes")
 
 
 def _within(value: float, resampled: Floats, iterations: int) -> Estimate:
     if iterations < 2:
-        return Estimate(value, None, None, 1, "one process, one iteration: no interval")
+        return Estimate(value, None, None, 1, "one process, one iteration: no interval", "processes")
     low, high = percentiles(resampled)
     method = f"95% bootstrap over {iterations} iterations of one process: what differs between processes is not in it"
-    return Estimate(value, min(low, value), max(high, value), 1, method)
+    return Estimate(value, min(low, value), max(high, value), 1, method, "processes")
 
 
 def percentiles(resampled: Floats) -> tuple[float, float]:

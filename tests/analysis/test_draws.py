@@ -11,7 +11,7 @@ from scipy.stats import t
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Measurement
 from harness.stats.draws import FEWEST, MOST, Luck, draws_for
-from harness.stats.estimate import RANGE, Estimate, clustered_mean
+from harness.stats.estimate import Estimate, clustered_mean, with_range
 from harness.stats.influence import of_difference, of_mean
 from harness.stats.pareto import front, front_shares
 
@@ -77,9 +77,7 @@ def test_a_range_of_processes_is_read_as_one() -> None:
     processes = np.random.default_rng(2).normal(100, 1, (1500, 3))
     inside = 0
     for row in processes:
-        drawn = Luck(200, seed=int(row[0] * 1e6)).column(
-            Estimate(float(np.median(row)), row.min(), row.max(), 3, RANGE)
-        )
+        drawn = Luck(200, seed=int(row[0] * 1e6)).column(with_range(float(np.median(row)), row.tolist()))
         low, high = np.quantile(drawn, [0.05, 0.95])
         inside += low <= 100 <= high
     assert 0.86 < inside / len(processes) < 0.96
@@ -89,7 +87,7 @@ def test_what_was_counted_or_measured_once_stays_put() -> None:
     luck = Luck(10)
     for estimate in (
         Estimate(3, 3, 3, 1, "exact"),
-        Estimate(3, None, None, 1, RANGE),
+        with_range(3, [3]),
         Estimate(3, 3, np.inf, 1, "least"),
     ):
         assert set(luck.column(estimate)) == {3.0}

@@ -32,7 +32,7 @@ from harness.figures.table import (
     TaskScore,
     VariantRow,
 )
-from harness.stats.estimate import RANGE, Estimate
+from harness.stats.estimate import Estimate, IntervalKind, with_range
 from harness.stats.influence import Influence
 from harness.stats.pareto import front
 
@@ -45,8 +45,8 @@ ARC = TaskKey("arc", "acc", "none", 0, False, True)
 BOOL = TaskKey("boolq", "acc", "none", 0, False, True)
 
 
-def interval(value: float, half: float = 0.0, n: int = 100, method: str = "95% t-interval over windows") -> Estimate:
-    return Estimate(value, value - half, value + half, n, method)
+def interval(value: float, half: float = 0.0, n: int = 100, kind: IntervalKind = "units") -> Estimate:
+    return Estimate(value, value - half, value + half, n, "an interval", kind)
 
 
 def variant(
@@ -66,7 +66,7 @@ def variant(
     )
 
 
-BASELINE = replace(variant("none", 1600, decode=interval(20, 1, 3, RANGE)), is_baseline=True, perplexity=interval(10))
+BASELINE = replace(variant("none", 1600, decode=interval(20, 1, 3, "range")), is_baseline=True, perplexity=interval(10))
 
 
 def table(*rows: VariantRow, **fields: Any) -> Table:
@@ -86,9 +86,9 @@ def labels(candidates: Any) -> list[str]:
     return [each.row.label for each in candidates]
 
 
-EIGHT = variant("eight", 800, interval(0.002, 0.001), 0.001, interval(30, 1, 3, RANGE))
-FOUR = variant("four", 400, interval(0.008, 0.004), 0.01, interval(50, 2, 3, RANGE))
-THREE = variant("three", 300, interval(0.05, 0.01), 0.05, interval(60, 2, 3, RANGE))
+EIGHT = variant("eight", 800, interval(0.002, 0.001), 0.001, interval(30, 1, 3, "range"))
+FOUR = variant("four", 400, interval(0.008, 0.004), 0.01, interval(50, 2, 3, "range"))
+THREE = variant("three", 300, interval(0.05, 0.01), 0.05, interval(60, 2, 3, "range"))
 THREE_ROWS = table(EIGHT, FOUR, THREE)
 
 
@@ -194,7 +194,7 @@ def test_a_leak_that_is_said_of_the_whole_table_counts() -> None:
 
 
 def test_speed_is_looked_at_where_the_wish_says() -> None:
-    both = replace(FOUR, speeds=(*FOUR.speeds, Speed(LARGE, None, interval(200, 1, 3, RANGE), None, None)))
+    both = replace(FOUR, speeds=(*FOUR.speeds, Speed(LARGE, None, interval(200, 1, 3, "range"), None, None)))
     rows = table(both, EIGHT, grid=(SMALL, LARGE))
     limit = Limit("min-decode", "decode", 100)
     assert answered(rows, limit).pick is None
@@ -294,7 +294,7 @@ def test_equal_objectives_go_by_divergence() -> None:
 
 
 def test_first_and_second_are_told_apart_by_their_intervals() -> None:
-    near = replace(FOUR, label="near", speeds=(Speed(SMALL, None, interval(49, 2, 3, RANGE), None, None),))
+    near = replace(FOUR, label="near", speeds=(Speed(SMALL, None, interval(49, 2, 3, "range"), None, None),))
     found = answered(table(FOUR, near), objective="decode")
     assert found.lead is not None
     assert 0.5 < found.lead < 0.975
@@ -303,7 +303,7 @@ def test_first_and_second_are_told_apart_by_their_intervals() -> None:
 
 
 def test_what_was_measured_once_is_no_certain_choice() -> None:
-    once = replace(FOUR, speeds=(Speed(SMALL, None, Estimate(50, None, None, 1, RANGE), None, None),))
+    once = replace(FOUR, speeds=(Speed(SMALL, None, with_range(50, [50]), None, None),))
     found = answered(table(once, EIGHT), objective="decode")
     assert found.pick is not None
     assert found.pick.row.label == "four"
@@ -389,7 +389,7 @@ def tables(draw: st.DrawFn) -> Table:
             draw(st.integers(100, 2000)),
             interval(draw(figure), draw(figure) / 3) if draw(st.booleans()) else None,
             draw(figure) if draw(st.booleans()) else None,
-            interval(100 * draw(figure), 0.05, 3, RANGE) if draw(st.booleans()) else None,
+            interval(100 * draw(figure), 0.05, 3, "range") if draw(st.booleans()) else None,
         )
         for number in range(draw(st.integers(1, 6)))
     ]
@@ -451,8 +451,8 @@ def test_the_order_does_not_depend_on_the_tables(of: Table, objective: Any, rand
 
 def test_a_slow_variant_is_not_the_smallest_by_a_thousandth() -> None:
     """As it was filed: fp8 at a twenty-fifth of the speed stood before int8 of the same size."""
-    int8 = replace(variant("int8", 801, interval(0.004, 0.003), decode=interval(50, 2, 3, RANGE)))
-    fp8 = replace(variant("fp8", 800, interval(0.003, 0.003), decode=interval(2, 0.1, 3, RANGE)))
+    int8 = replace(variant("int8", 801, interval(0.004, 0.003), decode=interval(50, 2, 3, "range")))
+    fp8 = replace(variant("fp8", 800, interval(0.003, 0.003), decode=interval(2, 0.1, 3, "range")))
     for rows in (table(int8, fp8), table(fp8, int8)):
         found = answered(rows, at_most("perplexity", 0.01))
         assert labels(found.admissible)[:2] == ["int8", "fp8"]
@@ -468,20 +468,20 @@ def test_a_slow_variant_is_not_the_smallest_by_a_thousandth() -> None:
 
 
 def test_quality_goes_before_speed_where_its_difference_matters() -> None:
-    near = variant("near", 400, interval(0.05, 0.01), 0.010, interval(2, 0.1, 3, RANGE))
-    far = variant("far", 400, interval(0.05, 0.01), 0.012, interval(50, 2, 3, RANGE))
+    near = variant("near", 400, interval(0.05, 0.01), 0.010, interval(2, 0.1, 3, "range"))
+    far = variant("far", 400, interval(0.05, 0.01), 0.012, interval(50, 2, 3, "range"))
     assert labels(answered(table(near, far)).admissible)[:2] == ["near", "far"]
     alike = replace(far, kl_mean=interval(0.0109, 0.0001))  # 0.9 thousandths of a nat further away
     assert labels(answered(table(near, alike)).admissible)[:2] == ["far", "near"]
 
 
 def test_speeds_that_intervals_do_not_tell_apart_are_equal() -> None:
-    close = variant("close", 400, kl=0.01, decode=interval(49, 4, 3, RANGE))
-    fast = variant("fast", 400, kl=0.2, decode=interval(50, 4, 3, RANGE))
+    close = variant("close", 400, kl=0.01, decode=interval(49, 4, 3, "range"))
+    fast = variant("fast", 400, kl=0.2, decode=interval(50, 4, 3, "range"))
     found = answered(table(close, fast), objective="decode")
     assert labels(found.admissible)[:2] == ["close", "fast"]
     assert [(tie.row.label, tie.decided_by) for tie in found.ties] == [("fast", "kl")]
-    slow = replace(close, speeds=(Speed(SMALL, None, interval(44, 4, 3, RANGE), None, None),))
+    slow = replace(close, speeds=(Speed(SMALL, None, interval(44, 4, 3, "range"), None, None),))
     assert labels(answered(table(slow, fast), objective="decode").admissible)[:2] == ["fast", "close"]
     two = Estimate(49, None, None, 2, "2 processes: no interval")
     unbounded = replace(close, speeds=(Speed(SMALL, None, two, None, None),))

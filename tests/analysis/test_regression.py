@@ -40,7 +40,7 @@ class Makes:
         spec = replace(bench.spec("quality", method), perplexity=replace(bench.spec("quality", method).perplexity))
         return bench.record(spec, Outcome("ok", measurements=(bench.nll(nats),)))
 
-    def timed(self, bench: Any, speeds: Sequence[float], labels: tuple[str, ...] = ()) -> list[RunRecord]:
+    def timed(self, bench: Any, speeds: Sequence[float], labels: tuple[Label, ...] = ()) -> list[RunRecord]:
         """Processes that decode at so many tokens per second."""
         found = []
         for repetition, speed in enumerate(speeds):
@@ -279,7 +279,7 @@ class TestRuns:
 
     def test_suspect_timings_raise_no_alarm(self, makes: Makes) -> None:
         base = makes.timed(makes.side("s1"), jittered(1))
-        head = makes.timed(makes.side("s2"), jittered(2, 10), ("suspect: the GPU was throttled",))
+        head = makes.timed(makes.side("s2"), jittered(2, 10), SUSPECT)
         found = track(base, head, DECODE)
         assert only(found, "decode").verdict == "inconclusive"
         assert only(found, "decode").reasons == (

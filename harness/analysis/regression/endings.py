@@ -16,9 +16,10 @@ def ending(match: Match) -> Finding | None:
     if base.status == head.status == "ok":
         if len(head.well) == len(head.runs):
             return None
-        again = "as in BASE" if len(base.well) < len(base.runs) else "all of BASE's ended well"
-        told = f"{len(head.well)} of {len(head.runs)} repetitions ended well; {again}; {head.reason}"
-        return replace(blank, verdict="inconclusive", reasons=(told,), gated=again != "as in BASE")
+        before = len(base.well) < len(base.runs)
+        beside = "as in BASE" if before else "all of BASE's ended well"
+        reason = f"{len(head.well)} of {len(head.runs)} repetitions ended well; {beside}; {head.reason}"
+        return replace(blank, verdict="inconclusive", reasons=(reason,), gated=not before)
     if base.status != "ok" and head.status != "ok":
         return replace(blank, verdict="unchanged", gated=False, reasons=(f"fails on both sides: {head.reason}",))
     if head.status == "ok":

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from harness.stats.comparison import Comparison, fewest_units, holm
 
-SIGN_FLIP = "exact sign-flip test"
 """Of paired tests the one with few p-values to choose from; others of many items are near enough to continuous."""
 
 
@@ -48,7 +47,7 @@ def _can(found: Comparison, tests: int) -> bool:
 
 def _is_coarse(found: Comparison) -> bool:
     """Whether it has few p-values to choose from."""
-    return found.design != "paired" or found.test == SIGN_FLIP
+    return found.design != "paired" or found.test == "exact sign-flip test"
 
 
 def _untested(found: Comparison, tests: int) -> Comparison:

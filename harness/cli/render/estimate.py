@@ -85,9 +85,8 @@ def _parts(stored: Weights, entry: Estimate, asked: Asked) -> list[tuple[str, in
         ("key-value cache of a token", entry.kv_bytes_per_token),
         ("key-value cache", entry.kv_bytes),
         ("workspace of a prefill", entry.workspace_bytes),
-        ("in all", entry.total_bytes or 0),
     ]
-    return [part for part in parts if part[1] or part[0] == "in all"]
+    return [*(part for part in parts if part[1]), ("in all", entry.total_bytes or 0)]
 
 
 def _verdict(entry: Estimate, asked: Asked) -> str | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.speeds import point_of
 from harness.figures.table import Energy, GridPoint
-from harness.stats.estimate import RANGE, Estimate
+from harness.stats.estimate import Estimate, with_range
 from harness.stats.repeats import of_process, over_processes
 
 MILLION = 1_000_000
@@ -25,12 +26,11 @@ def per_million_tokens(speed_tok_per_s: Estimate, per_hour: float) -> Estimate:
         return MILLION * per_hour / (SECONDS_PER_HOUR * speed)
 
     low, high = speed_tok_per_s.low, speed_tok_per_s.high
-    return Estimate(
-        cost(speed_tok_per_s.value),
-        None if high is None else cost(high),
-        None if low is None else cost(low),
-        speed_tok_per_s.n,
-        speed_tok_per_s.method,
+    return replace(
+        speed_tok_per_s,
+        value=cost(speed_tok_per_s.value),
+        low=None if high is None else cost(high),
+        high=None if low is None else cost(low),
     )
 
 
@@ -68,5 +68,4 @@ def _across(measured: Iterable[Measurement]) -> Estimate | None:
     figures = [of_process(each.values) for each in measured if each.values]
     if not figures:
         return None
-    low, high = (min(figures), max(figures)) if len(figures) > 1 else (None, None)
-    return Estimate(over_processes(figures), low, high, len(figures), RANGE)
+    return with_range(over_processes(figures), figures)

@@ -141,8 +141,8 @@ def _told(point: _Point, plot: _Respects) -> list[str]:
     """Each figure with its interval, or why an axis of speeds has none."""
     written = []
     for value, axis in zip(point.values, plot.axes, strict=True):
-        why = [note for note in axis.column.notes(point.row) if note == value.method]
-        written.append(" ".join([_written(value, axis), *(f"({note})" for note in why)]))
+        alone = value.kind == "processes" and (value.low is None or value.high is None)
+        written.append(" ".join([_written(value, axis), *([f"({value.method})"] if alone else [])]))
     return written
 
 
