@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 PACKAGE = "llama-cpp-python"
 BATCH_TOKENS = 512
-"""Tokens that one call computes; llama.cpp's own physical batch."""
+"""Tokens that one call computes, unless told otherwise; llama.cpp's own physical batch."""
+FLASH_ATTENTION: Mapping[str, str] = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}
+"""llama.cpp's names of when to use flash attention, by what a recipe calls them."""
 CELLS = 256
 """The cache's length is a multiple of this, as llama.cpp pads it."""
 WORST_LINES = 3
@@ -76,12 +78,25 @@ def complaints(since: int) -> str:
 class Runtime:
     """A GGUF model that runs. One context at a time: as many sequences and tokens as were last asked for."""
 
-    def __init__(self, file: Path, device: str, threads: int, kv_cache: KvCache = "model") -> None:
-        """Raises UnsupportedError, with what llama.cpp says, for a file that it does not load."""
+    def __init__(
+        self,
+        file: Path,
+        device: str,
+        threads: int,
+        kv_cache: KvCache = "model",
+        batch_tokens: int = BATCH_TOKENS,
+        flash_attention: str = "auto",
+    ) -> None:
+        """``batch_tokens`` are computed by one call; ``flash_attention`` is a key of FLASH_ATTENTION.
+
+        Raises UnsupportedError, with what llama.cpp says, for a file that it does not load.
+        """
         import llama_cpp
 
         self._api = llama_cpp
         self.threads = threads
+        self._batch_tokens = batch_tokens
+        self._flash_attention = getattr(llama_cpp, f"LLAMA_FLASH_ATTN_TYPE_{FLASH_ATTENTION[flash_attention]}")
         if kv_cache not in CACHES:
             raise UnsupportedError(f"llama.cpp keeps no {kv_cache} key-value cache")
         self._cache_type = _ggml_type(CACHES[kv_cache])
@@ -131,7 +146,8 @@ class Runtime:
         settings = self._api.llama_context_default_params()
         settings.n_ctx = rows * length
         settings.n_seq_max = rows
-        settings.n_batch = settings.n_ubatch = BATCH_TOKENS
+        settings.n_batch = settings.n_ubatch = self._batch_tokens
+        settings.flash_attn_type = self._flash_attention
         settings.n_threads = settings.n_threads_batch = self.threads
         settings.type_k = settings.type_v = self._cache_type
         settings.kv_unified = False
@@ -173,8 +189,8 @@ class Runtime:
             raise HarnessError(f"position {positions.max()} in a cache of {self._length} tokens")
         out = torch.empty(int(wanted.sum()), self.vocabulary)
         done = 0
-        for low in range(0, len(tokens), BATCH_TOKENS):
-            part = slice(low, low + BATCH_TOKENS)
+        for low in range(0, len(tokens), self._batch_tokens):
+            part = slice(low, low + self._batch_tokens)
             count = int(wanted[part].sum())
             self._decode(tokens[part], positions[part], sequences[part], wanted[part])
             if count:

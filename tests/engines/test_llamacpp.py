@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Llam
 from transformers.models.llama import modeling_llama
 
 from harness.core.engine import LoadRequest
-from harness.engines.llamacpp.engine import LLAMACPP, LlamaCppModel
+from harness.engines.llamacpp.engine import LLAMACPP, LlamaCppModel, LlamaCppParams
 from harness.errors import UnsupportedError
 from harness.models.headers import GGUF_FILE
 from harness.numerics.kv_cache import bytes_per_token, element_bytes, stored_bytes
@@ -37,7 +37,7 @@ def folder(llama_cpp: ModuleType, tmp_path_factory: pytest.TempPathFactory, tiny
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> LlamaCppModel:
-    found = LLAMACPP.load(LoadRequest(folder, "float32", "cpu"))
+    found = LLAMACPP.load(LoadRequest(folder, "float32", "cpu"), LLAMACPP.params())
     assert isinstance(found, LlamaCppModel)
     return found
 
@@ -120,10 +120,10 @@ def test_what_llama_cpp_does_not_load_is_told_in_its_own_words(tmp_path: Path, f
     content = (folder / GGUF_FILE).read_bytes()
     (tmp_path / GGUF_FILE).write_bytes(content.replace(b"llama.block_count", b"llama.block_kount"))
     with pytest.raises(UnsupportedError, match=r"llama.cpp does not load it: .*block_count"):
-        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))
+        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"), LLAMACPP.params())
     (tmp_path / GGUF_FILE).write_bytes(content[:-1000])
     with pytest.raises(UnsupportedError, match="cut short or damaged"):
-        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))
+        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"), LLAMACPP.params())
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,9 @@ def wider(llama_cpp: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tu
     return source, out
 
 
-def load(folder: Path, kind: str) -> LlamaCppModel:
-    found = LLAMACPP.load(LoadRequest(folder, "float32", "cpu", kv_cache=kind))  # type: ignore[arg-type]
+def load(folder: Path, kind: str = "model", **own: Any) -> LlamaCppModel:
+    request = LoadRequest(folder, "float32", "cpu", kv_cache=kind)  # type: ignore[arg-type]
+    found = LLAMACPP.load(request, LlamaCppParams(**own))
     assert isinstance(found, LlamaCppModel)
     return found
 
@@ -206,7 +207,31 @@ def test_a_file_of_a_later_version_or_of_an_unknown_model_is_told(tmp_path: Path
     content = (folder / GGUF_FILE).read_bytes()
     (tmp_path / GGUF_FILE).write_bytes(content[:4] + (99).to_bytes(4, "little") + content[8:])
     with pytest.raises(UnsupportedError, match="version 99"):
-        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))
+        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"), LLAMACPP.params())
     (tmp_path / GGUF_FILE).write_bytes(content.replace(b"llama", b"lhama"))
     with pytest.raises(UnsupportedError, match="unknown model architecture: 'lhama'"):
-        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"))
+        LLAMACPP.load(LoadRequest(tmp_path, "float32", "cpu"), LLAMACPP.params())
+
+
+def test_its_parameters_reach_llama_cpp(folder: Path, model: LlamaCppModel, ids: torch.Tensor) -> None:
+    """As its own functions report them; they may change the speed and the rounding, and not what is computed."""
+    expected = model.logits(ids)
+    for own in ({"threads": 1}, {"threads": 2, "ubatch": 32}, {"flash_attention": "on"}, {"flash_attention": "off"}):
+        tuned = load(folder, **own)
+        found = tuned.logits(ids)
+        assert float((found - expected).norm() / expected.norm()) < 1e-3
+        runtime = tuned._runtime
+        api, context = runtime._api, runtime._context
+        assert tuned.threads == api.llama_n_threads(context) == api.llama_n_threads_batch(context)
+        assert tuned.threads == own.get("threads", torch.get_num_threads())
+        assert api.llama_n_ubatch(context) == own.get("ubatch", 512)
+        kind = own.get("flash_attention")
+        assert tuned.attention == "llama.cpp's own" + (f", flash attention {kind}" if kind else "")
+        tuned.close()
+    states = {kind: load(folder, flash_attention=kind).logits(ids) for kind in ("auto", "on", "off")}
+    assert not torch.equal(states["on"], states["off"]), "another order of the same sums"
+
+
+def test_a_cache_in_fewer_bits_needs_flash_attention(wider: tuple[Path, Path]) -> None:
+    with pytest.raises(UnsupportedError, match="makes no context"):
+        load(wider[1], "int8", flash_attention="off").logits(torch.tensor([[1, 2]]))

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from harness.core.engine import LoadRequest
-from harness.engines.transformers.engine import TransformersModel, load
+from harness.engines.transformers.engine import TransformersModel, TransformersParams, load
 
 pytestmark = pytest.mark.heavy
 
@@ -112,6 +112,14 @@ def test_tied_embeddings_are_counted_once(model, tiny: Path) -> None:
     plain = AutoModelForCausalLM.from_pretrained(tiny)
     assert parameters + norms == sum(p.numel() for p in plain.parameters())
     assert all(entry.value_bytes == 4 * entry.parameters for entry in ledger if not entry.tied)
+
+
+def test_its_own_attention_comes_before_the_recipes(tiny: Path) -> None:
+    request = LoadRequest(tiny, "float32", "cpu", attention="sdpa")
+    models = {kind: load(request, TransformersParams(attention=kind)) for kind in (None, "eager")}
+    assert {kind: model.attention for kind, model in models.items()} == {None: "sdpa", "eager": "eager"}
+    with torch.inference_mode():
+        torch.testing.assert_close(*(model.logits(TOKENS) for model in models.values()), rtol=0, atol=1e-4)
 
 
 def test_pickled_weights_are_not_loaded(tiny: Path, tmp_path: Path) -> None:

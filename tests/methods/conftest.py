@@ -115,7 +115,9 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Callable[..
             AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
         elif chosen.load_config is not None:
             config = chosen.load_config(params, Setting(dtype, "cpu", untouched))
-        model = TRANSFORMERS.load(LoadRequest(source, dtype, "cpu", quantization=config, read=chosen.read))
+        model = TRANSFORMERS.load(
+            LoadRequest(source, dtype, "cpu", quantization=config, read=chosen.read), TRANSFORMERS.params()
+        )
         with torch.inference_mode():
             loaded = model.logits(probe)[0].float()
         return Made(chosen, params, tmp_path, in_memory, model, loaded, plain, facts)

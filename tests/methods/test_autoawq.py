@@ -75,7 +75,7 @@ class Stack:
     def logits(self, name: str, **options: Any) -> torch.Tensor:
         request = LoadRequest(self.out / name, "float32", "cpu", **options)
         with torch.inference_mode():
-            return TRANSFORMERS.load(request).logits(PROBE)[0].float()
+            return TRANSFORMERS.load(request, TRANSFORMERS.params()).logits(PROBE)[0].float()
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,9 @@ def test_what_is_stored(stack: Stack, name: str) -> None:
 
 
 def test_kernels_and_untouched_modules_of_a_reload(stack: Stack) -> None:
-    model = TRANSFORMERS.load(LoadRequest(stack.out / "g64", "float32", "cpu", read=method("autoawq").read))
+    model = TRANSFORMERS.load(
+        LoadRequest(stack.out / "g64", "float32", "cpu", read=method("autoawq").read), TRANSFORMERS.params()
+    )
     assert model.families() == {"dequantize": 27, "plain": 1}
     quantized = {entry.name for entry in model.weight_ledger() if entry.quantized}
     assert len(quantized) == 27

@@ -102,7 +102,9 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
         with torch.inference_mode():
             saved = method.quantize(job)(input_ids=PROBE).logits[0].float()
         source = tmp_path
-    model = TRANSFORMERS.load(LoadRequest(source, dtype, "cpu", quantization=config, read=method.read))
+    model = TRANSFORMERS.load(
+        LoadRequest(source, dtype, "cpu", quantization=config, read=method.read), TRANSFORMERS.params()
+    )
     running = {entry.name for entry in model.weight_ledger() if entry.quantized and ".experts." in entry.name}
     on_disk = sum(layer.quantized for layer in stored.layers(shapes, source) if layer.name.endswith(".experts"))
     declared = "qwen3_moe" in method.quantizes_experts

@@ -155,7 +155,7 @@ def test_single_modules_may_have_settings_of_their_own(tiny: Path, tmp_path: Pat
         overrides={UP: {"bits": 8, "group_size": "channel"}},
     )
     quantized = gptq.quantize(job)
-    model = TRANSFORMERS.load(LoadRequest(tmp_path, "float32", "cpu", read=gptq.read))
+    model = TRANSFORMERS.load(LoadRequest(tmp_path, "float32", "cpu", read=gptq.read), TRANSFORMERS.params())
     (entry,) = [entry for entry in model.weight_ledger() if entry.name == f"{UP}.weight"]
     assert entry.value_bytes == entry.parameters == 192 * 64
     assert model.families() == {"packed": 27, "dequantize": 1}

@@ -83,7 +83,7 @@ def test_llama_cpp_computes_the_same_model(tmp_path: Path, kind: str) -> None:
     model = saved(tmp_path / "model", kind)
     (tmp_path / "out").mkdir()
     convert(tmp_path / "model", tmp_path / "out" / GGUF_FILE, "float32")
-    loaded = LLAMACPP.load(LoadRequest(tmp_path / "out", "float32", "cpu"))
+    loaded = LLAMACPP.load(LoadRequest(tmp_path / "out", "float32", "cpu"), LLAMACPP.params())
     found, expected = loaded.logits(torch.arange(2, 26)[None]), logits(model)
     assert float((found - expected).abs().max() / expected.abs().max()) < 2e-3
     linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

@@ -8,14 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
 
 from harness.core.capability import Decoder, KernelFamily, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
 from harness.errors import InvalidRunError, SourceError, UnsupportedError
-from harness.libraries.llamacpp import CACHES, CELLS, PACKAGE, Piece, Runtime
+from harness.libraries.llamacpp import BATCH_TOKENS, CACHES, CELLS, PACKAGE, Piece, Runtime
 from harness.models.gguf.convert import convert
 from harness.models.gguf.layout import GgufFile, ledger, read
 from harness.models.gguf.tokenizer import tokenizer_of
@@ -42,7 +44,9 @@ class Written:
 class LlamaCppModel:
     """A GGUF model. llama.cpp returns logits, and neither hidden states nor its head: it is not factored."""
 
-    def __init__(self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest) -> None:
+    def __init__(
+        self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest, attention: str
+    ) -> None:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         if runtime.vocabulary != file.vocabulary:
@@ -54,7 +58,7 @@ class LlamaCppModel:
         self.tokenizer = tokenizer
         self.vocabulary = runtime.vocabulary
         self.device = request.device
-        self.attention = "llama.cpp's own"
+        self.attention = attention
         self.threads = runtime.threads
         kept = CACHES[request.kv_cache]
         self.cache_description: str | None = (
@@ -174,7 +178,14 @@ def imports() -> None:
 
 
 class LlamaCppParams(EngineParams):
-    """None of its own yet."""
+    """CPU ``threads`` (null is the recipe's), ``ubatch`` tokens computed together, and when to use ``flash_attention``.
+
+    llama.cpp needs flash attention for a key-value cache in fewer bits.
+    """
+
+    threads: Annotated[int, Field(gt=0)] | None = None
+    ubatch: Annotated[int, Field(gt=0)] = BATCH_TOKENS
+    flash_attention: Literal["auto", "on", "off"] = "auto"
 
 
 DEFAULTS = LlamaCppParams()
@@ -189,8 +200,12 @@ def load(request: LoadRequest, params: LlamaCppParams = DEFAULTS) -> LlamaCppMod
         header = read(file)
     except (SourceError, OSError) as error:
         raise UnsupportedError(str(error)) from None
-    runtime = Runtime(file, request.device, torch.get_num_threads(), request.kv_cache)
-    return LlamaCppModel(runtime, header, tokenizer_of(request.path), request)
+    threads = params.threads or torch.get_num_threads()
+    runtime = Runtime(file, request.device, threads, request.kv_cache, params.ubatch, params.flash_attention)
+    attention = "llama.cpp's own"
+    if params.flash_attention != "auto":
+        attention = f"{attention}, flash attention {params.flash_attention}"
+    return LlamaCppModel(runtime, header, tokenizer_of(request.path), request, attention)
 
 
 def written(source: Path, out: Path, dtype: str) -> str | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.capability import Decoder, HeadWeights, KernelFamily, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
@@ -238,7 +239,9 @@ def imports() -> None:
 
 
 class TransformersParams(EngineParams):
-    """None of its own yet."""
+    """``attention`` is the implementation that runs; null is the recipe's."""
+
+    attention: Literal["eager", "sdpa", "flash_attention_2"] | None = None
 
 
 DEFAULTS = TransformersParams()
@@ -248,6 +251,8 @@ def load(request: LoadRequest, params: TransformersParams = DEFAULTS) -> Transfo
     """Loads safetensors weights only. Raises what transformers raises: the worker sorts it."""
     from transformers import AutoTokenizer
 
+    if params.attention is not None:
+        request = replace(request, attention=params.attention)
     model = request.read(request).eval() if request.read else load_transformers(request)
     tokenizer = None
     if any(request.path.glob("tokenizer*")):
