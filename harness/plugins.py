@@ -1,7 +1,7 @@
 """Names of methods, engines, metrics and figures, and the plugins behind them, imported only when asked for.
 
-A third party adds a method by an entry point of the group ``qharness.methods`` that names a Method, and figures by one
-of the group ``qharness.figures``.
+A third party adds a method by an entry point of the group ``qharness.methods`` that names a Method, an engine by one of
+the group ``qharness.engines``, and figures by one of the group ``qharness.figures``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.core.engine import Engine
 from harness.core.method import Method
@@ -22,7 +22,10 @@ from harness.errors import UsageError, refuse_unknown
 if TYPE_CHECKING:
     from harness.figures.figure import Figure
 
+N = TypeVar("N", Method[Any], Engine[Any])
+
 METHOD_GROUP = "qharness.methods"
+ENGINE_GROUP = "qharness.engines"
 FIGURE_GROUP = "qharness.figures"
 
 _METHODS = {
@@ -99,11 +102,12 @@ _FIGURES = (
 
 def method_names() -> list[str]:
     """Every known method: the harness's own first, then the installed plugins'."""
-    return [*_METHODS, *sorted(set(_plugins()) - set(_METHODS))]
+    return [*_METHODS, *sorted(set(_plugins(METHOD_GROUP)) - set(_METHODS))]
 
 
 def engine_names() -> list[str]:
-    return list(_ENGINES)
+    """Every known engine: the harness's own first, then the installed plugins'."""
+    return [*_ENGINES, *sorted(set(_plugins(ENGINE_GROUP)) - set(_ENGINES))]
 
 
 def metric_names() -> list[str]:
@@ -115,23 +119,20 @@ def method(name: str) -> Method[Any]:
     name = ALIASES.get(name, name)
     if name in _METHODS:
         return _object(_METHODS[name])  # type: ignore[no-any-return]
-    plugins = _plugins()
+    plugins = _plugins(METHOD_GROUP)
     if name not in plugins:
         refuse_unknown("method", name, [*method_names(), *ALIASES])
-    entry = plugins[name]
-    found = _loaded(entry)
-    if not isinstance(found, Method) or found.name != name:
-        raise UsageError(
-            f"the plugin {_owner(entry)!r} names {entry.value}, which is no harness.core.method.Method called {name!r}"
-        )
-    return found
+    return _named(plugins[name], Method)
 
 
 def engine(name: str) -> Engine[Any]:
-    """The engine of that name. Raises UsageError for an unknown one."""
-    if name not in _ENGINES:
-        refuse_unknown("engine", name, _ENGINES)
-    return _object(_ENGINES[name])  # type: ignore[no-any-return]
+    """The engine of that name. Raises UsageError for an unknown or a broken one."""
+    if name in _ENGINES:
+        return _object(_ENGINES[name])  # type: ignore[no-any-return]
+    plugins = _plugins(ENGINE_GROUP)
+    if name not in plugins:
+        refuse_unknown("engine", name, engine_names())
+    return _named(plugins[name], Engine)
 
 
 def metric(name: str) -> Metric:
@@ -194,8 +195,17 @@ def readers(chosen: Method[Any]) -> tuple[str, ...]:
     return chosen.packages if chosen.readers is None else chosen.readers
 
 
-def _plugins() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=METHOD_GROUP)}
+def _plugins(group: str) -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+def _named(entry: EntryPoint, kind: type[N]) -> N:
+    """The method or engine that an entry point names. Raises UsageError for anything else, and for another name."""
+    found = _loaded(entry)
+    if not isinstance(found, kind) or found.name != entry.name:
+        what = f"{kind.__module__}.{kind.__name__}"
+        raise UsageError(f"the plugin {_owner(entry)!r} names {entry.value}, which is no {what} called {entry.name!r}")
+    return found
 
 
 def _loaded(entry: EntryPoint) -> Any:
