@@ -6,6 +6,7 @@ import importlib.util
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 
 from harness.api.plan import plan
 from harness.cli.app import app
+from harness.core.capability import PROTOCOLS
+from harness.core.engine import Engine, LoadRequest
 from harness.core.site import MAIN, Machine
 from harness.errors import RecipeError
 from harness.figures.gate import shown
@@ -125,6 +128,25 @@ def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
     blocks = FENCE.findall((DOCS / "adding-a-method.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]
     assert [sum(text in source for source in sources) for text in shown] == [1, 1, 1]
+
+
+def test_the_engine_that_is_shown_is_the_one_that_is_tested() -> None:
+    plugin = ROOT / "tests" / "engine_package"
+    files = (plugin / "qharness_float64" / "__init__.py", plugin / "pyproject.toml")
+    blocks = FENCE.findall((DOCS / "adding-an-engine.md").read_text(encoding="utf-8"))
+    shown = [text for language, text in blocks if language in ("python", "toml")]
+    assert shown == [path.read_text(encoding="utf-8") for path in files]
+
+
+def test_the_capabilities_and_the_fields_of_an_engine_are_those_of_the_code() -> None:
+    page = (DOCS / "adding-an-engine.md").read_text(encoding="utf-8")
+    named = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
+    assert named == {name: protocol.__name__ for name, protocol in PROTOCOLS.items()}
+    cells = {
+        name for cell in re.findall(r"^\| ([^|]*) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert {field.name for field in fields(Engine)} <= cells
+    assert {field.name for field in fields(LoadRequest)} <= cells
 
 
 def test_the_gates_are_those_of_the_code() -> None:
