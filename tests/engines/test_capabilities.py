@@ -30,6 +30,7 @@ from harness.execution.context import checked
 
 pytestmark = pytest.mark.heavy
 
+pytestmark = pytest.mark.heavy
 TOKENS = torch.arange(2, 34).unsqueeze(0)
 
 
