@@ -27,7 +27,7 @@ def main(results: list[str]) -> None:
     print(f"| variant | bits of a weight | {' | '.join(pairs)} |")
     print(f"| --- |{' ---: |' * (1 + len(pairs))}")
     for record in [record for folder in results for record in read_records(Path(folder))]:
-        whole = record.spec.method.published is None and not (record.spec.skip or record.spec.overrides)
+        whole = record.spec.method.published is None and not (record.spec.variant.skip or record.spec.variant.overrides)
         if record.find("stored_bytes") is not None and record.status == "ok" and whole:
             print(_row(record))
 

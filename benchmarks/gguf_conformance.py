@@ -17,6 +17,7 @@ from pathlib import Path
 from gguf import GGML_QUANT_SIZES, GGUFReader
 from perplexity_conformance import llama_binary, llama_perplexity, mean
 
+from harness.core.job import MeasureQuality
 from harness.core.record import RunRecord
 from harness.host.machine import cache_folder
 from harness.storage.store import read_records
@@ -54,7 +55,7 @@ def main(results: Path, cache: Path) -> None:
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for record in read_records(results):
         spec = record.spec
-        asked = spec.perplexity if spec.kind == "quality" and spec.engine == "llamacpp" else None
+        asked = spec.perplexity if isinstance(spec.job, MeasureQuality) and spec.engine == "llamacpp" else None
         nll = record.find("nll")
         if record.status != "ok" or nll is None or asked is None or asked.protocol != "llama.cpp":
             continue

@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.analysis.regression import Finding, track
-from harness.core.identity import Kind, Scalar
+from harness.core.identity import Scalar
+from harness.core.job import AnswerTask, Conditions, Environment, Job, MeasurePerformance, MeasureQuality
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
+from harness.core.variant import Variant
 from harness.core.workload import PerplexityWorkload, TaskWorkload, TextRef, ThroughputWorkload
 from harness.plugins import gates as gated_figures
 from harness.stats import changepoints
@@ -49,7 +51,7 @@ POINT = {"batch_size": 1, "prompt_tokens": 128, "new_tokens": 32}
 class Run:
     """What one side measured of one variant: a kind of run, and of each of its processes the measurements."""
 
-    kind: Kind
+    kind: str
     processes: tuple[tuple[Measurement, ...], ...]
 
 
@@ -59,14 +61,16 @@ def names(count: int) -> tuple[str, ...]:
 
 
 @cache
-def spec(kind: Kind, variant: int, repetition: int) -> RunSpec:
+def spec(kind: str, variant: int, repetition: int) -> RunSpec:
     """The question, the same on both sides."""
     method = MethodRef("rtn", 1, {"variant": variant}, f"variant {variant}", "on_load")
-    scored = PerplexityWorkload(TEXT, "gptq", 512, None) if kind == "quality" else None
-    timed = ThroughputWorkload((1,), (128,), 32, 1, 3) if kind == "performance" else None
-    task = TaskWorkload("simulated", "task.yaml") if kind == "task" else None
-    made = RunSpec(kind, "power", MODEL, method, NONE, "transformers", "decoder", perplexity=scored, task=task)
-    return replace(made, throughput=timed, repetition=repetition, hardware="simulated")
+    of = (Conditions(), Variant(MODEL, method, "transformers", "decoder"), NONE)
+    jobs: dict[str, Job] = {
+        "quality": MeasureQuality(*of, PerplexityWorkload(TEXT, "gptq", 512, None)),
+        "task": AnswerTask(*of, TaskWorkload("simulated", "task.yaml")),
+        "performance": MeasurePerformance(*of, ThroughputWorkload((1,), (128,), 32, 1, 3)),
+    }
+    return RunSpec("power", jobs[kind], Environment(hardware="simulated", repetition=repetition))
 
 
 def records(side: str, runs: Iterable[tuple[int, Run]]) -> list[RunRecord]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.core.identity import Scalar, digest
-from harness.core.model import model_identity
+from harness.core.model import ModelRef, model_identity
 from harness.core.record import RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload
@@ -36,14 +36,19 @@ class Setting:
         return " · ".join(part for part in (self.hardware, self.device, threads, attention) if part)
 
 
+def model_id(model: ModelRef) -> str:
+    """Equal for models of one content."""
+    return digest(model_identity(model))
+
+
 def setting(spec: RunSpec) -> Setting:
     return Setting(
         spec.model.label,
-        digest(model_identity(spec.model)),
+        model_id(spec.model),
         spec.hardware,
         spec.device,
-        spec.threads,
-        spec.attention,
+        spec.job.conditions.threads,
+        spec.job.conditions.attention,
         digest(spec.baseline.identity),
     )
 

@@ -15,13 +15,23 @@ from harness.analysis.selection import (
     best_session,
     current,
     current_in_session,
+    model_id,
     protocol_text,
     protocols,
     same_workload,
     setting,
 )
 from harness.analysis.verdicts import judged
-from harness.core.identity import Kind
+from harness.core.job import (
+    AnswerTask,
+    MakeReference,
+    MeasureMachine,
+    MeasurePerformance,
+    MeasureQuality,
+    PrepareModel,
+    QuantizeModel,
+    VariantJob,
+)
 from harness.core.label import Label
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import baseline_engine
@@ -66,8 +76,8 @@ class _Runs:
     def of_the_baseline(self, run: RunRecord) -> bool:
         return run.spec.is_baseline and run.spec.engine == self.engine
 
-    def baselines_of(self, kind: Kind) -> tuple[RunRecord, ...]:
-        return tuple(run for run in self.baselines if run.spec.kind == kind)
+    def baselines_of(self, job: type[VariantJob]) -> tuple[RunRecord, ...]:
+        return tuple(run for run in self.baselines if isinstance(run.spec.job, job))
 
 
 def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
@@ -79,17 +89,19 @@ def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
     records = tuple(records)
     groups: dict[Setting, list[RunRecord]] = {}
     for record in records:
-        if record.spec.kind in ("quality", "task", "performance", "quantize"):
+        if record.spec.job.row_rank is not None:
             groups.setdefault(setting(record.spec), []).append(record)
     return tuple(table for where, members in groups.items() for table in _tables(where, members, records))
 
 
 def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[Table]:
     quality, quantize, task = (
-        tuple(record for record in current(members) if record.spec.kind == kind)
-        for kind in ("quality", "quantize", "task")
+        tuple(record for record in current(members) if isinstance(record.spec.job, job))
+        for job in (MeasureQuality, QuantizeModel, AnswerTask)
     )
-    performance = tuple(record for record in current_in_session(members) if record.spec.kind == "performance")
+    performance = tuple(
+        record for record in current_in_session(members) if isinstance(record.spec.job, MeasurePerformance)
+    )
     groups = protocols(quality) or {(): ()}
     return [
         _table(where, protocol, _Runs(group, quantize, task, performance), _model_runs(where, records))
@@ -99,17 +111,17 @@ def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunR
 
 def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord]) -> Table:
     references = tuple(run for run in model_runs if _is_reference_of(run, where, runs.quality))
-    machines = tuple(run for run in model_runs if run.spec.kind == "machine")
+    machines = tuple(run for run in model_runs if isinstance(run.spec.job, MeasureMachine))
     runs = replace(runs, references=references, machines=machines)
     rows, notes = _rows(runs)
-    preparing = [run for run in model_runs if run.spec.kind == "prepare"]
+    preparing = [run for run in model_runs if isinstance(run.spec.job, PrepareModel)]
     notes += [_failed_before(run) for run in (*preparing, *references) if run.status != "ok"]
     newest = _last(run for run in runs.performance if run.status == "ok") or _last(runs.performance)
     machine = machine_of(newest, machines)
     before = (*preparing, *references, *([machine] if machine else []))
     labels = tuple(dict.fromkeys((*(label for run in before for label in run.outcome.labels), *_common_labels(rows))))
     any_spec = runs.all[0].spec
-    doubts = implausible(any_spec.model, _last(runs.baselines_of("quality")))
+    doubts = implausible(any_spec.model, _last(runs.baselines_of(MeasureQuality)))
     return Table(
         model=where.model,
         native_quantization=any_spec.model.native_quantization,
@@ -123,8 +135,8 @@ def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence
         recipes=_distinct(run.spec.recipe for run in runs.all),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
         tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
-        budget_bytes=newest.spec.budget_bytes if newest else None,
-        price=newest.spec.price if newest else None,
+        budget_bytes=newest.spec.readers.budget_bytes if newest else None,
+        price=newest.spec.readers.price if newest else None,
         conditions=protocol,
         hub_id=any_spec.model.id if any_spec.model.kind == "hub" else None,
         rates=rates(machine) if machine and any(entry.bounds for entry in rows) else None,
@@ -169,28 +181,28 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
     """What speaks for a variant, in each mode that it was to decode in."""
     timed: dict[str, list[RunRecord]] = {}
     for run in members:
-        if run.spec.kind == "performance":
+        if isinstance(run.spec.job, MeasurePerformance):
             timed.setdefault(run.spec.decode_mode, []).append(run)
     for mode in sorted(timed, reverse=True) or ("eager",):  # eager comes before compiled
         yield _evidence_in(members, best_session(timed.get(mode, [])), runs)
 
 
 def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...], runs: _Runs) -> Evidence:
-    quality = _last(run for run in members if run.spec.kind == "quality")
+    quality = _last(run for run in members if isinstance(run.spec.job, MeasureQuality))
     return Evidence(
         is_baseline=runs.of_the_baseline(members[0]),
         quality=quality,
-        quantize=_last(run for run in members if run.spec.kind == "quantize"),
+        quantize=_last(run for run in members if isinstance(run.spec.job, QuantizeModel)),
         performance=performance,
-        tasks=tuple({run.spec.task: run for run in members if run.spec.kind == "task"}.values()),
-        baseline_quality=_baseline_quality(quality, runs.baselines_of("quality")),
+        tasks=tuple({run.spec.task: run for run in members if isinstance(run.spec.job, AnswerTask)}.values()),
+        baseline_quality=_baseline_quality(quality, runs.baselines_of(MeasureQuality)),
         machine=machine_of(_last(performance), runs.machines),
         noise_floor=_noise_floor(runs.references, "dtype") or _noise_floor(runs.references, "batch size"),
-        baseline_performance=_baseline_performance(performance, runs.baselines_of("performance")),
+        baseline_performance=_baseline_performance(performance, runs.baselines_of(MeasurePerformance)),
         baseline_tasks=tuple(
             found
             for run in members
-            if run.spec.kind == "task" and (found := _baseline_quality(run, _same_task(run, runs.baselines_of("task"))))
+            if run.spec.task and (found := _baseline_quality(run, _same_task(run, runs.baselines_of(AnswerTask))))
         ),
     )
 
@@ -275,14 +287,14 @@ def _model_runs(where: Setting, records: Iterable[RunRecord]) -> tuple[RunRecord
     own = (
         run
         for run in current(records)
-        if run.spec.kind in ("prepare", "reference") and setting(run.spec).model_id == where.model_id
+        if isinstance(run.spec.job, PrepareModel | MakeReference) and model_id(run.spec.model) == where.model_id
     )
-    return (*own, *(run for run in current_in_session(records) if run.spec.kind == "machine"))
+    return (*own, *(run for run in current_in_session(records) if isinstance(run.spec.job, MeasureMachine)))
 
 
 def _is_reference_of(run: RunRecord, where: Setting, quality: Sequence[RunRecord]) -> bool:
     return (
-        run.spec.kind == "reference"
+        isinstance(run.spec.job, MakeReference)
         and setting(run.spec) == where
         and any(same_workload(run.spec, other.spec) for other in quality)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.core.job import VariantJob
 from harness.core.record import Measurement
 from harness.storage.store import read_records
 
@@ -26,16 +27,9 @@ def load_results(path: str | Path) -> pd.DataFrame:
         spec = record.spec
         run = {
             "recipe": spec.recipe,
-            "run_id": spec.run_id,
             "case_id": spec.case_id,
-            "variant": spec.variant.key,
-            "kind": spec.kind,
-            "model": spec.model.label,
-            "method": spec.method.label,
-            "engine": spec.engine,
-            "decode_mode": spec.decode_mode,
-            "kv_cache": spec.kv_cache,
-            "repetition": spec.repetition,
+            "variant": spec.variant.key if isinstance(spec.job, VariantJob) else None,
+            **spec.names(),
             "attempt": record.attempt,
             "session": record.session,
             "started_at": record.started_at,

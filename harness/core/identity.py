@@ -13,9 +13,6 @@ RUN_ID = re.compile(r"[0-9a-f]{16}")
 """A run id, which becomes a folder too: what ``digest`` returns."""
 
 Scalar = str | int | float | bool | None
-Kind = Literal[
-    "machine", "prepare", "calibrate", "probe", "convert", "quantize", "reference", "quality", "task", "performance"
-]
 Stage = Literal["none", "on_load", "offline", "published"]
 KvCache = Literal["model", "int8", "int4", "fp8"]
 """How keys and values of the tokens before are kept: as the model makes them, or in fewer bits."""

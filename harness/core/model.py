@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from harness.core.identity import DecodeMode, KvCache, Scalar, Stage
+from harness.core.identity import Scalar, Stage
 
 MAIN_ENGINE = "transformers"
 """The one that makes what all engines share: the reference that divergence is measured against."""
@@ -60,13 +60,6 @@ class MethodRef:
         """What makes two methods the same one. A published checkpoint counts by its content, not by where it lies."""
         chosen = [self.name, self.published.content] if self.published else [self.name, dict(self.params)]
         return [*chosen, self.stack] if self.stack else chosen
-
-
-def labelled(method: str, decode_mode: DecodeMode, kv_cache: KvCache = "model", engine: str = MAIN_ENGINE) -> str:
-    """A method's label with its key-value cache, its decode mode and its engine, where they are not the usual ones."""
-    cache = "" if kv_cache == "model" else f" · {kv_cache} cache"
-    mode = "" if decode_mode == "eager" else f" · {decode_mode}"
-    return method + cache + mode + ("" if engine == MAIN_ENGINE else f" · {engine}")
 
 
 def model_identity(model: ModelRef) -> list[Any]:

@@ -5,12 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from harness.core.identity import DecodeMode, Kind, KvCache, Scalar, digest
-from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, labelled, model_identity
+from pydantic import Discriminator
+
+from harness.core.identity import DecodeMode, KvCache, digest
+from harness.core.job import (
+    AnswerTask,
+    Environment,
+    Job,
+    MakeReference,
+    MeasureMachine,
+    MeasurePerformance,
+    MeasureQuality,
+    VariantJob,
+)
+from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef
 from harness.core.variant import Variant
-from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload, text_identity
+from harness.core.workload import PerplexityWorkload, TaskWorkload, ThroughputWorkload
 
 
 @dataclass(frozen=True)
@@ -30,100 +42,32 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class ReaderSettings:
+    """What a recipe names for those who read the figures; it changes none of them, and no id.
+
+    Which of these a run holds is declared by its job.
+    """
+
+    budget_bytes: int | None = None
+    price: Price | None = None
+    gates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class RunSpec:
-    """One child process: what it loads, what it does there, what it may take.
+    """One child process: what it does, in which environment, and what it may take.
 
     ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
     question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
-    runs that must have ended well before this one and whose artifacts it reads. A quality run scores
-    ``perplexity``; a calibrate run is held against all ``evaluations`` of the recipe. ``budget_bytes``, ``price`` and
-    ``gates`` are for those who read the figures and change none of them. A ``machine`` run
-    names a model and a method like all others, but neither is a part of its case or its id.
+    runs that must have ended well before this one and whose artifacts it reads.
     """
 
-    kind: Kind
     recipe: str
-    model: ModelRef
-    method: MethodRef
-    baseline: MethodRef
-    engine: str
-    scope: str
-    skip: tuple[str, ...] = ()
-    overrides: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
-    calibration: CalibrationRef | None = None
-    allow_leak: bool = False
-    perplexity: PerplexityWorkload | None = None
-    evaluations: tuple[PerplexityWorkload, ...] = ()
-    divergence: bool = False
-    task: TaskWorkload | None = None
-    throughput: ThroughputWorkload | None = None
-    memory: bool = True
-    budget_bytes: int | None = None
-    energy: bool = False
-    price: Price | None = None
-    gates: Mapping[str, float] = field(default_factory=dict)
-    limits: Limits = Limits()
-    device: str = "cpu"
-    threads: int | None = None
-    attention: str | None = None
-    kv_cache: KvCache = "model"
-    seed: int = 0
-    repetition: int = 0
-    stack: str = "main"
-    lock: str = ""
-    hardware: str = ""
-    versions: Mapping[str, int] = field(default_factory=dict)
+    job: Annotated[Job, Discriminator("kind")]
+    environment: Environment = field(default_factory=Environment)
     needs: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def is_baseline(self) -> bool:
-        return self.method.identity == self.baseline.identity and self.kv_cache == "model"
-
-    @property
-    def decode_mode(self) -> DecodeMode:
-        """How this run decodes, if it does."""
-        timed = self.throughput if self.kind == "performance" else None
-        return timed.decode_mode if timed else "eager"
-
-    @property
-    def method_label(self) -> str:
-        """The method and, where they are not the usual ones, cache and decode mode: ``rtn bits=4 · compiled``."""
-        return labelled(self.method.label, self.decode_mode, self.kv_cache)
-
-    @cached_property
-    def variant(self) -> Variant:
-        """What the row is of in which this run's figures stand."""
-        return Variant(
-            self.model,
-            self.method,
-            self.engine,
-            self.scope,
-            self.skip,
-            self.overrides,
-            self.calibration,
-            self.kv_cache,
-            self.seed,
-        )
-
-    @property
-    def subject(self) -> str:
-        """``model × method × engine`` as a reader sees it."""
-        return f"{self.model.label} × {self.method_label} × {self.engine}"
-
-    @property
-    def title(self) -> str:
-        """A short line for displays and logs."""
-        if self.kind == "machine":
-            return f"machine {self.hardware}"
-        of_variants = ("convert", "quantize", "quality", "task", "performance")
-        what = self.model.label
-        if self.kind in of_variants:
-            what = labelled(self.method.label, self.decode_mode, self.kv_cache, self.engine)
-        again = f" #{self.repetition + 1}" if self.kind == "performance" else ""
-        task = f"{self.task.name} " if self.task else ""
-        scores = self.perplexity if self.kind in ("reference", "quality") else None
-        protocol = f" by {scores.protocol}" if scores and scores.protocol != "gptq" else ""
-        return f"{self.kind} {task}{what}{protocol}{again}"
+    limits: Limits = Limits()
+    readers: ReaderSettings = ReaderSettings()
 
     @property
     def case_id(self) -> str:
@@ -131,55 +75,129 @@ class RunSpec:
 
     @cached_property
     def run_id(self) -> str:
-        method_version = 0 if self.kind == "machine" else self.method.version
-        environment = [self.lock, self.hardware, dict(self.versions), method_version, self.repetition]
+        where = self.environment
+        environment = [where.lock, where.hardware, dict(where.versions), where.method_version, where.repetition]
         return digest([self.question, environment, dict(self.needs)])
 
     @property
     def question(self) -> dict[str, Any]:
-        """What ``case_id`` is made of. Model and text count by their content, not by where they lie."""
-        if self.kind == "machine":  # of all models and recipes the same
-            return {"kind": self.kind, "device": self.device, "threads": self.threads}
-        case: dict[str, Any] = {"kind": self.kind, "model": model_identity(self.model)}
-        if self.kind in ("prepare", "probe"):
-            return case
-        if self.kind == "calibrate" and self.calibration is not None:
-            return case | {"calibration": self.calibration.identity()}
-        case |= {
-            "method": self.method.identity,
-            "scope": self.scope,
-            "seed": self.seed,
-            "device": self.device,
-            "attention": self.attention,
+        """What ``case_id`` is made of."""
+        return self.job.question
+
+    @property
+    def kind(self) -> str:
+        return self.job.kind
+
+    @property
+    def title(self) -> str:
+        """A short line for displays and logs."""
+        return self.job.title(self.environment)
+
+    @property
+    def model(self) -> ModelRef:
+        """Raises TypeError for a run of no model."""
+        if isinstance(self.job, MeasureMachine):
+            raise TypeError(f"a {self.kind} run is of no model")
+        return self.job.model
+
+    @property
+    def _of_variant(self) -> VariantJob:
+        if not isinstance(self.job, VariantJob):
+            raise TypeError(f"a {self.kind} run is of no variant")
+        return self.job
+
+    @property
+    def variant(self) -> Variant:
+        """What the row is of in which this run's figures stand. Raises TypeError for a run of no variant."""
+        return self._of_variant.variant
+
+    @property
+    def method(self) -> MethodRef:
+        """Raises TypeError for a run of no variant."""
+        return self.variant.method
+
+    @property
+    def baseline(self) -> MethodRef:
+        """The method that all variants are compared with. Raises TypeError for a run of no variant."""
+        return self._of_variant.baseline
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is a run of the variant that all others are compared with."""
+        job = self.job
+        if not isinstance(job, VariantJob):
+            return False
+        return job.variant.method.identity == job.baseline.identity and job.variant.kv_cache == "model"
+
+    @property
+    def engine(self) -> str:
+        """The engine that it runs on; what several variants share is made on the main one."""
+        return self.job.variant.engine if isinstance(self.job, VariantJob) else MAIN_ENGINE
+
+    @property
+    def kv_cache(self) -> KvCache:
+        return self.job.variant.kv_cache if isinstance(self.job, VariantJob) else "model"
+
+    @property
+    def decode_mode(self) -> DecodeMode:
+        """How this run decodes, if it does."""
+        return self.job.decode_mode
+
+    @property
+    def method_label(self) -> str:
+        """As ``VariantJob.method_label``. Raises TypeError for a run of no variant."""
+        return self._of_variant.method_label
+
+    @property
+    def subject(self) -> str:
+        """``model × method × engine`` as a reader sees it. Raises TypeError for a run of no variant."""
+        return f"{self.model.label} × {self.method_label} × {self.engine}"
+
+    @property
+    def perplexity(self) -> PerplexityWorkload | None:
+        """The text that it scores, if it scores one."""
+        return self.job.perplexity if isinstance(self.job, MeasureQuality | MakeReference) else None
+
+    @property
+    def task(self) -> TaskWorkload | None:
+        """The task that it answers, if it answers one."""
+        return self.job.task if isinstance(self.job, AnswerTask) else None
+
+    @property
+    def throughput(self) -> ThroughputWorkload | None:
+        """The grid that it is timed on, if it is timed."""
+        return self.job.throughput if isinstance(self.job, MeasurePerformance) else None
+
+    @property
+    def device(self) -> str:
+        return self.job.conditions.device
+
+    @property
+    def hardware(self) -> str:
+        return self.environment.hardware
+
+    @property
+    def stack(self) -> str:
+        return self.environment.stack
+
+    @property
+    def repetition(self) -> int:
+        return self.environment.repetition
+
+    def names(self) -> dict[str, str | int | None]:
+        """What a program is told of a run, by name. None where a run is of no model, or of no variant."""
+        variant = self.job.variant if isinstance(self.job, VariantJob) else None
+        model = None if isinstance(self.job, MeasureMachine) else self.job.model
+        return {
+            "run_id": self.run_id,
+            "kind": self.kind,
+            "model": model.label if model else None,
+            "method": variant.method.label if variant else None,
+            "engine": self.engine,
+            "decode_mode": self.decode_mode,
+            "kv_cache": self.kv_cache,
+            "repetition": self.repetition,
         }
-        if self.skip or self.overrides:
-            ordered = [[pattern, dict(own)] for pattern, own in self.overrides.items()]  # the last that matches wins
-            case |= {"skip": sorted(set(self.skip)), "overrides": ordered}
-        if self.calibration is not None:
-            case["calibration"] = self.calibration.identity()
-        if self.kind in ("convert", "quantize"):
-            return case
-        case |= {"engine": self.engine, "threads": self.threads}
-        if self.kv_cache != "model":
-            case["kv_cache"] = self.kv_cache
-        if self.kind != "reference":
-            case["memory"] = self.memory
-        if self.kind in ("reference", "quality") and self.perplexity is not None:
-            case["text"], case["text_format"] = text_identity(self.perplexity.text)
-            case["perplexity"] = self.perplexity.settings()
-            case["divergence"] = self.divergence
-            case["baseline"] = self.baseline.identity
-            if self.allow_leak:
-                case["allow_leak"] = True
-        if self.kind == "task" and self.task is not None:
-            case["task"] = self.task.identity()
-            if self.allow_leak:
-                case["allow_leak"] = True
-        if self.kind == "performance":
-            case["throughput"] = self.throughput.settings() if self.throughput else None
-            if self.energy:
-                case["energy"] = True
-        return case
 
 
 def baseline_engine(specs: Iterable[RunSpec]) -> str | None:

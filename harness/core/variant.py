@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import combinations, islice
 
@@ -30,11 +30,11 @@ class Variant:
     method: MethodRef
     engine: str
     scope: str
-    skip: tuple[str, ...]
-    overrides: Mapping[str, Mapping[str, Scalar]]
-    calibration: CalibrationRef | None
-    kv_cache: KvCache
-    seed: int
+    skip: tuple[str, ...] = ()
+    overrides: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    calibration: CalibrationRef | None = None
+    kv_cache: KvCache = "model"
+    seed: int = 0
 
     @cached_property
     def artifact_key(self) -> str:
@@ -43,7 +43,7 @@ class Variant:
             [
                 model_identity(self.model),
                 self.method.identity,
-                [self.scope, sorted(set(self.skip)), self._ordered_overrides],
+                [self.scope, sorted(set(self.skip)), self.ordered_overrides],
                 self.calibration.identity() if self.calibration else None,
                 self.seed,
             ]
@@ -58,11 +58,11 @@ class Variant:
         """The same by the names that a user gave, whatever they stand for by now: what is followed from day to day."""
         calibration = self.calibration
         drawn = asdict(replace(calibration, text=TextRef(calibration.text.id))) if calibration else None
-        how = [self.scope, sorted(set(self.skip)), self._ordered_overrides, drawn, self.seed]
+        how = [self.scope, sorted(set(self.skip)), self.ordered_overrides, drawn, self.seed]
         return digest([self.model.label, self.method.label, how, self.engine, self.kv_cache])
 
     @property
-    def _ordered_overrides(self) -> list[list[object]]:
+    def ordered_overrides(self) -> list[list[object]]:
         """The last pattern that matches a module wins, so their order counts."""
         return [[pattern, dict(own)] for pattern, own in self.overrides.items()]
 

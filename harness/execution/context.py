@@ -14,6 +14,7 @@ from harness.core.capability import Factored, LoadedModel
 from harness.core.engine import Engine, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
+from harness.core.job import VariantJob
 from harness.core.label import Argument, Fact, FactCode, Label, LabelCode
 from harness.core.method import Method, Setting
 from harness.core.metric import Instrument
@@ -44,7 +45,7 @@ class Bench:
         self.moments: list[Moment] = []
         self.current = "start"
         self._announce = announce
-        self._memory: Instrument | None = metric("memory").make(spec.device) if spec.memory else None
+        self._memory: Instrument | None = metric("memory").make(spec.device) if spec.job.conditions.memory else None
 
     @contextmanager
     def phase(self, name: str, **where: Scalar) -> Iterator[None]:
@@ -119,17 +120,19 @@ class Bench:
     def modules(self) -> Modules:
         """What the recipe's scope means for this model. Raises UnsupportedError for a pattern that matches nothing."""
         every = modules(self.shapes).scope
-        for pattern in (*self.spec.skip, *self.spec.overrides):
+        for pattern in (*self.spec.variant.skip, *self.spec.variant.overrides):
             if not any(matching(module, [pattern]) for module in every):
                 raise UnsupportedError(f"scope: {pattern!r} matches no module of the decoder")
-        return modules(self.shapes, self.spec.skip)
+        return modules(self.shapes, self.spec.variant.skip)
 
     def overrides(self) -> dict[str, dict[str, Scalar]]:
         """The parameters that differ, by module: those that the method has. A later pattern of the recipe wins."""
         found: dict[str, dict[str, Scalar]] = {}
         for module in self.modules().scope:
-            for pattern in matching(module, self.spec.overrides):
-                own = {key: value for key, value in self.spec.overrides[pattern].items() if self.overridable(key)}
+            for pattern in matching(module, self.spec.variant.overrides):
+                own = {
+                    key: value for key, value in self.spec.variant.overrides[pattern].items() if self.overridable(key)
+                }
                 if own:
                     found[module] = {**found.get(module, {}), **own}
         return found
@@ -175,7 +178,7 @@ class Bench:
             self.checkpoint(),
             dtype,
             spec.device,
-            spec.attention,
+            spec.job.conditions.attention,
             chosen.load_config(self.params(), setting) if chosen.load_config else None,
             (spec.method.published or spec.model).trust_remote_code,  # what is made of a model is trusted as it is
             spec.kv_cache,
@@ -192,9 +195,15 @@ class Bench:
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages beside the harness's own whose versions decide this run's figures."""
-        chosen, runtime = method(self.spec.method.name), engine(self.spec.engine)
-        own = (*chosen.packages, *readers(chosen), *runtime.packages, *runtime.caches[self.spec.kv_cache])
-        return (*own, *published.readers(self.spec.method.published or self.spec.model))
+        job = self.spec.job
+        if not job.models:
+            return job.packages
+        runtime = engine(self.spec.engine)
+        own = (*job.packages, *runtime.packages, *runtime.caches[self.spec.kv_cache])
+        if isinstance(job, VariantJob):
+            chosen = method(job.variant.method.name)
+            own = (*chosen.packages, *readers(chosen), *own)
+        return (*own, *published.readers(job.models[-1]))
 
     def params(self) -> Any:
         """The method's parameters in its own type."""

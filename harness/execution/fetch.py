@@ -76,23 +76,18 @@ def main(path: str, what: str) -> None:
 
 def _models(specs: Sequence[RunSpec]) -> Iterator[ModelRef]:
     for spec in specs:
-        yield spec.model
-        if spec.method.published is not None:
-            yield spec.method.published
+        yield from spec.job.models
 
 
 def _hub_tasks(specs: Sequence[RunSpec]) -> tuple[TaskWorkload, ...]:
     """The tasks whose questions lie in a data set on the hub, each once."""
-    tasks = (spec.task for spec in specs if spec.task is not None and spec.task.data is None)
+    tasks = (task for spec in specs for task in spec.job.tasks if task.data is None)
     return tuple(dict.fromkeys(tasks))
 
 
 def _texts(specs: Sequence[RunSpec]) -> Iterator[TextRef]:
     for spec in specs:
-        if spec.perplexity is not None:
-            yield spec.perplexity.text
-        if spec.calibration is not None:
-            yield spec.calibration.text
+        yield from spec.job.texts
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def footprint(bench: Bench, model: Decodes, workload: ThroughputWorkload) -> Non
 
 
 def _prompt(bench: Bench, model: Decodes, cell: Cell) -> torch.Tensor:
-    tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, bench.spec.seed)
+    tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, bench.spec.variant.seed)
     return tokens.to(model.device)
 
 

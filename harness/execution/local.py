@@ -154,7 +154,7 @@ def _wait(
             stderr=subprocess.STDOUT,
             pass_fds=[events_write],
             start_new_session=True,
-            env={**variables, **ENVIRONMENT, **_thread_variables(spec.threads)},
+            env={**variables, **ENVIRONMENT, **_thread_variables(spec.job.conditions.threads)},
         )
     os.close(events_write)
     listener = threading.Thread(target=_listen, args=(events_read, watch, on_phase), daemon=True)

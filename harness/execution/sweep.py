@@ -123,7 +123,7 @@ def sweep(
                 refusal = planned_run.unsupported or _unmet(spec, records)
                 if record is None and refusal:
                     record = _refused(latest.get(spec.run_id), refusal)
-                elif record is not None and _reading(record.spec) != _reading(spec):
+                elif record is not None and record.spec.readers != spec.readers:
                     record = _restated(record, spec, store)
                 reused = record is not None
                 if record is None:
@@ -145,10 +145,10 @@ def _must_repeat(
     spec: RunSpec, planned: Sequence[PlannedRun], finished: Mapping[str, RunRecord], records: Mapping[str, RunRecord]
 ) -> bool:
     """Speed is compared within one session: where any is still to be measured, the baseline's is measured with it."""
-    if spec.kind != "performance" or not spec.is_baseline:
+    if not spec.job.repeated or not spec.is_baseline:
         return False
     return any(
-        (other.spec.kind, other.spec.model) == (spec.kind, spec.model)
+        (other.spec.kind, other.spec.job.models[:1]) == (spec.kind, spec.job.models[:1])
         and other.spec.run_id not in finished
         and not other.unsupported
         and not _unmet(other.spec, records)
@@ -156,16 +156,13 @@ def _must_repeat(
     )
 
 
-def _reading(spec: RunSpec) -> tuple[object, ...]:
-    """What a recipe says for those who read a run's figures."""
-    said = (spec.budget_bytes, spec.price) if spec.kind == "performance" else ()
-    return (*said, dict(spec.gates)) if spec.kind in ("quality", "task", "performance") else said
-
-
 def _restated(record: RunRecord, spec: RunSpec, store: Store) -> RunRecord:
     """The record once more, saved with the budget, price and gates that the recipe now names: its figures stay."""
-    said = replace(record.spec, budget_bytes=spec.budget_bytes, price=spec.price, gates=spec.gates)
-    again = replace(record, spec=said, attempt=store.next_attempt(record.spec.recipe, record.spec.run_id))
+    again = replace(
+        record,
+        spec=replace(record.spec, readers=spec.readers),
+        attempt=store.next_attempt(record.spec.recipe, record.spec.run_id),
+    )
     store.save(again)
     return again
 

@@ -49,7 +49,7 @@ def _attention(bench: Bench, model: Decodes) -> AttentionShape | None:
         resolved = of_folder(bench.source(), bench.spec.model.trust_remote_code)
         shape = attention(bench.spec.model.label, resolved)
         with torch.inference_mode():
-            _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, bench.spec.seed).to(model.device))
+            _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, bench.spec.variant.seed).to(model.device))
         return AttentionShape(shape.windows, shape.heads, shape.kv_heads, shape.head_dim, element_bytes(cache))
     except (SourceError, ValueError) as error:
         bench.fact("attention_not_bound", reason=str(error))

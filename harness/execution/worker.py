@@ -56,15 +56,14 @@ def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
     from harness.execution.import_guard import spare_imports
     from harness.execution.jobs import JOBS
     from harness.host.machine import fingerprint
-    from harness.storage.cache import KINDS
 
     before = fingerprint(bench.packages)
     spec, cache = bench.spec, bench.cache
     try:
         _refuse_moved(inputs)
-        _use_threads(spec.threads)
+        _use_threads(spec.job.conditions.threads)
         spare_imports(bench.packages)
-        if spec.kind not in KINDS:
+        if not spec.job.cached:
             JOBS[spec.kind](bench, Path())
             _refuse_moved(inputs)
             return _believable(_outcome(bench, before, "ok"))

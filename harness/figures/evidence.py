@@ -38,7 +38,7 @@ class Evidence:
     @property
     def variant(self) -> Variant:
         """As the newest record names it. A record of quantizing names but one of the engines and caches it serves."""
-        measured = [run for run in self.all if run.spec.kind != "quantize"]
+        measured = [run for run in self.all if not run.spec.job.quantizes]
         return max(measured or self.all, key=lambda run: run.started_at).spec.variant
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
+from harness.core.identity import DecodeMode, KvCache, Scalar
 from harness.core.label import Fact, Label
 from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import Price
@@ -123,7 +123,7 @@ class Peak:
     ``point`` is set where the phase belongs to a point of the grid.
     """
 
-    run: Kind
+    run: str
     phase: str
     source: str
     bytes: int

@@ -9,7 +9,7 @@ from typing import Any
 from harness import plugins as registry
 from harness.core.identity import DecodeMode, KvCache
 from harness.errors import did_you_mean
-from harness.planning.expand import Variant
+from harness.planning.expand import MethodChoice
 from harness.recipe import Recipe
 
 KEYS = frozenset({"model", "method", "engine", "kv_cache", "decode_mode"})
@@ -18,20 +18,22 @@ KEYS = frozenset({"model", "method", "engine", "kv_cache", "decode_mode"})
 
 def excluded(
     recipe: Recipe,
-    variant: Variant,
+    method: MethodChoice,
     model: str,
     engine: str,
     kv_cache: KvCache | None = None,
     decode_mode: DecodeMode | None = None,
 ) -> bool:
-    """Whether an entry leaves out a variant on an engine, with a cache and in a mode where these are named."""
-    facts = _facts(variant, model, engine, kv_cache, decode_mode)
+    """Whether an entry leaves out a method on an engine, with a cache and in a mode where these are named."""
+    facts = _facts(method, model, engine, kv_cache, decode_mode)
     return any(_matches(pattern, facts) for pattern in recipe.exclude)
 
 
-def refuse_idle(recipe: Recipe, chosen: Sequence[Variant], models: Iterable[str], engines: Iterable[str]) -> None:
+def validate_exclude(
+    recipe: Recipe, chosen: Sequence[MethodChoice], models: Iterable[str], engines: Iterable[str]
+) -> None:
     """Raises RecipeError for an entry that names nothing, or something that no variant is."""
-    known = KEYS | {key for variant in chosen for key in variant.ref.params}
+    known = KEYS | {key for method in chosen for key in method.ref.params}
     every = [_facts(*each) for each in product(chosen, models, engines, recipe.kv_cache, recipe.decode_mode)]
     for index, pattern in enumerate(recipe.exclude):
         if not pattern:
@@ -44,10 +46,10 @@ def refuse_idle(recipe: Recipe, chosen: Sequence[Variant], models: Iterable[str]
 
 
 def _facts(
-    variant: Variant, model: str, engine: str, kv_cache: KvCache | None, decode_mode: DecodeMode | None
+    method: MethodChoice, model: str, engine: str, kv_cache: KvCache | None, decode_mode: DecodeMode | None
 ) -> dict[str, Any]:
-    own = {"model": model, "method": variant.ref.name, "engine": engine}
-    return {**own, **variant.ref.params, "kv_cache": kv_cache, "decode_mode": decode_mode}
+    own = {"model": model, "method": method.ref.name, "engine": engine}
+    return {**own, **method.ref.params, "kv_cache": kv_cache, "decode_mode": decode_mode}
 
 
 def _matches(pattern: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

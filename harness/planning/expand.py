@@ -1,4 +1,4 @@
-"""From the entries of a recipe's ``methods`` to variants: names looked up, lists expanded, parameters checked."""
+"""From the entries of a recipe's ``methods`` to methods: names looked up, lists expanded, parameters checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STACK = "stack"
 
 
 @dataclass(frozen=True)
-class Variant:
+class MethodChoice:
     """A method with every parameter resolved; ``params`` are those parameters in the method's own type.
 
     ``checkpoint`` is the published checkpoint that is measured, where the method is one.
@@ -40,8 +40,13 @@ class Variant:
     params: Any
     checkpoint: SourceModel | None = None
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether it is calibrated on text."""
+        return self.method.calibrated(self.params)
+
     def runs_on(self, engine: Engine[Any]) -> bool:
-        """Whether an engine reads the variant: an unquantized one may first be converted for it."""
+        """Whether an engine reads its checkpoints: an unquantized one may first be converted for it."""
         if self.checkpoint is not None:
             return source_format(self.checkpoint.ref) in engine.reads
         if self.method.output_format is None:
@@ -49,37 +54,37 @@ class Variant:
         return self.method.output_format in engine.reads
 
 
-def variants(recipe: Recipe, base: Variant) -> list[Variant]:
-    """Every variant of a recipe once, its baseline among them. Raises RecipeError for what no model could take."""
-    found: dict[str, Variant] = {}
+def choices(recipe: Recipe, base: MethodChoice) -> list[MethodChoice]:
+    """Every method of a recipe once, its baseline among them. Raises RecipeError for what no model could take."""
+    found: dict[str, MethodChoice] = {}
     for index, entry in enumerate(recipe.methods):
-        for variant in _expand(recipe, entry, ("methods", index)):
-            found.setdefault(_key(variant), variant)
-    _refuse_twins(recipe, list(found.values()))
+        for choice in _expand(recipe, entry, ("methods", index)):
+            found.setdefault(_key(choice), choice)
+    _reject_duplicates(recipe, list(found.values()))
     return list(found.values()) if _key(base) in found else [base, *found.values()]
 
 
-def baseline(recipe: Recipe) -> Variant:
-    """The one unquantized variant beside which all others stand."""
+def baseline(recipe: Recipe) -> MethodChoice:
+    """The one unquantized method beside which all others stand."""
     found = list(_expand(recipe, recipe.baseline, ("baseline",)))
     if len(found) != 1 or found[0].ref.stage != "none":
         raise recipe.error(("baseline",), "expected one unquantized variant, such as 'none'")
     return found[0]
 
 
-def _refuse_twins(recipe: Recipe, chosen: list[Variant]) -> None:
+def _reject_duplicates(recipe: Recipe, chosen: list[MethodChoice]) -> None:
     """Raises RecipeError for two published checkpoints that a table could not tell apart."""
-    labels = [variant.ref.label for variant in chosen if variant.checkpoint]
+    labels = [choice.ref.label for choice in chosen if choice.checkpoint]
     if len(set(labels)) < len(labels):
         raise recipe.error(("methods",), "two checkpoints have folders of one name; a table could not tell them apart")
 
 
-def _key(variant: Variant) -> str:
-    return digest(variant.ref.identity)
+def _key(choice: MethodChoice) -> str:
+    return digest(choice.ref.identity)
 
 
-def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[Variant]:
-    """One variant for each combination of the values that an entry lists."""
+def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[MethodChoice]:
+    """One choice for each combination of the values that an entry lists."""
     try:
         method = registry.method(entry.name)
     except UsageError as error:
@@ -102,7 +107,7 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
         if stack is not None:
             label = f"{label} {STACK}={stack}"
         ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage, stack=stack)
-        made = Variant(replace(method, stack=stack or method.stack), ref, params)
+        made = MethodChoice(replace(method, stack=stack or method.stack), ref, params)
         yield _published(recipe, made, place) if method.published else made
 
 
@@ -118,11 +123,11 @@ def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> s
     return str(name)
 
 
-def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
-    """The variant with the checkpoint that its parameters name, found and hashed."""
+def _published(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodChoice:
+    """The choice with the checkpoint that its parameters name, found and hashed."""
     try:
-        said = variant.params
-        entry = Model(id=said.id, revision=said.revision, trust_remote_code=said.trust_remote_code)
+        params = choice.params
+        entry = Model(id=params.id, revision=params.revision, trust_remote_code=params.trust_remote_code)
         found = inspect(entry, recipe.folder_of((*place, "id")))
     except SourceError as error:
         raise recipe.error((*place, "id"), str(error)) from None
@@ -132,9 +137,9 @@ def _published(recipe: Recipe, variant: Variant, place: Location) -> Variant:
         )
     if found.matrices and found.ref.native_quantization is None:
         raise recipe.error((*place, "id"), "names a checkpoint that is not quantized; name it under 'models'")
-    params = {name: value for name, value in variant.ref.params.items() if name != TRUST}  # the checkpoint's ref has it
-    ref = replace(variant.ref, params=params, published=found.ref, label=f"{variant.ref.name} {found.ref.label}")
-    return replace(variant, ref=ref, checkpoint=found)
+    kept = {name: value for name, value in choice.ref.params.items() if name != TRUST}  # the checkpoint's ref has it
+    ref = replace(choice.ref, params=kept, published=found.ref, label=f"{choice.ref.name} {found.ref.label}")
+    return replace(choice, ref=ref, checkpoint=found)
 
 
 def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: Location) -> Any:

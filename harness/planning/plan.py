@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,52 @@ from typing import Any
 from harness import plugins as registry
 from harness.core.engine import Engine
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
-from harness.core.identity import Kind, KvCache
+from harness.core.identity import KvCache
 from harness.core.inputs import Input
+from harness.core.job import (
+    AnswerTask,
+    Conditions,
+    ConvertModel,
+    Job,
+    KeepProbe,
+    MakeCalibration,
+    MakeReference,
+    MeasureMachine,
+    MeasurePerformance,
+    MeasureQuality,
+    PrepareModel,
+    QuantizeModel,
+)
 from harness.core.model import MAIN_ENGINE
-from harness.core.run import Limits, Price, RunSpec
+from harness.core.run import Limits, Price, ReaderSettings, RunSpec
 from harness.core.site import MAIN, Machine, Site
+from harness.core.variant import Variant
 from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef, ThroughputWorkload
 from harness.errors import SourceError, UsageError
 from harness.models.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.models.scope import holds_experts
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
-from harness.planning.exclude import excluded, refuse_idle
-from harness.planning.expand import Variant, baseline, variants
-from harness.planning.support import cache_obstacle, lacking_engine, obstacle, too_long
+from harness.planning.exclude import excluded, validate_exclude
+from harness.planning.expand import MethodChoice, baseline, choices
+from harness.planning.support import unsupported_engine_reason, unsupported_job_reason, unsupported_reason
 from harness.planning.validate import (
-    refuse_calibration,
-    refuse_engines,
-    refuse_measure,
-    refuse_scope,
-    refuse_twins,
+    reject_duplicates,
     thresholds,
+    validate_calibration,
+    validate_engines,
+    validate_measure,
+    validate_scope,
 )
-from harness.planning.versions import locked
+from harness.planning.versions import environment
 from harness.recipe import Recipe
 from harness.storage.checksums import hash_file
 from harness.tasks.trust import definition
 
-SCORING = ("reference", "quality")
-"""Kinds of runs that read the text of their perplexity workload."""
-
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, what its weights are estimated to take, and why it cannot be (None where it can).
+    """A run, what its weights are estimated to take, and why it cannot be made (None where it can).
 
     ``inputs`` are the user's files that its figures depend on, as they were when they were hashed.
     """
@@ -58,21 +70,50 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class _Sweep:
-    """A recipe whose names are found: what is made of each of its models on each of its engines."""
+    """A recipe with its names looked up: what is run of each of its models on each of its engines."""
 
     recipe: Recipe
     site: Site
     machine: Machine
     allow_leak: bool
-    base: Variant
-    variants: Sequence[Variant]
+    base: MethodChoice
+    methods: Sequence[MethodChoice]
     texts: tuple[PerplexityWorkload, ...]
     tasks: tuple[TaskWorkload, ...]
     calibration: CalibrationRef | None
+    inputs: _Inputs
+
+    @property
+    def conditions(self) -> Conditions:
+        recipe = self.recipe
+        memory = recipe.measure.memory is not None
+        return Conditions(self.machine.device, recipe.threads, recipe.attention, memory)
+
+    def run(
+        self,
+        job: Job,
+        method: MethodChoice,
+        made: Mapping[str, str],
+        unsupported: str | None = None,
+        weight_bytes: int | None = None,
+        stack: str = MAIN,
+        repetition: int = 0,
+    ) -> PlannedRun:
+        """A job as a run of this sweep. ``made`` are the ids, by kind, of the runs whose artifacts it may read."""
+        recipe = self.recipe
+        spec = RunSpec(
+            recipe=recipe.name,
+            job=job,
+            environment=environment(job, method, self.machine.hardware, self.site, stack, repetition),
+            needs={kind: made[kind] for kind in job.needs if kind in made},
+            limits=Limits(recipe.limits.time, recipe.limits.memory),
+            readers=_reader_settings(recipe, job),
+        )
+        return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job))
 
 
 def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
-    """The runs in the order they are to be made at a site.
+    """The runs in the order in which they are made at a site.
 
     Preparing, calibration and reference runs come first, then each variant's quantization and quality, then
     performance with the variants interleaved and the repetitions outermost, so that a machine that
@@ -82,49 +123,49 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     """
     machine = site.machine(recipe.device)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
-    refuse_twins(recipe, sources)
+    reject_duplicates(recipe, sources)
     engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
-    refuse_measure(recipe)
+    validate_measure(recipe)
     base = baseline(recipe)
-    chosen = variants(recipe, base)
+    methods = choices(recipe, base)
     texts = workloads.perplexities(recipe)
     calibration = workloads.calibration(recipe, texts, allow_leak)
-    sweep = _Sweep(recipe, site, machine, allow_leak, base, chosen, texts, workloads.tasks(recipe), calibration)
-    refuse_engines(recipe, engines, chosen)
-    refuse_calibration(recipe, chosen)
-    refuse_scope(recipe, sources, chosen)
-    refuse_idle(recipe, chosen, [source.ref.label for source in sources], engines)
-    planned = [
-        run
-        for source, engine in product(sources, engines)
-        for run in _runs(sweep, source, _base_spec(sweep, source, engine))
-    ]
-    if not any(run.spec.kind in ("quality", "task", "performance") for run in planned):
+    tasks = workloads.tasks(recipe)
+    validate_engines(recipe, engines, methods)
+    validate_calibration(recipe, methods)
+    validate_scope(recipe, sources, methods)
+    validate_exclude(recipe, methods, [source.ref.label for source in sources], [engine.name for engine in engines])
+    checkpoints = [method.checkpoint for method in methods if method.checkpoint is not None]
+    known = _Inputs({source.ref.path: source.files for source in (*sources, *checkpoints) if source.files})
+    sweep = _Sweep(recipe, site, machine, allow_leak, base, methods, texts, tasks, calibration, known)
+    planned = [run for source, engine in product(sources, engines) for run in _OnEngine(sweep, source, engine).runs()]
+    if not any(run.spec.job.measures_variant for run in planned):
         raise recipe.error(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
-    once = {run.spec.run_id: run for run in [*_machine(planned, base, site), *planned]}  # engines share what they need
-    known = _Inputs({source.ref.path: source.files for source in (*sources, *_published(chosen)) if source.files})
-    return tuple(replace(run, inputs=known.of(run.spec)) for run in sorted(once.values(), key=_turn))
+    once = {run.spec.run_id: run for run in [*_machine(sweep, planned), *planned]}  # engines share what they need
+    return tuple(sorted(once.values(), key=lambda run: run.spec.job.turn + run.spec.repetition))
 
 
-def _machine(planned: Sequence[PlannedRun], base: Variant, site: Site) -> Iterator[PlannedRun]:
+def _machine(sweep: _Sweep, planned: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
     """The run that measures the machine, once, where any speed is to be held against it.
 
     No run needs it: where it fails, speeds are measured all the same and have no bound.
     """
-    timed = [run.spec for run in planned if run.spec.kind == "performance" and not run.unsupported]
-    spec = next((spec for spec in timed if spec.throughput), None)
-    if spec is not None:
-        bare = replace(spec, kind="machine", engine=MAIN_ENGINE, stack=MAIN, needs={}, memory=False)
-        bare = replace(bare, calibration=None, perplexity=None)
-        yield PlannedRun(
-            locked(replace(bare, throughput=None, energy=False, kv_cache="model", repetition=0), base, site)
-        )
+    if any(run.spec.throughput is not None and not run.unsupported for run in planned):
+        conditions = Conditions(sweep.conditions.device, sweep.conditions.threads, memory=False)
+        yield sweep.run(MeasureMachine(conditions), sweep.base, {})
 
 
-def _published(chosen: Sequence[Variant]) -> Iterator[SourceModel]:
-    return (variant.checkpoint for variant in chosen if variant.checkpoint is not None)
+def _reader_settings(recipe: Recipe, job: Job) -> ReaderSettings:
+    """Those of the recipe that the job's figures are read with."""
+    memory, price = recipe.measure.memory, recipe.price
+    settings = {
+        "budget_bytes": memory.budget if memory else None,
+        "price": Price(**price.model_dump()) if price else None,
+        "gates": thresholds(recipe),
+    }
+    return ReaderSettings(**{name: settings[name] for name in job.reader_settings})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -133,19 +174,13 @@ class _Inputs:
 
     known: dict[str, Input]
 
-    def of(self, spec: RunSpec) -> tuple[Input, ...]:
-        """Those that a run depends on, also by way of what other runs make for it."""
-        if spec.kind == "machine":
-            return ()
-        paths = [spec.model.path, *([spec.method.published.path] if spec.method.published else [])]
-        found = [self.known[path] for path in paths if path in self.known]
-        texts = [workload.text for workload in spec.evaluations]
-        texts += [spec.calibration.text] if spec.calibration is not None else []
-        texts += [spec.perplexity.text] if spec.perplexity is not None and spec.kind in SCORING else []
-        if spec.task is not None:
-            texts += [text for text in (spec.task.data, spec.task.fewshot_data) if text is not None]
-            found += [self._task(spec.task)] if spec.task.own is not None else []
-        return (*found, *(self._text(text) for text in texts if text.path is not None))
+    def of(self, job: Job) -> tuple[Input, ...]:
+        """Those that a job depends on, also by way of what other runs make for it."""
+        return (
+            *(self.known[model.path] for model in job.models if model.path in self.known),
+            *(self._task(task) for task in job.tasks if task.own is not None),
+            *(self._text(text) for text in job.texts if text.path is not None),
+        )
 
     def _text(self, text: TextRef) -> Input:
         path = str(text.path)
@@ -166,177 +201,170 @@ class _Inputs:
         return self.known[task.definition]
 
 
-def _turn(run: PlannedRun) -> int:
-    """When a run's turn comes; runs of one turn keep their order."""
-    turns = {"quantize": 1, "quality": 1, "task": 1, "performance": 2}
-    return turns.get(run.spec.kind, 0) + run.spec.repetition
+@dataclass(frozen=True)
+class _Shared:
+    """The runs of one model on one engine that several of its variants need."""
+
+    prepare: PlannedRun | None = None
+    calibrate: PlannedRun | None = None
+    probe: PlannedRun | None = None
+    references: Mapping[PerplexityWorkload, PlannedRun] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        single = (self.prepare, self.calibrate, self.probe)
+        return (*(run for run in single if run is not None), *self.references.values())
 
 
-def _runs(sweep: _Sweep, source: SourceModel, spec: RunSpec) -> Iterator[PlannedRun]:
-    """The runs of one model on one engine: what several of its variants need, then theirs."""
-    base, site = sweep.base, sweep.site
-    runtime = registry.engine(spec.engine)
-    kept = [
-        (each, lacking_engine(runtime, site) or obstacle(source, each, sweep.machine, site, spec.skip))
-        for each in sweep.variants
-        if each.runs_on(runtime)
-        if each.ref == base.ref or not excluded(sweep.recipe, each, source.ref.label, spec.engine)
-    ]
-    able = [each for each, blocked in kept if not blocked]
-    weight_bytes = _weight_bytes(source, base)
-    shared: dict[str, str] = {}
+@dataclass(frozen=True)
+class _OnEngine:
+    """One model on one engine."""
 
-    def needed(kind: Kind, perplexity: PerplexityWorkload | None = spec.perplexity) -> PlannedRun:
-        """A run that others need, found by its run_id. It knows nothing of what varies between them."""
-        calibration = spec.calibration if kind == "calibrate" else None
-        allow_leak = spec.allow_leak and calibration is not None
-        bare = replace(spec, skip=(), overrides={}, calibration=calibration, allow_leak=allow_leak)
-        bare = replace(bare, perplexity=perplexity, evaluations=sweep.texts if kind == "calibrate" else ())
-        bare = replace(bare, engine=MAIN_ENGINE)
-        made = locked(replace(bare, kind=kind, needs=dict(shared)), base, site)
-        return PlannedRun(made, weight_bytes, source.degrid_obstacle or too_long(source, made))
+    sweep: _Sweep
+    source: SourceModel
+    engine: Engine[Any]
 
-    if source.ref.needs_preparing:
-        prepare = needed("prepare")
-        shared["prepare"] = prepare.spec.run_id
-        yield prepare
-    extra: dict[str | PerplexityWorkload, PlannedRun] = {}
-    if any(each.method.calibrated(each.params) for each in able):
-        extra["calibrate"] = needed("calibrate")
-    if any(each.method.stack != MAIN or _converted(runtime, source, each) for each in able):
-        extra["probe"] = needed("probe")
-    if spec.divergence and spec.perplexity is not None:
-        extra |= {workload: needed("reference", workload) for workload in sweep.texts}
-    yield from extra.values()
-    for variant, blocked in kept:
-        yield from _variant_runs(sweep, source, replace(spec, needs=shared), variant, blocked, extra)
+    def runs(self) -> Iterator[PlannedRun]:
+        """What several of its variants need, then their own."""
+        skip = self.sweep.recipe.scope.skip
+        kept = [
+            (
+                method,
+                unsupported_engine_reason(self.engine, self.sweep.site)
+                or unsupported_reason(self.source, method, self.sweep.machine, self.sweep.site, skip),
+            )
+            for method in self.sweep.methods
+            if method.runs_on(self.engine) and (self._is_base(method) or not self._excluded(method))
+        ]
+        shared = self._shared([method for method, unsupported in kept if not unsupported])
+        yield from shared.runs
+        for method, unsupported in kept:
+            yield from self._of_method(method, unsupported, shared)
 
+    def _shared(self, supported: Sequence[MethodChoice]) -> _Shared:
+        """The runs that the supported variants need."""
+        sweep, model, conditions = self.sweep, self.source.ref, self.sweep.conditions
+        prepare = self._shared_run(PrepareModel(conditions, model), {}) if model.needs_preparing else None
+        made = {"prepare": prepare.spec.run_id} if prepare else {}
+        calibrate = probe = None
+        if sweep.calibration is not None and any(method.calibrated for method in supported):
+            job = MakeCalibration(conditions, model, sweep.calibration, sweep.texts, sweep.allow_leak)
+            calibrate = self._shared_run(job, made)
+        if any(method.method.stack != MAIN or self._is_converted(method) for method in supported):
+            probe = self._shared_run(KeepProbe(conditions, model), made)
+        base = Variant(model, sweep.base.ref, MAIN_ENGINE, sweep.recipe.scope.quantize, seed=sweep.recipe.seed)
+        divergence = sweep.recipe.measure.divergence is not None and self._has_quality
+        references = {
+            text: self._shared_run(MakeReference(conditions, base, sweep.base.ref, text), made)
+            for text in (sweep.texts if divergence else ())
+        }
+        return _Shared(prepare, calibrate, probe, references)
 
-def _variant_runs(
-    sweep: _Sweep,
-    source: SourceModel,
-    spec: RunSpec,
-    variant: Variant,
-    blocked: str | None,
-    extra: Mapping[str | PerplexityWorkload, PlannedRun],
-) -> Iterator[PlannedRun]:
-    """The runs of one variant; ``extra`` are the runs that only some variants need."""
-    site, runtime = sweep.site, registry.engine(spec.engine)
-    weight_bytes = _weight_bytes(variant.checkpoint or source, variant)
-    calibrated = variant.method.calibrated(variant.params)
-    spec = replace(
-        spec,
-        method=variant.ref,
-        calibration=spec.calibration if calibrated else None,
-        allow_leak=spec.allow_leak and calibrated,
-    )
-    if variant.ref.stage not in ("on_load", "offline"):
-        spec = replace(spec, skip=(), overrides={})
-    calibrate: dict[str, str] = {}
-    if calibrated and "calibrate" in extra:
-        calibrate = {"calibrate": extra["calibrate"].spec.run_id}
-        blocked = blocked or extra["calibrate"].unsupported
-    if variant.ref.stage == "offline":
-        elsewhere = variant.method.stack != MAIN and "probe" in extra
-        needs = {**spec.needs, **calibrate, **({"probe": extra["probe"].spec.run_id} if elsewhere else {})}
-        quantize = locked(replace(spec, kind="quantize", needs=needs, stack=variant.method.stack), variant, site)
-        yield PlannedRun(quantize, weight_bytes, blocked)
-        spec = replace(spec, needs={**spec.needs, "quantize": quantize.run_id})
-    spec = replace(spec, stack=runtime.stack)
-    if _converted(runtime, source, variant) and "probe" in extra:
-        needs = {**spec.needs, "probe": extra["probe"].spec.run_id}
-        convert = locked(replace(spec, kind="convert", needs=needs), variant, site)
-        yield PlannedRun(convert, weight_bytes, blocked)
-        spec = replace(spec, needs={**spec.needs, "convert": convert.run_id})
-    for kv_cache in _caches(sweep, variant, spec):
-        for asked in _questions(sweep, source, variant, replace(spec, kv_cache=kv_cache), calibrate, extra):
-            run = locked(asked, variant, site)
-            yield PlannedRun(run, weight_bytes, blocked or cache_obstacle(run, site) or too_long(source, run))
+    def _shared_run(self, job: Job, made: Mapping[str, str]) -> PlannedRun:
+        unsupported = self.source.degrid_obstacle or self._too_long(job)
+        return self.sweep.run(job, self.sweep.base, made, unsupported, _weight_bytes(self.source, self.sweep.base))
 
+    def _of_method(self, method: MethodChoice, unsupported: str | None, shared: _Shared) -> Iterator[PlannedRun]:
+        """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
+        sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
+        weight_bytes = _weight_bytes(method.checkpoint or self.source, method)
+        variant = self._variant(method, "model")
+        made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
+        if method.calibrated and shared.calibrate is not None:
+            made |= {"calibrate": shared.calibrate.spec.run_id}
+            unsupported = unsupported or shared.calibrate.unsupported
+        if shared.probe is not None and (method.method.stack != MAIN or self._is_converted(method)):
+            made |= {"probe": shared.probe.spec.run_id}
+        if method.ref.stage == "offline":
+            quantizing = QuantizeModel(conditions, variant, base)
+            quantize = sweep.run(quantizing, method, made, unsupported, weight_bytes, method.method.stack)
+            yield quantize
+            made |= {"quantize": quantize.spec.run_id}
+        if self._is_converted(method) and shared.probe is not None:
+            converting = ConvertModel(conditions, variant, base)
+            convert = sweep.run(converting, method, made, unsupported, weight_bytes, self.engine.stack)
+            yield convert
+            made |= {"convert": convert.spec.run_id}
+        for kv_cache in self._caches(method):
+            for job, repetition in self._measurements(method, kv_cache):
+                text = job.perplexity if isinstance(job, MeasureQuality) else None
+                reference = shared.references.get(text) if text else None
+                needed = made | ({"reference": reference.spec.run_id} if reference else {})
+                reason = unsupported or unsupported_job_reason(job, self.engine, sweep.site) or self._too_long(job)
+                yield sweep.run(job, method, needed, reason, weight_bytes, self.engine.stack, repetition)
 
-def _caches(sweep: _Sweep, variant: Variant, spec: RunSpec) -> tuple[KvCache, ...]:
-    """The key-value caches that a variant is measured with: the baseline with the model's own, whatever is asked."""
-    recipe, model = sweep.recipe, spec.model.label
-    wanted = tuple(each for each in recipe.kv_cache if not excluded(recipe, variant, model, spec.engine, each))
-    return wanted if variant.ref != sweep.base.ref else tuple(dict.fromkeys(("model", *wanted)))
+    def _measurements(
+        self, method: MethodChoice, kv_cache: KvCache
+    ) -> Iterator[tuple[MeasureQuality | AnswerTask | MeasurePerformance, int]]:
+        """What is measured of a variant, and in which repetition."""
+        sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
+        leak = sweep.allow_leak and method.calibrated
+        of = (sweep.conditions, self._variant(method, kv_cache), base)
+        verify = not (sweep.texts and self._has_quality)
+        for text in sweep.texts if self._has_quality else ():
+            yield MeasureQuality(*of, text, measure.divergence is not None, leak), 0
+        for task in sweep.tasks if self._has_quality else ():
+            yield AnswerTask(*of, task, leak, verify), 0
+        for grid in self._grids(method, kv_cache):
+            for repetition in range(sweep.recipe.repetitions):
+                yield MeasurePerformance(*of, grid, measure.energy is not None, verify), repetition
 
+    def _grids(self, method: MethodChoice, kv_cache: KvCache) -> Iterator[ThroughputWorkload | None]:
+        """What performance runs time: the grid in each decode mode, or nothing where only memory is measured."""
+        measure = self.sweep.recipe.measure
+        if measure.throughput is not None:
+            for mode in self.sweep.recipe.decode_mode:
+                always = self._is_base(method) and kv_cache == "model"
+                if always or not excluded(
+                    self.sweep.recipe, method, self.source.ref.label, self.engine.name, kv_cache, mode
+                ):
+                    yield ThroughputWorkload(**measure.throughput.model_dump(), decode_mode=mode)
+        elif measure.memory is not None and not (self.sweep.texts and self._has_quality):
+            yield None
 
-def _questions(
-    sweep: _Sweep,
-    source: SourceModel,
-    variant: Variant,
-    spec: RunSpec,
-    calibrate: Mapping[str, str],
-    extra: Mapping[str | PerplexityWorkload, PlannedRun],
-) -> Iterator[RunSpec]:
-    """What is asked of a variant with one key-value cache."""
-    needs = {**spec.needs, **calibrate}
-    for text in sweep.texts if _has_quality(source) else ():
-        reference = {"reference": extra[text].spec.run_id} if text in extra else {}
-        yield replace(spec, kind="quality", perplexity=text, needs={**needs, **reference})
-    for task in sweep.tasks if _has_quality(source) else ():
-        yield replace(spec, kind="task", task=task, needs=needs)
-    for grid in _timed(sweep, variant, spec):
-        for repetition in range(sweep.recipe.repetitions):
-            yield replace(spec, kind="performance", throughput=grid, repetition=repetition)
+    def _caches(self, method: MethodChoice) -> tuple[KvCache, ...]:
+        """The key-value caches that a method is measured with: the baseline always with the model's own."""
+        wanted = tuple(each for each in self.sweep.recipe.kv_cache if not self._excluded(method, each))
+        return tuple(dict.fromkeys(("model", *wanted))) if self._is_base(method) else wanted
 
+    def _variant(self, method: MethodChoice, kv_cache: KvCache) -> Variant:
+        recipe = self.sweep.recipe
+        scoped = method.ref.stage in ("on_load", "offline")
+        return Variant(
+            model=self.source.ref,
+            method=method.ref,
+            engine=self.engine.name,
+            scope=recipe.scope.quantize,
+            skip=recipe.scope.skip if scoped else (),
+            overrides=recipe.scope.overrides if scoped else {},
+            calibration=self.sweep.calibration if method.calibrated else None,
+            kv_cache=kv_cache,
+            seed=recipe.seed,
+        )
 
-def _converted(runtime: Engine[Any], source: SourceModel, variant: Variant) -> bool:
-    """Whether an unquantized variant must first be written in the engine's own form."""
-    if runtime.convert is None or TRANSFORMERS_FORMAT in runtime.reads or variant.ref.stage != "none":
-        return False
-    as_it_is = variant.method.run_dtype(variant.params, source.ref.dtype) == source.ref.dtype
-    return not (as_it_is and source_format(source.ref) in runtime.reads and source.ref.degrid is None)
+    def _is_base(self, method: MethodChoice) -> bool:
+        return method.ref.identity == self.sweep.base.ref.identity
 
+    def _excluded(self, method: MethodChoice, kv_cache: KvCache | None = None) -> bool:
+        return excluded(self.sweep.recipe, method, self.source.ref.label, self.engine.name, kv_cache)
 
-def _timed(sweep: _Sweep, variant: Variant, spec: RunSpec) -> Iterator[ThroughputWorkload | None]:
-    """What performance runs time: the grid in each decode mode, or nothing where only memory is measured."""
-    if spec.throughput is not None:
-        for mode in sweep.recipe.decode_mode:
-            if spec.is_baseline or not excluded(
-                sweep.recipe, variant, spec.model.label, spec.engine, spec.kv_cache, mode
-            ):
-                yield replace(spec.throughput, decode_mode=mode)
-    elif spec.memory and spec.perplexity is None:
-        yield None
+    def _is_converted(self, method: MethodChoice) -> bool:
+        """Whether an unquantized variant must first be written in the engine's own form."""
+        if self.engine.convert is None or TRANSFORMERS_FORMAT in self.engine.reads or method.ref.stage != "none":
+            return False
+        model = self.source.ref
+        as_it_is = method.method.run_dtype(method.params, model.dtype) == model.dtype
+        return not (as_it_is and source_format(model) in self.engine.reads and model.degrid is None)
 
+    def _too_long(self, job: Job) -> str | None:
+        """Why a job's workload does not fit the model's context."""
+        limit = self.source.context_length
+        return job.exceeds(limit) if limit is not None else None
 
-def _has_quality(source: SourceModel) -> bool:
-    """Random weights have none."""
-    return source.ref.kind != "synthetic"
-
-
-def _base_spec(sweep: _Sweep, source: SourceModel, engine: str) -> RunSpec:
-    """What all runs of one model on one engine share."""
-    recipe, base = sweep.recipe, sweep.base
-    measure = recipe.measure
-    return RunSpec(
-        kind="quality",
-        recipe=recipe.name,
-        model=source.ref,
-        method=base.ref,
-        baseline=base.ref,
-        engine=engine,
-        scope=recipe.scope.quantize,
-        skip=recipe.scope.skip,
-        overrides=recipe.scope.overrides,
-        calibration=sweep.calibration,
-        allow_leak=sweep.allow_leak,
-        perplexity=sweep.texts[0] if sweep.texts and _has_quality(source) else None,
-        divergence=measure.divergence is not None,
-        throughput=ThroughputWorkload(**measure.throughput.model_dump()) if measure.throughput else None,
-        memory=measure.memory is not None,
-        budget_bytes=measure.memory.budget if measure.memory else None,
-        energy=measure.energy is not None,
-        price=Price(**recipe.price.model_dump()) if recipe.price else None,
-        gates=thresholds(recipe),
-        limits=Limits(recipe.limits.time, recipe.limits.memory),
-        device=sweep.machine.device,
-        threads=recipe.threads,
-        attention=recipe.attention,
-        seed=recipe.seed,
-        hardware=sweep.machine.hardware,
-    )
+    @property
+    def _has_quality(self) -> bool:
+        """Random weights have none."""
+        return self.source.ref.kind != "synthetic"
 
 
 def _source(recipe: Recipe, index: int) -> SourceModel:
@@ -346,21 +374,21 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         raise recipe.error(("models", index, "id"), str(error)) from None
 
 
-def _engine(recipe: Recipe, index: int) -> str:
+def _engine(recipe: Recipe, index: int) -> Engine[Any]:
     try:
-        return registry.engine(recipe.engines[index]).name
+        return registry.engine(recipe.engines[index])
     except UsageError as error:
         raise recipe.error(("engines", index), str(error)) from None
 
 
-def _weight_bytes(source: SourceModel, variant: Variant) -> int | None:
+def _weight_bytes(source: SourceModel, method: MethodChoice) -> int | None:
     """Estimated bytes of the loaded weights; None where the model's shapes are not known yet."""
     if not source.matrices:
         return None
-    plain = DTYPE_BITS.get(variant.method.run_dtype(variant.params, source.ref.dtype), 16.0)
-    leaves = variant.method.leaves_experts(source.model_type)
+    plain = DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)
+    leaves = method.method.leaves_experts(source.model_type)
     left = [shape for name, shape in source.matrices.items() if leaves and holds_experts(name, len(shape))]
     covered = [shape for name, shape in source.matrices.items() if not (leaves and holds_experts(name, len(shape)))]
-    decoder = quantized(variant.method, variant.params, plain, covered)
+    decoder = quantized(method.method, method.params, plain, covered)
     others = source.other_parameters + sum(map(math.prod, left))
     return int(decoder.memory + decoder.modules + plain_bytes(others, plain))

@@ -1,4 +1,4 @@
-"""Why a variant cannot be had of a model, on this machine, with these libraries: told before anything is loaded."""
+"""Why this model cannot use this method here: found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -9,86 +9,66 @@ from typing import Any
 
 from harness import plugins as registry
 from harness.core.engine import Engine
+from harness.core.job import VariantJob
 from harness.core.method import Needs
-from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine, Site
 from harness.models import published
 from harness.models.headers import read_config
 from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
 from harness.models.sources import SourceModel
-from harness.planning.expand import Variant
+from harness.planning.expand import MethodChoice
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 """What a quantized checkpoint has in common with the model that it was made of."""
 
 
-def obstacle(
-    source: SourceModel, variant: Variant, machine: Machine, site: Site, skip: Sequence[str] = ()
+def unsupported_reason(
+    source: SourceModel, method: MethodChoice, machine: Machine, site: Site, skip: Sequence[str] = ()
 ) -> str | None:
     """The first reason found, with what to do about it; None where nothing is known to stand in the way."""
     return (
         source.degrid_obstacle
-        or _already_quantized(source, variant, site)
-        or _other_model(source, variant)
-        or _device(variant.method.needs(variant.params), machine)
-        or _untokenized(source, variant)
-        or _lacking(variant, site)
-        or _experts(source, variant, skip)
-        or _shapes(source, variant, skip)
+        or _already_quantized(source, method, site)
+        or _other_model(source, method)
+        or _device(method.method.needs(method.params), machine)
+        or _untokenized(source, method)
+        or _lacking(method, site)
+        or _experts(source, method, skip)
+        or _shapes(source, method, skip)
     )
 
 
-def cache_obstacle(spec: RunSpec, site: Site) -> str | None:
-    """Why a run cannot keep keys and values as it is to, or None."""
-    runtime = registry.engine(spec.engine)
-    kept = runtime.caches
-    if spec.kv_cache not in kept:
-        return f"{spec.engine} keeps no {spec.kv_cache} key-value cache, but {', '.join(kept)}"
-    for package in kept[spec.kv_cache]:
-        if site.version(package, spec.stack) is None:
-            return f"kv_cache {spec.kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
-    return _mode_obstacle(runtime, spec)
-
-
-def _mode_obstacle(runtime: Engine[Any], spec: RunSpec) -> str | None:
-    """Why the engine cannot decode as the run asks it to, or None."""
-    modes = runtime.decode_modes
-    if spec.decode_mode not in modes:
-        return f"{runtime.name} cannot decode in decode_mode {spec.decode_mode}; it can in {', '.join(modes)}"
-    caches = modes[spec.decode_mode]
-    if spec.kv_cache not in caches:
-        return f"{runtime.name} decodes in decode_mode {spec.decode_mode} only with kv_cache {', '.join(caches)}"
+def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) -> str | None:
+    """Why an engine cannot do this job: what it lacks, or how it cannot keep keys and values or decode; else None."""
+    lacking = [name for name in job.uses if name not in runtime.capabilities]
+    if lacking:
+        return f"{runtime.name} has no {' and no '.join(lacking)}, which a {job.kind} run uses"
+    kv_cache, mode = job.variant.kv_cache, job.decode_mode
+    if kv_cache not in runtime.caches:
+        return f"{runtime.name} keeps no {kv_cache} key-value cache, but {', '.join(runtime.caches)}"
+    for package in runtime.caches[kv_cache]:
+        if site.version(package, runtime.stack) is None:
+            return f"kv_cache {kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
+    if mode not in runtime.decode_modes:
+        return f"{runtime.name} cannot decode in decode_mode {mode}; it can in {', '.join(runtime.decode_modes)}"
+    caches = runtime.decode_modes[mode]
+    if kv_cache not in caches:
+        return f"{runtime.name} decodes in decode_mode {mode} only with kv_cache {', '.join(caches)}"
     return None
 
 
-def lacking_engine(runtime: Engine[Any], site: Site) -> str | None:
+def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> str | None:
     """Why nothing can be measured on an engine: its stack is not made, or holds none of its libraries."""
     return None if runtime.stack == MAIN else _missing_from(runtime.stack, runtime.packages, site)
 
 
-def too_long(source: SourceModel, spec: RunSpec) -> str | None:
-    """Why the workload does not fit the model's context."""
-    limit = source.context_length
-    if limit is None:
-        return None
-    if spec.kind in ("quality", "reference") and spec.perplexity and spec.perplexity.context > limit:
-        return f"perplexity context {spec.perplexity.context} exceeds the model's {limit}"
-    if spec.kind == "calibrate" and spec.calibration and spec.calibration.length > limit:
-        return f"calibration length {spec.calibration.length} exceeds the model's {limit}"
-    if spec.kind == "performance" and spec.throughput:
-        needed = max(spec.throughput.prompt_tokens) + spec.throughput.new_tokens
-        if needed > limit:
-            return f"prompt and new tokens, {needed}, exceed the model's context of {limit}"
-    return None
-
-
-def _already_quantized(source: SourceModel, variant: Variant, site: Site) -> str | None:
+def _already_quantized(source: SourceModel, method: MethodChoice, site: Site) -> str | None:
     """What stands against measuring, or quantizing again, a checkpoint that is quantized as it was published."""
-    if variant.checkpoint is not None:
-        return _unreadable(variant.checkpoint, site)
+    if method.checkpoint is not None:
+        return _unreadable(method.checkpoint, site)
     if source.quantization is None:
         return None
-    if variant.method.stage != "none":
+    if method.method.stage != "none":
         return (
             f"the model is already quantized ({source.quantization}); measure it with 'none', "
             "or name it as 'checkpoint' of the model that it was made of"
@@ -96,9 +76,9 @@ def _already_quantized(source: SourceModel, variant: Variant, site: Site) -> str
     return _unreadable(source, site)
 
 
-def _other_model(source: SourceModel, variant: Variant) -> str | None:
+def _other_model(source: SourceModel, method: MethodChoice) -> str | None:
     """In what a published checkpoint differs from its model, where both configurations are there to be read."""
-    refs = [source.ref, variant.checkpoint.ref if variant.checkpoint else source.ref]
+    refs = [source.ref, method.checkpoint.ref if method.checkpoint else source.ref]
     if any(ref.kind not in ("directory", "hub") or not ref.path for ref in refs):
         return None
     ours, theirs = (read_config(Path(ref.path)) for ref in refs)
@@ -109,8 +89,8 @@ def _other_model(source: SourceModel, variant: Variant) -> str | None:
     return f"was not made of this model: its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
 
 
-def _untokenized(source: SourceModel, variant: Variant) -> str | None:
-    if source.ref.kind == "synthetic" and variant.method.calibrated(variant.params):
+def _untokenized(source: SourceModel, method: MethodChoice) -> str | None:
+    if source.ref.kind == "synthetic" and method.calibrated:
         return "random weights come without a tokenizer: there is nothing to calibrate with"
     return None
 
@@ -124,9 +104,9 @@ def _unreadable(source: SourceModel, site: Site) -> str | None:
     return published.missing(method, site)
 
 
-def _lacking(variant: Variant, site: Site) -> str | None:
+def _lacking(chosen: MethodChoice, site: Site) -> str | None:
     """What the method's libraries lack, where it quantizes and where its result is measured."""
-    method = variant.method
+    method = chosen.method
     if method.stack == MAIN:
         return registry.missing(method, site)
     return _missing_from(method.stack, method.packages, site) or registry.missing(method, site)
@@ -150,9 +130,9 @@ def _device(needs: Needs, machine: Machine) -> str | None:
     return None
 
 
-def _experts(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
+def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
     """Why a mixture's experts stand in the way: without them, less would be quantized than coverage asks for."""
-    if not variant.method.leaves_experts(source.model_type):
+    if not method.method.leaves_experts(source.model_type):
         return None
     scope = _in_scope(source, skip)
     left = sum(math.prod(shape) for name, shape in scope.items() if holds_experts(name, len(shape)))
@@ -160,15 +140,15 @@ def _experts(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str 
     if share <= 1 - LEAST_COVERAGE:
         return None
     return (
-        f"{variant.ref.name} is not known to quantize the experts of a {source.model_type} model "
+        f"{method.ref.name} is not known to quantize the experts of a {source.model_type} model "
         f"({share:.0%} of what is in scope) and to load them again; "
         "leave them out with scope: {skip: ['*.experts*']}, or take a method that can"
     )
 
 
-def _shapes(source: SourceModel, variant: Variant, skip: Sequence[str]) -> str | None:
-    needs = variant.method.needs(variant.params)
-    return misfit(variant.ref.name, needs, _in_scope(source, skip).values(), source.model_type)
+def _shapes(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
+    needs = method.method.needs(method.params)
+    return misfit(method.ref.name, needs, _in_scope(source, skip).values(), source.model_type)
 
 
 def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:

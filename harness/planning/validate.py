@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
 from harness import plugins as registry
+from harness.core.engine import Engine
 from harness.core.identity import digest
 from harness.core.model import model_identity
 from harness.figures.gate import threshold
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
-from harness.planning.expand import Variant
+from harness.planning.expand import MethodChoice
 from harness.recipe import Measure, Recipe
 from harness.recipe.faults import expected
 
 
-def refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
+def reject_duplicates(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
     """Raises RecipeError for one model written twice, and for two that a table could not tell apart."""
     if len({source.ref.label for source in sources}) < len(sources):
         raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
@@ -25,17 +27,17 @@ def refuse_twins(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
         raise recipe.error(("models",), "the same model stands here twice")
 
 
-def refuse_measure(recipe: Recipe) -> None:
+def validate_measure(recipe: Recipe) -> None:
     """Raises RecipeError where nothing is measured, and for what lacks the measurement that it rests on."""
     if recipe.measure == Measure():
         raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
     if recipe.measure.throughput is None:
-        _refuse_without_throughput(recipe)
+        _validate_without_throughput(recipe)
     if recipe.measure.divergence is not None and not recipe.measure.perplexity:
         raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
 
 
-def _refuse_without_throughput(recipe: Recipe) -> None:
+def _validate_without_throughput(recipe: Recipe) -> None:
     """Raises RecipeError for what is measured, or worked out, of prefill and decode."""
     memory = recipe.measure.memory
     wanted: list[tuple[tuple[str, ...], object, str]] = [
@@ -57,36 +59,36 @@ def thresholds(recipe: Recipe) -> Mapping[str, float]:
         raise recipe.error(("gates",), str(error)) from None
 
 
-def refuse_calibration(recipe: Recipe, chosen: Sequence[Variant]) -> None:
+def validate_calibration(recipe: Recipe, chosen: Sequence[MethodChoice]) -> None:
     """Raises RecipeError where a calibrated method would have nothing to see."""
-    lacking = [each.ref.name for each in chosen if each.method.calibrated(each.params)]
+    lacking = [each.ref.name for each in chosen if each.calibrated]
     if lacking and recipe.calibration is None:
         raise recipe.error(
             ("methods",), f"{lacking[0]} is calibrated on text; add 'calibration: {{}}' (the harness's own) or name one"
         )
 
 
-def refuse_engines(recipe: Recipe, engines: Sequence[str], chosen: Sequence[Variant]) -> None:
+def validate_engines(recipe: Recipe, engines: Sequence[Engine[Any]], chosen: Sequence[MethodChoice]) -> None:
     """Raises RecipeError for a method that no engine of the recipe runs; on one that does not, it is left out."""
-    for variant in chosen:
-        if not any(variant.runs_on(registry.engine(name)) for name in engines):
-            able = [name for name in registry.engine_names() if variant.runs_on(registry.engine(name))]
+    for method in chosen:
+        if not any(method.runs_on(engine) for engine in engines):
+            able = [name for name in registry.engine_names() if method.runs_on(registry.engine(name))]
             known = f"runs on {', '.join(able)}; name it under 'engines'" if able else "runs on no installed engine"
-            raise recipe.error(("methods",), f"{variant.ref.label} {known}")
+            raise recipe.error(("methods",), f"{method.ref.label} {known}")
 
 
-def refuse_scope(recipe: Recipe, sources: Sequence[SourceModel], chosen: Sequence[Variant]) -> None:
+def validate_scope(recipe: Recipe, sources: Sequence[SourceModel], chosen: Sequence[MethodChoice]) -> None:
     """Raises RecipeError for patterns that match nothing, a scope that is empty, and overrides nobody could apply."""
     for source in sources:
         if source.ref.kind in ("directory", "hub") and source.matrices:  # else names are known only once prepared
-            _refuse_patterns(recipe, source.ref.label, [name.removesuffix(".weight") for name in source.matrices])
+            _validate_patterns(recipe, source.ref.label, [name.removesuffix(".weight") for name in source.matrices])
     for pattern, own in recipe.scope.overrides.items():
         if not own:
             raise recipe.error(("scope", "overrides", pattern), "names no parameter")
-        _refuse_override(recipe, pattern, [each for each in chosen if each.method.overrides])
+        _validate_override(recipe, pattern, [each for each in chosen if each.method.overrides])
 
 
-def _refuse_patterns(recipe: Recipe, model: str, modules: Sequence[str]) -> None:
+def _validate_patterns(recipe: Recipe, model: str, modules: Sequence[str]) -> None:
     for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
         for pattern in patterns:
             if not any(matching(module, [pattern]) for module in modules):
@@ -96,7 +98,7 @@ def _refuse_patterns(recipe: Recipe, model: str, modules: Sequence[str]) -> None
         raise recipe.error(("scope", "skip"), f"leaves nothing of {model} to quantize")
 
 
-def _refuse_override(recipe: Recipe, pattern: str, able: Sequence[Variant]) -> None:
+def _validate_override(recipe: Recipe, pattern: str, able: Sequence[MethodChoice]) -> None:
     """``able`` are the variants whose methods can have parameters of their own for single modules."""
     place, own = ("scope", "overrides", pattern), recipe.scope.overrides[pattern]
     for key in own:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from harness import plugins as registry
 from harness.core.identity import digest
-from harness.core.run import RunSpec
+from harness.core.job import Environment, Job, VariantJob
+from harness.core.model import MAIN_ENGINE
 from harness.core.site import MAIN, Site
 from harness.engines.transformers.kv_cache import VERSION as KV_CACHE_VERSION
 from harness.metrics.machine import VERSION as MACHINE_VERSION
@@ -15,53 +15,58 @@ from harness.models import published
 from harness.models.gguf.convert import VERSION as GGUF_VERSION
 from harness.models.prepare import VERSION as PREPARE_VERSION
 from harness.numerics.traffic import VERSION as TRAFFIC_VERSION
-from harness.planning.expand import Variant
+from harness.planning.expand import MethodChoice
 from harness.text.calibration import VERSION as CALIBRATION_VERSION
 from harness.text.windows import VERSION as WINDOWS_VERSION
 
 PROBE_VERSION = 1
 """Raised by every change of the probe's text or of what is kept of it."""
-METRICS: Mapping[str, tuple[str, ...]] = {
-    "reference": ("divergence",),
-    "quality": ("perplexity", "divergence", "memory"),
-    "task": ("tasks", "memory"),
-    "performance": ("throughput", "memory"),
+PARTS: Mapping[str, int] = {
+    "calibration": CALIBRATION_VERSION,
+    "gguf": GGUF_VERSION,
+    "kv_cache": KV_CACHE_VERSION,
+    "machine": MACHINE_VERSION,
+    "prepare": PREPARE_VERSION,
+    "probe": PROBE_VERSION,
+    "traffic": TRAFFIC_VERSION,
+    "windows": WINDOWS_VERSION,
 }
-"""Whose versions a figure of a kind of run belongs to."""
-ROOM_VERSIONS: Mapping[str, Mapping[str, int]] = {
-    "machine": {"machine": MACHINE_VERSION},
-    "prepare": {"prepare": PREPARE_VERSION},
-    "calibrate": {"calibration": CALIBRATION_VERSION},
-    "probe": {"probe": PROBE_VERSION},
-    "convert": {"gguf": GGUF_VERSION, "probe": PROBE_VERSION},
-    "reference": {"windows": WINDOWS_VERSION},
-    "quality": {"windows": WINDOWS_VERSION},
-    "performance": {"traffic": TRAFFIC_VERSION},
-}
-"""What else of the harness an artifact or a figure depends on."""
-KIND_PACKAGES: Mapping[str, tuple[str, ...]] = {"task": ("lm-eval", "datasets")}
-"""Libraries that only some kinds of run depend on."""
+"""The versions of the parts of the harness that jobs name."""
 
 
-def locked(spec: RunSpec, variant: Variant, site: Site) -> RunSpec:
-    """The spec with the versions that a repetition of it at this site must share."""
-    runtime = registry.engine(spec.engine)
-    if spec.stack != MAIN:
-        packages = (*runtime.packages, *variant.method.packages, *KIND_PACKAGES.get(spec.kind, ()))
-    else:
-        own = variant.method.packages if spec.kind == "quantize" else registry.readers(variant.method)
-        own = (*own, *published.readers(spec.method.published or spec.model))
-        converts = ("gguf",) if spec.kind == "prepare" and spec.model.kind == "gguf" else ()
-        packages = (*runtime.packages, *own, *converts, *KIND_PACKAGES.get(spec.kind, ()))
-        packages = (*packages, *runtime.caches.get(spec.kv_cache, ()))
-        packages = ("torch",) if spec.kind == "machine" else packages
-    lock = {package: site.version(package, spec.stack) for package in packages}
-    versions = {name: registry.metric(name).version for name in METRICS.get(spec.kind, ())}
-    versions |= ROOM_VERSIONS.get(spec.kind, {})
-    if spec.energy and spec.kind == "performance":
-        versions["energy"] = registry.metric("energy").version
-    if spec.kv_cache != "model":
-        versions["kv_cache"] = KV_CACHE_VERSION
-    if spec.kind not in ("machine", "prepare", "calibrate", "probe"):
-        versions[runtime.name] = runtime.version
-    return replace(spec, lock=digest(lock), versions=versions)
+def environment(
+    job: Job, method: MethodChoice, hardware: str, site: Site, stack: str = MAIN, repetition: int = 0
+) -> Environment:
+    """Where a job is done, with the versions that a repetition of it at this site must share.
+
+    ``method`` is its variant's; of what all variants share, the baseline's.
+    """
+    versions = {name: registry.metric(name).version for name in job.metrics} | {name: PARTS[name] for name in job.parts}
+    packages = job.packages
+    if job.models:
+        variant = job.variant if isinstance(job, VariantJob) else None
+        engine = registry.engine(variant.engine if variant else MAIN_ENGINE)
+        kv_cache = variant.kv_cache if variant else "model"
+        packages = (*packages, *engine.packages, *_packages(method, job, stack))
+        if stack == MAIN:
+            packages = (*packages, *engine.caches.get(kv_cache, ()))
+        if variant is not None:
+            versions |= {engine.name: engine.version}
+        if kv_cache != "model":
+            versions |= {"kv_cache": PARTS["kv_cache"]}
+    return Environment(
+        stack=stack,
+        lock=digest({package: site.version(package, stack) for package in packages}),
+        hardware=hardware,
+        versions=versions,
+        method_version=method.ref.version if job.models else 0,
+        repetition=repetition,
+    )
+
+
+def _packages(method: MethodChoice, job: Job, stack: str) -> tuple[str, ...]:
+    """What a method needs where it quantizes, or what reads its result."""
+    if stack != MAIN:
+        return method.method.packages
+    own = method.method.packages if job.quantizes else registry.readers(method.method)
+    return (*own, *published.readers(job.models[-1]))  # the published checkpoint, where there is one

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from harness.core.job import VariantJob
 from harness.core.record import RunRecord
 from harness.core.run import RunSpec
+from harness.core.variant import Variant
 from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload
 
 MOST_NAMED = 60
@@ -23,25 +25,31 @@ def asked(records: Sequence[RunRecord]) -> tuple[tuple[str, str], ...]:
 
 def _of(spec: RunSpec) -> Iterator[tuple[str, str]]:
     yield "recipe", spec.recipe
-    yield "models", _words([spec.model.label, f"({spec.model.id})", spec.model.dtype])
-    yield "baseline", spec.baseline.label
-    if not spec.is_baseline:
-        yield "methods", spec.method.label
-    yield "engines", spec.engine
-    yield "scope", ", ".join([spec.scope, *(f"not {pattern}" for pattern in spec.skip)])
-    if spec.calibration:
-        yield "calibration", _calibration(spec.calibration)
+    for model in spec.job.models[:1]:
+        yield "models", _words([model.label, f"({model.id})", model.dtype])
+    if isinstance(spec.job, VariantJob):
+        yield from _of_variant(spec, spec.variant)
     if spec.perplexity:
         yield "perplexity", _perplexity(spec.perplexity)
     if spec.task:
         yield "tasks", _task(spec.task)
     if spec.throughput:
         yield "throughput", _throughput(spec.throughput)
+
+
+def _of_variant(spec: RunSpec, variant: Variant) -> Iterator[tuple[str, str]]:
+    yield "baseline", spec.baseline.label
+    if not spec.is_baseline:
+        yield "methods", variant.method.label
+    yield "engines", variant.engine
+    yield "scope", ", ".join([variant.scope, *(f"not {pattern}" for pattern in variant.skip)])
     if spec.limits.time_s is not None:
         yield "time limit of a run", f"{spec.limits.time_s:g} s"
     if spec.limits.memory_bytes is not None:
         yield "memory limit of a run", f"{spec.limits.memory_bytes / 2**30:g} GiB"
-    yield "seeds", str(spec.seed)
+    yield "seeds", str(variant.seed)
+    if variant.calibration:
+        yield "calibration", _calibration(variant.calibration)
 
 
 def _listed(values: Sequence[str]) -> str:

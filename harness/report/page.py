@@ -71,7 +71,8 @@ def _heading(table: Table, alike: Sequence[Table]) -> str:
 def page(records: Sequence[RunRecord]) -> Page:
     tables = tradeoff(records)
     counted = current(records)
-    models = _distinct(table.model for table in tables) or _distinct(record.spec.model.label for record in counted)
+    models = _distinct(table.model for table in tables)
+    models = models or _distinct(model.label for record in counted for model in record.spec.job.models[:1])
     recipes = _distinct(record.spec.recipe for record in counted)
     return Page(
         title=", ".join(models) or "no runs",
@@ -150,7 +151,7 @@ def _binary(size: int) -> str:
 
 def _fault(record: RunRecord) -> Fault:
     failure = record.outcome.failure
-    title = f"{record.spec.model.label} · {record.spec.title}"
+    title = " · ".join([*(model.label for model in record.spec.job.models[:1]), record.spec.title])
     return Fault(title, record.status, reason(record), failure.log_tail if failure else "")
 
 

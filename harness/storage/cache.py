@@ -19,7 +19,6 @@ from harness.core.upgrade import SCHEMA_VERSION, upgrade
 from harness.errors import HarnessError
 from harness.storage.json_codec import decode, encode
 
-KINDS = ("machine", "prepare", "calibrate", "probe", "convert", "quantize", "reference")
 OUTCOME = "outcome.json"
 
 
@@ -50,7 +49,7 @@ class Cache:
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """The outcome of the run that made the spec's folder, or None where there is no such folder."""
         path = self.folder(spec.kind, spec.run_id) / OUTCOME
-        if spec.kind not in KINDS or not path.exists():
+        if not spec.job.cached or not path.exists():
             return None
         raw = json.loads(path.read_text(encoding="utf-8"))
         whole = raw if "schema_version" in raw else {"schema_version": 1, "outcome": raw}
@@ -58,7 +57,7 @@ class Cache:
 
     def remove(self, spec: RunSpec) -> None:
         """Throws away what a run left; nothing where it left nothing."""
-        if spec.kind in KINDS:
+        if spec.job.cached:
             shutil.rmtree(self.folder(spec.kind, spec.run_id), ignore_errors=True)
 
     def part(self, spec: RunSpec, token: str) -> Path:

@@ -15,15 +15,15 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.core.identity import NAME, RUN_ID
 from harness.core.json_values import not_finite
 from harness.core.record import Failure, Measurement, RunRecord
-from harness.core.run import RunSpec
 from harness.core.upgrade import upgrade
+from harness.core.upgrade.specs import is_whole
 from harness.errors import NewerRecordError, NotFiniteError, ResultsError
 from harness.storage.json_codec import decode, encode, refuse_not_finite
 
@@ -205,8 +205,7 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: 
     """Raises ResultsError where a record is not what the folders that it lies in say: recipe, run id and attempt.
 
     The folder of a recipe may be called anything where it is ``root``, which a user named. The run id is held against
-    the spec only where the record has every field that a spec has: of older records some were named before a field was
-    there.
+    the spec but for early records of schema version 1, which were named before some of its fields were there.
     """
     spec = record.spec
     run_id, attempt = ("", "", *Path(os.path.abspath(path)).parts[:-1])[-2:]  # noqa: PTH100 - not resolved
@@ -217,10 +216,10 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: 
         faults.append(f"spec.recipe is {spec.recipe!r}, which cannot name a recipe: {A_NAME}")
     elif spec.recipe != recipe:
         faults.append(f"spec.recipe is {spec.recipe!r}, but it lies in the folder {recipe!r}")
-    whole = isinstance(raw["spec"], dict) and raw["spec"].keys() >= {each.name for each in fields(RunSpec)}
+    named_by_all = raw["schema_version"] != 1 or is_whole(raw["spec"])
     if not RUN_ID.fullmatch(run_id):
         faults.append(f"it lies in the folder {run_id!r}, which is no run id: {A_RUN_ID}")
-    elif whole and spec.run_id != run_id:
+    elif named_by_all and spec.run_id != run_id:
         faults.append(f"its run id is {spec.run_id}, but it lies in the folder {run_id!r}")
     if record.attempt < 1 or str(record.attempt) != attempt:
         faults.append(f"attempt is {record.attempt}, but it lies in the folder {attempt!r}")

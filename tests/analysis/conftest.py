@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import pytest
+from run_specs import run_spec
 
-from harness.core.identity import DecodeMode, Kind, KvCache, Scalar
+from harness.core.identity import DecodeMode, KvCache, Scalar
 from harness.core.label import Fact, Label
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
@@ -87,27 +88,29 @@ class Bench:
     engine: str = "transformers"
     seconds: list[int] = field(default_factory=lambda: [0])
 
-    def spec(self, kind: Kind, method: MethodRef, repetition: int = 0) -> RunSpec:
+    def spec(self, kind: str, method: MethodRef, repetition: int = 0) -> RunSpec:
         text = TextRef(self.text, path="/texts/demo.txt", sha256=("b" if self.text == "demo" else "c") * 64)
-        scored = kind in ("quality", "reference")
-        return RunSpec(
+        scored = {"perplexity": PerplexityWorkload(text, "gptq", self.context, self.windows)}
+        grid = ThroughputWorkload((1,), (128,), 32, 1, 3, self.decode_mode)
+        own: dict[str, dict[str, object]] = {
+            "reference": scored,
+            "quality": {**scored, "divergence": True},
+            "performance": {"throughput": grid, "budget_bytes": self.budget_bytes, "price": self.price},
+        }
+        cache = {} if kind in ("machine", "prepare") else {"kv_cache": self.kv_cache}
+        return run_spec(
             kind,
             "smollm2-cpu",
             self.model,
             method,
             NONE,
             self.engine,
-            "decoder",
-            perplexity=PerplexityWorkload(text, "gptq", self.context, self.windows) if scored else None,
-            divergence=scored,
-            throughput=ThroughputWorkload((1,), (128,), 32, 1, 3, self.decode_mode) if kind == "performance" else None,
-            budget_bytes=self.budget_bytes if kind == "performance" else None,
-            price=self.price if kind == "performance" else None,
             lock=f"{self.torch} {method.name}",
             hardware=self.hardware,
             threads=2,
-            kv_cache=self.kv_cache,
             repetition=repetition,
+            **cache,
+            **own.get(kind, {}),
         )
 
     def record(self, spec: RunSpec, outcome: Outcome, attempt: int = 1) -> RunRecord:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.core.job import Conditions, MeasurePerformance
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Outcome, RunRecord
 from harness.core.run import RunSpec
+from harness.core.variant import Variant
 from harness.core.workload import ThroughputWorkload
 from harness.engines.transformers.engine import TransformersModel
 from harness.execution.context import Bench
@@ -53,7 +55,8 @@ def main(folder: Path) -> None:
     model = TransformersModel(LlamaForCausalLM(SHAPE).eval(), None)
     SHAPE.save_pretrained(folder)
     none = MethodRef("none", 1, {}, "none", "none")
-    spec = RunSpec("performance", "r", ModelRef("m", "m", "0", "synthetic", ""), none, none, "transformers", "decoder")
+    variant = Variant(ModelRef("m", "m", "0", "synthetic", ""), none, "transformers", "decoder")
+    spec = RunSpec("r", MeasurePerformance(Conditions(), variant, none, None))
     bench = Source(spec, folder)
     generate(model, 2 * PROMPT)  # what is built once must not count as workspace
     watch(bench, model, WORKLOAD)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_specs import changed
 
 from harness.analysis.history import History, Series, trace
 from harness.core.label import Label
@@ -148,7 +149,7 @@ class TestTrace:
 
     def test_the_recipes_gate_says_what_matters(self, nights: Nights) -> None:
         records = [nights.on(night).quality(RTN, 4.5, 0.2 + (night > 3) * 0.05) for night in range(1, 7)]
-        tolerant = [replace(each, spec=replace(each.spec, gates={"perplexity": 0.2})) for each in records]
+        tolerant = [replace(each, spec=changed(each.spec, gates={"perplexity": 0.2})) for each in records]
         assert not only(trace(tolerant), "perplexity").changes[0].matters
 
     def test_a_byte_more_is_a_change(self, nights: Nights) -> None:

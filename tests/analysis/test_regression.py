@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_specs import changed
 
 from harness.analysis.regression import Finding, Regression, track
 from harness.analysis.regression.family import together
@@ -37,7 +38,7 @@ class Makes:
         return replace(self.bench, session=session, **changes)
 
     def quality(self, bench: Any, nats: Sequence[float], method: MethodRef = RTN) -> RunRecord:
-        spec = replace(bench.spec("quality", method), perplexity=replace(bench.spec("quality", method).perplexity))
+        spec = changed(bench.spec("quality", method), perplexity=replace(bench.spec("quality", method).perplexity))
         return bench.record(spec, Outcome("ok", measurements=(bench.nll(nats),)))
 
     def timed(self, bench: Any, speeds: Sequence[float], labels: tuple[Label, ...] = ()) -> list[RunRecord]:
@@ -195,7 +196,7 @@ class TestIncomparable:
 
     def test_another_number_of_threads_is_told_though_it_makes_another_case(self, makes: Makes) -> None:
         base, head = makes.timed(makes.side("s1"), jittered(1)), makes.timed(makes.side("s2"), jittered(2))
-        head = [replace(run, spec=replace(run.spec, threads=4)) for run in head]
+        head = [replace(run, spec=changed(run.spec, threads=4)) for run in head]
         found = only(track(base, head, DECODE), "decode")
         assert (found.verdict, found.reasons) == ("incomparable", ("threads: 2 → 4",))
 
@@ -219,12 +220,12 @@ class TestIncomparable:
 
     def test_what_else_was_measured_is_no_bar(self, makes: Makes) -> None:
         base, head = (makes.quality(makes.side(session), nats(2)) for session in ("s1", "s2"))
-        head = replace(head, spec=replace(head.spec, divergence=False, memory=False))
+        head = replace(head, spec=changed(head.spec, divergence=False, memory=False))
         assert only(track([base], [head], QUALITY), "perplexity").verdict == "unchanged"
 
     def test_a_checkpoint_that_changed_under_its_name_is_tracked(self, makes: Makes) -> None:
         base, head = (makes.quality(makes.side(s), nats(n, d)) for s, n, d in (("s1", 2, 0.0), ("s2", 3, 0.02)))
-        head = replace(head, spec=replace(head.spec, model=replace(head.spec.model, content="e" * 64)))
+        head = replace(head, spec=changed(head.spec, model=replace(head.spec.model, content="e" * 64)))
         found = track([base], [head], QUALITY)
         assert only(found, "perplexity").verdict == "regressed"
         assert [(change.what, change.head) for change in found.environment] == [("model content", "e" * 12)]
@@ -505,7 +506,7 @@ class TestGates:
     def test_those_of_the_recipe_hold_until_others_are_given(self, makes: Makes) -> None:
         base, head = (makes.quality(makes.side(s), nats(n, d)) for s, n, d in (("s1", 2, 0.0), ("s2", 3, 0.02)))
         assert track([base], [head]).origin == "defaults"
-        head = replace(head, spec=replace(head.spec, gates={"perplexity": 0.1}))
+        head = replace(head, spec=changed(head.spec, gates={"perplexity": 0.1}))
         found = track([base], [head])
         assert (found.gates, found.origin) == ({"perplexity": 0.1}, "recipe smollm2-cpu")
         assert found.exit_code is ExitCode.OK
@@ -513,7 +514,7 @@ class TestGates:
 
     def test_gates_change_no_run_id(self, bench: Any) -> None:
         spec = bench.spec("quality", RTN)
-        assert replace(spec, gates={"kl": 0.1}).run_id == spec.run_id
+        assert changed(spec, gates={"kl": 0.1}).run_id == spec.run_id
 
     def test_nothing_in_common_says_what_each_side_has(self, bench: Any, none: MethodRef) -> None:
         with pytest.raises(
@@ -591,7 +592,7 @@ def _fresh() -> Any:
 def test_variants_that_share_a_method_are_told_apart(bench: Any, none: MethodRef) -> None:
     """Two that differ in what they skip, and a cache of fewer bits: three names, and a size of each."""
     first, second = (bench.quality(RTN, bits, 0.1) for bits in (4.5, 8.5))
-    second = replace(second, spec=replace(second.spec, skip=("*.down_proj",)))
+    second = replace(second, spec=changed(second.spec, skip=("*.down_proj",)))
     third = replace(bench, kv_cache="int8").quality(RTN, 4.5, 0.2)
     records = [bench.quality(none), first, second, third]
     found = track(records, records)
@@ -612,7 +613,7 @@ def test_an_identical_variant_says_nothing_of_one_that_skips_more(makes: Makes) 
     base, head = makes.side("a"), makes.side("b", day=2)
 
     def skipping(record: RunRecord) -> RunRecord:
-        return replace(record, spec=replace(record.spec, skip=("*.down_proj",)))
+        return replace(record, spec=changed(record.spec, skip=("*.down_proj",)))
 
     found = track(
         [makes.quality(base, nats), skipping(makes.quality(base, nats))],

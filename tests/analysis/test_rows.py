@@ -14,6 +14,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from run_specs import changed
 
 from harness.analysis.tradeoff import tradeoff
 from harness.api.plan import plan
@@ -194,31 +195,31 @@ def shown(*specs: RunSpec) -> list[str]:
 
 
 def test_a_label_is_the_method_alone_where_nothing_else_has_its_name(spec: RunSpec) -> None:
-    with_skip = replace(spec, method=replace(RTN, params={"bits": 3}, label="rtn bits=3"), skip=("lm_head",), seed=4)
+    with_skip = changed(spec, method=replace(RTN, params={"bits": 3}, label="rtn bits=3"), skip=("lm_head",), seed=4)
     assert shown(spec, with_skip) == ["rtn bits=4", "rtn bits=3"]
 
 
 def test_a_label_names_only_the_part_that_tells_rows_apart(spec: RunSpec) -> None:
-    assert shown(spec, replace(spec, skip=("b", "a"))) == ["rtn bits=4", "rtn bits=4 · skip a, b"]
-    assert shown(spec, replace(spec, seed=1)) == ["rtn bits=4 · seed 0", "rtn bits=4 · seed 1"]
-    wider = replace(spec, method=replace(RTN, params={"bits": 4, "group_size": 128}))
+    assert shown(spec, changed(spec, skip=("b", "a"))) == ["rtn bits=4", "rtn bits=4 · skip a, b"]
+    assert shown(spec, changed(spec, seed=1)) == ["rtn bits=4 · seed 0", "rtn bits=4 · seed 1"]
+    wider = changed(spec, method=replace(RTN, params={"bits": 4, "group_size": 128}))
     assert shown(spec, wider) == ["rtn bits=4 · group_size=64", "rtn bits=4 · group_size=128"]
     more, other = replace(CALIBRATED, samples=512), replace(CALIBRATED, text=replace(CALIBRATED.text, sha256="f" * 64))
-    assert shown(*(replace(spec, calibration=each) for each in (CALIBRATED, more))) == [
+    assert shown(*(changed(spec, calibration=each) for each in (CALIBRATED, more))) == [
         "rtn bits=4 · 128 samples",
         "rtn bits=4 · 512 samples",
     ]
-    first, second = shown(*(replace(spec, calibration=each) for each in (CALIBRATED, other)))
+    first, second = shown(*(changed(spec, calibration=each) for each in (CALIBRATED, other)))
     assert first != second
     assert first.startswith("rtn bits=4 · calibration text ")
 
 
 def test_a_label_always_names_how_a_variant_was_run_where_that_is_not_the_usual_way(spec: RunSpec) -> None:
-    assert shown(replace(spec, engine="llamacpp", kv_cache="int8")) == ["rtn bits=4 · int8 cache · llamacpp"]
+    assert shown(changed(spec, engine="llamacpp", kv_cache="int8")) == ["rtn bits=4 · int8 cache · llamacpp"]
 
 
 def test_two_differences_that_one_part_cannot_tell_apart_are_both_named(spec: RunSpec) -> None:
-    rows = [replace(spec, seed=seed, skip=skip) for seed in (0, 1) for skip in ((), ("lm_head",))]
+    rows = [changed(spec, seed=seed, skip=skip) for seed in (0, 1) for skip in ((), ("lm_head",))]
     assert shown(*rows) == [
         "rtn bits=4 · seed 0",
         "rtn bits=4 · skip lm_head · seed 0",
@@ -232,12 +233,12 @@ def test_the_order_of_overrides_counts_and_that_of_skips_does_not(spec: RunSpec)
     """The last pattern that matches a module wins; a module is skipped whichever pattern names it."""
     patterns = {"*.q_proj": {"bits": 8}, "*.0.*": {"bits": 2}}
     turned = dict(reversed(patterns.items()))
-    assert replace(spec, overrides=patterns).variant.key != replace(spec, overrides=turned).variant.key
-    assert replace(spec, skip=("a", "b")).variant.key == replace(spec, skip=("b", "a", "b")).variant.key
+    assert changed(spec, overrides=patterns).variant.key != changed(spec, overrides=turned).variant.key
+    assert changed(spec, skip=("a", "b")).variant.key == changed(spec, skip=("b", "a", "b")).variant.key
 
 
 def test_what_was_quantized_once_serves_every_engine_and_cache(spec: RunSpec) -> None:
-    other = replace(spec, engine="llamacpp", kv_cache="int8").variant
+    other = changed(spec, engine="llamacpp", kv_cache="int8").variant
     assert other.artifact_key == spec.variant.artifact_key
     assert other.key != spec.variant.key
 
@@ -247,12 +248,12 @@ def test_two_revisions_of_one_hub_checkpoint_have_two_labels(spec: RunSpec) -> N
     rows = []
     for revision in ("a" * 40, "b" * 40):
         model = replace(spec.model, content=f"Qwen/Qwen3-4B-AWQ@{revision}", revision=revision, kind="hub")
-        rows.append(replace(spec, method=MethodRef("checkpoint", 1, {}, "checkpoint Qwen3-4B-AWQ", "published", model)))
+        rows.append(changed(spec, method=MethodRef("checkpoint", 1, {}, "checkpoint Qwen3-4B-AWQ", "published", model)))
     first, second = shown(*rows)
     assert first != second
 
 
 def test_parts_that_differ_only_in_type_still_make_two_labels(spec: RunSpec) -> None:
-    one, other = (replace(spec, overrides={"*.q_proj": {"bits": bits}}) for bits in (8, "8"))
+    one, other = (changed(spec, overrides={"*.q_proj": {"bits": bits}}) for bits in (8, "8"))
     first, second = shown(one, other)
     assert first != second

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from harness.analysis.tradeoff import tradeoff
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
-from harness.core.workload import TaskWorkload
 from harness.figures.derived.scores import scores
 from harness.tasks.evaluate import VERSION
 
@@ -34,7 +32,7 @@ def answers(score: str, values: Any, aggregation: str = "mean", **protocol: Any)
 
 
 def asked(bench: Any, method: MethodRef, *found: Measurement) -> RunRecord:
-    spec: RunSpec = replace(bench.spec("task", method), task=TaskWorkload("arc_easy", "/tasks/arc_easy.yaml"))
+    spec: RunSpec = bench.spec("task", method)
     return bench.record(spec, Outcome("ok", measurements=found))  # type: ignore[no-any-return]
 
 

@@ -361,7 +361,7 @@ def test_labels_of_a_run_stay_with_its_row(bench: Bench, none: MethodRef, rtn: M
 def test_methods_with_libraries_of_their_own_share_the_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
     """Their locks differ, what the baseline runs on does not."""
     base, variant = bench.quality(none), bench.quality(rtn, 4.5, 0.1)
-    assert base.spec.lock != variant.spec.lock
+    assert base.spec.environment.lock != variant.spec.environment.lock
     assert row(only([base, variant]), "rtn 4-bit").perplexity_change is not None
 
 

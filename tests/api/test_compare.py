@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 import pytest
+from run_specs import run_spec
 from typer.testing import CliRunner, Result
 
 import harness
@@ -20,7 +21,6 @@ from harness.api.compare import named
 from harness.cli.app import app
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
-from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload, TextRef
 from harness.errors import ExitCode, RecipeError, ResultsError, UsageError
 from harness.figures.gate import shown, threshold
@@ -38,7 +38,7 @@ def record(session: str, damage: float = 0.0, method: MethodRef = RTN, **said: o
     text = PerplexityWorkload(TextRef("demo", sha256="f" * 64), "gptq", 64, len(NLL))
     model = ModelRef("tiny", "tiny", "c" * 64, "directory", "/tiny")
     base = MethodRef("none", 1, {}, "none", "none")
-    spec = RunSpec("quality", "sweep", model, method, base, "transformers", "decoder", perplexity=text, **said)  # type: ignore[arg-type]
+    spec = run_spec("quality", "sweep", model, method, base, perplexity=text, **said)
     values = tuple(nat + damage * (1 + 0.05 * (-1) ** window) for window, nat in enumerate(NLL))
     items = tuple(map(str, range(len(NLL))))
     nll = Measurement("nll", 1, "nat/token", "lower", "paired", values, {"stride": 64}, (63.0,) * 12, items)
@@ -264,9 +264,8 @@ class TestBaselines:
             Baselines(tmp_path).set(name, [record("s1")])
 
     def test_records_that_measure_nothing_are_no_baseline(self, tmp_path: Path) -> None:
-        prepare = record("s1")
         with pytest.raises(ResultsError, match="none of these records measures a variant"):
-            Baselines(tmp_path).set("main", [replace(prepare, spec=replace(prepare.spec, kind="prepare"))])
+            Baselines(tmp_path).set("main", [replace(record("s1"), spec=run_spec("prepare"))])
 
     def test_only_what_counts_is_kept_and_comes_back_as_it_was(self, tmp_path: Path) -> None:
         kept = Baselines(tmp_path)

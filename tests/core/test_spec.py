@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from harness.core.model import MethodRef, ModelRef
-from harness.core.run import RunSpec, baseline_engine
+import pytest
+from run_specs import NONE, changed, run_spec
 
-NONE = MethodRef("none", 1, {}, "none", "none")
-MODEL = ModelRef("m", "M", "0" * 64, "directory", "/m")
-SPEC = RunSpec("quality", "r", MODEL, NONE, NONE, "llamacpp", "decoder")
+from harness.core.run import baseline_engine
+
+SPEC = run_spec("quality", engine="llamacpp")
 
 
 def test_the_baseline_is_the_main_engines_where_it_runs_there() -> None:
-    main, rounded = replace(SPEC, engine="transformers"), replace(SPEC, method=replace(NONE, name="rtn"))
+    main, rounded = changed(SPEC, engine="transformers"), changed(SPEC, method=replace(NONE, name="rtn"))
     assert baseline_engine([SPEC, rounded, main]) == "transformers"
     assert baseline_engine([rounded, SPEC]) == "llamacpp"
-    assert baseline_engine([rounded, replace(rounded, engine="transformers")]) is None
+    assert baseline_engine([rounded, changed(rounded, engine="transformers")]) is None
 
 
 def test_a_title_names_what_is_not_the_usual() -> None:
     assert SPEC.title == "quality none · llamacpp"
-    assert replace(SPEC, engine="transformers", kv_cache="fp8").title == "quality none · fp8 cache"
-    assert replace(SPEC, kind="prepare").title == "prepare M"
+    assert changed(SPEC, engine="transformers", kv_cache="fp8").title == "quality none · fp8 cache"
+    assert run_spec("prepare").title == "prepare M"
+    assert run_spec("task", repetition=1).title == "task arc_easy none"
+    assert run_spec("performance", repetition=1).title == "performance none #2"
+
+
+def test_a_run_of_no_variant_says_so() -> None:
+    with pytest.raises(TypeError, match="a prepare run is of no variant"):
+        _ = run_spec("prepare").variant
+    with pytest.raises(TypeError, match="a machine run is of no model"):
+        _ = run_spec("machine").model
+    assert run_spec("machine").names()["model"] is None
+    assert not run_spec("prepare").is_baseline

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_specs import run_spec
 from transformers import AutoModelForCausalLM
 
 from harness.core.capability import Logits, StoredTensor
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement
-from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload
 from harness.execution import reference as references
 from harness.execution.checks import noise
@@ -32,7 +32,7 @@ NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
 @pytest.fixture
 def bench(tiny: Path, tmp_path: Path) -> Bench:
     model = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
-    return Bench(RunSpec("reference", "noise", model, NONE, NONE, "transformers", "decoder"), Cache(tmp_path), str)
+    return Bench(run_spec("reference", "noise", model, NONE, NONE), Cache(tmp_path), str)
 
 
 @pytest.fixture

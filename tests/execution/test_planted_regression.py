@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_specs import run_spec
 
 from harness.analysis.regression import track
 from harness.core.engine import LoadRequest
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
-from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload
 from harness.engines.transformers.engine import TransformersModel, load
 from harness.execution.forward import observe
@@ -43,7 +43,7 @@ class Measured:
     def record(self, session: str, disturbed: float = 0.0) -> RunRecord:
         ref = ModelRef("tiny", "tiny", "0", "directory", str(self.tiny), "float32")
         none, method = MethodRef("none", 1, {}, "none", "none"), MethodRef("rtn", 1, {}, "rtn 8-bit", "on_load")
-        spec = RunSpec("quality", "planted", ref, method, none, "transformers", "decoder", perplexity=WORKLOAD)
+        spec = run_spec("quality", "planted", ref, method, none, perplexity=WORKLOAD)
         return RunRecord(spec, Outcome("ok", measurements=self._measure(disturbed)), session, 1, session, 1.0)
 
     def _measure(self, disturbed: float) -> tuple[Measurement, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_specs import changed, run_spec
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -22,7 +23,6 @@ from harness.core.label import Fact
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
-from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload
 from harness.execution.checks.plausibility import PROBE_TOKENS, SETTLING_TOKENS, plausibility
 from harness.execution.context import Bench
@@ -43,7 +43,7 @@ EVIDENCE = {"vocabulary_size", "tokens_per_character", "latin_letter_share", "bo
 @pytest.fixture
 def bench(tiny: Path, tmp_path: Path) -> Bench:
     model = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
-    return Bench(RunSpec("quality", "plausible", model, NONE, NONE, "transformers", "decoder"), Cache(tmp_path), str)
+    return Bench(run_spec("quality", "plausible", model, NONE, NONE), Cache(tmp_path), str)
 
 
 def demo(protocol: str, context: int, windows: int | None, **settings: Any) -> PerplexityWorkload:
@@ -177,7 +177,7 @@ def test_trained_models_and_texts(
     model = replace(bench.spec.model, path=str(shared(f"models/{trained}")))
     scored = Text(file=str(shared(f"data/{text}"))) if text else Text(name="demo")
     workload = PerplexityWorkload(resolve(scored, Path("/")), "gptq", 256, 8)
-    spec = replace(bench.spec, model=model, perplexity=workload, memory=False)
+    spec = changed(bench.spec, model=model, perplexity=workload, memory=False)
     working = Bench(spec, bench.cache, str)
     quality(working, Path())
     assert found(working).keys() == EVIDENCE

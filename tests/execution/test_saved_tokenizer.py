@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from run_specs import run_spec
 
 from harness.core.model import MethodRef
-from harness.core.run import RunSpec
 from harness.execution import import_guard as lean
 from harness.execution import worker
 from harness.execution.context import Bench
@@ -35,7 +35,7 @@ def test_a_tokenizer_that_comes_back_otherwise_makes_the_run_invalid(
 
     monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
     model = inspect(Model(id=str(tiny), degrid=0), tmp_path).ref
-    spec = RunSpec("prepare", "r", model, NONE, NONE, "transformers", "decoder", device="cpu")
+    spec = run_spec("prepare", "r", model)
     cache = Cache(tmp_path)
     assert worker._run(Bench(spec, cache, lambda _: None), (), "whole").status == "ok"
     for name in ("tokenizer.json", "tokenizer_config.json"):  # transformers drops "legacy" where it writes the latter

@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from run_specs import run_spec
 
 from harness.core.label import Label
-from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Moment
-from harness.core.run import RunSpec
 from harness.execution import import_guard as lean
 from harness.execution import worker
 from harness.execution.checks.drift import drift
@@ -136,9 +135,7 @@ def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     label = Label("suspect", {"reason": "cpu_shared", "of": "machine", "limit": 0.1})
     monkeypatch.setattr(gauging, "drift", lambda *_, **__: [label] if busy else [])
     monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
-    none = MethodRef("none", 1, {}, "none", "none")
-    model = ModelRef("m", "M", "0" * 64, "directory", "/m")
-    spec = RunSpec("machine", "r", model, none, none, "transformers", "decoder", device="cpu")
+    spec = run_spec("machine", memory=False)
     cache = Cache(tmp_path)
     outcome = worker._run(Bench(spec, cache, lambda _: None), (), "token")
     assert outcome.status == "ok"

@@ -203,8 +203,8 @@ def test_another_price_budget_or_gate_is_recorded_and_nothing_is_measured_again(
         assert again.attempt == 2  # once, not each time
     assert again.outcome == first.outcome
     assert (again.session, again.spec.run_id) == (first.session, first.spec.run_id)
-    assert (again.spec.budget_bytes, again.spec.price) == (10**9, Price(2.0, "EUR"))
-    assert again.spec.gates == {"decode": 0.05}
+    assert (again.spec.readers.budget_bytes, again.spec.readers.price) == (10**9, Price(2.0, "EUR"))
+    assert again.spec.readers.gates == {"decode": 0.05}
     assert [(m.metric, len(m.values)) for m in again.outcome.measurements if m.metric == "decode_step_s"]
     assert Store(sweeps.store.root).records()[-1] == again
 

@@ -155,9 +155,7 @@ def test_trust_in_a_checkpoint_changes_no_question_and_no_label(sweeps, tiny, st
             "methods": [{"checkpoint": {"id": str(stranger), **said}}],
             "measure": {"perplexity": {"context": 64, "windows": 2}},
         }
-        return next(
-            run.spec for run in plan(load_recipe(sweeps.recipe(content))) if run.spec.method.published is not None
-        )
+        return next(run.spec for run in plan(load_recipe(sweeps.recipe(content))) if len(run.spec.job.models) == 2)
 
     plain, trusted = planned(), planned(trust_remote_code=True)
     assert trusted.method.published.trust_remote_code

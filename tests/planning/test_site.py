@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.core.job import VariantJob
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine
@@ -94,7 +95,8 @@ def make(sweeps, tiny: Path) -> Make:
     )
 
     def make(site: Elsewhere) -> dict[tuple[str, str], PlannedRun]:
-        return {(run.spec.kind, run.spec.method.name): run for run in plan(load_recipe(path), site)}
+        runs = plan(load_recipe(path), site)
+        return {(run.spec.kind, run.spec.method.name): run for run in runs if isinstance(run.spec.job, VariantJob)}
 
     return make
 
@@ -121,7 +123,7 @@ def test_runs_belong_to_the_versions_of_their_site(make: Make) -> None:
     after = make(site.having("autoawq", autoawq="0.3.0"))
     assert changed(before, after) == {"autoawq"}
     quantized = ("quantize", "autoawq")
-    assert before[quantized].spec.lock != after[quantized].spec.lock
+    assert before[quantized].spec.environment.lock != after[quantized].spec.environment.lock
 
 
 def test_what_a_site_lacks_is_unsupported_there(make: Make) -> None:

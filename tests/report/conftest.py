@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_specs import changed
 
+from harness.core.job import VariantJob
 from harness.core.label import Fact, Label
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
-from harness.core.workload import TaskWorkload
 from harness.tasks.evaluate import VERSION
 
 
@@ -103,15 +104,13 @@ def _hostile(records: Sequence[RunRecord], word: str) -> list[RunRecord]:
     def spoil(record: RunRecord) -> RunRecord:
         spec, outcome = record.spec, record.outcome
         failure = Failure(word, word, word, word) if outcome.failure else None
-        spec = replace(
-            spec,
-            recipe=word,
-            model=replace(spec.model, label=word, id=word, native_quantization=word),
-            method=replace(spec.method, label=f"{word} {spec.method.label}", name=word),
-            baseline=replace(spec.baseline, name=word, label=word),
-            engine=word,
-            hardware=word,
-        )
+        spec = changed(spec, recipe=word, hardware=word)
+        if spec.job.models:
+            spec = changed(spec, model=replace(spec.model, label=word, id=word, native_quantization=word))
+        if isinstance(spec.job, VariantJob):
+            method = replace(spec.method, label=f"{word} {spec.method.label}", name=word)
+            baseline = replace(spec.baseline, name=word, label=word)
+            spec = changed(spec, method=method, baseline=baseline, engine=word)
         labels, facts = (Label("other", {"text": word}),), (Fact("noted", {"name": word, "value": word}),)
         return replace(
             record,
@@ -128,7 +127,7 @@ def answered(bench: Any, none: Any, looks: Any) -> list[RunRecord]:
     """Runs of a task by the baseline, which has 60 of 100 questions right, and by three variants, which lose some."""
 
     def asked(method: Any, right: int) -> RunRecord:
-        spec = replace(bench.spec("task", method), task=TaskWorkload("arc_easy", "/tasks/arc_easy.yaml"))
+        spec = bench.spec("task", method)
         protocol = {"task": "arc_easy", "fewshot": 0, "filter": "none", "prompts_sha256": "p", "chat_template": None}
         values = (1.0,) * right + (0.0,) * (100 - right)
         scored = Measurement(

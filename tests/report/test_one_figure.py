@@ -55,7 +55,7 @@ class Sweep:
         return [
             m.values
             for run in self.records
-            if run.spec.method.label == self.variant and run.spec.kind == kind
+            if run.spec.kind == kind and run.spec.method.label == self.variant
             for m in run.outcome.measurements
             if m.metric == metric and protocol.items() <= dict(m.protocol).items()
         ]

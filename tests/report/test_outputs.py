@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import ModelCard
+from run_specs import changed
 
 from harness.core.record import Failure, RunRecord
 from harness.errors import UsageError
@@ -68,7 +69,7 @@ def with_shots(record: RunRecord, shots: int, right: int) -> RunRecord:
     values = (1.0,) * right + (0.0,) * (100 - right)
     scored = replace(scored, values=values, protocol={**scored.protocol, "fewshot": shots})
     assert record.spec.task is not None
-    spec = replace(record.spec, task=replace(record.spec.task, fewshot=shots))
+    spec = changed(record.spec, task=replace(record.spec.task, fewshot=shots))
     return replace(record, spec=spec, outcome=replace(record.outcome, measurements=(scored,)))
 
 
@@ -127,8 +128,10 @@ def test_merging_two_cards_by_the_hub_s_own_library_loses_nothing(
 
 def test_a_model_from_the_hub_is_the_card_s_base_model(tmp_path: Path, records: list[RunRecord]) -> None:
     def from_hub(record: RunRecord) -> RunRecord:
+        if not record.spec.job.models:
+            return record
         model = replace(record.spec.model, id="HuggingFaceTB/SmolLM2-135M", kind="hub")
-        return replace(record, spec=replace(record.spec, model=model))
+        return replace(record, spec=changed(record.spec, model=model))
 
     path, *_ = write_report([from_hub(record) for record in records], tmp_path, ("model-card",))
     data = ModelCard.load(path).data

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_specs import run_spec
 
 from harness import load_results
 from harness.core.label import Fact
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
-from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION
 from harness.errors import NotFiniteError, ResultsError
 from harness.storage.store import Store, read_records, read_whole
@@ -24,9 +24,7 @@ RECORDS = Path(__file__).parents[1] / "data" / "records"
 
 def record(attempt: int = 1, **outcome: object) -> RunRecord:
     none = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
-    spec = RunSpec(
-        "quality", "sweep", ModelRef("m", "m", "abc", "directory", "/m"), none, none, "transformers", "decoder"
-    )
+    spec = run_spec("quality", "sweep", ModelRef("m", "m", "abc", "directory", "/m"), none, none)
     nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 3.0), {"context": 8}, (10.0, 30.0), ("0", "1"))
     coverage = Measurement("coverage", 1, "fraction", "higher", "exact", (1.0,))
     return RunRecord(
@@ -101,7 +99,7 @@ def test_not_a_number_is_never_stored_beside_the_record(tmp_path: Path, where: s
         (("outcome", "measurements", 1, "values", 0), "outcome.measurements.1.values.0"),
         (("outcome", "measurements", 1, "protocol", "context"), "outcome.measurements.1.protocol.context"),
         (("outcome", "facts", 0, "arguments", "Linear"), "outcome.facts.0.arguments.Linear"),
-        (("spec", "gates", "perplexity"), "spec.gates.perplexity"),
+        (("spec", "readers", "gates", "perplexity"), "spec.readers.gates.perplexity"),
         (("wall_s",), "wall_s"),
     ],
 )

@@ -11,12 +11,12 @@ import numpy as np
 
 from harness.analysis.history.series import Change, Failed, History, Noise, Point, Series
 from harness.analysis.history.values import CaseValue, values_of
-from harness.analysis.regression.cases import KINDS, Case, cases, variant
+from harness.analysis.regression.cases import Case, cases, variant
 from harness.analysis.regression.endings import title
 from harness.analysis.regression.environment import changes as environment
 from harness.analysis.regression.exact import ROUNDING, count
 from harness.analysis.regression.matching import HASH_DIGITS, match
-from harness.analysis.regression.track import FIRST, of_the_variant
+from harness.analysis.regression.track import of_the_variant
 from harness.core.identity import digest
 from harness.core.record import FAILURES, RunRecord
 from harness.errors import ResultsError
@@ -93,7 +93,7 @@ def _asked(found: Sequence[Case], metrics: Sequence[str]) -> Iterator[tuple[Case
     """Each case with each figure, and whether its figure is taken from it: a session tells a variant's sizes once."""
     asked = [figure for figure in gates().values() if not metrics or figure.name in metrics]
     first: dict[tuple[str, ...], Case] = {}
-    for case in sorted(found, key=lambda case: FIRST[case.spec.kind]):
+    for case in sorted(found, key=lambda case: case.rank):
         for figure in asked:
             if of_the_variant(figure) and case.well and count(case, figure) is not None:
                 first.setdefault((*_of_variant(case), figure.name), case)
@@ -133,7 +133,7 @@ def _series(seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series:
     scale = np.log(values).tolist() if found_last.relative and min(values) > 0 else values
     noise = _noise(figure, found_last, values)
     found = _positions(noise, values, scale)
-    threshold = spec.gates.get(figure.name, figure.gate.default if figure.gate else 0.0)
+    threshold = spec.readers.gates.get(figure.name, figure.gate.default if figure.gate else 0.0)
     bounds = [0, *found, len(values)]
     levels = [float(np.median(values[start:end])) for start, end in pairwise(bounds)]
     return Series(
@@ -219,7 +219,7 @@ def _told(own: Change, baseline: Iterable[Change]) -> Iterator[str]:
 
 def _failed(found: Sequence[Case]) -> Iterator[Failed]:
     for case in found:
-        if case.status in FAILURES and case.spec.kind in KINDS:
+        if case.status in FAILURES:
             yield Failed(case.runs[-1].session, _began(case), title(case), case.status, case.reason)
 
 

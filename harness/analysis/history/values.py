@@ -68,7 +68,7 @@ def _of_items(case: Case, figure: Figure[Any], statistic: Items) -> Iterator[Cas
 
 
 def _of_processes(case: Case, figure: Figure[Any], statistic: PerProcess) -> Iterator[CaseValue]:
-    if case.spec.kind != "performance":
+    if not case.spec.job.repeated:
         return
     measured = processes.measured(case, statistic)
     if statistic.pooled:

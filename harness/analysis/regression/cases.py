@@ -12,9 +12,6 @@ from harness.core.run import RunSpec
 from harness.core.variant import labels
 from harness.figures.row import reason
 
-KINDS = ("quantize", "quality", "task", "performance")
-"""Runs that answer a question; the others make what these read, and their failures are these runs' failures."""
-
 
 @dataclass(frozen=True)
 class Case:
@@ -25,6 +22,13 @@ class Case:
     @property
     def spec(self) -> RunSpec:
         return self.runs[-1].spec
+
+    @property
+    def rank(self) -> int:
+        """Among the cases of one variant, where its counts come: the lowest goes first."""
+        rank = self.spec.job.row_rank
+        assert rank is not None, "a case measures a row"
+        return rank
 
     @property
     def well(self) -> tuple[RunRecord, ...]:
@@ -57,10 +61,13 @@ class Case:
 
 
 def cases(records: Iterable[RunRecord]) -> dict[str, Case]:
-    """By case id. The newest run says which libraries and which machine count; older ones are history."""
+    """By case id, of runs that measure a row: a failure of those that make what these read is these runs' failure.
+
+    The newest run says which libraries and which machine count; older ones are history.
+    """
     asked: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=lambda each: (each.started_at, each.attempt)):
-        if record.spec.kind in KINDS:
+        if record.spec.job.row_rank is not None:
             asked.setdefault(record.spec.case_id, []).append(record)
     return {case_id: _case(found) for case_id, found in asked.items()}
 
@@ -91,12 +98,12 @@ def named(found: Mapping[str, Case]) -> dict[str, str]:
 def _case(found: Sequence[RunRecord]) -> Case:
     newest = found[-1].spec
     alike = [record for record in found if _surroundings(record.spec) == _surroundings(newest)]
-    if newest.kind == "performance":
+    if newest.job.repeated:
         return Case(best_session(current_in_session(alike)))
     return Case(current(alike)[-1:])
 
 
 def _surroundings(spec: RunSpec) -> list[object]:
     """What a run id adds to the question, but for the repetition."""
-    versions: Mapping[str, int] = dict(sorted(spec.versions.items()))
-    return [spec.lock, spec.hardware, versions, spec.method.version, dict(spec.needs)]
+    where = spec.environment
+    return [where.lock, where.hardware, dict(where.versions), where.method_version, dict(spec.needs)]

@@ -75,4 +75,4 @@ def _surroundings(run: RunRecord) -> dict[str, str]:
 
 def _versions(run: RunRecord) -> dict[str, str]:
     own = {f"method {run.spec.method.name}": str(run.spec.method.version)}
-    return own | {name: str(version) for name, version in run.spec.versions.items()}
+    return own | {name: str(version) for name, version in run.spec.environment.versions.items()}

@@ -71,9 +71,7 @@ def _name(spec: RunSpec) -> str:
 
 def workload(spec: RunSpec) -> str:
     """What a run scores: a task's name or a perplexity's protocol; empty where it scores nothing."""
-    if spec.task:
-        return spec.task.name
-    return spec.perplexity.protocol if spec.kind == "quality" and spec.perplexity else ""
+    return spec.job.workload
 
 
 def _unlike(base: Case, head: Case) -> Match:

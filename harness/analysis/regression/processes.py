@@ -59,7 +59,7 @@ def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pe
 
     Peaks are taken over all points that both have; those that one alone has are a finding of their own.
     """
-    if match.head.spec.kind != "performance":
+    if not match.head.spec.job.repeated:
         return
     statistic = per_process(asked.figure)
     sides = (_side("BASE", match.base, statistic), _side("HEAD", match.head, statistic))

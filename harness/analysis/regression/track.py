@@ -18,6 +18,7 @@ from harness.analysis.regression.matching import Match, match
 from harness.analysis.regression.paired import paired, same
 from harness.analysis.regression.pending import Gated, Pending, settled, start
 from harness.analysis.regression.processes import processes
+from harness.core.job import MeasureQuality
 from harness.core.record import RunRecord
 from harness.errors import ResultsError
 from harness.figures.derived.plausibility import implausible
@@ -28,8 +29,6 @@ from harness.plugins import gates as gated_figures
 ALPHA = 0.05
 """How often, at most, any gate at all fails where nothing changed."""
 DEFAULTS = "defaults"
-FIRST = {"quantize": 0, "quality": 1, "performance": 2, "task": 3}
-"""Which run of a variant a count is taken from where several tell it."""
 
 
 def track(
@@ -82,11 +81,11 @@ def track(
 
 def _recipes_gates(head: Mapping[str, Case]) -> tuple[Mapping[str, float], str]:
     """Those of HEAD's newest run that can name any."""
-    told = [case.runs[-1] for case in head.values() if case.spec.kind != "quantize"]
+    told = [case.runs[-1] for case in head.values() if case.spec.job.measures_variant]
     newest = max(told, key=lambda run: (run.started_at, run.attempt), default=None)
-    if newest is None or not newest.spec.gates:
+    if newest is None or not newest.spec.readers.gates:
         return {}, DEFAULTS
-    return newest.spec.gates, f"recipe {newest.spec.recipe}"
+    return newest.spec.readers.gates, f"recipe {newest.spec.recipe}"
 
 
 def _asked(said: Mapping[str, float], strict: bool) -> list[Gated]:
@@ -157,7 +156,7 @@ def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[
     One of which both sides know it goes before one of which one side does.
     """
     told: dict[tuple[str, str], tuple[int, Match]] = {}
-    for each in sorted(matches, key=lambda each: FIRST[each.head.spec.kind]):
+    for each in sorted(matches, key=lambda each: each.head.rank):
         for figure in (each.figure for each in asked if of_the_variant(each.figure)):
             known = sum(count(case, figure) is not None for case in (each.base, each.head))
             key = (variant(each.head.spec), figure.name)
@@ -223,7 +222,7 @@ def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], un
     doubts = {
         title(case): why
         for case in found.values()
-        if case.spec.kind == "quality" and case.spec.is_baseline and case.well
+        if isinstance(case.spec.job, MeasureQuality) and case.spec.is_baseline and case.well
         if (why := implausible(case.spec.model, case.well[-1]))
     }
     return Side(name, tuple(sorted(counted)), len(found), tuple(unread), doubts)

@@ -28,14 +28,7 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
             print(
                 json.dumps(
                     {
-                        "run_id": run.spec.run_id,
-                        "kind": run.spec.kind,
-                        "model": run.spec.model.label,
-                        "method": run.spec.method.label,
-                        "engine": run.spec.engine,
-                        "decode_mode": run.spec.decode_mode,
-                        "kv_cache": run.spec.kv_cache,
-                        "repetition": run.spec.repetition,
+                        **run.spec.names(),
                         "stack": run.spec.stack,
                         "state": _state(run, done),
                         "weight_bytes": run.weight_bytes,
@@ -48,12 +41,12 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
     for column in ("#", "run", "stack", "weights ≈", "state"):
         table.add_column(column, overflow="fold", justify="right" if column in ("#", "weights ≈") else "left")
     unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
-    models = {run.spec.model.label for run in planned}
+    models = {model.label for run in planned for model in run.spec.job.models[:1]}
     for index, run in enumerate(planned, 1):
         spec = run.spec
         size = "" if run.weight_bytes is None else f"{significant(run.weight_bytes / unit.bytes)} {unit.name}"
-        title = f"{spec.title} · {spec.model.label}" if len(models) > 1 else spec.title
-        table.add_row(str(index), title, spec.stack, size, _state(run, done))
+        model = next((f" · {model.label}" for model in spec.job.models), "") if len(models) > 1 else ""
+        table.add_row(str(index), spec.title + model, spec.stack, size, _state(run, done))
     console = Console()
     console.print(table)
     left = sum(_state(run, done) == "to do" for run in planned)

@@ -81,13 +81,7 @@ def _json(event: Event) -> None:
         "event": "ended" if ended else "started",
         "run": event.index,
         "of": event.total,
-        "run_id": spec.run_id,
-        "kind": spec.kind,
-        "model": spec.model.label,
-        "method": spec.method.label,
-        "decode_mode": spec.decode_mode,
-        "kv_cache": spec.kv_cache,
-        "repetition": spec.repetition,
+        **spec.names(),
     }
     if isinstance(event, Ended):
         failure = event.record.outcome.failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.core.upgrade import labels
+from harness.core.upgrade import labels, specs
 from harness.errors import NewerRecordError, ResultsError
 
 SCHEMA_VERSION = 2
@@ -30,9 +30,10 @@ def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _to_2(raw: dict[str, Any]) -> dict[str, Any]:
-    """Codes in place of the sentences of labels and facts."""
-    outcome = raw.get("outcome")
-    return {**raw, "schema_version": 2} | ({"outcome": labels.upgraded(outcome)} if isinstance(outcome, dict) else {})
+    """One type of spec for each kind of run, and codes in place of the sentences of labels and facts."""
+    parts = {"spec": specs.upgraded, "outcome": labels.upgraded}
+    found = {name: part(raw[name]) for name, part in parts.items() if isinstance(raw.get(name), dict)}
+    return {**raw, **found, "schema_version": 2}
 
 
 UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.core.capability import LoadedModel
+from harness.core.job import AnswerTask, MeasureQuality
 from harness.execution.context import Bench
 from harness.text import calibration
 from harness.text.leakage import Leak, overlap
@@ -22,7 +23,8 @@ def check_leak(bench: Bench, evaluation: Sequence[Sequence[int]]) -> None:
         bench.fact("task_overlap", task=bench.spec.task.name, **leak.figures)
     else:
         bench.fact("calibration_overlap", **leak.figures)
-    if not bench.spec.allow_leak:
+    job = bench.spec.job
+    if not (isinstance(job, MeasureQuality | AnswerTask) and job.allow_leak):
         leak.refuse()
     elif leak.found:
         bench.label("leaked", **leak.figures)

@@ -30,7 +30,7 @@ def take_stock(bench: Bench, model: Logits) -> None:
     """
     spec = bench.spec
     ledger = model.weight_ledger()
-    if spec.memory:
+    if spec.job.conditions.memory:
         bench.add(weights(ledger))
         if spec.method.stage != "on_load":  # that has no checkpoint of its own
             bench.add([checkpoint_files([file.stat().st_size for file in weight_files(bench.checkpoint())])])
@@ -66,9 +66,9 @@ def note_repacking(bench: Bench, model: LoadedModel) -> None:
 
 def _note_scope(bench: Bench) -> None:
     """What of the recipe's scope this variant leaves out, and overrides that its method cannot apply."""
-    if bench.spec.skip:
-        bench.label("left_alone", modules=tuple(bench.spec.skip))
-    for pattern, own in bench.spec.overrides.items():
+    if bench.spec.variant.skip:
+        bench.label("left_alone", modules=tuple(bench.spec.variant.skip))
+    for pattern, own in bench.spec.variant.overrides.items():
         for key, value in own.items():
             code: LabelCode = "overridden" if bench.overridable(key) else "override_not_applied"
             bench.label(code, pattern=pattern, parameter=key, value=value)
@@ -80,7 +80,7 @@ def _stored_layers(bench: Bench) -> list[StoredLayer]:
     if bench.spec.method.stage == "on_load" or weight_files(folder)[0].suffix == GGUF:
         return []  # what a GGUF file stores is what is loaded
     layers = stored.layers(bench.shapes, folder)
-    if bench.spec.memory and layers:
+    if bench.spec.job.conditions.memory and layers:
         bench.add(checkpoint(layers))
     config = quantization_config(folder)
     if config:
@@ -102,12 +102,12 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
         _module(entry.name): entry.parameters for entry in ledger if entry.quantized and in_decoder(entry.name, 2)
     }
     held = {layer.name: layer.quantized for layer in layers if layer.quantized}
-    trespassed = [name for name in {**running, **held} if matching(name, bench.spec.skip)]
+    trespassed = [name for name in {**running, **held} if matching(name, bench.spec.variant.skip)]
     if trespassed:
         raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(trespassed)[:5])}")
     beyond = tuple(role for role in ("embedding", "head") if any(e.quantized and e.role == role for e in ledger))
     if beyond:
-        bench.label("beyond_scope", scope=bench.spec.scope, roles=beyond)
+        bench.label("beyond_scope", scope=bench.spec.variant.scope, roles=beyond)
     in_memory, on_disk = sum(running.values()) / whole, sum(held.values()) / whole
     fraction = max(in_memory, on_disk)
     bench.add([coverage(min(fraction, 1.0))])
@@ -122,7 +122,7 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
         bench.fact("not_quantized", tensors=tuple(skipped))
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(
-                f"only {fraction:.1%} of the {bench.spec.scope}'s parameters are quantized; "
+                f"only {fraction:.1%} of the {bench.spec.variant.scope}'s parameters are quantized; "
                 f"not: {', '.join(skipped[:5])}"
             )
 

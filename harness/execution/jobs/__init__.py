@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from harness.core.identity import Kind
 from harness.execution.context import Bench
 from harness.execution.jobs import machine as gauging
 from harness.execution.jobs import making, measuring
 from harness.execution.jobs import task as asking
 
-JOBS: Mapping[Kind, Callable[[Bench, Path], None]] = {
+JOBS: Mapping[str, Callable[[Bench, Path], None]] = {
     "machine": gauging.machine,
     "prepare": making.prepare,
     "calibrate": making.calibrate,

@@ -9,9 +9,11 @@ from typing import Any
 
 from harness.core.capability import Logits
 from harness.core.engine import LoadRequest
+from harness.core.job import MakeCalibration
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.core.record import Measurement
 from harness.core.site import MAIN
+from harness.core.workload import CalibrationRef
 from harness.errors import UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.consumption import Consumption
@@ -50,27 +52,25 @@ def calibrate(bench: Bench, out: Path) -> None:
     from harness.text.leakage import Leak
     from harness.text.windows import cut
 
-    ref = bench.spec.calibration
-    assert ref is not None
+    job = bench.spec.job
+    assert isinstance(job, MakeCalibration)
     with bench.phase("import"):
         from transformers import AutoTokenizer
     if not any(bench.source().glob("tokenizer*")):
         raise UnsupportedError("calibration needs a tokenizer, and the model's checkpoint holds none")
     with bench.phase("text"):
         tokenizer = AutoTokenizer.from_pretrained(bench.source(), trust_remote_code=bench.spec.model.trust_remote_code)
-        made = calibration.build(ref, tokenizer)
-        for workload in bench.spec.evaluations if not bench.spec.allow_leak else ():
+        made = calibration.build(job.calibration, tokenizer)
+        for workload in job.evaluations if not job.allow_leak else ():
             Leak.between(made, cut(workload, tokenizer)).refuse()  # early: what is quantized after it would not count
     calibration.save(made, out)
-    describe(bench, made)
+    describe(bench, job.calibration, made)
 
 
-def describe(bench: Bench, calibration: CalibrationSet) -> None:
+def describe(bench: Bench, ref: CalibrationRef, calibration: CalibrationSet) -> None:
     """What a calibrated variant's readers must know of its calibration."""
     from harness.text.calibration import LITTLE_TOKENS
 
-    ref = bench.spec.calibration
-    assert ref is not None
     tokens = sum(calibration.lengths)
     bench.fact(
         "calibration",
@@ -111,7 +111,7 @@ def convert(bench: Bench, out: Path) -> None:
         bench.fact("converted_tokenizer", remark=note)
     _copy_tokenizer(bench.source(), out)
     with bench.phase("probe"):
-        request = LoadRequest(out, dtype, spec.device, spec.attention)
+        request = LoadRequest(out, dtype, spec.device, spec.job.conditions.attention)
         model = checked(runtime, runtime.load(request, runtime.params()), Logits)
         what = f"the model converted for {runtime.name} is another one"
         found = probe.compare(bench.cache.needed(spec, "probe"), model.logits, what, CONVERTED_KL)
@@ -151,7 +151,7 @@ def _quantize(bench: Bench, source: Path, out: Path) -> None:
         out=out,
         device=spec.device,
         dtype=spec.model.dtype,
-        seed=spec.seed,
+        seed=spec.variant.seed,
         load=lambda: _load(bench, source),
         calibration=calibration,
         scope=modules.scope,
@@ -160,7 +160,7 @@ def _quantize(bench: Bench, source: Path, out: Path) -> None:
         trust_remote_code=spec.model.trust_remote_code,
         note=bench.note,
     )
-    torch.manual_seed(spec.seed)
+    torch.manual_seed(spec.variant.seed)
     with bench.phase("quantize"), consumption.watching() if consumption else nullcontext():
         model = chosen.quantize(job)
     if consumption is not None and calibration is not None:
@@ -180,8 +180,8 @@ def _load(bench: Bench, source: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    spec = bench.spec
-    arguments: dict[str, Any] = {"attn_implementation": spec.attention} if spec.attention else {}
+    spec, attention = bench.spec, bench.spec.job.conditions.attention
+    arguments: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     return AutoModelForCausalLM.from_pretrained(
         source,
         torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
@@ -208,10 +208,11 @@ def _check_source(bench: Bench, source: Path) -> None:
 def _calibration(bench: Bench) -> CalibrationSet | None:
     from harness.text import calibration
 
-    if "calibrate" not in bench.spec.needs:
+    ref = bench.spec.variant.calibration
+    if ref is None:
         return None
     found = calibration.read(bench.cache.needed(bench.spec, "calibrate"))
-    describe(bench, found)
+    describe(bench, ref, found)
     return found
 
 

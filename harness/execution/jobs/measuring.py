@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.core.capability import Decodes, LoadedModel, Logits
+from harness.core.job import MeasurePerformance, MeasureQuality
 from harness.core.metric import Windows
 from harness.errors import UnsupportedError
 from harness.execution import reference as references
@@ -40,7 +41,8 @@ def quality(bench: Bench, out: Path) -> None:
     """Perplexity and divergence of a variant in one forward pass over the text, and what it stores."""
     import torch
 
-    spec = bench.spec
+    spec, job = bench.spec, bench.spec.job
+    assert isinstance(job, MeasureQuality)
     model = bench.load(Logits)
     take_stock(bench, model)
     check_tokens(bench, model)
@@ -50,7 +52,7 @@ def quality(bench: Bench, out: Path) -> None:
         check_leak(bench, windows.tokens)
     observers = [metric("perplexity").make(windows)]
     kept = None
-    if spec.divergence:
+    if job.divergence:
         kept = references.Reference(bench.cache.needed(spec, "reference"), spec.device)
         kept.check(windows)
         observers.append(metric("divergence").make(windows))
@@ -66,20 +68,21 @@ def quality(bench: Bench, out: Path) -> None:
 
 def performance(bench: Bench, out: Path) -> None:
     """Speed, memory and energy of prefill and decode in a fresh process, each in a pass of its own."""
-    spec = bench.spec
+    spec, job = bench.spec, bench.spec.job
+    assert isinstance(job, MeasurePerformance)
     model = bench.load(Decodes)
-    if spec.perplexity is None:  # no quality run counts them
+    if job.verify:
         take_stock(bench, checked(engine(spec.engine), model, Logits))
-    if spec.throughput is not None:
+    if job.throughput is not None:
         with bench.phase("generate"):
-            bench.add(metric("throughput").make(model, spec.throughput, spec.seed, bench.moment))
+            bench.add(metric("throughput").make(model, job.throughput, spec.variant.seed, bench.moment))
         bench.labels += drift(bench.moments, bench.measurements)
-        traffic(bench, model, spec.throughput)
-        if spec.memory:
-            footprint(bench, model, spec.throughput)
-        if spec.energy:
+        traffic(bench, model, job.throughput)
+        if job.conditions.memory:
+            footprint(bench, model, job.throughput)
+        if job.energy:
             with bench.phase("energy"):
-                bench.add(metric("energy").make(model, spec.throughput, spec.seed, bench.keep))
+                bench.add(metric("energy").make(model, job.throughput, spec.variant.seed, bench.keep))
     note_repacking(bench, model)
 
 

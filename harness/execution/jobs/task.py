@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.core.capability import Logits
+from harness.core.job import AnswerTask
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.variant import note_repacking, take_stock
 from harness.execution.context import Bench
@@ -16,17 +17,17 @@ def task(bench: Bench, out: Path) -> None:
     """The score of every question; the seen calibration text is looked for in them."""
     import torch
 
-    spec = bench.spec
+    spec, job = bench.spec, bench.spec.job
+    assert isinstance(job, AnswerTask)
     model = bench.load(Logits)
-    if spec.perplexity is None:  # no quality run counts what is stored
+    if job.verify:
         take_stock(bench, model)
     check_tokens(bench, model)
-    assert spec.task is not None
 
     def watch(requests: Sequence[Sequence[int]]) -> None:
         if "calibrate" in spec.needs:
             check_leak(bench, requests)
 
     with bench.phase("questions"), torch.inference_mode():
-        bench.add(metric("tasks").make(model, spec.task, bench.method().batch_dependent, watch))
+        bench.add(metric("tasks").make(model, job.task, bench.method().batch_dependent, watch))
     note_repacking(bench, model)

@@ -133,4 +133,4 @@ def _version(machine: RunRecord) -> int:
 def _place(run: RunRecord) -> tuple[object, ...]:
     """The hardware, the device, its threads and the torch that a run had."""
     software = run.outcome.before.software if run.outcome.before else {}
-    return run.spec.hardware, run.spec.device, run.spec.threads, software.get("torch")
+    return run.spec.hardware, run.spec.device, run.spec.job.conditions.threads, software.get("torch")

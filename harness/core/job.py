@@ -1,0 +1,537 @@
+"""Job: what one run does. One frozen type per kind of run, and all that the rest of the harness must know of it.
+
+A new kind of run costs two files and a line:
+
+1. Here a class with a ``kind`` of its own, in the union ``Job``. It derives from ``ModelJob`` (what several variants
+   share) or ``VariantJob`` (what is done to one variant), holds what the run needs and nothing else, and overrides the
+   declarations of ``BaseJob`` in which it differs.
+2. ``harness/execution/jobs/<kind>.py`` with a function ``run(job, context, out)``: what the worker does.
+3. In ``harness/planning/plan.py`` the line that yields it.
+
+All else asks the job: its order in the sweep, the versions and packages its figures depend on, whether its artifact is
+cached, whether it stands in a table. No other module lists the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, get_args
+
+from harness.core.capability import Capability
+from harness.core.identity import DecodeMode, Scalar
+from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
+from harness.core.variant import Variant
+from harness.core.workload import (
+    CalibrationRef,
+    PerplexityWorkload,
+    TaskWorkload,
+    TextRef,
+    ThroughputWorkload,
+    text_identity,
+)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How a process runs: on which device, with how many threads (None: the library's own choice), by which
+    implementation of attention (None: the engine's own choice), and whether its memory is watched."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    attention: str | None = None
+    memory: bool = True
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a job is done, with which software and for which time: what a run's id adds to its case's.
+
+    ``lock`` is a digest of the installed packages that the run depends on; ``versions`` are those of the parts of the
+    harness, of its metrics and of its engine; ``method_version`` is the method's, 0 where there is none. ``stack``
+    names the interpreter, and is no part of the id.
+    """
+
+    stack: str = "main"
+    lock: str = ""
+    hardware: str = ""
+    versions: Mapping[str, int] = field(default_factory=dict)
+    method_version: int = 0
+    repetition: int = 0
+
+
+@dataclass(frozen=True)
+class BaseJob:
+    """What every job declares. The defaults are those of a job that makes an artifact for other runs."""
+
+    kind: str = field(kw_only=True)
+    conditions: Conditions
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Kinds of runs whose artifacts it reads where the plan has them, in the order in which their failures count."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of the harness, beside metrics, whose change makes another result."""
+    turn: ClassVar[int] = 0
+    """When its turn in the sweep comes; a repetition comes as many turns later."""
+    cached: ClassVar[bool] = True
+    """Whether what it makes, or finds, is kept in the cache for other sweeps."""
+    repeated: ClassVar[bool] = False
+    """Whether it is done once per repetition, and compared within one session only."""
+    row_rank: ClassVar[int | None] = None
+    """Among the runs that measure one row, where its counts come: the lowest goes first. None: it measures no row."""
+    quantizes: ClassVar[bool] = False
+    """Whether the method itself runs, and not only what reads its result."""
+    reader_settings: ClassVar[tuple[str, ...]] = ()
+    """Which of a recipe's settings for readers (``ReaderSettings``) its figures are read with."""
+
+    @property
+    def measures_variant(self) -> bool:
+        """Whether its figures are what a recipe's ``measure`` asks for."""
+        return self.row_rank is not None and not self.quantizes
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What ``case_id`` is made of. Model and text count by their content, not by where they lie."""
+        raise NotImplementedError
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        """Capabilities that its engine must have."""
+        return ()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics whose versions its figures belong to."""
+        return ()
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Packages that it depends on beside those of its engine, its method and its model."""
+        return ()
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        """The models whose files its result depends on."""
+        return ()
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        """The texts that its result depends on, also by way of the runs that it needs."""
+        return ()
+
+    @property
+    def tasks(self) -> tuple[TaskWorkload, ...]:
+        """The tasks whose definitions its result depends on."""
+        return ()
+
+    @property
+    def workload(self) -> str:
+        """What it scores, in a word; empty where it scores nothing."""
+        return ""
+
+    @property
+    def decode_mode(self) -> DecodeMode:
+        return "eager"
+
+    def title(self, environment: Environment) -> str:
+        """A short line for displays and logs."""
+        raise NotImplementedError
+
+    def exceeds(self, context_length: int) -> str | None:
+        """Why its workload does not fit a model's context of so many tokens; None where it fits."""
+        return None
+
+
+@dataclass(frozen=True)
+class MeasureMachine(BaseJob):
+    """Measures the machine itself: the bandwidth of its memory and the rate of its products."""
+
+    kind: Literal["machine"] = field(default="machine", kw_only=True)
+
+    parts = ("machine",)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        return {"kind": self.kind, "device": self.conditions.device, "threads": self.conditions.threads}
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ("torch",)
+
+    def title(self, environment: Environment) -> str:
+        return f"{self.kind} {environment.hardware}"
+
+
+@dataclass(frozen=True)
+class ModelJob(BaseJob):
+    """A job on the unquantized model, for all of its variants."""
+
+    model: ModelRef
+
+    needs: ClassVar[tuple[str, ...]] = ("prepare",)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        return {"kind": self.kind, "model": model_identity(self.model)}
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        return (self.model,)
+
+    def title(self, environment: Environment) -> str:
+        return f"{self.kind} {self.model.label}"
+
+
+@dataclass(frozen=True)
+class PrepareModel(ModelJob):
+    """Makes the checkpoint that all other runs of the model start from: converted, degridded, or drawn at random."""
+
+    kind: Literal["prepare"] = field(default="prepare", kw_only=True)
+
+    needs = ()
+    parts = ("prepare",)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ("gguf",) if self.model.kind == "gguf" else ()
+
+
+@dataclass(frozen=True)
+class MakeCalibration(ModelJob):
+    """Makes the calibration set, and holds it against all texts that the recipe scores (``evaluations``)."""
+
+    calibration: CalibrationRef
+    evaluations: tuple[PerplexityWorkload, ...] = ()
+    allow_leak: bool = False
+    kind: Literal["calibrate"] = field(default="calibrate", kw_only=True)
+
+    parts = ("calibration",)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        return super().question | {"calibration": self.calibration.identity()}
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        return (*(each.text for each in self.evaluations), self.calibration.text)
+
+    def exceeds(self, context_length: int) -> str | None:
+        length = self.calibration.length
+        return f"calibration length {length} exceeds the model's {context_length}" if length > context_length else None
+
+
+@dataclass(frozen=True)
+class KeepProbe(ModelJob):
+    """Keeps some logits of the model, by which other libraries are seen to read the same one."""
+
+    kind: Literal["probe"] = field(default="probe", kw_only=True)
+
+    parts = ("probe",)
+
+
+@dataclass(frozen=True)
+class VariantJob(BaseJob):
+    """A job on one variant. ``baseline`` is the method that the recipe compares all variants with."""
+
+    variant: Variant
+    baseline: MethodRef
+
+    @property
+    def model(self) -> ModelRef:
+        return self.variant.model
+
+    @property
+    def models(self) -> tuple[ModelRef, ...]:
+        published = self.variant.method.published
+        return (self.model,) if published is None else (self.model, published)
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        calibration = self.variant.calibration
+        return () if calibration is None else (calibration.text,)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What is quantized how, and on which device."""
+        variant = self.variant
+        case: dict[str, Any] = {
+            "kind": self.kind,
+            "model": model_identity(variant.model),
+            "method": variant.method.identity,
+            "scope": variant.scope,
+            "seed": variant.seed,
+            "device": self.conditions.device,
+            "attention": self.conditions.attention,
+        }
+        if variant.skip or variant.overrides:
+            case |= {"skip": sorted(set(variant.skip)), "overrides": variant.ordered_overrides}
+        if variant.calibration is not None:
+            case["calibration"] = variant.calibration.identity()
+        return case
+
+    @property
+    def _engine_question(self) -> dict[str, Any]:
+        """What is added where the variant runs on its engine."""
+        case = {"engine": self.variant.engine, "threads": self.conditions.threads}
+        return case if self.variant.kv_cache == "model" else {**case, "kv_cache": self.variant.kv_cache}
+
+    @property
+    def method_label(self) -> str:
+        """The method and, where they are not the usual ones, cache and decode mode: ``rtn bits=4 · compiled``."""
+        cache = "" if self.variant.kv_cache == "model" else f" · {self.variant.kv_cache} cache"
+        mode = "" if self.decode_mode == "eager" else f" · {self.decode_mode}"
+        return self.variant.method.label + cache + mode
+
+    def title(self, environment: Environment) -> str:
+        engine = "" if self.variant.engine == MAIN_ENGINE else f" · {self.variant.engine}"
+        return f"{self.kind} {self.method_label}{engine}"
+
+
+@dataclass(frozen=True)
+class ConvertModel(VariantJob):
+    """Writes the unquantized model in its engine's own form."""
+
+    kind: Literal["convert"] = field(default="convert", kw_only=True)
+
+    needs = ("prepare", "probe")
+    parts = ("gguf", "probe")
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        return ("logits",)
+
+
+@dataclass(frozen=True)
+class QuantizeModel(VariantJob):
+    """Lets the method quantize offline, and keeps some logits of what it made."""
+
+    kind: Literal["quantize"] = field(default="quantize", kw_only=True)
+
+    needs = ("prepare", "calibrate", "probe")
+    turn = 1
+    row_rank = 0
+    quantizes = True
+
+
+@dataclass(frozen=True)
+class MakeReference(VariantJob):
+    """Runs the baseline over a text and keeps its states: what the divergence of its variants is measured from."""
+
+    perplexity: PerplexityWorkload
+    kind: Literal["reference"] = field(default="reference", kw_only=True)
+
+    needs = ("prepare",)
+    parts = ("windows",)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        return super().question | self._engine_question | _scored(self.perplexity, True, self.baseline)
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        return ("logits",)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("divergence",)
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        return (*super().texts, self.perplexity.text)
+
+    def title(self, environment: Environment) -> str:
+        return f"{self.kind} {self.model.label}{_by(self.perplexity)}"
+
+    def exceeds(self, context_length: int) -> str | None:
+        return _too_long(self.perplexity, context_length)
+
+
+@dataclass(frozen=True)
+class MeasureQuality(VariantJob):
+    """Perplexity of a variant over a text, and its divergence from the baseline where a recipe wants it.
+
+    ``perplexity`` is None only in records of an early harness, which did not keep it.
+    """
+
+    perplexity: PerplexityWorkload | None
+    divergence: bool = False
+    allow_leak: bool = False
+    kind: Literal["quality"] = field(default="quality", kw_only=True)
+
+    needs = ("prepare", "quantize", "convert", "calibrate", "reference")
+    parts = ("windows",)
+    turn = 1
+    cached = False
+    row_rank = 1
+    reader_settings = ("gates",)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        case = super().question | self._engine_question | {"memory": self.conditions.memory}
+        if self.perplexity is None:
+            return case
+        return case | _scored(self.perplexity, self.divergence, self.baseline) | _leaky(self.allow_leak)
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        return ("logits",)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("perplexity", "divergence", "memory")
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        return (*super().texts, self.perplexity.text) if self.perplexity else super().texts
+
+    @property
+    def workload(self) -> str:
+        return self.perplexity.protocol if self.perplexity else ""
+
+    def title(self, environment: Environment) -> str:
+        return super().title(environment) + (_by(self.perplexity) if self.perplexity else "")
+
+    def exceeds(self, context_length: int) -> str | None:
+        return _too_long(self.perplexity, context_length) if self.perplexity else None
+
+
+@dataclass(frozen=True)
+class AnswerTask(VariantJob):
+    """Puts one task's questions to a variant. ``verify``: no quality run of the variant verifies it."""
+
+    task: TaskWorkload
+    allow_leak: bool = False
+    verify: bool = True
+    kind: Literal["task"] = field(default="task", kw_only=True)
+
+    needs = ("prepare", "quantize", "convert", "calibrate")
+    turn = 1
+    cached = False
+    row_rank = 3
+    reader_settings = ("gates",)
+
+    @property
+    def question(self) -> dict[str, Any]:
+        asked = {"memory": self.conditions.memory, "task": self.task.identity()}
+        return super().question | self._engine_question | asked | _leaky(self.allow_leak)
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        return ("logits",)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("tasks", "memory")
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ("lm-eval", "datasets")
+
+    @property
+    def texts(self) -> tuple[TextRef, ...]:
+        own = (self.task.data, self.task.fewshot_data)
+        return (*super().texts, *(text for text in own if text is not None))
+
+    @property
+    def tasks(self) -> tuple[TaskWorkload, ...]:
+        return (self.task,)
+
+    @property
+    def workload(self) -> str:
+        return self.task.name
+
+    def title(self, environment: Environment) -> str:
+        return super().title(environment).replace(self.kind, f"{self.kind} {self.task.name}", 1)
+
+
+@dataclass(frozen=True)
+class MeasurePerformance(VariantJob):
+    """Speed, memory and energy of a variant over a grid; without a grid only the memory that it takes loaded.
+
+    ``verify``: no quality run of the variant verifies it.
+    """
+
+    throughput: ThroughputWorkload | None
+    energy: bool = False
+    verify: bool = True
+    kind: Literal["performance"] = field(default="performance", kw_only=True)
+
+    needs = ("prepare", "quantize", "convert")
+    parts = ("traffic",)
+    turn = 2
+    cached = False
+    repeated = True
+    row_rank = 2
+    reader_settings = ("budget_bytes", "price", "gates")
+
+    @property
+    def question(self) -> dict[str, Any]:
+        timed = self.throughput.settings() if self.throughput else None
+        asked = {"memory": self.conditions.memory, "throughput": timed} | ({"energy": True} if self.energy else {})
+        return super().question | self._engine_question | asked
+
+    @property
+    def uses(self) -> tuple[Capability, ...]:
+        return ("decodes", "logits") if self.verify else ("decodes",)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return ("throughput", "memory", *(("energy",) if self.energy else ()))
+
+    @property
+    def decode_mode(self) -> DecodeMode:
+        return self.throughput.decode_mode if self.throughput else "eager"
+
+    def title(self, environment: Environment) -> str:
+        return f"{super().title(environment)} #{environment.repetition + 1}"
+
+    def exceeds(self, context_length: int) -> str | None:
+        if self.throughput is None:
+            return None
+        needed = max(self.throughput.prompt_tokens) + self.throughput.new_tokens
+        if needed <= context_length:
+            return None
+        return f"prompt and new tokens, {needed}, exceed the model's context of {context_length}"
+
+
+Job = (
+    MeasureMachine
+    | PrepareModel
+    | MakeCalibration
+    | KeepProbe
+    | ConvertModel
+    | QuantizeModel
+    | MakeReference
+    | MeasureQuality
+    | AnswerTask
+    | MeasurePerformance
+)
+JOBS: Mapping[str, type[BaseJob]] = {each.kind: each for each in get_args(Job)}
+"""The type of each kind of run, by its kind."""
+
+
+def _scored(workload: PerplexityWorkload, divergence: bool, baseline: MethodRef) -> dict[str, Any]:
+    content, how = text_identity(workload.text)
+    return {
+        "text": content,
+        "text_format": how,
+        "perplexity": workload.settings(),
+        "divergence": divergence,
+        "baseline": baseline.identity,
+    }
+
+
+def _leaky(allowed: bool) -> dict[str, Scalar]:
+    """Stands in a question only where it is allowed: what was asked before keeps its name."""
+    return {"allow_leak": True} if allowed else {}
+
+
+def _by(workload: PerplexityWorkload) -> str:
+    """The protocol in a title, where it is not the usual one."""
+    return "" if workload.protocol == "gptq" else f" by {workload.protocol}"
+
+
+def _too_long(workload: PerplexityWorkload, context_length: int) -> str | None:
+    if workload.context <= context_length:
+        return None
+    return f"perplexity context {workload.context} exceeds the model's {context_length}"
