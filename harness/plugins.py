@@ -168,6 +168,22 @@ def gates() -> Mapping[str, Figure[Any]]:
     return MappingProxyType(in_order(figures()))
 
 
+def limit_options() -> dict[str, Figure[Any]]:
+    """The figures that a limit can be set on, by the keyword of ``harness.recommend``, in the order of the options."""
+    limited = [each for each in figures().values() if each.ask and each.ask.limit]
+    return {each.limit.keyword: each for each in sorted(limited, key=lambda each: each.limit.rank)}
+
+
+def objectives(direction: str) -> dict[str, Figure[Any]]:
+    """The figures that can be made best, by name: those of which ``lower``, or ``higher``, is better."""
+    named = [
+        (each.ask.objective, each)
+        for each in figures().values()
+        if each.ask and each.ask.objective and each.direction == direction
+    ]
+    return {objective.name: figure for objective, figure in sorted(named, key=lambda pair: pair[0].rank)}
+
+
 def _figures_of(entry: EntryPoint) -> tuple[Figure[Any], ...]:
     from harness.figures.figure import Figure
 

@@ -1,4 +1,4 @@
-"""The answer to a wish: each variant beside each limit, in order, and how certain that is."""
+"""The answer to a query: each variant beside each limit, in order, and how certain that is."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.analysis.aspects import ASPECTS, QUALITY, Figure, Place
-from harness.analysis.query import Limit, Wish
+from harness.analysis.query import Limit, Query
 from harness.analysis.ties import SURE, Tie
 from harness.core.label import LabelCode
 from harness.core.record import Status
+from harness.figures.ask import Reading, Use
 from harness.figures.derived.plausibility import Implausibility
 from harness.figures.table import Table, VariantRow
 
@@ -19,19 +19,19 @@ Standing = Literal["met", "probably met", "probably missed", "missed", "not meas
 
 @dataclass(frozen=True)
 class Check:
-    """One limit and a variant's figure beside it."""
+    """One limit and a variant's reading beside it."""
 
     limit: Limit
-    figure: Figure
+    reading: Reading
 
     @property
     def standing(self) -> Standing:
         """Certainly met or missed where the whole interval is on one side; what has no interval is never certain."""
-        estimate = self.figure.estimate
+        estimate = self.reading.estimate
         if estimate is None:
             return "not measured"
         met = self._keeps(estimate.value)
-        if self.figure.bounded and self._keeps(estimate.low or 0) == self._keeps(estimate.high or 0) == met:
+        if self.reading.bounded and self._keeps(estimate.low or 0) == self._keeps(estimate.high or 0) == met:
             return "met" if met else "missed"
         return "probably met" if met else "probably missed"
 
@@ -44,12 +44,12 @@ class Check:
         """By which a figure misses its limit, above 1; 1 where it keeps it, infinite where that has no measure."""
         if self.holds:
             return 1.0
-        estimate = self.figure.estimate
+        estimate = self.reading.estimate
         sides = (estimate.value, self.limit.bound) if estimate else (0.0, 0.0)
         return max(sides) / min(sides) if min(sides) > 0 else math.inf
 
     def _keeps(self, value: float) -> bool:
-        lower = ASPECTS[self.limit.aspect].better == "lower"
+        lower = self.limit.figure.direction == "lower"
         return value <= self.limit.bound if lower else value >= self.limit.bound
 
 
@@ -63,14 +63,14 @@ class Bar:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant judged by a wish. ``barred`` says why no figure could admit it; ``objective`` is what it is ordered by.
+    """A variant judged by a query. ``barred`` says why no figure could admit it; ``objective`` is what orders it.
 
     ``pick_probability`` is the share of draws in which it would be the first; None where it could not be drawn.
     """
 
     row: VariantRow
     checks: tuple[Check, ...]
-    objective: Figure
+    objective: Reading
     barred: Bar | None = None
     pick_probability: float | None = None
 
@@ -85,14 +85,14 @@ class Candidate:
 
     @property
     def evaluated(self) -> bool:
-        """Whether all that the wish asks for was measured."""
-        figures = [self.objective, *(each.figure for each in self.checks)]
-        return self.barred is None and all(figure.estimate for figure in figures)
+        """Whether all that the query asks for was measured."""
+        readings = [self.objective, *(each.reading for each in self.checks)]
+        return self.barred is None and all(reading.estimate for reading in readings)
 
     @property
     def open(self) -> bool:
         """Whether it misses none of the limits whose figures are known, and others are not known."""
-        known = [each for each in self.checks if each.figure.estimate]
+        known = [each for each in self.checks if each.reading.estimate]
         return self.barred is None and not self.evaluated and all(each.holds for each in known)
 
     @property
@@ -102,7 +102,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The answer to a wish about one table. ``admissible`` are best first, ``fallen`` nearest first.
+    """The answer to a query about one table. ``admissible`` are best first, ``rejected`` nearest first.
 
     ``none_probability`` is the share of the ``draws`` in which nobody keeps all limits, ``lead`` that in which the
     first is better than the second by the objective alone. ``ties`` are the variants that the objective cannot tell
@@ -111,10 +111,10 @@ class Recommendation:
     """
 
     table: Table
-    wish: Wish
-    place: Place
+    query: Query
+    use: Use
     admissible: tuple[Candidate, ...]
-    fallen: tuple[Candidate, ...]
+    rejected: tuple[Candidate, ...]
     draws: int
     none_probability: float
     lead: float | None
@@ -123,8 +123,8 @@ class Recommendation:
     @property
     def untrusted(self) -> tuple[Implausibility, ...]:
         """Why no answer can be trusted: the baseline that the limits or the objective are relative to."""
-        asked = {self.wish.objective, *(limit.aspect for limit in self.wish.limits)}
-        return self.table.implausible if asked & QUALITY else ()
+        of_quality = any(figure.ask and figure.ask.of_quality for figure in self.query.figures)
+        return self.table.implausible if of_quality else ()
 
     @property
     def pick(self) -> Candidate | None:
@@ -152,7 +152,7 @@ class Recommendation:
     @property
     def nearest(self) -> Candidate | None:
         """Where nobody is admissible: the one that misses its limits by the least factor, all of them multiplied."""
-        possible = [each for each in self.fallen if each.evaluated]
+        possible = [each for each in self.rejected if each.evaluated]
         return next(iter(possible), None) if not (self.admissible or self.untrusted) else None
 
     @property
@@ -160,13 +160,13 @@ class Recommendation:
         """Where nobody is admissible: each limit without which, alone, somebody would be."""
         if self.admissible or self.untrusted:
             return ()
-        lone = [each.missed[0].limit for each in self.fallen if each.evaluated and len(each.missed) == 1]
-        return tuple(limit for limit in self.wish.limits if limit in lone)
+        lone = [each.missed[0].limit for each in self.rejected if each.evaluated and len(each.missed) == 1]
+        return tuple(limit for limit in self.query.limits if limit in lone)
 
     @property
     def unmeasured(self) -> bool:
         """Whether nobody is admissible and one of them might be, had all of it been measured."""
-        return not self.admissible and any(each.open for each in self.fallen)
+        return not self.admissible and any(each.open for each in self.rejected)
 
     @property
     def unknown(self) -> bool:

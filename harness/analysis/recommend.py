@@ -1,4 +1,4 @@
-"""Which variant to ship: those that keep a wish's limits, best first, and why the others fell."""
+"""Which variant to ship: those that keep a query's limits, best first, and why the others were rejected."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
 from harness.analysis.choice import Bar, Candidate, Check, Recommendation
-from harness.analysis.query import Limit, Wish, default_limits
+from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 from harness.errors import UsageError
+from harness.figures.ask import Reading, Use
 from harness.figures.table import GridPoint, Table, VariantRow
-from harness.stats.draws import Luck, draws_for
+from harness.stats.draws import Sampler, draws_for
 from harness.stats.estimate import Floats
 
 
-def recommend(records: Sequence[RunRecord], wish: Wish) -> tuple[Recommendation, ...]:
+def recommend(records: Sequence[RunRecord], query: Query) -> tuple[Recommendation, ...]:
     """The pick of each table of records: each model, perplexity protocol and machine.
 
     Without any limit the question is that of ``default_limits``. Raises UsageError where no record measures a variant,
@@ -30,25 +30,27 @@ def recommend(records: Sequence[RunRecord], wish: Wish) -> tuple[Recommendation,
     tables = tradeoff(records)
     if not tables:
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
-    _refuse_unknown_point(tables, wish.at)
-    return tuple(pick(table, wish if wish.limits else replace(wish, limits=default_limits(table))) for table in tables)
+    _refuse_unknown_point(tables, query.at)
+    return tuple(
+        pick(table, query if query.limits else replace(query, limits=default_limits(table))) for table in tables
+    )
 
 
-def pick(table: Table, wish: Wish) -> Recommendation:
-    """The answer to a wish about one table; the unquantized baseline is a candidate as well."""
-    place = _place(table, wish)
-    judged = [_judged(row, wish, place) for row in table.rows]
-    order = order_by(wish.objective, table.rows, place, draws_for(len(judged)))
+def pick(table: Table, query: Query) -> Recommendation:
+    """The answer to a query about one table; the unquantized baseline is a candidate as well."""
+    use = _use(table, query)
+    judged = [_judged(row, query, use) for row in table.rows]
+    order = order_by(query.objective, table.rows, use, draws_for(len(judged)))
     admissible = order.sorted([index for index, each in enumerate(judged) if each.admissible])
     in_order = order.sorted(range(len(judged)))
-    drawn = _draw(judged, in_order, admissible, order.objective, wish)
+    drawn = _draw(judged, in_order, admissible, order.objective, query)
     whole = [replace(each, pick_probability=drawn.picked.get(index)) for index, each in enumerate(judged)]
     return Recommendation(
         table,
-        wish,
-        place,
+        query,
+        use,
         admissible=tuple(whole[index] for index in admissible),
-        fallen=tuple(sorted((whole[index] for index in in_order if not whole[index].admissible), key=_distance)),
+        rejected=tuple(sorted((whole[index] for index in in_order if not whole[index].admissible), key=_distance)),
         draws=drawn.count,
         none_probability=drawn.none,
         lead=drawn.lead,
@@ -56,15 +58,15 @@ def pick(table: Table, wish: Wish) -> Recommendation:
     )
 
 
-def _judged(row: VariantRow, wish: Wish, place: Place) -> Candidate:
-    checks = tuple(Check(limit, ASPECTS[limit.aspect].figure(row, place)) for limit in wish.limits)
-    return Candidate(row, checks, ASPECTS[wish.objective].figure(row, place), _barred(row, wish, place.table))
+def _judged(row: VariantRow, query: Query, use: Use) -> Candidate:
+    checks = tuple(Check(limit, limit.figure.read(row, use)) for limit in query.limits)
+    return Candidate(row, checks, query.objective.read(row, use), _barred(row, query, use.table))
 
 
-def _barred(row: VariantRow, wish: Wish, table: Table) -> Bar | None:
-    if row.status != "ok" and not (row.status == "invalid" and wish.allow_labelled):
+def _barred(row: VariantRow, query: Query, table: Table) -> Bar | None:
+    if row.status != "ok" and not (row.status == "invalid" and query.allow_labelled):
         return Bar(row.status, f"{row.status.replace('_', ' ')}: {row.reason or 'no reason recorded'}")
-    if wish.allow_labelled or row.is_baseline:
+    if query.allow_labelled or row.is_baseline:
         return None
     labels = (*row.labels, *table.labels)
     return next((Bar(label.code, label.sentence) for label in labels if label.code == "leaked"), None)
@@ -87,26 +89,28 @@ class _Drawn:
 
 
 def _draw(
-    judged: Sequence[Candidate], in_order: Sequence[int], admissible: Sequence[int], objective: Likeness, wish: Wish
+    judged: Sequence[Candidate], in_order: Sequence[int], admissible: Sequence[int], objective: Likeness, query: Query
 ) -> _Drawn:
     """Picks again and again with figures as they might have been; of equals the first in order is picked.
 
-    One figure of one variant is drawn once, however often the wish names it.
+    One figure of one variant is drawn once, however often the query names it.
     """
     places = [index for index in in_order if judged[index].evaluated]
     found = _Drawn(draws_for(len(places)))
     if not places:
         return found
     chosen = [judged[index] for index in places]
-    luck = Luck(found.count)
-    columns: dict[AspectName, Floats] = {wish.objective: _columns(luck, [each.objective for each in chosen])}
+    sampler = Sampler(found.count)
+    columns: dict[str, Floats] = {query.objective.name: _columns(sampler, [each.objective for each in chosen])}
     kept = np.ones((found.count, len(places)), dtype=bool)
-    for number, limit in enumerate(wish.limits):
-        if limit.aspect not in columns:
-            columns[limit.aspect] = _columns(luck, [each.checks[number].figure for each in chosen])
-        kept &= _kept(columns[limit.aspect], limit)
-    sign = 1 if ASPECTS[wish.objective].better == "lower" else -1
-    costs = np.where(kept, sign * columns[wish.objective], math.inf)
+    for number, limit in enumerate(query.limits):
+        name = limit.figure.name
+        if name not in columns:
+            columns[name] = _columns(sampler, [each.checks[number].reading for each in chosen])
+        kept &= _kept(columns[name], limit)
+    sign = 1 if query.objective.direction == "lower" else -1
+    objectives = columns[query.objective.name]
+    costs = np.where(kept, sign * objectives, math.inf)
     nobody = ~kept.any(axis=1)
     picked = _first_of_equals(costs.argmin(axis=1), kept, places, objective)
     firsts = np.bincount(picked[~nobody], minlength=len(places)) / found.count
@@ -114,7 +118,7 @@ def _draw(
     found.none = float(nobody.mean())
     rivals = [places.index(index) for index in admissible[:2]]
     if len(rivals) == 2:
-        first, second = (sign * columns[wish.objective][:, rival] for rival in rivals)
+        first, second = (sign * objectives[:, rival] for rival in rivals)
         found.lead = float((first < second).mean())
     return found
 
@@ -131,24 +135,24 @@ def _first_of_equals(
     return picked
 
 
-def _columns(luck: Luck, figures: Sequence[Figure]) -> Floats:
+def _columns(sampler: Sampler, readings: Sequence[Reading]) -> Floats:
     """(draws, candidates)."""
     return np.stack(
-        [luck.column(each.estimate, each.influence, each.scale) for each in figures if each.estimate], axis=1
+        [sampler.column(each.estimate, each.influence, each.scale) for each in readings if each.estimate], axis=1
     )
 
 
 def _kept(values: Floats, limit: Limit) -> npt.NDArray[np.bool_]:
-    return values <= limit.bound if ASPECTS[limit.aspect].better == "lower" else values >= limit.bound
+    return values <= limit.bound if limit.figure.direction == "lower" else values >= limit.bound
 
 
-def _place(table: Table, wish: Wish) -> Place:
-    """The point of the grid that the wish names, or the first; memory is that of this point unless otherwise said."""
-    point = next((each for each in table.grid if wish.at is None or _named(each, wish.at)), None)
+def _use(table: Table, query: Query) -> Use:
+    """The point of the grid that the query names, or the first; memory is that of this point unless otherwise said."""
+    point = next((each for each in table.grid if query.at is None or _named(each, query.at)), None)
     of_point = point or next(iter(table.grid), None)
-    batch = wish.batch or (of_point.batch_size if of_point else 1)
-    tokens = wish.context or (of_point.prompt_tokens + of_point.new_tokens if of_point else 1)
-    return Place(table, point, batch, tokens)
+    batch = query.batch or (of_point.batch_size if of_point else 1)
+    tokens = query.context or (of_point.prompt_tokens + of_point.new_tokens if of_point else 1)
+    return Use(table, point, batch, tokens)
 
 
 def _named(point: GridPoint, text: str) -> bool:

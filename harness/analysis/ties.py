@@ -11,25 +11,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from typing import Any
 
-from harness.analysis.aspects import ASPECTS, AspectName, Figure, Place
-from harness.figures.speed import HARMLESS as SAME_SPEED
+from harness.figures.ask import Reading, Ties, Use
+from harness.figures.figure import Figure
 from harness.figures.table import VariantRow
-from harness.stats.draws import Luck
+from harness.plugins import figures
+from harness.stats.draws import Sampler
 from harness.stats.estimate import Floats
-from harness.stats.pareto import Direction
 
 SURE = 0.975
 """From here on a difference is called one: what 95% two-sided leave to one side."""
-SIZES = ("bytes", "memory")
-SIZE_TOLERANCE = 0.01
-"""Two sizes are equal within 1%. They are counted without noise, but nobody ships by such a difference: formats of the
-same number of bits differ by it in how they keep their scales, and what generating takes is only known to 5%
-(``footprint.SPARE``)."""
-CHAIN: tuple[AspectName, ...] = ("kl", "perplexity", "accuracy", "decode", "prefill", "bytes")
-"""What decides among equals, in this order."""
-HARMLESS = {"kl": 0.001, "perplexity": 0.01, "accuracy": 0.01}
-"""Differences of quality that do not matter, as in the report's verdicts: nat, and parts of one."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +32,16 @@ class Tie:
     """
 
     row: VariantRow
-    decided_by: AspectName | None
-    ours: Figure | None = None
-    theirs: Figure | None = None
+    decided_by: Figure[Any] | None
+    ours: Reading | None = None
+    theirs: Reading | None = None
 
     @property
     def sure(self) -> bool:
         """Whether what decided would decide alike the next time: the two intervals do not overlap."""
         if self.decided_by is None:
             return True  # either is as good
-        mine, other = (figure and figure.estimate for figure in (self.ours, self.theirs))
+        mine, other = (reading and reading.estimate for reading in (self.ours, self.theirs))
         if not (mine and other) or None in (mine.low, mine.high, other.low, other.high):
             return False
         return bool(mine.high < other.low or other.high < mine.low)  # type: ignore[operator]
@@ -57,32 +49,28 @@ class Tie:
 
 @dataclass
 class Likeness:
-    """One aspect of several variants, and which of them it cannot tell from one that is best.
+    """One figure of several variants, and which of them it cannot tell from one that is best.
 
     ``harmless`` says that differences which do not matter count for none: of what is to be best they do not.
     """
 
-    aspect: AspectName
+    figure: Figure[Any]
     rows: Sequence[VariantRow]
-    place: Place
-    luck: Luck
+    use: Use
+    sampler: Sampler
     harmless: bool
-    _figures: dict[int, Figure] = field(default_factory=dict)
+    _readings: dict[int, Reading] = field(default_factory=dict)
     _columns: dict[int, Floats] = field(default_factory=dict)
 
-    @property
-    def better(self) -> Direction:
-        return ASPECTS[self.aspect].better
-
-    def figure(self, index: int) -> Figure:
+    def reading(self, index: int) -> Reading:
         """Worked out when asked for: what decides among equals is of interest of few."""
-        if index not in self._figures:
-            self._figures[index] = ASPECTS[self.aspect].figure(self.rows[index], self.place)
-        return self._figures[index]
+        if index not in self._readings:
+            self._readings[index] = self.figure.read(self.rows[index], self.use)
+        return self._readings[index]
 
     def cost(self, index: int) -> float:
         """Less is better; what was not measured is last."""
-        estimate = self.figure(index).estimate
+        estimate = self.reading(index).estimate
         return math.inf if estimate is None else self._sign * estimate.value
 
     def equal(self, ordered: Sequence[int]) -> list[int]:
@@ -94,14 +82,14 @@ class Likeness:
 
     @property
     def _sign(self) -> int:
-        return 1 if self.better == "lower" else -1
+        return 1 if self.figure.direction == "lower" else -1
 
     def _farthest(self, best: int) -> float:
         """The highest cost of any that may be alike."""
-        estimate = self.figure(best).estimate
+        estimate = self.reading(best).estimate
         if estimate is None:
             return math.inf
-        end = estimate.high if self.better == "lower" else estimate.low
+        end = estimate.high if self.figure.direction == "lower" else estimate.low
         reach = 0.0 if end is None else self._sign * (end - estimate.value)
         return self.cost(best) + max(reach, self._tolerance(best, best))
 
@@ -116,32 +104,30 @@ class Likeness:
 
     def _tolerance(self, best: int, other: int) -> float:
         least = min(abs(self.cost(best)), abs(self.cost(other)))
-        if self.aspect in SIZES:
-            return SIZE_TOLERANCE * least
-        if not self.harmless:
-            return 0.0
-        return SAME_SPEED * least if self.aspect in ("decode", "prefill") else HARMLESS.get(self.aspect, 0.0)
+        ties = ties_of(self.figure)
+        harmless = ties.harmless * (least if ties.relative else 1) if self.harmless else 0.0
+        return max(ties.tolerance * least, harmless)
 
     def _overlap(self, best: int, other: int) -> bool:
         """Whether each one's figure lies in the other's interval."""
         return self._holds(best, other) and self._holds(other, best)
 
     def _holds(self, one: int, other: int) -> bool:
-        mine, theirs = self.figure(one).estimate, self.figure(other).estimate
+        mine, theirs = self.reading(one).estimate, self.reading(other).estimate
         if mine is None or theirs is None or mine.low is None or mine.high is None:
             return False
         return mine.low < mine.high and mine.low <= theirs.value <= mine.high
 
     def _told_apart(self, best: int, other: int) -> bool:
-        """By draws of both figures: what variants share, such as the luck of a text's windows, does not count."""
+        """By draws of both figures: what variants share, such as the sample of a text's windows, does not count."""
         gap = self._column(other) - self._column(best)
-        return float((gap > 0).mean() if self.better == "lower" else (gap < 0).mean()) >= SURE
+        return float((gap > 0).mean() if self.figure.direction == "lower" else (gap < 0).mean()) >= SURE
 
     def _column(self, index: int) -> Floats:
         if index not in self._columns:
-            figure = self.figure(index)
-            assert figure.estimate is not None
-            self._columns[index] = self.luck.column(figure.estimate, figure.influence, figure.scale)
+            reading = self.reading(index)
+            assert reading.estimate is not None
+            self._columns[index] = self.sampler.column(reading.estimate, reading.influence, reading.scale)
         return self._columns[index]
 
 
@@ -187,16 +173,27 @@ class Order:
     def _tie(self, first: int, other: int, paths: dict[int, tuple[int, ...]]) -> Tie:
         for step, ours, theirs in zip(self.steps, paths[first], paths[other], strict=False):
             if ours != theirs:
-                return Tie(self.rows[other], step.aspect, step.figure(first), step.figure(other))
+                return Tie(self.rows[other], step.figure, step.reading(first), step.reading(other))
         return Tie(self.rows[other], None)
 
 
-def order_by(objective: AspectName, rows: Sequence[VariantRow], place: Place, draws: int) -> Order:
+def ties_of(figure: Figure[Any]) -> Ties:
+    return figure.ask.ties if figure.ask else Ties()
+
+
+def deciding(objective: Figure[Any]) -> list[Figure[Any]]:
+    """What decides among variants that the objective cannot tell apart, one figure after the other."""
+    ranked = [(ties_of(each).rank, each) for each in figures().values()]
+    chain = sorted(((rank, each) for rank, each in ranked if rank is not None), key=lambda pair: pair[0])
+    same = (objective.name, *ties_of(objective).stands_for)
+    return [each for _, each in chain if each.name not in same]
+
+
+def order_by(objective: Figure[Any], rows: Sequence[VariantRow], use: Use, draws: int) -> Order:
     """``draws`` say how well two figures are told apart."""
-    luck = Luck(draws)
-    decoding = objective in ("decode", "cost")
-    chain = [each for each in CHAIN if each != objective and not (each == "decode" and decoding)]
+    sampler = Sampler(draws)
     steps = [
-        Likeness(aspect, rows, place, luck, harmless=number > 0) for number, aspect in enumerate((objective, *chain))
+        Likeness(figure, rows, use, sampler, harmless=number > 0)
+        for number, figure in enumerate((objective, *deciding(objective)))
     ]
     return Order(tuple(rows), tuple(steps))

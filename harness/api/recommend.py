@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.analysis.choice import Recommendation
-from harness.analysis.query import Option, Wish, count, parse_limits, parse_objective
+from harness.analysis.query import Query, count, parse_limits, parse_objective
 from harness.analysis.recommend import recommend as recommend_among
 from harness.core.record import RunRecord
+from harness.figures.ask import Option
 from harness.storage.store import read_records
 
 
@@ -25,14 +26,14 @@ def recommend(
 ) -> tuple[Recommendation, ...]:
     """The pick of each table of a results folder or of records: each model, perplexity protocol and machine.
 
-    ``limits`` are ``max_memory`` and ``max_size`` ("8GiB" or bytes), ``max_perplexity_increase``, ``max_accuracy_drop``
-    and ``min_agreement`` ("1%" or 0.01), ``max_kl`` (nat), ``min_decode`` and ``min_prefill`` (tok/s) and
-    ``max_energy`` (J per decoded token). ``minimize`` is one of bytes, memory, perplexity, kl, cost and energy,
-    ``maximize`` one of decode, prefill and accuracy. Without any limit the question is that of ``default_limits``.
+    ``limits`` are the options of ``qharness recommend`` as keywords: ``max_memory="8GiB"``,
+    ``max_perplexity_increase="1%"``, ``min_decode=40`` and so on, and those of figures that plugins declare.
+    ``minimize`` and ``maximize`` name what is to be best, as there; without either, stored bytes. Without any limit the
+    question is that of ``default_limits``.
     Raises UsageError for a value or a name that means nothing, or for an ``at`` that no table has; ResultsError where
     the folder holds no records.
     """
-    wish = Wish(
+    query = Query(
         parse_limits(limits),
         parse_objective(minimize, maximize),
         at,
@@ -41,4 +42,4 @@ def recommend(
         allow_labelled,
     )
     records = read_records(Path(results)) if isinstance(results, str | Path) else results
-    return recommend_among(records, wish)
+    return recommend_among(records, query)

@@ -40,10 +40,10 @@ for command in (
     report.report,
     compare.compare,
     history.history,
-    recommend.recommend,
     estimate.estimate,
 ):
     app.command()(command)
+app.command(cls=recommend.RecommendCommand)(recommend.recommend)
 app.command("list")(listing.list_plugins)
 app.command()(formats.formats)
 app.command()(listing.doctor)

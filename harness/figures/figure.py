@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from harness.figures.ask import Ask, Reading, Use, counted, measured
+from harness.figures.ask import Ask, LimitOption, Reading, Use, counted, measured
 from harness.figures.formats import Format
 from harness.figures.gate import Gate
 from harness.figures.statistic import Count, Items, PerProcess
@@ -140,6 +140,13 @@ class Figure(Generic[P]):
             return self.value(row, place)
         assert self.statistic is not None
         return self.statistic.value(row, place if isinstance(place, GridPoint) else None)
+
+    @property
+    def limit(self) -> LimitOption:
+        """The option that sets a limit on it. Raises ValueError where there is none."""
+        if self.ask is None or self.ask.limit is None:
+            raise ValueError(f"no limit can be set on {self.name!r}")
+        return self.ask.limit
 
     def column_name(self, place: P) -> str | None:
         """Of its column in the CSV file; None where it has none."""

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from harness.analysis.aspects import ASPECTS, AspectName, Figure
 from harness.analysis.choice import Candidate, Check, Recommendation
-from harness.analysis.query import Limit, Wish, default_limits
+from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.recommend import pick
-from harness.analysis.ties import SURE
+from harness.analysis.ties import SURE, ties_of
 from harness.core.label import Label
-from harness.figures.formats import BINARY, DECIMAL, SizeUnit, signed, significant, size_unit
+from harness.figures.ask import Ask, Objective, Reading
+from harness.figures.figure import Figure
+from harness.figures.formats import BINARY, DECIMAL, Format, SizeUnit, signed, significant, size_unit
 from harness.figures.notes import interval_note
 from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate
 
 MOST_TIES = 3
 """Variants named that are as good as the pick; more are counted."""
-EXPLAINED = frozenset({"memory", "accuracy_drop", "decode", "prefill", "cost"})
-"""Aspects whose basis stands beside the figure."""
 NOTABLE = 0.05
 """A share of draws from which another variant is named beside the pick."""
 
@@ -45,9 +45,9 @@ class Answer:
 def default_answer(table: Table) -> Answer | None:
     """To the question of the recipe's budget and 1% of perplexity; None where neither quality was measured."""
     limits = default_limits(table)
-    if not {limit.aspect for limit in limits} & {"perplexity", "accuracy_drop"}:
+    if not any(ask_of(limit.figure).of_quality for limit in limits):
         return None
-    return answer(pick(table, Wish(limits)))
+    return answer(pick(table, Query(limits)))
 
 
 def answer(found: Recommendation) -> Answer:
@@ -66,28 +66,39 @@ def name(row: VariantRow) -> str:
 
 def limit_words(limit: Limit) -> str:
     """``≤ 8 GiB of memory``."""
-    return _LIMIT_WORDS[limit.aspect].format(_bound(limit))
+    return limit.figure.limit.words.format(_bound(limit))
 
 
-def figure_words(aspect: AspectName, figure: Figure, unit: SizeUnit | None = None) -> str:
+def ask_of(figure: Figure[Any]) -> Ask:
+    assert figure.ask is not None
+    return figure.ask
+
+
+def objective_of(figure: Figure[Any]) -> Objective:
+    objective = ask_of(figure).objective
+    assert objective is not None
+    return objective
+
+
+def reading_words(figure: Figure[Any], reading: Reading, unit: SizeUnit | None = None) -> str:
     """The figure with its interval and unit; what is lacking where there is none. Sizes in ``unit`` if it is given."""
-    estimate = figure.estimate
+    estimate, ask = reading.estimate, ask_of(figure)
     if estimate is None:
-        return figure.basis
-    if aspect in ("memory", "bytes"):
+        return reading.basis
+    if ask.sizes:
         if unit is None or not 0.01 <= estimate.value / unit.bytes < 10_000:
-            unit = size_unit([int(estimate.value)], BINARY if aspect == "memory" else DECIMAL)
+            unit = size_unit([int(estimate.value)], ask.sizes)
         least = "at least " if estimate.high is not None and estimate.high > estimate.value else ""
         words = f"{least}{significant(estimate.value / unit.bytes)} {unit.name}"
     else:
-        write, factor, suffix = _WRITTEN[aspect]
-        words = _with_interval(estimate, lambda value: write(value * factor), suffix)
-    return f"{words} ({figure.basis})" if figure.basis and aspect in EXPLAINED else words
+        form = _format(figure)
+        words = _with_interval(estimate, form.text, _suffix(form))
+    return f"{words} ({reading.basis})" if reading.basis and ask.explained else words
 
 
 def bound_unit(limit: Limit) -> SizeUnit | None:
     """The unit of a size's bound, in which figures beside it are written too."""
-    return _size_unit(limit.bound) if limit.aspect in ("memory", "bytes") else None
+    return _size_unit(limit.bound) if ask_of(limit.figure).sizes else None
 
 
 def reasons(candidate: Candidate) -> tuple[str, ...]:
@@ -104,7 +115,7 @@ def sides(row: VariantRow, found: Recommendation) -> list[str]:
     said = []
     if row.size_ratio and not row.is_baseline:
         said.append(_size(row.size_ratio))
-    speed = row.speed_at(found.place.point) if found.place.point else None
+    speed = row.speed_at(found.use.point) if found.use.point else None
     if speed and speed.decode_ratio:
         why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
         said.append(f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as the baseline")
@@ -119,19 +130,19 @@ def _ties(found: Recommendation) -> str:
     """Which variants are as good by what was to be best, and what decided between them."""
     told = []
     for tie in found.ties[:MOST_TIES]:
-        equal = f"{EQUAL_WORDS[found.wish.objective]} {name(tie.row)}"
+        equal = f"{objective_of(found.query.objective).equal} {name(tie.row)}"
         if tie.decided_by is None or tie.ours is None or tie.theirs is None:
             told.append(f"{equal}, which no other figure tells from it")
             continue
-        ours, theirs = (figure_words(tie.decided_by, figure) for figure in (tie.ours, tie.theirs))
-        told.append(f"{equal}, and better by {DECIDED_WORDS[tie.decided_by]}: {ours} against {theirs}")
+        ours, theirs = (reading_words(tie.decided_by, reading) for reading in (tie.ours, tie.theirs))
+        told.append(f"{equal}, and better by {ties_of(tie.decided_by).words}: {ours} against {theirs}")
     more = len(found.ties) - MOST_TIES
     return "; ".join([*told, *([f"so for {more} more"] if more > 0 else [])])
 
 
 def _question(found: Recommendation) -> str:
-    asked = [limit_words(limit) for limit in found.wish.limits]
-    best = OBJECTIVE_WORDS[found.wish.objective]
+    asked = [limit_words(limit) for limit in found.query.limits]
+    best = objective_of(found.query.objective).words
     if not asked:
         return best[0].upper() + best[1:]
     return f"For {' and '.join([', '.join(asked[:-1]), asked[-1]] if asked[:-1] else asked)}, {best}"
@@ -141,7 +152,7 @@ def _nobody(found: Recommendation) -> str:
     if found.untrusted:
         return f"not known; no quality relative to this baseline can be trusted: {_doubted(found)}"
     if found.unmeasured:
-        lacking = dict.fromkeys(reason for each in found.fallen if each.open for reason in reasons(each))
+        lacking = dict.fromkeys(reason for each in found.rejected if each.open for reason in reasons(each))
         return f"not known; {'; '.join(lacking)}"
     nearest = found.nearest
     if nearest is None:
@@ -159,7 +170,7 @@ def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:
     said = [_doubt(each) for each in chosen.checks if each.standing == "probably met"]
     if not chosen.objective.bounded:
         why = f" ({chosen.objective.basis})" if chosen.objective.basis else ""
-        said.append(f"{OBJECTIVE_WORDS[found.wish.objective]} was found by a figure without an interval{why}")
+        said.append(f"{objective_of(found.query.objective).words} was found by a figure without an interval{why}")
     said += _rivals(found, chosen)
     second = found.admissible[1] if len(found.admissible) > 1 else None
     if second and found.lead is not None and 1 - SURE < found.lead < SURE:
@@ -179,7 +190,7 @@ def _rivals(found: Recommendation, chosen: Candidate) -> list[str]:
     if chosen.pick_probability is None or chosen.pick_probability >= SURE:
         return []
     others = sorted(
-        (each for each in (*found.admissible, *found.fallen) if each is not chosen and each.pick_probability),
+        (each for each in (*found.admissible, *found.rejected) if each is not chosen and each.pick_probability),
         key=lambda each: -(each.pick_probability or 0),
     )
     named = [
@@ -193,25 +204,25 @@ def _rivals(found: Recommendation, chosen: Candidate) -> list[str]:
 
 
 def _doubt(check: Check) -> str:
-    words = figure_words(check.limit.aspect, check.figure, bound_unit(check.limit))
-    called, beyond = NAMES[check.limit.aspect], _beyond(check.limit)
-    if not check.figure.bounded:
+    words = reading_words(check.limit.figure, check.reading, bound_unit(check.limit))
+    called, beyond = ask_of(check.limit.figure).name, _beyond(check.limit)
+    if not check.reading.bounded:
         return f"{called} {words} has no interval; whether it is {beyond} is not known"
     return f"{called} {words} may be {beyond}"
 
 
 def _reason(check: Check) -> str:
-    words = figure_words(check.limit.aspect, check.figure, bound_unit(check.limit))
-    if check.figure.estimate is None:
-        return f"{NAMES[check.limit.aspect]}: {words}"
+    words = reading_words(check.limit.figure, check.reading, bound_unit(check.limit))
+    if check.reading.estimate is None:
+        return f"{ask_of(check.limit.figure).name}: {words}"
     perhaps = ", but perhaps not" if check.standing == "probably missed" else ""
-    return f"{NAMES[check.limit.aspect]} {words}, {_beyond(check.limit)}{perhaps}"
+    return f"{ask_of(check.limit.figure).name} {words}, {_beyond(check.limit)}{perhaps}"
 
 
 def _beyond(limit: Limit) -> str:
     """``above 1%``."""
-    suffix = "" if limit.aspect in ("memory", "bytes") else _WRITTEN[limit.aspect][2]
-    return f"{'above' if ASPECTS[limit.aspect].better == 'lower' else 'below'} {_bound(limit)}{suffix}"
+    suffix = "" if ask_of(limit.figure).sizes else _suffix(_format(limit.figure))
+    return f"{'above' if limit.figure.direction == 'lower' else 'below'} {_bound(limit)}{suffix}"
 
 
 def _size(ratio: float) -> str:
@@ -221,11 +232,22 @@ def _size(ratio: float) -> str:
 
 
 def _bound(limit: Limit) -> str:
-    if limit.aspect in ("memory", "bytes"):
+    if ask_of(limit.figure).sizes:
         unit = _size_unit(limit.bound)
         return f"{limit.bound / unit.bytes:.4g} {unit.name}"
-    factor = 100 if limit.aspect in ("perplexity", "agreement", "accuracy_drop") else 1
-    return f"{limit.bound * factor:.6g}"
+    return f"{limit.bound * _format(limit.figure).factor:.6g}"
+
+
+def _format(figure: Figure[Any]) -> Format:
+    """How an answer writes it: as its column does, unless its declaration says otherwise."""
+    own = ask_of(figure).format
+    if own is not None:
+        return own
+    return figure.format if isinstance(figure.format, Format) else Format()
+
+
+def _suffix(form: Format) -> str:
+    return form.unit if form.unit in ("", "%") else f" {form.unit}"
 
 
 def _size_unit(count: float) -> SizeUnit:
@@ -246,71 +268,3 @@ def _percent(value: float) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.0%}" if 0.01 <= value <= 0.99 else f"{value:.1%}"
-
-
-_WRITTEN: Mapping[AspectName, tuple[Callable[[float], str], float, str]] = {
-    "perplexity": (signed, 100, "%"),
-    "kl": (significant, 1, " nat"),
-    "agreement": (significant, 100, "%"),
-    "accuracy_drop": (significant, 100, "%"),
-    "accuracy": (signed, 100, "%"),
-    "decode": (significant, 1, " tok/s"),
-    "prefill": (significant, 1, " tok/s"),
-    "energy": (significant, 1, " J/tok"),
-    "cost": (significant, 1, " per 10⁶ tok"),
-}
-_LIMIT_WORDS: Mapping[AspectName, str] = {
-    "memory": "≤ {} of memory",
-    "bytes": "≤ {} of weights",
-    "perplexity": "≤ {}% more perplexity",
-    "kl": "≤ {} nat of KL",
-    "agreement": "≥ {}% top-1 agreement",
-    "accuracy_drop": "≤ {}% accuracy lost in any task",
-    "decode": "≥ {} tok/s decoding",
-    "prefill": "≥ {} tok/s of prefill",
-    "energy": "≤ {} J per decoded token",
-}
-OBJECTIVE_WORDS: Mapping[AspectName, str] = {
-    "bytes": "the smallest",
-    "memory": "the least memory",
-    "perplexity": "the lowest perplexity",
-    "kl": "the closest to the baseline",
-    "cost": "the cheapest tokens",
-    "energy": "the least energy",
-    "decode": "the fastest decoding",
-    "prefill": "the fastest prefill",
-    "accuracy": "the highest accuracy",
-}
-EQUAL_WORDS: Mapping[AspectName, str] = {
-    "bytes": "within 1% of the size of",
-    "memory": "within 1% of the memory of",
-    "perplexity": "not told apart by perplexity from",
-    "kl": "not told apart by KL from",
-    "cost": "not told apart by cost from",
-    "energy": "not told apart by energy from",
-    "decode": "not told apart by decoding speed from",
-    "prefill": "not told apart by prefill speed from",
-    "accuracy": "not told apart by accuracy from",
-}
-DECIDED_WORDS: Mapping[AspectName, str] = {
-    "kl": "KL",
-    "perplexity": "change of perplexity",
-    "accuracy": "change of accuracy",
-    "decode": "decoding speed",
-    "prefill": "prefill speed",
-    "bytes": "stored weights",
-}
-NAMES: Mapping[AspectName, str] = {
-    "memory": "memory",
-    "bytes": "stored weights",
-    "perplexity": "perplexity",
-    "kl": "KL",
-    "agreement": "top-1 agreement",
-    "accuracy_drop": "accuracy lost",
-    "accuracy": "accuracy gained",
-    "decode": "decode",
-    "prefill": "prefill",
-    "energy": "energy",
-    "cost": "cost",
-}
-"""How a figure is called, in the heading of a column too."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from harness.analysis.aspects import AspectName
-from harness.analysis.query import Limit, Wish
+from harness.analysis.query import Limit, Query
 from harness.analysis.recommend import pick
+from harness.figures.divergence import KL
+from harness.figures.figure import Figure
+from harness.figures.quality import PERPLEXITY_CHANGE
+from harness.figures.size import STORED_BYTES
+from harness.figures.speed import DECODE
 from harness.figures.table import Table
 from harness.report.answer import sides
 
@@ -23,18 +28,18 @@ class Highlight:
 
 def highlights(table: Table) -> tuple[Highlight, ...]:
     """Closest to the baseline; smallest and fastest of those close to it. What has no winner is left out."""
-    close = (Limit("max-perplexity-increase", "perplexity", TOLERANCE),)
+    close = (Limit(PERPLEXITY_CHANGE, TOLERANCE),)
     found = [
-        _highlight(table, "Closest to the baseline", (), "kl"),
-        _highlight(table, f"Smallest within {TOLERANCE:.0%} of its perplexity", close, "bytes"),
-        _highlight(table, f"Fastest decoding within {TOLERANCE:.0%}", close, "decode"),
+        _highlight(table, "Closest to the baseline", (), KL),
+        _highlight(table, f"Smallest within {TOLERANCE:.0%} of its perplexity", close, STORED_BYTES),
+        _highlight(table, f"Fastest decoding within {TOLERANCE:.0%}", close, DECODE),
     ]
     return tuple(each for each in found if each)
 
 
-def _highlight(table: Table, title: str, limits: tuple[Limit, ...], objective: AspectName) -> Highlight | None:
+def _highlight(table: Table, title: str, limits: tuple[Limit, ...], objective: Figure[Any]) -> Highlight | None:
     """The baseline leads nothing: it is what the others stand beside."""
     variants = replace(table, rows=tuple(row for row in table.rows if not row.is_baseline))
-    found = pick(variants, Wish(limits, objective))
+    found = pick(variants, Query(limits, objective))
     best = found.certain_pick
     return Highlight(title, best.row.label, " · ".join(sides(best.row, found))) if best else None

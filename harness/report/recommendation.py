@@ -6,12 +6,23 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 
-from harness.analysis.aspects import AspectName, Figure
 from harness.analysis.choice import Candidate, Recommendation
+from harness.analysis.ties import Tie
 from harness.core.json_values import finite
 from harness.core.label import codes
+from harness.figures.ask import Reading
 from harness.figures.formats import BLANK
-from harness.report.answer import NAMES, answer, bound_unit, figure_words, limit_words, name, reasons
+from harness.figures.memory import MEMORY
+from harness.report.answer import (
+    answer,
+    ask_of,
+    bound_unit,
+    limit_words,
+    name,
+    objective_of,
+    reading_words,
+    reasons,
+)
 from harness.report.renderers.markdown import escape
 
 FOOT = (
@@ -22,37 +33,37 @@ FOOT = (
 
 def headings(found: Recommendation) -> tuple[str, ...]:
     """Of the table of admissible variants: the objective where no limit is on it, and each limit."""
-    names = [limit_words(limit) for limit in found.wish.limits]
-    return ("", "variant", *([] if _limited(found) else [NAMES[found.wish.objective]]), *names, "pick")
+    names = [limit_words(limit) for limit in found.query.limits]
+    return ("", "variant", *([] if _limited(found) else [ask_of(found.query.objective).name]), *names, "pick")
 
 
 def cells(found: Recommendation, rank: int, candidate: Candidate) -> tuple[str, ...]:
     """One admissible variant under those headings."""
     kept = [
-        figure_words(check.limit.aspect, check.figure, bound_unit(check.limit))
+        reading_words(check.limit.figure, check.reading, bound_unit(check.limit))
         + (" ?" if check.standing == "probably met" else "")
         for check in candidate.checks
     ]
     chance = BLANK if candidate.pick_probability is None else f"{candidate.pick_probability:.1%}"
     if not _limited(found):
-        kept.insert(0, figure_words(found.wish.objective, candidate.objective))
+        kept.insert(0, reading_words(found.query.objective, candidate.objective))
     return (str(rank), name(candidate.row), *kept, chance)
 
 
 def _limited(found: Recommendation) -> bool:
     """Whether a limit is on what is to be best as well."""
-    return any(limit.aspect == found.wish.objective for limit in found.wish.limits)
+    return any(limit.figure is found.query.objective for limit in found.query.limits)
 
 
 def place_words(found: Recommendation) -> str:
     """The machine, the protocol, and where speed and memory are looked at."""
-    place, asked = found.place, {found.wish.objective, *(limit.aspect for limit in found.wish.limits)}
+    use = found.use
     said = [found.table.hardware, f"perplexity protocol: {found.table.protocol}"]
-    if place.point:
-        said.append(f"speed at {place.point.label}")
-    if "memory" in asked:
-        beyond = "" if place.measured else ", worked out from what was measured of fewer"
-        said.append(f"memory of {place.batch} × {place.tokens} tokens{beyond}")
+    if use.point:
+        said.append(f"speed at {use.point.label}")
+    if MEMORY in found.query.figures:
+        beyond = "" if use.measured else ", worked out from what was measured of fewer"
+        said.append(f"memory of {use.batch} × {use.tokens} tokens{beyond}")
     return "; ".join(said)
 
 
@@ -74,8 +85,8 @@ def _section(found: Recommendation) -> Iterable[str]:
         rows = [cells(found, rank, each) for rank, each in enumerate(found.admissible, 1)]
         yield _grid([headings(found), *rows], numbers=True)
         yield FOOT
-    if found.fallen:
-        yield _grid([("fell", "why"), *((name(each.row), "; ".join(reasons(each))) for each in found.fallen)])
+    if found.rejected:
+        yield _grid([("rejected", "why"), *((name(each.row), "; ".join(reasons(each))) for each in found.rejected)])
 
 
 def _grid(rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
@@ -94,10 +105,10 @@ def json_line(found: Recommendation) -> str:
                 "model": found.table.model,
                 "hardware": found.table.hardware,
                 "protocol": found.table.protocol,
-                "point": found.place.point.label if found.place.point else None,
-                "memory_at": {"batch": found.place.batch, "tokens": found.place.tokens},
-                "objective": found.wish.objective,
-                "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.wish.limits],
+                "point": found.use.point.label if found.use.point else None,
+                "memory_at": {"batch": found.use.batch, "tokens": found.use.tokens},
+                "objective": objective_of(found.query.objective).name,
+                "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.query.limits],
                 "sentence": said.sentence,
                 "pick": said.variant,
                 "holds": found.holds,
@@ -107,11 +118,11 @@ def json_line(found: Recommendation) -> str:
                 "draws": found.draws,
                 "none_probability": found.none_probability,
                 "better_than_second_probability": found.lead,
-                "ties": [{"variant": tie.row.label, "decided_by": tie.decided_by} for tie in found.ties],
+                "ties": [{"variant": tie.row.label, "decided_by": _decided_by(tie)} for tie in found.ties],
                 "nearest": found.nearest.row.label if found.nearest else None,
                 "binding": [limit.option for limit in found.binding],
-                "admissible": [_candidate(each, found.wish.objective) for each in found.admissible],
-                "fallen": [_fallen(each, found.wish.objective) for each in found.fallen],
+                "admissible": [_candidate(each) for each in found.admissible],
+                "fallen": [_rejected(each) for each in found.rejected],
             }
         ),
         ensure_ascii=False,
@@ -119,24 +130,35 @@ def json_line(found: Recommendation) -> str:
     )
 
 
-def _candidate(each: Candidate, objective: AspectName) -> Mapping[str, object]:
+def _decided_by(tie: Tie) -> str | None:
+    """By the name of its objective, if it can be one."""
+    figure = tie.decided_by
+    if figure is None:
+        return None
+    objective = ask_of(figure).objective
+    return objective.name if objective else figure.name
+
+
+def _candidate(each: Candidate) -> Mapping[str, object]:
     return {
         "variant": each.row.label,
         "baseline": each.row.is_baseline,
         "labels": [label.sentence for label in each.row.labels],
         "label_codes": codes(each.row.labels),
         "pick_probability": each.pick_probability,
-        "objective": _figure(each.objective),
-        "limits": {check.limit.option: {**_figure(check.figure), "standing": check.standing} for check in each.checks},
+        "objective": _reading(each.objective),
+        "limits": {
+            check.limit.option: {**_reading(check.reading), "standing": check.standing} for check in each.checks
+        },
     }
 
 
-def _fallen(each: Candidate, objective: AspectName) -> Mapping[str, object]:
+def _rejected(each: Candidate) -> Mapping[str, object]:
     barred_by = each.barred.code if each.barred else None
-    return {**_candidate(each, objective), "reasons": reasons(each), "barred_by": barred_by}
+    return {**_candidate(each), "reasons": reasons(each), "barred_by": barred_by}
 
 
-def _figure(figure: Figure) -> Mapping[str, object]:
-    estimate = figure.estimate
+def _reading(reading: Reading) -> Mapping[str, object]:
+    estimate = reading.estimate
     value, low, high = (estimate.value, estimate.low, estimate.high) if estimate else (None,) * 3
-    return {"value": value, "low": low, "high": high, "basis": figure.basis or None}
+    return {"value": value, "low": low, "high": high, "basis": reading.basis or None}

@@ -30,7 +30,7 @@ MEDIAN_OVER_MEAN = 1.2533
 
 
 @dataclass
-class Luck:
+class Sampler:
     """One random history for each of ``count`` draws; the same for the same sequence of questions."""
 
     count: int = MOST

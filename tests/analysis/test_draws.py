@@ -10,7 +10,7 @@ from scipy.stats import t
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Measurement
-from harness.stats.draws import FEWEST, MOST, Luck, draws_for
+from harness.stats.draws import FEWEST, MOST, Sampler, draws_for
 from harness.stats.estimate import Estimate, clustered_mean, with_range
 from harness.stats.influence import of_difference, of_mean
 from harness.stats.pareto import front, front_shares
@@ -52,14 +52,14 @@ def test_one_window_has_no_influence_to_speak_of() -> None:
 
 def test_draws_leave_the_interval_as_often_as_it_says() -> None:
     """2.5% to either side, however lopsided it is."""
-    drawn = Luck(MANY).column(Estimate(5.0, 4.0, 8.0, 10, "95%"))
+    drawn = Sampler(MANY).column(Estimate(5.0, 4.0, 8.0, 10, "95%"))
     assert np.mean(drawn < 4) == pytest.approx(0.025, abs=0.004)
     assert np.mean(drawn > 8) == pytest.approx(0.025, abs=0.004)
     assert np.median(drawn) == pytest.approx(5, abs=0.03)
 
 
 def test_a_ratio_is_drawn_as_a_logarithm() -> None:
-    drawn = Luck(MANY).column(Estimate(1.0, -0.5, 7.0, 10, "95%"), scale="log1p")
+    drawn = Sampler(MANY).column(Estimate(1.0, -0.5, 7.0, 10, "95%"), scale="log1p")
     assert drawn.min() > -1
     assert np.mean(drawn < -0.5) == pytest.approx(0.025, abs=0.004)
     assert np.mean(drawn > 7) == pytest.approx(0.025, abs=0.004)
@@ -67,7 +67,7 @@ def test_a_ratio_is_drawn_as_a_logarithm() -> None:
 
 def test_a_speed_of_two_processes_is_drawn_as_a_logarithm() -> None:
     """With one degree of freedom draws lie far out, but no speed is negative."""
-    drawn = Luck(MANY).column(Estimate(20.0, 5.0, 80.0, 2, "95%"), scale="log")
+    drawn = Sampler(MANY).column(Estimate(20.0, 5.0, 80.0, 2, "95%"), scale="log")
     assert drawn.min() >= 0
     assert np.mean((drawn >= 5) & (drawn <= 80)) == pytest.approx(0.95, abs=0.005)
 
@@ -77,14 +77,14 @@ def test_a_range_of_processes_is_read_as_one() -> None:
     processes = np.random.default_rng(2).normal(100, 1, (1500, 3))
     inside = 0
     for row in processes:
-        drawn = Luck(200, seed=int(row[0] * 1e6)).column(with_range(float(np.median(row)), row.tolist()))
+        drawn = Sampler(200, seed=int(row[0] * 1e6)).column(with_range(float(np.median(row)), row.tolist()))
         low, high = np.quantile(drawn, [0.05, 0.95])
         inside += low <= 100 <= high
     assert 0.86 < inside / len(processes) < 0.96
 
 
 def test_what_was_counted_or_measured_once_stays_put() -> None:
-    luck = Luck(10)
+    luck = Sampler(10)
     for estimate in (
         Estimate(3, 3, 3, 1, "exact"),
         with_range(3, [3]),
@@ -97,7 +97,7 @@ def test_variants_share_the_luck_of_their_windows() -> None:
     rng = np.random.default_rng(3)
     hard = rng.exponential(1, 50)
     one, two = windows(hard + 0.01 * rng.standard_normal(50)), windows(1.1 * hard)
-    luck = Luck(MANY)
+    luck = Sampler(MANY)
     first, second = (luck.column(clustered_mean(each), of_mean(each)) for each in (one, two))
     other = luck.column(clustered_mean(two))
     assert np.corrcoef(first, second)[0, 1] > 0.99
@@ -108,7 +108,7 @@ def test_variants_share_the_luck_of_their_windows() -> None:
 
 def test_the_same_question_gets_the_same_answer() -> None:
     estimate = Estimate(1, 0, 2, 9, "95%")
-    assert np.array_equal(Luck().column(estimate), Luck().column(estimate))
+    assert np.array_equal(Sampler().column(estimate), Sampler().column(estimate))
 
 
 def test_many_variants_get_fewer_draws_but_some() -> None:

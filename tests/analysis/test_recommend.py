@@ -1,4 +1,4 @@
-"""Wishes against tables whose answers are known, and what must hold for any table."""
+"""Queries against tables whose answers are known, and what must hold for any table."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.aspects import ASPECTS, Figure, Place
 from harness.analysis.choice import Check, Recommendation
-from harness.analysis.query import Limit, Wish, default_limits, parse_limits, parse_objective
+from harness.analysis.query import Limit, Query, default_limits, parse_limits, parse_objective
 from harness.analysis.recommend import pick
 from harness.analysis.ties import Tie
 from harness.api.recommend import recommend
@@ -21,6 +20,7 @@ from harness.core.label import Form, Label
 from harness.core.model import MethodRef
 from harness.core.run import Price
 from harness.errors import UsageError
+from harness.figures.ask import Reading, Use
 from harness.figures.derived.footprint import Footprint, Workspace
 from harness.figures.table import (
     GridPoint,
@@ -32,6 +32,8 @@ from harness.figures.table import (
     TaskScore,
     VariantRow,
 )
+from harness.figures.tasks import ACCURACY_DROP
+from harness.plugins import objectives
 from harness.stats.estimate import Estimate, IntervalKind, with_range
 from harness.stats.influence import Influence
 from harness.stats.pareto import front
@@ -74,12 +76,16 @@ def table(*rows: VariantRow, **fields: Any) -> Table:
     return Table("model", None, "protocol", "machine", (BASELINE, *rows), **{"grid": grid, **fields})
 
 
-def at_most(aspect: Any, bound: float) -> Limit:
-    return Limit(f"max-{aspect}", aspect, bound)
+ASKED = {**objectives("lower"), **objectives("higher"), "accuracy_drop": ACCURACY_DROP}
+"""Figures by what a recommendation calls them."""
 
 
-def answered(of: Table, *limits: Limit, **wish: Any) -> Recommendation:
-    return pick(of, Wish(limits, **wish))
+def limited(name: str, bound: float) -> Limit:
+    return Limit(ASKED[name], bound)
+
+
+def answered(of: Table, *limits: Limit, objective: str = "bytes", **query: Any) -> Recommendation:
+    return pick(of, Query(limits, ASKED[objective], **query))
 
 
 def labels(candidates: Any) -> list[str]:
@@ -93,9 +99,9 @@ THREE_ROWS = table(EIGHT, FOUR, THREE)
 
 
 def test_the_smallest_within_one_per_cent() -> None:
-    found = answered(THREE_ROWS, at_most("perplexity", 0.01))
+    found = answered(THREE_ROWS, limited("perplexity", 0.01))
     assert labels(found.admissible) == ["four", "eight", "none"]
-    assert labels(found.fallen) == ["three"]
+    assert labels(found.rejected) == ["three"]
     assert [check.standing for each in found.admissible for check in each.checks] == ["probably met", "met", "met"]
     assert found.certain_pick is not None
     assert found.certain_pick.row.label == "eight"
@@ -106,9 +112,9 @@ def test_the_probability_of_the_pick_is_that_of_keeping_its_limit() -> None:
     """Four keeps 1% where its error, Student's t with 99 degrees of freedom, is below half of its interval's half."""
     from scipy.stats import t
 
-    found = answered(THREE_ROWS, at_most("perplexity", 0.01))
+    found = answered(THREE_ROWS, limited("perplexity", 0.01))
     expected = t.cdf(t.ppf(0.975, 99) * 0.5, 99)
-    chances = {each.row.label: each.pick_probability for each in (*found.admissible, *found.fallen)}
+    chances = {each.row.label: each.pick_probability for each in (*found.admissible, *found.rejected)}
     assert chances["four"] == pytest.approx(expected, abs=0.03)
     assert chances["eight"] == pytest.approx(1 - expected, abs=0.03)
     assert chances["none"] == chances["three"] == 0
@@ -116,7 +122,7 @@ def test_the_probability_of_the_pick_is_that_of_keeping_its_limit() -> None:
 
 
 def test_the_unquantized_baseline_may_be_the_best() -> None:
-    found = answered(THREE_ROWS, at_most("perplexity", 0.0005))
+    found = answered(THREE_ROWS, limited("perplexity", 0.0005))
     assert labels(found.admissible) == ["none"]
     assert found.holds
     assert found.certain_pick is found.pick
@@ -138,26 +144,26 @@ def test_a_limit_is_kept_for_certain_by_a_whole_interval(
     value: float, low: float | None, high: float | None, standing: str
 ) -> None:
     row = replace(FOUR, kl_mean=Estimate(value, low, high, 5, "made up"))
-    place = Place(THREE_ROWS, None, 1, 1)
-    assert Check(at_most("kl", 1.0), ASPECTS["kl"].figure(row, place)).standing == standing
+    use = Use(THREE_ROWS, None, 1, 1)
+    assert Check(limited("kl", 1.0), ASKED["kl"].read(row, use)).standing == standing
 
 
 def test_nobody_meets_it_the_nearest_and_what_binds() -> None:
-    found = answered(THREE_ROWS, at_most("bytes", 350), at_most("perplexity", 0.01))
+    found = answered(THREE_ROWS, limited("bytes", 350), limited("perplexity", 0.01))
     assert found.pick is None
     assert found.nearest is not None
     assert found.nearest.row.label == "four"  # 400 for 350 is a factor of 1.14, 5% for 1% one of 5
-    assert {limit.aspect for limit in found.binding} == {"bytes", "perplexity"}
-    assert [check.limit.aspect for check in found.nearest.missed] == ["bytes"]
+    assert {limit.option for limit in found.binding} == {"max-size", "max-perplexity-increase"}
+    assert [check.limit.option for check in found.nearest.missed] == ["max-size"]
     assert not found.unmeasured
 
 
 def test_what_was_not_measured_is_not_admissible_and_not_a_no() -> None:
     untimed = replace(FOUR, speeds=())
-    found = answered(table(EIGHT, untimed), at_most("bytes", 500), Limit("min-decode", "decode", 10))
+    found = answered(table(EIGHT, untimed), limited("bytes", 500), limited("decode", 10))
     assert found.pick is None
     assert found.unmeasured
-    found = answered(table(EIGHT, untimed), at_most("bytes", 300), Limit("min-decode", "decode", 10))
+    found = answered(table(EIGHT, untimed), limited("bytes", 300), limited("decode", 10))
     assert not found.unmeasured  # 400 bytes are too many, however fast
 
 
@@ -168,7 +174,7 @@ def test_what_failed_leaked_or_is_invalid_is_not_admissible() -> None:
     rows = table(leaked, failed, invalid)
     found = answered(rows)
     assert labels(found.admissible) == ["none"]
-    assert {each.row.label: each.barred.sentence for each in found.fallen if each.barred} == {
+    assert {each.row.label: each.barred.sentence for each in found.rejected if each.barred} == {
         "four": LEAKED.sentence,
         "eight": "timeout: performance: took too long",
         "three": "invalid: quality: not finite",
@@ -185,7 +191,7 @@ def test_a_reworded_sentence_changes_no_answer(monkeypatch: pytest.MonkeyPatch) 
     after = answered(rows)
     assert LEAKED.sentence == "it has seen the answers"
     assert labels(after.admissible) == labels(before.admissible) == ["none"]
-    assert [each.barred.code for each in after.fallen if each.barred] == ["leaked"]
+    assert [each.barred.code for each in after.rejected if each.barred] == ["leaked"]
 
 
 def test_a_leak_that_is_said_of_the_whole_table_counts() -> None:
@@ -193,10 +199,10 @@ def test_a_leak_that_is_said_of_the_whole_table_counts() -> None:
     assert labels(found.admissible) == ["none"]
 
 
-def test_speed_is_looked_at_where_the_wish_says() -> None:
+def test_speed_is_looked_at_where_the_query_says() -> None:
     both = replace(FOUR, speeds=(*FOUR.speeds, Speed(LARGE, None, interval(200, 1, 3, "range"), None, None)))
     rows = table(both, EIGHT, grid=(SMALL, LARGE))
-    limit = Limit("min-decode", "decode", 100)
+    limit = limited("decode", 100)
     assert answered(rows, limit).pick is None
     assert labels(answered(rows, limit, at="prompt 512, batch 8").admissible) == ["four"]
 
@@ -204,27 +210,27 @@ def test_speed_is_looked_at_where_the_wish_says() -> None:
 def test_memory_is_the_whole_of_generating_at_the_context_and_batch() -> None:
     footprint = Footprint(1000, 2.0, Workspace(10, 1), Workspace(5, 0), 160, 4096, on_gpu=False)
     rows = table(replace(FOUR, footprint=footprint), replace(EIGHT, footprint=replace(footprint, base_bytes=2000)))
-    found = answered(rows, at_most("memory", 1600), context=100, batch=2)
-    figure = {each.row.label: each.checks[0].figure.estimate for each in (*found.admissible, *found.fallen)}
+    found = answered(rows, limited("memory", 1600), context=100, batch=2)
+    figure = {each.row.label: each.checks[0].reading.estimate for each in (*found.admissible, *found.rejected)}
     expected = 1000 + 1.05 * (2 * 200 + 10 + 200)
     assert figure["four"] == Estimate(expected, expected, expected, 1, "exact")
-    assert {each.row.label: each.checks[0].standing for each in (*found.admissible, *found.fallen)} == {
+    assert {each.row.label: each.checks[0].standing for each in (*found.admissible, *found.rejected)} == {
         "none": "probably met",  # 1600 bytes of weights alone
         "four": "missed",
         "eight": "missed",
     }
-    beyond = answered(rows, at_most("memory", 1e9), context=5000)
-    assert [each.checks[0].figure.basis for each in beyond.fallen] == ["the model reads at most 4096 tokens"] * 2
+    beyond = answered(rows, limited("memory", 1e9), context=5000)
+    assert [each.checks[0].reading.basis for each in beyond.rejected] == ["the model reads at most 4096 tokens"] * 2
 
 
 def test_weights_alone_never_prove_that_memory_suffices() -> None:
-    found = answered(table(FOUR), at_most("memory", 500))
+    found = answered(table(FOUR), limited("memory", 500))
     (check,) = found.admissible[0].checks
     assert check.standing == "probably met"
-    assert check.figure.basis.startswith("its weights alone")
-    assert check.figure.estimate is not None
-    assert math.isinf(check.figure.estimate.high or 0)
-    assert [each.checks[0].standing for each in found.fallen] == ["missed"]  # the baseline: more weights than memory
+    assert check.reading.basis.startswith("its weights alone")
+    assert check.reading.estimate is not None
+    assert math.isinf(check.reading.estimate.high or 0)
+    assert [each.checks[0].standing for each in found.rejected] == ["missed"]  # the baseline: more weights than memory
 
 
 def test_a_peak_stands_in_where_the_parts_were_not_measured() -> None:
@@ -235,9 +241,7 @@ def test_a_peak_stands_in_where_the_parts_were_not_measured() -> None:
         Peak("quality", "forward", "VmHWM", 5000, None),
     )
     rows = table(replace(FOUR, peaks=peaks))
-    here, longer = (
-        ASPECTS["memory"].figure(rows.rows[1], Place(rows, SMALL, 1, tokens)).estimate for tokens in (160, 161)
-    )
+    here, longer = (ASKED["memory"].read(rows.rows[1], Use(rows, SMALL, 1, tokens)).estimate for tokens in (160, 161))
     assert here is not None
     assert longer is not None
     assert (here.value, here.high) == (700, 700)
@@ -246,9 +250,9 @@ def test_a_peak_stands_in_where_the_parts_were_not_measured() -> None:
     on_gpu = replace(
         rows, rows=(BASELINE, replace(FOUR, peaks=(never_set_back, replace(peaks[1], source="cuda reserved"))))
     )
-    assert ASPECTS["memory"].figure(on_gpu.rows[1], Place(on_gpu, SMALL, 1, 160)).estimate == here
+    assert ASKED["memory"].read(on_gpu.rows[1], Use(on_gpu, SMALL, 1, 160)).estimate == here
     cpu_alone = replace(FOUR, peaks=(never_set_back, peaks[2]))
-    found = ASPECTS["memory"].figure(cpu_alone, Place(rows, SMALL, 1, 160)).estimate
+    found = ASKED["memory"].read(cpu_alone, Use(rows, SMALL, 1, 160)).estimate
     assert found is not None
     assert found.value == 9000
 
@@ -263,14 +267,14 @@ def test_every_task_must_keep_its_accuracy() -> None:
     part = replace(THREE, tasks=(score(ARC, interval(0.0, 0.001)),))
     base = replace(BASELINE, tasks=(score(ARC, None), score(BOOL, None)))
     rows = Table("model", None, "protocol", "machine", (base, one, two, part))
-    found = answered(rows, at_most("accuracy_drop", 0.01))
+    found = answered(rows, limited("accuracy_drop", 0.01))
     assert labels(found.admissible) == ["eight", "none"]
-    checks = {each.row.label: each.checks[0] for each in (*found.admissible, *found.fallen)}
+    checks = {each.row.label: each.checks[0] for each in (*found.admissible, *found.rejected)}
     assert checks["eight"].standing == "probably met"  # boolq may have lost 1.2 points
-    assert checks["four"].figure.basis == BOOL.label
-    assert checks["four"].figure.estimate is not None
-    assert checks["four"].figure.estimate.value == pytest.approx(0.03)
-    assert checks["three"].figure.basis == f"{BOOL.label} not measured"
+    assert checks["four"].reading.basis == BOOL.label
+    assert checks["four"].reading.estimate is not None
+    assert checks["four"].reading.estimate.value == pytest.approx(0.03)
+    assert checks["three"].reading.basis == f"{BOOL.label} not measured"
     best = answered(rows, objective="accuracy").admissible
     assert labels(best) == ["none", "eight", "four"]
     mean = best[1].objective.estimate
@@ -313,14 +317,14 @@ def test_what_was_measured_once_is_no_certain_choice() -> None:
 def test_the_interval_of_one_process_makes_nothing_certain() -> None:
     """It is that of its iterations; what the next process would do is not in it."""
     one = replace(FOUR, speeds=(Speed(SMALL, None, Estimate(50, 49, 51, 1, "of one process"), None, None),))
-    found = answered(table(one), Limit("min-decode", "decode", 40))
+    found = answered(table(one), limited("decode", 40))
     assert [check.standing for check in found.admissible[0].checks] == ["probably met"]
     assert not found.holds
 
 
 def test_the_default_question() -> None:
-    assert default_limits(THREE_ROWS) == (Limit("max-perplexity-increase", "perplexity", 0.01),)
-    assert default_limits(replace(THREE_ROWS, budget_bytes=2**30))[0] == Limit("max-memory", "memory", 2**30)
+    assert default_limits(THREE_ROWS) == (limited("perplexity", 0.01),)
+    assert default_limits(replace(THREE_ROWS, budget_bytes=2**30))[0] == limited("memory", 2**30)
     assert default_limits(table(variant("plain", 5))) == ()
 
 
@@ -328,12 +332,12 @@ def test_limits_are_read_as_users_write_them() -> None:
     found = parse_limits(
         {"max_memory": "8GiB", "max_size": "4GB", "max_perplexity_increase": "1%", "max_kl": 0.01, "min_decode": None}
     )
-    assert [(limit.aspect, limit.bound) for limit in found] == [
-        ("memory", 8 * 2**30),
-        ("bytes", 4 * 10**9),
-        ("perplexity", 0.01),
-        ("kl", 0.01),
-    ]
+    assert found == (
+        limited("memory", 8 * 2**30),
+        limited("bytes", 4 * 10**9),
+        limited("perplexity", 0.01),
+        limited("kl", 0.01),
+    )
     assert parse_limits({"max_accuracy_drop": "0.5%"})[0].bound == pytest.approx(0.005)
     assert parse_limits({"min_agreement": 0.95})[0].bound == 0.95
 
@@ -402,7 +406,7 @@ BOUNDS = st.tuples(st.floats(0.001, 1), st.integers(100, 2000), st.floats(1, 60)
 @given(tables(), BOUNDS, BOUNDS)
 def test_a_looser_limit_never_removes_anybody(of: Table, one: Any, other: Any) -> None:
     def keeping(change: float, size: int, speed: float) -> set[str]:
-        limits = (at_most("perplexity", change), at_most("bytes", size), Limit("min-decode", "decode", speed))
+        limits = (limited("perplexity", change), limited("bytes", size), limited("decode", speed))
         return set(labels(answered(of, *limits).admissible))
 
     tight = keeping(min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]))
@@ -412,22 +416,22 @@ def test_a_looser_limit_never_removes_anybody(of: Table, one: Any, other: Any) -
 
 @given(tables(), st.sampled_from(["bytes", "decode", "perplexity"]), st.floats(0.001, 1))
 def test_the_pick_is_on_the_front_of_objective_and_divergence(of: Table, objective: Any, bound: float) -> None:
-    found = answered(of, at_most("kl", bound), objective=objective)
-    everybody = (*found.admissible, *found.fallen)
+    found = answered(of, limited("kl", bound), objective=objective)
+    everybody = (*found.admissible, *found.rejected)
     assert sorted(labels(everybody)) == sorted(row.label for row in of.rows)
     if not found.admissible:
         return
-    higher = ASPECTS[objective].better == "higher"
+    higher = ASKED[objective].direction == "higher"
     estimates = [each.objective.estimate for each in found.admissible]
     best = (max if higher else min)(estimates, key=lambda each: each.value)  # type: ignore[union-attr]
     equal = [each for each in estimates if _alike(best, each, objective)]
     assert estimates[0] in equal
     if len(equal) == 1:
         points = [
-            (each.objective.estimate.value, each.checks[0].figure.estimate.value)  # type: ignore[union-attr]
+            (each.objective.estimate.value, each.checks[0].reading.estimate.value)  # type: ignore[union-attr]
             for each in found.admissible
         ]
-        assert 0 in front(points, (ASPECTS[objective].better, "lower"))
+        assert 0 in front(points, (ASKED[objective].direction, "lower"))
 
 
 def _alike(best: Any, other: Any, objective: str) -> bool:
@@ -454,9 +458,9 @@ def test_a_slow_variant_is_not_the_smallest_by_a_thousandth() -> None:
     int8 = replace(variant("int8", 801, interval(0.004, 0.003), decode=interval(50, 2, 3, "range")))
     fp8 = replace(variant("fp8", 800, interval(0.003, 0.003), decode=interval(2, 0.1, 3, "range")))
     for rows in (table(int8, fp8), table(fp8, int8)):
-        found = answered(rows, at_most("perplexity", 0.01))
+        found = answered(rows, limited("perplexity", 0.01))
         assert labels(found.admissible)[:2] == ["int8", "fp8"]
-        assert [(tie.row.label, tie.decided_by) for tie in found.ties] == [("fp8", "decode")]
+        assert [(tie.row.label, tie.decided_by.ask.objective.name) for tie in found.ties] == [("fp8", "decode")]
         assert found.admissible[0].pick_probability == pytest.approx(1)
         assert found.holds
     same = replace(fp8, stored=int8.stored)
@@ -480,7 +484,7 @@ def test_speeds_that_intervals_do_not_tell_apart_are_equal() -> None:
     fast = variant("fast", 400, kl=0.2, decode=interval(50, 4, 3, "range"))
     found = answered(table(close, fast), objective="decode")
     assert labels(found.admissible)[:2] == ["close", "fast"]
-    assert [(tie.row.label, tie.decided_by) for tie in found.ties] == [("fast", "kl")]
+    assert [(tie.row.label, tie.decided_by.ask.objective.name) for tie in found.ties] == [("fast", "kl")]
     slow = replace(close, speeds=(Speed(SMALL, None, interval(44, 4, 3, "range"), None, None),))
     assert labels(answered(table(slow, fast), objective="decode").admissible)[:2] == ["fast", "close"]
     two = Estimate(49, None, None, 2, "2 processes: no interval")
@@ -495,31 +499,31 @@ def test_windows_in_common_tell_variants_apart_that_their_own_intervals_do_not()
     shared = Influence(windows, parts)
     better = replace(variant("better", 400, kl=0.1), kl_mean=interval(0.100, 0.02, 40), kl_influence=shared)
     worse = replace(variant("worse", 300, kl=0.1), kl_mean=interval(0.110, 0.022, 40), kl_influence=shared)
-    found = answered(table(better, worse), at_most("bytes", 500), objective="kl")
+    found = answered(table(better, worse), limited("bytes", 500), objective="kl")
     assert labels(found.admissible)[:2] == ["better", "worse"]
     assert found.ties == ()
     alone = [replace(row, kl_influence=None) for row in (better, worse)]
-    found = answered(table(*alone), at_most("bytes", 500), objective="kl")
+    found = answered(table(*alone), limited("bytes", 500), objective="kl")
     assert labels(found.admissible)[:2] == ["worse", "better"]  # not told apart: the smaller one
-    assert [(tie.row.label, tie.decided_by) for tie in found.ties] == [("better", "bytes")]
+    assert [(tie.row.label, tie.decided_by.ask.objective.name) for tie in found.ties] == [("better", "bytes")]
 
 
 @given(tables(), st.floats(0.001, 1))
 def test_probabilities_add_up(of: Table, bound: float) -> None:
-    found = answered(of, at_most("perplexity", bound), objective="bytes")
-    chances = [each.pick_probability or 0 for each in (*found.admissible, *found.fallen)]
+    found = answered(of, limited("perplexity", bound), objective="bytes")
+    chances = [each.pick_probability or 0 for each in (*found.admissible, *found.rejected)]
     assert sum(chances) + found.none_probability == pytest.approx(1)
 
 
 def test_what_decides_among_equals_must_be_certain_too() -> None:
     """A speed without an interval, or two intervals that overlap, may decide otherwise the next time."""
 
-    def speed(value: float, low: float | None, high: float | None) -> Figure:
-        return Figure(Estimate(value, low, high, 3, "made up"))
+    def speed(value: float, low: float | None, high: float | None) -> Reading:
+        return Reading(Estimate(value, low, high, 3, "made up"))
 
     other = variant("other", 1)
     apart, overlapping, alone = speed(10, 9, 11), speed(18, 10, 26), speed(18, None, None)
-    assert Tie(other, "decode", speed(20, 19, 21), apart).sure
-    assert not Tie(other, "decode", speed(20, 19, 21), overlapping).sure
-    assert not Tie(other, "decode", speed(20, 19, 21), alone).sure
+    assert Tie(other, ASKED["decode"], speed(20, 19, 21), apart).sure
+    assert not Tie(other, ASKED["decode"], speed(20, 19, 21), overlapping).sure
+    assert not Tie(other, ASKED["decode"], speed(20, 19, 21), alone).sure
     assert Tie(other, None).sure

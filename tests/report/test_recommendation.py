@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 from run_specs import changed
 
-from harness.analysis.aspects import Figure
 from harness.analysis.choice import Recommendation
 from harness.analysis.query import Limit
 from harness.api.recommend import recommend
@@ -19,8 +18,13 @@ from harness.cli.render import recommend as console_recommend
 from harness.core.job import VariantJob
 from harness.core.label import Label
 from harness.core.record import RunRecord
+from harness.figures.ask import Reading
+from harness.figures.divergence import KL
+from harness.figures.memory import MEMORY
+from harness.figures.quality import PERPLEXITY_CHANGE
+from harness.figures.speed import DECODE
 from harness.report import summary
-from harness.report.answer import Answer, answer, default_answer, figure_words, limit_words, reasons
+from harness.report.answer import Answer, answer, default_answer, limit_words, reading_words, reasons
 from harness.report.page import page
 from harness.report.recommendation import json_line, markdown
 from harness.report.renderers.html import html as report_html
@@ -117,7 +121,7 @@ def test_labels_are_told_beside_the_pick(bench: Any, none: Any, records: list[Ru
 
 
 def test_why_a_variant_fell_has_its_value_beside_the_limit(records: list[RunRecord]) -> None:
-    fell = {each.row.label: reasons(each) for each in asked(records, max_size="0.1GB").fallen}
+    fell = {each.row.label: reasons(each) for each in asked(records, max_size="0.1GB").rejected}
     assert fell["torchao int8-weight-only"] == ("stored weights 220 MB, above 100 MB",)
     assert fell["awq 4-bit g64"] == ("out of memory: quantize: killed: more than 8 GiB of memory",)
 
@@ -133,16 +137,16 @@ def test_why_a_variant_fell_has_its_value_beside_the_limit(records: list[RunReco
     ],
 )
 def test_a_limit_is_written_as_it_was_given(bound: float, words: str) -> None:
-    assert limit_words(Limit("max-memory", "memory", bound)) == words
+    assert limit_words(Limit(MEMORY, bound)) == words
 
 
 def test_figures_carry_their_interval_and_unit() -> None:
-    assert figure_words("decode", Figure(Estimate(38.26, 36, 40, 3, ""))) == "38.3 tok/s [36.0, 40.0]"
-    assert figure_words("perplexity", Figure(Estimate(0.006, 0.004, 0.008, 3, ""))) == "+0.600% [+0.400, +0.800]"
-    assert figure_words("memory", Figure(Estimate(2**30, 2**30, float("inf"), 1, ""), "its weights alone")) == (
+    assert reading_words(DECODE, Reading(Estimate(38.26, 36, 40, 3, ""))) == "38.3 tok/s [36.0, 40.0]"
+    assert reading_words(PERPLEXITY_CHANGE, Reading(Estimate(0.006, 0.004, 0.008, 3, ""))) == "+0.600% [+0.400, +0.800]"
+    assert reading_words(MEMORY, Reading(Estimate(2**30, 2**30, float("inf"), 1, ""), "its weights alone")) == (
         "at least 1.00 GiB (its weights alone)"
     )
-    assert figure_words("kl", Figure(None, "not measured")) == "not measured"
+    assert reading_words(KL, Reading(None, "not measured")) == "not measured"
 
 
 def test_a_hostile_name_marks_nothing_up(records: list[RunRecord]) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from copy import copy
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from typer.core import TyperCommand
 
 from harness.errors import ExitCode
+
+if TYPE_CHECKING:
+    from harness.figures.ask import LimitOption
 
 Text = Optional[str]  # noqa: UP045 - typer reads it at run time
 
@@ -21,25 +26,48 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
 
 
+class RecommendCommand(TyperCommand):
+    """The command with an option for each limit that a figure declares; they are read when the command is used."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        from harness.plugins import limit_options, objectives
+
+        options = {each.name: each for each in super().get_params(ctx)}
+        for name, direction in (("minimize", "lower"), ("maximize", "higher")):
+            options[name].help = _listed(list(objectives(direction)), default=STORED_BYTES)  # type: ignore[attr-defined]
+        limits = [_option(options["minimize"], keyword, figure.limit) for keyword, figure in limit_options().items()]
+        results, *others = options.values()
+        return [results, *limits, *others]
+
+    def invoke(self, ctx: Any) -> Any:
+        from harness.plugins import limit_options
+
+        ctx.obj = {keyword: ctx.params.pop(f"limit_{keyword}") for keyword in limit_options()}
+        return super().invoke(ctx)
+
+
+STORED_BYTES = "bytes"
+"""What is to be best where a user names nothing."""
+
+
+def _option(like: Any, keyword: str, limit: LimitOption) -> Any:
+    """An option such as the given one, which takes a text, for a limit."""
+    option = copy(like)
+    option.name, option.opts = f"limit_{keyword}", [f"--{limit.name}"]
+    option.metavar, option.help = limit.metavar, limit.help
+    return option
+
+
+def _listed(names: list[str], default: str) -> str:
+    *first, last = [f"{name} (the default)" if name == default else name for name in names]
+    return f"{', '.join(first)} or {last}."
+
+
 def recommend(
+    ctx: typer.Context,
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
-    max_memory: Annotated[Text, typer.Option(metavar="SIZE", help="All that generating takes: 8GiB or 8GB.")] = None,
-    max_size: Annotated[Text, typer.Option(metavar="SIZE", help="Stored weights, scales included.")] = None,
-    max_perplexity_increase: Annotated[
-        Text, typer.Option(metavar="SHARE", help="Against the baseline: 1% or 0.01.")
-    ] = None,
-    max_kl: Annotated[Text, typer.Option(metavar="NAT", help="Mean divergence from the baseline.")] = None,
-    min_agreement: Annotated[Text, typer.Option(metavar="SHARE", help="Top-1 agreement: 95%.")] = None,
-    max_accuracy_drop: Annotated[
-        Text, typer.Option(metavar="SHARE", help="In every task, in points of its score: 1% is 0.01.")
-    ] = None,
-    min_decode: Annotated[Text, typer.Option(metavar="TOK/S", help="Speed of decoding.")] = None,
-    min_prefill: Annotated[Text, typer.Option(metavar="TOK/S", help="Speed of prefill.")] = None,
-    max_energy: Annotated[Text, typer.Option(metavar="J", help="Per decoded token, power at rest taken off.")] = None,
-    minimize: Annotated[
-        Text, typer.Option(metavar="WHAT", help="bytes (the default), memory, perplexity, kl, cost or energy.")
-    ] = None,
-    maximize: Annotated[Text, typer.Option(metavar="WHAT", help="decode, prefill or accuracy.")] = None,
+    minimize: Annotated[Text, typer.Option(metavar="WHAT", help="A figure of which less is better.")] = None,
+    maximize: Annotated[Text, typer.Option(metavar="WHAT", help="A figure of which more is better.")] = None,
     at: Annotated[
         Text, typer.Option(metavar="POINT", help="Where speed counts: 'batch 1, prompt 128'; else the first point.")
     ] = None,
@@ -59,7 +87,7 @@ def recommend(
     ] = False,
     output: Annotated[Format, typer.Option("--format", help="How the answer is written.")] = Format.TABLE,
 ) -> None:
-    """Name the variant to ship: those that keep the limits, best first, and why each other one fell."""
+    """Name the variant to ship: those that keep the limits, best first, and why each of the others was rejected."""
     from harness.api.recommend import recommend as recommended
 
     found = recommended(
@@ -70,15 +98,7 @@ def recommend(
         context=context,
         batch=batch,
         allow_labelled=allow_labelled,
-        max_memory=max_memory,
-        max_size=max_size,
-        max_perplexity_increase=max_perplexity_increase,
-        max_kl=max_kl,
-        min_agreement=min_agreement,
-        max_accuracy_drop=max_accuracy_drop,
-        min_decode=min_decode,
-        min_prefill=min_prefill,
-        max_energy=max_energy,
+        **ctx.obj,
     )
     if output is Format.TABLE:
         from harness.cli.render.recommend import show

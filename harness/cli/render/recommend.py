@@ -37,11 +37,11 @@ def _show_one(console: Console, found: Recommendation) -> None:
             table.add_row(*map(Text, cells(found, rank, each)))
         console.print(table)
         console.print(Text(FOOT, style="dim"))
-    if found.fallen:
+    if found.rejected:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("fell", overflow="fold")
+        table.add_column("rejected", overflow="fold")
         table.add_column("why", overflow="fold")
-        for each in found.fallen:
+        for each in found.rejected:
             table.add_row(Text(name(each.row)), Text("; ".join(reasons(each))))
         console.print(table)
 
