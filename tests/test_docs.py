@@ -68,9 +68,9 @@ def examples() -> list[Any]:
     ]
 
 
-def make_reference() -> Any:
-    """The script docs/make_reference.py as a module; docs is no package."""
-    spec = importlib.util.spec_from_file_location("make_reference", DOCS / "make_reference.py")
+def script(name: str) -> Any:
+    """A script of docs as a module; docs is no package."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -78,9 +78,10 @@ def make_reference() -> Any:
     return module
 
 
-def test_the_recipe_reference_is_what_the_code_says() -> None:
-    written = (DOCS / "recipe-reference.md").read_text(encoding="utf-8")
-    assert written == make_reference().render(), "out of date: run python docs/make_reference.py"
+@pytest.mark.parametrize(("page", "name"), [("recipe-reference.md", "make_reference"), ("labels.md", "make_labels")])
+def test_a_generated_page_is_what_the_code_says(page: str, name: str) -> None:
+    written = (DOCS / page).read_text(encoding="utf-8")
+    assert written == script(name).render(), f"out of date: run python docs/{name}.py"
 
 
 def test_there_are_recipes() -> None:

@@ -184,12 +184,13 @@ class Form:
 LABELS: Mapping[LabelCode, Form] = {
     "natively_quantized": Form(
         _native,
-        "the model was published in few bits; `, degridded` where its weights were moved off that grid",
+        "the model was published in few bits; ends in `, degridded` if it was degridded",
         {"quantization": "Q4_1", "degridded": True},
     ),
     "leaked": Form(
         _leaked,
-        "more than 0.1% of the evaluation's runs of 16 tokens stand in the calibration, and `--allow-leak` let it pass",
+        "more than 0.1% of the evaluation's 16-token sequences occur in the calibration text, and `--allow-leak` "
+        "admitted it",
         {"shared": 0.03125, "run_tokens": 16},
     ),
     "little_calibration": Form(
@@ -212,25 +213,25 @@ LABELS: Mapping[LabelCode, Form] = {
     ),
     "unpacked_once": Form(
         lambda: "unpacked once: its codes are stored, and dense matrices beside them run",
-        "products are dense ones; codes and matrices are both in memory",
+        "the matrices that multiply are dense; the codes are in memory beside them",
     ),
     "kernel_fell_back": Form(
         lambda layers, family, expected: (
             f"kernel fell back: {layers} layers {KERNELS[family]}, where the method is meant to {KERNELS[expected]}"
         ),
-        "layers ran on a slower kind of kernel than the method is meant to",
+        "layers ran on a slower kind of kernel than the method is meant to use",
         {"layers": 28, "family": "dequantize", "expected": "packed"},
     ),
     "reload_differs": Form(
         lambda **difference: (
             "the artifact reloaded differs from the model that was saved, harmlessly: " + difference_words(**difference)
         ),
-        "by more than rounding, but by less than 10⁻⁴ nat per token",
+        "what was read back differs by more than rounding, but by less than 10⁻⁴ nat per token",
         {"relative": 0.0347, "kl": 1.14e-05, "loss_kept": 6.2771, "loss_now": 6.2775},
     ),
     "beyond_scope": Form(
         lambda scope, roles: f"quantized beyond the {scope}: {_listed(roles)}",
-        "embeddings or head are stored quantized too, as llama.cpp does by itself",
+        "embeddings or head are stored quantized too, as llama.cpp does by default",
         {"scope": "decoder", "roles": ("embedding", "head")},
     ),
     "left_alone": Form(
@@ -245,7 +246,7 @@ LABELS: Mapping[LabelCode, Form] = {
     ),
     "override_not_applied": Form(
         lambda pattern, parameter, value: f"override not applied: {pattern}: {parameter}={value}",
-        "the method's library cannot give single modules parameters of their own",
+        "the method's library does not support parameters per module",
         {"pattern": "*.down_proj", "parameter": "bits", "value": 8},
     ),
     "publisher_coverage": Form(
@@ -255,7 +256,7 @@ LABELS: Mapping[LabelCode, Form] = {
     ),
     "batch_dependent": Form(
         lambda: "depends on the batch; run one window at a time",
-        "a token's result depends on what else is in the batch",
+        "a token's result depends on the rest of the batch",
     ),
     "suspect": Form(
         _suspect,
@@ -264,14 +265,14 @@ LABELS: Mapping[LabelCode, Form] = {
     ),
     "implausible_baseline": Form(
         _implausible,
-        "no quality relative to this baseline can be trusted: see "
-        "[implausible baselines](measuring.md#implausible-baselines). No record holds it: it is worked out where a "
+        "no quality relative to this baseline can be trusted: see [implausible "
+        "baselines](measuring.md#implausible-baselines). Records do not hold this label; it is derived when a "
         "table is made",
         {"reason": "perplexity", "figure": 1234.0, "limit": 300.0},
     ),
     "other": Form(
         lambda text: str(text),
-        "a label of a record that an older qharness wrote in other words",
+        "a label of an older record in words that this qharness does not know",
         {"text": "fell back to a slow kernel"},
     ),
 }
@@ -296,16 +297,16 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "attention": Form(
         lambda implementation: str(implementation),
-        "the attention that really ran",
+        "the attention that actually ran",
         {"implementation": "sdpa"},
         "attention",
     ),
     "cpu_threads": Form(
-        lambda threads: str(threads), "how many threads torch used on the CPU", {"threads": 8}, "CPU threads"
+        lambda threads: str(threads), "the CPU threads that the model ran on", {"threads": 8}, "CPU threads"
     ),
     "key_value_cache": Form(
         lambda kind: str(kind),
-        "what keys and values were kept in, where that was not the model's own cache",
+        "what keys and values were stored in, if not in the model's own cache",
         {"kind": "Q8_0 of llama.cpp"},
         "key-value cache",
     ),
@@ -313,22 +314,24 @@ FACTS: Mapping[FactCode, Form] = {
         lambda bytes_per_token, expected, element_bytes: (
             f"{bytes_per_token:,.0f} bytes per token; by the model's shape {expected:,} at {element_bytes} bytes"
         ),
-        "the cache takes other than a key and a value of each token in each layer: both figures",
+        "both figures, if the cache takes more or less than one key and one value per token and layer",
         {"bytes_per_token": 8192.0, "expected": 4096, "element_bytes": 2},
         "KV cache",
     ),
-    "cache_empty": Form(lambda: "none: no tensor was found in it", "no tensor was found in the cache", {}, "KV cache"),
+    "cache_empty": Form(
+        lambda: "none: no tensor was found in it", "the cache holds no tensor, so its size is not known", {}, "KV cache"
+    ),
     "calibration": Form(
         lambda samples, length, text, packing, seed, sha256: (
             f"{samples} × {length} tokens of {text}, {packing}, seed {seed}, sha256 {sha256}"
         ),
-        "the samples, their length, text, packing and seed, and the sha256 of their token ids",
+        "samples × length, text, packing, seed, sha256 of the ids",
         {"samples": 128, "length": 512, "text": "wikitext", "packing": "crop", "seed": 0, "sha256": "0123456789ab"},
         "calibration",
     ),
     "calibration_asked_for": Form(
         lambda samples, held: f"{samples} samples; the text holds {held}",
-        "the text holds fewer samples than the recipe asked for",
+        "present if the text holds fewer samples than the recipe requested",
         {"samples": 128, "held": 100},
         "calibration asked for",
     ),
@@ -340,13 +343,13 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "calibration_overlap": Form(
         overlap_words,
-        "the share of the evaluation's runs of 16 tokens that stand in the calibration",
+        "the share of the evaluation's 16-token sequences that occur in the calibration text",
         {"shared": 0.00125, "run_tokens": 16},
         "calibration overlap",
     ),
     "task_overlap": Form(
         lambda task, shared, run_tokens: overlap_words(shared, run_tokens),
-        "the same of a task's questions",
+        "the same for the requests of a task",
         {"task": "arc_easy", "shared": 0.0, "run_tokens": 16},
         "calibration overlap with {task}",
     ),
@@ -354,7 +357,7 @@ FACTS: Mapping[FactCode, Form] = {
         lambda shared, run_tokens: (
             f"{shared:.3%} of the second half's runs of {run_tokens} tokens stand in the first half"
         ),
-        "the share of the runs of 16 tokens of the second half of what is scored that stand in its first half",
+        "the share of the 16-token sequences in the second half of the scored text that also occur in its first half",
         {"shared": 0.004, "run_tokens": 16},
         "evaluation halves overlap",
     ),
@@ -366,19 +369,19 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "conversion_difference": Form(
         difference_words,
-        "the same of the model converted for another engine, from transformers",
+        "the same for the model converted for another engine, compared with transformers",
         {"relative": 0.0125, "kl": 1e-05, "loss_kept": 6.25, "loss_now": 6.25},
         "conversion difference",
     ),
     "source_in_stack": Form(
         lambda stack, **difference: difference_words(**difference),
-        "the same of the unquantized source, as the stack's libraries read it",
+        "the same for the unquantized source, as the stack's libraries read it",
         {"stack": "autoawq", "relative": 0.0, "kl": 0.0, "loss_kept": 6.25, "loss_now": 6.25},
         "source in stack {stack}",
     ),
     "converted_tokenizer": Form(
         lambda remark: str(remark),
-        "what a GGUF file does not say of it; no figure here depends on it",
+        "what a GGUF file cannot express about it; no figure here depends on it",
         {"remark": "its way of splitting text is not known"},
         "tokenizer of the converted model",
     ),
@@ -390,7 +393,7 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "quantization_config": Form(
         lambda text: str(text),
-        "what the checkpoint says of itself: every single value",
+        "the checkpoint's own description: every single value",
         {"text": "bits 4, group_size 32, quant_method gptq"},
         "quantization_config",
     ),
@@ -414,7 +417,7 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "rate_not_measured": Form(
         lambda dtype, reason: str(reason),
-        "of a machine run: why torch multiplies no such numbers there",
+        "in a machine run: why torch cannot multiply this dtype there",
         {"dtype": "float8_e4m3fn", "reason": "not implemented"},
         "no rate of {dtype}",
     ),
