@@ -290,6 +290,21 @@ class TestRuns:
         trusted = makes.timed(makes.side("s2"), jittered(2, 10))
         assert only(track(base, [*head[:2], *trusted[2:]], DECODE), "decode").verdict == "regressed"
 
+    def test_a_label_that_came_has_its_code_in_the_environment(self, makes: Makes) -> None:
+        base = makes.timed(makes.side("s1"), jittered(1))
+        leaked = Label("leaked", {"shared": 0.03125, "run_tokens": 16})
+        (change,) = track(base, makes.timed(makes.side("s2"), jittered(1), (leaked,)), DECODE).environment
+        assert (change.what, change.base, change.head, change.code) == ("label", "none", leaked.sentence, "leaked")
+
+    def test_a_label_of_an_older_record_is_the_same_one(self, makes: Makes) -> None:
+        """Schema 1 kept the sentence, in which the figure is rounded."""
+        labels = [Label("leaked", {"shared": shared, "run_tokens": 16}) for shared in (0.03123, 0.0312345)]
+        base, head = (
+            makes.timed(makes.side(session), jittered(1), (label,))
+            for session, label in zip(("s1", "s2"), labels, strict=True)
+        )
+        assert track(base, head, DECODE).environment == ()
+
 
 SUSPECT = (Label("suspect", {"reason": "gpu_heat", "of": "run"}),)
 

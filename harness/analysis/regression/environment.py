@@ -1,12 +1,13 @@
-"""What around the figures is not what it was: libraries, drivers, machines, kernels, labels. Told, and no bar."""
+"""What around the figures is not what it was: libraries, drivers, machines, kernels, labels. It bars no verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from harness.analysis.regression.findings import Change
 from harness.analysis.regression.matching import HASH_DIGITS, Match
-from harness.core.label import FactCode
+from harness.core.label import FactCode, LabelCode
 from harness.core.record import RunRecord
 
 FACTS: tuple[FactCode, ...] = ("kernels", "attention", "cpu_threads", "layers")
@@ -16,50 +17,55 @@ NONE = "none"
 
 def changes(matches: Sequence[Match]) -> tuple[Change, ...]:
     """One entry for each thing that changed and each pair of its values, with the variants it was seen in."""
-    seen: dict[tuple[str, str, str], list[str]] = {}
+    seen: dict[Change, list[str]] = {}
     for match in matches:
         if match.same_runs:
             continue
         label = f"{match.head.spec.model.label} × {match.head.spec.method.label}"
-        for what, base, head in _of(match):
-            seen.setdefault((what, base, head), []).append(label)
+        for change in _of(match):
+            seen.setdefault(change, []).append(label)
     everyone = {f"{m.head.spec.model.label} × {m.head.spec.method.label}" for m in matches if not m.same_runs}
     return tuple(
-        Change(*change, () if set(who) == everyone else tuple(dict.fromkeys(who)))
-        for change, who in sorted(seen.items())
+        replace(change, variants=() if set(who) == everyone else tuple(dict.fromkeys(who)))
+        for change, who in sorted(seen.items(), key=lambda each: (each[0].what, each[0].base, each[0].head))
     )
 
 
-def _of(match: Match) -> Iterable[tuple[str, str, str]]:
+def _of(match: Match) -> Iterable[Change]:
     base, head = match.base.runs[-1], match.head.runs[-1]
     yield from _unlike("", {"machine": base.spec.hardware}, {"machine": head.spec.hardware})
     if _started(base) and _started(head):
         yield from _unlike("", _surroundings(base), _surroundings(head))
     yield from _unlike("harness: ", _versions(base), _versions(head))
     yield from (
-        (name.replace(".", " "), old[:HASH_DIGITS], new[:HASH_DIGITS]) for name, (old, new) in match.tracked.items()
+        Change(name.replace(".", " "), old[:HASH_DIGITS], new[:HASH_DIGITS])
+        for name, (old, new) in match.tracked.items()
     )
     if base.status == head.status == "ok":
-        yield from _unlike("", _facts(base), _facts(head))
+        yield from _unlike_facts(base, head)
         old, new = (_labels(run) for run in (base, head))
-        yield from (("label", label, NONE) for label in old - new)
-        yield from (("label", NONE, label) for label in new - old)
+        yield from (Change("label", label, NONE, code) for label, code in old.items() if label not in new)
+        yield from (Change("label", NONE, label, code) for label, code in new.items() if label not in old)
 
 
-def _facts(run: RunRecord) -> dict[str, str]:
-    found = [fact for code in FACTS if (fact := run.outcome.fact(code)) is not None]
-    return {fact.name: fact.value for fact in found}
+def _unlike_facts(base: RunRecord, head: RunRecord) -> Iterable[Change]:
+    for code in FACTS:
+        old, new = (run.outcome.fact(code) for run in (base, head))
+        name = next((fact.name for fact in (old, new) if fact), "")
+        before, after = (fact.value if fact else NONE for fact in (old, new))
+        if before != after:
+            yield Change(name, before, after, code)
 
 
-def _labels(run: RunRecord) -> set[str]:
-    """As they are shown: records of schema 1 hold their figures no more precisely."""
-    return {label.sentence for label in run.outcome.labels if label.code != "suspect"}
+def _labels(run: RunRecord) -> Mapping[str, LabelCode]:
+    """By what is shown: records of schema 1 hold their figures no more precisely."""
+    return {label.sentence: label.code for label in run.outcome.labels if label.code != "suspect"}
 
 
-def _unlike(prefix: str, base: Mapping[str, str], head: Mapping[str, str]) -> Iterable[tuple[str, str, str]]:
+def _unlike(prefix: str, base: Mapping[str, str], head: Mapping[str, str]) -> Iterable[Change]:
     for name in sorted(base.keys() | head.keys()):
         if base.get(name) != head.get(name):
-            yield prefix + name, base.get(name, NONE), head.get(name, NONE)
+            yield Change(prefix + name, base.get(name, NONE), head.get(name, NONE))
 
 
 def _started(run: RunRecord) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from harness.core.label import FactCode, LabelCode
 from harness.errors import ExitCode
 from harness.figures.derived.plausibility import Implausibility
 from harness.stats.estimate import Estimate
@@ -56,11 +57,15 @@ class Finding:
 
 @dataclass(frozen=True)
 class Change:
-    """Something around the figures that is not what it was; ``variants`` are those it was seen in, none: all."""
+    """Something around the figures that is not what it was; ``variants`` are those it was seen in, none: all.
+
+    ``code`` is that of a label or of a fact, empty for everything else.
+    """
 
     what: str
     base: str
     head: str
+    code: LabelCode | FactCode | Literal[""] = ""
     variants: tuple[str, ...] = ()
 
 
