@@ -11,8 +11,10 @@ import sys
 import tempfile
 import threading
 import time
+from ast import literal_eval
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -24,7 +26,7 @@ from harness.stacks.variables import for_workers
 TAIL_LINES = 12
 SIGN_OF_LIFE_S = 30.0
 """How long an installer may work before it is said that it still does, and at what."""
-_PIP_SETTINGS = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
+_UV_VARIABLES = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
 """What pip is configured with and uv does not read, by the variable in which uv takes it."""
 _WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harness.execution.context, {module}"
 
@@ -145,10 +147,18 @@ def _pip(stack: Stack) -> list[str]:
 def _settings() -> dict[str, str]:
     """The environment in which uv finds what pip is configured to find."""
     variables = dict(os.environ)
-    for setting, variable in _PIP_SETTINGS.items():
+    configured = _pip_settings()
+    for setting, variable in _UV_VARIABLES.items():
         for place in (":env:", "global"):
-            command = [sys.executable, "-m", "pip", "config", "get", f"{place}.{setting}"]
-            asked = subprocess.run(command, capture_output=True, text=True, check=False)
-            if asked.returncode == 0 and variable not in variables:
-                variables[variable] = asked.stdout.strip()
+            if f"{place}.{setting}" in configured:
+                variables.setdefault(variable, configured[f"{place}.{setting}"])
     return variables
+
+
+@cache
+def _pip_settings() -> dict[str, str]:
+    """What pip is configured with, by place and name (``global.cert``)."""
+    command = [sys.executable, "-m", "pip", "config", "list"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    lines = (line.partition("=") for line in listed.splitlines())
+    return {name: str(literal_eval(value)) for name, _, value in lines}

@@ -134,10 +134,10 @@ def test_what_needs_a_failed_run_is_unsupported(sweeps, tiny: Path) -> None:
 
 def test_a_hang_is_ended_with_all_its_children(sweeps, tiny: Path) -> None:
     began = time.monotonic()
-    records = sweeps.run(recipe(tiny, [{"faulty": {"how": "hang"}}], limits={"time": "15s"}))
+    records = sweeps.run(recipe(tiny, [{"faulty": {"how": "hang"}}], limits={"time": "6s"}))
     (record,) = [r for r in records if r.spec.kind == "quantize"]
     assert record.status == "timeout"
-    assert "time limit of 15 s" in record.outcome.failure.message  # type: ignore[union-attr]
+    assert "time limit of 6 s" in record.outcome.failure.message  # type: ignore[union-attr]
     assert time.monotonic() - began < 300
     sleepers = subprocess.run(["pgrep", "-f", "time.sleep(600)"], capture_output=True, text=True, check=False)
     assert sleepers.stdout == ""

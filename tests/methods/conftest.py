@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,8 +71,11 @@ def calibration(tiny: Path) -> CalibrationSet:
 
 
 @pytest.fixture
-def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Callable[..., Made]:
-    """``make("gptq", bits=4, group_size=32)``; skips where a package that the method names is not installed."""
+def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Iterator[Callable[..., Made]]:
+    """``make("gptq", bits=4, group_size=32)``; skips where a package that the method names is not installed.
+
+    What is in memory before is kept from the garbage collector, which libraries start for every layer.
+    """
 
     import torch
     from transformers import AutoTokenizer
@@ -122,7 +126,9 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Callable[..
             loaded = model.logits(probe)[0].float()
         return Made(chosen, params, tmp_path, in_memory, model, loaded, plain, facts)
 
-    return run
+    gc.freeze()
+    yield run
+    gc.unfreeze()
 
 
 def _load(folder: Path, dtype: str) -> Any:

