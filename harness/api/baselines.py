@@ -37,8 +37,8 @@ class Baselines:
         return NAME.fullmatch(name) is not None and (self.root / name).is_dir()
 
     def names(self) -> list[str]:
-        found = self.root.iterdir() if self.root.is_dir() else ()
-        return sorted(path.name for path in found if path.name in self)
+        folders = self.root.iterdir() if self.root.is_dir() else ()
+        return sorted(path.name for path in folders if path.name in self)
 
     def read(self, name: str) -> Baseline:
         """Raises UsageError where there is none of that name."""
@@ -49,14 +49,14 @@ class Baselines:
     def set(self, name: str, records: Sequence[RunRecord], replace: bool = False) -> Path:
         """Keeps the runs that count; returns the folder, which appears whole or not at all.
 
-        Raises UsageError for a name that is no plain word, or that is taken and not to be replaced, and ResultsError
+        Raises UsageError for a name that is no plain word, or that exists and is not to be replaced, and ResultsError
         where no record measures a variant.
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a baseline: expected letters, digits, dots, dashes and underscores")
         folder = self.root / name
         if folder.exists() and not replace:
-            raise UsageError(f"baseline {name!r} is set already, in {folder}; --replace sets it anew")
+            raise UsageError(f"baseline {name!r} exists in {folder}; --replace overwrites it")
         kept = [run for case in cases(records).values() for run in case.runs]
         if not kept:
             raise ResultsError(f"baseline {name!r}: none of these records measures a variant")

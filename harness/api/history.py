@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.analysis.history import History, trace
 from harness.api.baselines import FOLDER
-from harness.api.compare import named
+from harness.api.results import read_named
 from harness.errors import UsageError, refuse_unknown
 from harness.plugins import gates
 
@@ -24,20 +24,20 @@ def history(
     """Each figure over the sessions that measured it, with change points, as ``qharness history`` does.
 
     ``places`` are what ``harness.compare`` takes: results folders, ``FOLDER@ID``, names of baselines. ``metrics`` are
-    names of gates; ``methods`` and ``models`` keep what has one of these words in its name, in either case of letters.
-    Raises UsageError for a place that is nothing, an unknown metric, and where nothing is left to show.
+    names of gates; ``methods`` and ``models`` keep what has one of these words in its name, in any case.
+    Raises UsageError for a place that does not exist, an unknown metric, and where nothing is left to show.
     """
     if not places:
         raise UsageError("history: name a results folder")
     for metric in metrics:
         if metric not in gates():
             refuse_unknown("metric", metric, gates())
-    found = [named(str(place), Path(results), Path(baselines)) for place in places]
+    sources = [read_named(str(place), Path(results), Path(baselines)) for place in places]
     whole = trace(
-        (record for each in found for record in each.records),
+        (record for each in sources for record in each.records),
         metrics=metrics,
-        names=[each.name for each in found],
-        unread=[fault for each in found for fault in each.unread],
+        names=[each.name for each in sources],
+        unread=[fault for each in sources for fault in each.unread],
     )
     series = tuple(each for each in whole.series if _has(each.method, methods) and _has(each.model, models))
     if not series:

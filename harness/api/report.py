@@ -25,8 +25,9 @@ def write_report(
     Raises UsageError, before anything is written, for an unknown format and for images that cannot be drawn here, and
     ResultsError where the folder holds no records.
     """
-    found = read_records(Path(records)) if isinstance(records, str | Path) else records
-    return write(found, Path(out), formats, Path(job_summary) if job_summary is not None else None)
+    if isinstance(records, str | Path):
+        records = read_records(Path(records))
+    return write(records, Path(out), formats, Path(job_summary) if job_summary is not None else None)
 
 
 def write_folder_report(

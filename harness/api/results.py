@@ -1,16 +1,72 @@
-"""``harness.load_results``: the measurements of a results folder as a data frame."""
+"""Results as a user names them: the records of a folder, session, run or baseline, and ``harness.load_results``."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.api.baselines import Baselines
 from harness.core.job import VariantJob
-from harness.core.record import Measurement
-from harness.storage.store import read_records
+from harness.core.record import Measurement, RunRecord
+from harness.errors import ResultsError, UsageError
+from harness.storage.store import read_records, read_whole
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+@dataclass(frozen=True)
+class NamedRecords:
+    """The records that a name stands for; ``unread`` says why each other record there could not be read."""
+
+    name: str
+    records: tuple[RunRecord, ...]
+    unread: tuple[str, ...]
+
+
+def read_named(word: str, results: Path, baselines: Path) -> NamedRecords:
+    """The records of a baseline, of a results folder, or of a session or run: the first of these that ``word`` names.
+
+    Raises UsageError where it names none of them.
+    """
+    kept = Baselines(baselines)
+    if word in kept:
+        baseline = kept.read(word)
+        return NamedRecords(f"baseline {word}", baseline.records, baseline.unread)
+    if Path(word).exists():
+        return read_folder(Path(word))
+    folder, at, wanted = word.rpartition("@")
+    root = Path(folder) if at else results
+    if at or root.is_dir():
+        return _read_part(word, root, wanted)
+    raise UsageError(
+        f"{word}: neither a results folder nor a baseline in {baselines}, and there is no folder {results}"
+    )
+
+
+def read_folder(folder: Path, wanted: str | None = None) -> NamedRecords:
+    """The records of a results folder, or those of one session or run in it."""
+    if wanted:
+        return _read_part(f"{folder}@{wanted}", folder, wanted)
+    return NamedRecords(str(folder), *read_whole(folder))
+
+
+def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
+    """The records of one session or one run, by its id or by the beginning of it that no other has."""
+    records, unread = read_whole(folder)
+    ids = {record.session for record in records} | {record.spec.run_id for record in records}
+    matches = [wanted] if wanted in ids else sorted(each for each in ids if wanted and each.startswith(wanted))
+    if len(matches) > 1:
+        shown = ", ".join(matches[:4])
+        raise UsageError(f"{word}: {len(matches)} sessions and runs in {folder} begin with {wanted}: {shown}")
+    if not matches:
+        sessions = ", ".join(sorted({record.session for record in records})[-4:])
+        raise ResultsError(
+            f"{word}: neither a folder, a baseline, nor a session or run in {folder}; sessions: {sessions}"
+        )
+    chosen = tuple(record for record in records if matches[0] in (record.session, record.spec.run_id))
+    return NamedRecords(f"{folder}@{matches[0]}", chosen, unread)
 
 
 def load_results(path: str | Path) -> pd.DataFrame:

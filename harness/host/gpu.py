@@ -1,4 +1,4 @@
-"""The GPU that torch calls cuda:0, asked through NVML: what it is, and what drifts in it. No backend is imported."""
+"""The GPU that torch calls cuda:0, read through NVML: what it is, and what drifts in it. No backend is imported."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Gpu:
-    """The GPU that torch calls cuda:0, asked through NVML. Some GPUs refuse some questions; the answer is left out."""
+    """The GPU that torch calls cuda:0, read through NVML. What a GPU does not report is left out."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
@@ -22,12 +22,12 @@ class Gpu:
         return str(self._nvml.nvmlDeviceGetName(self._handle))
 
     def capability(self) -> tuple[int, int] | None:
-        answer = self._asked({"capability": lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)})
+        answer = self._query({"capability": lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)})
         return (int(answer["capability"][0]), int(answer["capability"][1])) if answer else None
 
     def hardware(self) -> dict[str, Scalar]:
         nvml, handle = self._nvml, self._handle
-        return self._asked(
+        return self._query(
             {
                 "gpu": lambda: nvml.nvmlDeviceGetName(handle),
                 "gpu_memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
@@ -36,16 +36,16 @@ class Gpu:
         )
 
     def state(self, pid: int) -> dict[str, float]:
-        """What drifts: clocks first. ``pid`` is the asking process, which is not counted among the others.
+        """What drifts: clocks first. ``pid`` is this process, which is not counted among the others.
 
         ``gpu_slowdown_reasons`` is NVML's bit mask of why clocks are held down now. The ``…_violation_s`` are seconds
         since the driver was loaded in which power or heat held them down. ``gpu_processes`` counts all that compute
-        on the GPU, this one included; ``gpu_other_bytes`` is what the others take, told where the driver lists this
-        process under its own number (in a container it may not).
+        on the GPU, this one included; ``gpu_other_bytes`` is what the others take, known only where the driver lists
+        this process under its own number (in a container it may not).
         """
         nvml, handle = self._nvml, self._handle
         clock, limit = nvml.nvmlDeviceGetClockInfo, nvml.nvmlDeviceGetMaxClockInfo
-        told: dict[str, float] = self._asked(
+        state: dict[str, float] = self._query(
             {
                 "gpu_sm_clock_mhz": lambda: float(clock(handle, nvml.NVML_CLOCK_SM)),
                 "gpu_memory_clock_mhz": lambda: float(clock(handle, nvml.NVML_CLOCK_MEM)),
@@ -59,25 +59,25 @@ class Gpu:
                 "gpu_persistence": lambda: float(nvml.nvmlDeviceGetPersistenceMode(handle)),
             }
         )
-        return {**told, **self._computing(pid)}
+        return {**state, **self._computing(pid)}
 
     def _violation_s(self, policy: int) -> float:
         return float(self._nvml.nvmlDeviceGetViolationStatus(self._handle, policy).violationTime) / 1e9
 
     def _computing(self, pid: int) -> dict[str, float]:
-        answer = self._asked({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
+        answer = self._query({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
         listed = answer.get("all")
         if listed is None:
             return {}
         others = [process.usedGpuMemory for process in listed if process.pid != pid]
-        told = {"gpu_processes": float(len(listed))}
+        counts = {"gpu_processes": float(len(listed))}
         if len(others) < len(listed) and None not in others:
-            told["gpu_other_bytes"] = float(sum(others))
-        return told
+            counts["gpu_other_bytes"] = float(sum(others))
+        return counts
 
     def energy_j(self) -> float | None:
         """Joules used since the driver was loaded; None where the GPU does not count them."""
-        answer = self._asked({"mj": lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)})
+        answer = self._query({"mj": lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)})
         return answer["mj"] / 1000 if answer else None
 
     def process_bytes(self, pid: int) -> int | None:
@@ -85,20 +85,20 @@ class Gpu:
 
         None where the driver does not list the process: in a container it may know it by another number.
         """
-        answer = self._asked({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
+        answer = self._query({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
         sizes = [process.usedGpuMemory for process in answer.get("all", ()) if process.pid == pid]
         return int(sizes[0]) if sizes and sizes[0] is not None else None
 
     def used_bytes(self) -> int | None:
         """Memory in use on the whole GPU, whoever uses it."""
-        answer = self._asked({"used": lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
+        answer = self._query({"used": lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
         return int(answer["used"]) if answer else None
 
-    def _asked(self, questions: dict[str, Callable[[], T]]) -> dict[str, T]:
+    def _query(self, queries: dict[str, Callable[[], T]]) -> dict[str, T]:
         answers = {}
-        for name, ask in questions.items():
+        for name, read in queries.items():
             try:
-                answers[name] = ask()
+                answers[name] = read()
             except self._nvml.NVMLError:
                 continue
         return answers

@@ -1,6 +1,6 @@
 """The machine the harness runs on: what it is, what drifts in it, and what software it holds.
 
-No backend is imported: a GPU is asked through NVML, a library's version through its metadata.
+No backend is imported: a GPU is read through NVML, a library's version from its metadata.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ PACKAGES = (
 def choose(device: str) -> Machine:
     """The machine with the recipe's device. Raises UsageError for a GPU that is not there or not usable."""
     cpu = f"{cpu_name()}, {cores()} cores"
-    with gpu() as found:
-        name = None if found is None else found.name()
-        capability = None if found is None else found.capability()
+    with gpu() as device_zero:
+        name = None if device_zero is None else device_zero.name()
+        capability = None if device_zero is None else device_zero.capability()
     usable = name is not None and not _cpu_build()
     if device == "cuda" and not usable:
         reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
@@ -45,7 +45,7 @@ def choose(device: str) -> Machine:
 
 
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
-    """The machine and its software as they are at this moment; what cannot be asked is left out.
+    """The machine and its software as they are at this moment; what cannot be read is left out.
 
     ``packages`` are those whose versions matter beside the harness's own.
     """
@@ -55,30 +55,30 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
         "memory_bytes": memory_bytes(),
         "platform": platform.platform(),
     }
-    with gpu() as found:
-        if found is not None:
-            hardware |= found.hardware()
+    with gpu() as device:
+        if device is not None:
+            hardware |= device.hardware()
     return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state())
 
 
 def state() -> dict[str, float]:
-    """What drifts, at this moment; the GPU is asked first, for an idle one slows its clocks down."""
-    found: dict[str, float] = {}
+    """What drifts, at this moment; the GPU is read first, because an idle one slows its clocks down."""
+    of_gpu: dict[str, float] = {}
     with gpu() as device:
         if device is not None:
-            found |= device.state(os.getpid())
+            of_gpu = device.state(os.getpid())
     load = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
-    return {**found, **processor_state(), **load}
+    return {**of_gpu, **processor_state(), **load}
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     """The installed versions of the packages that decide a figure."""
-    asked = {package: installed_version(package) for package in (*PACKAGES, *packages)}
-    return {package: found for package, found in asked.items() if found is not None}
+    installed = {package: installed_version(package) for package in (*PACKAGES, *packages)}
+    return {package: number for package, number in installed.items() if number is not None}
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, found without importing it."""
+    """The version of an installed distribution, read without importing it; None where it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -104,7 +104,7 @@ def memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """What a process could still take; 0 where nobody says."""
+    """What a process could still take; 0 where the system does not say."""
     return _meminfo("MemAvailable")
 
 
@@ -116,11 +116,11 @@ def cache_folder() -> Path:
 
 def gpu_summary() -> str | None:
     """Name and memory of the GPU that would be used, or None where there is none."""
-    with gpu() as found:
-        if found is None:
+    with gpu() as device:
+        if device is None:
             return None
-        size = found.hardware().get("gpu_memory_bytes")
-        return f"{found.name()}, {float(size) / 2**30:.0f} GiB" if size else found.name()
+        size = device.hardware().get("gpu_memory_bytes")
+        return f"{device.name()}, {float(size) / 2**30:.0f} GiB" if size else device.name()
 
 
 def _cpu_build() -> bool:

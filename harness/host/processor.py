@@ -81,16 +81,16 @@ def _throttles(cores: Sequence[int]) -> dict[str, float]:
 
 
 def _frequency(cores: Sequence[int]) -> dict[str, float]:
-    found = _numbers(cores, "cpufreq/scaling_cur_freq")
-    return {"cpu_mhz": sum(found) / len(found) / 1000} if found else {}
+    khz = _numbers(cores, "cpufreq/scaling_cur_freq")
+    return {"cpu_mhz": sum(khz) / len(khz) / 1000} if khz else {}
 
 
 def _numbers(cores: Sequence[int], name: str) -> list[int]:
-    """A number of each core that tells it."""
-    found = []
+    """A number of each core that reports it."""
+    numbers = []
     for core in cores:
         try:
-            found.append(int((CPUS / f"cpu{core}" / name).read_text()))
+            numbers.append(int((CPUS / f"cpu{core}" / name).read_text()))
         except (OSError, ValueError):
             continue
-    return found
+    return numbers

@@ -88,12 +88,12 @@ def stack_definition(name: str) -> StackDefinition:
         refuse_unknown("stack", name, stack_names())
     owner = entry.dist.name if entry.dist else entry.value
     try:
-        found = entry.load()
+        definition = entry.load()
     except Exception as error:
         raise UsageError(f"the plugin {owner!r} fails at import: {type(error).__name__}: {error}") from error
-    if not isinstance(found, StackDefinition):
+    if not isinstance(definition, StackDefinition):
         raise UsageError(f"the plugin {owner!r} names {entry.value}, which is no harness.stacks.StackDefinition")
-    return found
+    return definition
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,10 @@ class Stack:
         return None
 
     def read_versions(self) -> Mapping[str, str]:
-        """Its packages: a user's own interpreter is asked. Raises UsageError where they cannot be read."""
+        """Its packages; a user's own interpreter is started to list them.
+
+        Raises UsageError where they cannot be read.
+        """
         if self.own_python is not None:
             return ask_versions(self.own_python)
         try:

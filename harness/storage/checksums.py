@@ -20,17 +20,17 @@ def file_sha256(path: Path) -> str:
 
 def git_blob(path: Path) -> str:
     """What git calls a file's content: sha1 of ``blob SIZE`` and the bytes (gitformat-pack)."""
-    found = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    blob = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
+            blob.update(chunk)
+    return blob.hexdigest()
 
 
 def stat_file(path: Path) -> InputFile:
     """A file that is not hashed. Raises OSError where it is not there."""
-    found = path.stat()
-    return InputFile(str(path), found.st_size, found.st_mtime_ns, found.st_ino, found.st_ctime_ns)
+    now = path.stat()
+    return InputFile(str(path), now.st_size, now.st_mtime_ns, now.st_ino, now.st_ctime_ns)
 
 
 def hash_file(path: Path) -> InputFile:
@@ -52,9 +52,9 @@ def find_difference(known: Input, any_change: bool = False) -> str | None:
 
     ``any_change`` counts a change of any kind (ctime), not only another size, mtime or inode.
     """
-    found = next((difference for file in known.files if (difference := compare_stat(file, any_change))), None)
-    if found is not None or not known.folder:
-        return found
+    first = next((difference for file in known.files if (difference := compare_stat(file, any_change))), None)
+    if first is not None or not known.folder:
+        return first
     try:
         now = _matching_names(Path(known.folder), known.patterns)
     except OSError as error:

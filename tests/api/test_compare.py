@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 import harness
 from harness.analysis.regression import track
 from harness.api.baselines import Baselines
-from harness.api.compare import named
+from harness.api.results import read_named
 from harness.cli.app import app
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
@@ -147,23 +147,23 @@ class TestWords:
         assert found.exit_code is ExitCode.GATE_FAILED
         assert harness.compare("s1", "s2", results=results).exit_code is ExitCode.GATE_FAILED
         assert harness.compare(results, "s2", results=results).exit_code is ExitCode.OK  # the newest counts
-        assert named(record("s1").spec.run_id[:9], results, tmp_path).records == read_whole(results)[0]
+        assert read_named(record("s1").spec.run_id[:9], results, tmp_path).records == read_whole(results)[0]
 
     @pytest.mark.parametrize(
         ("word", "expected"),
         [
-            ("s", "2 sessions and runs in .* begin so: s1, s2"),
+            ("s", "2 sessions and runs in .* begin with s: s1, s2"),
             ("s3", "neither a folder, a baseline, nor a session or run in .*; sessions: s1, s2"),
         ],
     )
     def test_what_names_nothing_says_what_there_is(self, tmp_path: Path, word: str, expected: str) -> None:
         results = save(tmp_path / "results", [record("s1"), record("s2")])
         with pytest.raises(UsageError, match=expected):
-            named(word, results, tmp_path / "baselines")
+            read_named(word, results, tmp_path / "baselines")
 
     def test_without_any_folder(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="neither a results folder nor a baseline"):
-            named("main", tmp_path / "results", tmp_path / "baselines")
+            read_named("main", tmp_path / "results", tmp_path / "baselines")
 
     def test_nothing_in_common(self, good: Path, tmp_path: Path) -> None:
         other = save(tmp_path / "other", [record("s1", method=MethodRef("fp8", 1, {}, "fp8", "on_load"))])

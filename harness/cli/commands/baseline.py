@@ -30,9 +30,9 @@ def set_baseline(
 ) -> None:
     """Copy the records of a results folder that count to a baseline's folder, which can be committed."""
     from harness.api.baselines import Baselines
-    from harness.api.compare import folder_records
+    from harness.api.results import read_folder
 
-    found = folder_records(results, session)
+    found = read_folder(results, session)
     for fault in found.unread:
         typer.echo(f"left out: {fault}", err=True)
     typer.echo(Baselines(baselines).set(name, found.records, replace))

@@ -36,12 +36,7 @@ def estimate(
     as_json: AsJson = False,
 ) -> None:
     """Reckon weights, cache and workspace per method, and whether they fit: from headers or config.json alone."""
+    from harness.api.estimate import estimate as make_estimates
     from harness.cli.render.estimate import show_estimates
-    from harness.models import shapes
-    from harness.planning.estimate import chosen, fits, gpus
 
-    variants = [chosen.parse(text) for text in method] if method else chosen.every()
-    budget = gpus.budget(gpu) if gpu is not None else None
-    found = shapes.read(model, revision)
-    question = fits.asked(found, context, batch, budget)
-    show_estimates(found, question, fits.estimates(found, variants, question, dtype), as_json)
+    show_estimates(*make_estimates(model, method or (), context, batch, gpu, dtype, revision), as_json)

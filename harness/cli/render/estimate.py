@@ -12,7 +12,7 @@ from rich.table import Table
 from harness.figures.formats import BINARY, BLANK, DECIMAL, significant, size_unit
 from harness.models.memory import Weights
 from harness.models.shapes import ModelShapes
-from harness.planning.estimate.fits import Asked, Estimate
+from harness.planning.estimate.fits import EstimateRequest, MemoryEstimate
 
 NOT_COUNTED = (
     "Not counted: the driver's and the libraries' own memory (some hundred MiB on a GPU), and gaps between blocks."
@@ -27,20 +27,22 @@ def size(count: float) -> str:
     )
 
 
-def show_estimates(model: ModelShapes, asked: Asked, estimates: Sequence[Estimate], as_json: bool) -> None:
+def show_estimates(
+    model: ModelShapes, request: EstimateRequest, estimates: Sequence[MemoryEstimate], as_json: bool
+) -> None:
     """One JSON line per method, or tables. GB is 10⁹ bytes, GiB is 2³⁰."""
     if as_json:
         for entry in estimates:
-            print(json.dumps(_line(model, asked, entry)))
+            print(json.dumps(_line(model, request, entry)))
         return
     console = Console()
     console.print(_parameters(model), highlight=False)
-    budget = f"; to fit {asked.budget.name}, {size(asked.budget.bytes)}" if asked.budget else ""
-    console.print(f"context {asked.context} tokens, batch {asked.batch}{budget}", highlight=False)
+    budget = f"; to fit {request.budget.name}, {size(request.budget.bytes)}" if request.budget else ""
+    console.print(f"context {request.context} tokens, batch {request.batch}{budget}", highlight=False)
     if len(estimates) == 1:
-        _show_parts(console, estimates[0], asked)
+        _show_parts(console, estimates[0], request)
     else:
-        _show_all(console, estimates, asked)
+        _show_all(console, estimates, request)
     console.print(NOT_COUNTED, highlight=False)
 
 
@@ -54,9 +56,9 @@ def _parameters(model: ModelShapes) -> str:
     )
 
 
-def _show_parts(console: Console, entry: Estimate, asked: Asked) -> None:
+def _show_parts(console: Console, entry: MemoryEstimate, request: EstimateRequest) -> None:
     if entry.weights is None:
-        console.print(f"{entry.label}: {entry.refusal}", highlight=False)
+        console.print(f"{entry.label}: {entry.unsupported}", highlight=False)
         return
     stored = entry.weights
     console.print(
@@ -66,15 +68,15 @@ def _show_parts(console: Console, entry: Estimate, asked: Asked) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, count in _parts(stored, entry, asked):
+    for name, count in _parts(stored, entry, request):
         table.add_row(name, size(count))
     console.print(table, highlight=False)
-    for line in (entry.note, _verdict(entry, asked)):
+    for line in (entry.note, _verdict(entry, request)):
         if line:
             console.print(line, highlight=False)
 
 
-def _parts(stored: Weights, entry: Estimate, asked: Asked) -> list[tuple[str, int]]:
+def _parts(stored: Weights, entry: MemoryEstimate, request: EstimateRequest) -> list[tuple[str, int]]:
     parts = [
         ("weights: linears", stored.linear),
         ("weights: embedding", stored.embedding),
@@ -89,25 +91,25 @@ def _parts(stored: Weights, entry: Estimate, asked: Asked) -> list[tuple[str, in
     return [*(part for part in parts if part[1]), ("in all", entry.total_bytes or 0)]
 
 
-def _verdict(entry: Estimate, asked: Asked) -> str | None:
-    if asked.budget is None or entry.total_bytes is None:
+def _verdict(entry: MemoryEstimate, request: EstimateRequest) -> str | None:
+    if request.budget is None or entry.total_bytes is None:
         return None
-    left = asked.budget.bytes - entry.total_bytes
+    left = request.budget.bytes - entry.total_bytes
     word = f"fits, {size(left)} left" if entry.fits else f"does not fit: {size(-left)} too much"
     return (
-        f"{word}; longest context at batch {asked.batch}: {entry.longest_context} tokens; "
-        f"largest batch at context {asked.context}: {entry.largest_batch}"
+        f"{word}; longest context at batch {request.batch}: {entry.longest_context} tokens; "
+        f"largest batch at context {request.context}: {entry.largest_batch}"
     )
 
 
-def _show_all(console: Console, estimates: Sequence[Estimate], asked: Asked) -> None:
+def _show_all(console: Console, estimates: Sequence[MemoryEstimate], request: EstimateRequest) -> None:
     possible = [entry for entry in estimates if entry.weights is not None]
     totals = [entry.total_bytes or 0 for entry in possible]
     units = (size_unit(totals, DECIMAL), size_unit(totals, BINARY))
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     both = " / ".join(unit.name for unit in units)
     names = ["bits", f"weights\n{both}", f"in all\n{both}", f"on disk\n{units[0].name}"]
-    names += ["fits", "context", "batch"] if asked.budget else []
+    names += ["fits", "context", "batch"] if request.budget else []
     table.add_column("method", no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
@@ -118,19 +120,19 @@ def _show_all(console: Console, estimates: Sequence[Estimate], asked: Asked) -> 
         for value in (entry.weights.total, entry.total_bytes or 0):
             found.append(" / ".join(significant(value / unit.bytes) for unit in units))
         found.append(BLANK if disk is None else significant(disk / units[0].bytes))
-        if asked.budget:
+        if request.budget:
             found += ["yes" if entry.fits else "no", str(entry.longest_context), str(entry.largest_batch)]
         table.add_row(entry.label, *found)
     console.print(table, highlight=False)
-    if asked.budget:
-        console.print(f"context: the longest at batch {asked.batch}; batch: the largest at context {asked.context}")
+    if request.budget:
+        console.print(f"context: the longest at batch {request.batch}; batch: the largest at context {request.context}")
     for entry in estimates:
-        for said in (entry.note, entry.refusal):
+        for said in (entry.note, entry.unsupported):
             if said is not None:
                 console.print(f"{entry.label}: {said}", highlight=False)
 
 
-def _line(model: ModelShapes, asked: Asked, entry: Estimate) -> dict[str, object]:
+def _line(model: ModelShapes, request: EstimateRequest, entry: MemoryEstimate) -> dict[str, object]:
     parameters = {
         "all": model.parameters,
         "active": model.active,
@@ -146,10 +148,10 @@ def _line(model: ModelShapes, asked: Asked, entry: Estimate) -> dict[str, object
         "parameters": parameters,
         "method": entry.label,
         "dtype": entry.dtype,
-        "context": asked.context,
-        "batch": asked.batch,
-        "budget_bytes": asked.budget.bytes if asked.budget else None,
-        "unsupported": entry.refusal,
+        "context": request.context,
+        "batch": request.batch,
+        "budget_bytes": request.budget.bytes if request.budget else None,
+        "unsupported": entry.unsupported,
         "weight_bytes": weights,
         "kv_bytes_per_token": entry.kv_bytes_per_token,
         "kv_bytes": entry.kv_bytes,

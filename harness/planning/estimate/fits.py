@@ -20,8 +20,8 @@ MOST = 2**24
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The context in tokens (prompt and answer together) and the batch, as they were asked for."""
+class EstimateRequest:
+    """The context in tokens (prompt and answer together) and the batch, to estimate for."""
 
     context: int
     batch: int
@@ -29,16 +29,16 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What one variant takes, in bytes; ``refusal`` says why the method cannot be had of the model.
+class MemoryEstimate:
+    """What one variant takes, in bytes; ``unsupported`` says why this model cannot use the method.
 
-    ``longest_context`` (at the batch asked for) and ``largest_batch`` (at the context) are 0 where nothing fits, and
+    ``longest_context`` (at the requested batch) and ``largest_batch`` (at the context) are 0 where nothing fits, and
     None without a budget.
     """
 
     label: str
     dtype: str
-    refusal: str | None
+    unsupported: str | None
     weights: Weights | None = None
     kv_bytes_per_token: int = 0
     kv_bytes: int = 0
@@ -50,11 +50,11 @@ class Estimate:
 
     @property
     def total_bytes(self) -> int | None:
-        """Weights, cache and workspace; None where the method cannot be had."""
+        """Weights, cache and workspace; None where the model cannot use the method."""
         return None if self.weights is None else self.weights.total + self.kv_bytes + self.workspace_bytes
 
 
-def asked(model: ModelShapes, context: int | None, batch: int, budget: Budget | None) -> Asked:
+def request(model: ModelShapes, context: int | None, batch: int, budget: Budget | None) -> EstimateRequest:
     """Raises UsageError for a size below one, or a context that is longer than the model's."""
     limit = model.context_length
     if context is None:
@@ -64,27 +64,29 @@ def asked(model: ModelShapes, context: int | None, batch: int, budget: Budget | 
             raise UsageError(f"{name}: expected 1 or more, not {value}")
     if limit is not None and context > limit:
         raise UsageError(f"--context: {context} tokens exceed the {limit} that {model.label} was made for")
-    return Asked(context, batch, budget)
+    return EstimateRequest(context, batch, budget)
 
 
-def estimates(model: ModelShapes, chosen: Iterable[Chosen], question: Asked, dtype: str = "auto") -> list[Estimate]:
+def estimates(
+    model: ModelShapes, chosen: Iterable[Chosen], request: EstimateRequest, dtype: str = "auto"
+) -> list[MemoryEstimate]:
     """One estimate per method, in their order. ``dtype`` is the one that a recipe would ask for."""
     wanted = model.dtype if dtype == "auto" else dtype
     if wanted not in DTYPE_BITS:
         raise UsageError(
             f"--dtype: {model.label} is in {wanted}; name the one it is to run in: {', '.join(DTYPE_BITS)}"
         )
-    return [_estimate(model, variant, question, wanted) for variant in chosen]
+    return [_estimate(model, variant, request, wanted) for variant in chosen]
 
 
-def _estimate(model: ModelShapes, variant: Chosen, question: Asked, wanted: str) -> Estimate:
+def _estimate(model: ModelShapes, variant: Chosen, request: EstimateRequest, wanted: str) -> MemoryEstimate:
     method, params = variant.method, variant.params
     dtype = method.run_dtype(params, wanted)
     needs = method.needs(params)
     covered = model.matrices if method.leaves_experts(model.model_type) else (*model.matrices, *model.experts)
-    refusal = misfit(method.name, needs, covered, model.model_type)
-    if refusal is not None:
-        return Estimate(variant.label, dtype, refusal)
+    unsupported = misfit(method.name, needs, covered, model.model_type)
+    if unsupported is not None:
+        return MemoryEstimate(variant.label, dtype, unsupported)
     plain_bits = DTYPE_BITS[dtype]
     stored = weights(model, method, params, plain_bits)
 
@@ -92,12 +94,12 @@ def _estimate(model: ModelShapes, variant: Chosen, question: Asked, wanted: str)
         running = workspace_bytes(model, context, batch, plain_bits) + stored.unpacked
         return stored.total + kv_cache_bytes(model, context, batch, plain_bits) + running
 
-    context, batch, budget = question.context, question.batch, question.budget
+    context, batch, budget = request.context, request.batch, request.budget
     limit = model.context_length or MOST
-    return Estimate(
+    return MemoryEstimate(
         label=variant.label,
         dtype=dtype,
-        refusal=None,
+        unsupported=None,
         weights=stored,
         kv_bytes_per_token=kv_cache_bytes(model, 1, 1, plain_bits),
         kv_bytes=kv_cache_bytes(model, context, batch, plain_bits),

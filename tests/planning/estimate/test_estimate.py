@@ -48,9 +48,11 @@ def llama(tmp_path: Path) -> ModelShapes:
     return model(tmp_path)
 
 
-def one(of: ModelShapes, method: str, context: int = 1, batch: int = 1, budget: str | None = None) -> fits.Estimate:
+def one(
+    of: ModelShapes, method: str, context: int = 1, batch: int = 1, budget: str | None = None
+) -> fits.MemoryEstimate:
     limit = gpus.budget(budget) if budget else None
-    (found,) = fits.estimates(of, [chosen.parse(method)], fits.asked(of, context, batch, limit))
+    (found,) = fits.estimates(of, [chosen.parse(method)], fits.request(of, context, batch, limit))
     return found
 
 
@@ -149,17 +151,17 @@ def test_the_longest_context_and_the_largest_batch_are_the_last_that_fit(
 
 def test_a_method_that_cannot_be_had_says_why(tmp_path: Path) -> None:
     odd = model(tmp_path, hidden_size=96, intermediate_size=160, num_attention_heads=6, num_key_value_heads=2)
-    assert one(odd, "rtn bits=4 group_size=64").refusal == (
+    assert one(odd, "rtn bits=4 group_size=64").unsupported == (
         "group_size 64 does not divide the input widths 96, 160 of this model"
     )
     assert one(odd, "rtn bits=4 group_size=64").total_bytes is None
-    assert one(odd, "gptqmodel-gguf format=q4_k").refusal is None, "rows are filled up there"
+    assert one(odd, "gptqmodel-gguf format=q4_k").unsupported is None, "rows are filled up there"
 
 
 def test_every_method_has_an_estimate(llama: ModelShapes) -> None:
-    found = fits.estimates(llama, chosen.every(), fits.asked(llama, None, 1, gpus.budget("H100")))
+    found = fits.estimates(llama, chosen.every(), fits.request(llama, None, 1, gpus.budget("H100")))
     assert len(found) > 30
-    assert [entry.label for entry in found if entry.refusal] == []
+    assert [entry.label for entry in found if entry.unsupported] == []
     assert all(entry.fits for entry in found if not entry.label.startswith("inc-"))
 
 

@@ -72,7 +72,7 @@ def file(tmp_path: Path) -> Callable[..., Path]:
 
 
 def cache_bytes(model: ModelShapes, context: int) -> int:
-    (found,) = fits.estimates(model, [chosen.parse("none")], fits.asked(model, context, 1, None), "float32")
+    (found,) = fits.estimates(model, [chosen.parse("none")], fits.request(model, context, 1, None), "float32")
     return found.kv_bytes
 
 

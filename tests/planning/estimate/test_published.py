@@ -84,8 +84,8 @@ def on_meta(name: str, folder: Path) -> Any:
     return model.eval()
 
 
-def estimated(model: ModelShapes, context: int, method: str = "none") -> fits.Estimate:
-    (found,) = fits.estimates(model, [chosen.parse(method)], fits.asked(model, context, 1, None), "bfloat16")
+def estimated(model: ModelShapes, context: int, method: str = "none") -> fits.MemoryEstimate:
+    (found,) = fits.estimates(model, [chosen.parse(method)], fits.request(model, context, 1, None), "bfloat16")
     return found
 
 
