@@ -1,4 +1,4 @@
-"""What a job works at inside the worker: its spec, its phases, and the findings it collects."""
+"""The context of a run inside the worker: its spec, its phases, and the findings that its job collects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from harness.storage.cache import Cache
 M = TypeVar("M", bound=LoadedModel)
 
 
-class Bench:
+class Context:
     """Collects what a run finds. ``announce`` tells the parent which phase begins."""
 
     def __init__(self, spec: RunSpec, cache: Cache, announce: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.capability import Decodes
 from harness.core.record import Measurement
 from harness.core.workload import Cell, ThroughputWorkload
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.metrics.memory import kv_cache
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def footprint(bench: Bench, model: Decodes, workload: ThroughputWorkload) -> None:
+def footprint(context: Context, model: Decodes, workload: ThroughputWorkload) -> None:
     """Watches one iteration at each point of the grid, after the timed ones: nothing is timed while it is watched.
 
     ``prefill`` and ``decode`` are phases of their own, whose protocol names the point. In a mode that must first
@@ -29,26 +29,26 @@ def footprint(bench: Bench, model: Decodes, workload: ThroughputWorkload) -> Non
 
     if model.context_length is not None:
         limit = (float(model.context_length),)
-        bench.add([Measurement("context_length", 1, "token", "neither", "exact", limit)])
+        context.add([Measurement("context_length", 1, "token", "neither", "exact", limit)])
     cells = list(_cells(workload))
-    with bench.phase("settle"), torch.inference_mode():  # what was given back of the heap is in part touched anew
-        model.prefill(_prompt(bench, model, cells[0]))
+    with context.phase("settle"), torch.inference_mode():  # what was given back of the heap is in part touched anew
+        model.prefill(_prompt(context, model, cells[0]))
     for cell in cells:
-        tokens = _prompt(bench, model, cell)
+        tokens = _prompt(context, model, cell)
         with torch.inference_mode(), model.decoder(cell.decode_mode, tokens, cell.new_tokens) as decoder:
-            with bench.phase("prefill", **cell.protocol):
+            with context.phase("prefill", **cell.protocol):
                 logits, cache = decoder.prefill(tokens)
-            bench.add([_cache(cache, cell, "prefill")])
-            with bench.phase("decode", **cell.protocol):
+            context.add([_cache(cache, cell, "prefill")])
+            with context.phase("decode", **cell.protocol):
                 for _ in range(cell.new_tokens):
                     logits, cache = decoder.decode(logits.argmax(dim=-1, keepdim=True), cache)
-            bench.add([_cache(cache, cell, "decode")])
-        _check_shape(bench, cache, cell)
+            context.add([_cache(cache, cell, "decode")])
+        _check_shape(context, cache, cell)
         del logits, cache, decoder
 
 
-def _prompt(bench: Bench, model: Decodes, cell: Cell) -> torch.Tensor:
-    tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, bench.spec.variant.seed)
+def _prompt(context: Context, model: Decodes, cell: Cell) -> torch.Tensor:
+    tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, context.spec.variant.seed)
     return tokens.to(model.device)
 
 
@@ -71,14 +71,14 @@ def _cache(cache: Any, cell: Cell, after: str) -> Measurement:
     return kv_cache(stored_bytes(cache), cell.batch_size, tokens, **where)
 
 
-def _check_shape(bench: Bench, cache: Any, cell: Cell) -> None:
+def _check_shape(context: Context, cache: Any, cell: Cell) -> None:
     """Notes a cache that holds other than a key and a value of each token in each layer."""
     tokens = cell.batch_size * (cell.prompt_tokens + cell.new_tokens)
     found = stored_bytes(cache) / tokens
     if not found:
-        bench.fact("cache_empty")
+        context.fact("cache_empty")
         return
     element = element_bytes(cache)
-    expected = expected_bytes_per_token(read_config(bench.source()), element)
+    expected = expected_bytes_per_token(read_config(context.source()), element)
     if expected is not None and found != expected:
-        bench.fact("cache_unlike_shape", bytes_per_token=found, expected=expected, element_bytes=element)
+        context.fact("cache_unlike_shape", bytes_per_token=found, expected=expected, element_bytes=element)

@@ -10,7 +10,7 @@ from harness.core.identity import Scalar
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
 from harness.errors import SourceError
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.models.headers import read_config
 from harness.models.resolve import of_folder
 from harness.models.shapes import attention
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
     from harness.core.workload import Cell
 
 
-def traffic(bench: Bench, model: Decodes, workload: ThroughputWorkload) -> None:
+def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> None:
     """``…_read_bytes``, ``…_dequantize_bytes`` and ``…_operations`` of a prefill and of a decoded step, at each point.
 
     To be called after the model has run: some libraries repack their weights in the first pass.
     """
-    config = read_config(bench.source())
+    config = read_config(context.source())
     running = Running(
         model.weight_ledger(),
         model.families(),
         model.vocabulary,
         model.running_bytes(),
         routing(config),
-        _attention(bench, model),
+        _attention(context, model),
     )
     for cell in workload.cells:
-        bench.add(_told("prefill", cell, prefill(running, cell.batch_size, cell.prompt_tokens)))
-        bench.add(_told("decode", cell, decode_step(running, cell.batch_size, cell.prompt_tokens, cell.new_tokens)))
+        context.add(_told("prefill", cell, prefill(running, cell.batch_size, cell.prompt_tokens)))
+        context.add(_told("decode", cell, decode_step(running, cell.batch_size, cell.prompt_tokens, cell.new_tokens)))
 
 
-def _attention(bench: Bench, model: Decodes) -> AttentionShape | None:
+def _attention(context: Context, model: Decodes) -> AttentionShape | None:
     """The shape of the model's attention, with the bytes that its cache really takes; None, and a fact, if unknown."""
     import torch
 
     try:
-        resolved = of_folder(bench.source(), bench.spec.model.trust_remote_code)
-        shape = attention(bench.spec.model.label, resolved)
+        resolved = of_folder(context.source(), context.spec.model.trust_remote_code)
+        shape = attention(context.spec.model.label, resolved)
         with torch.inference_mode():
-            _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, bench.spec.variant.seed).to(model.device))
+            _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, context.spec.variant.seed).to(model.device))
         return AttentionShape(shape.windows, shape.heads, shape.kv_heads, shape.head_dim, element_bytes(cache))
     except (SourceError, ValueError) as error:
-        bench.fact("attention_not_bound", reason=str(error))
+        context.fact("attention_not_bound", reason=str(error))
         return None
 
 

@@ -13,6 +13,7 @@ import signal
 import sys
 import traceback
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from harness.core.inputs import Input
     from harness.core.record import Failure, Fingerprint, Outcome, Status
     from harness.errors import InvalidRunError
-    from harness.execution.context import Bench
+    from harness.execution.context import Context
 
 PR_SET_PDEATHSIG = 1
 OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "_alloc_failed")
@@ -32,7 +33,7 @@ def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, e
     """Runs the spec and writes its outcome, whatever happens short of a signal."""
     from harness.core.inputs import Input
     from harness.core.run import RunSpec
-    from harness.execution.context import Bench
+    from harness.execution.context import Context
     from harness.storage.cache import Cache
     from harness.storage.json_codec import decode, encode
 
@@ -40,37 +41,37 @@ def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, e
     spec = decode(RunSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")), spec_path)
     inputs = decode(tuple[Input, ...], json.loads(Path(inputs_path).read_text(encoding="utf-8")), inputs_path)
     _limit_memory(spec.limits.memory_bytes)
-    bench = Bench(spec, Cache(Path(cache_root)), lambda phase: _announce(int(events), phase))
+    context = Context(spec, Cache(Path(cache_root)), lambda phase: _announce(int(events), phase))
     final = Path(outcome_path)
     part = final.with_suffix(".part")
-    part.write_text(encode(_run(bench, inputs, token=final.parent.name)), encoding="utf-8")
+    part.write_text(encode(_run(context, inputs, token=final.parent.name)), encoding="utf-8")
     part.replace(final)
 
 
-def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
+def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
     """The outcome of the spec's job. An artifact is published only where its run ended well.
 
     The inputs must be those that were hashed, before and after: else whatever was found is of something else.
     """
     from harness.core.record import Failure
     from harness.execution.import_guard import spare_imports
-    from harness.execution.jobs import JOBS
     from harness.host.machine import fingerprint
 
-    before = fingerprint(bench.packages)
-    spec, cache = bench.spec, bench.cache
+    before = fingerprint(context.packages)
+    spec, cache = context.spec, context.cache
+    run = import_module(f"harness.execution.jobs.{spec.kind}").run
     try:
         _refuse_moved(inputs)
         _use_threads(spec.job.conditions.threads)
-        spare_imports(bench.packages)
+        spare_imports(context.packages)
         if not spec.job.cached:
-            JOBS[spec.kind](bench, Path())
+            run(spec.job, context, Path())
             _refuse_moved(inputs)
-            return _believable(_outcome(bench, before, "ok"))
+            return _believable(_outcome(context, before, "ok"))
         with cache.filling(spec, token) as part:
-            JOBS[spec.kind](bench, part)
+            run(spec.job, context, part)
             _refuse_moved(inputs)
-            outcome = _believable(_outcome(bench, before, "ok"))
+            outcome = _believable(_outcome(context, before, "ok"))
             if any(label.code == "suspect" for label in outcome.labels):
                 shutil.rmtree(part)  # it stands in its own record alone
             else:
@@ -79,24 +80,24 @@ def _run(bench: Bench, inputs: Sequence[Input], token: str) -> Outcome:
     except Exception as error:  # noqa: BLE001 - whatever a library raises becomes a record
         traceback.print_exc()
         told = _moved(inputs) or error  # a file that was replaced while it was read fails in many ways
-        failure = Failure(bench.current, type(told).__name__, str(told))
-        return _without_not_finite(_outcome(bench, before, classify(told), failure))
+        failure = Failure(context.current, type(told).__name__, str(told))
+        return _without_not_finite(_outcome(context, before, classify(told), failure))
 
 
-def _outcome(bench: Bench, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
+def _outcome(context: Context, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
     from harness.core.record import Outcome
     from harness.host.machine import fingerprint
 
     return Outcome(
         status=status,
         failure=failure,
-        measurements=bench.findings(),
-        labels=tuple(bench.labels),
-        facts=tuple(bench.facts),
-        phases=tuple(bench.phases),
-        moments=tuple(bench.moments),
+        measurements=context.findings(),
+        labels=tuple(context.labels),
+        facts=tuple(context.facts),
+        phases=tuple(context.phases),
+        moments=tuple(context.moments),
         before=before,
-        after=fingerprint(bench.packages),
+        after=fingerprint(context.packages),
     )
 
 

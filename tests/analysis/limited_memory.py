@@ -20,7 +20,7 @@ from harness.core.run import RunSpec
 from harness.core.variant import Variant
 from harness.core.workload import ThroughputWorkload
 from harness.engines.transformers.engine import TransformersModel
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.execution.footprint import footprint as watch
 from harness.execution.worker import classify
 from harness.figures.derived.footprint import footprint
@@ -39,8 +39,8 @@ PROMPT = 512
 WORKLOAD = ThroughputWorkload((1,), (PROMPT,), new_tokens=2, warmup=1, iterations=1)
 
 
-class Source(Bench):
-    """A bench whose model has no checkpoint: only its configuration is asked for."""
+class Source(Context):
+    """A context whose model has no checkpoint: only its configuration is asked for."""
 
     def source(self) -> Path:
         return self._folder
@@ -57,10 +57,10 @@ def main(folder: Path) -> None:
     none = MethodRef("none", 1, {}, "none", "none")
     variant = Variant(ModelRef("m", "m", "0", "synthetic", ""), none, "transformers", "decoder")
     spec = RunSpec("r", MeasurePerformance(Conditions(), variant, none, None))
-    bench = Source(spec, folder)
+    context = Source(spec, folder)
     generate(model, 2 * PROMPT)  # what is built once must not count as workspace
-    watch(bench, model, WORKLOAD)
-    parts = footprint([RunRecord(spec, Outcome("ok", measurements=bench.findings()), "s", 1, "", 0.0)])
+    watch(context, model, WORKLOAD)
+    parts = footprint([RunRecord(spec, Outcome("ok", measurements=context.findings()), "s", 1, "", 0.0)])
     assert parts is not None
     longest = parts.longest_context(parts.base_bytes + LEFT_BYTES)
     limit = in_use_bytes() + LEFT_BYTES

@@ -17,7 +17,7 @@ from harness.core.record import Measurement
 from harness.core.workload import PerplexityWorkload
 from harness.execution import reference as references
 from harness.execution.checks import noise
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.recipe import Text
 from harness.storage.cache import Cache
 from harness.text.sources import resolve
@@ -30,14 +30,14 @@ NONE = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
 
 
 @pytest.fixture
-def bench(tiny: Path, tmp_path: Path) -> Bench:
+def context(tiny: Path, tmp_path: Path) -> Context:
     model = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
-    return Bench(run_spec("reference", "noise", model, NONE, NONE), Cache(tmp_path), str)
+    return Context(run_spec("reference", "noise", model, NONE, NONE), Cache(tmp_path), str)
 
 
 @pytest.fixture
-def model(bench: Bench) -> Logits:
-    return bench.load(Logits)
+def model(context: Context) -> Logits:
+    return context.load(Logits)
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def kept(model: Logits, windows: Windows, tmp_path: Path) -> references.Referenc
     return references.Reference(tmp_path, "cpu")
 
 
-def only(bench: Bench, name: str) -> Measurement:
-    (found,) = [each for each in bench.measurements if each.metric in ("kl_noise_floor", "kl_batch_noise")]
+def only(context: Context, name: str) -> Measurement:
+    (found,) = [each for each in context.measurements if each.metric in ("kl_noise_floor", "kl_batch_noise")]
     assert found.metric == name
     return found
 
@@ -62,36 +62,36 @@ def mean(measurement: Measurement) -> float:
     return sum(measurement.values) / len(measurement.values)
 
 
-def test_another_batch_size_changes_rounding_alone(bench: Bench, model, windows, kept) -> None:
-    noise.other_batch(bench, model, windows, kept)
-    floor = only(bench, "kl_noise_floor")
+def test_another_batch_size_changes_rounding_alone(context: Context, model, windows, kept) -> None:
+    noise.other_batch(context, model, windows, kept)
+    floor = only(context, "kl_noise_floor")
     assert mean(floor) < 1e-7
     expected = {"changed": "batch size", "batch_size": 2, "windows": 4, "tokens_scored": 4 * noise.STRETCH_TOKENS}
     assert expected.items() <= dict(floor.protocol).items()
     assert len(floor.values) == 4 * noise.STRETCH_TOKENS
 
 
-def test_windows_of_unlike_lengths_still_make_a_batch(bench: Bench, model, windows, kept, monkeypatch) -> None:
+def test_windows_of_unlike_lengths_still_make_a_batch(context: Context, model, windows, kept, monkeypatch) -> None:
     first, second, *_ = windows.tokens
     sizes = []
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda tokens: sizes.append(tuple(tokens.shape)) or hidden(tokens))
-    noise.other_batch(bench, model, replace(windows, tokens=[first, second[:50]], firsts=[1, 120]), kept)
+    noise.other_batch(context, model, replace(windows, tokens=[first, second[:50]], firsts=[1, 120]), kept)
     assert sizes == [(2, 49)]  # the last token is predicted, never read
-    assert only(bench, "kl_noise_floor").item_ids == (*(f"0:{place}" for place in range(1, 50)), "1:49")
+    assert only(context, "kl_noise_floor").item_ids == (*(f"0:{place}" for place in range(1, 50)), "1:49")
 
 
-def why(bench: Bench) -> str:
+def why(context: Context) -> str:
     """What the run says of a floor that it has not."""
-    (fact,) = bench.facts
+    (fact,) = context.facts
     assert fact.code == "dtype_noise_not_measured"
     return fact.value
 
 
-def test_another_dtype_is_the_distance_of_the_two_models(bench: Bench, model, windows, kept, tiny: Path) -> None:
+def test_another_dtype_is_the_distance_of_the_two_models(context: Context, model, windows, kept, tiny: Path) -> None:
     """Against transformers alone, in float64 from the logits on."""
-    noise.other_dtype(bench, model.weight_ledger(), windows, kept)
-    floor = only(bench, "kl_noise_floor")
+    noise.other_dtype(context, model.weight_ledger(), windows, kept)
+    floor = only(context, "kl_noise_floor")
     assert {"changed": "dtype", "dtype": "bfloat16", "windows": 4}.items() <= dict(floor.protocol).items()
     expected = []
     models = [AutoModelForCausalLM.from_pretrained(tiny, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
@@ -102,57 +102,57 @@ def test_another_dtype_is_the_distance_of_the_two_models(bench: Bench, model, wi
         expected += (p.exp() * (p - q)).sum(-1).tolist()
     assert floor.values == pytest.approx(expected, rel=0.05, abs=1e-6)
     assert 1e-6 < mean(floor) < 1e-2
-    assert bench.facts == []
+    assert context.facts == []
 
 
-def test_a_baseline_of_16_bits_is_held_against_float32(bench: Bench, model, windows, tmp_path: Path) -> None:
-    half = bench.load_as("bfloat16", Logits)
+def test_a_baseline_of_16_bits_is_held_against_float32(context: Context, model, windows, tmp_path: Path) -> None:
+    half = context.load_as("bfloat16", Logits)
     with torch.inference_mode():
         references.write(half, windows, tmp_path)
-    noise.other_dtype(bench, half.weight_ledger(), windows, references.Reference(tmp_path, "cpu"))
-    assert only(bench, "kl_noise_floor").protocol["dtype"] == "float32"
+    noise.other_dtype(context, half.weight_ledger(), windows, references.Reference(tmp_path, "cpu"))
+    assert only(context, "kl_noise_floor").protocol["dtype"] == "float32"
 
 
-def test_where_the_baseline_has_but_one_dtype_a_fact_says_so(bench: Bench, windows, kept) -> None:
+def test_where_the_baseline_has_but_one_dtype_a_fact_says_so(context: Context, windows, kept) -> None:
     packed = StoredTensor("model.layers.0.mlp.up_proj.weight", "linear", "uint8", 8, 4, 1, quantized=True)
-    noise.other_dtype(bench, [packed], windows, kept)
-    assert "stored quantized" in why(bench)
-    assert not bench.measurements
+    noise.other_dtype(context, [packed], windows, kept)
+    assert "stored quantized" in why(context)
+    assert not context.measurements
 
 
-def test_where_it_would_not_fit_a_fact_says_so(bench: Bench, model, windows, kept, monkeypatch) -> None:
+def test_where_it_would_not_fit_a_fact_says_so(context: Context, model, windows, kept, monkeypatch) -> None:
     monkeypatch.setattr(noise, "available_memory_bytes", lambda: 300_000)
-    noise.other_dtype(bench, model.weight_ledger(), windows, kept)
-    assert "0.0 GB are free" in why(bench)
-    assert not bench.measurements
+    noise.other_dtype(context, model.weight_ledger(), windows, kept)
+    assert "0.0 GB are free" in why(context)
+    assert not context.measurements
 
 
-def test_what_a_library_raises_costs_the_floor_alone(bench: Bench, model, windows, kept, monkeypatch) -> None:
+def test_what_a_library_raises_costs_the_floor_alone(context: Context, model, windows, kept, monkeypatch) -> None:
     def fail(dtype: str, needed: type[Logits]) -> Logits:
         raise RuntimeError("no kernel for it\nand a traceback")
 
-    monkeypatch.setattr(bench, "load_as", fail)
-    noise.other_dtype(bench, model.weight_ledger(), windows, kept)
-    assert why(bench) == "not measured in bfloat16: no kernel for it"
+    monkeypatch.setattr(context, "load_as", fail)
+    noise.other_dtype(context, model.weight_ledger(), windows, kept)
+    assert why(context) == "not measured in bfloat16: no kernel for it"
 
 
-def test_a_variants_own_floor_is_taken_on_short_stretches(bench: Bench, model, windows) -> None:
-    noise.own_batch(bench, model, replace(windows, firsts=[150] * 4))
-    found = only(bench, "kl_batch_noise")
+def test_a_variants_own_floor_is_taken_on_short_stretches(context: Context, model, windows) -> None:
+    noise.own_batch(context, model, replace(windows, firsts=[150] * 4))
+    found = only(context, "kl_batch_noise")
     assert found.protocol["tokens_scored"] == len(found.values) == 2 * noise.STRETCH_TOKENS
     assert mean(found) < 1e-7
 
 
-def test_a_variant_that_depends_on_the_batch_is_seen(bench: Bench, model, windows, monkeypatch) -> None:
+def test_a_variant_that_depends_on_the_batch_is_seen(context: Context, model, windows, monkeypatch) -> None:
     """As one whose scale is that of the largest activation of the whole batch."""
     hidden = model.hidden
     monkeypatch.setattr(model, "hidden", lambda tokens: hidden(tokens) * (1 + 0.1 * (len(tokens) - 1)))
-    noise.own_batch(bench, model, windows)
-    assert mean(only(bench, "kl_batch_noise")) > 1e-4
+    noise.own_batch(context, model, windows)
+    assert mean(only(context, "kl_batch_noise")) > 1e-4
 
 
-def test_one_window_makes_no_batch(bench: Bench, model, windows, kept) -> None:
+def test_one_window_makes_no_batch(context: Context, model, windows, kept) -> None:
     alone = replace(windows, tokens=windows.tokens[:1], firsts=[1], documents=["0"])
-    noise.other_batch(bench, model, alone, kept)
-    noise.own_batch(bench, model, alone)
-    assert not bench.measurements
+    noise.other_batch(context, model, alone, kept)
+    noise.own_batch(context, model, alone)
+    assert not context.measurements

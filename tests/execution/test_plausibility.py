@@ -25,8 +25,8 @@ from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.workload import PerplexityWorkload
 from harness.execution.checks.plausibility import PROBE_TOKENS, SETTLING_TOKENS, plausibility
-from harness.execution.context import Bench
-from harness.execution.jobs.measuring import quality
+from harness.execution.context import Context
+from harness.execution.jobs import quality
 from harness.figures.derived.plausibility import implausible
 from harness.recipe import Text
 from harness.report import write_report
@@ -41,25 +41,25 @@ EVIDENCE = {"vocabulary_size", "tokens_per_character", "latin_letter_share", "bo
 
 
 @pytest.fixture
-def bench(tiny: Path, tmp_path: Path) -> Bench:
+def context(tiny: Path, tmp_path: Path) -> Context:
     model = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
-    return Bench(run_spec("quality", "plausible", model, NONE, NONE), Cache(tmp_path), str)
+    return Context(run_spec("quality", "plausible", model, NONE, NONE), Cache(tmp_path), str)
 
 
 def demo(protocol: str, context: int, windows: int | None, **settings: Any) -> PerplexityWorkload:
     return PerplexityWorkload(resolve(Text(name="demo"), Path()), protocol, context, windows, **settings)
 
 
-def found(bench: Bench) -> dict[str, Measurement]:
-    return {each.metric: each for each in bench.measurements if each.metric in EVIDENCE}
+def found(context: Context) -> dict[str, Measurement]:
+    return {each.metric: each for each in context.measurements if each.metric in EVIDENCE}
 
 
-def test_the_evidence_is_that_of_independent_computations(bench: Bench, tiny: Path) -> None:
+def test_the_evidence_is_that_of_independent_computations(context: Context, tiny: Path) -> None:
     """Characters by the offsets of the tokenizers library; the gain by two plain passes of transformers."""
-    model = bench.load(Logits)
+    model = context.load(Logits)
     windows = cut(demo("gptq", 128, 5), model.tokenizer)
-    plausibility(bench, model, windows)
-    measured = found(bench)
+    plausibility(context, model, windows)
+    measured = found(context)
     assert measured["vocabulary_size"].values == (512,)
 
     lines = Path(str(demo("gptq", 1, 1).text.path)).read_text(encoding="utf-8").splitlines(keepends=True)
@@ -95,13 +95,13 @@ def test_the_evidence_is_that_of_independent_computations(bench: Bench, tiny: Pa
         (demo("gptq", 512, 3), True),  # as long as the model reads
     ],
 )
-def test_bos_is_probed_where_the_window_lacks_it(bench: Bench, workload: PerplexityWorkload, probed: bool) -> None:
-    model = bench.load(Logits)
-    plausibility(bench, model, cut(workload, model.tokenizer))
-    assert ("bos_gain" in found(bench)) == probed
+def test_bos_is_probed_where_the_window_lacks_it(context: Context, workload: PerplexityWorkload, probed: bool) -> None:
+    model = context.load(Logits)
+    plausibility(context, model, cut(workload, model.tokenizer))
+    assert ("bos_gain" in found(context)) == probed
     if probed:
         count = min(PROBE_TOKENS, workload.context) - SETTLING_TOKENS
-        assert len(found(bench)["bos_gain"].values) == count
+        assert len(found(context)["bos_gain"].values) == count
 
 
 class NeedsBos:
@@ -123,42 +123,42 @@ class Ring:
         return "".join("abcdefgh"[token % 8] for token in ids)
 
 
-def test_a_model_that_needs_bos(bench: Bench) -> None:
+def test_a_model_that_needs_bos(context: Context) -> None:
     """Without it a token costs ln 10, with it -ln 0.9: nine times as likely."""
     model = NeedsBos()
     model.tokenizer = Ring()
     tokens = [[(start + place) % 9 for place in range(64)] for start in range(3)]
-    plausibility(bench, model, Windows(tokens, [1] * 3, ["0"] * 3, {"context": 64}))  # type: ignore[arg-type]
-    assert found(bench)["bos_gain"].values == pytest.approx([math.log(9)] * (64 - SETTLING_TOKENS), abs=1e-6)
+    plausibility(context, model, Windows(tokens, [1] * 3, ["0"] * 3, {"context": 64}))  # type: ignore[arg-type]
+    assert found(context)["bos_gain"].values == pytest.approx([math.log(9)] * (64 - SETTLING_TOKENS), abs=1e-6)
 
 
-def test_a_bos_that_the_model_does_not_know_costs_no_figures(bench: Bench) -> None:
+def test_a_bos_that_the_model_does_not_know_costs_no_figures(context: Context) -> None:
     """transformers appends a ``bos_token`` that the vocabulary lacks, beyond the last embedding."""
-    model = bench.load(Logits)
+    model = context.load(Logits)
     windows = cut(PerplexityWorkload(resolve(Text(name="demo"), Path()), "gptq", 128, 2), model.tokenizer)
     model.tokenizer.add_special_tokens({"bos_token": "<|startoftext|>"})
     assert model.tokenizer.bos_token_id >= model.vocabulary
-    plausibility(bench, model, windows)
-    assert "bos_gain" not in {measured.metric for measured in bench.measurements}
-    assert {"vocabulary_size", "tokens_per_character"} <= {measured.metric for measured in bench.measurements}
+    plausibility(context, model, windows)
+    assert "bos_gain" not in {measured.metric for measured in context.measurements}
+    assert {"vocabulary_size", "tokens_per_character"} <= {measured.metric for measured in context.measurements}
 
 
-def test_letters_that_are_not_latin_are_seen(bench: Bench) -> None:
+def test_letters_that_are_not_latin_are_seen(context: Context) -> None:
     model = NeedsBos()
     model.tokenizer = Ring()
     model.tokenizer.decode = lambda ids, **settings: "Ω1 ж"[: len(ids)] + "ab"
-    plausibility(bench, model, Windows([[1, 2, 3, 4, 5]], [1], ["0"], {"context": 5}))  # type: ignore[arg-type]
-    assert found(bench)["latin_letter_share"].values == (0.5,)
-    assert found(bench)["tokens_per_character"].values == (4 / 6,)
+    plausibility(context, model, Windows([[1, 2, 3, 4, 5]], [1], ["0"], {"context": 5}))  # type: ignore[arg-type]
+    assert found(context)["latin_letter_share"].values == (0.5,)
+    assert found(context)["tokens_per_character"].values == (4 / 6,)
 
 
-def test_a_tokenizer_that_cannot_decode_costs_no_figures(bench: Bench) -> None:
+def test_a_tokenizer_that_cannot_decode_costs_no_figures(context: Context) -> None:
     model = NeedsBos()
     model.tokenizer = object()
-    plausibility(bench, model, Windows([[1, 2, 3]], [1], ["0"], {"context": 3}))  # type: ignore[arg-type]
-    assert found(bench).keys() == {"vocabulary_size"}
+    plausibility(context, model, Windows([[1, 2, 3]], [1], ["0"], {"context": 3}))  # type: ignore[arg-type]
+    assert found(context).keys() == {"vocabulary_size"}
     reason = "'object' object has no attribute 'decode'"
-    assert bench.facts == [Fact("plausibility_not_measured", {"reason": reason})]
+    assert context.facts == [Fact("plausibility_not_measured", {"reason": reason})]
 
 
 @pytest.mark.parametrize(
@@ -171,15 +171,15 @@ def test_a_tokenizer_that_cannot_decode_costs_no_figures(bench: Bench) -> None:
     ],
 )
 def test_trained_models_and_texts(
-    bench: Bench, shared: Any, trained: str, text: str | None, expected: list[str]
+    context: Context, shared: Any, trained: str, text: str | None, expected: list[str]
 ) -> None:
     """Two Llamas that were trained on stories behind BOS, where the windows lack it."""
-    model = replace(bench.spec.model, path=str(shared(f"models/{trained}")))
+    model = replace(context.spec.model, path=str(shared(f"models/{trained}")))
     scored = Text(file=str(shared(f"data/{text}"))) if text else Text(name="demo")
     workload = PerplexityWorkload(resolve(scored, Path("/")), "gptq", 256, 8)
-    spec = changed(bench.spec, model=model, perplexity=workload, memory=False)
-    working = Bench(spec, bench.cache, str)
-    quality(working, Path())
+    spec = changed(context.spec, model=model, perplexity=workload, memory=False)
+    working = Context(spec, context.cache, str)
+    quality.run(spec.job, working, Path())
     assert found(working).keys() == EVIDENCE
     outcome = Outcome("ok", measurements=working.findings())
     doubts = implausible(model, RunRecord(spec, outcome, "s", 1, "2026-11-28T00:00:00+00:00", 1.0))

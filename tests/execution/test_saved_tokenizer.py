@@ -11,8 +11,8 @@ from run_specs import run_spec
 from harness.core.model import MethodRef
 from harness.execution import import_guard as lean
 from harness.execution import worker
-from harness.execution.context import Bench
-from harness.execution.jobs import making
+from harness.execution.context import Context
+from harness.execution.jobs import prepare
 from harness.models.sources import inspect
 from harness.recipe import Model
 from harness.storage.cache import Cache
@@ -25,7 +25,7 @@ NONE = MethodRef("none", 1, {}, "none", "none")
 def test_a_tokenizer_that_comes_back_otherwise_makes_the_run_invalid(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy = making._copy_tokenizer
+    copy = prepare.copy_tokenizer
 
     def spoil(source: Path, out: Path, code: bool = False) -> None:
         copy(source, out, code)
@@ -37,13 +37,13 @@ def test_a_tokenizer_that_comes_back_otherwise_makes_the_run_invalid(
     model = inspect(Model(id=str(tiny), degrid=0), tmp_path).ref
     spec = run_spec("prepare", "r", model)
     cache = Cache(tmp_path)
-    assert worker._run(Bench(spec, cache, lambda _: None), (), "whole").status == "ok"
+    assert worker._run(Context(spec, cache, lambda _: None), (), "whole").status == "ok"
     for name in ("tokenizer.json", "tokenizer_config.json"):  # transformers drops "legacy" where it writes the latter
         (kept,) = (tmp_path / "prepare").rglob(name)
         assert kept.read_bytes() == (tiny / name).read_bytes()
-    monkeypatch.setattr(making, "_copy_tokenizer", spoil)
+    monkeypatch.setattr(prepare, "copy_tokenizer", spoil)
     cache = Cache(tmp_path / "other")
-    outcome = worker._run(Bench(spec, cache, lambda _: None), (), "token")
+    outcome = worker._run(Context(spec, cache, lambda _: None), (), "token")
     assert outcome.status == "invalid"
     assert outcome.failure is not None
     told = "the saved tokenizer differs from the one in memory: a probe text becomes other tokens"

@@ -13,7 +13,7 @@ from harness.core.record import Measurement, Moment
 from harness.execution import import_guard as lean
 from harness.execution import worker
 from harness.execution.checks.drift import drift
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.execution.jobs import machine as gauging
 from harness.storage.cache import Cache
 
@@ -137,7 +137,7 @@ def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
     spec = run_spec("machine", memory=False)
     cache = Cache(tmp_path)
-    outcome = worker._run(Bench(spec, cache, lambda _: None), (), "token")
+    outcome = worker._run(Context(spec, cache, lambda _: None), (), "token")
     assert outcome.status == "ok"
     assert (cache.outcome(spec) is None) is busy
     assert not list(tmp_path.rglob("*.part"))

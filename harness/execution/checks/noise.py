@@ -9,7 +9,7 @@ from harness.core.capability import Logits, StoredTensor
 from harness.core.identity import Scalar
 from harness.core.metric import Observer, Windows
 from harness.errors import UnsupportedError
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.reference import Itself, Reference
 from harness.host.machine import available_memory_bytes
@@ -23,15 +23,15 @@ STRETCH_TOKENS = 128
 """Scored of each window: a floor must cost little beside the run it stands in."""
 
 
-def other_batch(bench: Bench, model: Logits, windows: Windows, kept: Reference) -> None:
+def other_batch(context: Context, model: Logits, windows: Windows, kept: Reference) -> None:
     """The baseline's divergence from itself where two windows are run in one batch: ``kl_noise_floor``."""
     if _fill_a_batch(windows):
         first = _first(windows, WINDOWS, changed="batch size", batch_size=BATCH)
         floor = metric("divergence").make(first, "kl_noise_floor")
-        _observe(bench, "noise floor", model, first, floor, kept, BATCH)
+        _observe(context, "noise floor", model, first, floor, kept, BATCH)
 
 
-def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
+def other_dtype(context: Context, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
     """The same where the baseline is loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
 
     Close the first model before: two may not fit. Where there is no such floor, a fact says why; whatever
@@ -42,24 +42,24 @@ def other_dtype(bench: Bench, ledger: Sequence[StoredTensor], windows: Windows, 
     first = _first(windows, WINDOWS, changed="dtype")
     dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
     try:
-        _refuse(bench, ledger, dtype)
+        _refuse(context, ledger, dtype)
         first = replace(first, protocol={**first.protocol, "dtype": dtype})
         floor = metric("divergence").make(first, "kl_noise_floor")
-        model = bench.load_as(dtype, Logits)
-        _observe(bench, "noise floor", model, first, floor, kept)
+        model = context.load_as(dtype, Logits)
+        _observe(context, "noise floor", model, first, floor, kept)
         model.close()
     except Exception as error:  # noqa: BLE001 - becomes a fact
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        bench.fact("dtype_noise_not_measured", dtype=dtype, reason=reason)
+        context.fact("dtype_noise_not_measured", dtype=dtype, reason=reason)
 
 
-def own_batch(bench: Bench, model: Logits, windows: Windows) -> None:
+def own_batch(context: Context, model: Logits, windows: Windows) -> None:
     """A variant's divergence from itself, two stretches in one batch against one at a time: ``kl_batch_noise``."""
     if _fill_a_batch(windows):
         whole = replace(windows, firsts=[1] * len(windows.tokens))
         first = _first(whole, BATCH, changed="batch size", batch_size=BATCH)
         noise = metric("divergence").make(first, "kl_batch_noise")
-        _observe(bench, "batch noise", model, first, noise, Itself(model, first), BATCH)
+        _observe(context, "batch noise", model, first, noise, Itself(model, first), BATCH)
 
 
 def _fill_a_batch(windows: Windows) -> bool:
@@ -84,7 +84,7 @@ def _first(windows: Windows, count: int, **protocol: Scalar) -> Windows:
 
 
 def _observe(
-    bench: Bench,
+    context: Context,
     phase: str,
     model: Logits,
     windows: Windows,
@@ -94,17 +94,17 @@ def _observe(
 ) -> None:
     import torch
 
-    with bench.phase(phase), torch.inference_mode():
+    with context.phase(phase), torch.inference_mode():
         observe(model, windows, [floor], kept, batch)
-    bench.add(floor.finish())
+    context.add(floor.finish())
 
 
-def _refuse(bench: Bench, ledger: Sequence[StoredTensor], dtype: str) -> None:
+def _refuse(context: Context, ledger: Sequence[StoredTensor], dtype: str) -> None:
     """Raises UnsupportedError where the baseline has but one dtype, or would not fit in the other."""
     if any(entry.quantized for entry in ledger):
         raise UnsupportedError("the baseline's weights are stored quantized")
     needed = sum(entry.parameters for entry in ledger if not entry.tied) * (4 if dtype == "float32" else 2)
-    free = _free_bytes(bench.spec.device)
+    free = _free_bytes(context.spec.device)
     if free is not None and needed > free:
         raise UnsupportedError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 

@@ -14,7 +14,7 @@ from typing import Any
 from harness.core.capability import Logits
 from harness.core.metric import Chunk, Windows
 from harness.core.record import Measurement
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.numerics.prediction import logprobs
 
@@ -25,18 +25,18 @@ SETTLING_TOKENS = 16
 """Not scored: the first tokens of a text that begins in the middle are hard with BOS and without."""
 
 
-def plausibility(bench: Bench, model: Logits, windows: Windows) -> None:
+def plausibility(context: Context, model: Logits, windows: Windows) -> None:
     """Measures the evidence. Whatever goes wrong becomes a fact: it must not cost the figures."""
-    bench.add([_exact("vocabulary_size", "token", model.vocabulary, windows)])
+    context.add([_exact("vocabulary_size", "token", model.vocabulary, windows)])
     try:
-        bench.add(_cutting(model.tokenizer, windows))
+        context.add(_cutting(model.tokenizer, windows))
         probed = _probed(model.tokenizer, windows, model.vocabulary)
         if probed is not None:
-            with bench.phase("BOS probe"):
-                bench.add([_gain(model, windows, *probed)])
+            with context.phase("BOS probe"):
+                context.add([_gain(model, windows, *probed)])
     except Exception as error:  # noqa: BLE001 - becomes a fact
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        bench.fact("plausibility_not_measured", reason=reason)
+        context.fact("plausibility_not_measured", reason=reason)
 
 
 def _cutting(tokenizer: Any, windows: Windows) -> list[Measurement]:
@@ -73,8 +73,8 @@ def _gain(model: Logits, windows: Windows, bos: int, index: int) -> Measurement:
     """By how much BOS in front lowers each token's negative log-likelihood, in nats."""
     import torch
 
-    context = int(windows.protocol["context"] or PROBE_TOKENS)
-    window = list(windows.tokens[index][: min(PROBE_TOKENS, context)])  # with BOS no more is read than before
+    length = int(windows.protocol["context"] or PROBE_TOKENS)
+    window = list(windows.tokens[index][: min(PROBE_TOKENS, length)])  # with BOS no more is read than before
     pair = replace(
         windows,
         tokens=[window, [bos, *window]],

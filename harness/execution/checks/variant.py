@@ -10,7 +10,7 @@ from harness.core.capability import KernelFamily, LoadedModel, Logits, StoredTen
 from harness.core.label import LabelCode
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weights
 from harness.models import stored
 from harness.models.headers import GGUF, weight_files
@@ -23,78 +23,78 @@ MOST_KERNELS = 6
 """The kernels that took the longest; the rest is norms, copies and the like."""
 
 
-def take_stock(bench: Bench, model: Logits) -> None:
+def verify_variant(context: Context, model: Logits) -> None:
     """What is stored, what ran, how much of the scope is quantized, and whether an artifact came back as saved.
 
     Raises InvalidRunError where the variant is not what it claims to be.
     """
-    spec = bench.spec
+    spec = context.spec
     ledger = model.weight_ledger()
     if spec.job.conditions.memory:
-        bench.add(weights(ledger))
+        context.add(weights(ledger))
         if spec.method.stage != "on_load":  # that has no checkpoint of its own
-            bench.add([checkpoint_files([file.stat().st_size for file in weight_files(bench.checkpoint())])])
-    bench.fact("layers", **model.kernels())
-    bench.fact("attention", implementation=model.attention)
-    bench.fact("cpu_threads", threads=model.threads)
+            context.add([checkpoint_files([file.stat().st_size for file in weight_files(context.checkpoint())])])
+    context.fact("layers", **model.kernels())
+    context.fact("attention", implementation=model.attention)
+    context.fact("cpu_threads", threads=model.threads)
     native = spec.model.native_quantization
     if native is not None:
-        bench.label("natively_quantized", quantization=native, degridded=spec.model.degrid is not None)
-    if bench.method().batch_dependent:
-        bench.label("batch_dependent")
-    _note_scope(bench)
+        context.label("natively_quantized", quantization=native, degridded=spec.model.degrid is not None)
+    if context.method().batch_dependent:
+        context.label("batch_dependent")
+    _note_scope(context)
     if spec.method.stage != "none":
-        layers = _stored_layers(bench)
-        _check_coverage(bench, ledger, layers)
-        _note_kernels(bench, model)
+        layers = _stored_layers(context)
+        _check_coverage(context, ledger, layers)
+        _note_kernels(context, model)
     if spec.method.stage == "offline":
-        saved = bench.cache.needed(spec, "quantize")
+        saved = context.cache.needed(spec, "quantize")
         what = "the artifact reloaded differs from the model that was saved"
         difference = probe.compare(saved, model.own_cache_logits, what)
-        bench.fact("reload_difference", **difference.figures)
+        context.fact("reload_difference", **difference.figures)
         if not difference.rounding:
-            bench.label("reload_differs", **difference.figures)
+            context.label("reload_differs", **difference.figures)
 
 
-def note_repacking(bench: Bench, model: LoadedModel) -> None:
+def note_repacking(context: Context, model: LoadedModel) -> None:
     """Records where a library changed what it stores in the first forward pass."""
     stored = sum(entry.value_bytes + entry.scale_bytes for entry in model.weight_ledger())
     running = model.running_bytes()
     if running != stored:
-        bench.fact("repacked", stored_bytes=stored, running_bytes=running)
+        context.fact("repacked", stored_bytes=stored, running_bytes=running)
 
 
-def _note_scope(bench: Bench) -> None:
+def _note_scope(context: Context) -> None:
     """What of the recipe's scope this variant leaves out, and overrides that its method cannot apply."""
-    if bench.spec.variant.skip:
-        bench.label("left_alone", modules=tuple(bench.spec.variant.skip))
-    for pattern, own in bench.spec.variant.overrides.items():
+    if context.spec.variant.skip:
+        context.label("left_alone", modules=tuple(context.spec.variant.skip))
+    for pattern, own in context.spec.variant.overrides.items():
         for key, value in own.items():
-            code: LabelCode = "overridden" if bench.overridable(key) else "override_not_applied"
-            bench.label(code, pattern=pattern, parameter=key, value=value)
+            code: LabelCode = "overridden" if context.overridable(key) else "override_not_applied"
+            context.label(code, pattern=pattern, parameter=key, value=value)
 
 
-def _stored_layers(bench: Bench) -> list[StoredLayer]:
+def _stored_layers(context: Context) -> list[StoredLayer]:
     """What the variant's checkpoint stores; nothing where it quantizes while loading."""
-    folder = bench.checkpoint()
-    if bench.spec.method.stage == "on_load" or weight_files(folder)[0].suffix == GGUF:
+    folder = context.checkpoint()
+    if context.spec.method.stage == "on_load" or weight_files(folder)[0].suffix == GGUF:
         return []  # what a GGUF file stores is what is loaded
-    layers = stored.layers(bench.shapes, folder)
-    if bench.spec.job.conditions.memory and layers:
-        bench.add(checkpoint(layers))
+    layers = stored.layers(context.shapes, folder)
+    if context.spec.job.conditions.memory and layers:
+        context.add(checkpoint(layers))
     config = quantization_config(folder)
     if config:
-        bench.fact("quantization_config", text=shown(config))
+        context.fact("quantization_config", text=shown(config))
     return layers
 
 
-def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequence[StoredLayer]) -> None:
+def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Sequence[StoredLayer]) -> None:
     """Quantized over eligible parameters; the eligible ones are counted in the unquantized checkpoint.
 
     A checkpoint that is quantized on disk and dense once loaded counts by what it stores, and is labelled.
     """
-    scope = set(bench.modules().scope)
-    eligible = {n: math.prod(s) for n, s in bench.shapes.items() if in_decoder(n, len(s)) and _module(n) in scope}
+    scope = set(context.modules().scope)
+    eligible = {n: math.prod(s) for n, s in context.shapes.items() if in_decoder(n, len(s)) and _module(n) in scope}
     if not eligible:
         raise UnsupportedError("no decoder layers were recognized in the checkpoint's names")
     whole = sum(eligible.values())
@@ -102,27 +102,27 @@ def _check_coverage(bench: Bench, ledger: Sequence[StoredTensor], layers: Sequen
         _module(entry.name): entry.parameters for entry in ledger if entry.quantized and in_decoder(entry.name, 2)
     }
     held = {layer.name: layer.quantized for layer in layers if layer.quantized}
-    trespassed = [name for name in {**running, **held} if matching(name, bench.spec.variant.skip)]
+    trespassed = [name for name in {**running, **held} if matching(name, context.spec.variant.skip)]
     if trespassed:
         raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(trespassed)[:5])}")
     beyond = tuple(role for role in ("embedding", "head") if any(e.quantized and e.role == role for e in ledger))
     if beyond:
-        bench.label("beyond_scope", scope=bench.spec.variant.scope, roles=beyond)
+        context.label("beyond_scope", scope=context.spec.variant.scope, roles=beyond)
     in_memory, on_disk = sum(running.values()) / whole, sum(held.values()) / whole
     fraction = max(in_memory, on_disk)
-    bench.add([coverage(min(fraction, 1.0))])
-    if not bench.method().stores_codes(bench.params()):
-        bench.label("stored_dense")
+    context.add([coverage(min(fraction, 1.0))])
+    if not context.method().stores_codes(context.params()):
+        context.label("stored_dense")
     elif on_disk >= LEAST_COVERAGE > in_memory:
-        bench.label("dequantized_on_load")
-    elif bench.method().published and fraction < LEAST_COVERAGE:
-        bench.label("publisher_coverage", fraction=fraction)
+        context.label("dequantized_on_load")
+    elif context.method().published and fraction < LEAST_COVERAGE:
+        context.label("publisher_coverage", fraction=fraction)
     elif fraction < 1:
         skipped = sorted(name for name in eligible if not {_module(name), stored.layer_of(name)} & {*running, *held})
-        bench.fact("not_quantized", tensors=tuple(skipped))
+        context.fact("not_quantized", tensors=tuple(skipped))
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(
-                f"only {fraction:.1%} of the {bench.spec.variant.scope}'s parameters are quantized; "
+                f"only {fraction:.1%} of the {context.spec.variant.scope}'s parameters are quantized; "
                 f"not: {', '.join(skipped[:5])}"
             )
 
@@ -132,25 +132,25 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _note_kernels(bench: Bench, model: Logits) -> None:
+def _note_kernels(context: Context, model: Logits) -> None:
     """How the decoder's linear layers multiply, and a label where that is slower than the method is meant to be."""
     families = Counter(model.families().values())
-    bench.fact("kernels", **{str(family): layers for family, layers in families.items()})
+    context.fact("kernels", **{str(family): layers for family, layers in families.items()})
     if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
-        bench.label("unpacked_once")
-    if bench.spec.device.startswith("cuda"):
-        bench.fact("cuda_kernels", names=tuple(_kernel_names(lambda: _probe_logits(bench, model))))
-    expected = bench.method().kernel
+        context.label("unpacked_once")
+    if context.spec.device.startswith("cuda"):
+        context.fact("cuda_kernels", names=tuple(_kernel_names(lambda: _probe_logits(context, model))))
+    expected = context.method().kernel
     for family, layers in families.items():
         if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # of dense ones coverage speaks
-            bench.label("kernel_fell_back", layers=layers, family=family, expected=expected)
+            context.label("kernel_fell_back", layers=layers, family=family, expected=expected)
 
 
-def _probe_logits(bench: Bench, model: Logits) -> object:
+def _probe_logits(context: Context, model: Logits) -> object:
     import torch
 
     with torch.inference_mode():
-        return model.logits(probe.tokens(bench.source(), model.vocabulary, bench.spec.model.trust_remote_code))
+        return model.logits(probe.tokens(context.source(), model.vocabulary, context.spec.model.trust_remote_code))
 
 
 def _kernel_names(work: Callable[[], object]) -> list[str]:

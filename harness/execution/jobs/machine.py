@@ -4,33 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.core.job import MeasureMachine
 from harness.execution.checks.drift import drift
-from harness.execution.context import Bench
+from harness.execution.context import Context
 from harness.host.machine import available_memory_bytes
 from harness.metrics.machine import measure
 
 
-def machine(bench: Bench, out: Path) -> None:
+def run(job: MeasureMachine, context: Context, out: Path) -> None:
     """The bandwidth of the memory and the rates of products, as its outcome; the folder holds nothing else.
 
     What was measured on a busy machine is suspect as any timing is: its bounds are no bounds.
     """
     import torch
 
-    spec = bench.spec
-    with bench.phase("measure"), torch.inference_mode():
-        bench.moment("begin")
-        bench.add(measure(spec.device, _free_bytes(bench), bench.keep))
-        bench.moment("end")
-    bench.labels += drift(bench.moments, bench.measurements, of="machine")
-    bench.fact("cpu_threads", threads=torch.get_num_threads())
+    with context.phase("measure"), torch.inference_mode():
+        context.moment("begin")
+        context.add(measure(job.conditions.device, _free_bytes(context), context.keep))
+        context.moment("end")
+    context.labels += drift(context.moments, context.measurements, of="machine")
+    context.fact("cpu_threads", threads=torch.get_num_threads())
 
 
-def _free_bytes(bench: Bench) -> int:
+def _free_bytes(context: Context) -> int:
     """What could be taken of the device's memory, and may be by the recipe's limit."""
     import torch
 
-    device, limit = bench.spec.device, bench.spec.limits.memory_bytes
+    device, limit = context.spec.device, context.spec.limits.memory_bytes
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info()[0])
     return min(available_memory_bytes(), limit) if limit else available_memory_bytes()

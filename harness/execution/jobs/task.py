@@ -8,26 +8,24 @@ from pathlib import Path
 from harness.core.capability import Logits
 from harness.core.job import AnswerTask
 from harness.execution.checks.leak import check_leak, check_tokens
-from harness.execution.checks.variant import note_repacking, take_stock
-from harness.execution.context import Bench
+from harness.execution.checks.variant import note_repacking, verify_variant
+from harness.execution.context import Context
 from harness.plugins import metric
 
 
-def task(bench: Bench, out: Path) -> None:
+def run(job: AnswerTask, context: Context, out: Path) -> None:
     """The score of every question; the seen calibration text is looked for in them."""
     import torch
 
-    spec, job = bench.spec, bench.spec.job
-    assert isinstance(job, AnswerTask)
-    model = bench.load(Logits)
+    model = context.load(Logits)
     if job.verify:
-        take_stock(bench, model)
-    check_tokens(bench, model)
+        verify_variant(context, model)
+    check_tokens(context, model, job.task.chat_template)
 
     def watch(requests: Sequence[Sequence[int]]) -> None:
-        if "calibrate" in spec.needs:
-            check_leak(bench, requests)
+        if "calibrate" in context.spec.needs:
+            check_leak(context, requests, job.allow_leak, job.task.name)
 
-    with bench.phase("questions"), torch.inference_mode():
-        bench.add(metric("tasks").make(model, job.task, bench.method().batch_dependent, watch))
-    note_repacking(bench, model)
+    with context.phase("questions"), torch.inference_mode():
+        context.add(metric("tasks").make(model, job.task, context.method().batch_dependent, watch))
+    note_repacking(context, model)

@@ -1,0 +1,44 @@
+"""What several jobs do with the unquantized checkpoint: load it, keep its logits, copy its tokenizer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from harness.execution.checks import reload as probe
+from harness.execution.context import Context
+from harness.models.headers import TOKENIZER_FILES
+
+
+def load_source(context: Context, source: Path) -> Any:
+    """The source as an unquantized transformers model, in transformers 4.51 as in 5."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    spec, attention = context.spec, context.spec.job.conditions.attention
+    arguments: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    return AutoModelForCausalLM.from_pretrained(
+        source,
+        torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
+        device_map=spec.device,
+        use_safetensors=True,
+        trust_remote_code=spec.model.trust_remote_code,
+        **arguments,
+    )
+
+
+def keep_logits(context: Context, model: Any, source: Path, out: Path) -> None:
+    """Keeps some logits of a transformers model, by which what is loaded later is recognized."""
+    vocabulary = model.config.get_text_config().vocab_size
+    probe.save(model, probe.tokens(source, vocabulary, context.spec.model.trust_remote_code), out)
+
+
+def copy_tokenizer(source: Path, out: Path, code: bool = False) -> None:
+    """The source's own tokenizer files: byte for byte, so that no library's rewriting changes the tokens.
+
+    With ``code`` also what a tokenizer of the checkpoint's own is programmed in.
+    """
+    for pattern in (*TOKENIZER_FILES, *(["*.py"] if code else [])):
+        for file in source.glob(pattern):
+            shutil.copy(file, out / file.name)

@@ -1,0 +1,33 @@
+"""The run that measures the speed of a variant, and the memory and energy that it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.core.capability import Decodes, Logits
+from harness.core.job import MeasurePerformance
+from harness.execution.checks.drift import drift
+from harness.execution.checks.variant import note_repacking, verify_variant
+from harness.execution.context import Context, checked
+from harness.execution.footprint import footprint
+from harness.execution.traffic import traffic
+from harness.plugins import engine, metric
+
+
+def run(job: MeasurePerformance, context: Context, out: Path) -> None:
+    """Speed, memory and energy of prefill and decode in a fresh process, each in a pass of its own."""
+    variant = job.variant
+    model = context.load(Decodes)
+    if job.verify:
+        verify_variant(context, checked(engine(variant.engine), model, Logits))
+    if job.throughput is not None:
+        with context.phase("generate"):
+            context.add(metric("throughput").make(model, job.throughput, variant.seed, context.moment))
+        context.labels += drift(context.moments, context.measurements)
+        traffic(context, model, job.throughput)
+        if job.conditions.memory:
+            footprint(context, model, job.throughput)
+        if job.energy:
+            with context.phase("energy"):
+                context.add(metric("energy").make(model, job.throughput, variant.seed, context.keep))
+    note_repacking(context, model)

@@ -1,0 +1,30 @@
+"""The run that makes the checkpoint which all other runs of a model start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.core.job import PrepareModel
+from harness.core.record import Measurement
+from harness.execution.checkpoints import copy_tokenizer
+from harness.execution.context import Context
+
+
+def run(job: PrepareModel, context: Context, out: Path) -> None:
+    """Makes the model's checkpoint: a GGUF dequantized, weights degridded, or random weights drawn.
+
+    Raises InvalidRunError where the tokenizer that it holds reads text otherwise than the model's own.
+    """
+    from harness.models.prepare import prepare as make
+    from harness.text.tokenizers import check_saved
+
+    model = job.model
+    with context.phase("prepare"):
+        made = make(model, out)
+        if model.kind in ("directory", "hub"):
+            copy_tokenizer(Path(model.path), out, model.trust_remote_code)
+    if made.tokenizer is not None:
+        with context.phase("read again"):
+            check_saved(made.tokenizer, out, model.trust_remote_code)
+    if made.degrid_kl is not None:
+        context.add([Measurement("degrid_kl", 1, "nat", "lower", "exact", (made.degrid_kl,))])

@@ -1,0 +1,17 @@
+"""The run that keeps logits of the unquantized model as the main stack's libraries compute them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.core.job import KeepProbe
+from harness.execution.checkpoints import keep_logits, load_source
+from harness.execution.context import Context
+
+
+def run(job: KeepProbe, context: Context, out: Path) -> None:
+    """Keeps the logits that the main stack's libraries give the source: another stack must read the same model."""
+    with context.phase("import"):
+        import transformers  # noqa: F401
+    with context.phase("probe"):
+        keep_logits(context, load_source(context, context.source()), context.source(), out)

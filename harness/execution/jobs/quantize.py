@@ -1,0 +1,100 @@
+"""The run in which a method quantizes offline."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+
+from harness.core.job import QuantizeModel
+from harness.core.method import CalibrationSet, QuantizeJob
+from harness.core.site import MAIN
+from harness.core.variant import Variant
+from harness.execution.checkpoints import copy_tokenizer, keep_logits, load_source
+from harness.execution.checks import reload as probe
+from harness.execution.consumption import Consumption
+from harness.execution.context import Context
+from harness.execution.jobs.calibrate import note_calibration
+from harness.models.legacy import restore, view
+
+
+def run(job: QuantizeModel, context: Context, out: Path) -> None:
+    """Lets the method quantize, and keeps a few logits of the model in memory to hold the reloaded one against."""
+    if context.spec.stack == MAIN:
+        _quantize(job, context, context.source(), out)
+        return
+    with tempfile.TemporaryDirectory(prefix="qharness-view-") as folder:
+        shown = Path(folder)
+        view(context.source(), shown)
+        with context.phase("check source"):
+            _check_source(context, shown)
+        _quantize(job, context, shown, out)
+    restore(context.source(), out)  # the stack's transformers has rewritten the configuration in its own terms
+
+
+def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> None:
+    import torch
+
+    variant = job.variant
+    with context.phase("import"):
+        import transformers  # noqa: F401
+
+        chosen = context.method()
+    assert chosen.quantize is not None
+    calibration = _calibration(context, variant)
+    consumption = Consumption(calibration) if calibration else None
+    modules = context.modules()
+    order = QuantizeJob(
+        params=context.params(),
+        source=source,
+        out=out,
+        device=job.conditions.device,
+        dtype=variant.model.dtype,
+        seed=variant.seed,
+        load=lambda: load_source(context, source),
+        calibration=calibration,
+        scope=modules.scope,
+        untouched=modules.untouched,
+        overrides=context.overrides(),
+        trust_remote_code=variant.model.trust_remote_code,
+        note=context.note,
+    )
+    torch.manual_seed(variant.seed)
+    with context.phase("quantize"), consumption.watching() if consumption else nullcontext():
+        model = chosen.quantize(order)
+    if consumption is not None and calibration is not None:
+        _note_consumption(context, calibration, consumption.consumed())
+    with context.phase("probe"):
+        keep_logits(context, model, source, out)
+    copy_tokenizer(context.source(), out)
+
+
+def _check_source(context: Context, source: Path) -> None:
+    """Raises InvalidRunError where the stack's libraries read the unquantized source otherwise than the main ones."""
+    import transformers
+
+    model = load_source(context, source)
+    read = probe.compare(
+        context.cache.needed(context.spec, "probe"),
+        lambda ids: model(input_ids=ids.to(model.device)).logits,
+        f"transformers {transformers.__version__} of stack {context.spec.stack} reads another model from the source",
+    )
+    context.fact("source_in_stack", stack=context.spec.stack, **read.figures)
+
+
+def _calibration(context: Context, variant: Variant) -> CalibrationSet | None:
+    from harness.text import calibration
+
+    if variant.calibration is None:
+        return None
+    found = calibration.read(context.cache.needed(context.spec, "calibrate"))
+    note_calibration(context, variant.calibration, found)
+    return found
+
+
+def _note_consumption(context: Context, given: CalibrationSet, consumed: CalibrationSet) -> None:
+    """Says how much of the calibration the library used."""
+    count, of = len(consumed.tokens), len(given.tokens)
+    context.fact("calibration_consumed", samples=count, given=of, sha256=consumed.sha256[:12])
+    if count < of:
+        context.label("calibration_left_out", left_out=of - count, samples=of)

@@ -1,0 +1,26 @@
+"""The run that keeps what the divergence of a model's variants is measured from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.core.capability import Logits
+from harness.core.job import MakeReference
+from harness.execution import reference as references
+from harness.execution.checks import noise
+from harness.execution.context import Context
+from harness.execution.windows import cut_windows
+
+
+def run(job: MakeReference, context: Context, out: Path) -> None:
+    """Runs the baseline over the text, keeps its states, and measures what another batch size or dtype changes."""
+    import torch
+
+    model = context.load(Logits)
+    windows = cut_windows(context, job.perplexity, model)
+    with context.phase("forward"), torch.inference_mode():
+        references.write(model, windows, out)
+    kept, ledger = references.Reference(out, job.conditions.device), model.weight_ledger()
+    noise.other_batch(context, model, windows, kept)
+    model.close()
+    noise.other_dtype(context, ledger, windows, kept)

@@ -1,0 +1,19 @@
+"""The text of a run, cut into the windows that it scores."""
+
+from __future__ import annotations
+
+from harness.core.capability import LoadedModel
+from harness.core.metric import Windows
+from harness.core.workload import PerplexityWorkload
+from harness.errors import UnsupportedError
+from harness.execution.context import Context
+
+
+def cut_windows(context: Context, workload: PerplexityWorkload, model: LoadedModel) -> Windows:
+    """The windows of a text, in the model's own tokens. Raises UnsupportedError where it has no tokenizer."""
+    from harness.text.windows import cut
+
+    if model.tokenizer is None:
+        raise UnsupportedError("perplexity needs a tokenizer, and the checkpoint holds none")
+    with context.phase("text"):
+        return cut(workload, model.tokenizer)
