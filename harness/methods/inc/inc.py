@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -133,58 +133,39 @@ def _only_named_layers() -> Iterator[None]:
         RAWGPTQuantizer.get_layer_config = original
 
 
-INC_RTN = Method(
-    name="inc-rtn",
-    version=1,
-    summary="neural-compressor's round to nearest, packed when stored, dense when run",
-    params=IncParams,
-    packages=PACKAGES,
-    extra=EXTRA,
-    quantize=lambda job: quantize(job, "RTNConfig", {}, calibrated=False),
-    enable=enable,
-    needs=needs,
-    overrides=True,
-    kernel="plain",
-    loaded="both",
-    bits_per_weight=bits_per_weight,
-    beside=lambda params, plain_bits, shape: beside(shape),
-    run_dtype=lambda params, dtype: DTYPE,
-)
+def _method(name: str, summary: str, quantized: Callable[[QuantizeJob[Any]], Any], **own: Any) -> Method[Any]:
+    """What the methods of the library have in common; ``own`` is what one of them has beside that."""
+    common: dict[str, Any] = {
+        "params": IncParams,
+        "packages": PACKAGES,
+        "extra": EXTRA,
+        "enable": enable,
+        "needs": needs,
+        "overrides": True,
+        "kernel": "plain",
+        "loaded": "both",
+        "bits_per_weight": bits_per_weight,
+        "beside": lambda params, plain_bits, shape: beside(shape),
+        "run_dtype": lambda params, dtype: DTYPE,
+    }
+    summary = f"neural-compressor's {summary}, packed when stored, dense when run"
+    return Method(name=name, version=1, summary=summary, quantize=quantized, **common | own)
 
-INC_GPTQ = Method(
-    name="inc-gptq",
-    version=1,
-    summary="neural-compressor's GPTQ, packed when stored, dense when run",
+
+INC_RTN = _method("inc-rtn", "round to nearest", lambda job: quantize(job, "RTNConfig", {}, calibrated=False))
+
+INC_GPTQ = _method(
+    "inc-gptq",
+    "GPTQ",
+    lambda job: quantize(job, "GPTQConfig", {"percdamp": job.params.damping}, calibrated=True),
     params=IncGptqParams,
-    packages=PACKAGES,
-    extra=EXTRA,
-    quantize=lambda job: quantize(job, "GPTQConfig", {"percdamp": job.params.damping}, calibrated=True),
-    enable=enable,
     calibrated=lambda params: True,
-    needs=needs,
-    overrides=True,
-    kernel="plain",
-    loaded="both",
-    bits_per_weight=bits_per_weight,
-    beside=lambda params, plain_bits, shape: beside(shape),
-    run_dtype=lambda params, dtype: DTYPE,
 )
 
-INC_AWQ = Method(
-    name="inc-awq",
-    version=1,
-    summary="neural-compressor's AWQ, factors applied while running, packed when stored, dense when run",
-    params=IncParams,
-    packages=PACKAGES,
-    extra=EXTRA,
-    quantize=lambda job: quantize(job, "AWQConfig", {}, calibrated=True),
-    enable=enable,
+INC_AWQ = _method(
+    "inc-awq",
+    "AWQ, factors applied while running",
+    lambda job: quantize(job, "AWQConfig", {}, calibrated=True),
     calibrated=lambda params: True,
-    needs=needs,
-    overrides=True,
-    kernel="plain",
-    loaded="both",
-    bits_per_weight=bits_per_weight,
     beside=lambda params, plain_bits, shape: beside(shape, FACTOR_BYTES),
-    run_dtype=lambda params, dtype: DTYPE,
 )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from harness.analysis.regression.findings import Finding, Regression
 from harness.report.comparison import words
+from harness.report.terminal import plain, written
+from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 STYLES = {
     "regressed": "bold red",
@@ -27,36 +29,25 @@ def terminal(found: Regression, width: int | None = None, colour: bool = False, 
 
     Text of a record marks nothing up and moves no cursor.
     """
-    from rich.console import Console
-    from rich.text import Text
-
-    file = StringIO()
-    console = Console(
-        file=file,
-        width=width or 120,
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        highlight=False,
-    )
-    console.print(Text(words.verdict_line(found), style=OUTCOMES[found.outcome]))
-    for name, one in (("BASE", found.base), ("HEAD", found.head)):
-        console.print(Text(f"{name}  {_plain(words.side(one))}"))
-    console.print(Text(f"gates {_plain(words.gates(found))}"))
-    listed = [each for each in words.worst_first(found) if whole or not words.plain(each)]
-    if listed:
-        console.print(_table(listed))
-    for line in _below(found, listed):
-        console.print(Text(line))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    return written(_parts(found, whole), width or 120, colour)
 
 
 def show(found: Regression, whole: bool = False) -> None:
-    """Prints it, as wide as the terminal is and in colour where it has any."""
-    import shutil
-    import sys
+    """Prints it on the terminal."""
+    show_rendered(lambda width, colour: terminal(found, width, colour, whole))
 
-    tty = sys.stdout.isatty()
-    sys.stdout.write(terminal(found, shutil.get_terminal_size((120, 24)).columns if tty else None, tty, whole))
+
+def _parts(found: Regression, whole: bool) -> Iterator[Text | Table]:
+    from rich.text import Text
+
+    yield Text(words.verdict_line(found), style=OUTCOMES[found.outcome])
+    for name, one in (("BASE", found.base), ("HEAD", found.head)):
+        yield Text(f"{name}  {plain(words.side(one))}")
+    yield Text(f"gates {plain(words.gates(found))}")
+    listed = [each for each in words.worst_first(found) if whole or not words.plain(each)]
+    if listed:
+        yield _table(listed)
+    yield from map(Text, _below(found, listed))
 
 
 def _table(listed: Sequence[Finding]) -> Table:
@@ -69,7 +60,7 @@ def _table(listed: Sequence[Finding]) -> Table:
     for each in listed:
         verdict = each.verdict if each.gated else f"({each.verdict})"
         cells = [_variant(each), words.subject(each), words.figures(each), words.change(each), words.limit(each)]
-        table.add_row(Text(verdict, style=STYLES[each.verdict]), *(Text(_plain(cell)) for cell in cells))
+        table.add_row(Text(verdict, style=STYLES[each.verdict]), *(Text(plain(cell)) for cell in cells))
     return table
 
 
@@ -79,7 +70,7 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
         yield ""
         yield "Why:"
         for each in told:
-            yield _plain(f"  {each.verdict}: {_variant(each)}, {words.subject(each)}: {words.why(each)}")
+            yield plain(f"  {each.verdict}: {_variant(each)}, {words.subject(each)}: {words.why(each)}")
     for heading, lines in (
         ("Environment:", [words.environment(entry) for entry in found.environment]),
         ("Notes:", list(words.notes(found))),
@@ -87,7 +78,7 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
         if lines:
             yield ""
             yield heading
-            yield from (_plain(f"  {line}") for line in lines)
+            yield from (plain(f"  {line}") for line in lines)
     rest = [f"{words.counts(found)} in all"]
     rest += (
         [f"{len(found.findings) - len(listed)} of them not listed: see --all"]
@@ -101,8 +92,3 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
 
 def _variant(finding: Finding) -> str:
     return f"{finding.model} × {finding.method}"
-
-
-def _plain(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -3,51 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import StringIO
 from typing import TYPE_CHECKING
 
 from harness.analysis.history import Change, History, Series
 from harness.report.history import words
+from harness.report.terminal import plain, written
+from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 STYLES = {True: "green", False: "bold red", None: "yellow"}
 
 
 def terminal(found: History, width: int | None = None, colour: bool = False) -> str:
     """Plain text, with ANSI colours where asked for. Text of a record marks nothing up and moves no cursor."""
-    from rich.console import Console
-    from rich.text import Text
-
-    file = StringIO()
-    console = Console(
-        file=file,
-        width=width or 140,
-        force_terminal=colour,
-        color_system="standard" if colour else None,
-        highlight=False,
-    )
-    console.print(Text(words.headline(found), style="bold"))
-    if found.series:
-        console.print(_table(found))
-    for line, style in _changes(found):
-        console.print(Text(_plain(line), style=style))
-    notes = list(words.notes(found))
-    if notes:
-        console.print(Text("\nWithout a figure:"))
-        for line in notes:
-            console.print(Text(_plain(f"  {line}")))
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    return written(_parts(found), width or 140, colour)
 
 
 def show(found: History) -> None:
-    """Prints it, as wide as the terminal is and in colour where it has any."""
-    import shutil
-    import sys
+    """Prints it on the terminal."""
+    show_rendered(lambda width, colour: terminal(found, width, colour))
 
-    tty = sys.stdout.isatty()
-    sys.stdout.write(terminal(found, shutil.get_terminal_size((140, 24)).columns if tty else None, tty))
+
+def _parts(found: History) -> Iterator[Text | Table]:
+    from rich.text import Text
+
+    yield Text(words.headline(found), style="bold")
+    if found.series:
+        yield _table(found)
+    for line, style in _changes(found):
+        yield Text(plain(line), style=style)
+    notes = list(words.notes(found))
+    if notes:
+        yield Text()
+        yield Text("Without a figure:")
+        yield from (Text(plain(f"  {line}")) for line in notes)
 
 
 def _table(found: History) -> Table:
@@ -68,28 +60,25 @@ def _table(found: History) -> Table:
         ]
         real = [change for change in each.changes if change.matters]
         style = STYLES[real[-1].better] if real else ""
-        table.add_row(*(Text(_plain(cell)) for cell in cells), Text(_plain(words.summary(each)), style=style))
+        table.add_row(*(Text(plain(cell)) for cell in cells), Text(plain(words.summary(each)), style=style))
     return table
 
 
 def _changes(found: History) -> Iterator[tuple[str, str]]:
     listed = list(words.changes(found))
     if listed:
-        yield "\nChanges, the newest first:", "bold"
+        yield "", ""
+        yield "Changes, the newest first:", "bold"
     for series, change in listed:
         yield f"  {_line(series, change)}", STYLES[change.better] if change.matters else ""
         for line in (*change.notes, *words.around(change)) or ("nothing that was recorded changed around it",):
             yield f"      {line}", ""
     if any(not change.matters for _, change in listed):
-        yield "\nin brackets: smaller than the threshold of its gate", ""
+        yield "", ""
+        yield "in brackets: smaller than the threshold of its gate", ""
 
 
 def _line(series: Series, change: Change) -> str:
     name = f"{series.model} × {series.method}, {words.subject(series)}"
     told = f"{words.levels(series, change)} ({words.size(series, change)}): {words.judgement(change)}"
     return f"{words.when(change.started_at)} {change.session}: {name}: {told}"
-
-
-def _plain(text: str) -> str:
-    """Without control characters, which a terminal would obey."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
