@@ -5,14 +5,20 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import grimp
+import networkx
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from harness.api.plan import plan
@@ -74,14 +80,47 @@ def script(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
-@pytest.mark.parametrize(("page", "name"), [("recipe-reference.md", "make_reference"), ("labels.md", "make_labels")])
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [("recipe-reference.md", "make_reference"), ("labels.md", "make_labels"), ("architecture.md", "make_architecture")],
+)
 def test_a_generated_page_is_what_the_code_says(page: str, name: str) -> None:
     written = (DOCS / page).read_text(encoding="utf-8")
     assert written == script(name).render(), f"out of date: run python docs/{name}.py"
+
+
+def test_the_imports_that_are_drawn_are_those_that_import_linter_sees() -> None:
+    drawn = script("make_architecture")
+    rooms = [room for layer in drawn.layers() for room in layer]
+    graph = grimp.build_graph("harness", cache_dir=None)
+    expected = Counter()
+    for module in graph.modules - {"harness"}:
+        imported = {name.split(".")[1] for name in graph.find_modules_directly_imported_by(module) if "." in name}
+        expected.update((module.split(".")[1], room) for room in imported - {module.split(".")[1]})
+    counted, lazily = drawn.edges(rooms)
+    assert counted == expected
+    assert ("plugins", "methods") in lazily
+    assert {room.name.removesuffix(".py") for room in (ROOT / "harness").iterdir() if room.suffix in ("", ".py")} - {
+        "__init__",
+        "__pycache__",
+    } == set(rooms)
+
+
+@given(st.sets(st.tuples(st.integers(0, 7), st.integers(0, 7)).filter(lambda pair: pair[0] < pair[1]), max_size=20))
+def test_only_arrows_that_a_longer_path_implies_are_left_out(pairs: set[tuple[int, int]]) -> None:
+    expected = networkx.transitive_reduction(networkx.DiGraph(sorted(pairs)))
+    assert script("make_architecture").reduced(pairs) == set(expected.edges)
+
+
+@pytest.mark.parametrize(("path", "name"), [("core/variant.py", "Variety"), ("core/none_such.py", "Variant")])
+def test_a_definition_that_is_gone_is_named(path: str, name: str) -> None:
+    with pytest.raises(LookupError, match=f"harness/{path} defines no {name}"):
+        script("make_architecture").found(path, name)
 
 
 def test_there_are_recipes() -> None:
