@@ -1,7 +1,8 @@
 """Names of methods, engines, metrics and figures, and the plugins behind them, imported only when asked for.
 
 A third party adds a method by an entry point of the group ``qharness.methods`` that names a Method, an engine by one of
-the group ``qharness.engines``, and figures by one of the group ``qharness.figures``.
+the group ``qharness.engines``, a metric by one of the group ``qharness.metrics``, and figures by one of the group
+``qharness.figures``.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from harness.errors import UsageError, refuse_unknown
 if TYPE_CHECKING:
     from harness.figures.figure import Figure
 
-N = TypeVar("N", Method[Any], Engine[Any])
+N = TypeVar("N", Method[Any], Engine[Any], Metric)
 
 METHOD_GROUP = "qharness.methods"
 ENGINE_GROUP = "qharness.engines"
+METRIC_GROUP = "qharness.metrics"
 FIGURE_GROUP = "qharness.figures"
 
 _METHODS = {
@@ -111,7 +113,13 @@ def engine_names() -> list[str]:
 
 
 def metric_names() -> list[str]:
-    return list(_METRICS)
+    """Every known metric: the harness's own first, then the installed plugins'."""
+    return [*_METRICS, *plugin_metric_names()]
+
+
+def plugin_metric_names() -> list[str]:
+    """The metrics that a recipe may name under ``measure`` beside the harness's own."""
+    return sorted(set(_plugins(METRIC_GROUP)) - set(_METRICS))
 
 
 def method(name: str) -> Method[Any]:
@@ -136,10 +144,13 @@ def engine(name: str) -> Engine[Any]:
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name. Raises UsageError for an unknown one."""
-    if name not in _METRICS:
-        refuse_unknown("metric", name, _METRICS)
-    return _object(_METRICS[name])  # type: ignore[no-any-return]
+    """The metric of that name. Raises UsageError for an unknown or a broken one."""
+    if name in _METRICS:
+        return _object(_METRICS[name])  # type: ignore[no-any-return]
+    plugins = _plugins(METRIC_GROUP)
+    if name not in plugins:
+        refuse_unknown("metric", name, metric_names())
+    return _named(plugins[name], Metric)
 
 
 @cache
@@ -216,7 +227,7 @@ def _plugins(group: str) -> dict[str, EntryPoint]:
 
 
 def _named(entry: EntryPoint, kind: type[N]) -> N:
-    """The method or engine that an entry point names. Raises UsageError for anything else, and for another name."""
+    """The method, engine or metric that an entry point names. Raises UsageError for anything else or another name."""
     found = _loaded(entry)
     if not isinstance(found, kind) or found.name != entry.name:
         what = f"{kind.__module__}.{kind.__name__}"

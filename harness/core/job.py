@@ -24,6 +24,7 @@ from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
 from harness.core.variant import Variant
 from harness.core.workload import (
     CalibrationRef,
+    MetricRef,
     PerplexityWorkload,
     TaskWorkload,
     TextRef,
@@ -350,12 +351,14 @@ class MakeReference(VariantJob):
 class MeasureQuality(VariantJob):
     """Perplexity of a variant over a text, and its divergence from the baseline where a recipe wants it.
 
-    ``perplexity`` is None only in records of an early harness, which did not keep it.
+    ``perplexity`` is None only in records of an early harness, which did not keep it. ``observers`` are metrics of
+    plugins that see the same forward pass.
     """
 
     perplexity: PerplexityWorkload | None
     divergence: bool = False
     allow_leak: bool = False
+    observers: tuple[MetricRef, ...] = ()
     kind: Literal["quality"] = field(default="quality", kw_only=True)
 
     needs = ("prepare", "quantize", "convert", "calibrate", "reference")
@@ -370,7 +373,8 @@ class MeasureQuality(VariantJob):
         case = super().question | self._engine_question | {"memory": self.conditions.memory}
         if self.perplexity is None:
             return case
-        return case | _scored(self.perplexity, self.divergence, self.baseline) | _leaky(self.allow_leak)
+        case |= _scored(self.perplexity, self.divergence, self.baseline) | _leaky(self.allow_leak)
+        return case | _of_plugins(self.observers)
 
     @property
     def uses(self) -> tuple[Capability, ...]:
@@ -378,7 +382,11 @@ class MeasureQuality(VariantJob):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("perplexity", "divergence", "memory")
+        return ("perplexity", "divergence", "memory", *(each.name for each in self.observers))
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return tuple(package for each in self.observers for package in each.packages)
 
     @property
     def texts(self) -> tuple[TextRef, ...]:
@@ -448,12 +456,13 @@ class AnswerTask(VariantJob):
 class MeasurePerformance(VariantJob):
     """Speed, memory and energy of a variant over a grid; without a grid only the memory that it takes loaded.
 
-    ``verify``: no quality run of the variant verifies it.
+    ``verify``: no quality run of the variant verifies it. ``workloads`` are metrics of plugins, measured after these.
     """
 
     throughput: ThroughputWorkload | None
     energy: bool = False
     verify: bool = True
+    workloads: tuple[MetricRef, ...] = ()
     kind: Literal["performance"] = field(default="performance", kw_only=True)
 
     needs = ("prepare", "quantize", "convert")
@@ -468,15 +477,21 @@ class MeasurePerformance(VariantJob):
     def question(self) -> dict[str, Any]:
         timed = self.throughput.settings() if self.throughput else None
         asked = {"memory": self.conditions.memory, "throughput": timed} | ({"energy": True} if self.energy else {})
-        return super().question | self._engine_question | asked
+        return super().question | self._engine_question | asked | _of_plugins(self.workloads)
 
     @property
     def uses(self) -> tuple[Capability, ...]:
-        return ("decodes", "logits") if self.verify else ("decodes",)
+        own: tuple[Capability, ...] = ("decodes", "logits") if self.verify else ("decodes",)
+        return tuple(dict.fromkeys((*own, *(used for each in self.workloads for used in each.uses))))
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("throughput", "memory", *(("energy",) if self.energy else ()))
+        energy = ("energy",) if self.energy else ()
+        return ("throughput", "memory", *energy, *(each.name for each in self.workloads))
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return tuple(package for each in self.workloads for package in each.packages)
 
     @property
     def decode_mode(self) -> DecodeMode:
@@ -524,6 +539,11 @@ def _scored(workload: PerplexityWorkload, divergence: bool, baseline: MethodRef)
 def _leaky(allowed: bool) -> dict[str, Scalar]:
     """Stands in a question only where it is allowed: what was asked before keeps its name."""
     return {"allow_leak": True} if allowed else {}
+
+
+def _of_plugins(metrics: tuple[MetricRef, ...]) -> dict[str, Any]:
+    """Stands in a question only where a plugin measures something."""
+    return {"metrics": [each.identity for each in metrics]} if metrics else {}
 
 
 def _by(workload: PerplexityWorkload) -> str:

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from harness.core.capability import Capability
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
+from harness.core.strict import Strict
 
 if TYPE_CHECKING:
     import torch
@@ -75,16 +77,26 @@ class Instrument(Protocol):
     def finish(self) -> Sequence[Measurement]: ...
 
 
+class MetricParams(Strict):
+    """Base of a plugin metric's parameters: one pydantic field per parameter, its default included."""
+
+
 MetricKind = Literal["observer", "workload", "instrument"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A measurement plugin: an observer, a workload of its own, or an instrument.
+    """A measurement: an observer, a workload of its own, or an instrument.
 
     ``make`` builds it inside the worker. Its signature follows the kind:
     observer ``(Windows) -> Observer``, instrument ``(device) -> Instrument``, and for a workload the measuring
     itself, ``(model, its workload, …) -> Iterator[Measurement]``.
+
+    A plugin's metric is named under ``measure`` in a recipe, with its ``params``. It is an observer,
+    ``(Windows, params) -> Observer``, which sees the forward pass of every quality run, or a workload,
+    ``(model, params, seed) -> Iterable[Measurement]``, which every performance run measures after speed and memory, in
+    a phase of its own. ``uses`` names the capabilities that a workload needs of the model, ``packages`` the libraries
+    whose versions decide its values.
     """
 
     name: str
@@ -92,3 +104,10 @@ class Metric:
     kind: MetricKind
     summary: str
     make: Callable[..., Any]
+    params: type[MetricParams] = MetricParams
+    uses: tuple[Capability, ...] = ()
+    packages: tuple[str, ...] = ()
+
+    def parsed(self, given: Mapping[str, Scalar]) -> MetricParams:
+        """A plugin metric's parameters in its own type."""
+        return self.params.model_validate(dict(given))

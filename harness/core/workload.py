@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any, Literal
 
+from harness.core.capability import Capability
 from harness.core.identity import DecodeMode, Scalar
 
 
@@ -135,6 +137,23 @@ class Cell:
     @property
     def protocol(self) -> dict[str, Scalar]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class MetricRef:
+    """A plugin's metric as a recipe's ``measure`` names it, every parameter resolved.
+
+    ``uses`` and ``packages`` are what the metric declares: see ``Metric``.
+    """
+
+    name: str
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    uses: tuple[Capability, ...] = ()
+    packages: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> list[Any]:
+        return [self.name, dict(self.params)]
 
 
 def text_identity(text: TextRef) -> list[Any]:

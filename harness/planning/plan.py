@@ -32,7 +32,14 @@ from harness.core.model import MAIN_ENGINE
 from harness.core.run import Limits, Price, ReaderSettings, RunSpec
 from harness.core.site import MAIN, Machine, Site
 from harness.core.variant import Variant
-from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef, ThroughputWorkload
+from harness.core.workload import (
+    CalibrationRef,
+    MetricRef,
+    PerplexityWorkload,
+    TaskWorkload,
+    TextRef,
+    ThroughputWorkload,
+)
 from harness.errors import SourceError, UsageError
 from harness.models.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.models.scope import holds_experts
@@ -80,6 +87,8 @@ class _Sweep:
     methods: Sequence[MethodChoice]
     texts: tuple[PerplexityWorkload, ...]
     tasks: tuple[TaskWorkload, ...]
+    observers: tuple[MetricRef, ...]
+    workloads: tuple[MetricRef, ...]
     calibration: CalibrationRef | None
     inputs: _Inputs
 
@@ -131,13 +140,16 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     texts = workloads.perplexities(recipe)
     calibration = workloads.calibration(recipe, texts, allow_leak)
     tasks = workloads.tasks(recipe)
+    observers, measured = (workloads.plugin_metrics(recipe, kind) for kind in ("observer", "workload"))
     validate_engines(recipe, engines, methods)
     validate_calibration(recipe, methods)
     validate_scope(recipe, sources, methods)
     validate_exclude(recipe, methods, [source.ref.label for source in sources], [engine.name for engine in engines])
     checkpoints = [method.checkpoint for method in methods if method.checkpoint is not None]
     known = _Inputs({source.ref.path: source.files for source in (*sources, *checkpoints) if source.files})
-    sweep = _Sweep(recipe, site, machine, allow_leak, base, methods, texts, tasks, calibration, known)
+    sweep = _Sweep(
+        recipe, site, machine, allow_leak, base, methods, texts, tasks, observers, measured, calibration, known
+    )
     planned = [run for source, engine in product(sources, engines) for run in _OnEngine(sweep, source, engine).runs()]
     if not any(run.spec.job.measures_variant for run in planned):
         raise recipe.error(
@@ -302,15 +314,15 @@ class _OnEngine:
         of = (sweep.conditions, self._variant(method, kv_cache), base)
         verify = not (sweep.texts and self._has_quality)
         for text in sweep.texts if self._has_quality else ():
-            yield MeasureQuality(*of, text, measure.divergence is not None, leak), 0
+            yield MeasureQuality(*of, text, measure.divergence is not None, leak, sweep.observers), 0
         for task in sweep.tasks if self._has_quality else ():
             yield AnswerTask(*of, task, leak, verify), 0
         for grid in self._grids(method, kv_cache):
             for repetition in range(sweep.recipe.repetitions):
-                yield MeasurePerformance(*of, grid, measure.energy is not None, verify), repetition
+                yield MeasurePerformance(*of, grid, measure.energy is not None, verify, sweep.workloads), repetition
 
     def _grids(self, method: MethodChoice, kv_cache: KvCache) -> Iterator[ThroughputWorkload | None]:
-        """What performance runs time: the grid in each decode mode, or nothing where only memory is measured."""
+        """What performance runs time: the grid in each decode mode, or nothing where only memory or plugins measure."""
         measure = self.sweep.recipe.measure
         if measure.throughput is not None:
             for mode in self.sweep.recipe.decode_mode:
@@ -319,7 +331,7 @@ class _OnEngine:
                     self.sweep.recipe, method, self.source.ref.label, self.engine.name, kv_cache, mode
                 ):
                     yield ThroughputWorkload(**measure.throughput.model_dump(), decode_mode=mode)
-        elif measure.memory is not None and not (self.sweep.texts and self._has_quality):
+        elif self.sweep.workloads or (measure.memory is not None and not (self.sweep.texts and self._has_quality)):
             yield None
 
     def _caches(self, method: MethodChoice) -> tuple[KvCache, ...]:

@@ -1,14 +1,21 @@
-"""From what a recipe wants measured to workloads: names found, files hashed, faults told with their line."""
+"""From what a recipe wants measured to workloads: names looked up, files hashed, errors named with their line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from harness import plugins
 from harness import recipe as written
-from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef
-from harness.errors import SourceError, UsageError
-from harness.recipe import Recipe
+from harness.core.metric import Metric, MetricKind
+from harness.core.workload import CalibrationRef, MetricRef, PerplexityWorkload, TaskWorkload, TextRef
+from harness.errors import SourceError, UsageError, did_you_mean
+from harness.recipe import Measure, Recipe
+from harness.recipe.faults import expected
 from harness.tasks.catalog import catalog, read_names
 from harness.tasks.trust import definition
 from harness.text.protocols import PRESETS
@@ -95,6 +102,40 @@ def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) 
             f"{'; '.join(found.code)}. Read that code, then allow it beside the task's name: trust_task_code: true",
         )
     return TaskWorkload(names[0], str(path), own=found.hash_content(), **settings)  # type: ignore[arg-type]
+
+
+def plugin_metrics(recipe: Recipe, kind: MetricKind) -> tuple[MetricRef, ...]:
+    """The plugins' metrics of one kind that ``measure`` names.
+
+    Raises RecipeError for an unknown name or parameter, and for a kind that a recipe cannot ask for.
+    """
+    found = [_plugin_metric(recipe, name, params) for name, params in recipe.measure.of_plugins.items()]
+    return tuple(ref for metric, ref in found if metric.kind == kind)
+
+
+def _plugin_metric(recipe: Recipe, name: str, given: Mapping[str, Any]) -> tuple[Metric, MetricRef]:
+    place: Place = ("measure", name)
+    known = plugins.plugin_metric_names()
+    if name not in known:
+        every = [*Measure.model_fields, *known]
+        raise recipe.error(place, f"unknown metric{did_you_mean(name, every)}; known: {', '.join(every)}")
+    try:
+        metric = plugins.metric(name)
+        params = metric.params.model_validate_json(json.dumps(given, default=str))
+    except UsageError as error:
+        raise recipe.error(place, str(error)) from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = fault["loc"][:1]
+        if fault["type"] == "extra_forbidden":
+            near = did_you_mean(str(key[0]), metric.params.model_fields)
+            raise recipe.error((*place, *key), f"unknown parameter of {name}{near}") from None
+        raise recipe.error((*place, *key), expected(fault)) from None
+    if metric.kind == "instrument":
+        raise recipe.error(place, "is an instrument; a plugin's metric is an observer or a workload")
+    if metric.kind == "observer" and not recipe.measure.perplexity:
+        raise recipe.error(place, "needs 'perplexity' beside it: it is measured on its text")
+    return metric, MetricRef(name, params.model_dump(), metric.uses, metric.packages)
 
 
 def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:

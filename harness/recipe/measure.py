@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from harness.core.strict import Strict
 from harness.recipe.fields import Bos, Bytes, PositiveInts, one_or_many
@@ -95,7 +96,13 @@ class Throughput(Strict):
 
 
 class Measure(Strict):
-    """What is measured. A metric that is not listed is not measured."""
+    """What is measured. A metric that is not listed is not measured.
+
+    Any other key is the name of a plugin's metric, with a mapping of its parameters.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, dict[str, Any]]
 
     perplexity: Annotated[
         tuple[Perplexity, ...],
@@ -107,3 +114,8 @@ class Measure(Strict):
     throughput: Throughput | None = None
     tasks: tuple[Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)], ...] = ()
     energy: Energy | None = None
+
+    @property
+    def of_plugins(self) -> Mapping[str, Mapping[str, Any]]:
+        """The parameters of each plugin's metric, by its name."""
+        return self.__pydantic_extra__ or {}

@@ -30,4 +30,7 @@ def run(job: MeasurePerformance, context: Context, out: Path) -> None:
         if job.energy:
             with context.phase("energy"):
                 context.add(metric("energy").make(model, job.throughput, variant.seed, context.keep))
+    for each in job.workloads:
+        with context.phase(each.name):
+            context.add(metric(each.name).make(model, metric(each.name).parsed(each.params), variant.seed))
     note_repacking(context, model)

@@ -37,6 +37,7 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
         kept = references.Reference(context.cache.needed(spec, "reference"), job.conditions.device)
         kept.check(windows)
         observers.append(metric("divergence").make(windows))
+    observers += [metric(each.name).make(windows, metric(each.name).parsed(each.params)) for each in job.observers]
     with context.phase("forward"), torch.inference_mode():
         observe(model, windows, observers, kept)
     for observer in observers:
