@@ -170,6 +170,14 @@ def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
     assert [sum(text in source for source in sources) for text in shown] == [1, 1, 1]
 
 
+def test_the_metrics_that_are_shown_are_those_that_are_tested() -> None:
+    plugin = ROOT / "tests" / "metric_package"
+    files = (plugin / "qharness_next_token.py", plugin / "pyproject.toml")
+    blocks = FENCE.findall((DOCS / "adding-a-metric.md").read_text(encoding="utf-8"))
+    shown = [text for language, text in blocks if language in ("python", "toml")]
+    assert shown == [path.read_text(encoding="utf-8") for path in files]
+
+
 def test_the_engine_that_is_shown_is_the_one_that_is_tested() -> None:
     plugin = ROOT / "tests" / "engine_package"
     files = (plugin / "qharness_float64" / "__init__.py", plugin / "pyproject.toml")
