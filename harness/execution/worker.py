@@ -54,7 +54,7 @@ def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
     The inputs must be those that were hashed, before and after: else whatever was found is of something else.
     """
     from harness.core.record import Failure
-    from harness.execution.import_guard import spare_imports
+    from harness.execution.import_guard import skip_unused_imports
     from harness.host.machine import fingerprint
 
     before = fingerprint(context.packages)
@@ -63,7 +63,7 @@ def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
     try:
         _refuse_moved(inputs)
         _use_threads(spec.job.conditions.threads)
-        spare_imports(context.packages)
+        skip_unused_imports(context.packages)
         if not spec.job.cached:
             run(spec.job, context, Path())
             _refuse_moved(inputs)

@@ -1,6 +1,6 @@
-"""Whether calibration has seen what is evaluated, and whether what is evaluated repeats itself: shared runs of tokens.
+"""Whether a calibration set contains evaluation text, and whether that text repeats itself: shared runs of tokens.
 
-As contamination is looked for in training sets (Brown et al., arXiv:2005.14165, appendix C), with runs of
+The search is the one for contamination of training sets (Brown et al., arXiv:2005.14165, appendix C), with runs of
 tokens instead of words.
 """
 
@@ -20,14 +20,14 @@ from harness.errors import InvalidRunError
 Runs = npt.NDArray[np.uint64]
 
 RUN_TOKENS = 16
-"""A run this long that stands in both texts was hardly written twice: GPT-3's 13 words are about as many tokens."""
+"""Texts rarely share a run this long by chance: GPT-3's 13 words are about as many tokens."""
 TOLERATED = 1e-3
-"""The part of the evaluation's runs that quotations, licences and tables share even between unrelated texts."""
+"""The fraction of runs that even unrelated texts share: quotations, licences, tables."""
 
 
 @dataclass(frozen=True)
 class Leak:
-    """How much of an evaluation text stands in a calibration set: a fraction of its runs of RUN_TOKENS."""
+    """How much of an evaluation text a calibration set contains: a fraction of its runs of RUN_TOKENS."""
 
     shared: float
 
@@ -36,13 +36,15 @@ class Leak:
         return cls(overlap(calibration.tokens, windows.tokens))
 
     @property
-    def found(self) -> bool:
+    def is_leak(self) -> bool:
         return self.shared > TOLERATED
 
-    def refuse(self) -> None:
-        """Raises InvalidRunError where there is one."""
-        if self.found:
-            raise InvalidRunError(f"{self}; name another calibration text, or have every row marked: --allow-leak")
+    def reject(self) -> None:
+        """Raises InvalidRunError if this is a leak."""
+        if self.is_leak:
+            raise InvalidRunError(
+                f"{self}; use another calibration text, or admit it and have every row labelled: --allow-leak"
+            )
 
     @property
     def figures(self) -> dict[str, float]:
@@ -54,15 +56,15 @@ class Leak:
 
 
 def overlap(calibration: Sequence[Sequence[int]], evaluation: Sequence[Sequence[int]], run: int = RUN_TOKENS) -> float:
-    """The fraction of the evaluation's runs of ``run`` tokens that stand in the calibration samples too."""
+    """The fraction of the evaluation's runs of ``run`` tokens that the calibration samples contain too."""
     return _shared(_runs(calibration, run), _runs(evaluation, run))
 
 
-def halves(windows: Windows, run: int = RUN_TOKENS) -> float:
-    """How far an evaluation repeats itself: the fraction of its second half's runs that stand in its first half.
+def halves_overlap(windows: Windows, run: int = RUN_TOKENS) -> float:
+    """How far an evaluation repeats itself: the fraction of its second half's runs that its first half contains.
 
-    Every scored token that has enough others before it ends one run, so that no run counts twice where windows
-    overlap. A text that repeats itself holds less evidence than its length says.
+    Every scored token with enough others before it ends one run, so no run counts twice if windows overlap. A text that
+    repeats itself holds less evidence than its length suggests.
     """
     scored = [row[max(0, first - run + 1) :] for row, first in zip(windows.tokens, windows.firsts, strict=True)]
     runs = _runs(scored, run)
@@ -70,8 +72,8 @@ def halves(windows: Windows, run: int = RUN_TOKENS) -> float:
     return _shared(runs[:middle], runs[middle:])
 
 
-def _shared(seen: Runs, asked: Runs) -> float:
-    return float(np.isin(asked, seen).mean()) if len(asked) else 0.0
+def _shared(known: Runs, runs: Runs) -> float:
+    return float(np.isin(runs, known).mean()) if len(runs) else 0.0
 
 
 def _runs(rows: Sequence[Sequence[int]], length: int) -> Runs:
@@ -81,5 +83,5 @@ def _runs(rows: Sequence[Sequence[int]], length: int) -> Runs:
     """
     factors = np.random.default_rng(0).integers(0, 2**63, length, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     arrays = [np.asarray(row, dtype=np.uint64) for row in rows if len(row) >= length]
-    found = [np.lib.stride_tricks.sliding_window_view(array, length) @ factors for array in arrays]
-    return np.concatenate(found) if found else np.zeros(0, dtype=np.uint64)
+    runs = [np.lib.stride_tricks.sliding_window_view(array, length) @ factors for array in arrays]
+    return np.concatenate(runs) if runs else np.zeros(0, dtype=np.uint64)

@@ -9,8 +9,7 @@ import pytest
 from run_specs import run_spec
 
 from harness.core.model import MethodRef
-from harness.execution import import_guard as lean
-from harness.execution import worker
+from harness.execution import import_guard, worker
 from harness.execution.context import Context
 from harness.execution.jobs import prepare
 from harness.models.sources import inspect
@@ -33,7 +32,7 @@ def test_a_tokenizer_that_comes_back_otherwise_makes_the_run_invalid(
         content["model"]["merges"] = content["model"]["merges"][:100]
         (out / "tokenizer.json").write_text(json.dumps(content))
 
-    monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
+    monkeypatch.setattr(import_guard, "skip_unused_imports", lambda _: None)  # it would hold for all tests that follow
     model = inspect(Model(id=str(tiny), degrid=0), tmp_path).ref
     spec = run_spec("prepare", "r", model)
     cache = Cache(tmp_path)

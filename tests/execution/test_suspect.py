@@ -10,8 +10,7 @@ from run_specs import run_spec
 
 from harness.core.label import Label
 from harness.core.record import Measurement, Moment
-from harness.execution import import_guard as lean
-from harness.execution import worker
+from harness.execution import import_guard, worker
 from harness.execution.checks.drift import drift
 from harness.execution.context import Context
 from harness.execution.jobs import machine as gauging
@@ -134,7 +133,7 @@ def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     monkeypatch.setattr(gauging, "measure", lambda *_: iter([burst]))
     label = Label("suspect", {"reason": "cpu_shared", "of": "machine", "limit": 0.1})
     monkeypatch.setattr(gauging, "drift", lambda *_, **__: [label] if busy else [])
-    monkeypatch.setattr(lean, "spare_imports", lambda _: None)  # it would hold for all tests that follow
+    monkeypatch.setattr(import_guard, "skip_unused_imports", lambda _: None)  # it would hold for all tests that follow
     spec = run_spec("machine", memory=False)
     cache = Cache(tmp_path)
     outcome = worker._run(Context(spec, cache, lambda _: None), (), "token")

@@ -187,13 +187,13 @@ _FAMILIES = {"multiply packed codes": "packed", "unpack before each product": "d
 
 def upgraded(raw: Raw) -> Raw:
     """An outcome of schema 1 with codes for sentences; what is no sentence is left for its reader to refuse."""
-    told, found = raw.get("labels", []), raw.get("facts", {})
-    made = dict(raw)
-    if isinstance(told, list):
-        made["labels"] = [label(each) if isinstance(each, str) else each for each in told]
-    if isinstance(found, dict):
-        made["facts"] = [fact(name, value) for name, value in found.items()]
-    return made
+    labels, facts = raw.get("labels", []), raw.get("facts", {})
+    outcome = dict(raw)
+    if isinstance(labels, list):
+        outcome["labels"] = [label(each) if isinstance(each, str) else each for each in labels]
+    if isinstance(facts, dict):
+        outcome["facts"] = [fact(name, value) for name, value in facts.items()]
+    return outcome
 
 
 def label(sentence: str) -> Raw:
@@ -230,5 +230,5 @@ def _counted(name: str, value: object) -> Raw | None:
 
 def _arguments(match: re.Match[str]) -> Raw:
     texts = match.groupdict()
-    found = {name: _READ.get(name, str)(text) for name, text in texts.items() if text is not None}
-    return found | ({"of": "machine" if texts["of"] else "run"} if "of" in texts else {})
+    arguments = {name: _READ.get(name, str)(text) for name, text in texts.items() if text is not None}
+    return arguments | ({"of": "machine" if texts["of"] else "run"} if "of" in texts else {})

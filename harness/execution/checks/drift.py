@@ -1,4 +1,4 @@
-"""Why timings are suspect: what drifted in the machine, or in the times themselves, while a run was timed."""
+"""Which timings are suspect: those during which the machine, or the times themselves, drifted."""
 
 from __future__ import annotations
 
@@ -13,64 +13,62 @@ from harness.core.record import Measurement, Moment
 
 Of = Literal["run", "machine"]
 _Finding = dict[str, Argument]
-"""The arguments of a label: a reason, and what that reason has."""
+"""The arguments of a label: a reason and its figures."""
 
-CLOCK_FALL = 0.1
-"""Part by which the GPU's clock may fall while one thing is timed: boost clocks breathe by a few percent."""
+CLOCK_DROP = 0.1
+"""Fraction by which the GPU's clock may drop during one timing: boost clocks vary by a few percent."""
 OTHERS = 0.1
-"""Part of the cores' time that other processes may take: a quiet machine's services take a few percent at most."""
+"""Fraction of the cores' time that other processes may take: an idle machine's services take a few percent at most."""
 STEAL = 0.02
-"""Part of the cores' time that a hypervisor may give away: it comes in bursts, which hit single steps."""
+"""Fraction of the cores' time that a hypervisor may steal: it does so in bursts, which hit single steps."""
 DRIFT = 0.1
-"""Part by which the later iterations' median may differ from the earlier ones': more is no steady state."""
-FEWEST_ITERATIONS = 4
-"""Halves of fewer are single iterations."""
-LEAST_CORE_S = 1.0
-"""Time of one core below which nothing is said of shares: the kernel counts in hundredths of a second."""
-HELD_DOWN = 0x08 | 0x20 | 0x40 | 0x80
-"""NVML's reasons that are faults: hardware slowdown, thermal slowdown by software, by hardware, power brake."""
+"""Fraction by which the median of the later iterations may differ from that of the earlier ones in a steady state."""
+MIN_ITERATIONS = 4
+"""With fewer, each half is a single iteration."""
+MIN_CORE_S = 1.0
+"""Core time below which fractions are not judged: the kernel counts in hundredths of a second."""
+SLOWDOWN_FAULTS = 0x08 | 0x20 | 0x40 | 0x80
+"""NVML's clock reasons that are faults: hardware slowdown, thermal slowdown by software or hardware, power brake."""
 PHASES = {"prefill_s": "prefill", "decode_step_s": "decode"}
 
 
 def drift(moments: Sequence[Moment], measurements: Sequence[Measurement], of: Of = "run") -> tuple[Label, ...]:
-    """Labels that say why the timings between these moments are suspect; none where nothing was found.
+    """A label for each reason why the timings between these moments are suspect; none if they are not.
 
-    ``of`` says what was timed: a run's workload, or the machine itself.
-
-    Moments come in pairs, before and after what was timed of one point of the grid, the device being hot at both.
-    What a state does not tell is not judged.
+    ``of`` is what was timed: a run's workload, or the machine itself. Moments come in pairs, before and after the
+    timing of one point of the grid; the device is warm at both. What a state does not hold is not judged.
     """
     pairs = [(one.state, other.state) for one, other in zip(moments[::2], moments[1::2], strict=True)]
-    found = [*_of_clocks(pairs), *_of_processes(moments)]
+    findings = [*_clock_findings(pairs), *_process_findings(moments)]
     if moments:
-        found += _of_cores(moments[0].state, moments[-1].state)
-    found += _of_times(measurements)
-    once = [each for number, each in enumerate(found) if each not in found[:number]]
+        findings += _core_findings(moments[0].state, moments[-1].state)
+    findings += _time_findings(measurements)
+    once = [each for number, each in enumerate(findings) if each not in findings[:number]]
     return tuple(Label("suspect", {"of": of, **each}) for each in once)
 
 
-def _of_clocks(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Iterator[_Finding]:
+def _clock_findings(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Iterator[_Finding]:
     for before, after in pairs:
         clocks = before.get("gpu_sm_clock_mhz"), after.get("gpu_sm_clock_mhz")
-        if clocks[0] and clocks[1] and clocks[1] < (1 - CLOCK_FALL) * clocks[0]:
-            yield {"reason": "gpu_clock_fell", "limit": CLOCK_FALL}
-        if any(int(state.get("gpu_slowdown_reasons", 0)) & HELD_DOWN for state in (before, after)):
+        if clocks[0] and clocks[1] and clocks[1] < (1 - CLOCK_DROP) * clocks[0]:
+            yield {"reason": "gpu_clock_fell", "limit": CLOCK_DROP}
+        if any(int(state.get("gpu_slowdown_reasons", 0)) & SLOWDOWN_FAULTS for state in (before, after)):
             yield {"reason": "gpu_held_down"}
-        if _grew(before, after, "gpu_thermal_violation_s"):
+        if _increased(before, after, "gpu_thermal_violation_s"):
             yield {"reason": "gpu_heat"}
 
 
-def _of_processes(moments: Sequence[Moment]) -> Iterator[_Finding]:
+def _process_findings(moments: Sequence[Moment]) -> Iterator[_Finding]:
     if any(moment.state.get("gpu_processes", 0) > 1 for moment in moments):
         yield {"reason": "gpu_shared"}
 
 
-def _of_cores(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[_Finding]:
-    if _grew(before, after, "cpu_throttle_count"):
+def _core_findings(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[_Finding]:
+    if _increased(before, after, "cpu_throttle_count"):
         yield {"reason": "cpu_heat"}
     spent = {name: _difference(before, after, f"cpu_{name}_s") for name in ("total", "busy", "own", "steal")}
     total, busy, own, steal = spent.values()
-    if total is None or busy is None or own is None or steal is None or total < LEAST_CORE_S:
+    if total is None or busy is None or own is None or steal is None or total < MIN_CORE_S:
         return
     if busy - steal - own > OTHERS * total:
         yield {"reason": "cpu_shared", "limit": OTHERS}
@@ -78,7 +76,7 @@ def _of_cores(before: Mapping[str, float], after: Mapping[str, float]) -> Iterat
         yield {"reason": "cpu_steal", "limit": STEAL}
 
 
-def _of_times(measurements: Sequence[Measurement]) -> Iterator[_Finding]:
+def _time_findings(measurements: Sequence[Measurement]) -> Iterator[_Finding]:
     for measured in measurements:
         phase = PHASES.get(measured.metric)
         if phase is not None and _drifts(measured):
@@ -87,20 +85,20 @@ def _of_times(measurements: Sequence[Measurement]) -> Iterator[_Finding]:
 
 
 def _drifts(measured: Measurement) -> bool:
-    """Whether the medians of the two halves of the iterations lie apart, and no iteration of one within the other."""
+    """Whether the medians of the two halves of the iterations differ, and their ranges do not overlap."""
     timed = zip(measured.cluster_ids, measured.values, strict=True)
     medians = [
         float(np.median([value for _, value in group])) for _, group in itertools.groupby(timed, lambda each: each[0])
     ]
     half = len(medians) // 2
-    if len(medians) < FEWEST_ITERATIONS:
+    if len(medians) < MIN_ITERATIONS:
         return False
     early, late = medians[:half], medians[-half:]
     apart = min(late) > max(early) or max(late) < min(early)
     return apart and bool(abs(np.median(late) / np.median(early) - 1) > DRIFT)
 
 
-def _grew(before: Mapping[str, float], after: Mapping[str, float], name: str) -> bool:
+def _increased(before: Mapping[str, float], after: Mapping[str, float], name: str) -> bool:
     return (_difference(before, after, name) or 0) > 0
 
 

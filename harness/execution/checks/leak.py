@@ -1,4 +1,4 @@
-"""Whether a variant may be asked what the baseline is asked: not what calibrated it, and in the same tokens."""
+"""Whether a variant may be evaluated as the baseline is: not on its own calibration text, and in the same tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.text.tokenizers import check_tokenizer
 
 
 def check_leak(context: Context, evaluation: Sequence[Sequence[int]], allowed: bool, task: str | None = None) -> None:
-    """Raises InvalidRunError where evaluation text stands in the calibration, or labels that where it is allowed.
+    """Raises InvalidRunError if the calibration contains evaluation text; labels the run if that is ``allowed``.
 
     ``evaluation`` are the rows of tokens that are scored: windows of a text, or the requests of the ``task`` of that
     name.
@@ -24,15 +24,15 @@ def check_leak(context: Context, evaluation: Sequence[Sequence[int]], allowed: b
     else:
         context.fact("calibration_overlap", **leak.figures)
     if not allowed:
-        leak.refuse()
-    elif leak.found:
+        leak.reject()
+    elif leak.is_leak:
         context.label("leaked", **leak.figures)
 
 
 def check_tokens(context: Context, model: LoadedModel, chat: bool = False) -> None:
-    """Raises InvalidRunError where a checkpoint that others published reads text otherwise than its source.
+    """Raises InvalidRunError if a published checkpoint tokenizes text differently from its source.
 
-    What is quantized here gets the source's tokenizer, byte for byte. ``chat``: its chat template is used.
+    A checkpoint quantized here has the source's tokenizer, byte for byte. ``chat``: the chat template is used too.
     """
     spec = context.spec
     if spec.method.published is not None and model.tokenizer is not None:

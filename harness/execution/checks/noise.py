@@ -1,4 +1,4 @@
-"""Noise floors: the divergence of what is not quantized at all. One that is not clearly above them says nothing."""
+"""Noise floors: the divergence of the unquantized model from itself. A variant's means nothing unless clearly above."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from harness.host.machine import available_memory_bytes
 from harness.plugins import metric
 
 BATCH = 2
-"""Windows that are run together where the batch is what changes."""
+"""Windows per batch when the batch size is what changes."""
 WINDOWS = 8
-"""Of the baseline's floors: enough to hold a variant's divergence against them."""
+"""Windows of the baseline's floors: enough to compare a variant's divergence with them."""
 STRETCH_TOKENS = 128
-"""Scored of each window: a floor must cost little beside the run it stands in."""
+"""Tokens scored per window: a floor must cost little compared with the run that measures it."""
 
 
 def other_batch(context: Context, model: Logits, windows: Windows, kept: Reference) -> None:
-    """The baseline's divergence from itself where two windows are run in one batch: ``kl_noise_floor``."""
-    if _fill_a_batch(windows):
-        first = _first(windows, WINDOWS, changed="batch size", batch_size=BATCH)
+    """The baseline's divergence from itself with two windows in one batch: ``kl_noise_floor``."""
+    if _enough_for_a_batch(windows):
+        first = _shortened(windows, WINDOWS, changed="batch size", batch_size=BATCH)
         floor = metric("divergence").make(first, "kl_noise_floor")
         _observe(context, "noise floor", model, first, floor, kept, BATCH)
 
 
 def other_dtype(context: Context, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
-    """The same where the baseline is loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
+    """The same with the baseline loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
 
-    Close the first model before: two may not fit. Where there is no such floor, a fact says why; whatever
-    a library raises must not cost the reference that has been made.
+    Close the first model before: two may not fit. If there is no such floor, a fact says why; whatever a library raises
+    must not cost the reference that was already written.
     """
     import torch
 
-    first = _first(windows, WINDOWS, changed="dtype")
+    first = _shortened(windows, WINDOWS, changed="dtype")
     dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
     try:
-        _refuse(context, ledger, dtype)
+        _check_supported(context, ledger, dtype)
         first = replace(first, protocol={**first.protocol, "dtype": dtype})
         floor = metric("divergence").make(first, "kl_noise_floor")
         model = context.load_as(dtype, Logits)
@@ -55,19 +55,19 @@ def other_dtype(context: Context, ledger: Sequence[StoredTensor], windows: Windo
 
 def own_batch(context: Context, model: Logits, windows: Windows) -> None:
     """A variant's divergence from itself, two stretches in one batch against one at a time: ``kl_batch_noise``."""
-    if _fill_a_batch(windows):
+    if _enough_for_a_batch(windows):
         whole = replace(windows, firsts=[1] * len(windows.tokens))
-        first = _first(whole, BATCH, changed="batch size", batch_size=BATCH)
+        first = _shortened(whole, BATCH, changed="batch size", batch_size=BATCH)
         noise = metric("divergence").make(first, "kl_batch_noise")
         _observe(context, "batch noise", model, first, noise, Itself(model, first), BATCH)
 
 
-def _fill_a_batch(windows: Windows) -> bool:
+def _enough_for_a_batch(windows: Windows) -> bool:
     """Whether there are enough windows, each with a token to score."""
     return len(windows.tokens) >= BATCH and min(map(len, windows.tokens[:WINDOWS])) > 1
 
 
-def _first(windows: Windows, count: int, **protocol: Scalar) -> Windows:
+def _shortened(windows: Windows, count: int, **protocol: Scalar) -> Windows:
     """The first windows alone, cut to one length so that any of them fit one batch, and a protocol that says so."""
     length = min(*map(len, windows.tokens[:count]), max(windows.firsts[:count]) + STRETCH_TOKENS)
     tokens = [row[:length] for row in windows.tokens[:count]]
@@ -99,7 +99,7 @@ def _observe(
     context.add(floor.finish())
 
 
-def _refuse(context: Context, ledger: Sequence[StoredTensor], dtype: str) -> None:
+def _check_supported(context: Context, ledger: Sequence[StoredTensor], dtype: str) -> None:
     """Raises UnsupportedError where the baseline has but one dtype, or would not fit in the other."""
     if any(entry.quantized for entry in ledger):
         raise UnsupportedError("the baseline's weights are stored quantized")

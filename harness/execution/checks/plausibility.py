@@ -1,6 +1,6 @@
-"""What tells whether a baseline's figures can be right: how its text was cut into tokens, and whether it misses BOS.
+"""Evidence on whether a baseline's figures can be right: how its text was tokenized, and whether it lacks BOS.
 
-Evidence alone; what is likely is judged where results are read (harness.figures.derived.plausibility).
+The evidence is judged when results are read (harness.figures.derived.plausibility).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def plausibility(context: Context, model: Logits, windows: Windows) -> None:
     """Measures the evidence. Whatever goes wrong becomes a fact: it must not cost the figures."""
     context.add([_exact("vocabulary_size", "token", model.vocabulary, windows)])
     try:
-        context.add(_cutting(model.tokenizer, windows))
-        probed = _probed(model.tokenizer, windows, model.vocabulary)
+        context.add(_tokenization(model.tokenizer, windows))
+        probed = _bos_probe(model.tokenizer, windows, model.vocabulary)
         if probed is not None:
             with context.phase("BOS probe"):
-                context.add([_gain(model, windows, *probed)])
+                context.add([_bos_gain(model, windows, *probed)])
     except Exception as error:  # noqa: BLE001 - becomes a fact
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         context.fact("plausibility_not_measured", reason=reason)
 
 
-def _cutting(tokenizer: Any, windows: Windows) -> list[Measurement]:
+def _tokenization(tokenizer: Any, windows: Windows) -> list[Measurement]:
     """Tokens per character of what is scored, and the share of Latin letters among its letters."""
     scored = (window[first:] for window, first in zip(windows.tokens, windows.firsts, strict=True))
     pieces = [(len(ids), tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in scored]
@@ -56,7 +56,7 @@ def _cutting(tokenizer: Any, windows: Windows) -> list[Measurement]:
     ]
 
 
-def _probed(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, int] | None:
+def _bos_probe(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, int] | None:
     """BOS and the window that is scored with it and without.
 
     The window in the middle, because some protocols put BOS only before the first. None where the tokenizer has no BOS
@@ -69,7 +69,7 @@ def _probed(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, int
     return int(bos), index
 
 
-def _gain(model: Logits, windows: Windows, bos: int, index: int) -> Measurement:
+def _bos_gain(model: Logits, windows: Windows, bos: int, index: int) -> Measurement:
     """By how much BOS in front lowers each token's negative log-likelihood, in nats."""
     import torch
 

@@ -1,4 +1,4 @@
-"""What is found out about a loaded variant before any figure of it is believed."""
+"""Whether a loaded variant is what it claims to be: its coverage, its kernels, and that it reloads as it was saved."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from harness.models.scope import LEAST_COVERAGE, in_decoder, matching
 from harness.models.stored import StoredLayer
 
 SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
-MOST_KERNELS = 6
+MAX_KERNELS = 6
 """The kernels that took the longest; the rest is norms, copies and the like."""
 
 
 def verify_variant(context: Context, model: Logits) -> None:
-    """What is stored, what ran, how much of the scope is quantized, and whether an artifact came back as saved.
+    """Records what is stored, what ran and how much is quantized; compares an artifact with the model that was saved.
 
-    Raises InvalidRunError where the variant is not what it claims to be.
+    Raises InvalidRunError if the variant is not what it claims to be.
     """
     spec = context.spec
     ledger = model.weight_ledger()
     if spec.job.conditions.memory:
         context.add(weights(ledger))
-        if spec.method.stage != "on_load":  # that has no checkpoint of its own
+        if spec.method.stage != "on_load":  # one quantized on load has no checkpoint of its own
             context.add([checkpoint_files([file.stat().st_size for file in weight_files(context.checkpoint())])])
     context.fact("layers", **model.kernels())
     context.fact("attention", implementation=model.attention)
@@ -42,11 +42,11 @@ def verify_variant(context: Context, model: Logits) -> None:
         context.label("natively_quantized", quantization=native, degridded=spec.model.degrid is not None)
     if context.method().batch_dependent:
         context.label("batch_dependent")
-    _note_scope(context)
+    _label_scope(context)
     if spec.method.stage != "none":
         layers = _stored_layers(context)
         _check_coverage(context, ledger, layers)
-        _note_kernels(context, model)
+        _record_kernels(context, model)
     if spec.method.stage == "offline":
         saved = context.cache.needed(spec, "quantize")
         what = "the artifact reloaded differs from the model that was saved"
@@ -56,16 +56,16 @@ def verify_variant(context: Context, model: Logits) -> None:
             context.label("reload_differs", **difference.figures)
 
 
-def note_repacking(context: Context, model: LoadedModel) -> None:
-    """Records where a library changed what it stores in the first forward pass."""
+def record_repacking(context: Context, model: LoadedModel) -> None:
+    """Records the bytes before and after if the first forward pass changed what a library stores."""
     stored = sum(entry.value_bytes + entry.scale_bytes for entry in model.weight_ledger())
     running = model.running_bytes()
     if running != stored:
         context.fact("repacked", stored_bytes=stored, running_bytes=running)
 
 
-def _note_scope(context: Context) -> None:
-    """What of the recipe's scope this variant leaves out, and overrides that its method cannot apply."""
+def _label_scope(context: Context) -> None:
+    """Labels what the recipe's scope skips and overrides, and the overrides that the method does not support."""
     if context.spec.variant.skip:
         context.label("left_alone", modules=tuple(context.spec.variant.skip))
     for pattern, own in context.spec.variant.overrides.items():
@@ -75,7 +75,7 @@ def _note_scope(context: Context) -> None:
 
 
 def _stored_layers(context: Context) -> list[StoredLayer]:
-    """What the variant's checkpoint stores; nothing where it quantizes while loading."""
+    """What the variant's checkpoint stores; nothing if it is quantized while loading."""
     folder = context.checkpoint()
     if context.spec.method.stage == "on_load" or weight_files(folder)[0].suffix == GGUF:
         return []  # what a GGUF file stores is what is loaded
@@ -89,9 +89,11 @@ def _stored_layers(context: Context) -> list[StoredLayer]:
 
 
 def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Sequence[StoredLayer]) -> None:
-    """Quantized over eligible parameters; the eligible ones are counted in the unquantized checkpoint.
+    """Measures quantized over eligible parameters; the eligible ones are counted in the unquantized checkpoint.
 
-    A checkpoint that is quantized on disk and dense once loaded counts by what it stores, and is labelled.
+    A checkpoint that is quantized on disk and dense once loaded counts by what it stores, and gets a label.
+    Raises InvalidRunError if skipped modules are quantized or too few others are, and UnsupportedError if the names of
+    the checkpoint's tensors show no decoder.
     """
     scope = set(context.modules().scope)
     eligible = {n: math.prod(s) for n, s in context.shapes.items() if in_decoder(n, len(s)) and _module(n) in scope}
@@ -102,9 +104,9 @@ def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Se
         _module(entry.name): entry.parameters for entry in ledger if entry.quantized and in_decoder(entry.name, 2)
     }
     held = {layer.name: layer.quantized for layer in layers if layer.quantized}
-    trespassed = [name for name in {**running, **held} if matching(name, context.spec.variant.skip)]
-    if trespassed:
-        raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(trespassed)[:5])}")
+    skipped_yet_quantized = [name for name in {**running, **held} if matching(name, context.spec.variant.skip)]
+    if skipped_yet_quantized:
+        raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(skipped_yet_quantized)[:5])}")
     beyond = tuple(role for role in ("embedding", "head") if any(e.quantized and e.role == role for e in ledger))
     if beyond:
         context.label("beyond_scope", scope=context.spec.variant.scope, roles=beyond)
@@ -132,8 +134,8 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _note_kernels(context: Context, model: Logits) -> None:
-    """How the decoder's linear layers multiply, and a label where that is slower than the method is meant to be."""
+def _record_kernels(context: Context, model: Logits) -> None:
+    """Records how the decoder's linear layers multiply; labels kernels that are slower than the method's own."""
     families = Counter(model.families().values())
     context.fact("kernels", **{str(family): layers for family, layers in families.items()})
     if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
@@ -142,7 +144,7 @@ def _note_kernels(context: Context, model: Logits) -> None:
         context.fact("cuda_kernels", names=tuple(_kernel_names(lambda: _probe_logits(context, model))))
     expected = context.method().kernel
     for family, layers in families.items():
-        if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # of dense ones coverage speaks
+        if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # coverage counts dense layers
             context.label("kernel_fell_back", layers=layers, family=family, expected=expected)
 
 
@@ -158,9 +160,9 @@ def _kernel_names(work: Callable[[], object]) -> list[str]:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    work()  # compiles and tunes what is compiled and tuned once
+    work()  # warm-up: compilation and tuning stay out of the profile
     with profile(activities=[ProfilerActivity.CUDA]) as trace:
         work()
         torch.cuda.synchronize()
     events = sorted(trace.key_averages(), key=lambda event: event.self_device_time_total, reverse=True)
-    return [event.key for event in events if event.self_device_time_total > 0][:MOST_KERNELS]
+    return [event.key for event in events if event.self_device_time_total > 0][:MAX_KERNELS]

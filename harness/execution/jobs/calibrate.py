@@ -25,7 +25,7 @@ def run(job: MakeCalibration, context: Context, out: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(context.source(), trust_remote_code=job.model.trust_remote_code)
         made = calibration.build(job.calibration, tokenizer)
         for workload in job.evaluations if not job.allow_leak else ():
-            Leak.between(made, cut(workload, tokenizer)).refuse()  # early: what is quantized after it would not count
+            Leak.between(made, cut(workload, tokenizer)).reject()  # before anything is quantized with it
     calibration.save(made, out)
     note_calibration(context, job.calibration, made)
 

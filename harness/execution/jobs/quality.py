@@ -10,12 +10,12 @@ from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.plausibility import plausibility
-from harness.execution.checks.variant import note_repacking, verify_variant
+from harness.execution.checks.variant import record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.windows import cut_windows
 from harness.plugins import metric
-from harness.text.leakage import RUN_TOKENS, halves
+from harness.text.leakage import RUN_TOKENS, halves_overlap
 
 
 def run(job: MeasureQuality, context: Context, out: Path) -> None:
@@ -28,7 +28,7 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
     verify_variant(context, model)
     check_tokens(context, model)
     windows = cut_windows(context, job.perplexity, model)
-    context.fact("halves_overlap", shared=halves(windows), run_tokens=RUN_TOKENS)
+    context.fact("halves_overlap", shared=halves_overlap(windows), run_tokens=RUN_TOKENS)
     if "calibrate" in spec.needs:
         check_leak(context, windows.tokens, job.allow_leak)
     observers = [metric("perplexity").make(windows)]
@@ -45,4 +45,4 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
     if spec.is_baseline:
         plausibility(context, model, windows)
     noise.own_batch(context, model, windows)
-    note_repacking(context, model)
+    record_repacking(context, model)
