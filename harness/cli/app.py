@@ -1,6 +1,6 @@
-"""The command line. Each command reads its input, asks one room to work, and prints what came of it.
+"""The command line. Each command reads its input, calls the API, and prints the result.
 
-Nothing heavy is imported up here: ``--help`` must be quick.
+Nothing heavy is imported at module level: ``--help`` must be quick.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from harness.cli.commands import (
 from harness.errors import ExitCode, HarnessError
 
 app = typer.Typer(
-    help="Compares quantization methods of language models: quality, speed and memory beside the unquantized baseline.",
+    help="Compare LLM quantization methods: quality, speed and memory against the unquantized baseline.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -69,7 +69,7 @@ def main() -> None:
     except HarnessError as error:
         typer.echo(f"qharness: {error}", err=True)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - the last line of defence says how to report it
+    except Exception:  # noqa: BLE001 - the last handler says how to report the error
         traceback.print_exc()
-        typer.echo("qharness: an internal error; please report the lines above", err=True)
+        typer.echo("qharness: internal error; please report the lines above", err=True)
         sys.exit(ExitCode.INTERNAL)

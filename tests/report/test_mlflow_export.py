@@ -110,7 +110,7 @@ def test_the_command(uri: str, swept: list[RunRecord], tmp_path: Path) -> None:
     assert ended.exit_code == ExitCode.OK, ended.output
     assert ended.stdout.startswith("session s1: run ")
     assert "3 variants" in ended.stdout
-    assert "there already" in CliRunner().invoke(app, arguments).stdout
+    assert "already logged" in CliRunner().invoke(app, arguments).stdout
 
 
 def test_nothing_to_export_and_no_store(uri: str, bench: Any, swept: list[RunRecord]) -> None:

@@ -1,4 +1,4 @@
-"""``qharness baseline``: records kept under a name, for ``compare``."""
+"""``qharness baseline``: named sets of records, for ``compare``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from harness.cli.options import BaselinesFolder
 
 baseline_app = typer.Typer(
-    help="Records kept under a name, to compare with later.",
+    help="Keep records under a name, to compare with later.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -23,36 +23,38 @@ def set_baseline(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
     session: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
-        typer.Option("--session", metavar="ID", help="Only what this session or run measured; its beginning will do."),
+        typer.Option(
+            "--session", metavar="ID", help="Only what this session or run measured; the start of its id is enough."
+        ),
     ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Set a name anew that is taken.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite an existing baseline.")] = False,
     baselines: BaselinesFolder = Path("baselines"),
 ) -> None:
-    """Copy the records of a results folder that count to a baseline's folder, which can be committed."""
+    """Copy the relevant records of a results folder to a baseline's folder, which can be committed."""
     from harness.api.baselines import Baselines
     from harness.api.results import read_folder
 
     found = read_folder(results, session)
     for fault in found.unread:
         typer.echo(f"left out: {fault}", err=True)
-    typer.echo(Baselines(baselines).set(name, found.records, replace))
+    typer.echo(Baselines(baselines).set(name, contents.records, replace))
 
 
 @baseline_app.command("list")
 def list_baselines(baselines: BaselinesFolder = Path("baselines")) -> None:
-    """List the baselines: when each was measured, and of what."""
+    """List the baselines: when each was measured, and what it contains."""
     from harness.api.baselines import Baselines
 
     kept = Baselines(baselines)
     names = kept.names()
     if not names:
-        typer.echo(f"no baselines in {baselines}; 'qharness baseline set NAME RESULTS' makes one")
+        typer.echo(f"no baselines in {baselines}; create one with 'qharness baseline set NAME RESULTS'")
     for name in names:
-        found = kept.read(name)
-        newest = max(record.started_at for record in found.records)
-        methods = ", ".join(dict.fromkeys(record.spec.method.label for record in found.records))
-        models = ", ".join(dict.fromkeys(record.spec.model.label for record in found.records))
-        typer.echo(f"{name}  {newest[:19]}  {len(found.records)} runs of {models}: {methods}")
+        records = kept.read(name).records
+        newest = max(record.started_at for record in records)
+        methods = ", ".join(dict.fromkeys(record.spec.method.label for record in records))
+        models = ", ".join(dict.fromkeys(record.spec.model.label for record in records))
+        typer.echo(f"{name}  {newest[:19]}  {len(records)} runs of {models}: {methods}")
 
 
 @baseline_app.command("remove")

@@ -1,4 +1,4 @@
-"""``qharness compare``: did anything get worse."""
+"""``qharness compare``: did anything get worse?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.errors import UsageError
 
 
 class Format(StrEnum):
-    """How a comparison is written."""
+    """Output formats of a comparison."""
 
     TERMINAL = "terminal"
     MARKDOWN = "markdown"
@@ -22,56 +22,56 @@ class Format(StrEnum):
     JUNIT = "junit"
 
 
-Side = "A results folder, FOLDER@ID with the id of a session or run in it, or the name of a baseline."
+Side = "A results folder, FOLDER@ID with the id of a session or run, or the name of a baseline."
 
 
 def compare(
-    base: Annotated[str, typer.Argument(metavar="BASE", help=f"What was good. {Side}")],
-    head: Annotated[str, typer.Argument(metavar="HEAD", help="What is to be judged; named in the same way.")],
+    base: Annotated[str, typer.Argument(metavar="BASE", help=f"The known good state. {Side}")],
+    head: Annotated[str, typer.Argument(metavar="HEAD", help="The state to judge; written in the same way.")],
     gate: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
         typer.Option(
             "--gate",
             metavar="NAME=THRESHOLD",
-            help="Such as perplexity=0.5%, over those of the recipe; may be repeated.",
+            help="Such as perplexity=0.5%; overrides the recipe's gate; may be repeated.",
         ),
     ] = None,
     gates: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--gates", metavar="RECIPE", help="A recipe whose gates hold, in place of those of HEAD's."),
+        typer.Option("--gates", metavar="RECIPE", help="Use this recipe's gates instead of those of HEAD's recipe."),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Make a gate of every metric.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.TERMINAL,
+    strict: Annotated[bool, typer.Option("--strict", help="Turn every metric into a gate.")] = False,
+    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TERMINAL,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="FILE", help="Write it there, and the verdict alone to the terminal."),
+        typer.Option("--out", metavar="FILE", help="Write the comparison to a file and print only the verdict."),
     ] = None,
-    whole: Annotated[bool, typer.Option("--all", help="List on the terminal what did not change, too.")] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Also list what did not change (terminal format).")] = False,
     results: ResultsFolder = Path("results"),
     baselines: BaselinesFolder = Path("baselines"),
 ) -> None:
-    """Say whether HEAD is worse than BASE. Ends in 1 where a gate failed, in 4 where one could not be evaluated."""
+    """Check whether HEAD is worse than BASE. Exits with 1 if a gate failed, with 4 if one could not be evaluated."""
     from harness.api.compare import compare as compared
     from harness.report.comparison import render
     from harness.report.comparison.words import verdict_line
     from harness.report.write import write_whole
 
     own = _own(gate or [])
-    found = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines)
+    comparison = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines)
     if out is not None:
-        write_whole(out, render(found, form).encode())
-        typer.echo(f"{verdict_line(found)}; written to {out}")
+        write_whole(out, render(comparison, form).encode())
+        typer.echo(f"{verdict_line(comparison)}; written to {out}")
     elif form is Format.TERMINAL:
         from harness.report.comparison.terminal import show
 
-        show(found, whole)
+        show(comparison, whole)
     else:
-        sys.stdout.write(render(found, form))
-    raise typer.Exit(found.exit_code)
+        sys.stdout.write(render(comparison, form))
+    raise typer.Exit(comparison.exit_code)
 
 
 def _own(written: list[str]) -> dict[str, str | float]:
-    """Gates given one by one. Raises UsageError for one without a threshold."""
+    """Gates given with --gate. Raises UsageError for one without a threshold."""
     pairs = [each.partition("=") for each in written]
     for each, (name, equals, value) in zip(written, pairs, strict=True):
         if not (name and equals and value):

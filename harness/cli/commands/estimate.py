@@ -1,4 +1,4 @@
-"""``qharness estimate``: what a model will take, before anything of it is fetched."""
+"""``qharness estimate``: the memory a model needs, before any weights are downloaded."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ def estimate(
     method: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads it at run time
         typer.Option(
-            "--method", metavar="METHOD", help="Such as 'rtn bits=4 group_size=64'; may be repeated. Absent: all."
+            "--method", metavar="METHOD", help="Such as 'rtn bits=4 group_size=64'; may be repeated. Default: all."
         ),
     ] = None,
     context: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--context", metavar="TOKENS", help="Prompt and answer together; 4096 where absent."),
+        typer.Option("--context", metavar="TOKENS", help="Prompt and answer together; default: 4096."),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Texts at a time.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Batch size.")] = 1,
     gpu: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--gpu", metavar="SIZE|NAME", help="What it must fit: 24GiB, 24GB, or a GPU such as 'RTX 4090'."),
+        typer.Option(
+            "--gpu", metavar="SIZE|NAME", help="Memory to fit into: 24GiB, 24GB, or a GPU such as 'RTX 4090'."
+        ),
     ] = None,
     dtype: Annotated[
-        str, typer.Option("--dtype", metavar="DTYPE", help="What is unquantized is in: auto is the model's own.")
+        str, typer.Option("--dtype", metavar="DTYPE", help="Dtype of the unquantized parts; auto is the model's own.")
     ] = "auto",
     revision: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--revision", metavar="COMMIT", help="Of a hub model; its newest where absent."),
+        typer.Option("--revision", metavar="COMMIT", help="Commit of a hub model; default: the newest."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""``qharness export``: figures into other tools."""
+"""``qharness export``: figures for other tools."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-export_app = typer.Typer(help="Figures into other tools.", no_args_is_help=True, rich_markup_mode=None)
+export_app = typer.Typer(help="Export figures to other tools.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @export_app.callback()
 def tools() -> None:
-    """Figures into other tools."""
+    """Export figures to other tools."""
 
 
 @export_app.command()
@@ -20,17 +20,15 @@ def mlflow(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
     tracking_uri: Annotated[
         str,
-        typer.Option(
-            "--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URI", help="A server or a store of MLflow."
-        ),
+        typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URI", help="An MLflow server or store."),
     ],
     experiment: Annotated[
-        str, typer.Option("--experiment", metavar="NAME", help="Where the runs go; made if need be.")
+        str, typer.Option("--experiment", metavar="NAME", help="The experiment; created if needed.")
     ] = "qharness",
 ) -> None:
-    """Log a run for each session, below it one for each variant, and the report. What is there is not logged again."""
+    """Log a run per session, a child run per variant, and the report. Sessions already logged are skipped."""
     from harness.api.report import export_to_mlflow
 
     for each in export_to_mlflow(results, tracking_uri, experiment):
-        what = "there already" if each.variants is None else f"{each.variants} variants"
+        what = "already logged" if each.variants is None else f"{each.variants} variants"
         typer.echo(f"session {each.session}: run {each.run_id}, {what}")

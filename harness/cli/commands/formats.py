@@ -12,7 +12,7 @@ from harness.errors import UsageError
 
 
 class Observing(StrEnum):
-    """How an integer format's range is chosen."""
+    """How the range of an integer format is chosen."""
 
     MIN_MAX = "min-max"
     PERCENTILE = "percentile"
@@ -23,7 +23,9 @@ class Observing(StrEnum):
 def formats(
     name: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
-        typer.Argument(metavar="FORMAT", help="One format, in full: 'fp8-e4m3', 'NF4', 'int4'.", show_default=False),
+        typer.Argument(
+            metavar="FORMAT", help="Show one format in full: 'fp8-e4m3', 'NF4', 'int4'.", show_default=False
+        ),
     ] = None,
     model: Annotated[
         Optional[str],  # noqa: UP045
@@ -31,24 +33,22 @@ def formats(
     ] = None,
     tensor: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(
-            metavar="NAME", help="A tensor of it, as model.layers.0.self_attn.q_proj, to be rounded for real."
-        ),
+        typer.Option(metavar="NAME", help="A tensor to round, such as model.layers.0.self_attn.q_proj."),
     ] = None,
-    group_size: Annotated[int, typer.Option(min=1, help="Columns that share a scale, of the integer formats.")] = 64,
+    group_size: Annotated[int, typer.Option(min=1, help="Columns that share a scale in the integer formats.")] = 64,
     observer: Annotated[
         Observing, typer.Option("--range", help="How the integer formats choose their range.")
     ] = Observing.MIN_MAX,
     as_json: AsJson = False,
 ) -> None:
-    """Show the number formats, one format with its values, or the error that each makes on a tensor."""
+    """Show the number formats, one format with its values, or the error of each on a tensor."""
     from harness.cli.render import formats as console_formats
     from harness.numerics.formats import FORMATS, find
 
     chosen = find(name) if name else None
     if (model is None) != (tensor is None):
         raise UsageError(
-            "--tensor needs --model, the checkpoint that it is read from"
+            "--tensor needs --model, the checkpoint to read it from"
             if model is None
             else "--model needs --tensor, the name of the tensor to round"
         )

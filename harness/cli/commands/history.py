@@ -15,7 +15,7 @@ Words = Optional[list[str]]  # noqa: UP045 - typer reads it at run time
 
 
 class Format(StrEnum):
-    """How a history is written."""
+    """Output formats of a history."""
 
     TERMINAL = "terminal"
     MARKDOWN = "markdown"
@@ -26,27 +26,30 @@ class Format(StrEnum):
 def history(
     places: Annotated[
         list[str],
-        typer.Argument(metavar="RESULTS…", help="Results folders, FOLDER@ID of a session or run, names of baselines."),
+        typer.Argument(
+            metavar="RESULTS…",
+            help="Results folders, FOLDER@ID with the id of a session or run, or names of baselines.",
+        ),
     ],
     metric: Annotated[
         Words, typer.Option("--metric", metavar="NAME", help="Such as perplexity or decode; may be repeated.")
     ] = None,
     method: Annotated[
-        Words, typer.Option("--method", metavar="WORD", help="Methods with this in their name; may be repeated.")
+        Words, typer.Option("--method", metavar="WORD", help="Only methods whose name contains this; may be repeated.")
     ] = None,
     model: Annotated[
-        Words, typer.Option("--model", metavar="WORD", help="Models with this in their name; may be repeated.")
+        Words, typer.Option("--model", metavar="WORD", help="Only models whose name contains this; may be repeated.")
     ] = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only what changed by more than its threshold.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="How it is written.")] = Format.TERMINAL,
+    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TERMINAL,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--out", metavar="FILE", help="Write it there."),
+        typer.Option("--out", metavar="FILE", help="Write the history to a file."),
     ] = None,
     results: ResultsFolder = Path("results"),
     baselines: BaselinesFolder = Path("baselines"),
 ) -> None:
-    """Show each metric over time: where it changed, and what changed around it there."""
+    """Show each metric over time: when it changed, and what else changed at that point."""
     from harness.api.history import history as traced
     from harness.report.history import only_changed, render
     from harness.report.write import write_whole

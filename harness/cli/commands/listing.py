@@ -1,4 +1,4 @@
-"""``qharness list``, ``doctor`` and ``schema``: what there is, what works here, what a recipe may say."""
+"""``qharness list``, ``doctor`` and ``schema``: available names, what works here, the recipe format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 class Listing(StrEnum):
-    """What ``list`` can list."""
+    """The lists that ``list`` prints."""
 
     METHODS = "methods"
     ENGINES = "engines"
@@ -25,7 +25,7 @@ def list_plugins(what: Annotated[Listing, typer.Argument(help="What to list.")])
 
 
 def doctor() -> None:
-    """Say what works on this machine, what is missing, and the command that installs it."""
+    """Show what works on this machine, what is missing, and the command that installs it."""
     from harness.cli.render.plan import show_doctor
 
     show_doctor()

@@ -15,7 +15,7 @@ def plan(
     allow_leak: AllowLeak = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the runs of a recipe in order: what is done, what is left, what cannot be."""
+    """Show the runs of a recipe in order: done, to do, unsupported."""
     from harness.api.plan import plan_with_state
     from harness.cli.render.plan import show_plan
 

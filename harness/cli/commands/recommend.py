@@ -19,7 +19,7 @@ Text = Optional[str]  # noqa: UP045 - typer reads it at run time
 
 
 class Format(StrEnum):
-    """How the answer is written."""
+    """Output formats of a recommendation."""
 
     TABLE = "table"
     JSON = "json"
@@ -69,28 +69,33 @@ def recommend(
     minimize: Annotated[Text, typer.Option(metavar="WHAT", help="A figure of which less is better.")] = None,
     maximize: Annotated[Text, typer.Option(metavar="WHAT", help="A figure of which more is better.")] = None,
     at: Annotated[
-        Text, typer.Option(metavar="POINT", help="Where speed counts: 'batch 1, prompt 128'; else the first point.")
+        Text, typer.Option(metavar="POINT", help="Grid point for speeds: 'batch 1, prompt 128'; default: the first.")
     ] = None,
     context: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(metavar="TOKENS", help="Prompt and answer that memory is for; else the point's."),
+        typer.Option(
+            metavar="TOKENS", help="Prompt and answer length for the memory limit; default: that of the grid point."
+        ),
     ] = None,
     batch: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(metavar="N", help="Texts at a time that memory is for; else the point's."),
+        typer.Option(metavar="N", help="Batch size for the memory limit; default: that of the grid point."),
     ] = None,
     allow_labelled: Annotated[
-        bool, typer.Option("--allow-labelled", help="Admit what was calibrated on the evaluation text, or is invalid.")
+        bool,
+        typer.Option(
+            "--allow-labelled", help="Admit variants that were calibrated on the evaluation text or are invalid."
+        ),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 4 where the choice does not hold within the uncertainty.")
+        bool, typer.Option("--strict", help="Exit with 4 if the choice does not hold within the uncertainty.")
     ] = False,
-    output: Annotated[Format, typer.Option("--format", help="How the answer is written.")] = Format.TABLE,
+    output: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TABLE,
 ) -> None:
     """Name the variant to ship: those that keep the limits, best first, and why each of the others was rejected."""
     from harness.api.recommend import recommend as recommended
 
-    found = recommended(
+    recommendations = recommended(
         results,
         minimize=minimize,
         maximize=maximize,
@@ -103,17 +108,17 @@ def recommend(
     if output is Format.TABLE:
         from harness.cli.render.recommend import show
 
-        show(found)
+        show(recommendations)
     elif output is Format.MARKDOWN:
         from harness.report.recommendation import markdown
 
-        typer.echo(markdown(found), nl=False)
+        typer.echo(markdown(recommendations), nl=False)
     else:
         from harness.report.recommendation import json_line
 
-        for each in found:
+        for each in recommendations:
             typer.echo(json_line(each))
-    if any(each.pick is None and not each.unknown for each in found):
+    if any(each.pick is None and not each.unknown for each in recommendations):
         raise typer.Exit(ExitCode.GATE_FAILED)
-    if any(each.pick is None or (strict and not each.holds) for each in found):
+    if any(each.pick is None or (strict and not each.holds) for each in recommendations):
         raise typer.Exit(ExitCode.INCONCLUSIVE)

@@ -1,4 +1,4 @@
-"""``qharness report``: tables and figures of a results folder."""
+"""``qharness report``: tables and plots of a results folder."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Annotated
 import typer
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
-"""The variable in which a GitHub workflow names the file of a step's summary."""
+"""The environment variable with the path of a GitHub workflow step's summary."""
 
 
 def report(
     results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Where the report is written.", show_default="reports"),
+        typer.Option("--out", metavar="DIR", help="Output folder.", show_default="reports"),
     ] = None,
     formats: Annotated[
         str,
-        typer.Option("--format", help="Of html, md, csv, parquet, png, svg, model-card, github, with commas between."),
+        typer.Option("--format", help="Comma-separated: html, md, csv, parquet, png, svg, model-card, github."),
     ] = "html,md,csv",
 ) -> None:
-    """Write the report of a results folder: HTML that works offline, Markdown, CSV, images and more.
+    """Write the report of a results folder: offline HTML, Markdown, CSV, images and more.
 
-    github is a job summary: without --out it is appended to the file that $GITHUB_STEP_SUMMARY names.
+    github is a job summary: without --out it is appended to the file in $GITHUB_STEP_SUMMARY.
     """
     from harness.api.report import write_folder_report
 

@@ -1,4 +1,4 @@
-"""``qharness run``: makes the runs of a recipe."""
+"""``qharness run``: executes the runs of a recipe."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ def run(
     results: ResultsFolder = Path("results"),
     cache: CacheFolder = None,
     pythons: Pythons = None,
-    create_stacks: Annotated[bool, typer.Option("--create-stacks", help="First make the stacks it needs.")] = False,
+    create_stacks: Annotated[
+        bool, typer.Option("--create-stacks", help="First create the stacks that the recipe needs.")
+    ] = False,
     allow_leak: AllowLeak = False,
     paranoid: Annotated[
-        bool, typer.Option("--paranoid", help="Hash models and texts again after each run, not only at the end.")
+        bool, typer.Option("--paranoid", help="Hash models and texts after each run, not only at the end.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the runs of a recipe. Run it again to resume: what is done is not done twice."""
+    """Execute the runs of a recipe. Run it again to resume: finished runs are not repeated."""
     from harness.api.run import run as make_runs
     from harness.cli.render.sweep import display
     from harness.core.record import FAILURES
@@ -48,7 +50,7 @@ def run(
                 on_event=show,
             )
     except KeyboardInterrupt:
-        typer.echo("interrupted; the same command resumes where it stopped", err=True)
+        typer.echo("interrupted; run the same command to resume", err=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     failed = sum(record.status in FAILURES for record in records)
     base = baseline_engine(record.spec for record in records)
@@ -60,6 +62,6 @@ def run(
         typer.echo(f"{well} ok, {failed} failed, {rest} unsupported; records in {folder}")
         typer.echo(f"next: qharness report {folder}")
     if baseless and not failed:
-        typer.echo("a run of the baseline could not be made; there is nothing to compare with", err=True)
+        typer.echo("a baseline run could not be executed, so there is nothing to compare with", err=True)
     if failed or baseless:
         raise typer.Exit(ExitCode.RUNS_FAILED)

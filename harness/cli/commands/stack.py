@@ -1,4 +1,4 @@
-"""``qharness stack``: environments of libraries that cannot live beside the rest."""
+"""``qharness stack``: environments for libraries that cannot share the main one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.cli.options import CacheFolder, Pythons, StackName, stacks_of
 from harness.errors import ExitCode
 
 stack_app = typer.Typer(
-    help="Environments of libraries that cannot live beside the rest.",
+    help="Manage environments for libraries that cannot share the main one.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -16,7 +16,7 @@ stack_app = typer.Typer(
 
 @stack_app.command("list")
 def list_stacks(cache: CacheFolder = None) -> None:
-    """List the stacks: what each is for, and whether it is made."""
+    """List the stacks: what each is for, and whether it is installed."""
     from harness.cli.render.plan import show_stacks
 
     show_stacks(stacks_of(cache))
@@ -24,7 +24,7 @@ def list_stacks(cache: CacheFolder = None) -> None:
 
 @stack_app.command("create")
 def create_stack(name: StackName, cache: CacheFolder = None) -> None:
-    """Make a stack's interpreter from its pinned requirements."""
+    """Create a stack's environment from its pinned requirements."""
     from harness.stacks.build import create
 
     stack = stacks_of(cache).find(name)
@@ -34,7 +34,7 @@ def create_stack(name: StackName, cache: CacheFolder = None) -> None:
 
 @stack_app.command("check")
 def check_stack(name: StackName, cache: CacheFolder = None, pythons: Pythons = None) -> None:
-    """Say whether a stack holds what it was made with, and whether a worker starts in it."""
+    """Check that a stack is unchanged and that a worker starts in it."""
     from harness.stacks.build import check
 
     faults = check(stacks_of(cache, pythons).find(name))
@@ -42,7 +42,7 @@ def check_stack(name: StackName, cache: CacheFolder = None, pythons: Pythons = N
         typer.echo(fault, err=True)
     if faults:
         raise typer.Exit(ExitCode.USAGE)
-    typer.echo(f"stack {name} is in order")
+    typer.echo(f"stack {name} is OK")
 
 
 @stack_app.command("remove")
@@ -50,4 +50,4 @@ def remove_stack(name: StackName, cache: CacheFolder = None) -> None:
     """Delete a stack's folder."""
     from harness.stacks.build import remove
 
-    typer.echo(f"stack {name} removed" if remove(stacks_of(cache).find(name)) else f"stack {name} was not there")
+    typer.echo(f"stack {name} removed" if remove(stacks_of(cache).find(name)) else f"stack {name} does not exist")

@@ -1,1 +1,1 @@
-"""What the commands print on a terminal."""
+"""The terminal output of the commands."""

@@ -1,4 +1,4 @@
-"""What ``qharness estimate`` prints: the parts of one variant, or a line for each of many."""
+"""The output of ``qharness estimate``: the parts of one variant, or one line for each of several."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from harness.models.shapes import ModelShapes
 from harness.planning.estimate.fits import EstimateRequest, MemoryEstimate
 
 NOT_COUNTED = (
-    "Not counted: the driver's and the libraries' own memory (some hundred MiB on a GPU), and gaps between blocks."
+    "Not counted: memory of the driver and the libraries (some hundred MiB on a GPU), and gaps between blocks."
 )
 
 
 def size(count: float) -> str:
-    """``280 GB = 260.8 GiB``: one decimal unit (10⁹ bytes) and one binary one (2³⁰)."""
+    """``280 GB = 260.8 GiB``: a decimal unit (10⁹ bytes) and a binary one (2³⁰)."""
     decimal, binary = size_unit([int(count)], DECIMAL), size_unit([int(count)], BINARY)
     return (
         f"{significant(count / decimal.bytes, 4)} {decimal.name} = {significant(count / binary.bytes, 4)} {binary.name}"
@@ -51,7 +51,7 @@ def _parameters(model: ModelShapes) -> str:
     others = model.norms + model.kept
     active = f" ({model.active:,} active per token)" if model.experts else ""
     return (
-        f"{model.label}: {model.parameters:,} parameters{active}: decoder's linears {model.decoder:,}, "
+        f"{model.label}: {model.parameters:,} parameters{active}: decoder linears {model.decoder:,}, "
         f"embedding {model.embedding:,}, head {head}, norms and others {others:,}"
     )
 
@@ -62,7 +62,7 @@ def _show_parts(console: Console, entry: MemoryEstimate, request: EstimateReques
         return
     stored = entry.weights
     console.print(
-        f"{entry.label}, {entry.dtype}: {significant(stored.bits_per_weight, 4)} bits a quantized weight",
+        f"{entry.label}, {entry.dtype}: {significant(stored.bits_per_weight, 4)} bits per quantized weight",
         highlight=False,
     )
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -82,13 +82,13 @@ def _parts(stored: Weights, entry: MemoryEstimate, request: EstimateRequest) -> 
         ("weights: embedding", stored.embedding),
         ("weights: head", stored.head),
         ("weights: norms and others", stored.other),
-        ("weights in all", stored.total),
+        ("weights, total", stored.total),
         *([("checkpoint on disk", stored.disk)] if stored.disk is not None else []),
-        ("key-value cache of a token", entry.kv_bytes_per_token),
+        ("key-value cache per token", entry.kv_bytes_per_token),
         ("key-value cache", entry.kv_bytes),
         ("workspace of a prefill", entry.workspace_bytes),
     ]
-    return [*(part for part in parts if part[1]), ("in all", entry.total_bytes or 0)]
+    return [*(part for part in parts if part[1]), ("total", entry.total_bytes or 0)]
 
 
 def _verdict(entry: MemoryEstimate, request: EstimateRequest) -> str | None:
@@ -116,7 +116,7 @@ def _show_all(console: Console, estimates: Sequence[MemoryEstimate], request: Es
     for entry in possible:
         assert entry.weights is not None
         disk = entry.weights.disk
-        found = [f"{entry.weights.bits_per_weight:.2f}"]
+        cells = [f"{entry.weights.bits_per_weight:.2f}"]
         for value in (entry.weights.total, entry.total_bytes or 0):
             found.append(" / ".join(significant(value / unit.bytes) for unit in units))
         found.append(BLANK if disk is None else significant(disk / units[0].bytes))

@@ -40,12 +40,12 @@ def show_all(forms: Sequence[Format], as_json: bool) -> None:
         )
     console = Console()
     console.print(table)
-    console.print("bits: stored bits of a value with its share of a block's scale; × FP32: the memory they take")
-    console.print("normal, subnormal: the smallest such value; qharness formats FORMAT shows one format in full")
+    console.print("bits: stored bits per value with its share of a block's scale; × FP32: memory relative to FP32")
+    console.print("normal, subnormal: the smallest such value; 'qharness formats FORMAT' shows one format in full")
 
 
 def show_one(form: Format, as_json: bool) -> None:
-    """One format in full; its values where a code has at most 8 bits."""
+    """One format in full, with its values if a code has at most 8 bits."""
     if as_json:
         values = form.values
         _print_json(_facts(form) | {"values": None if values is None else [_plain(value) for value in values]})
@@ -61,11 +61,11 @@ def show_one(form: Format, as_json: bool) -> None:
     console.print("the value of each code", "(a row is one exponent)" if isinstance(form, FloatFormat) else "")
     console.print(_values(form, form.values))
     if isinstance(form, FloatFormat):
-        console.print(f"from 0x{1 << form.bits - 1:x} the same with a minus")
+        console.print(f"from 0x{1 << form.bits - 1:x}: the same, negative")
 
 
 def show_trials(tensor: NamedTensor, tried: Sequence[Trial], observer: str, as_json: bool) -> None:
-    """What each format made of a tensor. Errors are in the tensor's own unit."""
+    """The result of rounding a tensor to each format. Errors are in the tensor's own unit."""
     if as_json:
         for trial in tried:
             errors = {key: _plain(value) for key, value in asdict(trial.error).items()}
@@ -130,7 +130,7 @@ def _described(form: Format) -> list[tuple[str, str]]:
 
 
 def _values(form: Format, values: Sequence[float]) -> Table:
-    """The value of each code, the negative half of floats left out; a row begins with its first code."""
+    """The value of each code, without the negative half of floats; a row begins with its first code."""
     count = len(values) // 2 if isinstance(form, FloatFormat) else len(values)
     per_row = 1 << form.mantissa_bits if isinstance(form, FloatFormat) else 4 if isinstance(form, ExponentFormat) else 8
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
@@ -166,7 +166,7 @@ def _ratio(form: Format) -> str:
 
 
 def _short(value: float) -> str:
-    """A whole number in full, else four digits, fewer where the last are zeros."""
+    """A whole number in full, otherwise four digits, or fewer if the last are zeros."""
     if not math.isfinite(value):
         return significant(value)
     return (f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.4g}").replace("-", "−")

@@ -1,4 +1,4 @@
-"""The tables that the command line prints."""
+"""The tables of ``qharness plan``, ``list``, ``stack list`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -63,11 +63,13 @@ def show_list(what: str) -> None:
 
 
 def show_stacks(stacks: Stacks) -> None:
-    """Name, state, library, and what each is for."""
+    """Name, state, library and purpose of each stack."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("stack", "state", "library", "what it is for"):
+    for column in ("stack", "state", "library", "purpose"):
         table.add_column(column)
-    table.add_row("main", "ready", "", "measures everything, and quantizes whatever lives beside the rest")
+    table.add_row(
+        "main", "ready", "", "measures everything, and quantizes with every library that can be installed in it"
+    )
     for stack in map(stacks.find, stack_names()):
         table.add_row(stack.name, stack.find_state(), stack.definition.library, stack.definition.summary)
     Console().print(table)
@@ -77,13 +79,13 @@ def show_doctor() -> None:
     """The machine, the libraries, and what each method still needs."""
     console = Console()
     console.print(f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB")
-    console.print(f"GPU     {machine.gpu_summary() or 'none found through NVML'}")
+    console.print(f"GPU     {machine.gpu_summary() or 'none reported by NVML'}")
     chosen = machine.choose("auto")
     console.print(f"device  {chosen.device}")
     if machine.gpu_summary() and chosen.device == "cpu":
         console.print("        the installed torch is a CPU build; reinstall torch from an index with CUDA builds")
-    for package, found in machine.versions().items():
-        console.print(f"        {package} {found}", highlight=False)
+    for package, version in machine.versions().items():
+        console.print(f"        {package} {version}", highlight=False)
     console.print("methods")
     site = local_site()
     for name in registry.method_names():
@@ -99,7 +101,7 @@ def _readiness(name: str, site: Site) -> str:
 
 
 def _no_gpu(method: Method[Any], site: Site) -> str | None:
-    """Says so where the method, with its default parameters, needs a GPU and the site has none."""
+    """A message if the method needs a GPU with its default parameters and the site has none."""
     if any(field.is_required() for field in method.params.model_fields.values()):
         return None
     lacks = method.needs(method.params()).device == "cuda" and site.machine("auto").device != "cuda"

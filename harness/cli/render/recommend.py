@@ -1,4 +1,4 @@
-"""What ``qharness recommend`` prints: the answer, the admissible variants in order, and why the others fell."""
+"""The output of ``qharness recommend``: the answer, the admissible variants, and why the others were rejected."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from harness.report.recommendation import FOOT, cells, headings, place_words
 
 
 def show(recommendations: Sequence[Recommendation]) -> None:
-    """A block for each table; what a record says is never read as markup."""
+    """A block for each table; text from records is never interpreted as markup."""
     console = Console(highlight=False)
-    for number, found in enumerate(recommendations):
+    for number, recommendation in enumerate(recommendations):
         if number:
             console.print()
-        _show_one(console, found)
+        _show_one(console, recommendation)
 
 
-def _show_one(console: Console, found: Recommendation) -> None:
-    said = answer(found)
-    console.print(Text(found.table.model, style="bold"))
-    console.print(Text(said.sentence))
-    for line in _remarks(found):
+def _show_one(console: Console, recommendation: Recommendation) -> None:
+    conclusion = answer(recommendation)
+    console.print(Text(recommendation.table.model, style="bold"))
+    console.print(Text(conclusion.sentence))
+    for line in _remarks(recommendation):
         console.print(Text(f"  {line}"))
-    console.print(Text(place_words(found), style="dim"))
-    if found.admissible:
+    console.print(Text(place_words(recommendation), style="dim"))
+    if recommendation.admissible:
         table = Table(box=None, header_style="bold", pad_edge=False)
-        for column, heading in enumerate(headings(found)):
+        for column, heading in enumerate(headings(recommendation)):
             table.add_column(Text(heading), justify="left" if column == 1 else "right", overflow="fold")
-        for rank, each in enumerate(found.admissible, 1):
-            table.add_row(*map(Text, cells(found, rank, each)))
+        for rank, each in enumerate(recommendation.admissible, 1):
+            table.add_row(*map(Text, cells(recommendation, rank, each)))
         console.print(table)
         console.print(Text(FOOT, style="dim"))
     if found.rejected:
@@ -46,7 +46,7 @@ def _show_one(console: Console, found: Recommendation) -> None:
         console.print(table)
 
 
-def _remarks(found: Recommendation) -> Iterable[str]:
-    said = answer(found)
-    yield from (f"uncertain: {doubt}" for doubt in said.uncertain)
-    yield from (f"⚠ {label.sentence}" for label in (*said.noted, *found.table.labels))
+def _remarks(recommendation: Recommendation) -> Iterable[str]:
+    conclusion = answer(recommendation)
+    yield from (f"uncertain: {doubt}" for doubt in conclusion.uncertain)
+    yield from (f"⚠ {label.sentence}" for label in (*conclusion.noted, *recommendation.table.labels))

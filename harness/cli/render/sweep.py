@@ -1,4 +1,4 @@
-"""How a sweep looks while it runs: a live line on a terminal, plain lines elsewhere, JSON lines for machines."""
+"""Progress of a sweep: a live line on a terminal, plain lines elsewhere, JSON lines with ``--json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from harness.execution.sweep import Ended, Event, Started, Withdrawn
 
 REFRESHES_PER_SECOND = 1
-"""Seldom enough not to be seen in what is measured."""
+"""Rare enough not to affect the measurements."""
 
 
 class Display(Protocol):
@@ -27,7 +27,7 @@ class Display(Protocol):
 
 @contextmanager
 def display(as_json: bool) -> Iterator[Display]:
-    """The display that suits where the output goes."""
+    """The display suited to the output."""
     if as_json:
         yield _json
     elif sys.stdout.isatty():
@@ -51,8 +51,8 @@ def _end_line(event: Ended) -> str:
 
 def _withdrawn_line(event: Withdrawn) -> str:
     record = event.record
-    told = record.outcome.failure.message if record.outcome.failure else ""
-    return f"{record.spec.title}: withdrawn, invalid\n    {told}"
+    reason = record.outcome.failure.message if record.outcome.failure else ""
+    return f"{record.spec.title}: withdrawn, invalid\n    {reason}"
 
 
 def _plain(event: Event) -> None:
@@ -69,8 +69,8 @@ def _json(event: Event) -> None:
 
     if isinstance(event, Withdrawn):
         failure = event.record.outcome.failure
-        told = {"event": "withdrawn", "run_id": event.record.spec.run_id, "status": event.record.status}
-        print(json.dumps({**told, "failure": failure.message if failure else None}), flush=True)
+        withdrawn = {"event": "withdrawn", "run_id": event.record.spec.run_id, "status": event.record.status}
+        print(json.dumps({**withdrawn, "failure": failure.message if failure else None}), flush=True)
         return
     if isinstance(event, PhaseBegan):
         print(json.dumps({"event": "phase", "name": event.name}), flush=True)
@@ -95,7 +95,7 @@ def _json(event: Event) -> None:
 
 
 class _Live:
-    """One status line below the lines of what has ended."""
+    """One status line below the lines of finished runs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -299,8 +299,8 @@ def test_json_for_machines_and_no_torch(tiny: Path) -> None:
 def test_the_parts_of_one_variant_in_both_units(tiny: Path) -> None:
     ended = qharness("estimate", str(tiny), "--method", "none", "--gpu", "24GiB", "--context", "100")
     assert ended.returncode == 0, ended.stderr
-    assert "weights in all              919.9 kB = 898.3 KiB" in ended.stdout
-    assert "key-value cache of a token  1.024 kB = 1.000 KiB" in ended.stdout
+    assert "weights, total             919.9 kB = 898.3 KiB" in ended.stdout
+    assert "key-value cache per token  1.024 kB = 1.000 KiB" in ended.stdout
     assert "longest context at batch 1: 512 tokens" in ended.stdout
 
 
