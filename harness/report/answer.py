@@ -1,4 +1,4 @@
-"""The question answered in one sentence per model, and what of the answer is uncertain."""
+"""The answer to a query in one sentence per model, and what is uncertain about it."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from harness.stats.estimate import Estimate
 MOST_TIES = 3
 """Variants named that are as good as the pick; more are counted."""
 NOTABLE = 0.05
-"""A share of draws from which another variant is named beside the pick."""
+"""The share of draws from which another variant is named next to the pick."""
 
 
 @dataclass(frozen=True)
 class Answer:
     """``question`` and ``finding`` are the two halves of the sentence; ``variant`` is the pick's label, or None.
 
-    ``uncertain`` says why the choice may not hold, ``noted`` what the pick's row is labelled with.
+    ``uncertain`` says why the choice may not hold; ``noted`` has the labels of the pick's row.
     """
 
     question: str
@@ -43,7 +43,7 @@ class Answer:
 
 
 def default_answer(table: Table) -> Answer | None:
-    """To the question of the recipe's budget and 1% of perplexity; None where neither quality was measured."""
+    """The answer for the recipe's budget and 1% of perplexity; None if no quality was measured."""
     limits = default_limits(table)
     if not any(ask_of(limit.figure).of_quality for limit in limits):
         return None
@@ -60,7 +60,7 @@ def answer(found: Recommendation) -> Answer:
 
 
 def name(row: VariantRow) -> str:
-    """The variant's label; of the baseline, whose method may be called none, with what it is."""
+    """The variant's label, marked if it is the baseline, whose method may be called none."""
     return f"{row.label} (the baseline)" if row.is_baseline else row.label
 
 
@@ -102,16 +102,16 @@ def bound_unit(limit: Limit) -> SizeUnit | None:
 
 
 def reasons(candidate: Candidate) -> tuple[str, ...]:
-    """Why a variant fell: each value beside its limit."""
+    """Why a variant was rejected: each value with its limit."""
     if candidate.barred:
         return (candidate.barred.sentence,)
     found = [_reason(each) for each in candidate.missed]
     lacking = candidate.objective.estimate is None and not found
-    return (f"what is to be best: {candidate.objective.basis}",) if lacking else tuple(found)
+    return (f"the objective: {candidate.objective.basis}",) if lacking else tuple(found)
 
 
 def sides(row: VariantRow, found: Recommendation) -> list[str]:
-    """Size, speed and quality beside the baseline, those that were measured."""
+    """Size, speed and quality relative to the baseline, as far as measured."""
     said = []
     if row.size_ratio and not row.is_baseline:
         said.append(_size(row.size_ratio))
@@ -127,17 +127,17 @@ def sides(row: VariantRow, found: Recommendation) -> list[str]:
 
 
 def _ties(found: Recommendation) -> str:
-    """Which variants are as good by what was to be best, and what decided between them."""
+    """Which variants tie on the objective, and what decided between them."""
     told = []
     for tie in found.ties[:MOST_TIES]:
         equal = f"{objective_of(found.query.objective).equal} {name(tie.row)}"
         if tie.decided_by is None or tie.ours is None or tie.theirs is None:
-            told.append(f"{equal}, which no other figure tells from it")
+            told.append(f"{equal}, which no other figure distinguishes from it")
             continue
         ours, theirs = (reading_words(tie.decided_by, reading) for reading in (tie.ours, tie.theirs))
         told.append(f"{equal}, and better by {ties_of(tie.decided_by).words}: {ours} against {theirs}")
     more = len(found.ties) - MOST_TIES
-    return "; ".join([*told, *([f"so for {more} more"] if more > 0 else [])])
+    return "; ".join([*told, *([f"likewise {more} more"] if more > 0 else [])])
 
 
 def _question(found: Recommendation) -> str:
@@ -150,16 +150,16 @@ def _question(found: Recommendation) -> str:
 
 def _nobody(found: Recommendation) -> str:
     if found.untrusted:
-        return f"not known; no quality relative to this baseline can be trusted: {_doubted(found)}"
+        return f"not known; no quality figure relative to this baseline can be trusted: {_doubted(found)}"
     if found.unmeasured:
         lacking = dict.fromkeys(reason for each in found.rejected if each.open for reason in reasons(each))
         return f"not known; {'; '.join(lacking)}"
     nearest = found.nearest
     if nearest is None:
-        return "no variant could be judged"
-    said = f"no variant; the nearest is {name(nearest.row)}: {'; '.join(reasons(nearest))}"
+        return "no variant could be evaluated"
+    said = f"no variant; the closest is {name(nearest.row)}: {'; '.join(reasons(nearest))}"
     binding = [limit_words(limit) for limit in found.binding]
-    return f"{said}. One would be found without the limit {' or without '.join(binding)}" if binding else said
+    return f"{said}. There would be one without the limit {' or without '.join(binding)}" if binding else said
 
 
 def _doubted(found: Recommendation) -> str:
@@ -174,19 +174,21 @@ def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:
     said += _rivals(found, chosen)
     second = found.admissible[1] if len(found.admissible) > 1 else None
     if second and found.lead is not None and 1 - SURE < found.lead < SURE:
-        said.append(f"it cannot be told apart from {name(second.row)}, better in {_share(found.lead)} of draws")
+        said.append(
+            f"it cannot be distinguished from {name(second.row)}: it is better in {_share(found.lead)} of draws"
+        )
     certain = found.certain_pick
     if certain is not chosen:
         said.append(
-            f"the first that keeps every limit for certain is {name(certain.row)}"
+            f"the first that meets every limit with certainty is {name(certain.row)}"
             if certain
-            else "no variant keeps every limit for certain"
+            else "no variant meets every limit with certainty"
         )
     return said
 
 
 def _rivals(found: Recommendation, chosen: Candidate) -> list[str]:
-    """How often the pick would be the pick, and who else."""
+    """How often random draws make it the pick, and which others."""
     if chosen.pick_probability is None or chosen.pick_probability >= SURE:
         return []
     others = sorted(
@@ -251,7 +253,7 @@ def _suffix(form: Format) -> str:
 
 
 def _size_unit(count: float) -> SizeUnit:
-    """That in which the size is a short number, as somebody wrote it; binary where both are as short."""
+    """The unit that makes the size a short number, as users write it; binary on a tie."""
     fitting = [unit for unit in (*BINARY, *DECIMAL) if count >= unit.bytes]
     return min(fitting or [BINARY[-1]], key=lambda unit: len(f"{count / unit.bytes:.10g}"))
 

@@ -1,4 +1,4 @@
-"""What the recipe asked for, as far as its runs tell it."""
+"""The settings of the recipe, as recorded by its runs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness.core.variant import Variant
 from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, ThroughputWorkload
 
 MOST_NAMED = 60
-"""Of methods; more are counted."""
+"""Values named per setting; further ones are only counted."""
 
 
 def asked(records: Sequence[RunRecord]) -> tuple[tuple[str, str], ...]:
-    """Each question with every value that occurs, in the order of the runs."""
+    """Each setting with every value that occurs, in the order of the runs."""
     found: dict[str, dict[str, None]] = {}
     for record in records:
         for name, value in _of(record.spec):

@@ -1,4 +1,4 @@
-"""Where variants diverge: tables of the mean KL by position in the window and by how sure the baseline was."""
+"""Where variants diverge: tables of the mean KL by position in the window and by the baseline's confidence."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from harness.report.column import Column, columns_of
 
 
 def breakdowns(table: Table) -> tuple[tuple[str, tuple[Column, ...]], ...]:
-    """Groups of columns, each with its title; none where no variant was compared token by token."""
+    """Groups of columns, each with its title; empty if no variant was compared token by token."""
     groups = (
-        ("tokens before it in the window", columns_of(table, KL_BY_POSITION)),
+        ("preceding tokens in the window", columns_of(table, KL_BY_POSITION)),
         ("the baseline's confidence, %", columns_of(table, KL_BY_CONFIDENCE)),
     )
     return tuple((title, columns) for title, columns in groups if columns)

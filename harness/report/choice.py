@@ -1,4 +1,4 @@
-"""Which variants stand where there is not room for all."""
+"""Which variants to show if there is not room for all."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from harness.figures.table import VariantRow
 
 MOST_ROWS = 40
-"""So many bars, lines of a heat map, or lines of a short table are read; the page's table holds all variants."""
+"""The most bars, heat map rows or short table rows that remain readable; the page's table holds all variants."""
 
 
 def chosen(rows: Iterable[VariantRow], most: int = MOST_ROWS) -> tuple[VariantRow, ...]:
-    """Where there are more than ``most``: the baseline and the front first. They keep the order of the table."""
+    """At most ``most`` rows, preferring the baseline and the front, in the order of the table."""
     all_rows = list(rows)
     if len(all_rows) <= most:
         return tuple(all_rows)
@@ -20,5 +20,5 @@ def chosen(rows: Iterable[VariantRow], most: int = MOST_ROWS) -> tuple[VariantRo
 
 
 def left_out(shown: int, of: int) -> str:
-    """A sentence for a caption; empty where all are shown."""
+    """A sentence for a caption; empty if all are shown."""
     return f" {shown} of {of:,} variants are shown, those on the front first." if shown < of else ""

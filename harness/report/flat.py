@@ -1,4 +1,4 @@
-"""The report for machines: one flat entry per variant, full precision, units in the names."""
+"""The report as flat data: one entry per variant, full precision, units in the names."""
 
 from __future__ import annotations
 

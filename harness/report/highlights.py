@@ -1,4 +1,4 @@
-"""What catches the eye first: the variants that lead a table in one plain respect each."""
+"""The highlight cards of a report: the variants that lead a table in one respect each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.figures.table import Table
 from harness.report.answer import sides
 
 TOLERANCE = 0.05
-"""A variant is close up to this rise of perplexity, a fraction; its whole interval must lie below."""
+"""The perplexity increase, as a fraction, up to which a variant is close; its whole interval must lie below."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What every report says besides its tables: the machine, the versions, what failed, how to run it again."""
+"""Everything in a report besides its tables: machine, versions, failures, commands to reproduce it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Fault:
 
 
 TELLING = ("protocol", "text", "context")
-"""By which conditions the tables of one model are told apart."""
+"""The conditions that distinguish the tables of one model."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report before it is written in any format; ``answers`` are those of its tables, if they have any."""
+    """A report before rendering; ``answers`` has the answer of each table, or None."""
 
     title: str
     tables: tuple[Table, ...]
@@ -48,12 +48,12 @@ class Page:
 
     @property
     def variants(self) -> int:
-        """How many there are beside the baselines, each counted once however many protocols score it."""
+        """The number of variants without the baselines, each counted once even if several protocols score it."""
         return len({(table.model, row.label) for table in self.tables for row in table.rows if not row.is_baseline})
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """What each table is called: its model, and what tells it from other tables of that model."""
+        """The heading of each table: its model, and what distinguishes it from other tables of that model."""
         return tuple(
             _heading(table, [each for each in self.tables if each.model == table.model]) for table in self.tables
         )
@@ -96,7 +96,7 @@ def page(records: Sequence[RunRecord]) -> Page:
 
 
 def table_labels(table: Table) -> tuple[Label, ...]:
-    """The warnings that stand in every table's caption, a natively quantized reference among them."""
+    """The warnings in every table's caption, including that of a natively quantized reference."""
     if table.native_quantization is None or "natively_quantized" in codes(table.labels):
         return table.labels
     native = Label("natively_quantized", {"quantization": table.native_quantization, "degridded": False})
@@ -104,13 +104,13 @@ def table_labels(table: Table) -> tuple[Label, ...]:
 
 
 def native_warning(table: Table) -> str | None:
-    """What a natively quantized reference means for the reader of a table."""
+    """Explains a natively quantized reference to the reader of a table."""
     if table.native_quantization is None:
         return None
     return (
-        f"The reference was natively quantized ({table.native_quantization}): its published weights already "
-        "lie on a coarse grid. Damage is relative to those weights, not to full precision, and a method "
-        "whose grid resembles it can look better than it is."
+        f"The reference was natively quantized ({table.native_quantization}): its published weights are already "
+        "on a coarse grid. Damage is relative to those weights, not to full precision, and a method with a "
+        "similar grid can look better than it is."
     )
 
 
@@ -122,17 +122,17 @@ def noise_floor(table: Table) -> str | None:
 
 
 def terms(table: Table) -> str | None:
-    """The price, the budget and the machine's rates that the table's costs, fits and bounds go by, in words."""
+    """The price, the budget and the machine's rates that the table's costs, fits and bounds use, in words."""
     price, budget = table.price, table.budget_bytes
     said = [f"Cost of tokens at {price.per_hour:g} {price.currency} per hour."] if price else []
     if budget is not None:
-        said.append(f"Budget of memory: {significant(budget / 10**9)} GB, {significant(budget / 2**30)} GiB.")
+        said.append(f"Memory budget: {significant(budget / 10**9)} GB, {significant(budget / 2**30)} GiB.")
     rates = _rates(table)
     return " ".join([*said, *([rates] if rates else [])]) or None
 
 
 def _rates(table: Table) -> str | None:
-    """What the machine did at its best, in words: the figures behind the bounds."""
+    """The machine's best rates, in words: the figures behind the bounds."""
     if table.rates is None:
         return None
     largest, slowest = table.rates.bandwidth[-1]
@@ -140,7 +140,7 @@ def _rates(table: Table) -> str | None:
     fastest = max(bandwidth for _, bandwidth in table.rates.bandwidth)
     products = ", ".join(f"{significant(rate / 10**9)} in {dtype}" for dtype, rate in table.rates.matmul)
     return (
-        f"Bounds by the machine's own speed: {significant(slowest / 10**9)} GB/s over {_binary(largest)}, at most "
+        f"Bounds from the machine's own speed: {significant(slowest / 10**9)} GB/s over {_binary(largest)}, at most "
         f"{significant(fastest / 10**9)} from {_binary(smallest)} on; 10⁹ operations per second: {products}."
     )
 
@@ -156,7 +156,7 @@ def _fault(record: RunRecord) -> Fault:
 
 
 def _environment(records: Iterable[RunRecord], side: str) -> tuple[tuple[str, str], ...]:
-    """Each property with every value that occurs: more than one is worth knowing."""
+    """Each property with every value that occurs; more than one is a warning sign."""
     values: dict[str, dict[str, None]] = {}
     for record in records:
         before = record.outcome.before

@@ -1,4 +1,4 @@
-"""A recommendation as Markdown and as JSON; what the terminal shows is made of the same words."""
+"""A recommendation as Markdown and JSON; the terminal output uses the same words."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from harness.report.answer import (
 from harness.report.renderers.markdown import escape
 
 FOOT = (
-    "?: kept by the figure, but not by its whole interval. Pick: the share of draws from all intervals in which a "
-    "variant is the first."
+    "?: the figure meets the limit, but its interval reaches beyond it. Pick: the share of random draws from all "
+    "intervals in which a variant comes first."
 )
 
 
@@ -68,7 +68,7 @@ def place_words(found: Recommendation) -> str:
 
 
 def markdown(recommendations: Sequence[Recommendation]) -> str:
-    """A section for each table; text of a record can neither mark anything up nor leave its cell."""
+    """A section for each table; text from records is escaped and cannot leave its cell."""
     return "\n\n".join(part for found in recommendations for part in _section(found)) + "\n"
 
 

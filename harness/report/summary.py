@@ -1,4 +1,4 @@
-"""The job summary of a GitHub workflow: the report's Markdown, cut to what GitHub takes."""
+"""The job summary of a GitHub workflow: the report's Markdown, within GitHub's size limit."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from harness.report.page import Fault, Page
 from harness.report.renderers.markdown import markdown
 
 LIMIT_BYTES = 2**20
-"""Of all that a step writes; with more, GitHub shows nothing of it."""
+"""GitHub's limit for everything that a step writes; above it, GitHub shows nothing."""
 MOST_VARIANTS, MOST_FAULTS, MOST_LOG_LINES = 50, 30, 20
-CUT = "\n\n*Cut here: a job summary holds 1 MiB. The whole report is in the other formats.*\n"
+CUT = "\n\n*Truncated: a job summary holds 1 MiB. The other formats contain the full report.*\n"
 
 
 def job_summary(whole: Page, used_bytes: int = 0) -> str:
-    """The Markdown; ``used_bytes`` is what the step has written before.
+    """The Markdown; ``used_bytes`` is what the step has already written.
 
-    Of a large table the baseline and the front stand first, of many failures the first.
+    A large table keeps the baseline and the front, many failures are cut to the first ones.
     """
     tables = tuple(_shortened(table) for table in whole.tables)
     faults = tuple(_brief(fault) for fault in whole.faults[:MOST_FAULTS])
     more = len(whole.faults) - len(faults)
     if more:
-        faults += (Fault(f"{more:,} more", "not shown", "the other formats tell of every run", ""),)
+        faults += (Fault(f"{more:,} more", "not shown", "the other formats list every run", ""),)
     text = markdown(replace(whole, tables=tables, faults=faults))
     room = LIMIT_BYTES - used_bytes
     if len(text.encode()) <= room:

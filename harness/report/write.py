@@ -1,4 +1,4 @@
-"""Writes a report in the formats asked for, each file whole or not at all."""
+"""Writes a report in the requested formats, each file completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.report.page import Page
 
 Files = Iterable[tuple[str, bytes]]
-"""Each file's name below the report's folder, and what is in it."""
+"""Each file's path in the report's folder, and its content."""
 
 
 def _html(page: Page) -> Files:
@@ -75,7 +75,7 @@ FORMATS: Mapping[str, Callable[[Page], Files]] = {
     "model-card": _model_cards,
     "github": _github,
 }
-"""From a format to what renders its files. Each renderer is imported when used."""
+"""The renderer of each format, imported on first use."""
 
 
 def write_report(
@@ -86,7 +86,7 @@ def write_report(
 ) -> list[Path]:
     """Writes the report into the folder ``out`` (``report.html``, ``figures/…`` and so on); returns the files' paths.
 
-    The format ``github`` is appended to the file ``job_summary`` instead, where that is given.
+    The format ``github`` is appended to the file ``job_summary`` instead, if one is given.
     Raises UsageError, before anything is written, for an unknown format and for images that cannot be drawn here.
     """
     for name in formats:
@@ -109,7 +109,7 @@ def write_report(
 
 
 def _append_summary(page: Page, path: Path) -> None:
-    """Other steps of the job write there too."""
+    """Appends, since other steps of the job write there too."""
     from harness.report import summary
 
     try:
@@ -117,11 +117,11 @@ def _append_summary(page: Page, path: Path) -> None:
         with path.open("ab") as file:
             file.write(summary.job_summary(page, used).encode())
     except OSError as error:
-        raise UsageError(f"{path}: the job summary cannot be written: {error.strerror}") from None
+        raise UsageError(f"{path}: cannot write the job summary: {error.strerror}") from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """A reader finds the old file or the new one, never half of one. Its folder is made where it is missing."""
+    """A reader sees the old file or the new one, never part of one. Creates the folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

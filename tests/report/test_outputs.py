@@ -187,7 +187,7 @@ def test_a_job_summary_of_long_logs_fits(bench: Any, none: Any, looks: Any) -> N
 
     text = job_summary(page([bench.quality(none), *map(failing, range(60))]))
     assert len(text.encode()) <= LIMIT_BYTES
-    assert "Cut here" in text
+    assert "Truncated: a job summary" in text
 
 
 def test_a_job_summary_of_many_variants_shows_the_front(bench: Any, none: Any, looks: Any) -> None:

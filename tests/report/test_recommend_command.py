@@ -40,7 +40,7 @@ def test_exit_codes_and_formats(command: CliRunner, folder: Path) -> None:
     assert json.loads(line)["holds"] is True
     nobody = ended("--max-size", "1MB", "--format", "markdown")
     assert nobody.exit_code == 1
-    assert "no variant; the nearest is rtn 2-bit g64" in nobody.stdout
+    assert "no variant; the closest is rtn 2-bit g64" in nobody.stdout
     unmeasured = ended("--max-accuracy-drop", "1%")
     assert unmeasured.exit_code == 4
     assert "not known" in unmeasured.stdout

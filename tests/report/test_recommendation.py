@@ -69,7 +69,7 @@ def test_one_sentence_answers(records: list[RunRecord]) -> None:
     assert found is not None
     assert found.variant == "torchao int8-weight-only"
     assert found.sentence.startswith(
-        "For ≤ 1 GiB of memory and ≤ 1% more perplexity, the smallest: torchao int8-weight"
+        "For ≤ 1 GiB memory and ≤ 1% more perplexity, the smallest: torchao int8-weight"
     )
     assert "1.22× smaller than 16-bit" in found.sentence
     assert found.uncertain == ()
@@ -89,7 +89,7 @@ def test_what_is_uncertain_is_said(records: list[RunRecord]) -> None:
     assert limit == "perplexity +1.87% [+1.59, +2.15] may be above 1.9%"
     assert draws.startswith("it is the pick in ")
     assert ", rtn 8-bit g64 in " in draws
-    assert certain == "the first that keeps every limit for certain is rtn 8-bit g64"
+    assert certain == "the first that meets every limit with certainty is rtn 8-bit g64"
 
 
 def test_equals_are_named_with_what_decided(records: list[RunRecord]) -> None:
@@ -129,11 +129,11 @@ def test_why_a_variant_fell_has_its_value_beside_the_limit(records: list[RunReco
 @pytest.mark.parametrize(
     ("bound", "words"),
     [
-        (8 * 2**30, "≤ 8 GiB of memory"),
-        (8 * 10**9, "≤ 8 GB of memory"),
-        (700 * 2**20, "≤ 700 MiB of memory"),
-        (1.5 * 2**30, "≤ 1.5 GiB of memory"),
-        (100, "≤ 0.09766 KiB of memory"),
+        (8 * 2**30, "≤ 8 GiB memory"),
+        (8 * 10**9, "≤ 8 GB memory"),
+        (700 * 2**20, "≤ 700 MiB memory"),
+        (1.5 * 2**30, "≤ 1.5 GiB memory"),
+        (100, "≤ 0.09766 KiB memory"),
     ],
 )
 def test_a_limit_is_written_as_it_was_given(bound: float, words: str) -> None:

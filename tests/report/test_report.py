@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_the_old_report(
 def test_nothing_measured_is_still_a_report(tmp_path: Path) -> None:
     paths = write_report([], tmp_path)
     assert [path.name for path in paths] == ["report.html", "report.md", "report.csv"]
-    assert "No run of a variant" in paths[0].read_text(encoding="utf-8")
+    assert "These results contain no run of a variant" in paths[0].read_text(encoding="utf-8")
 
 
 def test_the_page_asks_the_network_for_nothing(bench: Any, none: Any, records: list[RunRecord]) -> None:

@@ -38,7 +38,7 @@ FORMATS: Mapping[str, Callable[[Regression], str]] = {
     "json": _json,
     "junit": _junit,
 }
-"""From a format to what renders it. Each renderer is imported when used."""
+"""The renderer of each format, imported on first use."""
 
 
 def render(found: Regression, name: str = "terminal") -> str:

@@ -1,4 +1,4 @@
-"""HEAD beside BASE for programs. Keys stay; what is added later is added beside them."""
+"""A comparison as JSON. Keys are stable; new ones may be added."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from harness.analysis.regression.findings import Finding, Regression
 from harness.core.json_values import finite
 
 SCHEMA_VERSION = 1
-"""Raised where a key goes or changes its meaning."""
+"""Raised when a key is removed or changes its meaning."""
 
 DIGITS = 10
 """Significant ones of a number: what processors round differently is not written."""
 
 
 def json_text(found: Regression) -> str:
-    """One JSON object; numbers are plain, what there is none of is null."""
+    """One JSON object with plain numbers; missing values are null."""
     whole = {
         "schema_version": SCHEMA_VERSION,
         "outcome": found.outcome,

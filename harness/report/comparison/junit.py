@@ -1,4 +1,4 @@
-"""HEAD beside BASE as JUnit XML, which CI systems show as tests: a suite per variant, a test per finding."""
+"""A comparison as JUnit XML, which CI systems show as tests: a suite per variant, a test per finding."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from harness.analysis.regression.findings import UNDECIDED, Finding, Regression
 from harness.report.comparison import words
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 has no way to write."""
+"""Characters that XML 1.0 cannot represent."""
 
 
 def junit(found: Regression) -> str:
-    """A failed gate is a failure, one that could not be evaluated an error; where no gate rests on it, skipped."""
+    """A failed gate is a failure, one that could not be evaluated is an error; findings without a gate are skipped."""
     root = Xml.Element("testsuites", name="qharness compare")
     ordered = sorted(found.findings, key=lambda each: each.variant)
     for name, members in groupby(ordered, key=lambda each: each.variant):
@@ -41,13 +41,13 @@ def _suite(root: Xml.Element, name: str, findings: list[Finding]) -> None:
     suite = Xml.SubElement(root, "testsuite", name=_clean(name))
     for finding in findings:
         case = Xml.SubElement(suite, "testcase", classname=_clean(name), name=_clean(words.subject(finding)))
-        told = _clean(words.why(finding))
+        reasons = _clean(words.why(finding))
         figures = _clean(f"{words.figures(finding)}; change {words.change(finding)}; threshold {words.limit(finding)}")
         kind = _kind(finding)
         if kind == "skipped":
-            Xml.SubElement(case, "skipped", message=f"{finding.verdict}: {told}")
+            Xml.SubElement(case, "skipped", message=f"{finding.verdict}: {reasons}")
         elif kind:
-            Xml.SubElement(case, kind, message=told, type=finding.verdict).text = figures
+            Xml.SubElement(case, kind, message=reasons, type=finding.verdict).text = figures
         else:
             Xml.SubElement(case, "system-out").text = f"{finding.verdict}: {figures}"
     _count(suite)

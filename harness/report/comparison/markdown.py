@@ -1,4 +1,4 @@
-"""HEAD beside BASE as a comment on a pull request: the verdict, what got worse, the rest folded."""
+"""A comparison as a pull request comment: the verdict, what got worse, the rest folded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HEAD = ("Verdict", "Variant", "Metric", "BASE → HEAD", "Change", "Threshold", 
 
 
 def markdown(found: Regression) -> str:
-    """Text of a record can neither mark anything up nor leave its cell."""
+    """Text from records is escaped and cannot leave its cell."""
     parts = [f"## {MARKS[found.outcome]} qharness: {escape(words.verdict_line(found))}"]
     parts.append(f"BASE {escape(words.side(found.base))}  \nHEAD {escape(words.side(found.head))}")
     listed = words.worst_first(found)
@@ -25,7 +25,7 @@ def markdown(found: Regression) -> str:
             parts += [f"### {heading}", _table(members)]
     if rest:
         parts.append(
-            _folded(f"The rest: {len(rest)} of {len(listed)} findings ({words.counts(found)} in all)", _table(rest))
+            _folded(f"The rest: {len(rest)} of {len(listed)} findings (total: {words.counts(found)})", _table(rest))
         )
     if found.environment:
         entries = _list(map(words.environment, found.environment))
@@ -33,7 +33,7 @@ def markdown(found: Regression) -> str:
     notes = list(words.notes(found))
     if notes:
         parts.append(_list(notes))
-    parts.append(f"Gates: {escape(words.gates(found))}. A verdict in brackets is no gate's.")
+    parts.append(f"Gates: {escape(words.gates(found))}. A verdict in brackets is not a gate.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""HEAD beside BASE on a terminal: a table, the reasons of what is not plainly unchanged, and the environment."""
+"""A comparison on a terminal: a table, reasons for everything but plain unchanged findings, and the environment."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ OUTCOMES = {"regressed": "bold red", "passed": "bold green", "undecided": "bold 
 
 
 def terminal(found: Regression, width: int | None = None, colour: bool = False, whole: bool = False) -> str:
-    """Plain text, with ANSI colours where asked for; ``whole`` lists what did not change, too.
+    """Plain text, with ANSI colours on request; ``whole`` also lists what did not change.
 
-    Text of a record marks nothing up and moves no cursor.
+    Text from records cannot add markup or move the cursor.
     """
     return written(_parts(found, whole), width or 120, colour)
 
@@ -65,8 +65,8 @@ def _table(listed: Sequence[Finding]) -> Table:
 
 
 def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
-    told = [each for each in listed if each.verdict != "unchanged" and words.why(each)]
-    if told:
+    explained = [each for each in listed if each.verdict != "unchanged" and words.why(each)]
+    if explained:
         yield ""
         yield "Why:"
         for each in told:

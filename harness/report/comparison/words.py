@@ -1,4 +1,4 @@
-"""The words that every format shares: the verdict in one line, and a finding's figures."""
+"""Texts shared by all formats: the verdict in one line, and a finding's figures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WORST_FIRST = ("regressed", "incomparable", "inconclusive", "improved", "unchang
 
 
 def verdict_line(found: Regression) -> str:
-    """``REGRESSED: 2 of 14 gates failed``, and what else a reader must not miss."""
+    """``REGRESSED: 2 of 14 gates failed``, followed by other key counts."""
     gated = found.gated
     count = len(gated) + len(found.unmeasured)
     failed = sum(each.verdict == "regressed" for each in gated)
@@ -37,7 +37,7 @@ def counts(found: Regression) -> str:
 
 
 def worst_first(found: Regression) -> list[Finding]:
-    """Gates before the rest, and of each the worst verdicts first."""
+    """Gates before the rest, the worst verdicts first in each."""
     return sorted(found.findings, key=lambda each: (not each.gated, WORST_FIRST.index(each.verdict)))
 
 
@@ -47,7 +47,7 @@ def subject(finding: Finding) -> str:
 
 
 def figures(finding: Finding) -> str:
-    """``19.4 → 19.6 perplexity``; of runs, how they ended is told in words."""
+    """``19.4 → 19.6 perplexity``; a dash for runs, whose end is described in words."""
     if finding.metric == RUNS or (finding.base is None and finding.head is None):
         return BLANK
     return f"{_figure(finding.base)} → {_figure(finding.head)} {finding.unit}"
@@ -71,8 +71,8 @@ def limit(finding: Finding) -> str:
 
 
 def why(finding: Finding) -> str:
-    """The reasons, and of what was not decided what it would take."""
-    return "; ".join([*finding.reasons, *_what_it_takes(finding)])
+    """The reasons and, for an undecided finding, what would settle it."""
+    return "; ".join([*finding.reasons, *_what_would_settle_it(finding)])
 
 
 def gates(found: Regression) -> str:
@@ -82,7 +82,7 @@ def gates(found: Regression) -> str:
 
 
 def plain(finding: Finding) -> bool:
-    """Whether a reader in a hurry needs not see it: nothing changed, or nothing rests on it."""
+    """Whether a short listing can omit it: nothing changed, or it is undecided and not a gate."""
     return finding.verdict == "unchanged" or (not finding.gated and finding.verdict in UNDECIDED)
 
 
@@ -91,9 +91,9 @@ def side(one: Side) -> str:
 
 
 def notes(found: Regression) -> Iterator[str]:
-    """What is neither a finding nor a change of the environment."""
+    """Remarks that are neither findings nor changes of the environment."""
     for name in found.unmeasured:
-        yield f"the gate {name} is not evaluated: neither side measures it"
+        yield f"gate {name} was not evaluated: neither side measures it"
     for each in found.new:
         yield f"new in HEAD: {each}"
     for one, where in (("BASE", found.base), ("HEAD", found.head)):
@@ -102,7 +102,7 @@ def notes(found: Regression) -> Iterator[str]:
 
 
 def doubts(found: Regression) -> Iterator[str]:
-    """The baselines relative to which no quality can be trusted, and why."""
+    """The implausible baselines, and why no quality relative to them can be trusted."""
     for one, where in (("BASE", found.base), ("HEAD", found.head)):
         for run, reasons in where.implausible.items():
             yield from (f"{one}: {run}: {each.label.sentence}" for each in reasons)
@@ -113,10 +113,10 @@ def environment(entry: Change) -> str:
     return f"{entry.what}: {entry.base} → {entry.head}{where}"
 
 
-def _what_it_takes(finding: Finding) -> Iterator[str]:
+def _what_would_settle_it(finding: Finding) -> Iterator[str]:
     if finding.detectable is not None:
         times, unit = _terms(finding)
-        yield f"a change of {significant(times * finding.detectable, 2)}{unit} would be found in 4 cases of 5"
+        yield f"a change of {significant(times * finding.detectable, 2)}{unit} would be detected in 4 out of 5 cases"
     if finding.needed is not None:
         rounded = float(f"{finding.needed:.2g}")
         unit = "processes a side (repetitions)" if finding.units == "processes" else finding.units
@@ -124,7 +124,7 @@ def _what_it_takes(finding: Finding) -> Iterator[str]:
 
 
 def _terms(finding: Finding) -> tuple[float, str]:
-    """By what a change is multiplied to be read, and its unit then."""
+    """The factor that makes a change readable, and the unit it then has."""
     if finding.relative:
         return 100, "%"
     points = finding.unit in ("fraction", "score")

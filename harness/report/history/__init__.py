@@ -39,7 +39,7 @@ FORMATS: Mapping[str, Callable[[History], str]] = {
     "json": _json,
     "csv": _csv,
 }
-"""From a format to what renders it. Each renderer is imported when used."""
+"""The renderer of each format, imported on first use."""
 
 
 def render(found: History, name: str = "terminal") -> str:

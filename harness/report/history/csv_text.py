@@ -1,4 +1,4 @@
-"""Figures over time as CSV: a line per figure, at full precision; ``change`` where a new level begins."""
+"""Figures over time as CSV: a line per figure at full precision, with ``change`` where a new level begins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Line = list[str | float | bool | None]
 
 
 def csv_text(found: History) -> str:
-    """``change`` is the difference of the two levels, in parts of the former where ``change_relative`` is true."""
+    """``change`` is the difference of the two levels, as a fraction of the former if ``change_relative`` is true."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""Figures over time as Markdown: what changed, the series folded, what gave no figure."""
+"""Figures over time as Markdown: the changes, the series (folded), runs without a figure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from harness.analysis.history import Change, History, Series
 from harness.report.history import words
 from harness.report.renderers.markdown import escape
 
-CHANGES = ("When", "Session", "Variant", "Metric", "Before → after", "Change", "", "What changed around it")
+CHANGES = ("When", "Session", "Variant", "Metric", "Before → after", "Change", "", "What else changed")
 SERIES = ("Variant", "Metric", "Sessions", "Over time", "Oldest → newest", "Changes")
 
 
 def markdown(found: History) -> str:
-    """Text of a record can neither mark anything up nor leave its cell."""
+    """Text from records is escaped and cannot leave its cell."""
     parts = [f"## qharness history: {escape(words.headline(found))}"]
     listed = list(words.changes(found))
     if listed:
@@ -25,7 +25,7 @@ def markdown(found: History) -> str:
     if notes:
         parts.append("### Without a figure\n\n" + "\n".join(notes))
     if any(not change.matters for _, change in listed):
-        parts.append("In brackets: smaller than the threshold of its gate.")
+        parts.append("In brackets: below the threshold of its gate.")
     return "\n\n".join(parts) + "\n"
 
 
@@ -38,7 +38,7 @@ def _change(series: Series, change: Change) -> list[str]:
         words.levels(series, change),
         words.size(series, change),
         words.judgement(change),
-        "; ".join((*change.notes, *words.around(change))) or "nothing that was recorded",
+        "; ".join((*change.notes, *words.around(change))) or "nothing recorded",
     ]
 
 

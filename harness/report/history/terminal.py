@@ -1,4 +1,4 @@
-"""Figures over time on a terminal: a line per series, and below what changed, the newest first."""
+"""Figures over time on a terminal: a line per series, then the changes, newest first."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _changes(found: History) -> Iterator[tuple[str, str]]:
         yield "Changes, the newest first:", "bold"
     for series, change in listed:
         yield f"  {_line(series, change)}", STYLES[change.better] if change.matters else ""
-        for line in (*change.notes, *words.around(change)) or ("nothing that was recorded changed around it",):
+        for line in (*change.notes, *words.around(change)) or ("no other recorded change at that point",):
             yield f"      {line}", ""
     if any(not change.matters for _, change in listed):
         yield "", ""

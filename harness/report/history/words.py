@@ -1,4 +1,4 @@
-"""The words that every format shares: a series in a line, a change in a sentence."""
+"""Texts shared by all formats: a series in a line, a change in a sentence."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from harness.report.comparison.words import environment
 
 BARS = "▁▂▃▄▅▆▇█"
 LONGEST = 32
-"""Figures that a sparkline shows: the newest."""
+"""The number of figures in a sparkline, the newest ones."""
 
 
 def headline(found: History) -> str:
-    """``3 changes in 12 series of 20 sessions``: those that are larger than their threshold."""
+    """``3 changes in 12 series of 20 sessions``, counting only changes above their threshold."""
     if not found.series:
         return f"no figure changed by more than its threshold in {_counted(found.sessions, 'session')}"
     each = [change for series in found.series for change in series.changes]
@@ -35,12 +35,12 @@ def subject(series: Series) -> str:
 
 
 def apart(series: Series) -> str:
-    """What tells it from others of its name; empty where there is none."""
+    """What distinguishes it from other series of the same name; empty if there are none."""
     return "; ".join(series.apart)
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """The newest figures, the lowest of them at the bottom; a flat line where all are equal."""
+    """The newest figures from lowest to highest bar; a flat line if all are equal."""
     drawn = values[-LONGEST:]
     low, high = min(drawn), max(drawn)
     if low == high:
@@ -70,7 +70,7 @@ def size(series: Series, change: Change) -> str:
 
 
 def judgement(change: Change) -> str:
-    """``worse``, ``better``, ``changed`` where neither way is better; in brackets where it is too small to matter."""
+    """``worse``, ``better``, or ``changed`` if neither direction is better; in brackets if too small to matter."""
     word = "changed" if change.better is None else "better" if change.better else "worse"
     return word if change.matters else f"({word})"
 
@@ -84,7 +84,7 @@ def limit(series: Series) -> str:
 
 
 def when(started_at: str) -> str:
-    """To the minute, as it was recorded; what is no time stays as it is."""
+    """The recorded time to the minute; text that is not a time is kept."""
     try:
         return datetime.fromisoformat(started_at).strftime("%Y-%m-%d %H:%M")
     except ValueError:
@@ -92,26 +92,26 @@ def when(started_at: str) -> str:
 
 
 def around(change: Change) -> list[str]:
-    """What else changed there."""
+    """What else changed at that point."""
     return [environment(each) for each in change.environment]
 
 
 def summary(series: Series) -> str:
-    """How many changes of which kind, or why none was looked for."""
+    """The kinds of changes, or why there was no search."""
     if series.changes:
         return ", ".join(judgement(each) for each in series.changes)
     return series.note or "no change"
 
 
 def changes(found: History) -> Iterator[tuple[Series, Change]]:
-    """The newest first; of one session those that matter first."""
+    """Newest first; within a session, those that matter first."""
     each = [(series, change) for series in found.series for change in series.changes]
     each.sort(key=lambda pair: not pair[1].matters)
     yield from sorted(each, key=lambda pair: pair[1].started_at, reverse=True)
 
 
 def notes(found: History) -> Iterator[str]:
-    """What gave no figure, and what was left out."""
+    """Runs without a figure, and records that were left out."""
     for each in found.failed:
         yield f"{when(each.started_at)} {each.run}: {each.status.replace('_', ' ')}: {each.reason}"
     for fault in found.unread:

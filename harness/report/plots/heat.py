@@ -57,7 +57,7 @@ def speed_grid(table: Table) -> Plot | None:
     drawing = Drawing(layout)
     _draw_map(drawing, rows, ratios, workloads)
     caption = (
-        "Multiples of the baseline's speed at the same batch size and prompt length, of the same session: above 1× "
+        "Multiples of the baseline's speed at the same batch size and prompt length in the same session: above 1× "
         "(blue) is faster, below (orange) slower."
     )
     head = ("Variant", *(f"{each.phase} at {each.point.label}, ×" for each in workloads))

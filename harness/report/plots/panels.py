@@ -43,7 +43,7 @@ def panels_of(table: Table) -> tuple[Plot, ...]:
         _Topic(
             f"tasks-{number}" if number else "tasks",
             "Scores on tasks",
-            "With their 95% intervals; the dashed line is the baseline's score. Whether a difference is real is said "
+            "With 95% intervals; the dashed line is the baseline's score. Whether a difference is real is shown "
             "in the table, where questions are paired.",
             tuple(part),
             tuple(column.heading for column in part),
@@ -59,14 +59,14 @@ def panels_of(table: Table) -> tuple[Plot, ...]:
             table,
             "bits-per-weight",
             "Bits per weight",
-            "Of a linear layer's weight, scales and zero points included, as it lies in memory and as it is stored on "
+            "Bits per weight of the linear layers, with scales and zero points, in memory and as stored on "
             "disk. More in memory than on disk: it is dequantized when it is loaded.",
             (BITS_PER_WEIGHT, CHECKPOINT_BITS),
         ),
         _topic(
             table,
             "cost-of-quantizing",
-            "What quantizing costs",
+            "Cost of quantizing",
             "Wall time and peak memory of quantizing once, or of quantizing at each load.",
             (QUANTIZE_TIME, QUANTIZE_PEAK),
         ),

@@ -131,7 +131,7 @@ def _caption(plot: _Respects, points: Sequence[_Point], best: Sequence[_Point]) 
         title = plot.axes[2].title
         said += f" A marker's area: {title[0].lower()}{title[1:]}. Dotted: the front of the two axes."
     respects = "all three respects" if len(plot.axes) > 2 else "both respects"
-    said += f" Filled markers are beaten by no other in {respects}: {listed}."
+    said += f" No other variant beats the filled markers in {respects}: {listed}."
     if len(points) > MOST_INTERVALS:
         said += f" {len(points):,} variants; their intervals are in the table."
     return said

@@ -29,8 +29,8 @@ def stored_memory(table: Table) -> Plot | None:
     present = dict.fromkeys((part.role, part.part) for row in rows for part in row.stored if part.bytes)
     ordered = [part for part in PARTS if part in present] + [part for part in present if part not in PARTS]
     parts = [_Part(" ".join(part), PARTS.get(part, GREY), _stored(part)) for part in ordered]
-    caption = "Real bytes as stored: packed values, their scales and zero points, and what was left alone."
-    return _stacked("stored-bytes", "What the weights weigh", caption, rows, parts, DECIMAL)
+    caption = "Actual bytes as stored: packed values, their scales and zero points, and unquantized parts."
+    return _stacked("stored-bytes", "Stored weights", caption, rows, parts, DECIMAL)
 
 
 def running_memory(table: Table) -> Plot | None:
@@ -48,7 +48,7 @@ def running_memory(table: Table) -> Plot | None:
         f"At {point.label}: the loaded process, the key-value cache of all its tokens, and the larger workspace of "
         "prefill and decode."
     )
-    return _stacked("running-memory", "What running takes", caption, rows, parts, BINARY)
+    return _stacked("running-memory", "Memory while running", caption, rows, parts, BINARY)
 
 
 def _stacked(
@@ -82,7 +82,7 @@ def _stacked(
         (row.label, significant(total / unit.bytes), *(significant(part.bytes(row) / unit.bytes) for part in parts))
         for row, total in zip(rows, totals, strict=True)
     )
-    head = ("Variant", f"all, {unit.name}", *(f"{part.name}, {unit.name}" for part in parts))
+    head = ("Variant", f"total, {unit.name}", *(f"{part.name}, {unit.name}" for part in parts))
     return Plot(name, title, caption + left_out(len(rows), len(measured)), head, said, drawing.json())
 
 

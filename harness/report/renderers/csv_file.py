@@ -11,7 +11,7 @@ from harness.report.flat import entries, names
 
 
 def csv_text(tables: Sequence[Table]) -> str:
-    """All tables below one another; each line names its model, protocol and machine. Blank: not measured."""
+    """All tables in one; each line names its model, protocol and machine. Blank: not measured."""
     lines = entries(tables)
     out = io.StringIO()
     writer = csv.DictWriter(out, names(lines), lineterminator="\n")
@@ -21,7 +21,7 @@ def csv_text(tables: Sequence[Table]) -> str:
 
 
 def cell(value: str | float | bool | None) -> str | float | None:
-    """No spreadsheet takes the text of a record for a formula (OWASP, "CSV Injection")."""
+    """Prevents spreadsheets from reading text of a record as a formula (OWASP, "CSV Injection")."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: opens anywhere, asks the network for nothing."""
+"""One self-contained HTML page that makes no network requests."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from harness.report.plots import Plot, plotly_javascript, plots_of
 from harness.stats.comparison import Verdict
 
 FIRST_GROUPS = ("Quality", "Tasks", "Size", "Speed")
-"""The columns that are shown before a reader chooses; without a script all are."""
+"""The groups of columns shown at first; without JavaScript all are shown."""
 MOST_ROWS = 100
-"""Of a table are drawn at first, those beyond when a reader asks for them: as in table.js."""
+"""Rows drawn at first; the rest are drawn on request. The same limit as in table.js."""
 MOST_LINES = 200
-"""Of the tables that are folded away; machines find all variants in the CSV file."""
+"""Rows of the collapsed tables; the CSV file has all variants."""
 
 
 @dataclass(frozen=True)
 class _Section:
-    """All that the page shows of one table."""
+    """Everything that the page shows for one table."""
 
     table: Table
     answer: Answer | None
@@ -68,7 +68,7 @@ class _Section:
 
     @cached_property
     def row_labels(self) -> tuple[Label, ...]:
-        """Every warning that stands beside a variant; a filter names them by their numbers, from 1."""
+        """Every warning on a variant; the filter refers to them by number, from 1."""
         return tuple(dict.fromkeys(label for row in self.variants for label in row.labels))
 
     def label_numbers(self, row: VariantRow) -> str:
@@ -76,7 +76,7 @@ class _Section:
 
     @property
     def group_starts(self) -> tuple[int, ...]:
-        """Which columns, counted from 1, begin a group."""
+        """The columns, counted from 1, that begin a group."""
         spans = [span for _, span in self.groups]
         return tuple(2 + sum(spans[:index]) for index in range(len(spans)))
 
@@ -86,7 +86,7 @@ class _Section:
 
 
 def html(whole: Page) -> str:
-    """The page. All text of a record is escaped; a policy in its head forbids every request."""
+    """The page. All text from records is escaped; a policy in its head forbids every request."""
     sections = [_section(*each) for each in zip(whole.tables, whole.answers, strict=True)]
     drawn = any(section.plots for section in sections)
     return _template().render(
@@ -124,13 +124,13 @@ def _section(table: Table, answer: Answer | None) -> _Section:
 
 
 def _grid_columns(table: Table, point: GridPoint) -> tuple[Column, ...]:
-    """Those that the main table shows at the first point of the grid, at this one."""
+    """The columns that the main table shows for the first point of the grid, here for this point."""
     at_first = {each.figure.name for each in shown_columns(table) if each.place == table.grid[0]}
     return tuple(each for each in columns(table) if each.place == point and each.figure.name in at_first)
 
 
 def _script_json(text: str) -> Markup:
-    """JSON that cannot end the script element it stands in, nor open a comment there."""
+    """JSON that can neither end its script element nor open a comment in it."""
     safe = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
     return Markup(safe)
 
@@ -148,5 +148,5 @@ def _template() -> Template:
 
 
 def _source(name: str) -> Markup:
-    """A file of the package that stands in the page as it is."""
+    """A file of the package that is embedded in the page unchanged."""
     return Markup((files("harness.report") / "templates" / name).read_text(encoding="utf-8"))

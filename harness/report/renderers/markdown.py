@@ -1,4 +1,4 @@
-"""The report as GitHub-flavoured Markdown: the table, what failed, the machine, how to run it again."""
+"""The report as GitHub-flavoured Markdown: the tables, failures, machine, commands to reproduce it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from harness.report.column import Column, cell, shown_columns
 from harness.report.page import Fault, Page, noise_floor, table_labels, terms
 
 GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV cache", "Fits the budget")
-"""Headings that do not say of what they speak."""
+"""Groups whose column headings need the name of the group."""
 
 
 def markdown(whole: Page) -> str:
-    """The whole report. Text of a record can neither mark anything up nor leave its cell."""
+    """The whole report. Text from records is escaped and cannot leave its cell."""
     parts = [f"# Quantization report: {escape(whole.title)}"]
-    told = zip(whole.headings, whole.tables, whole.answers, strict=True)
-    parts += [part for name, table, said in told for part in _table(name, table, said)]
+    sections = zip(whole.headings, whole.tables, whole.answers, strict=True)
+    parts += [part for name, table, answer in sections for part in _table(name, table, answer)]
     if whole.faults:
         parts += ["## Runs without figures", *map(_fault, whole.faults)]
     return "\n\n".join([*parts, *_origin(whole)]) + "\n"
@@ -31,11 +31,11 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
 
 
-def _table(name: str, table: Table, said: Answer | None) -> Iterable[str]:
+def _table(name: str, table: Table, answer: Answer | None) -> Iterable[str]:
     columns = shown_columns(table)
     yield f"## {escape(name)}"
-    if said:
-        yield _answer(said)
+    if answer:
+        yield _answer(answer)
     yield "  \n".join(_caption(table))
     head = [_line(["Variant", *map(heading, columns)]), _line(["---", *("---:" for _ in columns)])]
     yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
@@ -43,10 +43,10 @@ def _table(name: str, table: Table, said: Answer | None) -> Iterable[str]:
         yield "\n".join(f"- {escape(note)}" for note in table.notes)
 
 
-def _answer(said: Answer) -> str:
-    """The question answered in one sentence, and what of it is uncertain."""
-    lines = [f"**{escape(said.question)}:** {escape(said.finding)}."]
-    return "\n".join([*lines, *(f"- Uncertain: {escape(doubt)}." for doubt in said.uncertain)])
+def _answer(answer: Answer) -> str:
+    """The answer in one sentence, and what is uncertain about it."""
+    lines = [f"**{escape(answer.question)}:** {escape(answer.finding)}."]
+    return "\n".join([*lines, *(f"- Uncertain: {escape(doubt)}." for doubt in answer.uncertain)])
 
 
 def _caption(table: Table) -> Iterable[str]:
@@ -58,9 +58,9 @@ def _caption(table: Table) -> Iterable[str]:
         yield escape(floor)
     if table.grid:
         yield f"Speed at {escape(table.grid[0].label)}."
-    said = terms(table)
-    if said:
-        yield escape(said)
+    used = terms(table)
+    if used:
+        yield escape(used)
     yield (
         "Brackets: 95% intervals; for energy, the range over processes. "
         "● no other variant is both smaller and closer to the baseline. GB is 10⁹ bytes, GiB is 2³⁰."
@@ -68,7 +68,7 @@ def _caption(table: Table) -> Iterable[str]:
 
 
 def heading(column: Column) -> str:
-    """A column's name and unit, so that they are understood without its group."""
+    """A column's name and unit, understandable without its group."""
     words = f"{column.group}: {column.heading}" if column.group in GROUPED else column.heading
     return f"{words} ({column.unit})" if column.unit else words
 
@@ -78,7 +78,7 @@ def _row(row: VariantRow, columns: Sequence[Column]) -> str:
 
 
 def _no_link(figure: str) -> str:
-    """An interval is not the text of a link."""
+    """Escapes brackets so that an interval is not read as a link."""
     return figure.replace("[", "\\[").replace("]", "\\]")
 
 
@@ -106,7 +106,7 @@ def _fault(fault: Fault) -> str:
 
 
 def _origin(whole: Page) -> Iterable[str]:
-    yield "## Run it again"
+    yield "## Reproduce these results"
     yield "\n".join(
         [
             "```sh",

@@ -1,4 +1,4 @@
-"""Figures into MLflow: a run for each session, below it one for each variant, the report as its artifacts."""
+"""Exports figures to MLflow: a run per session, a child run per variant, the report as artifacts."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from harness.report.write import write_report
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-MISSING = "MLflow is not installed here; install it with: pip install 'qharness[mlflow]'"
+MISSING = "MLflow is not installed; install it with: pip install 'qharness[mlflow]'"
 PARAMS = ("model", "method", "engine", "decode_mode", "perplexity_protocol", "hardware", "is_baseline")
-"""What was chosen; all other words of a line are tags, all numbers metrics."""
+"""Logged as parameters; all other text of a line is logged as tags, all numbers as metrics."""
 NOT_A_NAME = re.compile(r"[^\w\-./: ]")
-"""Letters that MLflow takes in no name of a metric or a tag."""
+"""Characters that MLflow rejects in names of metrics and tags."""
 MOST_METRICS, MOST_OTHERS = 1000, 100
-"""Of one request to a server."""
+"""Limits of one request to a server."""
 LONGEST = 5000
-"""Letters of a value: a tag may have some more, a parameter 6,000."""
+"""Characters per value; MLflow allows slightly more for a tag and 6,000 for a parameter."""
 FORMATS = ("html", "md", "csv")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A session and its run; ``variants`` counts those below it, None where the run was there before."""
+    """A session and its run; ``variants`` counts its child runs, None if the run already existed."""
 
     session: str
     run_id: str
@@ -44,12 +44,12 @@ class Exported:
 
 
 def export(records: Sequence[RunRecord], tracking_uri: str, experiment: str) -> list[Exported]:
-    """One run for each session that measured a variant, oldest first, in an experiment that is made if need be.
+    """One run per session that measured a variant, oldest first, in an experiment that is created if needed.
 
-    A session whose run is there, by its tag ``qharness.session`` and not broken off, is not written again. Raises
-    UsageError where MLflow is missing or refuses, and where no session measured a variant.
+    A session with a finished run tagged ``qharness.session`` is skipped. Raises UsageError if MLflow is missing or
+    reports an error, and if no session measured a variant.
     """
-    with _told(tracking_uri):
+    with _usage_errors(tracking_uri):
         client = _client(tracking_uri)
         found = client.get_experiment_by_name(experiment)
         experiment_id = found.experiment_id if found else client.create_experiment(experiment)
@@ -73,8 +73,8 @@ def _client(tracking_uri: str) -> MlflowClient:
 
 
 @contextmanager
-def _told(tracking_uri: str) -> Iterator[None]:
-    """What MLflow refuses is the user's to mend: the place, the rights, what its store needs."""
+def _usage_errors(tracking_uri: str) -> Iterator[None]:
+    """MLflow's errors are for the user to fix: the URI, permissions, requirements of its store."""
     try:
         from mlflow.exceptions import MlflowException
     except ImportError:
@@ -93,7 +93,7 @@ def _sessions(records: Sequence[RunRecord]) -> Mapping[str, list[RunRecord]]:
 
 
 def _there(client: MlflowClient, experiment_id: str, session: str) -> str | None:
-    """The run of a session, if one was written whole."""
+    """The run of a session, if one was completed."""
     quoted = session.replace("'", "")
     runs = client.search_runs(
         [experiment_id], f"tags.`qharness.session` = '{quoted}' and tags.`qharness.kind` = 'session'"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
-    """A file's name and the card of every variant that has figures, the baseline aside."""
+    """The file name and card of every variant with figures, except the baseline."""
     used: set[str] = set()
     for table in tables:
         for row in table.rows:
@@ -28,7 +28,7 @@ def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
 
 
 def _card(table: Table, row: VariantRow) -> str:
-    """Metadata and Markdown, ready to be put into a README.md; what else a card needs, its author knows."""
+    """Metadata and Markdown for a README.md; the author adds the rest of the card."""
     from huggingface_hub import ModelCardData
 
     name = f"{table.model} {row.label}"
@@ -40,7 +40,7 @@ def _card(table: Table, row: VariantRow) -> str:
 
 
 def _apart(results: Iterable[EvalResult]) -> list[EvalResult]:
-    """The same, so that none shares both its data set's configuration and its metric with another.
+    """The same results, with unique pairs of data set configuration and metric.
 
     The hub's library makes one entry of all results of one task, data set and configuration (``unique_identifier``);
     what stands in ``dataset_args`` alone tells nothing apart.
@@ -58,7 +58,7 @@ def _apart(results: Iterable[EvalResult]) -> list[EvalResult]:
 
 
 def _text_results(table: Table, row: VariantRow) -> Iterator[EvalResult]:
-    """What was scored on the text of the perplexity protocol, every condition of which is named."""
+    """The results on the text of the perplexity protocol, with all its conditions."""
     from huggingface_hub import EvalResult
 
     conditions = {name.replace(" ", "_"): value for name, value in table.conditions}
@@ -97,7 +97,7 @@ def _task_results(row: VariantRow) -> Iterator[EvalResult]:
 
 
 def _asked(key: TaskKey) -> str | None:
-    """How a task's questions were put, as far as this tells two results apart: ``25-shot, chat template``."""
+    """How a task's questions were asked, as far as it distinguishes results: ``25-shot, chat template``."""
     shots = [] if key.fewshot is None else [f"{key.fewshot}-shot"]
     return ", ".join([*shots, *(["chat template"] if key.chat else [])]) or None
 
@@ -109,7 +109,7 @@ def _number(column: Column, row: VariantRow) -> float | None:
 
 
 def _block(table: Table, row: VariantRow) -> Iterable[str]:
-    """The variant beside the baseline, a line per figure."""
+    """The variant compared with the baseline, a line per figure."""
     yield f"## Quantization: {escape(row.label)}"
     for label in (*table_labels(table), *row.labels):
         yield f"**⚠ {escape(label.sentence)}.**"
@@ -134,7 +134,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _file_name(words: str, used: set[str]) -> str:
-    """Letters, digits, dots and dashes; a number where two variants would have one name."""
+    """Letters, digits, dots and dashes, with a number if two variants would share a name."""
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:120] or "variant"
     name, number = plain, 1
     while name in used:

@@ -10,7 +10,7 @@ from harness.report.flat import entries, names
 
 
 def parquet_bytes(tables: Sequence[Table]) -> bytes:
-    """One row per variant. A column in which nothing was measured has the type null."""
+    """One row per variant. A column without any measurement has the type null."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -22,7 +22,7 @@ def parquet_bytes(tables: Sequence[Table]) -> bytes:
 
 
 def _column(values: list[str | float | bool | None]) -> list[str | float | bool | None]:
-    """Whole numbers among others are others: a column has one type."""
+    """Converts whole numbers to float if a column also has fractions, since a column has one type."""
     if any(isinstance(value, float) for value in values):
         return [float(value) if isinstance(value, int) else value for value in values]
     return values

@@ -1,4 +1,4 @@
-// Draws each plot when it comes near the window, in the colours of the page; for paper, all of them.
+// Draws each plot when it scrolls near the window, in the colours of the page; draws all of them for printing.
 "use strict";
 {
   const plots = [...document.querySelectorAll("[data-figure]")], drawn = new Set();
@@ -15,7 +15,7 @@
   };
   const paint = () => drawn.forEach(plot => Plotly.react(plot, plot.data, dye({...plot.layout})));
 
-  // plotly is large: it is compiled when the first plot is wanted, after the tables are there.
+  // plotly is large: it is compiled when the first plot is needed, after the tables have loaded.
   const load = () => {
     if (window.Plotly) return;
     const script = document.createElement("script");

@@ -1,4 +1,4 @@
-// Sorting, filtering and choosing the columns of the trade-off tables. Without it they are plain tables.
+// Sorts and filters the trade-off tables and shows or hides their columns. Without it they are plain tables.
 "use strict";
 {
   const MOST = 100; // rows drawn before "show all"
@@ -10,7 +10,7 @@
     return Number.isNaN(number) ? (text === BLANK ? undefined : text) : number;
   };
 
-  // What was not measured comes last, whichever way a column is sorted.
+  // Missing values come last in either sort order.
   const compare = (one, other, sign) => {
     if (one === undefined || other === undefined) return (one === undefined) - (other === undefined);
     if (typeof one === "number" && typeof other === "number") return sign * (one - other || 0);
@@ -22,7 +22,7 @@
     const heads = [...table.tHead.rows[1].cells], groups = [...table.tHead.rows[0].cells].slice(1);
     const body = table.tBodies[table.tBodies.length - 1], fixed = table.tBodies[0];
     const find = tools.querySelector("input[type=search]"), status = tools.querySelector("[data-by=status]");
-    const label = tools.querySelector("[data-by=label]"), said = tools.querySelector("output");
+    const label = tools.querySelector("[data-by=label]"), count = tools.querySelector("output");
     const more = section.querySelector(".more"), style = document.head.appendChild(document.createElement("style"));
     let rows = [...body.rows], all = false;
     const texts = new Map();
@@ -39,7 +39,7 @@
       const shown = new Set(all ? found : found.slice(0, MOST));
       for (const row of rows) row.classList.toggle("late", !shown.has(row));
       const rest = found.length - shown.size;
-      said.textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} variants` +
+      count.textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} variants` +
         (rest ? `, the first ${MOST} shown` : "");
       more.hidden = !rest;
       more.textContent = `Show all ${found.length.toLocaleString("en")}`;
@@ -55,7 +55,7 @@
       update();
     }));
 
-    // Columns are hidden by one rule per group: a table of thousands of rows need not be walked.
+    // One CSS rule per group hides its columns, so tables of thousands of rows need not be traversed.
     const chips = [...tools.querySelectorAll("[data-group]")];
     const paint = () => {
       let column = 2;
@@ -75,7 +75,7 @@
       paint();
     });
 
-    // The baseline's row sticks below the head, whose height the fonts decide.
+    // The baseline's row sticks below the head, whose height depends on the fonts.
     const measure = () => table.style.setProperty("--head", `${table.tHead.offsetHeight}px`);
     new ResizeObserver(measure).observe(table.tHead);
 
