@@ -175,7 +175,7 @@ def test_a_job_summary_is_appended_and_fits(tmp_path: Path, bench: Any, records:
     write_report(records, tmp_path / "out", ("github",), path)
     text = path.read_text(encoding="utf-8")
     assert len(text.encode()) <= LIMIT_BYTES
-    assert text.endswith("The whole report is in the other formats.*\n")
+    assert text.endswith("The other formats contain the full report.*\n")
 
 
 def test_a_job_summary_of_long_logs_fits(bench: Any, none: Any, looks: Any) -> None:

@@ -134,7 +134,7 @@ def test_divergence_is_told_by_position_and_confidence(records: list[RunRecord])
         assert mean == pytest.approx(row.kl_mean.value)
     groups = dict(breakdowns(table))
     assert [each.heading for each in groups["the baseline's confidence, %"]][:2] == ["0 to 10", "10 to 20"]
-    first = groups["tokens before it in the window"][0]
+    first = groups["preceding tokens in the window"][0]
     assert raw(first, row)[first.name] == row.kl_by_position[0].mean.value
 
 
