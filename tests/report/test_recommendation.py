@@ -68,9 +68,7 @@ def test_one_sentence_answers(records: list[RunRecord]) -> None:
     found = default_answer(asked(records).table)
     assert found is not None
     assert found.variant == "torchao int8-weight-only"
-    assert found.sentence.startswith(
-        "For ≤ 1 GiB memory and ≤ 1% more perplexity, the smallest: torchao int8-weight"
-    )
+    assert found.sentence.startswith("For ≤ 1 GiB memory and ≤ 1% more perplexity, the smallest: torchao int8-weight")
     assert "1.22× smaller than 16-bit" in found.sentence
     assert found.uncertain == ()
 
