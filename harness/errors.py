@@ -1,12 +1,12 @@
-"""The tree of errors and the exit codes they end in.
+"""The tree of errors and their exit codes.
 
-HarnessError                 70  a fault of the harness itself
+HarnessError                 70  an internal error of the harness
 ├── UsageError                2  the command or its input is wrong; nothing was written
 │   ├── RecipeError              a recipe: file, line, key, what was expected
-│   ├── SourceError              a model or a text that cannot be found or must not be loaded
-│   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: yet;
+│   ├── SourceError              a model or a text that cannot be found or may not be loaded
+│   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: newer format;
 │                                NotFiniteError: it holds NaN or infinity)
-└── RunError                     one run of a sweep could not give figures; it becomes a record
+└── RunError                     one run of a sweep produced no figures; it becomes a record
     ├── UnsupportedError         this machine, library or model cannot do it, and never could
     └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
 """
@@ -20,7 +20,7 @@ from typing import NoReturn
 
 
 class ExitCode(IntEnum):
-    """What the process tells its caller."""
+    """Exit codes of the process."""
 
     OK = 0
     GATE_FAILED = 1
@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
 
 
 class HarnessError(Exception):
-    """Base of every error that the harness raises on purpose."""
+    """Base of every deliberate error of the harness."""
 
     exit_code = ExitCode.INTERNAL
 
@@ -44,7 +44,7 @@ class UsageError(HarnessError):
 
 
 class RecipeError(UsageError):
-    """A recipe says something that cannot be meant; the message names file, line and key."""
+    """A recipe is wrong; the message names file, line and key."""
 
 
 class SourceError(UsageError):
@@ -60,11 +60,11 @@ class NewerRecordError(ResultsError):
 
 
 class NotFiniteError(ResultsError):
-    """A record holds NaN or infinity: no writer leaves one, and any threshold would hold beside it."""
+    """A record holds NaN or infinity: the harness never writes one, and comparisons with it would always pass."""
 
 
 class RunError(HarnessError):
-    """One run cannot give figures. The sweep records it and goes on."""
+    """One run cannot produce figures. The sweep records it and continues."""
 
     exit_code = ExitCode.RUNS_FAILED
 
@@ -74,11 +74,11 @@ class UnsupportedError(RunError):
 
 
 class InvalidRunError(RunError):
-    """The run ended, but its figures must not be believed."""
+    """The run ended, but its figures are meaningless."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` with the nearest known word, or the list of what is known."""
+    """``"; did you mean 'x'?"`` with the closest known word, or the list of known words."""
     names = sorted(known)
     near = get_close_matches(word, names, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"

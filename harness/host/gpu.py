@@ -81,9 +81,9 @@ class Gpu:
         return answer["mj"] / 1000 if answer else None
 
     def process_bytes(self, pid: int) -> int | None:
-        """Memory that the driver counts to a process, its CUDA context included.
+        """Memory that the driver attributes to a process, including its CUDA context.
 
-        None where the driver does not list the process: in a container it may know it by another number.
+        None if the driver does not list the process: in a container it may use another number for it.
         """
         answer = self._query({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
         sizes = [process.usedGpuMemory for process in answer.get("all", ()) if process.pid == pid]
@@ -106,7 +106,7 @@ class Gpu:
 
 @contextmanager
 def gpu() -> Iterator[Gpu | None]:
-    """The first visible GPU; None where there is no driver, no GPU, or CUDA_VISIBLE_DEVICES hides them all."""
+    """The first visible GPU; None without a driver or a GPU, or if CUDA_VISIBLE_DEVICES hides all of them."""
     import pynvml
 
     try:

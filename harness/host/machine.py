@@ -1,4 +1,4 @@
-"""The machine the harness runs on: what it is, what drifts in it, and what software it holds.
+"""The machine the harness runs on: its properties, its changing state, and its software.
 
 No backend is imported: a GPU is read through NVML, a library's version from its metadata.
 """
@@ -32,7 +32,7 @@ PACKAGES = (
 
 
 def choose(device: str) -> Machine:
-    """The machine with the recipe's device. Raises UsageError for a GPU that is not there or not usable."""
+    """The machine with the recipe's device. Raises UsageError for a GPU that is missing or unusable."""
     cpu = f"{cpu_name()}, {cores()} cores"
     with gpu() as device_zero:
         name = None if device_zero is None else device_zero.name()
@@ -47,7 +47,7 @@ def choose(device: str) -> Machine:
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
     """The machine and its software as they are at this moment; what cannot be read is left out.
 
-    ``packages`` are those whose versions matter beside the harness's own.
+    ``packages`` are additional packages whose versions matter.
     """
     hardware: dict[str, Scalar] = {
         "cpu": cpu_name(),
@@ -109,7 +109,7 @@ def available_memory_bytes() -> int:
 
 
 def cache_folder() -> Path:
-    """Where the harness keeps what it can make again: $QHARNESS_CACHE, or qharness in the user's cache folder."""
+    """The folder for everything that can be made again: $QHARNESS_CACHE, or qharness in the user's cache folder."""
     chosen = os.environ.get("QHARNESS_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qharness"
 
@@ -128,7 +128,7 @@ def _cpu_build() -> bool:
 
 
 def _meminfo(name: str) -> int:
-    """A line of /proc/meminfo in bytes; 0 where there is no /proc."""
+    """A line of /proc/meminfo in bytes; 0 if there is no /proc."""
     path = Path("/proc/meminfo")
     if path.exists():
         for line in path.read_text().splitlines():

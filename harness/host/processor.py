@@ -1,6 +1,6 @@
-"""What drifts in the processor while it works: who uses it, what is taken from it, and how fast it runs.
+"""The changing state of the processor: its use by processes, stolen time, throttling and frequency.
 
-Read from Linux's own counters; what cannot be read is left out.
+Read from Linux's counters; what cannot be read is left out.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from pathlib import Path
 
 PROC, CPUS = Path("/proc"), Path("/sys/devices/system/cpu")
 IDLE, STEAL, COUNTED = (3, 4), 7, 8
-"""Places in a line of /proc/stat: idle and waiting for a disk; steal; the times of guests, counted before, begin."""
+"""Columns of a line in /proc/stat: idle and iowait; steal; the first guest time (already included in others)."""
 OWN_TIMES = slice(11, 15)
-"""Places in /proc/PID/stat behind the name: time in user and system mode, of the process and its ended children."""
+"""Columns of /proc/PID/stat after the name: user and system time of the process and its ended children."""
 SESSION = 3
 
 
@@ -30,7 +30,7 @@ def processor_state() -> dict[str, float]:
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """The names of what the processor can do, as Linux lists them; empty where it does not."""
+    """The processor's instruction sets as Linux lists them; empty if unknown."""
     try:
         lines = (PROC / "cpuinfo").read_text().splitlines()
     except OSError:
@@ -61,7 +61,7 @@ def _times(cores: Sequence[int]) -> dict[str, float]:
 
 
 def _own_ticks() -> int:
-    """What this process, and all that it started and that stayed in its session, took so far."""
+    """CPU time used so far by this process and all processes that it started in its session."""
     session, ticks = os.getsid(0), 0
     for folder in PROC.iterdir():
         if not folder.name.isdigit():

@@ -1,4 +1,4 @@
-"""Environments beside the main one for libraries whose pins conflict with the rest, and how they are made.
+"""Separate environments for libraries whose pins conflict with the main one.
 
 A stack is a file of pinned requirements and the interpreter made from it. The harness's own pins lie in this folder; a
 package adds a stack for its engine or method by an entry point of the group ``qharness.stacks`` that names a
@@ -33,9 +33,9 @@ State = Literal["ready", "missing", "half-made", "the user's own"]
 
 @dataclass(frozen=True)
 class StackDefinition:
-    """What a stack holds and what it is for.
+    """The definition of a stack.
 
-    ``requirements`` is a file of pins. ``library`` is built last, against what the pins hold, and ``module`` is what a
+    ``requirements`` is a file of pins. ``library`` is built last, against the pinned packages, and ``module`` is what a
     worker imports of it.
     """
 
@@ -45,7 +45,7 @@ class StackDefinition:
     requirements: Path
 
     def hash_pins(self) -> str:
-        """What identifies the pins, the library's own included."""
+        """The hash that identifies the pins, including that of the library."""
         return hashlib.sha256(self.requirements.read_bytes() + self.library.encode()).hexdigest()[:12]
 
 
@@ -75,12 +75,12 @@ _OWN: Mapping[str, StackDefinition] = MappingProxyType(
 
 
 def stack_names() -> list[str]:
-    """Every stack beside the main one: the harness's own first, then those of installed packages."""
+    """Every stack except the main one: the built-in ones first, then those of installed packages."""
     return [*_OWN, *sorted({entry.name for entry in entry_points(group=GROUP)} - set(_OWN))]
 
 
 def stack_definition(name: str) -> StackDefinition:
-    """The stack of that name. Raises UsageError for an unknown one, and where a package's entry point is broken."""
+    """The stack of that name. Raises UsageError for an unknown name, and if a package's entry point is broken."""
     if name in _OWN:
         return _OWN[name]
     entry = next(iter(entry_points(group=GROUP, name=name)), None)
@@ -98,7 +98,7 @@ def stack_definition(name: str) -> StackDefinition:
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack on this machine. ``folder`` names the hash of its pins, so that other pins are another folder."""
+    """A stack on this machine. ``folder`` contains the hash of its pins, so other pins use another folder."""
 
     name: str
     definition: StackDefinition
@@ -111,7 +111,7 @@ class Stack:
         return self.own_python or self.folder / "bin" / "python"
 
     def find_state(self) -> State:
-        """What lies on disk of it."""
+        """Its state on disk."""
         if self.own_python is not None:
             return "the user's own"
         if (self.folder / MANIFEST).exists() and self.python.exists():
@@ -119,7 +119,7 @@ class Stack:
         return "half-made" if self.folder.exists() else "missing"
 
     def find_obstacle(self) -> str | None:
-        """Why nothing can run in it and what to do about that, or None."""
+        """Why nothing can run in it and how to fix that, or None."""
         state = self.find_state()
         if state in ("missing", "half-made"):
             return f"stack {self.name!r} is {state}: qharness stack create {self.name}, or run --create-stacks"
@@ -135,41 +135,41 @@ class Stack:
         try:
             held: dict[str, str] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["versions"]
         except (OSError, ValueError, KeyError, TypeError):
-            raise UsageError(f"{self.folder / MANIFEST}: damaged; qharness stack remove {self.name}") from None
+            raise UsageError(f"{self.folder / MANIFEST}: damaged; run qharness stack remove {self.name}") from None
         return held
 
 
 @dataclass(frozen=True)
 class Stacks:
-    """The stacks below one folder, and interpreters that the user named for some of them."""
+    """The stacks in one folder, and the user's own interpreters for some of them."""
 
     root: Path
     pythons: Mapping[str, Path] = field(default_factory=dict)
 
     def find(self, name: str) -> Stack:
-        """The stack of that name, made or not; its pins are read. Raises UsageError for an unknown name."""
+        """The stack of that name, installed or not; reads its pins. Raises UsageError for an unknown name."""
         definition = stack_definition(name)
         return Stack(name, definition, self.root / f"{name}-{definition.hash_pins()}", self.pythons.get(name))
 
 
 def parse_pythons(given: list[str]) -> dict[str, Path]:
-    """``NAME=PATH`` of the command line. Raises UsageError for what is no such pair, or no interpreter."""
+    """``NAME=PATH`` of the command line. Raises UsageError for anything else, or if there is no interpreter."""
     pythons = {}
     for pair in given:
         name, _, path = pair.partition("=")
         if name not in stack_names():
             refuse_unknown("stack", name, stack_names())
         if not Path(path).is_file():
-            raise UsageError(f"--python {pair}: no interpreter lies at {path!r}")
+            raise UsageError(f"--python {pair}: there is no interpreter at {path!r}")
         pythons[name] = Path(path).absolute()  # not resolved: a virtual environment is known by its link
     return pythons
 
 
 def ask_versions(python: Path) -> dict[str, str]:
-    """The packages that an interpreter holds. Raises UsageError where it does not answer."""
+    """The packages of an interpreter. Raises UsageError if it does not answer."""
     try:
         answer = subprocess.run([python, "-c", _LIST_VERSIONS], capture_output=True, text=True, check=True, timeout=60)
         versions: dict[str, str] = json.loads(answer.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise UsageError(f"{python}: does not answer as a Python interpreter: {error}") from None
+        raise UsageError(f"{python}: not a working Python interpreter: {error}") from None
     return versions

@@ -1,4 +1,4 @@
-"""Makes, checks and removes a stack's environment: by uv where it is present, else by venv and pip."""
+"""Creates, checks and removes a stack's environment, with uv if available and otherwise with venv and pip."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harnes
 
 
 def create(stack: Stack, say: Callable[[str], None]) -> None:
-    """Makes the stack's interpreter anew. Raises UsageError, with the installer's last lines, where it cannot.
+    """Creates the stack's environment. Raises UsageError, with the installer's last lines, if that fails.
 
-    The manifest is written last: a folder without one is half-made.
+    The manifest is written last: a folder without one is incomplete.
     """
     stack.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(stack.folder.with_suffix(".lock")):
@@ -44,7 +44,7 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
         uv = _uv()
         install = [*uv, "pip", "install", "--python", str(stack.python)] if uv else _pip(stack)
         venv = [*uv, "venv", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
-        say(f"making stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
+        say(f"creating stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
         _call([*venv, str(stack.folder)], stack, say)
         _call([*install, "-r", str(stack.definition.requirements)], stack, say)
         say(f"building {stack.definition.library}")
@@ -56,13 +56,13 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
 
 
 def check(stack: Stack) -> list[str]:
-    """What is wrong with a stack: nothing, or one line for each fault."""
+    """The faults of a stack, one line each."""
     obstacle = stack.find_obstacle()
     if obstacle:
         return [obstacle]
     faults = []
     if stack.own_python is None and (changed := _changed(stack)):
-        faults.append(f"changed since it was made: {', '.join(changed)}; qharness stack remove {stack.name}")
+        faults.append(f"changed since it was created: {', '.join(changed)}; run qharness stack remove {stack.name}")
     command = [str(stack.python), "-c", _WORKER_NEEDS.format(module=stack.definition.module)]
     with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
         variables = environment(Path(folder))
@@ -74,7 +74,7 @@ def check(stack: Stack) -> list[str]:
 
 
 def remove(stack: Stack) -> bool:
-    """Deletes a stack's folder; False where there is none. A user's own interpreter is never touched."""
+    """Deletes a stack's folder; False if there is none. Never touches a user's own interpreter."""
     if not stack.folder.exists():
         return False
     with FileLock(stack.folder.with_suffix(".lock")):
@@ -83,9 +83,9 @@ def remove(stack: Stack) -> bool:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a worker in a stack: the harness can be imported, and no other package of the main environment.
+    """The variables of a worker in a stack: it can import the harness, but no other package of the main environment.
 
-    ``folder`` holds the link to the harness that is put on the path.
+    ``folder`` holds the link to the harness that is added to the path.
     """
     link = folder / "harness-alone" / "harness"
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -95,13 +95,13 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def _changed(stack: Stack) -> list[str]:
-    """The packages whose versions are not those of the manifest."""
+    """The packages whose versions differ from the manifest."""
     made, now = stack.read_versions(), ask_versions(stack.python)
     return sorted(name for name in {*made, *now} if now.get(name) != made.get(name))
 
 
 def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> None:
-    """Runs an installer to its end, saying now and then what it is at. Raises UsageError where it fails."""
+    """Runs an installer and reports progress from time to time. Raises UsageError if it fails."""
     told: deque[str] = deque(maxlen=TAIL_LINES)
     ended = threading.Event()
     watcher = threading.Thread(target=_say_now_and_then, args=(ended, told, say), daemon=True)
@@ -115,8 +115,8 @@ def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> N
     if process.returncode:
         tail = "\n".join(told)
         raise UsageError(
-            f"{tail}\nstack {stack.name!r} could not be made from {stack.definition.requirements.name} (see above); "
-            "is a package index reachable? An interpreter that holds its packages can be named: "
+            f"{tail}\nstack {stack.name!r} could not be created from {stack.definition.requirements.name} (see above); "
+            "is a package index reachable? Alternatively, name an interpreter that has its packages: "
             f"--python {stack.name}=PATH"
         )
 
@@ -125,17 +125,17 @@ def _say_now_and_then(ended: threading.Event, told: deque[str], say: Callable[[s
     began = time.monotonic()
     while not ended.wait(SIGN_OF_LIFE_S):
         last = f": {_shown(told[-1])}" if told else ""
-        say(f"  at work for {time.monotonic() - began:.0f} s{last}")
+        say(f"  running for {time.monotonic() - began:.0f} s{last}")
 
 
 def _shown(line: str) -> str:
-    """An installer's line, of a compiler's only how far it is."""
+    """An installer's line, reduced to the step number for a compiler's."""
     step = re.search(r"\[(\d+)/(\d+)\]", line)
     return f"step {step[1]} of {step[2]}" if step else line.strip()[:100]
 
 
 def _uv() -> list[str]:
-    """uv's command, on the path or beside this interpreter; empty where there is none."""
+    """The uv command, on the path or next to this interpreter; empty if there is none."""
     found = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     return [found] if found else []
 
@@ -145,7 +145,7 @@ def _pip(stack: Stack) -> list[str]:
 
 
 def _settings() -> dict[str, str]:
-    """The environment in which uv finds what pip is configured to find."""
+    """The environment that gives uv the settings of pip."""
     variables = dict(os.environ)
     configured = _pip_settings()
     for setting, variable in _UV_VARIABLES.items():

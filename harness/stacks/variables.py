@@ -1,6 +1,6 @@
-"""The environment that a worker starts in: an allow-list, so that no token and no key reaches the code of others.
+"""The environment of a worker: an allow-list, so that no token or key reaches third-party code.
 
-A worker runs offline, and what it loads may bring code along: checkpoints that a recipe trusts, quantization
+A worker runs offline, and what it loads may contain code: checkpoints that a recipe trusts, quantization
 libraries, tasks. Downloads happen earlier, in a process that does not run that code. This keeps tokens out of the
 environment only: code that a recipe trusts runs as its user, and can read that user's files.
 """
@@ -32,7 +32,7 @@ _ALLOWED = re.compile(
     r"|(ACCELERATE|TOKENIZERS|RAYON|BNB|GPTQMODEL|AR|INC|QUARK|GGML|LLAMA|TQDM|QHARNESS)_\w+"
 )
 _SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
-"""Words that no allowed name may hold."""
+"""Words that no allowed name may contain."""
 _NOT_SECRET = frozenset({"TOKENIZERS_PARALLELISM"})
 _NETWORK = re.compile(
     r"(https?|all|no)_proxy|HF_ENDPOINT|HF_(HUB|DATASETS)_OFFLINE|HF_HUB_DISABLE_\w+|HF_HUB_\w+_TIMEOUT", re.IGNORECASE
@@ -40,12 +40,12 @@ _NETWORK = re.compile(
 
 
 def for_workers(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Those of this process that a worker gets, and where it keeps the kernels that it compiles."""
+    """The variables that a worker inherits, and its folder for compiled kernels."""
     return {**compiled_kernels(variables), **{name: value for name, value in variables.items() if _allowed(name)}}
 
 
 def compiled_kernels(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """A folder for torch.compile's kernels that belongs to this processor's instruction sets alone.
+    """A folder for torch.compile's kernels that is specific to this processor's instruction sets.
 
     torch finds kernels again by their graph. Those that were compiled for other vector registers (on another machine
     that shares the folder, or under another ATEN_CPU_CAPABILITY) abort the process that runs them.
@@ -55,7 +55,7 @@ def compiled_kernels(variables: Mapping[str, str] = os.environ) -> dict[str, str
 
 
 def for_fetching(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Those of a process that fetches and also runs a recipe's code: proxies and the hub's settings, but no token."""
+    """The variables of a process that downloads and runs a recipe's code: proxies and hub settings, but no token."""
     way = {name: value for name, value in variables.items() if _NETWORK.fullmatch(name)}
     return {**for_workers(variables), **way}
 

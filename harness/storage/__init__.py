@@ -1,1 +1,1 @@
-"""What is kept on disk: results, the cache of artifacts, checksums, and the JSON that records are written in."""
+"""Storage on disk: results, the artifact cache, checksums, and the JSON format of records."""

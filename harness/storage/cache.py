@@ -1,7 +1,7 @@
 """The cache of prepared models, quantized artifacts and references, each named by the run that made it.
 
-A folder appears whole, by one rename, with the outcome of its run beside it; any of them may be
-deleted and is then made again.
+A folder appears complete, by one rename, together with the outcome of its run. Any folder may be deleted and is then
+made again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OUTCOME = "outcome.json"
 
 @dataclass(frozen=True)
 class _Kept:
-    """What ``outcome.json`` holds."""
+    """The content of ``outcome.json``."""
 
     schema_version: int
     outcome: Outcome
@@ -32,7 +32,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class Cache:
-    """Folders by run_id below one root."""
+    """One folder per run_id under a root."""
 
     root: Path
 
@@ -40,14 +40,14 @@ class Cache:
         return self.root / kind / run_id
 
     def needed(self, spec: RunSpec, kind: str) -> Path:
-        """The folder of the run of that kind that a spec needs. Raises HarnessError where it is gone."""
+        """The folder of the run of that kind that a spec needs. Raises HarnessError if it is missing."""
         folder = self.folder(kind, spec.needs[kind])
         if not (folder / OUTCOME).exists():
-            raise HarnessError(f"{folder}: gone from the cache; run the recipe again")
+            raise HarnessError(f"{folder}: missing from the cache; run the recipe again")
         return folder
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """The outcome of the run that made the spec's folder, or None where there is no such folder."""
+        """The outcome of the run that made the spec's folder, or None if there is no such folder."""
         path = self.folder(spec.kind, spec.run_id) / OUTCOME
         if not spec.job.cached or not path.exists():
             return None
@@ -61,12 +61,12 @@ class Cache:
             shutil.rmtree(self.folder(spec.kind, spec.run_id), ignore_errors=True)
 
     def part(self, spec: RunSpec, token: str) -> Path:
-        """Where a worker fills its folder; the token is the worker's own."""
+        """The folder that a worker fills; the token is unique to the worker."""
         return self.folder(spec.kind, f".{spec.run_id}.{token}.part")
 
     @contextmanager
     def filling(self, spec: RunSpec, token: str) -> Iterator[Path]:
-        """A folder to fill; it is thrown away where filling it fails, and has no outcome yet."""
+        """A folder to fill, without an outcome yet; deleted if filling it fails."""
         part = self.part(spec, token)
         part.mkdir(parents=True)
         try:
@@ -76,7 +76,7 @@ class Cache:
             raise
 
     def publish(self, spec: RunSpec, part: Path, outcome: Outcome) -> None:
-        """Gives a filled folder its outcome and its name. One that another sweep published meanwhile stays."""
+        """Adds the outcome to a filled folder and renames it. Keeps a folder that another sweep published meanwhile."""
         (part / OUTCOME).write_text(encode(_Kept(SCHEMA_VERSION, outcome)), encoding="utf-8")
         try:
             part.rename(self.folder(spec.kind, spec.run_id))

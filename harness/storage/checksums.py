@@ -1,4 +1,4 @@
-"""Files by their content: hashes, and in what a file or a folder differs from what it was when it was hashed."""
+"""Hashes of files, and how a file or a folder differs from when it was hashed."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def stat_file(path: Path) -> InputFile:
 
 
 def hash_file(path: Path) -> InputFile:
-    """A file and its hash, of one moment. Raises SourceError where it changes meanwhile."""
+    """A file and its hash, consistent with each other. Raises SourceError if the file changes meanwhile."""
     before = stat_file(path)
     sha256 = file_sha256(path)
     if stat_file(path) != before:
-        raise SourceError(f"{path}: changed while it was hashed; plan again when nothing writes to it")
+        raise SourceError(f"{path}: changed while it was being hashed; plan again when nothing writes to it")
     return InputFile(before.path, before.size, before.mtime_ns, before.inode, before.changed_ns, sha256)
 
 
 def list_folder(folder: Path, files: tuple[InputFile, ...], patterns: tuple[str, ...]) -> Input:
-    """The files of a folder that decide what it computes, and the names of all that fit a pattern."""
+    """The files of a folder that affect its results, and the names of all files that match a pattern."""
     return Input(files, str(folder), patterns, _matching_names(folder, patterns))
 
 
 def find_difference(known: Input, any_change: bool = False) -> str | None:
-    """The first difference that can be seen without reading a file; None where there is none.
+    """The first difference visible without reading file contents, or None.
 
     ``any_change`` counts a change of any kind (ctime), not only another size, mtime or inode.
     """
@@ -98,6 +98,6 @@ def compare_content(file: InputFile) -> str | None:
 
 
 def _matching_names(folder: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:
-    """The names in a folder that fit a pattern."""
+    """The names in a folder that match a pattern."""
     names = (path.name for path in folder.iterdir())
     return tuple(sorted(name for name in names if any(fnmatchcase(name, each) for each in patterns)))

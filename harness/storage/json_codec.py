@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back. What comes back is checked field by field, and holds no NaN and no infinity."""
+"""Frozen dataclasses to JSON and back. Decoding validates every field and rejects NaN and infinity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def encode(value: Any, indent: int | None = None) -> str:
-    """A dataclass as JSON. Raises ValueError for NaN and infinities: no record may hold them."""
+    """A dataclass as JSON. Raises ValueError for NaN and infinities, which no record may hold."""
     return json.dumps(value, default=_fields, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
@@ -36,7 +36,7 @@ def decode(kind: type[T], raw: object, name: str) -> T:
 
 
 def refuse_not_finite(value: Any, name: str) -> None:
-    """Raises NotFiniteError, with the field, where a number in dataclasses and plain data is NaN or infinite."""
+    """Raises NotFiniteError, with the field, if a number in dataclasses or plain data is NaN or infinite."""
     place = not_finite(value)
     if place is not None:
         raise NotFiniteError(
@@ -46,7 +46,7 @@ def refuse_not_finite(value: Any, name: str) -> None:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """One level of what json does not know; asdict would copy millions of values one by one."""
+    """Converts one level of a type unknown to json; asdict would copy millions of values one by one."""
     return (
         dict(value) if isinstance(value, Mapping) else {each.name: getattr(value, each.name) for each in fields(value)}
     )

@@ -1,8 +1,8 @@
 """The results folder: ``<recipe>/<run id>/<attempt>/`` with record.json, evidence.parquet and log.txt.
 
-Attempts are only ever added; of one whose inputs turn out to have changed, the record alone is replaced. A record
-appears whole, by one rename, or not at all. What has more than one value lies in the Parquet file; the JSON says what
-it is.
+Attempts are only ever added. If the inputs of one turn out to have changed, only its record is replaced. A record
+appears complete, by one rename, or not at all. Measurements with more than one value are in the Parquet file; the JSON
+describes them.
 
 A record's text never makes a path: a record is read only where its recipe, its run id and its attempt are those of
 the folders that it lies in.
@@ -40,7 +40,7 @@ class Store:
         self.root = root
 
     def folder(self, recipe: str, run_id: str | None = None) -> Path:
-        """That of a recipe, or of one of its runs. Raises ResultsError for what cannot name one."""
+        """The folder of a recipe, or of one of its runs. Raises ResultsError for an invalid name."""
         if not NAME.fullmatch(recipe):
             raise ResultsError(f"{recipe!r} cannot name a recipe: {A_NAME}")
         if run_id is not None and not RUN_ID.fullmatch(run_id):
@@ -52,15 +52,15 @@ class Store:
         return 1 + max((int(path.name) for path in folder.glob("[0-9]*") if path.name.isdigit()), default=0)
 
     def save(self, record: RunRecord, log: bytes | None = None) -> Path:
-        """Writes a record, its evidence and the log of its process, if there was one; returns the record's path.
+        """Writes a record, its evidence and the log of its process, if any; returns the record's path.
 
-        Raises ValueError, and writes nothing, for one that holds NaN or infinity.
+        Raises ValueError, and writes nothing, for a record with NaN or infinity.
         """
         final = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
         text = _text(record)
         for measurement in record.outcome.measurements:
             if not_finite((measurement.values, measurement.weights)) is not None:
-                raise ValueError(f"{measurement.metric} holds NaN or infinity, which no record may")
+                raise ValueError(f"{measurement.metric} contains NaN or infinity, which a record must not")
         part = final.with_name(f".{record.attempt}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
@@ -72,9 +72,9 @@ class Store:
         return final / RECORD
 
     def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
-        """The record as an invalid one, which takes its place, whole or not at all: no attempt of it may count.
+        """Replaces the record, atomically, by an invalid one, so that no attempt of it counts.
 
-        A further attempt would not do: an earlier one that ended well goes before it.
+        Adding another attempt would not be enough, since an earlier one that ended ok takes precedence.
         """
         path = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt) / RECORD
         invalid = replace(record, outcome=replace(record.outcome, status="invalid", failure=failure))
@@ -90,14 +90,14 @@ class Store:
 
     @contextmanager
     def locked(self, recipe: str) -> Iterator[None]:
-        """Held while a sweep writes. Raises ResultsError where another one does."""
+        """A lock held while a sweep writes. Raises ResultsError if another sweep holds it."""
         from filelock import FileLock, Timeout
 
         folder = self.folder(recipe)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ResultsError(f"{folder}: cannot be made a results folder: {error.strerror}") from None
+            raise ResultsError(f"{folder}: cannot create the results folder: {error.strerror}") from None
         try:
             with FileLock(folder / ".lock", timeout=0):
                 yield
@@ -108,23 +108,23 @@ class Store:
 
 
 def read_records(path: Path) -> tuple[RunRecord, ...]:
-    """All records below a results folder. Raises ResultsError where it is none."""
+    """All records in a results folder. Raises ResultsError if it is not one."""
     if not path.exists():
         raise ResultsError(f"{path}: no such folder")
     if not path.is_dir():
-        raise ResultsError(f"{path}: a file; name the results folder that 'qharness run' wrote")
+        raise ResultsError(f"{path}: is a file; name a results folder written by 'qharness run'")
     records = Store(path).records()
     if not records:
-        raise ResultsError(f"{path}: holds no records; name a results folder that 'qharness run' wrote")
+        raise ResultsError(f"{path}: contains no records; name a results folder written by 'qharness run'")
     return records
 
 
 def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
-    """The records below a results folder that can be read, and why each other one cannot.
+    """The readable records in a results folder, and why the others cannot be read.
 
-    For readers who can do with less: half a record is one that a copy or a full disk cut short.
-    Raises ResultsError where the folder holds none that can be read, and for a record of a newer harness or one that
-    holds NaN or infinity: the records that are left would pass where it could not.
+    For callers that can use partial results: a record may be truncated by an interrupted copy or a full disk.
+    Raises ResultsError if no record is readable, and for a record from a newer harness or one with NaN or infinity,
+    because the remaining records could pass where that one could not.
     """
     if not path.is_dir():
         raise ResultsError(f"{path}: no such results folder")
@@ -137,12 +137,12 @@ def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
         except ResultsError as error:
             faults.append(str(error))
     if not found:
-        raise ResultsError(faults[0] if faults else f"{path}: holds no records of 'qharness run'")
+        raise ResultsError(faults[0] if faults else f"{path}: contains no records of 'qharness run'")
     return _in_order(found), tuple(faults)
 
 
 def _record_files(root: Path) -> Iterator[Path]:
-    """Whole ones: what lies in a hidden folder was cut short, or belongs to something else."""
+    """Complete ones: a hidden folder holds an interrupted write or something unrelated."""
     for path in sorted(root.rglob(RECORD)):
         if not any(part.startswith(".") for part in path.relative_to(root).parts):
             yield path
@@ -153,7 +153,7 @@ def _in_order(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
 
 
 def _text(record: RunRecord) -> str:
-    """A record as it is written, without what lies in the Parquet file."""
+    """The JSON of a record, without the content of the Parquet file."""
     slim = [_without_arrays(m) if len(m.values) > 1 else m for m in record.outcome.measurements]
     return encode(replace(record, outcome=replace(record.outcome, measurements=tuple(slim))), indent=1) + "\n"
 
@@ -189,7 +189,7 @@ def _read(path: Path, root: Path) -> RunRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{path}: not a whole record ({error}); move its folder away to read the others") from None
+        raise ResultsError(f"{path}: incomplete record ({error}); move its folder away to read the others") from None
     if not isinstance(raw, dict):
         raise ResultsError(f"{path}: not a record")
     record = decode(RunRecord, upgrade(raw, str(path)), str(path))
@@ -202,7 +202,7 @@ def _read(path: Path, root: Path) -> RunRecord:
 
 
 def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: Path) -> None:
-    """Raises ResultsError where a record is not what the folders that it lies in say: recipe, run id and attempt.
+    """Raises ResultsError if a record does not match its folders: recipe, run id and attempt.
 
     The folder of a recipe may be called anything where it is ``root``, which a user named. The run id is held against
     the spec but for early records of schema version 1, which were named before some of its fields were there.
@@ -222,11 +222,11 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: 
     elif named_by_all and spec.run_id != run_id:
         faults.append(f"its run id is {spec.run_id}, but it lies in the folder {run_id!r}")
     if record.attempt < 1 or str(record.attempt) != attempt:
-        faults.append(f"attempt is {record.attempt}, but it lies in the folder {attempt!r}")
+        faults.append(f"attempt is {record.attempt}, but its folder is {attempt!r}")
     if faults:
         raise ResultsError(
             f"{path}: its folder does not match its content (expected RECIPE/RUN ID/ATTEMPT/{RECORD}): "
-            f"{'; '.join(faults)}. Put it back where it was made, or move it away to read the others"
+            f"{'; '.join(faults)}. Restore its original folder, or move it away to read the others"
         )
 
 
@@ -237,7 +237,7 @@ def _with_arrays(path: Path, measurements: Sequence[Measurement]) -> tuple[Measu
     try:
         table = pq.read_table(path, columns=list(EVIDENCE_COLUMNS))
     except (OSError, pa.ArrowException) as error:
-        raise ResultsError(f"{path}: the record's evidence cannot be read: {error}") from None
+        raise ResultsError(f"{path}: cannot read the record's evidence: {error}") from None
     owners = table["measurement"].to_numpy()
     columns = {name: (_shared(table[name]), table[name].is_valid().to_numpy()) for name in EVIDENCE_COLUMNS[1:]}
     filled = []
@@ -245,20 +245,20 @@ def _with_arrays(path: Path, measurements: Sequence[Measurement]) -> tuple[Measu
         if not m.values:
             rows = (owners == index).nonzero()[0]
             if not len(rows):
-                raise ResultsError(f"{path}: holds no values of {m.metric}")
+                raise ResultsError(f"{path}: has no values of {m.metric}")
             values, weights, items, clusters = (
                 _present(column[rows], there[rows], f"{path}: {m.metric}: {name}")
                 for name, (column, there) in columns.items()
             )
             if not values:
-                raise ResultsError(f"{path}: holds no values of {m.metric}")
+                raise ResultsError(f"{path}: has no values of {m.metric}")
             m = replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
         filled.append(m)
     return tuple(filled)
 
 
 def _shared(column: Any) -> Any:
-    """A column as a numpy array; equal strings are one object, for a record may name each token several times."""
+    """A column as a numpy array in which equal strings share one object, since tokens may be named several times."""
     import numpy as np
     import pyarrow as pa
 
@@ -270,7 +270,7 @@ def _shared(column: Any) -> Any:
 
 
 def _present(values: Any, there: Any, name: str) -> tuple[Any, ...]:
-    """A column's values of one measurement, all or none. Raises ResultsError for some, and for NaN and infinity."""
+    """The values of one measurement, all or none. Raises ResultsError if some are missing, and for NaN and infinity."""
     import numpy as np
 
     if not there.any():
