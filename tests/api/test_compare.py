@@ -183,12 +183,12 @@ class TestHalfWritten:
         found = harness.compare(good, torn)
         assert found.exit_code is ExitCode.OK
         (fault,) = found.head.unread
-        assert "not a whole record" in fault
+        assert "incomplete record" in fault
 
     def test_lost_evidence_is_told(self, good: Path, tmp_path: Path) -> None:
         lost = save(tmp_path / "lost", [record("s2")])
         next(lost.rglob("evidence.parquet")).unlink()
-        with pytest.raises(ResultsError, match="evidence cannot be read"):
+        with pytest.raises(ResultsError, match="cannot read the record.s evidence"):
             harness.compare(good, lost)
 
     def test_a_record_from_the_future_is_refused(self, good: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_a_folder_without_records_is_no_results_folder(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
     ended = qharness("report", tmp_path, "--out", tmp_path / "out")
     assert ended.returncode == 2
-    assert "holds no records" in ended.stderr
+    assert "contains no records" in ended.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -243,7 +243,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_refused(tmp_path: Path, monke
         return hashlib.sha256(b"before").hexdigest()
 
     monkeypatch.setattr(checksums, "file_sha256", slowly)
-    with pytest.raises(SourceError, match="changed while it was hashed"):
+    with pytest.raises(SourceError, match="changed while it was being hashed"):
         hash_file(path)
 
 

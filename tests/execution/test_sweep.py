@@ -245,7 +245,7 @@ def test_a_plugin_that_fails_at_import_is_told(sweeps, tiny: Path) -> None:
 
 def test_results_that_cannot_be_a_folder_are_told(sweeps, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ResultsError, match="cannot be made a results folder"), Store(tmp_path / "file").locked("x"):
+    with pytest.raises(ResultsError, match="cannot create the results folder"), Store(tmp_path / "file").locked("x"):
         pass
 
 

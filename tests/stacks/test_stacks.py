@@ -71,7 +71,7 @@ def test_a_long_making_says_that_it_goes_on(small: Stack, monkeypatch: pytest.Mo
     monkeypatch.setattr(build, "SIGN_OF_LIFE_S", 0.01)
     said: list[str] = []
     create(small, said.append)
-    assert any(line.startswith("  at work for ") for line in said)
+    assert any(line.startswith("  running for ") for line in said)
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_a_stack_that_changed_since_it_was_made_is_found(small: Stack) -> None:
     create(small, lambda line: None)
     (metadata,) = small.folder.glob("lib/python*/site-packages/oldlib-0.1.dist-info/METADATA")
     metadata.write_text(metadata.read_text().replace("Version: 0.1", "Version: 0.2"))
-    assert check(small)[0].startswith("changed since it was made: oldlib;")
+    assert check(small)[0].startswith("changed since it was created: oldlib;")
 
 
 @pytest.mark.heavy
 def test_pins_that_do_not_resolve_are_told_and_leave_no_ready_stack(small: Stack) -> None:
     small.definition.requirements.write_text("./no-such-wheel-1.0-py3-none-any.whl\n")
-    with pytest.raises(UsageError, match=r"stack 'small' could not be made from small.txt"):
+    with pytest.raises(UsageError, match=r"stack 'small' could not be created from small.txt"):
         create(small, lambda line: None)
     assert small.find_state() == "half-made"
 
@@ -168,7 +168,7 @@ def test_every_stack_pins_every_package_without_a_local_version() -> None:
 
 @pytest.mark.parametrize(
     ("given", "message"),
-    [("autoawqq=/bin/sh", "did you mean 'autoawq'"), ("autoawq=/no/python", "no interpreter lies at")],
+    [("autoawqq=/bin/sh", "did you mean 'autoawq'"), ("autoawq=/no/python", "there is no interpreter at")],
 )
 def test_a_wrong_interpreter_is_told(given: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -216,7 +216,7 @@ def test_a_damaged_manifest_and_a_dead_interpreter_are_told(small: Stack) -> Non
     (small.folder / MANIFEST).write_text("{")
     assert small.find_state() == "half-made"  # a manifest alone is no stack
     small.python.touch()
-    with pytest.raises(UsageError, match="damaged; qharness stack remove small"):
+    with pytest.raises(UsageError, match="damaged; run qharness stack remove small"):
         assert small.read_versions()
 
 

@@ -87,9 +87,9 @@ def test_no_command_writes_where_a_record_says(tmp_path: Path, place: Path, name
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (recipe("other"), "spec.recipe is 'other', but it lies in the folder 'example'"),
+        (recipe("other"), "spec.recipe is 'other', but its folder is 'example'"),
         (recipe("../example"), "cannot name a recipe"),
-        (attempt(2), "attempt is 2, but it lies in the folder '1'"),
+        (attempt(2), "attempt is 2, but its folder is '1'"),
         (attempt(0), "attempt is 0"),
         (attempt(-1), "attempt is -1"),
     ],
@@ -108,11 +108,11 @@ def test_a_run_lies_in_the_folder_of_its_run_id(tmp_path: Path) -> None:
     run_id = "0" * 16
     kept.parent.rename(kept.parent.with_name(run_id))
     with pytest.raises(
-        ResultsError, match=f"its run id is {found[0].spec.run_id}, but it lies in the folder '{run_id}'"
+        ResultsError, match=f"its run id is {found[0].spec.run_id}, but its folder is '{run_id}'"
     ):
         store.records()
     (tmp_path / "example" / run_id).rename(tmp_path / "example" / "not-a-run")
-    with pytest.raises(ResultsError, match="'not-a-run', which is no run id"):
+    with pytest.raises(ResultsError, match="'not-a-run' is not a run id"):
         store.records()
 
 
@@ -121,7 +121,7 @@ def test_a_recipes_folder_may_be_called_anything_where_a_user_names_it(tmp_path:
     base = shutil.copytree(EXAMPLE, tmp_path / "base")
     assert read_records(base) == read_records(EXAMPLE)
     assert read_whole(base) == (read_records(EXAMPLE), ())
-    with pytest.raises(ResultsError, match=r"spec\.recipe is 'example', but it lies in the folder 'base'"):
+    with pytest.raises(ResultsError, match=r"spec\.recipe is 'example', but its folder is 'base'"):
         read_records(tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_the_rest_is_read_where_one_record_was_moved(tmp_path: Path) -> None:
     path.parent.rename(path.parent.with_name("7"))
     records, faults = read_whole(tmp_path)
     assert len(records) == whole - 1
-    assert "attempt is 1, but it lies in the folder '7'" in faults[0]
+    assert "attempt is 1, but its folder is '7'" in faults[0]
 
 
 def test_a_folder_may_be_named_from_inside_and_by_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,11 +172,11 @@ def test_records_of_every_schema_version_are_read(version: int) -> None:
     ("folder", "expected"),
     [
         ("from-the-future", "written by a newer qharness"),
-        ("cut-short", "not a whole record"),
+        ("cut-short", "incomplete record"),
         ("no-version", "it has no schema_version"),
         ("a-list", "not a record"),
         ("wrong-type", "outcome.status: input should be 'ok'"),
-        ("evidence-gone", "evidence cannot be read"),
+        ("evidence-gone", "cannot read the record's evidence"),
     ],
 )
 def test_what_is_no_record_is_refused_with_its_path(folder: str, expected: str) -> None:
