@@ -82,8 +82,8 @@ KL: Figure[Whole] = Figure(
     gate=Gate("nat", HARMLESS_NAT, "mean KL divergence from the baseline, window by window", rank=20),
     ask=Ask(
         "KL",
-        LimitOption("max-kl", positive, "NAT", "Mean divergence from the baseline.", "≤ {} nat of KL", rank=40),
-        Objective("kl", "the closest to the baseline", "not told apart by KL from", rank=40),
+        LimitOption("max-kl", positive, "NAT", "Mean KL divergence from the baseline.", "≤ {} nat KL", rank=40),
+        Objective("kl", "the closest to the baseline", "not distinguishable by KL from", rank=40),
         Ties(harmless=HARMLESS_NAT, rank=10, words="KL"),
         _read_kl,
         of_quality=True,

@@ -348,7 +348,7 @@ MEMORY: Figure[Whole] = Figure(
     column=None,
     ask=Ask(
         "memory",
-        LimitOption("max-memory", size, "SIZE", "All that generating takes: 8GiB or 8GB.", "≤ {} of memory", rank=10),
+        LimitOption("max-memory", size, "SIZE", "Memory for generating: 8GiB or 8GB.", "≤ {} memory", rank=10),
         Objective("memory", "the least memory", "within 1% of the memory of", rank=20),
         Ties(tolerance=TOLERANCE),
         _read_memory,

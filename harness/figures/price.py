@@ -82,7 +82,7 @@ FIGURES = (
         Ask(
             "cost",
             None,
-            Objective("cost", "the cheapest tokens", "not told apart by cost from", rank=50),
+            Objective("cost", "the cheapest tokens", "not distinguishable by cost from", rank=50),
             Ties(stands_for=("decode",)),
             _read_decode,
             format=Format("per 10⁶ tok"),

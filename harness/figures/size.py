@@ -106,7 +106,7 @@ STORED_BYTES = Figure(
     gate=Gate("relative", 0.0, "bytes of all weights as loaded", rank=100),
     ask=Ask(
         "stored weights",
-        LimitOption("max-size", size, "SIZE", "Stored weights, scales included.", "≤ {} of weights", rank=20),
+        LimitOption("max-size", size, "SIZE", "Stored weights, scales included.", "≤ {} weights", rank=20),
         Objective("bytes", "the smallest", "within 1% of the size of", rank=10),
         Ties(tolerance=TOLERANCE, rank=60, words="stored weights"),
         sizes=DECIMAL,

@@ -106,8 +106,8 @@ PREFILL = Figure(
     gate=Gate("relative", HARMLESS, "prefill speed at each point of the grid", rank=50),
     ask=Ask(
         "prefill",
-        LimitOption("min-prefill", positive, "TOK/S", "Speed of prefill.", "≥ {} tok/s of prefill", rank=80),
-        Objective("prefill", "the fastest prefill", "not told apart by prefill speed from", rank=20),
+        LimitOption("min-prefill", positive, "TOK/S", "Prefill speed.", "≥ {} tok/s prefill", rank=80),
+        Objective("prefill", "the fastest prefill", "not distinguishable by prefill speed from", rank=20),
         Ties(harmless=HARMLESS, relative=True, rank=50, words="prefill speed"),
         read_speed(prefill_tok_per_s),
         explained=True,
@@ -143,8 +143,8 @@ DECODE = Figure(
     gate=Gate("relative", HARMLESS, "decoding speed at each point of the grid", rank=60),
     ask=Ask(
         "decode",
-        LimitOption("min-decode", positive, "TOK/S", "Speed of decoding.", "≥ {} tok/s decoding", rank=70),
-        Objective("decode", "the fastest decoding", "not told apart by decoding speed from", rank=10),
+        LimitOption("min-decode", positive, "TOK/S", "Decoding speed.", "≥ {} tok/s decoding", rank=70),
+        Objective("decode", "the fastest decoding", "not distinguishable by decoding speed from", rank=10),
         Ties(harmless=HARMLESS, relative=True, rank=40, words="decoding speed"),
         read_speed(decode_tok_per_s),
         explained=True,

@@ -216,7 +216,7 @@ ACCURACY_DROP = Figure(
             "max-accuracy-drop",
             share,
             "SHARE",
-            "In every task, in points of its score: 1% is 0.01.",
+            "For every task, in points of its score: 1% is 0.01.",
             "≤ {}% accuracy lost in any task",
             rank=60,
         ),
@@ -238,7 +238,7 @@ ACCURACY_GAIN = Figure(
     ask=Ask(
         "accuracy gained",
         None,
-        Objective("accuracy", "the highest accuracy", "not told apart by accuracy from", rank=30),
+        Objective("accuracy", "the highest accuracy", "not distinguishable by accuracy from", rank=30),
         Ties(harmless=HARMLESS, rank=30, words="change of accuracy"),
         _read_gain,
         of_quality=True,

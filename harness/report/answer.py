@@ -170,7 +170,7 @@ def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:
     said = [_doubt(each) for each in chosen.checks if each.standing == "probably met"]
     if not chosen.objective.bounded:
         why = f" ({chosen.objective.basis})" if chosen.objective.basis else ""
-        said.append(f"{objective_of(found.query.objective).words} was found by a figure without an interval{why}")
+        said.append(f"{objective_of(found.query.objective).words} was decided by a figure without an interval{why}")
     said += _rivals(found, chosen)
     second = found.admissible[1] if len(found.admissible) > 1 else None
     if second and found.lead is not None and 1 - SURE < found.lead < SURE:
@@ -209,7 +209,7 @@ def _doubt(check: Check) -> str:
     words = reading_words(check.limit.figure, check.reading, bound_unit(check.limit))
     called, beyond = ask_of(check.limit.figure).name, _beyond(check.limit)
     if not check.reading.bounded:
-        return f"{called} {words} has no interval; whether it is {beyond} is not known"
+        return f"{called} {words} has no interval, so it may be {beyond}"
     return f"{called} {words} may be {beyond}"
 
 
@@ -217,7 +217,7 @@ def _reason(check: Check) -> str:
     words = reading_words(check.limit.figure, check.reading, bound_unit(check.limit))
     if check.reading.estimate is None:
         return f"{ask_of(check.limit.figure).name}: {words}"
-    perhaps = ", but perhaps not" if check.standing == "probably missed" else ""
+    perhaps = ", although the interval includes the limit" if check.standing == "probably missed" else ""
     return f"{ask_of(check.limit.figure).name} {words}, {_beyond(check.limit)}{perhaps}"
 
 

@@ -215,12 +215,12 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: 
     if not NAME.fullmatch(spec.recipe):
         faults.append(f"spec.recipe is {spec.recipe!r}, which cannot name a recipe: {A_NAME}")
     elif spec.recipe != recipe:
-        faults.append(f"spec.recipe is {spec.recipe!r}, but it lies in the folder {recipe!r}")
+        faults.append(f"spec.recipe is {spec.recipe!r}, but its folder is {recipe!r}")
     named_by_all = raw["schema_version"] != 1 or is_whole(raw["spec"])
     if not RUN_ID.fullmatch(run_id):
-        faults.append(f"it lies in the folder {run_id!r}, which is no run id: {A_RUN_ID}")
+        faults.append(f"its folder {run_id!r} is not a run id: {A_RUN_ID}")
     elif named_by_all and spec.run_id != run_id:
-        faults.append(f"its run id is {spec.run_id}, but it lies in the folder {run_id!r}")
+        faults.append(f"its run id is {spec.run_id}, but its folder is {run_id!r}")
     if record.attempt < 1 or str(record.attempt) != attempt:
         faults.append(f"attempt is {record.attempt}, but its folder is {attempt!r}")
     if faults:

@@ -188,7 +188,7 @@ class TestHalfWritten:
     def test_lost_evidence_is_told(self, good: Path, tmp_path: Path) -> None:
         lost = save(tmp_path / "lost", [record("s2")])
         next(lost.rglob("evidence.parquet")).unlink()
-        with pytest.raises(ResultsError, match="cannot read the record.s evidence"):
+        with pytest.raises(ResultsError, match=r"cannot read the record.s evidence"):
             harness.compare(good, lost)
 
     def test_a_record_from_the_future_is_refused(self, good: Path, tmp_path: Path) -> None:

@@ -107,9 +107,7 @@ def test_a_run_lies_in_the_folder_of_its_run_id(tmp_path: Path) -> None:
     assert store.records() == found[:1]
     run_id = "0" * 16
     kept.parent.rename(kept.parent.with_name(run_id))
-    with pytest.raises(
-        ResultsError, match=f"its run id is {found[0].spec.run_id}, but its folder is '{run_id}'"
-    ):
+    with pytest.raises(ResultsError, match=f"its run id is {found[0].spec.run_id}, but its folder is '{run_id}'"):
         store.records()
     (tmp_path / "example" / run_id).rename(tmp_path / "example" / "not-a-run")
     with pytest.raises(ResultsError, match="'not-a-run' is not a run id"):

@@ -92,7 +92,7 @@ def recommend(
     ] = False,
     output: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TABLE,
 ) -> None:
-    """Name the variant to ship: those that keep the limits, best first, and why each of the others was rejected."""
+    """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
     from harness.api.recommend import recommend as recommended
 
     recommendations = recommended(

@@ -37,11 +37,11 @@ def _show_one(console: Console, recommendation: Recommendation) -> None:
             table.add_row(*map(Text, cells(recommendation, rank, each)))
         console.print(table)
         console.print(Text(FOOT, style="dim"))
-    if found.rejected:
+    if recommendation.rejected:
         table = Table(box=None, header_style="bold", pad_edge=False)
         table.add_column("rejected", overflow="fold")
         table.add_column("why", overflow="fold")
-        for each in found.rejected:
+        for each in recommendation.rejected:
             table.add_row(Text(name(each.row)), Text("; ".join(reasons(each))))
         console.print(table)
 
