@@ -34,8 +34,8 @@ def set_baseline(
     from harness.api.baselines import Baselines
     from harness.api.results import read_folder
 
-    found = read_folder(results, session)
-    for fault in found.unread:
+    contents = read_folder(results, session)
+    for fault in contents.unread:
         typer.echo(f"left out: {fault}", err=True)
     typer.echo(Baselines(baselines).set(name, contents.records, replace))
 

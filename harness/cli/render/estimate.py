@@ -108,7 +108,7 @@ def _show_all(console: Console, estimates: Sequence[MemoryEstimate], request: Es
     units = (size_unit(totals, DECIMAL), size_unit(totals, BINARY))
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     both = " / ".join(unit.name for unit in units)
-    names = ["bits", f"weights\n{both}", f"in all\n{both}", f"on disk\n{units[0].name}"]
+    names = ["bits", f"weights\n{both}", f"total\n{both}", f"on disk\n{units[0].name}"]
     names += ["fits", "context", "batch"] if request.budget else []
     table.add_column("method", no_wrap=True)
     for name in names:
@@ -118,18 +118,18 @@ def _show_all(console: Console, estimates: Sequence[MemoryEstimate], request: Es
         disk = entry.weights.disk
         cells = [f"{entry.weights.bits_per_weight:.2f}"]
         for value in (entry.weights.total, entry.total_bytes or 0):
-            found.append(" / ".join(significant(value / unit.bytes) for unit in units))
-        found.append(BLANK if disk is None else significant(disk / units[0].bytes))
+            cells.append(" / ".join(significant(value / unit.bytes) for unit in units))
+        cells.append(BLANK if disk is None else significant(disk / units[0].bytes))
         if request.budget:
-            found += ["yes" if entry.fits else "no", str(entry.longest_context), str(entry.largest_batch)]
-        table.add_row(entry.label, *found)
+            cells += ["yes" if entry.fits else "no", str(entry.longest_context), str(entry.largest_batch)]
+        table.add_row(entry.label, *cells)
     console.print(table, highlight=False)
     if request.budget:
         console.print(f"context: the longest at batch {request.batch}; batch: the largest at context {request.context}")
     for entry in estimates:
-        for said in (entry.note, entry.unsupported):
-            if said is not None:
-                console.print(f"{entry.label}: {said}", highlight=False)
+        for remark in (entry.note, entry.unsupported):
+            if remark is not None:
+                console.print(f"{entry.label}: {remark}", highlight=False)
 
 
 def _line(model: ModelShapes, request: EstimateRequest, entry: MemoryEstimate) -> dict[str, object]:

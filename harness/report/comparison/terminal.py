@@ -69,7 +69,7 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
     if explained:
         yield ""
         yield "Why:"
-        for each in told:
+        for each in explained:
             yield plain(f"  {each.verdict}: {_variant(each)}, {words.subject(each)}: {words.why(each)}")
     for heading, lines in (
         ("Environment:", [words.environment(entry) for entry in found.environment]),
@@ -79,13 +79,9 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
             yield ""
             yield heading
             yield from (plain(f"  {line}") for line in lines)
-    rest = [f"{words.counts(found)} in all"]
-    rest += (
-        [f"{len(found.findings) - len(listed)} of them not listed: see --all"]
-        if len(listed) < len(found.findings)
-        else []
-    )
-    rest += ["in brackets: no gate, decides nothing"] if any(not each.gated for each in listed) else []
+    rest = [f"total: {words.counts(found)}"]
+    rest += [f"{len(found.findings) - len(listed)} not listed: see --all"] if len(listed) < len(found.findings) else []
+    rest += ["in brackets: not a gate"] if any(not each.gated for each in listed) else []
     yield ""
     yield "; ".join(rest)
 

@@ -68,17 +68,17 @@ def _changes(found: History) -> Iterator[tuple[str, str]]:
     listed = list(words.changes(found))
     if listed:
         yield "", ""
-        yield "Changes, the newest first:", "bold"
+        yield "Changes, newest first:", "bold"
     for series, change in listed:
         yield f"  {_line(series, change)}", STYLES[change.better] if change.matters else ""
         for line in (*change.notes, *words.around(change)) or ("no other recorded change at that point",):
             yield f"      {line}", ""
     if any(not change.matters for _, change in listed):
         yield "", ""
-        yield "in brackets: smaller than the threshold of its gate", ""
+        yield "in brackets: below the threshold of its gate", ""
 
 
 def _line(series: Series, change: Change) -> str:
     name = f"{series.model} × {series.method}, {words.subject(series)}"
-    told = f"{words.levels(series, change)} ({words.size(series, change)}): {words.judgement(change)}"
-    return f"{words.when(change.started_at)} {change.session}: {name}: {told}"
+    step = f"{words.levels(series, change)} ({words.size(series, change)}): {words.judgement(change)}"
+    return f"{words.when(change.started_at)} {change.session}: {name}: {step}"
