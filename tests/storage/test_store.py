@@ -87,7 +87,7 @@ def test_not_a_number_is_never_stored(tmp_path: Path) -> None:
 def test_not_a_number_is_never_stored_beside_the_record(tmp_path: Path, where: str, bad: float) -> None:
     whole = record().outcome.measurements[0]
     holding = replace(whole, **{where: (1.0, bad)})
-    with pytest.raises(ValueError, match="nll holds NaN or infinity"):
+    with pytest.raises(ValueError, match="nll contains NaN or infinity"):
         Store(tmp_path).save(record(measurements=(holding,)))
     assert not list(tmp_path.rglob("*"))
 
