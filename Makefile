@@ -17,7 +17,7 @@ demo: setup ## quantize a real model, measure it, write the report
 	exit $$status
 
 check: setup ## lint, types, import rules, and the tests that import no torch and start no worker
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint light
+	@$(MAKE) --no-print-directory --jobs 2 lint light
 
 lint:
 	$(BIN)/ruff check --quiet .
