@@ -131,7 +131,7 @@ COSTS = (
     (
         "a metric with a gate, a column and an option of `recommend`",
         "one metric, one figure, one section of the recipe",
-        "[metrics/energy.py](../harness/metrics/energy.py), [figures/energy.py](../harness/figures/energy.py)",
+        "[Adding a metric](adding-a-metric.md), [tests/metric_package](../tests/metric_package)",
     ),
     ("a column of known data", "one figure", "[figures/quantizing.py](../harness/figures/quantizing.py)"),
     (
