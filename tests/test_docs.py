@@ -28,7 +28,7 @@ from harness.core.engine import Engine, LoadRequest
 from harness.core.site import MAIN, Machine
 from harness.errors import RecipeError
 from harness.figures.gate import shown
-from harness.plugins import gates
+from harness.plugins import gates, limit_options, objectives
 from harness.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +176,24 @@ def test_the_metrics_that_are_shown_are_those_that_are_tested() -> None:
     blocks = FENCE.findall((DOCS / "adding-a-metric.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]
     assert shown == [path.read_text(encoding="utf-8") for path in files]
+
+
+def test_the_figure_that_is_shown_is_the_one_that_is_tested() -> None:
+    plugin = ROOT / "tests" / "figure_package"
+    files = (plugin / "qharness_top5.py", plugin / "pyproject.toml")
+    blocks = FENCE.findall((DOCS / "adding-a-figure.md").read_text(encoding="utf-8"))
+    shown = [text for language, text in blocks if language in ("python", "toml")]
+    assert shown == [path.read_text(encoding="utf-8") for path in files]
+
+
+def test_the_options_of_recommend_are_those_of_the_figures() -> None:
+    page = (DOCS / "recommend.md").read_text(encoding="utf-8")
+    limits = [line for line in page.splitlines() if line.startswith("| `--")]
+    options = {name for line in limits for name in re.findall(r"`--([a-z-]+) ", line)}
+    assert options == {figure.limit.name for figure in limit_options().values()}
+    (named,) = re.findall(r"`--minimize` takes (.*?); `--maximize` takes (.*?\))", page, re.DOTALL)
+    for text, direction in zip(named, ("lower", "higher"), strict=True):
+        assert [name for name in re.findall(r"`(\w+)`", text) if name != "price"] == list(objectives(direction))
 
 
 def test_the_engine_that_is_shown_is_the_one_that_is_tested() -> None:

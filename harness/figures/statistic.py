@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from harness.core.record import Measurement, RunRecord
 from harness.core.run import RunSpec
+from harness.figures.derived.peaks import source_that_says_most
 from harness.figures.derived.speeds import point_of
 from harness.figures.table import GridPoint, VariantRow
 from harness.stats.estimate import Estimate, clustered_mean, with_range
@@ -77,14 +78,19 @@ class PerProcess:
     def metrics(self) -> tuple[str, ...]:
         return (self.metric,)
 
-    def value(self, row: VariantRow, point: GridPoint | None) -> Estimate | None:
-        """At a point of the grid, with the range of the processes."""
-        found = [
-            self.of(each) for each in row.measurements(self.metric) if self.counted(each) and point_of(each) == point
+    def value(self, row: VariantRow, point: GridPoint | None = None) -> Estimate | None:
+        """At a point of the grid (pooled: over all), by one source, with the range of the processes."""
+        processes = [
+            [m for m in _measured(run, self.metric) if self.counted(m)]
+            for run in row.runs_that_ended_well
+            if run.spec.kind == "performance"
         ]
-        if not found:
-            return None
-        return with_range(self.over(found), found)
+        at_point = [[m for m in own if self.pooled or point_of(m) == point] for own in processes]
+        sources = [str(m.protocol.get("source")) for own in at_point for m in own]
+        source = source_that_says_most(sources) if self.pooled else next(iter(sources), None)
+        by_process = [[self.of(m) for m in own if str(m.protocol.get("source")) == source] for own in at_point]
+        numbers = [max(own) if self.pooled else own[0] for own in by_process if own]
+        return with_range(self.over(numbers), numbers) if numbers else None
 
 
 def summed(metric: str) -> Callable[[Measured], float | None]:
