@@ -55,6 +55,11 @@ METHODS = """\
 Lists under several parameters expand to every combination. For libraries, formats and platforms see
 [methods](methods.md). Plugins [add more](adding-a-method.md). In addition to its parameters, a method that quantizes in
 a separate run takes `stack`: the [stack](methods.md#stacks) to quantize in instead of the default one."""
+ENGINES = """## Engines
+
+An entry of `engines` is a name, or one name with its parameters: `{llamacpp: {threads: [4, 8]}}`. A list gives one
+variant per value. Parameters that differ from the default are part of the variant and of its label. See
+[engines](methods.md#engines). Plugins [add more](adding-an-engine.md)."""
 STAGES = {
     "none": "does not quantize",
     "on_load": "quantizes while loading",
@@ -67,6 +72,7 @@ WORDS: list[tuple[Any, str]] = [
     (recipe.Bytes, "size: bytes, or `8GiB` (2³⁰ bytes each), `8GB` (10⁹ each); also with K, M and T"),
     (recipe.Model, "an id, or a mapping (see [models](#models))"),
     (recipe.MethodEntry, "a method's name, or one name with its parameters (see [methods](#methods))"),
+    (recipe.EngineEntry, "an engine's name, or one name with its parameters (see [engines](#engines))"),
     (recipe.Text, "a text's name, a file's path, or a mapping (see [its keys](#measureperplexitytext))"),
     *((str, "text"), (int, "whole number"), (float, "number"), (bool, "`true` or `false`"), (dict, "mapping")),
 ]
@@ -96,6 +102,8 @@ def words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
+    if isinstance(value, tuple) and any(isinstance(each, recipe.Entry) for each in value):
+        value = [each.name for each in value]
     if isinstance(value, BaseModel):
         value = getattr(value, "name", None) or value.model_dump(exclude_defaults=True)
     if value is None or field.is_required():
@@ -124,23 +132,32 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _sections(kind: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Every mapping that a recipe holds, under the keys that lead to it; methods have a chapter of their own."""
+    """Every mapping that a recipe holds, under the keys that lead to it, but for methods and engines."""
     yield path, kind
     for name, field in kind.model_fields.items():
         for inner in _models(field.annotation):
-            if inner is not recipe.MethodEntry:
+            if not issubclass(inner, recipe.Entry):
                 yield from _sections(inner, f"{path}.{name}".lstrip("."))
 
 
+def _built_in(names: list[str], group: str) -> list[str]:
+    plugins = {entry.name for entry in entry_points(group=group)}
+    return [name for name in names if name not in plugins]
+
+
 def render() -> str:
-    """The whole reference. Methods of plugins that happen to be installed are left out."""
+    """The whole reference. Methods and engines of plugins that happen to be installed are left out."""
     parts = [INTRO]
     for path, kind in _sections(recipe.Recipe):
         parts += [f"## {path or 'The recipe'}", _prose(kind), _table(kind)]
         parts += [] if path else [EXTENDS]
+    parts += [ENGINES]
+    for engine in (registry.engine(name) for name in _built_in(registry.engine_names(), registry.ENGINE_GROUP)):
+        needs = f" Needs [the stack](methods.md#stacks) `{engine.stack}`." if engine.stack != MAIN else ""
+        parts += [f"### {engine.name}", f"`{engine.name}`: {engine.summary}.{needs}", _prose(engine.params)]
+        parts += [_table(engine.params)] if engine.params.model_fields else []
     parts += [METHODS]
-    plugins = {entry.name for entry in entry_points(group=registry.METHOD_GROUP)}
-    for method in (registry.method(name) for name in registry.method_names() if name not in plugins):
+    for method in (registry.method(name) for name in _built_in(registry.method_names(), registry.METHOD_GROUP)):
         also = "".join(f" Also called `{alias}`." for alias, of in registry.ALIASES.items() if of == method.name)
         needs = f" Needs the extra `{method.extra}`." if method.extra else ""
         if method.stack != MAIN:

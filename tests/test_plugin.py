@@ -66,7 +66,7 @@ def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupporte
     recipe = sweeps.recipe(
         {
             "models": [{"id": str(tiny), "dtype": "float32"}],
-            "engines": ["transformers", "float64"],
+            "engines": ["transformers", {"float64": {"round_logits": True}}],
             "methods": ["none", "int8"],
             "measure": {
                 "perplexity": {"context": 64, "windows": 2},
@@ -78,12 +78,17 @@ def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupporte
     ended = qharness("run", recipe, "--results", sweeps.store.root, "--cache", sweeps.cache.root)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     frame = load_results(sweeps.store.root)
+    own = "float64 round_logits=true"
     kl = frame[frame.metric == "kl"].set_index(["method", "engine"]).value
-    assert abs(kl["none", "float64"]) < 1e-6 < kl["int8", "transformers"]
-    assert ("int8", "float64") not in kl.index, "what quantizes while transformers loads is left out elsewhere"
-    ends = {(r.spec.kind, r.spec.engine): r for r in sweeps.store.records() if r.spec.kind == "performance"}
-    assert ends["performance", "transformers"].status == "ok"
-    assert ends["performance", "float64"].status == "unsupported"
+    assert abs(kl["none", own]) < 1e-6 < kl["int8", "transformers"]
+    assert ("int8", own) not in kl.index, "what quantizes while transformers loads is left out elsewhere"
+    timed = {r.spec.engine: r for r in sweeps.store.records() if r.spec.kind == "performance" and r.spec.is_baseline}
+    assert timed["transformers"].status == "ok"
+    assert timed["float64"].status == "unsupported"
+    assert timed["float64"].outcome.failure.phase == "plan"
+    assert timed["float64"].outcome.failure.message == (
+        "a performance run needs the capability decodes; float64 has only logits"
+    )
 
 
 def test_a_plugins_metric_is_measured_shown_gated_recommended_by_and_followed(

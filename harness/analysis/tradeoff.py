@@ -74,7 +74,7 @@ class _Runs:
         return tuple(run for run in self.all if self.of_the_baseline(run) and run.status == "ok")
 
     def of_the_baseline(self, run: RunRecord) -> bool:
-        return run.spec.is_baseline and run.spec.engine == self.engine
+        return run.spec.is_baseline and run.spec.engine_label == self.engine
 
     def baselines_of(self, job: type[VariantJob]) -> tuple[RunRecord, ...]:
         return tuple(run for run in self.baselines if isinstance(run.spec.job, job))

@@ -273,8 +273,11 @@ class VariantJob(BaseJob):
     @property
     def _engine_question(self) -> dict[str, Any]:
         """What is added where the variant runs on its engine."""
-        case = {"engine": self.variant.engine, "threads": self.conditions.threads}
-        return case if self.variant.kv_cache == "model" else {**case, "kv_cache": self.variant.kv_cache}
+        variant = self.variant
+        case: dict[str, Any] = {"engine": variant.engine, "threads": self.conditions.threads}
+        if variant.engine_params:
+            case["engine_params"] = dict(variant.engine_params)
+        return case if variant.kv_cache == "model" else {**case, "kv_cache": variant.kv_cache}
 
     @property
     def method_label(self) -> str:
@@ -284,7 +287,8 @@ class VariantJob(BaseJob):
         return self.variant.method.label + cache + mode
 
     def title(self, environment: Environment) -> str:
-        engine = "" if self.variant.engine == MAIN_ENGINE else f" · {self.variant.engine}"
+        label = self.variant.engine_label
+        engine = "" if label == MAIN_ENGINE else f" · {label}"
         return f"{self.kind} {self.method_label}{engine}"
 
 

@@ -135,6 +135,11 @@ class RunSpec:
         return self.job.variant.engine if isinstance(self.job, VariantJob) else MAIN_ENGINE
 
     @property
+    def engine_label(self) -> str:
+        """The engine with its own parameters, as a reader sees it."""
+        return self.job.variant.engine_label if isinstance(self.job, VariantJob) else MAIN_ENGINE
+
+    @property
     def kv_cache(self) -> KvCache:
         return self.job.variant.kv_cache if isinstance(self.job, VariantJob) else "model"
 
@@ -151,7 +156,7 @@ class RunSpec:
     @property
     def subject(self) -> str:
         """``model × method × engine`` as a reader sees it. Raises TypeError for a run of no variant."""
-        return f"{self.model.label} × {self.method_label} × {self.engine}"
+        return f"{self.model.label} × {self.method_label} × {self.engine_label}"
 
     @property
     def perplexity(self) -> PerplexityWorkload | None:
@@ -193,7 +198,7 @@ class RunSpec:
             "kind": self.kind,
             "model": model.label if model else None,
             "method": variant.method.label if variant else None,
-            "engine": self.engine,
+            "engine": self.engine_label,
             "decode_mode": self.decode_mode,
             "kv_cache": self.kv_cache,
             "repetition": self.repetition,
@@ -201,6 +206,6 @@ class RunSpec:
 
 
 def baseline_engine(specs: Iterable[RunSpec]) -> str | None:
-    """The engine whose baseline every row is held against: the main one, where the baseline runs on it."""
-    found = dict.fromkeys(spec.engine for spec in specs if spec.is_baseline)
+    """The engine (its label) whose baseline all rows are compared with: the main one where the baseline runs on it."""
+    found = dict.fromkeys(spec.engine_label for spec in specs if spec.is_baseline)
     return MAIN_ENGINE if MAIN_ENGINE in found else next(iter(found), None)

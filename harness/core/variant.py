@@ -24,6 +24,7 @@ class Variant:
     """model × method × engine × scope × calibration × key-value cache × seed: the identity of a row anywhere.
 
     Neither versions nor machines are a part of it. A decode mode makes a second row of the same variant.
+    ``engine_params`` are the engine's own parameters that differ from its defaults.
     """
 
     model: ModelRef
@@ -35,6 +36,7 @@ class Variant:
     calibration: CalibrationRef | None = None
     kv_cache: KvCache = "model"
     seed: int = 0
+    engine_params: Mapping[str, Scalar] = field(default_factory=dict)
 
     @cached_property
     def artifact_key(self) -> str:
@@ -51,7 +53,7 @@ class Variant:
 
     @cached_property
     def key(self) -> str:
-        return digest([self.artifact_key, self.engine, self.kv_cache])
+        return digest([self.artifact_key, *self._engine_identity, self.kv_cache])
 
     @cached_property
     def name_key(self) -> str:
@@ -59,7 +61,17 @@ class Variant:
         calibration = self.calibration
         drawn = asdict(replace(calibration, text=TextRef(calibration.text.id))) if calibration else None
         how = [self.scope, sorted(set(self.skip)), self.ordered_overrides, drawn, self.seed]
-        return digest([self.model.label, self.method.label, how, self.engine, self.kv_cache])
+        return digest([self.model.label, self.method.label, how, *self._engine_identity, self.kv_cache])
+
+    @property
+    def engine_label(self) -> str:
+        """The engine with its own parameters, as a reader sees it: ``llamacpp threads=8``."""
+        own = (f"{name}={_word(value)}" for name, value in sorted(self.engine_params.items()))
+        return " ".join([self.engine, *own])
+
+    @property
+    def _engine_identity(self) -> list[object]:
+        return [self.engine, dict(self.engine_params)] if self.engine_params else [self.engine]
 
     @property
     def ordered_overrides(self) -> list[list[object]]:
@@ -93,7 +105,7 @@ class Variant:
         return parts | {
             "kv_cache": "" if self.kv_cache == "model" else f"{self.kv_cache} cache",
             "decode_mode": "" if decode_mode == "eager" else decode_mode,
-            "engine": "" if self.engine == MAIN_ENGINE else self.engine,
+            "engine": "" if self.engine_label == MAIN_ENGINE else self.engine_label,
             "seed": f"seed {self.seed}",
         }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.capability import Factored, LoadedModel
-from harness.core.engine import Engine, LoadRequest
+from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
 from harness.core.job import VariantJob
@@ -153,7 +153,7 @@ class Context:
             chosen = self.method()
             request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
-            model = checked(runtime, runtime.load(request, runtime.params()), needed)
+            model = checked(runtime, runtime.load(request, self._engine_params()), needed)
         if isinstance(model, Factored):
             with self.phase("probe"):
                 model.probe_head()
@@ -165,7 +165,7 @@ class Context:
         """The variant once more, in another dtype."""
         runtime = engine(self.spec.engine)
         with self.phase(f"load in {dtype}"):
-            model = checked(runtime, runtime.load(self._request(dtype), runtime.params()), needed)
+            model = checked(runtime, runtime.load(self._request(dtype), self._engine_params()), needed)
             if isinstance(model, Factored):
                 model.probe_head()
         return model
@@ -208,6 +208,11 @@ class Context:
     def params(self) -> Any:
         """The method's parameters in its own type."""
         return method(self.spec.method.name).params.model_validate(dict(self.spec.method.params))
+
+    def _engine_params(self) -> EngineParams:
+        """The engine's own parameters in its own type."""
+        own: EngineParams = engine(self.spec.engine).params.model_validate(dict(self.spec.variant.engine_params))
+        return own
 
 
 def checked(runtime: Engine[Any], model: LoadedModel, needed: type[M]) -> M:

@@ -45,7 +45,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         label=label,
         evidence=evidence,
         method=variant.method.name,
-        engine=variant.engine,
+        engine=variant.engine_label,
         is_baseline=evidence.is_baseline,
         status=fault.status if fault else "ok",
         decode_mode=evidence.decode_mode,

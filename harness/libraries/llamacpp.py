@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PACKAGE = "llama-cpp-python"
 BATCH_TOKENS = 512
 """Tokens that one call computes, unless told otherwise; llama.cpp's own physical batch."""
-FLASH_ATTENTION: Mapping[str, str] = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}
+FLASH_ATTENTION: Mapping[str, str] = {"auto": "AUTO", "enabled": "ENABLED", "disabled": "DISABLED"}
 """llama.cpp's names of when to use flash attention, by what a recipe calls them."""
 CELLS = 256
 """The cache's length is a multiple of this, as llama.cpp pads it."""

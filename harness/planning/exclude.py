@@ -9,18 +9,18 @@ from typing import Any
 from harness import plugins as registry
 from harness.core.identity import DecodeMode, KvCache
 from harness.errors import did_you_mean
-from harness.planning.expand import MethodChoice
+from harness.planning.expand import EngineChoice, MethodChoice
 from harness.recipe import Recipe
 
 KEYS = frozenset({"model", "method", "engine", "kv_cache", "decode_mode"})
-"""What an entry may name beside a method's parameters."""
+"""What an entry may name beside parameters of methods and engines."""
 
 
 def excluded(
     recipe: Recipe,
     method: MethodChoice,
     model: str,
-    engine: str,
+    engine: EngineChoice,
     kv_cache: KvCache | None = None,
     decode_mode: DecodeMode | None = None,
 ) -> bool:
@@ -30,10 +30,11 @@ def excluded(
 
 
 def validate_exclude(
-    recipe: Recipe, chosen: Sequence[MethodChoice], models: Iterable[str], engines: Iterable[str]
+    recipe: Recipe, chosen: Sequence[MethodChoice], models: Iterable[str], engines: Sequence[EngineChoice]
 ) -> None:
     """Raises RecipeError for an entry that names nothing, or something that no variant is."""
     known = KEYS | {key for method in chosen for key in method.ref.params}
+    known |= {key for engine in engines for key in engine.engine.params.model_fields}
     every = [_facts(*each) for each in product(chosen, models, engines, recipe.kv_cache, recipe.decode_mode)]
     for index, pattern in enumerate(recipe.exclude):
         if not pattern:
@@ -46,10 +47,11 @@ def validate_exclude(
 
 
 def _facts(
-    method: MethodChoice, model: str, engine: str, kv_cache: KvCache | None, decode_mode: DecodeMode | None
+    method: MethodChoice, model: str, engine: EngineChoice, kv_cache: KvCache | None, decode_mode: DecodeMode | None
 ) -> dict[str, Any]:
-    own = {"model": model, "method": method.ref.name, "engine": engine}
-    return {**own, **method.ref.params, "kv_cache": kv_cache, "decode_mode": decode_mode}
+    own = {"model": model, "method": method.ref.name, "engine": engine.engine.name}
+    params = {**engine.params.model_dump(), **method.ref.params}
+    return {**own, **params, "kv_cache": kv_cache, "decode_mode": decode_mode}
 
 
 def _matches(pattern: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:

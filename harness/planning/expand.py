@@ -1,24 +1,24 @@
-"""From the entries of a recipe's ``methods`` to methods: names looked up, lists expanded, parameters checked."""
+"""A recipe's ``methods`` and ``engines``: names looked up, lists expanded, parameters checked."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from harness import plugins as registry
-from harness.core.engine import Engine
+from harness.core.engine import Engine, EngineParams
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
-from harness.core.identity import digest
+from harness.core.identity import Scalar, digest
 from harness.core.method import Method
 from harness.core.model import MethodRef
 from harness.errors import SourceError, UsageError, did_you_mean
 from harness.models.sources import SourceModel, inspect
-from harness.recipe import MethodEntry, Model, Recipe
+from harness.recipe import Entry, MethodEntry, Model, Recipe
 from harness.recipe.faults import expected
 from harness.recipe.yaml_file import Location
 from harness.stacks import stack_names
@@ -26,6 +26,7 @@ from harness.stacks import stack_names
 TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack it quantizes in; every other one is a parameter."""
+P = TypeVar("P", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,34 @@ class MethodChoice:
         if self.method.output_format is None:
             return TRANSFORMERS_FORMAT in engine.reads or engine.convert is not None
         return self.method.output_format in engine.reads
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine with every parameter of its own resolved."""
+
+    engine: Engine[Any]
+    params: EngineParams
+
+    @property
+    def changed(self) -> Mapping[str, Scalar]:
+        """The parameters that differ from the engine's defaults."""
+        return self.params.model_dump(exclude_defaults=True)
+
+
+def engine_choices(recipe: Recipe) -> list[EngineChoice]:
+    """Every engine of a recipe once. Raises RecipeError for an unknown one, and for parameters that it cannot take."""
+    found: dict[str, EngineChoice] = {}
+    for index, entry in enumerate(recipe.engines):
+        try:
+            engine = registry.engine(entry.name)
+        except UsageError as error:
+            raise recipe.error(("engines", index), str(error)) from None
+        place = ("engines", index, entry.name)
+        for given in _combinations(recipe, entry, engine.params, place):
+            choice = EngineChoice(engine, _checked(recipe, engine.params, given, place))
+            found.setdefault(digest([engine.name, dict(choice.changed)]), choice)
+    return list(found.values())
 
 
 def choices(recipe: Recipe, base: MethodChoice) -> list[MethodChoice]:
@@ -90,25 +119,33 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
     except UsageError as error:
         raise recipe.error(location, str(error)) from None
     place = (*location, entry.name)
-    for key, value in entry.params.items():
-        if key == STACK:
-            continue
-        if key not in method.params.model_fields:
-            near = did_you_mean(key, method.params.model_fields)
-            raise recipe.error((*place, key), f"unknown parameter of {method.name}{near}")
-        if value == []:
-            raise recipe.error((*place, key), "an empty list leaves no variant")
-    choices = [value if isinstance(value, list) else [value] for value in entry.params.values()]
-    for values in product(*choices):
-        given = dict(zip(entry.params, values, strict=True))
+    for given in _combinations(recipe, entry, method.params, place, also=(STACK,)):
         stack = _stack(recipe, method, given.pop(STACK, None), place)
-        params = _checked(recipe, method, given, place)
+        params = _checked(recipe, method.params, given, place)
         label = " ".join([method.name, *filter(None, (_shown(method, key, value) for key, value in given.items()))])
         if stack is not None:
             label = f"{label} {STACK}={stack}"
         ref = MethodRef(method.name, method.version, params.model_dump(), label, method.stage, stack=stack)
         made = MethodChoice(replace(method, stack=stack or method.stack), ref, params)
         yield _published(recipe, made, place) if method.published else made
+
+
+def _combinations(
+    recipe: Recipe, entry: Entry, params: type[BaseModel], place: Location, also: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Each combination of the values that an entry lists; ``also`` are keys that are no parameters.
+
+    Raises RecipeError for an unknown parameter and an empty list.
+    """
+    for key, value in entry.params.items():
+        if key not in params.model_fields and key not in also:
+            near = did_you_mean(key, params.model_fields) if params.model_fields else "; it has none"
+            raise recipe.error((*place, key), f"unknown parameter of {entry.name}{near}")
+        if value == []:
+            raise recipe.error((*place, key), "an empty list leaves no variant")
+    listed = [value if isinstance(value, list) else [value] for value in entry.params.values()]
+    for values in product(*listed):
+        yield dict(zip(entry.params, values, strict=True))
 
 
 def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> str | None:
@@ -142,9 +179,9 @@ def _published(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodC
     return replace(choice, ref=ref, checkpoint=found)
 
 
-def _checked(recipe: Recipe, method: Method[Any], given: dict[str, Any], place: Location) -> Any:
+def _checked(recipe: Recipe, params: type[P], given: dict[str, Any], place: Location) -> P:
     try:
-        return method.params.model_validate_json(json.dumps(given, default=str))
+        return params.model_validate_json(json.dumps(given, default=str))
     except ValidationError as error:
         fault = error.errors()[0]
         raise recipe.error((*place, *fault["loc"][:1]), expected(fault)) from None

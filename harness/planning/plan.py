@@ -9,10 +9,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness import plugins as registry
 from harness.core.engine import Engine
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
-from harness.core.identity import KvCache
+from harness.core.identity import KvCache, Scalar
 from harness.core.inputs import Input
 from harness.core.job import (
     AnswerTask,
@@ -40,13 +39,13 @@ from harness.core.workload import (
     TextRef,
     ThroughputWorkload,
 )
-from harness.errors import SourceError, UsageError
+from harness.errors import SourceError
 from harness.models.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.models.scope import holds_experts
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
 from harness.planning.exclude import excluded, validate_exclude
-from harness.planning.expand import MethodChoice, baseline, choices
+from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.support import unsupported_engine_reason, unsupported_job_reason, unsupported_reason
 from harness.planning.validate import (
     reject_duplicates,
@@ -133,7 +132,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     machine = site.machine(recipe.device)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
     reject_duplicates(recipe, sources)
-    engines = [_engine(recipe, index) for index in range(len(recipe.engines))]
+    engines = engine_choices(recipe)
     validate_measure(recipe)
     base = baseline(recipe)
     methods = choices(recipe, base)
@@ -141,10 +140,10 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     calibration = workloads.calibration(recipe, texts, allow_leak)
     tasks = workloads.tasks(recipe)
     observers, measured = (workloads.plugin_metrics(recipe, kind) for kind in ("observer", "workload"))
-    validate_engines(recipe, engines, methods)
+    validate_engines(recipe, [choice.engine for choice in engines], methods)
     validate_calibration(recipe, methods)
     validate_scope(recipe, sources, methods)
-    validate_exclude(recipe, methods, [source.ref.label for source in sources], [engine.name for engine in engines])
+    validate_exclude(recipe, methods, [source.ref.label for source in sources], engines)
     checkpoints = [method.checkpoint for method in methods if method.checkpoint is not None]
     known = _Inputs({source.ref.path: source.files for source in (*sources, *checkpoints) if source.files})
     sweep = _Sweep(
@@ -234,7 +233,11 @@ class _OnEngine:
 
     sweep: _Sweep
     source: SourceModel
-    engine: Engine[Any]
+    choice: EngineChoice
+
+    @property
+    def engine(self) -> Engine[Any]:
+        return self.choice.engine
 
     def runs(self) -> Iterator[PlannedRun]:
         """What several of its variants need, then their own."""
@@ -311,7 +314,7 @@ class _OnEngine:
         """What is measured of a variant, and in which repetition."""
         sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
         leak = sweep.allow_leak and method.calibrated
-        of = (sweep.conditions, self._variant(method, kv_cache), base)
+        of = (sweep.conditions, self._variant(method, kv_cache, self.choice.changed), base)
         verify = not (sweep.texts and self._has_quality)
         for text in sweep.texts if self._has_quality else ():
             yield MeasureQuality(*of, text, measure.divergence is not None, leak, sweep.observers), 0
@@ -328,7 +331,7 @@ class _OnEngine:
             for mode in self.sweep.recipe.decode_mode:
                 always = self._is_base(method) and kv_cache == "model"
                 if always or not excluded(
-                    self.sweep.recipe, method, self.source.ref.label, self.engine.name, kv_cache, mode
+                    self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache, mode
                 ):
                     yield ThroughputWorkload(**measure.throughput.model_dump(), decode_mode=mode)
         elif self.sweep.workloads or (measure.memory is not None and not (self.sweep.texts and self._has_quality)):
@@ -339,7 +342,10 @@ class _OnEngine:
         wanted = tuple(each for each in self.sweep.recipe.kv_cache if not self._excluded(method, each))
         return tuple(dict.fromkeys(("model", *wanted))) if self._is_base(method) else wanted
 
-    def _variant(self, method: MethodChoice, kv_cache: KvCache) -> Variant:
+    def _variant(
+        self, method: MethodChoice, kv_cache: KvCache, engine_params: Mapping[str, Scalar] | None = None
+    ) -> Variant:
+        """``engine_params`` only where the engine runs it: what is made for all of its settings has none."""
         recipe = self.sweep.recipe
         scoped = method.ref.stage in ("on_load", "offline")
         return Variant(
@@ -352,13 +358,14 @@ class _OnEngine:
             calibration=self.sweep.calibration if method.calibrated else None,
             kv_cache=kv_cache,
             seed=recipe.seed,
+            engine_params=engine_params or {},
         )
 
     def _is_base(self, method: MethodChoice) -> bool:
         return method.ref.identity == self.sweep.base.ref.identity
 
     def _excluded(self, method: MethodChoice, kv_cache: KvCache | None = None) -> bool:
-        return excluded(self.sweep.recipe, method, self.source.ref.label, self.engine.name, kv_cache)
+        return excluded(self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache)
 
     def _is_converted(self, method: MethodChoice) -> bool:
         """Whether an unquantized variant must first be written in the engine's own form."""
@@ -384,13 +391,6 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         return inspect(recipe.models[index], recipe.folder_of(("models", index, "id")))
     except SourceError as error:
         raise recipe.error(("models", index, "id"), str(error)) from None
-
-
-def _engine(recipe: Recipe, index: int) -> Engine[Any]:
-    try:
-        return registry.engine(recipe.engines[index])
-    except UsageError as error:
-        raise recipe.error(("engines", index), str(error)) from None
 
 
 def _weight_bytes(source: SourceModel, method: MethodChoice) -> int | None:

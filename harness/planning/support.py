@@ -42,7 +42,8 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
     """Why an engine cannot do this job: what it lacks, or how it cannot keep keys and values or decode; else None."""
     lacking = [name for name in job.uses if name not in runtime.capabilities]
     if lacking:
-        return f"{runtime.name} has no {' and no '.join(lacking)}, which a {job.kind} run uses"
+        offered = ", ".join(sorted(runtime.capabilities))
+        return f"a {job.kind} run needs the capability {' and '.join(lacking)}; {runtime.name} has only {offered}"
     kv_cache, mode = job.variant.kv_cache, job.decode_mode
     if kv_cache not in runtime.caches:
         return f"{runtime.name} keeps no {kv_cache} key-value cache, but {', '.join(runtime.caches)}"

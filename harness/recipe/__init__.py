@@ -6,12 +6,14 @@ An unknown key is an error: nothing in a recipe is ever ignored.
 from harness.recipe.extends import file_schema
 from harness.recipe.fields import Bytes, PositiveInts, Seconds
 from harness.recipe.measure import Measure, Perplexity, Task, Throughput
-from harness.recipe.sweep import MethodEntry, Model, Recipe, load_recipe
+from harness.recipe.sweep import EngineEntry, Entry, MethodEntry, Model, Recipe, load_recipe
 from harness.recipe.text import Calibration, Text
 
 __all__ = [
     "Bytes",
     "Calibration",
+    "EngineEntry",
+    "Entry",
     "Measure",
     "MethodEntry",
     "Model",

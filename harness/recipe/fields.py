@@ -32,7 +32,7 @@ def one_or_many(value: Any) -> Any:
 
 
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) < len(values):
+    if any(value in values[:place] for place, value in enumerate(values)):
         raise PydanticCustomError("distinct", "expected no duplicates")
     return values
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,11 +40,19 @@ class Model(Strict):
     seed: NonNegativeInt | None = Field(None, description="seed of a synthetic model's weights; default: 0")
 
 
-class MethodEntry(Strict):
-    """One entry of ``methods``: a name, or ``{name: {parameter: value or list of values}}``."""
+class Entry(Strict):
+    """One method or engine: a name, or ``{name: {parameter: value or list of values}}``."""
 
     name: str
     params: dict[str, Any] = Field(default_factory=dict)
+
+
+class MethodEntry(Entry):
+    """One entry of ``methods``."""
+
+
+class EngineEntry(Entry):
+    """One entry of ``engines``."""
 
 
 class Scope(Strict):
@@ -88,25 +97,36 @@ def _model(value: Any) -> Any:
     return {"id": value} if isinstance(value, str) else value
 
 
-def _method(value: Any) -> Any:
+def _entry(what: str, name: str, params: str, value: Any) -> Any:
+    """An entry as a mapping of its fields; ``name`` and ``params`` are an example of it, of ``what`` there are many."""
     if isinstance(value, str):
         return {"name": value}
-    if isinstance(value, MethodEntry):
+    if isinstance(value, Entry):
         return value
     if isinstance(value, dict) and set(value) == {"name", "params"}:
         return value
     if not isinstance(value, dict) or len(value) != 1:
+        example = f"{{{name}: {{{params}}}}}"
         raise PydanticCustomError(
-            "method", "expected a method's name, or one name with its parameters: {{rtn: {{bits: 4}}}}"
+            "entry",
+            "expected {what}'s name, or one name with its parameters: {example}",
+            {"what": what, "example": example},
         )
-    ((name, params),) = value.items()
-    if params is not None and not isinstance(params, dict):
-        raise PydanticCustomError("method", "expected a mapping of parameters, such as {{bits: [8, 4]}}")
-    return {"name": name, "params": params or {}}
+    ((key, own),) = value.items()
+    if own is not None and not isinstance(own, dict):
+        raise PydanticCustomError(
+            "entry", "expected a mapping of parameters, such as {example}", {"example": f"{{{params}}}"}
+        )
+    return {"name": key, "params": own or {}}
 
 
+_Written = str | dict[str, dict[str, Any] | None]
 AnyMethod = Annotated[
-    MethodEntry, BeforeValidator(_method, json_schema_input_type=str | dict[str, dict[str, Any] | None])
+    MethodEntry, BeforeValidator(partial(_entry, "a method", "rtn", "bits: [8, 4]"), json_schema_input_type=_Written)
+]
+AnyEngine = Annotated[
+    EngineEntry,
+    BeforeValidator(partial(_entry, "an engine", "llamacpp", "threads: [4, 8]"), json_schema_input_type=_Written),
 ]
 
 
@@ -120,7 +140,7 @@ def _merged_before(value: Any) -> Any:
 class Recipe(Strict):
     """A sweep: models × methods × engines, and what to measure for each.
 
-    A list under a method's parameter expands into one variant per value.
+    A list under a parameter of a method or an engine expands into one variant per value.
     """
 
     name: str = Field(pattern=f"^{NAME.pattern}$", description="also the folder of its results")
@@ -130,8 +150,10 @@ class Recipe(Strict):
     methods: tuple[AnyMethod, ...] = Field(
         min_length=1, description="names, or {name: {parameter: value or list of values}}"
     )
-    engines: Annotated[tuple[str, ...], AfterValidator(distinct)] = Field(
-        ("transformers",), min_length=1, description="the engines that run the variants"
+    engines: Annotated[tuple[AnyEngine, ...], AfterValidator(distinct)] = Field(
+        (EngineEntry(name="transformers"),),
+        min_length=1,
+        description="the engines that run the variants: names, or {name: {parameter: value or list of values}}",
     )
     measure: Measure
     baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant that all others are compared with")
@@ -149,7 +171,7 @@ class Recipe(Strict):
     exclude: tuple[dict[str, Any], ...] = Field(
         (),
         description="variants to leave out: those that match every key "
-        "(model, method, engine, kv_cache, decode_mode, or a parameter)",
+        "(model, method, engine, kv_cache, decode_mode, or a parameter of methods or engines)",
     )
     seed: NonNegativeInt = Field(0, description="seed of prompts, and of methods that use random numbers")
     kv_cache: Annotated[

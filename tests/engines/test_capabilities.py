@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from run_specs import changed, run_spec
 
 from harness import plugins as registry
 from harness.core.capability import (
@@ -23,10 +24,12 @@ from harness.core.capability import (
     states_and_head,
 )
 from harness.core.engine import LoadRequest
+from harness.core.model import MethodRef, ModelRef
 from harness.engines.llamacpp.engine import LLAMACPP
 from harness.engines.transformers.engine import TRANSFORMERS, TransformersModel
 from harness.errors import HarnessError, UnsupportedError
-from harness.execution.context import checked
+from harness.execution.context import Bench, checked
+from harness.storage.cache import Cache
 
 pytestmark = pytest.mark.heavy
 
@@ -116,6 +119,15 @@ def test_two_steps_make_the_logits_of_every_model(model: TransformersModel) -> N
         with torch.inference_mode():
             states_of, head = states_and_head(each)
             torch.testing.assert_close(head(states_of(TOKENS)), each.logits(TOKENS), rtol=0, atol=1e-5)
+
+
+def test_a_runs_engine_parameters_reach_the_engine(tiny: Path, tmp_path: Path) -> None:
+    none = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
+    source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
+    usual = run_spec("quality", "engines", source, none, none)
+    for own, expected in ({}, "sdpa"), ({"attention": "eager"}, "eager"):
+        bench = Bench(changed(usual, engine_params=own), Cache(tmp_path), str)
+        assert bench.load(Logits).attention == bench.load_as("bfloat16", Logits).attention == expected
 
 
 def test_a_closed_model_holds_no_weights(model: TransformersModel) -> None:

@@ -216,7 +216,12 @@ def test_a_file_of_a_later_version_or_of_an_unknown_model_is_told(tmp_path: Path
 def test_its_parameters_reach_llama_cpp(folder: Path, model: LlamaCppModel, ids: torch.Tensor) -> None:
     """As its own functions report them; they may change the speed and the rounding, and not what is computed."""
     expected = model.logits(ids)
-    for own in ({"threads": 1}, {"threads": 2, "ubatch": 32}, {"flash_attention": "on"}, {"flash_attention": "off"}):
+    for own in (
+        {"threads": 1},
+        {"threads": 2, "ubatch": 32},
+        {"flash_attention": "enabled"},
+        {"flash_attention": "disabled"},
+    ):
         tuned = load(folder, **own)
         found = tuned.logits(ids)
         assert float((found - expected).norm() / expected.norm()) < 1e-3
@@ -228,10 +233,10 @@ def test_its_parameters_reach_llama_cpp(folder: Path, model: LlamaCppModel, ids:
         kind = own.get("flash_attention")
         assert tuned.attention == "llama.cpp's own" + (f", flash attention {kind}" if kind else "")
         tuned.close()
-    states = {kind: load(folder, flash_attention=kind).logits(ids) for kind in ("auto", "on", "off")}
-    assert not torch.equal(states["on"], states["off"]), "another order of the same sums"
+    states = {kind: load(folder, flash_attention=kind).logits(ids) for kind in ("auto", "enabled", "disabled")}
+    assert not torch.equal(states["enabled"], states["disabled"]), "another order of the same sums"
 
 
 def test_a_cache_in_fewer_bits_needs_flash_attention(wider: tuple[Path, Path]) -> None:
     with pytest.raises(UnsupportedError, match="makes no context"):
-        load(wider[1], "int8", flash_attention="off").logits(torch.tensor([[1, 2]]))
+        load(wider[1], "int8", flash_attention="disabled").logits(torch.tensor([[1, 2]]))

@@ -12,6 +12,7 @@ import pytest
 from harness.api.plan import plan
 from harness.core.job import MakeCalibration
 from harness.core.site import Machine
+from harness.core.variant import labels
 from harness.errors import RecipeError
 from harness.host.machine import installed_version
 from harness.planning.plan import PlannedRun
@@ -225,6 +226,43 @@ def test_what_an_engine_lacks_is_unsupported_while_planning(make) -> None:
         kept = "keeps no fp8 key-value cache, but model, int8, int4"
         mode = "cannot decode in decode_mode compiled; it can in eager"
         assert run.unsupported in (f"llamacpp {kept}", f"llamacpp {mode}") or "stack 'llamacpp'" in run.unsupported
+
+
+def test_engine_parameters_make_variants_and_their_defaults_change_nothing(make) -> None:
+    usual = [run.spec.run_id for run in make(methods=["none", {"rtn": {"bits": 4}}])]
+    for engine in ("transformers", {"transformers": {}}):
+        again = make(methods=["none", {"rtn": {"bits": 4}}], engines=[engine])
+        assert [run.spec.run_id for run in again] == usual
+        assert not any(run.spec.variant.engine_params for run in again if run.spec.kind == "quality")
+    runs = make(
+        methods=["none", {"rtn": {"bits": 4}}],
+        engines=["transformers", {"transformers": {"attention": ["eager", "sdpa"]}}],
+    )
+    assert set(usual) < {run.spec.run_id for run in runs}
+    kinds = [run.spec.kind for run in runs]
+    assert kinds.count("reference") == kinds.count("quantize") == 1, "what is made serves every setting"
+    quality = [run.spec for run in runs if run.spec.kind == "quality"]
+    assert [spec.title for spec in quality if spec.method.name == "none"] == [
+        "quality none",
+        "quality none · transformers attention=eager",
+        "quality none · transformers attention=sdpa",
+    ]
+    assert len({spec.case_id for spec in quality}) == len({spec.variant.key for spec in quality}) == 6
+    assert len({spec.variant.name_key for spec in quality}) == 6
+    shown = labels((spec.variant, spec.decode_mode) for spec in quality)
+    assert len(set(shown.values())) == 6
+
+
+def test_exclude_knows_the_parameters_of_engines(make) -> None:
+    engines = [{"llamacpp": {"threads": [1, 2]}}, "transformers"]
+    runs = make(engines=engines, methods=["none", {"gguf": {"type": "Q8_0"}}], exclude=[{"threads": 2}])
+    left = {(run.spec.method.name, run.spec.engine_label) for run in runs if run.spec.kind == "quality"}
+    assert left == {
+        ("none", "transformers"),
+        ("none", "llamacpp threads=1"),
+        ("none", "llamacpp threads=2"),  # a baseline is never left out
+        ("gguf", "llamacpp threads=1"),
+    }
 
 
 def test_a_method_runs_on_the_engines_that_read_what_it_writes(make) -> None:

@@ -143,6 +143,36 @@ def test_units_of_limits_are_read(write) -> None:
         ("limits:", "exclude: [{bits: 2}]\nlimits:", "exclude[0]: matches no variant of this recipe"),
         ("windows: 2}", "windows: 2}\n  throughput: {batch_sizes: [1, 1]}", "batch_sizes: expected no duplicates"),
         ("limits:", "engines: [transformers, transformers]\nlimits:", "engines: expected no duplicates"),
+        (
+            "limits:",
+            "engines: [transformers, {llamacpp: {thread: 2}}]\nlimits:",
+            "r.yaml:6: engines[1].llamacpp.thread: unknown parameter of llamacpp; did you mean 'threads'?",
+        ),
+        (
+            "limits:",
+            "engines: [{llamacpp: {ubatch: 0}}]\nlimits:",
+            "r.yaml:6: engines[0].llamacpp.ubatch: expected greater than 0, not 0",
+        ),
+        (
+            "limits:",
+            "engines: [{transformers: {attention: [sdpa, flash]}}]\nlimits:",
+            "r.yaml:6: engines[0].transformers.attention: expected 'eager', 'sdpa' or 'flash_attention_2', not 'flash'",
+        ),
+        (
+            "limits:",
+            "engines: [{llamacpp: {threads: []}}]\nlimits:",
+            "engines[0].llamacpp.threads: an empty list leaves no variant",
+        ),
+        (
+            "limits:",
+            "engines: [{llamacpp: 8}]\nlimits:",
+            "engines[0]: expected a mapping of parameters, such as {threads: [4, 8]}",
+        ),
+        (
+            "limits:",
+            "engines: [[llamacpp]]\nlimits:",
+            "engines[0]: expected an engine's name, or one name with its parameters: {llamacpp: {threads: [4, 8]}}",
+        ),
         ("MODEL", "~no_such_user/model", "models[0].id: "),
         ("limits:", "name: again\nlimits:", "r.yaml:6: duplicate key 'name'"),
         (

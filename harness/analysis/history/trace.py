@@ -42,7 +42,7 @@ class _Seen:
     def name(self) -> Name:
         """By what a reader knows it."""
         spec = self.case.spec
-        return spec.model.label, spec.method_label, spec.engine, self.figure.name, self.found.where
+        return spec.model.label, spec.method_label, spec.engine_label, self.figure.name, self.found.where
 
 
 def trace(

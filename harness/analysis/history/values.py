@@ -128,7 +128,7 @@ def _question(spec: RunSpec, only: Sequence[str] | None = None) -> dict[str, str
         if role in question and method.published:
             question[role] = [method.name, method.label, method.stack]
     kept = question if only is None else {name: question[name] for name in only if name in question}
-    return {f"asked {name}": _text(value) for name, value in kept.items()} | {"engine": spec.engine}
+    return {f"asked {name}": _text(value) for name, value in kept.items()} | {"engine": spec.engine_label}
 
 
 def _text(value: object) -> str:

@@ -86,7 +86,7 @@ def named(found: Mapping[str, Case]) -> dict[str, str]:
     """By case id the method as a reader tells it from the others of its model; the engine has a column of its own."""
     models: dict[tuple[str, str], list[RunSpec]] = {}
     for case in found.values():
-        models.setdefault((case.spec.model.label, case.spec.engine), []).append(case.spec)
+        models.setdefault((case.spec.model.label, case.spec.engine_label), []).append(case.spec)
     return {
         spec.case_id: words[spec.variant.key, spec.decode_mode]
         for specs in models.values()

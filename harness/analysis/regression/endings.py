@@ -65,7 +65,7 @@ def _blank(case: Case) -> Finding:
         case_id=spec.case_id,
         model=spec.model.label,
         method=spec.method.label,
-        engine=spec.engine,
+        engine=spec.engine_label,
         metric=RUNS,
         where=asked(case),
         verdict="incomparable",

@@ -66,7 +66,7 @@ def _by_name(found: Mapping[str, Case]) -> dict[str, str]:
 
 
 def _name(spec: RunSpec) -> str:
-    return json.dumps([spec.kind, spec.model.label, spec.method.label, spec.engine, workload(spec)])
+    return json.dumps([spec.kind, spec.model.label, spec.method.label, spec.engine_label, workload(spec)])
 
 
 def workload(spec: RunSpec) -> str:

@@ -50,7 +50,7 @@ def start(match: Match, asked: Gated, where: str, unit: str, relative: bool) -> 
         case_id=spec.case_id,
         model=spec.model.label,
         method=spec.method.label,
-        engine=spec.engine,
+        engine=spec.engine_label,
         metric=asked.name,
         where=where,
         verdict="incomparable",

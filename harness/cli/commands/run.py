@@ -54,7 +54,7 @@ def run(
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     failed = sum(record.status in FAILURES for record in records)
     base = baseline_engine(record.spec for record in records)
-    baseless = any(r.spec.is_baseline and r.spec.engine == base and r.status != "ok" for r in records)
+    baseless = any(r.spec.is_baseline and r.spec.engine_label == base and r.status != "ok" for r in records)
     folder = results / records[0].spec.recipe
     if not as_json:
         well = sum(record.status == "ok" for record in records)

@@ -185,7 +185,7 @@ class LlamaCppParams(EngineParams):
 
     threads: Annotated[int, Field(gt=0)] | None = None
     ubatch: Annotated[int, Field(gt=0)] = BATCH_TOKENS
-    flash_attention: Literal["auto", "on", "off"] = "auto"
+    flash_attention: Literal["auto", "enabled", "disabled"] = "auto"
 
 
 DEFAULTS = LlamaCppParams()
