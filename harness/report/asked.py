@@ -41,7 +41,8 @@ def _of_variant(spec: RunSpec, variant: Variant) -> Iterator[tuple[str, str]]:
     yield "baseline", spec.baseline.label
     if not spec.is_baseline:
         yield "methods", variant.method.label
-    yield "engines", variant.engine_label
+    if spec.job.measures_variant:  # what is made once serves every setting of an engine
+        yield "engines", variant.engine_label
     yield "scope", ", ".join([variant.scope, *(f"not {pattern}" for pattern in variant.skip)])
     if spec.limits.time_s is not None:
         yield "time limit of a run", f"{spec.limits.time_s:g} s"
