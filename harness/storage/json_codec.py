@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
 from typing import Any, TypeVar
 
 from harness.core.json_values import not_finite
@@ -23,16 +24,24 @@ def decode(kind: type[T], raw: object, name: str) -> T:
 
     Raises ResultsError, with the field, where it does not, and NotFiniteError where a number of it is NaN or infinite.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        decoded = TypeAdapter(kind).validate_python(raw)
+        decoded: T = _validator(kind).validate_python(raw)  # type: ignore[arg-type]  # a type is hashable
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise ResultsError(f"{name}: {place}: {fault['msg'].lower()}") from None
     refuse_not_finite(decoded, name)
     return decoded
+
+
+@cache
+def _validator(kind: Any) -> Any:
+    """Made once for each type: of a record it takes longer to make than to use."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def refuse_not_finite(value: Any, name: str) -> None:

@@ -23,7 +23,14 @@ from harness.core.record import RunRecord
 from harness.core.run import Limits, Price, ReaderSettings, RunSpec
 from harness.core.upgrade import upgrade
 from harness.core.variant import Variant
-from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef, ThroughputWorkload
+from harness.core.workload import (
+    CalibrationRef,
+    MetricRef,
+    PerplexityWorkload,
+    TaskWorkload,
+    TextRef,
+    ThroughputWorkload,
+)
 from harness.planning.versions import PARTS
 from harness.storage.json_codec import decode, encode
 
@@ -64,6 +71,7 @@ CALIBRATION = st.builds(
     COUNT,
 )
 PERPLEXITY = st.builds(PerplexityWorkload, TEXT, WORD, COUNT, st.none() | COUNT, st.none() | COUNT)
+METRICS = st.lists(st.builds(MetricRef, WORD, st.dictionaries(WORD, SCALAR, max_size=2)), max_size=2).map(tuple)
 COUNTS = st.lists(COUNT, min_size=1, max_size=2).map(tuple)
 OF_A_JOB: dict[str, st.SearchStrategy[Any]] = {
     "conditions": st.builds(Conditions, DEVICE, st.none() | COUNT, st.none() | WORD, st.booleans()),
@@ -84,6 +92,8 @@ OF_A_JOB: dict[str, st.SearchStrategy[Any]] = {
     "calibration": CALIBRATION,
     "evaluations": st.lists(PERPLEXITY, max_size=2).map(tuple),
     "perplexity": PERPLEXITY,
+    "observers": METRICS,
+    "workloads": METRICS,
     "task": st.builds(TaskWorkload, WORD, WORD, data=st.none() | TEXT, fewshot=st.none() | COUNT),
     "throughput": st.builds(
         ThroughputWorkload, COUNTS, COUNTS, COUNT, COUNT, COUNT, st.sampled_from(["eager", "compiled"])
