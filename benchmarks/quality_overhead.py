@@ -28,7 +28,7 @@ from harness.core.workload import PerplexityWorkload
 from harness.engines.transformers.engine import load
 from harness.execution import reference as references
 from harness.execution.forward import observe
-from harness.metrics.divergence import Divergence
+from harness.metrics.divergence import DivergenceObserver
 from harness.metrics.perplexity import Likelihood
 from harness.recipe import Text
 from harness.text.sources import resolve
@@ -90,7 +90,7 @@ def _works(model: Logits, windows: Windows, reference: OneWindow) -> Mapping[str
         "forward": lambda: model.logits(tokens),
         "perplexity": lambda: scored(Likelihood(windows)),
         "forward + head": lambda: (model.logits(tokens), reference.logits(states)),
-        "perplexity + divergence": lambda: scored(Likelihood(windows), Divergence(windows), against=reference),
+        "perplexity + divergence": lambda: scored(Likelihood(windows), DivergenceObserver(windows), against=reference),
     }
 
 

@@ -15,7 +15,7 @@ Protocol = tuple[tuple[str, Scalar], ...]
 
 
 @dataclass(frozen=True)
-class Setting:
+class ComparisonSetting:
     """What variants must share before their figures are compared, the perplexity protocol aside.
 
     A model is known by its content: two recipes may call it by two names.
@@ -41,8 +41,8 @@ def model_id(model: ModelRef) -> str:
     return digest(model_identity(model))
 
 
-def setting(spec: RunSpec) -> Setting:
-    return Setting(
+def setting(spec: RunSpec) -> ComparisonSetting:
+    return ComparisonSetting(
         spec.model.label,
         model_id(spec.model),
         spec.hardware,

@@ -10,8 +10,8 @@ from itertools import chain
 
 from harness.analysis.front_probability import front_probabilities
 from harness.analysis.selection import (
+    ComparisonSetting,
     Protocol,
-    Setting,
     best_session,
     current,
     current_in_session,
@@ -87,14 +87,14 @@ def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
     own session or beside none.
     """
     records = tuple(records)
-    groups: dict[Setting, list[RunRecord]] = {}
+    groups: dict[ComparisonSetting, list[RunRecord]] = {}
     for record in records:
         if record.spec.job.row_rank is not None:
             groups.setdefault(setting(record.spec), []).append(record)
     return tuple(table for where, members in groups.items() for table in _tables(where, members, records))
 
 
-def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[Table]:
+def _tables(where: ComparisonSetting, members: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[Table]:
     quality, quantize, task = (
         tuple(record for record in current(members) if isinstance(record.spec.job, job))
         for job in (MeasureQuality, QuantizeModel, AnswerTask)
@@ -109,7 +109,7 @@ def _tables(where: Setting, members: Sequence[RunRecord], records: Sequence[RunR
     ]
 
 
-def _table(where: Setting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord]) -> Table:
+def _table(where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord]) -> Table:
     references = tuple(run for run in model_runs if _is_reference_of(run, where, runs.quality))
     machines = tuple(run for run in model_runs if isinstance(run.spec.job, MeasureMachine))
     runs = replace(runs, references=references, machines=machines)
@@ -281,7 +281,7 @@ def _less_labels(entry: VariantRow, said: tuple[Label, ...]) -> VariantRow:
     return replace(entry, labels=tuple(label for label in entry.labels if label not in said))
 
 
-def _model_runs(where: Setting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
     """What was done before any variant: the model's conversion and its reference, and the machine's own speed."""
     records = tuple(records)
     own = (
@@ -292,7 +292,7 @@ def _model_runs(where: Setting, records: Iterable[RunRecord]) -> tuple[RunRecord
     return (*own, *(run for run in current_in_session(records) if isinstance(run.spec.job, MeasureMachine)))
 
 
-def _is_reference_of(run: RunRecord, where: Setting, quality: Sequence[RunRecord]) -> bool:
+def _is_reference_of(run: RunRecord, where: ComparisonSetting, quality: Sequence[RunRecord]) -> bool:
     return (
         isinstance(run.spec.job, MakeReference)
         and setting(run.spec) == where

@@ -26,7 +26,7 @@ from harness.core.workload import PerplexityWorkload, TaskWorkload, ThroughputWo
 
 
 @dataclass(frozen=True)
-class Price:
+class HourlyPrice:
     """What an hour of the machine costs, and in which currency (ISO 4217)."""
 
     per_hour: float
@@ -34,7 +34,7 @@ class Price:
 
 
 @dataclass(frozen=True)
-class Limits:
+class RunLimits:
     """What one child process may take. None means no limit."""
 
     time_s: float | None = None
@@ -49,7 +49,7 @@ class ReaderSettings:
     """
 
     budget_bytes: int | None = None
-    price: Price | None = None
+    price: HourlyPrice | None = None
     gates: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -66,7 +66,7 @@ class RunSpec:
     job: Annotated[Job, Discriminator("kind")]
     environment: Environment = field(default_factory=Environment)
     needs: Mapping[str, str] = field(default_factory=dict)
-    limits: Limits = Limits()
+    limits: RunLimits = RunLimits()
     readers: ReaderSettings = ReaderSettings()
 
     @property

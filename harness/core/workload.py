@@ -119,14 +119,14 @@ class ThroughputWorkload:
         return settings
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[GridCell, ...]:
         """The points of the grid in the order they are measured."""
         grid = product(self.batch_sizes, self.prompt_tokens)
-        return tuple(Cell(batch, prompt, self.new_tokens, self.decode_mode) for batch, prompt in grid)
+        return tuple(GridCell(batch, prompt, self.new_tokens, self.decode_mode) for batch, prompt in grid)
 
 
 @dataclass(frozen=True)
-class Cell:
+class GridCell:
     """One point of the grid: what is run there, and by which words its figures are known."""
 
     batch_size: int

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.capability import Decodes
 from harness.core.record import Measurement
-from harness.core.workload import Cell, ThroughputWorkload
+from harness.core.workload import GridCell, ThroughputWorkload
 from harness.execution.context import Context
 from harness.metrics.memory import kv_cache
 from harness.models.headers import read_config
@@ -47,12 +47,12 @@ def footprint(context: Context, model: Decodes, workload: ThroughputWorkload) ->
         del logits, cache, decoder
 
 
-def _prompt(context: Context, model: Decodes, cell: Cell) -> torch.Tensor:
+def _prompt(context: Context, model: Decodes, cell: GridCell) -> torch.Tensor:
     tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, context.spec.variant.seed)
     return tokens.to(model.device)
 
 
-def _cells(workload: ThroughputWorkload) -> Iterator[Cell]:
+def _cells(workload: ThroughputWorkload) -> Iterator[GridCell]:
     """The grid; of a single prompt length its half too, for one length tells nothing of another.
 
     What fits is worked out of eager decoding alone: a graph and its cache are there before a prompt is read.
@@ -63,7 +63,7 @@ def _cells(workload: ThroughputWorkload) -> Iterator[Cell]:
         yield cell
 
 
-def _cache(cache: Any, cell: Cell, after: str) -> Measurement:
+def _cache(cache: Any, cell: GridCell, after: str) -> Measurement:
     static = cell.decode_mode == "compiled"  # all of it is there from the beginning
     tokens = cell.prompt_tokens + (cell.new_tokens if static or after == "decode" else 0)
     where = {**cell.protocol, "after": after}
@@ -71,7 +71,7 @@ def _cache(cache: Any, cell: Cell, after: str) -> Measurement:
     return kv_cache(stored_bytes(cache), cell.batch_size, tokens, **where)
 
 
-def _check_shape(context: Context, cache: Any, cell: Cell) -> None:
+def _check_shape(context: Context, cache: Any, cell: GridCell) -> None:
     """Notes a cache that holds other than a key and a value of each token in each layer."""
     tokens = cell.batch_size * (cell.prompt_tokens + cell.new_tokens)
     found = stored_bytes(cache) / tokens

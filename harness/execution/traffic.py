@@ -19,7 +19,7 @@ from harness.numerics.prompts import random_tokens
 from harness.numerics.traffic import VERSION, AttentionShape, Running, Step, decode_step, prefill, routing
 
 if TYPE_CHECKING:
-    from harness.core.workload import Cell
+    from harness.core.workload import GridCell
 
 
 def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> None:
@@ -56,7 +56,7 @@ def _attention(context: Context, model: Decodes) -> AttentionShape | None:
         return None
 
 
-def _told(phase: str, cell: Cell, step: Step) -> Iterator[Measurement]:
+def _told(phase: str, cell: GridCell, step: Step) -> Iterator[Measurement]:
     def exact(metric: str, unit: str, value: float, **where: Scalar) -> Measurement:
         protocol = {**cell.protocol, **where}
         return Measurement(f"{phase}_{metric}", VERSION, unit, "neither", "exact", (value,), protocol)

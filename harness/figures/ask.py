@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import UsageError
-from harness.figures.formats import Format, SizeUnit
+from harness.figures.formats import NumberStyle, SizeUnit
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.recipe.fields import Bytes
 from harness.stats.draws import Scale
@@ -148,7 +148,7 @@ class Ask:
     read: Callable[[VariantRow, Use], Reading] | None = None
     of_baseline: float | None = None
     of_quality: bool = False
-    format: Format | None = None
+    format: NumberStyle | None = None
     sizes: tuple[SizeUnit, ...] = ()
     explained: bool = False
 

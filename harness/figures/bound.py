@@ -7,7 +7,7 @@ from collections.abc import Callable
 from harness.figures.figure import Figure, Value, at_first_point
 from harness.figures.formats import DECIMAL, PERCENT, significant, size_unit
 from harness.figures.notes import interval_note
-from harness.figures.table import Bound, GridPoint, Table, VariantRow
+from harness.figures.table import GridPoint, SpeedBound, Table, VariantRow
 
 GROUP = "Speed"
 BINDS = {"bytes": "reading binds", "operations": "multiplying binds"}
@@ -17,11 +17,11 @@ def _points(table: Table) -> tuple[GridPoint, ...]:
     return table.grid
 
 
-def _of(phase: str, pick: Callable[[Bound], Value]) -> Callable[[VariantRow, GridPoint], Value]:
+def _of(phase: str, pick: Callable[[SpeedBound], Value]) -> Callable[[VariantRow, GridPoint], Value]:
     return lambda row, point: pick(bound) if (bound := row.bound_at(point, phase)) else None
 
 
-def _notes(bound: Bound | None) -> tuple[str, ...]:
+def _notes(bound: SpeedBound | None) -> tuple[str, ...]:
     """What binds, and a mark where layers unpack first."""
     if bound is None:
         return ()
@@ -53,7 +53,7 @@ def _share(phase: str) -> Figure[GridPoint]:
     )
 
 
-def _part(phase: str, name: str, text: str, pick: Callable[[Bound], Value]) -> Figure[GridPoint]:
+def _part(phase: str, name: str, text: str, pick: Callable[[SpeedBound], Value]) -> Figure[GridPoint]:
     return Figure(f"{phase}_{name}", GROUP, "", f"At {{place}}: {text}.", _of(phase, pick), places=_points, shown=False)
 
 

@@ -19,7 +19,7 @@ from harness.figures.ask import (
 )
 from harness.figures.derived.breakdown import Bin
 from harness.figures.figure import Axis, Figure, Whole
-from harness.figures.formats import PERCENT, Format, signed, significant
+from harness.figures.formats import PERCENT, NumberStyle, signed, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import judgement, noise_note
 from harness.figures.quality import GROUP, estimated
@@ -27,7 +27,7 @@ from harness.figures.statistic import Items
 from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate, clustered_mean, quantile
 
-NAT = Format("nat")
+NAT = NumberStyle("nat")
 KL_HELP = "KL(baseline ‖ variant) per token: 0 is no damage"
 INTERVAL = "with its 95% interval"
 HARMLESS_NAT = 0.001
@@ -152,7 +152,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
         "Δp",
         f"Change of the probability that the text's own next token gets, mean {INTERVAL}.",
         _mean("delta_p", -1, 1),
-        Format("%", signed, 100),
+        NumberStyle("%", signed, 100),
         column="delta_p_mean_probability",
         shown=False,
     ),

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, measured, positive
 from harness.figures.figure import Figure, Value, at_first_point
-from harness.figures.formats import Format
+from harness.figures.formats import NumberStyle
 from harness.figures.gate import Gate
 from harness.figures.statistic import PerProcess
-from harness.figures.table import Energy, GridPoint, Table, VariantRow
+from harness.figures.table import EnergyUse, GridPoint, Table, VariantRow
 
 GROUP = "Energy"
 COUNTERS = {"NVML": "the GPU's counter", "RAPL": "the counters of CPU and memory"}
-J_PER_TOK = Format("J/tok")
+J_PER_TOK = NumberStyle("J/tok")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def _counters(table: Table) -> tuple[Counter, ...]:
     return tuple(dict.fromkeys(Counter(each.point, each.source) for row in table.rows for each in row.energies))
 
 
-def _of(pick: Callable[[Energy], Value]) -> Callable[[VariantRow, Counter], Value]:
+def _of(pick: Callable[[EnergyUse], Value]) -> Callable[[VariantRow, Counter], Value]:
     return lambda row, place: pick(found) if (found := row.energy_at(place.point, place.source)) else None
 
 
@@ -61,9 +61,9 @@ def _figure(
     name: str,
     heading: Callable[[Table, Counter], str] | str,
     text: str,
-    pick: Callable[[Energy], Value],
+    pick: Callable[[EnergyUse], Value],
     column: str,
-    format: Format = J_PER_TOK,
+    format: NumberStyle = J_PER_TOK,
     shown: bool | Callable[[Table, Counter], bool] = at_first_point,
     statistic: PerProcess | None = None,
     gate: Gate | None = None,
@@ -128,7 +128,7 @@ FIGURES = (
         "power at rest",
         lambda energy: energy.idle_power_w,
         "idle_power_w",
-        Format("W"),
+        NumberStyle("W"),
     ),
     _figure(
         "prefill_energy_with_rest",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from harness.figures.ask import Ask, LimitOption, Reading, Use, counted, measured
-from harness.figures.formats import Format
+from harness.figures.formats import NumberStyle
 from harness.figures.gate import Gate
 from harness.figures.statistic import Count, Items, PerProcess
 from harness.figures.table import GridPoint, Table, VariantRow
@@ -99,7 +99,7 @@ class Figure(Generic[P]):
     help: str | Callable[[Table, P], str]
     value: Callable[[VariantRow, P], Value] | None = None
     direction: Literal["lower", "higher", "neither"] = "neither"
-    format: Format | Callable[[Table, P], Format] = field(default_factory=Format)
+    format: NumberStyle | Callable[[Table, P], NumberStyle] = field(default_factory=NumberStyle)
     places: Callable[[Table], Iterable[P]] | None = None
     column: str | None = ""
     shown: bool | Callable[[Table, P], bool] = True
@@ -155,7 +155,7 @@ class Figure(Generic[P]):
         pattern = self.column or (f"{self.name}_{{place}}" if place.name else self.name)
         return pattern.replace("{place}", place.name)
 
-    def written(self, table: Table, place: P) -> Format:
+    def written(self, table: Table, place: P) -> NumberStyle:
         return self.format(table, place) if callable(self.format) else self.format
 
     def headed(self, table: Table, place: P) -> str:

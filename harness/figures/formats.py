@@ -54,7 +54,7 @@ def duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class Format:
+class NumberStyle:
     """How readers see a number: ``write(number × factor)`` in a unit."""
 
     unit: str = ""
@@ -65,11 +65,11 @@ class Format:
         return self.write(value * self.factor)
 
 
-PERCENT = Format("%", factor=100)
-SIGNED_PERCENT = Format("%", signed, 100)
-WHOLE_NUMBER = Format(write=lambda value: f"{value:.0f}")
+PERCENT = NumberStyle("%", factor=100)
+SIGNED_PERCENT = NumberStyle("%", signed, 100)
+WHOLE_NUMBER = NumberStyle(write=lambda value: f"{value:.0f}")
 
 
-def in_unit(unit: SizeUnit) -> Format:
+def in_unit(unit: SizeUnit) -> NumberStyle:
     """Of bytes: in that unit."""
-    return Format(unit.name, factor=1 / unit.bytes)
+    return NumberStyle(unit.name, factor=1 / unit.bytes)

@@ -11,7 +11,7 @@ from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use,
 from harness.figures.derived.footprint import Footprint, cache_of_most_tokens
 from harness.figures.derived.peaks import NOT_OF_USE, peak_of_use
 from harness.figures.figure import WHOLE, Figure, Value, Whole
-from harness.figures.formats import BINARY, WHOLE_NUMBER, Format, SizeUnit, in_unit, size_unit
+from harness.figures.formats import BINARY, WHOLE_NUMBER, NumberStyle, SizeUnit, in_unit, size_unit
 from harness.figures.gate import Gate
 from harness.figures.size import TOLERANCE
 from harness.figures.statistic import Count, Measured, PerProcess
@@ -44,7 +44,7 @@ class Watch:
 
 
 @dataclass(frozen=True)
-class Phase:
+class MemoryPhase:
     """A phase of a run by one source, at a point of the grid where it belongs to one."""
 
     run: str
@@ -62,8 +62,8 @@ class Phase:
         return f"{self.run}, {self.phase}"
 
 
-def _phase_of(peak: Peak) -> Phase:
-    return Phase(peak.run, peak.phase, peak.source, peak.point)
+def _phase_of(peak: Peak) -> MemoryPhase:
+    return MemoryPhase(peak.run, peak.phase, peak.source, peak.point)
 
 
 def _all_peaks(table: Table) -> list[Peak]:
@@ -74,7 +74,7 @@ def _unit(table: Table) -> SizeUnit:
     return size_unit((peak.bytes for peak in _all_peaks(table)), BINARY)
 
 
-def _format(table: Table, place: object) -> Format:
+def _format(table: Table, place: object) -> NumberStyle:
     return in_unit(_unit(table))
 
 
@@ -129,14 +129,14 @@ def _at(phase: str) -> Callable[[Peak, Watch], bool]:
     return lambda peak, place: (peak.phase, peak.point) in ((phase, place.point), (phase, None))
 
 
-def _every(name: str, when: str, pick: Peaks) -> Figure[Phase]:
+def _every(name: str, when: str, pick: Peaks) -> Figure[MemoryPhase]:
     """For machines: every phase by every source."""
 
-    def places(table: Table) -> tuple[Phase, ...]:
+    def places(table: Table) -> tuple[MemoryPhase, ...]:
         found = (_phase_of(peak) for row in table.rows for peak in pick(row) if _in_grid(peak, table))
         return tuple(dict.fromkeys(found))
 
-    def value(row: VariantRow, place: Phase) -> Value:
+    def value(row: VariantRow, place: MemoryPhase) -> Value:
         return next((peak.bytes for peak in pick(row) if _phase_of(peak) == place), None)
 
     return Figure(
@@ -247,7 +247,7 @@ def _workspace(phase: str) -> Figure[GridPoint]:
         "What the phase takes beside weights and cache, by the line through what was measured.",
         value,
         "lower",
-        Format("B"),
+        NumberStyle("B"),
         _grid_where_known,
         f"workspace_{phase}_{{place}}_bytes",
         shown=False,
@@ -255,7 +255,7 @@ def _workspace(phase: str) -> Figure[GridPoint]:
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetPlace:
     """A budget of memory, and how many tokens in each row the largest batch is worked out for."""
 
     bytes: int
@@ -267,15 +267,15 @@ class Budget:
         return f"{self.bytes:,} bytes ({self.bytes / 10**9:.3g} GB, {self.bytes / 2**30:.3g} GiB)"
 
 
-def _budgets(table: Table) -> tuple[Budget, ...]:
+def _budgets(table: Table) -> tuple[BudgetPlace, ...]:
     if not _parts(table) or table.budget_bytes is None or not table.grid:
         return ()
     point = table.grid[0]
-    return (Budget(table.budget_bytes, point.prompt_tokens + point.new_tokens),)
+    return (BudgetPlace(table.budget_bytes, point.prompt_tokens + point.new_tokens),)
 
 
-def _fits(what: Callable[[Budget], str]) -> Callable[[Table, Budget], str]:
-    def text(table: Table, place: Budget) -> str:
+def _fits(what: Callable[[BudgetPlace], str]) -> Callable[[Table, BudgetPlace], str]:
+    def text(table: Table, place: BudgetPlace) -> str:
         measured_tokens = max(part.measured_tokens for part in _parts(table))
         return (
             f"{what(place)} fits in {place.label}, worked out from the memory in use before, the key-value cache and "
@@ -292,7 +292,7 @@ LONGEST_CONTEXT = Figure(
     _fits(lambda place: "The longest context of one sequence that"),
     lambda row, place: _of_parts(lambda part: part.longest_context(place.bytes))(row),
     "higher",
-    Format("tok", WHOLE_NUMBER.write),
+    NumberStyle("tok", WHOLE_NUMBER.write),
     _budgets,
     "longest_context_tokens",
 )

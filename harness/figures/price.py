@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from harness.core.run import Price
+from harness.core.run import HourlyPrice
 from harness.figures.ask import Ask, Objective, Reading, Ties, Use, measured
 from harness.figures.derived.energies import per_million_tokens
 from harness.figures.figure import Figure, Value, at_first_point
-from harness.figures.formats import Format
+from harness.figures.formats import NumberStyle
 from harness.figures.speed import Picked, decode_tok_per_s, prefill_tok_per_s, read_speed, speed_notes
 from harness.figures.table import GridPoint, Table, VariantRow
 
@@ -19,7 +19,7 @@ class Priced:
     """A point of the grid, at a price."""
 
     point: GridPoint
-    price: Price
+    price: HourlyPrice
 
     @property
     def name(self) -> str:
@@ -64,7 +64,7 @@ def _figure(phase: str, pick: Picked, ask: Ask | None = None) -> Figure[Priced]:
         "At {place}. With the speed's interval.",
         _cost(pick),
         "lower",
-        lambda table, place: Format(f"{place.price.currency}/10⁶ tok"),
+        lambda table, place: NumberStyle(f"{place.price.currency}/10⁶ tok"),
         _priced,
         f"{phase}_{{place}}",
         at_first_point,
@@ -85,7 +85,7 @@ FIGURES = (
             Objective("cost", "the cheapest tokens", "not distinguishable by cost from", rank=50),
             Ties(stands_for=("decode",)),
             _read_decode,
-            format=Format("per 10⁶ tok"),
+            format=NumberStyle("per 10⁶ tok"),
             explained=True,
         ),
     ),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, measured, share
 from harness.figures.figure import Axis, Figure, Whole
-from harness.figures.formats import PERCENT, SIGNED_PERCENT, Format, significant
+from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import PAIRED, judgement, verdict_note
 from harness.figures.statistic import Count, Items, first_value
@@ -28,7 +28,7 @@ def estimated(
     heading: str,
     text: str,
     pick: Callable[[VariantRow], Estimate | None],
-    format: Format,
+    format: NumberStyle,
     *,
     group: str = GROUP,
     column: str = "",
@@ -78,7 +78,7 @@ PERPLEXITY: Figure[Whole] = Figure(
     "exp of the mean negative log-likelihood per token, with its 95% interval.",
     lambda row, place: row.perplexity,
     "lower",
-    Format(write=lambda value: significant(value, 4)),
+    NumberStyle(write=lambda value: significant(value, 4)),
     interval=True,
     statistic=Items("nll", perplexity, unit_of=_unit),
     gate=Gate("relative", 0.005, "perplexity, window by window", rank=10),
@@ -143,7 +143,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
     *judgement(GROUP, "perplexity_change", lambda row, place: row.perplexity_comparison),
     *(
         estimated(
-            name, heading, f"{heading}, as lm-eval counts words and bytes.", pick, Format(), shown=_by_word_or_byte
+            name, heading, f"{heading}, as lm-eval counts words and bytes.", pick, NumberStyle(), shown=_by_word_or_byte
         )
         for name, heading, pick in (
             ("word_perplexity", "per word", lambda row: row.word_perplexity),

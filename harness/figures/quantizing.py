@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness.figures.figure import Axis, Figure, Whole
-from harness.figures.formats import BINARY, Format, SizeUnit, duration, in_unit, size_unit
+from harness.figures.formats import BINARY, NumberStyle, SizeUnit, duration, in_unit, size_unit
 from harness.figures.table import Table
 
 GROUP = "Cost of quantizing"
@@ -25,7 +25,7 @@ QUANTIZE_TIME: Figure[Whole] = Figure(
     "Wall time of quantizing once, or of quantizing at each load.",
     lambda row, place: row.quantize_s,
     "lower",
-    Format(write=duration),
+    NumberStyle(write=duration),
     column="quantize_s",
     axis=Axis("time, s", from_zero=True),
 )

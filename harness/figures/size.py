@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from harness.figures.ask import Ask, LimitOption, Objective, Ties, size
 from harness.figures.figure import Axis, Figure, Value, Whole
-from harness.figures.formats import DECIMAL, PERCENT, Format, SizeUnit, in_unit, size_unit
+from harness.figures.formats import DECIMAL, PERCENT, NumberStyle, SizeUnit, in_unit, size_unit
 from harness.figures.gate import Gate
 from harness.figures.statistic import Count, Measured, first_value
 from harness.figures.table import Table, VariantRow
@@ -44,7 +44,7 @@ def _unit(table: Table) -> SizeUnit:
     return size_unit((row.stored_bytes or 0 for row in table.rows), DECIMAL)
 
 
-def _format(table: Table, place: object) -> Format:
+def _format(table: Table, place: object) -> NumberStyle:
     return in_unit(_unit(table))
 
 
@@ -67,7 +67,7 @@ def _figure(
     heading: str,
     text: str,
     pick: Callable[[VariantRow], Value],
-    format: Format | Callable[[Table, Whole], Format],
+    format: NumberStyle | Callable[[Table, Whole], NumberStyle],
     column: str = "",
     shown: bool | Callable[[Table, Whole], bool] = True,
     statistic: Count | None = None,
@@ -118,7 +118,7 @@ BITS_PER_WEIGHT = _figure(
     "Bits per weight",
     "Bits of a linear layer's weight as it lies in memory after loading, its scales included.",
     lambda row: row.bits_per_weight,
-    Format(),
+    NumberStyle(),
     "linear_bits_per_weight",
     statistic=Count("stored_bytes", _bits_per_weight, ("parameters",), "bit"),
     gate=Gate("relative", 0.0, "bits of a decoder weight with its scales", rank=110),
@@ -129,7 +129,7 @@ CHECKPOINT_BITS = _figure(
     "on disk",
     "Bits of a decoder weight in the checkpoint, scales included. More in memory: it is dequantized on load.",
     lambda row: row.checkpoint_bits_per_weight,
-    Format(),
+    NumberStyle(),
     shown=_on_disk,
     axis=Axis("on disk", from_zero=True),
 )

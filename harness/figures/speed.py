@@ -9,7 +9,7 @@ from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, measured, positive
 from harness.figures.derived.speeds import point_of
 from harness.figures.figure import Axis, Figure, Value, at_first_point, grid
-from harness.figures.formats import Format
+from harness.figures.formats import NumberStyle
 from harness.figures.gate import Gate
 from harness.figures.notes import interval_note
 from harness.figures.statistic import PerProcess
@@ -18,8 +18,8 @@ from harness.stats.estimate import Estimate
 from harness.stats.repeats import FEWEST_PROCESSES, tok_per_s, too_few
 
 GROUP = "Speed"
-TOK_PER_S = Format("tok/s")
-TIMES = Format("×")
+TOK_PER_S = NumberStyle("tok/s")
+TIMES = NumberStyle("×")
 HELP = "At {place}. Median over processes, with its 95% interval (of one process, its iterations'; of two, none)"
 HARMLESS = 0.05
 """A difference of speed that does not matter, a part of it: the thresholds of the gates, and among equals."""

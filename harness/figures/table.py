@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from harness.core.identity import DecodeMode, KvCache, Scalar
 from harness.core.label import Fact, Label
 from harness.core.record import Measurement, RunRecord, Status
-from harness.core.run import Price
+from harness.core.run import HourlyPrice
 from harness.figures.derived.breakdown import Bin
 from harness.figures.derived.footprint import Footprint
 from harness.figures.derived.plausibility import Implausibility
@@ -71,7 +71,7 @@ class StoredPart:
 
 
 @dataclass(frozen=True)
-class Energy:
+class EnergyUse:
     """Joules per token at one grid point by one counter: power at rest taken off, and left in.
 
     ``source`` is ``NVML`` (the GPU) or ``RAPL`` (the CPU and its memory); ``idle_power_w`` is the power at rest.
@@ -99,7 +99,7 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Bound:
+class SpeedBound:
     """What the machine allows at one grid point in one phase, and the ``share`` of it that was reached.
 
     ``read_bytes`` and ``operations`` are the least of a step (or of a prefill) of the whole batch, and ``binds`` is the
@@ -228,8 +228,8 @@ class VariantRow:
     left: tuple[Peak, ...] = ()
     footprint: Footprint | None = None
     speeds: tuple[Speed, ...] = ()
-    bounds: tuple[Bound, ...] = ()
-    energies: tuple[Energy, ...] = ()
+    bounds: tuple[SpeedBound, ...] = ()
+    energies: tuple[EnergyUse, ...] = ()
     quantize_s: float | None = None
     quantize_peak_bytes: int | None = None
     front: bool = False
@@ -268,10 +268,10 @@ class VariantRow:
     def speed_at(self, point: GridPoint) -> Speed | None:
         return next((speed for speed in self.speeds if speed.point == point), None)
 
-    def energy_at(self, point: GridPoint, source: str) -> Energy | None:
+    def energy_at(self, point: GridPoint, source: str) -> EnergyUse | None:
         return next((each for each in self.energies if (each.point, each.source) == (point, source)), None)
 
-    def bound_at(self, point: GridPoint, phase: str) -> Bound | None:
+    def bound_at(self, point: GridPoint, phase: str) -> SpeedBound | None:
         return next((each for each in self.bounds if (each.point, each.phase) == (point, phase)), None)
 
     def task(self, key: TaskKey) -> TaskScore | None:
@@ -308,7 +308,7 @@ class Table:
     grid: tuple[GridPoint, ...] = field(default=())
     tasks: tuple[TaskKey, ...] = ()
     budget_bytes: int | None = None
-    price: Price | None = None
+    price: HourlyPrice | None = None
     conditions: tuple[tuple[str, Scalar], ...] = ()
     hub_id: str | None = None
     rates: Rates | None = None

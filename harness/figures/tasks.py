@@ -11,7 +11,7 @@ from harness.core.run import RunSpec
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, share
 from harness.figures.derived.scores import figure_of, headline
 from harness.figures.figure import Figure, Value
-from harness.figures.formats import PERCENT, SIGNED_PERCENT, Format, signed
+from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed
 from harness.figures.gate import Gate
 from harness.figures.notes import PAIRED, judgement, verdict_note
 from harness.figures.statistic import Items
@@ -40,10 +40,10 @@ def _is_share(table: Table, key: TaskKey) -> bool:
     return all(0 <= score.estimate.value <= 1 for score in _scores(table, key))
 
 
-def _change_format(table: Table, key: TaskKey) -> Format:
+def _change_format(table: Table, key: TaskKey) -> NumberStyle:
     if any(score.relative for score in _scores(table, key)):
         return SIGNED_PERCENT
-    return Format("points", signed, 100) if _is_share(table, key) else Format(write=signed)
+    return NumberStyle("points", signed, 100) if _is_share(table, key) else NumberStyle(write=signed)
 
 
 def _of(pick: Callable[[TaskScore], Value]) -> Callable[[VariantRow, TaskKey], Value]:
@@ -70,7 +70,7 @@ def _hidden(suffix: str, unit: str, pick: Callable[[TaskScore], Value]) -> Figur
         suffix,
         "",
         _of(pick),
-        format=Format(unit),
+        format=NumberStyle(unit),
         places=_tasks,
         column=f"{{place}}_{suffix}",
         shown=False,
@@ -94,7 +94,7 @@ ACCURACY = Figure(
     "Score on the task, with its 95% interval.",
     _of(lambda score: score.estimate),
     "higher",
-    lambda table, key: PERCENT if _is_share(table, key) else Format(),
+    lambda table, key: PERCENT if _is_share(table, key) else NumberStyle(),
     _tasks,
     "{place}",
     _is_headline,

@@ -27,7 +27,7 @@ QUANTITIES: tuple[tuple[str, str, Literal["lower", "higher", "neither"]], ...] =
 """Name, unit and direction, in the order of what ``_compare`` returns."""
 
 
-class Divergence:
+class DivergenceObserver:
     """What a variant predicts beside what the baseline predicts, one value of each quantity per scored token.
 
     ``kl`` is KL(baseline ‖ variant), ``kl_reverse`` the other direction; ``top5_agreement`` is the part that the
@@ -104,5 +104,5 @@ DIVERGENCE = Metric(
     version=VERSION,
     kind="observer",
     summary="KL divergence from the unquantized baseline in both directions, agreement of the first choices and Δp",
-    make=Divergence,
+    make=DivergenceObserver,
 )

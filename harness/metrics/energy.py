@@ -14,7 +14,7 @@ from harness.core.identity import Scalar
 from harness.core.label import Fact
 from harness.core.metric import Metric
 from harness.core.record import Measurement
-from harness.core.workload import Cell, ThroughputWorkload
+from harness.core.workload import GridCell, ThroughputWorkload
 from harness.host.gpu import Gpu, gpu
 from harness.numerics.prompts import random_tokens
 
@@ -136,7 +136,7 @@ def measure(model: Decodes, workload: ThroughputWorkload, seed: int, note: Note)
             yield from _cell(model, cell, seed, counters)
 
 
-def _cell(model: Decodes, cell: Cell, seed: int, counters: Sequence[Meter]) -> Iterator[Measurement]:
+def _cell(model: Decodes, cell: GridCell, seed: int, counters: Sequence[Meter]) -> Iterator[Measurement]:
     import torch
 
     tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, seed).to(model.device)

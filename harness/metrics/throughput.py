@@ -10,7 +10,7 @@ from harness.core.capability import Decoder, Decodes
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement
-from harness.core.workload import Cell, ThroughputWorkload
+from harness.core.workload import GridCell, ThroughputWorkload
 from harness.metrics.stopwatch import Stopwatch, stopwatch
 from harness.numerics.prompts import random_tokens
 
@@ -37,7 +37,7 @@ def measure(
 
 
 def _cell(
-    model: Decodes, workload: ThroughputWorkload, cell: Cell, seed: int, moment: Callable[[str], None]
+    model: Decodes, workload: ThroughputWorkload, cell: GridCell, seed: int, moment: Callable[[str], None]
 ) -> Iterator[Measurement]:
     import torch
 

@@ -28,7 +28,7 @@ from harness.core.job import (
     QuantizeModel,
 )
 from harness.core.model import MAIN_ENGINE
-from harness.core.run import Limits, Price, ReaderSettings, RunSpec
+from harness.core.run import HourlyPrice, ReaderSettings, RunLimits, RunSpec
 from harness.core.site import MAIN, Machine, Site
 from harness.core.variant import Variant
 from harness.core.workload import (
@@ -75,7 +75,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class _Resolved:
     """A recipe with its names looked up: what is run of each of its models on each of its engines."""
 
     recipe: Recipe
@@ -114,7 +114,7 @@ class _Sweep:
             job=job,
             environment=environment(job, method, self.machine.hardware, self.site, stack, repetition),
             needs={kind: made[kind] for kind in job.needs if kind in made},
-            limits=Limits(recipe.limits.time, recipe.limits.memory),
+            limits=RunLimits(recipe.limits.time, recipe.limits.memory),
             readers=_reader_settings(recipe, job),
         )
         return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job))
@@ -146,7 +146,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     validate_exclude(recipe, methods, [source.ref.label for source in sources], engines)
     checkpoints = [method.checkpoint for method in methods if method.checkpoint is not None]
     known = _Inputs({source.ref.path: source.files for source in (*sources, *checkpoints) if source.files})
-    sweep = _Sweep(
+    sweep = _Resolved(
         recipe, site, machine, allow_leak, base, methods, texts, tasks, observers, measured, calibration, known
     )
     planned = [run for source, engine in product(sources, engines) for run in _OnEngine(sweep, source, engine).runs()]
@@ -158,7 +158,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     return tuple(sorted(once.values(), key=lambda run: run.spec.job.turn + run.spec.repetition))
 
 
-def _machine(sweep: _Sweep, planned: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
+def _machine(sweep: _Resolved, planned: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
     """The run that measures the machine, once, where any speed is to be held against it.
 
     No run needs it: where it fails, speeds are measured all the same and have no bound.
@@ -173,7 +173,7 @@ def _reader_settings(recipe: Recipe, job: Job) -> ReaderSettings:
     memory, price = recipe.measure.memory, recipe.price
     settings = {
         "budget_bytes": memory.budget if memory else None,
-        "price": Price(**price.model_dump()) if price else None,
+        "price": HourlyPrice(**price.model_dump()) if price else None,
         "gates": thresholds(recipe),
     }
     return ReaderSettings(**{name: settings[name] for name in job.reader_settings})  # type: ignore[arg-type]
@@ -231,7 +231,7 @@ class _Shared:
 class _OnEngine:
     """One model on one engine."""
 
-    sweep: _Sweep
+    sweep: _Resolved
     source: SourceModel
     choice: EngineChoice
 

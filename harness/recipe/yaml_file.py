@@ -25,7 +25,7 @@ Location = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
-class Place:
+class YamlPlace:
     """A line of a file, 1-based."""
 
     path: Path
@@ -44,15 +44,15 @@ class YamlFile:
 
     path: Path
     data: dict[str, Any]
-    places: dict[Location, Place] = field(default_factory=dict)
+    places: dict[Location, YamlPlace] = field(default_factory=dict)
 
-    def place_of(self, location: Location) -> Place:
+    def place_of(self, location: Location) -> YamlPlace:
         """The place of the deepest written part of the location, such as the mapping that lacks a key."""
         written = self.as_written(location)
         for end in range(len(written), 0, -1):
             if written[:end] in self.places:
                 return self.places[written[:end]]
-        return Place(self.path, 1)
+        return YamlPlace(self.path, 1)
 
     def as_written(self, location: Location) -> Location:
         """The location without the indices of entries written alone instead of as a list of one."""
@@ -138,7 +138,7 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
     if node.tag.removeprefix(_STANDARD) not in _TAGS:
         tag = node.tag.replace(_STANDARD, "!!")
         raise RecipeError(f"{file.path}:{line}: not valid YAML for a recipe: the tag {tag} is not supported")
-    file.places.setdefault(location, Place(file.path, line))
+    file.places.setdefault(location, YamlPlace(file.path, line))
     if isinstance(node, yaml.SequenceNode):
         return [_build(file, item, (*location, index)) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
@@ -153,6 +153,6 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
             raise RecipeError(f"{file.path}:{key_line}: duplicate key {key!r}")
         if isinstance(value_node, yaml.ScalarNode) and value_node.tag == f"{_STANDARD}null" and not value_node.value:
             raise RecipeError(f"{file.path}:{key_line}: the key {key!r} has no value; add one or remove the key")
-        file.places[(*location, key)] = Place(file.path, key_line)
+        file.places[(*location, key)] = YamlPlace(file.path, key_line)
         mapping[key] = _build(file, value_node, (*location, key))
     return mapping

@@ -13,7 +13,7 @@ from harness.analysis.ties import SURE, ties_of
 from harness.core.label import Label
 from harness.figures.ask import Ask, Objective, Reading
 from harness.figures.figure import Figure
-from harness.figures.formats import BINARY, DECIMAL, Format, SizeUnit, signed, significant, size_unit
+from harness.figures.formats import BINARY, DECIMAL, NumberStyle, SizeUnit, signed, significant, size_unit
 from harness.figures.notes import interval_note
 from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate
@@ -240,15 +240,15 @@ def _bound(limit: Limit) -> str:
     return f"{limit.bound * _format(limit.figure).factor:.6g}"
 
 
-def _format(figure: Figure[Any]) -> Format:
+def _format(figure: Figure[Any]) -> NumberStyle:
     """How an answer writes it: as its column does, unless its declaration says otherwise."""
     own = ask_of(figure).format
     if own is not None:
         return own
-    return figure.format if isinstance(figure.format, Format) else Format()
+    return figure.format if isinstance(figure.format, NumberStyle) else NumberStyle()
 
 
-def _suffix(form: Format) -> str:
+def _suffix(form: NumberStyle) -> str:
     return form.unit if form.unit in ("", "%") else f" {form.unit}"
 
 

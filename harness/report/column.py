@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from harness.figures.figure import Figure, Place, Value
-from harness.figures.formats import BLANK, Format
+from harness.figures.formats import BLANK, NumberStyle
 from harness.figures.table import Table, VariantRow
 from harness.plugins import figures
 from harness.stats.estimate import Estimate
@@ -27,7 +27,7 @@ class Column:
     name: str
     heading: str
     help: str
-    format: Format
+    format: NumberStyle
     shown: bool
 
     @property

@@ -92,7 +92,7 @@ class Typical:
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreTest:
     """The score test of a difference of two paired shares (Tango, Statistics in Medicine 17, 1998), times ``scale``.
 
     Of ``count`` pairs ``up`` rose and ``down`` fell, by 1 or, summed over pairs, by parts of it: of all differences

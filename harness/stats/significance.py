@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from harness.stats.bounds import Bootstrap, Score, StudentT, Typical
+from harness.stats.bounds import Bootstrap, ScoreTest, StudentT, Typical
 from harness.stats.estimate import Floats, ratio_and_error
 
 LARGEST_CORRELATION = 0.5
@@ -111,11 +111,11 @@ def bca(sums: Floats, sizes: Floats) -> Bootstrap:
     return Bootstrap(replicates, float(ndtri(middle)), cubed / (6 * squared**1.5) if squared else 0.0)
 
 
-def score(sums: Floats, sizes: Floats) -> Score:
+def score(sums: Floats, sizes: Floats) -> ScoreTest:
     """Of units whose values lie between 0 and 1: a unit counts as one pair, and changes by 1 at most."""
     largest = float(sizes.max())
     up, down = np.clip(sums, 0, None).sum() / largest, np.clip(-sums, 0, None).sum() / largest
-    return Score(float(up), float(down), len(sums), largest * len(sums) / float(sizes.sum()))
+    return ScoreTest(float(up), float(down), len(sums), largest * len(sums) / float(sizes.sum()))
 
 
 def mcnemar_p(sums: Floats) -> float:

@@ -50,14 +50,14 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Evaluation:
     """A task that was put to a model: lm-eval's requests in order, and what became of them."""
 
     requests: tuple[Any, ...]
     scores: tuple[Measurement, ...]
 
 
-def evaluate(lm: Any, workload: TaskWorkload) -> Asked:
+def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
     """Puts every question to ``lm`` (an ``lm_eval.api.model.LM``) by lm-eval's evaluator, prompts, filters and metrics.
 
     One measurement ``task_score`` per score and filter, with a value per question where lm-eval's figure is a
@@ -82,7 +82,7 @@ def evaluate(lm: Any, workload: TaskWorkload) -> Asked:
     group = loaded.get("groups", {}).get(workload.name)
     if group is not None and group.has_aggregation:
         answers = list(_pooled(group, answers, asked["results"][workload.name]))
-    return Asked(
+    return Evaluation(
         tuple(request for task in loaded["tasks"].values() for request in task.instances),
         tuple(_measurement(found.check(), _protocol(found.task, lm, workload, asked)) for found in answers),
     )

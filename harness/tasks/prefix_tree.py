@@ -22,7 +22,7 @@ OVERHEAD = 1 / 16
 
 
 @dataclass(frozen=True)
-class Input:
+class ScoringInput:
     """Tokens for the model and the position from which on its predictions are wanted."""
 
     tokens: tuple[int, ...]
@@ -56,7 +56,7 @@ class Row:
         return bool((self.visible_until < len(self.tokens)).any())
 
 
-def pack(inputs: Sequence[Input], budget: int) -> list[Row]:
+def pack(inputs: Sequence[ScoringInput], budget: int) -> list[Row]:
     """Rows that read every prediction of every input once; a row comes after the one it stands on.
 
     No row exceeds ``budget`` tokens but one that does not branch.
@@ -65,7 +65,7 @@ def pack(inputs: Sequence[Input], budget: int) -> list[Row]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Branch:
     """The leaves ``low`` to ``high`` - 1, whose first ``depth`` tokens stand in the kept row ``on`` and those below it.
 
     Their tokens up to ``stem`` are still to be put into a row that is kept, where there are any.
@@ -81,7 +81,7 @@ class _Part:
 class _Packing:
     """Leaves are the inputs that begin no other one, sorted; ``common[i]`` is what leaf i shares with the last one."""
 
-    def __init__(self, inputs: Sequence[Input], budget: int) -> None:
+    def __init__(self, inputs: Sequence[ScoringInput], budget: int) -> None:
         self.inputs = inputs
         self.budget = budget
         self.rows: list[Row] = []
@@ -90,7 +90,7 @@ class _Packing:
         self._plant()
         self.lengths = np.array([len(leaf) for leaf in self.leaves], dtype=np.int64)
         self.common = np.array([0, *map(common, self.leaves, self.leaves[1:])], dtype=np.int64)
-        waiting = [_Part(0, len(self.leaves))]
+        waiting = [_Branch(0, len(self.leaves))]
         while waiting:  # the last first: all that stands on a row follows before the next one is kept
             part = self._kept(waiting.pop())
             loose: list[int] = []
@@ -117,7 +117,7 @@ class _Packing:
     def _tokens(self, leaf: int) -> tuple[int, ...]:
         return self.inputs[self.riders[leaf][0]].tokens
 
-    def _divided(self, part: _Part) -> Iterator[_Part]:
+    def _divided(self, part: _Branch) -> Iterator[_Branch]:
         """Parts that fit into one row or are one leaf, and parts with a stem to be kept."""
         waiting = [part]
         while waiting:
@@ -134,7 +134,7 @@ class _Packing:
             parts = [replace(part, low=int(a), high=int(b)) for a, b in pairwise(cuts)]
             waiting += parts[::-1]
 
-    def _size(self, part: _Part) -> int:
+    def _size(self, part: _Branch) -> int:
         """Tokens of the part in one row."""
         inside = slice(part.low + 1, part.high)
         fresh = int((self.lengths[inside] - self.common[inside]).sum())
@@ -146,7 +146,7 @@ class _Packing:
         repeats = -(-rest // room) - 1 if room > 0 else np.inf
         return stem * repeats > 2 * OVERHEAD * self.budget
 
-    def _kept(self, part: _Part) -> _Part:
+    def _kept(self, part: _Branch) -> _Branch:
         """The part on the row of its stem, which is made here."""
         if not part.stem:
             return part
@@ -155,7 +155,7 @@ class _Packing:
         riders = [rider for rider in below if self.inputs[rider].first < part.stem]
         reads = self._reads([(riders, np.arange(len(tokens)))], part.depth, part.stem)
         self.rows.append(Row(tokens, np.full(len(tokens), len(tokens)), reads, part.on, kept=True))
-        return _Part(part.low, part.high, part.stem, len(self.rows) - 1)
+        return _Branch(part.low, part.high, part.stem, len(self.rows) - 1)
 
     def _fill(self, leaves: Sequence[int], depth: int, on: int | None) -> None:
         """Puts leaves into rows, in order, cut where that costs least."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.core.capability import Branching, LoadedModel, Logits, as_branching, states_and_head
 from harness.errors import UnsupportedError
-from harness.tasks.prefix_tree import Input, Ints, Reads, Row, pack
+from harness.tasks.prefix_tree import Ints, Reads, Row, ScoringInput, pack
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ def score(
 
 
 def _forwards(
-    model: Logits, inputs: Sequence[Input], layout: Layout, budget: int, effort: Effort
+    model: Logits, inputs: Sequence[ScoringInput], layout: Layout, budget: int, effort: Effort
 ) -> Iterator[tuple[torch.Tensor, Reads]]:
     """Hidden states (n, width), or logits (n, vocabulary) of a model that does not factor, and what to read of them."""
     if layout == "packed":
@@ -115,7 +115,7 @@ def _packed(model: Branching, rows: Sequence[Row], effort: Effort) -> Iterator[t
         yield states, row.reads
 
 
-def _batches(inputs: Sequence[Input], budget: int) -> Iterator[list[int]]:
+def _batches(inputs: Sequence[ScoringInput], budget: int) -> Iterator[list[int]]:
     """Distinct inputs of similar length together, the longest first, at most ``budget`` tokens with their padding."""
     ordered = sorted(range(len(inputs)), key=lambda index: len(inputs[index].tokens), reverse=True)
     batch: list[int] = []
@@ -128,7 +128,9 @@ def _batches(inputs: Sequence[Input], budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _padded(model: Logits, inputs: Sequence[Input], batch: Sequence[int], effort: Effort) -> tuple[torch.Tensor, Reads]:
+def _padded(
+    model: Logits, inputs: Sequence[ScoringInput], batch: Sequence[int], effort: Effort
+) -> tuple[torch.Tensor, Reads]:
     import torch
 
     width = max(len(inputs[index].tokens) for index in batch)
@@ -160,7 +162,7 @@ class _Reader:
             sharing.setdefault(request.context + request.continuation[:-1], []).append(index)
         self._sharing = list(sharing.values())
         self.inputs = [
-            Input(tokens, min(len(requests[index].context) for index in sharers) - 1)
+            ScoringInput(tokens, min(len(requests[index].context) for index in sharers) - 1)
             for tokens, sharers in sharing.items()
         ]
         self._nats = np.zeros(len(requests))

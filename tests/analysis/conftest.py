@@ -13,7 +13,7 @@ from harness.core.identity import DecodeMode, KvCache, Scalar
 from harness.core.label import Fact, Label
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Fingerprint, Measurement, Outcome, Phase, RunRecord, Status
-from harness.core.run import Price, RunSpec
+from harness.core.run import HourlyPrice, RunSpec
 from harness.core.workload import PerplexityWorkload, TextRef, ThroughputWorkload
 from harness.figures.table import GridPoint
 
@@ -28,7 +28,7 @@ MODEL = ModelRef(
     native_quantization="Q4_1",
     degrid=1,
 )
-PRICE = Price(0.36, "EUR")
+PRICE = HourlyPrice(0.36, "EUR")
 NATIVE = Label("natively_quantized", {"quantization": "Q4_1", "degridded": True})
 LINEAR, EMBEDDING, OTHER = 106_168_320, 28_311_552, 35_136
 MACHINE = Fingerprint(
@@ -82,7 +82,7 @@ class Bench:
     windows: int = 8
     text: str = "demo"
     budget_bytes: int | None = 2**30
-    price: Price | None = PRICE
+    price: HourlyPrice | None = PRICE
     decode_mode: DecodeMode = "eager"
     kv_cache: KvCache = "model"
     engine: str = "transformers"

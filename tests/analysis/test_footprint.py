@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Measurement, RunRecord
-from harness.figures.derived.footprint import Footprint, Workspace, _Point, fitted, footprint
+from harness.figures.derived.footprint import Footprint, Workspace, _PhasePoint, fitted, footprint
 
 SMALL = Footprint(1000, 10.0, Workspace(50, 2.0), Workspace(80, 0.5), 64, 4096, on_gpu=False)
 whole = st.integers(min_value=0, max_value=10**6)
@@ -94,14 +94,14 @@ def with_measured(run: RunRecord, more: list[Measurement]) -> RunRecord:
 def test_a_workspace_is_found_from_two_prompts(constant: int, per_token: int, per_square: int) -> None:
     line, curve = Workspace(constant, per_token), Workspace(0, per_token, per_square)
     for shape, square in ((line, False), (curve, True)):
-        points = [_Point(batch, n, 0, shape.bytes(batch, n)) for batch, n in ((1, 64), (1, 128), (4, 128))]
+        points = [_PhasePoint(batch, n, 0, shape.bytes(batch, n)) for batch, n in ((1, 64), (1, 128), (4, 128))]
         found = fitted(points, square)
         assert found.bytes(2, 1000) == pytest.approx(shape.bytes(2, 1000), rel=1e-6, abs=1e-3)
 
 
 @given(work=st.lists(st.tuples(st.integers(1, 512), whole), min_size=1, max_size=5), square=st.booleans())
 def test_no_noise_makes_a_longer_prompt_take_less(work: list[tuple[int, int]], square: bool) -> None:
-    found = fitted([_Point(1, tokens, 0, taken - 100) for tokens, taken in work], square)
+    found = fitted([_PhasePoint(1, tokens, 0, taken - 100) for tokens, taken in work], square)
     assert min(found.constant, found.per_token, found.per_square) >= 0
 
 

@@ -18,7 +18,7 @@ from harness.api.recommend import recommend
 from harness.core import label
 from harness.core.label import Form, Label
 from harness.core.model import MethodRef
-from harness.core.run import Price
+from harness.core.run import HourlyPrice
 from harness.errors import UsageError
 from harness.figures.ask import Reading, Use
 from harness.figures.derived.footprint import Footprint, Workspace
@@ -284,7 +284,7 @@ def test_every_task_must_keep_its_accuracy() -> None:
 
 
 def test_the_cheapest_is_the_fastest() -> None:
-    priced = replace(THREE_ROWS, price=Price(3.6, "EUR"))
+    priced = replace(THREE_ROWS, price=HourlyPrice(3.6, "EUR"))
     found = answered(priced, objective="cost")
     assert labels(found.admissible) == ["three", "four", "eight", "none"]
     assert found.admissible[0].objective.estimate is not None

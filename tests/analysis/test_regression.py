@@ -17,7 +17,7 @@ from harness.analysis.regression.family import together
 from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
-from harness.core.run import Limits
+from harness.core.run import RunLimits
 from harness.errors import ExitCode, ResultsError
 from harness.figures.statistic import Count, Items, PerProcess
 from harness.plugins import gates as gated
@@ -250,7 +250,7 @@ class TestRuns:
 
     def test_what_ran_into_a_tighter_limit_is_not_worse(self, bench: Any) -> None:
         well = bench.quality(RTN, 4.5, 0.2)
-        hung = bench.failed(replace(well.spec, limits=Limits(time_s=10)), "timeout", "ended after 10 s")
+        hung = bench.failed(replace(well.spec, limits=RunLimits(time_s=10)), "timeout", "ended after 10 s")
         found = only(track([well], [hung]), "runs")
         assert (found.verdict, found.reasons[1:]) == ("incomparable", ("time limit in s: none → 10",))
         same = bench.failed(well.spec, "timeout", "ended")

@@ -15,7 +15,7 @@ import pytest
 
 from harness import plugins as registry
 from harness.core.record import RunRecord
-from harness.core.run import Price
+from harness.core.run import HourlyPrice
 from harness.errors import ResultsError, UsageError
 from harness.execution.sweep import Ended
 from harness.storage.store import Store
@@ -203,7 +203,7 @@ def test_another_price_budget_or_gate_is_recorded_and_nothing_is_measured_again(
         assert again.attempt == 2  # once, not each time
     assert again.outcome == first.outcome
     assert (again.session, again.spec.run_id) == (first.session, first.spec.run_id)
-    assert (again.spec.readers.budget_bytes, again.spec.readers.price) == (10**9, Price(2.0, "EUR"))
+    assert (again.spec.readers.budget_bytes, again.spec.readers.price) == (10**9, HourlyPrice(2.0, "EUR"))
     assert again.spec.readers.gates == {"decode": 0.05}
     assert [(m.metric, len(m.values)) for m in again.outcome.measurements if m.metric == "decode_step_s"]
     assert Store(sweeps.store.root).records()[-1] == again

@@ -22,7 +22,7 @@ from harness.errors import InvalidRunError
 from harness.execution import forward
 from harness.execution import reference as references
 from harness.execution.forward import BLOCK_BYTES, LOGITS_BYTES, observe
-from harness.metrics.divergence import Divergence
+from harness.metrics.divergence import DivergenceObserver
 from harness.metrics.perplexity import Likelihood
 from harness.numerics.prediction import predict
 from harness.recipe import Text
@@ -123,7 +123,7 @@ def pair(tiny: Path, tmp_path_factory: pytest.TempPathFactory):
 
 
 def diverge(model, windows: Windows, kept: Path) -> dict[str, Measurement]:
-    divergence = Divergence(windows)
+    divergence = DivergenceObserver(windows)
     with torch.inference_mode():
         observe(model, windows, [divergence], references.Reference(kept, "cpu"))
     return {m.metric: m for m in divergence.finish()}
@@ -247,7 +247,7 @@ def test_a_batch_of_windows_scores_as_they_do_alone(pair) -> None:
     uneven = Windows([first, second[:90], third[:90], third], [1, 60, 1, 150], list("0123"), {})
     seen = []
     for batch in (1, 2):
-        likelihood, divergence = Likelihood(uneven), Divergence(uneven)
+        likelihood, divergence = Likelihood(uneven), DivergenceObserver(uneven)
         with torch.inference_mode():
             observe(other, uneven, [likelihood, divergence], references.Itself(base, uneven), batch)
         seen.append((likelihood.finish()[0], divergence.finish()))
@@ -302,7 +302,7 @@ def test_logits_that_are_not_finite_make_the_run_invalid(bad: float) -> None:
     logits = torch.zeros(1, 4)
     logits[0, 2] = bad
     chunk = Chunk(3, 1, torch.tensor([0]), predict(logits), predict(torch.zeros(1, 4)))
-    for observer in (Likelihood, Divergence):
+    for observer in (Likelihood, DivergenceObserver):
         with pytest.raises(InvalidRunError, match="window 3"):
             observer(plain([[1, 2]] * 4)).observe(chunk)
 
@@ -317,7 +317,7 @@ def test_a_baseline_that_is_not_finite_is_no_reference(tiny: Path, tmp_path: Pat
 
 def test_a_certain_disagreement_has_a_known_divergence() -> None:
     """KL of (1/2, 1/2) from (1/4, 3/4) is ½·ln 2 + ½·ln(2/3); the other way ¼·ln ½ + ¾·ln(3/2)."""
-    divergence = Divergence(plain([[0, 1]]))
+    divergence = DivergenceObserver(plain([[0, 1]]))
     p, q = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
     divergence.observe(Chunk(0, 1, torch.tensor([1]), predict(q + 7), predict(p)))
     found = {m.metric: m.values[0] for m in divergence.finish()}

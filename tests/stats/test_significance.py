@@ -15,7 +15,7 @@ from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.weightstats import ttost_paired
 
-from harness.stats.bounds import Bootstrap, Bound, Outer, Score, StudentT, two_sided
+from harness.stats.bounds import Bootstrap, Bound, Outer, ScoreTest, StudentT, two_sided
 from harness.stats.significance import (
     LARGEST_CORRELATION,
     bca,
@@ -190,11 +190,11 @@ def test_the_score_is_tangos(up: int, down: int, count: int, share: float) -> No
     span = (max(0.0, -share), (1 - share) / 2)
     falling = minimize_scalar(against, bounds=span, method="bounded", options={"xatol": 1e-12}).x
     expected = (up - down - count * share) / math.sqrt(count * (2 * falling + share - share**2))
-    assert Score(up, down, count).z(share) == pytest.approx(expected, abs=1e-4)
+    assert ScoreTest(up, down, count).z(share) == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_flip_in_few_answers_does_not_prove_that_none_can_be() -> None:
-    low, high = Score(0, 0, 10).ends(0.025)
+    low, high = ScoreTest(0, 0, 10).ends(0.025)
     assert high == pytest.approx(-low)
     assert high > 0.25
 
@@ -210,8 +210,8 @@ BOUNDS: list[Bound] = [
     StudentT(0.3, 0.2, 7),
     sign_flip(RNG.normal(0.3, 0.4, 10), RNG.uniform(1, 2, 10)),
     permutation(RNG.normal(0.3, 0.4, 5), RNG.normal(0, 0.4, 6)),
-    Score(9, 3, 40),
-    Score(2.5, 0.25, 30, 1.7),
+    ScoreTest(9, 3, 40),
+    ScoreTest(2.5, 0.25, 30, 1.7),
     bca(RNG.exponential(1, 60) - 0.5, ones(60)),
     Outer(StudentT(0.3, 0.2, 7), StudentT(0.4, 0.1, 3)),
 ]

@@ -9,19 +9,19 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.tasks.prefix_tree import Input, Row, common, pack
+from harness.tasks.prefix_tree import Row, ScoringInput, common, pack
 
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 HEADER = tuple(range(100, 140))
 
 
 @st.composite
-def inputs_of_all_kinds(draw: st.DrawFn) -> list[Input]:
+def inputs_of_all_kinds(draw: st.DrawFn) -> list[ScoringInput]:
     """Alike and unlike, some behind a long header, some the beginning of another one."""
     drawn = draw(st.lists(TOKENS, min_size=1, max_size=25))
     headed = [HEADER + tokens if draw(st.booleans()) else tokens for tokens in drawn]
     begun = [tokens[: draw(st.integers(1, len(tokens)))] for tokens in headed if draw(st.booleans())]
-    return [Input(tokens, draw(st.integers(0, len(tokens) - 1))) for tokens in headed + begun]
+    return [ScoringInput(tokens, draw(st.integers(0, len(tokens) - 1))) for tokens in headed + begun]
 
 
 def seen_by(rows: Sequence[Row], row: Row, place: int) -> tuple[int, ...]:
@@ -31,7 +31,7 @@ def seen_by(rows: Sequence[Row], row: Row, place: int) -> tuple[int, ...]:
 
 
 @given(inputs_of_all_kinds(), st.integers(1, 80))
-def test_every_prediction_is_read_once_by_a_token_that_sees_its_input(inputs: list[Input], budget: int) -> None:
+def test_every_prediction_is_read_once_by_a_token_that_sees_its_input(inputs: list[ScoringInput], budget: int) -> None:
     rows = pack(inputs, budget)
     read = Counter()
     for row in rows:
@@ -43,7 +43,7 @@ def test_every_prediction_is_read_once_by_a_token_that_sees_its_input(inputs: li
 
 
 @given(inputs_of_all_kinds(), st.integers(1, 80))
-def test_rows_keep_the_budget_and_stand_on_kept_ones_before_them(inputs: list[Input], budget: int) -> None:
+def test_rows_keep_the_budget_and_stand_on_kept_ones_before_them(inputs: list[ScoringInput], budget: int) -> None:
     rows = pack(inputs, budget)
     for index, row in enumerate(rows):
         assert not (row.branches and (row.kept or len(row.tokens) > budget))
@@ -53,7 +53,7 @@ def test_rows_keep_the_budget_and_stand_on_kept_ones_before_them(inputs: list[In
 
 @given(inputs_of_all_kinds(), st.integers(1, 80))
 def test_never_more_tokens_than_input_by_input_and_as_few_as_can_be_in_one_row(
-    inputs: list[Input], budget: int
+    inputs: list[ScoringInput], budget: int
 ) -> None:
     assert sum(len(row.tokens) for row in pack(inputs, budget)) <= sum(map(len, {each.tokens for each in inputs}))
     beginnings = {each.tokens[:end] for each in inputs for end in range(1, len(each.tokens) + 1)}
@@ -62,14 +62,14 @@ def test_never_more_tokens_than_input_by_input_and_as_few_as_can_be_in_one_row(
 
 def test_choices_of_one_question_share_it() -> None:
     question = (1, 2, 3)
-    (row,) = pack([Input((*question, 7, 8), 2), Input((*question, 9), 2)], 100)
+    (row,) = pack([ScoringInput((*question, 7, 8), 2), ScoringInput((*question, 9), 2)], 100)
     assert row.tokens.tolist() == [1, 2, 3, 7, 8, 9]
     assert row.visible_until.tolist() == [6, 6, 6, 5, 5, 6]
 
 
 def test_a_header_of_all_questions_is_computed_once() -> None:
     questions = [
-        Input((*HEADER, question, *range(answer, answer + 5)), 40) for question in range(9) for answer in (0, 7)
+        ScoringInput((*HEADER, question, *range(answer, answer + 5)), 40) for question in range(9) for answer in (0, 7)
     ]
     rows = pack(questions, 33)
     assert [row.kept for row in rows] == [True] + [False] * 3
@@ -79,7 +79,7 @@ def test_a_header_of_all_questions_is_computed_once() -> None:
 
 def test_a_long_context_is_kept_only_while_its_own_questions_follow() -> None:
     contexts = [(text, *HEADER) for text in range(3)]
-    rows = pack([Input((*context, answer), 40) for context in contexts for answer in (0, 1)], 30)
+    rows = pack([ScoringInput((*context, answer), 40) for context in contexts for answer in (0, 1)], 30)
     assert [(row.kept, row.on) for row in rows] == [
         (True, None),
         (False, 0),
@@ -91,20 +91,22 @@ def test_a_long_context_is_kept_only_while_its_own_questions_follow() -> None:
 
 
 def test_a_short_beginning_is_repeated_rather_than_kept() -> None:
-    rows = pack([Input((5, token, *range(10, 20)), 0) for token in range(4)], 30)
+    rows = pack([ScoringInput((5, token, *range(10, 20)), 0) for token in range(4)], 30)
     assert [(row.kept, len(row.tokens)) for row in rows] == [(False, 23), (False, 23)]
 
 
 def test_rows_are_cut_between_questions() -> None:
     """Cut where they are full, the second row would repeat a question's ten tokens."""
-    inputs = [Input((*range(question, question + 10), answer), 9) for question in (0, 50, 90) for answer in range(4)]
+    inputs = [
+        ScoringInput((*range(question, question + 10), answer), 9) for question in (0, 50, 90) for answer in range(4)
+    ]
     assert sorted(len(row.tokens) for row in pack(inputs, 38)) == [14, 28]
 
 
 def test_thousands_of_inputs_that_begin_one_another() -> None:
-    rows = pack([Input(tuple(range(end)), end - 1) for end in range(1, 3001)], 64)
+    rows = pack([ScoringInput(tuple(range(end)), end - 1) for end in range(1, 3001)], 64)
     assert sum(len(row.tokens) for row in rows) == 3000
-    steps = [Input((*range(end), -1), end) for end in range(1, 1000)]
+    steps = [ScoringInput((*range(end), -1), end) for end in range(1, 1000)]
     assert sum(len(row.reads.places) for row in pack(steps, 64)) == len(steps)
 
 

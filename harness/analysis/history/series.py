@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.analysis.regression.findings import Change as Environment
+from harness.analysis.regression.findings import Change
 from harness.core.record import Status
 
 Noise = Literal["none", "repeats", "noisy"]
@@ -23,7 +23,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Change:
+class LevelChange:
     """A new level, from the point at ``position`` on.
 
     ``before`` and ``after`` are the levels: medians of what lies between two changes. ``size`` is what lies between
@@ -40,7 +40,7 @@ class Change:
     size: float | None
     matters: bool
     better: bool | None
-    environment: tuple[Environment, ...]
+    environment: tuple[Change, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -68,7 +68,7 @@ class Series:
     noise: Noise
     sigma: float | None
     points: tuple[Point, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[LevelChange, ...]
     note: str = ""
 
     @property

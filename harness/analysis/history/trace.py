@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.history.series import Change, Failed, History, Noise, Point, Series
+from harness.analysis.history.series import Failed, History, LevelChange, Noise, Point, Series
 from harness.analysis.history.values import CaseValue, values_of
 from harness.analysis.regression.cases import Case, cases, variant
 from harness.analysis.regression.endings import title
@@ -178,13 +178,13 @@ def _note(noise: Noise, count: int) -> str:
     return ""
 
 
-def _change(seen: Sequence[_Seen], position: int, before: float, after: float, threshold: float) -> Change:
+def _change(seen: Sequence[_Seen], position: int, before: float, after: float, threshold: float) -> LevelChange:
     last, first = seen[position - 1], seen[position]
     found = first.found
     gap = after - before
     size = (gap / before if before else None) if found.relative else gap
     better = None if found.direction == "neither" else (gap > 0) == (found.direction == "higher")
-    return Change(
+    return LevelChange(
         position=position,
         session=_session(first),
         started_at=_began(first.case),
@@ -199,7 +199,7 @@ def _change(seen: Sequence[_Seen], position: int, before: float, after: float, t
 
 def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
     """A change of a timed figure says where the unquantized baseline's changed in the same session."""
-    theirs: dict[tuple[str, ...], list[Change]] = {}
+    theirs: dict[tuple[str, ...], list[LevelChange]] = {}
     for each in series:
         if each.is_baseline:
             theirs.setdefault((each.model, each.engine, each.metric, each.where), []).extend(each.changes)
@@ -211,7 +211,7 @@ def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
         yield replace(each, changes=tuple(replace(own, notes=tuple(_told(own, base))) for own in each.changes))
 
 
-def _told(own: Change, baseline: Iterable[Change]) -> Iterator[str]:
+def _told(own: LevelChange, baseline: Iterable[LevelChange]) -> Iterator[str]:
     for other in baseline:
         if other.session == own.session and other.size is not None:
             yield f"the unquantized baseline changed there too, by {other.size:+.1%}"

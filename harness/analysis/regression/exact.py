@@ -11,8 +11,7 @@ from harness.analysis.regression.findings import Finding, Verdict
 from harness.analysis.regression.matching import Match, differing
 from harness.analysis.regression.pending import Gated, start
 from harness.figures.figure import Figure
-from harness.figures.statistic import Count as Counted
-from harness.figures.statistic import Measured
+from harness.figures.statistic import Count, Measured
 from harness.stats.estimate import Estimate
 
 ROUNDING = 1e-12
@@ -20,7 +19,7 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class Count:
+class CountedValue:
     value: float
     unit: str
     direction: Literal["lower", "higher", "neither"]
@@ -44,11 +43,11 @@ def exact(match: Match, asked: Gated) -> Iterator[Finding]:
         yield replace(blank, reasons=(f"{'HEAD' if base else 'BASE'} does not measure it",))
 
 
-def _value(found: Count | None) -> float | None:
+def _value(found: CountedValue | None) -> float | None:
     return None if found is None else found.value
 
 
-def _one(match: Match, asked: Gated, blank: Finding, base: Count, head: Count) -> Finding:
+def _one(match: Match, asked: Gated, blank: Finding, base: CountedValue, head: CountedValue) -> Finding:
     relative = blank.relative
     bars = (*match.bars, *differing([("metric version", base.version, head.version), ("unit", base.unit, head.unit)]))
     if bars:
@@ -73,27 +72,29 @@ def _verdict(gap: float, direction: str) -> Verdict:
     return "improved" if (gap > 0) == (direction == "higher") else "regressed"
 
 
-def count(case: Case, figure: Figure[Any]) -> Count | None:
+def count(case: Case, figure: Figure[Any]) -> CountedValue | None:
     """The figure of the run that ended well; None where it counts none."""
     statistic = figure.statistic
-    assert isinstance(statistic, Counted)
+    assert isinstance(statistic, Count)
     return _counted(statistic, figure, {name: case.found(name) for name in statistic.metrics})
 
 
-def _counted(statistic: Counted, figure: Figure[Any], found: Measured) -> Count | None:
+def _counted(statistic: Count, figure: Figure[Any], found: Measured) -> CountedValue | None:
     if not found[statistic.metric]:
         return None
     value = statistic.count(found)
     if value is None:
         return None
     first = found[statistic.metric][0]
-    return Count(value, statistic.unit or first.unit, first.direction, first.version)
+    return CountedValue(value, statistic.unit or first.unit, first.direction, first.version)
 
 
-def _alike(match: Match, figure: Figure[Any], theirs: Count, ours: Count) -> tuple[Count, Count, tuple[str, ...]]:
+def _alike(
+    match: Match, figure: Figure[Any], theirs: CountedValue, ours: CountedValue
+) -> tuple[CountedValue, CountedValue, tuple[str, ...]]:
     """Where a count depends on conditions: by those that both sides have; a reason where they have none in common."""
     statistic = figure.statistic
-    assert isinstance(statistic, Counted)
+    assert isinstance(statistic, Count)
     condition = statistic.condition
     if condition is None:
         return theirs, ours, ()

@@ -13,7 +13,7 @@ from harness.cli.options import BaselinesFolder, ResultsFolder
 from harness.errors import UsageError
 
 
-class Format(StrEnum):
+class CompareFormat(StrEnum):
     """Output formats of a comparison."""
 
     TERMINAL = "terminal"
@@ -41,7 +41,7 @@ def compare(
         typer.Option("--gates", metavar="RECIPE", help="Use this recipe's gates instead of those of HEAD's recipe."),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Turn every metric into a gate.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TERMINAL,
+    form: Annotated[CompareFormat, typer.Option("--format", help="Output format.")] = CompareFormat.TERMINAL,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", metavar="FILE", help="Write the comparison to a file and print only the verdict."),
@@ -61,7 +61,7 @@ def compare(
     if out is not None:
         write_whole(out, render(comparison, form).encode())
         typer.echo(f"{verdict_line(comparison)}; written to {out}")
-    elif form is Format.TERMINAL:
+    elif form is CompareFormat.TERMINAL:
         from harness.report.comparison.terminal import show
 
         show(comparison, whole)

@@ -14,7 +14,7 @@ from harness.cli.options import BaselinesFolder, ResultsFolder
 Words = Optional[list[str]]  # noqa: UP045 - typer reads it at run time
 
 
-class Format(StrEnum):
+class HistoryFormat(StrEnum):
     """Output formats of a history."""
 
     TERMINAL = "terminal"
@@ -41,7 +41,7 @@ def history(
         Words, typer.Option("--model", metavar="WORD", help="Only models whose name contains this; may be repeated.")
     ] = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only what changed by more than its threshold.")] = False,
-    form: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TERMINAL,
+    form: Annotated[HistoryFormat, typer.Option("--format", help="Output format.")] = HistoryFormat.TERMINAL,
     out: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--out", metavar="FILE", help="Write the history to a file."),
@@ -61,7 +61,7 @@ def history(
     if out is not None:
         write_whole(out, render(found, form).encode())
         typer.echo(f"written to {out}")
-    elif form is Format.TERMINAL:
+    elif form is HistoryFormat.TERMINAL:
         from harness.report.history.terminal import show
 
         show(found)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Text = Optional[str]  # noqa: UP045 - typer reads it at run time
 
 
-class Format(StrEnum):
+class RecommendFormat(StrEnum):
     """Output formats of a recommendation."""
 
     TABLE = "table"
@@ -90,7 +90,7 @@ def recommend(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 4 if the choice does not hold within the uncertainty.")
     ] = False,
-    output: Annotated[Format, typer.Option("--format", help="Output format.")] = Format.TABLE,
+    output: Annotated[RecommendFormat, typer.Option("--format", help="Output format.")] = RecommendFormat.TABLE,
 ) -> None:
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
     from harness.api.recommend import recommend as recommended
@@ -105,11 +105,11 @@ def recommend(
         allow_labelled=allow_labelled,
         **ctx.obj,
     )
-    if output is Format.TABLE:
+    if output is RecommendFormat.TABLE:
         from harness.cli.render.recommend import show
 
         show(recommendations)
-    elif output is Format.MARKDOWN:
+    elif output is RecommendFormat.MARKDOWN:
         from harness.report.recommendation import markdown
 
         typer.echo(markdown(recommendations), nl=False)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.speeds import point_of
-from harness.figures.table import Energy, GridPoint
+from harness.figures.table import EnergyUse, GridPoint
 from harness.stats.estimate import Estimate, with_range
 from harness.stats.repeats import of_process, over_processes
 
@@ -34,14 +34,14 @@ def per_million_tokens(speed_tok_per_s: Estimate, per_hour: float) -> Estimate:
     )
 
 
-def energies(records: Sequence[RunRecord]) -> tuple[Energy, ...]:
+def energies(records: Sequence[RunRecord]) -> tuple[EnergyUse, ...]:
     """Energy at each point of the grid by each counter, in the order measured: medians over processes."""
     counted = [m for record in records for m in record.outcome.measurements if m.metric in METRICS and m.values]
     keys = dict.fromkeys((point_of(m), str(m.protocol["source"])) for m in counted)
     return tuple(_energy(records, point, source) for point, source in keys)
 
 
-def _energy(records: Sequence[RunRecord], point: GridPoint, source: str) -> Energy:
+def _energy(records: Sequence[RunRecord], point: GridPoint, source: str) -> EnergyUse:
     def found(metric: str, **protocol: str) -> Estimate | None:
         return _across(
             m
@@ -52,7 +52,7 @@ def _energy(records: Sequence[RunRecord], point: GridPoint, source: str) -> Ener
             and {"source": source, **protocol}.items() <= dict(m.protocol).items()
         )
 
-    return Energy(
+    return EnergyUse(
         point,
         source,
         prefill_j_per_tok=found("prefill_j_per_tok", idle="subtracted"),

@@ -66,7 +66,7 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class _Point:
+class _PhasePoint:
     """A phase at one point of the grid: what was there before, and its own."""
 
     batch: int
@@ -115,7 +115,7 @@ def cache_of_most_tokens(caches: Sequence[Measurement]) -> Measurement:
     return max(decoded or caches, key=lambda m: (int(m.protocol.get("tokens") or 0), m.values[0]))
 
 
-def fitted(points: Sequence[_Point], square: bool) -> Workspace:
+def fitted(points: Sequence[_PhasePoint], square: bool) -> Workspace:
     """The workspace nearest to the points by least squares, with no term below zero.
 
     With ``square`` the terms are batch · tokens and batch · tokens², else a constant and batch · tokens. A single
@@ -135,9 +135,9 @@ def fitted(points: Sequence[_Point], square: bool) -> Workspace:
     return Workspace(0.0, float(first), float(second)) if square else Workspace(float(second), float(first))
 
 
-def _points(runs: Sequence[RunRecord], phase: str, source: str) -> list[_Point]:
+def _points(runs: Sequence[RunRecord], phase: str, source: str) -> list[_PhasePoint]:
     """The phase's workspace at every point of the grid, the largest of the runs."""
-    found: dict[tuple[int, int], _Point] = {}
+    found: dict[tuple[int, int], _PhasePoint] = {}
     for run in runs:
         before = _by_place(run, "memory_before_bytes", phase, SOURCES[source])
         for place, peak in _by_place(run, "peak_memory_bytes", phase, source).items():
@@ -146,7 +146,7 @@ def _points(runs: Sequence[RunRecord], phase: str, source: str) -> list[_Point]:
             batch, prompt, new = place
             tokens = prompt + (new if phase == "decode" else 0)
             grown = _cache_bytes(run, place, phase) - (_cache_bytes(run, place, "prefill") if phase == "decode" else 0)
-            point = _Point(batch, tokens, before[place], peak - before[place] - grown)
+            point = _PhasePoint(batch, tokens, before[place], peak - before[place] - grown)
             largest = found.get((batch, tokens), point)
             found[batch, tokens] = max(point, largest, key=lambda each: each.work_bytes)
     return list(found.values())

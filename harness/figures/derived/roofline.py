@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.speeds import point_of
-from harness.figures.table import Bound, GridPoint, Rates, Speed
+from harness.figures.table import GridPoint, Rates, Speed, SpeedBound
 from harness.stats.estimate import transformed
 
 WIDER: Mapping[str, str] = {"bfloat16": "float32", "float16": "float32"}
@@ -62,7 +62,7 @@ def rate_op_per_s(found: Rates, dtype: str) -> float:
     return max(measured[dtype], measured.get(WIDER.get(dtype, ""), 0.0))
 
 
-def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | None) -> tuple[Bound, ...]:
+def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | None) -> tuple[SpeedBound, ...]:
     """The bounds of prefill and decode at each point where traffic was counted, and the machine was measured."""
     if found is None:
         return ()
@@ -89,14 +89,14 @@ def machine_of(run: RunRecord | None, machines: Sequence[RunRecord]) -> RunRecor
     return next(reversed(own or alike), None)
 
 
-def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates) -> Bound:
+def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates) -> SpeedBound:
     point = speed.point
     reading_s = traffic.read_bytes / bandwidth_byte_per_s(found, traffic.read_bytes)
     multiplying_s = sum(count / rate_op_per_s(found, dtype) for dtype, count in traffic.operations.items())
     tokens = point.batch_size * (point.prompt_tokens if phase == "prefill" else 1)
     tok_per_s = tokens / max(reading_s, multiplying_s)
     measured = speed.prefill_tok_per_s if phase == "prefill" else speed.decode_tok_per_s
-    return Bound(
+    return SpeedBound(
         point,
         phase,
         tok_per_s,

@@ -19,14 +19,14 @@ BLOCKS = {"q4_0": (32, 18), "q8_0": (32, 34), "q4_k": (256, 144), "q5_k": (256, 
 LOADER = "qharness_loader"
 
 
-class GgufParams(MethodParams):
+class GptqModelGgufParams(MethodParams):
     """``format`` of the blocks. ``loader`` is who reloads them: ``transformers`` cannot, and does not say so."""
 
     format: Literal["q4_0", "q8_0", "q4_k", "q5_k", "q6_k"] = "q4_k"
     loader: Literal["gptqmodel", "transformers"] = "gptqmodel"
 
 
-def quantize(job: QuantizeJob[GgufParams]) -> Any:
+def quantize(job: QuantizeJob[GptqModelGgufParams]) -> Any:
     from gptqmodel.quantization.config import GGUFConfig
 
     config = GGUFConfig(
@@ -47,7 +47,7 @@ def read(request: LoadRequest) -> Any:
     return gptqmodel.read_own(request)
 
 
-def _bits(params: GgufParams, plain_bits: float, width: int) -> float:
+def _bits(params: GptqModelGgufParams, plain_bits: float, width: int) -> float:
     weights, size = BLOCKS[params.format]
     return 8 * size * -(-width // weights) / width
 
@@ -56,7 +56,7 @@ GPTQMODEL_GGUF = Method(
     name="gptqmodel-gguf",
     version=1,
     summary="ggml's blocks by gptqmodel, round to nearest: q4_0, q8_0, q4_k, q5_k, q6_k",
-    params=GgufParams,
+    params=GptqModelGgufParams,
     packages=("gptqmodel", "optimum"),
     extra="gptq",
     enable=gptqmodel.enable,

@@ -14,7 +14,7 @@ from harness.core.method import Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
 
 
-class AwqParams(MethodParams):
+class LlmcAwqParams(MethodParams):
     """``group_size`` counts the input columns that share a scale; ``channel`` is one scale per output row.
 
     ``duo_scaling`` lets the weights' magnitudes set the scales beside the activations'; ``grid`` counts the points
@@ -28,7 +28,7 @@ class AwqParams(MethodParams):
     grid: Annotated[int, Field(ge=3)] = 20
 
 
-def quantize(job: QuantizeJob[AwqParams]) -> Any:
+def quantize(job: QuantizeJob[LlmcAwqParams]) -> Any:
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
@@ -43,7 +43,7 @@ AWQ = Method(
     name="llmc-awq",
     version=1,
     summary="llm-compressor AWQ in 8, 4, 3 or 2 bits; dense when run",
-    params=AwqParams,
+    params=LlmcAwqParams,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,

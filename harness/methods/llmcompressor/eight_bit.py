@@ -15,7 +15,7 @@ from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
 
 
-class Fp8Params(MethodParams):
+class LlmcFp8Params(MethodParams):
     """``scheme`` says what shares a scale, of the weights and of the activations.
 
     ``dynamic``: output channel; token, while running. ``static``: matrix; matrix, from calibration.
@@ -27,7 +27,7 @@ class Fp8Params(MethodParams):
     block_size: Annotated[int, Field(gt=0)] = 128
 
 
-class Int8Params(MethodParams):
+class LlmcInt8Params(MethodParams):
     """Weights have one scale per output channel. ``activations`` have one per token, found while running
     (``dynamic``), or one per layer, from calibration (``static``).
 
@@ -39,7 +39,7 @@ class Int8Params(MethodParams):
     strength: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
-def _fp8_groups(params: Fp8Params) -> dict[str, Any]:
+def _fp8_groups(params: LlmcFp8Params) -> dict[str, Any]:
     from compressed_tensors.quantization import QuantizationArgs
 
     if params.scheme in ("dynamic", "static"):
@@ -53,14 +53,14 @@ def _fp8_groups(params: Fp8Params) -> dict[str, Any]:
     )
 
 
-def quantize_fp8(job: QuantizeJob[Fp8Params]) -> Any:
+def quantize_fp8(job: QuantizeJob[LlmcFp8Params]) -> Any:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     modifier = QuantizationModifier(config_groups=_fp8_groups(job.params), ignore=list(job.untouched))
     return llmcompressor.quantize(job, [modifier], calibrated=job.params.scheme == "static")
 
 
-def quantize_int8(job: QuantizeJob[Int8Params]) -> Any:
+def quantize_int8(job: QuantizeJob[LlmcInt8Params]) -> Any:
     from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
@@ -78,16 +78,16 @@ def quantize_int8(job: QuantizeJob[Int8Params]) -> Any:
     return llmcompressor.quantize(job, modifiers, calibrated=_int8_calibrated(params))
 
 
-def _int8_calibrated(params: Int8Params) -> bool:
+def _int8_calibrated(params: LlmcInt8Params) -> bool:
     return params.smoothquant or params.activations == "static"
 
 
-def _fp8_bits(params: Fp8Params, plain_bits: float, width: int) -> float:
+def _fp8_bits(params: LlmcFp8Params, plain_bits: float, width: int) -> float:
     scales = {"static": 0.0, "block": plain_bits / params.block_size**2}
     return 8 + scales.get(params.scheme, plain_bits / width)
 
 
-def _fp8_beside(params: Fp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+def _fp8_beside(params: LlmcFp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
     """The scales of a matrix and of its inputs; those of blocks that the edge of the matrix cuts."""
     scale = plain_bits / 8
     if params.scheme == "static":
@@ -100,7 +100,7 @@ def _fp8_beside(params: Fp8Params, plain_bits: float, shape: tuple[int, int]) ->
     return Beside()
 
 
-def _int8_beside(params: Int8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
+def _int8_beside(params: LlmcInt8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
     """The scale of the inputs, where it comes from calibration."""
     scale = plain_bits / 8 if params.activations == "static" else 0
     return Beside(disk=scale, modules=scale)
@@ -110,7 +110,7 @@ FP8 = Method(
     name="llmc-fp8",
     version=1,
     summary="llm-compressor float8 E4M3 weights and activations (or weights alone); dense when run",
-    params=Fp8Params,
+    params=LlmcFp8Params,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,
@@ -129,7 +129,7 @@ INT8 = Method(
     name="llmc-int8",
     version=1,
     summary="llm-compressor int8 weights and activations, with or without SmoothQuant; dense when run",
-    params=Int8Params,
+    params=LlmcInt8Params,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,

@@ -15,7 +15,7 @@ from harness.errors import UnsupportedError
 from harness.methods.llmcompressor import driver as llmcompressor
 
 
-class RtnParams(MethodParams):
+class LlmcRtnParams(MethodParams):
     """``group_size`` counts the input columns that share a scale; ``channel`` is one scale per output row.
 
     Symmetric codes have no zero point; asymmetric ones have one of as many bits as a code.
@@ -26,7 +26,7 @@ class RtnParams(MethodParams):
     symmetric: bool = True
 
 
-class GptqParams(MethodParams):
+class LlmcGptqParams(MethodParams):
     """``act_order`` quantizes the columns with the largest activations first, which changes nothing in what is stored.
 
     ``damping`` is what is added to the diagonal of the Hessian, over its mean. The rest is as for llmc-rtn.
@@ -53,14 +53,14 @@ def _groups(job: QuantizeJob[Any]) -> dict[str, Any]:
     return llmcompressor.groups(weights(job.params), single=single)
 
 
-def quantize_rtn(job: QuantizeJob[RtnParams]) -> Any:
+def quantize_rtn(job: QuantizeJob[LlmcRtnParams]) -> Any:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     modifier = QuantizationModifier(config_groups=_groups(job), ignore=list(job.untouched))
     return llmcompressor.quantize(job, [modifier], calibrated=False)
 
 
-def quantize_gptq(job: QuantizeJob[GptqParams]) -> Any:
+def quantize_gptq(job: QuantizeJob[LlmcGptqParams]) -> Any:
     """Raises UnsupportedError where an override changes how the whole run searches, and not what a layer stores."""
     from llmcompressor.modifiers.gptq import GPTQModifier
 
@@ -78,11 +78,11 @@ def quantize_gptq(job: QuantizeJob[GptqParams]) -> Any:
     return llmcompressor.quantize(job, [modifier], calibrated=True)
 
 
-def _needs(params: RtnParams | GptqParams) -> Needs:
+def _needs(params: LlmcRtnParams | LlmcGptqParams) -> Needs:
     return Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None)
 
 
-def _bits(params: RtnParams | GptqParams, plain_bits: float, width: int) -> float:
+def _bits(params: LlmcRtnParams | LlmcGptqParams, plain_bits: float, width: int) -> float:
     return llmcompressor.integer_bits(params.bits, params.group_size, params.symmetric, plain_bits, width)
 
 
@@ -90,7 +90,7 @@ RTN = Method(
     name="llmc-rtn",
     version=1,
     summary="llm-compressor round to nearest in 8, 4, 3 or 2 bits; dense when run",
-    params=RtnParams,
+    params=LlmcRtnParams,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,
@@ -109,7 +109,7 @@ GPTQ = Method(
     name="llmc-gptq",
     version=1,
     summary="llm-compressor GPTQ in 8, 4, 3 or 2 bits; dense when run",
-    params=GptqParams,
+    params=LlmcGptqParams,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,

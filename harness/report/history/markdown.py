@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.analysis.history import Change, History, Series
+from harness.analysis.history import History, LevelChange, Series
 from harness.report.history import words
 from harness.report.renderers.markdown import escape
 
@@ -29,7 +29,7 @@ def markdown(found: History) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _change(series: Series, change: Change) -> list[str]:
+def _change(series: Series, change: LevelChange) -> list[str]:
     return [
         words.when(change.started_at),
         change.session,

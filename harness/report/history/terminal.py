@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.analysis.history import Change, History, Series
+from harness.analysis.history import History, LevelChange, Series
 from harness.report.history import words
 from harness.report.terminal import plain, written
 from harness.report.terminal import show as show_rendered
@@ -78,7 +78,7 @@ def _changes(found: History) -> Iterator[tuple[str, str]]:
         yield "in brackets: below the threshold of its gate", ""
 
 
-def _line(series: Series, change: Change) -> str:
+def _line(series: Series, change: LevelChange) -> str:
     name = f"{series.model} × {series.method}, {words.subject(series)}"
     step = f"{words.levels(series, change)} ({words.size(series, change)}): {words.judgement(change)}"
     return f"{words.when(change.started_at)} {change.session}: {name}: {step}"

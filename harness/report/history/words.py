@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from harness.analysis.history import Change, History, Series
+from harness.analysis.history import History, LevelChange, Series
 from harness.figures.formats import BLANK, signed, significant
 from harness.figures.gate import shown
 from harness.plugins import gates
@@ -58,7 +58,7 @@ def span(series: Series) -> str:
     return f"{figure(first)} → {figure(last)} {series.unit}"
 
 
-def size(series: Series, change: Change) -> str:
+def size(series: Series, change: LevelChange) -> str:
     """``+0.61%``."""
     if change.size is None:
         return BLANK
@@ -69,13 +69,13 @@ def size(series: Series, change: Change) -> str:
     return f"{signed(change.size, 2)} {series.unit}"
 
 
-def judgement(change: Change) -> str:
+def judgement(change: LevelChange) -> str:
     """``worse``, ``better``, or ``changed`` if neither direction is better; in brackets if too small to matter."""
     word = "changed" if change.better is None else "better" if change.better else "worse"
     return word if change.matters else f"({word})"
 
 
-def levels(series: Series, change: Change) -> str:
+def levels(series: Series, change: LevelChange) -> str:
     return f"{figure(change.before)} → {figure(change.after)} {series.unit}"
 
 
@@ -91,7 +91,7 @@ def when(started_at: str) -> str:
         return started_at
 
 
-def around(change: Change) -> list[str]:
+def around(change: LevelChange) -> list[str]:
     """What else changed at that point."""
     return [environment(each) for each in change.environment]
 
@@ -103,7 +103,7 @@ def summary(series: Series) -> str:
     return series.note or "no change"
 
 
-def changes(found: History) -> Iterator[tuple[Series, Change]]:
+def changes(found: History) -> Iterator[tuple[Series, LevelChange]]:
     """Newest first; within a session, those that matter first."""
     each = [(series, change) for series in found.series for change in series.changes]
     each.sort(key=lambda pair: not pair[1].matters)

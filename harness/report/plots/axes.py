@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.figures.figure import WHOLE, Figure, Place, Value
-from harness.figures.figure import Axis as AxisStyle
+from harness.figures.figure import WHOLE, Axis, Figure, Place, Value
 from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, columns_of
 from harness.stats.estimate import Estimate
@@ -19,7 +18,7 @@ WIDE = 20
 
 
 @dataclass(frozen=True)
-class Axis:
+class ColumnAxis:
     """A column laid along an axis, in the column's unit; a logarithmic one begins at the raw ``least``."""
 
     column: Column
@@ -51,14 +50,14 @@ class Axis:
         return min(ends) - spare, max(ends) + spare
 
 
-def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> Axis:
+def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAxis:
     """A figure along an axis, as its declaration says. Raises KeyError where the table has no column of it there."""
     column = {each.place: each for each in columns_of(table, figure)}[place]
-    style = figure.axis or AxisStyle("{place}, {unit}")
+    style = figure.axis or Axis("{place}, {unit}")
     values = [estimate(value).value for row in table.rows if (value := column.value(row)) is not None]
     log = style.log(values)
     title = (style.log_title if log and style.log_title else style.title).replace("{place}", place.label)
-    return Axis(
+    return ColumnAxis(
         column,
         title.replace("{unit}", column.unit),
         "higher" if figure.direction == "higher" else "lower",
@@ -92,7 +91,7 @@ def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) ->
     }
 
 
-def measured(axis: Axis, rows: Sequence[VariantRow]) -> list[VariantRow]:
+def measured(axis: ColumnAxis, rows: Sequence[VariantRow]) -> list[VariantRow]:
     """The rows that have a place on the axis; an infinite perplexity has none."""
     values = [(row, axis.column.value(row)) for row in rows]
     return [row for row, value in values if value is not None and math.isfinite(estimate(value).value)]

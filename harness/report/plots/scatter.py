@@ -13,7 +13,7 @@ from harness.figures.size import STORED_BYTES
 from harness.figures.speed import DECODE
 from harness.figures.table import Table, VariantRow
 from harness.report.choice import MOST_ROWS
-from harness.report.plots.axes import Axis, axis_of, estimate, intervals, measured
+from harness.report.plots.axes import ColumnAxis, axis_of, estimate, intervals, measured
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.labels import place
 from harness.report.plots.plot import Plot, families
@@ -67,14 +67,14 @@ class _Respects:
 
     name: str
     title: str
-    axes: tuple[Axis, ...]
+    axes: tuple[ColumnAxis, ...]
 
     @property
-    def x(self) -> Axis:
+    def x(self) -> ColumnAxis:
         return self.axes[0]
 
     @property
-    def y(self) -> Axis:
+    def y(self) -> ColumnAxis:
         return self.axes[1]
 
     @property
@@ -193,7 +193,7 @@ def _hover(point: _Point, plot: _Respects) -> list[str]:
     return [html.escape(f"{axis.title}: {said}") for axis, said in zip(plot.axes, _told(point, plot), strict=True)]
 
 
-def _written(estimate: Estimate, axis: Axis) -> str:
+def _written(estimate: Estimate, axis: ColumnAxis) -> str:
     if estimate.low is None or estimate.high is None:
         return axis.written(estimate.value)
     return f"{axis.written(estimate.value)} [{axis.written(estimate.low)}, {axis.written(estimate.high)}]"
@@ -214,7 +214,7 @@ def _draw_front(drawing: Drawing, points: Sequence[_Point], plot: _Respects) -> 
     )
 
 
-def _draw_baseline(drawing: Drawing, table: Table, x: Axis, extent: tuple[float, float]) -> None:
+def _draw_baseline(drawing: Drawing, table: Table, x: ColumnAxis, extent: tuple[float, float]) -> None:
     """A line where the baseline lies, or a word at the edge towards it: it must not squeeze the variants."""
     value = x.column.value(table.baseline) if table.baseline else None
     if value is None or table.baseline is None:
@@ -242,8 +242,8 @@ def _draw_names(
     drawing: Drawing,
     named: Sequence[_Point],
     points: Sequence[_Point],
-    x: Axis,
-    y: Axis,
+    x: ColumnAxis,
+    y: ColumnAxis,
     ranges: tuple[tuple[float, float], tuple[float, float]],
 ) -> None:
     width = WIDTH_PX - LEFT_PX - RIGHT_PX
