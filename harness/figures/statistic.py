@@ -83,7 +83,7 @@ class PerProcess:
         processes = [
             [m for m in _measured(run, self.metric) if self.counted(m)]
             for run in row.runs_that_ended_well
-            if run.spec.kind == "performance"
+            if run.spec.job.repeated
         ]
         at_point = [[m for m in own if self.pooled or point_of(m) == point] for own in processes]
         sources = [str(m.protocol.get("source")) for own in at_point for m in own]
