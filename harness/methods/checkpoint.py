@@ -1,4 +1,4 @@
-"""A checkpoint that somebody already quantized, measured as it is beside the model that it was made of."""
+"""An already quantized checkpoint, measured as it is and compared with the model it was made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.core.method import Method, MethodParams
 
 
 class CheckpointParams(MethodParams):
-    """``id`` is a folder (a relative path begins at the file that it is written in), or a hub id.
+    """``id`` is a folder (a relative path starts at the file it is written in), or a hub id.
 
     A hub id needs ``revision``, a commit.
 
@@ -33,7 +33,7 @@ def enable() -> None:
 CHECKPOINT = Method(
     name="checkpoint",
     version=1,
-    summary="an already quantized checkpoint of the model, whatever made it, as its quantization_config says",
+    summary="an already quantized checkpoint of the model, in the format that its quantization_config names",
     params=CheckpointParams,
     enable=enable,
     published=True,

@@ -72,7 +72,7 @@ def _already_quantized(source: SourceModel, method: MethodChoice, site: Site) ->
     if method.method.stage != "none":
         return (
             f"the model is already quantized ({source.quantization}); measure it with 'none', "
-            "or name it as 'checkpoint' of the model that it was made of"
+            "or name it as 'checkpoint' of the model it was made from"
         )
     return _unreadable(source, site)
 
@@ -87,12 +87,12 @@ def _other_model(source: SourceModel, method: MethodChoice) -> str | None:
     if not differing:
         return None
     key = differing[0]
-    return f"was not made of this model: its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
+    return f"was not made from this model: its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
 
 
 def _untokenized(source: SourceModel, method: MethodChoice) -> str | None:
     if source.ref.kind == "synthetic" and method.calibrated:
-        return "random weights come without a tokenizer: there is nothing to calibrate with"
+        return "random weights have no tokenizer, so calibration is not possible"
     return None
 
 
@@ -120,7 +120,7 @@ def _missing_from(stack: str, packages: Sequence[str], site: Site) -> str | None
         return reason
     absent = [package for package in packages if site.version(package, stack) is None]
     names = ", ".join(absent)
-    return f"{names} is not installed in stack {stack!r}; qharness stack check {stack} says more" if absent else None
+    return f"{names} is not installed in stack {stack!r}; see qharness stack check {stack}" if absent else None
 
 
 def _device(needs: Needs, machine: Machine) -> str | None:
@@ -142,8 +142,8 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
         return None
     return (
         f"{method.ref.name} is not known to quantize the experts of a {source.model_type} model "
-        f"({share:.0%} of what is in scope) and to load them again; "
-        "leave them out with scope: {skip: ['*.experts*']}, or take a method that can"
+        f"({share:.0%} of the scope) and to reload them; "
+        "skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
     )
 
 

@@ -24,7 +24,7 @@ def reject_duplicates(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
     if len({source.ref.label for source in sources}) < len(sources):
         raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
     if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
-        raise recipe.error(("models",), "the same model stands here twice")
+        raise recipe.error(("models",), "the same model is listed twice")
 
 
 def validate_measure(recipe: Recipe) -> None:
@@ -34,7 +34,7 @@ def validate_measure(recipe: Recipe) -> None:
     if recipe.measure.throughput is None:
         _validate_without_throughput(recipe)
     if recipe.measure.divergence is not None and not recipe.measure.perplexity:
-        raise recipe.error(("measure", "divergence"), "needs 'perplexity' beside it: it is measured on its text")
+        raise recipe.error(("measure", "divergence"), "needs 'perplexity', because it is measured on its text")
 
 
 def _validate_without_throughput(recipe: Recipe) -> None:
@@ -42,9 +42,9 @@ def _validate_without_throughput(recipe: Recipe) -> None:
     memory = recipe.measure.memory
     wanted: list[tuple[tuple[str, ...], object, str]] = [
         (("measure", "energy"), recipe.measure.energy, "it is measured at the points of its grid"),
-        (("measure", "memory", "budget"), memory and memory.budget, "what fits is worked out from its prompts"),
-        (("price",), recipe.price, "a token's cost follows from its speeds"),
-        (("decode_mode",), recipe.decode_mode != ("eager",) or None, "without it nothing is decoded for its speed"),
+        (("measure", "memory", "budget"), memory and memory.budget, "what fits is computed from its prompts"),
+        (("price",), recipe.price, "the cost of a token is computed from its speeds"),
+        (("decode_mode",), recipe.decode_mode != ("eager",) or None, "without it no decoding speed is measured"),
     ]
     for place, value, why in wanted:
         if value is not None:
@@ -103,7 +103,7 @@ def _validate_override(recipe: Recipe, pattern: str, able: Sequence[MethodChoice
     place, own = ("scope", "overrides", pattern), recipe.scope.overrides[pattern]
     for key in own:
         if not any(key in each.method.params.model_fields for each in able):
-            raise recipe.error((*place, key), "no method of this recipe can have this parameter for single modules")
+            raise recipe.error((*place, key), "no method of this recipe supports this parameter for single modules")
     for each in able:
         mine = {key: value for key, value in own.items() if key in each.method.params.model_fields}
         try:

@@ -206,7 +206,7 @@ def test_an_interpreter_without_the_library_is_told(sweeps, tiny: Path) -> None:
     ("own", "message"),
     [
         ({"bits": 5}, "scope.overrides.*.down_proj.bits: rtn: expected 8, 4, 3 or 2, not 5"),
-        ({"bit": 8}, "no method of this recipe can have this parameter"),
+        ({"bit": 8}, "no method of this recipe supports this parameter"),
     ],
 )
 def test_an_override_that_could_not_be_applied_is_a_wrong_recipe(sweeps, tiny: Path, own, message: str) -> None:
@@ -226,7 +226,7 @@ def test_random_weights_cannot_be_calibrated_on_text(sweeps) -> None:
     planned = plan(load_recipe(sweeps.recipe(content)))
     assert {run.spec.kind for run in planned if not run.unsupported} == {"prepare", "performance"}
     (refused,) = {run.unsupported for run in planned if str(run.spec.names()["method"]).startswith("gptq")}
-    assert refused == "random weights come without a tokenizer: there is nothing to calibrate with"
+    assert refused == "random weights have no tokenizer, so calibration is not possible"
 
 
 def test_the_order_of_overrides_is_part_of_the_question(sweeps, tiny: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_checkpoint_of_another_model_is_unsupported(scoped, sweeps, tiny: Path
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 128}))
     planned = plan(load_recipe(sweeps.recipe(recipe(tiny, [{"checkpoint": {"id": str(folder)}}]))))
-    assert refusal(planned, "checkpoint published") == "was not made of this model: its hidden_size is 128, not 64"
+    assert refusal(planned, "checkpoint published") == "was not made from this model: its hidden_size is 128, not 64"
 
 
 def test_a_checkpoint_that_is_not_quantized_is_a_wrong_recipe(sweeps, tiny: Path) -> None:

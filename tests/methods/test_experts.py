@@ -145,8 +145,8 @@ def test_a_mixture_is_unsupported_while_planning(planned: Callable[..., dict[str
     runs = planned("bnb-nf4", {"rtn": {"group_size": 32}}, {"llmc-rtn": {"group_size": 32}})
     share = EXPERTS / (EXPERTS + ATTENTION)
     assert runs["rtn group_size=32"].unsupported == (
-        f"rtn is not known to quantize the experts of a qwen3_moe model ({share:.0%} of what is in scope) and to load "
-        "them again; leave them out with scope: {skip: ['*.experts*']}, or take a method that can"
+        f"rtn is not known to quantize the experts of a qwen3_moe model ({share:.0%} of the scope) and to reload "
+        "them; skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
     )
     if not registry.missing(registry.method("bnb-nf4"), local_site()):
         assert "is not known to quantize the experts" in str(runs["bnb-nf4"].unsupported)
@@ -158,7 +158,7 @@ def test_experts_that_the_recipe_skips_are_in_nobody_s_way(planned: Callable[...
     runs = planned({"rtn": {"group_size": 32}}, scope={"skip": ["*.experts*"]})
     assert runs["rtn group_size=32"].unsupported is None
     left = planned({"rtn": {"group_size": 32}}, scope={"skip": ["*.experts.0.*", "*.experts.1.*"]})
-    assert "(67% of what is in scope)" in str(left["rtn group_size=32"].unsupported)
+    assert "(67% of the scope)" in str(left["rtn group_size=32"].unsupported)
 
 
 @pytest.mark.parametrize("given", [SHAPE, {"num_hidden_layers": 1}], ids=["all sizes", "the class's own experts"])

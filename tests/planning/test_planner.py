@@ -323,7 +323,7 @@ def test_two_models_of_one_label_are_refused(make, tiny: Path) -> None:
 
 
 def test_one_model_written_twice_is_refused(make, tiny: Path) -> None:
-    with pytest.raises(RecipeError, match="the same model stands here twice"):
+    with pytest.raises(RecipeError, match="the same model is listed twice"):
         make(models=[{"id": str(tiny), "label": "a"}, {"id": str(tiny), "label": "b"}])
 
 

@@ -133,7 +133,7 @@ def test_what_a_site_lacks_is_unsupported_there(make: Make) -> None:
     assert reasons["bnb-nf4"] == "bitsandbytes is not installed; pip install 'qharness[bnb]'"
     assert reasons["autoawq"] == "stack 'autoawq' is not made there"
     emptied = make(Elsewhere().having("autoawq", autoawq=None))["quantize", "autoawq"].unsupported
-    assert emptied == "autoawq is not installed in stack 'autoawq'; qharness stack check autoawq says more"
+    assert emptied == "autoawq is not installed in stack 'autoawq'; see qharness stack check autoawq"
     reasons = {run.unsupported for (_, name), run in make(Elsewhere()).items() if name != "torchao-fp8-dynamic"}
     assert reasons == {None}
 

@@ -30,7 +30,7 @@ MODEL_TYPES = frozenset(
 
 
 class AutoAwqParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale and a zero point.
+    """``group_size`` is the number of input columns that share a scale and a zero point.
 
     ``clip`` searches a narrower range for every group (all but query and key projections), and ``duo_scaling``
     has the weights' size take part in the columns' scales, not the inputs' size alone: both as in the library.

@@ -26,7 +26,7 @@ MODEL_TYPES = frozenset(
 
 
 class AutoGptqParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale, or is ``channel``; scales are symmetric.
+    """``group_size`` is the number of input columns that share a scale, or ``channel``; scales are symmetric.
 
     ``desc_act`` takes the columns in the order of their inputs' size, the largest first. ``damp`` is the part of
     the Hessian's mean diagonal that is added to its diagonal.

@@ -19,9 +19,9 @@ SCALE_BITS = 16
 
 
 class AutoRoundParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale, or is ``channel``: one scale per output channel.
+    """``group_size`` is the number of input columns that share a scale, or ``channel``: one scale per output channel.
 
-    ``symmetric``: no zero point but the middle of the grid, which is stored all the same. ``iterations`` are the
+    ``symmetric``: the zero point is the middle of the grid, and is still stored. ``iterations`` are the
     optimizer's steps per block.
     """
 

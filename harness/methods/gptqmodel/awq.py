@@ -25,7 +25,7 @@ where float16 gave 0.006.
 
 
 class AwqParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale. ``symmetric`` puts the zero point in the middle."""
+    """``group_size``: input columns that share a scale. ``symmetric`` puts the zero point in the middle."""
 
     bits: Literal[4] = 4
     group_size: Literal[32, 64, 128] = 128
@@ -80,7 +80,7 @@ def _any_rows() -> Iterator[None]:
 AWQ = Method(
     name="awq",
     version=1,
-    summary="AWQ by gptqmodel: channels that matter are scaled up before rounding to 4 bits",
+    summary="AWQ by gptqmodel: important channels are scaled up before rounding to 4 bits",
     params=AwqParams,
     packages=("gptqmodel", "optimum"),
     extra="gptq",

@@ -17,7 +17,7 @@ from harness.methods.gptqmodel import driver as gptqmodel
 
 
 class GptqParams(MethodParams):
-    """``bits`` of a code. ``group_size`` counts the input columns that share a scale, ``channel`` is all of them.
+    """``bits`` of a code. ``group_size`` is the number of input columns that share a scale, ``channel`` all of them.
 
     ``desc_act`` rounds columns in the order of falling activations (act-order), the groups with them; without it
     gptqmodel orders within the groups ("group aware"). ``damp`` is the share of the Hessian's mean diagonal that is
@@ -84,7 +84,7 @@ def _bits(params: GptqParams, plain_bits: float, width: int) -> float:
 GPTQ = Method(
     name="gptq",
     version=1,
-    summary="GPTQ by gptqmodel: rounding that makes up for its errors, in 8, 4, 3 or 2 bits",
+    summary="GPTQ by gptqmodel: error-compensating rounding in 8, 4, 3 or 2 bits",
     params=GptqParams,
     packages=("gptqmodel", "optimum"),
     extra="gptq",

@@ -151,7 +151,7 @@ def _type_bits(kind: str, width: int) -> float:
 GGUF = Method(
     name="gguf",
     version=convert.VERSION,  # what is quantized is what was converted
-    summary="llama.cpp's formats by llama.cpp: Q8_0 to Q2_K and IQ4_XS, with an importance matrix where asked for",
+    summary="GGUF types by llama.cpp: Q8_0 to Q2_K and IQ4_XS, optionally with an importance matrix",
     params=GgufParams,
     packages=(llamacpp.PACKAGE, "gguf"),
     readers=(),

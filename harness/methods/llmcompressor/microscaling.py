@@ -17,7 +17,7 @@ SCALE_BITS = 8
 
 
 class MicroscalingParams(MethodParams):
-    """``activations`` are quantized to the weights' format while running; or else stay as they are."""
+    """``activations``: quantize them to the weights' format while running; otherwise they stay as they are."""
 
     activations: bool = True
 
@@ -33,7 +33,7 @@ def _quantize(job: QuantizeJob[MicroscalingParams], scheme: str, calibrated: boo
 NVFP4 = Method(
     name="llmc-nvfp4",
     version=1,
-    summary="llm-compressor NVFP4 weights, and activations if wanted; dense when run",
+    summary="llm-compressor NVFP4 weights, optionally activations; dense when run",
     params=MicroscalingParams,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
@@ -53,7 +53,7 @@ NVFP4 = Method(
 MXFP4 = Method(
     name="llmc-mxfp4",
     version=1,
-    summary="llm-compressor MXFP4 weights, and activations if wanted; dense when run",
+    summary="llm-compressor MXFP4 weights, optionally activations; dense when run",
     params=MicroscalingParams,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
@@ -69,7 +69,7 @@ MXFP4 = Method(
 MXFP8 = Method(
     name="llmc-mxfp8",
     version=1,
-    summary="llm-compressor MXFP8 (E4M3) weights, and activations if wanted; dense when run",
+    summary="llm-compressor MXFP8 (E4M3) weights, optionally activations; dense when run",
     params=MicroscalingParams,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,

@@ -29,7 +29,7 @@ class LlmcRtnParams(MethodParams):
 class LlmcGptqParams(MethodParams):
     """``act_order`` quantizes the columns with the largest activations first, which changes nothing in what is stored.
 
-    ``damping`` is what is added to the diagonal of the Hessian, over its mean. The rest is as for llmc-rtn.
+    ``damping`` is added to the diagonal of the Hessian, relative to its mean. The rest is as for llmc-rtn.
     """
 
     bits: Literal[8, 4, 3, 2] = 4

@@ -30,13 +30,13 @@ ADAPTER = "adapter"
 class QLoraParams(MethodParams):
     """``result`` is what is stored and run.
 
-    ``adapter``: the NF4 model with the adapter beside it. ``merged``: the adapter added to the dequantized matrices,
-    in the model's dtype: what most people publish; nothing of it is quantized. ``dequantized``: the NF4 model's
+    ``adapter``: the NF4 model with a separate adapter. ``merged``: the adapter added to the dequantized matrices, in
+    the model's dtype, which is what most people publish; nothing in it is quantized. ``dequantized``: the NF4 model's
     matrices in the model's dtype, without training.
 
-    The adapter has ``rank`` columns and rows; ``steps`` of AdamW without weight decay take 4 rows of the calibration
-    set each, or more where not every row would be seen, at a constant ``learning_rate``. ``double_quant`` stores
-    the scales of NF4 in 8 bits, as in the paper.
+    The adapter has ``rank`` columns and rows. It is trained for ``steps`` of AdamW without weight decay at a constant
+    ``learning_rate``, each on 4 rows of the calibration set, or on more if not every row would be seen.
+    ``double_quant`` stores the scales of NF4 in 8 bits, as in the paper.
     """
 
     result: Literal["adapter", "merged", "dequantized"] = "adapter"
@@ -162,7 +162,7 @@ def _beside(params: QLoraParams, plain_bits: float, shape: tuple[int, int]) -> B
 QLORA = Method(
     name="qlora",
     version=1,
-    summary="a low-rank adapter trained on an NF4 model: run beside it, or merged into 16-bit weights",
+    summary="a low-rank adapter trained on an NF4 model: kept separate, or merged into 16-bit weights",
     params=QLoraParams,
     packages=("peft", "bitsandbytes"),
     extra="qlora",

@@ -1,7 +1,7 @@
-"""Round to nearest: integer weights without calibration, really packed.
+"""Round to nearest: integer weights without calibration, actually packed.
 
 The matrices are stored in 8, 4, 3 or 2 bits with float16 scales, and unpacked to the compute dtype
-before every product: small in memory, and honestly slower than the unquantized model. The
+before every product: small in memory, but slower than the unquantized model. The
 checkpoint is an ordinary transformers one with a quantizer of its own, ``qharness-rtn``.
 """
 
@@ -16,7 +16,7 @@ from harness.numerics import affine
 
 
 class RtnParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale, or is ``channel`` or ``tensor``."""
+    """``group_size`` is the number of input columns that share a scale, or ``channel`` or ``tensor``."""
 
     bits: Literal[8, 4, 3, 2] = 4
     group_size: Annotated[int, Field(gt=0)] | Literal["channel", "tensor"] = 64

@@ -19,14 +19,14 @@ INT4_ROWS = 16
 
 
 class IntxParams(MethodParams):
-    """``bits`` of a weight, stored in a byte each; ``group_size`` counts the input columns that share a scale."""
+    """``bits`` of a weight, each stored in one byte; ``group_size``: input columns that share a scale."""
 
     bits: Annotated[int, Field(ge=1, le=8)] = 4
     group_size: Annotated[int, Field(gt=0)] = 32
 
 
 class Int4Params(MethodParams):
-    """``group_size`` counts the input columns that share a scale and a zero point; 256 runs on CUDA only."""
+    """``group_size`` is the number of input columns that share a scale and a zero point; 256 runs on CUDA only."""
 
     group_size: Literal[32, 64, 128, 256] = 64
 
@@ -59,7 +59,7 @@ def _int4(params: Int4Params, setting: Setting) -> object:
 INTX = Method(
     name="torchao-intx",
     version=1,
-    summary="torchao integers of 1 to 8 bits per group, symmetric; one byte a weight whatever the width",
+    summary="torchao integers of 1 to 8 bits per group, symmetric; one byte per weight at any width",
     params=IntxParams,
     packages=("torchao",),
     extra="torchao",
@@ -72,7 +72,7 @@ INTX = Method(
 INT4 = Method(
     name="torchao-int4",
     version=1,
-    summary="torchao int4 weights per group, asymmetric, multiplied as they are packed",
+    summary="torchao int4 weights per group, asymmetric, multiplied in packed form",
     params=Int4Params,
     packages=("torchao",),
     extra="torchao",

@@ -26,10 +26,10 @@ IGNORED = -100
 class QatParams(MethodParams):
     """``bits`` of a weight, stored in a byte each, and ``group_size``, the input columns that share a scale.
 
-    ``steps`` of AdamW without weight decay, ``batch_size`` rows of the calibration set each, or more where not every
-    row would be seen, at a constant ``learning_rate``; the rows come in a new order, drawn from the recipe's seed,
-    each time all have been seen.
-    Training is done in float32, whatever the model's dtype, and takes 16 bytes per trained weight.
+    Trains ``steps`` of AdamW without weight decay at a constant ``learning_rate``, each on ``batch_size`` rows of the
+    calibration set, or on more rows if not every row would be seen. The rows are reshuffled, by the recipe's seed, each
+    time all have been seen. Training runs in float32, whatever the model's dtype, and takes 16 bytes per trained
+    weight.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -109,7 +109,7 @@ def _batches(rows: int, size: int, steps: int, seed: int) -> list[torch.Tensor]:
 QAT = Method(
     name="qat",
     version=1,
-    summary="torchao quantization-aware training on the calibration set, then integers per group, a byte a weight",
+    summary="torchao quantization-aware training on the calibration set, then integers per group, one byte per weight",
     params=QatParams,
     packages=("torchao",),
     extra="torchao",
