@@ -1,4 +1,4 @@
-"""The reckoned workspace of a prefill beside the resident memory that one takes: ``python benchmarks/workspace.py``.
+"""The estimated workspace of a prefill compared with the resident memory that it takes: ``python benchmarks/workspace.py``.
 
 Random weights in four shapes, on a CPU. Set MALLOC_MMAP_THRESHOLD_=65536, or glibc keeps freed blocks resident.
 """
@@ -28,11 +28,11 @@ RESET_PEAK = "5"
 
 
 def main() -> None:
-    print("| hidden | inner | heads | key-value heads | context | batch | reckoned (MB) | resident (MB) | ratio |")
+    print("| hidden | inner | heads | key-value heads | context | batch | estimated (MB) | resident (MB) | ratio |")
     print(f"|{' ---: |' * 9}")
     for shape in SHAPES:
-        reckoned, taken = _compare(*shape)
-        cells = [*map(str, shape), f"{reckoned / 1e6:.1f}", f"{taken / 1e6:.1f}", f"{reckoned / taken:.2f}"]
+        estimated, taken = _compare(*shape)
+        cells = [*map(str, shape), f"{estimated / 1e6:.1f}", f"{taken / 1e6:.1f}", f"{estimated / taken:.2f}"]
         print(f"| {' | '.join(cells)} |")
 
 

@@ -99,7 +99,7 @@ def test_units_of_limits_are_read(write) -> None:
         (
             "limits:",
             "price: {per_hour: 2}\nlimits:",
-            "r.yaml:6: price: needs 'throughput' under measure: a token's cost",
+            "r.yaml:6: price: needs 'throughput' under measure: the cost of a token",
         ),
         ("limits:", "price: {per_hour: 0}\nlimits:", "r.yaml:6: price.per_hour: expected greater than 0, not 0"),
         ("limits:", "price: {per_hour: -1.5}\nlimits:", "price.per_hour: expected greater than 0, not -1.5"),

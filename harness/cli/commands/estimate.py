@@ -37,7 +37,7 @@ def estimate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Reckon weights, cache and workspace per method, and whether they fit: from headers or config.json alone."""
+    """Estimate weights, cache and workspace per method, and whether they fit, from headers or config.json alone."""
     from harness.api.estimate import estimate as make_estimates
     from harness.cli.render.estimate import show_estimates
 

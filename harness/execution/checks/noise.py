@@ -110,7 +110,7 @@ def _check_supported(context: Context, ledger: Sequence[StoredTensor], dtype: st
 
 
 def _free_bytes(device: str) -> int | None:
-    """Memory that the model could be loaded to; None where nobody knows."""
+    """Memory that the model could be loaded to; None if unknown."""
     if not device.startswith("cuda"):
         return available_memory_bytes() or None
     import torch

@@ -98,7 +98,7 @@ def test_a_window_bounds_the_cache(tmp_path: Path) -> None:
     assert one(mixed, "none", context=1000).kv_bytes == (1000 + 100) * 131_072 // 2
 
 
-def test_a_matrix_is_reckoned_by_its_own_shape(llama: ModelShapes) -> None:
+def test_a_matrix_is_estimated_from_its_own_shape(llama: ModelShapes) -> None:
     """GPTQ's column indices weigh more on 1,024 outputs than on 14,336: one for all would be wrong."""
     expected = 0.0
     for rows, columns in llama.matrices:
@@ -203,7 +203,9 @@ def test_experts_are_counted_as_matrices(tmp_path: Path, llama: ModelShapes) -> 
         ({"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1}, "multi-head latent attention"),
     ],
 )
-def test_a_model_that_cannot_be_reckoned_is_told(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_model_that_cannot_be_estimated_gets_a_clear_message(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SourceError, match=message):
         model(tmp_path, **changes)
 
