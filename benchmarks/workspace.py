@@ -1,4 +1,4 @@
-"""The estimated workspace of a prefill compared with the resident memory that it takes: ``python benchmarks/workspace.py``.
+"""The estimated workspace of a prefill compared with the resident memory it takes: ``python benchmarks/workspace.py``.
 
 Random weights in four shapes, on a CPU. Set MALLOC_MMAP_THRESHOLD_=65536, or glibc keeps freed blocks resident.
 """

@@ -1,6 +1,6 @@
 """Bytes of a model's weights by role, of its key-value cache, and of what a prefill needs beside them.
 
-Every matrix is estimated from its own shape, with the method's own arithmetic (``Method.bits_per_weight`` and ``beside``).
+Every matrix is estimated by its shape with the method's own arithmetic (``Method.bits_per_weight`` and ``beside``).
 """
 
 from __future__ import annotations
