@@ -62,7 +62,7 @@ def place_words(found: Recommendation) -> str:
     if use.point:
         said.append(f"speed at {use.point.label}")
     if MEMORY in found.query.figures:
-        beyond = "" if use.measured else ", worked out from what was measured of fewer"
+        beyond = "" if use.measured else ", extrapolated from smaller measurements"
         said.append(f"memory of {use.batch} × {use.tokens} tokens{beyond}")
     return "; ".join(said)
 
