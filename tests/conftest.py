@@ -47,8 +47,6 @@ settings.load_profile("same every time")
 HERE = Path(__file__).parent
 LIGHT = "not heavy"
 """The selection of ``make check``. Under it modules that are marked heavy are not even imported."""
-SHARED_FIXTURES = ("one_sweep", "autoawq_stacks", "llamacpp_stacks")
-"""Of the whole session, and dear. One process runs all their tests, so that none is made twice."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
@@ -66,15 +64,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Has what takes minutes begin first, and one process run a whole module, or all that needs one shared fixture."""
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Has the modules that take minutes begin first; one process runs a whole module (``--dist loadfile``)."""
     items.sort(key=_minutes, reverse=True)
-    for item in items:
-        shared = (name for name in SHARED_FIXTURES if name in getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group(next(shared, item.location[0])))
 
 
 def _minutes(item: pytest.Item) -> float:

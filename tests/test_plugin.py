@@ -15,7 +15,7 @@ import pytest
 import harness
 from harness import load_results
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=2)
 
 PACKAGES = [Path(__file__).parent / name for name in ("plugin_package", "metric_package", "engine_package")]
 Command = Callable[..., subprocess.CompletedProcess[str]]

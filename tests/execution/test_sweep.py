@@ -20,7 +20,7 @@ from harness.errors import ResultsError, UsageError
 from harness.execution.sweep import Ended
 from harness.storage.store import Store
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=3)
 
 FAULTY = Path(__file__).with_name("faulty_plugin")
 ENDS = {

@@ -8,7 +8,7 @@ from harness.analysis.tradeoff import tradeoff
 from harness.core.method import Method
 from harness.core.record import RunRecord
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=0.5)
 
 SHAPE = {
     "hidden_size": 64,

@@ -24,7 +24,7 @@ from harness.models import legacy
 from harness.plugins import method
 from harness.stacks import Stacks
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=0.5)
 
 PROBE = torch.arange(2, 34).unsqueeze(0)
 KEPT = "model.layers.1.mlp.down_proj"

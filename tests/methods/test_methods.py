@@ -15,7 +15,7 @@ from harness.core.method import QuantizeJob
 from harness.core.record import RunRecord
 from harness.methods.rtn.rtn import RTN, RtnParams
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=1)
 
 
 @pytest.fixture(scope="module")

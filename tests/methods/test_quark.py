@@ -12,7 +12,7 @@ from harness.methods.quark.quark import QuarkParams
 from harness.models import stored
 from harness.models.headers import read_directory
 
-pytestmark = pytest.mark.heavy
+pytestmark = pytest.mark.heavy(minutes=1)
 
 KEPT = "model.layers.1.mlp.down_proj"
 INT4 = {"group_size": 32}

