@@ -1,1 +1,1 @@
-"""Bindings of a library that several rooms share: one file per library, and none imports another."""
+"""Library bindings that several rooms share: one file per library; none imports another."""

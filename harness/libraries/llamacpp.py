@@ -1,7 +1,7 @@
 """llama.cpp through llama-cpp-python's bindings of its C interface: token ids in, logits out.
 
-The key-value cache is in float16 unless another is asked for, and attention as llama.cpp chooses it, as its own
-programs run a model; weights are read into memory rather than mapped, so that what they take is the process's own.
+By default the KV cache is float16 and llama.cpp chooses the attention implementation, as in its own programs.
+Weights are read into memory rather than mapped, so that they count as the process's own memory.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 PACKAGE = "llama-cpp-python"
 BATCH_TOKENS = 512
-"""Tokens that one call computes, unless told otherwise; llama.cpp's own physical batch."""
+"""Tokens computed per call by default; llama.cpp's own physical batch size."""
 FLASH_ATTENTION: Mapping[str, str] = {"auto": "AUTO", "enabled": "ENABLED", "disabled": "DISABLED"}
-"""llama.cpp's names of when to use flash attention, by what a recipe calls them."""
+"""llama.cpp's names for when to use flash attention, by the recipe's names."""
 CELLS = 256
-"""The cache's length is a multiple of this, as llama.cpp pads it."""
+"""llama.cpp pads the cache's length to a multiple of this."""
 WORST_LINES = 3
 CACHES: Mapping[KvCache, str] = {"model": "F16", "int8": "Q8_0", "int4": "Q4_0"}
-"""llama.cpp's types of keys and values, by what a recipe calls them."""
+"""llama.cpp's types of keys and values, by the recipe's names."""
 _ERROR, _CONTINUED = 4, 5
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of one sequence from a position on, and whether the logits of all of them are wanted or of the last."""
+    """Tokens of one sequence, starting at a position, and whether to return logits for all of them or only the last."""
 
     sequence: int
     start: int
@@ -47,7 +47,7 @@ class Piece:
 
 @cache
 def lines() -> list[tuple[int, str]]:
-    """What llama.cpp says from now on, as (level, text); errors alone are printed."""
+    """Collects llama.cpp's log from now on, as (level, text); only errors are printed."""
     import llama_cpp  # type: ignore[import-not-found]
 
     said: list[tuple[int, str]] = []
@@ -66,17 +66,17 @@ def lines() -> list[tuple[int, str]]:
 
 
 _KEPT: list[object] = []
-"""What the library calls back must not be collected."""
+"""References that keep the library's callbacks from being garbage-collected."""
 
 
 def complaints(since: int) -> str:
-    """The last errors that llama.cpp told since then, in one line."""
+    """The last errors that llama.cpp logged since then, in one line."""
     told = [text.strip() for level, text in lines()[since:] if level == _ERROR]
     return "; ".join(told[-WORST_LINES:]) or "llama.cpp does not say why"
 
 
 class Runtime:
-    """A GGUF model that runs. One context at a time: as many sequences and tokens as were last asked for."""
+    """A loaded GGUF model. It has one context at a time, sized for the sequences and tokens last requested."""
 
     def __init__(
         self,
@@ -87,9 +87,9 @@ class Runtime:
         batch_tokens: int = BATCH_TOKENS,
         flash_attention: str = "auto",
     ) -> None:
-        """``batch_tokens`` are computed by one call; ``flash_attention`` is a key of FLASH_ATTENTION.
+        """Each call computes ``batch_tokens`` tokens; ``flash_attention`` is a key of FLASH_ATTENTION.
 
-        Raises UnsupportedError, with what llama.cpp says, for a file that it does not load.
+        Raises UnsupportedError, with llama.cpp's message, if it cannot load the file.
         """
         import llama_cpp
 
@@ -119,7 +119,7 @@ class Runtime:
         self.most_rows = int(llama_cpp.llama_max_parallel_sequences())
 
     def close(self) -> None:
-        """Frees the model and its context; nothing may be asked of it afterwards."""
+        """Frees the model and its context; the object cannot be used afterwards."""
         self._drop()
         if self._model:
             self._api.llama_model_free(self._model)
@@ -131,9 +131,9 @@ class Runtime:
             self._context = None
 
     def room(self, rows: int, length: int, exact: bool = False) -> None:
-        """Empties the cache, and makes one for so many sequences of so many tokens unless that at hand will do.
+        """Empties the cache; makes a new one if it cannot hold ``rows`` sequences of ``length`` tokens.
 
-        ``exact`` makes one of just that size. Raises UnsupportedError for more sequences than llama.cpp keeps.
+        ``exact`` makes one of exactly that size. Raises UnsupportedError for more sequences than llama.cpp supports.
         """
         length = -(-length // CELLS) * CELLS
         fits = (rows, length) == (self._rows, self._length) if exact else rows <= self._rows and length <= self._length
@@ -159,7 +159,7 @@ class Runtime:
 
     @contextmanager
     def own_cache(self) -> Iterator[None]:
-        """Keys and values are kept in float16 meanwhile, whatever was asked for."""
+        """Keeps keys and values in float16 within this context, whatever the configured cache type."""
         kept, own = self._cache_type, _ggml_type(CACHES["model"])
         if kept != own:
             self._drop()
@@ -172,11 +172,11 @@ class Runtime:
                 self._drop()
 
     def empty(self) -> None:
-        """Forgets all tokens; their room stays."""
+        """Removes all tokens from the cache; its size stays."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)
 
     def feed(self, pieces: Sequence[Piece]) -> torch.Tensor:
-        """Puts tokens on top of what their sequences hold; the logits wanted, (n, vocabulary) float32, in order."""
+        """Appends tokens to their sequences; returns the requested logits, (n, vocabulary) float32, in order."""
         import torch
 
         tokens = np.concatenate([np.asarray(piece.tokens, dtype=np.int32) for piece in pieces])
@@ -221,7 +221,7 @@ class Runtime:
             raise HarnessError(f"llama_decode ended with {code}: {complaints(since)}")
 
     def logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Of rows of tokens (batch, length), all computed together: (batch, length, vocabulary) float32."""
+        """Logits of rows of tokens (batch, length), all computed together: (batch, length, vocabulary) float32."""
         import torch
 
         groups = [self._group(rows) for rows in torch.split(tokens, self.most_rows)]
@@ -239,7 +239,7 @@ class Runtime:
 
 
 def _ggml_type(name: str) -> int:
-    """ggml's number of one of its types."""
+    """ggml's number for a type, by name."""
     from gguf import GGMLQuantizationType
 
     return int(GGMLQuantizationType[name])
@@ -254,10 +254,10 @@ def quantize(
     overrides: Iterable[tuple[str, str]],
     imatrix: Mapping[str, np.ndarray[Any, Any]] | None,
 ) -> None:
-    """Lets llama.cpp quantize a GGUF of a float type. Raises UnsupportedError, with what it says, where it does not.
+    """Quantizes a float GGUF with llama.cpp. Raises UnsupportedError, with llama.cpp's message, if it fails.
 
-    ``plain`` is the type of embeddings and head, None for llama.cpp's own choice; ``overrides`` are types of tensors
-    by a regular expression of their names, and ``imatrix`` maps tensors' names to the mean squares of their inputs
+    ``plain`` is the type of embeddings and head, or None for llama.cpp's own choice; ``overrides`` maps regular
+    expressions of tensor names to types; ``imatrix`` maps tensor names to the mean squares of their inputs
     (float32, one per column), or is None.
     """
     import llama_cpp

@@ -1,4 +1,4 @@
 """Quantization methods: one folder per library that does the work; none imports another.
 
-A module imports its library inside functions, for planning imports every method.
+Planning imports every method, so a module imports its library inside functions.
 """

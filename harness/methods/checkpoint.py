@@ -10,12 +10,12 @@ from harness.core.method import Method, MethodParams
 
 
 class CheckpointParams(MethodParams):
-    """``id`` is a folder (a relative path starts at the file it is written in), or a hub id.
+    """``id`` is a folder (a relative path starts at the file it is written in) or a hub id.
 
     A hub id needs ``revision``, a commit.
 
-    ``trust_remote_code`` runs code that comes with this checkpoint; what the recipe says of the model's own does not
-    count here.
+    ``trust_remote_code`` runs code that comes with this checkpoint, independently of the same setting of the recipe's
+    model.
     """
 
     id: Annotated[str, Field(min_length=1)]

@@ -8,7 +8,7 @@ from harness.core.method import Method, MethodParams
 
 
 class NoneParams(MethodParams):
-    """``dtype`` the model runs in; ``model`` is what the recipe's model entry says."""
+    """``dtype`` the model runs in; ``model`` uses that of the recipe's model entry."""
 
     dtype: Literal["model", "float32", "float16", "bfloat16"] = "model"
 

@@ -1,8 +1,8 @@
-"""AutoAWQ's AWQ (Lin et al., arXiv:2306.00978): 4-bit weights per group, their columns scaled by the inputs' size.
+"""AutoAWQ's AWQ (Lin et al., arXiv:2306.00978): 4-bit groups, columns scaled by their inputs' magnitude.
 
-The original library for it, no longer maintained: it needs transformers 4, so it quantizes in an environment of its
-own, from a view of the checkpoint that transformers 4 reads rightly (harness/models/legacy.py). What it writes,
-the GEMM format, transformers 5 loads with GPT-QModel's kernels.
+This is the original AWQ library and is no longer maintained. It needs transformers 4, so it quantizes in its own
+environment, from a view of the checkpoint that transformers 4 reads correctly (harness/models/legacy.py).
+transformers 5 loads its GEMM-format checkpoints with GPT-QModel's kernels.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ from harness.models.loading import load_transformers
 
 BITS = 4
 CLIP_ROWS = 64
-"""The library's search for clipping ranges takes rows in blocks of this many, and refuses a rest."""
+"""The library searches clipping ranges in blocks of this many rows and rejects a remainder."""
 MODEL_TYPES = frozenset(
     {
         *("bloom", "cohere", "falcon", "gemma", "gemma2", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mistral"),
         *("mixtral", "mpt", "opt", "phi3", "qwen2", "qwen3", "qwen3_moe", "stablelm", "starcoder2"),
     }
 )
-"""Those of the library that transformers 4.51 has too and that take text alone."""
+"""The library's model types that transformers 4.51 also supports and that take only text."""
 
 
 class AutoAwqParams(MethodParams):
     """``group_size`` is the number of input columns that share a scale and a zero point.
 
-    ``clip`` searches a narrower range for every group (all but query and key projections), and ``duo_scaling``
-    has the weights' size take part in the columns' scales, not the inputs' size alone: both as in the library.
+    ``clip`` searches a narrower range for every group (except in query and key projections). ``duo_scaling`` computes
+    the columns' scales from the magnitudes of both weights and inputs, not of inputs alone. Both work as in
+    the library.
     """
 
     group_size: Annotated[int, Field(gt=0)] = 128
@@ -71,9 +72,9 @@ def quantize(job: QuantizeJob[AutoAwqParams]) -> Any:
 
 
 def _rows(job: QuantizeJob[AutoAwqParams]) -> tuple[list[list[int]], int]:
-    """The calibration rows and their length, in blocks of which the library cuts all of them joined.
+    """The calibration rows and their length. The library joins all rows and cuts the result into blocks of that length.
 
-    Raises UnsupportedError where rows are padded: the library takes no mask, and would join and cut them anew.
+    Raises UnsupportedError if rows are padded: the library takes no mask, and would join and cut them differently.
     """
     texts = job.calibration_set
     if set(texts.lengths) != {texts.length}:
@@ -82,9 +83,9 @@ def _rows(job: QuantizeJob[AutoAwqParams]) -> tuple[list[list[int]], int]:
 
 
 def _quantizer(untouched: frozenset[str]) -> type:
-    """The library's quantizer, for exact names of modules and for matrices of any number of rows.
+    """The library's quantizer, extended to match exact module names and accept matrices with any number of rows.
 
-    The library's own list of modules to leave out holds parts of names within a layer, not names.
+    The library's own list of excluded modules holds parts of names within a layer, not full names.
     """
     import torch
     from awq.quantize.quantizer import AwqQuantizer
@@ -102,7 +103,7 @@ def _quantizer(untouched: frozenset[str]) -> type:
             return super()._search_best_clip(layer, self._wanted(layer, named_linears), input_feat)
 
         def _compute_best_clip(self, w: torch.Tensor, input_feat: torch.Tensor) -> Any:
-            added = -len(w) % CLIP_ROWS  # every row has ranges of its own, so more rows change nothing
+            added = -len(w) % CLIP_ROWS  # each row has its own ranges, so extra rows change nothing
             padded = torch.cat([w, w.new_zeros(added, w.shape[1])]) if added else w
             return super()._compute_best_clip(padded, input_feat)[: len(w)]
 
@@ -110,10 +111,10 @@ def _quantizer(untouched: frozenset[str]) -> type:
 
 
 def read(request: LoadRequest) -> Any:
-    """The checkpoint with GPT-QModel's kernels, on a CPU with those that multiply in float16 as AutoAWQ does.
+    """Loads the checkpoint with GPT-QModel's kernels; on a CPU, with those that multiply in float16 as AutoAWQ does.
 
-    The ones that GPT-QModel prefers on a CPU round scales and inputs to bfloat16 (seen: 0.75% of the largest logit),
-    so they are left to bfloat16.
+    GPT-QModel's preferred CPU kernels round scales and inputs to bfloat16 (observed error: 0.75% of the largest logit),
+    so they are used only for bfloat16.
     """
     if request.device != "cpu" or request.dtype == "bfloat16":
         return load_transformers(request)

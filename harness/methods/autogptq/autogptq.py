@@ -1,8 +1,8 @@
-"""AutoGPTQ's GPTQ (Frantar et al., arXiv:2210.17323): weights rounded one column at a time, the rest made up for it.
+"""AutoGPTQ's GPTQ (Frantar et al., arXiv:2210.17323): rounds one column at a time and lets the rest compensate.
 
-The library that made the format common, no longer maintained: it needs transformers 4 and CUDA, so it quantizes in
-an environment of its own, from a view of the checkpoint that transformers 4 reads rightly (harness/models/legacy.py).
-What it writes, transformers 5 loads through optimum with GPT-QModel's kernels.
+This library made the format common and is no longer maintained. It needs transformers 4 and CUDA, so it quantizes in
+its own environment, from a view of the checkpoint that transformers 4 reads correctly (harness/models/legacy.py).
+transformers 5 loads its checkpoints through optimum with GPT-QModel's kernels.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     import torch
 
 WORD = 32
-"""Bits that codes are packed into: along the inputs for the weights, along the outputs for the zero points."""
+"""Bits of a packed word: codes are packed along the inputs for weights, along the outputs for zero points."""
 MODEL_TYPES = frozenset(
     {"bloom", "codegen", "falcon", "gemma", "gpt_bigcode", "gpt_neox", "gptj", "llama", "mistral", "opt", "qwen2"}
 )
-"""Those of the library that transformers 4.51 has too, whose matrices are torch.nn.Linear, and that have no experts."""
+"""The library's model types that transformers 4.51 also supports, built from torch.nn.Linear and without experts."""
 
 
 class AutoGptqParams(MethodParams):
     """``group_size`` is the number of input columns that share a scale, or ``channel``; scales are symmetric.
 
-    ``desc_act`` takes the columns in the order of their inputs' size, the largest first. ``damp`` is the part of
-    the Hessian's mean diagonal that is added to its diagonal.
+    ``desc_act`` processes columns by decreasing magnitude of their inputs. ``damp`` is the fraction of the Hessian's
+    mean diagonal that is added to its diagonal.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -52,11 +52,11 @@ def quantize(job: QuantizeJob[AutoGptqParams]) -> Any:
             damp_percent=params.damp,
             desc_act=params.desc_act,
             sym=True,
-            model_file_base_name="model",  # or transformers would not find the weights
+            model_file_base_name="model",  # otherwise transformers would not find the weights
         ),
         torch_dtype=getattr(torch, job.dtype),
     )
-    model = wrapper.model.to(job.device)  # or rotary embeddings would stay on the CPU
+    model = wrapper.model.to(job.device)  # otherwise rotary embeddings would stay on the CPU
     kept = {module for name, module in model.named_modules() if name in job.untouched}
     find = _base.find_layers
     _base.find_layers = lambda layer: {name: part for name, part in find(layer).items() if part not in kept}
@@ -70,16 +70,16 @@ def quantize(job: QuantizeJob[AutoGptqParams]) -> Any:
 
 
 def _examples(job: QuantizeJob[AutoGptqParams]) -> list[dict[str, list[int]]]:
-    """Every calibration row without its padding: the library's Hessians would count it, whatever the mask says."""
+    """Every calibration row without its padding: the library's Hessians would count padding despite the mask."""
     texts = job.calibration_set
     rows = [list(row[:length]) for row, length in zip(texts.tokens, texts.lengths, strict=True) if length]
     return [{"input_ids": row, "attention_mask": [1] * len(row)} for row in rows]
 
 
 def _unpack(job: QuantizeJob[AutoGptqParams], model: Any) -> None:
-    """Puts dense layers in the place of the packed ones, and names those in the checkpoint's config.
+    """Replaces the packed layers by dense ones and lists those in the checkpoint's config.
 
-    The packed layers run on kernels of many kinds, some only after a set-up of their own; what they hold is the same.
+    The packed layers run on many kinds of kernels, some of which need their own set-up; the weights are the same.
     """
     import torch
 
@@ -98,14 +98,16 @@ def _unpack(job: QuantizeJob[AutoGptqParams], model: Any) -> None:
 def dense(packed: Any, bits: int) -> torch.Tensor:
     """The matrix (outputs, inputs) of a layer with GPTQ's packed ``qweight``, ``qzeros``, ``scales`` and ``g_idx``."""
     codes = _fields(packed.qweight.t(), bits).t()  # (inputs, outputs)
-    zeros = (_fields(packed.qzeros, bits) + 1) & (2**bits - 1)  # (groups, outputs): the format stores one less
+    zeros = (_fields(packed.qzeros, bits) + 1) & (
+        2**bits - 1
+    )  # (groups, outputs): the format stores the zero point minus one
     group = packed.g_idx.long()
     matrix: torch.Tensor = (codes - zeros[group]) * packed.scales[group]
     return matrix.t().contiguous()
 
 
 def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """The unsigned ``bits``-wide numbers in rows of int32 words, the lowest bits first; int32."""
+    """The unsigned ``bits``-wide numbers in rows of int32 words, lowest bits first; int32."""
     import torch
 
     places = torch.arange(WORD, device=words.device, dtype=torch.int32)
@@ -114,7 +116,7 @@ def _fields(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _bits(params: AutoGptqParams, plain_bits: float, width: int) -> float:
-    """Codes; a scale (read as float16, whatever the file holds) and a zero point a group."""
+    """A code, and its share of the group's scale (read as float16, whatever the file holds) and zero point."""
     group = width if params.group_size == "channel" else params.group_size
     return params.bits + (16 + params.bits) / group
 

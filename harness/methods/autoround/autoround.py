@@ -1,7 +1,7 @@
 """auto-round's SignRound: rounding and clipping learned block by block (Cheng et al., arXiv:2309.05516).
 
-Signed gradient descent moves every weight by at most half a step of its grid and the ends of every group's range, so
-that a block's output on the calibration text stays what it was. Rounding and clipping are then fixed and packed.
+Signed gradient descent adjusts each weight's rounding by at most half a grid step, and the limits of each group's
+range, to preserve the block's output on the calibration text. Rounding and clipping are then fixed and packed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SCALE_BITS = 16
 class AutoRoundParams(MethodParams):
     """``group_size`` is the number of input columns that share a scale, or ``channel``: one scale per output channel.
 
-    ``symmetric``: the zero point is the middle of the grid, and is still stored. ``iterations`` are the
-    optimizer's steps per block.
+    ``symmetric`` fixes the zero point at the middle of the grid; it is still stored. ``iterations`` is the number of
+    optimizer steps per block.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -32,7 +32,7 @@ class AutoRoundParams(MethodParams):
 
 
 def quantize(job: QuantizeJob[AutoRoundParams]) -> Any:
-    """Raises ValueError for an override of the iterations, which all layers of a block share."""
+    """Raises ValueError if an override changes the iterations, which all layers of a block share."""
     from auto_round.algorithms.quantization.sign_round.config import SignRoundConfig
 
     layers = {}
@@ -55,7 +55,7 @@ def _scheme(params: AutoRoundParams) -> dict[str, int | bool]:
 
 
 def _as_stored(model: Any, dtype: str) -> Any:
-    """The model with quantized matrices as its layers multiply codes with scales: in float16, then in ``dtype``."""
+    """Rounds quantized matrices as their layers compute them, code times scale: to float16, then to ``dtype``."""
     import torch
 
     for module in model.modules():

@@ -1,7 +1,7 @@
-"""auto-round: one way to drive it with ready token ids, to save what it made, and to read it back.
+"""Drives auto-round: quantizes with prepared token ids, saves the result and loads it.
 
-The library normally takes the name of a data set, drops rows that are too short and looks for padding by itself; here
-it gets rows of ids with their masks, and ``seqlen`` is their length, so that it uses every one.
+By default the library takes the name of a data set, drops short rows and detects padding itself. Here it gets rows of
+ids with their masks, and ``seqlen`` is their length, so that it uses every row.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from harness.models.loading import device_map
 PACKAGES = ("auto-round",)
 EXTRA = "autoround"
 ROWS = 8
-"""Rows of calibration text that go through the model together, and into one step of its optimizer: its own default."""
+"""Calibration rows per forward pass and per optimizer step: the library's default."""
 WORD = 32
-"""Layers of another width than a multiple of this one are left unquantized by the library, silently."""
+"""The library silently leaves layers unquantized whose width is not a multiple of this."""
 PLAIN: Mapping[str, int | str] = {"bits": 16, "data_type": "float", "act_bits": 16}
-"""How the library's configuration of a layer says that it is to stay as it is."""
+"""The library's layer configuration that leaves a layer unquantized."""
 
 
 def enable() -> None:
-    """Imports what reads the checkpoints and lets its PyTorch layers run in float32.
+    """Imports the checkpoint loader and lets its PyTorch layers run in float32.
 
-    They multiply in the dtype of their input, whichever it is; but the library's table of kernels leaves float32
-    out, and it would turn the whole model, embeddings included, into float16 after loading.
+    They multiply in their input's dtype, whatever it is; but the library's kernel table omits float32, so it would
+    convert the whole model, embeddings included, to float16 after loading.
     """
     from auto_round.inference.backend import BackendInfos
 
@@ -37,10 +37,10 @@ def enable() -> None:
 
 
 def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[str, Mapping[str, Any]]) -> Any:
-    """An AutoRound of the job's model and calibration set; ``layers`` have another configuration than the rest.
+    """An AutoRound for the job's model and calibration set; ``layers`` maps layer names to their own configurations.
 
-    It works in float32 whatever the job's dtype is (``amp=False``): in bfloat16, which it prefers, the model that it
-    leaves in memory is rounded once more than the checkpoint.
+    It works in float32 whatever the job's dtype (``amp=False``): in bfloat16, its default, the model that it leaves in
+    memory is rounded once more than the checkpoint.
     """
     import torch
     from auto_round import AutoRound
@@ -51,7 +51,7 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
         job.load(),
         scheme=scheme,
         alg_configs=algorithm,
-        # Demanded of a model in memory, but then used for guessing what is padding, and that by ids alone.
+        # The library requires a tokenizer for a model in memory, but uses it only to detect padding, by ids alone.
         tokenizer=AutoTokenizer.from_pretrained(job.source, trust_remote_code=job.trust_remote_code),
         dataset=[
             {"input_ids": torch.tensor([row]), "attention_mask": torch.tensor([mask])}
@@ -63,26 +63,26 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
         device_map=device_map(job.device),
         seed=job.seed,
         layer_config={**{name: dict(PLAIN) for name in job.untouched}, **{n: dict(own) for n, own in layers.items()}},
-        low_cpu_mem_usage=False,  # it would write to a folder of its own in the current one
+        low_cpu_mem_usage=False,  # otherwise it would write to its own folder in the current one
         amp=False,
     )
-    # Without one, only what repeats at the end of a row counts as padding, whatever its id.
+    # Without a tokenizer, only a repeated token at the end of a row counts as padding, whatever its id.
     rounding.model_context.tokenizer = None
     return rounding
 
 
 def save(rounding: Any, job: QuantizeJob[Any]) -> None:
-    """Packs the quantized model in place and writes it in auto-round's own format; the rest has the job's dtype."""
+    """Packs the quantized model in place and writes it in auto-round's format; other weights get the job's dtype."""
     import torch
 
     for module in rounding.model_context.model.modules():
-        if not hasattr(module, "scale"):  # else it is a matrix to pack, which wants all of its digits
+        if not hasattr(module, "scale"):  # a layer with a scale will be packed and needs full precision
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(getattr(torch, job.dtype))
     rounding.formats = rounding.compress_context.formats = rounding._resolve_format_string("auto_round")
     for chosen in rounding.formats:
         if type(chosen.backend).__name__ == "AutoAWQFormat":
-            # 4 bits with zero points go to AWQ's layout, whose packing fails in 0.15.1 (WQLinear_GEMM takes no
-            # weight_dtype); auto-round's own layout, which other widths with zero points get, holds them as well.
+            # 4 bits with zero points would use AWQ's layout, whose packing fails in 0.15.1 (WQLinear_GEMM takes no
+            # weight_dtype); auto-round's own layout, used for other widths with zero points, works too.
             chosen.backend = None
     rounding.save_quantized(str(job.out), inplace=True)

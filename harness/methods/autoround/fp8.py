@@ -1,10 +1,10 @@
 """auto-round's static float8 (E4M3; Micikevicius et al., arXiv:2209.05433): weights per channel, activations per layer.
 
-A checkpoint of it does not compute what the library has in memory. The model in memory ignores the calibrated range of
-an activation and takes that of each batch instead (``WrapperWALayer`` names the range ``act_max``, where the function
-of the data type wants ``tensor_max``), the reloaded one uses the calibrated range; and its layers hold codes and scales
-in bfloat16 and multiply them there. With all of that undone, memory and reload agree to the last bit (tried with
-0.15.1); as it is, a reload check finds a difference of several percent, as it should.
+The reloaded checkpoint does not compute what the library's model in memory computes. The model in memory ignores the
+calibrated activation range and uses each batch's range instead (``WrapperWALayer`` passes the range as ``act_max``,
+but the data type's function expects ``tensor_max``); the reloaded one uses the calibrated range. In addition, reloaded
+layers hold codes and scales in bfloat16 and multiply them there. With both undone, memory and reload agree bit for bit
+(tested with 0.15.1); without that, a reload check correctly finds a difference of several percent.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def quantize(job: QuantizeJob[AutoRoundFp8Params]) -> Any:
 
 
 def _beside(params: AutoRoundFp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """The scale of the inputs. In memory codes and scales are bfloat16: a byte a code more, and other scales."""
+    """The scale of the inputs. In memory, codes and scales are bfloat16: one more byte per code, 2 per scale."""
     outputs, inputs = shape
     return Beside(memory=outputs * inputs - outputs * (plain_bits - 16) / 8 + 2, disk=4.0)
 

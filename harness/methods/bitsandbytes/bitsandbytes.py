@@ -1,9 +1,9 @@
 """bitsandbytes: LLM.int8() (Dettmers et al., arXiv:2208.07339), and NF4 (arXiv:2305.14314) and FP4 in blocks of 64.
 
-In 4 bits, block scales (absmax) are float32; double quantization stores them in 8 bits with float32 scales of 256
-blocks, as in section 3 of the NF4 paper. In 8 bits, weights and activations are int8 per row, and columns with an
-activation above ``threshold`` stay in float16. Which columns those are depends on the batch, so it is run in a fixed
-layout.
+In 4 bits, block scales (absmax) are float32; double quantization stores them in 8 bits, with one float32 scale per
+256 blocks, as in section 3 of the NF4 paper. In 8 bits, weights and activations are int8 per row, and columns with an
+activation above ``threshold`` stay in float16. The set of those columns depends on the batch, so the batch layout is
+fixed.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from pydantic import Field
 from harness.core.method import Beside, Method, MethodParams, Setting
 
 BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a scale, and scales that share one where they are quantized too."""
+"""Weights that share a scale, and scales that share a second-level scale under double quantization."""
 CODE, NESTED_CODE = 16, 256
-"""Values of a code for weights, and of one for scales."""
+"""Entries of the code table for weights, and of the one for scales."""
 
 
 def four_bits_per_weight(double_quant: bool) -> float:
-    """Of a 4-bit format: a code and its share of a scale, in float32, or in 8 bits under a float32 one."""
+    """Bits of a 4-bit format: a code and its share of a scale, which is float32, or 8 bits under a float32 scale."""
     return 4 + (8 + 32 / NESTED_BLOCK if double_quant else 32.0) / BLOCK
 
 
 def tables(double_quant: bool, shape: tuple[int, int]) -> float:
-    """Bytes beside that, of a matrix (outputs, inputs) in 4 bits.
+    """Additional bytes of a 4-bit matrix (outputs, inputs).
 
-    They are the float32 codes, the offset of scales, and what fills unfinished blocks.
+    They are the float32 code tables, the offset of the scales, and the padding of incomplete blocks.
     """
     weights = math.prod(shape)
     blocks = math.ceil(weights / BLOCK)
@@ -44,7 +44,7 @@ def enable() -> None:
 
 
 class Bnb4Params(MethodParams):
-    """``compute_dtype`` is what weights are unpacked to for a product; ``model`` is the model's own."""
+    """``compute_dtype`` is the dtype that weights are unpacked to for a product; ``model`` is the model's own."""
 
     double_quant: bool = False
     compute_dtype: Literal["model", "float32", "float16", "bfloat16"] = "model"
@@ -92,7 +92,7 @@ FP4 = Method(
 
 
 class BnbInt8Params(MethodParams):
-    """``threshold`` of an outlier activation; 0 keeps no outlier column."""
+    """``threshold`` above which an activation is an outlier; 0 keeps no outlier column."""
 
     threshold: Annotated[float, Field(ge=0)] = 6.0
 

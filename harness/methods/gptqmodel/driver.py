@@ -1,8 +1,8 @@
-"""Driving gptqmodel (github.com/ModelCloud/GPTQModel): quantizing, saving, and running what it has in memory.
+"""Drives gptqmodel (github.com/ModelCloud/GPTQModel): quantizes, saves, and runs the model that it leaves in memory.
 
-What gptqmodel leaves in memory cannot be run as it is. ``quantize`` packs zero points as the GPTQ v1 format stores
-them, one too low, into layers that expect them as they are: seen, a KL of 2 where the same weights reloaded give 0.01.
-``as_loaded`` puts that right with gptqmodel's own converter, from what is in memory and not from the file.
+That model cannot run as it is. ``quantize`` packs zero points as the GPTQ v1 format stores them, one too low, into
+layers that expect the true values. Observed: a KL of 2, against 0.01 for the same weights reloaded.
+``as_loaded`` corrects this with gptqmodel's own converter, from the model in memory, not from the file.
 """
 
 from __future__ import annotations
@@ -21,39 +21,40 @@ from harness.errors import UnsupportedError
 from harness.models.loading import device_map, load_transformers
 
 LEAST_ROW = 10
-"""gptqmodel drops rows of calibration text of so few tokens, whatever ``calibration_data_min_length`` says."""
+"""gptqmodel drops calibration rows of this many tokens or fewer, whatever ``calibration_data_min_length`` says."""
 KERNEL_TOLERANCE = 0.03
 """Largest error of a kernel that rounds to bfloat16, relative to the largest output."""
 
 
 def enable() -> None:
-    """Imports the library. Its pool of threads wants two workers and asks the machine's cores how many there are."""
+    """Imports the library. Its thread pool needs two workers and sizes itself by the machine's cores."""
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     import gptqmodel  # noqa: F401
 
 
 def beside_gptq(bits: int, shape: tuple[int, int]) -> Beside:
-    """The int32 number of each column's group, and the int32 shifts with which codes are taken from their words.
+    """The int32 group index of each column, and the int32 shifts that extract codes from their words.
 
-    3 bits go 32 to three words, taken apart in 3 · 12 steps. A kernel that repacks the words may keep neither.
+    In 3 bits, 32 codes fill three words, extracted with 3 · 12 shifts. A kernel that repacks the words may keep
+    neither.
     """
     indices = 4 * shape[1]
     return Beside(memory=indices + 4 * (36 if bits == 3 else 32 // bits), disk=indices)
 
 
 def pattern(name: str) -> str:
-    """A regular expression that matches one module's name and no other."""
+    """A regular expression that matches exactly one module's name."""
     return "^" + name.replace(".", r"\.") + "$"
 
 
 def dynamic(job: QuantizeJob[Any], overrides: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """gptqmodel's ``dynamic``: the modules that it leaves alone, and those with settings of their own."""
+    """gptqmodel's ``dynamic`` setting: the modules to leave unquantized, and those with settings of their own."""
     skipped: dict[str, Any] = {f"-:{pattern(name)}": {} for name in job.untouched}
     return skipped | {f"+:{pattern(name)}": dict(values) for name, values in (overrides or {}).items()}
 
 
 def calibration(job: QuantizeJob[Any]) -> list[dict[str, list[int]]]:
-    """The rows as gptqmodel takes them. Raises UnsupportedError where it would silently drop or cut them."""
+    """The rows as gptqmodel takes them. Raises UnsupportedError if it would silently drop or cut them."""
     rows = job.calibration_set
     if rows.length <= LEAST_ROW:
         raise UnsupportedError(f"gptqmodel drops calibration rows of {LEAST_ROW} tokens or fewer; set a longer length")
@@ -65,9 +66,9 @@ def calibration(job: QuantizeJob[Any]) -> list[dict[str, list[int]]]:
 
 
 def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arguments: Any) -> Any:
-    """Quantizes the source as ``config`` says and saves it to ``job.out``; returns gptqmodel's model.
+    """Quantizes the source with ``config`` and saves it to ``job.out``; returns gptqmodel's model.
 
-    gptqmodel ends the whole process, with the error on stderr, where one of its threads fails.
+    If one of its threads fails, gptqmodel ends the whole process, with the error on stderr.
     """
     import torch
     from gptqmodel import GPTQModel
@@ -84,9 +85,9 @@ def quantize(job: QuantizeJob[Any], config: Any, dtype: str | None = None, **arg
 def as_loaded(model: Any, device: str, dtype: str) -> Any:
     """The transformers model inside ``model``, every layer on the kernel that a reload picks for its settings.
 
-    Its plain weights are in ``dtype``, as a reload has them.
-    The kernels for CPUs round activations to bfloat16, which alone is more than a reload may differ. A kernel that
-    does not compute what the codes say (see ``_agrees``) is not followed: a reload's fault then shows.
+    Its plain weights have ``dtype``, as after a reload.
+    The CPU kernels round activations to bfloat16, which alone exceeds the reload tolerance. A kernel that does not
+    compute what the codes mean (see ``_agrees``) is not used here, so that the reload check finds the fault.
     """
     import torch
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
@@ -133,19 +134,19 @@ def _runnable(module: Any, device: Any) -> Any:
 
 
 def _backend(method: str, bits: int, group_size: int, device: str) -> str:
-    """gptqmodel's own choice of a kernel, but where that is known to fail.
+    """gptqmodel's own choice of kernel, except where that is known to fail.
 
-    For 4 bits and one scale per channel on a CPU it chooses ``TorchFusedLinear``, which torch refuses ("expect
-    qGroupSize to be 32, 64, 128 or 256") or which, at such a width, takes every zero point for the middle one.
+    For 4 bits and one scale per channel on a CPU it chooses ``TorchFusedLinear``, which torch rejects ("expect
+    qGroupSize to be 32, 64, 128 or 256") or which, at such a width, treats every zero point as the middle one.
     """
     return "gptq_torch" if (method, bits, group_size, device) == ("gptq", 4, -1, "cpu") else "auto"
 
 
 def _agrees(kernel: Any, reference: Any, device: Any) -> bool:
-    """Whether a layer gives what its codes, dequantized, give on noise, but for rounding."""
+    """Whether a layer's outputs on noise match those of its dequantized codes, up to rounding."""
     import torch
 
-    # a generator of its own: the harness's seed must not depend on the kernels of a machine
+    # a separate generator: the harness's seed must not depend on which kernels a machine has
     noise = torch.randn(4, reference.in_features, generator=torch.Generator().manual_seed(0)).to(device)
     noise = noise.to(torch.float16) if noise.device.type == "cuda" else noise
     with torch.inference_mode():
@@ -168,7 +169,7 @@ def quantization_config(folder: Path) -> dict[str, Any]:
 
 
 def read_own(request: LoadRequest) -> Any:
-    """Loads by gptqmodel's own loader."""
+    """Loads with gptqmodel's own loader."""
     import torch
     from gptqmodel import GPTQModel
 
@@ -185,7 +186,7 @@ def read_own(request: LoadRequest) -> Any:
 
 
 def read_gptq(request: LoadRequest) -> Any:
-    """Loads by transformers, which hands GPTQ checkpoints to optimum, and this to gptqmodel's layers."""
+    """Loads with transformers, which passes GPTQ checkpoints to optimum, which uses gptqmodel's layers."""
     from transformers import GPTQConfig
 
     saved = quantization_config(request.path)
@@ -197,9 +198,9 @@ def read_gptq(request: LoadRequest) -> Any:
 
 @contextmanager
 def mixed_layers(overrides: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[None]:
-    """While it lasts, optimum gives the named modules layers of their own settings.
+    """Makes optimum give the named modules layers with their own settings within this context.
 
-    optimum ignores gptqmodel's ``dynamic`` and builds every layer with the same bits, which then do not fit the file.
+    optimum ignores gptqmodel's ``dynamic`` and builds every layer with the same bits, which then do not match the file.
     """
     from optimum.gptq import GPTQQuantizer
 
@@ -237,7 +238,7 @@ def mixed_layers(overrides: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator
 
 @contextmanager
 def _scratch() -> Iterator[None]:
-    """While it lasts, gptqmodel writes its logs to a folder that is then removed, not to ``logs`` where it was run."""
+    """Redirects gptqmodel's logs from ``./logs`` to a temporary folder within this context."""
     from gptqmodel.looper import loop_processor
 
     usual = loop_processor._PROJECT_LOG_DIR

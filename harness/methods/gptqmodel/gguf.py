@@ -1,8 +1,8 @@
 """llama.cpp's block formats, rounded to nearest and stored in safetensors by gptqmodel.
 
 The formats are those of ggml (github.com/ggml-org/ggml): blocks of 32 with a float16 scale (q4_0, q8_0), and blocks of
-256 whose scales are quantized too (q4_k, q5_k, q6_k). No calibration. transformers does not know such a checkpoint:
-it leaves the layers at random values and says so in a warning alone, a silent corruption that ``loader`` brings about.
+256 whose scales are quantized too (q4_k, q5_k, q6_k). No calibration. transformers cannot read such a checkpoint: it
+leaves the layers at random values and only warns. ``loader`` can reproduce this silent corruption.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from harness.methods.gptqmodel import driver as gptqmodel
 from harness.models.loading import device_map, load_transformers
 
 BLOCKS = {"q4_0": (32, 18), "q8_0": (32, 34), "q4_k": (256, 144), "q5_k": (256, 176), "q6_k": (256, 210)}
-"""Weights and bytes of a block. A row's last block is filled up."""
+"""Weights and bytes of a block. A row's last block is padded."""
 LOADER = "qharness_loader"
 
 
 class GptqModelGgufParams(MethodParams):
-    """``format`` of the blocks. ``loader`` is who reloads them: ``transformers`` cannot, and does not say so."""
+    """``format`` of the blocks. ``loader`` reloads the checkpoint: ``transformers`` cannot, and fails silently."""
 
     format: Literal["q4_0", "q8_0", "q4_k", "q5_k", "q6_k"] = "q4_k"
     loader: Literal["gptqmodel", "transformers"] = "gptqmodel"
@@ -41,7 +41,7 @@ def quantize(job: QuantizeJob[GptqModelGgufParams]) -> Any:
 
 
 def read(request: LoadRequest) -> Any:
-    """By the loader that the checkpoint was made for."""
+    """Loads with the loader that the checkpoint was made for."""
     if gptqmodel.quantization_config(request.path)[LOADER] == "transformers":
         return load_transformers(request)
     return gptqmodel.read_own(request)

@@ -1,8 +1,8 @@
 """GPTQ (Frantar et al., arXiv:2210.17323), as gptqmodel implements it.
 
-Weights are rounded column by column, and what each rounding did wrong is made up for in the columns to come, weighed by
-the inputs' second moments (the Hessian) on calibration text. The checkpoint is the one that auto-gptq introduced:
-int32 words of codes and zero points, float16 scales, and per input column the int32 number of its group.
+Weights are rounded column by column, and the remaining columns compensate for each rounding error, weighted by the
+inputs' second moments (the Hessian) on calibration text. The checkpoint uses the format that auto-gptq introduced:
+int32 words of codes and zero points, float16 scales, and per input column the int32 index of its group.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from harness.methods.gptqmodel import driver as gptqmodel
 
 
 class GptqParams(MethodParams):
-    """``bits`` of a code. ``group_size`` is the number of input columns that share a scale, ``channel`` all of them.
+    """``bits`` of a code. ``group_size`` is the number of input columns that share a scale; ``channel`` means all of
+    them.
 
-    ``desc_act`` rounds columns in the order of falling activations (act-order), the groups with them; without it
-    gptqmodel orders within the groups ("group aware"). ``damp`` is the share of the Hessian's mean diagonal that is
-    added to it. ``symmetric`` puts the zero point in the middle.
+    ``desc_act`` rounds columns, together with their groups, by decreasing activations (act-order); without it gptqmodel
+    orders columns within groups ("group aware"). ``damp`` is the fraction of the Hessian's mean diagonal that is added
+    to its diagonal. ``symmetric`` fixes the zero point at the middle of the grid.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -32,7 +33,7 @@ class GptqParams(MethodParams):
 
 
 NAMES = {"bits": "bits", "group_size": "group_size", "desc_act": "desc_act", "symmetric": "sym", "damp": "damp_percent"}
-"""What gptqmodel calls the parameters."""
+"""gptqmodel's names for the parameters."""
 
 
 def _settings(values: Any) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def _settings(values: Any) -> dict[str, Any]:
 
 
 def _within_groups(job: QuantizeJob[GptqParams]) -> bool:
-    """Whether gptqmodel may order columns within groups: it refuses to where there are none, and with act-order."""
+    """Whether gptqmodel may order columns within groups: it rejects that without groups and with act-order."""
     sizes = {job.params.group_size, *(values.get("group_size") for values in job.overrides.values())}
     ordered = job.params.desc_act or any(values.get("desc_act") for values in job.overrides.values())
     return "channel" not in sizes and not ordered
@@ -58,13 +59,13 @@ def quantize(job: QuantizeJob[GptqParams]) -> Any:
         offload_to_disk=False,
     )
     model = gptqmodel.quantize(job, config, calibration=rows)
-    # transformers and optimum do not read ``dynamic``: without this they would put empty layers for the plain ones
+    # transformers and optimum do not read ``dynamic``: without this they would replace the plain layers by empty ones
     gptqmodel.amend_config(job.out, modules_in_block_to_quantize=[list(job.scope)])
     return gptqmodel.as_loaded(model, job.device, job.dtype)
 
 
 def read(request: LoadRequest) -> Any:
-    """Through transformers. Modules with settings of their own are told to optimum, which does not look for them."""
+    """Loads with transformers. optimum does not look for modules with their own settings, so they are passed to it."""
     dynamic = gptqmodel.quantization_config(request.path).get("dynamic") or {}
     overrides = [
         (key[len("+:^") : -1].replace(r"\.", "."), {k: v for k, v in values.items() if k != "damp_percent"})

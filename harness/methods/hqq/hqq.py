@@ -1,7 +1,7 @@
 """Half-Quadratic Quantization by its authors' library (Badri and Shaji, "Half-Quadratic Quantization of Large Machine
 Learning Models", Mobius Labs, 2023, https://mobiusml.github.io/hqq_blog/).
 
-No calibration: the zero points of each group minimize a sparse norm of the weights' error, by half-quadratic splitting.
+No calibration: half-quadratic splitting finds zero points that minimize a sparse norm of each group's weight error.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from harness.core.engine import LoadRequest
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 
 WORD_CODES = 10
-"""Codes of 3 bits in a word of 32."""
+"""3-bit codes in a 32-bit word."""
 LAYERS = "hqq.json"
-"""Bits, group size and shape of each quantized layer, beside the weights."""
+"""The file beside the weights with the bits, group size and shape of each quantized layer."""
 STORED = ("W_q", "scale", "zero")
-"""Packed codes, and the scales and zero points of their groups; ``bias`` beside them where there is one."""
+"""Packed codes, and the scales and zero points of their groups; ``bias`` beside them if the layer has one."""
 
 
 class HqqParams(MethodParams):
-    """``bits`` of a weight; ``group_size`` counts the input columns that share a scale and a zero point.
+    """``bits`` of a weight; ``group_size`` is the number of input columns that share a scale and a zero point.
 
-    3 bits are packed ten to a word of 32.
+    In 3 bits, ten codes are packed into a 32-bit word.
     """
 
     bits: Literal[8, 4, 3, 2, 1] = 4
@@ -92,7 +92,7 @@ def _bits(params: HqqParams, plain_bits: float, width: int) -> float:
 
 
 def _beside(params: HqqParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """What fills up the last word of 3-bit codes: as many groups as a word holds codes lie in one row of words."""
+    """The padding of the last 3-bit word: one row of words holds as many groups as a word holds codes."""
     if params.bits != 3:
         return Beside()
     groups = math.prod(shape) // params.group_size
@@ -101,14 +101,14 @@ def _beside(params: HqqParams, plain_bits: float, shape: tuple[int, int]) -> Bes
 
 
 def configuration(bits: int, group_size: int) -> dict[str, Any]:
-    """hqq's own: groups along the input columns, as its authors advise."""
+    """hqq's configuration: groups along the input columns, as its authors recommend."""
     from hqq.core.quantize import BaseQuantizeConfig
 
     return BaseQuantizeConfig(nbits=bits, group_size=group_size, axis=1)  # type: ignore[no-any-return]
 
 
 def restore(stored: dict[str, Any], bits: int, group_size: int, shape: tuple[int, int], dtype: Any, device: str) -> Any:
-    """The HQQLinear of ``shape`` (outputs, inputs) whose tensors those are, on ``device``."""
+    """The HQQLinear of ``shape`` (outputs, inputs) with the stored tensors, on ``device``."""
     import torch
     from hqq.core.quantize import HQQLinear, Quantizer
 

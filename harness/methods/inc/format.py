@@ -1,7 +1,7 @@
-"""What a checkpoint of neural-compressor's layers looks like, and how transformers loads it.
+"""The checkpoint format of neural-compressor's layers, and how transformers loads it.
 
-The library's own ways of saving are pickles, or a folder that says it is GPTQ's, which for 3 bits it is not (ten codes
-to a word) and which has no place for AWQ's factors. Here its layers are saved as they are, by transformers.
+The library itself saves pickles, or a folder that claims GPTQ's format. For 3 bits that claim is false (ten codes per
+word), and the format has no place for AWQ's factors. Here transformers saves the library's layers unchanged.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ QUANT_METHOD = "qharness-inc"
 
 
 class IncConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What a checkpoint's ``quantization_config`` holds. ``layers`` says [bits, group size, scaled] of every layer.
+    """The checkpoint's ``quantization_config``. ``layers`` gives [bits, group size, scaled] of every layer.
 
-    The group size is -1 for one group per output channel; a scaled layer multiplies its input by factors (AWQ).
+    A group size of -1 means one group per output channel; a scaled layer multiplies its input by factors (AWQ).
     """
 
     def __init__(self, layers: dict[str, list[Any]] | None = None, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ class IncQuantizer(HfQuantizer):  # type: ignore[misc]
         for name, linear in decoder_linears(model):
             if name in self.quantization_config.layers:
                 bits, group_size, scaled = self.quantization_config.layers[name]
-                with torch.device("cpu"):  # where the layer puts its own tensors; a model being loaded is on none
+                with torch.device("cpu"):  # for the layer's own tensors; a model being loaded has no device
                     layer = INCWeightOnlyLinear(
                         linear.in_features, linear.out_features, bits=bits, group_size=group_size
                     )
@@ -68,7 +68,7 @@ def describe(model: Any) -> IncConfig:
 
 
 def register() -> None:
-    """Makes transformers know the format; once is enough."""
+    """Registers the format with transformers; calling it once is enough."""
     if QUANT_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(QUANT_METHOD)(IncConfig)
         register_quantizer(QUANT_METHOD)(IncQuantizer)

@@ -1,10 +1,11 @@
 """neural-compressor (INC) for PyTorch: round to nearest, GPTQ (arXiv:2210.17323) and AWQ (arXiv:2306.00978).
 
-AWQ scales columns by how large their inputs are; each layer keeps these factors and multiplies its input by them while
-running, for nothing is folded into other layers.
+AWQ scales columns by the magnitude of their inputs; each layer keeps these factors and multiplies its input by them at
+run time, because nothing is folded into other layers.
 
-Its layer unpacks its codes into a dense float32 matrix in the first forward pass and keeps it beside the codes: the
-checkpoint is small, and what runs is larger and as fast as the unquantized model. It runs in float32 alone, on a CPU.
+In the first forward pass a layer unpacks its codes into a dense float32 matrix and keeps it beside the codes: the
+checkpoint is small, but the running model is larger than the unquantized one and no faster. It runs only in float32 on
+a CPU.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 PACKAGES = ("neural-compressor-pt",)
 EXTRA = "inc"
 WORD = 32
-"""Bits that codes are packed into; 3 bits leave 2 of them unused."""
+"""Bits of a packed word; with 3-bit codes, 2 bits are unused."""
 SCALE_BITS = 16
 BIAS_BYTES = 2
 FACTOR_BYTES = 4
-"""Of each column, of AWQ."""
+"""Bytes of AWQ's factor of a column."""
 DTYPE = "float32"
 
 
 class IncParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale, or is ``channel``: one scale per output channel.
+    """``group_size`` is the number of input columns that share a scale, or ``channel``: one scale per output channel.
 
-    ``symmetric``: no zero point but the middle of the grid, which is stored all the same.
+    ``symmetric`` fixes the zero point at the middle of the grid; it is still stored.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -44,17 +45,17 @@ class IncParams(MethodParams):
 
 
 class IncGptqParams(IncParams):
-    """``group_size`` counts the input columns that share a scale, or is ``channel``: one scale per output channel.
+    """``group_size`` is the number of input columns that share a scale, or ``channel``: one scale per output channel.
 
-    ``symmetric``: no zero point but the middle of the grid, which is stored all the same. ``damping`` is added to the
-    diagonal of the Hessian, as a part of its mean.
+    ``symmetric`` fixes the zero point at the middle of the grid; it is still stored. ``damping`` is the fraction of the
+    Hessian's mean diagonal that is added to its diagonal.
     """
 
     damping: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
 
 def enable() -> None:
-    """Keeps the library on the CPU and its folder out of the current one, and registers the checkpoint format."""
+    """Keeps the library on the CPU and its working folder out of the current one; registers the checkpoint format."""
     os.environ.setdefault("INC_TARGET_DEVICE", "cpu")
     from neural_compressor.common import set_workspace
 
@@ -65,7 +66,7 @@ def enable() -> None:
 
 
 def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], calibrated: bool) -> Any:
-    """Runs the method whose configuration is the library's class ``kind``, saves the packed model and returns it."""
+    """Runs the library with its configuration class ``kind``, saves the packed model and returns it."""
     import torch
     from neural_compressor.torch import quantization
 
@@ -79,7 +80,7 @@ def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], cali
         configuration.set_local(
             _exactly(name), configure(**_format(job.params.model_copy(update=dict(own))), **settings)
         )
-    rows = [torch.tensor([row]) for row in job.calibration_set.texts] if calibrated else []  # it would count padding
+    rows = [torch.tensor([row]) for row in job.calibration_set.texts] if calibrated else []  # padding would be counted
     with _only_named_layers(), torch.no_grad():
         model = quantization.prepare(job.load(), configuration, example_inputs=rows[0] if rows else None)
         for row in rows:
@@ -95,14 +96,14 @@ def needs(params: IncParams) -> Needs:
 
 
 def bits_per_weight(params: IncParams, plain_bits: float, width: int) -> float:
-    """Codes in words, a float16 scale per group and its zero point, packed alike."""
+    """Codes in words, and per group a float16 scale and a zero point that is packed in the same way."""
     per_word = WORD // params.bits
     groups = 1 if params.group_size == "channel" else math.ceil(width / params.group_size)
     return (math.ceil(width / per_word) * WORD + groups * (SCALE_BITS + WORD / per_word)) / width
 
 
 def beside(shape: tuple[int, int], factors: int = 0) -> Beside:
-    """A layer has a float16 bias, whether or not the source had one; ``factors`` are bytes a column, of AWQ."""
+    """A layer has a float16 bias, whether or not the source had one; ``factors`` is AWQ's bytes per column."""
     rows, width = shape
     return Beside(disk=factors * width, modules=BIAS_BYTES * rows + factors * width)
 
@@ -113,15 +114,15 @@ def _format(params: Any) -> dict[str, Any]:
 
 
 def _exactly(name: str) -> str:
-    """The name of a layer as the pattern that the library takes it for."""
+    """A pattern for the library that matches exactly this layer's name."""
     return f"{re.escape(name)}$"
 
 
 @contextmanager
 def _only_named_layers() -> Iterator[None]:
-    """Makes GPTQ leave alone the layers that its configuration does not name.
+    """Makes GPTQ skip the layers that its configuration does not name.
 
-    3.10 looks for a pattern that fits such a layer, but takes any: ``len(regex.findall(name)) is not None``.
+    3.10 should look for a matching pattern, but accepts any layer: ``len(regex.findall(name)) is not None``.
     """
     from neural_compressor.torch.algorithms.weight_only.gptq import RAWGPTQuantizer
 
@@ -134,7 +135,7 @@ def _only_named_layers() -> Iterator[None]:
 
 
 def _method(name: str, summary: str, quantized: Callable[[QuantizeJob[Any]], Any], **own: Any) -> Method[Any]:
-    """What the methods of the library have in common; ``own`` is what one of them has beside that."""
+    """A method of the library; ``own`` holds what is specific to it, beside what all of them share."""
     common: dict[str, Any] = {
         "params": IncParams,
         "packages": PACKAGES,

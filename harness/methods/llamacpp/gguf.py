@@ -1,9 +1,9 @@
-"""llama.cpp's own quantization: a checkpoint written as GGUF, then quantized by llama.cpp itself.
+"""llama.cpp's own quantization: a checkpoint is converted to GGUF, then quantized by llama.cpp itself.
 
 The types are those of its ``llama-quantize`` (github.com/ggml-org/llama.cpp, tools/quantize): blocks of 32 weights with
-a float16 scale (Q8_0, Q4_0), or of 256 whose scales are quantized too. Of the mixed ones (``_M``, Q2_K) some matrices
-get more bits by their place in the model. Where 256 does not divide a matrix's input width llama.cpp takes a type of
-32 in its place, which stores more bits; the record names the types that the file really holds.
+a float16 scale (Q8_0, Q4_0), or of 256 whose scales are quantized too. The mixed types (``_M``, Q2_K) give some
+matrices more bits, by their position in the model. If a matrix's input width is not a multiple of 256, llama.cpp
+substitutes a type with blocks of 32, which stores more bits; the record names the types that the file really holds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BLOCKS = {
 }
 """Weights and bytes of a block."""
 FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "IQ4_XS": "IQ4_NL"}
-"""What llama.cpp takes where 256 does not divide a width."""
+"""llama.cpp's substitute for a width that is not a multiple of 256."""
 MIXES: Mapping[str, Mapping[str, float]] = {
     "Q2_K": {"Q2_K": 0.635, "Q3_K": 0.346, "Q4_K": 0.019},
     "Q3_K_M": {"Q3_K": 0.616, "Q4_K": 0.367, "Q5_K": 0.017},
@@ -41,14 +41,14 @@ MIXES: Mapping[str, Mapping[str, float]] = {
     "Q5_K_M": {"Q5_K": 0.856, "Q6_K": 0.144},
     "IQ4_XS": {"IQ4_XS": 0.947, "Q5_K": 0.053},
 }
-"""Which part of the decoder's weights a mixed type gives each of its types, in a model of Llama 3 8B's shape."""
+"""The share of the decoder's weights that a mixed type gives each of its types, in a model of Llama 3 8B's shape."""
 Type = Literal["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M", "Q2_K", "IQ4_XS"]
 
 
 class GgufParams(MethodParams):
-    """``type`` is llama.cpp's name of the file's type. ``imatrix`` weighs rounding errors by the mean square of each
-    input column over the recipe's calibration, as its ``llama-imatrix`` does. ``embeddings`` and the head are
-    ``quantized`` by llama.cpp's own choice, more finely than the rest, or left in ``float16``.
+    """``type`` is llama.cpp's name for the file's type. ``imatrix`` weights rounding errors by the mean square of each
+    input column over the recipe's calibration set, as ``llama-imatrix`` does. ``embeddings`` and the head are either
+    ``quantized``, to the finer type that llama.cpp chooses, or left in ``float16``.
     """
 
     type: Type = "Q4_K_M"
@@ -57,7 +57,7 @@ class GgufParams(MethodParams):
 
 
 class InMemory:
-    """The file as llama.cpp has it in memory, in the shape in which a quantized model's logits are asked for."""
+    """The file loaded in llama.cpp, with the interface through which a quantized model's logits are computed."""
 
     device = "cpu"
 
@@ -98,7 +98,7 @@ def quantize(job: QuantizeJob[GgufParams]) -> InMemory:
 
 
 def _left(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> list[str]:
-    """What the recipe skips of the decoder, under llama.cpp's names."""
+    """The decoder's modules that the recipe skips, by llama.cpp's names."""
     skipped = (f"{module}.weight" for module in job.untouched)
     return [named[name] for name in skipped if name in named and named[name].startswith("blk.")]
 
@@ -106,7 +106,7 @@ def _left(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> list[str]:
 def _imatrix(job: QuantizeJob[GgufParams], named: Mapping[str, str]) -> dict[str, np.ndarray[Any, Any]]:
     """The mean square of each input column of every matrix in scope, by llama.cpp's name, float32.
 
-    The model runs in transformers: the columns of the inputs are the same ones.
+    The model runs in transformers; the input columns are the same.
     """
     import torch
 
@@ -140,7 +140,7 @@ def _bits(params: GgufParams, plain_bits: float, width: int) -> float:
 
 
 def _type_bits(kind: str, width: int) -> float:
-    """Bits per weight of a type, or of what llama.cpp takes for it where its blocks do not divide the width."""
+    """Bits per weight of a type, or of llama.cpp's substitute if its blocks do not divide the width."""
     for held in (kind, FALLBACK.get(kind, "F16"), "F16"):
         weights, size = BLOCKS[held]
         if width % weights == 0:
@@ -150,7 +150,7 @@ def _type_bits(kind: str, width: int) -> float:
 
 GGUF = Method(
     name="gguf",
-    version=convert.VERSION,  # what is quantized is what was converted
+    version=convert.VERSION,  # the conversion determines what is quantized
     summary="GGUF types by llama.cpp: Q8_0 to Q2_K and IQ4_XS, optionally with an importance matrix",
     params=GgufParams,
     packages=(llamacpp.PACKAGE, "gguf"),

@@ -1,7 +1,7 @@
-"""llm-compressor's AWQ (Lin et al., arXiv:2306.00978): salient channels are scaled up before weights are rounded.
+"""llm-compressor's AWQ (Lin et al., arXiv:2306.00978): scales salient channels up before weights are rounded.
 
-For each group of layers with a common input the scales are searched on a grid, running the block over all of the
-calibration text at every point. The inverse scales move into the layer before, so activations stay as they are.
+For each group of layers with a common input, the scales are found by a grid search that runs the block over all
+calibration text at every point. The inverse scales move into the preceding layer, so the result is equivalent.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from harness.methods.llmcompressor import driver as llmcompressor
 
 
 class LlmcAwqParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale; ``channel`` is one scale per output row.
+    """``group_size`` is the number of input columns that share a scale; ``channel`` means one scale per output row.
 
-    ``duo_scaling`` lets the weights' magnitudes set the scales beside the activations'; ``grid`` counts the points
-    of the search, to which its time is proportional.
+    ``duo_scaling`` computes the scales from the magnitudes of weights as well as activations. ``grid`` is the number of
+    points of the search; its time is proportional to that.
     """
 
     bits: Literal[8, 4, 3, 2] = 4

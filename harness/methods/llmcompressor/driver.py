@@ -1,8 +1,8 @@
-"""llm-compressor and compressed-tensors: one way to drive ``oneshot``, to save what it made, and to read it back.
+"""Drives llm-compressor and compressed-tensors: runs ``oneshot``, saves the result and loads it.
 
-A compressed-tensors checkpoint holds packed codes. transformers turns them into dense matrices before it multiplies,
-and quantizes and dequantizes the inputs of a layer in every forward pass where its scheme says so: what runs has the
-errors of the format, and neither its size nor its speed.
+A compressed-tensors checkpoint holds packed codes. transformers unpacks them into dense matrices before it multiplies,
+and, if the scheme quantizes activations, quantizes and dequantizes each layer's inputs in every forward pass. The
+running model has the format's errors, but neither its size nor its speed.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 PACKAGES = ("llmcompressor", "compressed-tensors")
 EXTRA = "llmcompressor"
 ROWS = 8
-"""Rows of calibration text that go through the model together."""
+"""Calibration rows per forward pass."""
 TARGET = "Linear"
 WORD = 32
-"""Bits that codes of integers are packed into."""
+"""Bits of the words that integer codes are packed into."""
 
 
 def enable() -> None:
-    """Imports what reads the checkpoints, outside of any phase that is timed."""
+    """Imports what loads the checkpoints, so that no timed phase includes the import."""
     import compressed_tensors  # noqa: F401
 
 
 def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) -> Any:
-    """Runs the modifiers one after another, saves the packed checkpoint and returns the model of before packing.
+    """Runs the modifiers in order, saves the packed checkpoint and returns the model as it was before packing.
 
-    What is returned fake-quantizes its matrices in each forward pass, so that packing and unpacking are held
-    against something that has been through neither. It is a copy: for a while two models are in memory.
-    The layers that GPTQ gave up on and rounded to nearest are noted.
+    The returned model fake-quantizes its matrices in each forward pass, so the reload check compares packing and
+    unpacking with a model that has been through neither. It is a copy: for a while two models are in memory.
+    Layers that GPTQ gave up on and rounded to nearest are noted.
     """
     from llmcompressor import oneshot
     from llmcompressor.core import reset_session
@@ -54,23 +54,23 @@ def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) 
             model=model,
             recipe=list(modifiers),
             dataset=batches(job.calibration_set, job.device) if calibrated else None,
-            processor=object(),  # ids need no tokenizer; without any object here one is looked for
+            processor=object(),  # ids need no tokenizer; without any object here the library looks for one
             pipeline="independent",
         )
     given_up = [warning for warning in warnings if warning.startswith("Hessian inversion failed")]
     if given_up:
         job.note("rounded to nearest instead", f"{len(given_up)} layers: {'; '.join(given_up)}")
     unpacked = copy.deepcopy(model)
-    del unpacked.save_pretrained  # oneshot's own, which would save the model that this is a copy of
+    del unpacked.save_pretrained  # oneshot's own, which would save the model that this was copied from
     model.save_pretrained(job.out, save_compressed=True)
     reset_session()  # it would keep the model alive
     return unpacked
 
 
 def batches(calibration: CalibrationSet, device: str) -> DataLoader[Any]:
-    """Every row in its order, without its padding: GPTQ, AWQ and the ranges of activations ignore the mask.
+    """Every row, in order and without its padding: GPTQ, AWQ and activation ranges ignore the mask.
 
-    Up to eight neighbours of one length go together, as ``input_ids`` and ``attention_mask`` (rows, length).
+    Up to eight adjacent rows of equal length form a batch of ``input_ids`` and ``attention_mask`` (rows, length).
     """
     import torch
     from torch.utils.data import DataLoader
@@ -84,7 +84,7 @@ def batches(calibration: CalibrationSet, device: str) -> DataLoader[Any]:
 
 
 def integers(bits: int, group_size: int | Literal["channel"], symmetric: bool) -> Any:
-    """How weights become integers with one scale per group of input columns, or per output channel."""
+    """The integer quantization of weights, with one scale per group of input columns or per output channel."""
     from compressed_tensors.quantization import QuantizationArgs
 
     if group_size == "channel":
@@ -101,14 +101,14 @@ def integer_bits(
 
 
 def beside_integers(params: Any, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """Its shape, two int64, since packed codes do not tell."""
+    """The matrix's shape as two int64, which cannot be derived from packed codes."""
     return Beside(disk=16.0)
 
 
 def groups(weights: Any, inputs: Any = None, single: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The groups of a modifier's configuration: all linear layers, and single ones whose weights are quantized apart.
+    """The groups of a modifier's configuration: all linear layers, and ``single`` layers with their own quantization.
 
-    An exact name goes before a class: what ``single`` names is taken out of the first group.
+    An exact name takes precedence over a class: the layers in ``single`` are removed from the first group.
     """
     from compressed_tensors.quantization import QuantizationScheme
 
@@ -119,18 +119,18 @@ def groups(weights: Any, inputs: Any = None, single: Mapping[str, Any] | None = 
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The group of a scheme that the library knows by name, for all linear layers."""
+    """The group of a scheme that the library defines by name, for all linear layers."""
     from compressed_tensors.quantization import preset_name_to_scheme
 
     return {"group_0": preset_name_to_scheme(name, [TARGET])}
 
 
 def read(request: LoadRequest) -> Any:
-    """Loads a checkpoint and makes its matrices dense, in the dtype that is asked for.
+    """Loads a checkpoint and makes its matrices dense, in the requested dtype.
 
-    transformers leaves this to the first call of the whole model, where a call of its decoder alone fails; and of the
-    4-bit floats and the microscaled formats it makes bfloat16, which a model of another dtype cannot multiply.
-    What inputs are quantized with stays.
+    transformers does this in the first call of the whole model, so a call of its decoder alone fails; and it unpacks
+    4-bit floats and microscaled formats to bfloat16, which a model of another dtype cannot multiply.
+    Input quantization stays in place.
     """
     import torch
 
@@ -141,13 +141,13 @@ def read(request: LoadRequest) -> Any:
         if isinstance(module, torch.nn.Linear) and hasattr(module, "quantization_scheme"):
             module.weight.data = module.weight.data.to(model.dtype)
             for name in [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight_")]:
-                delattr(module, name)  # scales and zero points: a dense matrix needs none
+                delattr(module, name)  # scales and zero points, which a dense matrix does not need
     return model
 
 
 @contextmanager
 def _unpacking_to(dtype: torch.dtype) -> Iterator[None]:
-    """While this lasts, 4-bit floats are scaled in the dtype and not in bfloat16, which would round them once more."""
+    """Scales 4-bit floats in ``dtype`` within this context, not in bfloat16, which would round them once more."""
     from compressed_tensors.compressors.nvfp4 import base
 
     unpack = base.unpack_fp4_from_uint8
@@ -159,7 +159,7 @@ def _unpacking_to(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _unpin() -> None:
-    """Keeps AWQ from pinning memory, which fails where there is no accelerator to copy it to."""
+    """Keeps AWQ from pinning memory, which fails without an accelerator."""
     import torch
     from llmcompressor.pipelines.cache import IntermediatesCache
 
@@ -169,7 +169,7 @@ def _unpin() -> None:
 
 @contextmanager
 def _warnings() -> Iterator[list[str]]:
-    """What the library warns of while this lasts."""
+    """Collects the library's warnings within this context."""
     from loguru import logger
 
     heard: list[str] = []

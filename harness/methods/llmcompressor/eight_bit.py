@@ -1,7 +1,7 @@
 """llm-compressor's 8-bit weights and activations: float8 E4M3 (Micikevicius et al., arXiv:2209.05433) and int8.
 
-int8 may be smoothed before (SmoothQuant, Xiao et al., arXiv:2211.10438): the range of an activation's channels moves
-into the weights that follow, which leaves the unquantized model as it was.
+int8 may be preceded by smoothing (SmoothQuant, Xiao et al., arXiv:2211.10438): the range of activation channels moves
+into the following weights, which leaves the unquantized model unchanged.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from harness.methods.llmcompressor import driver as llmcompressor
 
 
 class LlmcFp8Params(MethodParams):
-    """``scheme`` says what shares a scale, of the weights and of the activations.
+    """``scheme`` sets what shares a scale in the weights and in the activations.
 
-    ``dynamic``: output channel; token, while running. ``static``: matrix; matrix, from calibration.
-    ``block``: square of ``block_size`` rows and columns; ``block_size`` columns of a token, while running.
-    ``weight_only``: output channel; activations stay as they are. ``block_size`` counts for ``block`` alone.
+    ``dynamic``: each output channel; each token, at run time. ``static``: the whole matrix; the whole activation
+    matrix, from calibration. ``block``: a square of ``block_size`` rows and columns; ``block_size`` columns of a token,
+    at run time. ``weight_only``: each output channel; activations are not quantized. Only ``block`` uses
+    ``block_size``.
     """
 
     scheme: Literal["dynamic", "static", "block", "weight_only"] = "dynamic"
@@ -28,10 +29,11 @@ class LlmcFp8Params(MethodParams):
 
 
 class LlmcInt8Params(MethodParams):
-    """Weights have one scale per output channel. ``activations`` have one per token, found while running
+    """Weights have one scale per output channel. ``activations`` have one per token, computed at run time
     (``dynamic``), or one per layer, from calibration (``static``).
 
-    ``smoothquant`` smooths before, by ``strength``: 0 leaves the range to the activations, 1 moves it to the weights.
+    ``smoothquant`` first applies SmoothQuant with ``strength``: 0 leaves the range in the activations, 1 moves it to
+    the weights.
     """
 
     activations: Literal["dynamic", "static"] = "dynamic"
@@ -88,7 +90,7 @@ def _fp8_bits(params: LlmcFp8Params, plain_bits: float, width: int) -> float:
 
 
 def _fp8_beside(params: LlmcFp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """The scales of a matrix and of its inputs; those of blocks that the edge of the matrix cuts."""
+    """The scales of a matrix and of its inputs, including those of partial blocks at the matrix's edges."""
     scale = plain_bits / 8
     if params.scheme == "static":
         return Beside(disk=2 * scale, modules=scale)
@@ -101,7 +103,7 @@ def _fp8_beside(params: LlmcFp8Params, plain_bits: float, shape: tuple[int, int]
 
 
 def _int8_beside(params: LlmcInt8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """The scale of the inputs, where it comes from calibration."""
+    """The scale of the inputs, if it comes from calibration."""
     scale = plain_bits / 8 if params.activations == "static" else 0
     return Beside(disk=scale, modules=scale)
 

@@ -1,7 +1,7 @@
 """llm-compressor's microscaled floats: MXFP8 and MXFP4 (Rouhani et al., arXiv:2310.10537), and NVFP4.
 
-MX formats share a power of two (8 bits) among 32 columns. NVFP4 (NVIDIA, arXiv:2509.25149) shares an E4M3 scale among
-16, under one float32 scale per matrix; that of the activations is calibrated.
+In MX formats 32 columns share a power-of-two scale (8 bits). In NVFP4 (NVIDIA, arXiv:2509.25149) 16 columns share an
+E4M3 scale, under one float32 scale per matrix; that of the activations is calibrated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SCALE_BITS = 8
 
 
 class MicroscalingParams(MethodParams):
-    """``activations``: quantize them to the weights' format while running; otherwise they stay as they are."""
+    """``activations`` also quantizes activations to the weights' format, at run time."""
 
     activations: bool = True
 

@@ -1,7 +1,7 @@
 """llm-compressor's integer weights: round to nearest, and GPTQ (Frantar et al., arXiv:2210.17323).
 
-Activations stay as they are. Codes are packed densely in every width, beside scales in the model's dtype: 3 bits
-take 3 bits.
+Activations are not quantized. Codes of every width are packed densely, beside scales in the model's dtype: a 3-bit
+code takes 3 bits.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from harness.methods.llmcompressor import driver as llmcompressor
 
 
 class LlmcRtnParams(MethodParams):
-    """``group_size`` counts the input columns that share a scale; ``channel`` is one scale per output row.
+    """``group_size`` is the number of input columns that share a scale; ``channel`` means one scale per output row.
 
-    Symmetric codes have no zero point; asymmetric ones have one of as many bits as a code.
+    Symmetric codes have no zero point; asymmetric ones have a zero point as wide as a code.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -27,9 +27,10 @@ class LlmcRtnParams(MethodParams):
 
 
 class LlmcGptqParams(MethodParams):
-    """``act_order`` quantizes the columns with the largest activations first, which changes nothing in what is stored.
+    """``act_order`` quantizes the columns with the largest activations first; the stored format stays the same.
 
-    ``damping`` is added to the diagonal of the Hessian, relative to its mean. The rest is as for llmc-rtn.
+    ``damping`` is the fraction of the Hessian's mean diagonal that is added to its diagonal. The rest is as for
+    llmc-rtn.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -40,7 +41,7 @@ class LlmcGptqParams(MethodParams):
 
 
 def _groups(job: QuantizeJob[Any]) -> dict[str, Any]:
-    """All layers by the variant's parameters, and those of the overrides by theirs."""
+    """All layers with the variant's parameters, and the overridden layers with theirs."""
 
     def weights(params: Any) -> Any:
         return llmcompressor.integers(params.bits, params.group_size, params.symmetric)
@@ -61,7 +62,7 @@ def quantize_rtn(job: QuantizeJob[LlmcRtnParams]) -> Any:
 
 
 def quantize_gptq(job: QuantizeJob[LlmcGptqParams]) -> Any:
-    """Raises UnsupportedError where an override changes how the whole run searches, and not what a layer stores."""
+    """Raises UnsupportedError if an override changes the search of the whole run rather than what a layer stores."""
     from llmcompressor.modifiers.gptq import GPTQModifier
 
     for name, changed in job.overrides.items():

@@ -1,9 +1,9 @@
 """nvidia-modelopt's float8 (E4M3; arXiv:2209.05433) and int8 with SmoothQuant (Xiao et al., arXiv:2211.10438).
 
-modelopt computes with fake-quantized matrices and activations in memory and exports real codes for TensorRT-LLM, vLLM
-and SGLang. transformers does not know that format: it says so in a warning, leaves every scale out and loads the codes
-as if they were the weights. Nothing raises, and what runs is no language model any more: a reload check finds that.
-Besides, the export gives layers that share an input one scale, so that even a right reader would differ a little.
+In memory modelopt computes with fake-quantized matrices and activations; it exports real codes for TensorRT-LLM, vLLM
+and SGLang. transformers cannot read that format: it only warns, drops every scale and loads the codes as if they were
+the weights. Nothing raises, but the result no longer works as a language model; a reload check detects that.
+In addition, the export gives layers that share an input one scale, so even a correct reader would differ slightly.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, Literal
 from harness.core.method import Beside, Method, MethodParams, QuantizeJob
 
 ROWS = 8
-"""Rows of calibration text that go through the model together."""
+"""Calibration rows per forward pass."""
 CONFIGURATIONS = {"fp8": "FP8_DEFAULT_CFG", "int8_smoothquant": "INT8_SMOOTHQUANT_CFG"}
 
 
 class ModeloptParams(MethodParams):
-    """``format``: ``fp8`` has one scale per matrix and one per layer's activations; ``int8_smoothquant`` one per output
-    channel and one per layer's activations, after the range of activations is moved into the weights by half.
+    """``format``: ``fp8`` has one scale per matrix and one per layer's activations. ``int8_smoothquant`` has one per
+    output channel and one per layer's activations, after SmoothQuant of strength 0.5 moved the activation range into
+    the weights.
     """
 
     format: Literal["fp8", "int8_smoothquant"] = "fp8"
@@ -42,7 +43,7 @@ def quantize(job: QuantizeJob[ModeloptParams]) -> Any:
     configuration = copy.deepcopy(getattr(mtq, CONFIGURATIONS[job.params.format]))
     configuration["quant_cfg"] += [{"quantizer_name": f"{name}.*", "enable": False} for name in job.untouched]
     model = mtq.quantize(job.load(), configuration, calibrate)
-    in_memory = copy.deepcopy(model)  # the export puts codes where the weights were
+    in_memory = copy.deepcopy(model)  # the export replaces the weights by codes
     export_hf_checkpoint(model, dtype=getattr(torch, job.dtype), export_dir=job.out)
     return in_memory
 
@@ -52,7 +53,7 @@ def _bits(params: ModeloptParams, plain_bits: float, width: int) -> float:
 
 
 def _beside(params: ModeloptParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """A float32 scale for the inputs; one for the matrix too (fp8), or the smoothing of every column (int8)."""
+    """A float32 scale for the inputs, and one for the matrix (fp8) or the smoothing factor of every column (int8)."""
     return Beside(disk=8.0 if params.format == "fp8" else 4 + shape[1] * plain_bits / 8)
 
 

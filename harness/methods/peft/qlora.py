@@ -1,8 +1,8 @@
 """QLoRA (Dettmers et al., arXiv:2305.14314): a low-rank adapter trained on top of a frozen NF4 model.
 
-By peft and bitsandbytes. The adapter is trained in float32 on the calibration set's next tokens, on every matrix in
-scope. Beside ``bnb-nf4``, its three results tell apart what training wins back and what happens to it afterwards:
-dequantizing alone restores nothing, and merging moves the adapter into 16-bit matrices that are as large as ever.
+It uses peft and bitsandbytes. The adapter is trained in float32 on the calibration set's next tokens, on every matrix
+in scope. Compared with ``bnb-nf4``, its three results show what training recovers and what later steps cost:
+dequantizing alone restores nothing, and merging moves the adapter into 16-bit matrices of the original size.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from harness.methods.bitsandbytes import bitsandbytes as bnb
 from harness.models.loading import device_map, load_transformers
 
 ALPHA = 16
-"""The adapter's product is scaled by this over its rank, as in the paper."""
+"""The adapter's product is scaled by ALPHA over its rank, as in the paper."""
 GRADIENT_NORM = 0.3
 BATCH = 4
 IGNORED = -100
-"""The label of a position that the loss leaves out."""
+"""The label of a position that the loss ignores."""
 ADAPTER = "adapter"
-"""The folder of a checkpoint that holds the adapter; its base, quantized, lies beside it."""
+"""The checkpoint's folder for the adapter; the quantized base lies beside it."""
 
 
 class QLoraParams(MethodParams):
@@ -34,7 +34,7 @@ class QLoraParams(MethodParams):
     the model's dtype, which is what most people publish; nothing in it is quantized. ``dequantized``: the NF4 model's
     matrices in the model's dtype, without training.
 
-    The adapter has ``rank`` columns and rows. It is trained for ``steps`` of AdamW without weight decay at a constant
+    The adapter has rank ``rank``. It is trained for ``steps`` steps of AdamW without weight decay at a constant
     ``learning_rate``, each on 4 rows of the calibration set, or on more if not every row would be seen.
     ``double_quant`` stores the scales of NF4 in 8 bits, as in the paper.
     """
@@ -60,7 +60,7 @@ def quantize(job: QuantizeJob[QLoraParams]) -> Any:
         return _plain(job, _nf4(job).dequantize(dtype=dtype))
     base = _nf4(job)
     if result == "adapter":
-        base.save_pretrained(job.out)  # before anything is run: a CPU kernel may repack the codes
+        base.save_pretrained(job.out)  # before the first forward pass: a CPU kernel may repack the codes
     trained = get_peft_model(base, _lora(job))
     _train(job, trained)
     if result == "adapter":
@@ -75,7 +75,7 @@ def quantize(job: QuantizeJob[QLoraParams]) -> Any:
 
 
 def read(request: LoadRequest) -> Any:
-    """A plain checkpoint, or an NF4 one with the adapter that lies beside it; for running, not for training."""
+    """Loads a plain checkpoint, or an NF4 one with the adapter beside it; for inference, not for training."""
     model = load_transformers(request)
     if (request.path / ADAPTER).exists():
         from peft import PeftModel
@@ -103,7 +103,7 @@ def _nf4(job: QuantizeJob[QLoraParams]) -> Any:
 
 
 def _lora(job: QuantizeJob[QLoraParams]) -> Any:
-    """peft's configuration; a new one for each model, since peft writes into it."""
+    """peft's configuration; each model needs a new one, because peft writes into it."""
     from peft import LoraConfig
 
     return LoraConfig(r=job.params.rank, lora_alpha=ALPHA, target_modules=list(job.scope), task_type="CAUSAL_LM")
@@ -115,7 +115,7 @@ def _plain(job: QuantizeJob[QLoraParams], model: Any) -> Any:
 
 
 def _train(job: QuantizeJob[QLoraParams], model: Any) -> None:
-    """Trains the adapter on next tokens; padding and the first token of a row are no targets."""
+    """Trains the adapter on next tokens; padding and the first token of a row are not targets."""
     import torch
 
     texts, params = job.calibration_set, job.params
@@ -152,7 +152,7 @@ def _bits(params: QLoraParams, plain_bits: float, width: int) -> float:
 
 
 def _beside(params: QLoraParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """NF4's tables and the float32 adapter, which on disk lies in a folder of its own."""
+    """NF4's tables and the float32 adapter, which has its own folder on disk."""
     if params.result != "adapter":
         return Beside()
     stored = bnb.tables(params.double_quant, shape) + 4 * params.rank * sum(shape)

@@ -1,8 +1,8 @@
 """optimum-quanto's weights: linear quantization as in Jacob et al. (arXiv:1712.05877).
 
 8-bit weights are symmetric and have a scale per output channel. In 4 and 2 bits a group of input columns shares a
-scale and a shift; quanto chooses its size itself, the largest of 128, 96, 64 and 32 that divides the width, and takes
-the whole row where none does or the row is no longer than 128. In bfloat16, groups of 128 run on a packed kernel.
+scale and a shift. quanto itself chooses the group size: the largest of 128, 96, 64 and 32 that divides the width, or
+the whole row if none does or the row is no longer than 128. In bfloat16, groups of 128 run on a packed kernel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 GROUPS = (128, 96, 64, 32)
 CODES = {"int8": 8, "float8": 8, "int4": 4, "int2": 2}
 MAP = "quanto_qmap.json"
-"""Which module has which type: quanto's own file beside the weights."""
+"""quanto's own file beside the weights, which gives each module's type."""
 
 
 class QuantoParams(MethodParams):
@@ -30,16 +30,17 @@ class QuantoParams(MethodParams):
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """The codes of packed bytes, those of the lowest bits first, along the first dimension."""
+    """The codes in packed bytes, lowest bits first, along the first dimension."""
     import torch
 
     return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
 
 
 def enable() -> None:
-    """Has int4 and int2 on a CPU unpacked by ``unpack``.
+    """Uses ``unpack`` for int4 and int2 on a CPU.
 
-    quanto compiles the same operations as C++ at the first forward pass, for minutes, into its own package's folder.
+    quanto would compile the same operations as C++ in the first forward pass: this takes minutes and writes to its own
+    package's folder.
     """
     from optimum.quanto.library.extensions.cpp import ext
 
@@ -47,12 +48,12 @@ def enable() -> None:
 
 
 def quantize(job: QuantizeJob[QuantoParams]) -> Any:
-    """Raises UnsupportedError for what quanto's kernels crash on."""
+    """Raises UnsupportedError for models that crash quanto's kernels."""
     import torch
     from optimum.quanto import QuantizedModelForCausalLM, qtypes
 
     _refuse_crash(job.params.weights, job.dtype, job.device)
-    with torch.inference_mode():  # tensors made outside of it cannot be transposed in it, which a product does
+    with torch.inference_mode():  # products transpose weights, which fails here for tensors made outside
         wrapped = QuantizedModelForCausalLM.quantize(
             job.load(), weights=qtypes[f"q{job.params.weights}"], exclude=list(job.untouched)
         )
@@ -61,7 +62,7 @@ def quantize(job: QuantizeJob[QuantoParams]) -> Any:
 
 
 def read(request: LoadRequest) -> Any:
-    """Raises UnsupportedError for what quanto's kernels crash on."""
+    """Raises UnsupportedError for models that crash quanto's kernels."""
     import torch
     from optimum.quanto import requantize
 
@@ -92,7 +93,7 @@ def _bits(params: QuantoParams, plain_bits: float, width: int) -> float:
 
 
 def _beside(params: QuantoParams, plain_bits: float, shape: tuple[int, int]) -> Beside:
-    """The scales of a layer's inputs and outputs, one each, which nothing here uses."""
+    """One scale each for a layer's inputs and outputs, which nothing here uses."""
     scales = 2 * plain_bits / 8
     return Beside(disk=scales, modules=scales)
 

@@ -2,7 +2,7 @@
 
 MXFP4 is the microscaling format of the Open Compute Project (Rouhani et al., arXiv:2310.10537): 4-bit floats in blocks
 of 32 that share a power of two. transformers reloads Quark's checkpoints as ``QParamsLinear``, which unpacks its codes
-before every product and quantizes inputs by unpacking them at once; on AMD's GPUs float8 is multiplied as it is.
+before every product, and quantizes and at once dequantizes its inputs; AMD's GPUs multiply float8 directly.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic import model_validator
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 
 ROWS = 8
-"""Rows of calibration text that go through the model together."""
+"""Calibration rows per forward pass."""
 WORD = 8
-"""Codes of 4 bits in a word: rows are packed together."""
+"""4-bit codes in a word: rows are packed together."""
 MX_BLOCK = 32
 MODEL_TYPES = frozenset(
     {
@@ -56,16 +56,16 @@ MODEL_TYPES = frozenset(
         "qwen3_next",
     }
 )
-"""Of those whose layers the library knows by name: what AWQ and GPTQ want."""
+"""The model types whose layers the library knows by name, which AWQ and GPTQ require."""
 
 
 class QuarkParams(MethodParams):
-    """``scheme``: ``int4`` is symmetric and ``uint4`` has zero points, weights only; ``fp8`` has one scale per matrix
-    and one per layer's activations, from calibration; ``mxfp4`` quantizes weights and activations in blocks of 32,
-    ``mxfp4_weight_only`` weights alone.
+    """``scheme``: ``int4`` (symmetric) and ``uint4`` (with zero points) quantize only weights; ``fp8`` has one scale
+    per matrix and one per layer's activations, from calibration; ``mxfp4`` quantizes weights and activations in blocks
+    of 32, ``mxfp4_weight_only`` only weights.
 
-    ``algorithm`` chooses the codes of int4 and uint4: ``rtn`` rounds to nearest. ``group_size`` counts the input
-    columns that share a scale there.
+    ``algorithm`` chooses the codes of int4 and uint4: ``rtn`` rounds to nearest. ``group_size`` is the number of input
+    columns that share a scale in those schemes.
     """
 
     scheme: Literal["int4", "uint4", "fp8", "mxfp4", "mxfp4_weight_only"] = "int4"
@@ -102,7 +102,7 @@ def quantize(job: QuantizeJob[QuarkParams]) -> Any:
 
 
 def enable() -> None:
-    """Imports what reads the checkpoints: its kernels are looked for, which takes seconds."""
+    """Imports what loads the checkpoints; its search for kernels takes seconds."""
     import quark.torch  # noqa: F401
 
 
@@ -110,7 +110,7 @@ def _rows(job: QuantizeJob[QuarkParams], device: Any) -> Any:
     import torch
     from torch.utils.data import DataLoader
 
-    texts = job.calibration_set.texts  # its GPTQ takes a mask and counts what it hides
+    texts = job.calibration_set.texts  # its GPTQ accepts a mask but counts the masked tokens
     rows = [{"input_ids": torch.tensor(row, device=device)} for row in texts]
     alike = len({len(row) for row in texts}) == 1
     return DataLoader(rows, batch_size=ROWS if alike else 1)  # type: ignore[arg-type]

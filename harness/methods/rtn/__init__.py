@@ -1,1 +1,1 @@
-"""Methods by the harness itself: rounding to the nearest in plain PyTorch."""
+"""The harness's own methods: rounding to nearest in plain PyTorch."""

@@ -1,4 +1,4 @@
-"""The layer that ``rtn`` leaves behind, and how transformers loads a checkpoint of such layers."""
+"""The layer that ``rtn`` makes, and how transformers loads a checkpoint of such layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUANT_METHOD = "qharness-rtn"
 
 
 class PackedLinear(torch.nn.Module):
-    """A linear layer whose matrix (rows, columns) lies packed; unpacked to the input's dtype in ``forward``."""
+    """A linear layer whose matrix (rows, columns) is packed; ``forward`` unpacks it to the input's dtype."""
 
     packed: torch.Tensor
     scale: torch.Tensor
@@ -52,7 +52,7 @@ class PackedLinear(torch.nn.Module):
         return (self.rows, self.columns), [self.packed], [self.scale, self.zero_point]
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix (rows, columns) that the codes stand for."""
+        """The dequantized matrix (rows, columns)."""
         codes = packing.unpack(self.packed, self.bits, (self.rows, self.columns))
         zero_point = packing.unpack(self.zero_point, self.bits, self.scales)
         return affine.dequantize(codes, self.scale, zero_point, dtype)
@@ -62,7 +62,7 @@ class PackedLinear(torch.nn.Module):
 
 
 class RtnConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """What a checkpoint's ``quantization_config`` holds."""
+    """The contents of a checkpoint's ``quantization_config``."""
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class RtnQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def register() -> None:
-    """Makes transformers know the format; once is enough."""
+    """Registers the format with transformers; calling it once is enough."""
     if QUANT_METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(QUANT_METHOD)(RtnConfig)
         register_quantizer(QUANT_METHOD)(RtnQuantizer)

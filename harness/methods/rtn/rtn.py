@@ -1,8 +1,8 @@
-"""Round to nearest: integer weights without calibration, actually packed.
+"""Round to nearest: integer weights without calibration, really packed.
 
-The matrices are stored in 8, 4, 3 or 2 bits with float16 scales, and unpacked to the compute dtype
-before every product: small in memory, but slower than the unquantized model. The
-checkpoint is an ordinary transformers one with a quantizer of its own, ``qharness-rtn``.
+The matrices are stored in 8, 4, 3 or 2 bits with float16 scales, and unpacked to the compute dtype before every
+product: small in memory, but slower than the unquantized model. The checkpoint is an ordinary transformers one with
+its own quantizer, ``qharness-rtn``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What the methods of torchao share: its configurations inside the one that transformers takes."""
+"""What torchao's methods share: passing its configurations to transformers."""
 
 from __future__ import annotations
 
 from harness.core.method import Setting
 
 BLACKWELL = (10, 0)
-"""The least CUDA compute capability with tensor cores for microscaled formats."""
+"""The lowest CUDA compute capability with tensor cores for microscaled formats."""
 
 
 def wrap(config: object, setting: Setting) -> object:
@@ -16,7 +16,7 @@ def wrap(config: object, setting: Setting) -> object:
 
 
 def is_blackwell(device: str) -> bool:
-    """Whether the device multiplies microscaled formats itself."""
+    """Whether the device multiplies microscaled formats directly."""
     import torch
 
     return device.startswith("cuda") and torch.cuda.get_device_capability(device) >= BLACKWELL

@@ -1,7 +1,7 @@
-"""torchao's formats in which the activations are quantized too, with a scale per token found at run time.
+"""torchao's formats that also quantize activations, with a scale per token computed at run time.
 
-W8A8 in int8, and float8 E4M3 on GPUs that multiply it (Micikevicius et al., arXiv:2209.05433). A token's scale
-depends on that token alone, so that what else is in the batch does not change its result.
+W8A8 in int8, and float8 E4M3 on GPUs that multiply it (Micikevicius et al., arXiv:2209.05433). A token's scale depends
+only on that token, so the rest of the batch does not change its result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from harness.core.method import Method, MethodParams, Needs, Setting
 from harness.methods.torchao import driver as torchao
 
 FP8_BLOCK = 16
-"""torchao leaves a matrix as it is, without a word, where this does not divide both its sides."""
+"""torchao silently leaves a matrix unquantized unless this divides both its sides."""
 
 
 class Int8DynamicParams(MethodParams):
@@ -24,15 +24,15 @@ class Fp8DynamicParams(MethodParams):
 def _int8(params: Int8DynamicParams, setting: Setting) -> object:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-    # Where products saturate, torchao can use 7 of the 8 bits.
+    # If products saturate, torchao can use 7 of the 8 bits.
     return torchao.wrap(Int8DynamicActivationInt8WeightConfig(reduce_range=_saturates(setting.device)), setting)
 
 
 def _saturates(device: str) -> bool:
-    """Whether int8 products are cut off at 16 bits, as oneDNN's are without VNNI.
+    """Whether int8 products saturate at 16 bits, as oneDNN's do without VNNI.
 
-    Tried and not asked for: torchao's should_reduce_range goes by the processor, and oneDNN may use less of it
-    (ONEDNN_MAX_CPU_ISA).
+    This is measured, because torchao's should_reduce_range looks at the processor, and oneDNN may use fewer of its
+    instructions (ONEDNN_MAX_CPU_ISA).
     """
     import torch
 
@@ -71,5 +71,5 @@ FP8_DYNAMIC = Method(
     needs=lambda params: Needs(device="cuda", capability=(8, 9), input_divisor=FP8_BLOCK, output_divisor=FP8_BLOCK),
     load_config=_fp8,
     bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
-    run_dtype=lambda params, dtype: "bfloat16",  # torchao takes no other dtype with scales per row
+    run_dtype=lambda params, dtype: "bfloat16",  # torchao takes no other dtype with per-row scales
 )

@@ -1,7 +1,7 @@
-"""torchao's integers with a scale per group of input columns: of any width unpacked, and 4 bits packed.
+"""torchao's integers with a scale per group of input columns: any width unpacked, and 4 bits packed.
 
-``torchao-intx`` keeps one byte a weight whatever its width: fewer bits cost quality and save no memory. It is the
-arithmetic of a width, not its size. ``torchao-int4`` packs two weights to a byte and multiplies the packed codes.
+``torchao-intx`` stores one byte per weight whatever the width: fewer bits cost quality and save no memory. It shows the
+arithmetic of a width, not its size. ``torchao-int4`` packs two weights into a byte and multiplies the packed codes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from harness.errors import UnsupportedError
 from harness.methods.torchao import driver as torchao
 
 INT4_ROWS = 16
-"""The CPU kernel of int4 takes output widths that this divides."""
+"""The CPU kernel of int4 requires output widths that are a multiple of this."""
 
 
 class IntxParams(MethodParams):
@@ -26,7 +26,7 @@ class IntxParams(MethodParams):
 
 
 class Int4Params(MethodParams):
-    """``group_size`` is the number of input columns that share a scale and a zero point; 256 runs on CUDA only."""
+    """``group_size`` is the number of input columns that share a scale and a zero point; 256 runs only on CUDA."""
 
     group_size: Literal[32, 64, 128, 256] = 64
 
@@ -40,7 +40,7 @@ def _intx(params: IntxParams, setting: Setting) -> object:
 
 
 def _int4(params: Int4Params, setting: Setting) -> object:
-    """Raises UnsupportedError where a GPU lacks what the default packing needs."""
+    """Raises UnsupportedError if a GPU lacks what the default packing needs."""
     if setting.device == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 

@@ -1,9 +1,9 @@
 """torchao's microscaled floats: NVFP4, MXFP8 and MXFP4.
 
 The MX formats have a power-of-two scale per block of 32 (Rouhani et al., arXiv:2310.10537; OCP Microscaling Formats
-1.0). NVFP4 has a float8 E4M3 scale per block of 16 and a float32 one per matrix (NVIDIA, arXiv:2509.25149). MX
-quantizes activations too, by blocks within a token; NVFP4 is weight only here. Below compute capability 10.0, and
-on CPUs, both operands of an MX product are dequantized first: the numbers of the format, not its speed.
+1.0). NVFP4 has a float8 E4M3 scale per block of 16 and a float32 one per matrix (NVIDIA, arXiv:2509.25149). MX also
+quantizes activations, in blocks within a token; NVFP4 is weight-only here. Below compute capability 10.0, and on CPUs,
+both operands of an MX product are dequantized first: this gives the format's numbers, not its speed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.methods.torchao import driver as torchao
 
 MX_BLOCK, NVFP4_BLOCK = 32, 16
 TILE_ROWS, SCALE_TILE = 128, 4
-"""Scales lie in tiles of so many rows and blocks, padded."""
+"""Scales are stored in padded tiles of this many rows and blocks."""
 
 
 class Nvfp4Params(MethodParams):
@@ -45,12 +45,12 @@ def _mx(element: Literal["float8_e4m3fn", "float4_e2m1fn_x2"], setting: Setting)
 
 
 def _bits(element: int, block: int, width: int) -> float:
-    """An element's bits and its share of the one-byte scales of its row, padded to whole tiles."""
+    """An element's bits and its share of its row's one-byte scales, padded to whole tiles."""
     return element + 8 * SCALE_TILE * ceil(width / (block * SCALE_TILE)) / width
 
 
 def _padding(shape: tuple[int, int], block: int, whole: int = 0) -> Beside:
-    """The scales of the rows that fill up the last tile, a byte each, and ``whole``, bytes of a scale of the matrix."""
+    """The one-byte scales of the rows that pad the last tile, and ``whole``, bytes of the matrix's own scale."""
     rows, width = shape
     return Beside(memory=-rows % TILE_ROWS * SCALE_TILE * ceil(width / (block * SCALE_TILE)) + whole)
 
@@ -81,7 +81,7 @@ MXFP8 = Method(
     load_config=lambda params, setting: _mx("float8_e4m3fn", setting),
     bits_per_weight=lambda params, plain_bits, width: _bits(8, MX_BLOCK, width),
     beside=lambda params, plain_bits, shape: _padding(shape, MX_BLOCK),
-    run_dtype=lambda params, dtype: "bfloat16",  # torchao refuses any other
+    run_dtype=lambda params, dtype: "bfloat16",  # torchao rejects any other
 )
 
 MXFP4 = Method(

@@ -1,11 +1,11 @@
 """Quantization-aware training (Jacob et al., arXiv:1712.05877) by torchao: a short fine-tune through fake quantization.
 
-The matrices in scope are trained on the calibration set's next tokens while the forward pass sees them rounded and
-the backward pass does not (the straight-through estimator of Bengio et al., arXiv:1308.3432); all else stays as it
-was. What is stored afterwards is what ``torchao-intx`` stores: symmetric integers, one byte a weight.
+The matrices in scope are trained on the calibration set's next tokens: the forward pass uses rounded weights, and the
+backward pass ignores the rounding (the straight-through estimator of Bengio et al., arXiv:1308.3432). Everything else
+stays unchanged. The result is stored as ``torchao-intx`` stores it: symmetric integers, one byte per weight.
 
 It learns the calibration text itself, not the unquantized model: with few rows or many steps it memorizes them, its
-loss there falls below the unquantized model's, and text it has not seen gets worse. Judge it on held-out text.
+loss there drops below the unquantized model's, and text it has not seen gets worse. Judge it on held-out text.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     import torch
 
 IGNORED = -100
-"""The label of a position that the loss leaves out."""
+"""The label of a position that the loss ignores."""
 
 
 class QatParams(MethodParams):
-    """``bits`` of a weight, stored in a byte each, and ``group_size``, the input columns that share a scale.
+    """``bits`` of a weight, each stored in one byte, and ``group_size``, the input columns that share a scale.
 
-    Trains ``steps`` of AdamW without weight decay at a constant ``learning_rate``, each on ``batch_size`` rows of the
-    calibration set, or on more rows if not every row would be seen. The rows are reshuffled, by the recipe's seed, each
-    time all have been seen. Training runs in float32, whatever the model's dtype, and takes 16 bytes per trained
-    weight.
+    Trains for ``steps`` steps of AdamW without weight decay at a constant ``learning_rate``, each on ``batch_size``
+    rows of the calibration set, or on more rows if not every row would be seen. The rows are reshuffled with the
+    recipe's seed after each pass over them. Training runs in float32, whatever the model's dtype, and takes 16 bytes
+    per trained weight.
     """
 
     bits: Literal[8, 4, 3, 2] = 4
@@ -70,7 +70,7 @@ def quantize(job: QuantizeJob[QatParams]) -> Any:
 
 
 def _train(model: Any, trained: set[str], texts: CalibrationSet, params: QatParams, seed: int) -> list[float]:
-    """Trains the parameters of those names in place; the mean loss of each step in nats per token."""
+    """Trains the parameters of those names in place; returns the mean loss of each step in nats per token."""
     import torch
 
     weights = []
@@ -96,7 +96,7 @@ def _train(model: Any, trained: set[str], texts: CalibrationSet, params: QatPara
 
 
 def _batches(rows: int, size: int, steps: int, seed: int) -> list[torch.Tensor]:
-    """Row numbers of each step: permutations of all rows, one after another, cut to ``size`` or what covers all."""
+    """Row numbers of each step: permutations of all rows, cut into ``size`` rows, or more if needed to cover all."""
     import torch
 
     size = max(size, -(-rows // steps))
