@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     import torch
 
 Capability = Literal["logits", "factored", "branching", "decodes", "generates"]
-"""The names by which an engine declares what its models can do, and a job what it uses of them."""
+"""What an engine declares that its models can do, and a job declares that it uses."""
 Role = Literal["linear", "embedding", "head", "other"]
 KernelFamily = Literal["packed", "dequantize", "plain"]
-"""How a linear layer multiplies: with the packed codes themselves, after unpacking them, or densely."""
+"""How a linear layer multiplies: with the packed codes directly, after unpacking them, or densely."""
 Stop = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One parameter of the model as its bytes really lie in memory.
+    """One parameter of the model as actually stored in memory.
 
-    ``parameters`` counts the elements it stands for, ``value_bytes`` what their codes take and
-    ``scale_bytes`` what scales, zero points and look-up tables take. A tensor whose storage another
-    one already counted (tied embeddings) has zero bytes and ``tied`` set.
+    ``parameters`` counts the elements it represents, ``value_bytes`` the bytes of their codes and
+    ``scale_bytes`` those of scales, zero points and look-up tables. A tensor that shares the storage of
+    another one (tied embeddings) has zero bytes and ``tied`` set.
     """
 
     name: str
@@ -45,7 +45,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class HeadWeights:
-    """A dense output embedding and what follows it: ``cap(scale · (weight · h + bias))``."""
+    """A dense output embedding and the steps after it: ``cap(scale · (weight · h + bias))``."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
@@ -55,12 +55,12 @@ class HeadWeights:
 
 @runtime_checkable
 class LoadedModel(Protocol):
-    """What every engine's model has, whatever else it can do.
+    """What every engine's model provides.
 
-    ``vocabulary`` is the number of tokens that it knows, ``context_length`` the longest input that its configuration
-    names (None where it names none), ``attention`` the implementation that runs, ``threads`` the CPU threads that it
-    computes with. ``cache_description`` says how keys and values are kept where that is not as the model makes them;
-    a text is then read in chunks, each from the cache of those before it.
+    ``vocabulary`` is the number of its tokens, ``context_length`` the longest input according to its configuration
+    (None if unknown), ``attention`` the implementation that runs, ``threads`` the CPU threads that it uses.
+    ``cache_description`` says how keys and values are stored if not as the model computes them; a text is then read
+    in chunks, each on top of the cache of the chunks before it.
     """
 
     tokenizer: Any | None
@@ -72,27 +72,27 @@ class LoadedModel(Protocol):
     context_length: int | None
 
     def weight_ledger(self) -> Sequence[StoredTensor]:
-        """Every stored parameter as it was loaded, each storage counted once."""
+        """Every parameter as loaded, each storage counted once."""
         ...
 
     def running_bytes(self) -> int:
-        """What the parameters take now: some libraries repack them for a kernel in the first forward pass."""
+        """The parameters' bytes now: some libraries repack them for a kernel in the first forward pass."""
         ...
 
     def kernels(self) -> Mapping[str, int]:
-        """How many layers each class of linear module and weight has."""
+        """The number of layers of each class of linear module and weight."""
         ...
 
     def families(self) -> Mapping[str, KernelFamily]:
-        """The family of kernels that each of the decoder's linear layers runs on, by the layer's name."""
+        """The kernel family of each linear layer of the decoder, by layer name."""
         ...
 
     def sync(self) -> None:
-        """Returns when the device has finished all the work it was given."""
+        """Waits until the device has finished all of its work."""
         ...
 
     def close(self) -> None:
-        """Frees the weights and all that was made of them. The model cannot be used afterwards."""
+        """Frees the weights and everything derived from them. The model cannot be used afterwards."""
         ...
 
 
@@ -105,22 +105,22 @@ class Logits(LoadedModel, Protocol):
         ...
 
     def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The same with the model's own key-value cache, whatever it runs with: they identify an artifact."""
+        """The same with the model's own key-value cache, whichever cache it runs with. They identify an artifact."""
         ...
 
 
 @runtime_checkable
 class Factored(Logits, Protocol):
-    """Its logits are a head applied to hidden states, which take far less room to keep than logits.
+    """Computes logits as a head applied to hidden states, which are far smaller than logits.
 
-    ``hidden`` and ``head`` may be used only where ``factored`` is True. ``probe_head`` sets it, once, after loading:
-    ``head(hidden(x))`` then equals the model's own logits.
+    ``hidden`` and ``head`` may be used only if ``factored`` is True, which means that ``head(hidden(x))`` equals the
+    model's own logits. ``probe_head`` sets it, once, after loading.
     """
 
     factored: bool
 
     def probe_head(self) -> None:
-        """Sets ``factored``. This is the model's first forward pass: until then its weights are as they were loaded."""
+        """Sets ``factored``. This is the model's first forward pass: before it the weights are as loaded."""
         ...
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -128,49 +128,49 @@ class Factored(Logits, Protocol):
         ...
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Final logits of hidden states, (…, vocabulary): bias, scale and soft cap included."""
+        """Final logits of hidden states, (…, vocabulary), including bias, scale and soft cap."""
         ...
 
     def output_embedding(self) -> HeadWeights | None:
-        """What a reader needs to apply the head without the model; None where that is not possible."""
+        """What is needed to apply the head without the model; None if that is impossible."""
         ...
 
 
 @runtime_checkable
 class Branching(Factored, Protocol):
-    """Reuses prefixes: texts that begin alike share the computation of their beginning.
+    """Reuses prefixes: texts with a common beginning share its computation.
 
-    A prefix cache is what the model keeps of tokens already read. It never changes: it can be extended, and rows can
-    branch from it, many times.
+    A prefix cache is what the model keeps from the tokens already read. It is immutable: it can be extended, and rows
+    can branch from it, many times.
     """
 
     def can_branch(self) -> bool:
-        """Whether this model really can. The first call finds out, by comparing branches with each text alone."""
+        """Whether this model really can. The first call tests it by comparing branches with each text run alone."""
         ...
 
     def extend_prefix(self, tokens: torch.Tensor, prefix: Any | None) -> tuple[torch.Tensor, Any]:
-        """Hidden states (n, width) of tokens (n,) that follow a prefix, and the prefix cache of both together."""
+        """Hidden states (n, width) of tokens (n,) after a prefix, and the prefix cache of both together."""
         ...
 
     def forward_tree(self, tokens: torch.Tensor, visible_until: torch.Tensor, prefix: Any | None) -> torch.Tensor:
         """Hidden states (n, width) of a row of tokens (n,) that branches after a prefix.
 
-        The tokens in places i to ``visible_until[i]`` - 1 see the token in place i, and all of them see the prefix. The
-        position of a token is the number of other tokens that it sees: it is read as if it stood right after those.
+        The tokens at indices i to ``visible_until[i]`` - 1 see token i, and all tokens see the prefix. The position of
+        a token is the number of other tokens that it sees, as if it came right after them.
         """
         ...
 
     def select_prefix(self, prefix: Any, rows: torch.Tensor, length: int) -> Any:
-        """The last ``length`` tokens of a prefix cache, of these rows (int64) of its batch."""
+        """The last ``length`` tokens of these rows (int64) of a prefix cache's batch."""
         ...
 
     def join_prefixes(self, prefixes: Sequence[Any]) -> Any:
-        """One prefix cache with the rows of all, padded on the left to the longest."""
+        """One prefix cache with the rows of all, left-padded to the longest."""
         ...
 
 
 class Decoder(Protocol):
-    """Writes text: reads a whole prompt at once, then writes one token a step."""
+    """Writes text: reads a whole prompt at once, then writes one token per step."""
 
     def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """Logits of the last position, (batch, vocabulary), and a key-value cache."""
@@ -183,12 +183,12 @@ class Decoder(Protocol):
 
 @runtime_checkable
 class Decodes(LoadedModel, Decoder, Protocol):
-    """Prefill and decoding as single steps, which can be timed apart."""
+    """Prefill and decoding as single steps, which can be timed separately."""
 
     def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> AbstractContextManager[Decoder]:
-        """A decoder for prompts (batch, length) like this one and so many tokens after them.
+        """A decoder for prompts of this shape (batch, length) and ``new_tokens`` tokens after them.
 
-        In eager mode it may be the model itself. Raises UnsupportedError where the model cannot decode in that mode.
+        In eager mode it may be the model itself. Raises UnsupportedError if the model cannot decode in this mode.
         """
         ...
 
@@ -202,11 +202,10 @@ class Generates(LoadedModel, Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Continues prompts with the settings of transformers' ``generate``; returns the new tokens (batch, steps).
 
-        Prompts are tokens (batch, length) and a mask that is 0 at padding; ``prefix`` may hold all of them but the last
+        Prompts are tokens (batch, length) and a mask that is 0 at padding; ``prefix`` may hold all but their last
         column. After each step ``stop`` maps the tokens (batch, steps) written so far to the rows that are done
-        (batch,). Also returned: which rows wrote the model's own end token, and, where the model can branch, the prefix
-        cache of all tokens but the last one written, from which writing can continue. Raises UnsupportedError for
-        settings that the model does not know.
+        (batch,). Also returns which rows wrote the model's own end token and, if the model can branch, the prefix
+        cache of all tokens but the last one written, to continue from. Raises UnsupportedError for unknown settings.
         """
         ...
 
@@ -220,7 +219,7 @@ PROTOCOLS: Mapping[Capability, type[LoadedModel]] = MappingProxyType(
         "generates": Generates,
     }
 )
-"""What a model must implement for each capability."""
+"""The protocol that each capability requires."""
 
 
 def states_and_head(
@@ -228,7 +227,7 @@ def states_and_head(
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
     """The two steps from tokens to logits: hidden states, then the head.
 
-    A model that does not factor does all of it in the first step.
+    A model that is not factored does everything in the first step.
     """
     if isinstance(model, Factored) and model.factored:
         return model.hidden, model.head
@@ -236,5 +235,5 @@ def states_and_head(
 
 
 def as_branching(model: LoadedModel) -> Branching | None:
-    """The model as one that reuses prefixes, or None where it does not."""
+    """The model if it can reuse prefixes, else None."""
     return model if isinstance(model, Branching) and model.can_branch() else None

@@ -1,4 +1,4 @@
-"""Engine: a runtime that loads a checkpoint, and what it declares of itself."""
+"""Engine: a runtime that loads a checkpoint, and its declarations."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ P = TypeVar("P", bound=EngineParams)
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """How an engine is to load a checkpoint: ``quantization`` is what its library's own loader takes.
+    """How an engine should load a checkpoint. ``quantization`` is passed to its library's own loader.
 
-    ``read`` loads the checkpoint where transformers cannot: a method's own (see Method).
+    ``read`` is the method's own loader, for checkpoints that transformers cannot load (see Method).
     """
 
     path: Path
@@ -41,14 +41,14 @@ class LoadRequest:
 class Engine(Generic[P]):
     """A runtime that loads a checkpoint and runs it.
 
-    ``capabilities`` are those that every model it loads implements, ``reads`` the formats of checkpoint it loads.
-    ``caches`` maps the key-value caches that it keeps to the packages that each needs beside ``packages``;
-    ``decode_modes`` maps the modes that it decodes in to the caches that each works with. ``stack`` names the
-    environment that it runs in. ``load`` also gets the engine's own parameters, of the type ``params``.
+    ``capabilities`` are those that all of its models implement, ``reads`` the checkpoint formats that it loads.
+    ``caches`` maps the key-value caches that it supports to the packages that each needs in addition to ``packages``.
+    ``decode_modes`` maps the decode modes that it supports to the caches that each works with. ``stack`` names the
+    environment that it runs in. ``load`` also gets the engine's own parameters, of type ``params``.
 
-    ``imports`` imports its libraries, so that the time and memory this takes stay apart from those of loading. Where
-    the engine does not read transformers checkpoints, ``convert`` writes an unquantized one to a folder, in a format
-    that it does read and in a dtype, and returns a note for the record, if there is anything to note.
+    ``imports`` imports its libraries, so that the time and memory of importing are not counted as loading. If the
+    engine does not read transformers checkpoints, ``convert`` writes an unquantized one to a folder, in a format that
+    the engine reads and in a given dtype, and returns a note for the record or None.
     """
 
     name: str
@@ -66,5 +66,5 @@ class Engine(Generic[P]):
     decode_modes: Mapping[DecodeMode, tuple[KvCache, ...]] = field(default_factory=lambda: {"eager": ("model",)})
 
     def unmet(self, model: LoadedModel) -> tuple[Capability, ...]:
-        """The capabilities that the engine declares and a model that it loaded does not implement."""
+        """The capabilities that the engine declares but this loaded model does not implement."""
         return tuple(name for name in PROTOCOLS if name in self.capabilities and not isinstance(model, PROTOCOLS[name]))

@@ -1,4 +1,4 @@
-"""What names a thing by its content: hashes, and the words that specs are made of."""
+"""Content hashes, and the basic types of specs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 from typing import Literal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-"""A recipe's name, and a baseline's: one plain word, for it becomes a folder."""
+"""The name of a recipe or a baseline: one plain word, because it becomes a folder."""
 RUN_ID = re.compile(r"[0-9a-f]{16}")
-"""A run id, which becomes a folder too: what ``digest`` returns."""
+"""A run id, as ``digest`` returns it. It becomes a folder too."""
 
 Scalar = str | int | float | bool | None
 Stage = Literal["none", "on_load", "offline", "published"]
 KvCache = Literal["model", "int8", "int4", "fp8"]
-"""How keys and values of the tokens before are kept: as the model makes them, or in fewer bits."""
+"""How the keys and values of earlier tokens are stored: as the model computes them, or in fewer bits."""
 DecodeMode = Literal["eager", "compiled"]
 """Whether decoding runs layer by layer from Python, or as one compiled graph over a static key-value cache."""
 

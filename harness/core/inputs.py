@@ -1,6 +1,6 @@
-"""What a run reads of the user's files, as planning saw it when it hashed them (see ``storage/checksums.py``).
+"""The user's files that a run reads, as they were when planning hashed them (see ``storage/checksums.py``).
 
-This stands beside a spec and not in it: sizes and times do not belong to a run's identity.
+They are kept beside a spec, not in it: file sizes and times are not part of a run's identity.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class InputFile:
     """A file when it was hashed; ``changed_ns`` is the time of its last change of any kind (ctime).
 
-    ``sha256`` is of its content. A file in a hub's cache is not hashed while planning: it is named after its hash,
-    ``sha256`` or, of a small one, git's ``blob``; both are empty where the name is no hash.
+    ``sha256`` hashes its content. Planning does not hash files in a hub's cache: their names are hashes already,
+    a ``sha256`` or, for small files, git's ``blob``. Both are empty if the name is not a hash.
     """
 
     path: str
@@ -27,9 +27,9 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Input:
-    """A model, a text or a task: its files; of a folder also the ``patterns`` of what in it decides, and their names.
+    """The files of a model, a text or a task. For a folder also the ``patterns`` of relevant files and their ``names``.
 
-    A file that appears in a folder may decide as much as one that changed.
+    The names matter because a file added to a folder can change the result as much as an edited one.
     """
 
     files: tuple[InputFile, ...]

@@ -1,15 +1,15 @@
-"""Job: what one run does. One frozen type per kind of run, and all that the rest of the harness must know of it.
+"""Job: what one run does. One frozen type per kind of run declares everything that other modules need to know about it.
 
-A new kind of run costs two files and a line:
+To add a kind of run:
 
-1. Here a class with a ``kind`` of its own, in the union ``Job``. It derives from ``ModelJob`` (what several variants
-   share) or ``VariantJob`` (what is done to one variant), holds what the run needs and nothing else, and overrides the
-   declarations of ``BaseJob`` in which it differs.
-2. ``harness/execution/jobs/<kind>.py`` with a function ``run(job, context, out)``: what the worker does.
-3. In ``harness/planning/plan.py`` the line that yields it.
+1. Add a class with its own ``kind`` here and to the union ``Job``. Derive it from ``ModelJob`` (shared by several
+   variants) or ``VariantJob`` (for one variant), hold only what the run needs, and override the declarations of
+   ``BaseJob`` that differ.
+2. Add ``harness/execution/jobs/<kind>.py`` with a function ``run(job, context, out)`` for the worker.
+3. Yield it in ``harness/planning/plan.py``.
 
-All else asks the job: its order in the sweep, the versions and packages its figures depend on, whether its artifact is
-cached, whether it stands in a table. No other module lists the kinds.
+Everything else asks the job: its order in the sweep, the versions and packages its figures depend on, whether its
+artifact is cached, whether a table shows it. No other module lists the kinds.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from harness.core.workload import (
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a process runs: on which device, with how many threads (None: the library's own choice), by which
-    implementation of attention (None: the engine's own choice), and whether its memory is watched."""
+    """How a process runs: its device, CPU threads (None: the library's choice), attention implementation
+    (None: the engine's choice), and whether its memory is measured."""
 
     device: str = "cpu"
     threads: int | None = None
@@ -46,11 +46,11 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a job is done, with which software and for which time: what a run's id adds to its case's.
+    """Where and with which software a job runs, and its repetition: what a run id adds to a case id.
 
-    ``lock`` is a digest of the installed packages that the run depends on; ``versions`` are those of the parts of the
-    harness, of its metrics and of its engine; ``method_version`` is the method's, 0 where there is none. ``stack``
-    names the interpreter, and is no part of the id.
+    ``lock`` is a digest of the installed packages that the run depends on. ``versions`` are those of the parts of the
+    harness, the metrics and the engine; ``method_version`` is the method's, 0 without a method. ``stack`` names the
+    interpreter and is not part of the id.
     """
 
     stack: str = "main"
@@ -63,51 +63,51 @@ class Environment:
 
 @dataclass(frozen=True)
 class BaseJob:
-    """What every job declares. The defaults are those of a job that makes an artifact for other runs."""
+    """What every job declares. The defaults suit a job that makes an artifact for other runs."""
 
     kind: str = field(kw_only=True)
     conditions: Conditions
 
     needs: ClassVar[tuple[str, ...]] = ()
-    """Kinds of runs whose artifacts it reads where the plan has them, in the order in which their failures count."""
+    """Kinds of runs whose artifacts it reads if the plan has them; the first one that failed is the one reported."""
     parts: ClassVar[tuple[str, ...]] = ()
-    """Parts of the harness, beside metrics, whose change makes another result."""
+    """Parts of the harness, other than metrics, whose versions affect the result."""
     turn: ClassVar[int] = 0
-    """When its turn in the sweep comes; a repetition comes as many turns later."""
+    """Its position in the sweep; each repetition adds one."""
     cached: ClassVar[bool] = True
-    """Whether what it makes, or finds, is kept in the cache for other sweeps."""
+    """Whether the cache keeps its artifact or result for other sweeps."""
     repeated: ClassVar[bool] = False
-    """Whether it is done once per repetition, and compared within one session only."""
+    """Whether it runs once per repetition and is compared only within one session."""
     row_rank: ClassVar[int | None] = None
-    """Among the runs that measure one row, where its counts come: the lowest goes first. None: it measures no row."""
+    """Its rank among the runs that measure a row, lowest first. None: it measures no row."""
     quantizes: ClassVar[bool] = False
-    """Whether the method itself runs, and not only what reads its result."""
+    """Whether the method itself runs, not only code that reads its result."""
     reader_settings: ClassVar[tuple[str, ...]] = ()
-    """Which of a recipe's settings for readers (``ReaderSettings``) its figures are read with."""
+    """Which of the recipe's ``ReaderSettings`` apply to its figures."""
 
     @property
     def measures_variant(self) -> bool:
-        """Whether its figures are what a recipe's ``measure`` asks for."""
+        """Whether it measures figures that a recipe's ``measure`` requests."""
         return self.row_rank is not None and not self.quantizes
 
     @property
     def question(self) -> dict[str, Any]:
-        """What ``case_id`` is made of. Model and text count by their content, not by where they lie."""
+        """The content that ``case_id`` hashes. Models and texts are identified by content, not by location."""
         raise NotImplementedError
 
     @property
     def uses(self) -> tuple[Capability, ...]:
-        """Capabilities that its engine must have."""
+        """The capabilities that it needs from its engine."""
         return ()
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The metrics whose versions its figures belong to."""
+        """The metrics whose versions its figures depend on."""
         return ()
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """Packages that it depends on beside those of its engine, its method and its model."""
+        """Packages that it depends on in addition to those of its engine, method and model."""
         return ()
 
     @property
@@ -117,7 +117,7 @@ class BaseJob:
 
     @property
     def texts(self) -> tuple[TextRef, ...]:
-        """The texts that its result depends on, also by way of the runs that it needs."""
+        """The texts that its result depends on, including through the runs that it needs."""
         return ()
 
     @property
@@ -127,7 +127,7 @@ class BaseJob:
 
     @property
     def workload(self) -> str:
-        """What it scores, in a word; empty where it scores nothing."""
+        """The name of what it scores; empty if it scores nothing."""
         return ""
 
     @property
@@ -139,13 +139,13 @@ class BaseJob:
         raise NotImplementedError
 
     def exceeds(self, context_length: int) -> str | None:
-        """Why its workload does not fit a model's context of so many tokens; None where it fits."""
+        """Why its workload does not fit a context of this many tokens; None if it fits."""
         return None
 
 
 @dataclass(frozen=True)
 class MeasureMachine(BaseJob):
-    """Measures the machine itself: the bandwidth of its memory and the rate of its products."""
+    """Measures the machine itself: its memory bandwidth and its matrix multiplication rate."""
 
     kind: Literal["machine"] = field(default="machine", kw_only=True)
 
@@ -165,7 +165,7 @@ class MeasureMachine(BaseJob):
 
 @dataclass(frozen=True)
 class ModelJob(BaseJob):
-    """A job on the unquantized model, for all of its variants."""
+    """A job on the unquantized model, shared by all of its variants."""
 
     model: ModelRef
 
@@ -185,7 +185,7 @@ class ModelJob(BaseJob):
 
 @dataclass(frozen=True)
 class PrepareModel(ModelJob):
-    """Makes the checkpoint that all other runs of the model start from: converted, degridded, or drawn at random."""
+    """Makes the checkpoint that all other runs of the model read: converted, degridded, or drawn at random."""
 
     kind: Literal["prepare"] = field(default="prepare", kw_only=True)
 
@@ -199,7 +199,7 @@ class PrepareModel(ModelJob):
 
 @dataclass(frozen=True)
 class MakeCalibration(ModelJob):
-    """Makes the calibration set, and holds it against all texts that the recipe scores (``evaluations``)."""
+    """Makes the calibration set and checks it for overlap with all texts that the recipe scores (``evaluations``)."""
 
     calibration: CalibrationRef
     evaluations: tuple[PerplexityWorkload, ...] = ()
@@ -223,7 +223,7 @@ class MakeCalibration(ModelJob):
 
 @dataclass(frozen=True)
 class KeepProbe(ModelJob):
-    """Keeps some logits of the model, by which other libraries are seen to read the same one."""
+    """Saves some logits of the model, to check that other libraries read the same model."""
 
     kind: Literal["probe"] = field(default="probe", kw_only=True)
 
@@ -253,7 +253,7 @@ class VariantJob(BaseJob):
 
     @property
     def question(self) -> dict[str, Any]:
-        """What is quantized how, and on which device."""
+        """What is quantized, how, and on which device."""
         variant = self.variant
         case: dict[str, Any] = {
             "kind": self.kind,
@@ -272,7 +272,7 @@ class VariantJob(BaseJob):
 
     @property
     def _engine_question(self) -> dict[str, Any]:
-        """What is added where the variant runs on its engine."""
+        """Additional content for jobs that run the variant on its engine."""
         variant = self.variant
         case: dict[str, Any] = {"engine": variant.engine, "threads": self.conditions.threads}
         if variant.engine_params:
@@ -281,7 +281,7 @@ class VariantJob(BaseJob):
 
     @property
     def method_label(self) -> str:
-        """The method and, where they are not the usual ones, cache and decode mode: ``rtn bits=4 · compiled``."""
+        """The method, plus cache and decode mode if they differ from the defaults: ``rtn bits=4 · compiled``."""
         cache = "" if self.variant.kv_cache == "model" else f" · {self.variant.kv_cache} cache"
         mode = "" if self.decode_mode == "eager" else f" · {self.decode_mode}"
         return self.variant.method.label + cache + mode
@@ -294,7 +294,7 @@ class VariantJob(BaseJob):
 
 @dataclass(frozen=True)
 class ConvertModel(VariantJob):
-    """Writes the unquantized model in its engine's own form."""
+    """Writes the unquantized model in its engine's own format."""
 
     kind: Literal["convert"] = field(default="convert", kw_only=True)
 
@@ -308,7 +308,7 @@ class ConvertModel(VariantJob):
 
 @dataclass(frozen=True)
 class QuantizeModel(VariantJob):
-    """Lets the method quantize offline, and keeps some logits of what it made."""
+    """Runs the method's offline quantization and saves some logits of the result."""
 
     kind: Literal["quantize"] = field(default="quantize", kw_only=True)
 
@@ -320,7 +320,7 @@ class QuantizeModel(VariantJob):
 
 @dataclass(frozen=True)
 class MakeReference(VariantJob):
-    """Runs the baseline over a text and keeps its states: what the divergence of its variants is measured from."""
+    """Runs the baseline over a text and saves its states, which the divergence of variants is measured against."""
 
     perplexity: PerplexityWorkload
     kind: Literal["reference"] = field(default="reference", kw_only=True)
@@ -353,10 +353,10 @@ class MakeReference(VariantJob):
 
 @dataclass(frozen=True)
 class MeasureQuality(VariantJob):
-    """Perplexity of a variant over a text, and its divergence from the baseline where a recipe wants it.
+    """Perplexity of a variant over a text and, if the recipe requests it, its divergence from the baseline.
 
-    ``perplexity`` is None only in records of an early harness, which did not keep it. ``observers`` are metrics of
-    plugins that see the same forward pass.
+    ``perplexity`` is None only in records of early versions, which did not keep it. ``observers`` are plugin metrics
+    that see the same forward pass.
     """
 
     perplexity: PerplexityWorkload | None
@@ -409,7 +409,7 @@ class MeasureQuality(VariantJob):
 
 @dataclass(frozen=True)
 class AnswerTask(VariantJob):
-    """Puts one task's questions to a variant. ``verify``: no quality run of the variant verifies it."""
+    """Answers one task with a variant. ``verify``: this run verifies the variant because no quality run does."""
 
     task: TaskWorkload
     allow_leak: bool = False
@@ -458,9 +458,10 @@ class AnswerTask(VariantJob):
 
 @dataclass(frozen=True)
 class MeasurePerformance(VariantJob):
-    """Speed, memory and energy of a variant over a grid; without a grid only the memory that it takes loaded.
+    """Speed, memory and energy of a variant over a grid; without a grid only its memory when loaded.
 
-    ``verify``: no quality run of the variant verifies it. ``workloads`` are metrics of plugins, measured after these.
+    ``verify``: this run verifies the variant because no quality run does. ``workloads`` are plugin metrics, measured
+    last.
     """
 
     throughput: ThroughputWorkload | None
@@ -526,7 +527,7 @@ Job = (
     | MeasurePerformance
 )
 JOBS: Mapping[str, type[BaseJob]] = {each.kind: each for each in get_args(Job)}
-"""The type of each kind of run, by its kind."""
+"""The job type of each kind of run."""
 
 
 def _scored(workload: PerplexityWorkload, divergence: bool, baseline: MethodRef) -> dict[str, Any]:
@@ -541,17 +542,17 @@ def _scored(workload: PerplexityWorkload, divergence: bool, baseline: MethodRef)
 
 
 def _leaky(allowed: bool) -> dict[str, Scalar]:
-    """Stands in a question only where it is allowed: what was asked before keeps its name."""
+    """Part of a question only if leaks are allowed, so existing ids do not change."""
     return {"allow_leak": True} if allowed else {}
 
 
 def _of_plugins(metrics: tuple[MetricRef, ...]) -> dict[str, Any]:
-    """Stands in a question only where a plugin measures something."""
+    """Part of a question only if a plugin measures something."""
     return {"metrics": [each.identity for each in metrics]} if metrics else {}
 
 
 def _by(workload: PerplexityWorkload) -> str:
-    """The protocol in a title, where it is not the usual one."""
+    """The protocol, for a title, if it is not the default."""
     return "" if workload.protocol == "gptq" else f" by {workload.protocol}"
 
 

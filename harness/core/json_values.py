@@ -1,4 +1,4 @@
-"""Numbers that JSON has no word for: NaN and infinities."""
+"""Numbers that JSON cannot express: NaN and infinities."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def not_finite(value: Any) -> str | None:
-    """Where the first number is that is NaN or infinite, such as ``outcome.measurements.0.values.3``; None: nowhere."""
+    """The path of the first NaN or infinite number, such as ``outcome.measurements.0.values.3``, or None."""
     if isinstance(value, float):
         return None if math.isfinite(value) else ""
     parts: Iterable[tuple[Any, Any]] = ()
@@ -20,16 +20,16 @@ def not_finite(value: Any) -> str | None:
     elif isinstance(value, list | tuple):
         parts = enumerate(value)
     for name, part in parts:
-        place = None if isinstance(part, str) else not_finite(part)  # a record has far more words than numbers
+        place = None if isinstance(part, str) else not_finite(part)  # a record has far more strings than numbers
         if place is not None:
             return f"{name}.{place}" if place else str(name)
     return None
 
 
 def finite(value: Any, digits: int | None = None) -> Any:
-    """Plain data with None for every number that is NaN or infinite.
+    """Plain data with None in place of every NaN and infinite number.
 
-    ``digits`` keeps that many significant ones of each float: what processors round differently is left out.
+    ``digits`` rounds each float to that many significant digits, which drops what processors round differently.
     """
     if isinstance(value, Mapping):
         return {name: finite(inner, digits) for name, inner in value.items()}

@@ -1,6 +1,6 @@
-"""Labels and facts of a run: a code from a closed list, its arguments, and the sentence that both make when shown.
+"""Labels and facts of a run: a code from a closed list, its arguments, and a sentence built from both for display.
 
-Programs test codes. A sentence is for people and may be reworded at any time: nothing reads it, nothing stores it.
+Programs test codes. Sentences are for people and may be reworded at any time: nothing parses or stores them.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ IMPLAUSIBLE: Mapping[ImplausibleReason, tuple[str, str]] = {
     ),
     "random_weights": ("its weights are random", "only size, speed and memory mean anything"),
 }
-"""What was found, and what it means."""
+"""The finding, and what it means."""
 _SUSPECT: Mapping[SuspectReason, str] = {
     "gpu_clock_fell": "the GPU's clock fell by more than {limit:.0%}",
     "gpu_held_down": "the GPU held its clocks down: heat or a fault of its power",
@@ -119,19 +119,19 @@ _SUSPECT: Mapping[SuspectReason, str] = {
 
 
 def overlap_words(shared: float, run_tokens: int) -> str:
-    """How much of an evaluation text stands in a calibration set: a fraction of its runs of tokens."""
+    """How much of an evaluation text occurs in a calibration set, as a fraction of its token sequences."""
     return f"{shared:.3%} of the evaluation's runs of {run_tokens} tokens stand in the calibration"
 
 
 def difference_words(relative: float, kl: float, loss_kept: float, loss_now: float) -> str:
-    """How far logits are from those kept: relative to the largest, as KL, and both losses (nats per token)."""
+    """How far logits are from the saved ones: relative to the largest, as KL, and both losses (nats per token)."""
     return (
         f"logits by {relative:.3g} of the largest, KL {kl:.3g} nat, loss {loss_kept:.4f} before and {loss_now:.4f} now"
     )
 
 
 def implausible_finding(reason: ImplausibleReason, figure: float | None, limit: float | None) -> str:
-    """What was found of a baseline, without what it means."""
+    """The finding about a baseline, without what it means."""
     return IMPLAUSIBLE[reason][0].format(figure=figure, limit=limit)
 
 
@@ -145,7 +145,7 @@ def _implausible(reason: ImplausibleReason, figure: float | None = None, limit: 
 
 
 def _leaked(shared: float | None = None, run_tokens: int | None = None, text: str | None = None) -> str:
-    """``text`` is what an older record says in other words."""
+    """``text`` is the wording of an older record."""
     how_much = text if shared is None or run_tokens is None else overlap_words(shared, run_tokens)
     return f"calibrated on the evaluation text: {how_much}" if how_much else "calibrated on the evaluation text"
 
@@ -160,10 +160,9 @@ def _listed(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Form:
-    """What a code says. ``sentence`` makes its text from its arguments; ``meaning`` explains it to readers of the docs.
+    """The text of a code. ``sentence`` builds it from the arguments; ``meaning`` explains the code in the docs.
 
-    ``example`` holds arguments that it could have. ``name`` is what a fact is called, arguments in braces; a label has
-    none.
+    ``example`` holds example arguments. ``name`` is a fact's name with arguments in braces; labels have none.
     """
 
     sentence: Callable[..., str]
@@ -172,7 +171,7 @@ class Form:
     name: str = ""
 
     def check(self, arguments: Mapping[str, Argument]) -> None:
-        """Raises ValueError where a sentence cannot be made of these arguments."""
+        """Raises ValueError if these arguments do not fit the sentence."""
         try:
             inspect.signature(self.sentence).bind(**arguments)
             self.sentence(**arguments)
@@ -445,7 +444,7 @@ FACTS: Mapping[FactCode, Form] = {
 
 @dataclass(frozen=True)
 class Label:
-    """A warning that every table carries. Raises ValueError for an unknown code and for arguments of another one."""
+    """A warning that every table carries. Raises ValueError for an unknown code or unsuitable arguments."""
 
     code: LabelCode
     arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
@@ -462,7 +461,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Fact:
-    """A finding that tables show by its name. Raises ValueError for an unknown code and for arguments of another."""
+    """A finding that tables show by name. Raises ValueError for an unknown code or unsuitable arguments."""
 
     code: FactCode
     arguments: Mapping[str, Argument] = field(default_factory=dict, hash=False)
@@ -478,7 +477,7 @@ class Fact:
 
     @property
     def value(self) -> str:
-        """What was found, as text."""
+        """The finding, as text."""
         return FACTS[self.code].sentence(**self.arguments)
 
     @property
@@ -491,5 +490,5 @@ def _unknown(code: str) -> ValueError:
 
 
 def codes(labels: Iterable[Label]) -> tuple[LabelCode, ...]:
-    """Each code once, in the order in which they come."""
+    """Each code once, in order of first appearance."""
     return tuple(dict.fromkeys(label.code for label in labels))

@@ -1,4 +1,4 @@
-"""Between methods and what runs them: parameters, one quantization, and what a method says of itself."""
+"""The contract between methods and their callers: parameters, a quantization job, and a method's declarations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ P = TypeVar("P", bound=MethodParams)
 class CalibrationSet:
     """The token ids that every calibrated method of a sweep gets, and nothing else.
 
-    All rows have one length; of row i the first ``lengths[i]`` tokens are text and the rest is padding,
-    which a library that takes a mask must be told to ignore. ``sha256`` is of the ids and the lengths.
+    All rows have the same length. In row i the first ``lengths[i]`` tokens are text and the rest is padding;
+    libraries that accept a mask must get one. ``sha256`` hashes the ids and the lengths.
     """
 
     tokens: Sequence[Sequence[int]]
@@ -35,12 +35,12 @@ class CalibrationSet:
 
     @property
     def length(self) -> int:
-        """Tokens of a row."""
+        """Tokens per row."""
         return len(self.tokens[0])
 
     @property
     def texts(self) -> list[list[int]]:
-        """The rows without their padding, for libraries that would count it."""
+        """The rows without padding, for libraries that would treat it as text."""
         return [list(row[:length]) for row, length in zip(self.tokens, self.lengths, strict=True)]
 
     @property
@@ -51,9 +51,9 @@ class CalibrationSet:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method that quantizes while loading must know beside its parameters.
+    """What a method that quantizes while loading needs to know besides its parameters.
 
-    ``untouched`` names the modules that must stay as they are: the head, routers, and what the recipe skips.
+    ``untouched`` names the modules that must stay unquantized: the head, routers, and what the recipe skips.
     """
 
     dtype: str
@@ -63,12 +63,12 @@ class Setting:
 
 @dataclass(frozen=True)
 class QuantizeJob(Generic[P]):
-    """One offline quantization: read the checkpoint at ``source``, leave a loadable one in ``out``.
+    """One offline quantization: reads the checkpoint at ``source`` and writes a loadable one to ``out``.
 
-    ``load`` reads the source as an unquantized transformers model on the job's device; a method
-    whose library loads for itself leaves it alone. ``scope`` names the modules to quantize and ``untouched``
-    every other one that has a matrix: the head, routers, what the recipe skips. ``overrides`` are parameters
-    that differ for single modules, by module name. ``note`` adds a fact to the run's record.
+    ``load`` reads the source as an unquantized transformers model on the job's device; methods whose library does its
+    own loading do not call it. ``scope`` names the modules to quantize, ``untouched`` every other module with a
+    matrix: the head, routers, what the recipe skips. ``overrides`` maps module names to the parameters that differ
+    there. ``note`` adds a fact to the run's record.
     """
 
     params: P
@@ -87,17 +87,17 @@ class QuantizeJob(Generic[P]):
 
     @property
     def calibration_set(self) -> CalibrationSet:
-        """The calibration set of a method that declared itself calibrated."""
+        """The calibration set, for methods that declare themselves calibrated."""
         assert self.calibration is not None, "a method must declare that it is calibrated"
         return self.calibration
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a variant cannot do without; the planner marks a pair that lacks it as unsupported.
+    """A method's requirements; the planner marks variants that do not meet them as unsupported.
 
-    ``capability`` is the least CUDA compute capability; the divisors must divide every input or output
-    width in scope; ``model_types`` are those of ``config.json`` that the library knows (empty: any).
+    ``capability`` is the minimum CUDA compute capability. The divisors must divide every input or output width in
+    scope. ``model_types`` are the values in ``config.json`` that the library supports (empty: any).
     """
 
     device: Literal["cuda", "cpu"] | None = None
@@ -109,11 +109,11 @@ class Needs:
 
 @dataclass(frozen=True)
 class Beside:
-    """Bytes that one matrix stores beside what its weights take by ``bits_per_weight``.
+    """Bytes that one matrix stores in addition to its weights, which ``bits_per_weight`` covers.
 
-    ``memory`` is what lies with the loaded matrix: look-up tables, indices, padding. ``disk`` is what a checkpoint
-    holds of the kind. ``modules`` is what a library keeps in the layer as a tensor of its own: a bias, the scale
-    of an activation; a checkpoint holds that too where ``disk`` counts it.
+    ``memory`` belongs to the loaded matrix: look-up tables, indices, padding. ``disk`` is the same in a checkpoint.
+    ``modules`` is what a library keeps in the layer as a separate tensor, such as a bias or an activation scale; if a
+    checkpoint holds those too, ``disk`` includes them.
     """
 
     memory: float = 0.0
@@ -123,37 +123,37 @@ class Beside:
 
 @dataclass(frozen=True)
 class Method(Generic[P]):
-    """A quantization algorithm as some library implements it.
+    """A quantization algorithm as implemented by one library.
 
-    Exactly one of these is set, or neither for the unquantized baseline and for a ``published`` checkpoint:
+    Exactly one of these is set; neither for the unquantized baseline and for a ``published`` checkpoint:
 
     ``load_config``  quantizes while loading: returns what ``from_pretrained(quantization_config=…)``
                      takes, given the parameters and the setting.
-    ``quantize``     quantizes offline: writes a checkpoint and returns the model as it is in memory,
-                     so that what is reloaded can be held against it.
+    ``quantize``     quantizes offline: writes a checkpoint and returns the in-memory model,
+                     so that the reloaded one can be compared with it.
 
-    ``read`` loads what ``quantize`` wrote where transformers alone cannot. ``stack`` names the environment
-    that quantizes; the main one always measures. ``packages`` are what quantizing needs there, and ``readers``
-    what loading the result needs in the main stack (the same packages, unless said otherwise).
-    ``calibrated`` says whether text is needed, ``needs`` what else is. ``kernel`` is the family that the
-    method is meant to run on; a row that ran on a slower one is labelled.
+    ``read`` loads what ``quantize`` wrote if transformers alone cannot. ``stack`` names the environment
+    that quantizes; the main stack always measures. ``packages`` are needed there to quantize, ``readers``
+    in the main stack to load the result (default: the same packages).
+    ``calibrated`` says whether the method needs text, ``needs`` what else it requires. ``kernel`` is the kernel
+    family that the method is meant to run on; rows that ran on a slower one are labelled.
 
-    ``writes`` is the format of the checkpoint that ``quantize`` leaves: the engines that read it can run the result.
+    ``writes`` is the format of the checkpoint that ``quantize`` writes: engines that read it can run the result.
 
-    ``quantizes_experts`` names the types of mixtures (``model_type`` of config.json) whose experts come out quantized
-    and load again so; transformers holds experts as 3-D parameters, and not as layers. A mixture of another type is
-    unsupported, unless the recipe skips its experts.
+    ``quantizes_experts`` names the mixture-of-experts types (``model_type`` of config.json) whose experts are quantized
+    and stay so when reloaded; transformers holds experts as 3-D parameters, not as layers. Other mixture types are
+    unsupported unless the recipe skips their experts.
 
-    ``overrides`` says that parameters may differ for single modules. ``stores_codes`` is False where the result
-    is an unquantized model again, such as a merged adapter: its coverage is not asked for, and its rows say so.
+    ``overrides`` says that single modules may have their own parameters. ``stores_codes`` is False if the result
+    is again an unquantized model, such as a merged adapter: its coverage is not checked, and its rows are labelled.
 
-    ``enable`` is called in the worker before anything is loaded and timed: it imports the library and
-    registers what must be known to transformers. ``bits_per_weight`` is what one quantized weight
-    takes as stored, its scales included, given the bits of an unquantized one and the layer's input width;
-    ``beside`` is what a matrix of a shape (outputs, inputs) stores beside that, given the same bits. ``loaded``
-    says what lies in memory: the codes; a dense matrix that they became while loading; or the codes and, from the
+    ``enable`` is called in the worker before anything is loaded or timed: it imports the library and
+    registers its classes with transformers. ``bits_per_weight`` is the stored size of one quantized weight,
+    scales included, given the bits of an unquantized one and the layer's input width;
+    ``beside`` is what a matrix of shape (outputs, inputs) stores in addition, given the same bits. ``loaded``
+    says what memory holds: the codes; a dense matrix unpacked from them while loading; or the codes plus, from the
     first forward pass on, a dense matrix.
-    ``run_dtype`` is the dtype the model runs in, given the one that the recipe asks for.
+    ``run_dtype`` is the dtype that the model runs in, given the one that the recipe requests.
     """
 
     name: str
@@ -184,18 +184,18 @@ class Method(Generic[P]):
 
     @property
     def stage(self) -> Stage:
-        """When it quantizes: never, while loading, in a run of its own, or before it was published."""
+        """When it quantizes: never, while loading, in a separate run, or before publication."""
         if self.published:
             return "published"
         return "offline" if self.quantize else "on_load" if self.load_config else "none"
 
     @property
     def output_format(self) -> Format | None:
-        """The format of what an engine gets from it; None where it makes nothing, as a baseline or a published one."""
+        """The format of its result; None if it produces nothing (a baseline or a published checkpoint)."""
         if self.stage in ("none", "published"):
             return None
         return LOAD_CONFIG_FORMAT if self.stage == "on_load" else self.writes
 
     def leaves_experts(self, model_type: str | None) -> bool:
-        """Whether the experts of a mixture of that type are not known to come out as codes that load again."""
+        """Whether the experts of this mixture type are not known to be quantized and to reload as codes."""
         return self.stage not in ("none", "published") and model_type not in self.quantizes_experts

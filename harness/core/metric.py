@@ -1,4 +1,4 @@
-"""Between the worker and what measures: windows of text, chunks of them, and the kinds of measurement."""
+"""The contract between the worker and metrics: windows of text, chunks of them, and the kinds of metric."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Windows:
-    """Token windows of an evaluation text, and the protocol they were cut by.
+    """Token windows of an evaluation text, and the protocol that cut them.
 
-    Of window i the tokens at positions ``firsts[i]`` (1 or more) and after are scored, each given all that
-    stand before it in the window; the model reads all but the last. ``documents[i]`` names the document it belongs
-    to: windows of one document are not independent. ``amounts`` count what a document holds in other units than
-    tokens ("word", "byte").
+    In window i the tokens from position ``firsts[i]`` (1 or more) on are scored, each given all tokens before it in
+    the window; the model reads all tokens but the last. ``documents[i]`` names the window's document: windows of one
+    document are not independent. ``amounts`` counts a document in units other than tokens ("word", "byte").
     """
 
     tokens: Sequence[Sequence[int]]
@@ -37,8 +36,8 @@ class Windows:
 class Prediction:
     """What a model predicts at n positions, over the whole vocabulary.
 
-    ``exponents`` are the logits less the row's highest, ``weights`` their exponentials, both float32
-    (n, vocabulary); ``totals`` are the sums of the weights, float64 (n,). A weight over its total is a probability.
+    ``exponents`` are the logits minus the row's maximum, ``weights`` their exponentials, both float32
+    (n, vocabulary). ``totals`` are the sums of the weights, float64 (n,). A probability is a weight over its total.
     """
 
     exponents: torch.Tensor
@@ -48,10 +47,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some positions of one window on their way through the observers of the one forward pass.
+    """Some positions of one window, passed to the observers of a single forward pass.
 
-    ``prediction`` is of the tokens at positions ``start`` to ``start + n`` of the window, ``targets`` (n,) are
-    those tokens; ``reference`` is what the baseline predicts there, where there is a reference.
+    ``prediction`` covers the tokens at positions ``start`` to ``start + n`` of the window, and ``targets`` (n,) are
+    those tokens. ``reference`` is the baseline's prediction there, if there is a reference.
     """
 
     window: int
@@ -70,7 +69,7 @@ class Observer(Protocol):
 
 
 class Instrument(Protocol):
-    """Wraps the phases of a run and measures something about each; ``where`` tells phases of one name apart."""
+    """Wraps the phases of a run and measures something about each; ``where`` distinguishes phases with one name."""
 
     def phase(self, name: str, **where: Scalar) -> AbstractContextManager[None]: ...
 
@@ -88,15 +87,15 @@ MetricKind = Literal["observer", "workload", "instrument"]
 class Metric:
     """A measurement: an observer, a workload of its own, or an instrument.
 
-    ``make`` builds it inside the worker. Its signature follows the kind:
-    observer ``(Windows) -> Observer``, instrument ``(device) -> Instrument``, and for a workload the measuring
-    itself, ``(model, its workload, …) -> Iterator[Measurement]``.
+    ``make`` builds it inside the worker. Its signature depends on the kind: observer ``(Windows) -> Observer``,
+    instrument ``(device) -> Instrument``; a workload measures directly,
+    ``(model, its workload, …) -> Iterator[Measurement]``.
 
-    A plugin's metric is named under ``measure`` in a recipe, with its ``params``. It is an observer,
+    A recipe names a plugin's metric under ``measure``, with its ``params``. It is either an observer,
     ``(Windows, params) -> Observer``, which sees the forward pass of every quality run, or a workload,
     ``(model, params, seed) -> Iterable[Measurement]``, which every performance run measures after speed and memory, in
-    a phase of its own. ``uses`` names the capabilities that a workload needs of the model, ``packages`` the libraries
-    whose versions decide its values.
+    a phase of its own. ``uses`` names the capabilities that a workload needs from the model, ``packages`` the
+    libraries whose versions affect its values.
     """
 
     name: str
@@ -109,5 +108,5 @@ class Metric:
     packages: tuple[str, ...] = ()
 
     def parsed(self, given: Mapping[str, Scalar]) -> MetricParams:
-        """A plugin metric's parameters in its own type."""
+        """A plugin metric's parameters as its own type."""
         return self.params.model_validate(dict(given))

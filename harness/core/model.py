@@ -1,4 +1,4 @@
-"""What a run is of: an unquantized model, and the method that is applied to it."""
+"""The subject of a run: an unquantized model and the method applied to it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Literal
 from harness.core.identity import Scalar, Stage
 
 MAIN_ENGINE = "transformers"
-"""The one that makes what all engines share: the reference that divergence is measured against."""
+"""The engine that computes what all engines share: the reference that divergence is measured against."""
 
 
 @dataclass(frozen=True)
 class ModelRef:
     """The unquantized model of a variant.
 
-    ``content`` identifies the weights and the tokenizer (a sha256, or ``id@revision`` on a hub);
-    ``native_quantization`` names the grid on which the published weights already lie, if any.
+    ``content`` identifies the weights and the tokenizer (a sha256, or ``id@revision`` on a hub).
+    ``native_quantization`` names the grid that the published weights already lie on, if any.
     """
 
     id: str
@@ -35,7 +35,7 @@ class ModelRef:
 
     @property
     def needs_preparing(self) -> bool:
-        """Whether a checkpoint must first be made from it (converted, degridded or drawn)."""
+        """Whether a checkpoint must first be prepared from it (converted, degridded or drawn at random)."""
         return self.kind in ("gguf", "synthetic") or self.degrid is not None
 
 
@@ -43,8 +43,8 @@ class ModelRef:
 class MethodRef:
     """A method with every parameter resolved; ``label`` shows those that the recipe wrote.
 
-    ``published`` is the checkpoint that somebody else quantized, where that is what is measured, and ``stack``
-    the environment that a recipe chose in place of the method's own.
+    ``published`` is set if the run measures a checkpoint that somebody else quantized. ``stack`` is set if the recipe
+    overrides the method's own environment.
     """
 
     name: str
@@ -57,11 +57,11 @@ class MethodRef:
 
     @property
     def identity(self) -> list[Any]:
-        """What makes two methods the same one. A published checkpoint counts by its content, not by where it lies."""
+        """Equal for equal methods. A published checkpoint is compared by content, not by location."""
         chosen = [self.name, self.published.content] if self.published else [self.name, dict(self.params)]
         return [*chosen, self.stack] if self.stack else chosen
 
 
 def model_identity(model: ModelRef) -> list[Any]:
-    """What makes two models the same one: content, dtype it runs in, and how it was made."""
+    """Equal for equal models: content, the dtype to run in, and how the model was prepared."""
     return [model.content, model.dtype, model.degrid, dict(model.config), model.seed]

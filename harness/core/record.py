@@ -1,7 +1,7 @@
-"""What a run leaves behind: measurements, the machine's fingerprint, and the record around them.
+"""The results of a run: measurements, the machine's fingerprint, and the record that holds them.
 
-Records are JSON with a schema version; ``harness.core.upgrade`` reads those of older ones. Raw values are kept and
-summaries are derived, so that old results stay comparable without the code that measured them.
+Records are JSON with a schema version; ``harness.core.upgrade`` reads older versions. Records keep raw values and
+summaries are derived from them, so old results stay comparable without the code that measured them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ FAILURES: frozenset[str] = frozenset({"failed", "out_of_memory", "timeout", "cra
 
 @dataclass(frozen=True)
 class Measurement:
-    """One quantity, raw.
+    """The raw values of one quantity.
 
-    ``evidence`` says how the values may be used: ``exact`` (a count, no noise), ``samples``
-    (repeated timings of one thing) or ``paired`` (one value per item; the item of another run with
-    the same id is its pair). ``weights`` count what each value stands for (tokens of a window);
-    ``cluster_ids`` name the group within which items are not independent.
+    ``evidence`` says how to use the values: ``exact`` (a count, no noise), ``samples`` (repeated timings of one
+    thing) or ``paired`` (one value per item; items of two runs pair by id). ``weights`` count what each value stands
+    for (tokens of a window). ``cluster_ids`` name the group of each item; items of one group are not independent.
     """
 
     metric: str
@@ -43,9 +42,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """The machine and its software when a run began or ended.
+    """The machine and its software at the start or end of a run.
 
-    ``state`` holds what drifts: load, available memory, times of the CPU, clocks and temperature of the GPU.
+    ``state`` holds what drifts: load, available memory, CPU times, GPU clocks and GPU temperature.
     """
 
     hardware: Mapping[str, Scalar]
@@ -55,7 +54,7 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class Moment:
-    """What drifted in the machine at a moment of a run; ``state`` as a fingerprint's."""
+    """The machine's ``state``, as in a fingerprint, at a named moment of a run."""
 
     name: str
     state: Mapping[str, float]
@@ -81,10 +80,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker says of its run. The parent adds the rest (see RunRecord).
+    """What a worker reports about its run. The parent adds the rest (see RunRecord).
 
-    ``facts`` are findings that a table shows (kernels that ran, what was skipped), ``labels`` warnings that every
-    table must carry. ``moments`` come in pairs around what was timed, the device being hot at both.
+    ``facts`` are findings that tables show (kernels that ran, what was skipped); ``labels`` are warnings that every
+    table must carry. ``moments`` come in pairs, before and after the timed part; the device is warm at both.
     """
 
     status: Status
@@ -98,13 +97,13 @@ class Outcome:
     after: Fingerprint | None = None
 
     def fact(self, code: FactCode) -> Fact | None:
-        """The first fact of that code, if there is one."""
+        """The first fact with this code, if any."""
         return next((each for each in self.facts if each.code == code), None)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One attempt at one run. ``session`` is the sweep it was measured in."""
+    """One attempt at one run. ``session`` is the sweep that measured it."""
 
     spec: RunSpec
     outcome: Outcome
@@ -119,7 +118,7 @@ class RunRecord:
         return self.outcome.status
 
     def find(self, metric: str, **protocol: Scalar) -> Measurement | None:
-        """The measurement of that name whose protocol has the given values, if there is one."""
+        """The first measurement of this metric whose protocol has the given values, if any."""
         for measurement in self.outcome.measurements:
             if measurement.metric == metric and protocol.items() <= dict(measurement.protocol).items():
                 return measurement

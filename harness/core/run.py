@@ -1,4 +1,4 @@
-"""RunSpec: one run, said completely. What the planner makes, the worker reads and the store keeps."""
+"""RunSpec: the complete description of one run. The planner creates it, the worker reads it, the store keeps it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.core.workload import PerplexityWorkload, TaskWorkload, ThroughputWo
 
 @dataclass(frozen=True)
 class HourlyPrice:
-    """What an hour of the machine costs, and in which currency (ISO 4217)."""
+    """The price of one machine hour, and its currency (ISO 4217)."""
 
     per_hour: float
     currency: str
@@ -35,7 +35,7 @@ class HourlyPrice:
 
 @dataclass(frozen=True)
 class RunLimits:
-    """What one child process may take. None means no limit."""
+    """The limits of one child process. None means no limit."""
 
     time_s: float | None = None
     memory_bytes: int | None = None
@@ -43,9 +43,9 @@ class RunLimits:
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """What a recipe names for those who read the figures; it changes none of them, and no id.
+    """Recipe settings for reading the figures. They change no figure and no id.
 
-    Which of these a run holds is declared by its job.
+    The run's job declares which of them the run holds.
     """
 
     budget_bytes: int | None = None
@@ -55,11 +55,11 @@ class ReaderSettings:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One child process: what it does, in which environment, and what it may take.
+    """One child process: its job, environment and limits.
 
-    ``case_id`` names the question (no versions, no hardware, no repetition) and ``run_id`` the
-    question asked here, now, with these libraries, of these artifacts; ``needs`` names, by kind, the
-    runs that must have ended well before this one and whose artifacts it reads.
+    ``case_id`` identifies the question (no versions, hardware or repetition). ``run_id`` identifies the question
+    together with the hardware, the libraries, the repetition and the artifacts. ``needs`` maps kinds to the ids of
+    the runs that must succeed before this one and whose artifacts it reads.
     """
 
     recipe: str
@@ -81,7 +81,7 @@ class RunSpec:
 
     @property
     def question(self) -> dict[str, Any]:
-        """What ``case_id`` is made of."""
+        """The content that ``case_id`` hashes."""
         return self.job.question
 
     @property
@@ -95,7 +95,7 @@ class RunSpec:
 
     @property
     def model(self) -> ModelRef:
-        """Raises TypeError for a run of no model."""
+        """Raises TypeError for a run without a model."""
         if isinstance(self.job, MeasureMachine):
             raise TypeError(f"a {self.kind} run is of no model")
         return self.job.model
@@ -108,22 +108,22 @@ class RunSpec:
 
     @property
     def variant(self) -> Variant:
-        """What the row is of in which this run's figures stand. Raises TypeError for a run of no variant."""
+        """The variant that this run's figures belong to. Raises TypeError for a run without a variant."""
         return self._of_variant.variant
 
     @property
     def method(self) -> MethodRef:
-        """Raises TypeError for a run of no variant."""
+        """Raises TypeError for a run without a variant."""
         return self.variant.method
 
     @property
     def baseline(self) -> MethodRef:
-        """The method that all variants are compared with. Raises TypeError for a run of no variant."""
+        """The method that all variants are compared with. Raises TypeError for a run without a variant."""
         return self._of_variant.baseline
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is a run of the variant that all others are compared with."""
+        """Whether this run belongs to the variant that all others are compared with."""
         job = self.job
         if not isinstance(job, VariantJob):
             return False
@@ -131,12 +131,12 @@ class RunSpec:
 
     @property
     def engine(self) -> str:
-        """The engine that it runs on; what several variants share is made on the main one."""
+        """The engine it runs on. Runs that several variants share use the main engine."""
         return self.job.variant.engine if isinstance(self.job, VariantJob) else MAIN_ENGINE
 
     @property
     def engine_label(self) -> str:
-        """The engine with its own parameters, as a reader sees it."""
+        """The engine with its own parameters, for display."""
         return self.job.variant.engine_label if isinstance(self.job, VariantJob) else MAIN_ENGINE
 
     @property
@@ -145,32 +145,32 @@ class RunSpec:
 
     @property
     def decode_mode(self) -> DecodeMode:
-        """How this run decodes, if it does."""
+        """How this run decodes, if it decodes."""
         return self.job.decode_mode
 
     @property
     def method_label(self) -> str:
-        """As ``VariantJob.method_label``. Raises TypeError for a run of no variant."""
+        """See ``VariantJob.method_label``. Raises TypeError for a run without a variant."""
         return self._of_variant.method_label
 
     @property
     def subject(self) -> str:
-        """``model × method × engine`` as a reader sees it. Raises TypeError for a run of no variant."""
+        """``model × method × engine``, for display. Raises TypeError for a run without a variant."""
         return f"{self.model.label} × {self.method_label} × {self.engine_label}"
 
     @property
     def perplexity(self) -> PerplexityWorkload | None:
-        """The text that it scores, if it scores one."""
+        """The text that this run scores, if any."""
         return self.job.perplexity if isinstance(self.job, MeasureQuality | MakeReference) else None
 
     @property
     def task(self) -> TaskWorkload | None:
-        """The task that it answers, if it answers one."""
+        """The task that this run answers, if any."""
         return self.job.task if isinstance(self.job, AnswerTask) else None
 
     @property
     def throughput(self) -> ThroughputWorkload | None:
-        """The grid that it is timed on, if it is timed."""
+        """The grid that this run times, if any."""
         return self.job.throughput if isinstance(self.job, MeasurePerformance) else None
 
     @property
@@ -190,7 +190,7 @@ class RunSpec:
         return self.environment.repetition
 
     def names(self) -> dict[str, str | int | None]:
-        """What a program is told of a run, by name. None where a run is of no model, or of no variant."""
+        """The run's description for programs, by name. None for what a run without a model or variant lacks."""
         variant = self.job.variant if isinstance(self.job, VariantJob) else None
         model = None if isinstance(self.job, MeasureMachine) else self.job.model
         return {
@@ -206,6 +206,6 @@ class RunSpec:
 
 
 def baseline_engine(specs: Iterable[RunSpec]) -> str | None:
-    """The engine (its label) whose baseline all rows are compared with: the main one where the baseline runs on it."""
+    """The label of the engine whose baseline all rows are compared with: the main engine if the baseline runs there."""
     found = dict.fromkeys(spec.engine_label for spec in specs if spec.is_baseline)
     return MAIN_ENGINE if MAIN_ENGINE in found else next(iter(found), None)

@@ -1,4 +1,4 @@
-"""The place where the runs of a sweep are made: its hardware, its libraries, and what earlier runs left there."""
+"""Where the runs of a sweep execute: the hardware, the libraries, and the artifacts of earlier runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness.core.record import Outcome
 from harness.core.run import RunSpec
 
 MAIN = "main"
-"""The stack that every site has: the environment in which the harness itself is installed."""
+"""The stack that every site has: the environment that the harness itself is installed in."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What planning must know of a site's hardware: the device that runs, and the class that figures belong to.
+    """What planning needs to know about a site's hardware: the device to run on, and its hardware class.
 
     ``capability`` is the GPU's compute capability; None on a CPU.
     """
@@ -25,37 +25,37 @@ class Machine:
 
 
 class Artifacts(Protocol):
-    """What runs left at a site for other runs to use."""
+    """The artifacts that runs left at a site for other runs."""
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """The outcome of the run that made the spec's artifact; None where there is no such artifact."""
+        """The outcome of the run that made the spec's artifact; None if there is no such artifact."""
         ...
 
     def remove(self, spec: RunSpec) -> None:
-        """Deletes what a run left; does nothing where it left nothing."""
+        """Deletes a run's artifact, if there is one."""
         ...
 
 
 class Site(Protocol):
-    """Where a sweep runs. Planning asks this, and never the process that it happens to be in."""
+    """Where a sweep runs. Planning queries the site, never its own process."""
 
     @property
     def artifacts(self) -> Artifacts: ...
 
     def machine(self, device: str) -> Machine:
-        """The hardware that runs a recipe's ``device``: cpu, cuda or auto.
+        """The hardware for a recipe's ``device``: cpu, cuda or auto.
 
-        Raises UsageError for a GPU that the site lacks or cannot use.
+        Raises UsageError if the site lacks a GPU or cannot use it.
         """
         ...
 
     def version(self, package: str, stack: str = MAIN) -> str | None:
-        """The version of a distribution in a stack, by its name on PyPI; None where it is not installed."""
+        """The version of a distribution in a stack, by its name on PyPI; None if it is not installed."""
         ...
 
     def obstacle(self, stack: str) -> str | None:
-        """Why nothing can run in a stack, and what to do about that; None where it is ready.
+        """Why a stack cannot run anything, and what to do about it; None if it is ready.
 
-        Raises UsageError for a stack that nobody knows.
+        Raises UsageError for an unknown stack.
         """
         ...

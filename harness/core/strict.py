@@ -1,4 +1,4 @@
-"""The base of everything that a user writes: a recipe, the parameters of a method."""
+"""The base class of everything that a user writes: recipes and parameters of methods."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """Frozen, unknown keys refused, no silent conversions."""
+    """Frozen; rejects unknown keys; converts nothing silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)

@@ -1,4 +1,4 @@
-"""Variant: what one row of a table is of, and the words that tell it from the others."""
+"""Variant: the subject of one table row, and the label that distinguishes it from other rows."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
 from harness.core.workload import CalibrationRef, TextRef
 
 MOST_SUBSETS = 2_000
-"""How many sets of parts are tried for the smallest one that tells variants apart; beyond it all parts are named."""
+"""How many sets of parts to try in search of the smallest one that distinguishes all variants; then all are shown."""
 CONDITIONS = ("kv_cache", "decode_mode", "engine")
-"""Parts of a label that always stand there where they are not the usual ones: they say how a variant was run."""
+"""Parts that a label always shows if they differ from the defaults: they say how a variant was run."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """model × method × engine × scope × calibration × key-value cache × seed: the identity of a row anywhere.
 
-    Neither versions nor machines are a part of it. A decode mode makes a second row of the same variant.
+    Versions and machines are not part of it. A second decode mode makes a second row of the same variant.
     ``engine_params`` are the engine's own parameters that differ from its defaults.
     """
 
@@ -40,7 +40,7 @@ class Variant:
 
     @cached_property
     def artifact_key(self) -> str:
-        """What is quantized how. Engines and key-value caches share what was made so."""
+        """What is quantized and how. Engines and key-value caches share the artifact."""
         return digest(
             [
                 model_identity(self.model),
@@ -57,7 +57,7 @@ class Variant:
 
     @cached_property
     def name_key(self) -> str:
-        """The same by the names that a user gave, whatever they stand for by now: what is followed from day to day."""
+        """Like ``key``, but by the names in the recipe, whatever their content is now: ``history`` follows this."""
         calibration = self.calibration
         drawn = asdict(replace(calibration, text=TextRef(calibration.text.id))) if calibration else None
         how = [self.scope, sorted(set(self.skip)), self.ordered_overrides, drawn, self.seed]
@@ -65,7 +65,7 @@ class Variant:
 
     @property
     def engine_label(self) -> str:
-        """The engine with its own parameters, as a reader sees it: ``llamacpp threads=8``."""
+        """The engine with its own parameters, for display: ``llamacpp threads=8``."""
         own = (f"{name}={_word(value)}" for name, value in sorted(self.engine_params.items()))
         return " ".join([self.engine, *own])
 
@@ -75,11 +75,11 @@ class Variant:
 
     @property
     def ordered_overrides(self) -> list[list[object]]:
-        """The last pattern that matches a module wins, so their order counts."""
+        """The overrides in order: the last pattern that matches a module wins."""
         return [[pattern, dict(own)] for pattern, own in self.overrides.items()]
 
     def parts(self, decode_mode: DecodeMode) -> dict[str, str]:
-        """All that tells this row from others, by name, as a reader sees it; the usual values are empty."""
+        """Everything that can distinguish this row from others, by name, for display; default values are empty."""
         method, calibration = self.method, self.calibration
         parts = {f"parameter {name}": f"{name}={_word(value)}" for name, value in method.params.items()}
         if method.published is not None:
@@ -114,11 +114,11 @@ Row = tuple[Variant, DecodeMode]
 
 
 def labels(rows: Iterable[Row], without: Collection[str] = ()) -> dict[tuple[str, DecodeMode], str]:
-    """A label for each row by its ``key`` and decode mode, no two alike.
+    """A unique label for each row, by its ``key`` and decode mode.
 
-    ``rows`` are of one model. A label is the method as the recipe wrote it, the conditions that are not the usual
-    ones, and of all other parts the fewest that tell apart the rows whose labels would be the same without them.
-    ``without`` names conditions that stand beside the label anyway.
+    All ``rows`` belong to one model. A label consists of the method as the recipe wrote it, the conditions that differ
+    from the defaults, and the fewest other parts that distinguish rows whose labels would otherwise be equal.
+    ``without`` names conditions to leave out because they are shown beside the label anyway.
     """
     alike: dict[tuple[str, ...], dict[tuple[str, DecodeMode], dict[str, str]]] = {}
     for variant, mode in rows:
@@ -146,7 +146,7 @@ def _word(value: Scalar) -> str:
 
 
 def _fewest(rows: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """The smallest set of parts in which no two of these rows agree; of equal ones, the first in their order."""
+    """The smallest set of parts that differs between any two of these rows; the first such set in order of parts."""
     names = dict.fromkeys(name for row in rows for name in row)
     unlike = [name for name in names if len({row.get(name, "") for row in rows}) > 1]
     subsets = (chosen for count in range(len(unlike)) for chosen in combinations(unlike, count))

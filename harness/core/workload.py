@@ -1,4 +1,4 @@
-"""What is asked of a model: texts to score, tasks to answer, a grid to be timed on, samples to calibrate with."""
+"""The workloads of a model: texts to score, tasks to answer, a grid to time, samples to calibrate with."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class TextRef:
     sha256: str | None = None
 
     def same_as(self, other: TextRef) -> bool:
-        """Whether both are one text, wherever it lies and however its rows are read."""
+        """Whether both are the same text, regardless of location and of how its rows are read."""
         return bool(text_identity(self)[0] == text_identity(other)[0])
 
 
 @dataclass(frozen=True)
 class CalibrationRef:
-    """How calibration samples are made of a text: see harness.text.calibration."""
+    """How to draw calibration samples from a text: see harness.text.calibration."""
 
     text: TextRef
     packing: Literal["concat", "crop", "pad"]
@@ -42,7 +42,7 @@ class CalibrationRef:
     seed: int
 
     def identity(self) -> list[Any]:
-        """What makes two calibration sets the same one: the text counts by its content."""
+        """Equal for equal calibration sets. The text is compared by content."""
         settings = asdict(self)
         del settings["text"]
         return [settings, text_identity(self.text)]
@@ -50,7 +50,7 @@ class CalibrationRef:
 
 @dataclass(frozen=True)
 class PerplexityWorkload:
-    """Which windows of which text are scored. ``windows`` of None means all of them; ``stride`` is of sliding alone."""
+    """Which windows of a text to score. ``windows`` None means all; only the sliding protocol has a ``stride``."""
 
     text: TextRef
     protocol: str
@@ -60,7 +60,7 @@ class PerplexityWorkload:
     bos: Literal["auto", "always", "never"] = "auto"
 
     def settings(self) -> dict[str, Any]:
-        """All but the text. What was added later stands there only where it is used: a question keeps its name."""
+        """Everything but the text. Fields added later appear only if they are used, so existing ids do not change."""
         usual = {"stride": None, "bos": "auto"}
         settings = asdict(self)
         del settings["text"]
@@ -69,11 +69,10 @@ class PerplexityWorkload:
 
 @dataclass(frozen=True)
 class TaskWorkload:
-    """One task or group of lm-eval, where its definition lies, and how its questions are put.
+    """One lm-eval task or group, the path of its definition, and how to pose its questions.
 
-    ``definition`` is a YAML file, ``own`` the hash of one that does not come with lm-eval, and of the files of the
-    user's that it names. ``trust_task_code``: whether code of theirs may run. Without ``data`` the task's own data set
-    is read.
+    ``definition`` is a YAML file. If it does not come with lm-eval, ``own`` hashes it and the user's files that it
+    names. ``trust_task_code``: whether code in those files may run. Without ``data`` the task's own data set is read.
     """
 
     name: str
@@ -92,7 +91,7 @@ class TaskWorkload:
     trust_task_code: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """What makes two tasks the same one: their data count by content, a definition by its name or its content."""
+        """Equal for equal tasks. Data are compared by content, a definition by its name or its content."""
         question = asdict(self)
         del question["definition"], question["trust_task_code"]
         for name, text in (("data", self.data), ("fewshot_data", self.fewshot_data)):
@@ -112,7 +111,7 @@ class ThroughputWorkload:
     decode_mode: DecodeMode = "eager"
 
     def settings(self) -> dict[str, Any]:
-        """All of it. What was added later stands there only where it is used: a question keeps its name."""
+        """All fields. Those added later appear only if they are used, so existing ids do not change."""
         settings = asdict(self)
         if self.decode_mode == "eager":
             del settings["decode_mode"]
@@ -127,7 +126,7 @@ class ThroughputWorkload:
 
 @dataclass(frozen=True)
 class GridCell:
-    """One point of the grid: what is run there, and by which words its figures are known."""
+    """One point of the grid: what runs there, and the protocol that identifies its figures."""
 
     batch_size: int
     prompt_tokens: int
@@ -141,7 +140,7 @@ class GridCell:
 
 @dataclass(frozen=True)
 class MetricRef:
-    """A plugin's metric as a recipe's ``measure`` names it, every parameter resolved.
+    """A plugin metric that a recipe's ``measure`` names, with every parameter resolved.
 
     ``uses`` and ``packages`` are what the metric declares: see ``Metric``.
     """
@@ -157,6 +156,6 @@ class MetricRef:
 
 
 def text_identity(text: TextRef) -> list[Any]:
-    """A text's content, and how its rows are read."""
+    """A text's content and how its rows are read."""
     content = text.sha256 or [text.hub, text.config, text.split, text.revision]
     return [content, [text.field, (text.path or "").endswith((".jsonl", ".json"))]]

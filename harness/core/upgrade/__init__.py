@@ -1,4 +1,4 @@
-"""Records of older schema versions: raw JSON in, the raw JSON of the next version out, step by step."""
+"""Upgrades the raw JSON of older records to the current schema, one version at a time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ SCHEMA_VERSION = 2
 
 
 def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
-    """The raw JSON of a record, brought to SCHEMA_VERSION. The cache keeps outcomes that have no spec beside them.
+    """The raw JSON of a record, upgraded to SCHEMA_VERSION. The spec may be missing: the cache keeps bare outcomes.
 
-    Raises ResultsError where there is no version, and NewerRecordError for one from the future.
+    Raises ResultsError if there is no version, and NewerRecordError for a version that is newer than this harness.
     """
     version = raw.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -30,11 +30,11 @@ def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _to_2(raw: dict[str, Any]) -> dict[str, Any]:
-    """One type of spec for each kind of run, and codes in place of the sentences of labels and facts."""
+    """Version 2 has one job type per kind of run, and codes instead of sentences for labels and facts."""
     parts = {"spec": specs.upgraded, "outcome": labels.upgraded}
     found = {name: part(raw[name]) for name, part in parts.items() if isinstance(raw.get(name), dict)}
     return {**raw, **found, "schema_version": 2}
 
 
 UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
-"""From a version to the function that turns its raw JSON into that of the next version."""
+"""For each version, the function that converts its raw JSON to the next version."""

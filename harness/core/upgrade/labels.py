@@ -1,7 +1,7 @@
 """Schema 1 kept labels and facts as sentences. This is the only place where prose is parsed.
 
-The patterns are those of the sentences that schema 1 held; they stay as they are when a sentence is reworded. One that
-none of them knows becomes a label with the code ``other``, or a noted fact, and is shown as it was.
+The patterns match the sentences of schema 1; they do not change when a sentence is reworded. A sentence that matches
+none of them becomes a label with the code ``other``, or a ``noted`` fact, and is shown unchanged.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 Raw = dict[str, Any]
 Read = Callable[[str], object]
-"""From the text of one argument to its value."""
+"""Parses the text of one argument."""
 
 
 def _percent(text: str) -> float:
@@ -30,7 +30,7 @@ def _names(text: str) -> list[str]:
 
 
 def _scalar(text: str) -> object:
-    """What str() made of a parameter's value: the number, truth value or None that it is, else the text."""
+    """Inverts str() of a parameter's value: a number, truth value or None if it is one, else the text."""
     words = {"True": True, "False": False, "None": None}
     if text in words:
         return words[text]
@@ -75,7 +75,7 @@ _READ: Mapping[str, Read] = {
         int,
     ),
 }
-"""How the arguments of each name are read; all others are text."""
+"""How to parse each argument, by name; all others are text."""
 
 _LABELS: tuple[tuple[str, str, Raw], ...] = (
     (r"natively quantized reference: (?P<quantization>.+), degridded", "natively_quantized", {"degridded": True}),
@@ -131,7 +131,7 @@ _LABELS: tuple[tuple[str, str, Raw], ...] = (
     (r"override not applied: (?P<pattern>.+?): (?P<parameter>\w+)=(?P<value>.*)", "override_not_applied", {}),
     (r"(?P<pattern>[^:]+): (?P<parameter>\w+)=(?P<value>.*)", "overridden", {}),
 )
-"""Pattern, code, and the arguments that the code has whatever the sentence holds. The first that fits counts."""
+"""Pattern, code, and arguments that do not depend on the sentence. The first matching pattern applies."""
 
 _FACTS: tuple[tuple[str, str, str], ...] = (
     ("attention", "attention", r"(?P<implementation>.+)"),
@@ -181,12 +181,12 @@ _FACTS: tuple[tuple[str, str, str], ...] = (
     ("noise floor of another dtype", "dtype_noise_not_measured", r"not measured in (?P<dtype>\w+): (?P<reason>.*)"),
     ("plausibility of the baseline", "plausibility_not_measured", r"not measured: (?P<reason>.*)"),
 )
-"""A pattern of the name, the code, a pattern of the value."""
+"""Pattern of the name, code, pattern of the value."""
 _FAMILIES = {"multiply packed codes": "packed", "unpack before each product": "dequantize", "dense": "plain"}
 
 
 def upgraded(raw: Raw) -> Raw:
-    """An outcome of schema 1 with codes for sentences; what is no sentence is left for its reader to refuse."""
+    """A schema 1 outcome with codes instead of sentences. Anything that is not a sentence stays, and decoding fails."""
     labels, facts = raw.get("labels", []), raw.get("facts", {})
     outcome = dict(raw)
     if isinstance(labels, list):
@@ -197,7 +197,7 @@ def upgraded(raw: Raw) -> Raw:
 
 
 def label(sentence: str) -> Raw:
-    """The label that a sentence of schema 1 is."""
+    """The label for a sentence of schema 1."""
     for pattern, code, constant in _LABELS:
         match = re.fullmatch(pattern, sentence, re.DOTALL)
         if match:
@@ -206,7 +206,7 @@ def label(sentence: str) -> Raw:
 
 
 def fact(name: str, value: object) -> Raw:
-    """The fact that a name and a value of schema 1 are."""
+    """The fact for a name and a value of schema 1."""
     counted = _counted(name, value)
     if counted is not None:
         return {"code": name, "arguments": counted}
@@ -218,7 +218,7 @@ def fact(name: str, value: object) -> Raw:
 
 
 def _counted(name: str, value: object) -> Raw | None:
-    """``28 × Linear, 7 × PackedLinear`` and ``28 multiply packed codes`` by what they count."""
+    """The counts in ``28 × Linear, 7 × PackedLinear`` or ``28 multiply packed codes``, by what they count."""
     if name not in ("layers", "kernels") or not isinstance(value, str):
         return None
     pattern = r"(\d+) × (.+)" if name == "layers" else rf"(\d+) ({'|'.join(_FAMILIES)})"

@@ -1,4 +1,4 @@
-"""Specs from schema version 1, where every run had the fields of all kinds of runs, to version 2."""
+"""Upgrades specs from schema version 1, in which every run had the fields of all kinds, to version 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ OF_MODELS: Mapping[str, tuple[str, ...]] = {
     "calibrate": ("calibration", "evaluations", "allow_leak"),
     "probe": (),
 }
-"""Kinds of runs of version 1 that were of a model, with the other fields that counted there."""
+"""Kinds of version 1 runs that belong to a model, with the other fields that they use."""
 OF_VARIANTS: Mapping[str, tuple[str, ...]] = {
     "convert": (),
     "quantize": (),
@@ -19,7 +19,7 @@ OF_VARIANTS: Mapping[str, tuple[str, ...]] = {
     "task": ("task", "allow_leak"),
     "performance": ("throughput", "energy"),
 }
-"""The same of those that were of a variant."""
+"""The same for kinds that belong to a variant."""
 FOR_READERS: Mapping[str, tuple[str, ...]] = {
     "quality": ("gates",),
     "task": ("gates",),
@@ -28,7 +28,7 @@ FOR_READERS: Mapping[str, tuple[str, ...]] = {
 CONDITIONS = ("device", "threads", "attention", "memory")
 ENVIRONMENT = ("stack", "lock", "hardware", "versions", "repetition")
 VARIANT: Mapping[str, Any] = {"skip": [], "overrides": {}, "calibration": None, "kv_cache": "model", "seed": 0}
-"""What a variant's fields are where a record was written before there were any. It always has these:"""
+"""Defaults for a variant's fields that are missing from the oldest records."""
 VARIANT_ALWAYS = ("model", "method", "engine", "scope")
 FIELDS = frozenset(
     {"kind", "recipe", "baseline", "limits", "needs", "evaluations", "perplexity", "divergence", "task", "throughput"}
@@ -37,12 +37,12 @@ FIELDS = frozenset(
 
 
 def is_whole(spec: object) -> bool:
-    """Whether a spec of version 1 has all of its fields. One that lacks some was named, by its run id, without them."""
+    """Whether a version 1 spec has all of its fields. The run id of an incomplete one was computed without them."""
     return isinstance(spec, dict) and spec.keys() >= FIELDS
 
 
 def upgraded(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The raw JSON of a spec of version 1 as version 2 has it. What is missing stays so, for the decoder to name."""
+    """The version 2 JSON of a version 1 spec. Missing fields stay missing, so that the decoder reports them."""
     kind = str(spec.get("kind"))
     job = {**_held(spec, ["kind"]), "conditions": _held(spec, CONDITIONS)}
     environment = _held(spec, ENVIRONMENT)
