@@ -20,7 +20,7 @@ from harness.core.capability import PROTOCOLS
 from harness.core.job import JOBS, Conditions, Environment, VariantJob
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import RunRecord
-from harness.core.run import Limits, Price, ReaderSettings, RunSpec
+from harness.core.run import HourlyPrice, ReaderSettings, RunLimits, RunSpec
 from harness.core.upgrade import upgrade
 from harness.core.variant import Variant
 from harness.core.workload import (
@@ -112,8 +112,8 @@ def specs(draw: st.DrawFn, kind: str) -> RunSpec:
         job,
         draw(st.builds(Environment, WORD, WORD, WORD, versions, COUNT, COUNT)),
         draw(st.dictionaries(WORD, WORD, max_size=2)),
-        Limits(draw(st.none() | st.floats(1, 9)), draw(st.none() | COUNT)),
-        ReaderSettings(draw(st.none() | COUNT), draw(st.none() | st.builds(Price, st.floats(0, 9), WORD))),
+        RunLimits(draw(st.none() | st.floats(1, 9)), draw(st.none() | COUNT)),
+        ReaderSettings(draw(st.none() | COUNT), draw(st.none() | st.builds(HourlyPrice, st.floats(0, 9), WORD))),
     )
 
 
@@ -175,7 +175,7 @@ def test_neither_names_nor_places_nor_limits_are_part_of_a_question(kind: str) -
         method_version=7,
         repetition=1,
         needs={"prepare": "p"},
-        limits=Limits(1.0, 2),
+        limits=RunLimits(1.0, 2),
         budget_bytes=1,
         gates={"kl": 0.1},
         method=MethodRef(NONE.name, NONE.version, NONE.params, "another label", NONE.stage),
@@ -195,7 +195,7 @@ def test_neither_names_nor_places_nor_limits_are_part_of_a_question(kind: str) -
         ({"needs": {"quantize": "q"}}, False),
         ({"stack": "another"}, True),
         ({"recipe": "another"}, True),
-        ({"limits": Limits(1.0)}, True),
+        ({"limits": RunLimits(1.0)}, True),
         ({"gates": {"kl": 0.1}}, True),
         ({"verify": False}, True),
     ],
