@@ -1,1 +1,1 @@
-"""One declaration for each figure that people see, and how it is worked out from the records of a variant."""
+"""One declaration for each figure shown to users, and how it is computed from the records of a variant."""

@@ -1,4 +1,4 @@
-"""How a figure is asked for in ``recommend``: as a limit, as what is to be best, and as what decides among equals."""
+"""How ``recommend`` uses a figure: as a limit, as the objective, or as a tie-breaker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAST = 1000
 class Use:
     """What a variant is chosen for: the point of the grid, and the batch and tokens that memory must hold.
 
-    ``tokens`` are those of prompt and answer together, in each row.
+    ``tokens`` counts prompt and answer together, in each row.
     """
 
     table: Table
@@ -36,7 +36,7 @@ class Use:
 
     @property
     def measured(self) -> bool:
-        """Whether as many rows of as many tokens were run; else memory is worked out from fewer."""
+        """Whether a run had this batch size and this many tokens; if not, memory is extrapolated from smaller runs."""
         points = self.table.grid
         return any(
             point.batch_size >= self.batch and point.prompt_tokens + point.new_tokens >= self.tokens for point in points
@@ -45,10 +45,10 @@ class Use:
 
 @dataclass(frozen=True)
 class Reading:
-    """A figure of one variant. ``basis`` says what it rests on where that is not plain, or why there is none.
+    """A figure of one variant. ``basis`` says what it is based on if that is not obvious, or why it is missing.
 
-    What is counted has an interval without width. ``influence`` is that of the text's windows; ``scale`` that on
-    which the error is even.
+    A count has an interval of zero width. ``influence`` is that of the text's windows; ``scale`` is the scale on which
+    the error is symmetric.
     """
 
     estimate: Estimate | None
@@ -58,7 +58,7 @@ class Reading:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is an interval; of what was measured once there is none."""
+        """Whether there is an interval; a figure that was measured only once has none."""
         return self.estimate is not None and self.estimate.low is not None and self.estimate.high is not None
 
 
@@ -74,7 +74,7 @@ def measured(
     influence: Influence | None = None,
     scale: Scale = "linear",
 ) -> Reading:
-    """A reading of an estimate; what is no number was not measured."""
+    """A reading of an estimate; NaN counts as not measured."""
     if estimate is None or math.isnan(estimate.value):
         return Reading(None, lacking, scale=scale)
     return Reading(estimate, basis, influence, scale)
@@ -96,15 +96,15 @@ class LimitOption:
 
     @property
     def keyword(self) -> str:
-        """Of ``harness.recommend``."""
+        """The keyword argument of ``harness.recommend``."""
         return self.name.replace("-", "_")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A figure that can be made best, by its ``name`` in ``--minimize`` or ``--maximize``.
+    """A figure that can be optimized, by its ``name`` in ``--minimize`` or ``--maximize``.
 
-    ``words`` says what the best one is, such as "the smallest"; ``equal`` what stands before a variant as good.
+    ``words`` says what the best one is, such as "the smallest"; ``equal`` introduces an equally good variant.
     """
 
     name: str
@@ -115,12 +115,12 @@ class Objective:
 
 @dataclass(frozen=True)
 class Ties:
-    """What makes two figures equal, and in which place it decides among variants whose objective is equal.
+    """When two figures count as equal, and where the figure ranks as a tie-breaker between equal objectives.
 
-    Differences up to ``tolerance``, a part of the figure, never count. Differences up to ``harmless``, a part of the
-    figure where ``relative``, do not count where the figure decides among equals. ``rank`` is its place among those
-    that decide, None where it does not; ``words`` is how the answer calls it then. ``stands_for`` names figures that
-    say the same in another unit, and therefore decide nothing where this one is the objective.
+    Differences up to ``tolerance``, a fraction of the figure, never count. Differences up to ``harmless`` (a fraction
+    of the figure if ``relative``) do not count when the figure breaks a tie. ``rank`` is its place among the
+    tie-breakers, None if it is not one; ``words`` is its name in the answer then. ``stands_for`` names figures that
+    say the same in another unit; they break no tie when this figure is the objective.
     """
 
     tolerance: float = 0.0
@@ -133,12 +133,12 @@ class Ties:
 
 @dataclass(frozen=True)
 class Ask:
-    """How a figure is asked for. ``name`` is what an answer calls it.
+    """How ``recommend`` uses a figure. ``name`` is what an answer calls it.
 
-    ``read`` takes the figure for a use where the figure itself, at the use's point of the grid, will not do.
-    ``of_baseline`` is what the baseline has by definition. ``of_quality`` figures are relative to the baseline's
-    quality, and mean nothing beside an implausible one. ``format`` is that of the figure where the column's will not
-    do; a size is written in one of ``sizes``. ``explained``: the basis of a reading stands beside it.
+    ``read`` computes the figure for a use if its value at the use's point of the grid is not enough. ``of_baseline``
+    is the baseline's value by definition. ``of_quality`` marks figures relative to the baseline's quality, which mean
+    nothing if that is implausible. ``format`` overrides the column's format; a size is written in one of ``sizes``.
+    ``explained``: the basis of a reading is printed beside it.
     """
 
     name: str
@@ -154,7 +154,7 @@ class Ask:
 
 
 def size(option: str, value: Option) -> float:
-    """Bytes, from ``8GiB``. Raises UsageError, as the other parsers do, for what is no such number."""
+    """Bytes, from ``8GiB``. Like the other parsers, raises UsageError for an invalid value."""
     try:
         return TypeAdapter(Bytes).validate_python(value)
     except ValidationError:
@@ -164,7 +164,7 @@ def size(option: str, value: Option) -> float:
 
 
 def share(option: str, value: Option) -> float:
-    """``1%`` or ``0.01``. A plain 1 is refused: whoever writes it mostly means one per cent."""
+    """``1%`` or ``0.01``. Rejects a plain 1, which usually means one per cent."""
     text = str(value).strip()
     number = _number(text.removesuffix("%"))
     found = number / 100 if text.endswith("%") else number
@@ -189,7 +189,7 @@ def positive(option: str, value: Option) -> float:
 
 
 def _number(text: str) -> float:
-    """NaN where the text is no finite decimal number, which is not above zero."""
+    """NaN, which is not above zero, unless the text is a finite decimal number."""
     return (
         float(text)
         if re.fullmatch(r"\d+(\.\d*)?([eE][-+]?\d+)?|\.\d+", text) and math.isfinite(float(text))

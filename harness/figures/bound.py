@@ -1,4 +1,4 @@
-"""How near a speed comes to what the machine allows."""
+"""How close a speed comes to the machine's limit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _of(phase: str, pick: Callable[[SpeedBound], Value]) -> Callable[[VariantRow
 
 
 def _notes(bound: SpeedBound | None) -> tuple[str, ...]:
-    """What binds, and a mark where layers unpack first."""
+    """The limiting resource, and a mark if layers are unpacked first."""
     if bound is None:
         return ()
     notes = (f"of {significant(bound.tok_per_s)} tok/s, {BINDS[bound.binds]}", *interval_note(bound.share))

@@ -31,9 +31,9 @@ NAT = NumberStyle("nat")
 KL_HELP = "KL(baseline ‖ variant) per token: 0 is no damage"
 INTERVAL = "with its 95% interval"
 HARMLESS_NAT = 0.001
-"""A divergence that does not matter: the threshold of the gate, and among equals."""
+"""A divergence that does not matter: the threshold of the gate, and of ties."""
 LEAST_NAT = 1e-6
-"""What lies below (lossless, or nearly) is drawn there: a logarithm has no zero."""
+"""Smaller values (lossless, or nearly) are drawn here: a logarithmic axis has no zero."""
 
 
 def _read_kl(row: VariantRow, use: Use) -> Reading:
@@ -161,7 +161,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
 
 @dataclass(frozen=True)
 class Edges:
-    """The tokens of a group: those for which ``low`` ≤ x < ``high``; shown times ``factor``."""
+    """The tokens of a group: those with ``low`` ≤ x < ``high``; shown multiplied by ``factor``."""
 
     low: float
     high: float

@@ -1,4 +1,4 @@
-"""Joules per token, by each counter that the machine has."""
+"""Joules per token, by each energy counter of the machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ J_PER_TOK = NumberStyle("J/tok")
 
 @dataclass(frozen=True)
 class Counter:
-    """A counter of energy at a point of the grid."""
+    """An energy counter at a point of the grid."""
 
     point: GridPoint
     source: str
@@ -43,7 +43,7 @@ def _of(pick: Callable[[EnergyUse], Value]) -> Callable[[VariantRow, Counter], V
 
 
 def _read_decode(row: VariantRow, use: Use) -> Reading:
-    """Power at rest taken off; the GPU's where the table has any, else the CPU's."""
+    """Without idle power; the GPU's if the table has any, otherwise the CPU's."""
     if use.point is None:
         return Reading(None, "not measured")
     sources = {each.source for other in use.table.rows for each in other.energies}
@@ -53,7 +53,7 @@ def _read_decode(row: VariantRow, use: Use) -> Reading:
 
 
 def _without_rest(measurement: Measurement) -> bool:
-    """Energy at rest is not the variant's."""
+    """Energy at rest does not belong to the variant."""
     return measurement.protocol.get("idle") != "included"
 
 

@@ -1,4 +1,4 @@
-"""The records that speak for one variant."""
+"""The records that describe one variant."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from harness.core.variant import Variant
 
 @dataclass(frozen=True)
 class Evidence:
-    """The records that speak for one variant.
+    """The records that describe one variant.
 
     ``performance`` and ``baseline_performance`` are of one session and one decode mode; ``baseline_quality`` and
     ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
-    divergence from itself, ``machine`` the run that measured the machine itself. ``is_baseline`` says that the variant
-    is what all others are held against; the unquantized model on another engine is held against it too.
+    divergence from itself, ``machine`` the run that measured the machine. ``is_baseline`` marks the variant that all
+    others are compared with, including the unquantized model on another engine.
     """
 
     is_baseline: bool
@@ -32,12 +32,12 @@ class Evidence:
 
     @property
     def all(self) -> tuple[RunRecord, ...]:
-        """Root causes first: what was not quantized cannot be measured."""
+        """Root causes first: a variant that was not quantized cannot be measured."""
         return tuple(run for run in (self.quantize, self.quality, *self.tasks, *self.performance) if run is not None)
 
     @property
     def variant(self) -> Variant:
-        """As the newest record names it. A record of quantizing names but one of the engines and caches it serves."""
+        """From the newest record. A record of quantizing names only one of the engines and caches that it serves."""
         measured = [run for run in self.all if not run.spec.job.quantizes]
         return max(measured or self.all, key=lambda run: run.started_at).spec.variant
 
@@ -47,5 +47,5 @@ class Evidence:
 
     @property
     def well(self) -> tuple[RunRecord, ...]:
-        """Those that ended well: figures come from no others."""
+        """The successful runs: figures come only from these."""
         return tuple(run for run in self.all if run.status == "ok")

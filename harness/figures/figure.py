@@ -1,4 +1,4 @@
-"""Figure: the one declaration of a number that people see. Whatever shows it or judges by it is derived from here.
+"""Figure: the one declaration of a number shown to users. Everything that shows or judges the number derives from it.
 
 The report's columns, the CSV and Parquet files, model cards and MLflow, the gates of ``compare``, the series of
 ``history``, the limits and objectives of ``recommend`` and the axes of plots all read these declarations.
@@ -18,11 +18,11 @@ from harness.figures.table import GridPoint, Table, VariantRow
 from harness.stats.estimate import Estimate
 
 Value = Estimate | float | str | None
-"""Of one variant: with an interval, a plain number, or a word; None where it was not measured."""
+"""A figure of one variant: an estimate with an interval, a plain number, or a word; None if it was not measured."""
 
 
 class Place(Protocol):
-    """Where a figure is taken: a point of the grid, a task, a phase of a run."""
+    """Where a figure is measured: a point of the grid, a task, a phase of a run."""
 
     @property
     def name(self) -> str:
@@ -35,7 +35,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class Whole:
-    """The one place of a figure that a variant has once."""
+    """The only place of a figure that a variant has once."""
 
     name: str = ""
     label: str = ""
@@ -51,22 +51,22 @@ def once(table: Table) -> tuple[Whole, ...]:
 
 
 def grid(table: Table) -> tuple[GridPoint, ...]:
-    """The places of a figure that is taken at every point of the grid."""
+    """The places of a figure that is measured at every point of the grid."""
     return table.grid
 
 
 def at_first_point(table: Table, place: Any) -> bool:
-    """Whether the place is at the first point of the grid: of several points, readers see one in the main table."""
+    """Whether the place is at the first point of the grid, the only one that the main table shows."""
     return table.grid[:1] == (getattr(place, "point", place),)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """How a figure lies along the axis of a plot.
+    """How a figure is drawn along the axis of a plot.
 
-    ``title`` holds ``{place}`` and ``{unit}`` where they stand in it. ``log`` says from which values in the table that
-    the axis is logarithmic; it then begins at ``least``, in the figure's own unit, for a logarithm has no zero.
-    ``log_title`` stands in place of ``title`` there. ``from_zero``: a linear axis begins at zero.
+    ``title`` may contain ``{place}`` and ``{unit}``. ``log`` decides from the values in the table whether the axis is
+    logarithmic; it then begins at ``least``, in the figure's own unit, because a logarithm has no zero, and
+    ``log_title`` replaces ``title``. ``from_zero``: a linear axis begins at zero.
     """
 
     title: str = ""
@@ -80,17 +80,17 @@ class Axis:
 class Figure(Generic[P]):
     """One number of a variant.
 
-    ``name`` is unique; a gate and a series of ``history`` go by it. ``value`` takes it from a row at one of the
-    ``places`` that a table has for it; where it is None, it follows from ``statistic``.
+    ``name`` is unique; a gate and a series of ``history`` use it. ``value`` computes the figure from a row at one of
+    the ``places`` that a table has for it; if it is None, the figure follows from ``statistic``.
 
-    For readers: ``group`` and ``heading`` head its column, ``help`` says what it is, ``format`` how it is written,
-    ``notes`` what stands below it. ``heading`` and ``help`` may name the ``{place}``. ``shown`` is False for what
-    machines alone read; ``column`` names its column in the CSV file with ``{place}`` in it, and is None where it has
+    For readers: ``group`` and ``heading`` head its column, ``help`` explains it, ``format`` is how it is written,
+    ``notes`` are printed below it. ``heading`` and ``help`` may contain ``{place}``. ``shown`` is False if only
+    programs read it; ``column`` is the name of its column in the CSV file, with ``{place}`` in it, and None if it has
     none. ``interval`` says that values are estimates, which take three columns there.
 
-    For judging: ``direction`` is the better one; ``statistic`` is how the evidence of a record becomes the number and
-    by which test two of them are compared; with ``gate`` it may fail a comparison, with ``ask`` a recommendation may be
-    asked to keep or to optimise it. ``hub`` is the metric's type in a model card, where the hub has one.
+    For judging: ``direction`` says which values are better; ``statistic`` is how the figure is computed from the
+    evidence of a record and which test compares two of them; with ``gate`` it can fail a comparison, with ``ask``
+    ``recommend`` can limit or optimize it. ``hub`` is the metric's type in a model card, if the hub has one.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Figure(Generic[P]):
     hub: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a declaration that contradicts itself: a plugin's author reads it."""
+        """Raises ValueError for a contradictory declaration; the author of a plugin reads the message."""
         if self.value is None and self.statistic is None:
             raise ValueError(f"figure {self.name!r}: neither 'value' nor 'statistic' says where it comes from")
         if self.gate and self.statistic is None:
@@ -122,7 +122,7 @@ class Figure(Generic[P]):
 
     @property
     def places_in(self) -> Callable[[Table], Iterable[P]]:
-        """From a table to the places at which the figure is taken: ``places``, or those that its statistic has."""
+        """The function from a table to the figure's places: ``places``, or those of its statistic."""
         if self.places is not None:
             return self.places
         by_point = isinstance(self.statistic, PerProcess) and not self.statistic.pooled
@@ -132,7 +132,7 @@ class Figure(Generic[P]):
         return tuple(self.places_in(table))
 
     def of(self, row: VariantRow, place: P) -> Value:
-        """The figure of one variant; it is worked out once for each row and place."""
+        """The figure of one variant; computed once for each row and place."""
         return row.remember((self.name, place), lambda: self._of(row, place))
 
     def _of(self, row: VariantRow, place: P) -> Value:
@@ -143,13 +143,13 @@ class Figure(Generic[P]):
 
     @property
     def limit(self) -> LimitOption:
-        """The option that sets a limit on it. Raises ValueError where there is none."""
+        """The option that sets a limit on it. Raises ValueError if there is none."""
         if self.ask is None or self.ask.limit is None:
             raise ValueError(f"no limit can be set on {self.name!r}")
         return self.ask.limit
 
     def column_name(self, place: P) -> str | None:
-        """Of its column in the CSV file; None where it has none."""
+        """The name of its column in the CSV file; None if it has none."""
         if self.column is None:
             return None
         pattern = self.column or (f"{self.name}_{{place}}" if place.name else self.name)
@@ -165,11 +165,11 @@ class Figure(Generic[P]):
         return _text(self.help, table, place)
 
     def visible(self, table: Table, place: P) -> bool:
-        """Whether readers see its column, and not machines alone."""
+        """Whether readers see its column, not only programs."""
         return self.shown(table, place) if callable(self.shown) else self.shown
 
     def read(self, row: VariantRow, use: Use) -> Reading:
-        """The figure by which a variant is chosen for a use, and what it rests on."""
+        """The figure by which a variant is chosen for a use, and its basis."""
         if self.ask and self.ask.read:
             return self.ask.read(row, use)
         if self.ask and self.ask.of_baseline is not None and row.is_baseline:

@@ -28,7 +28,7 @@ def size_unit(sizes: Iterable[int], units: tuple[SizeUnit, ...]) -> SizeUnit:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """``0.00415``, ``19.4``, ``5884``, ``1.89e-09``: never fewer digits than the whole part has."""
+    """``0.00415``, ``19.4``, ``5884``, ``1.89e-09``: never fewer digits than the integer part has."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "NaN"
     if value == 0:
@@ -41,7 +41,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def signed(value: float, digits: int = 3) -> str:
-    """The same with its sign; a typographic minus."""
+    """As ``significant``, with its sign; a typographic minus."""
     return ("+" if value > 0 else "") + significant(value, digits)
 
 
@@ -71,5 +71,5 @@ WHOLE_NUMBER = NumberStyle(write=lambda value: f"{value:.0f}")
 
 
 def in_unit(unit: SizeUnit) -> NumberStyle:
-    """Of bytes: in that unit."""
+    """The style for bytes in that unit."""
     return NumberStyle(unit.name, factor=1 / unit.bytes)

@@ -1,4 +1,4 @@
-"""Gates: by which threshold a figure is judged when two sets of records are compared, and how it is written."""
+"""Gates: the threshold by which a figure is judged when two sets of records are compared, and how it is written."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from harness.figures.figure import Figure
 
 Written = Literal["relative", "points", "nat", "unit"]
-"""How a threshold is written: as a part of BASE's figure, as a difference of shares (1% is 0.01), in nats, or in the
-figure's own unit."""
+"""Kinds of thresholds: a fraction of BASE's figure, a difference of shares (1% is 0.01), nats, or the figure's own
+unit."""
 LAST = 1000
 
 
 @dataclass(frozen=True)
 class Gate:
-    """``default`` is the threshold where none is written: the change that does not matter.
+    """``default`` is the threshold if the user gives none: the largest change that does not matter.
 
-    ``says`` names the figure in the documentation. ``usual`` gates are in force where a user names none. ``rank``
+    ``says`` names the figure in the documentation. ``usual`` gates are in force if a user names none. ``rank``
     orders findings and series; figures without one follow in the order of their declarations.
     """
 
@@ -41,15 +41,15 @@ class Gate:
 
 
 def in_order(figures: Mapping[str, Figure[Any]]) -> dict[str, Figure[Any]]:
-    """Those of the figures that have a gate, by name."""
+    """The figures that have a gate, in order, by name."""
     gated = (each for each in figures.values() if each.gate)
     return {each.name: each for each in sorted(gated, key=lambda each: each.gate.rank if each.gate else LAST)}
 
 
 def threshold(gates: Mapping[str, Figure[Any]], name: str, written: object) -> float:
-    """A threshold as a user writes it: ``0.5%`` or ``0.005``; of a divergence a number of nats.
+    """Parses a threshold: ``0.5%`` or ``0.005``; for a divergence, a number of nats.
 
-    Raises ValueError for an unknown gate and for what is no threshold of this one.
+    Raises ValueError for an unknown gate and for a value that is not a threshold of this one.
     """
     figure = gates.get(name)
     if figure is None or figure.gate is None:

@@ -1,4 +1,4 @@
-"""What running a variant takes of memory: peaks, the key-value cache, and what fits a budget."""
+"""The memory for running a variant: peaks, the key-value cache, and what fits a budget."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Peaks = Callable[[VariantRow], tuple[Peak, ...]]
 
 @dataclass(frozen=True)
 class Watch:
-    """Of which run the phases' peaks are shown, by which source, and at which point of the grid."""
+    """Which run's phase peaks are shown, from which source, and at which point of the grid."""
 
     run: str
     source: str
@@ -45,7 +45,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class MemoryPhase:
-    """A phase of a run by one source, at a point of the grid where it belongs to one."""
+    """A phase of a run by one source, at a point of the grid if it belongs to one."""
 
     run: str
     phase: str
@@ -79,7 +79,7 @@ def _format(table: Table, place: object) -> NumberStyle:
 
 
 def _in_grid(peak: Peak, table: Table) -> bool:
-    """Whether it is of no point of the grid, or of one that has columns; halves of prompts have none."""
+    """Whether it belongs to no point of the grid, or to one that has columns; halves of prompts have none."""
     return peak.point is None or peak.point in table.grid
 
 
@@ -100,7 +100,7 @@ def _watched_generating(table: Table) -> tuple[Watch, ...]:
 
 
 def _peak_of(phase: str, wanted: Callable[[Peak, Watch], bool], while_: str, always: bool) -> Figure[Watch]:
-    """``always`` is False for what is shown only where nothing was generated."""
+    """``always`` is False for a peak that is shown only if nothing was generated."""
 
     def value(row: VariantRow, place: Watch) -> Value:
         own = (peak for peak in row.peaks if (peak.run, peak.source) == (place.run, place.source))
@@ -130,7 +130,7 @@ def _at(phase: str) -> Callable[[Peak, Watch], bool]:
 
 
 def _every(name: str, when: str, pick: Peaks) -> Figure[MemoryPhase]:
-    """For machines: every phase by every source."""
+    """For programs: every phase by every source."""
 
     def places(table: Table) -> tuple[MemoryPhase, ...]:
         found = (_phase_of(peak) for row in table.rows for peak in pick(row) if _in_grid(peak, table))
@@ -154,7 +154,7 @@ def _every(name: str, when: str, pick: Peaks) -> Figure[MemoryPhase]:
 
 
 def _of_use(measurement: Measurement) -> bool:
-    """A peak of quantizing is not that of use."""
+    """A peak of quantizing is not a peak of use."""
     return measurement.protocol.get("phase") not in NOT_OF_USE
 
 
@@ -191,7 +191,7 @@ def _parts(table: Table) -> list[Footprint]:
 
 
 def _where_known(table: Table) -> tuple[Whole, ...]:
-    """Once, where the parts of what generating takes were measured."""
+    """Once, if the parts of the memory for generation were measured."""
     return (WHOLE,) if _parts(table) else ()
 
 
@@ -205,7 +205,7 @@ def _cache_help(table: Table, place: Whole) -> str:
 
 
 def _cache(found: Measured) -> float | None:
-    """Of the most tokens that the cache was filled with."""
+    """Bytes per token at the most tokens that the cache held."""
     caches = found["kv_cache_bytes_per_token"]
     return cache_of_most_tokens(caches).values[0] if caches else None
 
@@ -256,7 +256,7 @@ def _workspace(phase: str) -> Figure[GridPoint]:
 
 @dataclass(frozen=True)
 class BudgetPlace:
-    """A budget of memory, and how many tokens in each row the largest batch is worked out for."""
+    """A memory budget, and the number of tokens per row for which the largest batch is computed."""
 
     bytes: int
     tokens: int
@@ -310,9 +310,9 @@ LARGEST_BATCH = Figure(
 
 
 def _read_memory(row: VariantRow, use: Use) -> Reading:
-    """The whole of generating: worked out from its measured parts, else the highest peak, else the weights alone.
+    """All memory for generation: computed from its measured parts, else the highest peak, else the weights alone.
 
-    The last, and a peak of less than is asked for, are lower bounds: their interval has no upper end.
+    The weights, and a peak for less than the use asks for, are lower bounds: their interval has no upper end.
     """
     part = row.footprint
     if part is None:

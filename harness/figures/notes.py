@@ -1,4 +1,4 @@
-"""What stands below a figure: the word that a comparison ends in, and what its interval leaves out."""
+"""The notes below a figure: the verdict of a comparison, and what its interval does not cover."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAIRED = "paired with the baseline, with its 95% interval; the word below holds 
 
 
 def interval_note(estimate: Estimate | None) -> tuple[str, ...]:
-    """Of a figure that processes repeat: why it has no interval, or that the interval is of one process alone."""
+    """For a figure measured per process: why it has no interval, or that the interval covers one process alone."""
     if estimate is None:
         return ()
     if estimate.low is None or estimate.high is None:
@@ -25,7 +25,7 @@ def interval_note(estimate: Estimate | None) -> tuple[str, ...]:
 
 
 def verdict_note(found: Comparison | None) -> tuple[str, ...]:
-    """The verdict; of one that could not be given, the difference that such data mostly show, times 100."""
+    """The verdict; if it is inconclusive, the detectable difference, times 100."""
     if found is None:
         return ()
     if found.verdict != "inconclusive" or found.detectable is None:
@@ -34,7 +34,7 @@ def verdict_note(found: Comparison | None) -> tuple[str, ...]:
 
 
 def noise_note(found: Comparison | None) -> tuple[str, ...]:
-    """Where a divergence stands beside its noise floor."""
+    """How a divergence compares with its noise floor."""
     words = {"worse": "above noise", "equivalent": "at noise level", "better": "below noise"}
     return () if found is None else (words.get(found.verdict, found.verdict),)
 
@@ -46,7 +46,7 @@ def judgement(
     places: Callable[[Table], tuple[P, ...]] | None = None,
     column: str | None = None,
 ) -> tuple[Figure[P], ...]:
-    """For machines: verdict, test, p-values, and what could have been detected, in the unit of the comparison."""
+    """For programs: verdict, test, p-values, and the detectable difference, in the unit of the comparison."""
 
     def part(suffix: str, of: Callable[[Comparison], Value]) -> Figure[P]:
         return Figure(

@@ -1,4 +1,4 @@
-"""What a million tokens cost at the recipe's price."""
+"""The cost of a million tokens at the recipe's price."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Priced:
 
 
 def _priced(table: Table) -> tuple[Priced, ...]:
-    """None where the recipe names no price."""
+    """Empty if the recipe names no price."""
     return tuple(Priced(point, table.price) for point in table.grid) if table.price else ()
 
 

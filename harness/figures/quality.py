@@ -1,4 +1,4 @@
-"""How well a variant predicts a text: its perplexity, beside the baseline's."""
+"""How well a variant predicts a text: its perplexity, absolute and relative to the baseline's."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.stats.estimate import Estimate, perplexity
 
 GROUP = "Quality"
 HARMLESS = 0.01
-"""A rise of perplexity that decides nothing among equals, a part of it."""
+"""A rise of perplexity that breaks no tie, as a fraction."""
 LEAST_RISE = 1e-4
-"""Rises below are drawn there on a logarithmic axis."""
+"""Smaller rises are drawn here on a logarithmic axis."""
 WIDE = 20
-"""From this ratio of the largest to the smallest rise on, an axis is logarithmic."""
+"""The ratio of the largest to the smallest rise from which an axis is logarithmic."""
 
 
 def estimated(
@@ -34,7 +34,7 @@ def estimated(
     column: str = "",
     shown: bool | Callable[[Table, Whole], bool] = True,
 ) -> Figure[Whole]:
-    """A figure with an interval, which a variant has once."""
+    """A figure with an interval that a variant has once."""
     return Figure(
         name,
         group,
@@ -50,7 +50,7 @@ def estimated(
 
 
 def _read_change(row: VariantRow, use: Use) -> Reading:
-    """The change against the baseline, a fraction, paired; the baseline's is zero."""
+    """The paired change against the baseline, as a fraction; the baseline's is zero."""
     if row.is_baseline:
         return counted(0, "the baseline")
     lacking = "not measured" if row.perplexity is None else "no like baseline to compare with"
@@ -58,7 +58,7 @@ def _read_change(row: VariantRow, use: Use) -> Reading:
 
 
 def _ruined(rises: Iterable[float]) -> bool:
-    """Whether a ruined variant would press all others flat."""
+    """Whether a ruined variant would squeeze all others together on a linear axis."""
     found = list(rises)
     return max(found, default=0) > WIDE * max(min(found, default=0), LEAST_RISE)
 
@@ -153,4 +153,4 @@ FIGURES: tuple[Figure[Whole], ...] = (
     ),
 )
 STANDING: tuple[Figure[Whole], ...] = (COVERAGE, FRONT_PROBABILITY)
-"""How much of a variant is quantized, and how it stands among the others."""
+"""How much of a variant is quantized, and where it stands among the others."""

@@ -1,4 +1,4 @@
-"""One row of the trade-off table, from the records that speak for one variant."""
+"""One row of the trade-off table, from the records that describe one variant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KL_MARGIN_NAT = 1e-3
 
 
 def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
-    """The row, and notes on what could not be compared. Figures come only from runs that ended well."""
+    """The row, and notes on what could not be compared. Figures come only from successful runs."""
     variant = evidence.variant
     fault = next((run for run in evidence.all if run.status != "ok"), None)
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
@@ -99,7 +99,7 @@ def reason(run: RunRecord) -> str:
 
 
 def _compared(evidence: Evidence, nll: Measurement | None) -> tuple[Comparison | None, tuple[str, ...]]:
-    """The paired comparison of log-perplexity; without a like baseline none, and a note that says so."""
+    """The paired comparison of log-perplexity; None with a note if no baseline is comparable."""
     if nll is None or evidence.quality is None or evidence.is_baseline:
         return None, ()
     theirs = _values(evidence.baseline_quality, "nll")
@@ -117,7 +117,7 @@ def _perplexity_influence(evidence: Evidence, nll: Measurement | None) -> Influe
 
 
 def _above_noise(evidence: Evidence, kl: Measurement | None) -> Comparison | None:
-    """The divergence beside its noise floor; None where they have no token in common."""
+    """The divergence compared with its noise floor; None if they have no token in common."""
     if kl is None or evidence.noise_floor is None or evidence.quality is None or evidence.is_baseline:
         return None
     try:
@@ -161,7 +161,7 @@ def _parameters(stock: RunRecord | None, role: str | None = None) -> float:
 
 
 def _checkpoint_bits(stock: RunRecord | None) -> float | None:
-    """Bits of a decoder weight on disk; None where no checkpoint was made."""
+    """Bits of a decoder weight on disk; None if no checkpoint was made."""
     stored = sum(sum(entry.values) for entry in _all(stock, "checkpoint_bytes"))
     parameters = _values(stock, "checkpoint_parameters")
     return _over(8 * stored, parameters.values[0]) if parameters else None
@@ -189,7 +189,7 @@ def _peaks(runs: Iterable[RunRecord], metric: str) -> tuple[Peak, ...]:
 
 
 def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
-    """Wall seconds of quantizing: a run of its own, or a phase of loading."""
+    """Wall seconds of quantizing: in a run of its own, or as a phase of loading."""
     for name in ("quantize", "quantize_on_load"):
         for run in runs:
             for phase in run.outcome.phases:
@@ -199,7 +199,7 @@ def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
 
 
 def _quantize_peak(runs: Sequence[RunRecord]) -> int | None:
-    """The same phase's memory peak; what the device allocated where that is known, else the resident set."""
+    """The peak memory of the same phase: of the device allocator if known, otherwise the resident set."""
     found = [peak for peak in _peaks(runs, "peak_memory_bytes") if peak.phase in ("quantize", "quantize_on_load")]
     on_device = [peak.bytes for peak in found if peak.source == "cuda allocated"]
     return max(on_device or [peak.bytes for peak in found], default=None)

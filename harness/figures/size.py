@@ -1,4 +1,4 @@
-"""What a variant weighs: bytes as stored, bits of a weight, the files it is loaded from."""
+"""The size of a variant: bytes as stored, bits per weight, the files it is loaded from."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from harness.figures.table import Table, VariantRow
 
 GROUP = "Size"
 TOLERANCE = 0.01
-"""Two sizes are equal within 1%. They are counted without noise, but nobody ships by such a difference: formats of the
-same number of bits differ by it in how they keep their scales, and what generating takes is only known to 5%
+"""Two sizes are equal within 1%. They are counted without noise, but nobody decides by such a difference: formats with
+the same number of bits differ by that much in how they store scales, and memory for generation is only known to 5%
 (``footprint.SPARE``)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is stored of one role of tensors: their values, or their scales."""
+    """What is stored for one role of tensors: their values, or their scales."""
 
     role: str
     part: str
@@ -40,7 +40,7 @@ def _parts(table: Table) -> tuple[Part, ...]:
 
 
 def _unit(table: Table) -> SizeUnit:
-    """One unit for all sizes of a table: the largest in which its largest entry is one or more."""
+    """One unit for all sizes of a table: the largest in which the largest entry is at least one."""
     return size_unit((row.stored_bytes or 0 for row in table.rows), DECIMAL)
 
 
@@ -54,7 +54,7 @@ def _stored_help(table: Table, place: Whole) -> str:
 
 
 def _bits_per_weight(found: Measured) -> float | None:
-    """Bits of a linear layer's weight, its scales included."""
+    """Bits per weight of the linear layers, scales included."""
     linear = [each for each in found["stored_bytes"] if each.protocol.get("role") == "linear"]
     parameters = sum(sum(m.values) for m in found["parameters"] if m.protocol.get("role") == "linear")
     if not linear or not parameters:

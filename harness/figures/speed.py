@@ -1,4 +1,4 @@
-"""How fast a variant runs: prefill and decode, apart, at every point of the grid."""
+"""How fast a variant runs: prefill and decode, separately, at every point of the grid."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOK_PER_S = NumberStyle("tok/s")
 TIMES = NumberStyle("×")
 HELP = "At {place}. Median over processes, with its 95% interval (of one process, its iterations'; of two, none)"
 HARMLESS = 0.05
-"""A difference of speed that does not matter, a part of it: the thresholds of the gates, and among equals."""
+"""A relative difference of speed that does not matter: the thresholds of the gates, and of ties."""
 
 Picked = Callable[[Speed], Estimate | None]
 
@@ -36,14 +36,14 @@ def decode_tok_per_s(speed: Speed) -> Estimate | None:
 
 
 def at_point(pick: Callable[[Speed], Value]) -> Callable[[VariantRow, GridPoint], Value]:
-    """From a row the figure of its speed at a point of the grid."""
+    """A function that takes a figure of a row's speed at a point of the grid."""
     return lambda row, point: pick(speed) if (speed := row.speed_at(point)) else None
 
 
 def speed_notes(
     pick: Picked, outliers: Callable[[Speed], Outliers | None] = lambda speed: None
 ) -> Callable[[VariantRow, GridPoint], tuple[str, ...]]:
-    """That an interval is of one process or that there is none, and how many timings lie far out."""
+    """Notes: that an interval covers one process or is missing, and how many timings are outliers."""
 
     def notes(row: VariantRow, point: GridPoint) -> tuple[str, ...]:
         speed = row.speed_at(point)
@@ -55,7 +55,7 @@ def speed_notes(
 
 
 def read_speed(pick: Picked) -> Callable[[VariantRow, Use], Reading]:
-    """Without an interval where one process was timed: that of its iterations says nothing of the next process."""
+    """Without an interval if one process was timed: its iterations say nothing about the next process."""
 
     def read(row: VariantRow, use: Use) -> Reading:
         speed = row.speed_at(use.point) if use.point else None

@@ -1,4 +1,4 @@
-"""Statistics: how the evidence of records becomes the one number of a figure, and by which test two are compared.
+"""Statistics: how a figure is computed from the evidence of records, and which test compares two of them.
 
 Reports, comparisons and histories take their numbers from here, so that one set of records gives one number.
 """
@@ -17,7 +17,7 @@ from harness.stats.estimate import Estimate, clustered_mean, with_range
 from harness.stats.repeats import of_process, over_processes
 
 Measured = Mapping[str, Sequence[Measurement]]
-"""The measurements of one run by the names of their metrics, those without values left out."""
+"""The measurements of one run by metric name, without those that have no values."""
 
 
 def first(found: Sequence[Measurement]) -> Measurement | None:
@@ -25,17 +25,17 @@ def first(found: Sequence[Measurement]) -> Measurement | None:
 
 
 def scored_text(spec: RunSpec, measurement: Measurement) -> str:
-    """The text, protocol and context that a run scored; empty where it scored none."""
+    """The text, protocol and context that a run scored; empty if it scored none."""
     scored = spec.perplexity
     return f"{scored.text.id}, {scored.protocol}, context {scored.context}" if scored else ""
 
 
 @dataclass(frozen=True)
 class Items:
-    """One value per item. The same items of two sides are paired, clustered by document.
+    """One value per item. The same items of two sides are paired and clustered by document.
 
-    ``estimate`` makes the figure of a measurement, and ``choose`` picks the measurement that stands for a run. ``unit``
-    is that of the figure where it is not the measurement's, ``where`` says what was scored.
+    ``estimate`` computes the figure of a measurement, and ``choose`` picks the measurement that represents a run.
+    ``unit`` is the figure's unit if it differs from the measurement's; ``where`` says what was scored.
     """
 
     metric: str
@@ -61,9 +61,9 @@ class Items:
 class PerProcess:
     """One number per process, at each point of the grid. Sets of processes are compared by a permutation test.
 
-    ``of`` makes the number of one process, ``over`` the figure of several. ``counted`` leaves out measurements that are
-    not the variant's own. ``timed`` figures are not taken from runs whose timings are suspect. ``pooled``: of each
-    process the highest over all points and phases counts, by the one source that says most.
+    ``of`` computes the number of one process, ``over`` the figure of several. ``counted`` excludes measurements that
+    are not the variant's own. ``timed`` figures are not taken from runs with suspect timings. ``pooled``: for each
+    process, the highest value over all points and phases counts, from the source with the highest priority.
     """
 
     metric: str
@@ -79,7 +79,7 @@ class PerProcess:
         return (self.metric,)
 
     def value(self, row: VariantRow, point: GridPoint | None = None) -> Estimate | None:
-        """At a point of the grid (pooled: over all), by one source, with the range of the processes."""
+        """At a point of the grid (pooled: over all), by one source, with the range over processes."""
         processes = [
             [m for m in _measured(run, self.metric) if self.counted(m)]
             for run in row.runs_that_ended_well
@@ -94,23 +94,23 @@ class PerProcess:
 
 
 def summed(metric: str) -> Callable[[Measured], float | None]:
-    """The sum of a metric's values; None where it was not measured."""
+    """The sum of a metric's values; None if it was not measured."""
     return lambda found: sum(sum(each.values) for each in found[metric]) if found.get(metric) else None
 
 
 def first_value(metric: str) -> Callable[[Measured], float | None]:
-    """The first value of a metric; None where it was not measured."""
+    """The first value of a metric; None if it was not measured."""
     return lambda found: found[metric][0].values[0] if found.get(metric) else None
 
 
 @dataclass(frozen=True)
 class Count:
-    """A count without noise, which no machine changes: compared exactly.
+    """A count without noise that does not depend on the machine: compared exactly.
 
-    ``of`` makes it of a run's measurements of ``metric`` and of the metrics that are read ``also``. ``unit`` is the
-    figure's where it is not that of the metric. Several runs of a variant give the same count, and it is taken once,
-    unless it belongs to ``each_run``. Where it depends on conditions, ``condition`` names those of a measurement: two
-    sides are compared by what both measured.
+    ``of`` computes it from a run's measurements of ``metric`` and of the metrics in ``also``. ``unit`` is the figure's
+    if it differs from that of the metric. Several runs of a variant give the same count, and it is taken once, unless
+    it belongs to ``each_run``. If the count depends on conditions, ``condition`` names those of a measurement: two
+    sides are compared under the conditions that both measured.
     """
 
     metric: str
@@ -128,7 +128,7 @@ class Count:
         return (self.of or summed(self.metric))(found)
 
     def value(self, row: VariantRow, point: GridPoint | None = None) -> float | None:
-        """Of the first run that counted it."""
+        """From the first run that counted it."""
         for run in row.runs_that_ended_well:
             measured = {
                 name: [m for m in run.outcome.measurements if m.metric == name and m.values] for name in self.metrics

@@ -1,4 +1,4 @@
-"""The trade-off table: one row per variant, each figure with its uncertainty and beside the baseline."""
+"""The trade-off table: one row per variant, each figure with its uncertainty and relative to the baseline."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Outliers:
-    """How many of a number of timings lie far from those of their process; none is left out."""
+    """How many of the timings lie far from the others of their process; none is dropped."""
 
     count: int
     timings: int
@@ -50,7 +50,7 @@ class Outliers:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second at one grid point, and as multiples of the baseline's of the same session and decode mode."""
+    """Tokens per second at one grid point, and as multiples of the baseline's in the same session and decode mode."""
 
     point: GridPoint
     prefill_tok_per_s: Estimate | None
@@ -63,7 +63,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class StoredPart:
-    """Bytes of the weights as they are stored: ``role`` of the tensors, values or scales."""
+    """Stored bytes of the weights: ``role`` of the tensors, values or scales."""
 
     role: str
     part: str
@@ -72,7 +72,7 @@ class StoredPart:
 
 @dataclass(frozen=True)
 class EnergyUse:
-    """Joules per token at one grid point by one counter: power at rest taken off, and left in.
+    """Joules per token at one grid point by one counter: without and with idle power.
 
     ``source`` is ``NVML`` (the GPU) or ``RAPL`` (the CPU and its memory); ``idle_power_w`` is the power at rest.
     """
@@ -88,7 +88,7 @@ class EnergyUse:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine did at its best.
+    """The machine's best measured rates.
 
     ``bandwidth`` holds working sets in bytes, rising, with bytes per second; ``matmul`` dtypes with operations per
     second.
@@ -100,10 +100,10 @@ class Rates:
 
 @dataclass(frozen=True)
 class SpeedBound:
-    """What the machine allows at one grid point in one phase, and the ``share`` of it that was reached.
+    """The machine's limit at one grid point in one phase, and the ``share`` of it that was reached.
 
-    ``read_bytes`` and ``operations`` are the least of a step (or of a prefill) of the whole batch, and ``binds`` is the
-    one that takes longer. ``dequantize_bytes`` is what unpacking writes and reads beside that.
+    ``read_bytes`` and ``operations`` are the minimum for one step (or prefill) of the whole batch, and ``binds`` is
+    the one that takes longer. ``dequantize_bytes`` is what unpacking additionally writes and reads.
     """
 
     point: GridPoint
@@ -118,9 +118,9 @@ class SpeedBound:
 
 @dataclass(frozen=True)
 class Peak:
-    """The memory of one phase of a run, at its highest or at its end; the largest of its repetitions.
+    """The memory of one phase of a run, at its highest or at its end; the maximum over repetitions.
 
-    ``point`` is set where the phase belongs to a point of the grid.
+    ``point`` is set if the phase belongs to a point of the grid.
     """
 
     run: str
@@ -132,7 +132,7 @@ class Peak:
 
 @dataclass(frozen=True, order=True)
 class TaskKey:
-    """One score of one task; two of them share a column only if all of this is equal."""
+    """One score of one task; two scores share a column only if all fields are equal."""
 
     task: str
     score: str
@@ -157,11 +157,11 @@ class TaskKey:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """One score of a variant, beside the baseline's where that answered the same questions.
+    """One score of a variant, compared with the baseline's if that answered the same questions.
 
-    ``estimate`` is the figure as lm-eval gives it. ``change`` is its difference from the baseline's, or of a
-    perplexity the relative change. ``headline`` marks the score that stands for its task and is judged.
-    ``batch_noise_nat`` is how far another layout of the batch moves a log-likelihood.
+    ``estimate`` is the figure as lm-eval reports it. ``change`` is its difference from the baseline's, or for a
+    perplexity the relative change. ``headline`` marks the score that represents its task and is judged.
+    ``batch_noise_nat`` is how far another batch layout moves a log-likelihood.
     """
 
     key: TaskKey
@@ -174,22 +174,22 @@ class TaskScore:
 
     @property
     def relative(self) -> bool:
-        """Whether ``change`` is a ratio of two figures less one."""
+        """Whether ``change`` is a ratio of two figures minus one."""
         return self.comparison is not None and self.comparison.unit == "nat"
 
 
 @dataclass(frozen=True)
 class VariantRow:
-    """What is known of one variant; None where it was not measured or could not be.
+    """All figures of one variant; None if a figure was not or could not be measured.
 
     Units: ``perplexity_change`` and ``top1_agreement`` are fractions, ``kl_*`` nat per token, ``size_ratio`` and
     ``linear_ratio`` multiples of two bytes per parameter (the 16-bit equivalent of the checkpoint). A method that was
     timed in several decode modes has a row for each, with the same quality.
-    ``reason`` is the first line of why ``status`` is not ok. ``front`` is set where
-    no other variant of the table is both smaller and closer to the baseline; ``front_probability`` is that of being
-    on the front of quality, stored bytes and decode speed (see ``chances``). ``peaks`` are the phases' highest use of
-    memory, ``left`` what was in use when they ended. ``kl_influence`` and ``perplexity_influence`` are the windows'
-    parts in the error of ``kl_mean`` and ``perplexity_change``.
+    ``reason`` is the first line of why ``status`` is not ok. ``front`` is set if no other variant of the table is both
+    smaller and closer to the baseline; ``front_probability`` is the probability of being on the front of quality,
+    stored bytes and decode speed (see ``analysis.front_probability``). ``peaks`` are the phases' highest memory use,
+    ``left`` the memory in use at their end. ``kl_influence`` and ``perplexity_influence`` are the contributions of
+    the windows to the error of ``kl_mean`` and ``perplexity_change``.
     """
 
     label: str
@@ -244,11 +244,11 @@ class VariantRow:
 
     @property
     def runs_that_ended_well(self) -> tuple[RunRecord, ...]:
-        """Those of its evidence, in the order quantize, quality, tasks, performance."""
+        """The successful runs of its evidence, in the order quantize, quality, tasks, performance."""
         return self.evidence.well if self.evidence else ()
 
     def measurements(self, metric: str) -> tuple[Measurement, ...]:
-        """All that its runs measured of a metric, those without values left out."""
+        """All that its runs measured of a metric, without measurements that have no values."""
         return tuple(
             found
             for run in self.runs_that_ended_well
@@ -285,14 +285,14 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class Table:
-    """Variants that may be set side by side: one model, one perplexity protocol, one machine.
+    """Variants that may be compared: one model, one perplexity protocol, one machine.
 
-    ``labels`` are warnings about the model that must stand wherever its figures do. ``kl_noise_floor``
+    ``labels`` are warnings about the model that must be shown wherever its figures are. ``kl_noise_floor``
     (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
     another dtype. ``conditions`` is the protocol item by item, ``hub_id`` the model's name on a hub, if it has one.
-    ``budget_bytes`` and ``price`` are those of the newest performance run: a recipe's, for its readers. ``rates`` are
-    the machine's, by which the bounds go. ``implausible`` is why no quality relative to this baseline can be trusted;
-    ``labels`` hold it too.
+    ``budget_bytes`` and ``price`` are those of the newest performance run, from its recipe. ``rates`` are the
+    machine's rates, from which the bounds follow. ``implausible`` is why no quality relative to this baseline can be
+    trusted; ``labels`` includes it.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Scores on tasks: each, its difference from the baseline's, and what lies behind the difference."""
+"""Task scores: each score, its difference from the baseline's, and what explains the difference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.stats.estimate import Estimate
 
 GROUP = "Tasks"
 HARMLESS = 0.01
-"""A difference of a score that does not matter: one point of a hundred."""
+"""A difference of a score that does not matter: one percentage point."""
 
 
 def _tasks(table: Table) -> tuple[TaskKey, ...]:
@@ -120,7 +120,7 @@ ACCURACY_CHANGE = Figure(
 
 
 def _read_drop(row: VariantRow, use: Use) -> Reading:
-    """The largest drop of all tasks, in points of a score between 0 and 1; its interval is that of the worst case."""
+    """The largest drop over all tasks, for a score between 0 and 1; its interval is that of the worst case."""
     changes = _changes(row, use)
     if isinstance(changes, Reading):
         return changes
@@ -139,7 +139,7 @@ def _read_drop(row: VariantRow, use: Use) -> Reading:
 
 
 def _read_gain(row: VariantRow, use: Use) -> Reading:
-    """The mean change of all tasks' scores; their errors are taken to be independent."""
+    """The mean change of all tasks' scores; their errors are assumed to be independent."""
     changes = _changes(row, use)
     if isinstance(changes, Reading):
         return changes
@@ -159,13 +159,13 @@ def _read_gain(row: VariantRow, use: Use) -> Reading:
 
 
 def _reach(ends: Sequence[float | None], gains: Sequence[Estimate]) -> float | None:
-    """How far the mean's interval reaches to one side; None where an end is not known."""
+    """How far the mean's interval extends to one side; None if an end is unknown."""
     reaches = [end - change.value for end, change in zip(ends, gains, strict=True) if end is not None]
     return math.hypot(*reaches) / len(gains) if len(reaches) == len(gains) else None
 
 
 def _changes(row: VariantRow, use: Use) -> list[tuple[TaskScore, Estimate]] | Reading:
-    """Each task's headline score against the baseline's, higher being better; or what is lacking."""
+    """Each task's headline score minus the baseline's, higher being better; or what is missing."""
     wanted = {
         score.key: score
         for other in use.table.rows

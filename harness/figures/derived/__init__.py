@@ -1,1 +1,1 @@
-"""Typed values that are worked out from records once and shown by several figures."""
+"""Typed values that are computed from records once and used by several figures."""

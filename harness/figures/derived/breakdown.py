@@ -1,4 +1,4 @@
-"""Where a variant diverges: its mean KL by position in the window and by how sure the baseline was."""
+"""Where a variant diverges: its mean KL by position in the window and by the baseline's confidence."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ CONFIDENCE_EDGES = tuple(tenth / 10 for tenth in range(11))
 
 @dataclass(frozen=True)
 class Bin:
-    """The scored tokens for which ``low`` ≤ x < ``high``, how many there are, and their mean in its own unit.
+    """The scored tokens with ``low`` ≤ x < ``high``: their number, and their mean in its own unit.
 
-    Of the last bin of a probability 1 is part too.
+    The last bin of a probability includes 1.
     """
 
     low: float
@@ -31,7 +31,7 @@ class Bin:
 def by_position(kl: Measurement) -> tuple[Bin, ...]:
     """By the number of tokens before the scored one in its window; edges are powers of two.
 
-    ``kl`` has items ``window:position``. Bins without a token are left out.
+    ``kl`` has items ``window:position``. Empty bins are left out.
     """
     positions = np.array([int(item.rpartition(":")[2]) for item in kl.item_ids])
     top = math.ceil(math.log2(positions.max() + 1))
@@ -40,9 +40,9 @@ def by_position(kl: Measurement) -> tuple[Bin, ...]:
 
 
 def by_confidence(kl: Measurement, confidence: Measurement) -> tuple[Bin, ...]:
-    """By the baseline's highest probability, in tenths. Bins without a token are left out.
+    """By the baseline's highest probability, in tenths. Empty bins are left out.
 
-    Raises ValueError where the two are not of the same tokens.
+    Raises ValueError if the two measurements have different tokens.
     """
     if kl.item_ids != confidence.item_ids:
         raise ValueError("KL and the baseline's confidence are not of the same tokens")

@@ -1,4 +1,4 @@
-"""What tokens cost: money by the hour over tokens by the second, and joules as counted."""
+"""What tokens cost: money from the price per hour and the speed, and the joules that were measured."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ METRICS = ("prefill_j_per_tok", "decode_j_per_tok")
 
 
 def per_million_tokens(speed_tok_per_s: Estimate, per_hour: float) -> Estimate:
-    """What a million tokens cost at a price per hour: 10⁶ · price / (3600 · speed).
+    """The cost of a million tokens at a price per hour: 10⁶ · price / (3600 · speed).
 
-    The interval is the speed's, its ends exchanged: the fastest process makes the cheapest tokens.
+    The interval is the speed's with its ends swapped: the fastest process makes the cheapest tokens.
     """
 
     def cost(speed: float) -> float:
@@ -35,7 +35,7 @@ def per_million_tokens(speed_tok_per_s: Estimate, per_hour: float) -> Estimate:
 
 
 def energies(records: Sequence[RunRecord]) -> tuple[EnergyUse, ...]:
-    """Energy at each point of the grid by each counter, in the order measured: medians over processes."""
+    """Energy at each point of the grid by each counter, in measurement order: medians over processes."""
     counted = [m for record in records for m in record.outcome.measurements if m.metric in METRICS and m.values]
     keys = dict.fromkeys((point_of(m), str(m.protocol["source"])) for m in counted)
     return tuple(_energy(records, point, source) for point, source in keys)
@@ -64,7 +64,7 @@ def _energy(records: Sequence[RunRecord], point: GridPoint, source: str) -> Ener
 
 
 def _across(measured: Iterable[Measurement]) -> Estimate | None:
-    """The median over processes with their range; None where nothing was measured."""
+    """The median over processes with their range; None if nothing was measured."""
     figures = [of_process(each.values) for each in measured if each.values]
     if not figures:
         return None

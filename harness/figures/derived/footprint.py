@@ -1,4 +1,4 @@
-"""What generating takes, from its measured parts, and what of it fits a budget of memory."""
+"""The memory that generation needs, from its measured parts, and what fits a memory budget."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from harness.core.record import Measurement, RunRecord
 
 SOURCES = {"VmHWM": "VmRSS", "cuda allocated": "cuda allocated"}
-"""A peak that was set back when its phase began, and the figure of the moment before."""
+"""A peak that was reset at the start of its phase, and the source of the memory in use just before."""
 SPARE = 1.05
-"""What generating takes is counted 5% higher: the kernel's counts lag behind, and less than a page is not seen."""
+"""Memory for generation is estimated 5% higher: the kernel's counters lag and miss changes of less than a page."""
 MOST = 2**31
-"""No context and no batch is longer: what takes no memory would fit without end."""
+"""Upper limit of context and batch; without it, a variant that needs no memory would fit without end."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """What a phase takes for a while beside weights and cache, as a function of the batch and the tokens in each row.
+    """Temporary memory of a phase beside weights and cache, as a function of the batch and the tokens in each row.
 
-    ``constant + per_token · (batch · tokens) + per_square · (batch · tokens²)`` bytes; the last term is that of
-    attention which writes out its scores.
+    ``constant + per_token · (batch · tokens) + per_square · (batch · tokens²)`` bytes; the last term is for attention
+    that materializes its scores.
     """
 
     constant: float
@@ -37,10 +37,10 @@ class Workspace:
 
 @dataclass(frozen=True)
 class Footprint:
-    """The parts that generating takes. ``base_bytes`` is what the loaded process holds before it generates.
+    """The parts of the memory for generation. ``base_bytes`` is what the loaded process holds before it generates.
 
-    ``measured_tokens`` is the longest prompt that the parts were measured at, ``context_limit`` the longest input
-    that the model's configuration names (None where it names none); ``on_gpu`` says which memory is meant.
+    ``measured_tokens`` is the longest prompt at which the parts were measured, ``context_limit`` the longest input
+    that the model's configuration allows (None if it sets no limit); ``on_gpu`` says which memory is meant.
     """
 
     base_bytes: int
@@ -52,22 +52,22 @@ class Footprint:
     on_gpu: bool
 
     def bytes(self, batch: int, tokens: int) -> float:
-        """The peak of a batch of rows of so many tokens each, with some to spare: read at once, or the last decoded."""
+        """The peak for a batch of rows of ``tokens`` each, with a margin: prefilling all, or decoding the last."""
         work = max(self.prefill.bytes(batch, tokens), self.decode.bytes(batch, tokens))
         return self.base_bytes + SPARE * (self.kv_bytes_per_token * batch * tokens + work)
 
     def longest_context(self, budget_bytes: int, batch: int = 1) -> int:
-        """The most tokens in each row of a batch that fit, as far as the model goes; 0 where none does."""
+        """The most tokens per row of a batch that fit, up to the model's limit; 0 if none does."""
         return largest_fitting(lambda tokens: self.bytes(batch, tokens) <= budget_bytes, self.context_limit or MOST)
 
     def largest_batch(self, budget_bytes: int, tokens: int) -> int:
-        """The most rows of so many tokens each that fit; 0 where not even one does."""
+        """The most rows of that many tokens each that fit; 0 if not even one does."""
         return largest_fitting(lambda batch: self.bytes(batch, tokens) <= budget_bytes, MOST)
 
 
 @dataclass(frozen=True)
 class _PhasePoint:
-    """A phase at one point of the grid: what was there before, and its own."""
+    """A phase at one point of the grid: the memory in use before it, and its own."""
 
     batch: int
     tokens: int
@@ -76,11 +76,11 @@ class _PhasePoint:
 
 
 def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
-    """The parts that runs of one variant measured in eager mode; None where they did not, or peaks were not set back.
+    """The parts measured by runs of one variant in eager mode; None if there are none or peaks were not reset.
 
-    Of several runs the largest figure counts. A workspace is a phase's peak, less what was in use when it began,
-    less what the key-value cache grew by; through those of several prompt lengths a line is laid, and where attention
-    writes out its scores (``eager``) a square.
+    With several runs, the largest figure counts. A workspace is a phase's peak, minus the memory in use when it began,
+    minus the growth of the key-value cache. Over several prompt lengths it is fitted by a line, or with a square term
+    if attention materializes its scores (``eager``).
     """
     source = next((name for name in reversed(SOURCES) if _points(runs, "prefill", name)), None)
     caches = [m for m in _all(runs, "kv_cache_bytes_per_token") if m.protocol["after"] == "decode"]
@@ -107,19 +107,19 @@ def _attention(run: RunRecord) -> object:
 
 
 def cache_of_most_tokens(caches: Sequence[Measurement]) -> Measurement:
-    """Of a cache's bytes per token, which may depend on how full it is, those that stand for it: at the most tokens.
+    """The measurement that represents a cache, whose bytes per token may depend on its length: the most tokens.
 
-    What was counted after decoding goes before what was counted after the prompt alone.
+    A measurement after decoding has priority over one after the prompt alone.
     """
     decoded = [m for m in caches if m.protocol.get("after") == "decode"]
     return max(decoded or caches, key=lambda m: (int(m.protocol.get("tokens") or 0), m.values[0]))
 
 
 def fitted(points: Sequence[_PhasePoint], square: bool) -> Workspace:
-    """The workspace nearest to the points by least squares, with no term below zero.
+    """The least-squares fit of a workspace to the points, with no term below zero.
 
-    With ``square`` the terms are batch · tokens and batch · tokens², else a constant and batch · tokens. A single
-    point gives what is proportional to batch · tokens.
+    With ``square`` the terms are batch · tokens and batch · tokens²; otherwise a constant and batch · tokens. A single
+    point gives a workspace proportional to batch · tokens.
     """
     work = np.array([max(point.work_bytes, 0.0) for point in points])
     token = np.array([float(point.batch * point.tokens) for point in points])
@@ -136,7 +136,7 @@ def fitted(points: Sequence[_PhasePoint], square: bool) -> Workspace:
 
 
 def _points(runs: Sequence[RunRecord], phase: str, source: str) -> list[_PhasePoint]:
-    """The phase's workspace at every point of the grid, the largest of the runs."""
+    """The phase's workspace at every point of the grid, the largest over the runs."""
     found: dict[tuple[int, int], _PhasePoint] = {}
     for run in runs:
         before = _by_place(run, "memory_before_bytes", phase, SOURCES[source])
@@ -170,7 +170,7 @@ def _place(measured: Measurement) -> Place:
 
 
 def _cache_bytes(run: RunRecord, place: Place, after: str) -> float:
-    """The whole cache after a phase; 0 where it was not measured."""
+    """The whole cache after a phase; 0 if it was not measured."""
     for measured in _all([run], "kv_cache_bytes_per_token"):
         if measured.protocol["after"] == after and _place(measured) == place:
             return measured.values[0] * place[0] * int(measured.protocol["tokens"] or 0)
@@ -178,7 +178,7 @@ def _cache_bytes(run: RunRecord, place: Place, after: str) -> float:
 
 
 def _context_bytes(runs: Sequence[RunRecord]) -> int:
-    """What the driver counts to the process beyond what torch holds: the CUDA context and other libraries' memory."""
+    """The process's memory by the driver beyond what torch holds: the CUDA context and other libraries."""
     beyond = [0]
     for run in runs:
         reserved = _by_place(run, "peak_memory_bytes", "prefill", "cuda reserved")
@@ -192,5 +192,5 @@ def _all(runs: Iterable[RunRecord], metric: str) -> list[Measurement]:
 
 
 def largest_fitting(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to ``most`` that fits, or 0. Whatever is smaller than one that fits must fit too."""
+    """The largest number from 1 to ``most`` that fits, or 0. ``fits`` must be monotonic: if n fits, so does n − 1."""
     return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))

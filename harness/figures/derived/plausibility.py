@@ -1,4 +1,4 @@
-"""Whether the baseline works at all on what it was scored on: if not, no figure relative to it means anything."""
+"""Whether the baseline works at all on the scored text: if not, no figure relative to it means anything."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from harness.core.record import Measurement, RunRecord
 from harness.stats.estimate import Estimate, clustered_mean, perplexity
 
 MOST_PERPLEXITY = 300.0
-"""Per token. Token frequencies alone, without any context, reach 100 (512 tokens in the vocabulary) to 600 (2,048) on
-running text; trained language models reach 5 to 60."""
+"""Per token. Token frequencies alone, without any context, give 100 (512 tokens in the vocabulary) to 600 (2,048) on
+running text; trained language models give 5 to 60."""
 MOST_OF_VOCABULARY = 0.5
-"""Perplexity over vocabulary size, which is what guessing evenly reaches: it matters for vocabularies below 600."""
+"""Perplexity over vocabulary size; uniform guessing gives 1. It matters for vocabularies below 600."""
 MOST_TOKENS_PER_CHARACTER = 1.2
-"""Of Latin text. Trained tokenizers reach 0.2 to 0.7, and one token per byte reaches 1.0."""
+"""For Latin text. Trained tokenizers reach 0.2 to 0.7, and one token per byte reaches 1.0."""
 LATIN = 0.9
-"""The share of Latin letters from which a text is Latin: of others a character may well take several tokens."""
+"""The share of Latin letters from which a text counts as Latin; in other scripts a character may need many tokens."""
 BOS_GAIN_NAT = 0.1
-"""Nat per token that BOS in front of a window may gain. On 277 windows of 256 tokens, four small models that do not
-need it there gained 0.07 at most; a story model whose BOS begins a story gained 0.14 on stories, and Gemma 3
-270M 0.9 to 1.5 on six windows of WikiText (perplexity 131 without BOS, 38 with it)."""
+"""Largest plausible gain from a BOS in front of a window, nat per token. On 277 windows of 256 tokens, four small
+models that do not need it gained 0.07 at most; a story model whose BOS begins a story gained 0.14 on stories, and
+Gemma 3 270M 0.9 to 1.5 on six windows of WikiText (perplexity 131 without BOS, 38 with it)."""
 
 
 @dataclass(frozen=True)
 class Implausibility:
     """One reason not to trust figures relative to the baseline.
 
-    ``figure`` is above ``limit``, both in the unit that the code's threshold has; random weights have neither.
+    ``figure`` is above ``limit``, both in the unit of the code's threshold; random weights have neither.
     """
 
     code: ImplausibleReason
@@ -42,15 +42,15 @@ class Implausibility:
 
     @property
     def label(self) -> Label:
-        """The one that stands wherever the table's figures do."""
+        """The label shown wherever the table's figures are."""
         figures = {"figure": self.figure, "limit": self.limit} if self.figure is not None else {}
         return Label("implausible_baseline", {"reason": self.code, **figures})
 
 
 def implausible(model: ModelRef, quality: RunRecord | None) -> tuple[Implausibility, ...]:
-    """What makes a baseline implausible, from its quality run that ended well; nothing where none did.
+    """What makes a baseline implausible, from its successful quality run; empty if there is none.
 
-    Records made before the evidence was measured are judged by their perplexity alone.
+    Records made before this evidence was measured are judged by their perplexity alone.
     """
     if model.kind == "synthetic":
         return (Implausibility("random_weights"),)
@@ -78,7 +78,7 @@ def _cutting(quality: RunRecord) -> Implausibility | None:
 
 
 def _bos(quality: RunRecord) -> Implausibility | None:
-    """A gain that is both large and, with its interval, clearly one."""
+    """A gain that is both large and statistically clear by its interval."""
     found = _found(quality, "bos_gain")
     if found is None:
         return None

@@ -1,7 +1,7 @@
-"""How near a speed comes to what the machine allows: the bound of a step, and the measured time beside it.
+"""How close a speed comes to the machine's limit: the bound of a step, and the measured time beside it.
 
 The roofline model (Williams, Waterman, Patterson, Communications of the ACM 52, 2009): a step that reads B bytes and
-makes W operations takes at least max(B / bandwidth, W / rate) seconds.
+performs W operations takes at least max(B / bandwidth, W / rate) seconds.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from harness.figures.table import GridPoint, Rates, Speed, SpeedBound
 from harness.stats.estimate import transformed
 
 WIDER: Mapping[str, str] = {"bfloat16": "float32", "float16": "float32"}
-"""What a number can be turned into without loss: a dtype is never multiplied more slowly than its wider one."""
+"""Lossless conversions: a dtype is never multiplied more slowly than the wider one that it converts to."""
 
 
 @dataclass(frozen=True)
 class _Traffic:
-    """The least that a step takes, from the records: bytes to read, operations by dtype, and what unpacking adds."""
+    """The minimum work of a step, from the records: bytes to read, operations by dtype, and the cost of unpacking."""
 
     read_bytes: float
     dequantize_bytes: float
@@ -28,7 +28,7 @@ class _Traffic:
 
 
 def rates(machine: RunRecord) -> Rates | None:
-    """What the machine did at its best; None where the run measured nothing."""
+    """The machine's best measured rates; None if the run measured nothing."""
     measured = machine.outcome.measurements
     bandwidths: dict[int, float] = {}
     products: dict[str, float] = {}
@@ -43,11 +43,11 @@ def rates(machine: RunRecord) -> Rates | None:
 
 
 def bandwidth_byte_per_s(found: Rates, read_bytes: float) -> float:
-    """The best bandwidth at which so many bytes can be read, again and again.
+    """The best bandwidth at which that many bytes can be read repeatedly.
 
-    Bytes that fit a cache are read from there, so it is the best of the working sets from the largest that is no
-    larger than the bytes on. (From the smallest that is no smaller, the part of them that a cache still holds would
-    be forgotten, and the bound would be none.)
+    Bytes that fit a cache are read from there, so this is the best over the working sets from the largest one that is
+    no larger than the bytes. (Starting at the smallest one that is no smaller would ignore the part of the bytes that
+    a cache still holds, and the result would not be a bound.)
     """
     held = [size for size, _ in found.bandwidth if size <= read_bytes]
     least = held[-1] if held else found.bandwidth[0][0]
@@ -55,7 +55,7 @@ def bandwidth_byte_per_s(found: Rates, read_bytes: float) -> float:
 
 
 def rate_op_per_s(found: Rates, dtype: str) -> float:
-    """The rate of products of that dtype; of codes, and of a dtype that was not measured, the machine's highest."""
+    """The rate of products of that dtype; for codes and dtypes that were not measured, the machine's highest rate."""
     measured = dict(found.matmul)
     if dtype not in measured:
         return max(measured.values())
@@ -63,7 +63,7 @@ def rate_op_per_s(found: Rates, dtype: str) -> float:
 
 
 def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | None) -> tuple[SpeedBound, ...]:
-    """The bounds of prefill and decode at each point where traffic was counted, and the machine was measured."""
+    """The bounds of prefill and decode at each point for which traffic was counted, if the machine was measured."""
     if found is None:
         return ()
     made = []
@@ -76,9 +76,9 @@ def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | No
 
 
 def machine_of(run: RunRecord | None, machines: Sequence[RunRecord]) -> RunRecord | None:
-    """The machine as it was measured where and with what the run was: of its own session, else the newest.
+    """The measurement of the machine on which the run took place: from the same session, otherwise the newest.
 
-    One that was measured as it no longer is counts where there is no other.
+    A measurement by an older protocol version counts only if there is no other.
     """
     if run is None:
         return None
@@ -109,7 +109,7 @@ def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates) -> SpeedBo
 
 
 def _traffic(runs: Sequence[RunRecord], phase: str, point: GridPoint) -> _Traffic | None:
-    """Of several runs of one variant the first that counted it: they count the same."""
+    """From the first of several runs of one variant that counted it: all count the same."""
     for run in runs:
         own = [entry for entry in run.outcome.measurements if entry.metric.startswith(f"{phase}_")]
         read = _of(own, f"{phase}_read_bytes", point)
@@ -131,6 +131,6 @@ def _version(machine: RunRecord) -> int:
 
 
 def _place(run: RunRecord) -> tuple[object, ...]:
-    """The hardware, the device, its threads and the torch that a run had."""
+    """The hardware, device, threads and torch version of a run."""
     software = run.outcome.before.software if run.outcome.before else {}
     return run.spec.hardware, run.spec.device, run.spec.job.conditions.threads, software.get("torch")

@@ -1,4 +1,4 @@
-"""A variant's scores on tasks, each with its uncertainty and question by question beside the baseline's."""
+"""A variant's scores on tasks, each with its uncertainty, and compared with the baseline's question by question."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from harness.stats.rule import compare
 from harness.tasks.aggregation import FIGURES
 
 SCORE_MARGIN = 0.01
-"""A difference of a score, such as an accuracy, that does not matter: one point in a hundred."""
+"""A difference of a score, such as an accuracy, that does not matter: one percentage point."""
 NATS_MARGIN = math.log(1.01)
 """A difference of log-perplexity that does not matter: one per cent of the perplexity."""
 HEADLINES = ("acc_norm", "acc", "exact_match")
-"""Which of a task's scores stands for it, where it has them; else its first."""
+"""The scores that may represent a task, by priority; without any of them, its first score does."""
 
 
 def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
     """The scores of a variant's task runs, and notes on those that could not be compared.
 
-    ``baseline`` are the baseline's task runs under the same libraries.
+    ``baseline`` holds the baseline's task runs with the same libraries.
     """
     theirs = {_key(found): found for found in _found(baseline)}
     made, notes = [], []
@@ -72,13 +72,13 @@ def _key(score: Measurement) -> TaskKey:
 
 
 def headline(found: Sequence[Measurement]) -> Measurement | None:
-    """The score that stands for a task: the best known of its scores, under the first of its filters."""
+    """The score that represents a task: the preferred one, under the first of its filters."""
     ranked = {name: rank for rank, name in enumerate(HEADLINES)}
     return min(found, key=lambda entry: ranked.get(str(entry.protocol["score"]), len(HEADLINES)), default=None)
 
 
 def figure_of(score: Measurement) -> Estimate:
-    """The figure as lm-eval gives it, with an interval where each question has a value."""
+    """The figure as lm-eval reports it, with an interval if each question has a value."""
     if score.evidence != "paired":
         return Estimate(score.values[0], None, None, 1, "one figure of all questions")
     figure = FIGURES[str(score.protocol["aggregation"])]
@@ -91,7 +91,7 @@ def _is_share(score: Measurement) -> bool:
 
 
 def _beside(mine: Measurement, other: Measurement) -> tuple[Comparison | None, Flips | None, str | None]:
-    """The comparison with the baseline and the questions that turned; or why there is none."""
+    """The comparison with the baseline and the flipped questions; or why there is none."""
     if mine.evidence != "paired":
         return None, None, None
     try:
@@ -107,7 +107,7 @@ def _better(score: Measurement) -> Better:
 
 
 def _change(score: Measurement, comparison: Comparison | None) -> Estimate | None:
-    """The effect as readers want it: of a perplexity the relative change, else the difference of the scores."""
+    """The effect for readers: for a perplexity the relative change, otherwise the difference of the scores."""
     if comparison is None:
         return None
     relative = score.unit == "nat"

@@ -1,4 +1,4 @@
-"""Speeds of a variant, and beside the baseline's of the same session."""
+"""Speeds of a variant, absolute and relative to the baseline's of the same session."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ METRICS = ("prefill_s", "decode_step_s")
 
 
 def speeds(records: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[Speed, ...]:
-    """One Speed per grid point, in the order measured.
+    """One Speed per grid point, in measurement order.
 
-    ``records`` are a variant's performance runs of one session, each a process of its own, and
+    ``records`` are a variant's performance runs of one session, each a separate process, and
     ``baseline`` those of the baseline in the same session (empty: no ratios).
     """
     return tuple(_speed(records, baseline, point) for point in _points(records))
@@ -51,7 +51,7 @@ def point_of(measured: Measurement) -> GridPoint:
 
 
 def _timings(records: Iterable[RunRecord], metric: str, point: GridPoint) -> list[Timings]:
-    """What each process timed of this point."""
+    """What each process timed at this point."""
     return [
         Timings(record.spec.repetition, entry.values, entry.cluster_ids or tuple(map(str, range(len(entry.values)))))
         for record in records
