@@ -1,4 +1,4 @@
-"""The answer to a query: each variant beside each limit, in order, and how certain that is."""
+"""The answer to a query: each variant checked against each limit, in order, and how certain the answer is."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Standing = Literal["met", "probably met", "probably missed", "missed", "not meas
 
 @dataclass(frozen=True)
 class Check:
-    """One limit and a variant's reading beside it."""
+    """One limit and a variant's reading for it."""
 
     limit: Limit
     reading: Reading
 
     @property
     def standing(self) -> Standing:
-        """Certainly met or missed where the whole interval is on one side; what has no interval is never certain."""
+        """Certainly met or missed if the whole interval is on one side; without an interval never certain."""
         estimate = self.reading.estimate
         if estimate is None:
             return "not measured"
@@ -41,7 +41,7 @@ class Check:
 
     @property
     def factor(self) -> float:
-        """By which a figure misses its limit, above 1; 1 where it keeps it, infinite where that has no measure."""
+        """The factor, above 1, by which a figure misses its limit; 1 if it meets it, infinite if undefined."""
         if self.holds:
             return 1.0
         estimate = self.reading.estimate
@@ -55,7 +55,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Bar:
-    """Why no figure could admit a variant: the status or the label by its code, and in words."""
+    """Why no figure could admit a variant: the code of the status or label, and the reason in words."""
 
     code: Status | LabelCode
     sentence: str
@@ -63,9 +63,9 @@ class Bar:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant judged by a query. ``barred`` says why no figure could admit it; ``objective`` is what orders it.
+    """A variant judged by a query. ``barred`` says why no figure could admit it; ``objective`` orders the variants.
 
-    ``pick_probability`` is the share of draws in which it would be the first; None where it could not be drawn.
+    ``pick_probability`` is the share of draws in which it would be the first; None if it could not be drawn.
     """
 
     row: VariantRow
@@ -80,18 +80,18 @@ class Candidate:
 
     @property
     def certain(self) -> bool:
-        """Whether every limit is kept by a whole interval."""
+        """Whether every limit is met by the whole interval."""
         return self.admissible and all(each.standing == "met" for each in self.checks)
 
     @property
     def evaluated(self) -> bool:
-        """Whether all that the query asks for was measured."""
+        """Whether everything that the query needs was measured."""
         readings = [self.objective, *(each.reading for each in self.checks)]
         return self.barred is None and all(reading.estimate for reading in readings)
 
     @property
     def open(self) -> bool:
-        """Whether it misses none of the limits whose figures are known, and others are not known."""
+        """Whether it misses none of the limits whose figures are known, and some figures are unknown."""
         known = [each for each in self.checks if each.reading.estimate]
         return self.barred is None and not self.evaluated and all(each.holds for each in known)
 
@@ -104,10 +104,10 @@ class Candidate:
 class Recommendation:
     """The answer to a query about one table. ``admissible`` are best first, ``rejected`` nearest first.
 
-    ``none_probability`` is the share of the ``draws`` in which nobody keeps all limits, ``lead`` that in which the
-    first is better than the second by the objective alone. ``ties`` are the variants that the objective cannot tell
-    from the pick, and what decided between them. Where the question is one of quality relative to an implausible
-    baseline there is no pick: the candidates stand there in order, and nobody is recommended.
+    ``none_probability`` is the share of the ``draws`` in which no variant meets all limits, ``lead`` that in which the
+    first is better than the second by the objective alone. ``ties`` are the variants that the objective cannot
+    distinguish from the pick, and what decided between them. If the query is about quality relative to an implausible
+    baseline, there is no pick: the candidates are listed in order, but none is recommended.
     """
 
     table: Table
@@ -122,7 +122,7 @@ class Recommendation:
 
     @property
     def untrusted(self) -> tuple[Implausibility, ...]:
-        """Why no answer can be trusted: the baseline that the limits or the objective are relative to."""
+        """Why no answer can be trusted: the limits or the objective are relative to an implausible baseline."""
         of_quality = any(figure.ask and figure.ask.of_quality for figure in self.query.figures)
         return self.table.implausible if of_quality else ()
 
@@ -132,15 +132,15 @@ class Recommendation:
 
     @property
     def certain_pick(self) -> Candidate | None:
-        """The first that keeps every limit with its whole interval."""
+        """The first that meets every limit with its whole interval."""
         return None if self.untrusted else next((each for each in self.admissible if each.certain), None)
 
     @property
     def holds(self) -> bool:
-        """Whether the pick keeps its limits for certain and would be the pick again.
+        """Whether the pick certainly meets its limits and would be picked again.
 
-        A figure without an interval, by which it was chosen, says nothing of the next time. What decided among equals
-        must be certain as well.
+        If it was chosen by a figure without an interval, nothing is known about the next time. Tie-breakers must be
+        certain as well.
         """
         pick = self.pick
         if pick is None or not pick.certain or not pick.objective.bounded:
@@ -151,13 +151,13 @@ class Recommendation:
 
     @property
     def nearest(self) -> Candidate | None:
-        """Where nobody is admissible: the one that misses its limits by the least factor, all of them multiplied."""
+        """If none is admissible: the one with the smallest product of the factors by which it misses its limits."""
         possible = [each for each in self.rejected if each.evaluated]
         return next(iter(possible), None) if not (self.admissible or self.untrusted) else None
 
     @property
     def binding(self) -> tuple[Limit, ...]:
-        """Where nobody is admissible: each limit without which, alone, somebody would be."""
+        """If none is admissible: each limit whose removal alone would admit a variant."""
         if self.admissible or self.untrusted:
             return ()
         lone = [each.missed[0].limit for each in self.rejected if each.evaluated and len(each.missed) == 1]
@@ -165,10 +165,10 @@ class Recommendation:
 
     @property
     def unmeasured(self) -> bool:
-        """Whether nobody is admissible and one of them might be, had all of it been measured."""
+        """Whether none is admissible, but one might be if everything had been measured."""
         return not self.admissible and any(each.open for each in self.rejected)
 
     @property
     def unknown(self) -> bool:
-        """Whether there is no answer, neither a pick nor a no."""
+        """Whether there is no answer, neither a pick nor a rejection of all."""
         return self.unmeasured or bool(self.untrusted)

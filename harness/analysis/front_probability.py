@@ -13,11 +13,11 @@ from harness.stats.pareto import Direction, front_shares
 
 
 def front_probabilities(rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
-    """The share of draws in which no other variant beats a row; None where a figure is lacking.
+    """The share of draws in which no other variant beats a row; None if a figure is missing.
 
-    Quality is the mean KL, or the change of perplexity where no divergence was measured; the baseline has zero of
-    both. Speed is decoding at the first point of the grid. An axis that no variant was measured on is left out; bytes
-    are exact. Variants share the sample of the text's windows; speeds are independent.
+    Quality is the mean KL, or the change of perplexity if no divergence was measured; the baseline has zero of
+    both. Speed is that of decoding at the first point of the grid. An axis that was measured for no variant is left
+    out; bytes are exact. Variants share the sample of the text's windows; speeds are independent.
     """
     by_kl = any(row.kl_mean for row in rows)
     point = next((speed.point for row in rows for speed in row.speeds), None)
@@ -63,6 +63,6 @@ def _bytes(row: VariantRow) -> Reading:
 
 
 def _decode(row: VariantRow, point: GridPoint | None) -> Reading:
-    """Speeds of two points of the grid are never set beside one another."""
+    """Speeds of two points of the grid are never compared."""
     speed = row.speed_at(point) if point else None
     return measured(speed.decode_tok_per_s if speed else None, scale="log")

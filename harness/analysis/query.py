@@ -1,4 +1,4 @@
-"""What a user asks of a variant: limits that it must keep, and the figure that is to be best."""
+"""What a user asks of a variant: limits that it must meet, and the objective."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.plugins import limit_options, objectives
 
 PERPLEXITY_INCREASE = 0.01
 HARMLESS_DROP = 0.01
-"""What the default question takes to be harmless."""
+"""The quality loss that the default query considers harmless."""
 
 
 @dataclass(frozen=True)
@@ -30,16 +30,16 @@ class Limit:
 
     @property
     def option(self) -> str:
-        """How a user writes it: ``max-kl``."""
+        """The name that a user writes: ``max-kl``."""
         return self.figure.limit.name
 
 
 @dataclass(frozen=True)
 class Query:
-    """Limits, and the figure to be best. ``at`` names a point of the grid, as a report does, by some of its parts.
+    """Limits, and the objective. ``at`` names a point of the grid, as a report does, by some of its parts.
 
-    ``context`` (prompt and answer) and ``batch`` are what memory must hold; the point's own where None.
-    ``allow_labelled`` admits what was calibrated on the evaluation text, and runs that are invalid.
+    ``context`` (prompt and answer) and ``batch`` are what memory must hold; those of the point if None.
+    ``allow_labelled`` admits variants that were calibrated on the evaluation text, and invalid runs.
     """
 
     limits: tuple[Limit, ...] = ()
@@ -51,12 +51,12 @@ class Query:
 
     @property
     def figures(self) -> tuple[Figure[Any], ...]:
-        """All that it asks for."""
+        """All figures that it uses."""
         return (self.objective, *(limit.figure for limit in self.limits))
 
 
 def default_limits(table: Table) -> tuple[Limit, ...]:
-    """The recipe's budget of memory, if any, and a perplexity at most 1% higher, or else accuracies 1 point lower."""
+    """The recipe's memory budget, if any, and a perplexity at most 1% higher, or otherwise accuracies 1 point lower."""
     limits = []
     if table.budget_bytes is not None:
         limits.append(Limit(MEMORY, table.budget_bytes))
@@ -68,9 +68,9 @@ def default_limits(table: Table) -> tuple[Limit, ...]:
 
 
 def parse_limits(options: Mapping[str, Option]) -> tuple[Limit, ...]:
-    """From ``max_memory="8GiB"``, ``max_perplexity_increase="1%"`` and so on; what is None sets no limit.
+    """From ``max_memory="8GiB"``, ``max_perplexity_increase="1%"`` and so on; None sets no limit.
 
-    Raises UsageError for an unknown name, and for a value that is no positive number of the kind.
+    Raises UsageError for an unknown name, and for a value that is not a positive number of the right kind.
     """
     known = limit_options()
     limits = []
@@ -84,7 +84,7 @@ def parse_limits(options: Mapping[str, Option]) -> tuple[Limit, ...]:
 
 
 def parse_objective(minimize: str | None, maximize: str | None) -> Figure[Any]:
-    """The figure to be best; stored bytes where none is named. Raises UsageError for two, and for an unknown one."""
+    """The objective; stored bytes if none is named. Raises UsageError for two, and for an unknown one."""
     if minimize is not None and maximize is not None:
         raise UsageError("--minimize and --maximize: give one of them; the other can be a limit")
     for option, name, direction in (("--minimize", minimize, "lower"), ("--maximize", maximize, "higher")):
@@ -95,7 +95,7 @@ def parse_objective(minimize: str | None, maximize: str | None) -> Figure[Any]:
 
 
 def count(option: str, value: Option) -> int | None:
-    """A number of tokens or of sequences: whole, at least one. Raises UsageError."""
+    """A number of tokens or sequences: whole, at least one. Raises UsageError otherwise."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

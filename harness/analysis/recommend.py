@@ -1,4 +1,4 @@
-"""Which variant to ship: those that keep a query's limits, best first, and why the others were rejected."""
+"""Which variant to ship: those that meet a query's limits, best first, and why the others were rejected."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from harness.stats.estimate import Floats
 def recommend(records: Sequence[RunRecord], query: Query) -> tuple[Recommendation, ...]:
     """The pick of each table of records: each model, perplexity protocol and machine.
 
-    Without any limit the question is that of ``default_limits``. Raises UsageError where no record measures a variant,
-    and for a point that no table has.
+    Without any limit, ``default_limits`` apply. Raises UsageError if no record measures a variant, and for a point
+    that no table has.
     """
     tables = tradeoff(records)
     if not tables:
@@ -73,14 +73,14 @@ def _barred(row: VariantRow, query: Query, table: Table) -> Bar | None:
 
 
 def _distance(candidate: Candidate) -> tuple[bool, bool, float]:
-    """What could be judged goes first, by the product of the factors that it misses limits by."""
+    """Candidates that could be judged come first, by the product of the factors by which they miss limits."""
     product = math.prod(each.factor for each in candidate.checks)
     return candidate.barred is not None, not candidate.evaluated, product
 
 
 @dataclass
 class _Drawn:
-    """``picked`` holds the probability of each candidate that could be drawn, by its place in the table."""
+    """``picked`` holds the probability of each candidate that could be drawn, by its position in the table."""
 
     count: int
     picked: dict[int, float] = field(default_factory=dict)
@@ -91,9 +91,9 @@ class _Drawn:
 def _draw(
     judged: Sequence[Candidate], in_order: Sequence[int], admissible: Sequence[int], objective: Likeness, query: Query
 ) -> _Drawn:
-    """Picks again and again with figures as they might have been; of equals the first in order is picked.
+    """Picks repeatedly from randomly drawn figures; among equals, the first in order is picked.
 
-    One figure of one variant is drawn once, however often the query names it.
+    Each figure of a variant is drawn once, even if the query names it several times.
     """
     places = [index for index in in_order if judged[index].evaluated]
     found = _Drawn(draws_for(len(places)))
@@ -126,7 +126,7 @@ def _draw(
 def _first_of_equals(
     best: npt.NDArray[np.intp], kept: npt.NDArray[np.bool_], places: Sequence[int], objective: Likeness
 ) -> npt.NDArray[np.intp]:
-    """Of each draw the first in order that keeps all limits and that the objective cannot tell from the best."""
+    """For each draw, the first in order that meets all limits and that the objective cannot tell from the best."""
     picked = best.copy()
     for leader in np.unique(best):
         equal = np.array([place for place, index in enumerate(places) if objective.alike(places[leader], index)])
@@ -147,7 +147,7 @@ def _kept(values: Floats, limit: Limit) -> npt.NDArray[np.bool_]:
 
 
 def _use(table: Table, query: Query) -> Use:
-    """The point of the grid that the query names, or the first; memory is that of this point unless otherwise said."""
+    """The point of the grid that the query names, or the first; memory is that of this point unless specified."""
     point = next((each for each in table.grid if query.at is None or _named(each, query.at)), None)
     of_point = point or next(iter(table.grid), None)
     batch = query.batch or (of_point.batch_size if of_point else 1)

@@ -16,9 +16,9 @@ Protocol = tuple[tuple[str, Scalar], ...]
 
 @dataclass(frozen=True)
 class ComparisonSetting:
-    """What variants must share before their figures are compared, the perplexity protocol aside.
+    """What variants must share before their figures are compared, apart from the perplexity protocol.
 
-    A model is known by its content: two recipes may call it by two names.
+    A model is identified by its content, because two recipes may give it different names.
     """
 
     model: str = field(compare=False)
@@ -37,7 +37,7 @@ class ComparisonSetting:
 
 
 def model_id(model: ModelRef) -> str:
-    """Equal for models of one content."""
+    """Equal for models with the same content."""
     return digest(model_identity(model))
 
 
@@ -59,12 +59,12 @@ def in_order(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def current(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
-    """Of each run the attempt that counts: the latest that ended well, else the latest. Oldest first."""
+    """For each run, the attempt that counts: the latest successful one, otherwise the latest. Oldest first."""
     return _latest(records, lambda record: record.spec.run_id)
 
 
 def current_in_session(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
-    """The same, for each session apart: speeds of two sessions are never mixed."""
+    """As ``current``, but per session: speeds of two sessions are never mixed."""
     return _latest(records, lambda record: (record.spec.run_id, record.session))
 
 
@@ -74,9 +74,9 @@ def failures(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
 
 
 def best_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The records of the session in which most of them ended well, of two such the later.
+    """The records of the session with the most successful ones; of two equal sessions, the later.
 
-    A sweep that is resumed makes only the repetitions that are missing; they must not stand for the rest.
+    A resumed sweep runs only the missing repetitions, which must not replace the rest.
     """
     sessions: dict[str, list[RunRecord]] = {}
     for record in in_order(performance):
@@ -86,9 +86,9 @@ def best_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
 
 
 def protocols(quality: Sequence[RunRecord]) -> dict[Protocol, tuple[RunRecord, ...]]:
-    """The quality records by what was really scored.
+    """The quality records, grouped by what was really scored.
 
-    A run that gave no figure is put with those that scored the same workload, for want of better.
+    A run that gave no figure is grouped with those that scored the same workload.
     """
     scored = {_workload_key(record.spec.perplexity): found for record in quality if (found := _measured(record))}
     groups: dict[Protocol, tuple[RunRecord, ...]] = {}
@@ -100,7 +100,7 @@ def protocols(quality: Sequence[RunRecord]) -> dict[Protocol, tuple[RunRecord, .
 
 
 def same_workload(one: RunSpec, other: RunSpec) -> bool:
-    """Whether both were asked to score the same windows of the same text."""
+    """Whether both should score the same windows of the same text."""
     return _workload_key(one.perplexity) == _workload_key(other.perplexity)
 
 
@@ -143,7 +143,7 @@ def _planned(workload: PerplexityWorkload | None) -> Protocol:
 
 
 def _workload_key(workload: PerplexityWorkload | None) -> str | None:
-    """Identifies the text by its content, wherever it lies."""
+    """Identifies the text by its content, independent of its location."""
     if workload is None:
         return None
     text = workload.text

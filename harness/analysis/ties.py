@@ -1,8 +1,8 @@
-"""The order in which a recommendation lists variants: by what is to be best, and what decides among equals.
+"""The order in which a recommendation lists variants: by the objective, then by tie-breakers.
 
-Of two variants the one that is 0.2% smaller is not the better one where it decodes at a twentieth of the speed. So the
-best figure stands for all that cannot be told from it, and among these the other figures decide, one after the other:
-quality, then speed, then size.
+A variant that is 0.2% smaller than another is not better if it decodes at a twentieth of the speed. Therefore all
+variants that cannot be distinguished from the best figure count as equal, and the other figures decide among them, one
+after the other: quality, then speed, then size.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from harness.stats.draws import Sampler
 from harness.stats.estimate import Floats
 
 SURE = 0.975
-"""From here on a difference is called one: what 95% two-sided leave to one side."""
+"""From this probability on, two figures are different: one side of a two-sided 95% interval."""
 
 
 @dataclass(frozen=True)
 class Tie:
-    """A variant that the objective does not tell from the one before it, and what did: None where nothing does.
+    """A variant that the objective cannot tell from the one before it, and the tie-breaker: None if nothing decides.
 
     ``ours`` and ``theirs`` are the two figures that decided.
     """
@@ -38,9 +38,9 @@ class Tie:
 
     @property
     def sure(self) -> bool:
-        """Whether what decided would decide alike the next time: the two intervals do not overlap."""
+        """Whether the tie-breaker would decide the same way the next time: the two intervals do not overlap."""
         if self.decided_by is None:
-            return True  # either is as good
+            return True  # both are equally good
         mine, other = (reading and reading.estimate for reading in (self.ours, self.theirs))
         if not (mine and other) or None in (mine.low, mine.high, other.low, other.high):
             return False
@@ -49,9 +49,9 @@ class Tie:
 
 @dataclass
 class Likeness:
-    """One figure of several variants, and which of them it cannot tell from one that is best.
+    """One figure of several variants, and which of them it cannot distinguish from the best.
 
-    ``harmless`` says that differences which do not matter count for none: of what is to be best they do not.
+    ``harmless`` ignores differences that do not matter; it is set for tie-breakers, not for the objective.
     """
 
     figure: Figure[Any]
@@ -63,18 +63,18 @@ class Likeness:
     _columns: dict[int, Floats] = field(default_factory=dict)
 
     def reading(self, index: int) -> Reading:
-        """Worked out when asked for: what decides among equals is of interest of few."""
+        """Computed on demand: tie-breakers are needed for few variants."""
         if index not in self._readings:
             self._readings[index] = self.figure.read(self.rows[index], self.use)
         return self._readings[index]
 
     def cost(self, index: int) -> float:
-        """Less is better; what was not measured is last."""
+        """Lower is better; unmeasured figures come last."""
         estimate = self.reading(index).estimate
         return math.inf if estimate is None else self._sign * estimate.value
 
     def equal(self, ordered: Sequence[int]) -> list[int]:
-        """Of indices in the order of their costs the first, and all that cannot be told from it."""
+        """The first of the indices, which are ordered by cost, and all that cannot be told from it."""
         best = ordered[0]
         end = self._farthest(best)
         near = takewhile(lambda index: self.cost(index) <= end, ordered)
@@ -85,7 +85,7 @@ class Likeness:
         return 1 if self.figure.direction == "lower" else -1
 
     def _farthest(self, best: int) -> float:
-        """The highest cost of any that may be alike."""
+        """The highest cost that may still count as equal."""
         estimate = self.reading(best).estimate
         if estimate is None:
             return math.inf
@@ -94,7 +94,7 @@ class Likeness:
         return self.cost(best) + max(reach, self._tolerance(best, best))
 
     def alike(self, best: int, other: int) -> bool:
-        """Whether ``other`` cannot be told from ``best``, which no other beats."""
+        """Whether ``other`` cannot be distinguished from ``best``, which no other beats."""
         if best == other or self.cost(best) == self.cost(other):
             return True
         gap = abs(self.cost(best) - self.cost(other))
@@ -109,7 +109,7 @@ class Likeness:
         return max(ties.tolerance * least, harmless)
 
     def _overlap(self, best: int, other: int) -> bool:
-        """Whether each one's figure lies in the other's interval."""
+        """Whether each figure lies in the other's interval."""
         return self._holds(best, other) and self._holds(other, best)
 
     def _holds(self, one: int, other: int) -> bool:
@@ -119,7 +119,7 @@ class Likeness:
         return mine.low < mine.high and mine.low <= theirs.value <= mine.high
 
     def _told_apart(self, best: int, other: int) -> bool:
-        """By draws of both figures: what variants share, such as the sample of a text's windows, does not count."""
+        """By draws of both figures, so that shared errors, such as the sample of a text's windows, cancel out."""
         gap = self._column(other) - self._column(best)
         return float((gap > 0).mean() if self.figure.direction == "lower" else (gap < 0).mean()) >= SURE
 
@@ -133,7 +133,7 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Order:
-    """Variants by an objective. ``steps`` begin with the objective; those after it decide among its equals."""
+    """Variants ordered by an objective. ``steps`` begin with the objective; those after it are tie-breakers."""
 
     rows: Sequence[VariantRow]
     steps: tuple[Likeness, ...]
@@ -148,14 +148,14 @@ class Order:
         return sorted(chosen, key=lambda index: (paths[index], self.rows[index].label))
 
     def ties(self, chosen: Sequence[int]) -> tuple[Tie, ...]:
-        """Of ``chosen`` all that the objective cannot tell from the first, in order, and what decided instead."""
+        """All of ``chosen`` that the objective cannot tell from the first, in order, and what decided instead."""
         paths = self._paths(list(chosen), 0)
         ranked = self.sorted(chosen)
         equal = [index for index in ranked[1:] if paths[index][:1] == paths[ranked[0]][:1]]
         return tuple(self._tie(ranked[0], other, paths) for other in equal)
 
     def _paths(self, left: list[int], step: int) -> dict[int, tuple[int, ...]]:
-        """Of each index, the number of its group at this step and, among its equals, at the steps after it."""
+        """For each index, the number of its group at this step and, within that group, at the steps after it."""
         if len(left) == 1 or step == len(self.steps):
             return dict.fromkeys(left, ())
         likeness = self.steps[step]
@@ -182,7 +182,7 @@ def ties_of(figure: Figure[Any]) -> Ties:
 
 
 def deciding(objective: Figure[Any]) -> list[Figure[Any]]:
-    """What decides among variants that the objective cannot tell apart, one figure after the other."""
+    """The tie-breakers for variants that the objective cannot tell apart, by priority."""
     ranked = [(ties_of(each).rank, each) for each in figures().values()]
     chain = sorted(((rank, each) for rank, each in ranked if rank is not None), key=lambda pair: pair[0])
     same = (objective.name, *ties_of(objective).stands_for)
@@ -190,7 +190,7 @@ def deciding(objective: Figure[Any]) -> list[Figure[Any]]:
 
 
 def order_by(objective: Figure[Any], rows: Sequence[VariantRow], use: Use, draws: int) -> Order:
-    """``draws`` say how well two figures are told apart."""
+    """``draws`` is the number of draws by which two figures are told apart."""
     sampler = Sampler(draws)
     steps = [
         Likeness(figure, rows, use, sampler, harmless=number > 0)

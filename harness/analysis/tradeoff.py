@@ -1,4 +1,4 @@
-"""Records in, trade-off tables out."""
+"""Takes records, returns trade-off tables."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ from harness.stats.estimate import Estimate, clustered_mean
 from harness.stats.pareto import front
 
 RUNTIME = ("torch", "transformers", "tokenizers")
-"""The libraries that decide the baseline's figures."""
+"""The libraries that determine the baseline's figures."""
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """The runs of one setting that count; ``quality`` those of one protocol."""
+    """The runs of one setting that count; ``quality`` holds those of one protocol."""
 
     quality: tuple[RunRecord, ...]
     quantize: tuple[RunRecord, ...]
@@ -65,12 +65,12 @@ class _Runs:
 
     @cached_property
     def engine(self) -> str | None:
-        """The one whose baseline every row is held against."""
+        """The engine whose baseline every row is compared with."""
         return baseline_engine(run.spec for run in self.all)
 
     @cached_property
     def baselines(self) -> tuple[RunRecord, ...]:
-        """The baseline's that ended well: few among many."""
+        """The baseline's successful runs: few among many."""
         return tuple(run for run in self.all if self.of_the_baseline(run) and run.status == "ok")
 
     def of_the_baseline(self, run: RunRecord) -> bool:
@@ -83,8 +83,8 @@ class _Runs:
 def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
     """One table per model, perplexity protocol and machine, in the order in which they first appear.
 
-    Of several attempts the latest that ended well counts; a speed stands beside the baseline's of its
-    own session or beside none.
+    Of several attempts the latest successful one counts; a speed is compared only with the baseline's in its
+    own session.
     """
     records = tuple(records)
     groups: dict[ComparisonSetting, list[RunRecord]] = {}
@@ -146,7 +146,7 @@ def _table(where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs
 
 def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
-    users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants that are measured of it
+    users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants measured from it
     for run in runs.quality + runs.task + runs.performance:
         key = run.spec.variant.key
         if key not in variants:
@@ -168,7 +168,7 @@ def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
 
 
 def _judged_once(variants: Sequence[Sequence[VariantRow]]) -> list[VariantRow]:
-    """The rows with their verdicts. In every decode mode a method has the same quality: it is judged once."""
+    """The rows with their verdicts. A method has the same quality in every decode mode, so it is judged once."""
     words = judged([modes[0] for modes in variants])
     return [
         replace(entry, perplexity_comparison=word.perplexity_comparison, tasks=word.tasks)
@@ -178,7 +178,7 @@ def _judged_once(variants: Sequence[Sequence[VariantRow]]) -> list[VariantRow]:
 
 
 def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
-    """What speaks for a variant, in each mode that it was to decode in."""
+    """The evidence of a variant, in each of its decode modes."""
     timed: dict[str, list[RunRecord]] = {}
     for run in members:
         if isinstance(run.spec.job, MeasurePerformance):
@@ -208,13 +208,13 @@ def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...
 
 
 def _same_task(run: RunRecord, runs: Sequence[RunRecord]) -> list[RunRecord]:
-    """Those of the runs that put the same questions."""
+    """The runs that asked the same questions."""
     question = run.spec.task.identity() if run.spec.task else None
     return [other for other in runs if other.spec.task and other.spec.task.identity() == question]
 
 
 def _baseline_quality(quality: RunRecord | None, baselines: Sequence[RunRecord]) -> RunRecord | None:
-    """The baseline under equal libraries, of the same session where there is one."""
+    """The baseline with equal libraries, from the same session if there is one."""
     if quality is None:
         return None
     alike = [run for run in baselines if _comparable(quality, run)]
@@ -222,7 +222,7 @@ def _baseline_quality(quality: RunRecord | None, baselines: Sequence[RunRecord])
 
 
 def _baseline_performance(mine: Sequence[RunRecord], baselines: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The baseline's runs of the same session and decode mode, under equal libraries."""
+    """The baseline's runs of the same session and decode mode, with equal libraries."""
     if not mine:
         return ()
     return tuple(
@@ -235,9 +235,9 @@ def _baseline_performance(mine: Sequence[RunRecord], baselines: Sequence[RunReco
 
 
 def _comparable(mine: RunRecord, base: RunRecord) -> bool:
-    """Whether a variant ran in the libraries that the baseline ran in; on another engine none are the same.
+    """Whether a variant ran with the same libraries as the baseline; on another engine they all differ.
 
-    The spec's lock will not do: it holds the libraries of the method as well.
+    The spec's lock cannot be used: it also holds the libraries of the method.
     """
     return mine.spec.engine != base.spec.engine or _surroundings(mine) == _surroundings(base)
 
@@ -248,9 +248,9 @@ def _surroundings(run: RunRecord) -> tuple[str | None, ...]:
 
 
 def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
-    """Those on the front of KL divergence against stored bytes are marked; the baseline's KL is zero.
+    """The rows, marking those on the front of KL divergence and stored bytes; the baseline's KL is zero.
 
-    Beside it the probability of being on the front where decode speed counts as well.
+    Also adds the probability of being on the front that includes decode speed.
     """
     points = {index: point for index, entry in enumerate(rows) if (point := _point(entry)) is not None}
     indices = list(points)
@@ -267,12 +267,12 @@ def _point(entry: VariantRow) -> tuple[float, float] | None:
 
 
 def _sorted(rows: Sequence[VariantRow]) -> list[VariantRow]:
-    """Baseline first, then from large to small; what has no size comes last."""
+    """Baseline first, then from large to small; variants without a size come last."""
     return sorted(rows, key=lambda entry: (not entry.is_baseline, -(entry.stored_bytes or 0), entry.label))
 
 
 def _common_labels(rows: Sequence[VariantRow]) -> tuple[Label, ...]:
-    """What is said of every variant that has figures is said once, of the table."""
+    """Labels shared by every variant with figures, which the table shows once."""
     said = [entry.labels for entry in rows if entry.status == "ok"]
     return tuple(label for label in said[0] if all(label in labels for labels in said)) if said else ()
 
@@ -282,7 +282,7 @@ def _less_labels(entry: VariantRow, said: tuple[Label, ...]) -> VariantRow:
 
 
 def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
-    """What was done before any variant: the model's conversion and its reference, and the machine's own speed."""
+    """Runs before any variant: the model's conversion and its reference, and the machine's own speed."""
     records = tuple(records)
     own = (
         run
@@ -310,7 +310,7 @@ def _mean(floor: Measurement | None) -> Estimate | None:
 
 
 def _noise_floor(references: Sequence[RunRecord], changed: str) -> Measurement | None:
-    """The newest one. Before there was a second kind, nothing said what had been changed: the batch size."""
+    """The newest one. Before there was a second kind, records did not name what was changed: the batch size."""
     found = [
         measurement
         for run in references

@@ -1,4 +1,4 @@
-"""Which words stand in a table: every variant beside the baseline, by every metric that is judged, all together."""
+"""The verdicts in a table: every variant compared with the baseline, by every judged metric, all together."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.stats.comparison import Comparison, holm
 def judged(rows: Sequence[VariantRow]) -> tuple[VariantRow, ...]:
     """The rows with verdicts that hold for all of them at once: perplexity and each task's headline score.
 
-    Whether a divergence lies above its noise floor is asked of each row for itself: it says what a figure can mean,
-    not which variant is worse, and few windows could not answer it for all at once.
+    Whether a divergence lies above its noise floor is decided for each row separately: it says what a figure can mean,
+    not which variant is worse, and a few windows could not decide it for all at once.
     """
     verdicts = iter(holm([each for row in rows for each in _comparisons(row)]))
     made = []

@@ -1,4 +1,4 @@
-"""What people and programs read: tables, plots, and one renderer per output format."""
+"""Output for people and programs: tables, plots, and one renderer per output format."""
 
 from harness.report.write import FORMATS, write_report
 

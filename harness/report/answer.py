@@ -19,7 +19,7 @@ from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate
 
 MOST_TIES = 3
-"""Variants named that are as good as the pick; more are counted."""
+"""Maximum number of equally good variants that are named; more are counted."""
 NOTABLE = 0.05
 """The share of draws from which another variant is named next to the pick."""
 

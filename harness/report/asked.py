@@ -41,7 +41,7 @@ def _of_variant(spec: RunSpec, variant: Variant) -> Iterator[tuple[str, str]]:
     yield "baseline", spec.baseline.label
     if not spec.is_baseline:
         yield "methods", variant.method.label
-    if spec.job.measures_variant:  # what is made once serves every setting of an engine
+    if spec.job.measures_variant:  # an artifact made once serves every engine setting
         yield "engines", variant.engine_label
     yield "scope", ", ".join([variant.scope, *(f"not {pattern}" for pattern in variant.skip)])
     if spec.limits.time_s is not None:

@@ -1,4 +1,4 @@
-"""The columns of a trade-off table, derived from the figures: one for each place at which a figure is taken."""
+"""The columns of a trade-off table, derived from the figures: one for each place of a figure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from harness.stats.estimate import Estimate
 class Column:
     """A figure at one place of a table.
 
-    ``name`` and the raw value serve machines (the unit is in the name); ``heading``, ``format`` and the written value
-    serve readers, who see it where it is ``shown``.
+    ``name`` and the raw value are for programs (the unit is in the name); ``heading``, ``format`` and the formatted
+    value are for readers, who see the column if it is ``shown``.
     """
 
     figure: Figure[Any]
@@ -50,7 +50,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as readers see it, its interval and notes apart, and the number that sorting goes by."""
+    """A figure as readers see it, with interval and notes separate, and the number to sort by."""
 
     text: str
     interval: str = ""
@@ -59,7 +59,7 @@ class Cell:
 
     @property
     def sort_key(self) -> str:
-        """``sort`` as JavaScript reads numbers."""
+        """``sort`` as JavaScript parses numbers."""
         return repr(self.sort).replace("inf", "Infinity")
 
     @property
@@ -68,7 +68,7 @@ class Cell:
 
 
 def columns(table: Table) -> tuple[Column, ...]:
-    """All columns of a table, in order. Figures that are taken at the same places stand together, place by place."""
+    """All columns of a table, in order. Figures with the same places are grouped, place by place."""
     return tuple(
         column
         for _, alike in groupby(figures().values(), key=lambda figure: figure.places_in)
@@ -82,14 +82,14 @@ def columns_of(table: Table, figure: Figure[Any]) -> tuple[Column, ...]:
 
 
 def shown_columns(table: Table) -> tuple[Column, ...]:
-    """The columns for readers, those without a single figure left out."""
+    """The columns for readers, without those that have no figure at all."""
     return tuple(
         column for column in columns(table) if column.shown and any(column.value(row) is not None for row in table.rows)
     )
 
 
 def column(table: Table, name: str) -> Column:
-    """The column of that name. Raises KeyError."""
+    """The column with that name. Raises KeyError if there is none."""
     return {each.name: each for each in columns(table)}[name]
 
 
@@ -99,7 +99,7 @@ def column_groups(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:
 
 
 def cell(column: Column, row: VariantRow) -> Cell:
-    """The written figure: ``value [low, high]``, or a dash."""
+    """The formatted figure: ``value [low, high]``, or a dash."""
     value = column.value(row)
     if value is None:
         return Cell(BLANK)
@@ -113,7 +113,7 @@ def cell(column: Column, row: VariantRow) -> Cell:
 
 
 def raw(each: Column, row: VariantRow) -> dict[str, float | str | None]:
-    """Full precision under the column's name, an interval beside it under ``…_low`` and ``…_high``."""
+    """Full precision under the column's name, with the ends of an interval under ``…_low`` and ``…_high``."""
     value = each.value(row)
     if isinstance(value, Estimate):
         return {each.name: value.value, f"{each.name}_low": value.low, f"{each.name}_high": value.high}
@@ -123,7 +123,7 @@ def raw(each: Column, row: VariantRow) -> dict[str, float | str | None]:
 
 
 def _side_by_side(table: Table, alike: Sequence[Figure[Any]]) -> list[Column]:
-    """Of figures that are taken at the same places."""
+    """The columns of figures that have the same places."""
     made = (_column(table, figure, place) for place in alike[0].taken_at(table) for figure in alike)
     return [column for column in made if column is not None]
 

@@ -38,7 +38,7 @@ def highlights(table: Table) -> tuple[Highlight, ...]:
 
 
 def _highlight(table: Table, title: str, limits: tuple[Limit, ...], objective: Figure[Any]) -> Highlight | None:
-    """The baseline leads nothing: it is what the others stand beside."""
+    """None if no variant leads; the baseline is only the reference for the others."""
     variants = replace(table, rows=tuple(row for row in table.rows if not row.is_baseline))
     found = pick(variants, Query(limits, objective))
     best = found.certain_pick

@@ -32,7 +32,7 @@ FOOT = (
 
 
 def headings(found: Recommendation) -> tuple[str, ...]:
-    """Of the table of admissible variants: the objective where no limit is on it, and each limit."""
+    """For the table of admissible variants: the objective if it has no limit, and each limit."""
     names = [limit_words(limit) for limit in found.query.limits]
     return ("", "variant", *([] if _limited(found) else [ask_of(found.query.objective).name]), *names, "pick")
 
@@ -51,12 +51,12 @@ def cells(found: Recommendation, rank: int, candidate: Candidate) -> tuple[str, 
 
 
 def _limited(found: Recommendation) -> bool:
-    """Whether a limit is on what is to be best as well."""
+    """Whether the objective has a limit too."""
     return any(limit.figure is found.query.objective for limit in found.query.limits)
 
 
 def place_words(found: Recommendation) -> str:
-    """The machine, the protocol, and where speed and memory are looked at."""
+    """The machine, the protocol, and the point to which speed and memory refer."""
     use = found.use
     said = [found.table.hardware, f"perplexity protocol: {found.table.protocol}"]
     if use.point:
@@ -97,7 +97,7 @@ def _grid(rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
 
 
 def json_line(found: Recommendation) -> str:
-    """One line: the question, the answer, every variant with its figures. A figure that is infinite is null."""
+    """One line: the query, the answer, every variant with its figures. An infinite figure is null."""
     said = answer(found)
     return json.dumps(
         finite(
@@ -131,7 +131,7 @@ def json_line(found: Recommendation) -> str:
 
 
 def _decided_by(tie: Tie) -> str | None:
-    """By the name of its objective, if it can be one."""
+    """The tie-breaker's name as an objective, if it can be one; otherwise its own name."""
     figure = tie.decided_by
     if figure is None:
         return None

@@ -1,4 +1,4 @@
-"""Tables and lines for a terminal: as wide as it is, and in colour where it has any."""
+"""Tables and lines for a terminal: at its width, and in colour if it supports it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def plain(text: str) -> str:
-    """Without line breaks and other control characters, which a terminal would obey."""
+    """Without line breaks and other control characters, which a terminal would interpret."""
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def written(parts: Iterable[Text | Table], width: int, colour: bool) -> str:
-    """The parts one below the other, with ANSI colours where asked for; no line ends in spaces."""
+    """The parts one below the other, with ANSI colours on request; no line ends in spaces."""
     from rich.console import Console
 
     file = StringIO()
@@ -36,7 +36,7 @@ def written(parts: Iterable[Text | Table], width: int, colour: bool) -> str:
 
 
 def show(render: Callable[[int | None, bool], str]) -> None:
-    """Prints what ``render`` makes for a width and with colours or without; to a file or a pipe, for its own width."""
+    """Prints ``render(width, colour)``; for a file or pipe, the width is None and there is no colour."""
     if sys.stdout.isatty():
         sys.stdout.write(render(shutil.get_terminal_size().columns, True))
     else:

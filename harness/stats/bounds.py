@@ -1,7 +1,7 @@
-"""What data say of every effect that could be the true one: one-sided p-values, and intervals by inverting them.
+"""What data say about every possible true effect: one-sided p-values, and intervals by inverting them.
 
-Each kind here answers the same two questions, so that a test of no difference, an interval and a test of
-equivalence are one computation asked at different places.
+Each class here answers the same two questions, so that a test of no difference, an interval and a test of
+equivalence are one computation, evaluated at different effects.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from harness.stats.estimate import Floats
 
 Ends = tuple[float, float]
 ROUNDING = 1e-12
-"""Relative difference below which two sums of the same numbers in another order are one."""
+"""Relative difference below which two sums of the same numbers in different orders count as equal."""
 HALF_A_PAIR = 0.5
-"""Half the distance between two sums of whole pairs."""
+"""Half the distance between two sums of whole pairs (continuity correction)."""
 
 
 class Bound(Protocol):
     @property
     def name(self) -> str:
-        """What its interval is called."""
+        """The name of its interval."""
         ...
 
     def tails(self, effect: float) -> Ends:
@@ -33,12 +33,12 @@ class Bound(Protocol):
         ...
 
     def ends(self, tail: float) -> Ends:
-        """The interval of the effects that neither of its ``tails`` refuses at level ``tail``."""
+        """The interval of the effects that neither of its ``tails`` rejects at level ``tail``."""
         ...
 
 
 def two_sided(bound: Bound, effect: float = 0.0) -> float:
-    """p of "the true effect is this one": twice the smaller tail."""
+    """p of "this is the true effect": twice the smaller tail."""
     return min(1.0, 2 * min(bound.tails(effect)))
 
 
@@ -70,8 +70,8 @@ class StudentT:
 class Typical:
     """The typical values of an exact test (Hartigan 1969), sorted: they cut the line into equally likely parts.
 
-    Of N = len(values) + 1 rearrangements of the data that are equally likely if θ is the true effect, the share
-    (1 + number of values ≤ θ) / N gives at least the effect that was seen, and so for ≥.
+    If θ is the true effect, all N = len(values) + 1 rearrangements of the data are equally likely, and the share
+    (1 + number of values ≤ θ) / N of them gives at least the observed effect. The same holds for ≥.
     """
 
     values: Floats
@@ -84,7 +84,7 @@ class Typical:
         return (1 + below) / (len(self.values) + 1), (1 + above) / (len(self.values) + 1)
 
     def ends(self, tail: float) -> Ends:
-        """Infinite where so few rearrangements cannot refuse anything at that level."""
+        """Infinite if there are too few rearrangements to reject anything at that level."""
         rank = math.floor(tail * (len(self.values) + 1) * (1 + ROUNDING))
         if rank == 0:
             return -math.inf, math.inf
@@ -95,10 +95,10 @@ class Typical:
 class ScoreTest:
     """The score test of a difference of two paired shares (Tango, Statistics in Medicine 17, 1998), times ``scale``.
 
-    Of ``count`` pairs ``up`` rose and ``down`` fell, by 1 or, summed over pairs, by parts of it: of all differences
-    that are no larger than 1 and have these sums, whole ones scatter the most. Unlike an interval from the observed
-    scatter it does not shrink to a point where no pair differs. Corrected for continuity, for without it its level
-    is exceeded where few pairs are to differ.
+    Of ``count`` pairs ``up`` rose and ``down`` fell, by 1 or by fractions that sum to these numbers: among all
+    differences of at most 1 with these sums, whole ones have the largest variance. Unlike an interval from the
+    observed variance, it does not shrink to a point if no pair differs. It is corrected for continuity, because
+    otherwise it exceeds its level if few pairs are expected to differ.
     """
 
     up: float
@@ -122,7 +122,7 @@ class ScoreTest:
         return low * self.scale, high * self.scale
 
     def z(self, share: float, correction: float = 0.0) -> float:
-        """The score statistic; the falling share is its maximum-likelihood estimate under that difference."""
+        """The score statistic; the share that falls is its maximum-likelihood estimate under that difference."""
         gap = self.up - self.down - self.count * share + correction
         linear = (2 * self.count - self.up + self.down) * share - self.up - self.down
         constant = -self.down * share * (1 - share)
@@ -133,7 +133,7 @@ class ScoreTest:
         return gap / math.sqrt(variance)
 
     def _root(self, end: float, beyond: Callable[[float], float]) -> float:
-        """Where ``beyond`` changes its sign between the observed share and ``end``, or ``end`` itself."""
+        """Where ``beyond`` changes sign between the observed share and ``end``, or ``end`` itself."""
         from scipy.optimize import brentq
 
         seen, far = (self.up - self.down) / self.count, end * (1 - ROUNDING)
@@ -152,7 +152,7 @@ class Bootstrap:
     name = "BCa bootstrap interval"
 
     def tails(self, effect: float) -> Ends:
-        """0 where the effect lies beyond all replicates: they say nothing of how far."""
+        """0 if the effect lies beyond all replicates: they do not say how far."""
         from scipy.special import ndtr, ndtri
 
         count = len(self.replicates)
@@ -174,7 +174,7 @@ class Bootstrap:
 
 @dataclass(frozen=True)
 class Outer:
-    """At each side whichever of two says less: the larger p-value, the farther end."""
+    """On each side, the more conservative of two bounds: the larger p-value, the farther end."""
 
     one: Bound
     other: Bound

@@ -1,15 +1,16 @@
-"""Where a series of figures changes its level.
+"""Where the level of a series of figures changes.
 
 Figures with noise: PELT (Killick, Fearnhead and Eckley, "Optimal detection of changepoints with a linear computational
-cost", JASA 107, 2012; arXiv:1101.1438) as ``ruptures`` has it, with the cost Σ|x − median|, which one session far out
-does not move. A change must pay for itself: it must lower the cost by PENALTY · σ, where σ is that of one figure, taken
-from the mean difference of neighbours, E|xᵢ₊₁ − xᵢ| = 2σ/√π under normal noise. Changes make that σ too large, never
-too small, so that they can hide one another and feign none.
+cost", JASA 107, 2012; arXiv:1101.1438) as implemented in ``ruptures``, with the cost Σ|x − median|, which a single
+outlying session does not move. A change must lower the cost by PENALTY · σ, where σ is the standard deviation of one
+figure, estimated from the mean difference of neighbours, E|xᵢ₊₁ − xᵢ| = 2σ/√π under normal noise. Changes make this
+estimate too large, never too small, so they can hide one another but cannot create false ones.
 
 The usual penalty 2σ² log n of squared distances, with σ from the median difference, is wrong for series as short as
 these: it finds a change in one of five series of 8 to 20 figures of pure noise. PENALTY · σ finds one in about
 one of a hundred, under normal, heavy-tailed and skewed noise alike: benchmarks/regression_power.py.
-Noise is taken to be independent from session to session. A machine that drifts over weeks has changes, rightly found.
+Noise is assumed to be independent from session to session. A machine that drifts over weeks really changes, and that
+is found.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from itertools import pairwise
 import numpy as np
 
 PENALTY = 7.0
-"""What a change must take off the cost, in σ."""
+"""How much a change must lower the cost, in σ."""
 FEWEST = 8
-"""Figures below which no change is looked for: σ is too poorly known, and only very large changes would be found."""
+"""Minimum number of figures for a search: with fewer, σ is too uncertain and only very large changes would be found."""
 SHORTEST = 2
-"""Figures that a level holds at least: what was seen once may be chance."""
+"""Minimum number of figures in a level: a single deviation may be chance."""
 MOST = 150
-"""The newest figures in which changes are looked for; the time it takes grows with the square of their number."""
+"""Only this many of the newest figures are searched, because the run time grows with the square of their number."""
 
 
 def noisy(values: Sequence[float]) -> list[int]:
-    """Positions of the first figure of each new level; none where there are too few, or where all are equal."""
+    """Positions of the first figure of each new level; empty if there are too few figures or all are equal."""
     if len(values) < FEWEST:
         return []
     from ruptures import Pelt
@@ -46,17 +47,17 @@ def noisy(values: Sequence[float]) -> list[int]:
 
 
 def noiseless(values: Sequence[float], rounding: float = 0.0) -> list[int]:
-    """Positions of figures that are not the one before, by more than a part ``rounding`` of the larger."""
+    """Positions of figures that differ from the previous one by more than a fraction ``rounding`` of the larger."""
     pairs = pairwise(values)
     return [at for at, (old, new) in enumerate(pairs, 1) if abs(new - old) > rounding * max(abs(new), abs(old))]
 
 
 def repeats(values: Sequence[float]) -> bool:
-    """Whether figures that no chance makes equal, such as means of likelihoods, mostly are: they have no noise."""
+    """Whether most neighbouring figures are exactly equal, which never happens by chance: they have no noise."""
     equal = sum(old == new for old, new in pairwise(values))
     return 2 * equal > len(values) - 1
 
 
 def sigma(values: Sequence[float], changes: Sequence[int] = ()) -> float:
-    """The standard deviation of one figure around its level, from neighbours of one level."""
+    """The standard deviation of one figure around its level, from neighbours of the same level."""
     return float(np.delete(np.abs(np.diff(values)), np.asarray(changes, dtype=int) - 1).mean()) * math.sqrt(math.pi) / 2

@@ -1,4 +1,4 @@
-"""What a comparison found, in figures and in one word; and many comparisons judged together."""
+"""The result of a comparison, in figures and in one word; and many comparisons judged together."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Better = Literal["lower", "higher"]
 Design = Literal["paired", "two samples"]
 
 POWER = 0.8
-"""How often a difference of the detectable size is to be found."""
+"""The probability with which a difference of the detectable size is found."""
 FEWEST_UNITS = 6
-"""Below, no test of paired units stands on more than the form of their distribution."""
+"""With fewer, a test of paired units depends entirely on the assumed distribution."""
 MOST_UNITS = 10**9
-"""Where planning gives up."""
+"""The number of units at which planning gives up."""
 
 Test = Literal[
     "exact permutation test",
@@ -35,14 +35,14 @@ Test = Literal[
 
 @dataclass(frozen=True)
 class Comparison:
-    """A variant beside a baseline by one metric, in the metric's unit.
+    """A variant compared with a baseline by one metric, in the metric's unit.
 
-    ``effect`` is variant − baseline with its interval at 1 − alpha, and ``n`` in it the independent units, each one
-    of ``units``; for two samples it is that of the smaller. ``p`` is that of no difference, ``equivalence_p`` that
-    of a difference of ``margin`` or more (two one-sided tests), whose interval at 1 − 2 alpha is
-    ``equivalence_interval``; None where no test is valid at this n. ``detectable`` is the least true difference that
-    this test finds in POWER of cases, and ``units_needed`` about how many units would settle it: find a true
-    difference of ``margin``, or show equivalence where there is none. ``scatter`` is that of one unit.
+    ``effect`` is variant − baseline with its interval at 1 − alpha; its ``n`` counts the independent units, each one
+    of ``units``; for two samples, those of the smaller. ``p`` is that of no difference, ``equivalence_p`` that of a
+    difference of ``margin`` or more (two one-sided tests), whose interval at 1 − 2 alpha is
+    ``equivalence_interval``; None if no test is valid at this n. ``detectable`` is the smallest true difference that
+    this test finds with probability POWER, and ``units_needed`` about how many units would settle it: find a true
+    difference of ``margin``, or show equivalence if there is none. ``scatter`` is the standard deviation of one unit.
     ``tests`` counts the comparisons that were judged together; the adjusted p-values are then Holm's.
     """
 
@@ -77,15 +77,15 @@ class Comparison:
     def agrees(self) -> bool:
         """Whether figure and test point the same way.
 
-        Of two samples the effect is that of the figures that reports show, and the test goes by the means of the
-        processes. Where these disagree the interval spans zero.
+        For two samples the effect is that of the figures in reports, while the test uses the means of the processes.
+        If these disagree, the interval spans zero.
         """
         low, high = self.effect.low, self.effect.high
         return self.design == "paired" or low is None or high is None or low > 0 or high < 0
 
     @property
     def verdict(self) -> Verdict:
-        """Equivalent goes first: a difference that is real and lies within the margin is none that matters."""
+        """Equivalent has priority: a real difference within the margin does not matter."""
         if self.equivalent:
             return "equivalent"
         if not self.different or not self.agrees:
@@ -94,7 +94,7 @@ class Comparison:
 
     @property
     def units_needed(self) -> int | None:
-        """None where the units seen say nothing of how much they scatter."""
+        """None if the scatter of the observed units is unknown."""
         level = self.alpha / self.tests
         fewest = fewest_units(level, self.design)
         if self.scatter is None:
@@ -103,7 +103,7 @@ class Comparison:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the verdict is what it is, in sentences without full stops."""
+        """The reasons for the verdict, in sentences without full stops."""
         return (*self._findings(), *self.notes)
 
     def _findings(self) -> list[str]:
@@ -125,11 +125,11 @@ class Comparison:
 
 
 def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """The same, judged together: p-values adjusted after Holm (Scandinavian Journal of Statistics 6, 1979).
+    """The same comparisons judged together: p-values adjusted by Holm (Scandinavian Journal of Statistics 6, 1979).
 
-    Among all of them the chance of any false "better" or "worse" is then at most alpha, and so is that of any false
-    "equivalent". A comparison without a valid test stays inconclusive and costs the others nothing. Intervals stay
-    as they are. Raises ValueError where they do not share one alpha.
+    The probability of any false "better" or "worse" among all of them is then at most alpha, and so is that of any
+    false "equivalent". A comparison without a valid test stays inconclusive and does not affect the others. Intervals
+    are not adjusted. Raises ValueError if they do not share one alpha.
     """
     if len({found.alpha for found in comparisons}) > 1:
         raise ValueError("comparisons that are judged together must share one alpha")
@@ -142,7 +142,7 @@ def holm(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 
 def fewest_units(level: float, design: Design) -> int:
-    """Units (of two samples: in each) with which an exact two-sided test can reach a level at all."""
+    """Units (in each sample, if there are two) with which an exact two-sided test can reach a level at all."""
     if design == "paired":
         return max(FEWEST_UNITS, math.ceil(1 - math.log2(level)))
     return next(count for count in range(2, 1000) if 2 / math.comb(2 * count, count) <= level)
@@ -159,7 +159,7 @@ def _adjusted(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _planned(scatter: float, level: float, design: Design) -> int:
-    """The least number of units at which both tests have POWER; ``scatter`` in margins."""
+    """The smallest number of units at which both tests have POWER; ``scatter`` in margins."""
     from scipy.special import stdtrit
 
     samples = 1 if design == "paired" else 2

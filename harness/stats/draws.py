@@ -1,9 +1,10 @@
-"""What figures might have been, had the luck of the measurement been another: a parametric bootstrap.
+"""Figures as they might have come out in another measurement: a parametric bootstrap.
 
-Assumed: the error of an estimate is Student's t with n − 1 degrees of freedom, as wide as the interval that stands in
-the table, to either side of its value. Figures that name the windows they rest on share the luck of those windows (a
-Gaussian multiplier of each window's influence), between variants and between figures; all others are independent, which
-overstates how often two variants of like speed change places. What has no interval has no width and stays put.
+Assumption: the error of an estimate is Student's t with n − 1 degrees of freedom, scaled on each side of its value to
+the interval in the table. Figures with the influence of the windows they rest on share the random draws of these
+windows (a Gaussian multiplier of each window's influence), between variants and between figures; all others are
+independent, which overstates how often two variants of similar speed change places. A figure without an interval does
+not vary.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from harness.stats.estimate import CONFIDENCE, Estimate, Floats, transformed
 from harness.stats.influence import Influence
 
 MOST = 2000
-"""Draws: a share of them is good to 0.022 (two standard errors)."""
+"""Draws: a share of them is accurate to 0.022 (two standard errors)."""
 FEWEST = 200
 WORK = 200_000_000
-"""About how many comparisons of two variants all draws together may take."""
+"""Approximate limit on pairwise comparisons of variants over all draws."""
 Scale = Literal["linear", "log", "log1p"]
-"""``log`` is for speeds, ``log1p`` for a ratio less one."""
+"""``log`` is for speeds, ``log1p`` for a ratio minus one."""
 LEAST = {"log": 0.0, "log1p": -1.0}
 MEDIAN_OVER_MEAN = 1.2533
-"""The standard error of a median of normal values over that of their mean: √(π/2)."""
+"""The standard error of the median of normal values over that of their mean: √(π/2)."""
 
 
 @dataclass
 class Sampler:
-    """One random history for each of ``count`` draws; the same for the same sequence of questions."""
+    """``count`` random draws; reproducible for the same sequence of calls."""
 
     count: int = MOST
     seed: int = 0
@@ -43,7 +44,7 @@ class Sampler:
         self._random = np.random.default_rng(self.seed)
 
     def column(self, estimate: Estimate, influence: Influence | None = None, scale: Scale = "linear") -> Floats:
-        """The estimate as it might have been, (count,), drawn on the scale on which its error is even."""
+        """The estimate as it might have come out, (count,), drawn on the scale on which its error is symmetric."""
         if scale != "linear" and estimate.value > LEAST[scale] and (estimate.low or estimate.value) > LEAST[scale]:
             forwards, back = (math.log, np.exp) if scale == "log" else (math.log1p, np.expm1)
             with np.errstate(over="ignore"):
@@ -62,7 +63,7 @@ class Sampler:
         return np.asarray(estimate.value + wide * np.where(wide < 0, below, above), dtype=np.float64)
 
     def _shared(self, influence: Influence) -> Floats:
-        """A standard normal value that rises with the luck of the windows."""
+        """A standard normal value that increases with the draws of the windows."""
         if influence.units not in self._texts:
             self._texts[influence.units] = np.stack([self._window(unit) for unit in influence.units])
         parts = np.asarray(influence.parts)
@@ -78,14 +79,14 @@ class Sampler:
 
 
 def draws_for(variants: int) -> int:
-    """As many as the number of variants lets be affordable."""
+    """The number of draws that is affordable for that many variants."""
     return max(FEWEST, min(MOST, WORK // max(variants, 1) ** 2))
 
 
 def _errors(estimate: Estimate, low: float, high: float, degrees: int) -> tuple[float, float]:
     """Standard errors downwards and upwards.
 
-    The range of n processes is no confidence interval: it is about 2 Φ⁻¹((n − 3/8) / (n + 1/4)) standard deviations
+    The range of n processes is not a confidence interval: it is about 2 Φ⁻¹((n − 3/8) / (n + 1/4)) standard deviations
     wide (Blom, 1958), and the estimate is their median.
     """
     from scipy.special import ndtri, stdtrit

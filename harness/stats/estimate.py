@@ -1,7 +1,7 @@
-"""Estimates with their uncertainty: means over windows, divergences per token. Speeds are estimated in ``timing``.
+"""Estimates with their uncertainty: means over windows, divergences per token. ``timing`` estimates speeds.
 
-Tokens of one window are not independent, so every interval of a quality figure rests on windows as
-clusters: Miller, "Adding Error Bars to Evals", arXiv:2411.00640. Variants are compared in ``rule``.
+Tokens of one window are not independent, so every interval of a quality figure is based on windows as
+clusters: Miller, "Adding Error Bars to Evals", arXiv:2411.00640. ``rule`` compares variants.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 IntervalKind = Literal["units", "processes", "range"]
-"""What an interval is: 95% over units of a text, 95% over processes, or the range of processes that are too few."""
+"""Kinds of intervals: 95% over units of a text, 95% over processes, or the range of too few processes."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and the interval around it; ``low`` and ``high`` are None where there is none: ``n`` below two, say.
+    """A value and the interval around it; ``low`` and ``high`` are None without an interval, as for ``n`` below two.
 
-    ``n`` counts the independent units behind it (windows, pairs of windows, processes). ``kind`` is what the interval
-    is, ``method`` says it in words; without an interval it says why, if processes would give one.
+    ``n`` counts the independent units (windows, pairs of windows, processes). ``kind`` is the kind of interval,
+    ``method`` describes it in words; without an interval it says why, if more processes would give one.
     """
 
     value: float
@@ -39,7 +39,7 @@ class Estimate:
     kind: IntervalKind = "units"
 
     def within(self, least: float, most: float) -> Estimate:
-        """The same, its interval cut to the values that are possible (a share lies between 0 and 1)."""
+        """The same with its interval cut to the possible values (a share lies between 0 and 1)."""
         if self.low is None or self.high is None:
             return self
         return replace(self, low=max(self.low, least), high=min(self.high, most))
@@ -49,7 +49,7 @@ def ratio_of_sums(sums: Sequence[float], sizes: Sequence[float], method: str) ->
     """The mean Σ sums / Σ sizes over clusters, with a cluster-robust t-interval (G − 1 degrees of freedom).
 
     Clusters of equal size give the ordinary t-interval.
-    Raises ValueError where there is nothing to average.
+    Raises ValueError if there is nothing to average.
     """
     total, size = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
     count = len(total)
@@ -65,7 +65,7 @@ def ratio_of_sums(sums: Sequence[float], sizes: Sequence[float], method: str) ->
 def ratio_and_error(sums: Floats, sizes: Floats) -> tuple[float, float]:
     """Σ sums / Σ sizes over two or more clusters, and its cluster-robust standard error.
 
-    With residuals r = sum − mean · size of each of G clusters the squared standard error is
+    With residuals r = sum − mean · size for each of G clusters, the squared standard error is
     G/(G−1) · Σ r² / (Σ sizes)²: the ratio estimator of Cochran, Sampling Techniques, chapter 6, and
     the clustered error of Miller, arXiv:2411.00640, with a small-sample factor.
     """
@@ -76,7 +76,7 @@ def ratio_and_error(sums: Floats, sizes: Floats) -> tuple[float, float]:
 
 
 def clustered_mean(measurement: Measurement) -> Estimate:
-    """The mean of a paired measurement in its own unit; its ``cluster_ids`` are what is independent.
+    """The mean of a paired measurement in its own unit; its ``cluster_ids`` name the independent units.
 
     Without cluster_ids each value is a cluster of its own; without weights each value counts once.
     """
@@ -91,7 +91,7 @@ def clustered_mean(measurement: Measurement) -> Estimate:
 
 
 def with_range(value: float, figures: Sequence[float]) -> Estimate:
-    """What processes that are too few for an interval have in common, and the range of their ``figures``."""
+    """A value for processes that are too few for an interval, with the range of their ``figures``."""
     low, high = (min(figures), max(figures)) if len(figures) > 1 else (None, None)
     return Estimate(value, low, high, len(figures), "range of processes", "range")
 
@@ -123,14 +123,14 @@ def _weights(measurement: Measurement) -> Floats:
 
 
 def transformed(estimate: Estimate, increasing: Callable[[float], float]) -> Estimate:
-    """The estimate of an increasing function of what was estimated."""
+    """The estimate of an increasing function of the estimated quantity."""
     low = None if estimate.low is None else increasing(estimate.low)
     high = None if estimate.high is None else increasing(estimate.high)
     return replace(estimate, value=increasing(estimate.value), low=low, high=high)
 
 
 def exponential(nat: float) -> float:
-    """exp, infinite where a broken variant's figures would overflow."""
+    """exp, or infinity if a broken variant's figures overflow."""
     return math.exp(nat) if nat < 700 else math.inf
 
 

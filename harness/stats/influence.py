@@ -1,7 +1,7 @@
-"""How much each window of a text pulls at a mean: what two variants' figures have in common.
+"""How much each window of a text influences a mean, which shows what the figures of two variants share.
 
-A window that is hard for one variant is mostly hard for the next, so that their figures rise and fall together. Whoever
-draws them at random must know that, or differences between them look less certain than they are.
+A window that is hard for one variant is usually hard for the next, so their figures rise and fall together. Random
+draws must respect that, or differences between variants look less certain than they are.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from harness.stats.estimate import Floats
 
 @dataclass(frozen=True)
 class Influence:
-    """Of each independent unit, by name, its part in the mean's error: (sum − mean · size) / Σ sizes.
+    """The contribution of each independent unit, by name, to the mean's error: (sum − mean · size) / Σ sizes.
 
-    The parts add up to zero; √(Σ part²) is the mean's standard error, but for a small-sample factor.
+    The contributions add up to zero; √(Σ contribution²) is the mean's standard error, up to a small-sample factor.
     """
 
     units: tuple[str, ...]
@@ -27,14 +27,14 @@ class Influence:
 
 
 def of_mean(measurement: Measurement) -> Influence | None:
-    """Of a measurement's own mean; None where it has fewer than two units."""
+    """For a measurement's own mean; None if it has fewer than two units."""
     names = measurement.cluster_ids or measurement.item_ids
     values = np.asarray(measurement.values, dtype=np.float64)
     return _influence(names, values, _weights(measurement)) if len(names) == len(values) else None
 
 
 def of_difference(variant: Measurement, baseline: Measurement) -> Influence | None:
-    """Of the mean difference of the items that both have; None where those are of fewer than two units."""
+    """For the mean difference of the items that both have; None if those come from fewer than two units."""
     theirs = dict(zip(baseline.item_ids, baseline.values, strict=True))
     rows = [row for row, item in enumerate(variant.item_ids) if item in theirs]
     ids = variant.cluster_ids or variant.item_ids

@@ -1,7 +1,7 @@
-"""Two measurements, item by item: differences, summed over what is independent.
+"""Two measurements compared item by item: differences, summed over independent units.
 
-What makes an item hard cancels out of a difference, so that a change is seen that an unpaired comparison would
-drown. Items that hang together (windows of a document, questions about a passage) are one unit of evidence:
+The difficulty of an item cancels out of a difference, so pairing reveals changes that an unpaired comparison would
+miss. Related items (windows of a document, questions about a passage) are one unit of evidence:
 Miller, "Adding Error Bars to Evals", arXiv:2411.00640.
 """
 
@@ -26,10 +26,10 @@ Unit = Literal["items", "clusters", "documents", "windows"]
 class Pairs:
     """Differences, variant − baseline, of the items that both sides have.
 
-    Of each independent unit ``sums`` holds Σ weight · difference and ``sizes`` Σ weight, both (n,); the effect is
-    Σ sums / Σ sizes. ``unit`` names what a unit is. Windows of one running text stand in their order, and
-    neighbours may depend on one another. ``binary``: each unit is one item, of equal weight, that is right (1) or
-    wrong (0). ``bounded``: all values lie between 0 and 1, and equal ones do not show that the models are equal.
+    For each independent unit, ``sums`` holds Σ weight · difference and ``sizes`` Σ weight, both (n,); the effect is
+    Σ sums / Σ sizes. ``unit`` names what a unit is. Windows of one running text are in text order, and neighbours may
+    depend on one another. ``binary``: each unit is one item of equal weight that is right (1) or wrong (0).
+    ``bounded``: all values lie between 0 and 1, and equal values do not show that the models are equal.
     """
 
     sums: Floats
@@ -47,7 +47,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Flips:
-    """How many of ``n`` questions the baseline had right and the variant wrong, and the reverse."""
+    """How many of ``n`` questions the baseline got right and the variant wrong, and the reverse."""
 
     right_to_wrong: int
     wrong_to_right: int
@@ -57,7 +57,7 @@ class Flips:
 def pair(variant: Measurement, baseline: Measurement) -> Pairs:
     """Pairs by item id; items that only one side has are left out and counted.
 
-    Raises ValueError where the two do not measure the same thing, where no item is common to both, or where values
+    Raises ValueError if the two do not measure the same thing, if they have no item in common, or if values
     are not finite.
     """
     refuse_unlike(variant, baseline)
@@ -87,7 +87,7 @@ def pair(variant: Measurement, baseline: Measurement) -> Pairs:
 def flips(variant: Measurement, baseline: Measurement) -> Flips:
     """Right → wrong and wrong → right, over the questions that both answered.
 
-    Raises ValueError as ``pair`` does, and where a score is neither 0 nor 1.
+    Raises ValueError as ``pair`` does, and if a score is neither 0 nor 1.
     """
     refuse_unlike(variant, baseline)
     ours, theirs = _common(variant.item_ids, baseline.item_ids)
@@ -98,7 +98,7 @@ def flips(variant: Measurement, baseline: Measurement) -> Flips:
 
 
 def refuse_unlike(one: Measurement, other: Measurement) -> None:
-    """Raises ValueError, naming what differs, where values of the two must not be subtracted from one another."""
+    """Raises ValueError, naming the differences, if values of the two must not be subtracted from one another."""
     for name in ("metric", "version", "unit"):
         if getattr(one, name) != getattr(other, name):
             raise ValueError(f"{name} differs: {getattr(one, name)} and {getattr(other, name)}")
@@ -112,7 +112,7 @@ def refuse_unlike(one: Measurement, other: Measurement) -> None:
 
 
 def refuse_protocols(one: Mapping[str, Scalar], other: Mapping[str, Scalar], keys: Sequence[str], metric: str) -> None:
-    """Raises ValueError, naming them, where the two protocols differ in any of ``keys``."""
+    """Raises ValueError, naming the differences, if the two protocols differ in any of ``keys``."""
     unlike = [f"{key} {one.get(key)!r} and {other.get(key)!r}" for key in keys if one.get(key) != other.get(key)]
     if unlike:
         raise ValueError(f"{metric}: measured by two protocols: {'; '.join(unlike)}")
@@ -131,7 +131,7 @@ def _common(ours: Sequence[str], theirs: Sequence[str]) -> tuple[Rows, Rows]:
 
 
 def _column(values: Sequence[float], rows: Rows, ones: int = 0) -> Floats:
-    """The values at ``rows``; where there are none, ``ones`` times 1."""
+    """The values at ``rows``; without values, ``ones`` times 1."""
     return np.asarray(values, dtype=np.float64)[rows] if values else np.ones(ones)
 
 
@@ -140,7 +140,7 @@ def _totals(members: Rows, values: Floats) -> Floats:
 
 
 def _units(measurement: Measurement, rows: Rows) -> tuple[Unit, Rows]:
-    """What is independent, and to which unit each row belongs; windows are numbered in the order of the text.
+    """The names of the independent units, and to which unit each row belongs; windows are numbered in text order.
 
     Text that was cut into windows is one running text unless its protocol counts several documents.
     """

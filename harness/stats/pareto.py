@@ -1,4 +1,4 @@
-"""The Pareto front: what no other point beats in every respect."""
+"""The Pareto front: the points that no other point dominates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
     """Indices, ascending, of the points that no other point dominates; equal points are all kept.
 
     A point dominates another if it is nowhere worse and somewhere better; ``directions`` say, per
-    coordinate, what better is. Raises ValueError where a point has not one number per direction, or NaN,
+    coordinate, what better is. Raises ValueError if a point does not have one number per direction, or has a NaN,
     which has no order.
     """
     signs = [-1.0 if direction == "higher" else 1.0 for direction in directions]
@@ -31,7 +31,7 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
 
 
 def front_shares(axes: Sequence[Floats], directions: Sequence[Direction]) -> tuple[float, ...]:
-    """In which share of the draws each point is on the front; each axis is (draws, points)."""
+    """The share of the draws in which each point is on the front; each axis is (draws, points)."""
     costs = [-axis if direction == "higher" else axis for axis, direction in zip(axes, directions, strict=True)]
     shares = np.zeros(costs[0].shape[1])
     rivals = _sometimes_unbeaten(costs)
@@ -41,7 +41,7 @@ def front_shares(axes: Sequence[Floats], directions: Sequence[Direction]) -> tup
 
 
 def _sometimes_unbeaten(costs: Sequence[Floats]) -> npt.NDArray[np.int64]:
-    """All points but those that one other beats in every draw. Whatever these beat, that other beats as well."""
+    """All points except those that one other point beats in every draw. That point also beats whatever they beat."""
     best, worst = ([reach(cost, axis=0)[None, :] for cost in costs] for reach in (np.min, np.max))
     points = range(costs[0].shape[1])
     beaten = [

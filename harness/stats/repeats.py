@@ -1,10 +1,10 @@
-"""What one process measured, and what several did: the one statistic of every figure that processes repeat.
+"""Figures of one process and of several: the same statistic for every figure that is repeated over processes.
 
-Speeds, energies and peaks of memory are measured again in each process. Reports, comparisons, histories and
+Speeds, energies and memory peaks are measured again in each process. Reports, comparisons, histories and
 recommendations all take their figures from here, so that one set of records gives one number.
 
-Medians: a process that another program slowed down, or a step that waited for the kernel, moves a mean as far as it
-was slow, and a median hardly at all. A peak is the exception: the largest one is what has to fit.
+Medians: a process slowed down by another program, or a step that waited for the kernel, moves a mean in proportion to
+the delay, but a median hardly at all. A peak is the exception: the largest one must fit.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 FEWEST_PROCESSES = 3
-"""Below, there is no interval: two processes give Student's t one degree of freedom, and a 95% interval that reaches 9
-standard deviations to either side bounds nothing: 20 and 21 tok/s would give 15 to 28, 20 and 200 would give 0.00003 to
+"""Minimum number of processes for an interval: with two, Student's t has one degree of freedom, and a 95% interval of 9
+standard deviations on each side bounds nothing: 20 and 21 tok/s would give 15 to 28, 20 and 200 would give 0.00003 to
 140 million."""
 
 
 def of_process(values: Sequence[float]) -> float:
-    """The figure of one process: the median of what it measured. Raises ValueError where it measured nothing."""
+    """The figure of one process: the median of its values. Raises ValueError if there are none."""
     if not len(values):
         raise ValueError("nothing measured")
     return float(np.median(values))
@@ -32,12 +32,12 @@ def tok_per_s(tokens: int, seconds: Sequence[float]) -> float:
 
 
 def over_processes(figures: Sequence[float]) -> float:
-    """The figure of several processes: the median of theirs. Raises ValueError where there are none."""
+    """The figure of several processes: the median of theirs. Raises ValueError if there are none."""
     return of_process(figures)
 
 
 def highest(peaks: Sequence[float]) -> float:
-    """The peak of a process over its phases, and of several over all of theirs."""
+    """The highest peak: of a process over its phases, and of several processes over all of theirs."""
     return float(max(peaks))
 
 

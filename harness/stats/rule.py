@@ -1,6 +1,6 @@
-"""The one rule by which a variant is compared with a baseline: which test is valid follows from the data.
+"""The one rule by which a variant is compared with a baseline: the data determine which test is valid.
 
-Every choice here is held to its level by simulation: benchmarks/stats_calibration.py.
+Simulation checks the level of every choice here: benchmarks/stats_calibration.py.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from harness.stats.significance import (
 )
 
 FEW_UNITS = 16
-"""Up to as many differences that are not zero all sign flips are counted; above, their sum is near enough to normal."""
+"""Up to this many nonzero differences, all sign flips are enumerated; beyond, their sum is close enough to normal."""
 BOOTSTRAP_UNITS = 50
-"""From here on the bootstrap is trusted to widen, never to narrow, a t-interval of skewed differences."""
+"""From this many units, the bootstrap may widen, but never narrow, a t-interval of skewed differences."""
 FEW_REARRANGEMENTS = 200_000
-"""Up to as many ways to share processes out among two samples, all are counted: ten and ten."""
+"""Up to this many ways to divide processes between two samples, all are enumerated: ten and ten."""
 ONE_SIGMA = 0.158655
-"""The part of a normal distribution that lies one standard deviation or more above its mean."""
+"""The share of a normal distribution that lies at least one standard deviation above its mean."""
 FLOOR_KEYS = ("windows", "tokens_scored")
-"""In what the protocols of a divergence and of its noise floor differ, the floor being measured on fewer windows."""
+"""Fields in which the protocols of a divergence and its noise floor differ: the floor is measured on fewer windows."""
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """The p-value of no difference, and what the data say of other differences, where that is known.
+    """The p-value of no difference, and what the data say about other differences, if that is known.
 
-    ``normal`` serves for planning: how much the mean scatters. No true difference below ``least`` is found often.
+    ``normal`` is used for planning: it holds the standard error of the mean. No true difference below ``least`` is
+    found often.
     """
 
     test: Test
@@ -62,9 +63,9 @@ def compare(
     """The paired comparison of two measurements of one metric.
 
     ``margin`` is the largest difference that does not matter, in the metric's unit; for a perplexity, whose
-    differences are nats, the logarithm of the largest ratio. ``better`` says what a user wants.
-    Raises ValueError where the two cannot be paired, where margin or alpha are impossible, and where a divergence
-    stands beside one that is zero throughout: it can only be above, so that a test would always find it.
+    differences are in nats, the logarithm of the largest ratio. ``better`` is the desired direction.
+    Raises ValueError if the two cannot be paired, if margin or alpha are impossible, and if a divergence is compared
+    with one that is zero throughout: it can only be above, so a test would always find a difference.
     """
     if "kl" in variant.metric.split("_") and any(variant.values) != any(baseline.values):
         raise ValueError(
@@ -83,13 +84,13 @@ def compare_speeds(
 ) -> Comparison:
     """The comparison of two speeds, energies or peaks: one positive value per process of each side.
 
-    Processes are the units: what is timed within one shares its luck. The effect is the logarithm of the ratio of the
-    two figures that reports show, which ``over`` makes of the processes' own. The tests compare the processes'
-    logarithms, by their means: whatever shifts all processes alike shifts mean and median alike, and only a test by
-    means can find anything with five processes. Where the two disagree so far that the effect lies outside the test's
-    interval, the interval is widened to it, and nothing is called equivalent whose effect exceeds the margin.
+    Processes are the units: timings within one process are not independent. The effect is the logarithm of the ratio
+    of the two figures in reports, which ``over`` computes from those of the processes. The tests compare the means of
+    the processes' logarithms: a shift of all processes shifts mean and median alike, and only a test of means can find
+    anything with five processes. If the two disagree so far that the effect lies outside the test's interval, the
+    interval is widened to include it, and no effect beyond the margin is called equivalent.
     ``margin`` is the logarithm of the largest ratio that does not matter.
-    Raises ValueError where a side has no process, a value is not positive, or margin or alpha are impossible.
+    Raises ValueError if a side has no process, a value is not positive, or margin or alpha are impossible.
     """
     ours, theirs = (np.log(_positive(side)) for side in (variant, baseline))
     count = min(len(ours), len(theirs))
@@ -109,7 +110,7 @@ def compare_speeds(
 
 
 def _holding_effect(found: Comparison) -> Comparison:
-    """The same with intervals that hold the effect, and no proof that an effect beyond the margin is within it."""
+    """The same with intervals that include the effect, and no proof that an effect beyond the margin is within it."""
     effect, within = found.effect, found.equivalence_interval
     if effect.low is not None and effect.high is not None:
         effect = replace(effect, low=min(effect.low, effect.value), high=max(effect.high, effect.value))
@@ -126,9 +127,10 @@ def _holding_effect(found: Comparison) -> Comparison:
 
 
 def above_noise_floor(divergence: Measurement, floor: Measurement, margin: float, alpha: float = 0.05) -> Comparison:
-    """A variant's divergence beside the baseline's from itself, token by token: ``worse`` is above the floor.
+    """A variant's divergence compared with the baseline's from itself, token by token: ``worse`` is above the floor.
 
-    The floor's protocol may say more than the divergence's and count other windows. Raises ValueError as ``compare``.
+    The floor's protocol may have more fields than the divergence's and count other windows. Raises ValueError as
+    ``compare`` does.
     """
     shared = divergence.protocol.keys() & floor.protocol.keys() - set(FLOOR_KEYS)
     refuse_protocols(divergence.protocol, floor.protocol, sorted(shared), divergence.metric)
@@ -151,7 +153,7 @@ def _paired(variant: Measurement, baseline: Measurement, margin: float, better: 
 
 
 def _evidence(pairs: Pairs, alpha: float) -> _Evidence:
-    """Which test is valid, by what a unit is, what its values can be, and how many units differ at all."""
+    """Chooses the valid test by what a unit is, its possible values, and how many units differ at all."""
     sums, sizes = pairs.sums, pairs.sizes
     changed = np.flatnonzero(sums)
     normal = cosine_t(sums, sizes) if pairs.unit == "windows" else clustered_t(sums, sizes)
@@ -176,10 +178,10 @@ def _evidence(pairs: Pairs, alpha: float) -> _Evidence:
 
 
 def _of_shares(test: Test, p: float, pairs: Pairs, alpha: float) -> _Evidence:
-    """By the score interval, for units that change by 1 or not at all: where few change, few tell how many might.
+    """With the score interval, for units that change by at most 1: observed changes alone understate how many might.
 
-    An exact test finds nothing unless ``fewest_units`` change alike, which happens often only where the Poisson
-    distribution of their number says so.
+    An exact test finds nothing unless ``fewest_units`` change alike, which is likely only if the Poisson distribution
+    of their number makes it so.
     """
     from scipy.special import gammaincinv
 
@@ -191,7 +193,7 @@ def _of_shares(test: Test, p: float, pairs: Pairs, alpha: float) -> _Evidence:
 
 
 def _with_bootstrap(normal: StudentT, sums: Floats, sizes: Floats) -> Bound:
-    """Where the bootstrap is valid, what both it and t refuse: differences may be skewed, which t overlooks."""
+    """If the bootstrap is valid, the wider of both: it accounts for skewed differences, which t ignores."""
     return Outer(normal, bca(sums, sizes)) if len(sums) >= BOOTSTRAP_UNITS else normal
 
 
@@ -231,7 +233,7 @@ def _blank(
 
 
 def _untested(blank: Comparison, evidence: _Evidence) -> Comparison:
-    """Too few units for a test. Where its interval has no ends, that of normal differences, to look at."""
+    """Too few units for a test. If its interval has no ends, shows that of normal differences instead."""
     bound, normal = evidence.bound, evidence.normal
     found = _estimate(blank, bound) if bound else blank.effect
     if not bound or math.isinf(bound.ends(blank.alpha / 2)[0]):
@@ -266,7 +268,7 @@ def _estimate(blank: Comparison, bound: Bound, condition: str = "") -> Estimate:
 
 
 def _scatter(blank: Comparison, normal: StudentT) -> float:
-    """Of one unit: the error of n units is it over √n, of two samples of n over √(n/2)."""
+    """Of one unit: the error of n units is this over √n, of two samples of n over √(n/2)."""
     return normal.error * math.sqrt(blank.effect.n / (1 if blank.design == "paired" else 2))
 
 

@@ -1,4 +1,4 @@
-"""Tests of a mean difference: each makes a Bound of independent units, of neighbouring windows, or of two samples."""
+"""Tests of a mean difference: each makes a Bound for independent units, neighbouring windows, or two samples."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from harness.stats.bounds import Bootstrap, ScoreTest, StudentT, Typical
 from harness.stats.estimate import Floats, ratio_and_error
 
 LARGEST_CORRELATION = 0.5
-"""Of neighbouring windows' differences: what is allowed for, which is more than was measured."""
+"""Assumed correlation of neighbouring windows' differences, larger than any that was measured."""
 REPLICATES = 4000
 CACHED_UNITS = 2048
-"""Up to as many units the resamples are kept, 32 MB at the most; they depend on nothing but the number."""
+"""Resamples are cached up to this many units, 32 MB at most; they depend only on the number of units."""
 SEED = 20241101
 
 
 def sign_flip(sums: Floats, sizes: Floats) -> Typical:
-    """Exact where each unit's difference is as likely as its opposite: what exchangeable variants give.
+    """Exact if each unit's difference is as likely as its opposite, which holds for exchangeable variants.
 
-    Flipping the signs of a set of units gives at least the effect that was seen where the ratio Σ sums / Σ sizes
-    over that set is at most the assumed one. So the ratios of all non-empty sets are the typical values
-    (Hartigan, JASA 64, 1969; for ratios the same sum of residuals). 2ⁿ of them: n is to be small.
+    Flipping the signs of a set of units gives at least the observed effect if the ratio Σ sums / Σ sizes over that set
+    is at most the assumed one. So the ratios of all non-empty sets are the typical values (Hartigan, JASA 64, 1969;
+    for ratios the same sum of residuals). There are 2ⁿ − 1 of them: n must be small.
     """
     totals, amounts = np.zeros(1), np.zeros(1)
     for total, amount in zip(sums, sizes, strict=True):
@@ -38,8 +38,8 @@ def sign_flip(sums: Floats, sizes: Floats) -> Typical:
 def permutation(ours: Floats, theirs: Floats) -> Typical:
     """Exact for two independent samples that differ by a shift: mean of ``ours`` − mean of ``theirs``.
 
-    Exchanging as many of one side as of the other gives at least the difference that was seen where the means of
-    those exchanged differ by at most the assumed shift.
+    Swapping equally many values between the sides gives at least the observed difference if the means of the swapped
+    values differ by at most the assumed shift.
     """
     mine, others = _means_by_size(ours), _means_by_size(theirs)
     gaps = [np.subtract.outer(one, other).ravel() for one, other in zip(mine, others, strict=False)]
@@ -49,9 +49,9 @@ def permutation(ours: Floats, theirs: Floats) -> Typical:
 def clustered_t(sums: Floats, sizes: Floats) -> StudentT:
     """Student's t with the clustered error of Miller, arXiv:2411.00640.
 
-    Degrees of freedom are one less than the number of units that would count if unlike ones were alike,
-    (Σ size²)² / Σ size⁴: a few large clusters decide the error as they decide the mean (Carter, Schnepel and
-    Steigerwald, Review of Economics and Statistics 99, 2017). Of n units of one size, n − 1.
+    Degrees of freedom are one less than the effective number of units of equal size, (Σ size²)² / Σ size⁴: a few large
+    clusters dominate the error as they dominate the mean (Carter, Schnepel and Steigerwald, Review of Economics and
+    Statistics 99, 2017). For n units of one size, n − 1.
     """
     mean, error = ratio_and_error(sums, sizes)
     squares = (sizes / sizes.max()) ** 2
@@ -59,22 +59,23 @@ def clustered_t(sums: Floats, sizes: Floats) -> StudentT:
 
 
 def continuous(normal: StudentT, sums: Floats, sizes: Floats) -> StudentT:
-    """The mean nearer to zero by half a step, for a test of no difference (Yates' correction for continuity).
+    """The mean moved half a step towards zero, for a test of no difference (Yates' correction for continuity).
 
-    Where the units' differences are multiples of one number, as differences of counts are, so is their sum. Flipping
-    the sign of one moves it by twice that unit's difference: the least of them is half of a step. Where they are
-    not, it is next to nothing.
+    If the units' differences are multiples of one number, as differences of counts are, so is their sum. Flipping
+    the sign of one moves it by twice that unit's difference: the smallest difference is half of a step. Otherwise it
+    is close to zero.
     """
     step = float(np.abs(sums[sums != 0]).min()) / float(sizes.sum())
     return replace(normal, mean=math.copysign(max(0.0, abs(normal.mean) - step), normal.mean))
 
 
 def cosine_t(sums: Floats, sizes: Floats) -> StudentT:
-    """Student's t for units in a row that may depend on their neighbours.
+    """Student's t for consecutive units that may depend on their neighbours.
 
-    The error comes from the slowest cosines of the row of residuals alone (Lazarus, Lewis, Stock and Watson, "HAR
-    Inference", JBES 36, 2018), for dependence between neighbours makes a row swing slowly. It is enlarged by what
-    these cosines still miss where the differences follow an AR(1) process with correlation LARGEST_CORRELATION.
+    The error is estimated from the slowest cosines of the sequence of residuals alone (Lazarus, Lewis, Stock and
+    Watson, "HAR Inference", JBES 36, 2018), because dependence between neighbours makes slow oscillations. It is
+    enlarged by what these cosines still miss if the differences follow an AR(1) process with correlation
+    LARGEST_CORRELATION.
     """
     from scipy.fft import dct
 
@@ -86,7 +87,7 @@ def cosine_t(sums: Floats, sizes: Floats) -> StudentT:
 
 
 def welch_t(ours: Floats, theirs: Floats) -> StudentT:
-    """Two independent samples of unlike scatter (Welch, Biometrika 34, 1947)."""
+    """Two independent samples with different variances (Welch, Biometrika 34, 1947)."""
     parts = [float(side.var(ddof=1)) / len(side) for side in (ours, theirs)]
     total = sum(parts)
     scatter = sum(part**2 / (len(side) - 1) for part, side in zip(parts, (ours, theirs), strict=True))
@@ -95,7 +96,7 @@ def welch_t(ours: Floats, theirs: Floats) -> StudentT:
 
 
 def bca(sums: Floats, sizes: Floats) -> Bootstrap:
-    """The mean over resampled units, bias-corrected and accelerated; the same seed always."""
+    """The mean over resampled units, bias-corrected and accelerated; always the same seed."""
     from scipy.special import ndtri
 
     mean = float(sums.sum() / sizes.sum())
@@ -106,20 +107,20 @@ def bca(sums: Floats, sizes: Floats) -> Bootstrap:
     moved = np.concatenate(ratios).astype(np.float64) / float(sizes.mean())
     replicates = np.sort(mean + unit * moved)
     middle = (np.sum(moved < 0) + np.sum(moved <= 0)) / 2 / len(moved)
-    pulls = residuals / (sizes.sum() - sizes)  # how far the mean moves back where a unit is left out
+    pulls = residuals / (sizes.sum() - sizes)  # how far the mean moves back if a unit is left out
     cubed, squared = float(np.sum((pulls / unit) ** 3)), float(np.sum((pulls / unit) ** 2))
     return Bootstrap(replicates, float(ndtri(middle)), cubed / (6 * squared**1.5) if squared else 0.0)
 
 
 def score(sums: Floats, sizes: Floats) -> ScoreTest:
-    """Of units whose values lie between 0 and 1: a unit counts as one pair, and changes by 1 at most."""
+    """For units whose values lie between 0 and 1: a unit counts as one pair and changes by at most 1."""
     largest = float(sizes.max())
     up, down = np.clip(sums, 0, None).sum() / largest, np.clip(-sums, 0, None).sum() / largest
     return ScoreTest(float(up), float(down), len(sums), largest * len(sums) / float(sizes.sum()))
 
 
 def mcnemar_p(sums: Floats) -> float:
-    """Exact p of "as many answers turned right as wrong" (McNemar 1947): independent answers only."""
+    """Exact p of "as many answers became right as wrong" (McNemar 1947): for independent answers only."""
     from scipy.special import bdtr
 
     up, down = int(np.sum(sums > 0)), int(np.sum(sums < 0))
@@ -135,7 +136,7 @@ def _means_by_size(values: Floats) -> list[Floats]:
 
 
 def _resamples(count: int) -> Iterable[npt.NDArray[np.float32]]:
-    """How often each unit was drawn, REPLICATES rows (count,) in one array or several."""
+    """How often each unit was drawn: REPLICATES rows (count,) in one or several arrays."""
     return [_kept(count)] if count <= CACHED_UNITS else _drawn(count)
 
 
@@ -154,9 +155,9 @@ def _drawn(count: int) -> Iterator[npt.NDArray[np.float32]]:
 
 @lru_cache(maxsize=256)
 def _cosines(count: int) -> tuple[int, float, float]:
-    """How many cosines to use, the share of the mean's variance that they show, and their degrees of freedom.
+    """How many cosines to use, the share of the mean's variance that they capture, and their degrees of freedom.
 
-    Under AR(1) with correlation ρ = LARGEST_CORRELATION. The number is that which makes the 95% interval of
+    Under AR(1) with correlation ρ = LARGEST_CORRELATION. The number is the one that makes the 95% interval of
     independent units shortest; all n − 1 of them would give the ordinary standard error.
     """
     from scipy.special import stdtrit

@@ -1,10 +1,10 @@
-"""Speeds from repeated timings: medians, their intervals, ratios of two variants, and how many timings lie far out.
+"""Speeds from repeated timings: medians, their intervals, ratios of two variants, and the number of outliers.
 
-Timings have two levels: iterations within a process, and processes. What differs between processes (where memory lies,
-what the clocks did) is common to all iterations of one, so that iterations do not stand for it: Kalibera and Jones,
+Timings have two levels: iterations within a process, and processes. Differences between processes (memory layout,
+clock rates) affect all iterations of one process, so iterations cannot replace processes: Kalibera and Jones,
 "Rigorous benchmarking in reasonable time", ISMM 2013. Resampling follows Davison and Hinkley, "Bootstrap Methods and
-their Application" (1997), section 3.8: the upper level is drawn with replacement, and what scatters within it is in it
-already. How often the intervals hold the truth is simulated: benchmarks/speed_intervals.py.
+their Application" (1997), section 3.8: the upper level is drawn with replacement, and already contains the scatter
+within it. A simulation checks how often the intervals cover the truth: benchmarks/speed_intervals.py.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ SEED = 2013
 FENCE = 3.0
 """Interquartile ranges beyond the quartiles: Tukey's outer fences, "Exploratory Data Analysis" (1977), section 2E."""
 FEWEST_FOR_FENCES = 4
-"""Quartiles of fewer timings are made of the very values that they are to judge."""
+"""Minimum number of timings: quartiles of fewer are made of the very values that they should judge."""
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Timings:
-    """What one process timed of one thing: seconds, and the iteration that each belongs to.
+    """One process's timings of one thing: seconds, and the iteration that each belongs to.
 
-    ``repetition`` numbers the process; those of one number ran one after another in an interleaved sweep.
+    ``repetition`` numbers the process; those with the same number ran one after another in an interleaved sweep.
     """
 
     repetition: int
@@ -48,7 +48,7 @@ class Timings:
 
     @cached_property
     def count(self) -> int:
-        """Iterations, which are what is resampled: steps of one share its luck."""
+        """The number of iterations, which are resampled because the steps of one iteration are not independent."""
         return len(set(self.iterations))
 
     @cached_property
@@ -58,7 +58,7 @@ class Timings:
 
     @cached_property
     def outliers(self) -> int:
-        """Timings beyond the far fences: below the first quartile or above the third by three interquartile ranges."""
+        """Timings beyond the outer fences: three interquartile ranges below the first or above the third quartile."""
         if len(self.seconds) < FEWEST_FOR_FENCES:
             return 0
         low, high = np.quantile(self.seconds, (0.25, 0.75))
@@ -69,10 +69,10 @@ class Timings:
 def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
     """Tokens per second: the median over processes of ``tokens`` / (each process's median seconds).
 
-    From FEWEST_PROCESSES on the interval is the t-interval of the logarithms of their speeds, nowhere narrower than
-    the bootstrap over processes, and holds the figure; with one process it is the bootstrap over its iterations, which
-    says nothing of other processes; in between there is none.
-    Raises ValueError where there is no process, or one without a timing.
+    From FEWEST_PROCESSES on, the interval is the t-interval of the logarithms of their speeds, at no side narrower
+    than the bootstrap over processes, and includes the figure. With one process it is the bootstrap over its
+    iterations, which says nothing about other processes; in between there is none.
+    Raises ValueError if there is no process, or one without a timing.
     """
     _refuse_empty(processes)
     speeds = np.array([tok_per_s(tokens, process.seconds) for process in processes])
@@ -86,12 +86,12 @@ def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
 
 
 def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
-    """How many times as fast ``ours`` is as ``theirs``, the work being equal: the ratio of the two speeds.
+    """How many times as fast ``ours`` is as ``theirs`` for equal work: the ratio of the two speeds.
 
-    Processes of one repetition are pairs: what slows the machine slows both, and cancels. The interval is that of the
-    pairs' ratios, as in ``speed``; with one pair, the bootstrap over the iterations of both. None where no pair is, and
-    where there are fewer than FEWEST_PROCESSES.
-    Raises ValueError where a side has no process, or one without a timing.
+    Processes of one repetition are pairs: anything that slows the machine slows both and cancels out. The interval is
+    that of the pairs' ratios, as in ``speed``; with one pair, the bootstrap over the iterations of both. There is none
+    without pairs, or with fewer than FEWEST_PROCESSES.
+    Raises ValueError if a side has no process, or one without a timing.
     """
     _refuse_empty(ours)
     _refuse_empty(theirs)
@@ -113,8 +113,8 @@ def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
 def resampled_medians(timings: Timings, generator: np.random.Generator) -> Floats:
     """Medians (WITHIN,) of as many iterations as there are, drawn with replacement.
 
-    Nothing is copied: in the sorted timings, how many of each iteration lie at or before a place is known, and the
-    median is the place that half of the drawn timings reach, found by bisection for all resamples at once.
+    Nothing is copied: the sorted timings determine how many of each iteration lie at or before a place. The median is
+    the place that half of the drawn timings reach, found by bisection for all resamples at once.
     """
     seconds = np.asarray(timings.seconds)
     _, members = np.unique(np.asarray(timings.iterations), return_inverse=True)
@@ -128,7 +128,7 @@ def resampled_medians(timings: Timings, generator: np.random.Generator) -> Float
 
 
 def _place(reached: Ints, drawn: Ints, rank: Ints) -> Ints:
-    """The first place at which so many drawn timings lie at or before it."""
+    """The first place with at least ``rank`` drawn timings at or before it."""
     low: Ints = np.zeros(len(drawn), dtype=np.int64)
     high: Ints = np.full(len(drawn), len(reached) - 1, dtype=np.int64)
     while (low < high).any():
@@ -139,7 +139,7 @@ def _place(reached: Ints, drawn: Ints, rank: Ints) -> Ints:
 
 
 def _draws(count: int) -> Ints:
-    """Which of ``count`` processes each resample holds, (RESAMPLES, count); the same for every figure."""
+    """The processes in each resample of ``count``, (RESAMPLES, count); the same for every figure."""
     return np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
 
 
@@ -165,7 +165,7 @@ def percentiles(resampled: Floats) -> tuple[float, float]:
 
 
 def _rates(processes: Sequence[Timings]) -> list[float]:
-    """How often each process would do its work in a second."""
+    """How often each process would do its work per second."""
     return [tok_per_s(1, each.seconds) for each in processes]
 
 

@@ -1,4 +1,4 @@
-"""Figures over time: records of many sessions in, series with their change points out; no files."""
+"""Figures over time: takes records of many sessions, returns series with their change points; no files."""
 
 from harness.analysis.history.series import Failed, History, LevelChange, Point, Series
 from harness.analysis.history.trace import trace

@@ -1,4 +1,4 @@
-"""What a history holds: series of figures, each of one question on one machine, and where they change."""
+"""The parts of a history: series of figures, each of one question on one machine, and where they change."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from harness.analysis.regression.findings import Change
 from harness.core.record import Status
 
 Noise = Literal["none", "repeats", "noisy"]
-"""A count; a figure that came out bit for bit the same more often than not; or one that scatters."""
+"""A count; a figure that is usually bit for bit the same; or one with noise."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One figure of one session; ``n`` counts what it was made of: processes, windows, questions."""
+    """One figure of one session; ``n`` counts the processes, windows or questions behind it."""
 
     session: str
     started_at: str
@@ -26,10 +26,10 @@ class Point:
 class LevelChange:
     """A new level, from the point at ``position`` on.
 
-    ``before`` and ``after`` are the levels: medians of what lies between two changes. ``size`` is what lies between
-    them, a part of ``before`` where the series is relative, None where that is zero. ``matters`` says whether it is
-    larger than the gate's threshold, ``better`` whether it is for the better (None: neither way is). ``environment``
-    is what was not around the last point before as it is around the first one after.
+    ``before`` and ``after`` are the levels: medians between two changes. ``size`` is their difference, a fraction of
+    ``before`` if the series is relative, None if that is zero. ``matters`` says whether it is larger than the gate's
+    threshold, ``better`` whether it is an improvement (None: neither direction is). ``environment`` lists what changed
+    in the environment between the last point before and the first one after.
     """
 
     position: int
@@ -48,10 +48,10 @@ class LevelChange:
 class Series:
     """One metric of one case on one machine, oldest first.
 
-    ``metric`` is a gate's name, ``where`` its conditions. ``apart`` says what tells it from series of the same name
-    that must not be joined to it: another machine, protocol, version of the metric. ``threshold`` is the change that
-    does not matter, and ``sigma`` the scatter of one figure: parts of it where ``relative``, else in ``unit``.
-    ``note`` says why no change was looked for.
+    ``metric`` is a gate's name, ``where`` its conditions. ``apart`` says what distinguishes it from series of the same
+    name that must not be joined with it: another machine, protocol, version of the metric. ``threshold`` is the change
+    that does not matter, and ``sigma`` the standard deviation of one figure: fractions of it if ``relative``,
+    otherwise in ``unit``. ``note`` says why no change was searched for.
     """
 
     model: str
@@ -89,7 +89,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class History:
-    """``sessions`` counts those that gave figures; ``unread`` are records that are not whole."""
+    """``sessions`` counts those that gave figures; ``unread`` are records that are incomplete."""
 
     names: tuple[str, ...]
     sessions: int

@@ -1,4 +1,4 @@
-"""Records of many sessions in, one series per figure out, each with its change points."""
+"""Takes records of many sessions, returns one series per figure with its change points."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.stats import changepoints
 
 Name = tuple[str, str, str, str, str]
 READABLE = 60
-"""Letters of a condition that are shown as they are."""
+"""Conditions up to this many letters are shown in full."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Seen:
 
     @property
     def name(self) -> Name:
-        """By what a reader knows it."""
+        """The names by which a reader knows it."""
         spec = self.case.spec
         return spec.model.label, spec.method_label, spec.engine_label, self.figure.name, self.found.where
 
@@ -52,10 +52,10 @@ def trace(
     names: Sequence[str] = (),
     unread: Sequence[str] = (),
 ) -> History:
-    """Every figure of ``records`` over their sessions, in the order in which these began.
+    """Every figure of ``records`` over their sessions, in the order in which the sessions began.
 
-    ``metrics`` are names of gates; none means all. A record that lies in several folders counts once.
-    Raises ResultsError where no run gave such a figure.
+    ``metrics`` are names of gates; none means all. A record that is in several folders counts once.
+    Raises ResultsError if no run gave such a figure.
     """
     once = {(each.spec.run_id, each.session, each.started_at, each.attempt): each for each in records}
     found = _sessions(once.values())
@@ -81,7 +81,7 @@ def trace(
 
 
 def _sessions(records: Iterable[RunRecord]) -> list[Case]:
-    """Each question once for each session that asked it, oldest first."""
+    """Each question once for each session that answered it, oldest first."""
     parts: dict[tuple[str, str, str], list[RunRecord]] = {}
     for record in records:
         parts.setdefault((record.session, record.spec.recipe, record.spec.hardware), []).append(record)
@@ -90,7 +90,7 @@ def _sessions(records: Iterable[RunRecord]) -> list[Case]:
 
 
 def _asked(found: Sequence[Case], metrics: Sequence[str]) -> Iterator[tuple[Case, Figure[Any], bool]]:
-    """Each case with each figure, and whether its figure is taken from it: a session tells a variant's sizes once."""
+    """Each case with each figure, and whether to take it from there: a session gives a variant's sizes only once."""
     asked = [figure for figure in gates().values() if not metrics or figure.name in metrics]
     first: dict[tuple[str, ...], Case] = {}
     for case in sorted(found, key=lambda case: case.rank):
@@ -109,7 +109,7 @@ def _of_variant(case: Case) -> tuple[str, str, str]:
 
 
 def _apart(alike: Mapping[tuple[tuple[str, str], ...], Sequence[_Seen]]) -> list[Series]:
-    """The series of one name; where there are several, each says what tells it from the others."""
+    """The series of one name; if there are several, each says what distinguishes it from the others."""
     said = [dict(conditions) for conditions in alike]
     unlike = sorted({key for each in said for key in each if len({other.get(key) for other in said}) > 1})
     return [
@@ -119,7 +119,7 @@ def _apart(alike: Mapping[tuple[tuple[str, str], ...], Sequence[_Seen]]) -> list
 
 
 def _short(key: str, value: str | None) -> str:
-    """As it is where a reader can take it in, else its beginning or its hash."""
+    """In full if it is short enough for a reader, otherwise its beginning or its hash."""
     whole = "none" if value is None else value
     if "sha256" in key:
         return whole[:HASH_DIGITS]
@@ -198,7 +198,7 @@ def _change(seen: Sequence[_Seen], position: int, before: float, after: float, t
 
 
 def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
-    """A change of a timed figure says where the unquantized baseline's changed in the same session."""
+    """For a change of a timed figure, adds how the unquantized baseline changed in the same session."""
     theirs: dict[tuple[str, ...], list[LevelChange]] = {}
     for each in series:
         if each.is_baseline:

@@ -1,4 +1,4 @@
-"""The figures of one case, each with all that two of them must share to stand in one series."""
+"""The figures of one case, each with everything that two of them must share to be in one series."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from harness.figures.figure import Figure
 from harness.figures.statistic import Count, Items, PerProcess
 
 ALSO_MEASURED = ("memory", "divergence", "energy", "throughput")
-"""Of a question, what changes none of its figures; points of the grid are told apart one by one."""
+"""Parts of a question that change none of its figures; points of the grid are separate series."""
 OF_A_COUNT = ("model", "method", "scope", "seed", "device", "skip", "overrides", "calibration")
-"""Of a question, what changes what is stored: every run of a variant tells the same bytes."""
+"""Parts of a question that change what is stored: every run of a variant gives the same bytes."""
 
 
 @dataclass(frozen=True)
 class CaseValue:
-    """A figure of one case. ``conditions`` are what must be the same for another one to be comparable."""
+    """A figure of one case. ``conditions`` must be equal for another one to be comparable."""
 
     where: str
     value: float
@@ -36,7 +36,7 @@ class CaseValue:
 
 
 def values_of(case: Case, figure: Figure[Any]) -> Iterator[CaseValue]:
-    """Those of one figure; none where the case does not measure it, or may not be trusted with it."""
+    """The values of one figure; none if the case does not measure it, or cannot be trusted with it."""
     statistic = figure.statistic
     if isinstance(statistic, Count):
         yield from _counted(case, figure, statistic)
@@ -82,7 +82,7 @@ def _of_processes(case: Case, figure: Figure[Any], statistic: PerProcess) -> Ite
 def _pooled(
     case: Case, figure: Figure[Any], statistic: PerProcess, measured: Sequence[processes.Process]
 ) -> Iterator[CaseValue]:
-    """The highest of each process, by the one source that says most."""
+    """The highest of each process, by the one source with the highest priority."""
     source = source_that_says_most(key[0] for process in measured for key in process)
     if source is None:
         return
@@ -99,7 +99,7 @@ def _typical(
     where: str,
     conditions: Mapping[str, str],
 ) -> CaseValue:
-    """One number of all processes, as reports show it."""
+    """One number for all processes, as in reports."""
     value = statistic.over([statistic.of(each) for each in found])
     return CaseValue(where, value, len(found), statistic.unit, figure.direction, True, conditions)
 
@@ -109,7 +109,7 @@ def _is_relative(figure: Figure[Any]) -> bool:
 
 
 def _conditions(spec: RunSpec, found: Measurement, protocol: Sequence[str] | None = None) -> dict[str, str]:
-    """The question, the machine, the metric's version and its protocol (or what is named of it)."""
+    """The question, the machine, the metric's version and its protocol (or the named part of it)."""
     names = sorted(found.protocol) if protocol is None else protocol
     return {
         "hardware": spec.hardware,
@@ -121,7 +121,7 @@ def _conditions(spec: RunSpec, found: Measurement, protocol: Sequence[str] | Non
 
 
 def _question(spec: RunSpec, only: Sequence[str] | None = None) -> dict[str, str]:
-    """The question by its parts. A checkpoint under its name counts as one, whatever became of its content."""
+    """The parts of the question. A checkpoint under its name counts as one, even if its content changed."""
     question: dict[str, Any] = {name: value for name, value in spec.question.items() if name not in ALSO_MEASURED}
     question["model"] = [spec.model.label, *question["model"][1:]]
     for role, method in (("method", spec.method), ("baseline", spec.baseline)):

@@ -1,4 +1,4 @@
-"""Whether anything got worse: two sets of records in, a verdict per case and metric out; no files."""
+"""Whether anything got worse: takes two sets of records, returns a verdict per case and metric; no files."""
 
 from harness.analysis.regression.findings import Change, Finding, Regression, Side, Verdict
 from harness.analysis.regression.track import track

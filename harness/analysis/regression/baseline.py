@@ -1,4 +1,4 @@
-"""Whether the unquantized baseline changed alike: then it is the machine or a library below, not the variant."""
+"""Whether the unquantized baseline changed too: then the cause is the machine or a shared library, not the variant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = tuple[str, str, str, str, DecodeMode | None]
 
 
 def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> list[Finding]:
-    """The findings; one of a speed that changed says what the baseline's did in the same two sessions."""
+    """The findings; for a speed that changed, adds how the baseline's changed between the same two sessions."""
     modes = {each.head.spec.case_id: each.head.spec.decode_mode for each in matches}
     base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
     theirs = {_key(found, modes): found for found in findings if found.case_id in base_ids and found.change}

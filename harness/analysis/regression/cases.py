@@ -1,4 +1,4 @@
-"""The cases of one side: of each question the runs that answer it as things stand now."""
+"""The cases of one side: for each question, the current runs that answer it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Case:
 
     @property
     def rank(self) -> int:
-        """Among the cases of one variant, where its counts come: the lowest goes first."""
+        """The priority of its counts among the cases of one variant: the lowest comes first."""
         rank = self.spec.job.row_rank
         assert rank is not None, "a case measures a row"
         return rank
@@ -36,34 +36,34 @@ class Case:
 
     @property
     def trusted(self) -> tuple[RunRecord, ...]:
-        """Those that ended well and whose timings may be used."""
+        """The successful runs whose timings may be used."""
         return tuple(run for run in self.well if not is_suspect(run))
 
     @property
     def status(self) -> Status:
-        """``ok`` where any run ended well."""
+        """``ok`` if any run succeeded."""
         return "ok" if self.well else self.runs[-1].status
 
     @property
     def reason(self) -> str:
-        """Why it gave no figure, or one of its runs gave none."""
+        """Why it, or one of its runs, gave no figure."""
         failed = [run for run in self.runs if run.status != "ok"]
         return reason(failed[-1]) if failed else "ok"
 
     @property
     def identities(self) -> tuple[tuple[str, str, int], ...]:
-        """What tells its runs from all others that were ever made of this question."""
+        """What distinguishes its runs from all other runs of this question."""
         return tuple(sorted((run.session, run.started_at, run.spec.repetition) for run in self.runs))
 
     def found(self, metric: str) -> list[Measurement]:
-        """The measurements of that name, of the run that ended well; none where no run did."""
+        """The measurements of that name from the successful run; empty if no run succeeded."""
         return [m for run in self.well[-1:] for m in run.outcome.measurements if m.metric == metric and m.values]
 
 
 def cases(records: Iterable[RunRecord]) -> dict[str, Case]:
-    """By case id, of runs that measure a row: a failure of those that make what these read is these runs' failure.
+    """By case id, from runs that measure a row: a failure to prepare their input counts as their failure.
 
-    The newest run says which libraries and which machine count; older ones are history.
+    The newest run determines which libraries and machine count; older ones are history.
     """
     asked: dict[str, list[RunRecord]] = {}
     for record in sorted(records, key=lambda each: (each.started_at, each.attempt)):
@@ -73,17 +73,17 @@ def cases(records: Iterable[RunRecord]) -> dict[str, Case]:
 
 
 def is_suspect(run: RunRecord) -> bool:
-    """Whether a label says that its timings are not to be trusted."""
+    """Whether a label says that its timings cannot be trusted."""
     return any(label.code == "suspect" for label in run.outcome.labels)
 
 
 def variant(spec: RunSpec) -> str:
-    """What a user compares from day to day, by its names."""
+    """The names of what a user compares from day to day."""
     return digest([spec.variant.name_key, spec.device])
 
 
 def named(found: Mapping[str, Case]) -> dict[str, str]:
-    """By case id the method as a reader tells it from the others of its model; the engine has a column of its own."""
+    """By case id, the method's name that is unique within its model; the engine has its own column."""
     models: dict[tuple[str, str], list[RunSpec]] = {}
     for case in found.values():
         models.setdefault((case.spec.model.label, case.spec.engine_label), []).append(case.spec)
@@ -104,6 +104,6 @@ def _case(found: Sequence[RunRecord]) -> Case:
 
 
 def _surroundings(spec: RunSpec) -> list[object]:
-    """What a run id adds to the question, but for the repetition."""
+    """What a run id adds to the question, except the repetition."""
     where = spec.environment
     return [where.lock, where.hardware, dict(where.versions), where.method_version, dict(spec.needs)]

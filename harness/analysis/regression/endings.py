@@ -10,7 +10,7 @@ from harness.analysis.regression.matching import Match, differing, workload
 
 
 def ending(match: Match) -> Finding | None:
-    """A finding where a run failed on either side; None where all ended well on both."""
+    """A finding if a run failed on either side; None if all succeeded on both."""
     base, head = match.base, match.head
     blank = replace(_blank(head), base=_share(base), head=_share(head))
     if base.status == head.status == "ok":
@@ -33,7 +33,7 @@ def ending(match: Match) -> Finding | None:
 
 
 def gone(case: Case) -> Finding:
-    """What BASE measured and HEAD did not try: not a pass, unless it had failed before."""
+    """Measured by BASE but not tried by HEAD: not a pass, unless it had failed before."""
     why = "gone from HEAD" if case.well else f"gone from HEAD; it failed in BASE: {case.reason}"
     return replace(_blank(case), base=_share(case), gated=bool(case.well), reasons=(why,))
 
@@ -44,13 +44,13 @@ def title(case: Case) -> str:
 
 
 def asked(case: Case) -> str:
-    """Which run a finding speaks of."""
+    """The run that a finding refers to."""
     spec = case.spec
     return f"{spec.kind} {workload(spec)}".strip()
 
 
 def _tighter(base: Case, head: Case) -> tuple[str, ...]:
-    """The limit that ended a run, where BASE had another one."""
+    """The limit that ended a run, if BASE had a different one."""
     old, new = base.spec.limits, head.spec.limits
     limits = {
         "timeout": ("time limit in s", old.time_s, new.time_s),

@@ -1,4 +1,4 @@
-"""What around the figures is not what it was: libraries, drivers, machines, kernels, labels. It bars no verdict."""
+"""Changes around the figures: libraries, drivers, machines, kernels, labels. They prevent no verdict."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from harness.core.label import FactCode, LabelCode
 from harness.core.record import RunRecord
 
 FACTS: tuple[FactCode, ...] = ("kernels", "attention", "cpu_threads", "layers")
-"""Findings of a run whose change explains others."""
+"""Facts of a run whose change explains other changes."""
 NONE = "none"
 
 
 def changes(matches: Sequence[Match]) -> tuple[Change, ...]:
-    """One entry for each thing that changed and each pair of its values, with the variants it was seen in."""
+    """One entry for each change and each pair of values, with the variants in which it occurred."""
     seen: dict[Change, list[str]] = {}
     for match in matches:
         if match.same_runs:
@@ -58,7 +58,7 @@ def _unlike_facts(base: RunRecord, head: RunRecord) -> Iterable[Change]:
 
 
 def _labels(run: RunRecord) -> Mapping[str, LabelCode]:
-    """By what is shown: records of schema 1 hold their figures no more precisely."""
+    """By their shown text: records of schema 1 hold their figures no more precisely."""
     return {label.sentence: label.code for label in run.outcome.labels if label.code != "suspect"}
 
 
@@ -73,7 +73,7 @@ def _started(run: RunRecord) -> bool:
 
 
 def _surroundings(run: RunRecord) -> dict[str, str]:
-    """Hardware, drivers and software as the run found them."""
+    """Hardware, drivers and software at the time of the run."""
     assert run.outcome.before is not None
     found = {**run.outcome.before.hardware, **run.outcome.before.software}
     return {name: str(value) for name, value in found.items()}

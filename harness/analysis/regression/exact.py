@@ -1,4 +1,4 @@
-"""Metrics without noise: what is stored, and how much of it is quantized. A machine changes none of them."""
+"""Metrics without noise: what is stored, and how much of it is quantized. They do not depend on the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.figures.statistic import Count, Measured
 from harness.stats.estimate import Estimate
 
 ROUNDING = 1e-12
-"""Relative difference below which two ratios of the same counts are one."""
+"""Relative difference below which two ratios of the same counts count as equal."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class CountedValue:
 
 
 def exact(match: Match, asked: Gated) -> Iterator[Finding]:
-    """One finding, where either side has the count."""
+    """One finding, if either side has the count."""
     base, head = (count(case, asked.figure) for case in (match.base, match.head))
     unlike: tuple[str, ...] = ()
     if base and head:
@@ -73,7 +73,7 @@ def _verdict(gap: float, direction: str) -> Verdict:
 
 
 def count(case: Case, figure: Figure[Any]) -> CountedValue | None:
-    """The figure of the run that ended well; None where it counts none."""
+    """The figure of the successful run; None if it does not count it."""
     statistic = figure.statistic
     assert isinstance(statistic, Count)
     return _counted(statistic, figure, {name: case.found(name) for name in statistic.metrics})
@@ -92,7 +92,7 @@ def _counted(statistic: Count, figure: Figure[Any], found: Measured) -> CountedV
 def _alike(
     match: Match, figure: Figure[Any], theirs: CountedValue, ours: CountedValue
 ) -> tuple[CountedValue, CountedValue, tuple[str, ...]]:
-    """Where a count depends on conditions: by those that both sides have; a reason where they have none in common."""
+    """For a count that depends on conditions: under those that both sides have; a reason if there are none."""
     statistic = figure.statistic
     assert isinstance(statistic, Count)
     condition = statistic.condition

@@ -1,4 +1,4 @@
-"""Tests that are judged together, less those that could not find anything whatever the data."""
+"""Tests that are judged together, without those that could not find anything whatever the data."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from harness.stats.comparison import Comparison, fewest_units, holm
 
-"""Of paired tests the one with few p-values to choose from; others of many items are near enough to continuous."""
+"""The paired test with few possible p-values; other tests of many items are close enough to continuous."""
 
 
 def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """The same, adjusted after Holm among those that can be found real among so many.
+    """The same, adjusted by Holm among those that can become significant in so large a family.
 
-    An exact test of few processes or items has no small p-value: among many tests it can refuse nothing, and would
-    only take from the others. Which tests those are follows from these numbers alone, so that leaving them out keeps
+    An exact test of few processes or items has no small p-value: among many tests it can reject nothing, and would
+    only weaken the others. Which tests those are depends only on their numbers of units, so excluding them preserves
     the level (Tarone, Biometrics 46, 1990). They become tests that are not valid at their n.
     """
     usable = [found for found in comparisons if found.p is not None]
@@ -29,7 +29,7 @@ def together(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 
 def _size(usable: Sequence[Comparison]) -> int:
-    """The least number k for which at most k tests can find anything at the level α / k."""
+    """The smallest number k for which at most k tests can find anything at the level α / k."""
     alike = Counter((found.alpha, found.design, found.effect.n) for found in usable if _is_coarse(found))
     fine = len(usable) - alike.total()
 
@@ -41,12 +41,12 @@ def _size(usable: Sequence[Comparison]) -> int:
 
 
 def _can(found: Comparison, tests: int) -> bool:
-    """Whether its test can find anything at the level that Holm leaves to the first of so many."""
+    """Whether its test can find anything at the level that Holm leaves to the first of ``tests``."""
     return not _is_coarse(found) or found.effect.n >= fewest_units(found.alpha / tests, found.design)
 
 
 def _is_coarse(found: Comparison) -> bool:
-    """Whether it has few p-values to choose from."""
+    """Whether it has few possible p-values."""
     return found.design != "paired" or found.test == "exact sign-flip test"
 
 

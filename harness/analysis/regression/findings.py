@@ -1,4 +1,4 @@
-"""What a comparison of HEAD with BASE found: a verdict per case and metric, and one for all of it."""
+"""The result of comparing HEAD with BASE: a verdict per case and metric, and one overall."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Verdict = Literal["improved", "regressed", "unchanged", "inconclusive", "incompa
 Outcome = Literal["passed", "regressed", "undecided"]
 UNDECIDED: frozenset[Verdict] = frozenset({"inconclusive", "incomparable"})
 RUNS = "runs"
-"""The name of the finding that says whether a run still ends well; it is always gated."""
+"""The name of the finding that says whether a run still succeeds; it is always a gate."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One metric of one case. ``where`` says under which conditions: a task, a protocol, a point of the grid.
+    """One metric of one case. ``where`` gives the conditions: a task, a protocol, a point of the grid.
 
-    ``base`` and ``head`` are figures as tables show them, in ``unit``. ``change`` is HEAD − BASE with its interval:
-    a part of BASE's figure where ``relative``, else in the unit. ``threshold`` is the change that does not matter, in
-    the same terms. ``n`` counts the independent ``units`` behind a test. Of what was not decided, ``detectable`` is
-    the least true change that would be found in four cases of five, and ``needed`` the units to settle it.
+    ``base`` and ``head`` are figures as in tables, in ``unit``. ``change`` is HEAD − BASE with its interval: a
+    fraction of BASE's figure if ``relative``, otherwise in the unit. ``threshold`` is the change that does not
+    matter, in the same terms. ``n`` counts the independent ``units`` behind a test. If undecided, ``detectable`` is
+    the smallest true change that would be found in four of five cases, and ``needed`` the units to settle it.
     """
 
     case_id: str
@@ -57,9 +57,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Change:
-    """Something around the figures that is not what it was; ``variants`` are those it was seen in, none: all.
+    """A change around the figures; ``variants`` are those in which it occurred, empty means all.
 
-    ``code`` is that of a label or of a fact, empty for everything else.
+    ``code`` is that of a label or a fact, empty for everything else.
     """
 
     what: str
@@ -71,10 +71,10 @@ class Change:
 
 @dataclass(frozen=True)
 class Side:
-    """BASE or HEAD: the words it was named by, and what was found there.
+    """BASE or HEAD: the name that the user gave, and what was found there.
 
-    ``unread`` are records that are not whole. ``implausible`` holds, by the title of their run, the unquantized
-    baselines relative to which no quality can be trusted.
+    ``unread`` are incomplete records. ``implausible`` holds, by the title of their run, the unquantized baselines
+    that make every quality relative to them untrustworthy.
     """
 
     name: str
@@ -86,10 +86,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Regression:
-    """HEAD beside BASE.
+    """HEAD compared with BASE.
 
     ``gates`` are the thresholds in force and ``origin`` where they come from. ``unmeasured`` are gates that a user
-    named and no run measures, ``new`` the runs that HEAD alone has.
+    named and no run measures, ``new`` the runs that only HEAD has.
     """
 
     base: Side

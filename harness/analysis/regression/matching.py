@@ -1,4 +1,4 @@
-"""Which case of HEAD answers the question of which case of BASE, and in what two that should be one differ."""
+"""Which case of HEAD answers the same question as a case of BASE, and where two that should match differ."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from harness.analysis.regression.cases import Case
 from harness.core.run import RunSpec
 
 ALSO_MEASURED = ("memory", "divergence", "energy", "throughput.")
-"""What else was measured beside a figure changes none; points of the grid are matched one by one."""
+"""What was measured beside a figure does not change it; points of the grid are matched one by one."""
 TRACKED = ("model.content", "method.checkpoint")
-"""A checkpoint under a name that stays is tracked as a library is: its change is told, and is no bar."""
+"""A checkpoint that keeps its name is treated like a library: a change is reported but does not prevent comparison."""
 
 HASH_DIGITS = 12
-"""Of a hash, what a reader needs to tell two apart."""
+"""Characters of a hash that a reader needs to distinguish two."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """A case on both sides. ``bars`` are the fields in which the questions differ so that no figure is comparable."""
+    """A case on both sides. ``bars`` are the differing fields of the questions that make all figures incomparable."""
 
     base: Case
     head: Case
@@ -34,7 +34,7 @@ class Match:
 
     @property
     def same_runs(self) -> bool:
-        """Nothing was measured again."""
+        """Whether nothing was measured again."""
         return self.base.identities == self.head.identities
 
 
@@ -46,7 +46,7 @@ class Matches:
 
 
 def match(base: Mapping[str, Case], head: Mapping[str, Case]) -> Matches:
-    """By case id; what is left, by the names that a reader knows it by, where these say which is meant."""
+    """By case id; the rest by the names that a reader knows, if these are unambiguous."""
     both = [Match(case, head[case_id]) for case_id, case in base.items() if case_id in head]
     gone = {case_id: case for case_id, case in base.items() if case_id not in head}
     new = {case_id: case for case_id, case in head.items() if case_id not in base}
@@ -58,7 +58,7 @@ def match(base: Mapping[str, Case], head: Mapping[str, Case]) -> Matches:
 
 
 def _by_name(found: Mapping[str, Case]) -> dict[str, str]:
-    """From a name that one case alone has to its case id."""
+    """From a name that only one case has to its case id."""
     names: dict[str, list[str]] = {}
     for case_id, case in found.items():
         names.setdefault(_name(case.spec), []).append(case_id)
@@ -70,7 +70,7 @@ def _name(spec: RunSpec) -> str:
 
 
 def workload(spec: RunSpec) -> str:
-    """What a run scores: a task's name or a perplexity's protocol; empty where it scores nothing."""
+    """What a run scores: a task's name or a perplexity's protocol; empty if it scores nothing."""
     return spec.job.workload
 
 
@@ -86,7 +86,7 @@ def _unlike(base: Case, head: Case) -> Match:
 
 
 def _named(question: Mapping[str, Any]) -> dict[str, Any]:
-    """The question with names for what it holds by position."""
+    """The question, with names for what it holds by position."""
     named = dict(question)
     named["model"] = dict(zip(("content", "dtype", "degrid", "config", "seed"), question["model"], strict=True))
     for role in ("method", "baseline"):
@@ -106,7 +106,7 @@ def _flat(value: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]
 
 
 def differing(pairs: Iterable[tuple[str, object, object]]) -> tuple[str, ...]:
-    """``name: BASE → HEAD`` of those that differ; of hashes the beginning."""
+    """``name: BASE → HEAD`` for those that differ; hashes are shortened."""
     return tuple(f"{name}: {_told(name, old)} → {_told(name, new)}" for name, old, new in pairs if old != new)
 
 

@@ -19,7 +19,7 @@ from harness.stats.rule import above_noise_floor, compare
 
 
 def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
-    """One finding for the figure that either side has of this gate's metric."""
+    """One finding if either side has a figure of this gate's metric."""
     items = items_of(asked.figure)
     base = measured(match.base, items)
     if base is None:
@@ -45,7 +45,7 @@ def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pendi
 
 
 def _head_alone(match: Match, asked: Gated) -> Iterator[Finding]:
-    """What HEAD measures and BASE does not has not been compared: no pass."""
+    """Measured by HEAD but not by BASE, and so not compared: not a pass."""
     items = items_of(asked.figure)
     head = measured(match.head, items)
     if head is not None:
@@ -54,7 +54,7 @@ def _head_alone(match: Match, asked: Gated) -> Iterator[Finding]:
 
 
 def unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:
-    """The fields for which two measurements must not be compared."""
+    """The fields that make two measurements incomparable."""
     keys = sorted(base.protocol.keys() | head.protocol.keys())
     return differing(
         [
@@ -94,7 +94,7 @@ def _compared(
 
 
 def _one_is_lossless(base: Measurement, head: Measurement) -> bool:
-    """A divergence that was zero throughout and is no more, or the reverse: real for certain, if it is large enough."""
+    """A divergence that was zero throughout and no longer is, or the reverse: certainly real, if it is large enough."""
     return "kl" in base.metric.split("_") and any(base.values) != any(head.values)
 
 
@@ -104,18 +104,18 @@ def items_of(figure: Figure[Any]) -> Items:
 
 
 def in_logarithms(asked: Gated, measurement: Measurement) -> bool:
-    """Whether items are logarithms, so that their difference is a ratio of figures and the threshold a part of one."""
+    """Whether items are logarithms: their difference is then a ratio of figures, and the threshold is relative."""
     gate = asked.figure.gate
     return measurement.unit.startswith("nat") and gate is not None and gate.share
 
 
 def measured(case: Case, items: Items) -> Measurement | None:
-    """The one measurement that stands for a case."""
+    """The one measurement that represents a case."""
     return items.choose(case.found(items.metric))
 
 
 def _like(case: Case, base: Measurement) -> Measurement | None:
-    """HEAD's measurement of the same thing: of a task, the same score under the same filter."""
+    """HEAD's measurement of the same thing: for a task, the same score under the same filter."""
     keys = ("task", "score", "filter")
     return next(
         (

@@ -1,4 +1,4 @@
-"""A finding on its way to a verdict: tests are judged together, after all were made."""
+"""A finding before its verdict: tests are judged together after all have been computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.stats.estimate import Estimate, exponential
 
 @dataclass(frozen=True)
 class Gated:
-    """A figure with the threshold that holds, and whether a failure counts."""
+    """A figure with the threshold in force, and whether a failure counts."""
 
     figure: Figure[Any]
     threshold: float
@@ -30,13 +30,13 @@ class Gated:
 
     @property
     def relative(self) -> bool:
-        """Whether the threshold is a part of BASE's figure."""
+        """Whether the threshold is a fraction of BASE's figure."""
         return self.figure.gate is not None and self.figure.gate.written == "relative"
 
 
 @dataclass(frozen=True)
 class Pending:
-    """``comparison`` is HEAD beside BASE. ``one_machine``: a difference may not be the machine's."""
+    """``comparison`` is HEAD compared with BASE. ``one_machine``: the machine cannot explain a difference."""
 
     finding: Finding
     comparison: Comparison
@@ -64,7 +64,7 @@ def start(match: Match, asked: Gated, where: str, unit: str, relative: bool) -> 
 def settled(pending: Pending) -> Finding:
     """The finding with its verdict, from a comparison that was judged together with all others.
 
-    A regression is a real difference beyond the threshold. That nothing changed needs an interval within it.
+    A regression is a real difference beyond the threshold. "Unchanged" requires an interval within it.
     """
     found = pending.comparison
     verdict = _verdict(found)
@@ -98,7 +98,7 @@ def _verdict(found: Comparison) -> Verdict:
 
 
 def _reasons(pending: Pending) -> list[str]:
-    """Why the verdict is what it is."""
+    """The reasons for the verdict."""
     found, finding = pending.comparison, pending.finding
     limit = shown(gates()[finding.metric], finding.threshold or 0.0)
     told = []
@@ -118,7 +118,7 @@ def _reasons(pending: Pending) -> list[str]:
 
 
 def _shown(pending: Pending) -> Callable[[float], float]:
-    """From the comparison's own terms, logarithms where the change is relative, to those of the finding."""
+    """Converts from the comparison's own terms, logarithms if the change is relative, to those of the finding."""
     if not pending.finding.relative:
         return lambda effect: effect
     return lambda effect: exponential(effect) - 1
@@ -130,7 +130,7 @@ def _estimate(effect: Estimate, shown: Callable[[float], float]) -> Estimate:
 
 
 def _detectable(found: Comparison) -> float | None:
-    """The least true difference found in POWER of cases, at the level that Holm leaves in the worst case."""
+    """The smallest true difference found with probability POWER, at the level that Holm leaves in the worst case."""
     from scipy.special import stdtrit
 
     if found.detectable is None:

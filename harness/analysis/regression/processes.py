@@ -1,4 +1,4 @@
-"""Metrics that differ from process to process: speeds, energy, peak memory. A process is the unit of evidence."""
+"""Metrics that vary between processes: speeds, energy, peak memory. A process is the unit of evidence."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Key = tuple[str, ...]
 Process = Mapping[Key, Measurement]
 POINT = ("batch_size", "prompt_tokens", "new_tokens", "decode_mode")
 NO_POINT = str(None)
-"""In a key, where a phase belongs to no point of the grid."""
+"""In a key, for a phase that belongs to no point of the grid."""
 
 
 @dataclass(frozen=True)
 class _Side:
-    """What a case measured: by the processes that may be used, and by all that ended well.
+    """What a case measured: by the processes that may be used, and by all that succeeded.
 
-    ``left_out`` says how many of these may not be used and why; empty where all may.
+    ``left_out`` says how many of these may not be used and why; empty if all may.
     """
 
     name: str
@@ -46,7 +46,7 @@ class _Side:
         return any(key in process for process in self.every)
 
     def missing(self, key: Key) -> tuple[Literal["inconclusive", "incomparable"], str] | None:
-        """The verdict where this side has no figure that may be used, and why; None where it has."""
+        """The verdict if this side has no usable figure, and why; None if it has one."""
         if self.at(key):
             return None
         if self.has(key):
@@ -55,9 +55,9 @@ class _Side:
 
 
 def processes(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pending]:
-    """One finding for each point of the grid that either side measured, whether its timings may be used or not.
+    """One finding for each point of the grid that either side measured, with usable timings or not.
 
-    Peaks are taken over all points that both have; those that one alone has are a finding of their own.
+    Peaks are taken over all points that both have; those that only one has are a separate finding.
     """
     if not match.head.spec.job.repeated:
         return
@@ -84,7 +84,7 @@ def _unevaluated(
     key: Key,
     missing: Sequence[tuple[Literal["inconclusive", "incomparable"], str]],
 ) -> Finding:
-    """What was measured on neither side so that it may be used, or on one alone. Nothing measured weighs most."""
+    """For figures that are usable on at most one side. That nothing was measured at all has priority."""
     base, head = (_typical(asked, side.at(key)) for side in sides)
     verdict = max((verdict for verdict, _ in missing), key=("inconclusive", "incomparable").index)
     return replace(blank, base=base, head=head, verdict=verdict, reasons=tuple(why for _, why in missing))
@@ -108,7 +108,7 @@ def _left_out(sides: Sequence[_Side]) -> tuple[str, ...]:
 def _peak(
     match: Match, asked: Gated, alpha: float, sides: tuple[_Side, _Side], keys: Sequence[Key]
 ) -> Iterator[Finding | Pending]:
-    """The highest peak of a process, of the one source that says most, over the phases and points of both sides."""
+    """The highest peak of a process, from the source with the highest priority, over the phases and points of both."""
     source = source_that_says_most(key[0] for key in keys)
     if source is None:
         return
@@ -136,7 +136,7 @@ def _peak(
 def _peaks_of_one_side(
     blank: Finding, source: str, sides: tuple[_Side, _Side], keys: Sequence[Key]
 ) -> Iterator[Finding]:
-    """Points of the grid at which one side alone watched its memory: what lies there is not compared."""
+    """Points of the grid at which only one side measured its memory: they are not compared."""
     for side, other in (sides, sides[::-1]):
         alone = [
             key for key in keys if key[0] == source and key[2] != NO_POINT and side.has(key) and not other.has(key)
@@ -174,7 +174,7 @@ def _one(
 
 
 def measured(case: Case, statistic: PerProcess) -> list[Process]:
-    """Of each process whose figures may be used, its measurements."""
+    """The measurements of each process whose figures may be used."""
     runs: tuple[RunRecord, ...] = case.trusted if statistic.timed else case.well
     return [_measured(run, statistic) for run in runs]
 
@@ -201,7 +201,7 @@ def _unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:
 
 
 def _suspects(name: str, case: Case) -> str:
-    """How many processes decide nothing, and why; empty where all may be used."""
+    """How many processes are left out of the decision, and why; empty if all may be used."""
     left_out = [run for run in case.well if run not in case.trusted]
     if not left_out:
         return ""
@@ -210,12 +210,12 @@ def _suspects(name: str, case: Case) -> str:
 
 
 def where(measurement: Measurement) -> str:
-    """The point of the grid; of what several counters tell, by which one."""
+    """The point of the grid; with several counters, also which one."""
     label, source = point_of(measurement).label, measurement.protocol.get("source")
     return f"{label}, {source}" if source else label
 
 
 def _typical(asked: Gated, found: Sequence[Measurement]) -> float | None:
-    """The figure that reports show; None where nothing was measured that may be used."""
+    """The figure as in reports; None if nothing usable was measured."""
     statistic = per_process(asked.figure)
     return statistic.over([statistic.of(each) for each in found]) if found else None

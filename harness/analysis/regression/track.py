@@ -1,4 +1,4 @@
-"""Records of BASE and of HEAD in, one verdict per case and metric out, all of them judged together."""
+"""Takes records of BASE and HEAD, returns one verdict per case and metric, all judged together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from harness.figures.statistic import Count, Items, PerProcess
 from harness.plugins import gates as gated_figures
 
 ALPHA = 0.05
-"""How often, at most, any gate at all fails where nothing changed."""
+"""The maximum probability that any gate at all fails if nothing changed."""
 DEFAULTS = "defaults"
 
 
@@ -43,13 +43,13 @@ def track(
     strict: bool = False,
     alpha: float = ALPHA,
 ) -> Regression:
-    """HEAD beside BASE.
+    """HEAD compared with BASE.
 
-    ``gates`` are thresholds by name (see ``harness.figures.gate``); None takes those that HEAD's recipe named.
-    ``override`` is laid over them. Where nobody names any, the usual ones hold. Other metrics are compared by their
-    default thresholds and decide nothing, unless ``strict`` makes gates of them all. Among all gates together a false
-    regression has at most probability ``alpha``, and so has a false "unchanged".
-    Raises ResultsError where the two sides have no case in common.
+    ``gates`` are thresholds by name (see ``harness.figures.gate``); None takes those of HEAD's recipe. ``override``
+    replaces single ones. If nobody names any, the usual ones apply. Other metrics are compared by their default
+    thresholds and decide nothing, unless ``strict`` makes them all gates. Over all gates together, the probability of
+    a false regression is at most ``alpha``, and so is that of a false "unchanged".
+    Raises ResultsError if the two sides have no case in common.
     """
     theirs, ours = cases(base), cases(head)
     matches = match(theirs, ours)
@@ -80,7 +80,7 @@ def track(
 
 
 def _recipes_gates(head: Mapping[str, Case]) -> tuple[Mapping[str, float], str]:
-    """Those of HEAD's newest run that can name any."""
+    """The gates of HEAD's newest run that can name any."""
     told = [case.runs[-1] for case in head.values() if case.spec.job.measures_variant]
     newest = max(told, key=lambda run: (run.started_at, run.attempt), default=None)
     if newest is None or not newest.spec.readers.gates:
@@ -99,7 +99,7 @@ def _asked(said: Mapping[str, float], strict: bool) -> list[Gated]:
 def _findings(
     matches: Sequence[Match], unanswered: Sequence[Match], asked: Sequence[Gated], alpha: float
 ) -> list[Finding]:
-    """``unanswered`` are runs of HEAD alone, of variants that BASE has: what they measure was compared with nothing."""
+    """``unanswered`` are runs that only HEAD has, of variants that BASE has: their results cannot be compared."""
     drafts: list[Finding | Pending] = []
     identical = _identical(matches)
     measured = [*(each for each in matches if each.base.well and each.head.well), *unanswered]
@@ -126,7 +126,7 @@ def _compared(
 
 
 def _not_finite(one: Match, asked: Gated) -> Finding | None:
-    """The finding where a figure of this gate is NaN or infinite: beside it any threshold would seem to hold."""
+    """The finding if a figure of this gate is NaN or infinite: otherwise it would seem to pass any threshold."""
     sides = [name for name, case in (("BASE", one.base), ("HEAD", one.head)) if _doubtful(case, asked)]
     if not sides:
         return None
@@ -146,14 +146,14 @@ def _all_finite(values: Iterable[float]) -> bool:
 
 
 def of_the_variant(figure: Figure[Any]) -> bool:
-    """Whether it is a count that every run of a variant tells alike, so that it is taken once."""
+    """Whether it is a count that is the same in every run of a variant, so that it is taken once."""
     return isinstance(figure.statistic, Count) and not figure.statistic.each_run
 
 
 def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[str, str], Match]:
-    """By variant and gate, the match that a size is taken from: several runs of a variant tell the same ones.
+    """By variant and gate, the match that a size is taken from: several runs of a variant give the same ones.
 
-    One of which both sides know it goes before one of which one side does.
+    A match in which both sides know it has priority over one in which only one side does.
     """
     told: dict[tuple[str, str], tuple[int, Match]] = {}
     for each in sorted(matches, key=lambda each: each.head.rank):
@@ -166,7 +166,7 @@ def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[
 
 
 def _identical(matches: Sequence[Match]) -> frozenset[str]:
-    """The cases of variants that compute the very same function: all their likelihoods are equal, bit for bit."""
+    """The cases of variants that compute exactly the same function: all their likelihoods are equal, bit for bit."""
     seen: dict[str, bool] = {}
     for each in matches:
         if each.bars or not (each.base.well and each.head.well):
@@ -189,7 +189,7 @@ def _by_identity(draft: Finding | Pending, identical: frozenset[str]) -> Finding
 
 
 def _judged(drafts: Sequence[Finding | Pending]) -> list[Finding]:
-    """Tests that gates rest on are one family, and all others another."""
+    """Tests for gates are one family, and all others another."""
     found: dict[int, Finding] = {}
     for gated in (True, False):
         waiting = {

@@ -33,8 +33,8 @@ def run(
     from harness.core.record import FAILURES
     from harness.core.run import baseline_engine
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # or a worker would outlive its sweep
-        if signal.getsignal(ending) is not signal.SIG_IGN:  # under nohup a closed terminal ends nothing
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # otherwise a worker would outlive its sweep
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # under nohup, closing the terminal must not end the sweep
             signal.signal(ending, signal.default_int_handler)
     progress = partial(typer.echo, err=True) if create_stacks else None
     try:

@@ -13,7 +13,7 @@ SCHEMA_VERSION = 1
 """Raised when a key is removed or changes its meaning."""
 
 DIGITS = 10
-"""Significant ones of a number: what processors round differently is not written."""
+"""Significant digits of a number: processors round the digits beyond them differently, so they are not written."""
 
 
 def json_text(found: Regression) -> str:

@@ -33,7 +33,7 @@ def terminal(found: Regression, width: int | None = None, colour: bool = False, 
 
 
 def show(found: Regression, whole: bool = False) -> None:
-    """Prints it on the terminal."""
+    """Prints the comparison on the terminal."""
     show_rendered(lambda width, colour: terminal(found, width, colour, whole))
 
 

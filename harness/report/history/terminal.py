@@ -18,12 +18,12 @@ STYLES = {True: "green", False: "bold red", None: "yellow"}
 
 
 def terminal(found: History, width: int | None = None, colour: bool = False) -> str:
-    """Plain text, with ANSI colours where asked for. Text of a record marks nothing up and moves no cursor."""
+    """Plain text, with ANSI colours on request. Text from records cannot add markup or move the cursor."""
     return written(_parts(found), width or 140, colour)
 
 
 def show(found: History) -> None:
-    """Prints it on the terminal."""
+    """Prints the history on the terminal."""
     show_rendered(lambda width, colour: terminal(found, width, colour))
 
 

@@ -1,4 +1,4 @@
-"""The axes of plots: which figure of a variant lies where, in plotly's coordinates."""
+"""The axes of plots: the position of each variant's figure, in plotly's coordinates."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction
 
 WIDE = 20
-"""From this ratio of largest to smallest on, an axis of positive values is logarithmic."""
+"""The ratio of largest to smallest from which an axis of positive values is logarithmic."""
 
 
 @dataclass(frozen=True)
 class ColumnAxis:
-    """A column laid along an axis, in the column's unit; a logarithmic one begins at the raw ``least``."""
+    """A column drawn along an axis, in the column's unit; a logarithmic axis begins at the raw ``least``."""
 
     column: Column
     title: str
@@ -28,18 +28,18 @@ class ColumnAxis:
     least: float = -math.inf
 
     def place(self, value: float) -> float:
-        """Where a raw value is drawn."""
+        """The position at which a raw value is drawn."""
         return max(value, self.least) * self.column.format.factor
 
     def coordinate(self, value: float) -> float:
-        """The same as plotly counts ranges and annotations: logarithms to base ten on a logarithmic axis."""
+        """The position as plotly expresses ranges and annotations: base-ten logarithms on a logarithmic axis."""
         return math.log10(self.place(value)) if self.log else self.place(value)
 
     def written(self, value: float) -> str:
         return f"{self.column.text(value)} {self.column.unit}"
 
     def range(self, estimates: Sequence[Estimate], room: float) -> tuple[float, float]:
-        """From the lowest to the highest end of an interval and ``room``, a share of that, on each side."""
+        """From the lowest to the highest end of an interval, plus ``room``, a share of that span, on each side."""
         ends = [
             self.coordinate(end)
             for each in estimates
@@ -51,7 +51,7 @@ class ColumnAxis:
 
 
 def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAxis:
-    """A figure along an axis, as its declaration says. Raises KeyError where the table has no column of it there."""
+    """A figure's axis, as its declaration says. Raises KeyError if the table has no column of it at that place."""
     column = {each.place: each for each in columns_of(table, figure)}[place]
     style = figure.axis or Axis("{place}, {unit}")
     values = [estimate(value).value for row in table.rows if (value := column.value(row)) is not None]
@@ -67,14 +67,14 @@ def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAx
 
 
 def estimate(value: Value) -> Estimate:
-    """A value that has no interval, as one that has none. Raises ValueError for what is no number."""
+    """The value as an estimate, without an interval if it has none. Raises ValueError if it is not a number."""
     if value is None or isinstance(value, str):
         raise ValueError("not measured")
     return value if isinstance(value, Estimate) else Estimate(float(value), None, None, 1, "exact")
 
 
 def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) -> dict[str, object]:
-    """Error bars as plotly takes them; ``place`` is where a value is drawn. What has no interval has none: null."""
+    """Error bars in plotly's format; ``place`` maps a value to its position. A missing interval is null."""
 
     def reach(each: Estimate, end: float | None) -> float | None:
         if end is None:
@@ -92,6 +92,6 @@ def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) ->
 
 
 def measured(axis: ColumnAxis, rows: Sequence[VariantRow]) -> list[VariantRow]:
-    """The rows that have a place on the axis; an infinite perplexity has none."""
+    """The rows that can be drawn on the axis; an infinite perplexity cannot."""
     values = [(row, axis.column.value(row)) for row in rows]
     return [row for row, value in values if value is not None and math.isfinite(estimate(value).value)]

@@ -20,7 +20,7 @@ NAMES = ("divergence-by-position", "divergence-by-confidence")
 
 
 def divergences(table: Table) -> tuple[Plot, ...]:
-    """One figure by position, one by confidence; none where no variant was compared token by token."""
+    """One plot by position, one by confidence; none if no variant was compared token by token."""
     compared = [row for row in table.rows if row.kl_by_position and not row.is_baseline]
     rows = chosen(compared, MOST_LINES)
     groups = breakdowns(table)
@@ -56,7 +56,7 @@ def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns
 
 
 def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, columns: Sequence[Column]) -> None:
-    """Variants of one method share its colour and marker; dashes tell them apart."""
+    """Variants of one method share its colour and marker; dashes distinguish them."""
     found = [(column.heading, value) for column in columns if isinstance(value := column.value(row), Estimate)]
     values = [max(value.value, LEAST_NAT) for _, value in found]
     drawing.trace(

@@ -1,4 +1,4 @@
-"""A plot as plotly reads it: traces, and a layout with its notes and lines."""
+"""A plot in plotly's format: traces, and a layout with its annotations and lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Spelled = dict[str, Any]
 
 @dataclass
 class Drawing:
-    """Collects what a plot consists of, in plotly's own words; plotly.js checks them when it draws."""
+    """Collects the parts of a plot in plotly's own terms; plotly.js validates them when it draws."""
 
     layout: Spelled
     traces: list[Spelled] = field(default_factory=list)
@@ -24,13 +24,13 @@ class Drawing:
         self.traces.append({"type": kind, **words})
 
     def note(self, text: str, **words: Any) -> None:
-        """An annotation; ``text`` must be escaped, plotly takes some HTML in it."""
+        """Adds an annotation; ``text`` must be escaped, because plotly interprets some HTML in it."""
         self.notes.append({"text": text, "showarrow": False, **words})
 
     def line(self, **words: Any) -> None:
         self.lines.append({"type": "line", **words})
 
     def json(self) -> str:
-        """A number that is NaN or infinite is null, for JSON has no word for it."""
+        """NaN and infinity become null, because JSON cannot express them."""
         layout = {**self.layout, "annotations": self.notes, "shapes": self.lines}
         return json.dumps(finite({"data": self.traces, "layout": layout}), allow_nan=False, separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""Speeds at every batch size and prompt length beside the baseline's, as a heat map."""
+"""Speeds at every batch size and prompt length relative to the baseline's, as a heat map."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Workload:
 
 
 def speed_grid(table: Table) -> Plot | None:
-    """Multiples of the baseline's speed of the same session; None for a grid of one point, or nothing to compare."""
+    """Multiples of the baseline's speed in the same session; None for a grid of one point or without a comparison."""
     points = table.grid[:MOST_POINTS]
     workloads = [
         *(_Workload("prefill", point, lambda speed: speed.prefill_ratio) for point in points),
@@ -74,7 +74,7 @@ def _draw_map(
     ratios: Sequence[Sequence[Estimate | None]],
     workloads: Sequence[_Workload],
 ) -> None:
-    """Doubling and halving are as far from the middle as one another."""
+    """The colour scale is logarithmic: doubling and halving are equally far from the middle."""
     logs = [[math.log2(each.value) if each and each.value > 0 else None for each in line] for line in ratios]
     widest = max([abs(value) for line in logs for value in line if value is not None], default=1.0)
     drawing.trace(
@@ -109,7 +109,7 @@ def _told(ratio: Estimate | None) -> str:
 
 
 def _varying(points: Sequence[GridPoint]) -> Callable[[GridPoint], list[str]]:
-    """What tells one point from the others, in words; what they all share is left out."""
+    """What distinguishes one point from the others, in words; what they all share is left out."""
 
     def parts(point: GridPoint) -> list[str]:
         return [html.escape(part) for part in point.label.split(", ")]

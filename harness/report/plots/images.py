@@ -1,4 +1,4 @@
-"""The figures as files of their own: PNG or SVG, drawn by the browser that kaleido drives."""
+"""The plots as separate files: PNG or SVG, drawn by a browser that kaleido controls."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ NO_BROWSER = (
 
 
 def images(figures: Sequence[Plot], suffix: str) -> list[bytes]:
-    """The figures, each as a file of that format; one browser draws them all.
+    """The plots, each as a file of that format; one browser draws them all.
 
-    Raises UsageError where kaleido or a browser is missing.
+    Raises UsageError if kaleido or a browser is missing.
     """
     if not figures:
         return []
@@ -48,7 +48,7 @@ def images(figures: Sequence[Plot], suffix: str) -> list[bytes]:
 
 
 def on_paper(figure: Plot) -> dict[str, Any]:
-    """plotly's own, with a title, a width and the colours of paper, which a page else sets."""
+    """The plot for plotly, with a title, a width and colours for paper; in a page, the page sets these."""
     drawn: dict[str, Any] = json.loads(figure.json)
     layout = drawn["layout"]
     margin = layout["margin"]

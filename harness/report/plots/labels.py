@@ -1,4 +1,4 @@
-"""Places the names of points in a figure so that they cover neither one another nor other points."""
+"""Positions the names of points in a plot so that they cover neither one another nor other points."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 CHARACTER_PX, LINE_PX, MARGIN_PX = 6.4, 15.0, 7.0
 FURTHEST_PX = 84
-"""Between a point and its name, upwards."""
+"""Maximum vertical distance between a point and its name."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def place(
     """Offsets from each point to the middle of its name; all in pixels, from the lower left, y upwards.
 
     ``others`` are points without a name, which no name should cover.
-    Greedy: each name in turn, from the top down, takes the place near its point that covers least.
+    Greedy: from the top down, each name takes the place near its point that covers least.
     """
     frame = Box(4, 14, width + 3 * MARGIN_PX, height)
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in (*points, *others)]
@@ -67,7 +67,7 @@ def _candidates(half: float) -> Iterator[tuple[float, float]]:
 
 
 def _near(box: Box, x: float, y: float, half: float) -> bool:
-    """Whether any place for a name of that half width could cover the box."""
+    """Whether any position of a name of that half width could cover the box."""
     width, height = 2 * half + MARGIN_PX + FURTHEST_PX / 4, FURTHEST_PX + LINE_PX
     return box.left < x + width and box.right > x - width and box.bottom < y + height and box.top > y - height
 

@@ -1,4 +1,4 @@
-"""Small panels side by side that share their variants: scores of tasks, bits per weight, the cost of quantizing."""
+"""Small panels side by side with the same variants: task scores, bits per weight, the cost of quantizing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from harness.report.plots.theme import GREY, family_colour, family_symbol, paper
 
 MOST_PANELS = 4
 GAP = 0.05
-"""Between two panels, of the whole width."""
+"""The gap between two panels, as a share of the whole width."""
 
 
 @dataclass(frozen=True)
 class _Topic:
-    """One figure: a panel per column, their names; the baseline is drawn as a line where it has a value."""
+    """One plot: a panel per column, and their names; the baseline is drawn as a line if it has a value."""
 
     name: str
     title: str
@@ -37,7 +37,7 @@ class _Topic:
 
 
 def panels_of(table: Table) -> tuple[Plot, ...]:
-    """Those of the topics that have data."""
+    """The plots that have data."""
     scores = [each for each in columns_of(table, ACCURACY) if each.shown]
     topics = [
         _Topic(
@@ -75,7 +75,7 @@ def panels_of(table: Table) -> tuple[Plot, ...]:
 
 
 def _topic(table: Table, name: str, title: str, caption: str, figures: Sequence[Figure[Whole]]) -> _Topic:
-    """A panel per figure, under the title of its axis."""
+    """A panel per figure, titled like its axis."""
     axes = [axis_of(table, each) for each in figures]
     return _Topic(name, title, caption, tuple(axis.column for axis in axes), tuple(axis.title for axis in axes))
 
@@ -165,7 +165,7 @@ def _draw(
 
 
 def _range(values: Sequence[float], log: bool) -> tuple[float, float] | None:
-    """None lets plotly choose: it knows how far intervals reach."""
+    """None lets plotly choose, which takes the intervals into account."""
     if log or min(values) != 0:
         return None
     return 0.0, max(values) * 1.1 or 1.0

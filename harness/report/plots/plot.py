@@ -1,4 +1,4 @@
-"""What a figure is, and how its methods are told apart."""
+"""A plot, and the number that identifies each method in all plots of a table."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.figures.table import VariantRow
 class Plot:
     """One plot of a table.
 
-    ``name`` is that of its file, without spaces. ``head`` and ``rows`` say as a table what is drawn, for readers who
-    do not see it. ``json`` is plotly's own.
+    ``name`` is that of its file, without spaces. ``head`` and ``rows`` give the plotted data as a table, for readers
+    who cannot see the plot. ``json`` is plotly's own format.
     """
 
     name: str
@@ -25,6 +25,6 @@ class Plot:
 
 
 def families(rows: Sequence[VariantRow]) -> dict[str, int]:
-    """A number per method, thus a colour and a marker, the same in all figures of a table."""
+    """A number per method, which determines its colour and marker in all plots of a table."""
     names = dict.fromkeys(row.method for row in rows if not row.is_baseline)
     return {name: number for number, name in enumerate(names)}

@@ -1,4 +1,4 @@
-"""Quality against size and speed: every variant a point with its intervals, the Pareto front a line."""
+"""Quality against size and speed: every variant is a point with its intervals, the Pareto front a line."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction, front
 
 MOST_NAMES = 30
-"""With more points only those on the front are named."""
+"""With more points, only those on the front are named."""
 MOST_INTERVALS = 200
-"""With more points none has an interval: nobody would tell whose it is."""
+"""With more points, intervals are left out, because nobody could tell which point each belongs to."""
 SMALLEST_PX, LARGEST_PX, PLAIN_PX = 6.0, 24.0, 10.0
 
 
 @dataclass(frozen=True)
 class _Point:
-    """``best``: no other point beats it in all respects of the plot."""
+    """``best``: no other point dominates it in the respects of the plot."""
 
     row: VariantRow
     values: tuple[Estimate, ...]
@@ -63,7 +63,7 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Respects:
-    """What lies along and upwards, and, where there is a third axis, what the area of a marker stands for."""
+    """The horizontal and vertical axes and, if there is a third, the figure that a marker's area shows."""
 
     name: str
     title: str
@@ -83,7 +83,7 @@ class _Respects:
 
 
 def scatters(table: Table) -> tuple[Plot, ...]:
-    """Quality against size and speed at once, then in pairs; those that have data."""
+    """Quality against size and speed together, then in pairs; only plots that have data."""
     size, divergence, change = (axis_of(table, each) for each in (STORED_BYTES, KL, PERPLEXITY_CHANGE))
     first = _Respects("divergence-size", "Divergence against size", (size, divergence))
     plots = [_Respects("perplexity-size", "Perplexity against size", (size, change))]
@@ -96,7 +96,7 @@ def scatters(table: Table) -> tuple[Plot, ...]:
 
 
 def _points(table: Table, plot: _Respects) -> list[_Point]:
-    """The variants that have a place in the plot."""
+    """The variants that can be drawn in the plot."""
     rows = [row for row in table.rows if not row.is_baseline]
     for axis in plot.axes:
         rows = measured(axis, rows)
@@ -147,7 +147,7 @@ def _told(point: _Point, plot: _Respects) -> list[str]:
 
 
 def _draw_points(drawing: Drawing, table: Table, points: Sequence[_Point], plot: _Respects) -> None:
-    """A trace per method, so that each has its colour and marker in all figures of a table."""
+    """A trace per method, so that each has its colour and marker in all plots of a table."""
     fastest = max((point.values[2].value for point in points if len(point.values) > 2), default=0.0)
     groups: dict[str, list[_Point]] = {}
     for point in points:
@@ -183,7 +183,7 @@ def _draw_markers(
 
 
 def _size_px(point: _Point, fastest: float) -> float:
-    """The area goes by the third value; the slowest can still be seen."""
+    """The area is proportional to the third value, with a minimum so that the slowest remains visible."""
     if len(point.values) < 3 or fastest <= 0:
         return PLAIN_PX
     return max(SMALLEST_PX, LARGEST_PX * math.sqrt(max(point.values[2].value, 0.0) / fastest))
@@ -200,7 +200,7 @@ def _written(estimate: Estimate, axis: ColumnAxis) -> str:
 
 
 def _draw_front(drawing: Drawing, points: Sequence[_Point], plot: _Respects) -> None:
-    """A staircase: all above it is beaten along the two axes by a variant at one of its corners."""
+    """A staircase: a variant at one of its corners beats every point above it along both axes."""
     x, y = plot.x, plot.y
     best = [points[index] for index in front([point.costs[:2] for point in points], plot.directions[:2])]
     ordered = sorted(best, key=lambda point: point.x.value)
@@ -215,7 +215,7 @@ def _draw_front(drawing: Drawing, points: Sequence[_Point], plot: _Respects) -> 
 
 
 def _draw_baseline(drawing: Drawing, table: Table, x: ColumnAxis, extent: tuple[float, float]) -> None:
-    """A line where the baseline lies, or a word at the edge towards it: it must not squeeze the variants."""
+    """A line at the baseline, or a note at the edge nearest to it, so that it does not squeeze the variants."""
     value = x.column.value(table.baseline) if table.baseline else None
     if value is None or table.baseline is None:
         return

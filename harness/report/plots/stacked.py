@@ -1,4 +1,4 @@
-"""Memory as stacked bars: what is stored by role, and what generating takes."""
+"""Memory as stacked bars: stored bytes by role, and the memory for generation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.report.plots.theme import BLUE, GREEN, GREY, ORANGE, PARTS, PATTERN
 
 @dataclass(frozen=True)
 class _Part:
-    """One colour of the bars; the pattern tells it from its neighbours without colour."""
+    """One colour of the bars; its pattern distinguishes it from its neighbours without colour."""
 
     name: str
     colour: str
@@ -34,7 +34,7 @@ def stored_memory(table: Table) -> Plot | None:
 
 
 def running_memory(table: Table) -> Plot | None:
-    """What decoding takes at the table's first grid point, by its measured parts."""
+    """The memory for decoding at the table's first grid point, by its measured parts."""
     rows = [row for row in table.rows if row.footprint]
     if not rows or not table.grid:
         return None

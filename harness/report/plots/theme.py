@@ -1,8 +1,8 @@
-"""The look of the figures: colours, markers, and what surrounds a plot, as plotly spells it.
+"""The look of the plots: colours, markers, and everything around a plot, in plotly's terms.
 
 Colours are those of Okabe and Ito, "Color Universal Design" (2008), which readers with any colour
-vision tell apart; every family of methods has a marker of its own as well. Backgrounds are
-transparent, and the page sets the colour of text and lines to suit the light.
+vision can distinguish; every family of methods also has its own marker. Backgrounds are
+transparent, and the page sets the colour of text and lines for its light or dark mode.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ PARTS = {
     ("head", "values"): GREEN,
     ("head", "scales"): PURPLE,
 }
-"""The colour of stored bytes by role and part, in the order in which they are stacked; others are grey."""
+"""The colour of stored bytes by role and part, in stacking order; others are grey."""
 PATTERNS = ("", "/", ".", "\\", "x", "-", "|", "+")
-"""Neighbours in a stack are told apart without colour."""
+"""Patterns distinguish neighbours in a stack without colour."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SLOWER_TO_FASTER = ((0, VERMILION), (0.5, "#F7F7F7"), (1, BLUE))
-"""Orange and blue differ to every reader, and both from the light grey between them."""
+"""Every reader can distinguish orange from blue, and both from the light grey between them."""
 MOST_LETTERS = 34
-"""Of a variant's name beside an axis."""
+"""Maximum length of a variant's name beside an axis."""
 
 GRID = "rgba(128,136,144,0.18)"
 WIDTH_PX, HEIGHT_PX = 620, 430
@@ -58,7 +58,7 @@ def paper(height_px: int = HEIGHT_PX, top_px: int = TOP_PX) -> dict[str, object]
 
 
 def ruler(title: str, extent: tuple[float, float] | None, log: bool = False) -> dict[str, object]:
-    """One axis; ``extent`` in plotly's coordinates, None for as far as the data reach."""
+    """One axis; ``extent`` in plotly's coordinates, None to fit the data."""
     return {
         "title": {"text": html.escape(title), "standoff": 10},
         "range": extent,
@@ -72,7 +72,7 @@ def ruler(title: str, extent: tuple[float, float] | None, log: bool = False) -> 
 
 
 def variant_axis(labels: Sequence[str]) -> dict[str, object]:
-    """An axis down which variants stand by number: two may have one name."""
+    """An axis that places variants by number, because two may have the same name."""
     return {
         "tickvals": list(range(len(labels))),
         "ticktext": [html.escape(_short(label)) for label in labels],

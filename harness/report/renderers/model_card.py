@@ -42,8 +42,8 @@ def _card(table: Table, row: VariantRow) -> str:
 def _apart(results: Iterable[EvalResult]) -> list[EvalResult]:
     """The same results, with unique pairs of data set configuration and metric.
 
-    The hub's library makes one entry of all results of one task, data set and configuration (``unique_identifier``);
-    what stands in ``dataset_args`` alone tells nothing apart.
+    The hub's library merges all results with the same task, data set and configuration (``unique_identifier``) into
+    one entry; a difference in ``dataset_args`` alone does not separate them.
     """
     made: list[EvalResult] = []
     seen: set[tuple[object, ...]] = set()
