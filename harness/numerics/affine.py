@@ -35,10 +35,10 @@ class AffineWeight:
 def quantize(weight: torch.Tensor, bits: int, group_size: GroupSize, symmetric: bool) -> AffineWeight:
     """Rounds a matrix to the nearest of 2^bits levels per group of its columns, channel or tensor.
 
-    The range is the minimum and maximum of each group, stretched to hold zero, so that zero is exact.
-    The scale is rounded up to float16 before the codes are chosen: what is stored is what is used. The error
-    is at most half a step; where an asymmetric zero point is rounded, a whole step at one end of the range.
-    Raises UnsupportedError where group_size does not divide the columns or a scale overflows.
+    The range is the minimum and maximum of each group, extended to include zero, so that zero is exact.
+    The scale is rounded up to float16 before the codes are chosen, so the codes fit the stored scale. The error
+    is at most half a step, or a whole step at one end of the range if an asymmetric zero point is rounded.
+    Raises UnsupportedError if group_size does not divide the columns or a scale overflows.
     """
     import torch
 
@@ -72,9 +72,9 @@ def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tenso
 
 
 def bits_per_weight(bits: int, group_size: GroupSize, width: int) -> float:
-    """Stored bits of one weight of a layer of that input width: its code, and its share of scale and zero point.
+    """Stored bits per weight of a layer with the given input width: its code and its share of scale and zero point.
 
-    Per tensor the share is counted as nothing: it is 24 bits a matrix.
+    The share is ignored for "tensor", where it is only 24 bits per matrix.
     """
     if group_size == "tensor":
         return float(bits)
@@ -82,7 +82,7 @@ def bits_per_weight(bits: int, group_size: GroupSize, width: int) -> float:
 
 
 def _grouped(weight: torch.Tensor, group_size: GroupSize) -> torch.Tensor:
-    """(rows, groups, columns of a group); one row for the whole tensor."""
+    """(rows, groups, columns per group); a single row and group for "tensor"."""
     if group_size == "tensor":
         return weight.reshape(1, 1, -1)
     if group_size == "channel":
@@ -93,11 +93,11 @@ def _grouped(weight: torch.Tensor, group_size: GroupSize) -> torch.Tensor:
 
 
 def _to_half(scale: torch.Tensor) -> torch.Tensor:
-    """The scale rounded up to float16 (so that no value falls outside the range), in float32; never zero."""
+    """The scale rounded up to float16 and returned in float32; never zero. Rounding up keeps every value in range."""
     import torch
 
     half = scale.to(torch.float16)
-    up = (half.view(torch.int16) + 1).view(torch.float16)  # of positive floats the next one has the next bits
+    up = (half.view(torch.int16) + 1).view(torch.float16)  # the next positive float has the next bit pattern
     half = torch.where(half.to(torch.float32) < scale, up, half)
     if not torch.isfinite(half).all():
         raise UnsupportedError("weights too large (or NaN) for float16 scales")

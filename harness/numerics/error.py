@@ -1,4 +1,4 @@
-"""How far rounded values lie from the true ones."""
+"""The error of rounded values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.numerics.rounding import Array
 
 @dataclass(frozen=True)
 class RoundingError:
-    """``sqnr_db`` is infinite where nothing was lost; ``largest`` and ``mean`` are in the values' own unit."""
+    """``sqnr_db`` is infinite if rounding was exact; ``largest`` and ``mean`` are in the unit of the values."""
 
     sqnr_db: float
     largest: float
@@ -23,8 +23,8 @@ class RoundingError:
 def rounding_error(values: Array, rounded: Array) -> RoundingError:
     """SQNR = 10 log10(Σ x² / Σ (x̂ − x)²) in dB, max |x̂ − x|, and the mean of x̂ − x, its bias.
 
-    SQNR after Jayant and Noll, "Digital Coding of Waveforms", 1984. Sums are taken in float64. A value
-    that became infinite makes the SQNR −∞. Of no values at all there is no error to tell: raises ValueError.
+    SQNR as in Jayant and Noll, "Digital Coding of Waveforms", 1984. Sums use float64. A value that became
+    infinite makes the SQNR −∞. Raises ValueError if there are no values.
     """
     if not values.size:
         raise ValueError("no values")

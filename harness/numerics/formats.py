@@ -31,10 +31,10 @@ NF4_LEVELS = (
     0.7229568362236023,
     1.0,
 )
-"""Quantiles of a normal distribution, scaled to ±1, in float32, an exact zero among them."""
+"""Quantiles of a normal distribution, scaled to ±1, in float32; one of them is exactly zero."""
 _BNB_FP4_HALF = (0.0, 0.0052083334885537624, 0.6666666865348816, 1.0, 0.3333333432674408, 0.5, 0.1666666716337204, 0.25)
 BNB_FP4_LEVELS = (*_BNB_FP4_HALF, *(-level for level in _BNB_FP4_HALF))
-"""0, 1/192, 8/12, 12/12, 4/12, 6/12, 2/12, 3/12 in float32: E2M1 over 12, but for its least value."""
+"""0, 1/192, 8/12, 12/12, 4/12, 6/12, 2/12, 3/12 in float32: E2M1 divided by 12, except for its smallest value."""
 
 FP32 = FloatFormat(name="FP32", summary="IEEE binary32", bits=32, exponent_bits=8, mantissa_bits=23)
 TF32 = FloatFormat(
@@ -139,7 +139,7 @@ FORMATS: tuple[Format, ...] = (*FLOATS, E8M0, MXFP8, MXFP8_E5M2, MXFP4, NVFP4, N
 
 
 def find(name: str) -> Format:
-    """The format of that name; case, blanks, ``-`` and ``_`` do not matter. Raises UsageError for an unknown one."""
+    """The format with that name, ignoring case, spaces, ``-`` and ``_``. Raises UsageError if it is unknown."""
     known = {_plain(form.name): form for form in FORMATS}
     if _plain(name) not in known:
         refuse_unknown("format", name.lower(), [form.name.lower() for form in FORMATS])

@@ -1,8 +1,8 @@
 """The affine scheme for any range: ``value ≈ scale · (code − zero_point)``, code = round(value / scale) + zero_point.
 
 After Jacob et al., arXiv:1712.05877, equation 1. Symmetric codes are restricted to ±(2^(b−1) − 1), as in section 2.4
-of Gholami et al., arXiv:2103.13630. ``affine`` is the same scheme as packed weights hold it, in torch; what it
-makes of a matrix and what this makes of the matrix's own ranges with FP16 scales is the same, code for code.
+of Gholami et al., arXiv:2103.13630. ``affine`` implements the same scheme in torch for packed weights. For the range
+of the matrix itself and FP16 scales, both produce the same codes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from harness.numerics.rounding import Array, up_to_float
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels at equal distance. ``scale`` and ``zero_point`` (whole numbers) broadcast against the values."""
+    """Equally spaced levels. ``scale`` and ``zero_point`` (whole numbers) broadcast against the values."""
 
     scale: Array
     zero_point: Array
@@ -27,13 +27,13 @@ class Grid:
     highest: float
 
     def codes(self, values: Array) -> Array:
-        """The nearest code, whole numbers in float32; a tie goes to the even one, what lies outside to the end."""
+        """The nearest code, a whole number in float32; ties go to the even code, values out of range are clipped."""
         values = np.asarray(values, np.float32)
         codes: Array = np.clip(np.rint(values / self.scale) + self.zero_point, self.lowest, self.highest)
         return codes
 
     def values(self, codes: Array) -> Array:
-        """What codes stand for."""
+        """The values that the codes represent."""
         return np.asarray(self.scale * (codes - self.zero_point), np.float32)
 
     def round(self, values: Array) -> Array:
@@ -42,11 +42,11 @@ class Grid:
 
 
 def over(low: Array, high: Array, form: IntFormat, symmetric: bool, scale_format: FloatFormat = FP32) -> Grid:
-    """The grid that covers a range [low, high], stretched to hold zero so that zero is exact.
+    """The grid that covers a range [low, high], extended to include zero so that zero is exact.
 
     Asymmetric: scale = (high − low) / (2^b − 1), zero_point = round(lowest code − low / scale). Symmetric: scale =
     max(−low, high) / (2^(b−1) − 1), and the zero point is 0, or 2^(b−1) for an unsigned format. The scale is rounded up
-    to its format before codes are chosen. Raises UnsupportedError where it is too large for that.
+    to its format before codes are chosen. Raises UnsupportedError if it is too large for the format.
     """
     low = np.minimum(np.asarray(low, np.float32), np.float32(0))
     high = np.maximum(np.asarray(high, np.float32), np.float32(0))

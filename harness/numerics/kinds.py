@@ -12,7 +12,7 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """What all formats tell. ``bits`` are those of one code; ``summary`` is one line for people."""
+    """What every format provides. ``bits`` is the size of one code; ``summary`` is one line for people."""
 
     name: str
     summary: str
@@ -20,12 +20,12 @@ class Format:
 
     @property
     def stored_bits(self) -> int:
-        """The room that one code takes."""
+        """Bits that one code occupies in storage."""
         return self.bits
 
     @property
     def bits_per_value(self) -> float:
-        """Stored bits of one value, its share of a block's scale included."""
+        """Stored bits per value, including its share of the block's scale."""
         return float(self.stored_bits)
 
     @property
@@ -35,7 +35,7 @@ class Format:
 
     @property
     def bias(self) -> int | None:
-        """What is taken off the exponent field; None where there is none."""
+        """What is subtracted from the exponent field; None if there is no such field."""
         return None
 
     @property
@@ -50,7 +50,7 @@ class Format:
 
     @property
     def smallest_normal(self) -> float | None:
-        """The smallest positive value of full precision; of integers, 1."""
+        """The smallest positive value with full precision; 1 for integers."""
         return None
 
     @property
@@ -69,7 +69,7 @@ class Format:
 
     @property
     def nans(self) -> int:
-        """How many codes are no number."""
+        """How many codes are NaN."""
         return 0
 
     def decode(self, code: int) -> float:
@@ -86,8 +86,8 @@ class Format:
 class FloatFormat(Format):
     """Sign, exponent and mantissa, with subnormals; the bias is 2^(exponent_bits − 1) − 1.
 
-    ``specials``: ``ieee`` keeps the highest exponent for infinities and NaN, ``nan`` keeps only the
-    highest code of each sign for NaN, ``none`` keeps nothing. ``padding`` bits are stored and unused.
+    ``specials``: ``ieee`` reserves the highest exponent for infinities and NaN, ``nan`` reserves only the
+    highest code of each sign for NaN, ``none`` reserves nothing. ``padding`` bits are stored but unused.
     """
 
     exponent_bits: int
@@ -109,7 +109,7 @@ class FloatFormat(Format):
 
     @property
     def largest_exponent(self) -> int:
-        """Of the largest finite value; the emax of the OCP specification."""
+        """The exponent of the largest finite value: emax in the OCP specification."""
         return (1 << self.exponent_bits) - 1 - self.bias - int(self.specials == "ieee")
 
     @property
@@ -152,7 +152,7 @@ class FloatFormat(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class ExponentFormat(Format):
-    """A power of two and nothing else: no sign, no zero; the highest code is NaN. It serves as a scale."""
+    """Powers of two only: no sign, no zero; the highest code is NaN. Used as a scale."""
 
     @property
     def fields(self) -> str:
@@ -188,7 +188,7 @@ class ExponentFormat(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class IntFormat(Format):
-    """Whole numbers; two's complement where signed."""
+    """Whole numbers; two's complement if signed."""
 
     signed: bool
 
@@ -214,7 +214,7 @@ class IntFormat(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class Codebook(Format):
-    """A list of levels, one for each code, times one scale for each ``block`` values."""
+    """A list of levels, one per code, times one scale per ``block`` values."""
 
     levels: tuple[float, ...]
     block: int
@@ -242,10 +242,10 @@ class Codebook(Format):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockFormat(FloatFormat):
-    """A small float format of which each ``block`` values share one scale.
+    """A small float format in which each block of ``block`` values shares one scale.
 
-    Limits, digits and values are those of the elements, before any scale. ``tensor_scale`` is a second scale,
-    one for the tensor; its bits are too few to count.
+    Limits, digits and values describe the elements, before any scale. ``tensor_scale`` is a second scale for the
+    whole tensor; its bits are negligible.
     """
 
     block: int

@@ -1,4 +1,4 @@
-"""What a key-value cache takes: counted in the real cache, and worked out from a model's shape."""
+"""Bytes of a key-value cache: counted in the real cache, and calculated from a model's shape."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 def stored_bytes(cache: Any) -> int:
     """Bytes of the storages behind all tensors that a cache object holds, each storage counted once.
 
-    What a tensor claims is not used: a view of a longer buffer (a static cache) takes the whole buffer.
+    A tensor's own size is not used, because a view of a longer buffer (a static cache) occupies the whole buffer.
     """
     return sum({t.untyped_storage().data_ptr(): int(t.untyped_storage().nbytes()) for t in _tensors(cache)}.values())
 
 
 def element_bytes(cache: Any) -> int:
-    """Bytes of one element of the cache's largest tensor. Raises ValueError where it holds none."""
+    """Bytes of one element of the cache's largest tensor. Raises ValueError if the cache holds no tensor."""
     largest = max(_tensors(cache), key=lambda tensor: tensor.nbytes, default=None)
     if largest is None:
         raise ValueError("the cache holds no tensor")
@@ -26,12 +26,12 @@ def element_bytes(cache: Any) -> int:
 
 
 def bytes_per_token(layers: int, kv_heads: int, head_dim: int, element_bytes: int) -> int:
-    """A key and a value in each layer: 2 · layers · heads · dimension · bytes of an element."""
+    """A key and a value in each layer: 2 · layers · heads · dimension · bytes per element."""
     return 2 * layers * kv_heads * head_dim * element_bytes
 
 
 def expected_bytes_per_token(config: Mapping[str, Any], element_bytes: int) -> int | None:
-    """The same from a model's config.json; None where that does not name the shape."""
+    """The same, from a model's config.json; None if the config does not give the shape."""
     shape: Mapping[str, Any] = config.get("text_config") or config
     layers, heads = shape.get("num_hidden_layers"), shape.get("num_attention_heads")
     if not layers or not heads or not (shape.get("head_dim") or shape.get("hidden_size")):
@@ -41,7 +41,7 @@ def expected_bytes_per_token(config: Mapping[str, Any], element_bytes: int) -> i
 
 
 def _tensors(held: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
-    """All tensors below an object: in its attributes, lists, tuples and dictionaries."""
+    """All tensors reachable from an object through attributes, lists, tuples and dictionaries."""
     import torch
 
     seen = set() if seen is None else seen

@@ -1,4 +1,4 @@
-"""What some architectures do to the product of the head: a scale (Cohere, Granite), a soft cap (Gemma 2)."""
+"""How some architectures transform the output of the head: a scale (Cohere, Granite), a soft cap (Gemma 2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def finish(logits: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    """``softcap · tanh(scale · logits / softcap)``, or ``scale · logits`` where there is no soft cap."""
+    """``softcap · tanh(scale · logits / softcap)``, or ``scale · logits`` without a soft cap."""
     import torch
 
     if scale != 1.0:

@@ -1,7 +1,7 @@
-"""Observers: which range [low, high] of the values an integer grid shall cover.
+"""Observers choose the range [low, high] of values that an integer grid covers.
 
 Each takes values (..., n), the format and whether its codes are symmetric, and returns low and high (..., 1), one range
-for each row. What lies outside is clipped: a narrow range trades clipping for smaller steps.
+per row. Values outside are clipped: a narrower range clips more values but has smaller steps.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def min_max(values: Array, form: IntFormat, symmetric: bool) -> Range:
 
 
 def percentile(values: Array, form: IntFormat, symmetric: bool, percent: float = PERCENTILE) -> Range:
-    """The range that holds ``percent`` of the values, the rest are clipped. Wu et al., arXiv:2004.09602.
+    """The range that contains ``percent`` of the values; the rest are clipped. Wu et al., arXiv:2004.09602.
 
     Symmetric: ±t, where t is that percentile of |x|. Asymmetric: the percentiles 100 − percent and percent of x.
     """
@@ -43,8 +43,7 @@ def percentile(values: Array, form: IntFormat, symmetric: bool, percent: float =
 def mse(values: Array, form: IntFormat, symmetric: bool) -> Range:
     """``argmin Σ (x − x̂(low, high))²``. Nagel et al., arXiv:2106.08295, section 3.1 (MSE).
 
-    Searched among [min x, max x] cut at ±t, for t = 1/100, 2/100 … 1 of max |x|; of two that are equally good the wider
-    is taken.
+    Candidates are [min x, max x] clipped to ±t, for t = 1/100, 2/100 … 1 of max |x|. The widest wins a tie.
     """
     full = min_max(values, form, symmetric)
     largest = np.maximum(-full[0], full[1])
@@ -60,10 +59,10 @@ def mse(values: Array, form: IntFormat, symmetric: bool) -> Range:
 def kl(values: Array, form: IntFormat, symmetric: bool) -> Range:
     """``argmin_t KL(P_t ‖ Q_t)`` over thresholds t of |x|. Migacz, "8-bit Inference with TensorRT", GTC 2017.
 
-    |x| is counted in 2048 bins. For each t, P_t is the histogram up to t with all counts beyond it added to its
-    last bin, and Q_t the histogram up to t, merged into as many bins as the format has levels on one side and spread
-    evenly again over the bins that P_t fills. The range is [min x, max x] cut at ±t. As published, no t below that many
-    bins is tried, and KL is infinite where Q_t has nothing: at 8 bits an outlier 16 times beyond the rest is kept.
+    The histogram of |x| has 2048 bins. For each t, P_t is the histogram up to t, with all counts beyond t added to its
+    last bin. Q_t is the histogram up to t, merged into as many bins as the format has levels on one side and then
+    spread evenly over the nonempty bins of P_t. The range is [min x, max x] clipped to ±t. As published, t is at least
+    that many bins, and KL is infinite where Q_t is empty: at 8 bits an outlier 16 times beyond the rest is kept.
     """
     full = min_max(values, form, symmetric)
     rows = values.reshape(-1, values.shape[-1])
@@ -80,14 +79,14 @@ def _cut(full: Range, bound: Array) -> Range:
 
 
 def _kl_threshold(magnitudes: Array, levels: int) -> float:
-    """The right edge of the histogram's best part."""
+    """The threshold t: the right edge of the last bin kept."""
     counts, edges = np.histogram(magnitudes, bins=BINS, range=(0, float(magnitudes.max()) or 1.0))
     divergences = [_kl_of(counts, kept, levels) for kept in range(levels, BINS + 1)]
     return float(edges[levels + int(np.argmin(divergences))])
 
 
 def _kl_of(counts: npt.NDArray[np.int64], kept: int, levels: int) -> float:
-    """KL(P ‖ Q) in nats of the first ``kept`` bins; infinite where Q has nothing and P has something."""
+    """KL(P ‖ Q) in nats of the first ``kept`` bins; infinite where Q is empty and P is not."""
     clipped = counts[:kept].astype(np.float64)
     clipped[-1] += counts[kept:].sum()
     filled = clipped > 0

@@ -1,7 +1,7 @@
-"""Packs codes of 2, 3, 4 or 8 bits so that they really take that room.
+"""Packs codes of 2, 3, 4 or 8 bits so that they really occupy that many bits.
 
-A width is cut into planes whose widths divide a byte (3 = 2 + 1), and each plane is packed with
-``8 / width`` codes to a byte, first code in the lowest bits: packing and unpacking are shifts of
+A code is split into planes whose widths divide a byte (3 = 2 + 1). Each plane is packed with
+``8 / width`` codes per byte, the first code in the lowest bits, so packing and unpacking are shifts of
 whole uint8 tensors on any device.
 """
 
@@ -17,7 +17,7 @@ PLANES = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """uint8 codes below 2^bits, of any shape, as a flat uint8 tensor of packed_bytes(count, bits) bytes."""
+    """Packs uint8 codes below 2^bits, of any shape, into a flat uint8 tensor of packed_bytes(count, bits) bytes."""
     import torch
 
     planes, shift = [], 0
@@ -29,7 +29,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Tensor:
-    """The codes of ``pack``, as uint8 of the given shape."""
+    """Reverses ``pack``: the codes as uint8 in the given shape."""
     count = math.prod(shape)
     codes: torch.Tensor | None = None
     start = shift = 0
@@ -43,7 +43,7 @@ def unpack(packed: torch.Tensor, bits: int, shape: tuple[int, ...]) -> torch.Ten
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Bytes that ``pack`` makes of that many codes."""
+    """Bytes that ``pack`` needs for that many codes."""
     return sum(_plane_bytes(count, width) for width in PLANES[bits])
 
 

@@ -1,7 +1,7 @@
-"""Predictions over a whole vocabulary: their probabilities, how far two of them lie apart, and their first choices.
+"""Predictions over a whole vocabulary: their probabilities, the divergence between two, and their most likely tokens.
 
-Sums over the vocabulary are taken in float32, of terms near zero; what is left of a row, one number, goes on in
-float64. The error is then about 1e-7 nat, whatever the size of the logits.
+Sums over the vocabulary use float32 and terms near zero; the one number that results per row continues in
+float64. The error is then about 1e-7 nat, however large the logits are.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK = 128
-"""Consecutive tokens of which only the highest is looked at first."""
+"""The search for the most likely tokens first looks only at the maximum of each block of this many tokens."""
 
 
 def predict(logits: torch.Tensor) -> Prediction:
-    """The predictions that logits (n, vocabulary) of any floating type make, in float32."""
+    """The predictions of logits (n, vocabulary) of any floating type, in float32."""
     return _prediction(logits.float())
 
 
 def mean_divergence(base: torch.Tensor, other: torch.Tensor) -> float:
     """The mean KL(base ‖ other) in nats over the positions of two sets of logits (…, vocabulary).
 
-    In float64 throughout, for a few positions whose predictions should be the same.
+    Uses float64 throughout. Meant for a few positions whose predictions should be the same.
     """
     ours, theirs = (_prediction(logits.double().flatten(0, -2)) for logits in (base, other))
     return float(divergences(ours, theirs)[0].mean())
@@ -46,19 +46,19 @@ def logprobs(prediction: Prediction, tokens: torch.Tensor) -> torch.Tensor:
 def divergences(base: Prediction, other: Prediction) -> tuple[torch.Tensor, torch.Tensor]:
     """KL(base ‖ other) and KL(other ‖ base) in nats (Kullback and Leibler 1951), each (n,) float64.
 
-    With p = e^x / S and q = e^y / T the first is Σ e^x (x − y) / S − ln S + ln T.
+    With p = e^x / S and q = e^y / T, the first is Σ e^x (x − y) / S − ln S + ln T.
     """
     gap = base.exponents - other.exponents
     shift = other.totals.log() - base.totals.log()
     forward = (base.weights * gap).sum(dim=1).double() / base.totals + shift
     backward = (other.weights * gap).sum(dim=1).double() / other.totals + shift
-    return forward.clamp(min=0), (-backward).clamp(min=0)  # rounding can leave a true zero at -1e-8
+    return forward.clamp(min=0), (-backward).clamp(min=0)  # rounding can turn a true zero into -1e-8
 
 
 def first_choices(prediction: Prediction, count: int) -> torch.Tensor:
-    """The most likely tokens, (n, count), the likeliest first; of equally likely ones the lowest id first.
+    """The most likely tokens, (n, count), most likely first; ties are ordered by id, lowest first.
 
-    The ``count`` highest of a row lie in the ``count`` blocks with the highest peaks, so that only these are sorted.
+    The ``count`` highest scores of a row lie in the ``count`` blocks with the highest maxima, so only these are sorted.
     """
     import torch
 
@@ -76,10 +76,10 @@ def first_choices(prediction: Prediction, count: int) -> torch.Tensor:
 
 
 def _highest(scores: torch.Tensor, ids: torch.Tensor, count: int) -> torch.Tensor:
-    """The ids of the ``count`` highest float32 scores of each row, of equal ones the lowest first.
+    """The ids of the ``count`` highest float32 scores of each row; ties are ordered by id, lowest first.
 
-    Score and id make one integer: a float's bits, read as an integer, are in the order of its value once the bits
-    below the sign of a negative one are turned over.
+    Score and id are combined into one integer. Read as an integer, a float's bits sort like its value once the bits
+    below the sign of a negative float are flipped.
     """
     import torch
 

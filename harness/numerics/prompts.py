@@ -1,4 +1,4 @@
-"""Prompts for what is measured without a text."""
+"""Prompts for measurements that need no text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def random_tokens(vocabulary: int, batch: int, length: int, seed: int) -> torch.Tensor:
-    """Tokens (batch, length), int64, on the CPU: the same for the same seed, whatever the variant."""
+    """Tokens (batch, length), int64, on the CPU. The same seed gives the same tokens for every variant."""
     import torch
 
     return torch.randint(vocabulary, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Rounds arrays to a format for real: what comes back are values that the format has, in float32.
+"""Rounds arrays to values that a format can represent; the result is in float32.
 
 No scale is applied here; see ``scaling``.
 """
@@ -16,10 +16,10 @@ Array = npt.NDArray[np.float32]
 
 
 def to_float(values: Array, form: FloatFormat, saturate: bool = False) -> Array:
-    """The nearest value of a float format; a tie goes to the even mantissa (IEEE 754-2019, section 4.3.1).
+    """The nearest value of a float format; ties go to the even mantissa (IEEE 754-2019, section 4.3.1).
 
-    float32 in, float32 out, any shape. Past the largest value: infinity where the format has one, else NaN where it has
-    that, else the largest. ``saturate`` gives the largest in every case, for infinities too. NaN stays NaN.
+    float32 in, float32 out, any shape. Beyond the largest value: infinity if the format has it, else NaN if it has
+    that, else the largest value. With ``saturate`` it is always the largest, for infinities too. NaN stays NaN.
     """
     rounded = _on_grid(values, form, np.rint)
     beyond = np.abs(rounded) > form.largest
@@ -31,22 +31,22 @@ def to_float(values: Array, form: FloatFormat, saturate: bool = False) -> Array:
 
 
 def up_to_float(values: Array, form: FloatFormat) -> Array:
-    """The least value of a float format that is not below the given one; infinity past the largest."""
+    """The smallest value of a float format that is not below the given one; infinity beyond the largest."""
     rounded = _on_grid(values, form, np.ceil)
     return np.where(rounded > form.largest, np.float32(np.inf), rounded)
 
 
 def to_levels(values: Array, codebook: Codebook) -> Array:
-    """The nearest level of a codebook; a tie goes to the lower one, as in bitsandbytes."""
+    """The nearest level of a codebook; ties go to the lower one, as in bitsandbytes."""
     levels = np.unique(np.asarray(codebook.levels, np.float32))
     middles = (levels[:-1] + levels[1:]) / np.float32(2)
     return levels[np.searchsorted(middles, np.asarray(values, np.float32))]
 
 
 def _on_grid(values: Array, form: FloatFormat, whole: Any) -> Array:
-    """Values as whole numbers of the format's step at their size, as if its exponents had no upper end.
+    """Values rounded to multiples of the format's step at their magnitude, as if its exponent had no upper limit.
 
-    All arithmetic is exact in float32: the step is a power of two, and the quotient is short of 2^24.
+    All arithmetic is exact in float32: the step is a power of two, and the quotient is below 2^24.
     """
     values = np.asarray(values, np.float32)
     exponent = (values.view(np.uint32) & np.uint32(0x7F80_0000)).view(np.float32)  # 2^⌊log2|v|⌋; 0 if subnormal

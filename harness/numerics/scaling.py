@@ -1,6 +1,6 @@
-"""Rounds a matrix to a format with the scales that such a format is stored with.
+"""Rounds a matrix to a format, with the scales that are stored with that format.
 
-Matrices are float32 (rows, columns). Where a block does not divide the columns, the last block of a row is shorter.
+Matrices are float32 (rows, columns). If the block size does not divide the columns, a row's last block is shorter.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from harness.numerics.rounding import Array, to_float, to_levels
 
 @dataclass(frozen=True)
 class Rounded:
-    """The rounded matrix, and the bits that all its scales and zero points take."""
+    """The rounded matrix, and the total bits of its scales and zero points."""
 
     values: Array
     scale_bits: int
 
 
 def cast(values: Array, form: FloatFormat) -> Rounded:
-    """No scale at all; what is too large becomes infinite, as in a cast."""
+    """No scale; values that are too large become infinite, as in a cast."""
     return Rounded(to_float(values, form), 0)
 
 
@@ -44,7 +44,7 @@ def scaled(values: Array, form: FloatFormat, group_size: GroupSize) -> Rounded:
 def microscaled(values: Array, form: BlockFormat) -> Rounded:
     """A power of two per block, 2^(⌊log2 max |x|⌋ − emax); emax is the exponent of the format's largest value.
 
-    OCP Microscaling Formats (MX) Specification 1.0, section 6.3. Elements past the largest value become it.
+    OCP Microscaling Formats (MX) Specification 1.0, section 6.3. Elements beyond the largest value are clamped to it.
     """
     blocks = _blocks(values, form.block)
     exponent = np.frexp(_magnitude(blocks))[1] - 1 - form.largest_exponent
@@ -56,8 +56,8 @@ def microscaled(values: Array, form: BlockFormat) -> Rounded:
 def twice_scaled(values: Array, form: BlockFormat) -> Rounded:
     """NVFP4: s_tensor = max |x| / (448 · 6) in FP32, s_block = max |block| / 6 / s_tensor rounded to E4M3.
 
-    NVIDIA, "Introducing NVFP4"; a block's scale is kept normal (at least 2^−6) and values are multiplied by
-    reciprocals, as torchao does.
+    NVIDIA, "Introducing NVFP4". As in torchao, block scales are at least 2^−6 (never subnormal) and values are
+    multiplied by reciprocals.
     """
     assert isinstance(form.scale, FloatFormat)
     blocks = _blocks(values, form.block)
@@ -70,9 +70,9 @@ def twice_scaled(values: Array, form: BlockFormat) -> Rounded:
 
 
 def coded(values: Array, codebook: Codebook) -> Rounded:
-    """The nearest level of x / max |block|, times max |block|; blocks run on from row to row, as in bitsandbytes.
+    """The nearest level of x / max |block|, times max |block|; blocks may span rows, as in bitsandbytes.
 
-    Dettmers et al., arXiv:2305.14314, section 3; without double quantization of the scales.
+    Dettmers et al., arXiv:2305.14314, section 3, without double quantization of the scales.
     """
     blocks = _blocks(values.reshape(1, -1), codebook.block)
     scale = _magnitude(blocks)
@@ -82,7 +82,7 @@ def coded(values: Array, codebook: Codebook) -> Rounded:
 
 
 def affine(values: Array, form: IntFormat, group_size: GroupSize, observer: Observer = min_max) -> Rounded:
-    """Symmetric where the format is signed, else with a zero point of its bits; FP16 scales, as ``rtn`` stores them."""
+    """Symmetric if the format is signed, else with a zero point of its bits; FP16 scales, as ``rtn`` stores them."""
     blocks = _blocks(values, group_size)
     low, high = observer(blocks, form, form.signed)
     levels = grid.over(low, high, form, form.signed, FP16)
@@ -91,7 +91,7 @@ def affine(values: Array, form: IntFormat, group_size: GroupSize, observer: Obse
 
 
 def _blocks(values: Array, group_size: GroupSize) -> Array:
-    """(rows, blocks, values of a block); one row for the whole tensor; zeros fill up the last block."""
+    """(rows, blocks, values per block); a single row for "tensor". The last block is padded with zeros."""
     if group_size == "tensor":
         return values.reshape(1, 1, -1)
     if group_size == "channel":
@@ -111,5 +111,5 @@ def _magnitude(blocks: Array) -> Array:
 
 
 def _nonzero(scale: Array) -> Array:
-    """A block of zeros is divided by one."""
+    """Replaces a scale of zero by one, for blocks of zeros."""
     return np.where(scale > 0, scale, np.float32(1))

@@ -1,8 +1,8 @@
-"""The bytes that a model's parameters really take, whatever library stores them.
+"""The bytes that a model's parameters really occupy, whichever library stores them.
 
-``numel * element_size`` is wrong for most quantized tensors: torchao's pretend the unquantized
-shape and dtype, bitsandbytes keeps scales beside the parameter. Here the storages themselves are
-found, each counted once.
+``numel * element_size`` is wrong for most quantized tensors: torchao's report the unquantized
+shape and dtype, and bitsandbytes keeps scales outside the parameter. This module finds the storages
+themselves and counts each once.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class PackedModule(Protocol):
-    """A module that stores its matrix in buffers of its own making."""
+    """A module that stores its matrix in its own packed buffers."""
 
     def packed_weight(self) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]]:
-        """The shape it stands for, the tensors that hold its codes, and those that hold scales and zeros."""
+        """The logical shape of the matrix, the tensors of its codes, and the tensors of its scales and zero points."""
         ...
 
 
@@ -58,7 +58,7 @@ _Stored = tuple[str, tuple[int, ...], list["torch.Tensor"], list["torch.Tensor"]
 
 def _stored(module: torch.nn.Module) -> Iterator[_Stored]:
     if type(module).__module__.startswith("quark.") and type(module).__name__.endswith("Quantizer"):
-        return  # the layer that it belongs to shows what it holds
+        return  # its layer already reported the tensors
     own: set[int] = set()
     if isinstance(module, PackedModule):
         shape, values, scales = module.packed_weight()
@@ -77,11 +77,11 @@ def _stored(module: torch.nn.Module) -> Iterator[_Stored]:
 
 
 def _words(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] | None:
-    """The matrix of a layer of GPTQ's and AWQ's kind, whose codes are words called ``qweight``.
+    """The matrix of a GPTQ or AWQ layer, whose codes are packed into words called ``qweight``.
 
-    gptqmodel, auto-round and INC have such. Everything else it holds beside its bias serves unpacking: scales, zero
-    points, group numbers, shifts; some of it (a kernel's own copy of the scales) lies in plain attributes. None for a
-    layer of another kind.
+    gptqmodel, auto-round and INC have such layers. Everything else in them except the bias is for unpacking: scales,
+    zero points, group indices, shifts. Some of it (a kernel's own copy of the scales) is in plain attributes. None for
+    any other layer.
     """
     import torch
 
@@ -89,7 +89,7 @@ def _words(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor]
     sizes = _size(module, "out"), _size(module, "in")
     if not isinstance(codes, torch.Tensor) or not all(isinstance(size, int) for size in sizes):
         return None
-    if type(codes) not in (torch.Tensor, torch.nn.Parameter):  # quanto has a ``qweight`` too, made of tensors
+    if type(codes) not in (torch.Tensor, torch.nn.Parameter):  # quanto has a ``qweight`` too: a tensor subclass
         return None
     named = {**dict(module.named_buffers(recurse=False)), **dict(module.named_parameters(recurse=False))}
     named |= {name: value for name, value in vars(module).items() if isinstance(value, torch.Tensor)}
@@ -98,13 +98,13 @@ def _words(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor]
 
 
 def _size(module: torch.nn.Module, side: str) -> int | None:
-    """``out_features``, or ``outfeatures`` as auto-round spells it."""
+    """``out_features``, or ``outfeatures`` in auto-round's spelling."""
     size: int | None = getattr(module, f"{side}_features", getattr(module, f"{side}features", None))
     return size
 
 
 def _beside(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] | None:
-    """The matrix of an HQQLinear, which keeps scales and zero points in a dictionary; None for another layer."""
+    """The matrix of an HQQLinear, which keeps scales and zero points in a dictionary; None for any other layer."""
     if type(module).__name__ != "HQQLinear":
         return None
     meta: Any = module.meta
@@ -112,9 +112,9 @@ def _beside(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor
 
 
 def _scaled(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] | None:
-    """The matrix of auto-round's float8 layer, whose codes are held in bfloat16, and of Quark's layer.
+    """The matrix of auto-round's float8 layer, which stores its codes in bfloat16, or of Quark's layer.
 
-    Quark's keeps scales and zero points in modules of its own. None for another layer.
+    Quark's layer keeps scales and zero points in submodules. None for any other layer.
     """
     held: Any = module
     if type(module).__name__ == "WeightFP8ActFP8StaticQuantLinear":
@@ -129,11 +129,11 @@ def _scaled(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor
 def _parts(
     module: torch.nn.Module, tensor: torch.Tensor
 ) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor], str]:
-    """The logical shape of a parameter, its code tensors, its scale tensors and what to call its storage."""
+    """The logical shape of a parameter, its code tensors, its scale tensors and the name of its storage."""
     kind = type(tensor).__name__
     state = getattr(tensor, "quant_state", None)
     if state is not None:  # bitsandbytes 4 bit
-        nested = getattr(state, "state2", None)  # gone once bitsandbytes has repacked it for a CPU kernel
+        nested = getattr(state, "state2", None)  # absent once bitsandbytes has repacked the weight for a CPU kernel
         scales = [state.absmax, state.code, getattr(state, "offset", None)]
         scales += [nested.absmax, nested.code] if nested is not None else []
         return tuple(state.shape), [tensor.data], [scale for scale in scales if scale is not None], kind
@@ -141,7 +141,7 @@ def _parts(
         held: Any = tensor if getattr(tensor, "SCB", None) is not None else module.state
         return tuple(tensor.shape), [tensor.data], [held.SCB], kind
     leaves = list(_leaves(tensor))
-    if len(leaves) > 1 or leaves[0] is not tensor:  # torchao, quanto: a tensor made of tensors
+    if len(leaves) > 1 or leaves[0] is not tensor:  # torchao, quanto: a tensor subclass that wraps several tensors
         values = max(leaves, key=lambda leaf: leaf.nbytes)
         return tuple(tensor.shape), [values], [leaf for leaf in leaves if leaf is not values], kind
     return tuple(tensor.shape), [tensor], [], str(tensor.dtype).removeprefix("torch.")
@@ -161,7 +161,7 @@ def _leaves(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _new_bytes(tensor: torch.Tensor, seen: set[int]) -> int:
-    """The bytes of the tensor's storage, or 0 where another tensor already showed it."""
+    """The bytes of the tensor's storage, or 0 if another tensor with the same storage was already counted."""
     storage = tensor.untyped_storage()
     if storage.data_ptr() in seen:
         return 0

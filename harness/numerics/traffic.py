@@ -1,7 +1,7 @@
-"""What a step of a model must read and multiply, worked out from what is stored: the arithmetic of a bound.
+"""The bytes that a step of a model must read and the operations it must do, calculated from what is stored.
 
-Everything here is the least that any program must do, so that the time it takes on the best machine is a bound:
-weights are read once per step, the key-value cache once, nothing else. docs/speed-bounds.md derives each figure.
+These are minima for any program, so they bound the speed from above: each step reads the weights once and the
+key-value cache once, and nothing else. docs/speed-bounds.md derives each figure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.core.capability import KernelFamily, StoredTensor
 
 VERSION = 1
 PACKED = "packed"
-"""In place of a dtype: multiplied with its codes, by whatever unit of the machine is the fastest."""
+"""Used in place of a dtype: codes are multiplied directly, on the machine's fastest unit."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
@@ -25,23 +25,23 @@ _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 @dataclass(frozen=True)
 class Routing:
-    """A mixture of experts: how many each layer has, and how many of them a token meets."""
+    """A mixture of experts: how many experts each layer has, and how many of them each token uses."""
 
     experts: int
     active: int
 
     def distinct(self, tokens: int) -> float:
-        """The expected number of experts of a layer that a step over so many tokens needs.
+        """The expected number of experts per layer that a step over ``tokens`` tokens reads.
 
-        E · (1 − (1 − k/E)ⁿ): each token's choice is taken to be independent and every expert as likely as another.
-        A router that prefers some experts needs fewer.
+        E · (1 − (1 − k/E)ⁿ), assuming that tokens choose independently and all experts are equally likely.
+        A router that prefers some experts reads fewer.
         """
         return self.experts * (1 - (1 - self.active / self.experts) ** tokens)
 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """``windows`` has an entry per layer with a key-value cache: the tokens it looks back at most, or None for all."""
+    """``windows`` has one entry per layer with a key-value cache: how many tokens it can look back, or None for all."""
 
     windows: tuple[int | None, ...]
     heads: int
@@ -50,16 +50,19 @@ class AttentionShape:
     kv_element_bytes: int
 
     def read_bytes(self, tokens: float) -> float:
-        """Keys and values of so many tokens of one sequence, in all layers."""
+        """Bytes of the keys and values of ``tokens`` tokens of one sequence, over all layers."""
         per_token = 2 * self.kv_heads * self.head_dim * self.kv_element_bytes
         return per_token * sum(_within(window, tokens) for window in self.windows)
 
     def operations(self, tokens: float) -> float:
-        """A token's scores over so many, itself included, and the sum of their values: 4 · heads · dimension each."""
+        """Attention of one token over ``tokens`` tokens, itself included: scores and weighted values.
+
+        4 · heads · dimension for each token that is attended to.
+        """
         return 4 * self.heads * self.head_dim * sum(_within(window, tokens) for window in self.windows)
 
     def prompt_operations(self, tokens: int) -> float:
-        """The same for each token of a prompt in turn: 1 + 2 + … + n, as far as a layer's window goes."""
+        """The same summed over the tokens of a prompt: 1 + 2 + … + n, limited by each layer's window."""
         total = 0
         for window in self.windows:
             near = min(tokens, window) if window is not None else tokens
@@ -69,10 +72,10 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Running:
-    """A loaded model as far as its traffic goes.
+    """What the traffic of a loaded model depends on.
 
-    ``families`` says by a layer's name how it multiplies; ``running_bytes`` is what all weights take once they have
-    run. What is not known (None) is left out of the bound, which then is lower than it could be.
+    ``families`` maps a layer's name to its kind of kernel. ``running_bytes`` is the size of all weights after the
+    first pass. Anything unknown (None) is left out of the step, which is then smaller than it could be.
     """
 
     ledger: Sequence[StoredTensor]
@@ -84,7 +87,7 @@ class Running:
 
     @property
     def dtype(self) -> str:
-        """The dtype that activations have: that of most parameters which are not quantized."""
+        """The dtype of activations: that of most unquantized parameters."""
         found: Counter[str] = Counter()
         for entry in self.ledger:
             if not entry.quantized and entry.storage in DTYPE_BYTES:
@@ -94,9 +97,9 @@ class Running:
 
 @dataclass(frozen=True)
 class Step:
-    """The least that one step of a whole batch takes. ``operations`` are by the dtype that is multiplied (or PACKED).
+    """The minimum work of one step of a whole batch. ``operations`` are by dtype of the multiplication (or PACKED).
 
-    ``dequantize_bytes`` is what layers that unpack first write and read again; it is no part of ``read_bytes``.
+    ``dequantize_bytes`` is what layers that unpack first write and read back; ``read_bytes`` does not include it.
     """
 
     read_bytes: float
@@ -106,9 +109,10 @@ class Step:
 
 
 def decode_step(model: Running, batch: int, prompt: int, new: int) -> Step:
-    """The mean of ``new`` steps after a prompt: each reads the weights, and the cache that it finds.
+    """The mean of ``new`` steps after a prompt. Each reads the weights and the cache.
 
-    Step i (from 0) finds prompt + i tokens there, prompt + (new − 1)/2 in the mean, and attends to one more: itself.
+    At step i (from 0) the cache holds prompt + i tokens, on average prompt + (new − 1)/2. The new token attends to
+    these and to itself.
     """
     past = prompt + (new - 1) / 2
     step = _weights(model, batch, batch)
@@ -119,7 +123,7 @@ def decode_step(model: Running, batch: int, prompt: int, new: int) -> Step:
 
 
 def prefill(model: Running, batch: int, prompt: int) -> Step:
-    """Reads the weights once for all tokens; the output embedding is applied to the last token of each row alone."""
+    """Reads the weights once for all tokens; the output embedding is applied only to the last token of each row."""
     step = _weights(model, batch * prompt, batch)
     if model.attention is None:
         return step
@@ -127,7 +131,7 @@ def prefill(model: Running, batch: int, prompt: int) -> Step:
 
 
 def routing(config: Mapping[str, Any]) -> Routing | None:
-    """The mixture that a config.json describes; None where it describes none."""
+    """The mixture of experts in a config.json; None if it has none."""
     text: Mapping[str, Any] = config.get("text_config") or config
     experts = next((text[name] for name in _EXPERT_COUNTS if text.get(name)), None)
     active = text.get("num_experts_per_tok")
@@ -135,11 +139,11 @@ def routing(config: Mapping[str, Any]) -> Routing | None:
 
 
 def _weights(model: Running, tokens: int, predicted: int) -> Step:
-    """What ``tokens`` tokens at once take, the attention left out; the head is applied to ``predicted`` of them."""
+    """The step for ``tokens`` tokens at once, without attention; the head is applied to ``predicted`` of them."""
     dtype = model.dtype
     tied = any(entry.role == "head" and entry.tied for entry in model.ledger)
     stored = sum(_bytes(entry) for entry in model.ledger)
-    read = -float(max(0, stored - model.running_bytes))  # what repacking in the first pass saved
+    read = -float(max(0, stored - model.running_bytes))  # bytes saved by repacking in the first pass
     dequantized = 0.0
     operations: Counter[str] = Counter()
     for entry in model.ledger:
@@ -149,11 +153,11 @@ def _weights(model: Running, tokens: int, predicted: int) -> Step:
             read += _bytes(entry) * (1.0 if tied else min(1.0, tokens / model.vocabulary))
             continue
         if matrix and not _LAYER.search(entry.name):
-            continue  # position embeddings are gathered, and what does not read text does not run
+            continue  # position embeddings are only gathered, and modules for other inputs than text do not run
         if entry.name.endswith("inv_freq"):
-            continue  # a table of the rotary embedding's, and a spare copy of it that nobody reads
+            continue  # the rotary embedding's small table, and an unused copy of it
         parts = _experts_read(model, entry, tokens)
-        if matrix and family == "plain" and entry.quantized:  # unpacked once: the dense matrix is what is read
+        if matrix and family == "plain" and entry.quantized:  # unpacked once, so each step reads the dense matrix
             read += parts * entry.parameters * DTYPE_BYTES[dtype]
         else:
             read += parts * _bytes(entry)
@@ -167,20 +171,20 @@ def _weights(model: Running, tokens: int, predicted: int) -> Step:
 
 
 def _with(step: Step, kv_bytes: float, dtype: str, operations: float) -> Step:
-    """The step and its attention."""
+    """The step with its attention added."""
     whole = {**step.operations, dtype: step.operations.get(dtype, 0.0) + operations}
     return Step(step.read_bytes + kv_bytes, kv_bytes, step.dequantize_bytes, whole)
 
 
 def _experts_read(model: Running, entry: StoredTensor, tokens: int) -> float:
-    """The share of a tensor that a step over so many tokens reads."""
+    """The fraction of a tensor that a step over ``tokens`` tokens reads."""
     if not _EXPERTS.search(entry.name):
         return 1.0
     return model.routing.distinct(tokens) / model.routing.experts if model.routing else 0.0
 
 
 def _experts_met(model: Running, entry: StoredTensor) -> float:
-    """The share of a tensor that one token is multiplied with."""
+    """The fraction of a tensor that one token is multiplied with."""
     if not _EXPERTS.search(entry.name):
         return 1.0
     return model.routing.active / model.routing.experts if model.routing else 0.0

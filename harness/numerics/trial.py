@@ -1,4 +1,4 @@
-"""Tries formats on one tensor: each rounds it for real, in the ways it is usually scaled."""
+"""Tries formats on one tensor: really rounds it to each format, with each of the format's usual scales."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SCOPES: dict[GroupSize, str] = {"tensor": "the tensor", "channel": "a row"}
 
 @dataclass(frozen=True)
 class Trial:
-    """What one format made of the tensor. ``scaling`` says in words which scales it had."""
+    """The result of one format. ``scaling`` describes its scales in words."""
 
     format: str
     scaling: str
@@ -31,10 +31,10 @@ class Trial:
 def trials(
     values: Array, forms: Iterable[Format] = FORMATS, group_size: int = 64, observer: str = "min-max"
 ) -> Iterator[Trial]:
-    """Every usual way to store a matrix (rows, columns) in each format; a format that only serves as a scale has none.
+    """Every usual way to store a matrix (rows, columns) in each format; none for formats that only serve as scales.
 
-    ``group_size`` and ``observer`` are for the integer formats. A row or a group holds too few values for the histogram
-    of the KL observer: they are left out there.
+    ``group_size`` and ``observer`` apply to the integer formats. The KL observer is used per tensor only, because a row
+    or a group has too few values for its histogram.
     """
     for form in forms:
         for words, rounded in _ways(form, group_size, observer):
@@ -44,7 +44,7 @@ def trials(
 
 
 _Ways = Iterator[tuple[str, Callable[[Array], Rounded]]]
-"""What is scaled by what, in words, and the function that rounds so."""
+"""Each scaling in words, and the function that rounds with it."""
 
 
 def _ways(form: Format, group_size: int, observer: str) -> _Ways:
