@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 CHOICES = 5
-"""How many of the most likely tokens are compared as a set."""
+"""Number of most likely tokens that are compared as a set."""
 QUANTITIES: tuple[tuple[str, str, Literal["lower", "higher", "neither"]], ...] = (
     ("kl", "nat", "lower"),
     ("kl_reverse", "nat", "lower"),
@@ -24,17 +24,16 @@ QUANTITIES: tuple[tuple[str, str, Literal["lower", "higher", "neither"]], ...] =
     ("delta_p", "probability", "neither"),
     ("baseline_confidence", "probability", "neither"),
 )
-"""Name, unit and direction, in the order of what ``_compare`` returns."""
+"""Name, unit and direction, in the order that ``_compare`` returns."""
 
 
 class DivergenceObserver:
-    """What a variant predicts beside what the baseline predicts, one value of each quantity per scored token.
+    """Compares a variant's predictions with the baseline's: one value of each quantity per scored token.
 
-    ``kl`` is KL(baseline ‖ variant), ``kl_reverse`` the other direction; ``top5_agreement`` is the part that the
-    two sets of five most likely tokens share; ``delta_p`` is the variant's probability of the true token less the
+    ``kl`` is KL(baseline ‖ variant), ``kl_reverse`` the other direction; ``top5_agreement`` is the fraction that the
+    two sets of five most likely tokens share; ``delta_p`` is the variant's probability of the true token minus the
     baseline's; ``baseline_confidence`` is the baseline's highest probability. Clusters are the documents, or the
-    windows where there is but one document.
-    Where ``name`` is given, KL alone is told, under that name.
+    windows if there is only one document. With ``name``, only KL is reported, under that name.
     """
 
     def __init__(self, windows: Windows, name: str | None = None) -> None:
@@ -44,7 +43,7 @@ class DivergenceObserver:
         self._places: list[tuple[int, int, int]] = []
 
     def observe(self, chunk: Chunk) -> None:
-        """Raises InvalidRunError, with the window, where a divergence is not finite."""
+        """Raises InvalidRunError, with the window, if a divergence is not finite."""
         rows = _compare(chunk)
         if not bool(rows.isfinite().all()):
             raise InvalidRunError(f"the divergence of window {chunk.window} is not finite")
@@ -79,7 +78,7 @@ class DivergenceObserver:
 
 
 def _compare(chunk: Chunk) -> torch.Tensor:
-    """The quantities of each position, (quantities, n) float64."""
+    """The quantities at each position, (quantities, n) float64."""
     import torch
 
     base, own = chunk.reference, chunk.prediction

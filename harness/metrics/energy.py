@@ -1,4 +1,4 @@
-"""Energy of prefill and decode, from counters alone: where none can be read there is no figure, and a fact says why."""
+"""Energy of prefill and decode, from hardware counters only. Without a readable counter, a fact says why."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 VERSION = 1
 IDLE_S = 1.0
 LEAST_S = 2.0
-"""A GPU's counter moves every 20 to 100 ms: work is repeated until that is little beside it."""
+"""Minimum duration of repeated work: a GPU's counter updates only every 20 to 100 ms."""
 POWERCAP = Path("/sys/class/powercap")
 Note = Callable[[Fact], None]
 
 
 class Meter(Protocol):
-    """Counts joules. ``read`` gives those since some fixed moment; ``source`` names the counter."""
+    """Counts joules. ``read`` returns the joules since some fixed moment; ``source`` names the counter."""
 
     source: str
 
@@ -46,7 +46,7 @@ class GpuMeter:
         self._device = device
 
     def read(self) -> float:
-        """Raises RuntimeError where a counter that could be read no longer can."""
+        """Raises RuntimeError if the counter can no longer be read."""
         joules = self._device.energy_j()
         if joules is None:
             raise RuntimeError("NVML no longer tells the GPU's energy")
@@ -54,9 +54,9 @@ class GpuMeter:
 
 
 class RaplMeter:
-    """The CPU's counters (RAPL, through Linux's powercap): packages, and memory where it is counted apart.
+    """The CPU's counters (RAPL, through Linux's powercap): packages, and memory if it is counted separately.
 
-    A counter starts again from zero at its ``max_energy_range_uj``; between two readings it may do so once.
+    A counter wraps to zero at its ``max_energy_range_uj``; it may do so at most once between two readings.
     """
 
     source = "RAPL"
@@ -78,7 +78,7 @@ class RaplMeter:
 
 @contextmanager
 def meters(device: str, note: Note) -> Iterator[tuple[Meter, ...]]:
-    """The counters of this machine that a run on the device is concerned with; ``note`` hears why one is missing."""
+    """The machine's counters that matter for a run on the device; ``note`` gets a fact for each that is missing."""
     with gpu() as found:
         able: list[Meter] = []
         if device.startswith("cuda"):
@@ -101,7 +101,7 @@ def meters(device: str, note: Note) -> Iterator[tuple[Meter, ...]]:
 
 
 def _zones() -> list[Path]:
-    """Packages and, below them, memory, which no package includes. What else lies there is counted within these."""
+    """Packages, and the memory zones below them, which packages do not include. Packages include all other zones."""
     zones = sorted(POWERCAP.glob("intel-rapl:*"))
     names = {zone: (zone / "name").read_text().strip() for zone in zones if (zone / "name").is_file()}
     return [
@@ -117,7 +117,7 @@ def _number(path: Path) -> int:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """How long something went on, how often it was done, and what each counter counted meanwhile."""
+    """The duration of repeated work, the number of repetitions, and the joules on each counter."""
 
     seconds: float
     times: int
@@ -125,11 +125,11 @@ class _Stretch:
 
 
 def measure(model: Decodes, workload: ThroughputWorkload, seed: int, note: Note) -> Iterator[Measurement]:
-    """At each point of the grid and by each counter: power at rest, and joules per token of prefill and decode.
+    """Idle power, and joules per token of prefill and decode, for each grid cell and counter.
 
-    Power at rest is that of one second in which the loaded process waits. Then prefills follow one another for two
-    seconds, and whole generations (a prefill and ``new_tokens`` steps) for two more, from which what the prefills
-    took by the first figure is taken off: a counter is too coarse to be read around a step.
+    Idle power is measured over one second in which the loaded process waits. Then prefills run for two seconds, and
+    whole generations (a prefill and ``new_tokens`` steps) for two more. Decode energy is the generations' energy
+    minus that of their prefills, because a counter is too coarse to be read around a single step.
     """
     with meters(model.device, note) as counters:
         for cell in workload.cells if counters else ():
@@ -142,7 +142,7 @@ def _cell(model: Decodes, cell: GridCell, seed: int, counters: Sequence[Meter]) 
     tokens = random_tokens(model.vocabulary, cell.batch_size, cell.prompt_tokens, seed).to(model.device)
 
     def generate(new_tokens: int) -> None:
-        """One prefill and so many greedy steps after it, to the end."""
+        """Runs one prefill and ``new_tokens`` greedy steps, and waits for the device."""
         logits, cache = decoder.prefill(tokens)
         for _ in range(new_tokens):
             logits, cache = decoder.decode(logits.argmax(dim=-1, keepdim=True), cache)
@@ -166,7 +166,7 @@ def _cell(model: Decodes, cell: GridCell, seed: int, counters: Sequence[Meter]) 
 
 
 def _stretch(counters: Sequence[Meter], work: Callable[[], None], least_s: float) -> _Stretch:
-    """Does the work once, and again until so many seconds are over."""
+    """Repeats the work for at least ``least_s`` seconds, and at least once."""
     before = [counter.read() for counter in counters]
     began, times = time.perf_counter(), 0
     while times == 0 or time.perf_counter() - began < least_s:

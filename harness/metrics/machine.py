@@ -1,4 +1,4 @@
-"""The machine's own speed: how fast it moves bytes and multiplies, against which a model's speed is held."""
+"""The machine's own speed: memory bandwidth and multiplication rates, the reference for a model's speed."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ VERSION = 2
 SMALLEST_SET_BYTES = 2**18
 LARGEST_SET_BYTES = 2**30
 SHARE_OF_MEMORY = 4
-"""No working set and no product takes more than this part of the memory that is free."""
+"""No working set or product uses more than one part in this many of the free memory."""
 SMALLEST_MATRIX = 128
 LONG_CALL_S = 0.03
-"""A product that takes so long is large enough: its rate no longer grows."""
+"""A product that takes this long is large enough: the rate no longer grows with size."""
 BURST_S = 1e-3
-"""Calls are timed in bursts of at least this long: short ones find the moments in which nobody else works."""
+"""Minimum duration of a timed burst of calls. Short bursts can fall between other processes' activity."""
 FEWEST_BURSTS = 3
 BUDGET_S = 0.04
-"""How long bursts of one kind go on, at least."""
+"""Minimum total duration of the bursts of one kind."""
 SINGLE_CALLS = 5
-"""Of so many the quickest says how many calls a burst takes: one alone may have been interrupted."""
+"""The fastest of this many single calls sets the number of calls per burst: a single one may be interrupted."""
 DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 
 Work = Callable[[], object]
@@ -37,10 +37,10 @@ Work = Callable[[], object]
 def measure(device: str, free_bytes: int, note: Callable[[Fact], None]) -> Iterator[Measurement]:
     """``bandwidth_byte_per_s`` per kind of access and working set, then ``matmul_op_per_s`` per dtype and size.
 
-    Each value is a burst; what the machine can do is the best of them. A working set is all that a call touches:
-    a copy reads one half of it and writes the other, ``sum`` and ``max`` read the whole; bytes read and bytes written
-    are counted. A product of two n × n matrices is 2 · n³ operations. ``note`` gets a fact that says why a
-    dtype has no rate.
+    Each value is one burst; the best burst is what the machine can do. A working set is everything a call touches:
+    a copy reads one half of it and writes the other, ``sum`` and ``max`` read all of it. Bytes read and bytes written
+    both count. A product of two n × n matrices is 2 · n³ operations. ``note`` gets a fact that says why a dtype has
+    no rate.
     """
     limit = free_bytes // SHARE_OF_MEMORY
     yield from _bandwidths(device, min(limit, LARGEST_SET_BYTES))
@@ -56,7 +56,7 @@ def _bandwidths(device: str, largest_bytes: int) -> Iterator[Measurement]:
     import torch
 
     size = SMALLEST_SET_BYTES
-    whole = torch.ones(max(size, largest_bytes) // 4, device=device)  # float32; written, so that every page is there
+    whole = torch.ones(max(size, largest_bytes) // 4, device=device)  # float32; writing makes every page resident
     while size <= max(SMALLEST_SET_BYTES, largest_bytes):
         for access, work in _accesses(whole[: size // 4]):
             values = tuple(size / seconds for seconds in _bursts(work, device))
@@ -73,7 +73,7 @@ def _accesses(held: torch.Tensor) -> Iterator[tuple[str, Work]]:
 
 
 def _rates(device: str, dtype: str, limit_bytes: int) -> Iterator[Measurement]:
-    """One measurement per size; sizes double until a call is long or the memory's share is used."""
+    """One measurement per size; sizes double until a call takes LONG_CALL_S or the memory limit is reached."""
     size, longest = SMALLEST_MATRIX, 0.0
     while longest < LONG_CALL_S and 4 * 4 * size**2 <= limit_bytes:
         for way, work in _products(device, dtype, size):
@@ -85,10 +85,10 @@ def _rates(device: str, dtype: str, limit_bytes: int) -> Iterator[Measurement]:
 
 
 def _products(device: str, dtype: str, size: int) -> Iterator[tuple[str, Work]]:
-    """Products of two square matrices of random numbers, as models of that dtype are multiplied.
+    """Products of two square random matrices, computed as models of that dtype compute them.
 
-    On a CPU float32 goes two ways: PyTorch's matmul is MKL's, which leaves half of the vector width of some CPUs of
-    other makers unused, and what torch.compile calls is oneDNN's. Other engines have kernels of their own.
+    float32 on a CPU is measured in two ways. PyTorch's matmul uses MKL, which uses only half the vector width of some
+    CPUs that are not Intel's; torch.compile calls oneDNN. Other engines have their own kernels.
     """
     import torch
 
@@ -111,9 +111,9 @@ def _products(device: str, dtype: str, size: int) -> Iterator[tuple[str, Work]]:
 
 
 def _bursts(work: Work, device: str) -> list[float]:
-    """Seconds of a call in each of several bursts of calls; on a CPU by all threads, then by one alone.
+    """Seconds per call in each of several bursts; on a CPU with all threads, then with one.
 
-    Threads wait for one another, and where others work on the machine too, that may take longer than the call itself.
+    One thread is tried because threads wait for one another; on a busy machine the wait can exceed the call itself.
     """
     import torch
 
@@ -142,7 +142,7 @@ def _one_way(work: Work, device: str) -> list[float]:
 
 
 def _seconds(work: Work, calls: int, device: str) -> float:
-    """Of so many calls: by the GPU's own clock there, else by the processor's."""
+    """Seconds that the calls take together: by CUDA events on a GPU, else by the host's clock."""
     if device.startswith("cuda"):
         import torch
 

@@ -1,4 +1,4 @@
-"""Memory: what weights and the key-value cache take, and the use before, in and after each phase of a run."""
+"""Memory of weights and the key-value cache, and memory use before, during and after each phase of a run."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ VERSION = 2
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Writing this to clear_refs sets VmHWM back to the present resident set (proc(5))."""
+"""Writing this to clear_refs resets VmHWM to the current resident set (proc(5))."""
 
 
 class PeakMemory:
-    """Each phase's peak, what was in use before it and what is after it: resident set, and on a GPU torch's bytes.
+    """Memory use before each phase, its peak and the use after it: the resident set, and on a GPU torch's bytes.
 
-    The resident set's high-water mark is the kernel's own (VmHWM), set back before each phase;
-    ``ru_maxrss`` cannot be, and a child process inherits it. Where there is no /proc it is all there
-    is, and the source says so. What a phase leaves resident is told in two parts, ``RssAnon`` (the process's own)
-    and ``RssFile`` (pages of mapped files, which the kernel can drop and read again). On a GPU it is the driver's
-    figure: of this process, or of the whole GPU where the driver does not list the process.
+    The peak of the resident set is the kernel's high-water mark (VmHWM), reset before each phase. ``ru_maxrss``
+    cannot be reset, and a child process inherits it; it is used only without /proc, and the source says so. The
+    resident set after a phase has two parts: ``RssAnon`` (the process's own memory) and ``RssFile`` (pages of mapped
+    files, which the kernel can drop and read again). On a GPU the use after a phase is the driver's figure for this
+    process, or for the whole GPU if the driver does not list the process.
     """
 
     def __init__(self, device: str) -> None:
@@ -40,7 +40,7 @@ class PeakMemory:
 
     @contextmanager
     def phase(self, name: str, **where: Scalar) -> Iterator[None]:
-        """Watches what happens inside; ``where`` tells phases of one name apart."""
+        """Measures the code inside the context; ``where`` distinguishes phases of the same name."""
         marked = self._reset()
         self._keep("memory_before_bytes", self._before(), name, where)
         try:
@@ -57,12 +57,12 @@ class PeakMemory:
             self._found.append(_exact(metric, "byte", size, phase=phase, source=source, **where))
 
     def _reset(self) -> str:
-        """Sets all marks back; how the resident set's peak is to be called."""
+        """Resets all peaks; returns the name of the resident set's peak."""
         if self._on_gpu:
             import torch
 
             torch.cuda.synchronize()
-            torch.cuda.empty_cache()  # or "reserved" would count blocks that an earlier phase left free
+            torch.cuda.empty_cache()  # otherwise "reserved" would count free blocks of an earlier phase
             torch.cuda.reset_peak_memory_stats()
         _trim_heap()
         return _reset_resident_peak()
@@ -99,7 +99,7 @@ class PeakMemory:
 
 
 def _status(*names: str) -> Iterator[tuple[str, int]]:
-    """Lines of /proc/self/status in bytes, by their name; nothing where there is no /proc."""
+    """The named lines of /proc/self/status, in bytes; nothing without /proc."""
     lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
     for line in lines:
         name, _, rest = line.partition(":")
@@ -108,14 +108,14 @@ def _status(*names: str) -> Iterator[tuple[str, int]]:
 
 
 def _trim_heap() -> None:
-    """Gives free memory back to the kernel: what an earlier phase left in the heap would hide what this one takes."""
+    """Returns free heap memory to the kernel: a phase that reused it would seem to need less."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim is not None:
         trim(0)
 
 
 def _reset_resident_peak() -> str:
-    """Sets the kernel's mark back, and names the figure by whether that could be done."""
+    """Resets the kernel's high-water mark; the returned name of the figure says whether that worked."""
     try:
         _CLEAR_REFS.write_text(RESET_PEAK)
     except OSError:
@@ -124,7 +124,7 @@ def _reset_resident_peak() -> str:
 
 
 def weights(ledger: Sequence[StoredTensor]) -> Sequence[Measurement]:
-    """``stored_bytes`` by role and part, and ``parameters`` by role, tied ones counted once."""
+    """``stored_bytes`` by role and part, and ``parameters`` by role; tied weights count once."""
     stored: Counter[tuple[str, str]] = Counter()
     parameters: Counter[str] = Counter()
     for entry in ledger:
@@ -138,7 +138,7 @@ def weights(ledger: Sequence[StoredTensor]) -> Sequence[Measurement]:
 
 
 def checkpoint(layers: Sequence[StoredLayer]) -> Sequence[Measurement]:
-    """``checkpoint_bytes`` of the decoder's matrices by part, as they lie on disk, and the parameters behind them."""
+    """``checkpoint_bytes`` of the decoder's matrices on disk, by part, and the number of their parameters."""
     return [
         _exact("checkpoint_bytes", "byte", sum(layer.value_bytes for layer in layers), role="linear", part="values"),
         _exact("checkpoint_bytes", "byte", sum(layer.scale_bytes for layer in layers), role="linear", part="scales"),
@@ -147,18 +147,18 @@ def checkpoint(layers: Sequence[StoredLayer]) -> Sequence[Measurement]:
 
 
 def checkpoint_files(sizes: Sequence[int]) -> Measurement:
-    """``checkpoint_file_bytes``: all weight files that the variant is loaded from, whole."""
+    """``checkpoint_file_bytes``: the total size of the weight files that the variant is loaded from."""
     return _exact("checkpoint_file_bytes", "byte", sum(sizes))
 
 
 def kv_cache(stored_bytes: int, batch_size: int, tokens: int, **where: Scalar) -> Measurement:
-    """``kv_cache_bytes_per_token``: a cache's real bytes over the tokens in it, those of all sequences."""
+    """``kv_cache_bytes_per_token``: a cache's real bytes divided by its tokens, over all sequences."""
     per_token = stored_bytes / (batch_size * tokens)
     return _exact("kv_cache_bytes_per_token", "byte/token", per_token, batch_size=batch_size, tokens=tokens, **where)
 
 
 def coverage(fraction: float) -> Measurement:
-    """Quantized over eligible parameters of the scope."""
+    """The fraction of the scope's eligible parameters that are quantized."""
     return Measurement("coverage", VERSION, "fraction", "higher", "exact", (fraction,))
 
 

@@ -1,4 +1,4 @@
-"""Negative log-likelihood per window, from which perplexity is derived, and per word and byte of a document."""
+"""Negative log-likelihood per window, from which perplexity follows, and per word and byte of a document."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ VERSION = 1
 class Likelihood:
     """Sums each window's negative log-likelihood in float64.
 
-    Perplexity is exp of the mean over all scored tokens; its windows are kept, for they are what a
-    confidence interval and a paired comparison need. Where a protocol counts words and bytes, ``nll_per_word`` and
-    ``nll_per_byte`` hold a document each: exp of the first's mean is the word perplexity, exp of the second's the
-    byte perplexity, and the second's mean over ln 2 the bits per byte.
+    Perplexity is exp of the mean over all scored tokens. Values are kept per window, because confidence intervals
+    and paired comparisons need them. If the protocol counts words and bytes, ``nll_per_word`` and ``nll_per_byte``
+    have one value per document: exp of the mean is the word or byte perplexity, and the mean of ``nll_per_byte``
+    divided by ln 2 is the bits per byte.
     """
 
     def __init__(self, windows: Windows) -> None:
@@ -54,7 +54,7 @@ class Likelihood:
         ]
 
     def _clusters(self) -> tuple[str, ...]:
-        """The windows' documents; none where there is but one, or each window stands for itself."""
+        """The windows' documents; empty if there is only one, or if every window is its own document."""
         return self._documents if 1 < len(set(self._documents)) < len(self._documents) else ()
 
     def _per(self, unit: str, amounts: Mapping[str, int]) -> Measurement:

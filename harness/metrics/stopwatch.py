@@ -1,4 +1,4 @@
-"""Clocks of the device that works: CUDA events in the stream on a GPU, the host's clock on a CPU."""
+"""Clocks for the device: CUDA events in the stream on a GPU, the host's clock on a CPU."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from harness.core.capability import LoadedModel
 
 
 class Stopwatch(Protocol):
-    """Times spans of work. ``clock`` names what is read."""
+    """Times spans of work. ``clock`` names the clock."""
 
     clock: str
 
     def span(self) -> Any:
-        """A context: what is asked of the device within it is one span."""
+        """A context manager: the device's work inside it is one span."""
         ...
 
     def read_s(self) -> list[float]:
-        """Waits for the device; the seconds of each span since the last reading, in order."""
+        """Waits for the device and returns the seconds of each span since the last call, in order."""
         ...
 
 
 class HostStopwatch:
-    """The host's monotonic clock, read while the device rests (``sync`` returns when it does)."""
+    """The host's monotonic clock, read while the device is idle (``sync`` waits for that)."""
 
     clock = "perf_counter"
 
@@ -47,11 +47,11 @@ class HostStopwatch:
 
 
 class CudaStopwatch:
-    """CUDA events, recorded in the stream around each span and read when all is done.
+    """CUDA events, recorded in the stream around each span and read at the end.
 
-    The host is never held up between spans: it may run ahead of the GPU, as it does in use. Where it is the
-    slower of the two, the GPU's waiting for it lies within the span. ``event`` makes an event that keeps its time
-    (torch.cuda.Event); an event's resolution is about half a microsecond.
+    The host never waits between spans, so it may run ahead of the GPU as in normal use. If the host is the slower one,
+    the span includes the time that the GPU waits for it. ``event`` creates an event with timing enabled
+    (torch.cuda.Event); its resolution is about half a microsecond.
     """
 
     clock = "CUDA events"
@@ -75,7 +75,7 @@ class CudaStopwatch:
 
 
 def stopwatch(model: LoadedModel) -> Stopwatch:
-    """The clock of the model's device."""
+    """The clock for the model's device."""
     if model.device.startswith("cuda"):
         import torch
 

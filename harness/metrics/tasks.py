@@ -1,4 +1,4 @@
-"""Accuracy: any task of lm-eval, asked by its own definition and scored by its own metrics."""
+"""Accuracy on any lm-eval task, with the task's own prompts and metrics."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from harness.tasks.lm import HarnessLM
 
 NOISE_QUESTIONS = 8
-"""Questions whose choices are scored again in another layout."""
+"""Number of questions that are scored again in another layout."""
 
 
 def measure(
     model: Logits, workload: TaskWorkload, alone: bool, watch: Callable[[Sequence[Sequence[int]]], None]
 ) -> Iterator[Measurement]:
-    """``task_score`` per score and filter; what another layout of the batch changes; what it took.
+    """``task_score`` per score and filter; the effect of another batch layout; the work done.
 
-    ``alone`` puts one request at a time to a model whose results depend on what stands beside it. ``watch`` is
-    shown the tokens of every request.
+    ``alone`` sends one request at a time, for a model whose results depend on the rest of the batch. ``watch`` gets the
+    tokens of every request.
     """
     from harness.tasks.lm import HarnessLM
 
@@ -41,7 +41,7 @@ def measure(
 
 
 def _noise(lm: HarnessLM, workload: TaskWorkload, requests: Sequence[Any]) -> Measurement:
-    """The largest difference of a log-likelihood when the first questions are scored in another layout."""
+    """The largest change of a log-likelihood when the first questions are scored in another layout."""
     questions = [list(group) for _, group in groupby(requests, key=lambda each: (each.task_name, each.doc_id))]
     noise = lm.batch_noise([request for question in questions[:NOISE_QUESTIONS] for request in question])
     protocol = {"task": workload.name, "layout": noise.layouts[0], "other": noise.layouts[1]}
@@ -57,7 +57,7 @@ def _noise(lm: HarnessLM, workload: TaskWorkload, requests: Sequence[Any]) -> Me
 
 
 def _effort(lm: HarnessLM, workload: TaskWorkload) -> Iterator[Measurement]:
-    """How many tokens and predictions were computed: what is shared by requests counts once."""
+    """The number of tokens and predictions computed; those shared by several requests count once."""
     counts = {"task_tokens": lm.effort.tokens, "task_head_rows": lm.effort.head_rows}
     for metric, count in counts.items():
         unit = "token" if metric == "task_tokens" else "row"

@@ -1,4 +1,4 @@
-"""Prefill and decode speed, timed apart."""
+"""Prefill and decode speed, timed separately."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def measure(
 ) -> Iterator[Measurement]:
     """Two measurements per cell of the grid: ``prefill_s`` per iteration and ``decode_step_s`` per step.
 
-    In compiled mode there is a third, ``decoder_ready_s``: compiling, and one text written in both modes to compare
-    them. What torch.compile keeps on disk makes it shorter in later processes.
+    Compiled mode adds a third, ``decoder_ready_s``: the time to compile, and to generate one text in both modes to
+    compare them. It is shorter in later processes because torch.compile caches on disk.
 
-    Prompts are random tokens of a fixed seed, the output length is fixed and EOS has no effect; the
-    clock is the device's (see stopwatch). Warm-up iterations run the same work and are left out. ``moment`` is told
-    when the timed iterations of a cell begin and end: the device is hot then.
+    Prompts are random tokens with a fixed seed, the output length is fixed and EOS has no effect. The clock is the
+    device's (see stopwatch). Warm-up iterations do the same work and are left out. ``moment`` is called when the timed
+    iterations of a cell begin and end: the device is hot then.
     """
     for cell in workload.cells:
         yield from _cell(model, workload, cell, seed, moment)
@@ -70,7 +70,7 @@ def _cell(
 
 
 def _generate(decoder: Decoder, tokens: torch.Tensor, new_tokens: int, watch: Stopwatch) -> list[float]:
-    """Seconds of one prefill, then of each of new_tokens greedy decoding steps; choosing tokens is not in them."""
+    """Seconds of one prefill, then of each of new_tokens greedy decoding steps, without the time to choose tokens."""
     with watch.span():
         logits, cache = decoder.prefill(tokens)
     for _ in range(new_tokens):

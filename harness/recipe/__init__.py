@@ -1,4 +1,4 @@
-"""What the user writes: the types of a recipe, and the reader that knows the file and line of every value.
+"""Recipes: the types of what the user writes, and a reader that knows the file and line of every value.
 
 An unknown key is an error: nothing in a recipe is ever ignored.
 """

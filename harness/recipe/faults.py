@@ -12,7 +12,7 @@ from harness.recipe.yaml_file import Location, YamlFile
 
 
 def causes(faults: list[ErrorDetails]) -> list[ErrorDetails]:
-    """The faults without consequential ones: a list is also "too short" if all its entries were rejected."""
+    """The faults without those that follow from others: a list is also "too short" if all its entries were rejected."""
     places = [fault["loc"] for fault in faults]
     return [
         fault

@@ -98,7 +98,7 @@ def _model(value: Any) -> Any:
 
 
 def _entry(what: str, name: str, params: str, value: Any) -> Any:
-    """An entry as a mapping of its fields; ``name`` and ``params`` are an example of it, of ``what`` there are many."""
+    """An entry as a mapping of its fields. ``what``, ``name`` and ``params`` serve as the example in error messages."""
     if isinstance(value, str):
         return {"name": value}
     if isinstance(value, Entry):

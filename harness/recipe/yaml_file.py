@@ -73,7 +73,7 @@ def read_yaml(path: Path) -> YamlFile:
 
 
 def compose(path: Path, expected: str) -> yaml.MappingNode:
-    """The nodes of a YAML file, of which nothing is built yet.
+    """The nodes of a YAML file, before any data is built from them.
 
     Raises RecipeError if the file is missing, is not YAML, or is not a mapping; ``expected`` says what it should be.
     """

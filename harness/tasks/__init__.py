@@ -1,1 +1,1 @@
-"""lm-eval's tasks: where one is defined, how its requests are scored fast, and what the answers gave."""
+"""lm-eval's tasks: finds their definitions, scores their requests fast and aggregates the answers."""

@@ -1,6 +1,6 @@
-"""How lm-eval makes one figure of many questions, where that is a function of their mean. Pure.
+"""lm-eval's aggregations that are functions of a mean over questions. Pure.
 
-Such a figure keeps a value per question, so that a variant can be paired with the baseline, question by question.
+Such a figure has one value per question, so that a variant can be paired with the baseline question by question.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ FIGURES: Mapping[str, Callable[[float], float]] = {
     "weighted_perplexity": exponential,
     "bits_per_byte": lambda nat: nat / math.log(2),
 }
-"""By the name of lm-eval's aggregation: from the weighted mean of what ``kept`` gives to the figure."""
+"""Maps the name of an lm-eval aggregation to the function from the weighted mean of ``kept``'s values to the figure."""
 
 
 def kept(scores: Sequence[Any], how: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """A value per question and its weight (empty: all alike); None where the figure is no function of a mean.
+    """A value and a weight per question (no weights: all equal); None if the figure is not a function of a mean.
 
-    Log-likelihoods become negative ones, in nats; those that come with a length become nats per unit of it.
+    Log-likelihoods become negative log-likelihoods in nats; those that come with a length become nats per unit of it.
     """
     if how not in FIGURES:
         return None
@@ -36,7 +36,7 @@ def kept(scores: Sequence[Any], how: str) -> tuple[tuple[float, ...], tuple[floa
 
 
 def mean(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The mean of the values, each counted ``weights`` times (empty: once)."""
+    """The weighted mean of the values; without weights, the plain mean."""
     if not weights:
         return math.fsum(values) / len(values)
     return math.fsum(value * weight for value, weight in zip(values, weights, strict=True)) / math.fsum(weights)

@@ -1,7 +1,7 @@
-"""Which file defines a task of lm-eval: found by its name, without importing lm-eval or building its index.
+"""Finds the file that defines an lm-eval task by its name, without importing lm-eval or building its index.
 
-lm-eval's own index parses 14,000 YAML files, which takes 15 s. Here their few lines that give names are read
-as text.
+lm-eval's own index parses 14,000 YAML files, which takes 15 s. This module reads only the few lines that give
+names, as text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WORD = re.compile(r"[^\s\"',\[\]-][^\s\"',\[\]]*")
 
 @dataclass(frozen=True)
 class Catalog:
-    """The definitions of a folder: ``paths`` by the name of a task or group, ``tags`` with the tasks that bear them."""
+    """The definitions in a folder: ``paths`` by name of task or group, and the tasks of each tag in ``tags``."""
 
     paths: Mapping[str, Path]
     tags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -40,12 +40,12 @@ class Catalog:
 
 @cache
 def catalog() -> Catalog:
-    """The tasks of the installed lm-eval. Raises UsageError where it is not installed."""
+    """The tasks of the installed lm-eval. Raises UsageError if it is not installed."""
     return read(package() / "tasks")
 
 
 def read(folder: Path) -> Catalog:
-    """The catalog of a folder of definitions; of two of one name the first in order of paths counts, as in lm-eval."""
+    """The catalog of a folder. If two definitions share a name, the first in path order counts, as in lm-eval."""
     paths: dict[str, Path] = {}
     tags: dict[str, set[str]] = {}
     for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
@@ -59,7 +59,7 @@ def read(folder: Path) -> Catalog:
 
 
 def read_names(path: Path) -> list[str]:
-    """The name that a definition gives itself, or none."""
+    """The name in a definition, as a list of one, or an empty list."""
     return _names(_said(path))
 
 
@@ -68,12 +68,12 @@ def _names(said: Mapping[str, list[str]]) -> list[str]:
 
 
 def _is_group(said: Mapping[str, list[str]]) -> bool:
-    """A definition by a class may name a group that it belongs to."""
+    """Whether a definition is a group. One with ``class`` is a task, and its ``group`` is the group it belongs to."""
     return "group" in said and "class" not in said
 
 
 def _said(path: Path) -> dict[str, list[str]]:
-    """The words under the keys that name a definition and its like, as they stand in the file."""
+    """The words under the keys that ``_KEY`` matches, as written in the file."""
     text = path.read_text(encoding="utf-8", errors="replace") + "\n"
     return {
         key: [word for line in (inline, *listed.splitlines()) for word in _WORD.findall(line.partition(" #")[0])]
@@ -82,7 +82,7 @@ def _said(path: Path) -> dict[str, list[str]]:
 
 
 def _tags(path: Path, said: Mapping[str, list[str]]) -> list[str]:
-    """The tags of a definition, else those of what it includes."""
+    """The tags of a definition, or else those of the files it includes."""
     if "tag" in said:
         return said["tag"]
     included = [path.parent / name for name in said.get("include", ())]

@@ -1,7 +1,7 @@
-"""lm-eval's own task objects, read from their own definitions; of the data, what the recipe replaces.
+"""Loads lm-eval's own task objects from their definitions, with the data that the recipe substitutes.
 
-Each definition gets a file of its own in a passing folder that includes the original, so that lm-eval indexes
-these alone.
+Each definition gets a file in a temporary folder that includes the original, so that lm-eval indexes only
+these files.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from lm_eval.tasks.manager import TaskDict
 
 QUESTIONS, EXAMPLES = "test", "train"
-"""The splits that local files become."""
+"""The names of the splits made from local files."""
 
 
 def load(workload: TaskWorkload) -> TaskDict:
-    """The task, or the group and its tasks, with their questions read.
+    """The task, or the group and its tasks, with their questions loaded.
 
-    Raises UnsupportedError where they cannot be, or where a definition runs code that the recipe does not trust.
+    Raises UnsupportedError if they cannot be loaded, or if a definition runs code that the recipe does not trust.
     """
     from lm_eval.api.samplers import get_sampler
     from lm_eval.tasks import TaskManager
@@ -62,7 +62,7 @@ def load(workload: TaskWorkload) -> TaskDict:
 
 
 def _confine_templates() -> None:
-    """Has lm-eval fill its templates in jinja's sandbox: outside of it a template can reach any function of Python."""
+    """Makes lm-eval render templates in jinja's sandbox; outside it a template can call any Python function."""
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 
@@ -73,19 +73,19 @@ def _confine_templates() -> None:
 
 
 def _needed(path: Path) -> Iterator[Path]:
-    """A definition and, of a group, those of all its members."""
+    """A definition and, if it is a group, those of all its members."""
     yield path
     members = _content(path).get("task")
     for member in members if isinstance(members, list) else ():
         named = member if isinstance(member, str) else member.get("group", member.get("task"))
         known = catalog()
         for each in known.tags.get(named, (named,)):
-            if each in known.paths:  # what is defined in place needs no file
+            if each in known.paths:  # a member defined inside the group needs no file
                 yield from _needed(known.paths[each])
 
 
 def _replaced(path: Path, workload: TaskWorkload) -> dict[str, Any]:
-    """The keys of one definition that the recipe decides."""
+    """The keys of one definition that the recipe overrides."""
     content = _content(path)
     if isinstance(content.get("task"), list):
         return {}
@@ -104,13 +104,13 @@ def _replaced(path: Path, workload: TaskWorkload) -> dict[str, Any]:
     }
     if workload.fewshot_data is not None:
         replaced["fewshot_split"] = EXAMPLES
-    elif "samples" not in (content.get("fewshot_config") or {}):  # a task may bring its own examples
-        replaced["fewshot_split"] = QUESTIONS  # the same as test_split: lm-eval then leaves the question itself out
+    elif "samples" not in (content.get("fewshot_config") or {}):  # a task may define its own examples
+        replaced["fewshot_split"] = QUESTIONS  # same as test_split: lm-eval then excludes the question itself
     return replaced
 
 
 def _content(path: Path) -> Mapping[str, Any]:
-    """A definition with what it includes; functions in it stay text."""
+    """A definition merged with its includes; ``!function`` values stay text."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     content: Mapping[str, Any] = load_yaml(path, resolve_func=False)

@@ -1,4 +1,4 @@
-"""A task of lm-eval put to a model: each question's score, as measurements."""
+"""Runs an lm-eval task on a model and returns each question's score as measurements."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 VERSION = 1
 SAME = 1e-6
-"""Relative difference within which our figure of the questions and lm-eval's are the same."""
+"""Relative difference below which our figure and lm-eval's count as equal."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What lm-eval made of one task's questions by one of its scores and filters.
+    """lm-eval's result for one task with one score and one filter.
 
-    ``values`` are empty where ``figure`` is all that can be had.
+    ``values`` is empty if there is only the aggregate ``figure``.
     """
 
     task: str
@@ -41,7 +41,7 @@ class Answers:
     clusters: tuple[str, ...]
 
     def check(self) -> Answers:
-        """Itself. Raises InvalidRunError where the questions do not give lm-eval's own figure."""
+        """Returns itself. Raises InvalidRunError if the questions' values do not give lm-eval's own figure."""
         if self.values:
             ours = FIGURES[self.aggregation](mean(self.values, self.weights))
             if abs(ours - self.figure) > SAME * max(1.0, abs(self.figure)):
@@ -51,18 +51,18 @@ class Answers:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A task that was put to a model: lm-eval's requests in order, and what became of them."""
+    """The result of a task: lm-eval's requests in order, and the scores."""
 
     requests: tuple[Any, ...]
     scores: tuple[Measurement, ...]
 
 
 def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
-    """Puts every question to ``lm`` (an ``lm_eval.api.model.LM``) by lm-eval's evaluator, prompts, filters and metrics.
+    """Asks ``lm`` (an ``lm_eval.api.model.LM``) every question with lm-eval's evaluator, prompts, filters and metrics.
 
-    One measurement ``task_score`` per score and filter, with a value per question where lm-eval's figure is a
-    function of their mean, else with that figure alone. A group's questions stand together, weighted as lm-eval
-    weights its tasks. Raises UnsupportedError where the questions cannot be read.
+    Gives one measurement ``task_score`` per score and filter. It has a value per question if lm-eval's figure is a
+    function of their mean, else only that figure. A group's questions are pooled, with the weights that lm-eval gives
+    its tasks. Raises UnsupportedError if the questions cannot be loaded.
     """
     from lm_eval.evaluator import evaluate as ask
 
@@ -89,7 +89,7 @@ def evaluate(lm: Any, workload: TaskWorkload) -> Evaluation:
 
 
 def _answers(name: str, task: Any, asked: Mapping[str, Any], cluster: str | None) -> Iterator[Answers]:
-    """The scores of one task, by score and filter."""
+    """The results of one task, one per score and filter."""
     samples = asked["samples"][name]
     rising = task.higher_is_better()
     for score, aggregate in task.aggregation().items():
@@ -121,7 +121,7 @@ def _cluster(doc: Mapping[str, Any], task: str, name: str) -> str:
 
 
 def _pooled(group: Group, answers: Sequence[Answers], results: Mapping[str, Any]) -> Iterator[Answers]:
-    """The group's own figures: the questions of all its tasks, each counted once, or each task once."""
+    """The group's own figures over the questions of all its tasks; all questions or all tasks have equal weight."""
     for chosen in group.aggregate_metric_list or ():
         for name in dict.fromkeys(found.filter for found in answers if found.score == chosen.metric):
             members = [found for found in answers if (found.score, found.filter) == (chosen.metric, name)]
@@ -139,7 +139,7 @@ def _pooled(group: Group, answers: Sequence[Answers], results: Mapping[str, Any]
 
 
 def _protocol(name: str, lm: Any, workload: TaskWorkload, asked: Mapping[str, Any]) -> dict[str, Scalar]:
-    """What a score depends on: equal for a variant and the baseline, or they cannot be compared."""
+    """What a score depends on. A variant and the baseline are comparable only if these are equal."""
     prompts = sha256()
     for samples in asked["samples"].values():
         for sample in samples:

@@ -1,8 +1,8 @@
-"""Text that a model writes after prompts until it writes a stop sequence, as lm-eval's HFLM would have it.
+"""Generates text after prompts until a stop sequence, with the same results as lm-eval's HFLM.
 
-Prompts are read one by one, without padding, and what all begin with only once. They are then written on together:
-a text that is done leaves, and the next prompt takes its place. A model that cannot branch, or must see one prompt at a
-time, gets them as HFLM would give them.
+Prompts are prefilled one by one, without padding; a common prefix of all prompts is prefilled once. Generation then
+runs in a batch: a finished text leaves, and the next prompt takes its place. A model that cannot branch, or must see
+one prompt at a time, gets the prompts as HFLM would pass them.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     import torch
 
 Prompt = tuple[tuple[int, ...], Mapping[str, Any]]
-"""Tokens, and lm-eval's settings of generation."""
+"""Tokens, and lm-eval's generation settings."""
 DEFAULT_NEW_TOKENS = 256
-"""HFLM's, where a task sets no limit."""
+"""HFLM's limit for tasks that set none."""
 ROWS = 16
-"""Texts that are written on together."""
+"""Texts generated in one batch."""
 STRETCH = 16
-"""Steps after which those that are done leave."""
+"""Steps between removals of finished texts from the batch."""
 PLAIN_SETTINGS = {"do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"}
-"""Settings that do not count steps, so that a text can be written in stretches."""
+"""Settings that do not depend on the number of steps, so that generation can be interrupted and resumed."""
 SHARED_TOKENS = 32
-"""From how many on the common beginning of all prompts is read once."""
+"""Minimum length of a common prefix of all prompts that is prefilled only once."""
 
 
 def generate(
@@ -46,9 +46,9 @@ def generate(
     seed: int,
     effort: Effort,
 ) -> list[str]:
-    """What follows each prompt, in order, ``rows`` of them at a time; ``seed`` is for sampling, ``effort`` added to.
+    """The text generated after each prompt, in order. ``rows`` is the batch size, ``seed`` is for sampling.
 
-    Raises UnsupportedError where the model's length leaves no room for a prompt.
+    Adds the work done to ``effort``. Raises UnsupportedError if the model's length leaves no room for a prompt.
     """
     import torch
 
@@ -66,7 +66,7 @@ def generate(
 
 @dataclass
 class _Text:
-    """A prompt, what has been written after it, and whether no more is to come."""
+    """A prompt, the tokens generated so far, and whether generation is done."""
 
     prompt: tuple[int, ...]
     written: list[int] = field(default_factory=list)
@@ -81,7 +81,7 @@ class _Text:
 
 
 class _Writer:
-    """Writes after prompts of equal settings."""
+    """Generates text for prompts that share the same settings."""
 
     def __init__(
         self, model: Generates, tokenizer: Any, max_length: int, settings: Mapping[str, Any], effort: Effort
@@ -91,7 +91,7 @@ class _Writer:
         self._effort = effort
         self._settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
         if self._settings.get("temperature") == 0.0:
-            del self._settings["temperature"]  # transformers takes none where it does not sample
+            del self._settings["temperature"]  # transformers accepts no temperature without sampling
         self._new = self._settings.pop("max_gen_toks")
         eos = tokenizer.eos_token_id
         end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
@@ -100,10 +100,10 @@ class _Writer:
         if self._room <= 0:
             raise UnsupportedError(f"{self._new} tokens are to be written, and the model takes {max_length} in all")
         lengths = [len(tokenizer.encode(stop, add_special_tokens=False)) for stop in self._stops]
-        self._look_back = max(lengths, default=0) + 2  # a stop sequence may be written in other tokens than its own
+        self._look_back = max(lengths, default=0) + 2  # the model may write a stop sequence with other tokens
 
     def write(self, prompts: Sequence[tuple[int, ...]], rows: int) -> list[str]:
-        """Long prompts first: what takes most memory is tried first, and shorter ones fit beside them."""
+        """The generated texts. Long prompts go first, so that running out of memory shows early."""
         import torch
 
         texts = [_Text(prompt[-self._room :]) for prompt in prompts]
@@ -138,7 +138,7 @@ class _Writer:
                 prefix = model.select_prefix(prefix, torch.tensor(kept), max(map(len, going)) - 1)
 
     def _shared(self, prompts: Sequence[tuple[int, ...]]) -> int:
-        """How many tokens all prompts begin with, where it pays to read them once; two of each must be left."""
+        """Length of the prompts' common prefix, or 0 if sharing does not pay; leaves each prompt at least 2 tokens."""
         shared = min(common(min(prompts), max(prompts)), min(map(len, prompts)) - 2)
         return shared if len(prompts) > 1 and shared >= SHARED_TOKENS else 0
 
@@ -149,7 +149,7 @@ class _Writer:
         return model.extend_prefix(torch.tensor(tokens), prefix)[1]
 
     def _continue(self, texts: Sequence[_Text], prefix: Any | None, steps: int) -> Any:
-        """Writes up to ``steps`` tokens after each text; ``prefix`` may hold all of its tokens but the last."""
+        """Generates up to ``steps`` tokens after each text; ``prefix`` caches all tokens but the last, or None."""
         tokens, mask = self._padded(texts)
         stop = _Stop(self._tokenizer, self._stops, self._look_back, texts)
         settings = {**self._settings, "max_new_tokens": steps, "pad_token_id": self._tokenizer.pad_token_id}
@@ -163,7 +163,7 @@ class _Writer:
         return prefix
 
     def _padded(self, texts: Sequence[_Text]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and mask, (texts, length of the longest); padding stands on the left."""
+        """Tokens and mask, (texts, length of the longest), padded on the left."""
         import torch
 
         width = max(map(len, texts))
@@ -180,7 +180,7 @@ class _Writer:
 
 
 class _Stop:
-    """Tells which texts have come to a stop sequence; ``ends`` are the tokens that each took to it, else None."""
+    """Detects stop sequences; ``ends`` is the number of tokens that each text needed to reach one, else None."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str], look_back: int, texts: Sequence[_Text]) -> None:
         self._tokenizer = tokenizer

@@ -1,6 +1,6 @@
-"""lm-eval's view of a loaded model: it tokenizes, truncates and stops as lm-eval's own HFLM does, and is faster.
+"""An lm-eval model around a loaded model: tokenizes, truncates and stops like lm-eval's own HFLM, but is faster.
 
-Imported by what runs a task, and only there: it needs lm-eval.
+It needs lm-eval, so only code that runs a task imports it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget
 
 @dataclass(frozen=True)
 class BatchNoise:
-    """How far another layout moves the scores of the same requests: the largest difference in nats, and how many of
-    the items whose most likely continuation another one became."""
+    """How much another layout changes the scores of the same requests: ``nat`` is the largest difference, ``changed``
+    counts the items whose most likely continuation changes."""
 
     nat: float
     items: int
@@ -34,10 +34,10 @@ class BatchNoise:
 
 
 class HarnessLM(TemplateLM):  # type: ignore[misc]
-    """An ``lm_eval.api.model.LM`` on a loaded model. ``effort`` says what its answers took so far.
+    """An ``lm_eval.api.model.LM`` on a loaded model. ``effort`` counts the work done so far.
 
-    ``layout`` is the fastest that the model allows if None. Raises UnsupportedError where there is no tokenizer, or
-    none with the BOS that ``bos`` asks for, or the model cannot take the layout.
+    ``layout=None`` selects the fastest layout that the model supports. Raises UnsupportedError if there is no
+    tokenizer, if it lacks the BOS token that ``bos`` requires, or if the model does not support the layout.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a continuation without a context."""
+        """The token placed before a continuation that has no context."""
         return self.eot_token_id if self.tokenizer.bos_token_id is None else int(self.tokenizer.bos_token_id)
 
     @property
@@ -83,7 +83,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as text. A template that refuses a system prompt is given none, as HFLM does."""
+        """The chat as text. As in HFLM, the system prompt is dropped if the template rejects it."""
         ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
         try:
             return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **ending))
@@ -104,7 +104,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return self._answers(wanted, [repr(texts) for texts, _, _ in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts, in windows of the model's length, each token predicted once (HFLM's protocol)."""
+        """Log-likelihoods of whole texts in windows of the model's length; each token is predicted once, as in HFLM."""
         encoded = self._encoded(instance.args[0] for instance in requests)
         windows: list[Request] = []
         names: list[str] = []
@@ -129,7 +129,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return generate(self.model, self.tokenizer, prompts, self.max_length, rows, self._seed, self.effort)
 
     def batch_noise(self, requests: Sequence[Instance]) -> BatchNoise:
-        """Scores a handful of requests in this layout and another one. Those of one item should be there together."""
+        """Scores a few requests in this layout and in another. All requests of an item should be included."""
         other: Layout = "alone" if self.layout != "alone" else default_layout(self.model)
         wanted = self._tokenized(requests)
         first, second = (score(self.model, wanted, layout, self.budget) for layout in (self.layout, other))
@@ -148,7 +148,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return [(each.loglikelihood, each.greedy) for each in scores]
 
     def _tokenized(self, requests: Sequence[Instance]) -> list[Request]:
-        """Contexts and continuations as TemplateLM cuts them: a context's trailing spaces belong to what follows."""
+        """Contexts and continuations, split as in TemplateLM: trailing spaces of a context move to the continuation."""
         pairs = [_spaces_moved(*instance.args) for instance in requests]
         bare = self._encoded((text for context, text in pairs if not context), special=False)
         whole = self._encoded(text for context, text in pairs if context for text in (context, context + text))
@@ -165,7 +165,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return self._request((self.prefix_token_id,), tokens)
 
     def _request(self, context: Iterable[int], continuation: Iterable[int]) -> Request:
-        """Cut on the left to the model's length: its last token is only predicted."""
+        """A request, truncated on the left to the model's length plus one: the last token is predicted, never read."""
         whole, asked = (*context, *continuation), tuple(continuation)
         if not asked:
             raise InvalidRunError("a continuation without tokens cannot be scored")
@@ -175,7 +175,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return Request(kept[: len(kept) - len(asked)], asked)
 
     def _encoded(self, strings: Iterable[str], special: bool = True) -> Mapping[str, tuple[int, ...]]:
-        """Tokens of every distinct string; with ``special``, BOS as asked for, but never a second one."""
+        """Tokens of every distinct string; ``special`` adds BOS according to ``bos``, but never a second one."""
         distinct = list(dict.fromkeys(strings))
         begun = self.tokenizer.decode(self.prefix_token_id)
         found: dict[str, tuple[int, ...]] = {}
@@ -199,7 +199,7 @@ def _spaces_moved(context: str, continuation: str) -> tuple[str, str]:
 
 
 def _max_length(model: LoadedModel) -> int:
-    """The model's, else the tokenizer's, else HFLM's default."""
+    """The maximum length of the model, else of the tokenizer, else HFLM's default."""
     if model.context_length is not None:
         return model.context_length
     named = getattr(model.tokenizer, "model_max_length", None)

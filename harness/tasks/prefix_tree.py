@@ -1,8 +1,8 @@
-"""Which rows of tokens a model must run for many inputs that begin alike. Pure.
+"""Packs many inputs with common prefixes into the rows of tokens that a model must run. Pure.
 
-Sorted, inputs with a common beginning stand together and form a radix tree. A row holds neighbours in that order:
-a token of a shared beginning stands in it once, and each token sees those before it whose ``visible_until`` covers
-it. A long beginning of more inputs than one row holds becomes a row of its own that is kept: others stand on it.
+Sorted inputs with common prefixes form a radix tree. A row contains neighbours in that order. It contains each token
+of a shared prefix once, and a token sees the earlier tokens whose ``visible_until`` covers it. If a long prefix is
+shared by more inputs than fit into one row, it becomes a row of its own, which is kept as the prefix of other rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Ints = npt.NDArray[np.int64]
 NONE: Ints = np.zeros(0, dtype=np.int64)
 
 OVERHEAD = 1 / 16
-"""What one more row costs beside its tokens, as a share of the budget: reading the weights, starting the kernels."""
+"""Fixed cost of a row, as a fraction of the budget: reading the weights, starting the kernels."""
 
 
 @dataclass(frozen=True)
 class ScoringInput:
-    """Tokens for the model and the position from which on its predictions are wanted."""
+    """Tokens for the model, and the first position whose prediction is needed."""
 
     tokens: tuple[int, ...]
     first: int
@@ -31,7 +31,7 @@ class ScoringInput:
 
 @dataclass(frozen=True)
 class Reads:
-    """Predictions that a row gives: of which input, after which of its tokens, and where in the row that one stands."""
+    """Predictions to read from a row: the input, the position in the input, and the place of that token in the row."""
 
     inputs: Ints
     positions: Ints
@@ -40,9 +40,9 @@ class Reads:
 
 @dataclass(frozen=True)
 class Row:
-    """Tokens for one forward pass, after those of the row ``on`` (its index), if any.
+    """Tokens for one forward pass; ``on`` is the index of the row that is their prefix, if any.
 
-    The token in place i is seen by those in places i to ``visible_until[i]`` - 1. A ``kept`` row does not branch.
+    The token at place i is visible to places i to ``visible_until[i]`` - 1. A ``kept`` row does not branch.
     """
 
     tokens: Ints
@@ -57,18 +57,18 @@ class Row:
 
 
 def pack(inputs: Sequence[ScoringInput], budget: int) -> list[Row]:
-    """Rows that read every prediction of every input once; a row comes after the one it stands on.
+    """Rows that give every prediction of every input exactly once; a row comes after its prefix row.
 
-    No row exceeds ``budget`` tokens but one that does not branch.
+    Only a row that does not branch may exceed ``budget`` tokens.
     """
     return _Packing(inputs, budget).rows
 
 
 @dataclass(frozen=True)
 class _Branch:
-    """The leaves ``low`` to ``high`` - 1, whose first ``depth`` tokens stand in the kept row ``on`` and those below it.
+    """The leaves ``low`` to ``high`` - 1. Their first ``depth`` tokens are in the kept row ``on`` and its prefix rows.
 
-    Their tokens up to ``stem`` are still to be put into a row that is kept, where there are any.
+    If ``stem`` is not 0, their tokens up to ``stem`` still have to become a kept row.
     """
 
     low: int
@@ -79,7 +79,10 @@ class _Branch:
 
 
 class _Packing:
-    """Leaves are the inputs that begin no other one, sorted; ``common[i]`` is what leaf i shares with the last one."""
+    """Leaves are the inputs that are not a prefix of another one, sorted.
+
+    ``common[i]`` is the length of the prefix that leaf i shares with leaf i - 1.
+    """
 
     def __init__(self, inputs: Sequence[ScoringInput], budget: int) -> None:
         self.inputs = inputs
@@ -91,7 +94,7 @@ class _Packing:
         self.lengths = np.array([len(leaf) for leaf in self.leaves], dtype=np.int64)
         self.common = np.array([0, *map(common, self.leaves, self.leaves[1:])], dtype=np.int64)
         waiting = [_Branch(0, len(self.leaves))]
-        while waiting:  # the last first: all that stands on a row follows before the next one is kept
+        while waiting:  # depth first: all rows on a kept row come before the next kept row
             part = self._kept(waiting.pop())
             loose: list[int] = []
             for found in self._divided(part):
@@ -102,7 +105,7 @@ class _Packing:
             self._fill(loose, part.depth, part.on)
 
     def _plant(self) -> None:
-        """Finds the leaves, and which inputs ride on each: itself, and those that it begins with."""
+        """Finds the leaves, and the riders of each: the leaf itself and the inputs that are prefixes of it."""
         ordered = sorted(range(len(self.inputs)), key=lambda index: self.inputs[index].tokens, reverse=True)
         for index in ordered:
             tokens = self.inputs[index].tokens
@@ -118,7 +121,7 @@ class _Packing:
         return self.inputs[self.riders[leaf][0]].tokens
 
     def _divided(self, part: _Branch) -> Iterator[_Branch]:
-        """Parts that fit into one row or are one leaf, and parts with a stem to be kept."""
+        """Splits into parts that fit into one row or are a single leaf, and parts whose stem becomes a kept row."""
         waiting = [part]
         while waiting:
             part = waiting.pop()
@@ -135,19 +138,19 @@ class _Packing:
             waiting += parts[::-1]
 
     def _size(self, part: _Branch) -> int:
-        """Tokens of the part in one row."""
+        """Number of tokens if the part were one row."""
         inside = slice(part.low + 1, part.high)
         fresh = int((self.lengths[inside] - self.common[inside]).sum())
         return int(self.lengths[part.low]) - part.depth + fresh
 
     def _saves(self, stem: int, rest: int) -> bool:
-        """Whether to keep a stem is cheaper than to repeat it in every row: it costs a row, and breaks one off."""
+        """Whether keeping a stem is cheaper than repeating it in every row. It costs one row and splits another."""
         room = self.budget - stem
         repeats = -(-rest // room) - 1 if room > 0 else np.inf
         return stem * repeats > 2 * OVERHEAD * self.budget
 
     def _kept(self, part: _Branch) -> _Branch:
-        """The part on the row of its stem, which is made here."""
+        """Makes the row of the part's stem and returns the part on top of it."""
         if not part.stem:
             return part
         tokens = self.leaves[part.low][part.depth : part.stem]
@@ -158,7 +161,7 @@ class _Packing:
         return _Branch(part.low, part.high, part.stem, len(self.rows) - 1)
 
     def _fill(self, leaves: Sequence[int], depth: int, on: int | None) -> None:
-        """Puts leaves into rows, in order, cut where that costs least."""
+        """Puts leaves into rows, in order, with the cheapest cuts."""
         if not leaves:
             return
         common = [0, *(self._shared(a, b) for a, b in pairwise(leaves))]
@@ -172,10 +175,10 @@ class _Packing:
         return int(self.common[one + 1 : other + 1].min())
 
     def _row(self, leaves: Sequence[int], common: Sequence[int], depth: int, on: int | None) -> None:
-        """Makes the row of some leaves; ``common`` is what each shares with the one before it."""
+        """Makes one row of leaves; ``common`` is the length of the prefix that each shares with the previous one."""
         tokens = np.concatenate([self.leaves[leaf][shared:] for leaf, shared in zip(leaves, common, strict=True)])
         visible_until = np.full(len(tokens), len(tokens))
-        path = NONE  # where the tokens of the current leaf stand, from ``depth`` on
+        path = NONE  # places of the current leaf's tokens, from ``depth`` on
         paths: list[tuple[list[int], Ints]] = []
         done = 0
         for leaf, shared in zip(leaves, common, strict=True):
@@ -187,7 +190,7 @@ class _Packing:
         self.rows.append(Row(tokens, visible_until, self._reads(paths, depth, None), on))
 
     def _reads(self, paths: Sequence[tuple[Sequence[int], Ints]], depth: int, stop: int | None) -> Reads:
-        """What inputs want of their tokens from ``depth`` up to ``stop``, which stand where the paths say."""
+        """The reads of inputs for their tokens from ``depth`` up to ``stop``; ``paths`` gives the tokens' places."""
         inputs: list[Ints] = []
         positions: list[Ints] = []
         places: list[Ints] = []
@@ -202,14 +205,15 @@ class _Packing:
 
 
 def _cheapest_cuts(whole: Ints, fresh: Ints, budget: int) -> list[int]:
-    """Where to cut leaves into rows: the first leaf of each, and the end. Exact, by dynamic programming.
+    """Where to cut leaves into rows: the first leaf of each row, and the end. Exact, by dynamic programming.
 
-    A leaf takes ``whole`` tokens where it is the first of a row; ``fresh`` sums what each adds after the one before it.
+    A leaf needs ``whole`` tokens if it is the first of a row. ``fresh`` is the running sum of the tokens that each leaf
+    adds after the previous one.
     """
     costs = np.zeros(len(whole) + 1)
     starts = np.zeros(len(whole) + 1, dtype=np.int64)
     low = 0
-    opening = whole - fresh  # of a row that begins with leaf i and ends with leaf j: opening[i] + fresh[j] tokens
+    opening = whole - fresh  # a row from leaf i to leaf j has opening[i] + fresh[j] tokens
     for last in range(len(whole)):
         while low < last and opening[low] + fresh[last] > budget:
             low += 1
@@ -225,7 +229,7 @@ def _cheapest_cuts(whole: Ints, fresh: Ints, budget: int) -> list[int]:
 
 
 def common(one: npt.ArrayLike, other: npt.ArrayLike) -> int:
-    """How many tokens two sequences share at their beginning."""
+    """The length of the common prefix of two sequences."""
     first, second = np.asarray(one), np.asarray(other)
     length = min(len(first), len(second))
     differ = first[:length] != second[:length]

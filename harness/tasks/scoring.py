@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: many requests put to a model in one of three layouts."""
+"""Log-likelihoods of continuations, for many requests in one of three layouts."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 Layout = Literal["packed", "batched", "alone"]
 """Rows that branch without padding; batches padded on the right; one input per forward pass."""
 CHUNK_ROWS = 128
-"""Predictions whose logits exist at one time: 25 MB of float32 for a vocabulary of 49,152."""
+"""Predictions whose logits are in memory at once: 25 MB of float32 for a vocabulary of 49,152."""
 BUDGET_TOKENS = {"cpu": 384}
-"""By device, tokens per forward pass: enough to fill the cores, so few that attention over all of them stays cheap."""
+"""Tokens per forward pass, by device: enough to occupy the cores, few enough to keep attention cheap."""
 OTHER_BUDGET_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Request:
-    """A context of at least one token and the continuation whose likelihood is asked."""
+    """A context of at least one token, and the continuation to score."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
@@ -34,7 +34,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Score:
-    """Of a continuation: its log-likelihood in nats, and whether greedy decoding would have written it."""
+    """The log-likelihood of a continuation in nats, and whether greedy decoding would produce it."""
 
     loglikelihood: float
     greedy: bool
@@ -42,7 +42,7 @@ class Score:
 
 @dataclass
 class Effort:
-    """What it took: tokens put through the decoder (padding included), rows through the head, forward passes."""
+    """The work done: tokens through the decoder (including padding), rows through the head, forward passes."""
 
     tokens: int = 0
     head_rows: int = 0
@@ -65,10 +65,10 @@ def default_budget(model: LoadedModel) -> int:
 def score(
     model: Logits, requests: Sequence[Request], layout: Layout, budget: int, effort: Effort | None = None
 ) -> list[Score]:
-    """The score of every request, in order; ``effort`` is added to.
+    """The score of every request, in order. Adds the work done to ``effort``.
 
-    Requests with one input in common share its predictions. Raises UnsupportedError for ``packed`` where the model
-    cannot branch.
+    Requests with the same input share its predictions. Raises UnsupportedError for ``packed`` if the model cannot
+    branch.
     """
     import torch
 
@@ -83,7 +83,7 @@ def score(
 def _forwards(
     model: Logits, inputs: Sequence[ScoringInput], layout: Layout, budget: int, effort: Effort
 ) -> Iterator[tuple[torch.Tensor, Reads]]:
-    """Hidden states (n, width), or logits (n, vocabulary) of a model that does not factor, and what to read of them."""
+    """Hidden states (n, width), or logits (n, vocabulary) if the model has no separate head, and what to read there."""
     if layout == "packed":
         branching = as_branching(model)
         if branching is None:
@@ -95,7 +95,7 @@ def _forwards(
 
 
 def _packed(model: Branching, rows: Sequence[Row], effort: Effort) -> Iterator[tuple[torch.Tensor, Reads]]:
-    """The prefix cache of a kept row is dropped after the last row that stands on it."""
+    """Runs packed rows. Drops the prefix cache of a kept row after the last row that uses it."""
     import torch
 
     last = {row.on: index for index, row in enumerate(rows)}
@@ -116,7 +116,7 @@ def _packed(model: Branching, rows: Sequence[Row], effort: Effort) -> Iterator[t
 
 
 def _batches(inputs: Sequence[ScoringInput], budget: int) -> Iterator[list[int]]:
-    """Distinct inputs of similar length together, the longest first, at most ``budget`` tokens with their padding."""
+    """Batches of inputs of similar length, longest first, with at most ``budget`` tokens including padding."""
     ordered = sorted(range(len(inputs)), key=lambda index: len(inputs[index].tokens), reverse=True)
     batch: list[int] = []
     for index in ordered:
@@ -172,7 +172,7 @@ class _Reader:
         return [Score(float(nat), bool(greedy)) for nat, greedy in zip(self._nats, self._greedy, strict=True)]
 
     def read(self, states: torch.Tensor, reads: Reads) -> None:
-        """Applies the head to the states that predict something, each once, and adds up what they predict."""
+        """Applies the head once to each state that is needed, and adds up the log-likelihoods."""
         import torch
 
         if not len(reads.places):
@@ -189,12 +189,12 @@ class _Reader:
             target = torch.from_numpy(targets[mine]).to(logits.device)
             nats = logits.log_softmax(dim=-1)[at, target]
             np.add.at(self._nats, owners[mine], nats.double().cpu().numpy())
-            if self._greedy[owners[mine]].any():  # a long text is soon known not to be what greedy decoding writes
+            if self._greedy[owners[mine]].any():  # a long text usually differs from greedy decoding early on
                 np.logical_and.at(self._greedy, owners[mine], (logits.argmax(dim=-1)[at] == target).cpu().numpy())
         self._effort.add(head_rows=len(wanted))
 
     def _targets(self, reads: Reads) -> tuple[Ints, Ints, Ints]:
-        """Of every token to be predicted here: its request, the place that predicts it, and the token."""
+        """For every token predicted in this pass: its request, the place that predicts it, and the token."""
         owners: list[Ints] = []
         places: list[Ints] = []
         targets: list[Ints] = []

@@ -1,6 +1,6 @@
-"""What a user's definition of a task reads and runs beside itself: found by reading its YAML, which runs none of it.
+"""Finds the files and code that a user's task definition uses, by reading its YAML without running anything.
 
-lm-eval calls what a definition names by ``!function``, and fetches the code of a metric that it does not bring itself.
+lm-eval calls what a definition names with ``!function``, and fetches the code of metrics that it does not include.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _METRIC = re.compile(r"^@register_metric\(\s*metric=[\"']([^\"']+)[\"']", re.MUL
 
 @dataclass(frozen=True)
 class TaskDefinition:
-    """``files`` are the user's own: the definition ``path``, what it includes and the modules that it names.
+    """``files`` are the user's own: the definition ``path``, its includes and the modules that it names.
 
-    ``code`` says, as ``FILE:LINE: …``, which parts run code that is not lm-eval's own.
+    ``code`` lists, as ``FILE:LINE: …``, the parts that run code from outside lm-eval.
     """
 
     path: Path
@@ -38,14 +38,14 @@ class TaskDefinition:
     code: tuple[str, ...]
 
     def hash_content(self) -> str:
-        """What identifies its content: the sha256 of its one file, or a hash of those of all."""
+        """Identifies the content: the sha256 of a single file, or a hash over the hashes of all files."""
         if not set(self.files) - {self.path}:
             return file_sha256(self.path)
         return digest([(os.path.relpath(file, self.path.parent), file_sha256(file)) for file in self.files])
 
 
 def definition(path: Path) -> TaskDefinition:
-    """Reads a user's definition and all that it includes. Raises UsageError, with its place, for what is no YAML."""
+    """Reads a user's definition and everything it includes. Raises UsageError, with the place, for invalid YAML."""
     path, found = path.resolve(), _Reading()
     found.read(path)
     return TaskDefinition(path, tuple(dict.fromkeys(found.files)), (*found.functions, *found.metrics))
@@ -53,7 +53,7 @@ def definition(path: Path) -> TaskDefinition:
 
 @dataclass
 class _Reading:
-    """What was met so far."""
+    """What has been found so far."""
 
     files: list[Path] = field(default_factory=list)
     functions: list[str] = field(default_factory=list)
@@ -91,7 +91,7 @@ class _Reading:
 
 
 def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]:
-    """The keys and values of a mapping and, of a group, of the members that are defined in it; each node once."""
+    """The keys and values of a mapping and, for a group, of the members defined inside it; visits each node once."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -107,7 +107,7 @@ def _entries(node: yaml.Node, seen: set[int]) -> Iterator[tuple[str, yaml.Node]]
 
 
 def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
-    """Every node once: an alias may lead back to where it stands."""
+    """Every node once, because an alias may refer back to a node that contains it."""
     if id(node) in seen:
         return
     seen.add(id(node))
@@ -122,8 +122,8 @@ def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
 
 
 def _foreign_metric(path: Path, node: yaml.Node) -> Iterator[str]:
-    """Where an entry of ``metric_list`` makes lm-eval load a module of the library ``evaluate``."""
-    said = list(_entries(node, set()))  # every spelling, whichever of them a merge of mappings lets win
+    """A message if an entry of ``metric_list`` makes lm-eval load a module of the library ``evaluate``."""
+    said = list(_entries(node, set()))  # includes keys that a YAML merge would override
     loaded = any(key == "hf_evaluate" and str(value.value).lower() in ("true", "yes", "on") for key, value in said)
     for metric in (value for key, value in said if key == "metric"):
         if (
@@ -136,7 +136,7 @@ def _foreign_metric(path: Path, node: yaml.Node) -> Iterator[str]:
 
 
 def _module(folder: Path, named: str) -> Path | None:
-    """The file that lm-eval takes a function from: one beside the definition, else one of its own; None: another."""
+    """The file that lm-eval takes a function from: one next to the definition or one of its own; None for any other."""
     module = named.rpartition(".")[0].replace(".", "/")
     beside = (folder / f"{module}.py").resolve()
     if beside.is_file():
@@ -151,7 +151,7 @@ def _is_theirs(path: Path) -> bool:
 
 @cache
 def package() -> Path:
-    """lm-eval's own folder, found without running it. Raises UsageError where it is not installed."""
+    """lm-eval's own folder, found without importing it. Raises UsageError if it is not installed."""
     found = find_spec("lm_eval")
     if found is None or not found.submodule_search_locations:
         raise UsageError("lm-eval is not installed; pip install 'qharness[eval]'")

@@ -1,4 +1,4 @@
-"""Calibration sets: what calibrated methods see, made once and handed to every library as the same token ids.
+"""Calibration sets: made once, so that every calibrated method and library gets the same token ids.
 
 The usual amounts are 128 sequences of 2,048 tokens for GPTQ (Frantar et al., arXiv:2210.17323, section 4)
 and 128 of 512 for AWQ (its published code).
@@ -19,15 +19,15 @@ from harness.errors import UnsupportedError
 from harness.text.sources import rows
 
 VERSION = 1
-"""Raised by every change of how a text becomes samples."""
+"""Increased whenever the way a text becomes samples changes."""
 FILE = "calibration.json"
 JOINER = "\n\n"
 LITTLE_TOKENS = 32_768
-"""Below this a calibrated result depends on the draw of the text: half of AWQ's usual amount, an eighth of GPTQ's."""
+"""With fewer tokens, results depend on which samples are drawn: half of AWQ's usual amount, an eighth of GPTQ's."""
 
 
 def build(ref: CalibrationRef, tokenizer: Any) -> CalibrationSet:
-    """The calibration set of a tokenizer. Raises UnsupportedError where the text is too short for one sample."""
+    """The calibration set for a tokenizer. Raises UnsupportedError if the text is too short for one sample."""
     documents = [row for row in rows(ref.text) if row.strip()]
     if ref.chat_template:
         documents = [_as_chat(document, tokenizer) for document in documents]
@@ -56,13 +56,13 @@ def digest(tokens: Sequence[Sequence[int]], lengths: Sequence[int]) -> str:
 
 
 def save(calibration: CalibrationSet, folder: Path) -> None:
-    """Plain JSON, so that an environment without this one's libraries reads the very same ids."""
+    """Writes plain JSON, so that an environment without this one's libraries reads the same ids."""
     content = {"sha256": calibration.sha256, "lengths": calibration.lengths, "tokens": calibration.tokens}
     (folder / FILE).write_text(json.dumps(content), encoding="utf-8")
 
 
 def read(folder: Path) -> CalibrationSet:
-    """What ``save`` wrote. Raises UnsupportedError where its ids are not those that were hashed."""
+    """Reads what ``save`` wrote. Raises UnsupportedError if its ids do not match their hash."""
     content = json.loads((folder / FILE).read_text(encoding="utf-8"))
     if digest(content["tokens"], content["lengths"]) != content["sha256"]:
         raise UnsupportedError(f"{folder}: damaged; delete it and run the recipe again")
@@ -70,7 +70,7 @@ def read(folder: Path) -> CalibrationSet:
 
 
 def _concat(documents: list[str], room: int, ref: CalibrationRef, tokenizer: Any, draw: random.Random) -> list[Any]:
-    """Blocks of the joined text, drawn without replacement, in the text's order."""
+    """Blocks of the joined text, drawn without replacement and kept in text order."""
     joined = documents if ref.chat_template else [JOINER.join(documents)]
     ids = [token for document in joined for token in _ids(document, tokenizer)]
     blocks = [ids[start : start + room] for start in range(0, len(ids) - room + 1, room)]
@@ -79,7 +79,7 @@ def _concat(documents: list[str], room: int, ref: CalibrationRef, tokenizer: Any
 
 
 def _crop(documents: list[str], room: int, tokenizer: Any, draw: random.Random) -> Iterator[list[int]]:
-    """A stretch at a random place out of each row that is long enough."""
+    """A span at a random position from each row that is long enough."""
     for document in documents:
         ids = _ids(document, tokenizer)
         if len(ids) >= room:
@@ -106,7 +106,7 @@ def _as_chat(document: str, tokenizer: Any) -> str:
 
 
 def _bos(ref: CalibrationRef, tokenizer: Any, documents: list[str]) -> list[int]:
-    """What each sample begins with; nothing more where a chat template has written BOS already."""
+    """The tokens that every sample begins with: BOS or none; none if the chat template already wrote BOS."""
     token = tokenizer.bos_token_id
     if ref.bos == "never" or (ref.bos == "auto" and (token is None or tokenizer("a")["input_ids"][0] != token)):
         return []
@@ -118,5 +118,5 @@ def _bos(ref: CalibrationRef, tokenizer: Any, documents: list[str]) -> list[int]
 
 
 def _padding(tokenizer: Any) -> int:
-    """The token that fills rows up; masked, so any will do."""
+    """The padding token; padding is masked, so any token works."""
     return next((int(t) for t in (tokenizer.pad_token_id, tokenizer.eos_token_id) if t is not None), 0)

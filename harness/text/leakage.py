@@ -27,7 +27,7 @@ TOLERATED = 1e-3
 
 @dataclass(frozen=True)
 class Leak:
-    """How much of an evaluation text a calibration set contains: a fraction of its runs of RUN_TOKENS."""
+    """How much of an evaluation text a calibration set contains: a fraction of its runs of RUN_TOKENS tokens."""
 
     shared: float
 
@@ -61,7 +61,7 @@ def overlap(calibration: Sequence[Sequence[int]], evaluation: Sequence[Sequence[
 
 
 def halves_overlap(windows: Windows, run: int = RUN_TOKENS) -> float:
-    """How far an evaluation repeats itself: the fraction of its second half's runs that its first half contains.
+    """How much an evaluation text repeats itself: the fraction of its second half's runs that its first half contains.
 
     Every scored token with enough others before it ends one run, so no run counts twice if windows overlap. A text that
     repeats itself holds less evidence than its length suggests.
@@ -77,9 +77,9 @@ def _shared(known: Runs, runs: Runs) -> float:
 
 
 def _runs(rows: Sequence[Sequence[int]], length: int) -> Runs:
-    """Every run of every row as a number of 64 bits: its tokens times random odd factors, summed modulo 2⁶⁴.
+    """A 64-bit hash of every run of every row: its tokens times random odd factors, summed modulo 2⁶⁴.
 
-    Two different runs of token ids below 2¹⁸ get one number with a probability of 2⁻⁴⁶ at the most.
+    Two different runs of token ids below 2¹⁸ collide with a probability of at most 2⁻⁴⁶.
     """
     factors = np.random.default_rng(0).integers(0, 2**63, length, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
     arrays = [np.asarray(row, dtype=np.uint64) for row in rows if len(row) >= length]

@@ -1,6 +1,6 @@
-"""Where evaluation text comes from: files of the harness, local files, hub data sets.
+"""Reads texts from the harness's own files, local files and hub data sets.
 
-A text is a list of rows. A plain file is read the way the hub serves WikiText: each line is a row
+A text is a list of rows. A plain file is read as the hub serves WikiText: each line is a row
 that keeps its newline, and a blank line is the empty string.
 """
 
@@ -27,7 +27,7 @@ TEXTS: Mapping[str, str] = MappingProxyType(
 
 
 def resolve(text: Text, folder: Path) -> TextRef:
-    """The text that a recipe names, found and hashed. Raises SourceError where it is not there."""
+    """Locates and hashes the text that a recipe names. Raises SourceError if it does not exist."""
     if text.hub is not None:
         name = "/".join(part for part in (text.hub, text.config, text.split) if part)
         return TextRef(name, None, text.hub, text.config, text.split, text.revision, text.field)
@@ -47,7 +47,7 @@ def resolve(text: Text, folder: Path) -> TextRef:
 
 
 def rows(text: TextRef) -> list[str]:
-    """The rows of a text. Raises SourceError for a file that is not what its name says."""
+    """The rows of a text. Raises SourceError if a file's content does not match its suffix."""
     if text.path is None:
         return _hub_rows(text)
     content = Path(text.path).read_text(encoding="utf-8")
@@ -57,9 +57,9 @@ def rows(text: TextRef) -> list[str]:
 
 
 def whole(text: TextRef) -> str:
-    """The text as one string: a plain file as it is, other rows as the lines of such a file.
+    """The text as one string: a plain file unchanged, other rows as the lines of such a file.
 
-    An empty row is written as the line of one space that it is in WikiText's own files. Raises as ``rows`` does.
+    An empty row becomes a line with one space, as in WikiText's own files. Raises the same errors as ``rows``.
     """
     if not is_plain(text):
         return "".join(row if row.endswith("\n") else f"{row or ' '}\n" for row in rows(text))
@@ -68,7 +68,7 @@ def whole(text: TextRef) -> str:
 
 
 def is_plain(text: TextRef) -> bool:
-    """Whether it is a file of plain text: neither JSON lines nor a hub data set."""
+    """Whether the text is a plain text file: neither JSON lines nor a hub data set."""
     return text.path is not None and not text.path.endswith((".jsonl", ".json"))
 
 

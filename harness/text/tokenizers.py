@@ -1,4 +1,4 @@
-"""Whether two tokenizers read text alike: a variant's and its source's, and one that was saved and read again."""
+"""Checks that two tokenizers are equivalent: a variant's and its source's, or one before and after saving."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from harness.errors import InvalidRunError
 
 PROBE = 'The "quick" fox\u2019s 12,345 jumps:\n\n\tna\u00efve caf\u00e9 \u4f60\u597d \U0001f98a  x = f(y);  <s> </s> '
-"""Words, digits, quotes, white space, other scripts and what looks like special tokens."""
+"""Words, digits, quotes, white space, other scripts and strings that look like special tokens."""
 SAVED_PROBES = (
     PROBE,
     "The capital of France is",
@@ -25,15 +25,15 @@ SAVED_PROBES = (
     "\x00\x07\x1b[0m \u00a0\u3000\u2028",
     "a<s>b</s> <unk><pad>[CLS] <|endoftext|><|im_start|>user\n<start_of_turn>model\n<0x41>\u2581",
 )
-"""What a saved tokenizer is tried on: scripts, numbers, code, white space, emoji, controls, special tokens."""
+"""Test strings for a saved tokenizer: scripts, numbers, code, white space, emoji, controls, special tokens."""
 SPECIAL = ("bos_token_id", "eos_token_id", "unk_token_id")
-"""The padding token is left out: it never reaches a figure, and published checkpoints choose one freely."""
+"""The padding token is left out: it never affects a figure, and published checkpoints choose it freely."""
 
 
 def check_tokenizer(source: Path, variant: Any, chat: bool = False, trust_remote_code: bool = False) -> None:
-    """Raises InvalidRunError naming in what the variant's tokenizer differs from that of the folder ``source``.
+    """Raises InvalidRunError if the variant's tokenizer differs from that of the folder ``source``, and says how.
 
-    Chat templates, which publishers mend, count where ``chat`` says that one is used.
+    Chat templates are compared only with ``chat``, because publishers fix them later.
     """
     from transformers import AutoTokenizer
 
@@ -45,9 +45,9 @@ def check_tokenizer(source: Path, variant: Any, chat: bool = False, trust_remote
 
 
 def check_saved(made: Any, folder: Path, trust_remote_code: bool = False) -> None:
-    """Raises InvalidRunError where the tokenizer saved in the folder is not, once it is read again, the one ``made``.
+    """Raises InvalidRunError if the tokenizer saved in the folder, when read again, differs from ``made``.
 
-    Beside fixed texts, all special tokens are tried.
+    Compares the fixed test strings and all special tokens.
     """
     from transformers import AutoTokenizer
 
@@ -59,12 +59,12 @@ def check_saved(made: Any, folder: Path, trust_remote_code: bool = False) -> Non
 
 
 def differences(source: Any, variant: Any, chat: bool, probes: Sequence[str] = (PROBE,)) -> list[str]:
-    """What two tokenizers differ in, in words."""
+    """The differences between two tokenizers, in words."""
     found = [
         f"{name} is {getattr(variant, name)}, not {getattr(source, name)}"
         for name in SPECIAL
         if getattr(variant, name) != getattr(source, name)
-        if (name, getattr(variant, name)) != ("unk_token_id", None)  # GGUF files leave it out where no text needs it
+        if (name, getattr(variant, name)) != ("unk_token_id", None)  # GGUF files omit it if no text needs it
     ]
     if any(_ids(variant, text, special=False) != _ids(source, text, special=False) for text in probes):
         found.append("a probe text becomes other tokens")

@@ -1,4 +1,4 @@
-"""From a text to the windows of tokens that are scored, by one of the named protocols."""
+"""Cuts a text into the windows of tokens that are scored, following one of the named protocols."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from harness.text.protocols import PRESETS
 from harness.text.protocols.preset import Cut
 
 VERSION = 1
-"""Raised by every change of how a text becomes windows."""
+"""Increased whenever the way a text becomes windows changes."""
 
 
 def cut(workload: PerplexityWorkload, tokenizer: Any) -> Windows:
-    """The windows of a text, and every condition of theirs under ``protocol``.
+    """The windows of a text, with everything that defines them in ``protocol``.
 
-    Raises UnsupportedError where the text is too short, or the tokenizer lacks a token that the protocol needs.
+    Raises UnsupportedError if the text is too short, or if the tokenizer lacks a token that the protocol needs.
     """
     made = _first(workload, PRESETS[workload.protocol].cut(workload, tokenizer))
     counts = {"windows": len(made.tokens)}
@@ -46,7 +46,7 @@ def cut(workload: PerplexityWorkload, tokenizer: Any) -> Windows:
 
 
 def _first(workload: PerplexityWorkload, made: Cut) -> Cut:
-    """The windows that are asked for: whole documents only, for nobody counts the words of a part of one."""
+    """The requested number of windows. Documents stay whole, because their words and bytes are counted as a whole."""
     asked = workload.windows
     if asked is None or asked >= len(made.tokens):
         return made
