@@ -1,7 +1,7 @@
-"""What an estimate says beside what was stored: ``python benchmarks/bits_per_weight.py RESULTS …``.
+"""Compares estimated with stored bytes: ``python benchmarks/bits_per_weight.py RESULTS …``.
 
-The estimate is that of ``qharness estimate``, from the model's header or configuration alone; the bytes were counted in
-the tensors that a worker had loaded, and in the checkpoint's headers. Prints a table in Markdown, which
+The estimate is that of ``qharness estimate``, from the model's header or configuration alone. The stored bytes were
+counted in a worker's loaded tensors and in the checkpoint's headers. Prints a Markdown table, which
 docs/measurements/estimate-cpu.md records.
 """
 
@@ -51,7 +51,7 @@ def _pair(expected: float, found: float) -> list[str]:
 
 
 def _shapes(record: RunRecord) -> ModelShapes:
-    """Of the model as the sweep named it, which must still lie where it was."""
+    """The shapes of the sweep's model, whose files must still be where they were."""
     model = record.spec.model
     if model.kind == "synthetic":
         header = synthetic(dict(model.config))

@@ -1,6 +1,6 @@
-"""What ``qharness --help`` costs beside ``python -c pass``: ``python benchmarks/cli_startup.py``.
+"""Compares the run time of ``qharness --help`` with ``python -c pass``: ``python benchmarks/cli_startup.py``.
 
-Both are whole processes, run in turn so that a slow moment of the machine meets both; their minima are
+Both are whole processes, run alternately so that a slow phase of the machine affects both; the minima are
 compared. Prints the ratio, which docs/measurements/cli-startup.md records.
 """
 

@@ -1,10 +1,10 @@
-"""GGUF files of a sweep beside what others say of them: gguf's arithmetic of their bytes, and llama.cpp's perplexity.
+"""Checks a sweep's records of GGUF files against gguf's block sizes and llama.cpp's own perplexity.
 
-``python benchmarks/gguf_conformance.py RESULTS [CACHE]``: a results folder of a recipe with the engine llamacpp, and
-the cache that it was run with. Of every variant: what the decoder's matrices are stored as; bits per weight by the
-types' block sizes and as the record has them; perplexity by the protocol llama.cpp as the record has it, and as
-``llama-perplexity`` measures it on the same file and text, the key-value cache in float16 on both sides. That column is
-empty where no binary is on PATH, nor named by $QHARNESS_LLAMA_PERPLEXITY. Prints a table in Markdown.
+``python benchmarks/gguf_conformance.py RESULTS [CACHE]``: the results folder of a recipe with the engine llamacpp, and
+the cache of that run. Prints a Markdown table with, for every variant: the types of the decoder's matrices; bits per
+weight from the types' block sizes and from the record; perplexity with the protocol llama.cpp from the record and
+from ``llama-perplexity`` on the same file and text, both with a float16 key-value cache. The last column is empty
+if no binary is on PATH or named by $QHARNESS_LLAMA_PERPLEXITY.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def file_of(record: RunRecord, cache: Path) -> Path:
 
 
 def stored(file: Path) -> tuple[str, float]:
-    """The types of the decoder's matrices with their shares of the weights, and the bits that these make per weight."""
+    """The types of the decoder's matrices with their shares of the weights, and the resulting bits per weight."""
     weights: Counter[str] = Counter()
     bits = 0.0
     for tensor in GGUFReader(file).tensors:
@@ -43,7 +43,7 @@ def stored(file: Path) -> tuple[str, float]:
 
 
 def recorded_bits(record: RunRecord) -> float:
-    """The same by the record's count of bytes."""
+    """Bits per weight from the byte counts in the record."""
     linear = [m for m in record.outcome.measurements if m.protocol.get("role") == "linear"]
     held = sum(m.values[0] for m in linear if m.metric == "stored_bytes")
     return 8 * held / sum(m.values[0] for m in linear if m.metric == "parameters")

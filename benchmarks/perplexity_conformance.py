@@ -1,10 +1,10 @@
-"""Each perplexity protocol beside what it reproduces, on the same model and text.
+"""Compares each perplexity protocol with the tool it reproduces, on the same model and text.
 
-``python benchmarks/perplexity_conformance.py MODEL TEXT [CONTEXT [WINDOWS]]``: a folder of a transformers checkpoint
-and a file of WikiText. Beside lm-eval and llama.cpp stand plain loops that share no code with the harness. llama.cpp's
-binary is the ``llama-perplexity`` on PATH, or that which $QHARNESS_LLAMA_PERPLEXITY names; it is left out where
-there is none, and of models other than Llamas with a byte-level tokenizer after GPT-2. Prints a table in Markdown,
-which docs/measurements/perplexity-conformance.md records.
+``python benchmarks/perplexity_conformance.py MODEL TEXT [CONTEXT [WINDOWS]]``: a folder with a transformers checkpoint
+and a file of WikiText. Besides lm-eval and llama.cpp there are plain loops that share no code with the harness.
+llama.cpp's binary is ``llama-perplexity`` on PATH or the one that $QHARNESS_LLAMA_PERPLEXITY names. It is skipped if
+there is none, or if the model is not a Llama with a byte-level tokenizer like GPT-2's. Prints a Markdown table, which
+docs/measurements/perplexity-conformance.md records.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BINARY = "QHARNESS_LLAMA_PERPLEXITY"
 
 
 def ours(folder: Path, text: Path, protocol: str, context: int, **settings: Any) -> dict[str, Measurement]:
-    """What the harness measures, by the name of the measurement. ``settings`` are those of PerplexityWorkload."""
+    """The harness's measurements by name. ``settings`` are those of PerplexityWorkload."""
     model = load(LoadRequest(folder, "float32", "cpu"))
     model.probe_head()
     settings = {"windows": None, **settings}
@@ -50,26 +50,26 @@ def ours(folder: Path, text: Path, protocol: str, context: int, **settings: Any)
 
 
 def mean(measurement: Measurement) -> float:
-    """Its mean by weight."""
+    """The weighted mean of a measurement."""
     total = sum(value * weight for value, weight in zip(measurement.values, measurement.weights, strict=True))
     return total / sum(measurement.weights)
 
 
 def hub_rows(text: Path) -> list[str]:
-    """The rows of Salesforce/wikitext on the hub, as a file of them that was published before it has them."""
+    """The rows of Salesforce/wikitext on the hub, read from the older WikiText file with the same text."""
     lines = text.read_text(encoding="utf-8").split("\n")[:-1]
     return [f"{line}\n" if line.strip() else "" for line in lines]
 
 
 def hub_pages(text: Path) -> list[str]:
-    """The pages of EleutherAI/wikitext_document_level: from one title of the first order to the next."""
+    """The pages of EleutherAI/wikitext_document_level: from one top-level title to the next."""
     content = "\n" + text.read_text(encoding="utf-8")
     starts = [match.start() + 1 for match in re.finditer(r"\n = (?!=)[^\n]*[^=] = (?=\n)", content)]
     return [content[a : b - 1] for a, b in zip(starts, [*starts[1:], len(content) + 1], strict=True)]
 
 
 def plain_gptq(model: Any, tokenizer: Any, text: Path, context: int, windows: int) -> float:
-    """The loop of GPTQ's llama.py: each window's mean cross-entropy times its length, over all lengths."""
+    """The loop of GPTQ's llama.py: each window's mean cross-entropy, averaged with the windows' lengths as weights."""
     ids = tokenizer("\n\n".join(hub_rows(text)), return_tensors="pt").input_ids
     losses = []
     for index in range(windows):
@@ -81,9 +81,9 @@ def plain_gptq(model: Any, tokenizer: Any, text: Path, context: int, windows: in
 def plain_sliding(
     model: Any, tokenizer: Any, text: Path, context: int, stride: int, windows: int | None = None
 ) -> Iterator[tuple[float, int]]:
-    """The loop of the Hugging Face documentation: the loss of each window, and how many tokens it is the mean of.
+    """The loop of the Hugging Face documentation: each window's loss, weighted by the number of tokens in its mean.
 
-    The documentation weighs each window as if it had one token less, which this does not.
+    The documentation weights each window as if it had one token less; this loop does not.
     """
     ids = tokenizer("\n\n".join(hub_rows(text)), return_tensors="pt").input_ids
     length, before = ids.size(1), 0
@@ -101,7 +101,7 @@ def plain_sliding(
 
 
 def plain_llama_cpp(model: Any, ids: list[int], bos: int | None, context: int, windows: int) -> float:
-    """perplexity() of llama.cpp's tools/perplexity/perplexity.cpp, for tokens that are given."""
+    """perplexity() of llama.cpp's tools/perplexity/perplexity.cpp, for given tokens."""
     first, total, count = context // 2, 0.0, 0
     for index in range(windows):
         start = index * context
@@ -118,7 +118,7 @@ def plain_llama_cpp(model: Any, ids: list[int], bos: int | None, context: int, w
 def lm_eval_wikitext(
     model: Any, tokenizer: Any, pages: list[str], context: int, add_bos_token: bool | None = None
 ) -> dict[str, float]:
-    """The real task of lm-eval with its transformers backend, on pages of a local file."""
+    """lm-eval's own task with its transformers backend, on the pages of a local file."""
     import lm_eval
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -152,13 +152,13 @@ def llama_binary() -> str | None:
 
 
 EXACT = ("-ctk", "f32", "-ctv", "f32", "-fa", "off")
-"""llama.cpp's settings for a key-value cache in float32, like the rest; it keeps float16 by itself."""
+"""llama.cpp's settings for a float32 key-value cache, like everything else here; its default is float16."""
 
 
 def llama_perplexity(
     binary: str, gguf: Path, text: Path, context: int, windows: int, settings: Sequence[str] = EXACT
 ) -> float:
-    """What llama.cpp prints."""
+    """The perplexity that llama.cpp prints."""
     command = [binary, "-m", str(gguf), "-f", str(text), "-c", str(context), "--chunks", str(windows)]
     command += ["-b", str(context), "--no-warmup", "-ngl", "0", *settings]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=3600)
@@ -169,7 +169,7 @@ def llama_perplexity(
 
 
 def write_gguf(folder: Path, out: Path) -> None:
-    """A Llama of transformers with a byte-level tokenizer after GPT-2, as a float32 GGUF file."""
+    """Writes a transformers Llama with a byte-level tokenizer like GPT-2's as a float32 GGUF file."""
     import gguf
     from safetensors.numpy import load_file
 
@@ -190,7 +190,7 @@ def write_gguf(folder: Path, out: Path) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
     for name, tensor in load_file(folder / "model.safetensors").items():
         for part, count in (("q_proj", heads), ("k_proj", kv_heads)):
-            if part in name:  # llama.cpp turns neighbouring pairs, transformers the two halves of a head
+            if part in name:  # llama.cpp rotates neighbouring pairs, transformers the two halves of a head
                 split = tensor.reshape(count, 2, tensor.shape[0] // count // 2, *tensor.shape[1:])
                 tensor = split.swapaxes(1, 2).reshape(tensor.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), tensor.astype("float32"))

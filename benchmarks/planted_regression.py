@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
 SWEEPS = {"base": "1.0", "again": "1.0", "worse": "1.1"}
-"""The results by the release that made them."""
+"""The names of the results, and the release that each was made with."""
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
 
 def _installed(site: Path, release: str) -> Path:
-    """A folder for PYTHONPATH in which the package lies as an installer would leave it."""
+    """A folder for PYTHONPATH that contains the package as an installer would leave it."""
     info = site / f"planted-{release}.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: planted\nVersion: {release}\n", encoding="utf-8")

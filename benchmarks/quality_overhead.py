@@ -35,13 +35,13 @@ from harness.text.sources import resolve
 from harness.text.windows import cut
 
 BARS = {"perplexity": ("forward", 0.95), "perplexity + divergence": ("forward + head", 0.90)}
-"""What is measured, the bare work that it is held against, and the least part of that one's tokens per second."""
+"""For each measured work: the bare work it is compared with, and the minimum fraction of its tokens per second."""
 Work = Callable[[], object]
 Seconds = npt.NDArray[np.float64]
 
 
 class OneWindow:
-    """A reference of which one window is compared."""
+    """A reference from which only one window is compared."""
 
     def __init__(self, reference: references.Reference, index: int) -> None:
         self._index = index
@@ -77,8 +77,8 @@ def _only(windows: Windows, index: int) -> Windows:
 
 
 def _works(model: Logits, windows: Windows, reference: OneWindow) -> Mapping[str, Work]:
-    """The four works on one window."""
-    tokens = torch.tensor(windows.tokens)[:, :-1]  # the last one is scored, never read
+    """The four pieces of work on one window."""
+    tokens = torch.tensor(windows.tokens)[:, :-1]  # the last token is only predicted, never read
     states = reference.window(0)
 
     def scored(*observers: Observer, against: OneWindow | None = None) -> None:
@@ -95,7 +95,7 @@ def _works(model: Logits, windows: Windows, reference: OneWindow) -> Mapping[str
 
 
 def _measured(works: Sequence[Mapping[str, Work]], rounds: int) -> Mapping[str, Seconds]:
-    """Seconds of CPU and wall of each work, (rounds × windows, 2). Which work is first changes from turn to turn."""
+    """CPU and wall seconds of each work, (rounds × windows, 2). The order of the works rotates."""
     names = list(works[0])
     for warm_up in works[0].values():
         warm_up()

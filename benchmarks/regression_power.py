@@ -1,9 +1,9 @@
 """False alarms and power of ``qharness compare`` and ``history``, on simulated sweeps whose truth is known.
 
-``python benchmarks/regression_power.py [SWEEPS]`` makes records of BASE and HEAD, lets the whole comparison judge them
-(matching, tests, Holm, thresholds), and prints tables in Markdown, which docs/measurements/regression-power.md
-records: how often anything is called regressed where nothing changed, how often a regression of a given size is found,
-and the same of change points in a history.
+``python benchmarks/regression_power.py [SWEEPS]`` makes records of BASE and HEAD, runs the whole comparison on them
+(matching, tests, Holm, thresholds), and prints Markdown tables, which docs/measurements/regression-power.md
+records: how often something is called regressed although nothing changed, how often a regression of a given size is
+found, and both for change points in a history.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Draw = Callable[[Generator, int, float], tuple["Run", "Run"]]
 
 SWEEPS = 600
 FAMILY = 8
-"""Variants that are judged together in a power curve; one of them got worse."""
+"""Number of variants compared together in a power curve; one of them got worse."""
 WINDOW_SCATTER = 0.01
-"""Nats per token by which windows of one text scatter around the change of a model, from one window to another."""
+"""Standard deviation, in nats per token, of a model's change from one window of a text to another."""
 KL_SCATTER = 0.005
 CHANGING = 0.05
-"""The share of a task's answers that differ between BASE and HEAD, whatever they became."""
+"""The fraction of a task's answers that differ between BASE and HEAD, in either direction."""
 PROCESS_SCATTER = 0.02
-"""The standard deviation of a process's speed, as a part of it."""
+"""The relative standard deviation of a process's speed."""
 MODEL = ModelRef("simulated", "simulated", "a" * 64, "directory", "/none")
 TEXT = TextRef("simulated", sha256="b" * 64)
 NONE = MethodRef("none", 1, {}, "unquantized", "none")
@@ -49,7 +49,7 @@ POINT = {"batch_size": 1, "prompt_tokens": 128, "new_tokens": 32}
 
 @dataclass(frozen=True)
 class Run:
-    """What one side measured of one variant: a kind of run, and of each of its processes the measurements."""
+    """One side's measurements of one variant: the kind of run, and the measurements of each of its processes."""
 
     kind: str
     processes: tuple[tuple[Measurement, ...], ...]
@@ -62,7 +62,7 @@ def names(count: int) -> tuple[str, ...]:
 
 @cache
 def spec(kind: str, variant: int, repetition: int) -> RunSpec:
-    """The question, the same on both sides."""
+    """The spec of a run, the same on both sides."""
     method = MethodRef("rtn", 1, {"variant": variant}, f"variant {variant}", "on_load")
     of = (Conditions(), Variant(MODEL, method, "transformers", "decoder"), NONE)
     jobs: dict[str, Job] = {
@@ -96,14 +96,14 @@ def paired(metric: str, unit: str, values: Floats, protocol: Mapping[str, Scalar
 
 
 def perplexity(generator: Generator, windows: int, worse: float) -> tuple[Run, Run]:
-    """``worse`` is the part by which the perplexity truly rose."""
+    """``worse`` is the true relative increase of the perplexity."""
     hard = 3 + 0.3 * generator.standard_normal(windows)
     moved = np.log1p(worse) + WINDOW_SCATTER * generator.standard_normal(windows)
     return _of_windows("nll", "nat/token", hard, hard + moved)
 
 
 def kl(generator: Generator, windows: int, worse: float) -> tuple[Run, Run]:
-    """``worse`` is in nats."""
+    """``worse`` is the true increase in nats."""
     there = 0.05 * generator.gamma(4, 1 / 4, windows)
     return _of_windows("kl", "nat", there, there + worse + KL_SCATTER * generator.standard_normal(windows))
 
@@ -114,7 +114,7 @@ def _of_windows(metric: str, unit: str, base: Floats, head: Floats) -> tuple[Run
 
 
 def accuracy(generator: Generator, questions: int, worse: float) -> tuple[Run, Run]:
-    """``worse`` is in points. Of the answers that change, so many more become wrong than right."""
+    """``worse`` is the true loss: the fraction of answers that become wrong minus the fraction that become right."""
     uniform = generator.random(questions)
     right = generator.random(questions) < 0.6
     lost, won = uniform < (CHANGING + worse) / 2, (uniform >= (CHANGING + worse) / 2) & (uniform < CHANGING)
@@ -128,7 +128,7 @@ def accuracy(generator: Generator, questions: int, worse: float) -> tuple[Run, R
 def speeds(
     generator: Generator, processes: int, worse: float, metrics: Sequence[str] = ("decode_step_s",), drift: float = 0.0
 ) -> tuple[Run, Run]:
-    """``worse`` is the part of speed that was lost; ``drift`` the scatter of what a whole session shares."""
+    """``worse`` is the fraction of speed lost; ``drift`` is the standard deviation of the shift of a whole session."""
 
     def side(lost: float) -> Run:
         shared = drift * generator.standard_normal(len(metrics))
@@ -143,7 +143,7 @@ def _timed(metric: str, seconds: float) -> Measurement:
 
 
 def default(gate: str) -> float:
-    """The threshold where a user names none."""
+    """The default threshold."""
     declared = gated_figures()[gate].gate
     assert declared is not None
     return declared.default
@@ -155,7 +155,7 @@ def findings(pairs: Sequence[tuple[int, tuple[Run, Run]]], gates: Mapping[str, f
 
 
 def alarm(generator: Generator, variants: int, gates: Mapping[str, float], drift: float) -> bool:
-    """Whether anything is called regressed where nothing changed, in a whole sweep."""
+    """Whether anything in a whole sweep is called regressed although nothing changed."""
     pairs = []
     for variant in range(variants):
         pairs += [(variant, accuracy(generator, 200, 0.0)), (variant, _quality(generator))]
@@ -171,7 +171,7 @@ def _quality(generator: Generator) -> tuple[Run, Run]:
 
 
 def found(generator: Generator, gate: str, draw: Draw, units: int, worse: float, family: int) -> bool:
-    """Whether a regression in the first of so many variants is called one."""
+    """Whether a regression in the first of several variants is called regressed."""
     pairs = [(variant, draw(generator, units, worse if variant == 0 else 0.0)) for variant in range(family)]
     judged = findings(pairs, {gate: default(gate)})
     return next(each for each in judged if each.method == "variant 0").verdict == "regressed"
@@ -257,7 +257,7 @@ NOISES: Mapping[str, Callable[[Generator, int], Floats]] = {
 
 
 def _dependent(generator: Generator, count: int, correlation: float) -> Floats:
-    """Sessions that share half of their luck with the one before."""
+    """Noise of sessions that are correlated with the previous session."""
     values = generator.standard_normal(count + 20)
     for position in range(1, len(values)):
         values[position] += correlation * values[position - 1]
@@ -265,7 +265,7 @@ def _dependent(generator: Generator, count: int, correlation: float) -> Floats:
 
 
 def usual_penalty(values: Floats) -> bool:
-    """A change by the penalty that is not used: 2σ² log n of squared distances, σ from the median difference."""
+    """A change according to a penalty that the harness does not use: 2σ² log n, σ from the median difference."""
     from ruptures import Pelt
 
     sigma = float(np.median(np.abs(np.diff(values)))) / 0.6745 / np.sqrt(2)

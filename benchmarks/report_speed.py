@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def records(count: int) -> Iterator[RunRecord]:
-    """The baseline and as many variants as ``count`` records are enough for, one in fifty of which failed."""
+    """The baseline and as many variants as fit into ``count`` records; one in fifty failed."""
     builder = _builder()
     bench, none = builder.Bench(), builder.NONE
     yield bench.prepare()
@@ -78,7 +78,7 @@ def records(count: int) -> Iterator[RunRecord]:
 
 
 def opened(path: Path, rounds: int) -> tuple[float, float, float]:
-    """Medians in seconds: to the load event, to the first plot that stands in the window, and of one sort."""
+    """Median seconds: to the load event, to the first visible plot, and of one sort."""
     from playwright.sync_api import sync_playwright
 
     figures = []
@@ -96,7 +96,7 @@ def opened(path: Path, rounds: int) -> tuple[float, float, float]:
 
 
 def _first_plot(page: Any) -> float:
-    """Seconds from scrolling to the plots until the first is there."""
+    """Seconds from scrolling to the plots until the first one is drawn."""
     return float(
         page.evaluate(
             """() => new Promise(done => {
@@ -111,7 +111,7 @@ def _first_plot(page: Any) -> float:
 
 
 def _sorting(page: Any) -> float:
-    """Seconds of a click on the head of KL, layout included."""
+    """Seconds of a click on the header of the KL column, including layout."""
     return float(
         page.evaluate(
             """() => {
@@ -126,7 +126,7 @@ def _sorting(page: Any) -> float:
 
 
 def _builder() -> Any:
-    """The maker of records that the tests use."""
+    """The tests' builder of records."""
     spec = importlib.util.spec_from_file_location("made_up_records", BENCH)
     assert spec is not None
     assert spec.loader is not None

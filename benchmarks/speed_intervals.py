@@ -1,7 +1,7 @@
-"""How often the intervals of speeds hold the truth, by simulation: ``python benchmarks/speed_intervals.py [SWEEPS]``.
+"""Coverage of the speed intervals, by simulation: ``python benchmarks/speed_intervals.py [SWEEPS]``.
 
-Each sweep makes 1, 3, 5 or 10 processes of five iterations whose true speed is known, and of the baseline as many.
-Prints tables in Markdown, which docs/measurements/speed-intervals.md records.
+Each sweep makes 1, 3, 5 or 10 processes of five iterations whose true speed is known, and as many of the baseline.
+Prints Markdown tables, which docs/measurements/speed-intervals.md records.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SWEEPS = 1000
 PROCESSES = (1, 3, 5, 10)
 ITERATIONS = 5
 VARIANTS, CELLS = 40, 9
-"""The large table whose cost is told."""
+"""The size of the large table whose cost is measured."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """``between`` draws by what factor each process is slower than the truth, its median being 1; ``within`` the same
-    for each iteration."""
+    """``between`` draws the factor by which each process is slower than the truth, with a median of 1; ``within`` the
+    same for each iteration."""
 
     between: Callable[[Generator, int], Floats]
     within: Callable[[Generator, tuple[int, int]], Floats]
 
     def processes(self, generator: Generator, count: int, machine: Floats) -> list[Timings]:
-        """Of work that takes 1 s on a machine that is slower by a factor for each process."""
+        """Timings of work that takes 1 s; ``machine`` is the machine's own slowdown factor per process."""
         slower = self.between(generator, count) * machine
         seconds = slower[:, None] * self.within(generator, (count, ITERATIONS))
         names = tuple(map(str, range(ITERATIONS)))
@@ -52,12 +52,12 @@ def spikes(generator: Generator, size: tuple[int, int]) -> Floats:
 
 
 def skewed(generator: Generator, count: int) -> Floats:
-    """Slowed by an exponential share of 5% on average, less its median."""
+    """Slower by an exponential amount of 5% on average, minus its median."""
     return np.asarray(np.exp(generator.exponential(0.05, count) - 0.05 * np.log(2)))
 
 
 def two_kinds(generator: Generator, count: int) -> Floats:
-    """One process in four has bad luck, 10% slower."""
+    """One process in four is 10% slower."""
     return np.asarray(lognormal(0.005)(generator, count) * np.where(generator.random(count) < 0.25, 1.1, 1.0))
 
 
@@ -70,8 +70,8 @@ FAMILIES = {
     "two kinds": Family(two_kinds, lognormal(0.01)),
 }
 TRUTH = {"two kinds": float(np.exp(-0.005 * 0.4307)), "spikes": float(np.exp(-0.02 * 0.1397))}
-"""True speed where it is not 1: the median of two kinds is the one that two thirds of the quick ones reach (0.4307
-standard deviations), the median time with spikes the one that 5/9 of the other times reach (0.1397)."""
+"""True speeds other than 1. For two kinds, the median is the speed that two thirds of the fast processes reach (0.4307
+standard deviations). With spikes, the median time is the 5/9 quantile of the other times (0.1397)."""
 
 
 def used(processes: Sequence[Timings]) -> Ends | None:
@@ -87,14 +87,14 @@ def student(processes: Sequence[Timings]) -> Ends | None:
 
 
 def of_processes(processes: Sequence[Timings]) -> Ends | None:
-    """Percentiles of the median over processes drawn with replacement."""
+    """Percentiles of the median over processes, resampled with replacement."""
     speeds = 1 / np.array([each.median_s for each in processes])
     drawn = np.random.default_rng(1).integers(len(speeds), size=(RESAMPLES, len(speeds)))
     return percentiles(np.median(speeds[drawn], axis=1)) if len(speeds) > 1 else None
 
 
 def of_both(processes: Sequence[Timings]) -> Ends | None:
-    """The same, the iterations of each drawn process being drawn with replacement too."""
+    """The same, with the iterations of each process resampled too."""
     generator = np.random.default_rng(1)
     speeds = 1 / np.array([each.resampled_s for each in processes])
     shape = (RESAMPLES, len(speeds))
@@ -106,7 +106,7 @@ WAYS = {"used": used, "t of logarithms": student, "bootstrap: processes": of_pro
 
 
 def held(name: str, count: int, sweeps: int, generator: Generator) -> dict[str, tuple[float, float] | None]:
-    """By each way the share of sweeps whose interval holds the truth, and the median of its half width."""
+    """For each kind of interval: the fraction of sweeps in which it contains the truth, and its median half width."""
     truth, flat = TRUTH.get(name, 1.0), np.ones(count)
     drawn = [FAMILIES[name].processes(generator, count, flat) for _ in range(sweeps)]
     found: dict[str, tuple[float, float] | None] = {}
@@ -117,7 +117,7 @@ def held(name: str, count: int, sweeps: int, generator: Generator) -> dict[str, 
 
 
 def ratios_held(count: int, drift: float, sweeps: int, generator: Generator) -> tuple[float, float] | None:
-    """As ``held``, of the ratio of two variants, one twice as fast, on a machine that drifts between repetitions."""
+    """Like ``held``, for the ratio of two variants, one twice as fast, on a machine that drifts between repetitions."""
     family, ends = FAMILIES["between 2%, within 2%"], []
     for _ in range(sweeps):
         machine = np.exp(np.cumsum(drift * generator.standard_normal(count)))
@@ -152,7 +152,7 @@ def main() -> None:
 
 
 def _cost_s() -> float:
-    """CPU seconds of all speeds and ratios of a large table."""
+    """CPU seconds to compute all speeds and ratios of a large table."""
     generator, names = np.random.default_rng(0), tuple(str(place // 128) for place in range(640))
     began = time.process_time()
     for _ in range(VARIANTS * CELLS):

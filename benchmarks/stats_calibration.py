@@ -1,9 +1,9 @@
-"""Whether verdicts keep their promises, on simulated pairs: ``python benchmarks/stats_calibration.py [PAIRS]``.
+"""Error rates of the verdicts on simulated pairs: ``python benchmarks/stats_calibration.py [PAIRS]``.
 
-Each family makes pairs of measurements whose true difference is known. Prints tables in Markdown, which
-docs/measurements/stats-calibration.md records: how often a difference is found where there is none, how often two
-are called equivalent that lie a margin apart, how often a true difference is found, and what the rule does where its
-premises fail.
+Each family makes pairs of measurements whose true difference is known. Prints Markdown tables, which
+docs/measurements/stats-calibration.md records: how often a difference is found although there is none, how often two
+variants that are a margin apart are called equivalent, how often a true difference is found, and what the rule does
+if its assumptions fail.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ COUNTS = (2, 4, 6, 8, 12, 16, 17, 20, 30, 49, 50, 100, 200, 500, 1000)
 SPEED_COUNTS = (2, 3, 4, 5, 8, 10, 11, 20)
 NO_MARGIN = 1e-12
 FAR = 1e4
-"""Standard errors by which separated data differ."""
+"""The difference of separated data, in standard errors."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One pair: the values of either side, and what else their measurements say."""
+    """One pair: the values of both sides, and the other fields of their measurements."""
 
     variant: Floats
     baseline: Floats
@@ -48,7 +48,7 @@ class Draw:
     protocol: dict[str, Scalar] = field(default_factory=dict)
 
     def measurements(self) -> tuple[Measurement, Measurement]:
-        """Of variant and baseline."""
+        """The measurements of variant and baseline."""
         ours = Measurement(
             metric="simulated",
             version=1,
@@ -77,7 +77,7 @@ class Family:
     scatter: float
 
     def errors(self, units: int, count: float) -> float:
-        """So many standard errors, as a difference."""
+        """Converts a number of standard errors to a difference."""
         return count * self.scatter / float(np.sqrt(units))
 
 
@@ -103,7 +103,7 @@ def _t3(generator: Generator, units: int, shift: float) -> Draw:
 
 
 CHANGING = 0.3
-"""The share of answers that differ between two models of equal accuracy."""
+"""The fraction of answers that differ between two models of equal accuracy."""
 
 
 def _binary(generator: Generator, units: int, shift: float) -> Draw:
@@ -111,7 +111,7 @@ def _binary(generator: Generator, units: int, shift: float) -> Draw:
 
 
 def _answers(uniform: Floats, shift: float) -> tuple[Floats, Floats]:
-    """Right (1) or wrong (0) by variant and baseline: ``shift`` more of those that differ are the variant's."""
+    """Right (1) or wrong (0) for variant and baseline; ``shift`` is the true difference of their accuracies."""
     changing = max(CHANGING, min(1.0, abs(shift)))
     gains = (changing + min(1.0, shift)) / 2
     variant_alone, baseline_alone = uniform < gains, (uniform >= gains) & (uniform < changing)
@@ -125,7 +125,7 @@ def _clusters(generator: Generator, units: int) -> tuple[npt.NDArray[np.intp], t
 
 
 def _clustered(generator: Generator, units: int, shift: float) -> Draw:
-    """One to five items a cluster, that share half of what they scatter."""
+    """One to five items per cluster, which share half of their variance."""
     members, names = _clusters(generator, units)
     ours, theirs = generator.standard_normal((2, units))[:, members] + generator.standard_normal((2, len(members)))
     hardness = 3 * generator.standard_normal(len(members))
@@ -133,7 +133,7 @@ def _clustered(generator: Generator, units: int, shift: float) -> Draw:
 
 
 def _clustered_binary(generator: Generator, units: int, shift: float) -> Draw:
-    """One to five questions a cluster; each takes the answers of its cluster or, one time in two, its own."""
+    """One to five questions per cluster; half of them have their cluster's answers, the others their own."""
     members, names = _clusters(generator, units)
     own = generator.random(len(members)) < 0.5
     uniform = np.where(own, generator.random(len(members)), generator.random(units)[members])
@@ -141,7 +141,7 @@ def _clustered_binary(generator: Generator, units: int, shift: float) -> Draw:
 
 
 def _tied(changed: float) -> Callable[[Generator, int, float], Draw]:
-    """All but a share of the values are equal; those that differ carry the whole difference."""
+    """Only a fraction ``changed`` of the values differ, and they carry the whole difference."""
 
     def draw(generator: Generator, units: int, shift: float) -> Draw:
         hardness, ours, theirs = generator.standard_normal((3, units))
@@ -165,7 +165,7 @@ def _windows(correlation: float) -> Callable[[Generator, int, float], Draw]:
 
 
 def _skewed(windows: bool) -> Callable[[Generator, int, float], Draw]:
-    """Differences that are exponential: most small, some large."""
+    """Exponential differences: most are small, some large."""
 
     def draw(generator: Generator, units: int, shift: float) -> Draw:
         hardness = 3 * generator.standard_normal(units)
@@ -207,23 +207,23 @@ def share(hits: Iterable[bool]) -> float:
 
 
 def false_alarms(family: Family, units: int, pairs: int, generator: Generator) -> float:
-    """The share of pairs without a true difference that are called better or worse."""
+    """The fraction of pairs without a true difference that are called better or worse."""
     return share(family.draw(generator, units, 0.0).compare(NO_MARGIN).different for _ in range(pairs))
 
 
 def false_equivalences(family: Family, units: int, pairs: int, generator: Generator) -> float:
-    """The share of pairs a margin of four standard errors apart that are called equivalent."""
+    """The fraction of pairs that differ by the margin of four standard errors but are called equivalent."""
     margin = family.errors(units, 4)
     return share(family.draw(generator, units, margin).compare(margin).equivalent for _ in range(pairs))
 
 
 def power(family: Family, units: int, pairs: int, generator: Generator) -> float:
-    """The share of true differences of three standard errors that are called worse."""
+    """The fraction of true differences of three standard errors that are called worse."""
     return _called_worse(family, units, family.errors(units, 3), pairs, generator)
 
 
 def power_on_separated(family: Family, units: int, pairs: int, generator: Generator) -> float:
-    """The same of differences so large that one look suffices."""
+    """The same for differences that are obvious at a glance."""
     return _called_worse(family, units, family.errors(units, FAR), pairs, generator)
 
 
@@ -232,7 +232,7 @@ def _called_worse(family: Family, units: int, shift: float, pairs: int, generato
 
 
 def speed_alarms(units: int, pairs: int, generator: Generator, wider: float = 1.0) -> float:
-    """The share of false alarms for processes whose log-speeds are normal, the variant's ``wider`` times."""
+    """The fraction of false alarms for normal log-speeds; the variant's have ``wider`` times the standard deviation."""
     scatter = 0.01 * np.asarray([[wider], [1.0]])
 
     def draw() -> Comparison:
@@ -243,7 +243,7 @@ def speed_alarms(units: int, pairs: int, generator: Generator, wider: float = 1.
 
 
 def misses(units: int, pairs: int, generator: Generator, draw: Callable[[Generator, int], Floats]) -> list[float]:
-    """How often a true mean of 1 lies above the upper end at 95%: of t, of the bootstrap, of the outer of both."""
+    """How often a true mean of 1 exceeds the upper 95% limit: of t, of the bootstrap, and of the wider of the two."""
     sizes = np.ones(units)
     counts = np.zeros(3)
     for _ in range(pairs):
@@ -255,7 +255,7 @@ def misses(units: int, pairs: int, generator: Generator, draw: Callable[[Generat
 
 
 def allowed(level: float, pairs: int, chance: float = 1e-4) -> float:
-    """The share that a true level exceeds but by such a chance, in a simulation of so many pairs."""
+    """The rate that a simulation of ``pairs`` pairs with true rate ``level`` exceeds only with that ``chance``."""
     return float(binom.isf(chance, pairs, level)) / pairs
 
 

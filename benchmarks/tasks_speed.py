@@ -1,8 +1,8 @@
-"""CPU seconds of the harness's LM beside lm-eval's own HFLM: ``python benchmarks/tasks_speed.py MODEL DATA [TASK …]``.
+"""CPU seconds of the harness's LM and of lm-eval's HFLM: ``python benchmarks/tasks_speed.py MODEL DATA [TASK …]``.
 
-MODEL is a folder with a checkpoint, run in float32; DATA one with the questions as JSON lines (hellaswag, arc_easy,
-piqa, winogrande, lambada_openai, wikitext2, gsm8k). HFLM is run at several batch sizes, and its best one counts.
-Prints a table in Markdown, which docs/measurements/tasks-speed-cpu.md records.
+MODEL is a folder with a checkpoint, run in float32. DATA is a folder with the questions as JSON lines (hellaswag,
+arc_easy, piqa, winogrande, lambada_openai, wikitext2, gsm8k). HFLM runs at several batch sizes, and its best one
+counts. Prints a Markdown table, which docs/measurements/tasks-speed-cpu.md records.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from harness.tasks.lm import HarnessLM
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 REPEATS = 2
-"""Of the harness's own runs; HFLM has as many as it has batch sizes."""
+"""Runs of the harness; HFLM runs once per batch size."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A task, how it is asked, and how many of its questions."""
+    """A task, its settings and the number of questions."""
 
     task: str
     file: str
@@ -68,7 +68,7 @@ CASES = (
 
 @dataclass
 class Run:
-    """What one way of answering took and found."""
+    """The cost and the results of one run."""
 
     cpu_s: float
     tokens: int
@@ -78,7 +78,7 @@ class Run:
 
 
 class Counter:
-    """Counts what goes through a model's decoder and through its head, whoever calls them."""
+    """Counts the tokens through a model's decoder and through its head, whoever calls them."""
 
     def __init__(self, model: Any) -> None:
         self.tokens = self.head_rows = 0
@@ -88,7 +88,7 @@ class Counter:
         self.head_parameters = self._head.weight.numel()
 
     def operations(self, run: Run) -> float:
-        """Of the products with weights, which are all but a few percent of the work at these lengths."""
+        """Operations of the products with weights: all but a few percent of the work at these lengths."""
         return float(2 * (run.tokens * self.decoder_parameters + run.head_rows * self.head_parameters))
 
     def run(self, answer: Callable[[], list[Any]]) -> Run:
@@ -119,7 +119,7 @@ class Counter:
 
 
 def main(model: str, data: str, *names: str) -> None:
-    logging.disable(logging.WARNING)  # HFLM warns of every model that is handed to it
+    logging.disable(logging.WARNING)  # HFLM warns about every model passed to it
     raw = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(model)
     wrapped = TransformersModel(raw, tokenizer)
@@ -162,7 +162,7 @@ def _times(runs: Sequence[Run]) -> str:
 
 
 def _compared(requests: Sequence[Instance], ours: Sequence[Any], theirs: Sequence[Any]) -> tuple[str, int]:
-    """The largest difference of log-likelihoods; of how many items the likeliest, or the text, is another one."""
+    """The largest difference of log-likelihoods, and the number of items with another most likely choice or text."""
     if isinstance(ours[0], str):
         return "—", sum(one != other for one, other in zip(ours, theirs, strict=True))
     first, second = ([each if isinstance(each, float) else each[0] for each in found] for found in (ours, theirs))
@@ -177,7 +177,7 @@ def _compared(requests: Sequence[Instance], ours: Sequence[Any], theirs: Sequenc
 
 
 def _requests(case: Case, data: Path) -> list[Instance]:
-    """Of the first questions; examples are others, for lm-eval takes a question out of its own header."""
+    """Requests of the first questions. Examples are other questions, because lm-eval excludes the question itself."""
     with tempfile.TemporaryDirectory() as folder:
         lines = (data / case.file).read_text(encoding="utf-8").splitlines(keepends=True)
         if case.task == "wikitext":

@@ -1,10 +1,10 @@
-"""How neighbouring windows' differences depend on one another: ``python benchmarks/window_dependence.py [RESULTS]``.
+"""Correlation between the differences of neighbouring windows: ``python benchmarks/window_dependence.py [RESULTS]``.
 
-Of every variant in a results folder whose perplexity stands beside the baseline's: the correlation of a window's
-difference of nat/token with that of the next window, the one after it and the third, its standard error were there
-none, the skewness of the differences, and how many times as wide as the plain t-interval the one is that allows for
-dependent neighbours. Without a folder: how that width varies over simulated rows of differences. Prints tables in
-Markdown, which docs/measurements/stats-calibration.md records.
+For every variant in a results folder whose perplexity can be compared with the baseline's: the correlation of a
+window's difference in nat/token with that of the next three windows, its standard error if there were none, the
+skewness of the differences, and the width of the interval that allows for dependent neighbours relative to the plain
+t-interval. Without a folder: how that width varies over simulated series of differences. Prints Markdown tables, which
+docs/measurements/stats-calibration.md records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROWS = 4000
 WINDOWS = (8, 16, 30, 64, 100)
 CORRELATIONS = (0.0, 0.5)
 BEFORE = 20
-"""Windows that a simulated row begins before it counts, so that its first depends on others too."""
+"""Windows simulated and dropped before each series, so that its first window depends on earlier ones too."""
 
 
 def main(results: str | None) -> None:
@@ -48,7 +48,7 @@ def simulated() -> None:
 
 
 def differences(generator: np.random.Generator, windows: int, correlation: float) -> Floats:
-    """A row in which each window's difference correlates so with that of the one before."""
+    """A series in which each window's difference has the given correlation with the previous one."""
     row = generator.standard_normal(windows + BEFORE)
     for place in range(1, len(row)):
         row[place] = correlation * row[place - 1] + (1 - correlation**2) ** 0.5 * row[place]
@@ -56,7 +56,7 @@ def differences(generator: np.random.Generator, windows: int, correlation: float
 
 
 def width(row: Floats, sizes: Floats | None = None) -> float:
-    """Of the 95% interval that allows for dependent neighbours, over that of the plain one."""
+    """The width of the 95% interval that allows for dependent neighbours, relative to the plain one."""
     sizes = np.ones(len(row)) if sizes is None else sizes
     ends = [bound.ends(0.025) for bound in (cosine_t(row, sizes), clustered_t(row, sizes))]
     allowing, plain = (high - low for low, high in ends)

@@ -20,11 +20,11 @@ SHAPES = [
     (512, 512, 16, 16, 8192, 1),
     (512, 4096, 8, 2, 2048, 2),
 ]
-"""Hidden, inner, heads, key-value heads; context, batch."""
+"""Hidden size, inner size, heads, key-value heads, context, batch."""
 VOCABULARY = 4096
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Written to clear_refs, it sets VmHWM back to the present resident set (proc(5))."""
+"""Writing this to clear_refs resets VmHWM to the current resident set (proc(5))."""
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def _compare(hidden: int, inner: int, heads: int, kv_heads: int, context: int, batch: int) -> tuple[int, int]:
-    """Workspace in bytes as estimated, and the peak of the resident set above its start, less the cache."""
+    """The estimated workspace in bytes, and the resident set's peak above its start, minus the cache."""
     config = {
         "model_type": "llama",
         "hidden_size": hidden,
