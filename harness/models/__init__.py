@@ -1,1 +1,1 @@
-"""Where weights come from, what they consist of and what they cost: sources, headers, shapes, scope, GGUF."""
+"""Models: sources, file headers, shapes, quantization scope, estimated memory, GGUF."""

@@ -1,9 +1,9 @@
 """Moves weights off a coarse grid without changing what the model computes.
 
-A dequantized GGUF lies on the grid of its format, so that a method which shares that grid looks
-lossless on it. Multiplying a norm's gain and dividing the columns that read it, the rows of v and
-the columns of o, the rows of up and the columns of down by the same random factors leaves the
-function as it was and the grid behind.
+A dequantized GGUF lies on the grid of its format, so a method with the same grid appears lossless on it. Multiplying
+one side of a pair by random factors and dividing the other by the same factors moves the weights off the grid and
+leaves the function unchanged. The pairs are a norm's gain and the columns that read it, the rows of v and the columns
+of o, and the rows of up and the columns of down.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 SPREAD = 1 / 8
-"""Factors are 2^u, u uniform within ±SPREAD: enough to leave a 4-bit grid, too little to make the model harder."""
+"""Factors are 2^u, u uniform within ±SPREAD: enough to leave a 4-bit grid, too little to make quantization harder."""
 KNOWN = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types whose norms multiply by a plain gain and whose MLP is ``down(act(gate) · up)``."""
 _NORMS = ("input_layernorm", "post_attention_layernorm")
@@ -28,13 +28,13 @@ _LINEARS = (
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 NEEDED = frozenset(f"{name}.weight" for name in (*_NORMS, *_LINEARS))
-"""What each layer holds of that build."""
+"""The parameters that every layer must have."""
 ALLOWED = NEEDED | {
-    *(f"{name}.bias" for name in _LINEARS),  # those of v and up are scaled with their rows, the others stay
-    *(f"self_attn.{name}_norm.weight" for name in "qk"),  # they come after what is rescaled, and see the same as before
+    *(f"{name}.bias" for name in _LINEARS),  # v's and up's are scaled with their rows; the others do not change
+    *(f"self_attn.{name}_norm.weight" for name in "qk"),  # after the rescaled layers; their inputs do not change
     "self_attn.rotary_emb.inv_freq",  # a constant that old checkpoints keep
 }
-"""What a layer may hold: nothing else reads what is rescaled."""
+"""The parameters that a layer may have: nothing else reads what is rescaled."""
 GGUF_NAMES: Mapping[str, str] = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
@@ -55,7 +55,7 @@ _IN_BLOCK = re.compile(r"^blk\.(\d+)\.(.+)\.(weight|bias)$")
 def obstacle(header: Header, packed: str | None = None) -> str | None:
     """Why a model with this header cannot be degridded, or None; ``packed`` is the format that it is loaded in.
 
-    A header without tensors (of a model that is not fetched yet) says nothing.
+    Returns None for a header without tensors (of a model that is not fetched yet).
     """
     if not header.shapes:
         return None
@@ -71,7 +71,7 @@ def obstacle(header: Header, packed: str | None = None) -> str | None:
 
 
 def _unknown(model_type: str | None, layers: Iterable[Iterable[str]]) -> str | None:
-    """What of a model is of a build that cannot be rescaled: ``layers`` name each layer's parameters."""
+    """Why a model cannot be rescaled, or None: ``layers`` holds the names of each layer's parameters."""
     if model_type not in KNOWN:
         return f"degrid knows {', '.join(sorted(KNOWN))}, not {model_type}; leave 'degrid' out"
     held = [set(parts) for parts in layers]
@@ -83,7 +83,7 @@ def _unknown(model_type: str | None, layers: Iterable[Iterable[str]]) -> str | N
 
 
 def degrid(model: Any, seed: int) -> None:
-    """Rescales a transformers model in place. Raises UnsupportedError for an architecture it does not know."""
+    """Rescales a transformers model in place. Raises UnsupportedError for an unknown architecture."""
     import torch
 
     config = model.config
@@ -134,5 +134,5 @@ def _rows(linear: torch.nn.Linear, factor: torch.Tensor) -> None:
 
 
 def _scale(parameter: torch.Tensor, factor: torch.Tensor) -> None:
-    """In float64, so that only the last rounding is lost."""
+    """Scales in float64, so that only the final cast rounds."""
     parameter.copy_((parameter.double() * factor.to(parameter.device)).to(parameter.dtype))

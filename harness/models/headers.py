@@ -1,4 +1,4 @@
-"""Shapes of a checkpoint's tensors, read from its headers alone: no weights, no torch."""
+"""Shapes of a checkpoint's tensors, read only from its headers: no weights, no torch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from harness.errors import SourceError
 
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
-"""What both formats call the types that are no quantization."""
+"""Unquantized types, as both formats name them."""
 TOKENIZER_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
 )
-"""What a checkpoint's tokenizer is made of, as patterns."""
+"""The files of a checkpoint's tokenizer, as patterns."""
 KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
-"""Model types whose parameters ``synthetic`` works out, without asking transformers."""
+"""Model types whose parameters ``synthetic`` derives without transformers."""
 GGUF = ".gguf"
 GGUF_FILE = "model.gguf"
-"""What a GGUF file is called in a folder of the cache."""
+"""The name of a GGUF file in a folder of the cache."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Names and shapes of all tensors; a shape's last number is the width a layer takes in.
+    """Names and shapes of all tensors; a shape's last number is the input width.
 
-    ``quantization`` names the format of a natively quantized checkpoint's matrices, and ``dtype`` the one
-    that it is loaded in unless a recipe says otherwise; None where the header is not there to be read.
-    ``unreadable_tokenizer`` is why a GGUF file's tokenizer cannot be read right, None where it can.
+    ``quantization`` names the format of a natively quantized checkpoint's matrices, and ``dtype`` the dtype in which
+    it is loaded unless a recipe sets another; None if there is no header to read.
+    ``unreadable_tokenizer`` is why a GGUF file's tokenizer cannot be read correctly, None if it can.
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -55,7 +55,7 @@ class Tensor:
 
 
 def tensors(folder: Path) -> list[Tensor]:
-    """Every tensor of a checkpoint. Raises SourceError where it holds no safetensors weights."""
+    """Every tensor of a checkpoint. Raises SourceError if it holds no safetensors weights."""
     return [
         Tensor(name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
         for file in weight_files(folder)
@@ -64,12 +64,12 @@ def tensors(folder: Path) -> list[Tensor]:
 
 
 def read_directory(folder: Path) -> Header:
-    """The header of a transformers checkpoint. Raises SourceError where it holds no safetensors weights."""
+    """The header of a transformers checkpoint. Raises SourceError if it holds no safetensors weights."""
     return header_of(read_config(folder), tensors(folder))
 
 
 def header_of(config: dict[str, Any], held: Iterable[Tensor]) -> Header:
-    """The header of a checkpoint with that configuration and those tensors."""
+    """The header of a checkpoint with this configuration and these tensors."""
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: Counter[str] = Counter()
     for tensor in held:
@@ -87,9 +87,9 @@ def header_of(config: dict[str, Any], held: Iterable[Tensor]) -> Header:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that are loaded: a GGUF file, the shards of transformers' index, or model.safetensors.
+    """The files to load: a GGUF file, the shards of transformers' index, or model.safetensors.
 
-    Raises SourceError where there are none, or not all.
+    Raises SourceError if any are missing.
     """
     if folder.suffix == GGUF:
         return [folder]
@@ -110,14 +110,14 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json. Raises SourceError where there is none, or no JSON mapping."""
+    """A checkpoint's config.json. Raises SourceError if it is missing or not a JSON mapping."""
     if not (folder / "config.json").exists():
         raise SourceError(f"{folder}: no config.json; is it a model's folder?")
     return read_json(folder / "config.json")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON mapping. Raises SourceError where it holds none."""
+    """A file's JSON mapping. Raises SourceError if it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -128,7 +128,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def synthetic(config: dict[str, Any]) -> Header | None:
-    """The shapes of a Llama-like model from its configuration; None where it is another build or lacks a size.
+    """The shapes of a Llama-like model from its configuration; None for another architecture or if a size is missing.
 
     Biases and norms are those of transformers' llama, mistral, granite, qwen2 (query, key and value have a bias) and
     qwen3 (queries and keys have a norm).
@@ -176,7 +176,7 @@ def with_dtype(header: Header, dtype: str) -> Header:
 
 
 def _has_bias(config: dict[str, Any], name: str) -> bool:
-    """Whether a layer of a Llama-like model adds a bias, which qwen2 does without saying so."""
+    """Whether a layer of a Llama-like model has a bias; in qwen2 it is implicit."""
     if name.startswith("mlp."):
         return bool(config.get("mlp_bias", False))
     if config.get("model_type") == "qwen2":

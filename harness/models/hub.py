@@ -1,4 +1,4 @@
-"""What a hub says of a model before its weights are fetched: its configuration and the headers of its files."""
+"""A hub model's configuration and the headers of its files, before its weights are fetched."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from harness.models import headers
 
 
 def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.Header | None]:
-    """The configuration and, where the hub gives the headers of its safetensors files, the shapes.
+    """The configuration and, if the hub gives the headers of its safetensors files, the shapes.
 
-    Raises SourceError where the hub cannot be reached, or has no such model or no configuration of it.
+    Raises SourceError if the hub cannot be reached, or lacks the model or its configuration.
     """
     from httpx import HTTPError
     from huggingface_hub import HfApi, hf_hub_download

@@ -1,4 +1,4 @@
-"""What a linear layer multiplies with: the packed codes, the codes unpacked before each product, or a dense matrix."""
+"""What a linear layer multiplies with: packed codes, codes unpacked before each product, or a dense matrix."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MODULES: Mapping[str, KernelFamily] = {
     "W4AFP8Linear": "packed",
     "W4ANVFP4Linear": "packed",
     "TorchLinear": "dequantize",
-    "TritonV2Linear": "dequantize",  # triton unpacks, a dense product follows
+    "TritonV2Linear": "dequantize",  # triton unpacks, then a dense product
     "TorchAtenAwqLinear": "packed",  # gptqmodel, AWQ
     "TorchFusedAwqLinear": "packed",
     "TorchInt8AwqLinear": "packed",
@@ -47,19 +47,19 @@ MODULES: Mapping[str, KernelFamily] = {
     "GGUFTritonKernel": "packed",
     "QQQLinear": "packed",
     "QQQTorchLinear": "dequantize",
-    "ParoLinear": "packed",  # dense where there is no CUDA
+    "ParoLinear": "packed",  # dense without CUDA
     "ParoQuantTritonLinear": "packed",
     "ExllamaV3Linear": "packed",
     "ExllamaV3TorchLinear": "dequantize",
     "BitsAndBytesLinear": "packed",
-    "TorchFP8Linear": "packed",  # unpacked where the scales do not suit torch's scaled product
+    "TorchFP8Linear": "packed",  # unpacked if the scales do not suit torch's scaled product
     "TorchFP4Linear": "packed",
     "QuantLinear": "dequantize",  # auto-round
     "INCWeightOnlyLinear": "plain",  # neural-compressor: unpacked once, in the first product
-    "QParamsLinear": "dequantize",  # quark; on AMD's GPUs float8 is multiplied as it is
+    "QParamsLinear": "dequantize",  # quark; AMD's GPUs multiply float8 directly
     "WeightFP8ActFP8StaticQuantLinear": "dequantize",  # auto-round, codes held in bfloat16
 }
-"""By the name of a module's class, as its library calls it."""
+"""By the class name of a module."""
 WEIGHTS: Mapping[str, KernelFamily] = {
     "Int8Tensor": "dequantize",
     "Float8Tensor": "dequantize",
@@ -73,14 +73,14 @@ WEIGHTS: Mapping[str, KernelFamily] = {
     "AWQWeightQBitsTensor": "packed",
     "MarlinF8QBytesTensor": "packed",
 }
-"""By the name of the class of a torch.nn.Linear's weight, where that is a tensor subclass."""
+"""By the class name of a torch.nn.Linear's weight, if that is a tensor subclass."""
 
 
 def family(module: torch.nn.Module) -> KernelFamily | None:
-    """The family of one layer; None for a module that is no linear layer of a known kind."""
+    """The kernel family of one layer; None for a module that is not a linear layer of a known kind."""
     import torch
 
-    if hasattr(module, "base_layer"):  # peft's: the layer with an adapter, which it holds, is seen by itself
+    if hasattr(module, "base_layer"):  # peft's wrapper: the layer inside it is visited separately
         return None
     name = type(module).__name__
     if name in MODULES:

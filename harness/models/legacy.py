@@ -1,8 +1,8 @@
-"""Shows a checkpoint that transformers 5 saved to transformers 4, which unmaintained libraries are tied to.
+"""Presents a checkpoint saved by transformers 5 to transformers 4, which unmaintained libraries require.
 
-transformers 4 reads such a folder without complaint and gets it wrong: it knows no ``rope_parameters``, so the
-rotary base falls back to 10000 and scaling is left out; and it fails on the tokenizer's class. Seen with 5.17
-and 4.51.3. Pure: no torch.
+transformers 4 reads such a folder without an error but incorrectly: it ignores ``rope_parameters``, so the rotary base
+falls back to 10000 and scaling is dropped; and it fails on the tokenizer's class. Observed with 5.17 and 4.51.3. No
+torch.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from harness.errors import UnsupportedError
 from harness.models.headers import TOKENIZER_FILES, read_config, read_json
 
 VERSION = 1
-"""Raised by every change of how a checkpoint is shown."""
+"""Increase this with every change of how a checkpoint is presented."""
 _CONFIG, _TOKENIZER = "config.json", "tokenizer_config.json"
 _ROPE_NAMES = {
     "gpt_neox": ("rotary_emb_base", "rotary_pct"),
     "gpt_neox_japanese": ("rotary_emb_base", "rotary_pct"),
 }
-"""Model types of transformers 4 that call the rotary base and the share of rotated columns something else."""
+"""Model types for which transformers 4 has other names for the rotary base and the fraction of rotated columns."""
 _LINKED = (
     "*.safetensors",
     "model.safetensors.index.json",
@@ -33,13 +33,13 @@ _LINKED = (
 )
 _TOKENIZER_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}
 _TOKENIZER_NOTES = ("backend", "is_local")
-"""What transformers 5 notes about the tokenizer's making: no settings."""
+"""transformers 5's notes on how the tokenizer was made, which are not settings."""
 
 
 def view(source: Path, out: Path) -> None:
     """Fills the folder ``out`` with links to the files of ``source`` and with rewritten configurations.
 
-    Raises SourceError where ``source`` has no config.json, UnsupportedError for what transformers 4 cannot express.
+    Raises SourceError if ``source`` has no config.json, UnsupportedError for what transformers 4 cannot express.
     """
     out.mkdir(parents=True, exist_ok=True)
     rewritten = {_CONFIG: model_config(read_config(source))}
@@ -53,10 +53,10 @@ def view(source: Path, out: Path) -> None:
 
 
 def restore(source: Path, out: Path) -> None:
-    """Gives what a library made of ``view(source, …)`` the source's own configuration back.
+    """Restores the source's own configuration in the checkpoint that a library made from ``view(source, …)``.
 
-    Of what the library wrote into config.json, only ``quantization_config`` is kept: all else, transformers 4
-    has read and written again in its own terms. Raises SourceError where either has no config.json.
+    Of the library's config.json, only ``quantization_config`` is kept: transformers 4 has rewritten everything else in
+    its own terms. Raises SourceError if either folder has no config.json.
     """
     config = read_config(source)
     written = read_config(out)
@@ -66,7 +66,7 @@ def restore(source: Path, out: Path) -> None:
 
 
 def model_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A model's configuration in the terms of transformers 4; configurations inside it too.
+    """A model's configuration, including nested ones, in the terms of transformers 4.
 
     Raises UnsupportedError for rotary embeddings that differ between layers or that transformers 4 would compute
     differently.
@@ -89,7 +89,7 @@ def tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = result.get("tokenizer_class")
     if chosen is not None:
         result["tokenizer_class"] = _TOKENIZER_CLASSES.get(chosen, chosen)
-    if isinstance(result.get("extra_special_tokens"), list):  # a list there is called additional, a mapping extra
+    if isinstance(result.get("extra_special_tokens"), list):  # transformers 4: a list is additional, a mapping extra
         result["additional_special_tokens"] = result.pop("extra_special_tokens")
     if "model_specific_special_tokens" in result:
         result["extra_special_tokens"] = result.pop("model_specific_special_tokens")
@@ -97,7 +97,7 @@ def tokenizer_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """``rope_theta``, ``rope_scaling`` and their neighbours, from transformers 5's ``rope_parameters``."""
+    """``rope_theta``, ``rope_scaling`` and related keys, from transformers 5's ``rope_parameters``."""
     rope = dict(config["rope_parameters"])
     if all(value is None or isinstance(value, dict) for value in rope.values()):  # one mapping per type of layer
         kinds = [value for value in rope.values() if value is not None]
@@ -113,7 +113,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     kind = rope.get("rope_type", "default")
     if kind == "yarn":
         rope = _yarn(rope, config.get("max_position_embeddings"))
-    elif kind == "longrope":  # there the original length lies beside the mapping, which Phi-3 wants to hold "type"
+    elif kind == "longrope":  # transformers 4 reads the original length beside the mapping, in which Phi-3 needs "type"
         rope["type"] = rope.pop("rope_type")
         original = rope.pop("original_max_position_embeddings", None)
         if original is not None:
@@ -124,7 +124,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _yarn(rope: dict[str, Any], longest: int | None) -> dict[str, Any]:
-    """transformers 4 ignores ``factor`` where the original length is given, and divides the longest by that."""
+    """transformers 4 ignores ``factor`` if the original length is given, and divides the longest length by that."""
     original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
     if original is None or factor is None or longest == original * factor:
         return rope
@@ -137,5 +137,5 @@ def _yarn(rope: dict[str, Any], longest: int | None) -> dict[str, Any]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.unlink(missing_ok=True)  # where it is a link, what it leads to must stay as it is
+    path.unlink(missing_ok=True)  # if it is a link, its target must not change
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

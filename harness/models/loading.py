@@ -1,4 +1,4 @@
-"""How transformers loads a checkpoint, for the engine and for methods that load their own: said in one place."""
+"""How transformers loads a checkpoint, both for the engine and for methods that load their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.core.engine import LoadRequest
 
 
 def load_transformers(request: LoadRequest, **options: Any) -> Any:
-    """A causal language model in eval mode. Safetensors weights only; raises what transformers raises."""
+    """A causal language model in eval mode. Loads only safetensors weights; raises what transformers raises."""
     from transformers import AutoModelForCausalLM
 
     if request.attention is not None:
@@ -26,5 +26,5 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
 
 
 def device_map(device: str) -> str:
-    """Everything on one device; of several GPUs the first that is visible."""
+    """Everything on one device; with several GPUs, the first visible one."""
     return "cuda:0" if device == "cuda" else device

@@ -1,6 +1,6 @@
-"""Bytes of a model's weights by role, of its key-value cache, and of what a prefill needs beside them.
+"""Bytes of a model's weights by role, of its KV cache, and of a prefill's workspace.
 
-Every matrix is estimated by its shape with the method's own arithmetic (``Method.bits_per_weight`` and ``beside``).
+Every matrix is estimated from its shape with the method's own arithmetic (``Method.bits_per_weight`` and ``beside``).
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from harness.models.shapes import ModelShapes
 
 DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 ROTARY_BYTES = 4
-"""A number of the rotary embedding's buffers: float32 whatever the model's dtype."""
+"""Bytes of an element of the rotary embedding's buffers: float32 whatever the model's dtype."""
 
 
 def plain_bytes(parameters: float, bits: float) -> float:
-    """Bytes of so many parameters at so many bits each."""
+    """Bytes of ``parameters`` at ``bits`` each."""
     return parameters * bits / 8
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Bytes of the decoder's matrices by a method: in memory, in a checkpoint, and in tensors of the layers' own.
+    """Bytes of the decoder's quantized matrices: in memory, in a checkpoint, and in tensors of the layers' own.
 
-    ``unpacked`` is what dense matrices take beside the codes while the model runs.
+    ``unpacked`` is the size of dense matrices that exist beside the codes while the model runs.
     """
 
     memory: float
@@ -38,7 +38,7 @@ class Quantized:
 
 
 def quantized(method: Method[Any], params: Any, plain_bits: float, shapes: Iterable[tuple[int, ...]]) -> Quantized:
-    """What matrices of those shapes take; a stack of experts' matrices is as many matrices as experts."""
+    """Bytes of matrices of those shapes; a stack of experts' matrices counts as one matrix per expert."""
     codes = memory = disk = modules = dense = largest = 0.0
     for (*stacked, outputs, inputs), number in Counter(shapes).items():
         count = number * math.prod(stacked)
@@ -53,14 +53,14 @@ def quantized(method: Method[Any], params: Any, plain_bits: float, shapes: Itera
         largest = max(largest, matrix)
     if method.loaded == "dense":
         return Quantized(dense, disk, modules, 0.0)
-    if codes >= dense:  # plain matrices: there is nothing to unpack
+    if codes >= dense:  # plain matrices need no unpacking
         return Quantized(memory, disk, modules, 0.0)
     return Quantized(memory, disk, modules, dense if method.loaded == "both" else largest)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the loaded weights by role; ``disk`` are those of the checkpoint that the method writes, if it does."""
+    """Bytes of the loaded weights by role; ``disk`` is the checkpoint that the method writes, if it does."""
 
     linear: int
     embedding: int
@@ -76,9 +76,9 @@ class Weights:
 
 
 def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: float) -> Weights:
-    """What the model takes by the method, whose unquantized parameters have ``plain_bits`` each.
+    """Bytes of the model under the method; unquantized parameters have ``plain_bits`` each.
 
-    A mixture's experts are among them where the method does not quantize them.
+    They include a mixture's experts that the method leaves unquantized.
     """
     leaves = method.leaves_experts(model.model_type)
     covered = model.matrices if leaves else (*model.matrices, *model.experts)
@@ -101,7 +101,7 @@ def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: fl
 def kv_cache_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
     """A key and a value of ``kv_heads · head_dim`` numbers per token and layer: 2 · layers · heads · dimension · bytes.
 
-    A layer with a sliding window keeps no more tokens than the window has.
+    A layer with a sliding window keeps at most the window's tokens.
     """
     attention = model.attention
     tokens = sum(context if window is None else min(context, window) for window in attention.windows)
@@ -109,12 +109,12 @@ def kv_cache_bytes(model: ModelShapes, context: int, batch: int, plain_bits: flo
 
 
 def workspace_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
-    """The activations of the widest layer, while a prompt as long as the context is read, and the last logits.
+    """The activations of the widest layer during a prefill of ``context`` tokens, and the last logits.
 
-    Per token the embedding, the residual and its normed copy (3 · hidden), and then the larger of attention (queries,
-    keys, values with their rotated copies, and the result: 3 · q + 3 · kv) and the feed-forward (gate, up and their
-    product: 3 · inner), in the model's dtype. Attention is taken to be fused: no matrix of tokens × tokens. Logits are
-    those of each prompt's last position. Held against a resident peak by benchmarks/workspace.py.
+    Per token these are the embedding, the residual and its normed copy (3 · hidden), plus the larger of attention
+    (queries, keys, values with their rotated copies, and the result: 3 · q + 3 · kv) and the feed-forward (gate, up and
+    their product: 3 · inner), in the model's dtype. Attention is assumed to be fused: no matrix of tokens × tokens.
+    Logits are those of each prompt's last position. benchmarks/workspace.py compares this with a resident peak.
     """
     attention = model.attention
     queries, keys = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim

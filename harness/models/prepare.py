@@ -1,4 +1,4 @@
-"""Makes the checkpoint that every run of a model starts from: converted, degridded, or drawn at random."""
+"""Makes the checkpoint that every run of a model starts from: converted, degridded, or randomly initialized."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.models.gguf.tokenizer import file_tokenizer
 from harness.numerics.prediction import mean_divergence
 
 VERSION = 4
-"""Raised by every change of what is made: what was prepared before is then made again."""
+"""Increase this with every change of what is made: models prepared by an older version are made again."""
 PROBE_TOKENS = 64
 DEGRID_KL_LIMIT = 1e-6
 """Nats per token by which a degridded model may differ from the plain one."""
@@ -22,8 +22,8 @@ DEGRID_KL_LIMIT = 1e-6
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was made: ``degrid_kl`` is the degridded model's KL from the plain one in nats per token, None where nothing
-    was degridded; ``tokenizer`` is the model's own, None where it has none.
+    """A prepared model: ``degrid_kl`` is the degridded model's KL from the plain one in nats per token, None if nothing
+    was degridded; ``tokenizer`` is the model's own, None if it has none.
     """
 
     degrid_kl: float | None
@@ -31,17 +31,17 @@ class Prepared:
 
 
 def prepare(ref: ModelRef, out: Path) -> Prepared:
-    """Writes a transformers checkpoint to ``out``; of a checkpoint's own tokenizer its user copies the files.
+    """Writes a transformers checkpoint to ``out``; the caller copies the files of a checkpoint's own tokenizer.
 
-    Raises InvalidRunError where degridding changed the model by more than DEGRID_KL_LIMIT, and UnsupportedError where
-    its tokenizer cannot be read.
+    Raises InvalidRunError if degridding changed the model by more than DEGRID_KL_LIMIT, and UnsupportedError if its
+    tokenizer cannot be read.
     """
-    tokenizer = _tokenizer(ref)  # before the weights: what cannot be read is refused at once
+    tokenizer = _tokenizer(ref)  # before the weights, to reject an unreadable tokenizer at once
     model = _build(ref)
     divergence = None
     if ref.degrid is not None:
         wanted = model.dtype
-        model = model.float()  # the rounding of a shorter dtype alone would exceed the limit
+        model = model.float()  # rounding to a shorter dtype alone would exceed the limit
         before = _probe(model)
         degrid(model, ref.degrid)
         divergence = mean_divergence(before, _probe(model))
@@ -49,7 +49,7 @@ def prepare(ref: ModelRef, out: Path) -> Prepared:
             raise InvalidRunError(f"degridding changed the model: KL {divergence:.3g} nats per token")
         model = model.to(wanted)
     model.save_pretrained(out)
-    if tokenizer is not None and ref.kind == "gguf":  # transformers does not write back all that files say
+    if tokenizer is not None and ref.kind == "gguf":  # transformers does not write back everything in the files
         tokenizer.save_pretrained(out)
     return Prepared(divergence, tokenizer)
 
@@ -68,7 +68,7 @@ def _build(ref: ModelRef) -> Any:
         torch.manual_seed(ref.seed)
         return AutoModelForCausalLM.from_config(config, dtype=ref.dtype)
     if ref.kind == "gguf":
-        with tempfile.TemporaryDirectory() as folder:  # transformers reads what lies beside it too, which nobody hashed
+        with tempfile.TemporaryDirectory() as folder:  # transformers also reads adjacent files, which are not hashed
             (Path(folder) / path.name).symlink_to(path.absolute())
             return AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -82,7 +82,7 @@ def _build(ref: ModelRef) -> Any:
 
 
 def _tokenizer(ref: ModelRef) -> Any | None:
-    """None for a model that has none: a synthetic one, or a GGUF file without."""
+    """None for a model without a tokenizer: a synthetic one, or a GGUF file without one."""
     from transformers import AutoTokenizer
 
     path = Path(ref.path)
@@ -94,7 +94,7 @@ def _tokenizer(ref: ModelRef) -> Any | None:
 
 
 def _probe(model: Any) -> Any:
-    """Logits of a fixed run of tokens, (tokens, vocabulary)."""
+    """Logits of a fixed sequence of tokens, (tokens, vocabulary)."""
     import torch
 
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Checkpoints that somebody already quantized: what their ``quantization_config`` says and what loading them needs."""
+"""Already quantized checkpoints: the contents of their ``quantization_config``, and what loading them requires."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "qharness-rtn": (),
     }
 )
-"""The quant_method values that are read, and the packages that transformers needs for each."""
+"""The supported quant_method values, and the packages that transformers needs for each."""
 
 
 def quantization_config(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's config.json says of its quantization; empty where it says nothing."""
+    """The quantization settings in a checkpoint's config.json; empty if there are none."""
     found = headers.read_config(folder).get("quantization_config") or {}
     return found if isinstance(found, dict) else {}
 
 
 def shown(config: Mapping[str, Any]) -> str:
-    """A quantization config in one line: the method, then every single value."""
+    """A quantization config in one line: the method, then every scalar value."""
     short = {key: value for key, value in config.items() if isinstance(value, str | int | float)}
     return ", ".join(f"{key} {value if isinstance(value, str) else json.dumps(value)}" for key, value in short.items())
 
 
 def readers(ref: ModelRef) -> tuple[str, ...]:
-    """The packages that decide what a checkpoint computes, where it is a quantized one that transformers loads."""
+    """The packages that determine what a quantized checkpoint computes when transformers loads it."""
     return READERS.get(ref.native_quantization or "", ()) if ref.kind in ("directory", "hub") else ()
 
 

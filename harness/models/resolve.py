@@ -1,7 +1,7 @@
-"""A configuration as transformers itself completes it: defaults, windows, and what the model is made of. No weights.
+"""A configuration as transformers itself completes it: defaults, windows, and the model's parameters. No weights.
 
-Reading a configuration class imports torch, which planning must not. So this runs in a process of its own, and what it
-answers is kept by the content of the configuration and the version of transformers.
+Reading a configuration class imports torch, which planning must not. So this runs in a separate process, and its
+answers are cached by the content of the configuration and the version of transformers.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from harness.errors import SourceError
 from harness.host.machine import cache_folder, installed_version
 
 VERSION = 1
-"""Raised by every change of what is answered: older answers are then asked for again."""
+"""Increase this with every change of the answers: cached ones are then computed again."""
 TIMEOUT_S = 300
 KEYS = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "vocab_size", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "kv_lora_rank", "global_head_dim"),
     *("num_experts_per_tok", "num_local_experts", "num_experts", "n_routed_experts", "rope_parameters"),
 )
-"""What is read of a text model's configuration, by the names that transformers gives it in every model."""
+"""The keys that are read from a text model's configuration, by transformers' common names."""
 
 Config = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration with all that its class supplies.
+    """A configuration with all defaults that its class supplies.
 
-    ``text`` has the KEYS of the text model that its class knows. ``layer_types`` has transformers' word for each layer
-    that keeps a cache of its own, and ``window`` the tokens that the sliding and chunked ones keep. ``shapes`` are all
-    parameters, as transformers names and fuses them, a tied head left out; None where transformers knows no causal
-    language model of the type, and ``unbuilt`` says why. ``rotary`` counts the numbers of its rotary buffers.
+    ``text`` has those KEYS of the text model that its class defines. ``layer_types`` has transformers' type of each
+    layer that has its own cache, and ``window`` the number of tokens that sliding and chunked layers keep. ``shapes``
+    are all parameters, as transformers names and fuses them, without a tied head; None if transformers has no causal
+    language model of the type, and then ``unbuilt`` says why. ``rotary`` counts the elements of its rotary buffers.
     """
 
     text: dict[str, Any]
@@ -54,7 +54,7 @@ class Resolved:
 
 
 def resolve(label: str, config: Config) -> Resolved:
-    """The configuration as transformers reads it. Raises SourceError where it does not, or knows no such type."""
+    """The configuration as transformers reads it. Raises SourceError if it cannot, or does not know the type."""
     (answer,) = answers([config])
     if "error" in answer:
         raise SourceError(f"{label}: {answer['error']}")
@@ -62,20 +62,20 @@ def resolve(label: str, config: Config) -> Resolved:
 
 
 def answers(configs: Sequence[Config]) -> list[dict[str, Any]]:
-    """What transformers says of each configuration: from the cache, and of all others at once in one process."""
+    """transformers' answer for each configuration: from the cache, and all others together from one process."""
     keys = [_key(config) for config in configs]
     known = {key: kept for key in keys if (kept := _kept(key)) is not None}
     lacking = {key: config for key, config in zip(keys, configs, strict=True) if key not in known}
     if lacking:
         for key, answer in zip(lacking, _asked(list(lacking.values())), strict=True):
             known[key] = answer
-            if "error" not in answer and not answer["unbuilt"]:  # a fault may pass: a full disk, a missing package
+            if "error" not in answer and not answer["unbuilt"]:  # errors may pass: a full disk, a missing package
                 _keep(key, answer)
     return [known[key] for key in keys]
 
 
 def described(config: Any, build: bool = True) -> dict[str, Any]:
-    """The answer for a configuration object of transformers; torch is there. ``build`` asks for the parameters too."""
+    """The answer for a transformers configuration object; requires torch. ``build`` includes the parameters."""
     from transformers.cache_utils import get_layer_types_and_kwargs
 
     text = config.get_text_config(decoder=True)
@@ -94,16 +94,16 @@ def described(config: Any, build: bool = True) -> dict[str, Any]:
 
 
 def _key_value_heads(text: Any) -> int | None:
-    """How many heads' keys are cached, of configurations that have another word for it (Falcon, GPT-BigCode).
+    """The number of heads whose keys are cached, for configurations with another key for it (Falcon, GPT-BigCode).
 
-    Falcon's newer architecture shares keys among heads, and transformers caches them for each head all the same.
+    Falcon's newer architecture shares keys among heads, but transformers caches them for each head.
     """
     shared = getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False)
     return 1 if shared else getattr(text, "num_attention_heads", None)
 
 
 def of_folder(folder: Path, trust_remote_code: bool = False) -> Resolved:
-    """The same of a checkpoint, in this process, for workers: they have imported torch anyway. No parameters."""
+    """Resolves a checkpoint's folder in this process, for workers, which import torch anyway. No parameters."""
     from transformers import AutoConfig
 
     try:
@@ -127,7 +127,7 @@ def _decoded(answer: Mapping[str, Any]) -> Resolved:
 
 
 def _key(config: Config) -> str:
-    """By content; infinities, which some published configurations hold, are no JSON for ``spec.digest``."""
+    """By content; some published configurations hold infinities, which are not JSON for ``spec.digest``."""
     content = json.dumps([VERSION, installed_version("transformers"), config], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -145,7 +145,7 @@ def _kept(key: str) -> dict[str, Any] | None:
 
 
 def _keep(key: str, answer: Mapping[str, Any]) -> None:
-    """Keeps an answer where that is possible; where it is not, the next one to ask waits again."""
+    """Caches an answer if possible; otherwise it is computed again the next time."""
     path = _place(key)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with suppress(OSError):
@@ -155,7 +155,7 @@ def _keep(key: str, answer: Mapping[str, Any]) -> None:
 
 
 def _asked(configs: Sequence[Config]) -> list[dict[str, Any]]:
-    """Asks a process of its own. Raises SourceError where it does not answer."""
+    """Computes answers in a separate process. Raises SourceError if it does not answer."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", __name__]
     try:
@@ -198,7 +198,7 @@ def _answer(config: Config) -> dict[str, Any]:
 
 
 def _built(config: Any) -> dict[str, Any]:
-    """Every parameter of the causal language model of a configuration, made on the meta device: shapes alone."""
+    """Every parameter of a configuration's causal language model, built on the meta device: only shapes."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -215,7 +215,7 @@ def _built(config: Any) -> dict[str, Any]:
 
 
 def _main() -> None:
-    """Reads configurations from standard input, and answers on standard output, which libraries may not write to."""
+    """Reads configurations from standard input and answers on standard output, which libraries must not write to."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
         json.dump([_answer(config) for config in json.load(sys.stdin)], out)

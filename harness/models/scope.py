@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 HEAD = "lm_head"
 LEAST_COVERAGE = 0.99
-"""Below this part of the declared scope, a variant is not what its name says."""
+"""If a smaller fraction of the declared scope is quantized, a variant is not what its name says."""
 _DECODER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _ROUTER = re.compile(r"\.(gate|router|ffn_gate_inp)(\.weight)?$")
 _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
@@ -22,10 +22,10 @@ _CONVOLUTION = re.compile(r"conv\w*\.")
 
 
 def in_decoder(name: str, dimensions: int) -> bool:
-    """Whether the ``decoder`` scope holds a parameter: a matrix (or a stack of experts' matrices) of a layer.
+    """Whether a parameter is in the ``decoder`` scope: a matrix (or a stack of experts' matrices) of a layer.
 
-    A mixture's router is left out, as every method leaves it: it is small and decides everything. So are biases, of
-    which a stack of experts has one vector each.
+    A mixture's router is excluded, as in every method: it is small and critical. So are biases; a stack of experts has
+    one bias vector per expert.
     """
     if dimensions < 2 or _BIAS.search(name):
         return False
@@ -33,17 +33,17 @@ def in_decoder(name: str, dimensions: int) -> bool:
 
 
 def holds_experts(name: str, dimensions: int) -> bool:
-    """Whether a matrix of the decoder belongs to a mixture's experts, by the name that a checkpoint gives it.
+    """Whether a matrix of the decoder belongs to a mixture's experts, by its name in a checkpoint.
 
-    transformers holds the experts of a layer in one 3-D parameter, and not as layers, even where a checkpoint (or
-    llama.cpp) stores them one by one. Experts that every token meets ("shared") are layers like others.
+    transformers holds the experts of a layer in one 3-D parameter, and not as layers, even if a checkpoint (or
+    llama.cpp) stores them one by one. Experts that process every token ("shared") are ordinary layers.
     """
     stacked = dimensions >= 3 and not _CONVOLUTION.search(name)
     return in_decoder(name, dimensions) and (stacked or _EXPERTS.search(name) is not None)
 
 
 def experts_module(name: str) -> str:
-    """What transformers calls the experts of a GGUF file's layer, which patterns of ``skip`` mean; other names stay."""
+    """transformers' name for the experts of a GGUF file's layer, which patterns of ``skip`` match; other names stay."""
     found = re.fullmatch(r"blk\.(\d+)\.ffn_(gate|up|down)_exps\.weight", name)
     if found is None:
         return name
@@ -52,14 +52,14 @@ def experts_module(name: str) -> str:
 
 @dataclass(frozen=True)
 class Modules:
-    """Names of modules: ``scope`` is to be quantized, ``untouched`` are all others that have a matrix."""
+    """Names of modules: ``scope`` will be quantized, ``untouched`` are all others that have a matrix."""
 
     scope: tuple[str, ...]
     untouched: tuple[str, ...]
 
 
 def modules(shapes: Mapping[str, tuple[int, ...]], skip: Sequence[str] = ()) -> Modules:
-    """Sorts a checkpoint's modules by its header, less what the patterns of ``skip`` match."""
+    """Sorts a checkpoint's modules by its header; modules that match a pattern of ``skip`` are not in scope."""
     matrices = {name.removesuffix(".weight"): (name, shape) for name, shape in shapes.items() if len(shape) >= 2}
     scope = [
         module
@@ -71,12 +71,12 @@ def modules(shapes: Mapping[str, tuple[int, ...]], skip: Sequence[str] = ()) -> 
 
 
 def matching(module: str, patterns: Iterable[str]) -> list[str]:
-    """The patterns (of ``*``, ``?`` and ``[…]``) that a module's whole name matches."""
+    """The patterns (of ``*``, ``?`` and ``[…]``) that match a module's whole name."""
     return [pattern for pattern in patterns if fnmatchcase(module, pattern)]
 
 
 def decoder_linears(model: Any, untouched: Collection[str] = ()) -> Iterator[tuple[str, torch.nn.Linear]]:
-    """The linear layers of the decoder, by name, less those that must stay as they are."""
+    """The linear layers of the decoder, by name, except those in ``untouched``."""
     import torch
 
     for name, module in list(model.named_modules()):

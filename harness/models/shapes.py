@@ -1,4 +1,4 @@
-"""What a model is made of: matrices, other parameters by role, and what its key-value cache depends on."""
+"""A model's shapes: matrices, other parameters by role, and what its KV cache depends on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OTHER_SENSES = re.compile(r"vision|visual|audio")
 
 @dataclass(frozen=True)
 class Attention:
-    """``windows`` has an entry per layer with a key-value cache: the tokens it keeps at most, or None for all."""
+    """``windows`` has an entry per layer with a KV cache: the most tokens that it keeps, or None for all."""
 
     windows: tuple[int | None, ...]
     heads: int
@@ -36,12 +36,12 @@ class Attention:
 
 @dataclass(frozen=True)
 class ModelShapes:
-    """A model as far as memory goes. Counts are of parameters.
+    """The shapes that determine a model's memory. Counts are of parameters.
 
-    ``matrices`` and ``experts`` are what the ``decoder`` scope holds (a shape's last numbers are outputs and inputs),
-    the latter those of a mixture's experts, of which a token meets ``active_share``. ``kept`` counts matrices that no
-    method quantizes, such as a router. A tied head has no parameters of its own. ``rotary`` counts float32 numbers of
-    the rotary embedding's buffers, which no checkpoint holds.
+    ``matrices`` and ``experts`` form the ``decoder`` scope (a shape's last numbers are outputs and inputs); ``experts``
+    are those of a mixture's experts, of which each token uses the fraction ``active_share``. ``kept`` counts matrices
+    that no method quantizes, such as a router. A tied head has no parameters of its own. ``rotary`` counts float32
+    elements of the rotary embedding's buffers, which no checkpoint holds.
     """
 
     label: str
@@ -71,7 +71,7 @@ class ModelShapes:
 
     @property
     def active(self) -> int:
-        """The parameters that one token meets: of the experts, those that it is sent to."""
+        """The parameters that one token uses: of the experts, those that it is routed to."""
         return self.parameters - round(self.expert_parameters * (1 - self.active_share))
 
     @property
@@ -82,7 +82,7 @@ class ModelShapes:
 def read(model: str, revision: str | None = None) -> ModelShapes:
     """The shapes of a folder, a ``config.json``, a GGUF file, ``synthetic:CONFIG.json``, ``package:…`` or a hub id.
 
-    Raises SourceError where the model is not there, is quantized already, or its shapes cannot be known.
+    Raises SourceError if the model is missing, already quantized, or its shapes cannot be determined.
     """
     scheme, _, rest = model.partition(":")
     if scheme == "synthetic" and rest:
@@ -105,9 +105,9 @@ def read(model: str, revision: str | None = None) -> ModelShapes:
 def shapes(
     label: str, config: Mapping[str, Any], header: headers.Header, resolved: Resolved | None = None
 ) -> ModelShapes:
-    """Sorts a header's tensors by role. ``config`` is what ``config.json`` holds, and ``resolved`` what it means.
+    """Sorts a header's tensors by role. ``config`` is the content of ``config.json``; ``resolved`` completes it.
 
-    Raises SourceError for a checkpoint that is quantized already, or whose cache is of another build.
+    Raises SourceError for a checkpoint that is already quantized or has an unsupported kind of cache.
     """
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method")
@@ -176,7 +176,7 @@ def _from_config(label: str, config: dict[str, Any]) -> ModelShapes:
 
 
 def attention(label: str, found: Resolved) -> Attention:
-    """What each layer keeps. Raises SourceError where that is of a kind that is not estimated."""
+    """What each layer caches. Raises SourceError for a kind of attention that cannot be estimated."""
     if "kv_lora_rank" in found.text:
         raise SourceError(f"{label}: the cache of multi-head latent attention is not estimated yet")
     if unknown := set(found.layer_types) - ATTENTION_LAYERS:
@@ -196,7 +196,7 @@ def attention(label: str, found: Resolved) -> Attention:
 
 
 def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Attention) -> None:
-    """Raises SourceError where a layer's keys are of another width than the configuration says of all."""
+    """Raises SourceError if a layer's keys differ in width from the configuration's single value."""
     width = heads.kv_heads * heads.head_dim
     for name, shape in held.items():
         if _KEYS.search(name) and in_decoder(name, len(shape)) and not _OTHER_SENSES.search(name) and shape[0] != width:
@@ -207,16 +207,16 @@ def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Atten
 
 
 def _inner(config: Mapping[str, Any], hidden: int) -> int:
-    """The width between a layer's up and down projections; of a mixture, of all experts that one token meets."""
+    """The width between a layer's up and down projections; in a mixture, of all experts that one token uses."""
     experts = config.get("num_experts_per_tok")
     inner = config.get("moe_intermediate_size") if experts else None
     inner = inner or config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    widest = max(inner) if isinstance(inner, list) else inner  # some models have a width for each layer
+    widest = max(inner) if isinstance(inner, list) else inner  # some models have one width per layer
     return int(widest) * int(experts or 1)
 
 
 def _number(label: str, config: Mapping[str, Any], *keys: str) -> int:
-    """Raises SourceError where none of the keys holds a positive whole number."""
+    """Raises SourceError if none of the keys holds a positive integer."""
     found = next((config[key] for key in keys if config.get(key) is not None), None)
     if not isinstance(found, int) or isinstance(found, bool) or found <= 0:
         raise SourceError(f"{label}: its configuration says {found!r} for {keys[0]}, where a positive number must be")

@@ -1,4 +1,4 @@
-"""A checkpoint's architecture without its weights, and its tensors: for methods that put the two together."""
+"""A checkpoint's architecture without weights, and its tensors: for methods that combine the two themselves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def skeleton(request: LoadRequest) -> Any:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the folder's safetensors files, in main memory. Raises SourceError where there are none."""
+    """Every tensor of the folder's safetensors files, in main memory. Raises SourceError if there are none."""
     from safetensors.torch import load_file
 
     return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}

@@ -1,4 +1,4 @@
-"""Finds the model that a recipe names and says what it is, without loading it."""
+"""Finds the model that a recipe names and identifies it, without loading it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from harness.storage.checksums import hash_file, list_folder, stat_file
 
 HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
-"""What beside its weights decides what a checkpoint computes."""
+"""The files, besides the weights, that determine what a checkpoint computes."""
 _DECIDING = (*_CHECKPOINT_FILES, "*.safetensors")
 _BLOB = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-"""How a hub's cache names a file's content: by git's hash, or by the sha256 of a large file."""
+"""A file's name in a hub's cache is a content hash: git's, or the sha256 of a large file."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class SourceModel:
     """A model as the planner sees it.
 
     ``matrices`` are the shapes of the decoder's matrices, by name (a shape's last number is the input width),
-    and ``decoder_parameters`` and ``other_parameters`` count elements; all empty where the model is on a hub
+    and ``decoder_parameters`` and ``other_parameters`` count elements; all are empty if the model is on a hub
     and not yet fetched. ``quantization`` is the quant_method of a checkpoint that transformers loads quantized, and
-    ``files`` what was hashed, None where nothing on disk is read. ``degrid_obstacle`` says why the model cannot be
-    degridded, where a recipe asks for it.
+    ``files`` are the hashed files, None if nothing on disk is read. ``degrid_obstacle`` says why the model cannot be
+    degridded, if a recipe asks for it.
     """
 
     ref: ModelRef
@@ -51,7 +51,7 @@ class SourceModel:
 
 
 def inspect(entry: Model, folder: Path) -> SourceModel:
-    """Raises SourceError where the model is not there or is of a kind that is not loaded."""
+    """Raises SourceError if the model is missing or of an unsupported kind."""
     scheme, _, rest = entry.id.partition(":")
     if scheme == "synthetic" and rest:
         _refuse(entry, "revision", "trust_remote_code", "degrid", kind="a synthetic model")
@@ -72,7 +72,7 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
 
 
 def fetch(ref: ModelRef) -> None:
-    """Brings a hub model's checkpoint into the hub's own cache; the workers run offline."""
+    """Downloads a hub model's checkpoint into the hub's own cache; the workers run offline."""
     from huggingface_hub import snapshot_download
 
     code = ["*.py"] if ref.trust_remote_code else []
@@ -127,7 +127,7 @@ def _hub(entry: Model) -> SourceModel:
 
 
 def _fetched(file: Path) -> InputFile:
-    """A file of a hub's cache, where what a link leads to is named by its content."""
+    """A file of a hub's cache; a link's target is named by its content."""
     blob = file.resolve().name if file.is_symlink() else ""
     if not _BLOB.fullmatch(blob):
         return stat_file(file)
@@ -146,12 +146,12 @@ def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
 
 
 def _asked(entry: Model, config: dict[str, Any]) -> headers.Header:
-    """The shapes that transformers gives a synthetic model; none of a type that it does not know."""
+    """The shapes that transformers gives a synthetic model; empty for an unknown type."""
     nothing = headers.Header({}, config.get("max_position_embeddings"), None, "float32")
     try:
         found = resolve(entry.id, config)
     except SourceError:
-        return nothing  # preparing it says so, and the sweep goes on with other models
+        return nothing  # preparing the model reports this, and the sweep continues with other models
     kind, context = config.get("model_type"), found.text.get("max_position_embeddings")
     return nothing if found.shapes is None else headers.Header(found.shapes, context, None, "float32", kind)
 
@@ -190,7 +190,7 @@ def _label(model_id: str) -> str:
 
 
 def package_file(name: str) -> Path:
-    """The path of ``NAME/FILE``, the package not imported."""
+    """The path of ``NAME/FILE``, without importing the package."""
     package, _, file = name.partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:

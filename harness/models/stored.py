@@ -1,7 +1,7 @@
-"""What a checkpoint stores of each decoder matrix, read from its headers alone.
+"""What a checkpoint stores for each decoder matrix, read only from its headers.
 
-Libraries name their tensors as they like (qweight, weight_packed, absmax); they agree in putting them below
-the name of the layer that they stand for.
+Libraries choose their own tensor names (qweight, weight_packed, absmax), but all put them below the name of the layer
+that they represent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from harness.models.scope import in_decoder
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A layer, or the experts of one, in a checkpoint: parameters it stands for, how many of them are quantized."""
+    """A layer, or a layer's experts, in a checkpoint: the parameters that it represents, and how many are quantized."""
 
     name: str
     parameters: int
@@ -28,12 +28,12 @@ class StoredLayer:
 
 
 def layers(source: Mapping[str, tuple[int, ...]], checkpoint: Path) -> list[StoredLayer]:
-    """The decoder layers of a source, by the shapes of its header, as a checkpoint made of it stores them.
+    """The source's decoder layers, by the shapes of its header, as a checkpoint made from it stores them.
 
-    A layer whose tensors the checkpoint does not hold under its name is left out.
+    A layer is left out if the checkpoint has no tensors under its name.
     """
     expected: dict[str, int] = defaultdict(int)
-    single: dict[str, int] = defaultdict(int)  # the matrices of experts that the source stores one by one
+    single: dict[str, int] = defaultdict(int)  # experts' matrices that the source stores one by one
     for name, shape in source.items():
         if in_decoder(name, len(shape)):
             expected[layer_of(name)] += math.prod(shape)
@@ -48,13 +48,13 @@ def layers(source: Mapping[str, tuple[int, ...]], checkpoint: Path) -> list[Stor
 
 
 def layer_of(name: str) -> str:
-    """The name of the layer that a parameter belongs to; all experts of a layer are one."""
+    """The name of the layer that a parameter belongs to; all experts of a layer count as one."""
     before, experts, _ = name.partition(".experts.")
     return f"{before}.experts" if experts else name.removesuffix(".weight")
 
 
 def _stored(name: str, parameters: int, single: int, tensors: Iterable[headers.Tensor]) -> StoredLayer:
-    """``single`` counts the matrices that the layer's experts have in the source, 0 where they are stored together."""
+    """``single`` counts the separate matrices of the layer's experts in the source, 0 if they are stored together."""
     modules: dict[str, list[headers.Tensor]] = defaultdict(list)
     for tensor in tensors:
         if not tensor.name.endswith(".bias"):
@@ -70,7 +70,7 @@ def _stored(name: str, parameters: int, single: int, tensors: Iterable[headers.T
 
 
 def _expert(layer: str, tensor: str) -> str:
-    """Which matrix of which expert a tensor belongs to; all tensors of another layer belong together."""
+    """Which matrix of which expert a tensor belongs to; all tensors of any other layer belong together."""
     if not layer.endswith(".experts"):
         return ""
     parts = tensor.removeprefix(f"{layer}.").split(".")

@@ -1,4 +1,4 @@
-"""Reads one tensor of a local checkpoint by its name, as float32, and nothing else of it. No torch."""
+"""Reads one tensor of a local checkpoint by name, as float32, and nothing else. No torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 @dataclass(frozen=True)
 class NamedTensor:
-    """A matrix (rows, columns); a tensor of more dimensions lies in rows of its last, one of fewer is one row.
+    """A matrix (rows, columns); with more dimensions, all but the last become rows; with fewer, there is one row.
 
-    ``stored`` names the format that the file holds it in, ``shape`` is its own.
+    ``stored`` names the format in which the file holds it; ``shape`` is the tensor's own.
     """
 
     name: str
@@ -34,11 +34,11 @@ class NamedTensor:
 
 
 def read(model: str, name: str) -> NamedTensor:
-    """The tensor of that name, or of that name and ``.weight``.
+    """The tensor called ``name``, or ``name`` with ``.weight`` appended.
 
-    ``model`` is a folder of safetensors weights, a GGUF file (whose tensors have transformers' names too) or
-    ``package:NAME/FILE.gguf``. Raises SourceError where the model or the tensor is not there, with the names that are
-    near, and where it is stored as codes that mean nothing without their scales.
+    ``model`` is a folder of safetensors weights, a GGUF file (transformers' tensor names work too) or
+    ``package:NAME/FILE.gguf``. Raises SourceError if the model or the tensor is missing, with similar names, and if the
+    tensor holds codes that are meaningless without their scales.
     """
     import numpy as np
 
@@ -90,7 +90,7 @@ def _from_gguf(file: Path, name: str) -> NamedTensor:
 
 
 def _gguf_name(architecture: str | None, name: str) -> str:
-    """What a GGUF file calls the weight that transformers calls ``name``; the name itself where it has no other."""
+    """A GGUF file's name for the weight that transformers calls ``name``; ``name`` itself if it has no other."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     kind = next((key for key, value in MODEL_ARCH_NAMES.items() if value == architecture), None)
@@ -99,12 +99,12 @@ def _gguf_name(architecture: str | None, name: str) -> str:
 
 
 def _layers(name: str) -> int:
-    """Enough layers for a name with a number in it."""
+    """A layer count that includes the layer index in ``name``."""
     return 1 + max((int(part) for part in name.split(".") if part.isdecimal()), default=0)
 
 
 def _known(name: str, names: Collection[str]) -> str:
-    """The name, or the name and ``.weight``. Raises SourceError for one that is not there."""
+    """The name, or the name and ``.weight``. Raises SourceError if neither exists."""
     for candidate in (name, f"{name}.weight"):
         if candidate in names:
             return candidate

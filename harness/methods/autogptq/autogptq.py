@@ -98,9 +98,7 @@ def _unpack(job: QuantizeJob[AutoGptqParams], model: Any) -> None:
 def dense(packed: Any, bits: int) -> torch.Tensor:
     """The matrix (outputs, inputs) of a layer with GPTQ's packed ``qweight``, ``qzeros``, ``scales`` and ``g_idx``."""
     codes = _fields(packed.qweight.t(), bits).t()  # (inputs, outputs)
-    zeros = (_fields(packed.qzeros, bits) + 1) & (
-        2**bits - 1
-    )  # (groups, outputs): the format stores the zero point minus one
+    zeros = (_fields(packed.qzeros, bits) + 1) & (2**bits - 1)  # (groups, outputs): the format stores one less
     group = packed.g_idx.long()
     matrix: torch.Tensor = (codes - zeros[group]) * packed.scales[group]
     return matrix.t().contiguous()

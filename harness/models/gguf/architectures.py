@@ -1,4 +1,4 @@
-"""What llama.cpp must be told of a model: its configuration as GGUF metadata, and which weights it wants otherwise."""
+"""A model's configuration as GGUF metadata for llama.cpp, and the weights that llama.cpp stores differently."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 
 Config = Mapping[str, Any]
 SLIDING_ROPE_BASE = 10000.0
-"""Gemma 3's rotary base in layers with a window: llama.cpp knows no other."""
+"""Gemma 3's rotary base in sliding-window layers: llama.cpp supports no other."""
 GEMMA_LARGEST = {"gemma2": 46, "gemma3_text": 62}
-"""Layers of the 27B models, whose attention llama.cpp scales by another number than the head's width."""
+"""Layers of the 27B models, for which llama.cpp does not derive the attention scale from the head width."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model type as llama.cpp knows it.
+    """A model type as llama.cpp implements it.
 
-    ``paired`` models rotate neighbouring columns of a head where transformers rotates its halves, so that the rows
-    of query and key must change places; ``norm_shift`` is added to the weights of norms.
+    ``paired`` models rotate neighbouring columns of a head, whereas transformers rotates its halves, so the rows
+    of query and key must be reordered; ``norm_shift`` is added to the weights of norms.
     """
 
     name: str
@@ -45,11 +45,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gemma2": Architecture("gemma2", GELU, norm_shift=1.0, windowed=True),
     "gemma3_text": Architecture("gemma3", GELU, norm_shift=1.0, windowed=True),
 }
-"""By the ``model_type`` of config.json."""
+"""By ``model_type`` in config.json."""
 
 
 def architecture(config: Config) -> Architecture:
-    """Raises UnsupportedError for a model that cannot be told to llama.cpp without changing what it computes."""
+    """Raises UnsupportedError for a model that llama.cpp would compute differently."""
     kind = str(config.get("model_type"))
     if kind not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -67,7 +67,7 @@ def architecture(config: Config) -> Architecture:
 
 
 def _refuse_scale(config: Config, largest: int) -> None:
-    """llama.cpp works the scale of attention out of the shape."""
+    """Raises UnsupportedError unless the attention scale is the one that llama.cpp derives from the model's shape."""
     heads = config["num_attention_heads"]
     implied = config["hidden_size"] / heads if config["num_hidden_layers"] == largest else head_width(config)
     if config.get("query_pre_attn_scalar", implied) != implied:
@@ -81,7 +81,7 @@ def head_width(config: Config) -> int:
 
 
 def write_fields(writer: GGUFWriter, config: Config, found: Architecture) -> None:
-    """The sizes and constants of a model. Raises UnsupportedError for rotary scaling that is not known there."""
+    """Writes a model's sizes and constants. Raises UnsupportedError for rotary scaling that llama.cpp lacks."""
     width, heads = head_width(config), int(config["num_attention_heads"])
     writer.add_context_length(context_length(config, found))
     writer.add_embedding_length(config["hidden_size"])
@@ -104,14 +104,14 @@ def write_fields(writer: GGUFWriter, config: Config, found: Architecture) -> Non
 
 
 def context_length(config: Config, found: Architecture) -> int:
-    """What the model reads at most; where llama.cpp knows no sliding window, no more than the window."""
+    """The model's maximum context; if llama.cpp does not support its sliding window, at most the window."""
     longest = int(config["max_position_embeddings"])
     used = config.get("use_sliding_window", True) and config.get("sliding_window")
     return min(longest, int(used)) if used and not found.windowed else longest
 
 
 def rope(config: Config) -> dict[str, Any]:
-    """Rotary base and scaling, as transformers 5 or 4 wrote them, of layers that see all tokens."""
+    """Rotary base and scaling, as written by transformers 5 or 4, for layers with full attention."""
     held = dict(config.get("rope_parameters") or {})
     if isinstance(held.get("full_attention"), dict):
         sliding = held.get("sliding_attention") or {}
@@ -145,10 +145,10 @@ def _write_rope(writer: GGUFWriter, config: Config, found: Architecture) -> None
 
 
 def rope_factors(config: Config) -> list[float] | None:
-    """By what each rotary frequency is divided in Llama 3.1's scaling, (width / 2,); None where it has none.
+    """The divisor of each rotary frequency in Llama 3.1's scaling, (width / 2,); None without that scaling.
 
-    Wavelengths below the original length over ``high_freq_factor`` stay, those above it over ``low_freq_factor``
-    are divided by ``factor``, and between them the inverse goes from one to the other, as transformers computes it.
+    Wavelengths below the original length over ``high_freq_factor`` are unchanged, those above it over
+    ``low_freq_factor`` are divided by ``factor``, and between them the inverse is interpolated, as in transformers.
     """
     held = rope(config)
     if held["rope_type"] != "llama3":
@@ -164,7 +164,7 @@ def rope_factors(config: Config) -> list[float] | None:
 
 
 def adapted(name: str, weight: torch.Tensor, config: Config, found: Architecture) -> torch.Tensor:
-    """A tensor of the checkpoint as llama.cpp wants it."""
+    """A tensor of the checkpoint as llama.cpp stores it."""
     if found.norm_shift and name.endswith("norm.weight"):
         return weight.float() + found.norm_shift
     if found.paired and (".q_proj." in name or ".k_proj." in name):
@@ -174,5 +174,5 @@ def adapted(name: str, weight: torch.Tensor, config: Config, found: Architecture
 
 
 def paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """The rows of each head, its two halves interleaved: (outputs, …) in and out."""
+    """Interleaves the two halves of each head's rows: (outputs, …) in and out."""
     return weight.reshape(heads, 2, len(weight) // heads // 2, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)

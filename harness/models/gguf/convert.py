@@ -1,4 +1,4 @@
-"""Writes a transformers checkpoint as a GGUF file, a tensor at a time, in a float format."""
+"""Writes a transformers checkpoint as a GGUF file in a float format, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = 2
-"""Raised by every change of what is written."""
+"""Increase this with every change of what is written."""
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""GGUF's name of a dtype. Vectors are always stored in float32, as llama.cpp wants them."""
+"""GGUF's names of dtypes. Vectors are always stored in float32, as llama.cpp requires."""
 _ROPE_FACTORS = "rope_freqs.weight"
 
 
 def convert(source: Path, out: Path, dtype: str) -> str | None:
-    """Writes ``out`` whole or not at all; returns what a reader must know of it, if anything.
+    """Writes ``out`` completely or not at all; returns a note for readers of the file, or None.
 
-    Raises UnsupportedError, with the reason, for a model that llama.cpp cannot be told, or whose weights do not
+    Raises UnsupportedError, with the reason, for a model that llama.cpp cannot represent or whose weights do not
     fit the dtype.
     """
     from gguf import GGUFWriter
@@ -46,7 +46,7 @@ def convert(source: Path, out: Path, dtype: str) -> str | None:
 
 
 def names(source: dict[str, tuple[int, ...]], config: dict[str, Any]) -> dict[str, str]:
-    """What llama.cpp calls each tensor of a checkpoint that it keeps. Raises UnsupportedError for an unknown one."""
+    """llama.cpp's names for the tensors of a checkpoint that it keeps. Raises UnsupportedError for unknown tensors."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
     found = architecture(config)
@@ -91,7 +91,7 @@ def _write_tensors(writer: Any, source: Path, config: dict[str, Any], found: Arc
 
 
 def _weights(source: Path) -> Iterator[tuple[str, Any]]:
-    """Every tensor's name, and what reads it."""
+    """Every tensor's name and its reader."""
     from safetensors import safe_open
 
     for file in headers.weight_files(source):

@@ -1,4 +1,4 @@
-"""What the header of a GGUF file says: shapes, sizes, special tokens. No weights are read."""
+"""The header of a GGUF file: shapes, sizes, special tokens. No weights are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL_TYPES = {
     **{"gemma3": "gemma3_text", "gemma4": "gemma4_text", "gptneox": "gpt_neox", "phi2": "phi", "command-r": "cohere"},
     **{"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v2"},
 }
-"""What transformers calls llama.cpp's architectures where the names differ by more than a hyphen."""
+"""transformers' names for llama.cpp's architectures, if they differ by more than a hyphen."""
 _SIZES = {
     "hidden_size": "embedding_length",
     "intermediate_size": "feed_forward_length",
@@ -30,29 +30,29 @@ _SIZES = {
     "moe_intermediate_size": "expert_feed_forward_length",
 }
 WINDOWED = frozenset({"gemma2", "gemma3", "gemma3n", "gemma4", "cohere2", "exaone4", "gpt-oss"})
-"""Architectures whose window llama.cpp reads, and whose layers that have it follow from the architecture.
+"""Architectures whose sliding window llama.cpp reads; the architecture determines which layers have it.
 
-Of others a file may hold one that nobody heeds, as a copy of what stood in config.json.
+Files of other architectures may hold a window copied from config.json, which llama.cpp ignores.
 """
 _WINDOW, _PATTERN = "attention.sliding_window", "attention.sliding_window_pattern"
 NO_TOKENIZER = ("none", "no_vocab")
-"""What ``tokenizer.ggml.model`` says where a file holds no tokenizer."""
+"""Values of ``tokenizer.ggml.model`` in a file without a tokenizer."""
 NEEDED: Mapping[str, tuple[str, ...]] = {
     "llama": ("tokens", "scores", "token_type"),
     "gpt2": ("tokens", "merges"),
     "bert": ("tokens",),
     "t5": ("tokens", "scores", "token_type"),
 }
-"""Kinds of tokenizers that are read, by ``tokenizer.ggml.model``, and what a file must hold for it.
+"""The supported kinds of tokenizers, by ``tokenizer.ggml.model``, and what a file must hold for each.
 
 They are sentencepiece's byte pair encoding by scores, byte pair encoding by merges, WordPiece and unigram.
 """
 _DAMAGES = (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError)
-"""What gguf's library raises where a file's bytes make no sense."""
+"""Exceptions that gguf's library raises for corrupt files."""
 
 
 def open_reader(file: Path) -> Any:
-    """The reader of gguf's library. Raises SourceError where the file is none of its kind, too new, or cut short."""
+    """The reader of gguf's library. Raises SourceError if the file is not GGUF, too new, or truncated."""
     from gguf import GGUFReader
     from gguf.gguf_reader import READER_SUPPORTED_VERSIONS
 
@@ -73,13 +73,13 @@ def open_reader(file: Path) -> Any:
 
 
 def value(found: Any, key: str) -> Any:
-    """What an open file's metadata say under a key; None where they say nothing."""
+    """The value of a metadata key of an open file; None if it is absent."""
     field = found.get_field(key)
     return field.contents() if field is not None else None
 
 
 def read_header(file: Path) -> Header:
-    """The header of a GGUF file. Raises SourceError where it is not one, or is cut short."""
+    """The header of a GGUF file. Raises SourceError if it is not one or is truncated."""
     found = open_reader(file)
     try:
         architecture = value(found, "general.architecture")
@@ -106,10 +106,10 @@ def read_header(file: Path) -> Header:
 
 
 def configuration(file: Path) -> dict[str, Any]:
-    """What a GGUF file says of its model, as a configuration of transformers. Raises SourceError without embeddings.
+    """A GGUF file's model as a configuration of transformers. Raises SourceError if it has no embeddings.
 
-    A window stands in the file; in which layers it holds does as a rule not, for that follows from the architecture,
-    as it follows from transformers' class. Where the file says it, its word counts.
+    The file holds the window's size, but usually not which layers have it: that follows from the architecture,
+    as it follows from transformers' class. If the file does name the layers, the file takes precedence.
     """
     found = open_reader(file)
     prefix = value(found, "general.architecture")
@@ -131,9 +131,9 @@ def _model_type(architecture: str) -> str:
 
 
 def _windows(found: Any, prefix: Any) -> dict[str, Any]:
-    """The window, and the layers that have it where a file itself says that: a flag for each, or the layers of a round.
+    """The window and, if the file gives them, the layers that have it: a flag per layer, or a pattern's length.
 
-    The last layer of a round sees all tokens, as llama.cpp means it.
+    As in llama.cpp, the last layer of each repetition has full attention.
     """
     window, pattern = value(found, f"{prefix}.{_WINDOW}"), value(found, f"{prefix}.{_PATTERN}")
     layers = value(found, f"{prefix}.block_count")
@@ -147,9 +147,9 @@ def _windows(found: Any, prefix: Any) -> dict[str, Any]:
 
 
 def refusal(found: Any) -> str | None:
-    """Why the tokenizer in an open file cannot be read so that it cuts as llama.cpp does; None where it can.
+    """Why the open file's tokenizer cannot be reproduced to split text as llama.cpp does; None if it can.
 
-    A file that holds no tokenizer is not refused.
+    Returns None for a file without a tokenizer.
     """
     kind = value(found, "tokenizer.ggml.model")
     if kind is None or kind in NO_TOKENIZER:

@@ -1,4 +1,4 @@
-"""What each tensor of a GGUF file stores, read from the file's header."""
+"""The stored size of each tensor of a GGUF file, read from the file's header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CODE_BITS = {
     **{"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8, "Q2_K": 2, "Q3_K": 3, "Q4_K": 4, "Q5_K": 5, "Q6_K": 6},
     **{"IQ4_NL": 4, "IQ4_XS": 4, "MXFP4": 4},
 }
-"""Bits of a weight's own code; the rest of a block are scales and minima. Other types count as codes alone."""
+"""Bits of a weight's own code; the rest of a block are scales and minima. Other types count entirely as codes."""
 _PARTS = (
     *("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"),
     *("self_attn.q_norm", "self_attn.k_norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
@@ -30,7 +30,7 @@ _WHOLE = ("model.embed_tokens", "model.norm", "lm_head")
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file's header. ``cache_elements`` counts the numbers of a token's keys and values in all layers."""
+    """A file's header. ``cache_elements`` counts the elements of one token's keys and values in all layers."""
 
     architecture: str
     blocks: int
@@ -42,7 +42,7 @@ class GgufFile:
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor as the file holds it; ``type`` is ggml's name, ``shape`` as transformers writes it."""
+    """A tensor as stored in the file; ``type`` is ggml's name, ``shape`` is in transformers' order."""
 
     name: str
     type: str
@@ -51,7 +51,7 @@ class GgufTensor:
 
 
 def read(file: Path) -> GgufFile:
-    """Raises SourceError for what is no GGUF file, one cut short, or a version that is not known here."""
+    """Raises SourceError for a file that is not GGUF, is truncated, or has an unknown version."""
     reader = open_reader(file)
     tensors = tuple(
         GgufTensor(t.name, t.tensor_type.name, tuple(map(int, reversed(t.shape))), int(t.n_bytes))
@@ -79,7 +79,7 @@ def _cache_elements(reader: Any, name: str, blocks: int) -> int:
 
 
 def ledger(file: GgufFile) -> Sequence[StoredTensor]:
-    """What each tensor takes, under the name that transformers gives it where that is known."""
+    """The stored size of each tensor, under its name in transformers if that is known."""
     known = transformers_names(file.architecture, file.blocks)
     tied = not any(tensor.name == "output.weight" for tensor in file.tensors)
     entries = [_entry(tensor, known.get(tensor.name, tensor.name)) for tensor in file.tensors]
@@ -92,7 +92,7 @@ def ledger(file: GgufFile) -> Sequence[StoredTensor]:
 
 
 def transformers_names(architecture: str, blocks: int) -> dict[str, str]:
-    """What transformers calls llama.cpp's tensors, of architectures whose layers are built like Llama's."""
+    """transformers' names of llama.cpp's tensors, for architectures with layers like Llama's."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     arch = next((arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture), None)

@@ -1,8 +1,8 @@
-"""How llama.cpp splits a text before it merges bytes: for each name that ``tokenizer.ggml.pre`` may hold.
+"""How llama.cpp splits a text before it merges bytes, for each possible value of ``tokenizer.ggml.pre``.
 
-The expressions are those of llama.cpp's src/llama-vocab.cpp, written for Oniguruma, the regular expressions of the
-``tokenizers`` library. llama.cpp knows Unicode 15.1 where Oniguruma knows 16: what is newer is no letter, number, mark,
-punctuation or symbol there.
+The expressions are those of llama.cpp's src/llama-vocab.cpp, written for Oniguruma, the regular expression library of
+``tokenizers``. llama.cpp implements Unicode 15.1, Oniguruma 16: in llama.cpp newer characters are not letters, numbers,
+marks, punctuation or symbols.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SINCE_UNICODE_16 = (
     r"\x{18CFF}\x{1CC00}-\x{1CEB3}\x{1E5D0}-\x{1E5FF}\x{1F8B2}-\x{1F8C1}\x{1FA89}-\x{1FA8F}\x{1FABE}\x{1FAC6}"
     r"\x{1FADC}-\x{1FADF}\x{1FAE9}\x{1FBCB}-\x{1FBEF}"
 )
-"""Characters that Unicode 16 was the first to assign, as the inside of a character class."""
+"""Characters first assigned in Unicode 16, as the inside of a character class."""
 _CATEGORY = re.compile(r"\\p\{(\w)\}")
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -32,7 +32,7 @@ _QWEN35 = (
     rf"| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 )
 _UPPER, _LOWER = r"[\p{L}&&[^a-z]]", r"[\p{L}&&[^A-Z]]"
-"""llama.cpp tells capitals from small letters in ASCII alone."""
+"""llama.cpp distinguishes upper and lower case only in ASCII."""
 _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACES}"
@@ -56,10 +56,10 @@ _ASIAN = "[一-龥぀-ゟ゠-ヿ]+"
 
 @dataclass(frozen=True)
 class Split:
-    """Expressions, each of which cuts what the one before it left; what none matches is a piece as well.
+    """Expressions that are applied in order, each to the pieces left by the one before; unmatched text is also a piece.
 
-    ``whole`` pieces that are tokens are not merged from their bytes; ``bos`` stands before a text where the file does
-    not say whether it does.
+    If ``whole``, pieces that are tokens are not merged from their bytes; ``bos`` says whether BOS precedes a text if
+    the file does not say so.
     """
 
     expressions: tuple[str, ...]
@@ -72,7 +72,7 @@ class Split:
 
 
 def known_to_unicode_15(expression: str) -> str:
-    """The expression with each one-letter category narrowed to what Unicode 15.1 had assigned."""
+    """The expression with each one-letter category limited to characters assigned in Unicode 15.1."""
     return _CATEGORY.sub(lambda found: rf"[\p{{{found[1]}}}&&[^{SINCE_UNICODE_16}]]", expression)
 
 
@@ -96,4 +96,4 @@ _FAMILIES: Mapping[Split, str] = {
     Split((_SEED,)): "seed-coder",
 }
 SPLITS: Mapping[str, Split] = {name: split for split, names in _FAMILIES.items() for name in names.split()}
-"""By the names that a file may hold."""
+"""By the values that a file may hold."""

@@ -1,9 +1,9 @@
-"""The tokenizer that a GGUF model's text is cut by: that of its folder, or one made from what the file says.
+"""The tokenizer of a model: its folder's own, or one built from a GGUF file's metadata.
 
-What is made cuts a text, with the special tokens that stand in it, as llama.cpp does on the same file
-(src/llama-vocab.cpp). Two texts are cut otherwise: where two special tokens overlap, ``tokenizers`` finds the first of
-them and llama.cpp the longest; and behind the special tokens of Phi-3, ``tokenizers`` drops all white space, llama.cpp
-that of ASCII.
+The built tokenizer splits a text, including special tokens in it, as llama.cpp does with the same file
+(src/llama-vocab.cpp). There are two exceptions: of overlapping special tokens, ``tokenizers`` picks the first and
+llama.cpp the longest; and after Phi-3's special tokens, ``tokenizers`` drops all white space and llama.cpp only ASCII
+white space.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 _HANGUL = tuple((chr(0x1100 + lead), 0xAC00 + 588 * lead, 0xAC00 + 588 * lead + 587) for lead in range(19))
 """Each leading consonant, and the first and last syllable that begin with it."""
 _ALWAYS = 10**6
-"""Characters of a word: as many as there may be."""
+"""Maximum characters of a word: effectively unlimited."""
 
 
 def tokenizer_of(path: Path) -> Any | None:
-    """Of a folder the tokenizer's own files, of a file its metadata; None where there is none."""
+    """The tokenizer from a folder's own files or a GGUF file's metadata; None if there is none."""
     from transformers import AutoTokenizer
 
     if path.is_file():
@@ -49,9 +49,9 @@ def tokenizer_of(path: Path) -> Any | None:
 
 
 def file_tokenizer(file: Path) -> Any | None:
-    """The tokenizer in a GGUF file; None where it holds none.
+    """The tokenizer in a GGUF file; None if it holds none.
 
-    Raises UnsupportedError for one that cannot be made so that it cuts as llama.cpp does.
+    Raises UnsupportedError for one that cannot be built to split text as llama.cpp does.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -71,7 +71,7 @@ def file_tokenizer(file: Path) -> Any | None:
 
 
 def backend(tokens: Tokens) -> Tokenizer:
-    """The tokenizer of a vocabulary, for the ``tokenizers`` library."""
+    """The vocabulary's tokenizer, for the ``tokenizers`` library."""
     from tokenizers import AddedToken
 
     made = {"llama": _by_scores, "gpt2": _by_merges, "bert": _by_longest, "t5": _by_likelihood}[tokens.kind](tokens)
@@ -87,7 +87,7 @@ def backend(tokens: Tokens) -> Tokenizer:
 
 
 def _put_around(made: Tokenizer, tokens: Tokens) -> None:
-    """BOS and EOS around a text, where the file or the kind of tokenizer has them. WordPiece always has two."""
+    """Adds BOS and EOS around a text, if the file or the kind of tokenizer requires it. WordPiece always adds both."""
     from tokenizers import processors
 
     bos = SPLITS[tokens.pre].bos if tokens.bos is None else tokens.bos
@@ -104,9 +104,9 @@ def _put_around(made: Tokenizer, tokens: Tokens) -> None:
 
 
 def _by_scores(tokens: Tokens) -> Tokenizer:
-    """Sentencepiece's byte pair encoding: of all neighbours that make a token, those with the best score merge first.
+    """Sentencepiece's byte pair encoding: of all neighbours that form a token, the best-scored pair merges first.
 
-    A character that is no token becomes its bytes.
+    A character that is not a token becomes its bytes.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -123,9 +123,9 @@ def _by_scores(tokens: Tokens) -> Tokenizer:
 
 
 def scored_merges(tokens: Tokens) -> list[tuple[str, str]]:
-    """Every pair that makes a token, the best score first.
+    """Every pair that forms a token, the best score first.
 
-    Where scores are equal, llama.cpp goes from left to right, and what it just merged grows: that is the order of the
+    Among equal scores llama.cpp goes from left to right and extends what it just merged, which equals sorting by the
     longest left parts.
     """
     held = set(tokens.texts)
@@ -140,7 +140,7 @@ def scored_merges(tokens: Tokens) -> list[tuple[str, str]]:
 
 
 def _by_merges(tokens: Tokens) -> Tokenizer:
-    """Byte pair encoding by a list of merges, of a text that was split before."""
+    """Byte pair encoding with a list of merges, on a text that has already been split."""
     from tokenizers import Tokenizer, decoders, models
 
     split = SPLITS[tokens.pre]
@@ -158,7 +158,7 @@ def _by_merges(tokens: Tokens) -> Tokenizer:
 
 
 def pre_tokenizer(pre: str, texts: Sequence[str]) -> Any:
-    """What splits a text, turns it to bytes, and drops the bytes that are no token of the vocabulary."""
+    """Splits a text, converts it to bytes, and drops bytes that are not tokens of the vocabulary."""
     from tokenizers import Regex, pre_tokenizers
 
     lacking = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(texts))
@@ -173,7 +173,7 @@ def pre_tokenizer(pre: str, texts: Sequence[str]) -> Any:
 
 
 def _pairs(merges: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The two parts of each merge, which the first space but one at its beginning parts."""
+    """The two parts of each merge, separated at the first space that is not its first character."""
     for merge in merges:
         cut = merge.find(" ", 1)
         if cut > 0:
@@ -181,7 +181,7 @@ def _pairs(merges: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _by_longest(tokens: Tokens) -> Tokenizer:
-    """WordPiece: of each word the longest token that it begins with, and so on; a word's beginning is marked."""
+    """WordPiece: repeatedly takes the longest token at the start of the rest of a word; the word's start is marked."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     unknown = tokens.text("unk")
@@ -199,10 +199,10 @@ def _by_longest(tokens: Tokens) -> Tokenizer:
 
 
 def _word_steps(tokens: Tokens) -> Iterator[Any]:
-    """What llama.cpp does to a text before WordPiece, character by character.
+    """llama.cpp's normalization before WordPiece, character by character.
 
-    It keeps of a character that decomposes the first part alone, of Hangul too. In the end there stands one space
-    before each word, and its mark.
+    It keeps only the first part of a character that decomposes, including Hangul. In the result, one space and a mark
+    precede each word.
     """
     from tokenizers import Regex, normalizers
 
@@ -225,7 +225,7 @@ def _word_steps(tokens: Tokens) -> Iterator[Any]:
     yield replaced(" +", " ")
     if tokens.lowercase:
         newer = rf"[{SINCE_UNICODE_16}\x{{A7CE}}\x{{A7D2}}\x{{A7D4}}\x{{16EA0}}-\x{{16EB8}}]"
-        yield replaced(newer, "\uffff")  # llama.cpp knows no small letters of these, and no vocabulary has them
+        yield replaced(newer, "\uffff")  # llama.cpp has no lower case of these, and no vocabulary has them
         yield normalizers.Replace("İ", "i")
         yield normalizers.Lowercase()
     yield normalizers.Prepend(" ")
@@ -233,7 +233,7 @@ def _word_steps(tokens: Tokens) -> Iterator[Any]:
 
 
 def _by_likelihood(tokens: Tokens) -> Tokenizer:
-    """Sentencepiece's unigram model: the likeliest way to cut a text, by the sum of its tokens' scores."""
+    """Sentencepiece's unigram model: the likeliest segmentation of a text, by the sum of its tokens' scores."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
     normal = [score for score, kind in zip(tokens.scores, tokens.types, strict=False) if kind == NORMAL]
@@ -252,7 +252,7 @@ def _by_likelihood(tokens: Tokens) -> Tokenizer:
 
 
 def _space_steps(tokens: Tokens) -> Iterator[Any]:
-    """Spaces as the unigram model has them: runs as one where the file says so, and one before the first word."""
+    """The unigram model's spaces: runs collapsed to one if the file says so, and one before the first word."""
     from tokenizers import Regex, normalizers
 
     if tokens.merges_spaces:

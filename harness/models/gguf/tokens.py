@@ -1,4 +1,4 @@
-"""What a GGUF file says of its tokens, and what llama.cpp makes of it: types that it corrects, flags left out."""
+"""A GGUF file's tokens as llama.cpp interprets them: with types corrected and missing flags filled in."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from harness.errors import UnsupportedError
 from harness.models.gguf.header import NO_TOKENIZER, open_reader, refusal, value
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""The format's types of tokens."""
+"""The format's token types."""
 SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
-"""Those that are cut out of a text before all else."""
+"""The types that are matched in a text before everything else."""
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
     "llama": {"bos": 1, "eos": 2, "unk": 0},
     "bert": {"bos": 101, "unk": 100, "sep": 102, "pad": 0, "mask": 103},
     "t5": {"eos": 1, "unk": 2, "pad": 0},
     "gpt2": {},
 }
-"""The ids that llama.cpp takes where a file names none, by ``tokenizer.ggml.model``."""
+"""llama.cpp's default ids if a file names none, by ``tokenizer.ggml.model``."""
 _IDS = {
     **{"bos": "bos", "eos": "eos", "unk": "unknown", "sep": "seperator", "pad": "padding", "mask": "mask"},
     **{"fim_pre": "fim_pre", "fim_suf": "fim_suf", "fim_mid": "fim_mid", "fim_pad": "fim_pad"},
     **{"fim_rep": "fim_rep", "fim_sep": "fim_sep"},
 }
-"""The format's own names, its spelling of "separator" among them."""
+"""The format's own names, including its misspelling of "separator"."""
 _FORMER = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
-"""What older files call them."""
+"""Their names in older files."""
 _ENDS = frozenset(
     {
         *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
@@ -36,7 +36,7 @@ _ENDS = frozenset(
         *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
     }
 )
-"""Texts that llama.cpp takes for the end of a turn: they are control tokens, whatever their file says."""
+"""Texts that llama.cpp treats as the end of a turn: they are control tokens, whatever their file says."""
 _FILLING: Mapping[str, Collection[str]] = {
     "fim_pre": (
         *("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<｜fim▁begin｜>", "<PRE>", "▁<PRE>"),
@@ -54,7 +54,7 @@ _FILLING: Mapping[str, Collection[str]] = {
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
-"""Texts that llama.cpp takes for the marks of filling in, where the file does not name them: one of each is control."""
+"""Texts that llama.cpp treats as fill-in-the-middle marks if the file does not name them: one of each is control."""
 _HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 _NOT_AT_PHI_3 = ("<unk>", "<s>", "<|endoftext|>")
 
@@ -64,7 +64,7 @@ class Tokens:
     """A vocabulary as llama.cpp uses it.
 
     ``kind`` is ``tokenizer.ggml.model``; ``types`` are the format's numbers, corrected; ``stripping`` are the special
-    tokens that swallow the white space behind them; ``ids`` hold bos, eos, unk, sep, pad and mask where there are any.
+    tokens that absorb the white space after them; ``ids`` holds bos, eos, unk, sep, pad and mask if they exist.
     """
 
     kind: str
@@ -84,12 +84,12 @@ class Tokens:
     stripping: frozenset[str] = field(default_factory=frozenset)
 
     def text(self, name: str) -> str | None:
-        """The text of a token of ``ids``."""
+        """The text of a token in ``ids``."""
         return self.texts[self.ids[name]] if name in self.ids else None
 
 
 def read_tokens(file: Path) -> Tokens | None:
-    """None for a file without a tokenizer. Raises UnsupportedError for a vocabulary that cannot be read right."""
+    """None for a file without a tokenizer. Raises UnsupportedError for a vocabulary that cannot be read correctly."""
     found = open_reader(file)
     kind = _told(found, "model")
     if kind is None or kind in NO_TOKENIZER:
@@ -123,7 +123,7 @@ def read_tokens(file: Path) -> Tokens | None:
 
 
 def _ids(found: Any, kind: str, size: int) -> dict[str, int]:
-    """The token of each name: the file's own, or llama.cpp's choice where the file names none that exists."""
+    """The token of each name: the file's own, or llama.cpp's default if the file names none that exists."""
     ids = {name: index for name, index in _DEFAULTS[kind].items() if index < size}
     for name, key in (*_IDS.items(), *_FORMER.items()):
         given = _told(found, f"{key}_token_id")
@@ -133,9 +133,9 @@ def _ids(found: Any, kind: str, size: int) -> dict[str, int]:
 
 
 def corrected(texts: Sequence[str], types: Sequence[int], ids: Mapping[str, int]) -> list[int]:
-    """The types of tokens by what llama.cpp makes of their texts.
+    """The token types, as llama.cpp corrects them by the tokens' texts.
 
-    Raises UnsupportedError where which token it takes for a mark depends on the order of its hash table.
+    Raises UnsupportedError if llama.cpp's choice of a mark depends on the order of its hash table.
     """
     places = {text: index for index, text in enumerate(texts)}
     result = list(types)
@@ -161,7 +161,7 @@ def corrected(texts: Sequence[str], types: Sequence[int], ids: Mapping[str, int]
 
 
 def _stripping(name: str, texts: Sequence[str], types: Sequence[int]) -> frozenset[str]:
-    """Of Phi-3's models, which llama.cpp knows by their name alone."""
+    """The special tokens that absorb white space in Phi-3's models, which llama.cpp recognizes only by model name."""
     if not any(known in name.lower() for known in ("phi-3", "phi3")):
         return frozenset()
     special = {text for text, kind in zip(texts, types, strict=True) if kind in SPECIAL}

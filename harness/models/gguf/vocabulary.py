@@ -1,4 +1,4 @@
-"""A tokenizer as GGUF metadata: what its files say, for those who give llama.cpp text.
+"""A tokenizer as GGUF metadata, made from its files, for users who give llama.cpp text.
 
 The harness itself gives every engine the same token ids, made by the checkpoint's own tokenizer.
 """
@@ -17,7 +17,7 @@ from harness.models.headers import read_json
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-_PATTERNS = {  # a piece of the expression that splits text, and llama.cpp's name of the whole
+_PATTERNS = {  # a part of the expression that splits text, and llama.cpp's name for the whole
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*": "llama-bpe",
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*": "qwen2",
 }
@@ -26,9 +26,9 @@ SPACE = "▁"
 
 
 def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
-    """Writes the tokens of a checkpoint's tokenizer.json, or that there are none; returns what a reader must know.
+    """Writes the tokens of a checkpoint's tokenizer.json, or that there are none; returns a note for readers, or None.
 
-    Raises UnsupportedError for a tokenizer that is no byte pair encoding.
+    Raises UnsupportedError for a tokenizer that is not byte pair encoding.
     """
     if not (folder / "tokenizer.json").exists():
         if any(folder.glob("tokenizer*")):
@@ -59,12 +59,12 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
 
 
 def _of_bytes(content: Mapping[str, Any]) -> bool:
-    """Whether all of a text is turned into bytes first, so that none is left to fall back to."""
+    """Whether all text is converted to bytes first, so that no byte fallback is needed."""
     return any(part.get("type") == "ByteLevel" for part in _pieces(content.get("pre_tokenizer") or {}))
 
 
 def _tokens(content: Mapping[str, Any], model: Mapping[str, Any], size: int) -> tuple[list[str], list[int]]:
-    """Every token by its id and its type; ids that no token has are filled up."""
+    """Every token and its type, by id; unused ids are filled with placeholders."""
     from gguf import TokenType
 
     tokens = [f"[PAD{index}]" for index in range(size)]
@@ -85,18 +85,18 @@ def _tokens(content: Mapping[str, Any], model: Mapping[str, Any], size: int) -> 
 
 
 def _merge(pair: str | Sequence[str]) -> str:
-    """A merge as llama.cpp reads it, its two parts with a space between; a space within a part is written Ġ."""
+    """A merge as llama.cpp reads it: two parts separated by a space; a space within a part is written Ġ."""
     return pair if isinstance(pair, str) else " ".join(part.replace(" ", "Ġ") for part in pair)
 
 
 def _scores(model: Mapping[str, Any], tokens: Sequence[str]) -> list[float]:
-    """The earlier a merge, the higher the score of the token that it makes: that is how sentencepiece picks."""
+    """The earlier a merge, the higher the score of its token: sentencepiece picks merges by score."""
     ranks = {_merge(pair).replace(" ", ""): rank for rank, pair in reversed(list(enumerate(model["merges"])))}
     return [-float(ranks.get(token, 0)) for token in tokens]
 
 
 def _prefixes_space(content: Mapping[str, Any]) -> bool:
-    """Whether a space is put before the text."""
+    """Whether a space is added before the text."""
     held = [content.get("normalizer") or {}, content.get("pre_tokenizer") or {}]
     parts = [part for each in held for part in (each, *(each.get("normalizers") or ()))]
     return any(
@@ -107,11 +107,11 @@ def _prefixes_space(content: Mapping[str, Any]) -> bool:
 
 
 def _split(pre: Mapping[str, Any], whole: bool) -> str:
-    """llama.cpp's name for how text is cut before pairs are merged; ``whole``: a piece that is a token is not."""
+    """llama.cpp's name for how text is split before merging; ``whole``: pieces that are tokens are not merged."""
     parts = _pieces(pre)
     cuts = takewhile(lambda part: part.get("type") == "Split", parts)
     exactly = tuple((part.get("pattern") or {}).get("Regex") for part in cuts)
-    for name, split in SPLITS.items():  # so a tokenizer that was made from a GGUF file goes back into one
+    for name, split in SPLITS.items():  # so that a tokenizer built from a GGUF file can be written back into one
         if split.whole == whole and split.oniguruma() == exactly:
             return name
     kinds = [part.get("type") for part in parts]
@@ -127,12 +127,12 @@ def _split(pre: Mapping[str, Any], whole: bool) -> str:
 
 
 def _pieces(pre: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """The steps by which text is cut before pairs are merged."""
+    """The steps that split text before merging."""
     return pre.get("pretokenizers") or [pre]
 
 
 def _write_special(writer: GGUFWriter, folder: Path) -> None:
-    """The ids of special tokens, by the configurations of model and generation, and which stand around a text."""
+    """Writes the special tokens' ids, from model and generation configurations, and whether BOS and EOS are added."""
     from transformers import AutoTokenizer
 
     held: dict[str, Any] = {}
