@@ -28,7 +28,13 @@ SIGN_OF_LIFE_S = 30.0
 """How long an installer may work before it is said that it still does, and at what."""
 _UV_VARIABLES = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
 """What pip is configured with and uv does not read, by the variable in which uv takes it."""
-_WORKER_NEEDS = "import harness.execution.worker, harness.execution.jobs, harness.execution.context, {module}"
+_WORKER_NEEDS = """
+import pkgutil, importlib
+import harness.execution.worker, harness.execution.jobs as jobs, {module}
+for job in pkgutil.iter_modules(jobs.__path__):
+    importlib.import_module(jobs.__name__ + "." + job.name)
+"""
+"""What a worker imports, whatever its job."""
 
 
 def create(stack: Stack, say: Callable[[str], None]) -> None:

@@ -230,6 +230,24 @@ def test_what_is_not_known_is_kept_as_it_is(text: str) -> None:
     assert decode(Fact, upgraded.fact(sentence, text), "fact").value == text
 
 
+@pytest.mark.parametrize(
+    "sentence", ["calibrated on ,, tokens, which is little", "its publisher quantized 1.2.3% of the decoder"]
+)
+def test_a_sentence_without_a_number_in_its_place_is_kept_as_it_is(sentence: str) -> None:
+    assert decode(Label, upgraded.label(sentence), "label") == Label("other", {"text": sentence})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reload difference", "logits by . of the largest, KL 1 nat, loss 1 before and 1 now"),
+        ("layers", f"{'9' * 5000} × Linear"),
+    ],
+)
+def test_a_fact_without_a_number_in_its_place_is_kept_as_it_is(name: str, value: str) -> None:
+    assert decode(Fact, upgraded.fact(name, value), "fact") == Fact("noted", {"name": name, "value": value})
+
+
 @pytest.mark.parametrize("sentence", ["suspect: the GPU was throttled", "suspect: the machine's own speed: who knows"])
 def test_a_suspicion_in_other_words_is_one(sentence: str) -> None:
     found = decode(Label, upgraded.label(sentence), "label")

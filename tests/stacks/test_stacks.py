@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness.api.plan import plan
 from harness.errors import UsageError
 from harness.host.machine import installed_version
@@ -64,6 +66,18 @@ def test_a_stack_is_made_checked_and_removed(small: Stack) -> None:
     assert check(small) == ["a worker cannot start in it: ModuleNotFoundError: No module named 'pydantic'"]
     assert remove(small)
     assert small.find_state() == "missing"
+
+
+@pytest.mark.heavy
+def test_a_check_imports_every_job_of_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack in which one job alone cannot be imported fails: a worker would, in the middle of a sweep."""
+    own = tmp_path / "shadow" / "harness"
+    shutil.copytree(Path(harness.__file__).parent, own, ignore=shutil.ignore_patterns("__pycache__"))
+    job = own / "execution" / "jobs" / "quantize.py"
+    job.write_text("import oldlib_of_one_job\n" + job.read_text(encoding="utf-8").replace("from __future__", "#"))
+    monkeypatch.setattr(build, "__file__", str(own / "stacks" / "build.py"))
+    main = Stack("main", StackDefinition("this environment", "", "torch", tmp_path), tmp_path, Path(sys.executable))
+    assert check(main) == ["a worker cannot start in it: ModuleNotFoundError: No module named 'oldlib_of_one_job'"]
 
 
 @pytest.mark.heavy

@@ -200,8 +200,9 @@ def label(sentence: str) -> Raw:
     """The label for a sentence of schema 1."""
     for pattern, code, constant in _LABELS:
         match = re.fullmatch(pattern, sentence, re.DOTALL)
-        if match:
-            return {"code": code, "arguments": constant | _arguments(match)}
+        arguments = _arguments(match) if match else None
+        if arguments is not None:
+            return {"code": code, "arguments": constant | arguments}
     return {"code": "other", "arguments": {"text": sentence}}
 
 
@@ -212,8 +213,9 @@ def fact(name: str, value: object) -> Raw:
         return {"code": name, "arguments": counted}
     for called, code, pattern in _FACTS:
         named, match = re.fullmatch(called, name), re.fullmatch(pattern, str(value), re.DOTALL)
-        if named and match:
-            return {"code": code, "arguments": _arguments(named) | _arguments(match)}
+        arguments = _arguments(named, match) if named and match else None
+        if arguments is not None:
+            return {"code": code, "arguments": arguments}
     return {"code": "noted", "arguments": {"name": name, "value": value}}
 
 
@@ -225,10 +227,17 @@ def _counted(name: str, value: object) -> Raw | None:
     parts = [re.fullmatch(pattern, part) for part in value.split(", ")]
     if not all(parts):
         return None
-    return {_FAMILIES.get(part[2], part[2]): int(part[1]) for part in parts if part}
+    try:
+        return {_FAMILIES.get(part[2], part[2]): int(part[1]) for part in parts if part}
+    except ValueError:  # more digits than Python reads
+        return None
 
 
-def _arguments(match: re.Match[str]) -> Raw:
-    texts = match.groupdict()
-    arguments = {name: _READ.get(name, str)(text) for name, text in texts.items() if text is not None}
+def _arguments(*matches: re.Match[str]) -> Raw | None:
+    """The arguments that patterns matched; None where one of them is no number, such as ``1.2.3``."""
+    texts = {name: text for match in matches for name, text in match.groupdict().items()}
+    try:
+        arguments = {name: _READ.get(name, str)(text) for name, text in texts.items() if text is not None}
+    except (ValueError, ArithmeticError):
+        return None
     return arguments | ({"of": "machine" if texts["of"] else "run"} if "of" in texts else {})
