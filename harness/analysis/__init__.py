@@ -1,1 +1,1 @@
-"""What follows from records: the trade-off table, verdicts, regressions, history, recommendations; no files."""
+"""Results computed from records: the trade-off table, verdicts, regressions, history, recommendations; no files."""

@@ -1,4 +1,4 @@
-"""Which of several attempts and sessions counts, and what may stand in one table."""
+"""Which attempt and session of a run counts, and which records may share a table."""
 
 from __future__ import annotations
 

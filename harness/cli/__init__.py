@@ -1,4 +1,4 @@
-"""The command line: one file per command in ``commands``, what they print in ``render``."""
+"""The command line: one file per command in ``commands``, their output in ``render``."""
 
 from harness.cli.app import main
 

@@ -81,7 +81,7 @@ def objective_of(figure: Figure[Any]) -> Objective:
 
 
 def reading_words(figure: Figure[Any], reading: Reading, unit: SizeUnit | None = None) -> str:
-    """The figure with its interval and unit; what is lacking where there is none. Sizes in ``unit`` if it is given."""
+    """The figure with its interval and unit, or why it is missing. Sizes are in ``unit`` if it is given."""
     estimate, ask = reading.estimate, ask_of(figure)
     if estimate is None:
         return reading.basis

@@ -47,11 +47,11 @@ class RecommendCommand(TyperCommand):
 
 
 STORED_BYTES = "bytes"
-"""What is to be best where a user names nothing."""
+"""The objective if the user names none."""
 
 
 def _option(like: Any, keyword: str, limit: LimitOption) -> Any:
-    """An option such as the given one, which takes a text, for a limit."""
+    """An option for a limit, modelled on ``like``, an option that takes text."""
     option = copy(like)
     option.name, option.opts = f"limit_{keyword}", [f"--{limit.name}"]
     option.metavar, option.help = limit.metavar, limit.help

@@ -20,7 +20,7 @@ MOST_POINTS = 12
 
 @dataclass(frozen=True)
 class _Workload:
-    """A column of the map: a phase at a point of the grid."""
+    """A column of the heat map: a phase at a point of the grid."""
 
     phase: str
     point: GridPoint
