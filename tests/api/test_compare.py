@@ -82,7 +82,7 @@ class TestCommand:
         assert command("compare", good, worse, "--gate", "perplexity=5%").exit_code == ExitCode.OK
         unmeasured = command("compare", good, good, "--gate", "decode=5%")
         assert unmeasured.exit_code == ExitCode.INCONCLUSIVE
-        assert "the gate decode is not evaluated: neither side measures it" in unmeasured.stdout
+        assert "gate decode was not evaluated: neither side measures it" in unmeasured.stdout
 
     @pytest.mark.parametrize(
         ("arguments", "expected"),

@@ -26,7 +26,7 @@ def test_help_imports_nothing_heavy() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "HEAVY []" in ended.stdout
-    assert "Compares quantization methods" in ended.stdout
+    assert "Compare LLM quantization methods" in ended.stdout
 
 
 @pytest.mark.parametrize(
