@@ -1,4 +1,4 @@
-"""A method of somebody's library whose release 1.1 is worse: before it rounds, it disturbs each weight by 1%."""
+"""A method of a third-party library whose release 1.1 is worse: it disturbs each weight by 1% before rounding."""
 
 from dataclasses import replace
 from importlib.metadata import version
@@ -8,7 +8,7 @@ from harness.core.method import Method, QuantizeJob
 from harness.methods.rtn.rtn import RTN, RtnParams
 
 DISTURBANCE = {"1.0": 0.0, "1.1": 0.01}
-"""Standard deviation of what each release multiplies a weight by, around one."""
+"""Standard deviation, around one, of the factor that each release multiplies a weight by."""
 
 
 def quantize(job: QuantizeJob[RtnParams]) -> Any:

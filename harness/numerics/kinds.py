@@ -30,7 +30,7 @@ class Format:
 
     @property
     def fields(self) -> str | None:
-        """Bits of sign, exponent and mantissa, as ``1·4·3``; None where a code has no such fields."""
+        """Bits of sign, exponent and mantissa, as ``1·4·3``; None if a code has no such fields."""
         return None
 
     @property
@@ -55,12 +55,12 @@ class Format:
 
     @property
     def smallest_subnormal(self) -> float | None:
-        """The smallest positive value; None where no value is subnormal."""
+        """The smallest positive value; None if no value is subnormal."""
         return None
 
     @property
     def digits(self) -> float | None:
-        """Decimal precision, log10(2^p) for a significand of p bits; None where it is not one number."""
+        """Decimal precision, log10(2^p) for a significand of p bits; None if it is not a single number."""
         return None
 
     @property

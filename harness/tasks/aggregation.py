@@ -18,7 +18,7 @@ FIGURES: Mapping[str, Callable[[float], float]] = {
     "weighted_perplexity": exponential,
     "bits_per_byte": lambda nat: nat / math.log(2),
 }
-"""Maps the name of an lm-eval aggregation to the function from the weighted mean of ``kept``'s values to the figure."""
+"""The function from the weighted mean of ``kept``'s values to the figure, by the name of lm-eval's aggregation."""
 
 
 def kept(scores: Sequence[Any], how: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -1,4 +1,4 @@
-"""Perplexity protocols, one per file. Figures of two protocols never share a table."""
+"""Perplexity protocols, one per file. A table never mixes figures of two protocols."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

@@ -1,7 +1,7 @@
-"""WikiText's spaced-out punctuation put back, as lm-eval's ``wikitext`` task does before it scores a page.
+"""Removes the spaces around WikiText's punctuation, as lm-eval's ``wikitext`` task does before it scores a page.
 
 The rules, their order and their two oddities (the second rule and the pairing of quotes) are those of
-lm_eval/tasks/wikitext/preprocess_wikitext.py, version 2.0 of the task: another result would be another perplexity.
+lm_eval/tasks/wikitext/preprocess_wikitext.py, version 2.0 of the task. A different result would change the perplexity.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ AFTER = (
 
 
 def detokenize(page: str) -> str:
-    """A page of WikiText as it is scored."""
+    """A page of WikiText in the form that is scored."""
     for old, new in BEFORE:
         page = page.replace(old, new)
     page = NUMBERED_QUOTE.sub("/'[0-9]/", page)

@@ -1,4 +1,4 @@
-"""What llama.cpp's ``llama-perplexity -f FILE`` does (tools/perplexity/perplexity.cpp)."""
+"""The protocol of llama.cpp's ``llama-perplexity -f FILE`` (tools/perplexity/perplexity.cpp)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from harness.text.sources import whole
 
 
 def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
-    """The file's text less one final newline, tokenized once; windows without overlap, the tail dropped.
+    """The file's text without one final newline, tokenized once; windows do not overlap, and the tail is dropped.
 
-    Where the model's tokenizer adds BOS, it takes the place of every window's first token. Scored are the tokens
-    behind the window's middle: those at ``context // 2 + 1`` and after. Special tokens that stand written out in
-    the text are text. Less than two windows are refused, as they are there.
+    If the tokenizer adds BOS, BOS replaces the first token of every window. The tokens after the window's middle are
+    scored: those from ``context // 2 + 1`` on. Special tokens written in the text count as plain text. As in llama.cpp,
+    fewer than two windows are an error: UnsupportedError.
     """
     text = whole(workload.text).removesuffix("\n")
     ids = enough(workload, encode(text, tokenizer, workload.bos, split_special_tokens=True), windows=2)

@@ -1,4 +1,4 @@
-"""What lm-eval's ``wikitext`` task does with its transformers backend (EleutherAI lm-evaluation-harness 0.4.13)."""
+"""The protocol of lm-eval's ``wikitext`` task on its transformers backend (EleutherAI lm-evaluation-harness 0.4.13)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from harness.text.sources import is_plain, rows, whole
 
 
 def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
-    """Documents one by one, each behind the prefix token (BOS, or else EOS), in windows that roll on.
+    """Documents one by one, each after the prefix token (BOS, or else EOS), in rolling windows.
 
-    Words and bytes are counted as in the task: in the document as it was published, words parted by white space.
-    The text is tokenized by the tokenizer's habit. Where that adds BOS, it stands behind the prefix token and is
-    scored, as it is there.
+    As in the task, words and bytes are counted in the document as published, with words separated by white space.
+    With ``bos: auto`` the tokenizer decides whether to add BOS. If it does, BOS follows the prefix token and is scored,
+    as in lm-eval.
     """
     found, wikitext = documents(workload.text)
     if not found:
@@ -55,10 +55,10 @@ def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
 
 
 def documents(text: TextRef) -> tuple[list[str], bool]:
-    """The documents of a text, and whether they are WikiText's pages, whose punctuation stands between spaces.
+    """The documents of a text, and whether they are WikiText's pages, which have spaces around punctuation.
 
-    Lines such as ``= Title =`` begin documents, as they do on the hub (EleutherAI/wikitext_document_level). In a text
-    without such lines each row of JSON lines or of a hub data set is a document, and a plain file is one.
+    A line such as ``= Title =`` begins a document, as on the hub (EleutherAI/wikitext_document_level). In a text
+    without such lines, each row of JSON lines or of a hub data set is a document, and so is a whole plain file.
     """
     parts = [whole(text)] if is_plain(text) else rows(text)
     titled = any(_is_title(line) for part in parts for line in part.split("\n"))
@@ -80,16 +80,16 @@ def _pages(text: str) -> Iterator[str]:
 
 
 def _is_title(line: str) -> bool:
-    """Whether it is a title of the first order: ``= Title =``, not ``= = Section = =``."""
+    """Whether the line is a top-level title: ``= Title =``, not ``= = Section = =``."""
     closed = line.replace("= = =", "===").replace("= =", "==").strip()
     return closed.startswith("= ") and closed.endswith(" =")
 
 
 def _rolling(ids: list[int], prefix: int, context: int) -> Iterator[tuple[list[int], int]]:
-    """Windows of ``context + 1`` tokens, of which the model reads all but the last, and where scoring begins in each.
+    """Windows of ``context + 1`` tokens and the index where scoring begins in each; the last token is never read.
 
-    The first scores ``context`` tokens behind the prefix token, each later one as many behind the last token of the
-    one before. What is left for the last one stands behind as many tokens as still fit.
+    The first window scores ``context`` tokens after the prefix token. Each later one scores the next ``context``
+    tokens, after the previous window's last token. The last one scores the rest, with as many earlier tokens as fit.
     """
     if ids:
         yield [prefix, *ids[:context]], 1

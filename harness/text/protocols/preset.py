@@ -1,4 +1,4 @@
-"""What a perplexity protocol is to the harness: a name, its usual context, and a way to cut a text."""
+"""A perplexity protocol: a name, its usual context, and a way to cut a text into windows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from harness.text.sources import rows
 
 Bos = Literal["auto", "always", "never"]
 JOINER = "\n\n"
-"""Between the rows of a text: in GPTQ's published code and in the Hugging Face documentation alike."""
+"""Separates the rows of a text, both in GPTQ's published code and in the Hugging Face documentation."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """The windows of a text before they are counted and hashed; the fields of Windows, and ``text``, what was read.
+    """The windows of a text before they are counted and hashed: the fields of Windows, and the ``text`` that was read.
 
-    ``conditions`` are what the figures depend on beside context, windows and hashes.
+    ``conditions`` are what the figures depend on besides context, windows and hashes.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Preset:
-    """A protocol by its name. ``cut`` raises UnsupportedError where a text or a tokenizer does not suffice."""
+    """A named protocol. ``cut`` raises UnsupportedError if the text is too short or the tokenizer lacks a token."""
 
     name: str
     summary: str
@@ -49,7 +49,7 @@ def joined(workload: PerplexityWorkload, tokenizer: Any) -> tuple[str, list[int]
 
 
 def encode(text: str, tokenizer: Any, bos: Bos, split_special_tokens: bool = False) -> list[int]:
-    """The tokens of a text; with BOS at the start by the tokenizer's habit (``auto``), always or never."""
+    """The tokens of a text; BOS at the start is up to the tokenizer (``auto``), or added ``always`` or ``never``."""
     ids: list[int] = tokenizer(
         text, add_special_tokens=bos != "never", split_special_tokens=split_special_tokens, verbose=False
     )["input_ids"]
@@ -59,7 +59,7 @@ def encode(text: str, tokenizer: Any, bos: Bos, split_special_tokens: bool = Fal
 
 
 def needed_bos(tokenizer: Any) -> int:
-    """The id of BOS. Raises UnsupportedError where the tokenizer has none."""
+    """The id of BOS. Raises UnsupportedError if the tokenizer has none."""
     if tokenizer.bos_token_id is None:
         raise UnsupportedError("'bos: always' needs a BOS token, and the model's tokenizer has none; use auto or never")
     return int(tokenizer.bos_token_id)
@@ -70,7 +70,7 @@ def begins_with_bos(ids: list[int], tokenizer: Any) -> bool:
 
 
 def enough(workload: PerplexityWorkload, ids: list[int], windows: int = 1) -> list[int]:
-    """The tokens, where they fill as many windows. Raises UnsupportedError where they do not."""
+    """Returns the tokens. Raises UnsupportedError if they do not fill the given number of windows."""
     if len(ids) < windows * workload.context:
         raise UnsupportedError(
             f"text {workload.text.id!r} has {len(ids)} tokens, fewer than "

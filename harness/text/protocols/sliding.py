@@ -9,9 +9,10 @@ from harness.text.protocols.preset import JOINER, Cut, Preset, begins_with_bos, 
 
 
 def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
-    """Windows that begin a stride apart; each scores the tokens that none before it held, the last one to the end.
+    """Windows that begin a stride apart; each scores the tokens that no earlier window contains, up to the text's end.
 
-    So every token but the text's first is scored once, after ``context - stride`` others or more.
+    So every token except the first is scored once, and all beyond the first window follow at least
+    ``context - stride`` others.
     """
     text, ids = joined(workload, tokenizer)
     assert workload.stride is not None
@@ -20,7 +21,7 @@ def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
     scored = 0
     for start in range(0, len(ids), workload.stride):
         end = min(start + workload.context, len(ids))
-        first = max(scored - start, 1)  # with a stride of the whole context a first token has none before it
+        first = max(scored - start, 1)  # if the stride is the whole context, a window's first token has none before it
         if first < end - start:
             tokens.append(ids[start:end])
             firsts.append(first)
