@@ -9,7 +9,7 @@ from harness.text.protocols.preset import JOINER, Cut, Preset, begins_with_bos, 
 
 
 def cut(workload: PerplexityWorkload, tokenizer: Any) -> Cut:
-    """Joins and tokenizes the rows once; windows do not overlap; the tail and each window's first token are not scored."""
+    """Joins and tokenizes the rows once. Windows do not overlap; their first tokens and the tail are not scored."""
     text, ids = joined(workload, tokenizer)
     size = workload.context
     tokens = [ids[start : start + size] for start in range(0, len(ids) - size + 1, size)]
