@@ -1,8 +1,7 @@
-"""Names of methods, engines, metrics and figures, and the plugins behind them, imported only when asked for.
+"""Looks up methods, engines, metrics and figures by name, built-in or from plugins; imports them only on request.
 
-A third party adds a method by an entry point of the group ``qharness.methods`` that names a Method, an engine by one of
-the group ``qharness.engines``, a metric by one of the group ``qharness.metrics``, and figures by one of the group
-``qharness.figures``.
+A third party adds a method with an entry point in the group ``qharness.methods`` that names a Method, an engine with
+one in ``qharness.engines``, a metric with one in ``qharness.metrics``, and figures with one in ``qharness.figures``.
 """
 
 from __future__ import annotations
@@ -103,27 +102,27 @@ _FIGURES = (
 
 
 def method_names() -> list[str]:
-    """Every known method: the harness's own first, then the installed plugins'."""
+    """Every known method: built-in ones first, then those of installed plugins."""
     return [*_METHODS, *sorted(set(_plugins(METHOD_GROUP)) - set(_METHODS))]
 
 
 def engine_names() -> list[str]:
-    """Every known engine: the harness's own first, then the installed plugins'."""
+    """Every known engine: built-in ones first, then those of installed plugins."""
     return [*_ENGINES, *sorted(set(_plugins(ENGINE_GROUP)) - set(_ENGINES))]
 
 
 def metric_names() -> list[str]:
-    """Every known metric: the harness's own first, then the installed plugins'."""
+    """Every known metric: built-in ones first, then those of installed plugins."""
     return [*_METRICS, *plugin_metric_names()]
 
 
 def plugin_metric_names() -> list[str]:
-    """The metrics that a recipe may name under ``measure`` beside the harness's own."""
+    """The plugin metrics that a recipe may name under ``measure``."""
     return sorted(set(_plugins(METRIC_GROUP)) - set(_METRICS))
 
 
 def method(name: str) -> Method[Any]:
-    """The method of that name or alias. Raises UsageError for an unknown or a broken one."""
+    """The method with this name or alias. Raises UsageError for an unknown or a broken one."""
     name = ALIASES.get(name, name)
     if name in _METHODS:
         return _object(_METHODS[name])  # type: ignore[no-any-return]
@@ -134,7 +133,7 @@ def method(name: str) -> Method[Any]:
 
 
 def engine(name: str) -> Engine[Any]:
-    """The engine of that name. Raises UsageError for an unknown or a broken one."""
+    """The engine with this name. Raises UsageError for an unknown or a broken one."""
     if name in _ENGINES:
         return _object(_ENGINES[name])  # type: ignore[no-any-return]
     plugins = _plugins(ENGINE_GROUP)
@@ -144,7 +143,7 @@ def engine(name: str) -> Engine[Any]:
 
 
 def metric(name: str) -> Metric:
-    """The metric of that name. Raises UsageError for an unknown or a broken one."""
+    """The metric with this name. Raises UsageError for an unknown or a broken one."""
     if name in _METRICS:
         return _object(_METRICS[name])  # type: ignore[no-any-return]
     plugins = _plugins(METRIC_GROUP)
@@ -155,10 +154,10 @@ def metric(name: str) -> Metric:
 
 @cache
 def figures() -> Mapping[str, Figure[Any]]:
-    """Every figure by its name, in the order of the report's columns: the harness's own first, then the plugins'.
+    """Every figure by name, in the order of the report's columns: built-in ones first, then the plugins'.
 
-    An entry point of the group ``qharness.figures`` names one Figure or a tuple of them. Raises UsageError for a broken
-    one, and for a name that is taken.
+    An entry point in the group ``qharness.figures`` names one Figure or a tuple of them. Raises UsageError for a broken
+    plugin and for a name that is already taken.
     """
     declared = [each for path in _FIGURES for each in _object(path)]
     found = {each.name: each for each in declared}
@@ -180,13 +179,13 @@ def gates() -> Mapping[str, Figure[Any]]:
 
 
 def limit_options() -> dict[str, Figure[Any]]:
-    """The figures that a limit can be set on, by the keyword of ``harness.recommend``, in the order of the options."""
+    """The figures that can have a limit, by keyword of ``harness.recommend``, in the order of its options."""
     limited = [each for each in figures().values() if each.ask and each.ask.limit]
     return {each.limit.keyword: each for each in sorted(limited, key=lambda each: each.limit.rank)}
 
 
 def objectives(direction: str) -> dict[str, Figure[Any]]:
-    """The figures that can be made best, by name: those of which ``lower``, or ``higher``, is better."""
+    """The figures that can be optimized in a ``direction`` (``lower`` or ``higher`` is better), by objective name."""
     named = [
         (each.ask.objective, each)
         for each in figures().values()
@@ -208,7 +207,7 @@ def _figures_of(entry: EntryPoint) -> tuple[Figure[Any], ...]:
 def missing(chosen: Method[Any], site: Site) -> str | None:
     """What the method lacks in the site's main stack and the command that installs it, or None.
 
-    Of a method that quantizes in another stack, the main one needs only what reads the result.
+    For a method that quantizes in another stack, the main stack needs only what reads the result.
     """
     absent = [package for package in readers(chosen) if site.version(package) is None]
     if not absent:
@@ -218,7 +217,7 @@ def missing(chosen: Method[Any], site: Site) -> str | None:
 
 
 def readers(chosen: Method[Any]) -> tuple[str, ...]:
-    """The packages that loading a variant of the method needs."""
+    """The packages needed to load the method's result."""
     return chosen.packages if chosen.readers is None else chosen.readers
 
 
@@ -236,7 +235,7 @@ def _named(entry: EntryPoint, kind: type[N]) -> N:
 
 
 def _loaded(entry: EntryPoint) -> Any:
-    """What an entry point names. Raises UsageError where it fails at import, which an author must see."""
+    """The object that an entry point names. Raises UsageError, with the cause, if its import fails."""
     try:
         return entry.load()
     except Exception as error:

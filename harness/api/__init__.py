@@ -1,1 +1,1 @@
-"""One module per public function; only these put the rooms below together and read results where the user says."""
+"""One module per public function. Only these combine the lower packages and read results from paths the user names."""

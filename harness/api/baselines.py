@@ -1,4 +1,4 @@
-"""Baselines: records under a name, copied to a folder of their own that outlives the results and can be committed."""
+"""Baselines: named copies of records in a separate folder that outlives the results and can be committed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from harness.errors import ResultsError, UsageError, did_you_mean
 from harness.storage.store import Store, read_whole
 
 FOLDER = Path("baselines")
-"""Where they are kept, beside a project's recipes."""
+"""The default folder of baselines, beside a project's recipes."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """``folder`` is laid out as a results folder is, with the runs that count alone, without their logs."""
+    """``folder`` has the layout of a results folder, with only the runs that count and without logs."""
 
     name: str
     folder: Path
@@ -41,16 +41,16 @@ class Baselines:
         return sorted(path.name for path in folders if path.name in self)
 
     def read(self, name: str) -> Baseline:
-        """Raises UsageError where there is none of that name."""
+        """The baseline with this name. Raises UsageError if there is none."""
         self._refuse_unknown(name)
         folder = self.root / name
         return Baseline(name, folder, *read_whole(folder))
 
     def set(self, name: str, records: Sequence[RunRecord], replace: bool = False) -> Path:
-        """Keeps the runs that count; returns the folder, which appears whole or not at all.
+        """Saves the runs that count; returns the folder, which appears complete or not at all.
 
-        Raises UsageError for a name that is no plain word, or that exists and is not to be replaced, and ResultsError
-        where no record measures a variant.
+        Raises UsageError for an invalid name, and for an existing one without ``replace``; ResultsError if no record
+        measures a variant.
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a baseline: expected letters, digits, dots, dashes and underscores")
@@ -73,7 +73,7 @@ class Baselines:
         return folder
 
     def remove(self, name: str) -> Path:
-        """Raises UsageError where there is none of that name."""
+        """Deletes a baseline and returns its folder. Raises UsageError if there is none with this name."""
         self._refuse_unknown(name)
         shutil.rmtree(self.root / name)
         return self.root / name

@@ -1,4 +1,4 @@
-"""``harness.compare``: whether HEAD is worse than BASE, and by which gates."""
+"""``harness.compare``: whether HEAD is worse than BASE, and which gates fail."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def compare(
     results: str | Path = "results",
     baselines: str | Path = FOLDER,
 ) -> Regression:
-    """HEAD beside BASE, as ``qharness compare`` does: a verdict per case and metric, and an exit code.
+    """Compares HEAD with BASE, like ``qharness compare``: a verdict per case and metric, and an exit code.
 
     Each side is a results folder, ``FOLDER@ID`` with the id of a session or a run in it, the name of a baseline in
     ``baselines``, or an id in ``results``. The gates are those that HEAD's recipe named when it ran, or those of the
-    file ``recipe``; ``gates``, such as ``{"perplexity": "0.5%"}``, are laid over them. Where nobody names any, the
-    usual ones hold. ``strict`` makes a gate of every metric.
-    Raises UsageError where a side names nothing, the two have nothing in common, or a gate is unknown.
+    file ``recipe``; ``gates``, such as ``{"perplexity": "0.5%"}``, override them. Without any, the default gates
+    apply. ``strict`` gates every metric.
+    Raises UsageError if a side names nothing, the sides have nothing in common, or a gate is unknown.
     """
     theirs, ours = (read_named(str(side), Path(results), Path(baselines)) for side in (base, head))
     return track(
@@ -45,7 +45,7 @@ def compare(
 
 
 def _gates_of(path: str | Path) -> Mapping[str, float]:
-    """The gates of a recipe. Raises RecipeError where it names none."""
+    """The gates of a recipe. Raises RecipeError if it names none."""
     from harness.planning.validate import thresholds
     from harness.recipe import load_recipe
 

@@ -1,4 +1,4 @@
-"""What a model takes by each method, before anything of it is fetched."""
+"""The memory that a model needs with each method, estimated before anything is downloaded."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def estimate(
 ) -> tuple[ModelShapes, EstimateRequest, list[MemoryEstimate]]:
     """The memory that a model needs, from its headers or its config.json alone: one estimate per method.
 
-    ``methods`` are written as on the command line (``rtn bits=4 group_size=64``); without any, all are estimated.
-    ``context`` counts tokens, prompt and answer together; ``gpu`` is a size or the name of a GPU that it must fit.
+    ``methods`` are written as on the command line (``rtn bits=4 group_size=64``); the default is all methods.
+    ``context`` counts prompt and answer tokens together. ``gpu`` is a size or the name of a GPU to fit into.
     Raises UsageError for an unknown method, parameter, GPU or dtype, and SourceError for a model that cannot be read.
     """
     variants = [chosen.parse(text) for text in methods] or chosen.every()

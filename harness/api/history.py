@@ -1,4 +1,4 @@
-"""``harness.history``: figures over time, of the folders and baselines that a user names."""
+"""``harness.history``: figures over time, from the folders and baselines that a user names."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def history(
     """Each figure over the sessions that measured it, with change points, as ``qharness history`` does.
 
     ``places`` are what ``harness.compare`` takes: results folders, ``FOLDER@ID``, names of baselines. ``metrics`` are
-    names of gates; ``methods`` and ``models`` keep what has one of these words in its name, in any case.
-    Raises UsageError for a place that does not exist, an unknown metric, and where nothing is left to show.
+    names of gates. ``methods`` and ``models`` keep series whose name contains one of these words, ignoring case.
+    Raises UsageError for a place that does not exist, an unknown metric, or if nothing is left to show.
     """
     if not places:
         raise UsageError("history: name a results folder")

@@ -1,4 +1,4 @@
-"""``harness.plan``: what a recipe would run on this machine, and what of it is done already."""
+"""``harness.plan``: what a recipe would run on this machine, and which runs are already done."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from harness.storage.store import Store
 def plan(
     recipe: Recipe, machine: Machine | None = None, stacks: Stacks | None = None, allow_leak: bool = False
 ) -> tuple[PlannedRun, ...]:
-    """The runs of a recipe in the order they are to be made on this machine.
+    """The runs of a recipe in the order in which they will execute on this machine.
 
-    ``machine`` is hardware to plan for in place of this machine's own, ``stacks`` those to use in place of the ones
-    below the user's cache; ``allow_leak`` lets calibration overlap the evaluation text.
-    Raises RecipeError for what no model could take; what this model or this environment cannot take is planned as
+    ``machine`` replaces this machine's hardware for planning, ``stacks`` replaces those in the user's cache.
+    ``allow_leak`` lets calibration overlap the evaluation text.
+    Raises RecipeError for what no model could use. What this model or this environment cannot use is planned as
     unsupported.
     """
     here = local_site()
@@ -37,7 +37,7 @@ def plan_with_state(
     pythons: Mapping[str, Path] | None = None,
     allow_leak: bool = False,
 ) -> tuple[tuple[PlannedRun, ...], frozenset[str]]:
-    """The runs of a recipe file, and the run ids of those that ``qharness run`` would not make again."""
+    """The runs of a recipe file, and the run ids of those that ``qharness run`` would not repeat."""
     here = local_site(cache, pythons)
     planned = plan_at(load_recipe(recipe), here, allow_leak)
     records = Store(Path(results)).records(planned[0].spec.recipe)

@@ -24,14 +24,14 @@ def recommend(
     allow_labelled: bool = False,
     **limits: Option,
 ) -> tuple[Recommendation, ...]:
-    """The pick of each table of a results folder or of records: each model, perplexity protocol and machine.
+    """The recommendation for each table of a results folder or of records: each model, perplexity protocol and machine.
 
     ``limits`` are the options of ``qharness recommend`` as keywords: ``max_memory="8GiB"``,
     ``max_perplexity_increase="1%"``, ``min_decode=40`` and so on, and those of figures that plugins declare.
-    ``minimize`` and ``maximize`` name what is to be best, as there; without either, stored bytes. Without any limit the
-    question is that of ``default_limits``.
-    Raises UsageError for a value or a name that means nothing, or for an ``at`` that no table has; ResultsError where
-    the folder holds no records.
+    ``minimize`` or ``maximize`` names the objective, as there; the default is to minimize stored bytes. Without any
+    limit, ``default_limits`` apply.
+    Raises UsageError for an invalid value or name, or for an ``at`` that no table has; ResultsError if the folder holds
+    no records.
     """
     query = Query(
         parse_limits(limits),

@@ -1,4 +1,4 @@
-"""``harness.write_report`` and what else shows a results folder to others."""
+"""``harness.write_report`` and other ways to publish a results folder."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def write_report(
 ) -> list[Path]:
     """Writes the report of records, or of a results folder, into the folder ``out``; returns the files' paths.
 
-    The format ``github`` is appended to the file ``job_summary`` instead, where that is given.
-    Raises UsageError, before anything is written, for an unknown format and for images that cannot be drawn here, and
-    ResultsError where the folder holds no records.
+    The format ``github`` is appended to the file ``job_summary`` instead, if given.
+    Raises UsageError, before writing anything, for an unknown format or images that cannot be drawn here, and
+    ResultsError if the folder holds no records.
     """
     if isinstance(records, str | Path):
         records = read_records(Path(records))
@@ -35,7 +35,7 @@ def write_folder_report(
 ) -> list[Path]:
     """Writes the report of a results folder below ``reports``, in a folder named after its recipe.
 
-    A folder of several recipes gives the report its own name. Raises what ``write_report`` raises.
+    If it holds several recipes, the report is named after the results folder. Raises what ``write_report`` raises.
     """
     records = read_records(results)
     names = {record.spec.recipe for record in records}

@@ -1,4 +1,4 @@
-"""Results as a user names them: the records of a folder, session, run or baseline, and ``harness.load_results``."""
+"""Finds the records that a user names: of a folder, session, run or baseline; and ``harness.load_results``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NamedRecords:
-    """The records that a name stands for; ``unread`` says why each other record there could not be read."""
+    """The records that a name refers to; ``unread`` holds one message per unreadable record."""
 
     name: str
     records: tuple[RunRecord, ...]
@@ -28,7 +28,7 @@ class NamedRecords:
 def read_named(word: str, results: Path, baselines: Path) -> NamedRecords:
     """The records of a baseline, of a results folder, or of a session or run: the first of these that ``word`` names.
 
-    Raises UsageError where it names none of them.
+    Raises UsageError if it names none of them.
     """
     kept = Baselines(baselines)
     if word in kept:
@@ -53,7 +53,7 @@ def read_folder(folder: Path, wanted: str | None = None) -> NamedRecords:
 
 
 def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
-    """The records of one session or one run, by its id or by the beginning of it that no other has."""
+    """The records of one session or one run, by its id or a unique prefix of it."""
     records, unread = read_whole(folder)
     ids = {record.session for record in records} | {record.spec.run_id for record in records}
     matches = [wanted] if wanted in ids else sorted(each for each in ids if wanted and each.startswith(wanted))
@@ -72,9 +72,9 @@ def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
 def load_results(path: str | Path) -> pd.DataFrame:
     """One row per measurement of every attempt.
 
-    ``value`` is the mean of the raw values (by weight where they have weights), ``values`` holds them all, and
-    a run that measured nothing has one row with its status and no metric.
-    Raises ResultsError where the folder holds no records.
+    ``value`` is the mean of the raw values (weighted if they have weights), and ``values`` holds them all. A run that
+    measured nothing has one row with its status and no metric.
+    Raises ResultsError if the folder holds no records.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""``harness.run``: plans the runs of a recipe and makes those that are missing."""
+"""``harness.run``: plans the runs of a recipe and executes those that are missing."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def run(
     create_stacks: Callable[[str], None] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> tuple[RunRecord, ...]:
-    """Plans and makes the runs of a recipe, as ``qharness run`` does; returns one record per planned run.
+    """Plans and executes the runs of a recipe, like ``qharness run``; returns one record per planned run.
 
-    ``pythons`` are interpreters of the caller's own by stack; ``allow_leak`` lets calibration overlap the evaluation.
-    With ``paranoid`` the files that a run read are hashed again after each run, not only when all are done.
-    ``create_stacks`` receives progress messages; where it is given, stacks that the recipe needs and that are missing
-    are made first. ``on_event`` receives what happens during the sweep.
+    ``pythons`` are the caller's own interpreters, by stack. ``allow_leak`` lets calibration overlap the evaluation.
+    With ``paranoid`` the files that a run read are hashed again after each run, not only at the end.
+    If ``create_stacks`` is given, missing stacks that the recipe needs are created first; it receives progress
+    messages. ``on_event`` receives the events of the sweep.
 
-    Raises RecipeError for a wrong recipe; a run that fails is a record among those returned.
+    Raises RecipeError for a wrong recipe. A failed run is one of the returned records.
     """
     site = local_site(cache, pythons)
     executor = LocalExecutor(site)
@@ -47,9 +47,9 @@ def run(
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:
-    """The plan, after what it names on a hub was fetched: a model's shapes and dtype are known only then.
+    """The plan, made after fetching what it names on a hub, because a model's shapes and dtype are known only then.
 
-    Raises SourceError where something cannot be fetched.
+    Raises SourceError if something cannot be fetched.
     """
     planned = plan(recipe, executor.site, allow_leak)
     if not executor.fetch([run.spec for run in planned]):
@@ -58,7 +58,7 @@ def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple
 
 
 def _create_missing(planned: Sequence[PlannedRun], stacks: Stacks, report: Callable[[str], None]) -> bool:
-    """Makes the stacks whose absence alone prevents runs. True where there were any."""
+    """Creates the missing stacks that alone prevent runs. Returns whether there were any."""
     from harness.stacks.build import create
 
     wanted = {run.spec.stack for run in planned} - {MAIN}
@@ -67,6 +67,6 @@ def _create_missing(planned: Sequence[PlannedRun], stacks: Stacks, report: Calla
     for name in names:
         try:
             create(stacks.find(name), report)
-        except HarnessError as error:  # its runs are recorded as unsupported; the others are made
+        except HarnessError as error:  # its runs are recorded as unsupported; the others execute
             report(str(error))
     return bool(names)

@@ -1,5 +1,4 @@
-"""Frozen types that every room shares; nothing here reads the disk.
+"""Frozen types that every package shares; nothing here reads the disk.
 
-Only the standard library is imported here, and pydantic for what a user writes (``strict``). torch is named for type
-checkers alone.
+Imports only the standard library, and pydantic for what a user writes (``strict``); torch only for type checkers.
 """

@@ -81,7 +81,7 @@ class BaseJob:
     row_rank: ClassVar[int | None] = None
     """Its rank among the runs that measure a row, lowest first. None: it measures no row."""
     quantizes: ClassVar[bool] = False
-    """Whether the method itself runs, not only code that reads its result."""
+    """Whether the run executes the method itself, not only code that reads its result."""
     reader_settings: ClassVar[tuple[str, ...]] = ()
     """Which of the recipe's ``ReaderSettings`` apply to its figures."""
 

@@ -85,7 +85,7 @@ MetricKind = Literal["observer", "workload", "instrument"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A measurement: an observer, a workload of its own, or an instrument.
+    """A measurement: an observer, a workload, or an instrument.
 
     ``make`` builds it inside the worker. Its signature depends on the kind: observer ``(Windows) -> Observer``,
     instrument ``(device) -> Instrument``; a workload measures directly,

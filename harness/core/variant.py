@@ -57,7 +57,7 @@ class Variant:
 
     @cached_property
     def name_key(self) -> str:
-        """Like ``key``, but by the names in the recipe, whatever their content is now: ``history`` follows this."""
+        """Like ``key``, but from the names in the recipe, regardless of content: it follows a variant over time."""
         calibration = self.calibration
         drawn = asdict(replace(calibration, text=TextRef(calibration.text.id))) if calibration else None
         how = [self.scope, sorted(set(self.skip)), self.ordered_overrides, drawn, self.seed]

@@ -1,1 +1,1 @@
-"""Runtimes that load a checkpoint and run it: one folder per engine, and no engine imports another."""
+"""Runtimes that load a checkpoint and run it: one folder per engine. No engine imports another."""

@@ -1,1 +1,1 @@
-"""What runs a plan: the sweep, executors, the worker, one file per kind of run; every run becomes a record."""
+"""Executes a plan: the sweep, executors, the worker, one file per kind of run; every run becomes a record."""

@@ -1,4 +1,4 @@
-"""What several jobs do with the unquantized checkpoint: load it, keep its logits, copy its tokenizer."""
+"""Operations on the unquantized checkpoint that several jobs share: load it, save its logits, copy its tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.models.headers import TOKENIZER_FILES
 
 
 def load_source(context: Context, source: Path) -> Any:
-    """The source as an unquantized transformers model, in transformers 4.51 as in 5."""
+    """The source as an unquantized transformers model; works with transformers 4.51 and 5."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -29,15 +29,15 @@ def load_source(context: Context, source: Path) -> Any:
 
 
 def keep_logits(context: Context, model: Any, source: Path, out: Path) -> None:
-    """Keeps some logits of a transformers model, by which what is loaded later is recognized."""
+    """Saves some logits of a transformers model, to check later loads against."""
     vocabulary = model.config.get_text_config().vocab_size
     probe.save(model, probe.tokens(source, vocabulary, context.spec.model.trust_remote_code), out)
 
 
 def copy_tokenizer(source: Path, out: Path, code: bool = False) -> None:
-    """The source's own tokenizer files: byte for byte, so that no library's rewriting changes the tokens.
+    """Copies the source's tokenizer files byte for byte, so that no library's rewriting changes the tokens.
 
-    With ``code`` also what a tokenizer of the checkpoint's own is programmed in.
+    With ``code`` also copies the Python files of a checkpoint's own tokenizer.
     """
     for pattern in (*TOKENIZER_FILES, *(["*.py"] if code else [])):
         for file in source.glob(pattern):

@@ -1,4 +1,4 @@
-"""Which calibration samples really reached the model, whatever library drives it."""
+"""Which calibration samples actually reached the model, with any library."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from harness.errors import InvalidRunError
 
 
 class Consumption:
-    """Sees the ids of every embedding's call; samples are looked for among them afterwards."""
+    """Watches the ids that embeddings are called with and recognizes the samples among them."""
 
     def __init__(self, calibration: CalibrationSet) -> None:
         self._calibration = calibration
-        self._wanted: dict[bytes, set[int]] = {}  # equal samples are told apart by nothing
+        self._wanted: dict[bytes, set[int]] = {}  # equal samples cannot be distinguished
         for index, (row, length) in enumerate(zip(calibration.tokens, calibration.lengths, strict=True)):
             for form in (row, row[:length]):  # a library may strip the padding itself
                 self._wanted.setdefault(_key(form), set()).add(index)
@@ -23,7 +23,7 @@ class Consumption:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """While this lasts, the ids that any torch.nn.Embedding is called with are looked at."""
+        """Inside this context, watches the ids of every torch.nn.Embedding call."""
         import torch
 
         def look(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -38,7 +38,7 @@ class Consumption:
             handle.remove()
 
     def consumed(self) -> CalibrationSet:
-        """The samples that were seen, in order. Raises InvalidRunError where none was."""
+        """The samples that were seen, in order. Raises InvalidRunError if there were none."""
         from harness.text.calibration import digest
 
         if not self._seen:

@@ -33,7 +33,7 @@ M = TypeVar("M", bound=LoadedModel)
 
 
 class Context:
-    """Collects what a run finds. ``announce`` tells the parent which phase begins."""
+    """Collects a run's findings. ``announce`` reports each phase to the parent when it begins."""
 
     def __init__(self, spec: RunSpec, cache: Cache, announce: Callable[[str], None]) -> None:
         self.spec = spec
@@ -49,7 +49,7 @@ class Context:
 
     @contextmanager
     def phase(self, name: str, **where: Scalar) -> Iterator[None]:
-        """A named, timed part of the run, its memory watched; ``where`` tells phases of one name apart."""
+        """A named, timed part of the run with its memory measured; ``where`` distinguishes phases with one name."""
         self.current = name
         self._announce(name)
         began = time.perf_counter()
@@ -59,49 +59,49 @@ class Context:
         self.phases.append(Phase(name, time.perf_counter() - began))
 
     def add(self, measurements: Iterable[Measurement]) -> None:
-        """Keeps measurements. Raises InvalidRunError for one that holds NaN or infinity: no record may."""
+        """Adds measurements. Raises InvalidRunError for NaN or infinity, which no record may hold."""
         for measurement in measurements:
             if not measurement.values or not all(map(math.isfinite, measurement.values)):
                 raise InvalidRunError(f"{measurement.metric} is not finite, or holds no value")
             self.measurements.append(measurement)
 
     def label(self, code: LabelCode, /, **arguments: Argument) -> None:
-        """Keeps a warning that every table will carry."""
+        """Adds a warning that every table will carry."""
         self.labels.append(Label(code, arguments))
 
     def fact(self, code: FactCode, /, **arguments: Argument) -> None:
-        """Keeps a finding; it takes the place of one with its name."""
+        """Adds a finding; it replaces one with the same name."""
         self.keep(Fact(code, arguments))
 
     def keep(self, fact: Fact) -> None:
         self.facts = [*(each for each in self.facts if each.name != fact.name), fact]
 
     def note(self, name: str, value: Scalar) -> None:
-        """Keeps what a method notes of its own."""
+        """Adds a method's own note as a fact."""
         self.fact("noted", name=name, value=value)
 
     def moment(self, name: str) -> None:
-        """Keeps what drifts in the machine, as it is now."""
+        """Records the machine's changing state as it is now."""
         self.moments.append(Moment(name, state()))
 
     def findings(self) -> tuple[Measurement, ...]:
-        """All that was measured, the instruments' figures included."""
+        """All measurements, including the instruments' figures."""
         return (*self.measurements, *(self._memory.finish() if self._memory else ()))
 
     def _sync(self) -> None:
-        """A phase ends when the device has finished it."""
+        """Waits for the device: a phase ends when the device has finished it."""
         if self.spec.device.startswith("cuda"):
             import torch
 
             torch.cuda.synchronize()
 
     def source(self) -> Path:
-        """The unquantized checkpoint that the run starts from."""
+        """The unquantized checkpoint that the run reads."""
         model = self.spec.model
         return self.cache.needed(self.spec, "prepare") if model.needs_preparing else _fetched(model)
 
     def checkpoint(self) -> Path:
-        """What the variant is loaded from."""
+        """The checkpoint that the variant is loaded from."""
         if self.spec.method.published is not None:
             return _fetched(self.spec.method.published)
         for kind in ("quantize", "convert"):
@@ -126,7 +126,7 @@ class Context:
         return modules(self.shapes, self.spec.variant.skip)
 
     def overrides(self) -> dict[str, dict[str, Scalar]]:
-        """The parameters that differ, by module: those that the method has. A later pattern of the recipe wins."""
+        """The overridden parameters by module, limited to those that the method has. Later patterns win."""
         found: dict[str, dict[str, Scalar]] = {}
         for module in self.modules().scope:
             for pattern in matching(module, self.spec.variant.overrides):
@@ -138,14 +138,14 @@ class Context:
         return found
 
     def overridable(self, key: str) -> bool:
-        """Whether the method can have a parameter's value of its own for a single module."""
+        """Whether the method supports a separate value of this parameter for single modules."""
         chosen = method(self.spec.method.name)
         return chosen.overrides and key in chosen.params.model_fields
 
     def load(self, needed: type[M]) -> M:
-        """The spec's variant, loaded by its engine in a phase of its own; importing libraries is another one.
+        """The spec's variant, loaded by its engine. Importing libraries and loading are separate phases.
 
-        Raises UnsupportedError where the engine's models lack the capability that is ``needed``.
+        Raises UnsupportedError if the engine's models lack the ``needed`` capability.
         """
         runtime = engine(self.spec.engine)
         with self.phase("import"):
@@ -162,7 +162,7 @@ class Context:
         return model
 
     def load_as(self, dtype: str, needed: type[M]) -> M:
-        """The variant once more, in another dtype."""
+        """The variant, loaded again in another dtype."""
         runtime = engine(self.spec.engine)
         with self.phase(f"load in {dtype}"):
             model = checked(runtime, runtime.load(self._request(dtype), self._engine_params()), needed)
@@ -171,7 +171,7 @@ class Context:
         return model
 
     def _request(self, dtype: str) -> LoadRequest:
-        """How the engine is to load the variant."""
+        """How the engine should load the variant."""
         spec, chosen = self.spec, method(self.spec.method.name)
         setting = Setting(dtype, spec.device, self.modules().untouched)
         return LoadRequest(
@@ -180,13 +180,13 @@ class Context:
             spec.device,
             spec.job.conditions.attention,
             chosen.load_config(self.params(), setting) if chosen.load_config else None,
-            (spec.method.published or spec.model).trust_remote_code,  # what is made of a model is trusted as it is
+            (spec.method.published or spec.model).trust_remote_code,  # an artifact is trusted like its model
             spec.kv_cache,
             chosen.read,
         )
 
     def method(self) -> Method[Any]:
-        """The spec's method, its library enabled."""
+        """The spec's method, with its library enabled."""
         chosen = method(self.spec.method.name)
         if chosen.enable is not None:
             chosen.enable()
@@ -194,7 +194,7 @@ class Context:
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """The packages beside the harness's own whose versions decide this run's figures."""
+        """The packages, besides the harness's own, whose versions affect this run's figures."""
         job = self.spec.job
         if not job.models:
             return job.packages
@@ -206,17 +206,20 @@ class Context:
         return (*own, *published.readers(job.models[-1]))
 
     def params(self) -> Any:
-        """The method's parameters in its own type."""
+        """The method's parameters as its own type."""
         return method(self.spec.method.name).params.model_validate(dict(self.spec.method.params))
 
     def _engine_params(self) -> EngineParams:
-        """The engine's own parameters in its own type."""
+        """The engine's own parameters as its own type."""
         own: EngineParams = engine(self.spec.engine).params.model_validate(dict(self.spec.variant.engine_params))
         return own
 
 
 def checked(runtime: Engine[Any], model: LoadedModel, needed: type[M]) -> M:
-    """The model that an engine loaded. Raises HarnessError where it lacks what its engine declares."""
+    """The loaded model, checked for the ``needed`` capability.
+
+    Raises HarnessError if it lacks what its engine declares, and UnsupportedError if it does not offer ``needed``.
+    """
     unmet = runtime.unmet(model)
     if unmet:
         raise HarnessError(

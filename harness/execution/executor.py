@@ -1,4 +1,4 @@
-"""What runs one RunSpec at a site. The sweep knows this protocol, and no machine."""
+"""Runs one RunSpec at a site. The sweep depends on this protocol, not on any machine."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from harness.core.site import Site
 
 
 class Executor(Protocol):
-    """Runs specs at one site, each in a process of its own.
+    """Runs specs at one site, each in its own process.
 
-    A new executor is one file in this room: a class with these members and its own Site, as ``local.py`` has them.
-    ``qharness run`` needs one option then, which decides what ``api/run.py`` builds in place of LocalExecutor.
-    Whoever builds an executor that holds connections or jobs closes it when the sweep has ended.
+    To add an executor, write a file in this package with a class that has these members, and its own Site, as in
+    ``local.py``. Then add an option to ``qharness run`` that makes ``api/run.py`` build it instead of LocalExecutor.
+    The caller that builds an executor closes its connections or jobs after the sweep.
     """
 
     @property
     def site(self) -> Site: ...
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
-        """Brings the models, texts and tasks that specs name on a hub to the site, for workers run offline.
+        """Downloads the hub models, texts and tasks that specs name to the site, because workers run offline.
 
-        True where a model came that planning could not read before. Raises SourceError for what cannot be fetched.
+        Returns True if it fetched a model that planning could not read before. Raises SourceError if fetching fails.
         """
         ...
 
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
         """Runs a spec to its end; returns its outcome and its log.
 
-        ``inputs`` are the user's files as they were when they were hashed; a run that reads anything else is
-        ``invalid``. ``on_phase`` is called with the name of each phase as it begins. A run that crashes, hangs or
-        cannot start has an outcome that says so: nothing is raised but KeyboardInterrupt, after the run was ended.
+        ``inputs`` are the user's files as they were when hashed; a run that reads anything else is ``invalid``.
+        Calls ``on_phase`` with the name of each phase when it begins. If a run crashes, hangs or cannot start, its
+        outcome says so. Raises only KeyboardInterrupt, after ending the run.
         """
         ...

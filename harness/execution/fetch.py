@@ -1,9 +1,9 @@
-"""Brings what a sweep needs from a hub, before its workers run offline.
+"""Downloads what a sweep needs from a hub, before its workers run offline.
 
-Run as ``python -m harness.execution.fetch SPECS``, a file of specs: a process of its own, because
-the libraries that read data sets import a backend and the parent must not. It has the user's token for the hub, and
-runs no code of a recipe's: a task whose code a recipe trusts is read by another such process, which has none. Some of
-lm-eval's own tasks load a metric's code from the hub; that is trusted as lm-eval is.
+Run as ``python -m harness.execution.fetch SPECS WHAT``, where SPECS is a file of specs. It is a separate process
+because the libraries that read data sets import a backend, which the parent must not. It has the user's hub token and
+runs no code that a recipe names: tasks whose code a recipe trusts are read by a second such process, without the token.
+Some of lm-eval's own tasks load a metric's code from the hub; that code is trusted like lm-eval.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from harness.errors import SourceError
 from harness.stacks.variables import for_fetching
 
 PLAIN, WITH_CODE = "plain", "with-code"
-"""What is fetched: all but the tasks whose code a recipe trusts, and these alone."""
+"""What to fetch: everything except the tasks whose code a recipe trusts, or only these."""
 
 
 def fetch(specs: Sequence[RunSpec]) -> bool:
-    """True where a model came that was not there. Raises SourceError where a model, a text or a task cannot be had."""
+    """Returns True if it fetched a model that was not here. Raises SourceError if something cannot be fetched."""
     absent = any(model.kind == "hub" and not model.path for model in _models(specs))
     tasks = _hub_tasks(specs)
     if absent or any(text.hub for text in _texts(specs)) or any(not task.trust_task_code for task in tasks):
@@ -80,7 +80,7 @@ def _models(specs: Sequence[RunSpec]) -> Iterator[ModelRef]:
 
 
 def _hub_tasks(specs: Sequence[RunSpec]) -> tuple[TaskWorkload, ...]:
-    """The tasks whose questions lie in a data set on the hub, each once."""
+    """The tasks whose questions are in a data set on the hub, each once."""
     tasks = (task for spec in specs for task in spec.job.tasks if task.data is None)
     return tuple(dict.fromkeys(tasks))
 

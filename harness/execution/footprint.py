@@ -1,4 +1,4 @@
-"""What generating takes: the memory of a prefill and of the decoding after it, and the key-value cache they fill."""
+"""The memory cost of generation: prefill, decoding, and the key-value cache that they fill."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def footprint(context: Context, model: Decodes, workload: ThroughputWorkload) -> None:
-    """Watches one iteration at each point of the grid, after the timed ones: nothing is timed while it is watched.
+    """Measures the memory of one iteration at each point of the grid, after the timed iterations and never with them.
 
-    ``prefill`` and ``decode`` are phases of their own, whose protocol names the point. In a mode that must first
-    be made ready, that is a phase before them.
+    ``prefill`` and ``decode`` are separate phases whose protocol names the point. Modes that need preparation prepare
+    before these phases.
     """
     import torch
 
@@ -31,7 +31,7 @@ def footprint(context: Context, model: Decodes, workload: ThroughputWorkload) ->
         limit = (float(model.context_length),)
         context.add([Measurement("context_length", 1, "token", "neither", "exact", limit)])
     cells = list(_cells(workload))
-    with context.phase("settle"), torch.inference_mode():  # what was given back of the heap is in part touched anew
+    with context.phase("settle"), torch.inference_mode():  # touches again part of the heap that was freed
         model.prefill(_prompt(context, model, cells[0]))
     for cell in cells:
         tokens = _prompt(context, model, cell)
@@ -53,9 +53,9 @@ def _prompt(context: Context, model: Decodes, cell: GridCell) -> torch.Tensor:
 
 
 def _cells(workload: ThroughputWorkload) -> Iterator[GridCell]:
-    """The grid; of a single prompt length its half too, for one length tells nothing of another.
+    """The grid. A single prompt length is measured at half its length too, because one length predicts no other.
 
-    What fits is worked out of eager decoding alone: a graph and its cache are there before a prompt is read.
+    What fits is computed from eager decoding only: in compiled mode the graph and its cache exist before the prompt.
     """
     for cell in workload.cells:
         if cell.decode_mode == "eager" and len(workload.prompt_tokens) == 1 and cell.prompt_tokens > 1:
@@ -64,7 +64,7 @@ def _cells(workload: ThroughputWorkload) -> Iterator[GridCell]:
 
 
 def _cache(cache: Any, cell: GridCell, after: str) -> Measurement:
-    static = cell.decode_mode == "compiled"  # all of it is there from the beginning
+    static = cell.decode_mode == "compiled"  # it has its full size from the start
     tokens = cell.prompt_tokens + (cell.new_tokens if static or after == "decode" else 0)
     where = {**cell.protocol, "after": after}
     del where["batch_size"]
@@ -72,7 +72,7 @@ def _cache(cache: Any, cell: GridCell, after: str) -> Measurement:
 
 
 def _check_shape(context: Context, cache: Any, cell: GridCell) -> None:
-    """Notes a cache that holds other than a key and a value of each token in each layer."""
+    """Adds a fact if the cache does not hold exactly one key and one value per token and layer."""
     tokens = cell.batch_size * (cell.prompt_tokens + cell.new_tokens)
     found = stored_bytes(cache) / tokens
     if not found:

@@ -1,4 +1,4 @@
-"""The one forward pass over the windows that all observers share."""
+"""The single forward pass over the windows, shared by all observers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 LOGITS_BYTES = 2**27
-"""What the logits of a stretch may take in float32: much, for a product of the head with few rows is slow."""
+"""Maximum size of a stretch's float32 logits: large, because multiplying the head by few rows is slow."""
 BLOCK_BYTES = {"cpu": 2**21, "cuda": 2**25}
-"""What the statistics work on at a time: on a CPU, arrays that its cache holds."""
+"""Size of the blocks that statistics are computed on: on a CPU, arrays that fit its cache."""
 
 
 def observe(
@@ -27,13 +27,13 @@ def observe(
     reference: Kept | None,
     batch: int = 1,
 ) -> None:
-    """Runs every window once, up to ``batch`` neighbours of one length at a time, past every observer."""
+    """Runs every window once and shows it to every observer; batches up to ``batch`` neighbours of equal length."""
     import torch
 
     states_of, head = states_and_head(model)
     for members in _batches(windows, batch):
         tokens = torch.tensor([list(windows.tokens[index]) for index in members], device=model.device)
-        read = tokens[:, :-1]  # the last one predicts nothing, and in some protocols stands beyond the model's context
+        read = tokens[:, :-1]  # the last one predicts nothing and, in some protocols, exceeds the model's context
         for index, row, rows in zip(members, tokens, states_of(read), strict=True):
             kept = reference.window(index) if reference else None
             for start, stop in _stretches(windows.firsts[index], len(row), _rows(LOGITS_BYTES, model.vocabulary)):
@@ -52,12 +52,12 @@ def _batches(windows: Windows, batch: int) -> Iterator[Sequence[int]]:
 
 
 def _rows(size: int, vocabulary: int) -> int:
-    """How many rows of float32 logits take no more than a size in bytes."""
+    """How many rows of float32 logits fit into ``size`` bytes; at least 1."""
     return max(1, size // (4 * vocabulary))
 
 
 def _stretches(first: int, length: int, rows: int) -> Iterator[tuple[int, int]]:
-    """The positions that predict the tokens from ``first`` on, ``rows`` at a time; the last predicts none."""
+    """The positions that predict the tokens from ``first`` on, ``rows`` at a time; the last one predicts nothing."""
     for start in range(first - 1, length - 1, rows):
         yield start, min(start + rows, length - 1)
 
@@ -65,7 +65,7 @@ def _stretches(first: int, length: int, rows: int) -> Iterator[tuple[int, int]]:
 def _chunks(
     window: int, start: int, targets: torch.Tensor, logits: torch.Tensor, base: torch.Tensor | None
 ) -> Iterator[Chunk]:
-    """A stretch, a block at a time."""
+    """A stretch, one block at a time."""
     rows = _rows(BLOCK_BYTES.get(logits.device.type, LOGITS_BYTES), logits.shape[-1])
     for at in range(0, len(targets), rows):
         part = slice(at, at + rows)

@@ -1,4 +1,4 @@
-"""This machine as a site, and the executor that runs a spec here: one worker process, waited for without polling."""
+"""This machine as a site, and the executor that runs a spec here in one worker process, without polling."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ ENVIRONMENT = {
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
-    "PYTHONSAFEPATH": "1",  # or a folder of the user's called harness or datasets would be imported in place of ours
+    "PYTHONSAFEPATH": "1",  # otherwise a user's folder named harness or datasets would shadow the real package
 }
 _OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))
 
 
 @dataclass(frozen=True)
 class LocalSite:
-    """This machine: its hardware, the environment of this process, the stacks made here, and a cache on its disk.
+    """This machine: its hardware, this process's environment, the local stacks, and a cache on disk.
 
-    ``hardware`` is what to plan for in place of this machine's own.
+    ``hardware`` replaces this machine's own hardware for planning.
     """
 
     artifacts: Cache
@@ -61,7 +61,7 @@ class LocalSite:
             return installed_version(package)
         if stack not in self._versions:
             here = self.stacks.find(stack)
-            if here.find_obstacle():  # it may be made later: nothing is remembered
+            if here.find_obstacle():  # do not remember this: the stack may be created later
                 return None
             self._versions[stack] = here.read_versions()
         return self._versions[stack].get(package)
@@ -71,14 +71,14 @@ class LocalSite:
 
 
 def local_site(cache: str | Path | None = None, pythons: Mapping[str, Path] | None = None) -> LocalSite:
-    """This machine with a cache folder (the user's own unless named), stacks below it, and the user's interpreters."""
+    """This machine with a cache folder (default: the user's), the stacks below it, and the user's interpreters."""
     root = Path(cache) if cache else cache_folder()
     return LocalSite(Cache(root), Stacks(root.absolute() / "stacks", pythons or {}))
 
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Runs specs on this machine, each in a process of its own."""
+    """Runs specs on this machine, each in its own process."""
 
     site: LocalSite
 
@@ -92,7 +92,7 @@ class LocalExecutor:
 
 @dataclass
 class _Watch:
-    """What the waiting threads learn of the child."""
+    """What the waiting threads learn about the child."""
 
     phase: str = "start"
     timed_out: bool = False
@@ -101,10 +101,9 @@ class _Watch:
 def _run_worker(
     spec: RunSpec, inputs: Sequence[Input], folder: Path, site: LocalSite, on_phase: Callable[[str], None]
 ) -> tuple[Outcome, bytes]:
-    """Runs a spec in a process of its own, with the interpreter of its stack; returns its outcome and its log.
+    """Runs a spec in its own process, with the interpreter of its stack; returns its outcome and its log.
 
-    ``folder`` is an empty folder for its files. At the time limit, and on an interrupt, the child's
-    whole process group is ended.
+    ``folder`` is an empty folder for its files. The time limit or an interrupt ends the child's whole process group.
     """
     outcome_path, log_path = folder / "outcome.json", folder / "log.txt"
     (folder / "spec.json").write_text(encode(spec), encoding="utf-8")
@@ -120,7 +119,7 @@ def _run_worker(
         arguments = [str(path) for path in given]
         code = _wait(spec, interpreter, arguments, log_path, watch, on_phase)
     finally:
-        shutil.rmtree(site.artifacts.part(spec, folder.name), ignore_errors=True)  # what a killed worker was filling
+        shutil.rmtree(site.artifacts.part(spec, folder.name), ignore_errors=True)  # left by a killed worker
     text = log_path.read_text(encoding="utf-8", errors="replace")
     outcome = _written(outcome_path) or _unwritten(spec, code, watch, text, _oom_kills() > kills_before)
     if outcome.failure is not None:
@@ -143,7 +142,7 @@ def _wait(
     watch: _Watch,
     on_phase: Callable[[str], None],
 ) -> int:
-    """The worker's exit code. A thread reads its phases and a timer holds its time limit: nothing polls."""
+    """The worker's exit code. A thread reads its phases and a timer enforces its time limit: nothing polls."""
     python, variables = interpreter
     events_read, events_write = os.pipe()
     with log_path.open("wb") as log:
@@ -172,7 +171,7 @@ def _wait(
 
 
 def _written(path: Path) -> Outcome | None:
-    """The outcome that the worker wrote. It stands whatever became of the process afterwards."""
+    """The outcome that the worker wrote, or None. It counts no matter how the process ended afterwards."""
     try:
         return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError, ResultsError):
@@ -180,7 +179,7 @@ def _written(path: Path) -> Outcome | None:
 
 
 def _unwritten(spec: RunSpec, code: int, watch: _Watch, log: str, killed_for_memory: bool) -> Outcome:
-    """Tells the ends that leave no outcome apart."""
+    """The outcome of a worker that wrote none, from the way it ended."""
     if watch.timed_out:
         message = f"ended at its time limit of {spec.limits.time_s:g} s"
         return Outcome("timeout", Failure(watch.phase, "TimeLimit", message))
@@ -207,7 +206,7 @@ def _time_out(process: subprocess.Popen[bytes], watch: _Watch) -> None:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends whatever is left of the child's process group."""
+    """Kills what is left of the child's process group."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -219,7 +218,7 @@ def _thread_variables(threads: int | None) -> dict[str, str]:
 
 
 def _oom_kills() -> int:
-    """How often the kernel killed for memory in this process's control group (cgroup v2 or v1); 0 where unknown."""
+    """The number of out-of-memory kills in this process's control group (cgroup v2 or v1); 0 if unknown."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

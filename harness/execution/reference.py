@@ -1,7 +1,7 @@
-"""The reference: the baseline's final hidden states of every window, and the head that makes logits of them.
+"""The reference: the baseline's final hidden states of every window, and the head that turns them into logits.
 
-Kept on disk a window at a time and read back a window at a time, so that memory stays bounded
-whatever the vocabulary and the text. Where the head is no dense matrix the logits themselves are kept.
+It is written and read one window at a time, so that memory stays bounded for any vocabulary and text. If the head is
+not a dense matrix, the reference holds logits instead.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MANIFEST, HEAD = "reference.json", "head.safetensors"
 
 
 def write(model: Logits, windows: Windows, folder: Path) -> None:
-    """Runs the baseline over the windows and keeps what a variant will be compared with.
+    """Runs the baseline over the windows and saves what variants will be compared with.
 
-    Raises InvalidRunError, with the window, where it is not finite.
+    Raises InvalidRunError, with the window, for output that is not finite.
     """
     import torch
     from safetensors.torch import save_file
@@ -51,7 +51,7 @@ def write(model: Logits, windows: Windows, folder: Path) -> None:
 
 
 class Kept(Protocol):
-    """What a model is compared with, a window at a time."""
+    """What a model is compared with, one window at a time."""
 
     def window(self, index: int) -> torch.Tensor:
         """The kept tensor of a window: hidden states (length − 1, width) or logits (length − 1, vocabulary)."""
@@ -63,7 +63,7 @@ class Kept(Protocol):
 
 
 class Itself:
-    """A model as its own reference: each window run alone when it is asked for."""
+    """A model as its own reference: runs each window alone, on request."""
 
     def __init__(self, model: Logits, windows: Windows) -> None:
         self._states, self._head = states_and_head(model)
@@ -79,7 +79,7 @@ class Itself:
 
 
 class Reference:
-    """A reference read back. Every file is checked against its checksum when it is read."""
+    """A reference read from disk. Every file is checked against its checksum when it is read."""
 
     def __init__(self, folder: Path, device: str) -> None:
         self._folder = folder
@@ -93,7 +93,7 @@ class Reference:
             self._head = HeadWeights(tensors["weight"], tensors.get("bias"), manifest["scale"], manifest["softcap"])
 
     def check(self, windows: Windows) -> None:
-        """Raises InvalidRunError where the variant's tokens are not the baseline's."""
+        """Raises InvalidRunError if the variant's tokens differ from the baseline's."""
         for key in ("tokens_sha256", "context", "windows"):
             if windows.protocol[key] != self._protocol[key]:
                 raise InvalidRunError(

@@ -1,7 +1,7 @@
-"""The sweep: every planned run in its turn, what is done left alone, every end recorded at once.
+"""The sweep: executes every planned run in order, skips finished ones, and records each result at once.
 
-Where the runs are made is the executor's concern: nothing here assumes this machine. What the runs read is what the
-planner hashed: workers look at sizes and times, and at the end of the sweep every file is hashed once more. A run of
+The executor decides where runs execute: nothing here assumes this machine. Runs must read exactly what the planner
+hashed: workers check sizes and times, and at the end of the sweep every file is hashed once more. A run that read
 something else is ``invalid``.
 """
 
@@ -36,14 +36,14 @@ class Started:
 
 @dataclass(frozen=True)
 class PhaseBegan:
-    """The running run enters a phase."""
+    """The current run enters a phase."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A run ended and is recorded; ``reused`` where an earlier record or artifact stood for it."""
+    """A run ended and is recorded; ``reused`` means that an earlier record or artifact replaced it."""
 
     record: RunRecord
     index: int
@@ -53,7 +53,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Withdrawn:
-    """A run that had ended well is ``invalid``: a file that it read is not what was hashed."""
+    """A run that had succeeded is now ``invalid``: a file that it read differs from what was hashed."""
 
     record: RunRecord
 
@@ -63,7 +63,7 @@ Event = Started | PhaseBegan | Ended | Withdrawn
 
 @dataclass(frozen=True)
 class _Sweep:
-    """What every run of a sweep is made with."""
+    """What all runs of a sweep share."""
 
     store: Store
     executor: Executor
@@ -77,9 +77,9 @@ class _Sweep:
 
 
 def done(planned: Sequence[PlannedRun], records: Sequence[RunRecord], artifacts: Artifacts) -> dict[str, RunRecord]:
-    """The records, by run_id, of the runs that need not be made again.
+    """The records, by run_id, of the runs that need not execute again.
 
-    They ended well, and what they left at the site is still there, or no run that is to be made needs it.
+    They succeeded, and their artifact is still at the site or no remaining run needs it.
     """
     well = {record.spec.run_id: record for record in records if record.status == "ok"}
     finished: dict[str, RunRecord] = {}
@@ -100,10 +100,10 @@ def sweep(
     on_event: Callable[[Event], None],
     paranoid: bool = False,
 ) -> tuple[RunRecord, ...]:
-    """Makes every run that is not done and returns one record per planned run, in order.
+    """Executes every run that is not done and returns one record per planned run, in order.
 
-    Each record is saved before the next run begins. Inputs are hashed again when all is done, or with ``paranoid``
-    after each run. Raises ResultsError where another sweep writes to the same results.
+    Each record is saved before the next run begins. Inputs are hashed again at the end; with ``paranoid`` also after
+    each run. Raises ResultsError if another sweep is writing to the same results.
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
@@ -132,7 +132,7 @@ def sweep(
                 records[spec.run_id] = record
                 on_event(Ended(record, index, len(planned), reused))
             through = True
-        finally:  # whoever interrupts a sweep does not wait until all is hashed
+        finally:  # an interrupt must not wait until everything is hashed
             try:
                 records |= _withdrawn(made, records, under_way, touched_alone=not through)
             except KeyboardInterrupt:
@@ -144,7 +144,7 @@ def sweep(
 def _must_repeat(
     spec: RunSpec, planned: Sequence[PlannedRun], finished: Mapping[str, RunRecord], records: Mapping[str, RunRecord]
 ) -> bool:
-    """Speed is compared within one session: where any is still to be measured, the baseline's is measured with it."""
+    """Speed is compared within one session: if any run still has to measure it, the baseline is measured again too."""
     if not spec.job.repeated or not spec.is_baseline:
         return False
     return any(
@@ -157,7 +157,7 @@ def _must_repeat(
 
 
 def _restated(record: RunRecord, spec: RunSpec, store: Store) -> RunRecord:
-    """The record once more, saved with the budget, price and gates that the recipe now names: its figures stay."""
+    """Saves the record again with the budget, price and gates that the recipe names now; its figures stay."""
     again = replace(
         record,
         spec=replace(record.spec, readers=spec.readers),
@@ -168,7 +168,7 @@ def _restated(record: RunRecord, spec: RunSpec, store: Store) -> RunRecord:
 
 
 def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:
-    """The earlier record, where it already says that the run cannot be made, and why."""
+    """The earlier record, if it already says that the run is unsupported for this reason."""
     failure = earlier.outcome.failure if earlier and earlier.status == "unsupported" else None
     return earlier if failure and failure.message == refusal else None
 
@@ -176,10 +176,10 @@ def _refused(earlier: RunRecord | None, refusal: str) -> RunRecord | None:
 def _withdrawn(
     made: Sequence[PlannedRun], records: Mapping[str, RunRecord], sweep: _Sweep, touched_alone: bool
 ) -> dict[str, RunRecord]:
-    """The records, by run_id, of the runs that ended well and read a file that is not what was hashed: now invalid.
+    """The now invalid records, by run_id, of runs that succeeded but read a file that differs from what was hashed.
 
-    What they left at the site is removed. Each file is hashed once; with ``touched_alone`` only one that something has
-    touched since it was hashed.
+    Removes their artifacts from the site. Hashes each file once; with ``touched_alone`` only files that were touched
+    since they were hashed.
     """
     told: dict[Input, str | None] = {}
     found: dict[str, RunRecord] = {}
@@ -200,14 +200,14 @@ def _withdrawn(
 
 
 def _changed(checked: Input, touched_alone: bool = False) -> str | None:
-    """How an input differs in content from what was hashed, or by files that came or went."""
+    """How an input differs from what was hashed, in content or by added or removed files; None if it does not."""
     files = (file for file in checked.files if not touched_alone or compare_stat(file, any_change=True))
     found = next((told for file in files if (told := compare_content(file)) is not None), None)
     return found or find_difference(replace(checked, files=()))
 
 
 def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunRecord, bool]:
-    """Makes one run, or records why it cannot be made. True where no worker was needed for it."""
+    """Executes one run, or records why it cannot execute. The flag is True if an existing artifact was reused."""
     spec = planned.spec
     started_at = datetime.now(UTC).isoformat()
     began = time.perf_counter()
@@ -237,7 +237,7 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
 
 
 def _unmet(spec: RunSpec, records: Mapping[str, RunRecord]) -> str | None:
-    """Which needed run did not end well."""
+    """Which needed run did not succeed, and why; None if all did."""
     for kind, run_id in spec.needs.items():
         needed = records.get(run_id)
         if needed is None or needed.status != "ok":

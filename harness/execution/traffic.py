@@ -1,4 +1,4 @@
-"""What each point of the grid must read and multiply, counted in the model that runs."""
+"""The bytes to read and operations to compute at each point of the grid, counted in the loaded model."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> None:
-    """``…_read_bytes``, ``…_dequantize_bytes`` and ``…_operations`` of a prefill and of a decoded step, at each point.
+    """Adds ``…_read_bytes``, ``…_dequantize_bytes`` and ``…_operations`` of a prefill and a decode step per point.
 
-    To be called after the model has run: some libraries repack their weights in the first pass.
+    Call it after the model has run: some libraries repack their weights in the first pass.
     """
     config = read_config(context.source())
     running = Running(
@@ -42,7 +42,7 @@ def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> N
 
 
 def _attention(context: Context, model: Decodes) -> AttentionShape | None:
-    """The shape of the model's attention, with the bytes that its cache really takes; None, and a fact, if unknown."""
+    """The shape of the model's attention, with its cache's actual bytes; None, and adds a fact, if unknown."""
     import torch
 
     try:

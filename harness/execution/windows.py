@@ -1,4 +1,4 @@
-"""The text of a run, cut into the windows that it scores."""
+"""Cuts a run's text into the windows to score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.execution.context import Context
 
 
 def cut_windows(context: Context, workload: PerplexityWorkload, model: LoadedModel) -> Windows:
-    """The windows of a text, in the model's own tokens. Raises UnsupportedError where it has no tokenizer."""
+    """The windows of a text, in the model's own tokens. Raises UnsupportedError if it has no tokenizer."""
     from harness.text.windows import cut
 
     if model.tokenizer is None:

@@ -1,7 +1,7 @@
-"""The child process: one spec file and one of its inputs in, one outcome file out.
+"""The child process: reads a spec file and a file of its inputs, writes an outcome file.
 
-``python -m harness.execution.worker SPEC INPUTS OUTCOME CACHE EVENTS_FD``. Only the standard library is
-imported up here; what else is needed is imported by the job that needs it.
+``python -m harness.execution.worker SPEC INPUTS OUTCOME CACHE EVENTS_FD``. Top-level imports are limited to the
+standard library; each job imports what else it needs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory",
 
 
 def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, events: str) -> None:
-    """Runs the spec and writes its outcome, whatever happens short of a signal."""
+    """Runs the spec and writes its outcome, unless a signal ends the process."""
     from harness.core.inputs import Input
     from harness.core.run import RunSpec
     from harness.execution.context import Context
@@ -49,9 +49,9 @@ def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, e
 
 
 def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
-    """The outcome of the spec's job. An artifact is published only where its run ended well.
+    """The outcome of the spec's job. Publishes an artifact only if the run succeeded.
 
-    The inputs must be those that were hashed, before and after: else whatever was found is of something else.
+    The inputs must match what was hashed, before and after the run: otherwise the figures describe something else.
     """
     from harness.core.record import Failure
     from harness.execution.import_guard import skip_unused_imports
@@ -73,13 +73,13 @@ def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
             _refuse_moved(inputs)
             outcome = _believable(_outcome(context, before, "ok"))
             if any(label.code == "suspect" for label in outcome.labels):
-                shutil.rmtree(part)  # it stands in its own record alone
+                shutil.rmtree(part)  # not published: the record keeps it, other sweeps measure again
             else:
                 cache.publish(spec, part, outcome)
         return outcome
     except Exception as error:  # noqa: BLE001 - whatever a library raises becomes a record
         traceback.print_exc()
-        told = _moved(inputs) or error  # a file that was replaced while it was read fails in many ways
+        told = _moved(inputs) or error  # a file replaced while being read causes all kinds of errors
         failure = Failure(context.current, type(told).__name__, str(told))
         return _without_not_finite(_outcome(context, before, classify(told), failure))
 
@@ -102,7 +102,7 @@ def _outcome(context: Context, before: Fingerprint, status: Status, failure: Fai
 
 
 def _refuse_moved(inputs: Sequence[Input]) -> None:
-    """Raises InvalidRunError, with the file, where an input is not what the planner hashed."""
+    """Raises InvalidRunError, with the file, if an input differs from what the planner hashed."""
     error = _moved(inputs)
     if error is not None:
         raise error
@@ -117,7 +117,7 @@ def _moved(inputs: Sequence[Input]) -> InvalidRunError | None:
 
 
 def _believable(outcome: Outcome) -> Outcome:
-    """The outcome itself. Raises InvalidRunError, with the place, for NaN and infinity: no record may hold them."""
+    """The same outcome. Raises InvalidRunError, with the place, for NaN and infinity: no record may hold them."""
     from harness.core.json_values import not_finite
     from harness.errors import InvalidRunError
 
@@ -134,7 +134,7 @@ def _believable(outcome: Outcome) -> Outcome:
 
 
 def _without_not_finite(outcome: Outcome) -> Outcome:
-    """The outcome of a run that ended early, less what holds NaN or infinity: the rest can be written."""
+    """The outcome of a run that ended early, without parts that hold NaN or infinity, so that it can be written."""
     from harness.core.json_values import not_finite
 
     return replace(
@@ -150,7 +150,7 @@ def _without_not_finite(outcome: Outcome) -> Outcome:
 
 
 def classify(error: Exception) -> Status:
-    """The status that an exception means."""
+    """The status for an exception."""
     from harness.errors import InvalidRunError, UnsupportedError
 
     if isinstance(error, MemoryError) or any(word in str(error).lower() for word in OOM_WORDS):
@@ -161,7 +161,7 @@ def classify(error: Exception) -> Status:
 
 
 def _die_with_the_parent() -> None:
-    """Asks Linux to end this process when its parent ends, however that happens."""
+    """Makes Linux kill this process when its parent ends for any reason."""
     if sys.platform == "linux":
         import ctypes
 

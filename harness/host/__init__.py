@@ -1,1 +1,1 @@
-"""Facts about this machine: its processor, its GPU, and the versions of what is installed on it."""
+"""Facts about this machine: its processor, its GPU, and the versions of installed packages."""

@@ -1,4 +1,4 @@
-"""The GPU that torch calls cuda:0, read through NVML: what it is, and what drifts in it. No backend is imported."""
+"""The GPU that torch calls cuda:0, read through NVML: its properties and changing state. Imports no backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Gpu:
-    """The GPU that torch calls cuda:0, read through NVML. What a GPU does not report is left out."""
+    """The GPU that torch calls cuda:0, read through NVML. Values that the GPU does not report are left out."""
 
     def __init__(self, nvml: Any, handle: Any) -> None:
         self._nvml, self._handle = nvml, handle
@@ -36,12 +36,12 @@ class Gpu:
         )
 
     def state(self, pid: int) -> dict[str, float]:
-        """What drifts: clocks first. ``pid`` is this process, which is not counted among the others.
+        """The changing state, clocks first. ``pid`` is this process.
 
-        ``gpu_slowdown_reasons`` is NVML's bit mask of why clocks are held down now. The ``…_violation_s`` are seconds
-        since the driver was loaded in which power or heat held them down. ``gpu_processes`` counts all that compute
-        on the GPU, this one included; ``gpu_other_bytes`` is what the others take, known only where the driver lists
-        this process under its own number (in a container it may not).
+        ``gpu_slowdown_reasons`` is NVML's bit mask of why clocks are reduced now. The ``…_violation_s`` are the
+        seconds since the driver was loaded in which power or heat reduced them. ``gpu_processes`` counts all processes
+        that compute on the GPU, including this one. ``gpu_other_bytes`` is the memory of the others, known only if the
+        driver lists this process under its own pid (in a container it may not).
         """
         nvml, handle = self._nvml, self._handle
         clock, limit = nvml.nvmlDeviceGetClockInfo, nvml.nvmlDeviceGetMaxClockInfo
@@ -76,21 +76,21 @@ class Gpu:
         return counts
 
     def energy_j(self) -> float | None:
-        """Joules used since the driver was loaded; None where the GPU does not count them."""
+        """Joules used since the driver was loaded; None if the GPU does not count them."""
         answer = self._query({"mj": lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)})
         return answer["mj"] / 1000 if answer else None
 
     def process_bytes(self, pid: int) -> int | None:
         """Memory that the driver attributes to a process, including its CUDA context.
 
-        None if the driver does not list the process: in a container it may use another number for it.
+        None if the driver does not list the process: in a container it may know it by another pid.
         """
         answer = self._query({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
         sizes = [process.usedGpuMemory for process in answer.get("all", ()) if process.pid == pid]
         return int(sizes[0]) if sizes and sizes[0] is not None else None
 
     def used_bytes(self) -> int | None:
-        """Memory in use on the whole GPU, whoever uses it."""
+        """Memory in use on the whole GPU, by any process."""
         answer = self._query({"used": lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
         return int(answer["used"]) if answer else None
 
@@ -121,7 +121,7 @@ def gpu() -> Iterator[Gpu | None]:
 
 
 def _first_visible(nvml: Any) -> Gpu | None:
-    """Workers number GPUs as NVML does (CUDA_DEVICE_ORDER), so that an index means the same to both."""
+    """The first GPU of CUDA_VISIBLE_DEVICES. Workers set CUDA_DEVICE_ORDER to number GPUs as NVML does."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
         if first.isdigit():

@@ -1,6 +1,6 @@
 """The machine the harness runs on: its properties, its changing state, and its software.
 
-No backend is imported: a GPU is read through NVML, a library's version from its metadata.
+It imports no backend: a GPU is read through NVML, a library's version from its metadata.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def choose(device: str) -> Machine:
 
 
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
-    """The machine and its software as they are at this moment; what cannot be read is left out.
+    """The machine and its software at this moment; what cannot be read is left out.
 
     ``packages`` are additional packages whose versions matter.
     """
@@ -62,7 +62,7 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
 
 
 def state() -> dict[str, float]:
-    """What drifts, at this moment; the GPU is read first, because an idle one slows its clocks down."""
+    """The changing state at this moment. The GPU is read first, because an idle GPU lowers its clocks."""
     of_gpu: dict[str, float] = {}
     with gpu() as device:
         if device is not None:
@@ -72,13 +72,13 @@ def state() -> dict[str, float]:
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
-    """The installed versions of the packages that decide a figure."""
+    """The installed versions of the packages that affect figures."""
     installed = {package: installed_version(package) for package in (*PACKAGES, *packages)}
     return {package: number for package, number in installed.items() if number is not None}
 
 
 def installed_version(package: str) -> str | None:
-    """The version of an installed distribution, read without importing it; None where it is not installed."""
+    """The version of a distribution, read without importing it; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -104,18 +104,18 @@ def memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """What a process could still take; 0 where the system does not say."""
+    """Memory still available to processes; 0 if unknown."""
     return _meminfo("MemAvailable")
 
 
 def cache_folder() -> Path:
-    """The folder for everything that can be made again: $QHARNESS_CACHE, or qharness in the user's cache folder."""
+    """The folder for everything that can be recreated: $QHARNESS_CACHE, or qharness in the user's cache folder."""
     chosen = os.environ.get("QHARNESS_CACHE")
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qharness"
 
 
 def gpu_summary() -> str | None:
-    """Name and memory of the GPU that would be used, or None where there is none."""
+    """Name and memory of the GPU that would be used, or None if there is none."""
     with gpu() as device:
         if device is None:
             return None

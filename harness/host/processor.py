@@ -18,12 +18,12 @@ SESSION = 3
 
 
 def processor_state() -> dict[str, float]:
-    """Seconds and counts since some fixed moment, over the cores that this process may use; two states are subtracted.
+    """Counters since a fixed moment, over the cores that this process may use: subtract two states to compare them.
 
-    ``cpu_total_s`` is time whatever it was spent on, ``cpu_busy_s`` that in which any process ran, ``cpu_steal_s``
-    that in which a hypervisor gave the core to another machine (it is in the busy time too), and ``cpu_own_s`` what
-    the processes of this one's session took. ``cpu_throttle_count`` is how often heat slowed a core down,
-    ``cpu_mhz`` the cores' mean frequency at this moment.
+    ``cpu_total_s`` is all time, ``cpu_busy_s`` the time in which any process ran, ``cpu_steal_s`` the time in which a
+    hypervisor gave the core to another machine (also part of the busy time), and ``cpu_own_s`` the CPU time of the
+    processes in this session. ``cpu_throttle_count`` is how often heat slowed a core down, ``cpu_mhz`` the cores'
+    current mean frequency.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     return {**_times(cores), **_throttles(cores), **_frequency(cores)}
@@ -86,7 +86,7 @@ def _frequency(cores: Sequence[int]) -> dict[str, float]:
 
 
 def _numbers(cores: Sequence[int], name: str) -> list[int]:
-    """A number of each core that reports it."""
+    """A sysfs number of each core that reports it."""
     numbers = []
     for core in cores:
         try:

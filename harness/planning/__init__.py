@@ -1,1 +1,1 @@
-"""From a recipe to the ordered runs of its sweep; no model is loaded and no result is written."""
+"""Turns a recipe into the ordered runs of a sweep, without loading a model or writing results."""

@@ -13,7 +13,7 @@ from harness.planning.expand import EngineChoice, MethodChoice
 from harness.recipe import Recipe
 
 KEYS = frozenset({"model", "method", "engine", "kv_cache", "decode_mode"})
-"""What an entry may name beside parameters of methods and engines."""
+"""The keys of an entry, in addition to parameters of methods and engines."""
 
 
 def excluded(
@@ -24,7 +24,7 @@ def excluded(
     kv_cache: KvCache | None = None,
     decode_mode: DecodeMode | None = None,
 ) -> bool:
-    """Whether an entry leaves out a method on an engine, with a cache and in a mode where these are named."""
+    """Whether an entry excludes a method on an engine, with this cache and decode mode if given."""
     facts = _facts(method, model, engine, kv_cache, decode_mode)
     return any(_matches(pattern, facts) for pattern in recipe.exclude)
 
@@ -32,7 +32,7 @@ def excluded(
 def validate_exclude(
     recipe: Recipe, chosen: Sequence[MethodChoice], models: Iterable[str], engines: Sequence[EngineChoice]
 ) -> None:
-    """Raises RecipeError for an entry that names nothing, or something that no variant is."""
+    """Raises RecipeError for an entry that is empty, has an unknown key or matches no variant."""
     known = KEYS | {key for method in chosen for key in method.ref.params}
     known |= {key for engine in engines for key in engine.engine.params.model_fields}
     every = [_facts(*each) for each in product(chosen, models, engines, recipe.kv_cache, recipe.decode_mode)]
@@ -55,7 +55,7 @@ def _facts(
 
 
 def _matches(pattern: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
-    """Whether the facts have every value that an entry names."""
+    """Whether the facts match every value that an entry names."""
     return all(
         facts.get(key) == (registry.ALIASES.get(value, value) if key == "method" else value)
         for key, value in pattern.items()

@@ -1,4 +1,4 @@
-"""A recipe's ``methods`` and ``engines``: names looked up, lists expanded, parameters checked."""
+"""Expands a recipe's ``methods`` and ``engines``: looks up names, expands lists, checks parameters."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from harness.stacks import stack_names
 
 TRUST = "trust_remote_code"
 STACK = "stack"
-"""The key of a method's entry that names the stack it quantizes in; every other one is a parameter."""
+"""The key of a method's entry that names the stack to quantize in; every other key is a parameter."""
 P = TypeVar("P", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class MethodChoice:
-    """A method with every parameter resolved; ``params`` are those parameters in the method's own type.
+    """A method with every parameter resolved; ``params`` holds them as the method's own type.
 
-    ``checkpoint`` is the published checkpoint that is measured, where the method is one.
+    ``checkpoint`` is the published checkpoint to measure, if the method is ``checkpoint``.
     """
 
     method: Method[Any]
@@ -47,7 +47,7 @@ class MethodChoice:
         return self.method.calibrated(self.params)
 
     def runs_on(self, engine: Engine[Any]) -> bool:
-        """Whether an engine reads its checkpoints: an unquantized one may first be converted for it."""
+        """Whether an engine can read its checkpoints. An unquantized one may be converted for the engine."""
         if self.checkpoint is not None:
             return source_format(self.checkpoint.ref) in engine.reads
         if self.method.output_format is None:
@@ -57,7 +57,7 @@ class MethodChoice:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """An engine with every parameter of its own resolved."""
+    """An engine with all of its own parameters resolved."""
 
     engine: Engine[Any]
     params: EngineParams
@@ -69,7 +69,7 @@ class EngineChoice:
 
 
 def engine_choices(recipe: Recipe) -> list[EngineChoice]:
-    """Every engine of a recipe once. Raises RecipeError for an unknown one, and for parameters that it cannot take."""
+    """Every engine of a recipe once. Raises RecipeError for unknown engines and invalid parameters."""
     found: dict[str, EngineChoice] = {}
     for index, entry in enumerate(recipe.engines):
         try:
@@ -84,7 +84,7 @@ def engine_choices(recipe: Recipe) -> list[EngineChoice]:
 
 
 def choices(recipe: Recipe, base: MethodChoice) -> list[MethodChoice]:
-    """Every method of a recipe once, its baseline among them. Raises RecipeError for what no model could take."""
+    """Every method of a recipe once, including the baseline. Raises RecipeError for what no model could use."""
     found: dict[str, MethodChoice] = {}
     for index, entry in enumerate(recipe.methods):
         for choice in _expand(recipe, entry, ("methods", index)):
@@ -94,7 +94,7 @@ def choices(recipe: Recipe, base: MethodChoice) -> list[MethodChoice]:
 
 
 def baseline(recipe: Recipe) -> MethodChoice:
-    """The one unquantized method beside which all others stand."""
+    """The single unquantized method that all others are compared with. Raises RecipeError for anything else."""
     found = list(_expand(recipe, recipe.baseline, ("baseline",)))
     if len(found) != 1 or found[0].ref.stage != "none":
         raise recipe.error(("baseline",), "expected one unquantized variant, such as 'none'")
@@ -102,7 +102,7 @@ def baseline(recipe: Recipe) -> MethodChoice:
 
 
 def _reject_duplicates(recipe: Recipe, chosen: list[MethodChoice]) -> None:
-    """Raises RecipeError for two published checkpoints that a table could not tell apart."""
+    """Raises RecipeError for published checkpoints that a table could not distinguish."""
     labels = [choice.ref.label for choice in chosen if choice.checkpoint]
     if len(set(labels)) < len(labels):
         raise recipe.error(("methods",), "two checkpoints have folders of one name; a table could not tell them apart")
@@ -133,7 +133,7 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
 def _combinations(
     recipe: Recipe, entry: Entry, params: type[BaseModel], place: Location, also: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Each combination of the values that an entry lists; ``also`` are keys that are no parameters.
+    """Each combination of the values that an entry lists; ``also`` are allowed keys that are not parameters.
 
     Raises RecipeError for an unknown parameter and an empty list.
     """
@@ -149,7 +149,7 @@ def _combinations(
 
 
 def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> str | None:
-    """The stack that a recipe chose for a method. Raises RecipeError for an unknown one, or where it has no effect."""
+    """The stack that a recipe chose for a method. Raises RecipeError if it is unknown or has no effect."""
     if name is None or name == method.stack:
         return None
     known = stack_names()
@@ -161,7 +161,7 @@ def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> s
 
 
 def _published(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodChoice:
-    """The choice with the checkpoint that its parameters name, found and hashed."""
+    """The choice with the checkpoint that its parameters name, located and hashed."""
     try:
         params = choice.params
         entry = Model(id=params.id, revision=params.revision, trust_remote_code=params.trust_remote_code)
@@ -174,7 +174,7 @@ def _published(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodC
         )
     if found.matrices and found.ref.native_quantization is None:
         raise recipe.error((*place, "id"), "names a checkpoint that is not quantized; name it under 'models'")
-    kept = {name: value for name, value in choice.ref.params.items() if name != TRUST}  # the checkpoint's ref has it
+    kept = {name: value for name, value in choice.ref.params.items() if name != TRUST}  # the checkpoint's ref holds it
     ref = replace(choice.ref, params=kept, published=found.ref, label=f"{choice.ref.name} {found.ref.label}")
     return replace(choice, ref=ref, checkpoint=found)
 
@@ -188,7 +188,7 @@ def _checked(recipe: Recipe, params: type[P], given: dict[str, Any], place: Loca
 
 
 def _shown(method: Method[Any], key: str, value: object) -> str:
-    """A parameter in a label: ``bits=4``; a switch by its name where it is on, and not at all where off is usual."""
+    """A parameter in a label: ``bits=4``. True shows as the name alone; False is omitted if it is the default."""
     if value is True:
         return key
     if value is False and method.params.model_fields[key].default is False:

@@ -1,4 +1,4 @@
-"""From a recipe to the ordered runs of its sweep. Reads headers and hashes; loads nothing, and writes no results."""
+"""Turns a recipe into the ordered runs of a sweep. Reads headers and hashes files; loads and writes nothing."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ from harness.tasks.trust import definition
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run, what its weights are estimated to take, and why it cannot be made (None where it can).
+    """A run, the estimated size of its weights, and why it is unsupported (None if it is supported).
 
-    ``inputs`` are the user's files that its figures depend on, as they were when they were hashed.
+    ``inputs`` are the user's files that its figures depend on, as they were when hashed.
     """
 
     spec: RunSpec
@@ -76,7 +76,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class _Resolved:
-    """A recipe with its names looked up: what is run of each of its models on each of its engines."""
+    """A recipe with its names looked up: what to run for each of its models on each of its engines."""
 
     recipe: Recipe
     site: Site
@@ -107,7 +107,7 @@ class _Resolved:
         stack: str = MAIN,
         repetition: int = 0,
     ) -> PlannedRun:
-        """A job as a run of this sweep. ``made`` are the ids, by kind, of the runs whose artifacts it may read."""
+        """A job as a run of this sweep. ``made`` maps kinds to the ids of the runs whose artifacts it may read."""
         recipe = self.recipe
         spec = RunSpec(
             recipe=recipe.name,
@@ -121,13 +121,12 @@ class _Resolved:
 
 
 def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
-    """The runs in the order in which they are made at a site.
+    """The runs in the order in which they execute at a site.
 
-    Preparing, calibration and reference runs come first, then each variant's quantization and quality, then
-    performance with the variants interleaved and the repetitions outermost, so that a machine that
-    slows down slows them all. ``allow_leak`` lets calibration overlap the evaluation text. Raises RecipeError for what
-    no model could take, and UsageError for a device that the site lacks; what this model or this site cannot take is
-    planned as unsupported.
+    Prepare, calibration and reference runs come first, then each variant's quantization and quality, then performance
+    with the variants interleaved and the repetitions outermost, so that a machine that slows down affects all variants.
+    ``allow_leak`` lets calibration overlap the evaluation text. Raises RecipeError for what no model could use, and
+    UsageError for a device that the site lacks. What this model or this site cannot use is planned as unsupported.
     """
     machine = site.machine(recipe.device)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
@@ -154,14 +153,14 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
         raise recipe.error(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
-    once = {run.spec.run_id: run for run in [*_machine(sweep, planned), *planned]}  # engines share what they need
+    once = {run.spec.run_id: run for run in [*_machine(sweep, planned), *planned]}  # engines share some runs
     return tuple(sorted(once.values(), key=lambda run: run.spec.job.turn + run.spec.repetition))
 
 
 def _machine(sweep: _Resolved, planned: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
-    """The run that measures the machine, once, where any speed is to be held against it.
+    """The run that measures the machine, once, if any speed needs a bound.
 
-    No run needs it: where it fails, speeds are measured all the same and have no bound.
+    No run depends on it: if it fails, speeds are still measured but have no bound.
     """
     if any(run.spec.throughput is not None and not run.unsupported for run in planned):
         conditions = Conditions(sweep.conditions.device, sweep.conditions.threads, memory=False)
@@ -169,7 +168,7 @@ def _machine(sweep: _Resolved, planned: Sequence[PlannedRun]) -> Iterator[Planne
 
 
 def _reader_settings(recipe: Recipe, job: Job) -> ReaderSettings:
-    """Those of the recipe that the job's figures are read with."""
+    """The recipe's reader settings that apply to the job's figures."""
     memory, price = recipe.measure.memory, recipe.price
     settings = {
         "budget_bytes": memory.budget if memory else None,
@@ -181,12 +180,12 @@ def _reader_settings(recipe: Recipe, job: Job) -> ReaderSettings:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What was hashed of models, by their path; texts and tasks are added when they are first met."""
+    """Hashed inputs by path: models from the start, texts and tasks when first used."""
 
     known: dict[str, Input]
 
     def of(self, job: Job) -> tuple[Input, ...]:
-        """Those that a job depends on, also by way of what other runs make for it."""
+        """The inputs that a job depends on, including through the runs that it needs."""
         return (
             *(self.known[model.path] for model in job.models if model.path in self.known),
             *(self._task(task) for task in job.tasks if task.own is not None),
@@ -214,7 +213,7 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Shared:
-    """The runs of one model on one engine that several of its variants need."""
+    """The runs of one model on one engine that several variants need."""
 
     prepare: PlannedRun | None = None
     calibrate: PlannedRun | None = None
@@ -240,7 +239,7 @@ class _OnEngine:
         return self.choice.engine
 
     def runs(self) -> Iterator[PlannedRun]:
-        """What several of its variants need, then their own."""
+        """The runs that several variants need, then each variant's own."""
         skip = self.sweep.recipe.scope.skip
         kept = [
             (
@@ -311,7 +310,7 @@ class _OnEngine:
     def _measurements(
         self, method: MethodChoice, kv_cache: KvCache
     ) -> Iterator[tuple[MeasureQuality | AnswerTask | MeasurePerformance, int]]:
-        """What is measured of a variant, and in which repetition."""
+        """The measuring jobs of a variant, each with its repetition."""
         sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
         leak = sweep.allow_leak and method.calibrated
         of = (sweep.conditions, self._variant(method, kv_cache, self.choice.changed), base)
@@ -325,7 +324,7 @@ class _OnEngine:
                 yield MeasurePerformance(*of, grid, measure.energy is not None, verify, sweep.workloads), repetition
 
     def _grids(self, method: MethodChoice, kv_cache: KvCache) -> Iterator[ThroughputWorkload | None]:
-        """What performance runs time: the grid in each decode mode, or nothing where only memory or plugins measure."""
+        """What performance runs time: the grid in each decode mode, or None if only memory or plugins measure."""
         measure = self.sweep.recipe.measure
         if measure.throughput is not None:
             for mode in self.sweep.recipe.decode_mode:
@@ -338,14 +337,14 @@ class _OnEngine:
             yield None
 
     def _caches(self, method: MethodChoice) -> tuple[KvCache, ...]:
-        """The key-value caches that a method is measured with: the baseline always with the model's own."""
+        """The key-value caches that a method is measured with. The baseline always includes the model's own."""
         wanted = tuple(each for each in self.sweep.recipe.kv_cache if not self._excluded(method, each))
         return tuple(dict.fromkeys(("model", *wanted))) if self._is_base(method) else wanted
 
     def _variant(
         self, method: MethodChoice, kv_cache: KvCache, engine_params: Mapping[str, Scalar] | None = None
     ) -> Variant:
-        """``engine_params`` only where the engine runs it: what is made for all of its settings has none."""
+        """Pass ``engine_params`` only for jobs that run on the engine: artifacts are shared by all of its settings."""
         recipe = self.sweep.recipe
         scoped = method.ref.stage in ("on_load", "offline")
         return Variant(
@@ -368,7 +367,7 @@ class _OnEngine:
         return excluded(self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache)
 
     def _is_converted(self, method: MethodChoice) -> bool:
-        """Whether an unquantized variant must first be written in the engine's own form."""
+        """Whether an unquantized variant must first be converted to the engine's own format."""
         if self.engine.convert is None or TRANSFORMERS_FORMAT in self.engine.reads or method.ref.stage != "none":
             return False
         model = self.source.ref
@@ -376,13 +375,13 @@ class _OnEngine:
         return not (as_it_is and source_format(model) in self.engine.reads and model.degrid is None)
 
     def _too_long(self, job: Job) -> str | None:
-        """Why a job's workload does not fit the model's context."""
+        """Why a job's workload does not fit the model's context; None if it fits."""
         limit = self.source.context_length
         return job.exceeds(limit) if limit is not None else None
 
     @property
     def _has_quality(self) -> bool:
-        """Random weights have none."""
+        """Whether quality can be measured: random weights have none."""
         return self.source.ref.kind != "synthetic"
 
 
@@ -394,7 +393,7 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
 
 
 def _weight_bytes(source: SourceModel, method: MethodChoice) -> int | None:
-    """Estimated bytes of the loaded weights; None where the model's shapes are not known yet."""
+    """Estimated bytes of the loaded weights; None if the model's shapes are not known yet."""
     if not source.matrices:
         return None
     plain = DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)

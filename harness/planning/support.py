@@ -1,4 +1,4 @@
-"""Why this model cannot use this method here: found before anything is loaded."""
+"""Why this model cannot use this method here, determined before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from harness.models.sources import SourceModel
 from harness.planning.expand import MethodChoice
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-"""What a quantized checkpoint has in common with the model that it was made of."""
+"""The configuration keys that a quantized checkpoint shares with its source model."""
 
 
 def unsupported_reason(
     source: SourceModel, method: MethodChoice, machine: Machine, site: Site, skip: Sequence[str] = ()
 ) -> str | None:
-    """The first reason found, with what to do about it; None where nothing is known to stand in the way."""
+    """The first reason found, with what to do about it; None if there is no known reason."""
     return (
         source.degrid_obstacle
         or _already_quantized(source, method, site)
@@ -39,7 +39,7 @@ def unsupported_reason(
 
 
 def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) -> str | None:
-    """Why an engine cannot do this job: what it lacks, or how it cannot keep keys and values or decode; else None."""
+    """Why an engine cannot do this job: a missing capability, key-value cache or decode mode; None if it can."""
     lacking = [name for name in job.uses if name not in runtime.capabilities]
     if lacking:
         offered = ", ".join(sorted(runtime.capabilities))
@@ -59,12 +59,12 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
 
 
 def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> str | None:
-    """Why nothing can be measured on an engine: its stack is not made, or holds none of its libraries."""
+    """Why an engine cannot measure anything: its stack is not created or lacks libraries; None if it can."""
     return None if runtime.stack == MAIN else _missing_from(runtime.stack, runtime.packages, site)
 
 
 def _already_quantized(source: SourceModel, method: MethodChoice, site: Site) -> str | None:
-    """What stands against measuring, or quantizing again, a checkpoint that is quantized as it was published."""
+    """Why a checkpoint that was published quantized cannot be measured, or quantized again; None if it can."""
     if method.checkpoint is not None:
         return _unreadable(method.checkpoint, site)
     if source.quantization is None:
@@ -78,7 +78,7 @@ def _already_quantized(source: SourceModel, method: MethodChoice, site: Site) ->
 
 
 def _other_model(source: SourceModel, method: MethodChoice) -> str | None:
-    """In what a published checkpoint differs from its model, where both configurations are there to be read."""
+    """How a published checkpoint differs from its model, if both configurations are available; else None."""
     refs = [source.ref, method.checkpoint.ref if method.checkpoint else source.ref]
     if any(ref.kind not in ("directory", "hub") or not ref.path for ref in refs):
         return None
@@ -98,7 +98,7 @@ def _untokenized(source: SourceModel, method: MethodChoice) -> str | None:
 
 def _unreadable(source: SourceModel, site: Site) -> str | None:
     method = source.quantization
-    if method is None or not source.matrices:  # a float checkpoint, or one that is not fetched yet
+    if method is None or not source.matrices:  # a float checkpoint, or one not fetched yet
         return None
     if method not in published.READERS:
         return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(published.READERS)}"
@@ -106,7 +106,7 @@ def _unreadable(source: SourceModel, site: Site) -> str | None:
 
 
 def _lacking(chosen: MethodChoice, site: Site) -> str | None:
-    """What the method's libraries lack, where it quantizes and where its result is measured."""
+    """What is missing in the stack that quantizes and in the one that measures; None if nothing is."""
     method = chosen.method
     if method.stack == MAIN:
         return registry.missing(method, site)
@@ -114,7 +114,7 @@ def _lacking(chosen: MethodChoice, site: Site) -> str | None:
 
 
 def _missing_from(stack: str, packages: Sequence[str], site: Site) -> str | None:
-    """Why nothing can run in a stack, or which of the packages that are needed it lacks."""
+    """Why a stack cannot run anything, or which of the needed packages it lacks; None if it is ready."""
     reason = site.obstacle(stack)
     if reason:
         return reason
@@ -132,7 +132,7 @@ def _device(needs: Needs, machine: Machine) -> str | None:
 
 
 def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
-    """Why a mixture's experts stand in the way: without them, less would be quantized than coverage asks for."""
+    """Why a mixture's experts prevent the method: without them, coverage would be below the required minimum."""
     if not method.method.leaves_experts(source.model_type):
         return None
     scope = _in_scope(source, skip)
@@ -162,7 +162,7 @@ def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, 
 
 
 def misfit(method: str, needs: Needs, shapes: Collection[tuple[int, ...]], model_type: str | None) -> str | None:
-    """Widths that the method's groups or tiles do not divide, and architectures that its library does not know."""
+    """Widths that the method's groups or tiles do not divide, or an architecture unknown to its library; or None."""
     if needs.model_types and model_type and model_type not in needs.model_types:
         return f"{method} does not know {model_type} models; known: {', '.join(sorted(needs.model_types))}"
     inputs = _indivisible((shape[-1] for shape in shapes), needs.input_divisor)

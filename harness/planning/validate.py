@@ -1,4 +1,4 @@
-"""What a recipe says that no model could take, or that has no effect: refused before anything is planned."""
+"""Rejects recipe entries that no model could use or that have no effect, before anything is planned."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.recipe.faults import expected
 
 
 def reject_duplicates(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
-    """Raises RecipeError for one model written twice, and for two that a table could not tell apart."""
+    """Raises RecipeError for a model listed twice, and for models that a table could not distinguish."""
     if len({source.ref.label for source in sources}) < len(sources):
         raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
     if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
@@ -28,7 +28,7 @@ def reject_duplicates(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
 
 
 def validate_measure(recipe: Recipe) -> None:
-    """Raises RecipeError where nothing is measured, and for what lacks the measurement that it rests on."""
+    """Raises RecipeError if nothing is measured, or if a measurement lacks another one that it needs."""
     if recipe.measure == Measure():
         raise recipe.error(("measure",), "nothing is measured; name perplexity, tasks, memory or throughput")
     if recipe.measure.throughput is None:
@@ -38,7 +38,7 @@ def validate_measure(recipe: Recipe) -> None:
 
 
 def _validate_without_throughput(recipe: Recipe) -> None:
-    """Raises RecipeError for what is measured, or worked out, of prefill and decode."""
+    """Raises RecipeError for settings that need the timing of prefill and decode."""
     memory = recipe.measure.memory
     wanted: list[tuple[tuple[str, ...], object, str]] = [
         (("measure", "energy"), recipe.measure.energy, "it is measured at the points of its grid"),
@@ -52,7 +52,7 @@ def _validate_without_throughput(recipe: Recipe) -> None:
 
 
 def thresholds(recipe: Recipe) -> Mapping[str, float]:
-    """The thresholds of the recipe's gates. Raises RecipeError for an unknown gate, and for what is no threshold."""
+    """The thresholds of the recipe's gates. Raises RecipeError for an unknown gate or an invalid threshold."""
     try:
         return {name: threshold(registry.gates(), name, written) for name, written in recipe.gates.items()}
     except ValueError as error:
@@ -60,7 +60,7 @@ def thresholds(recipe: Recipe) -> Mapping[str, float]:
 
 
 def validate_calibration(recipe: Recipe, chosen: Sequence[MethodChoice]) -> None:
-    """Raises RecipeError where a calibrated method would have nothing to see."""
+    """Raises RecipeError if a calibrated method has no calibration text."""
     lacking = [each.ref.name for each in chosen if each.calibrated]
     if lacking and recipe.calibration is None:
         raise recipe.error(
@@ -69,7 +69,7 @@ def validate_calibration(recipe: Recipe, chosen: Sequence[MethodChoice]) -> None
 
 
 def validate_engines(recipe: Recipe, engines: Sequence[Engine[Any]], chosen: Sequence[MethodChoice]) -> None:
-    """Raises RecipeError for a method that no engine of the recipe runs; on one that does not, it is left out."""
+    """Raises RecipeError for a method that no engine of the recipe can run. Other engines skip it."""
     for method in chosen:
         if not any(method.runs_on(engine) for engine in engines):
             able = [name for name in registry.engine_names() if method.runs_on(registry.engine(name))]
@@ -78,9 +78,9 @@ def validate_engines(recipe: Recipe, engines: Sequence[Engine[Any]], chosen: Seq
 
 
 def validate_scope(recipe: Recipe, sources: Sequence[SourceModel], chosen: Sequence[MethodChoice]) -> None:
-    """Raises RecipeError for patterns that match nothing, a scope that is empty, and overrides nobody could apply."""
+    """Raises RecipeError for patterns that match nothing, an empty scope, and overrides that no method supports."""
     for source in sources:
-        if source.ref.kind in ("directory", "hub") and source.matrices:  # else names are known only once prepared
+        if source.ref.kind in ("directory", "hub") and source.matrices:  # else names are unknown before preparing
             _validate_patterns(recipe, source.ref.label, [name.removesuffix(".weight") for name in source.matrices])
     for pattern, own in recipe.scope.overrides.items():
         if not own:
@@ -99,7 +99,7 @@ def _validate_patterns(recipe: Recipe, model: str, modules: Sequence[str]) -> No
 
 
 def _validate_override(recipe: Recipe, pattern: str, able: Sequence[MethodChoice]) -> None:
-    """``able`` are the variants whose methods can have parameters of their own for single modules."""
+    """``able`` are the variants whose methods support separate parameters for single modules."""
     place, own = ("scope", "overrides", pattern), recipe.scope.overrides[pattern]
     for key in own:
         if not any(key in each.method.params.model_fields for each in able):

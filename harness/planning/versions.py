@@ -1,4 +1,4 @@
-"""The versions that a run depends on: libraries, and parts of the harness whose change makes another figure."""
+"""The versions that a run depends on: libraries, and parts of the harness that affect figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.text.calibration import VERSION as CALIBRATION_VERSION
 from harness.text.windows import VERSION as WINDOWS_VERSION
 
 PROBE_VERSION = 1
-"""Raised by every change of the probe's text or of what is kept of it."""
+"""Increment it when the probe's text or saved content changes."""
 PARTS: Mapping[str, int] = {
     "calibration": CALIBRATION_VERSION,
     "gguf": GGUF_VERSION,
@@ -37,9 +37,9 @@ PARTS: Mapping[str, int] = {
 def environment(
     job: Job, method: MethodChoice, hardware: str, site: Site, stack: str = MAIN, repetition: int = 0
 ) -> Environment:
-    """Where a job is done, with the versions that a repetition of it at this site must share.
+    """The environment of a job, with the versions that its repetitions at this site must share.
 
-    ``method`` is its variant's; of what all variants share, the baseline's.
+    ``method`` is the variant's method; for jobs that all variants share, the baseline's.
     """
     versions = {name: registry.metric(name).version for name in job.metrics} | {name: PARTS[name] for name in job.parts}
     packages = job.packages
@@ -65,8 +65,8 @@ def environment(
 
 
 def _packages(method: MethodChoice, job: Job, stack: str) -> tuple[str, ...]:
-    """What a method needs where it quantizes, or what reads its result."""
+    """The packages that the method needs to quantize, or to read its result."""
     if stack != MAIN:
         return method.method.packages
     own = method.method.packages if job.quantizes else registry.readers(method.method)
-    return (*own, *published.readers(job.models[-1]))  # the published checkpoint, where there is one
+    return (*own, *published.readers(job.models[-1]))  # the published checkpoint, if there is one

@@ -1,4 +1,4 @@
-"""From what a recipe wants measured to workloads: names looked up, files hashed, errors named with their line."""
+"""Turns a recipe's ``measure`` section into workloads: looks up names, hashes files, reports errors with their line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Place = tuple[str | int, ...]
 
 
 def text(recipe: Recipe, wanted: written.Text, place: Place) -> TextRef:
-    """The text that a key of the recipe names. Raises RecipeError where it is not there."""
+    """The text that a key of the recipe names. Raises RecipeError if it does not exist."""
     try:
         return resolve(wanted, recipe.folder_of((*place, "file")))
     except SourceError as error:
@@ -33,7 +33,7 @@ def text(recipe: Recipe, wanted: written.Text, place: Place) -> TextRef:
 
 
 def perplexities(recipe: Recipe) -> tuple[PerplexityWorkload, ...]:
-    """The texts to score, each by its protocol. Raises RecipeError for a stride that the protocol cannot take."""
+    """The texts to score, each with its protocol. Raises RecipeError for an invalid stride or a duplicate."""
     found = tuple(_perplexity(recipe, index) for index in range(len(recipe.measure.perplexity)))
     if len(set(found)) < len(found):
         raise recipe.error(("measure", "perplexity"), "scores one text twice in the same way")
@@ -55,7 +55,7 @@ def _perplexity(recipe: Recipe, index: int) -> PerplexityWorkload:
 
 
 def tasks(recipe: Recipe) -> tuple[TaskWorkload, ...]:
-    """The tasks of a recipe; a tag becomes the tasks that bear it. Raises RecipeError for an unknown one."""
+    """The tasks of a recipe; a tag expands to its tasks. Raises RecipeError for an unknown task or a duplicate."""
     found = tuple(each for index in range(len(recipe.measure.tasks)) for each in _task(recipe, index))
     for index, each in enumerate(found):
         if each in found[:index]:
@@ -85,7 +85,7 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
 
 
 def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) -> TaskWorkload:
-    """A task that the user defined. Raises RecipeError, with file and line, for code in it that is not trusted."""
+    """A task that the user defined. Raises RecipeError, with file and line, if it contains untrusted code."""
     path = (recipe.folder_of(place) / name.expanduser()).resolve()
     if not path.is_file():
         raise recipe.error(place, f"task file not found: {path}")
@@ -105,9 +105,9 @@ def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) 
 
 
 def plugin_metrics(recipe: Recipe, kind: MetricKind) -> tuple[MetricRef, ...]:
-    """The plugins' metrics of one kind that ``measure`` names.
+    """The plugin metrics of one kind that ``measure`` names.
 
-    Raises RecipeError for an unknown name or parameter, and for a kind that a recipe cannot ask for.
+    Raises RecipeError for an unknown name or parameter, and for a kind that a recipe cannot request.
     """
     found = [_plugin_metric(recipe, name, params) for name, params in recipe.measure.of_plugins.items()]
     return tuple(ref for metric, ref in found if metric.kind == kind)
@@ -143,7 +143,7 @@ def _file(recipe: Recipe, name: str | None, place: Place) -> TextRef | None:
 
 
 def calibration(recipe: Recipe, scored: Sequence[PerplexityWorkload], allow_leak: bool) -> CalibrationRef | None:
-    """The recipe's calibration. Raises RecipeError where it is a text that is scored."""
+    """The recipe's calibration. Raises RecipeError if its text is also scored, unless ``allow_leak``."""
     entry = recipe.calibration
     if entry is None:
         return None

@@ -1,10 +1,10 @@
 """Separate environments for libraries whose pins conflict with the main one.
 
-A stack is a file of pinned requirements and the interpreter made from it. The harness's own pins lie in this folder; a
-package adds a stack for its engine or method by an entry point of the group ``qharness.stacks`` that names a
+A stack is a file of pinned requirements and the interpreter made from it. The harness's own pins are in this folder. A
+package adds a stack for its engine or method with an entry point in the group ``qharness.stacks`` that names a
 StackDefinition. Its pins include the package itself, because workers look up engines and methods in their own
-interpreter. Only the standard library is imported here: planning asks what a stack holds, and ``harness.stacks.build``
-makes one.
+interpreter. This module imports only the standard library: planning queries stacks, ``harness.stacks.build`` makes
+them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ State = Literal["ready", "missing", "half-made", "the user's own"]
 class StackDefinition:
     """The definition of a stack.
 
-    ``requirements`` is a file of pins. ``library`` is built last, against the pinned packages, and ``module`` is what a
-    worker imports of it.
+    ``requirements`` is a file of pins. ``library`` is built last, against the pinned packages, and ``module`` is the
+    module of it that workers import.
     """
 
     summary: str
@@ -128,7 +128,7 @@ class Stack:
     def read_versions(self) -> Mapping[str, str]:
         """Its packages; a user's own interpreter is started to list them.
 
-        Raises UsageError where they cannot be read.
+        Raises UsageError if they cannot be read.
         """
         if self.own_python is not None:
             return ask_versions(self.own_python)
@@ -153,7 +153,7 @@ class Stacks:
 
 
 def parse_pythons(given: list[str]) -> dict[str, Path]:
-    """``NAME=PATH`` of the command line. Raises UsageError for anything else, or if there is no interpreter."""
+    """Parses ``NAME=PATH`` options. Raises UsageError for anything else, or if there is no interpreter."""
     pythons = {}
     for pair in given:
         name, _, path = pair.partition("=")
@@ -161,12 +161,12 @@ def parse_pythons(given: list[str]) -> dict[str, Path]:
             refuse_unknown("stack", name, stack_names())
         if not Path(path).is_file():
             raise UsageError(f"--python {pair}: there is no interpreter at {path!r}")
-        pythons[name] = Path(path).absolute()  # not resolved: a virtual environment is known by its link
+        pythons[name] = Path(path).absolute()  # not resolved: a virtual environment's python is a symlink
     return pythons
 
 
 def ask_versions(python: Path) -> dict[str, str]:
-    """The packages of an interpreter. Raises UsageError if it does not answer."""
+    """The packages of an interpreter and their versions. Raises UsageError if it does not work."""
     try:
         answer = subprocess.run([python, "-c", _LIST_VERSIONS], capture_output=True, text=True, check=True, timeout=60)
         versions: dict[str, str] = json.loads(answer.stdout)

@@ -25,9 +25,9 @@ from harness.stacks.variables import for_workers
 
 TAIL_LINES = 12
 SIGN_OF_LIFE_S = 30.0
-"""How long an installer may work before it is said that it still does, and at what."""
+"""The interval at which progress of a running installer is reported."""
 _UV_VARIABLES = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
-"""What pip is configured with and uv does not read, by the variable in which uv takes it."""
+"""pip settings that uv does not read, and the variables that it reads instead."""
 _WORKER_NEEDS = """
 import pkgutil, importlib
 import harness.execution.worker, harness.execution.jobs as jobs, {module}
@@ -91,7 +91,7 @@ def remove(stack: Stack) -> bool:
 def environment(folder: Path) -> dict[str, str]:
     """The variables of a worker in a stack: it can import the harness, but no other package of the main environment.
 
-    ``folder`` holds the link to the harness that is added to the path.
+    Creates a link to the harness in ``folder`` and adds it to the path.
     """
     link = folder / "harness-alone" / "harness"
     link.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +163,7 @@ def _settings() -> dict[str, str]:
 
 @cache
 def _pip_settings() -> dict[str, str]:
-    """What pip is configured with, by place and name (``global.cert``)."""
+    """pip's configuration, by section and name (``global.cert``)."""
     command = [sys.executable, "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
     lines = (line.partition("=") for line in listed.splitlines())

@@ -22,11 +22,11 @@ _ALLOWED = re.compile(
     r"|PYTHON\w*|VIRTUAL_ENV|CONDA_PREFIX|CC|CXX|CFLAGS|CXXFLAGS|CPPFLAGS|LDFLAGS|CPATH|C_INCLUDE_PATH|CPLUS_INCLUDE_PATH"
     r"|LIBRARY_PATH|LD_LIBRARY_PATH|LD_PRELOAD|DYLD_\w+|PKG_CONFIG_PATH|MAX_JOBS|CUDAHOSTCXX|CUDACXX"
     r"|GCC_EXEC_PREFIX|COMPILER_PATH|(NVCC|NIX)_\w+"
-    # where libraries keep what was fetched and compiled
+    # where libraries store downloads and compiled code
     r"|HF_HOME|HF_HUB_CACHE|HUGGINGFACE_HUB_CACHE|HF_DATASETS_CACHE|HF_MODULES_CACHE|HF_ASSETS_CACHE"
     r"|TRANSFORMERS_CACHE|TRANSFORMERS_VERBOSITY|NLTK_DATA|XDG_(CACHE|CONFIG|DATA|STATE)_HOME|XDG_RUNTIME_DIR"
     r"|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE"
-    # threads, memory, instruction sets, devices: what decides how fast and how exactly a kernel runs
+    # threads, memory, instruction sets, devices: what affects a kernel's speed and precision
     r"|(OMP|GOMP|KMP|MKL|OPENBLAS|BLIS|VECLIB|NUMEXPR|NUMBA|ONEDNN|DNNL|NPY|ATEN|MALLOC|TCMALLOC|GLIBC)_\w+"
     r"|(CUDA|CUBLAS|CUBLASLT|CUDNN|NCCL|NVIDIA|NVTE|HIP|ROCR|ROCM|HSA|TRITON|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH)_\w+"
     r"|(ACCELERATE|TOKENIZERS|RAYON|BNB|GPTQMODEL|AR|INC|QUARK|GGML|LLAMA|TQDM|QHARNESS)_\w+"
@@ -47,8 +47,8 @@ def for_workers(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
 def compiled_kernels(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
     """A folder for torch.compile's kernels that is specific to this processor's instruction sets.
 
-    torch finds kernels again by their graph. Those that were compiled for other vector registers (on another machine
-    that shares the folder, or under another ATEN_CPU_CAPABILITY) abort the process that runs them.
+    torch looks up cached kernels by their graph. Kernels compiled for other vector registers (on another machine that
+    shares the folder, or under another ATEN_CPU_CAPABILITY) abort the process that runs them.
     """
     who = digest([instruction_sets(), variables.get("ATEN_CPU_CAPABILITY")])
     return {"TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"qharness-kernels-{os.getuid()}-{who}")}

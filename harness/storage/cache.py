@@ -1,7 +1,7 @@
-"""The cache of prepared models, quantized artifacts and references, each named by the run that made it.
+"""The cache of prepared models, quantized artifacts and references, each named after the run that made it.
 
-A folder appears complete, by one rename, together with the outcome of its run. Any folder may be deleted and is then
-made again.
+A folder appears complete, by one rename, together with the outcome of its run. Any folder may be deleted; the next
+run makes it again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Cache:
         return decode(_Kept, upgrade(whole, str(path)), str(path)).outcome
 
     def remove(self, spec: RunSpec) -> None:
-        """Throws away what a run left; nothing where it left nothing."""
+        """Deletes a run's folder, if there is one."""
         if spec.job.cached:
             shutil.rmtree(self.folder(spec.kind, spec.run_id), ignore_errors=True)
 

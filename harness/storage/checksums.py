@@ -19,7 +19,7 @@ def file_sha256(path: Path) -> str:
 
 
 def git_blob(path: Path) -> str:
-    """What git calls a file's content: sha1 of ``blob SIZE`` and the bytes (gitformat-pack)."""
+    """The hash of a git blob: sha1 of ``blob SIZE``, a zero byte and the content (gitformat-pack)."""
     blob = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -28,7 +28,7 @@ def git_blob(path: Path) -> str:
 
 
 def stat_file(path: Path) -> InputFile:
-    """A file that is not hashed. Raises OSError where it is not there."""
+    """A file without its hash. Raises OSError if it does not exist."""
     now = path.stat()
     return InputFile(str(path), now.st_size, now.st_mtime_ns, now.st_ino, now.st_ctime_ns)
 
@@ -67,7 +67,7 @@ def find_difference(known: Input, any_change: bool = False) -> str | None:
 
 
 def compare_stat(file: InputFile, any_change: bool = False) -> str | None:
-    """How a file on disk differs by size, mtime or inode, or with ``any_change`` by ctime too; None: it does not."""
+    """How a file on disk differs in size, mtime or inode, with ``any_change`` also in ctime; None if it does not."""
     try:
         now = stat_file(Path(file.path))
     except OSError as error:
@@ -79,13 +79,13 @@ def compare_stat(file: InputFile, any_change: bool = False) -> str | None:
         **({"change time": (file.changed_ns, now.changed_ns)} if any_change else {}),
     }
     other = [name for name, (before, after) in pairs.items() if before != after]
-    if other == ["inode"] and (file.sha256 or file.blob):  # a copy in its place, or a file system that counts anew
+    if other == ["inode"] and (file.sha256 or file.blob):  # a copy, or a file system that renumbered its inodes
         return compare_content(file)
     return f"{file.path}: another {' and '.join(other)} than when it was hashed" if other else None
 
 
 def compare_content(file: InputFile) -> str | None:
-    """How a file's content differs now, the whole file hashed again; None: it does not."""
+    """How a file's content differs now, by hashing it again; None if it does not."""
     path = Path(file.path)
     try:
         if file.sha256 and file_sha256(path) != file.sha256:

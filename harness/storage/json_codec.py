@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 def encode(value: Any, indent: int | None = None) -> str:
-    """A dataclass as JSON. Raises ValueError for NaN and infinities, which no record may hold."""
+    """A dataclass as JSON. Raises ValueError for NaN and infinities, which no record may contain."""
     return json.dumps(value, default=_fields, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
 def decode(kind: type[T], raw: object, name: str) -> T:
     """The dataclass that plain JSON data describes.
 
-    Raises ResultsError, with the field, where it does not, and NotFiniteError where a number of it is NaN or infinite.
+    Raises ResultsError, with the field, if the data do not fit, and NotFiniteError if a number is NaN or infinite.
     """
     from pydantic import ValidationError
 
@@ -38,7 +38,7 @@ def decode(kind: type[T], raw: object, name: str) -> T:
 
 @cache
 def _validator(kind: Any) -> Any:
-    """Made once for each type: of a record it takes longer to make than to use."""
+    """Cached per type, because building a record's validator takes longer than using it."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

@@ -1,11 +1,11 @@
 """The results folder: ``<recipe>/<run id>/<attempt>/`` with record.json, evidence.parquet and log.txt.
 
-Attempts are only ever added. If the inputs of one turn out to have changed, only its record is replaced. A record
-appears complete, by one rename, or not at all. Measurements with more than one value are in the Parquet file; the JSON
-describes them.
+Attempts are only ever added. If the inputs of an attempt turn out to have changed, only its record is replaced. A
+record appears complete, by one rename, or not at all. Measurements with more than one value are in the Parquet file;
+the JSON describes them.
 
-A record's text never makes a path: a record is read only where its recipe, its run id and its attempt are those of
-the folders that it lies in.
+A record's content never determines a path: a record is read only if its recipe, run id and attempt match the folders
+that contain it.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def read_whole(path: Path) -> tuple[tuple[RunRecord, ...], tuple[str, ...]]:
 
 
 def _record_files(root: Path) -> Iterator[Path]:
-    """Complete ones: a hidden folder holds an interrupted write or something unrelated."""
+    """Complete records only: a hidden folder holds an interrupted write or something unrelated."""
     for path in sorted(root.rglob(RECORD)):
         if not any(part.startswith(".") for part in path.relative_to(root).parts):
             yield path
@@ -204,8 +204,8 @@ def _read(path: Path, root: Path) -> RunRecord:
 def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: Path) -> None:
     """Raises ResultsError if a record does not match its folders: recipe, run id and attempt.
 
-    The folder of a recipe may be called anything where it is ``root``, which a user named. The run id is held against
-    the spec but for early records of schema version 1, which were named before some of its fields were there.
+    If the recipe's folder is ``root`` itself, which the user named, any name is allowed. The run id must match the
+    spec, except in early records of schema version 1, which were named before some of its fields existed.
     """
     spec = record.spec
     run_id, attempt = ("", "", *Path(os.path.abspath(path)).parts[:-1])[-2:]  # noqa: PTH100 - not resolved

@@ -1,1 +1,1 @@
-"""llama.cpp by its Python bindings."""
+"""llama.cpp through its Python bindings."""

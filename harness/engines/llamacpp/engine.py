@@ -1,4 +1,4 @@
-"""The llama.cpp engine: GGUF files on a CPU or a GPU, given the same token ids as every other engine."""
+"""The llama.cpp engine: GGUF files on a CPU or a GPU, with the same token ids as every other engine."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     import torch
 
 PLAIN = frozenset({"do_sample", "max_new_tokens", "pad_token_id"})
-"""Settings of writing that greedy decoding knows."""
+"""Generation settings that greedy decoding supports."""
 _ASSIGNED = re.compile(r"layer +(\d+) assigned to device (\S+?),")
 _BUFFER = re.compile(r"(\S+) model buffer size = +([\d.]+) MiB")
 
 
 @dataclass(frozen=True)
 class Written:
-    """What each sequence's cache holds: its tokens, and ``states`` that stand for the bytes behind them."""
+    """The contents of the cache: tokens per sequence, and ``states``, a placeholder tensor of the cache's byte size."""
 
     lengths: tuple[int, ...]
     states: torch.Tensor
 
 
 class LlamaCppModel:
-    """A GGUF model. llama.cpp returns logits, and neither hidden states nor its head: it is not factored."""
+    """A GGUF model. It is not factored: llama.cpp returns logits but neither hidden states nor its head."""
 
     def __init__(
         self, runtime: Runtime, file: GgufFile, tokenizer: Any | None, request: LoadRequest, attention: str
@@ -78,7 +78,7 @@ class LlamaCppModel:
     def generate(
         self, tokens: torch.Tensor, mask: torch.Tensor, prefix: Any | None, stop: Stop, **settings: Any
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Greedily. A row that wrote the model's end is filled up with padding, as transformers does."""
+        """Decodes greedily. Rows that wrote the model's end token are padded, as in transformers."""
         import torch
 
         other = sorted(settings.keys() - PLAIN)
@@ -149,7 +149,7 @@ class LlamaCppModel:
         return sum(entry.value_bytes + entry.scale_bytes for entry in self._stored)
 
     def kernels(self) -> Mapping[str, int]:
-        """Of the decoder's matrices, by type and by the backend that llama.cpp gave their layer to; and its buffers."""
+        """The decoder's matrices by type and by the backend that runs their layer; and llama.cpp's buffers."""
         assigned = (_ASSIGNED.search(line) for line in self._runtime.said)
         backends = {found[1]: found[2] for found in assigned if found}
         names: Counter[str] = Counter()
@@ -163,7 +163,7 @@ class LlamaCppModel:
         return dict(names)
 
     def families(self) -> Mapping[str, KernelFamily]:
-        """Quantized matrices are multiplied in blocks as they are stored, with inputs rounded to 8 bits."""
+        """llama.cpp multiplies quantized matrices in their stored blocks, with inputs rounded to 8 bits."""
         return {
             entry.name.removesuffix(".weight"): "packed" if entry.quantized else "plain" for entry in self._linears()
         }
@@ -192,7 +192,7 @@ DEFAULTS = LlamaCppParams()
 
 
 def load(request: LoadRequest, params: LlamaCppParams = DEFAULTS) -> LlamaCppModel:
-    """Loads a GGUF file, or the one in a folder of the cache. Raises UnsupportedError for one that cannot be read."""
+    """Loads a GGUF file, or the one in a cache folder. Raises UnsupportedError if it cannot be read."""
     import torch
 
     try:
@@ -209,7 +209,7 @@ def load(request: LoadRequest, params: LlamaCppParams = DEFAULTS) -> LlamaCppMod
 
 
 def written(source: Path, out: Path, dtype: str) -> str | None:
-    """A checkpoint as the engine loads it, not quantized."""
+    """Writes an unquantized checkpoint as a GGUF file; returns a note, if any."""
     return convert(source, out / GGUF_FILE, dtype)
 
 

@@ -1,1 +1,1 @@
-"""The main engine: transformers' own models."""
+"""The main engine: the models of the transformers library."""

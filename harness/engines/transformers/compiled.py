@@ -1,7 +1,7 @@
-"""Compiled decoding of the transformers engine: one graph of a whole step, over a static key-value cache.
+"""Compiled decoding for the transformers engine: one graph per step, over a static key-value cache.
 
-What transformers' ``generate`` does with ``cache_implementation="static"``, but never silently something else:
-a break in the graph or a step that would be compiled anew is an error.
+Like transformers' ``generate`` with ``cache_implementation="static"``, but without silent fallbacks: a graph break
+or a recompilation is an error.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
     import torch
 
 MODES = {"cuda": "reduce-overhead"}
-"""How torch.compile is asked to work on a device: CUDA graphs, so that Python starts one thing a step."""
+"""The torch.compile mode per device: CUDA graphs, so that Python makes one launch per step."""
 TOLERANCE = 0.1
-"""Largest difference of compiled logits from eager ones, relative to their norm: rounding makes up to a few hundredths.
+"""Largest allowed difference between compiled and eager logits, relative to their norm.
 
-Kernels that torch.compile fuses round elsewhere, and a quantized activation may fall on another code.
+Rounding causes up to a few hundredths: fused kernels round in other places, which can change a quantized activation's
+code.
 """
 
 
 @contextmanager
 def compiled(eager: Decoder, model: Any, prompt: torch.Tensor, new_tokens: int) -> Iterator[Decoder]:
-    """A compiled decoder for prompts (batch, length) like this one and so many steps after them.
+    """A compiled decoder for prompts of this shape (batch, length) and ``new_tokens`` steps after them.
 
-    When it begins, it has written one text in step with the model's own decoding. Raises UnsupportedError where
-    the model cannot be compiled as one graph, and InvalidRunError where what it writes is something else.
+    Before use it is checked against the model's eager decoding on one text. Raises UnsupportedError if the model
+    cannot be compiled as one graph, and InvalidRunError if its logits differ.
     """
     import torch
 
@@ -45,7 +46,7 @@ def compiled(eager: Decoder, model: Any, prompt: torch.Tensor, new_tokens: int) 
 
 
 class _Compiled:
-    """Prefill as ever, into a cache of a fixed size; then steps by the graph. Only one text at a time."""
+    """Eager prefill into a cache of fixed size, then steps with the compiled graph. One batch at a time."""
 
     def __init__(self, model: Any, length: int) -> None:
         import torch
@@ -75,7 +76,7 @@ class _Compiled:
 
 
 def _compile(decoder: Decoder, eager: Decoder, prompt: torch.Tensor, new_tokens: int) -> None:
-    """Lets both write one text, the compiled one by the eager one's tokens, and compares every step's logits."""
+    """Compiles by decoding one text with both decoders, using the eager tokens, and compares every step's logits."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     expected, past = eager.prefill(prompt)

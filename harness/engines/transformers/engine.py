@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 1e-5
-"""Largest difference, relative to the largest logit, at which head(hidden(x)) still is the model's own logits."""
+"""Largest difference, relative to the largest logit, at which head(hidden(x)) still counts as the model's logits."""
 
 
 class TransformersModel:
-    """A causal language model of transformers, with every capability."""
+    """A causal language model from transformers, with every capability."""
 
     def __init__(self, model: Any, tokenizer: Any | None, kv_cache: KvCache = "model") -> None:
         import torch
@@ -78,7 +78,7 @@ class TransformersModel:
         return self._model(input_ids=tokens.to(self._model.device), use_cache=False).logits  # type: ignore[no-any-return]
 
     def _read(self, forward: Callable[..., torch.Tensor], tokens: torch.Tensor) -> torch.Tensor:
-        """All of a text at once; where the cache is not the model's own, in chunks that read it."""
+        """Reads a whole text at once, or in chunks on top of the cache if it is not the model's own."""
         import torch
 
         inputs = tokens.to(self._model.device)
@@ -152,7 +152,7 @@ class TransformersModel:
         return compiled(self, self._model, prompt, new_tokens)
 
     def _empty(self) -> Any | None:
-        """An empty cache; None where the model makes its own."""
+        """An empty cache; None if the model makes its own."""
         return self._new_cache() if self._new_cache is not None else None
 
     def _step(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
@@ -206,7 +206,7 @@ class TransformersModel:
         return {name: kind for name, module in modules.items() if (kind := family(module)) is not None}
 
     def _is_factored(self) -> bool:
-        """Whether head(hidden(x)) is the model's own logits, on a few tokens."""
+        """Whether head(hidden(x)) equals the model's own logits for a few tokens."""
         import torch
 
         tokens = torch.arange(PROBE_TOKENS).remainder(self.vocabulary).unsqueeze(0)
@@ -248,7 +248,7 @@ DEFAULTS = TransformersParams()
 
 
 def load(request: LoadRequest, params: TransformersParams = DEFAULTS) -> TransformersModel:
-    """Loads safetensors weights only. Raises what transformers raises: the worker sorts it."""
+    """Loads safetensors weights only. Raises what transformers raises; the worker classifies it."""
     from transformers import AutoTokenizer
 
     if params.attention is not None:

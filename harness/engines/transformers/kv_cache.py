@@ -1,7 +1,7 @@
-"""Key-value caches in fewer bits, for the transformers engine: what keeps the keys and values of the tokens before.
+"""Key-value caches in fewer bits for the transformers engine.
 
-A forward pass over a whole text never reads a cache, so texts are read in chunks: each chunk attends to those before it
-as the cache keeps them, and to itself as it is. That is prefill in chunks, and decoding with a chunk of one token.
+A forward pass over a whole text never reads a cache, so texts are read in chunks: each chunk attends to earlier chunks
+as the cache stores them, and to itself unrounded. This is chunked prefill; decoding uses chunks of one token.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 VERSION = 1
 CHUNK_TOKENS = 64
-"""Tokens of a chunk: few, so that most of a text is read from the cache, and more than one, which would take long."""
+"""Tokens per chunk: few, so that most of a text is read from the cache; more than one, which would be slow."""
 RESIDUAL_TOKENS = 128
-"""transformers keeps up to so many of the newest tokens as they are, and then packs them with the rest."""
+"""transformers keeps up to this many of the newest tokens unrounded before it packs them with the rest."""
 GROUP = 64
-"""Numbers that share a scale; fewer in a model whose tokens' keys these do not divide."""
+"""Numbers that share a scale; fewer if this does not divide the width of a token's keys."""
 HQQ_BITS: Mapping[KvCache, int] = {"int8": 8, "int4": 4}
 PACKAGES: Mapping[KvCache, tuple[str, ...]] = {"model": (), **dict.fromkeys(HQQ_BITS, ("hqq",)), "fp8": ()}
-"""The caches that the engine keeps, and what each needs."""
+"""The caches that the engine supports, and the packages that each needs."""
 
 CacheMaker = Callable[[], Any]
 
 
 def cache_maker(kind: KvCache, config: Any) -> tuple[CacheMaker, str]:
-    """What makes an empty cache of a kind for a model of this configuration, and what it is in words.
+    """A function that makes an empty cache of a kind for a model of this configuration, and a description of it.
 
-    ``int8`` and ``int4`` are transformers' QuantizedCache by hqq, after KIVI (Liu et al., arXiv:2402.02750), in groups
-    of 64 with 128 newest tokens unrounded; ``fp8`` rounds every key and value to float8 E4M3 without a scale, as
-    serving stacks do where nothing was calibrated. Raises UnsupportedError where the model has layers that cannot.
+    ``int8`` and ``int4`` are transformers' QuantizedCache with hqq, after KIVI (Liu et al., arXiv:2402.02750), in
+    groups of 64 with up to 128 newest tokens unrounded. ``fp8`` rounds every key and value to float8 E4M3 without a
+    scale, as serving stacks do without calibration. Raises UnsupportedError if a layer of the model cannot use it.
     """
     if kind in HQQ_BITS:
         bits, group = HQQ_BITS[kind], math.gcd(GROUP, _token_width(config))
@@ -58,7 +58,7 @@ def _hqq_cache(config: Any, bits: int, group: int) -> Any:
 
 
 def _token_width(config: Any) -> int:
-    """The numbers of one token's keys in a layer, whose groups must come out even for a text of any length."""
+    """How many numbers one token's keys in a layer have; groups must divide it to fit texts of any length."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -66,7 +66,7 @@ def _token_width(config: Any) -> int:
 
 
 def _fp8_cache(config: Any) -> Any:
-    """A cache whose every layer keeps float8. Raises ValueError where the model keeps other than keys and values."""
+    """A cache whose layers all store float8. Raises ValueError if a layer stores anything but all keys and values."""
     from transformers import Cache, DynamicCache
 
     own = DynamicCache(config=config).layers
@@ -83,10 +83,10 @@ def _fp8_layer() -> Any:
     largest = torch.finfo(stored).max
 
     def packed(states: torch.Tensor) -> torch.Tensor:
-        return states.clamp(-largest, largest).to(stored)  # torch turns what is beyond into NaN
+        return states.clamp(-largest, largest).to(stored)  # torch turns values beyond it into NaN
 
     class Fp8Layer(DynamicLayer):  # type: ignore[misc]
-        """Keeps (batch, heads, tokens, width) in float8 and gives it back in the model's dtype."""
+        """Stores (batch, heads, tokens, width) in float8 and returns it in the model's dtype."""
 
         def update(
             self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -1,4 +1,4 @@
-"""Prefix caches of the transformers engine: forked, selected from and joined, and the masks of rows that branch."""
+"""Prefix caches for the transformers engine: forking, selecting and joining them, and masks for rows that branch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 16
 BRANCH_TOLERANCE = 0.2
-"""Largest difference of branches from the same tokens alone, relative to what it would change not to branch.
+"""Largest allowed difference between branches and the same tokens run alone, relative to the effect of not branching.
 
-Rounding makes up to 0.1 of it in bfloat16, positions that ignore the branches 0.3 and more.
+Rounding causes up to 0.1 in bfloat16; positions that ignore the branches cause 0.3 or more.
 """
 
 
 def branches(model: Branching) -> bool:
-    """Whether two branches of one stem, with and without a prefix cache, give what each gives alone."""
+    """Whether two branches of one stem give the same states as each run alone, with and without a prefix cache."""
     import torch
 
     tokens = torch.arange(PROBE_TOKENS).remainder(model.vocabulary)
@@ -35,14 +35,14 @@ def branches(model: Branching) -> bool:
             rest = tokens[6:], visible_until[6:] - 6
             after = [model.forward_tree(*rest, prefix) for _ in range(2)]  # the prefix cache must not change
             whole = model.forward_tree(tokens, visible_until, None)
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # a model that takes no such mask or cache
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # the model does not accept this mask or cache
         return False
     trees = [whole, *(torch.cat([alone[0, :6], states]) for states in after)]
     return all(bool((tree - expected).float().norm() <= BRANCH_TOLERANCE * changed) for tree in trees)
 
 
 def sees_all(config: Any) -> bool:
-    """Whether every layer attends to all tokens before: a window would count those of other branches."""
+    """Whether every layer attends to all earlier tokens. A sliding window would count tokens of other branches."""
     text = config.get_text_config()
     kinds = getattr(text, "layer_types", None)
     if kinds:
@@ -51,7 +51,7 @@ def sees_all(config: Any) -> bool:
 
 
 def fork(cache: Any | None) -> Any | None:
-    """A cache with the same tensors, which grows without changing the old one."""
+    """A cache with the same tensors that can grow without changing the old one."""
     if cache is None:
         return None
     forked = copy.copy(cache)
@@ -65,7 +65,7 @@ def selected(cache: Any, rows: torch.Tensor, length: int) -> Any:
 
 
 def joined(caches: Sequence[Any]) -> Any:
-    """Caches as one batch, the shorter ones padded on the left."""
+    """The caches as one batch, left-padded to the longest."""
     import torch
 
     longest = max(cache.get_seq_length() for cache in caches)
@@ -78,7 +78,7 @@ def joined(caches: Sequence[Any]) -> Any:
 
 
 def _rebuilt(cache: Any, states: Callable[[int, str], torch.Tensor]) -> Any:
-    """A cache like another one, whose states (batch, heads, length, width) are given by layer and kind."""
+    """A copy of a cache with new states (batch, heads, length, width), given by layer and kind."""
     rebuilt = fork(cache)
     for index, layer in enumerate(rebuilt.layers):  # type: ignore[union-attr]
         layer.keys, layer.values = states(index, "keys"), states(index, "values")
@@ -86,7 +86,7 @@ def _rebuilt(cache: Any, states: Callable[[int, str], torch.Tensor]) -> Any:
 
 
 def tree_mask(visible_until: torch.Tensor, prefix: int) -> torch.Tensor:
-    """Which tokens of a prefix of that length and of the row each token of the row sees, (n, prefix + n)."""
+    """Which tokens of the prefix and of the row each token of the row sees, (n, prefix + n)."""
     import torch
 
     place = torch.arange(len(visible_until), device=visible_until.device)
@@ -95,7 +95,7 @@ def tree_mask(visible_until: torch.Tensor, prefix: int) -> torch.Tensor:
 
 
 def additive(mask: torch.Tensor) -> torch.Tensor:
-    """The mask as eager attention takes it: what it adds to its scores."""
+    """The mask for eager attention, which adds it to the scores."""
     import torch
 
     return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, torch.finfo(torch.float32).min)

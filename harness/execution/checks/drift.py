@@ -1,4 +1,4 @@
-"""Which timings are suspect: those during which the machine, or the times themselves, drifted."""
+"""Finds suspect timings: the machine, or the times themselves, drifted while they were taken."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def drift(moments: Sequence[Moment], measurements: Sequence[Measurement], of: Of
     """A label for each reason why the timings between these moments are suspect; none if they are not.
 
     ``of`` is what was timed: a run's workload, or the machine itself. Moments come in pairs, before and after the
-    timing of one point of the grid; the device is warm at both. What a state does not hold is not judged.
+    timing of one point of the grid; the device is warm at both. Values that a state lacks are not judged.
     """
     pairs = [(one.state, other.state) for one, other in zip(moments[::2], moments[1::2], strict=True)]
     findings = [*_clock_findings(pairs), *_process_findings(moments)]

@@ -14,8 +14,7 @@ from harness.text.tokenizers import check_tokenizer
 def check_leak(context: Context, evaluation: Sequence[Sequence[int]], allowed: bool, task: str | None = None) -> None:
     """Raises InvalidRunError if the calibration contains evaluation text; labels the run if that is ``allowed``.
 
-    ``evaluation`` are the rows of tokens that are scored: windows of a text, or the requests of the ``task`` of that
-    name.
+    ``evaluation`` are the rows of tokens that are scored: windows of a text, or the requests of the named ``task``.
     """
     seen = calibration.read(context.cache.needed(context.spec, "calibrate"))
     leak = Leak(overlap(seen.tokens, evaluation))

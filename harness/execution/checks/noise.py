@@ -1,4 +1,4 @@
-"""Noise floors: the divergence of the unquantized model from itself. A variant's means nothing unless clearly above."""
+"""Noise floors: the unquantized model's divergence from itself. A variant's divergence must clearly exceed them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from harness.host.machine import available_memory_bytes
 from harness.plugins import metric
 
 BATCH = 2
-"""Windows per batch when the batch size is what changes."""
+"""Windows per batch for floors that change the batch size."""
 WINDOWS = 8
 """Windows of the baseline's floors: enough to compare a variant's divergence with them."""
 STRETCH_TOKENS = 128
-"""Tokens scored per window: a floor must cost little compared with the run that measures it."""
+"""Tokens scored per window: few, so that a floor costs little compared with the run that measures it."""
 
 
 def other_batch(context: Context, model: Logits, windows: Windows, kept: Reference) -> None:
@@ -34,8 +34,8 @@ def other_batch(context: Context, model: Logits, windows: Windows, kept: Referen
 def other_dtype(context: Context, ledger: Sequence[StoredTensor], windows: Windows, kept: Reference) -> None:
     """The same with the baseline loaded in another dtype: bfloat16 for float32, float32 for 16 bits.
 
-    Close the first model before: two may not fit. If there is no such floor, a fact says why; whatever a library raises
-    must not cost the reference that was already written.
+    Close the first model before calling this: two may not fit. If the floor cannot be measured, a fact says why: a
+    library's error must not lose the reference that was already written.
     """
     import torch
 
@@ -68,7 +68,7 @@ def _enough_for_a_batch(windows: Windows) -> bool:
 
 
 def _shortened(windows: Windows, count: int, **protocol: Scalar) -> Windows:
-    """The first windows alone, cut to one length so that any of them fit one batch, and a protocol that says so."""
+    """The first ``count`` windows, cut to one length so that any of them fit one batch; the protocol says so."""
     length = min(*map(len, windows.tokens[:count]), max(windows.firsts[:count]) + STRETCH_TOKENS)
     tokens = [row[:length] for row in windows.tokens[:count]]
     firsts = [min(first, length - 1) for first in windows.firsts[:count]]
@@ -100,7 +100,7 @@ def _observe(
 
 
 def _check_supported(context: Context, ledger: Sequence[StoredTensor], dtype: str) -> None:
-    """Raises UnsupportedError where the baseline has but one dtype, or would not fit in the other."""
+    """Raises UnsupportedError if the baseline has only one dtype, or would not fit in memory in the other."""
     if any(entry.quantized for entry in ledger):
         raise UnsupportedError("the baseline's weights are stored quantized")
     needed = sum(entry.parameters for entry in ledger if not entry.tied) * (4 if dtype == "float32" else 2)
@@ -110,7 +110,7 @@ def _check_supported(context: Context, ledger: Sequence[StoredTensor], dtype: st
 
 
 def _free_bytes(device: str) -> int | None:
-    """Memory that the model could be loaded to; None if unknown."""
+    """Memory available to load the model; None if unknown."""
     if not device.startswith("cuda"):
         return available_memory_bytes() or None
     import torch

@@ -20,13 +20,13 @@ from harness.numerics.prediction import logprobs
 
 VERSION = 1
 PROBE_TOKENS = 256
-"""Of one window: enough for a mean that is off by a few hundredths of a nat."""
+"""Tokens of one window: enough for a mean that is accurate to a few hundredths of a nat."""
 SETTLING_TOKENS = 16
-"""Not scored: the first tokens of a text that begins in the middle are hard with BOS and without."""
+"""Not scored: the first tokens of a text that begins mid-document are hard to predict with or without BOS."""
 
 
 def plausibility(context: Context, model: Logits, windows: Windows) -> None:
-    """Measures the evidence. Whatever goes wrong becomes a fact: it must not cost the figures."""
+    """Measures the evidence. An error becomes a fact, so that the run keeps its figures."""
     context.add([_exact("vocabulary_size", "token", model.vocabulary, windows)])
     try:
         context.add(_tokenization(model.tokenizer, windows))
@@ -40,7 +40,7 @@ def plausibility(context: Context, model: Logits, windows: Windows) -> None:
 
 
 def _tokenization(tokenizer: Any, windows: Windows) -> list[Measurement]:
-    """Tokens per character of what is scored, and the share of Latin letters among its letters."""
+    """Tokens per character of the scored text, and the share of Latin letters among its letters."""
     scored = (window[first:] for window, first in zip(windows.tokens, windows.firsts, strict=True))
     pieces = [(len(ids), tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in scored]
     tokens, text = sum(count for count, _ in pieces), "".join(piece for _, piece in pieces)
@@ -57,10 +57,10 @@ def _tokenization(tokenizer: Any, windows: Windows) -> list[Measurement]:
 
 
 def _bos_probe(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, int] | None:
-    """BOS and the window that is scored with it and without.
+    """BOS and the index of the window to score with and without it.
 
-    The window in the middle, because some protocols put BOS only before the first. None where the tokenizer has no BOS
-    that the model knows, the window begins with it, or is too short.
+    It is the middle window, because some protocols put BOS only before the first. None if the tokenizer has no BOS that
+    the model knows, or if the window begins with BOS or is too short.
     """
     index = len(windows.tokens) // 2
     bos, window = tokenizer.bos_token_id, windows.tokens[index]
@@ -70,11 +70,11 @@ def _bos_probe(tokenizer: Any, windows: Windows, vocabulary: int) -> tuple[int, 
 
 
 def _bos_gain(model: Logits, windows: Windows, bos: int, index: int) -> Measurement:
-    """By how much BOS in front lowers each token's negative log-likelihood, in nats."""
+    """How much a leading BOS lowers each token's negative log-likelihood, in nats."""
     import torch
 
     length = int(windows.protocol["context"] or PROBE_TOKENS)
-    window = list(windows.tokens[index][: min(PROBE_TOKENS, length)])  # with BOS no more is read than before
+    window = list(windows.tokens[index][: min(PROBE_TOKENS, length)])  # so that BOS does not exceed the context
     pair = replace(
         windows,
         tokens=[window, [bos, *window]],

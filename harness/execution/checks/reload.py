@@ -1,4 +1,4 @@
-"""A few tokens whose logits tell whether two loads of a model compute the same."""
+"""Logits of a few tokens, to check whether two loads of a model compute the same."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ TEXT = (
 )
 TOLERANCE = 1e-3
 """Largest difference, relative to the largest logit, that rounding in another order explains
-(or four units in the last place of the dtype it runs in, where that is more)."""
+(or four units in the last place of the dtype that it runs in, if that is more)."""
 HARMLESS_KL = 1e-4
-"""Nats per token below which more than rounding still changes nothing that anybody measures: a router's near tie,
-a kernel that rounds activations. It is labelled."""
+"""Nats per token below which a difference beyond rounding is too small to matter: a router's near tie, a kernel that
+rounds activations. The run is labelled."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far logits are from those kept: relative to the largest one, as KL, and the loss of both (nats per token).
+    """How far logits are from the saved ones: relative to the largest, as KL, and both losses (nats per token).
 
-    ``rounding`` says that it is no more than another order of the same sums makes.
+    ``rounding`` says that summing in another order explains the difference.
     """
 
     relative: float
@@ -50,7 +50,7 @@ class Difference:
 
 
 def tokens(folder: Path, vocabulary: int, trust_remote_code: bool = False) -> torch.Tensor:
-    """(1, at most TOKENS): the fixed text by the checkpoint's own tokenizer, or random ids where it has none."""
+    """(1, at most TOKENS): the fixed text in the checkpoint's own tokens, or random ids if it has no tokenizer."""
     import torch
 
     if not any(folder.glob("tokenizer*")):
@@ -63,7 +63,7 @@ def tokens(folder: Path, vocabulary: int, trust_remote_code: bool = False) -> to
 
 
 def save(model: Any, ids: torch.Tensor, folder: Path) -> None:
-    """Keeps the probe's tokens and the logits that a model in memory gives them."""
+    """Saves the probe's tokens and an in-memory model's logits for them."""
     import torch
     from safetensors.torch import save_file
 
@@ -73,9 +73,9 @@ def save(model: Any, ids: torch.Tensor, folder: Path) -> None:
 
 
 def compare(folder: Path, logits_of: Any, what: str, harmless_kl: float = HARMLESS_KL) -> Difference:
-    """Holds a load of a model against the logits kept in a folder; ``logits_of`` maps tokens to logits.
+    """Compares a loaded model with the logits saved in a folder; ``logits_of`` maps tokens to logits.
 
-    Raises InvalidRunError, with both figures, where they differ by more than is harmless.
+    Raises InvalidRunError, with the figures, if they differ by more than is harmless.
     """
     import torch
     from safetensors.torch import load_file

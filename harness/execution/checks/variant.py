@@ -1,4 +1,4 @@
-"""Whether a loaded variant is what it claims to be: its coverage, its kernels, and that it reloads as it was saved."""
+"""Checks that a loaded variant is what it claims to be: its coverage, its kernels, and that it reloads unchanged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.models.stored import StoredLayer
 
 SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
 MAX_KERNELS = 6
-"""The kernels that took the longest; the rest is norms, copies and the like."""
+"""How many of the longest-running kernels to record; the rest are norms, copies and similar."""
 
 
 def verify_variant(context: Context, model: Logits) -> None:
@@ -32,7 +32,7 @@ def verify_variant(context: Context, model: Logits) -> None:
     ledger = model.weight_ledger()
     if spec.job.conditions.memory:
         context.add(weights(ledger))
-        if spec.method.stage != "on_load":  # one quantized on load has no checkpoint of its own
+        if spec.method.stage != "on_load":  # quantizing on load writes no checkpoint
             context.add([checkpoint_files([file.stat().st_size for file in weight_files(context.checkpoint())])])
     context.fact("layers", **model.kernels())
     context.fact("attention", implementation=model.attention)
@@ -91,7 +91,7 @@ def _stored_layers(context: Context) -> list[StoredLayer]:
 def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Sequence[StoredLayer]) -> None:
     """Measures quantized over eligible parameters; the eligible ones are counted in the unquantized checkpoint.
 
-    A checkpoint that is quantized on disk and dense once loaded counts by what it stores, and gets a label.
+    A checkpoint that is quantized on disk but dense once loaded is counted by what it stores, and labelled.
     Raises InvalidRunError if skipped modules are quantized or too few others are, and UnsupportedError if the names of
     the checkpoint's tensors show no decoder.
     """

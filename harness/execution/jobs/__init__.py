@@ -1,4 +1,4 @@
-"""What each kind of run does inside its own process: ``<kind>.run(job, context, out)``.
+"""What each kind of run does in its process: ``<kind>.run(job, context, out)``.
 
-``out`` is the folder to fill, of a job that is cached. The worker finds the module by the job's kind.
+``out`` is the folder that a cached job fills. The worker finds the module by the job's kind.
 """

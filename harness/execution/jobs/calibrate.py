@@ -1,4 +1,4 @@
-"""The run that makes the calibration set, which all calibrated methods of a model get."""
+"""Makes the calibration set that all calibrated methods of a model share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.execution.context import Context
 
 
 def run(job: MakeCalibration, context: Context, out: Path) -> None:
-    """Makes the token ids that every calibrated method gets, and looks whether they stand in the evaluation text."""
+    """Makes the token ids that every calibrated method gets, and checks their overlap with the evaluation texts."""
     from harness.text import calibration
     from harness.text.leakage import Leak
     from harness.text.windows import cut
@@ -31,7 +31,7 @@ def run(job: MakeCalibration, context: Context, out: Path) -> None:
 
 
 def note_calibration(context: Context, ref: CalibrationRef, calibration: CalibrationSet) -> None:
-    """What a calibrated variant's readers must know of its calibration."""
+    """Adds the facts and labels that readers of a calibrated variant's figures need."""
     from harness.text.calibration import LITTLE_TOKENS
 
     tokens = sum(calibration.lengths)

@@ -1,4 +1,4 @@
-"""The run that writes the unquantized model in its engine's own form."""
+"""Writes the unquantized model in its engine's own format."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.execution.context import Context, checked
 from harness.plugins import engine
 
 CONVERTED_KL = 0.01
-"""Nats per token that another engine's arithmetic may make: its products round inputs to the weights' dtype."""
+"""Nats per token allowed for another engine's arithmetic: its products round inputs to the weights' dtype."""
 
 
 def run(job: ConvertModel, context: Context, out: Path) -> None:
-    """Writes the unquantized model in its engine's own form, and holds what runs there against transformers' logits.
+    """Writes the unquantized model in its engine's own format and compares its logits there with transformers'.
 
-    Raises InvalidRunError where they differ by more than another program's rounding.
+    Raises InvalidRunError if they differ by more than another program's rounding explains.
     """
     runtime = engine(job.variant.engine)
     assert runtime.convert is not None

@@ -1,4 +1,4 @@
-"""The run that measures the machine itself, once, for all models and recipes."""
+"""Measures the machine itself, once for all models and recipes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from harness.metrics.machine import measure
 
 
 def run(job: MeasureMachine, context: Context, out: Path) -> None:
-    """The bandwidth of the memory and the rates of products, as its outcome; the folder holds nothing else.
+    """Measures memory bandwidth and matrix multiplication rates. The folder holds only the outcome.
 
-    What was measured on a busy machine is suspect as any timing is: its bounds are no bounds.
+    Like any timing, figures from a busy machine are labelled suspect: bounds derived from them do not hold.
     """
     import torch
 
@@ -27,7 +27,7 @@ def run(job: MeasureMachine, context: Context, out: Path) -> None:
 
 
 def _free_bytes(context: Context) -> int:
-    """What could be taken of the device's memory, and may be by the recipe's limit."""
+    """The device's free memory, capped by the recipe's limit on a CPU."""
     import torch
 
     device, limit = context.spec.device, context.spec.limits.memory_bytes

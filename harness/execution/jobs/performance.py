@@ -1,4 +1,4 @@
-"""The run that measures the speed of a variant, and the memory and energy that it takes."""
+"""Measures the speed, memory and energy of a variant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.plugins import engine, metric
 
 
 def run(job: MeasurePerformance, context: Context, out: Path) -> None:
-    """Speed, memory and energy of prefill and decode in a fresh process, each in a pass of its own."""
+    """Measures speed, memory and energy of prefill and decode, each in a separate pass."""
     variant = job.variant
     model = context.load(Decodes)
     if job.verify:

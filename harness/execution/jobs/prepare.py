@@ -1,4 +1,4 @@
-"""The run that makes the checkpoint which all other runs of a model start from."""
+"""Makes the checkpoint that all other runs of a model read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from harness.execution.context import Context
 
 
 def run(job: PrepareModel, context: Context, out: Path) -> None:
-    """Makes the model's checkpoint: a GGUF dequantized, weights degridded, or random weights drawn.
+    """Makes the model's checkpoint: dequantizes a GGUF file, degrids weights, or draws random ones.
 
-    Raises InvalidRunError where the tokenizer that it holds reads text otherwise than the model's own.
+    Raises InvalidRunError if the saved tokenizer reads text differently from the model's own.
     """
     from harness.models.prepare import prepare as make
     from harness.text.tokenizers import check_saved

@@ -1,4 +1,4 @@
-"""The run that keeps logits of the unquantized model as the main stack's libraries compute them."""
+"""Saves logits of the unquantized model as the main stack's libraries compute them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.execution.context import Context
 
 
 def run(job: KeepProbe, context: Context, out: Path) -> None:
-    """Keeps the logits that the main stack's libraries give the source: another stack must read the same model."""
+    """Saves the source's logits in the main stack, to check that other stacks read the same model."""
     with context.phase("import"):
         import transformers  # noqa: F401
     with context.phase("probe"):

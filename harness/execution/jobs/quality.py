@@ -1,4 +1,4 @@
-"""The run that measures the perplexity of a variant, and its divergence from the baseline."""
+"""Measures the perplexity of a variant and its divergence from the baseline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.text.leakage import RUN_TOKENS, halves_overlap
 
 
 def run(job: MeasureQuality, context: Context, out: Path) -> None:
-    """Perplexity and divergence of a variant in one forward pass over the text, and what it stores."""
+    """Measures perplexity and divergence in one forward pass over the text, and what the variant stores."""
     import torch
 
     spec = context.spec

@@ -1,4 +1,4 @@
-"""The run in which a method quantizes offline."""
+"""Runs a method's offline quantization."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness.models.legacy import restore, view
 
 
 def run(job: QuantizeModel, context: Context, out: Path) -> None:
-    """Lets the method quantize, and keeps a few logits of the model in memory to hold the reloaded one against."""
+    """Runs the method and saves a few logits of the in-memory model, to compare the reloaded one with."""
     if context.spec.stack == MAIN:
         _quantize(job, context, context.source(), out)
         return
@@ -29,7 +29,7 @@ def run(job: QuantizeModel, context: Context, out: Path) -> None:
         with context.phase("check source"):
             _check_source(context, shown)
         _quantize(job, context, shown, out)
-    restore(context.source(), out)  # the stack's transformers has rewritten the configuration in its own terms
+    restore(context.source(), out)  # the stack's transformers version rewrote the configuration
 
 
 def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> None:
@@ -70,7 +70,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
 
 
 def _check_source(context: Context, source: Path) -> None:
-    """Raises InvalidRunError where the stack's libraries read the unquantized source otherwise than the main ones."""
+    """Raises InvalidRunError if the stack's libraries read the unquantized source differently from the main ones."""
     import transformers
 
     model = load_source(context, source)
@@ -93,7 +93,7 @@ def _calibration(context: Context, variant: Variant) -> CalibrationSet | None:
 
 
 def _note_consumption(context: Context, given: CalibrationSet, consumed: CalibrationSet) -> None:
-    """Says how much of the calibration the library used."""
+    """Records how much of the calibration the library used."""
     count, of = len(consumed.tokens), len(given.tokens)
     context.fact("calibration_consumed", samples=count, given=of, sha256=consumed.sha256[:12])
     if count < of:

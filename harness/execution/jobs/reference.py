@@ -1,4 +1,4 @@
-"""The run that keeps what the divergence of a model's variants is measured from."""
+"""Saves the reference that the divergence of a model's variants is measured against."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.execution.windows import cut_windows
 
 
 def run(job: MakeReference, context: Context, out: Path) -> None:
-    """Runs the baseline over the text, keeps its states, and measures what another batch size or dtype changes."""
+    """Runs the baseline over the text, saves its states, and measures what another batch size or dtype changes."""
     import torch
 
     model = context.load(Logits)

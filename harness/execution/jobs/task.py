@@ -1,4 +1,4 @@
-"""The run that puts one task's questions to a variant."""
+"""Answers one task with a variant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from harness.plugins import metric
 
 
 def run(job: AnswerTask, context: Context, out: Path) -> None:
-    """The score of every question; the seen calibration text is looked for in them."""
+    """Scores every question and checks the questions for calibration text."""
     import torch
 
     model = context.load(Logits)

@@ -1,1 +1,1 @@
-"""What a model needs, estimated from its header or configuration; nothing is loaded and no backend is imported."""
+"""Estimates the memory a model needs from its header or configuration; loads nothing and imports no backend."""

@@ -1,4 +1,4 @@
-"""A method with its parameters, as a user writes it on the command line."""
+"""A method with its parameters, as written on the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.recipe.faults import expected
 
 @dataclass(frozen=True)
 class Chosen:
-    """A method, its parameters in its own type, and how a table calls it."""
+    """A method, its parameters as its own type, and its label in tables."""
 
     method: Method[Any]
     params: Any
@@ -24,9 +24,9 @@ class Chosen:
 
 
 def parse(text: str) -> Chosen:
-    """``rtn``, ``rtn bits=4 group_size=64``, ``bnb-nf4 double_quant``: as variants are called in tables.
+    """Parses ``rtn``, ``rtn bits=4 group_size=64``, ``bnb-nf4 double_quant``: variants as tables label them.
 
-    Raises UsageError for an unknown method or parameter, a value that it does not take, or a published checkpoint.
+    Raises UsageError for an unknown method or parameter, an invalid value, or a published checkpoint.
     """
     name, *words = text.split() or [""]
     method = registry.method(name)
@@ -50,7 +50,7 @@ def parse(text: str) -> Chosen:
 
 
 def every() -> list[Chosen]:
-    """Every method by the parameters that it has where a recipe sets none; broken plugins left out."""
+    """Every method with its default parameters, without broken plugins."""
     found = []
     for name in registry.method_names():
         try:

@@ -1,4 +1,4 @@
-"""Whether a model fits a budget by a method: all its parts, the longest context, the largest batch."""
+"""Whether a model fits a memory budget with a method: its parts, the longest context, the largest batch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from harness.planning.support import misfit
 DEFAULT_CONTEXT = 4096
 EXPERTS_LEFT = "experts counted unquantized: this method is not known to quantize them, so a sweep must skip them"
 MOST = 2**24
-"""Where a search for the longest context or the largest batch ends."""
+"""The upper limit of the search for the longest context or the largest batch."""
 
 
 @dataclass(frozen=True)
 class EstimateRequest:
-    """The context in tokens (prompt and answer together) and the batch, to estimate for."""
+    """The context in tokens (prompt and answer together), the batch and the budget to estimate for."""
 
     context: int
     batch: int
@@ -30,10 +30,10 @@ class EstimateRequest:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What one variant takes, in bytes; ``unsupported`` says why this model cannot use the method.
+    """The memory that one variant needs, in bytes; ``unsupported`` says why this model cannot use the method.
 
-    ``longest_context`` (at the requested batch) and ``largest_batch`` (at the context) are 0 where nothing fits, and
-    None without a budget.
+    ``longest_context`` (at the requested batch) and ``largest_batch`` (at the requested context) are 0 if nothing fits
+    and None without a budget.
     """
 
     label: str
@@ -50,12 +50,12 @@ class MemoryEstimate:
 
     @property
     def total_bytes(self) -> int | None:
-        """Weights, cache and workspace; None where the model cannot use the method."""
+        """Weights, cache and workspace; None if the model cannot use the method."""
         return None if self.weights is None else self.weights.total + self.kv_bytes + self.workspace_bytes
 
 
 def request(model: ModelShapes, context: int | None, batch: int, budget: Budget | None) -> EstimateRequest:
-    """Raises UsageError for a size below one, or a context that is longer than the model's."""
+    """The validated request. Raises UsageError for a size below 1 or a context longer than the model's."""
     limit = model.context_length
     if context is None:
         context = min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
@@ -70,7 +70,7 @@ def request(model: ModelShapes, context: int | None, batch: int, budget: Budget 
 def estimates(
     model: ModelShapes, chosen: Iterable[Chosen], request: EstimateRequest, dtype: str = "auto"
 ) -> list[MemoryEstimate]:
-    """One estimate per method, in their order. ``dtype`` is the one that a recipe would ask for."""
+    """One estimate per method, in order. ``dtype`` is what a recipe would request; UsageError for an unknown one."""
     wanted = model.dtype if dtype == "auto" else dtype
     if wanted not in DTYPE_BITS:
         raise UsageError(

@@ -27,25 +27,25 @@ MEMORY_MIB = {
     "T4": 15360,
     "V100-32GB": 32768,
 }
-"""What ``nvidia-smi`` says is there in all, ECC's part taken off; it is less or more than the "80 GB" of a name.
+"""Total memory as ``nvidia-smi`` reports it, without ECC's share; it differs from the "80 GB" in a product name.
 
 From github.com/modal-labs/modal-client/pull/2797 (A10, A100, H100, L4, L40S, T4), the others from published outputs
 of nvidia-smi.
 """
 NEAR = 3
-"""Names that an unknown one is answered with."""
+"""How many similar names to suggest for an unknown one."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A name for tables, and bytes."""
+    """A size in bytes, with a name for tables."""
 
     name: str
     bytes: int
 
 
 def budget(text: str) -> Budget:
-    """``24GiB`` (2³⁰), ``24GB`` (10⁹), or a GPU's name. Raises UsageError for a size of nothing or an unknown name."""
+    """Parses ``24GiB`` (2³⁰), ``24GB`` (10⁹) or a GPU's name. Raises UsageError for a zero size or an unknown name."""
     text = text.strip()
     if re.match(r"[-+]?[\d.]", text):
         try:
