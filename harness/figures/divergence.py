@@ -19,7 +19,7 @@ from harness.figures.ask import (
 )
 from harness.figures.derived.breakdown import Bin
 from harness.figures.figure import Axis, Figure, Whole
-from harness.figures.formats import PERCENT, NumberStyle, signed, significant
+from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import judgement, noise_note
 from harness.figures.quality import GROUP, estimated
@@ -144,6 +144,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
         f"Share of the five likeliest next tokens that both have in common, {INTERVAL}.",
         _mean("top5_agreement", 0, 1),
         PERCENT,
+        direction="higher",
         column="top5_agreement_fraction",
         shown=False,
     ),
@@ -152,7 +153,8 @@ FIGURES: tuple[Figure[Whole], ...] = (
         "Δp",
         f"Change of the probability that the text's own next token gets, mean {INTERVAL}.",
         _mean("delta_p", -1, 1),
-        NumberStyle("%", signed, 100),
+        SIGNED_PERCENT,
+        direction="neither",
         column="delta_p_mean_probability",
         shown=False,
     ),

@@ -19,6 +19,10 @@ from harness.stats.estimate import Estimate
 
 Value = Estimate | float | str | None
 """A figure of one variant: an estimate with an interval, a plain number, or a word; None if it was not measured."""
+Direction = Literal["lower", "higher", "neither"]
+"""Which values of a figure are better."""
+LOG_FROM_RATIO = 20
+"""An axis is logarithmic if its largest value exceeds its smallest by more than this factor."""
 
 
 class Place(Protocol):
@@ -98,7 +102,7 @@ class Figure(Generic[P]):
     heading: str | Callable[[Table, P], str]
     help: str | Callable[[Table, P], str]
     value: Callable[[VariantRow, P], Value] | None = None
-    direction: Literal["lower", "higher", "neither"] = "neither"
+    direction: Direction = "neither"
     format: NumberStyle | Callable[[Table, P], NumberStyle] = field(default_factory=NumberStyle)
     places: Callable[[Table], Iterable[P]] | None = None
     column: str | None = ""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, measured, share
-from harness.figures.figure import Axis, Figure, Whole
+from harness.figures.derived.scores import PERPLEXITY_MARGIN
+from harness.figures.figure import LOG_FROM_RATIO, Axis, Direction, Figure, Whole
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import PAIRED, judgement, verdict_note
@@ -15,12 +16,8 @@ from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate, perplexity
 
 GROUP = "Quality"
-HARMLESS = 0.01
-"""A rise of perplexity that breaks no tie, as a fraction."""
 LEAST_RISE = 1e-4
 """Smaller rises are drawn here on a logarithmic axis."""
-WIDE = 20
-"""The ratio of the largest to the smallest rise from which an axis is logarithmic."""
 
 
 def estimated(
@@ -30,18 +27,18 @@ def estimated(
     pick: Callable[[VariantRow], Estimate | None],
     format: NumberStyle,
     *,
-    group: str = GROUP,
+    direction: Direction = "lower",
     column: str = "",
     shown: bool | Callable[[Table, Whole], bool] = True,
 ) -> Figure[Whole]:
     """A figure with an interval that a variant has once."""
     return Figure(
         name,
-        group,
+        GROUP,
         heading,
         text,
         lambda row, place: pick(row),
-        "lower",
+        direction,
         format,
         column=column,
         shown=shown,
@@ -60,7 +57,7 @@ def _read_change(row: VariantRow, use: Use) -> Reading:
 def _ruined(rises: Iterable[float]) -> bool:
     """Whether a ruined variant would squeeze all others together on a linear axis."""
     found = list(rises)
-    return max(found, default=0) > WIDE * max(min(found, default=0), LEAST_RISE)
+    return max(found, default=0) > LOG_FROM_RATIO * max(min(found, default=0), LEAST_RISE)
 
 
 def _by_word_or_byte(table: Table, place: Whole) -> bool:
@@ -106,7 +103,7 @@ PERPLEXITY_CHANGE: Figure[Whole] = Figure(
             rank=30,
         ),
         Objective("perplexity", "the lowest perplexity", "not distinguishable by perplexity from", rank=30),
-        Ties(harmless=HARMLESS, rank=20, words="change of perplexity"),
+        Ties(harmless=PERPLEXITY_MARGIN, rank=20, words="change of perplexity"),
         _read_change,
         of_quality=True,
     ),

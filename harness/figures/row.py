@@ -13,6 +13,7 @@ from harness.figures.derived.footprint import footprint
 from harness.figures.derived.roofline import bounds, rates
 from harness.figures.derived.scores import NATS_MARGIN, scores
 from harness.figures.derived.speeds import point_of, speeds
+from harness.figures.divergence import HARMLESS_NAT
 from harness.figures.evidence import Evidence
 from harness.figures.table import Peak, StoredPart, VariantRow
 from harness.stats.comparison import Comparison
@@ -21,8 +22,6 @@ from harness.stats.influence import Influence, of_difference, of_mean
 from harness.stats.rule import above_noise_floor, compare
 
 BYTES_PER_16_BIT_PARAMETER = 2
-KL_MARGIN_NAT = 1e-3
-"""A divergence above the noise that does not matter."""
 
 
 def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
@@ -121,7 +120,7 @@ def _above_noise(evidence: Evidence, kl: Measurement | None) -> Comparison | Non
     if kl is None or evidence.noise_floor is None or evidence.quality is None or evidence.is_baseline:
         return None
     try:
-        return above_noise_floor(kl, evidence.noise_floor, KL_MARGIN_NAT)
+        return above_noise_floor(kl, evidence.noise_floor, HARMLESS_NAT)
     except ValueError:
         return None
 

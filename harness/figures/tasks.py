@@ -9,7 +9,7 @@ from dataclasses import replace
 from harness.core.record import Measurement
 from harness.core.run import RunSpec
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, share
-from harness.figures.derived.scores import figure_of, headline
+from harness.figures.derived.scores import SCORE_MARGIN, figure_of, headline
 from harness.figures.figure import Figure, Value
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed
 from harness.figures.gate import Gate
@@ -20,8 +20,6 @@ from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate
 
 GROUP = "Tasks"
-HARMLESS = 0.01
-"""A difference of a score that does not matter: one percentage point."""
 
 
 def _tasks(table: Table) -> tuple[TaskKey, ...]:
@@ -100,7 +98,7 @@ ACCURACY = Figure(
     _is_headline,
     interval=True,
     statistic=Items("task_score", figure_of, headline, _unit, _where),
-    gate=Gate("points", HARMLESS, "a task's headline score, question by question", rank=40),
+    gate=Gate("points", SCORE_MARGIN, "a task's headline score, question by question", rank=40),
 )
 ACCURACY_CHANGE = Figure(
     "accuracy_change",
@@ -239,7 +237,7 @@ ACCURACY_GAIN = Figure(
         "accuracy gained",
         None,
         Objective("accuracy", "the highest accuracy", "not distinguishable by accuracy from", rank=30),
-        Ties(harmless=HARMLESS, rank=30, words="change of accuracy"),
+        Ties(harmless=SCORE_MARGIN, rank=30, words="change of accuracy"),
         _read_gain,
         of_quality=True,
     ),

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from harness.core.method import Method, MethodParams
+from harness.methods.rtn.rtn import enable
 
 
 class CheckpointParams(MethodParams):
@@ -23,18 +24,11 @@ class CheckpointParams(MethodParams):
     trust_remote_code: bool = False
 
 
-def enable() -> None:
-    """Registers the harness's own format with transformers."""
-    from harness.methods.rtn import driver as rtn_format
-
-    rtn_format.register()
-
-
 CHECKPOINT = Method(
     name="checkpoint",
     version=1,
     summary="an already quantized checkpoint of the model, in the format that its quantization_config names",
     params=CheckpointParams,
-    enable=enable,
+    enable=enable,  # the checkpoint may be in the harness's own format
     published=True,
 )

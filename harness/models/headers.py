@@ -7,7 +7,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,11 +168,6 @@ def synthetic(config: dict[str, Any]) -> Header | None:
             norms |= {"self_attn.q_norm": (head,), "self_attn.k_norm": (head,)}
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in norms.items()}
     return Header(shapes, config.get("max_position_embeddings"), None, "float32", config.get("model_type"))
-
-
-def with_dtype(header: Header, dtype: str) -> Header:
-    """The header of the same model, loaded in another dtype."""
-    return replace(header, dtype=dtype)
 
 
 def _has_bias(config: dict[str, Any], name: str) -> bool:

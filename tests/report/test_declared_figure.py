@@ -28,12 +28,15 @@ from harness.figures.gate import Gate
 from harness.figures.speed import DECODE
 from harness.figures.statistic import Items
 from harness.figures.table import GridPoint
+from harness.metrics.divergence import QUANTITIES
 from harness.planning.validate import thresholds
 from harness.recipe import load_recipe
 from harness.report import write_report
 from harness.storage.store import Store
 
 PACKAGE = Path(__file__).parents[1] / "figure_package"
+HIDDEN = "baseline_confidence"
+"""A quantity of divergence that no figure shows: others are broken down by it."""
 
 
 @pytest.fixture
@@ -211,3 +214,11 @@ def test_a_figure_is_worked_out_once_for_each_row(records: list[RunRecord]) -> N
     assert [figure.of(table.rows[0], WHOLE) for _ in range(3)] == [1.0] * 3
     assert len(calls) == 1
     assert figure.of(replace(table.rows[0]), WHOLE) == 1.0
+
+
+def test_a_figure_and_the_metric_that_it_shows_agree_on_which_direction_is_better() -> None:
+    shown = {"kl": "kl", "kl_reverse": "kl_reverse_mean", "top1_agreement": "agreement"}
+    figures = plugins.figures()
+    assert {name: figures[shown.get(name, name)].direction for name, _, _ in QUANTITIES if name != HIDDEN} == {
+        name: direction for name, _, direction in QUANTITIES if name != HIDDEN
+    }

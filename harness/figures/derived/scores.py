@@ -15,8 +15,10 @@ from harness.tasks.aggregation import FIGURES
 
 SCORE_MARGIN = 0.01
 """A difference of a score, such as an accuracy, that does not matter: one percentage point."""
-NATS_MARGIN = math.log(1.01)
-"""A difference of log-perplexity that does not matter: one per cent of the perplexity."""
+PERPLEXITY_MARGIN = 0.01
+"""A relative difference of perplexities that does not matter."""
+NATS_MARGIN = math.log(1 + PERPLEXITY_MARGIN)
+"""The same difference of their logarithms."""
 HEADLINES = ("acc_norm", "acc", "exact_match")
 """The scores that may represent a task, by priority; without any of them, its first score does."""
 

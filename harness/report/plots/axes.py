@@ -13,9 +13,6 @@ from harness.report.column import Column, columns_of
 from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction
 
-WIDE = 20
-"""The ratio of largest to smallest from which an axis of positive values is logarithmic."""
-
 
 @dataclass(frozen=True)
 class ColumnAxis:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.figures.figure import Figure, Whole
+from harness.figures.figure import LOG_FROM_RATIO, Figure, Whole
 from harness.figures.quality import FRONT_PROBABILITY
 from harness.figures.quantizing import QUANTIZE_PEAK, QUANTIZE_TIME
 from harness.figures.size import BITS_PER_WEIGHT, CHECKPOINT_BITS
@@ -15,7 +15,7 @@ from harness.figures.table import Table, VariantRow
 from harness.figures.tasks import ACCURACY
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell, columns_of
-from harness.report.plots.axes import WIDE, axis_of, estimate, intervals
+from harness.report.plots.axes import axis_of, estimate, intervals
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot, families
 from harness.report.plots.theme import GREY, family_colour, family_symbol, paper, ruler, variant_axis
@@ -118,7 +118,7 @@ def _draw(
     there = [(place, row) for place, row in enumerate(rows) if _finite(column, row)]
     found = [estimate(column.value(row)) for _, row in there]
     values = [each.value * column.format.factor for each in found]
-    log = min(values) > 0 and max(values) > WIDE * min(values)
+    log = min(values) > 0 and max(values) > LOG_FROM_RATIO * min(values)
     axis = f"x{number + 1}" if number else "x"
     methods = families(table.rows)
     drawing.trace(
