@@ -9,13 +9,16 @@ from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
+from run_specs import changed
 
+from harness.analysis.history import trace
 from harness.analysis.regression import Regression, track
 from harness.core.model import MethodRef
 from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.report.comparison import FORMATS, render
 from harness.report.comparison.terminal import terminal
+from harness.report.history import render as history
 
 SUFFIXES = {"terminal": "txt", "markdown": "md", "json": "json", "junit": "xml"}
 HOSTILE = "x<script>alert(1)</script> | `a` [b](http://evil) \x1b[31m \x00 ]]> & \ufffe"
@@ -67,6 +70,16 @@ def test_every_verdict_is_in_the_golden_files(found: Regression) -> None:
         "inconclusive",
         "incomparable",
     }
+
+
+def test_one_method_on_two_engines_has_two_names(bench: Any, none: MethodRef) -> None:
+    plain = bench.quality(none)
+    runs = [plain, replace(plain, spec=changed(plain.spec, engine="llamacpp"))]
+    texts = [
+        terminal(track(runs, runs), width=200, whole=True),
+        *(history(trace(runs), f) for f in ("terminal", "markdown")),
+    ]
+    assert ["llamacpp" in text for text in texts] == [True, True, True]
 
 
 def test_all_that_was_compared_can_be_listed(found: Regression) -> None:

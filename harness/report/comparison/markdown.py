@@ -33,7 +33,7 @@ def markdown(found: Regression) -> str:
     notes = list(words.notes(found))
     if notes:
         parts.append(_list(notes))
-    parts.append(f"Gates: {escape(words.gates(found))}. A verdict in brackets is not a gate.")
+    parts.append(f"Gates: {escape(words.gates(found))}. A verdict in brackets does not count as a gate.")
     return "\n\n".join(parts) + "\n"
 
 

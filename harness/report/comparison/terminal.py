@@ -59,7 +59,7 @@ def _table(listed: Sequence[Finding]) -> Table:
         table.add_column(column, overflow="fold", justify="left")
     for each in listed:
         verdict = each.verdict if each.gated else f"({each.verdict})"
-        cells = [_variant(each), words.subject(each), words.figures(each), words.change(each), words.limit(each)]
+        cells = [words.variant(each), words.subject(each), words.figures(each), words.change(each), words.limit(each)]
         table.add_row(Text(verdict, style=STYLES[each.verdict]), *(Text(plain(cell)) for cell in cells))
     return table
 
@@ -70,7 +70,7 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
         yield ""
         yield "Why:"
         for each in explained:
-            yield plain(f"  {each.verdict}: {_variant(each)}, {words.subject(each)}: {words.why(each)}")
+            yield plain(f"  {each.verdict}: {words.variant(each)}, {words.subject(each)}: {words.why(each)}")
     for heading, lines in (
         ("Environment:", [words.environment(entry) for entry in found.environment]),
         ("Notes:", list(words.notes(found))),
@@ -84,7 +84,3 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
     rest += ["in brackets: not a gate"] if any(not each.gated for each in listed) else []
     yield ""
     yield "; ".join(rest)
-
-
-def _variant(finding: Finding) -> str:
-    return f"{finding.model} × {finding.method}"

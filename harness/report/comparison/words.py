@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from harness.analysis.history import Series
 from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side
+from harness.core.model import MAIN_ENGINE
 from harness.figures.formats import BLANK, signed, significant
 from harness.figures.gate import shown
 from harness.plugins import gates as gated_figures
@@ -39,6 +41,12 @@ def counts(found: Regression) -> str:
 def worst_first(found: Regression) -> list[Finding]:
     """Gates before the rest, the worst verdicts first in each."""
     return sorted(found.findings, key=lambda each: (not each.gated, WORST_FIRST.index(each.verdict)))
+
+
+def variant(one: Finding | Series) -> str:
+    """``tiny-llama × rtn``, and the engine if it is not the main one."""
+    parts = [one.model, one.method, *([one.engine] if one.engine != MAIN_ENGINE else [])]
+    return " × ".join(parts)
 
 
 def subject(finding: Finding) -> str:

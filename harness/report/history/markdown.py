@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from harness.analysis.history import History, LevelChange, Series
+from harness.report.comparison.words import variant
 from harness.report.history import words
 from harness.report.renderers.markdown import escape
 
@@ -33,7 +34,7 @@ def _change(series: Series, change: LevelChange) -> list[str]:
     return [
         words.when(change.started_at),
         change.session,
-        f"{series.model} × {series.method}",
+        variant(series),
         words.subject(series),
         words.levels(series, change),
         words.size(series, change),
@@ -45,7 +46,7 @@ def _change(series: Series, change: LevelChange) -> list[str]:
 def _series(series: Series) -> list[str]:
     apart = f" ({words.apart(series)})" if series.apart else ""
     return [
-        f"{series.model} × {series.method}",
+        variant(series),
         words.subject(series) + apart,
         str(len(series.points)),
         words.sparkline([point.value for point in series.points]),

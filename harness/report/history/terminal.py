@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from harness.analysis.history import History, LevelChange, Series
+from harness.report.comparison.words import variant
 from harness.report.history import words
 from harness.report.terminal import plain, written
 from harness.report.terminal import show as show_rendered
@@ -52,7 +53,7 @@ def _table(found: History) -> Table:
     for each in found.series:
         apart = f" ({words.apart(each)})" if each.apart else ""
         cells = [
-            f"{each.model} × {each.method}",
+            variant(each),
             words.subject(each) + apart,
             str(len(each.points)),
             words.sparkline([point.value for point in each.points]),
@@ -79,6 +80,6 @@ def _changes(found: History) -> Iterator[tuple[str, str]]:
 
 
 def _line(series: Series, change: LevelChange) -> str:
-    name = f"{series.model} × {series.method}, {words.subject(series)}"
+    name = f"{variant(series)}, {words.subject(series)}"
     step = f"{words.levels(series, change)} ({words.size(series, change)}): {words.judgement(change)}"
     return f"{words.when(change.started_at)} {change.session}: {name}: {step}"
