@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.stats.estimate import CONFIDENCE, Estimate, Floats, t_interval
-from harness.stats.repeats import FEWEST_PROCESSES, over_processes, tok_per_s, too_few
+from harness.stats.repeats import FEWEST_PROCESSES, of_process, over_processes, tok_per_s, too_few
 
 RESAMPLES = 2000
 WITHIN = 200
@@ -41,6 +41,10 @@ class Timings:
     repetition: int
     seconds: tuple[float, ...]
     iterations: tuple[str, ...]
+
+    @cached_property
+    def median_s(self) -> float:
+        return of_process(self.seconds)
 
     @cached_property
     def count(self) -> int:
