@@ -136,6 +136,11 @@ def labels(rows: Iterable[Row], without: Collection[str] = ()) -> dict[tuple[str
     return {row: f"{label} · {row[0][:8]}" if shared[label] > 1 else label for row, label in made.items()}
 
 
+def shown_variant(model: str, label: str, engine: str) -> str:
+    """``tiny-llama × rtn``, and the engine if it is not the main one: for labels made ``without`` the engine."""
+    return " × ".join([model, label, *([engine] if engine != MAIN_ENGINE else [])])
+
+
 def _override(pattern: str, own: Mapping[str, Scalar]) -> str:
     """``lm_head: bits=8``."""
     return " ".join([f"{pattern}:", *(f"{name}={_word(value)}" for name, value in sorted(own.items()))])

@@ -543,6 +543,16 @@ class TestGates:
         assert found.exit_code is ExitCode.OK
         assert [(each.what, each.base, each.head) for each in found.environment] == [("torch", "2.13.0", "2.14.0")]
 
+    def test_a_library_that_changed_on_one_engine_alone_is_a_change_of_its_variants_alone(self, bench: Any) -> None:
+        def side(session: str, library: str) -> list[RunRecord]:
+            here, there = (
+                replace(bench, session=session, torch=version).quality(RTN) for version in ("2.13.0", library)
+            )
+            return [here, replace(there, spec=changed(there.spec, engine="llamacpp"))]
+
+        (change,) = track(side("s1", "2.13.0"), side("s2", "2.14.0")).environment
+        assert change.variants == ("SmolLM2-135M × rtn 4-bit × llamacpp",)
+
     def test_every_gate_is_of_a_metric_that_is_compared(self) -> None:
         assert {type(figure.statistic) for figure in gated().values()} == {Items, PerProcess, Count}
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
+from harness.analysis.regression.cases import named
 from harness.analysis.regression.findings import Change
 from harness.analysis.regression.matching import HASH_DIGITS, Match
 from harness.core.label import FactCode, LabelCode
 from harness.core.record import RunRecord
+from harness.core.variant import shown_variant
 
 FACTS: tuple[FactCode, ...] = ("kernels", "attention", "cpu_threads", "layers")
 """Facts of a run whose change explains other changes."""
@@ -17,16 +20,19 @@ NONE = "none"
 
 def changes(matches: Sequence[Match]) -> tuple[Change, ...]:
     """One entry for each change and each pair of values, with the variants in which it occurred."""
-    seen: dict[Change, list[str]] = {}
-    for match in matches:
-        if match.same_runs:
-            continue
-        label = f"{match.head.spec.model.label} × {match.head.spec.method.label}"
+    new = [match for match in matches if not match.same_runs]
+    names = named({match.head.spec.case_id: match.head for match in new})
+    seen: dict[Change, dict[str, list[str]]] = {}
+    for match in new:
+        spec = match.head.spec
         for change in _of(match):
-            seen.setdefault(change, []).append(label)
-    everyone = {f"{m.head.spec.model.label} × {m.head.spec.method.label}" for m in matches if not m.same_runs}
+            name = shown_variant(spec.model.label, names[spec.case_id], spec.engine_label)
+            seen.setdefault(change, {}).setdefault(spec.variant.key, []).append(name)
+    everyone = {match.head.spec.variant.key for match in new}
     return tuple(
-        replace(change, variants=() if set(who) == everyone else tuple(dict.fromkeys(who)))
+        replace(
+            change, variants=() if who.keys() == everyone else tuple(dict.fromkeys(chain.from_iterable(who.values())))
+        )
         for change, who in sorted(seen.items(), key=lambda each: (each[0].what, each[0].base, each[0].head))
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness.analysis.history import Series
 from harness.analysis.regression.findings import RUNS, UNDECIDED, Change, Finding, Regression, Side
-from harness.core.model import MAIN_ENGINE
+from harness.core.variant import shown_variant
 from harness.figures.formats import BLANK, signed, significant
 from harness.figures.gate import shown
 from harness.plugins import gates as gated_figures
@@ -44,9 +44,7 @@ def worst_first(found: Regression) -> list[Finding]:
 
 
 def variant(one: Finding | Series) -> str:
-    """``tiny-llama × rtn``, and the engine if it is not the main one."""
-    parts = [one.model, one.method, *([one.engine] if one.engine != MAIN_ENGINE else [])]
-    return " × ".join(parts)
+    return shown_variant(one.model, one.method, one.engine)
 
 
 def subject(finding: Finding) -> str:
