@@ -64,7 +64,7 @@ class LocalSite:
             if here.find_obstacle():  # do not remember this: the stack may be created later
                 return None
             self._versions[stack] = here.read_versions()
-        return self._versions[stack].get(package)
+        return self._versions[stack].get(package.lower().replace("_", "-"))  # as a stack lists them
 
     def obstacle(self, stack: str) -> str | None:
         return None if stack == MAIN else self.stacks.find(stack).find_obstacle()

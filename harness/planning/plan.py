@@ -296,7 +296,8 @@ class _OnEngine:
             made |= {"quantize": quantize.spec.run_id}
         if self._is_converted(method) and shared.probe is not None:
             converting = ConvertModel(conditions, variant, base)
-            convert = sweep.run(converting, method, made, unsupported, weight_bytes, self.engine.stack)
+            reason = unsupported or unsupported_job_reason(converting, self.engine, sweep.site)
+            convert = sweep.run(converting, method, made, reason, weight_bytes, self.engine.stack)
             yield convert
             made |= {"convert": convert.spec.run_id}
         for kv_cache in self._caches(method):

@@ -11,6 +11,7 @@ from harness import plugins as registry
 from harness.core.engine import Engine
 from harness.core.job import VariantJob
 from harness.core.method import Needs
+from harness.core.model import MAIN_ENGINE
 from harness.core.site import MAIN, Machine, Site
 from harness.models import published
 from harness.models.headers import read_config
@@ -50,6 +51,8 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
     for package in runtime.caches[kv_cache]:
         if site.version(package, runtime.stack) is None:
             return f"kv_cache {kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
+    if "decodes" not in job.uses:
+        return None
     if mode not in runtime.decode_modes:
         return f"{runtime.name} cannot decode in decode_mode {mode}; it can in {', '.join(runtime.decode_modes)}"
     caches = runtime.decode_modes[mode]
@@ -59,8 +62,10 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
 
 
 def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> str | None:
-    """Why an engine cannot measure anything: its stack is not created or lacks libraries; None if it can."""
-    return None if runtime.stack == MAIN else _missing_from(runtime.stack, runtime.packages, site)
+    """Why an engine cannot measure anything: its stack is not created or it lacks libraries; None if it can."""
+    if runtime.name == MAIN_ENGINE:  # the harness itself depends on its libraries
+        return None
+    return _missing_from(runtime.stack, runtime.packages, site)
 
 
 def _already_quantized(source: SourceModel, method: MethodChoice, site: Site) -> str | None:
@@ -119,8 +124,12 @@ def _missing_from(stack: str, packages: Sequence[str], site: Site) -> str | None
     if reason:
         return reason
     absent = [package for package in packages if site.version(package, stack) is None]
+    if not absent:
+        return None
     names = ", ".join(absent)
-    return f"{names} is not installed in stack {stack!r}; see qharness stack check {stack}" if absent else None
+    if stack == MAIN:
+        return f"{names} is not installed; pip install {' '.join(absent)}"
+    return f"{names} is not installed in stack {stack!r}; see qharness stack check {stack}"
 
 
 def _device(needs: Needs, machine: Machine) -> str | None:

@@ -28,12 +28,11 @@ from harness.core.model import MethodRef, ModelRef
 from harness.engines.llamacpp.engine import LLAMACPP
 from harness.engines.transformers.engine import TRANSFORMERS, TransformersModel
 from harness.errors import HarnessError, UnsupportedError
-from harness.execution.context import Bench, checked
+from harness.execution.context import Context, checked
 from harness.storage.cache import Cache
 
 pytestmark = pytest.mark.heavy
 
-pytestmark = pytest.mark.heavy
 TOKENS = torch.arange(2, 34).unsqueeze(0)
 
 
@@ -126,8 +125,8 @@ def test_a_runs_engine_parameters_reach_the_engine(tiny: Path, tmp_path: Path) -
     source = ModelRef("tiny", "tiny", "0", "directory", str(tiny), "float32")
     usual = run_spec("quality", "engines", source, none, none)
     for own, expected in ({}, "sdpa"), ({"attention": "eager"}, "eager"):
-        bench = Bench(changed(usual, engine_params=own), Cache(tmp_path), str)
-        assert bench.load(Logits).attention == bench.load_as("bfloat16", Logits).attention == expected
+        context = Context(changed(usual, engine_params=own), Cache(tmp_path), str)
+        assert context.load(Logits).attention == context.load_as("bfloat16", Logits).attention == expected
 
 
 def test_a_closed_model_holds_no_weights(model: TransformersModel) -> None:

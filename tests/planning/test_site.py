@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+from run_specs import run_spec
 
+from harness import plugins
+from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.format import TRANSFORMERS_FORMAT
 from harness.core.job import VariantJob
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine
 from harness.errors import UsageError
+from harness.execution.local import local_site
 from harness.host import gpu, machine
 from harness.planning.plan import PlannedRun, plan
+from harness.planning.support import unsupported_engine_reason, unsupported_job_reason
 from harness.recipe import load_recipe
+from harness.stacks import MANIFEST, Stacks
 
 LIBRARIES = {"torch": "2.10.0", "transformers": "5.10.0", "bitsandbytes": "0.50.2", "torchao": "0.18.0"}
 LIBRARIES |= {"gptqmodel": "7.6.0", "optimum": "2.3.0"}
@@ -156,3 +165,52 @@ def test_a_device_that_the_site_lacks_is_refused(sweeps, tiny: Path) -> None:
     wanted = {"models": [{"id": str(tiny)}], "methods": ["none"], "measure": {"memory": {}}, "device": "cuda"}
     with pytest.raises(UsageError, match="this site has no cuda"):
         plan(load_recipe(sweeps.recipe(wanted)), Elsewhere())
+
+
+def engine(**declared: Any) -> Engine[Any]:
+    """An engine that scores text and does nothing else, but for what is declared."""
+
+    def load(request: LoadRequest, params: EngineParams) -> Any:
+        raise AssertionError("planning loads nothing")
+
+    whole: dict[str, Any] = {"capabilities": frozenset({"logits"}), "reads": (TRANSFORMERS_FORMAT,), **declared}
+    return Engine("scorer", 1, "for this test", imports=str, load=load, params=EngineParams, **whole)
+
+
+def test_an_engine_of_the_main_stack_needs_its_libraries_there() -> None:
+    assert unsupported_engine_reason(engine(packages=("torch",)), Elsewhere()) is None
+    reason = unsupported_engine_reason(engine(packages=("torch", "scorer-kernels")), Elsewhere())
+    assert reason == "scorer-kernels is not installed; pip install scorer-kernels"
+
+
+def test_an_engine_that_only_scores_may_keep_any_cache_it_declares() -> None:
+    """Its decode modes are about decoding, which scoring a text is not."""
+    scorer = engine(caches={"model": (), "int8": ()})
+    job, other = (run_spec("quality", kv_cache=cache).job for cache in ("int8", "fp8"))
+    assert isinstance(job, VariantJob)
+    assert isinstance(other, VariantJob)
+    assert unsupported_job_reason(job, scorer, Elsewhere()) is None
+    assert unsupported_job_reason(other, scorer, Elsewhere()) == "scorer keeps no fp8 key-value cache, but model, int8"
+
+
+def test_a_conversion_that_could_not_be_checked_is_unsupported(
+    sweeps, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is converted is compared by its logits, which this engine does not give."""
+    decoder = engine(capabilities=frozenset({"decodes"}), reads=("gguf",), convert=lambda source, out, dtype: None)
+    known = plugins.engine
+    monkeypatch.setattr(plugins, "engine", lambda name: decoder if name == decoder.name else known(name))
+    content = {"models": [{"id": str(tiny)}], "methods": ["none"], "engines": [decoder.name]}
+    measure = {"throughput": {"prompt_tokens": 16, "new_tokens": 4}}
+    runs = plan(load_recipe(sweeps.recipe({**content, "measure": measure})), Elsewhere())
+    (convert,) = (run for run in runs if run.spec.kind == "convert")
+    assert convert.unsupported == "a convert run needs the capability logits; scorer has only decodes"
+
+
+def test_a_package_of_a_stack_is_found_by_any_spelling_of_its_name(tmp_path: Path) -> None:
+    folder = Stacks(tmp_path / "stacks").find("llamacpp").folder
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").touch()
+    (folder / MANIFEST).write_text(json.dumps({"versions": {"llama-cpp-python": "0.3"}}), encoding="utf-8")
+    site = local_site(tmp_path)
+    assert {site.version(name, "llamacpp") for name in ("llama-cpp-python", "Llama_Cpp_Python")} == {"0.3"}
