@@ -19,8 +19,10 @@ def asked(records: Sequence[RunRecord]) -> tuple[tuple[str, str], ...]:
     found: dict[str, dict[str, None]] = {}
     for record in records:
         for name, value in _of(record.spec):
-            found.setdefault(name, {})[value] = None
-    return tuple((name, _listed(list(values))) for name, values in found.items())
+            values = found.setdefault(name, {})
+            if value:
+                values[value] = None
+    return tuple((name, _listed(list(values))) for name, values in found.items() if values)
 
 
 def _of(spec: RunSpec) -> Iterator[tuple[str, str]]:
@@ -41,8 +43,8 @@ def _of_variant(spec: RunSpec, variant: Variant) -> Iterator[tuple[str, str]]:
     yield "baseline", spec.baseline.label
     if not spec.is_baseline:
         yield "methods", variant.method.label
-    if spec.job.measures_variant:  # an artifact made once serves every engine setting
-        yield "engines", variant.engine_label
+    # What is made once serves every setting of an engine: it names none, but keeps the place.
+    yield "engines", variant.engine_label if spec.job.measures_variant else ""
     yield "scope", ", ".join([variant.scope, *(f"not {pattern}" for pattern in variant.skip)])
     if spec.limits.time_s is not None:
         yield "time limit of a run", f"{spec.limits.time_s:g} s"
