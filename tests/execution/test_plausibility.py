@@ -218,14 +218,14 @@ def test_an_implausible_baseline_is_told_wherever_its_figures_stand(
     for name, text in files.items():
         assert "implausible baseline: its perplexity is" in text, name
         assert "Closest to the baseline" not in text, name
-    assert "no quality relative to this baseline can be trusted" in files["report.html"]
+    assert "no quality figure relative to this baseline can be trusted" in files["report.html"]
     assert ",guessing," in files["report.csv"]
 
     folder = str(sweeps.store.root / "sweep")
     for output in ("table", "markdown"):
         told = CliRunner().invoke(app, ["recommend", folder, "--format", output])
         assert told.exit_code == 4
-        assert "not known; no quality relative to this baseline can be trusted" in " ".join(told.stdout.split())
+        assert "not known; no quality figure relative to this baseline can be trusted" in " ".join(told.stdout.split())
         assert "⚠ implausible baseline" in told.stdout
     told = CliRunner().invoke(app, ["recommend", folder, "--format", "json", "--max-kl", "0.1"])
     assert told.exit_code == 4
