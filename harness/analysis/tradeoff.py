@@ -273,12 +273,12 @@ def _sorted(rows: Sequence[VariantRow]) -> list[VariantRow]:
 
 def _common_labels(rows: Sequence[VariantRow]) -> tuple[Label, ...]:
     """Labels shared by every variant with figures, which the table shows once."""
-    said = [entry.labels for entry in rows if entry.status == "ok"]
-    return tuple(label for label in said[0] if all(label in labels for labels in said)) if said else ()
+    by_row = [entry.labels for entry in rows if entry.status == "ok"]
+    return tuple(label for label in by_row[0] if all(label in labels for labels in by_row)) if by_row else ()
 
 
-def _less_labels(entry: VariantRow, said: tuple[Label, ...]) -> VariantRow:
-    return replace(entry, labels=tuple(label for label in entry.labels if label not in said))
+def _less_labels(entry: VariantRow, common: tuple[Label, ...]) -> VariantRow:
+    return replace(entry, labels=tuple(label for label in entry.labels if label not in common))
 
 
 def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:

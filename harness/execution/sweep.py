@@ -181,16 +181,16 @@ def _withdrawn(
     Removes their artifacts from the site. Hashes each file once; with ``touched_alone`` only files that were touched
     since they were hashed.
     """
-    told: dict[Input, str | None] = {}
+    reasons: dict[Input, str | None] = {}
     found: dict[str, RunRecord] = {}
     for run in made:
         record = records.get(run.spec.run_id)
         if record is None or record.status != "ok":
             continue
         for each in run.inputs:
-            if each not in told:
-                told[each] = _changed(each, touched_alone)
-        why = next((told[each] for each in run.inputs if told[each] is not None), None)
+            if each not in reasons:
+                reasons[each] = _changed(each, touched_alone)
+        why = next((reasons[each] for each in run.inputs if reasons[each] is not None), None)
         if why is not None:
             sweep.artifacts.remove(run.spec)
             record = sweep.store.withdraw(record, Failure("inputs", "InvalidRunError", CHANGED.format(why)))
@@ -202,7 +202,7 @@ def _withdrawn(
 def _changed(checked: Input, touched_alone: bool = False) -> str | None:
     """How an input differs from what was hashed, in content or by added or removed files; None if it does not."""
     files = (file for file in checked.files if not touched_alone or compare_stat(file, any_change=True))
-    found = next((told for file in files if (told := compare_content(file)) is not None), None)
+    found = next((difference for file in files if (difference := compare_content(file)) is not None), None)
     return found or find_difference(replace(checked, files=()))
 
 

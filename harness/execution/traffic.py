@@ -37,8 +37,10 @@ def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> N
         _attention(context, model),
     )
     for cell in workload.cells:
-        context.add(_told("prefill", cell, prefill(running, cell.batch_size, cell.prompt_tokens)))
-        context.add(_told("decode", cell, decode_step(running, cell.batch_size, cell.prompt_tokens, cell.new_tokens)))
+        context.add(_measurements("prefill", cell, prefill(running, cell.batch_size, cell.prompt_tokens)))
+        context.add(
+            _measurements("decode", cell, decode_step(running, cell.batch_size, cell.prompt_tokens, cell.new_tokens))
+        )
 
 
 def _attention(context: Context, model: Decodes) -> AttentionShape | None:
@@ -56,7 +58,7 @@ def _attention(context: Context, model: Decodes) -> AttentionShape | None:
         return None
 
 
-def _told(phase: str, cell: GridCell, step: Step) -> Iterator[Measurement]:
+def _measurements(phase: str, cell: GridCell, step: Step) -> Iterator[Measurement]:
     def exact(metric: str, unit: str, value: float, **where: Scalar) -> Measurement:
         protocol = {**cell.protocol, **where}
         return Measurement(f"{phase}_{metric}", VERSION, unit, "neither", "exact", (value,), protocol)

@@ -50,19 +50,19 @@ def lines() -> list[tuple[int, str]]:
     """Collects llama.cpp's log from now on, as (level, text); only errors are printed."""
     import llama_cpp  # type: ignore[import-not-found]
 
-    said: list[tuple[int, str]] = []
+    entries: list[tuple[int, str]] = []
 
     def keep(level: int, text: bytes, _: object) -> None:
         shown = text.decode("utf-8", errors="replace")
-        if level == _CONTINUED and said:
-            said[-1] = (said[-1][0], said[-1][1] + shown)
+        if level == _CONTINUED and entries:
+            entries[-1] = (entries[-1][0], entries[-1][1] + shown)
         else:
-            said.append((level, shown))
+            entries.append((level, shown))
 
     callback = llama_cpp.llama_log_callback(keep)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     _KEPT.append(callback)
-    return said
+    return entries
 
 
 _KEPT: list[object] = []
@@ -71,8 +71,8 @@ _KEPT: list[object] = []
 
 def complaints(since: int) -> str:
     """The last errors that llama.cpp logged since then, in one line."""
-    told = [text.strip() for level, text in lines()[since:] if level == _ERROR]
-    return "; ".join(told[-WORST_LINES:]) or "llama.cpp does not say why"
+    errors = [text.strip() for level, text in lines()[since:] if level == _ERROR]
+    return "; ".join(errors[-WORST_LINES:]) or "llama.cpp does not say why"
 
 
 class Runtime:
@@ -112,7 +112,7 @@ class Runtime:
         self._model = llama_cpp.llama_model_load_from_file(str(file).encode(), settings)
         if not self._model:
             raise UnsupportedError(f"{file.name}: llama.cpp does not load it: {complaints(since)}")
-        self.said = tuple(text.strip() for _, text in lines()[since:])
+        self.log = tuple(text.strip() for _, text in lines()[since:])
         self._vocabulary = llama_cpp.llama_model_get_vocab(self._model)
         self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocabulary))
         self.eos = int(llama_cpp.llama_vocab_eos(self._vocabulary))

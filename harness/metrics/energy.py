@@ -160,9 +160,9 @@ def _cell(model: Decodes, cell: GridCell, seed: int, counters: Sequence[Meter]) 
         for kept, off_w in (("included", 0.0), ("subtracted", idle_w)):
             once = (prefill.joules[index] - off_w * prefill.seconds) / prefill.times
             both = (whole.joules[index] - off_w * whole.seconds) / whole.times
-            told = {**protocol, "idle": kept}
-            yield _one("prefill_j_per_tok", "J/token", once / (cell.batch_size * cell.prompt_tokens), told)
-            yield _one("decode_j_per_tok", "J/token", (both - once) / (cell.batch_size * cell.new_tokens), told)
+            own = {**protocol, "idle": kept}
+            yield _one("prefill_j_per_tok", "J/token", once / (cell.batch_size * cell.prompt_tokens), own)
+            yield _one("decode_j_per_tok", "J/token", (both - once) / (cell.batch_size * cell.new_tokens), own)
 
 
 def _stretch(counters: Sequence[Meter], work: Callable[[], None], least_s: float) -> _Stretch:

@@ -112,32 +112,32 @@ def reasons(candidate: Candidate) -> tuple[str, ...]:
 
 def sides(row: VariantRow, found: Recommendation) -> list[str]:
     """Size, speed and quality relative to the baseline, as far as measured."""
-    said = []
+    parts = []
     if row.size_ratio and not row.is_baseline:
-        said.append(_size(row.size_ratio))
+        parts.append(_size(row.size_ratio))
     speed = row.speed_at(found.use.point) if found.use.point else None
     if speed and speed.decode_ratio:
         why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
-        said.append(f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as the baseline")
+        parts.append(f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as the baseline")
     if row.perplexity_change:
-        said.append(f"perplexity {_with_interval(row.perplexity_change, _percent, '%')}")
+        parts.append(f"perplexity {_with_interval(row.perplexity_change, _percent, '%')}")
     elif row.kl_mean and not row.is_baseline:
-        said.append(f"KL {_with_interval(row.kl_mean, significant, ' nat')}")
-    return said
+        parts.append(f"KL {_with_interval(row.kl_mean, significant, ' nat')}")
+    return parts
 
 
 def _ties(found: Recommendation) -> str:
     """Which variants tie on the objective, and what decided between them."""
-    told = []
+    parts = []
     for tie in found.ties[:MOST_TIES]:
         equal = f"{objective_of(found.query.objective).equal} {name(tie.row)}"
         if tie.decided_by is None or tie.ours is None or tie.theirs is None:
-            told.append(f"{equal}, which no other figure distinguishes from it")
+            parts.append(f"{equal}, which no other figure distinguishes from it")
             continue
         ours, theirs = (reading_words(tie.decided_by, reading) for reading in (tie.ours, tie.theirs))
-        told.append(f"{equal}, and better by {ties_of(tie.decided_by).words}: {ours} against {theirs}")
+        parts.append(f"{equal}, and better by {ties_of(tie.decided_by).words}: {ours} against {theirs}")
     more = len(found.ties) - MOST_TIES
-    return "; ".join([*told, *([f"likewise {more} more"] if more > 0 else [])])
+    return "; ".join([*parts, *([f"likewise {more} more"] if more > 0 else [])])
 
 
 def _question(found: Recommendation) -> str:
@@ -157,9 +157,13 @@ def _nobody(found: Recommendation) -> str:
     nearest = found.nearest
     if nearest is None:
         return "no variant could be evaluated"
-    said = f"no variant; the closest is {name(nearest.row)}: {'; '.join(reasons(nearest))}"
+    nearest_words = f"no variant; the closest is {name(nearest.row)}: {'; '.join(reasons(nearest))}"
     binding = [limit_words(limit) for limit in found.binding]
-    return f"{said}. There would be one without the limit {' or without '.join(binding)}" if binding else said
+    return (
+        f"{nearest_words}. There would be one without the limit {' or without '.join(binding)}"
+        if binding
+        else nearest_words
+    )
 
 
 def _doubted(found: Recommendation) -> str:
@@ -167,24 +171,24 @@ def _doubted(found: Recommendation) -> str:
 
 
 def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:
-    said = [_doubt(each) for each in chosen.checks if each.standing == "probably met"]
+    doubts = [_doubt(each) for each in chosen.checks if each.standing == "probably met"]
     if not chosen.objective.bounded:
         why = f" ({chosen.objective.basis})" if chosen.objective.basis else ""
-        said.append(f"{objective_of(found.query.objective).words} was decided by a figure without an interval{why}")
-    said += _rivals(found, chosen)
+        doubts.append(f"{objective_of(found.query.objective).words} was decided by a figure without an interval{why}")
+    doubts += _rivals(found, chosen)
     second = found.admissible[1] if len(found.admissible) > 1 else None
     if second and found.lead is not None and 1 - SURE < found.lead < SURE:
-        said.append(
+        doubts.append(
             f"it cannot be distinguished from {name(second.row)}: it is better in {_share(found.lead)} of draws"
         )
     certain = found.certain_pick
     if certain is not chosen:
-        said.append(
+        doubts.append(
             f"the first that meets every limit with certainty is {name(certain.row)}"
             if certain
             else "no variant meets every limit with certainty"
         )
-    return said
+    return doubts
 
 
 def _rivals(found: Recommendation, chosen: Candidate) -> list[str]:

@@ -24,7 +24,7 @@ def names(lines: Sequence[Entry]) -> list[str]:
 
 def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
     labels = (*table_labels(table), *row.labels)
-    said: Entry = {
+    entry: Entry = {
         "model": table.model,
         "native_quantization": table.native_quantization or "",
         "perplexity_protocol": table.protocol,
@@ -45,5 +45,5 @@ def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
         "kl_noise_floor_dtype_mean_nat": table.kl_noise_floor_dtype.value if table.kl_noise_floor_dtype else None,
     }
     for column in measured:
-        said |= raw(column, row)
-    return said
+        entry |= raw(column, row)
+    return entry

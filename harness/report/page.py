@@ -124,11 +124,11 @@ def noise_floor(table: Table) -> str | None:
 def terms(table: Table) -> str | None:
     """The price, the budget and the machine's rates that the table's costs, fits and bounds use, in words."""
     price, budget = table.price, table.budget_bytes
-    said = [f"Cost of tokens at {price.per_hour:g} {price.currency} per hour."] if price else []
+    parts = [f"Cost of tokens at {price.per_hour:g} {price.currency} per hour."] if price else []
     if budget is not None:
-        said.append(f"Memory budget: {significant(budget / 10**9)} GB, {significant(budget / 2**30)} GiB.")
+        parts.append(f"Memory budget: {significant(budget / 10**9)} GB, {significant(budget / 2**30)} GiB.")
     rates = _rates(table)
-    return " ".join([*said, *([rates] if rates else [])]) or None
+    return " ".join([*parts, *([rates] if rates else [])]) or None
 
 
 def _rates(table: Table) -> str | None:

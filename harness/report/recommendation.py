@@ -58,13 +58,13 @@ def _limited(found: Recommendation) -> bool:
 def place_words(found: Recommendation) -> str:
     """The machine, the protocol, and the point to which speed and memory refer."""
     use = found.use
-    said = [found.table.hardware, f"perplexity protocol: {found.table.protocol}"]
+    parts = [found.table.hardware, f"perplexity protocol: {found.table.protocol}"]
     if use.point:
-        said.append(f"speed at {use.point.label}")
+        parts.append(f"speed at {use.point.label}")
     if MEMORY in found.query.figures:
         beyond = "" if use.measured else ", extrapolated from smaller measurements"
-        said.append(f"memory of {use.batch} × {use.tokens} tokens{beyond}")
-    return "; ".join(said)
+        parts.append(f"memory of {use.batch} × {use.tokens} tokens{beyond}")
+    return "; ".join(parts)
 
 
 def markdown(recommendations: Sequence[Recommendation]) -> str:
@@ -73,11 +73,14 @@ def markdown(recommendations: Sequence[Recommendation]) -> str:
 
 
 def _section(found: Recommendation) -> Iterable[str]:
-    said = answer(found)
+    conclusion = answer(found)
     yield f"## {escape(found.table.model)}"
-    yield f"**{escape(said.question)}:** {escape(said.finding)}."
+    yield f"**{escape(conclusion.question)}:** {escape(conclusion.finding)}."
     yield f"{escape(place_words(found))}."
-    remarks = [*(f"Uncertain: {doubt}." for doubt in said.uncertain), *(f"⚠ {label.sentence}." for label in said.noted)]
+    remarks = [
+        *(f"Uncertain: {doubt}." for doubt in conclusion.uncertain),
+        *(f"⚠ {label.sentence}." for label in conclusion.noted),
+    ]
     remarks += [f"⚠ {label.sentence}." for label in found.table.labels]
     if remarks:
         yield "\n".join(f"- {escape(remark)}" for remark in remarks)
@@ -98,7 +101,7 @@ def _grid(rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
 
 def json_line(found: Recommendation) -> str:
     """One line: the query, the answer, every variant with its figures. An infinite figure is null."""
-    said = answer(found)
+    conclusion = answer(found)
     return json.dumps(
         finite(
             {
@@ -109,12 +112,12 @@ def json_line(found: Recommendation) -> str:
                 "memory_at": {"batch": found.use.batch, "tokens": found.use.tokens},
                 "objective": objective_of(found.query.objective).name,
                 "limits": [{"limit": limit.option, "bound": limit.bound} for limit in found.query.limits],
-                "sentence": said.sentence,
-                "pick": said.variant,
+                "sentence": conclusion.sentence,
+                "pick": conclusion.variant,
                 "holds": found.holds,
                 "implausible_baseline": [asdict(each) for each in found.table.implausible],
                 "certain_pick": found.certain_pick.row.label if found.certain_pick else None,
-                "uncertain": said.uncertain,
+                "uncertain": conclusion.uncertain,
                 "draws": found.draws,
                 "none_probability": found.none_probability,
                 "better_than_second_probability": found.lead,

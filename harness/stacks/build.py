@@ -108,18 +108,18 @@ def _changed(stack: Stack) -> list[str]:
 
 def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> None:
     """Runs an installer and reports progress from time to time. Raises UsageError if it fails."""
-    told: deque[str] = deque(maxlen=TAIL_LINES)
+    newest_lines: deque[str] = deque(maxlen=TAIL_LINES)
     ended = threading.Event()
-    watcher = threading.Thread(target=_say_now_and_then, args=(ended, told, say), daemon=True)
+    watcher = threading.Thread(target=_say_now_and_then, args=(ended, newest_lines, say), daemon=True)
     output = subprocess.PIPE
     try:
         with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=_settings()) as process:
             watcher.start()
-            told.extend(line.rstrip() for line in process.stdout or () if line.strip())
+            newest_lines.extend(line.rstrip() for line in process.stdout or () if line.strip())
     finally:
         ended.set()
     if process.returncode:
-        tail = "\n".join(told)
+        tail = "\n".join(newest_lines)
         raise UsageError(
             f"{tail}\nstack {stack.name!r} could not be created from {stack.definition.requirements.name} (see above); "
             "is a package index reachable? Alternatively, name an interpreter that has its packages: "
@@ -127,10 +127,10 @@ def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> N
         )
 
 
-def _say_now_and_then(ended: threading.Event, told: deque[str], say: Callable[[str], None]) -> None:
+def _say_now_and_then(ended: threading.Event, newest_lines: deque[str], say: Callable[[str], None]) -> None:
     began = time.monotonic()
     while not ended.wait(SIGN_OF_LIFE_S):
-        last = f": {_shown(told[-1])}" if told else ""
+        last = f": {_shown(newest_lines[-1])}" if newest_lines else ""
         say(f"  running for {time.monotonic() - began:.0f} s{last}")
 
 

@@ -49,30 +49,30 @@ def read(folder: Path) -> Catalog:
     paths: dict[str, Path] = {}
     tags: dict[str, set[str]] = {}
     for path in sorted(folder.rglob("*.yaml"), key=Path.as_posix):
-        said = _said(path)
-        for name in _names(said):
+        keys = _keys_of(path)
+        for name in _names(keys):
             if name not in paths:
                 paths[name] = path
-                for tag in () if _is_group(said) else _tags(path, said):
+                for tag in () if _is_group(keys) else _tags(path, keys):
                     tags.setdefault(tag, set()).add(name)
     return Catalog(paths, {tag: tuple(sorted(members)) for tag, members in tags.items()})
 
 
 def read_names(path: Path) -> list[str]:
     """The name in a definition, as a list of one, or an empty list."""
-    return _names(_said(path))
+    return _names(_keys_of(path))
 
 
-def _names(said: Mapping[str, list[str]]) -> list[str]:
-    return said.get("group" if _is_group(said) else "task", [])[:1]
+def _names(keys: Mapping[str, list[str]]) -> list[str]:
+    return keys.get("group" if _is_group(keys) else "task", [])[:1]
 
 
-def _is_group(said: Mapping[str, list[str]]) -> bool:
+def _is_group(keys: Mapping[str, list[str]]) -> bool:
     """Whether a definition is a group. One with ``class`` is a task, and its ``group`` is the group it belongs to."""
-    return "group" in said and "class" not in said
+    return "group" in keys and "class" not in keys
 
 
-def _said(path: Path) -> dict[str, list[str]]:
+def _keys_of(path: Path) -> dict[str, list[str]]:
     """The words under the keys that ``_KEY`` matches, as written in the file."""
     text = path.read_text(encoding="utf-8", errors="replace") + "\n"
     return {
@@ -81,9 +81,9 @@ def _said(path: Path) -> dict[str, list[str]]:
     }
 
 
-def _tags(path: Path, said: Mapping[str, list[str]]) -> list[str]:
+def _tags(path: Path, keys: Mapping[str, list[str]]) -> list[str]:
     """The tags of a definition, or else those of the files it includes."""
-    if "tag" in said:
-        return said["tag"]
-    included = [path.parent / name for name in said.get("include", ())]
-    return [tag for file in included if file.is_file() for tag in _tags(file, _said(file))]
+    if "tag" in keys:
+        return keys["tag"]
+    included = [path.parent / name for name in keys.get("include", ())]
+    return [tag for file in included if file.is_file() for tag in _tags(file, _keys_of(file))]

@@ -116,7 +116,7 @@ class _Writer:
             else:
                 for low in range(0, len(ordered), rows):
                     self._continue(ordered[low : low + rows], None, self._new)
-        return [self._said(text.written) for text in texts]
+        return [self._text_of(text.written) for text in texts]
 
     def _in_stretches(self, model: Branching, texts: Sequence[_Text], rows: int) -> None:
         import torch
@@ -174,7 +174,7 @@ class _Writer:
             mask[row, width - len(text) :] = 1
         return tokens, mask
 
-    def _said(self, tokens: Sequence[int]) -> str:
+    def _text_of(self, tokens: Sequence[int]) -> str:
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return str(postprocess_generated_text(text, stop=self._stops, think_end_token=None))
 

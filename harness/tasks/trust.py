@@ -73,7 +73,7 @@ class _Reading:
                 for node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                     self.read((path.parent / str(node.value)).resolve())  # as lm-eval joins them
             if key == "metric_list" and isinstance(value, yaml.SequenceNode) and not theirs:
-                self.metrics += [told for node in value.value for told in _foreign_metric(path, node)]
+                self.metrics += [metric for node in value.value for metric in _foreign_metric(path, node)]
         if not theirs:
             for node in _nodes(root, set()):
                 self._function(path, node)
@@ -123,9 +123,9 @@ def _nodes(node: yaml.Node, seen: set[int]) -> Iterator[yaml.Node]:
 
 def _foreign_metric(path: Path, node: yaml.Node) -> Iterator[str]:
     """A message if an entry of ``metric_list`` makes lm-eval load a module of the library ``evaluate``."""
-    said = list(_entries(node, set()))  # includes keys that a YAML merge would override
-    loaded = any(key == "hf_evaluate" and str(value.value).lower() in ("true", "yes", "on") for key, value in said)
-    for metric in (value for key, value in said if key == "metric"):
+    entries = list(_entries(node, set()))  # includes keys that a YAML merge would override
+    loaded = any(key == "hf_evaluate" and str(value.value).lower() in ("true", "yes", "on") for key, value in entries)
+    for metric in (value for key, value in entries if key == "metric"):
         if (
             isinstance(metric, yaml.ScalarNode)
             and metric.tag != FUNCTION

@@ -110,11 +110,11 @@ def _of_variant(case: Case) -> tuple[str, str, str]:
 
 def _apart(alike: Mapping[tuple[tuple[str, str], ...], Sequence[_Seen]]) -> list[Series]:
     """The series of one name; if there are several, each says what distinguishes it from the others."""
-    said = [dict(conditions) for conditions in alike]
-    unlike = sorted({key for each in said for key in each if len({other.get(key) for other in said}) > 1})
+    every = [dict(conditions) for conditions in alike]
+    unlike = sorted({key for each in every for key in each if len({other.get(key) for other in every}) > 1})
     return [
         _series(seen, tuple(f"{key}: {_short(key, own.get(key))}" for key in unlike))
-        for own, seen in zip(said, alike.values(), strict=True)
+        for own, seen in zip(every, alike.values(), strict=True)
     ]
 
 
@@ -208,10 +208,12 @@ def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
             yield each
             continue
         base = theirs.get((each.model, each.engine, each.metric, each.where), [])
-        yield replace(each, changes=tuple(replace(own, notes=tuple(_told(own, base))) for own in each.changes))
+        yield replace(
+            each, changes=tuple(replace(own, notes=tuple(_baseline_notes(own, base))) for own in each.changes)
+        )
 
 
-def _told(own: LevelChange, baseline: Iterable[LevelChange]) -> Iterator[str]:
+def _baseline_notes(own: LevelChange, baseline: Iterable[LevelChange]) -> Iterator[str]:
     for other in baseline:
         if other.session == own.session and other.size is not None:
             yield f"the unquantized baseline changed there too, by {other.size:+.1%}"

@@ -20,7 +20,7 @@ def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> li
     base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
     theirs = {_key(found, modes): found for found in findings if found.case_id in base_ids and found.change}
     return [
-        replace(found, reasons=(*found.reasons, *_told(theirs.get(_key(found, modes)))))
+        replace(found, reasons=(*found.reasons, *_baseline_note(theirs.get(_key(found, modes)))))
         if found.verdict in ("improved", "regressed") and found.case_id not in base_ids
         else found
         for found in findings
@@ -31,7 +31,7 @@ def _key(found: Finding, modes: Mapping[str, DecodeMode]) -> Key:
     return found.model, found.engine, found.metric, found.where, modes.get(found.case_id)
 
 
-def _told(baseline: Finding | None) -> tuple[str, ...]:
+def _baseline_note(baseline: Finding | None) -> tuple[str, ...]:
     if baseline is None or baseline.change is None or not isinstance(gates()[baseline.metric].statistic, PerProcess):
         return ()
     return (f"the unquantized baseline changed by {baseline.change.value:+.1%} ({baseline.verdict})",)

@@ -92,8 +92,8 @@ def _named(question: Mapping[str, Any]) -> dict[str, Any]:
     for role in ("method", "baseline"):
         if role in question:
             name, chosen, *stack = question[role]
-            said = "params" if isinstance(chosen, dict) else "checkpoint"
-            named[role] = {"name": name, said: chosen, "stack": stack}
+            key = "params" if isinstance(chosen, dict) else "checkpoint"
+            named[role] = {"name": name, key: chosen, "stack": stack}
     return named
 
 
@@ -107,9 +107,9 @@ def _flat(value: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]
 
 def differing(pairs: Iterable[tuple[str, object, object]]) -> tuple[str, ...]:
     """``name: BASE → HEAD`` for those that differ; hashes are shortened."""
-    return tuple(f"{name}: {_told(name, old)} → {_told(name, new)}" for name, old, new in pairs if old != new)
+    return tuple(f"{name}: {_shown(name, old)} → {_shown(name, new)}" for name, old, new in pairs if old != new)
 
 
-def _told(name: str, value: object) -> str:
+def _shown(name: str, value: object) -> str:
     whole = "none" if value is None else str(value)
     return whole[:HASH_DIGITS] if "sha256" in name else whole

@@ -101,20 +101,20 @@ def _reasons(pending: Pending) -> list[str]:
     """The reasons for the verdict."""
     found, finding = pending.comparison, pending.finding
     limit = shown(gates()[finding.metric], finding.threshold or 0.0)
-    told = []
+    reasons = []
     if found.p is None:
         fewest = fewest_units(found.alpha / found.tests, found.design)
         among = f" among {found.tests} tests" if found.tests > 1 else ""
-        told.append(f"no test is valid at n = {found.effect.n} {found.units}: it takes at least {fewest}{among}")
+        reasons.append(f"no test is valid at n = {found.effect.n} {found.units}: it takes at least {fewest}{among}")
     elif found.different:
-        told.append(f"the difference is real (p = {found.adjusted_p:.2g}, {found.test})")
+        reasons.append(f"the difference is real (p = {found.adjusted_p:.2g}, {found.test})")
     else:
-        told.append(f"no difference was found (p = {found.adjusted_p:.2g}, {found.test})")
+        reasons.append(f"no difference was found (p = {found.adjusted_p:.2g}, {found.test})")
     if found.equivalent:
-        told.append(f"it lies within ±{limit}")
+        reasons.append(f"it lies within ±{limit}")
     elif found.p is not None and _verdict(found) == "inconclusive":
-        told.append(f"it may be beyond ±{limit}")
-    return told
+        reasons.append(f"it may be beyond ±{limit}")
+    return reasons
 
 
 def _shown(pending: Pending) -> Callable[[float], float]:

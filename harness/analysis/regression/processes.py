@@ -185,8 +185,8 @@ def _measured(run: RunRecord, statistic: PerProcess) -> Process:
 
 
 def _key(measurement: Measurement) -> Key:
-    said: Mapping[str, Scalar] = measurement.protocol
-    return tuple(str(said.get(name)) for name in ("source", "phase", *POINT))
+    protocol: Mapping[str, Scalar] = measurement.protocol
+    return tuple(str(protocol.get(name)) for name in ("source", "phase", *POINT))
 
 
 def _unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:

@@ -55,10 +55,10 @@ def track(
     matches = match(theirs, ours)
     if not matches.both:
         raise ResultsError(_nothing_in_common(names, theirs, ours))
-    said, whence = (gates, origin or "given") if gates is not None else _recipes_gates(ours)
+    thresholds, whence = (gates, origin or "given") if gates is not None else _recipes_gates(ours)
     if override:
-        said, whence = {**said, **override}, f"{whence}, overridden" if said else "given"
-    asked = _asked(said, strict)
+        thresholds, whence = {**thresholds, **override}, f"{whence}, overridden" if thresholds else "given"
+    asked = _asked(thresholds, strict)
     known = {variant(case.spec) for case in theirs.values()}
     unanswered = [Match(Case(()), case) for case in matches.new if variant(case.spec) in known]
     found = beside_baseline(_findings(matches.both, unanswered, asked, alpha), matches.both)
@@ -75,22 +75,26 @@ def track(
         gates={each.name: each.threshold for each in asked if each.in_force},
         origin=whence,
         alpha=alpha,
-        unmeasured=tuple(name for name in said if name not in measured),
+        unmeasured=tuple(name for name in thresholds if name not in measured),
     )
 
 
 def _recipes_gates(head: Mapping[str, Case]) -> tuple[Mapping[str, float], str]:
     """The gates of HEAD's newest run that can name any."""
-    told = [case.runs[-1] for case in head.values() if case.spec.job.measures_variant]
-    newest = max(told, key=lambda run: (run.started_at, run.attempt), default=None)
+    measured = [case.runs[-1] for case in head.values() if case.spec.job.measures_variant]
+    newest = max(measured, key=lambda run: (run.started_at, run.attempt), default=None)
     if newest is None or not newest.spec.readers.gates:
         return {}, DEFAULTS
     return newest.spec.readers.gates, f"recipe {newest.spec.recipe}"
 
 
-def _asked(said: Mapping[str, float], strict: bool) -> list[Gated]:
+def _asked(thresholds: Mapping[str, float], strict: bool) -> list[Gated]:
     return [
-        Gated(figure, said.get(name, figure.gate.default), strict or (name in said if said else figure.gate.usual))
+        Gated(
+            figure,
+            thresholds.get(name, figure.gate.default),
+            strict or (name in thresholds if thresholds else figure.gate.usual),
+        )
         for name, figure in gated_figures().items()
         if figure.gate
     ]
@@ -155,14 +159,14 @@ def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[
 
     A match in which both sides know it has priority over one in which only one side does.
     """
-    told: dict[tuple[str, str], tuple[int, Match]] = {}
+    best: dict[tuple[str, str], tuple[int, Match]] = {}
     for each in sorted(matches, key=lambda each: each.head.rank):
         for figure in (each.figure for each in asked if of_the_variant(each.figure)):
             known = sum(count(case, figure) is not None for case in (each.base, each.head))
             key = (variant(each.head.spec), figure.name)
-            if known > (told[key][0] if key in told else 0):
-                told[key] = known, each
-    return {key: chosen for key, (_, chosen) in told.items()}
+            if known > (best[key][0] if key in best else 0):
+                best[key] = known, each
+    return {key: chosen for key, (_, chosen) in best.items()}
 
 
 def _identical(matches: Sequence[Match]) -> frozenset[str]:
@@ -229,8 +233,8 @@ def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], un
 
 
 def _nothing_in_common(names: tuple[str, str], base: Mapping[str, Case], head: Mapping[str, Case]) -> str:
-    told = [f"{name} has {_held(found)}" for name, found in zip(names, (base, head), strict=True)]
-    return f"nothing in common to compare: {'; '.join(told)}"
+    sides = [f"{name} has {_held(found)}" for name, found in zip(names, (base, head), strict=True)]
+    return f"nothing in common to compare: {'; '.join(sides)}"
 
 
 def _held(found: Mapping[str, Case]) -> str:

@@ -41,14 +41,14 @@ def cache_maker(kind: KvCache, config: Any) -> tuple[CacheMaker, str]:
     if kind in HQQ_BITS:
         bits, group = HQQ_BITS[kind], math.gcd(GROUP, _token_width(config))
         make = partial(_hqq_cache, config, bits, group)
-        told = f"{bits} bits by hqq, groups of {group}, up to {RESIDUAL_TOKENS} newest tokens unrounded"
+        description = f"{bits} bits by hqq, groups of {group}, up to {RESIDUAL_TOKENS} newest tokens unrounded"
     else:
-        make, told = partial(_fp8_cache, config), "float8 E4M3 without a scale, values beyond ±448 held there"
+        make, description = partial(_fp8_cache, config), "float8 E4M3 without a scale, values beyond ±448 held there"
     try:
         make()
     except (ImportError, ValueError) as error:
         raise UnsupportedError(f"no {kind} key-value cache for this model: {error}") from error
-    return make, told
+    return make, description
 
 
 def _hqq_cache(config: Any, bits: int, group: int) -> Any:

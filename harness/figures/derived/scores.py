@@ -61,14 +61,14 @@ def _is_score(entry: Measurement) -> bool:
 
 
 def _key(score: Measurement) -> TaskKey:
-    said = score.protocol
-    fewshot = said.get("fewshot")
+    protocol = score.protocol
+    fewshot = protocol.get("fewshot")
     return TaskKey(
-        task=str(said["task"]),
-        score=str(said["score"]),
-        filter=str(said["filter"]),
+        task=str(protocol["task"]),
+        score=str(protocol["score"]),
+        filter=str(protocol["filter"]),
         fewshot=fewshot if isinstance(fewshot, int) else None,
-        chat=said.get("chat_template") is not None,
+        chat=protocol.get("chat_template") is not None,
         higher_is_better=score.direction == "higher",
     )
 

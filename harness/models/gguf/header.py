@@ -64,8 +64,8 @@ def open_reader(file: Path) -> Any:
     if version and version % 2**16 == 0:
         raise SourceError(f"{file}: its bytes are in the other order (big-endian); convert the model anew")
     if version not in READER_SUPPORTED_VERSIONS:
-        told = " and ".join(map(str, sorted(READER_SUPPORTED_VERSIONS)))
-        raise SourceError(f"{file}: GGUF version {version}, and {told} are read here; convert the model anew")
+        supported = " and ".join(map(str, sorted(READER_SUPPORTED_VERSIONS)))
+        raise SourceError(f"{file}: GGUF version {version}, and {supported} are read here; convert the model anew")
     try:
         return GGUFReader(file)
     except _DAMAGES as error:
@@ -113,7 +113,7 @@ def configuration(file: Path) -> dict[str, Any]:
     """
     found = open_reader(file)
     prefix = value(found, "general.architecture")
-    told = {key: value(found, f"{prefix}.{name}") for key, name in _SIZES.items()}
+    sizes = {key: value(found, f"{prefix}.{name}") for key, name in _SIZES.items()}
     held = {tensor.name: tensor for tensor in found.tensors}
     if "token_embd.weight" not in held:
         raise SourceError(f"{file}: holds no token_embd.weight")
@@ -121,7 +121,7 @@ def configuration(file: Path) -> dict[str, Any]:
         "model_type": _model_type(str(prefix)),
         "vocab_size": int(max(held["token_embd.weight"].shape)),
         "tie_word_embeddings": "output.weight" not in held,
-        **{key: size for key, size in told.items() if size is not None},
+        **{key: size for key, size in sizes.items() if size is not None},
         **_windows(found, prefix),
     }
 

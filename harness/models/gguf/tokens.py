@@ -91,32 +91,32 @@ class Tokens:
 def read_tokens(file: Path) -> Tokens | None:
     """None for a file without a tokenizer. Raises UnsupportedError for a vocabulary that cannot be read correctly."""
     found = open_reader(file)
-    kind = _told(found, "model")
+    kind = _entry(found, "model")
     if kind is None or kind in NO_TOKENIZER:
         return None
     reason = refusal(found)
     if reason is not None:
         raise UnsupportedError(f"{file.name}: {reason}")
-    texts = tuple(text or f"[EMPTY_{index}]" for index, text in enumerate(_told(found, "tokens") or ()))
+    texts = tuple(text or f"[EMPTY_{index}]" for index, text in enumerate(_entry(found, "tokens") or ()))
     if len(set(texts)) != len(texts):
         raise UnsupportedError(f"{file.name}: two of its tokens are one text; llama.cpp does not read it either")
     ids = _ids(found, kind, len(texts))
-    lowercase = bool(_told(found, "normalizer.lowercase", True))
-    types = corrected(texts, _told(found, "token_type") or [NORMAL] * len(texts), ids)
+    lowercase = bool(_entry(found, "normalizer.lowercase", True))
+    types = corrected(texts, _entry(found, "token_type") or [NORMAL] * len(texts), ids)
     return Tokens(
         kind=kind,
-        pre=_told(found, "pre") or "default",
+        pre=_entry(found, "pre") or "default",
         texts=texts,
         types=tuple(types),
-        scores=tuple(map(float, _told(found, "scores") or ())),
-        merges=tuple(_told(found, "merges") or ()),
+        scores=tuple(map(float, _entry(found, "scores") or ())),
+        merges=tuple(_entry(found, "merges") or ()),
         ids=ids,
-        bos=_told(found, "add_bos_token", None if kind == "gpt2" else kind in ("llama", "bert")),
-        eos=bool(_told(found, "add_eos_token", kind == "t5")),
-        space_prefix=bool(_told(found, "add_space_prefix", kind == "llama")),
-        merges_spaces=bool(_told(found, "remove_extra_whitespaces", False)),
+        bos=_entry(found, "add_bos_token", None if kind == "gpt2" else kind in ("llama", "bert")),
+        eos=bool(_entry(found, "add_eos_token", kind == "t5")),
+        space_prefix=bool(_entry(found, "add_space_prefix", kind == "llama")),
+        merges_spaces=bool(_entry(found, "remove_extra_whitespaces", False)),
         lowercase=lowercase,
-        strips_accents=bool(_told(found, "normalizer.strip_accents", lowercase)),
+        strips_accents=bool(_entry(found, "normalizer.strip_accents", lowercase)),
         chat_template=value(found, "tokenizer.chat_template"),
         stripping=_stripping(str(value(found, "general.name") or ""), texts, types),
     )
@@ -126,7 +126,7 @@ def _ids(found: Any, kind: str, size: int) -> dict[str, int]:
     """The token of each name: the file's own, or llama.cpp's default if the file names none that exists."""
     ids = {name: index for name, index in _DEFAULTS[kind].items() if index < size}
     for name, key in (*_IDS.items(), *_FORMER.items()):
-        given = _told(found, f"{key}_token_id")
+        given = _entry(found, f"{key}_token_id")
         if given is not None and given < size:
             ids[name] = int(given)
     return ids
@@ -144,8 +144,8 @@ def corrected(texts: Sequence[str], types: Sequence[int], ids: Mapping[str, int]
         if name in ids or all(types[index] in SPECIAL for index in present):
             continue
         if len(present) > 1:
-            told = " and ".join(repr(texts[index]) for index in present)
-            raise UnsupportedError(f"{told} may each be its {name} token; name tokenizer.ggml.{name}_token_id in it")
+            quoted = " and ".join(repr(texts[index]) for index in present)
+            raise UnsupportedError(f"{quoted} may each be its {name} token; name tokenizer.ggml.{name}_token_id in it")
         result[present[0]] = CONTROL
     for text in _ENDS & places.keys():
         result[places[text]] = CONTROL
@@ -168,6 +168,6 @@ def _stripping(name: str, texts: Sequence[str], types: Sequence[int]) -> frozens
     return frozenset(special.difference(_NOT_AT_PHI_3))
 
 
-def _told(found: Any, key: str, otherwise: Any = None) -> Any:
-    told = value(found, f"tokenizer.ggml.{key}")
-    return otherwise if told is None else told
+def _entry(found: Any, key: str, otherwise: Any = None) -> Any:
+    entry = value(found, f"tokenizer.ggml.{key}")
+    return otherwise if entry is None else entry

@@ -34,9 +34,9 @@ def json_text(found: Regression) -> str:
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
-    told = asdict(finding)
+    entry = asdict(finding)
     change = finding.change
-    told["change"] = (
+    entry["change"] = (
         None if change is None else {"value": change.value, "low": change.low, "high": change.high, "is": change.method}
     )
-    return told
+    return entry

@@ -34,8 +34,8 @@ def verdict_line(found: Regression) -> str:
 
 def counts(found: Regression) -> str:
     """``2 regressed, 9 unchanged``: all findings, gates or not."""
-    told = [(sum(each.verdict == word for each in found.findings), word) for word in WORST_FIRST]
-    return ", ".join(f"{number} {word}" for number, word in told if number)
+    by_verdict = [(sum(each.verdict == word for each in found.findings), word) for word in WORST_FIRST]
+    return ", ".join(f"{number} {word}" for number, word in by_verdict if number)
 
 
 def worst_first(found: Regression) -> list[Finding]:
@@ -65,10 +65,10 @@ def change(finding: Finding) -> str:
         return BLANK
     times, unit = _terms(finding)
     value, low, high = finding.change.value, finding.change.low, finding.change.high
-    told = f"{signed(times * value, 2)}{unit}"
+    text = f"{signed(times * value, 2)}{unit}"
     if low is None or high is None or low == high == value:
-        return told
-    return f"{told} [{signed(times * low, 2)}, {signed(times * high, 2)}]"
+        return text
+    return f"{text} [{signed(times * low, 2)}, {signed(times * high, 2)}]"
 
 
 def limit(finding: Finding) -> str:
@@ -83,8 +83,8 @@ def why(finding: Finding) -> str:
 
 def gates(found: Regression) -> str:
     """Which thresholds were in force, and who set them."""
-    told = ", ".join(f"{name} {shown(gated_figures()[name], value)}" for name, value in found.gates.items())
-    return f"{told} ({found.origin})"
+    thresholds = ", ".join(f"{name} {shown(gated_figures()[name], value)}" for name, value in found.gates.items())
+    return f"{thresholds} ({found.origin})"
 
 
 def plain(finding: Finding) -> bool:

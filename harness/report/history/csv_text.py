@@ -43,10 +43,10 @@ def csv_text(found: History) -> str:
 
 def _lines(series: Series) -> Iterator[Line]:
     changes = {change.position: change for change in series.changes}
-    said = (series.model, series.method, series.engine, series.metric, series.where, "; ".join(series.apart))
+    names = (series.model, series.method, series.engine, series.metric, series.where, "; ".join(series.apart))
     for position, point in enumerate(series.points):
         change = changes.get(position)
-        line: Line = [*said, series.unit, series.direction, point.session, point.started_at, point.value, point.n]
+        line: Line = [*names, series.unit, series.direction, point.session, point.started_at, point.value, point.n]
         if change is None:
             yield [*line, None, None, None, None]
             continue

@@ -23,10 +23,10 @@ def headline(found: History) -> str:
     each = [change for series in found.series for change in series.changes]
     real = [change for change in each if change.matters]
     worse = sum(change.better is False for change in real)
-    told = f"{_counted(len(real), 'change')} in {len(found.series)} series of {_counted(found.sessions, 'session')}"
+    total = f"{_counted(len(real), 'change')} in {len(found.series)} series of {_counted(found.sessions, 'session')}"
     parts = [f"{worse} for the worse"] if worse else []
     parts += [f"{len(each) - len(real)} more too small to matter"] if len(each) > len(real) else []
-    return "; ".join([told, *parts])
+    return "; ".join([total, *parts])
 
 
 def subject(series: Series) -> str:

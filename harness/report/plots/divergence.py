@@ -50,9 +50,9 @@ def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns
         _draw_line(drawing, row, methods[row.method], number, columns)
     caption = f"Mean KL from the baseline by {by}, with 95% intervals. Lower is closer.{left_out(len(rows), of)}"
     head = ("Variant", *(f"{column.heading}, nat" for column in columns))
-    told = tuple((row.label, *(cell(column, row).whole for column in columns)) for row in rows)
+    lines = tuple((row.label, *(cell(column, row).whole for column in columns)) for row in rows)
     title = "Divergence by position" if name == NAMES[0] else "Divergence by the baseline's confidence"
-    return Plot(name, title, caption, head, told, drawing.json())
+    return Plot(name, title, caption, head, lines, drawing.json())
 
 
 def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, columns: Sequence[Column]) -> None:

@@ -61,11 +61,11 @@ def speed_grid(table: Table) -> Plot | None:
         "(blue) is faster, below (orange) slower."
     )
     head = ("Variant", *(f"{each.phase} at {each.point.label}, ×" for each in workloads))
-    told = tuple((row.label, *(_told(ratio) for ratio in line)) for row, line in zip(rows, ratios, strict=True))
+    lines = tuple((row.label, *(_ratio_text(ratio) for ratio in line)) for row, line in zip(rows, ratios, strict=True))
     caption += left_out(len(rows), len(timed))
     if len(table.grid) > MOST_POINTS:
         caption += f" The first {MOST_POINTS} of {len(table.grid)} points are shown."
-    return Plot("speed-grid", "Speed over the grid", caption, head, told, drawing.json())
+    return Plot("speed-grid", "Speed over the grid", caption, head, lines, drawing.json())
 
 
 def _draw_map(
@@ -87,7 +87,7 @@ def _draw_map(
         texttemplate="%{text}",
         hovertext=[
             [
-                f"{html.escape(row.label)}<br>{each.phase}, {html.escape(each.point.label)}: {_told(ratio)} ×"
+                f"{html.escape(row.label)}<br>{each.phase}, {html.escape(each.point.label)}: {_ratio_text(ratio)} ×"
                 for each, ratio in zip(workloads, line, strict=True)
             ]
             for row, line in zip(rows, ratios, strict=True)
@@ -100,7 +100,7 @@ def _draw_map(
     )
 
 
-def _told(ratio: Estimate | None) -> str:
+def _ratio_text(ratio: Estimate | None) -> str:
     if ratio is None:
         return BLANK
     if ratio.low is None or ratio.high is None:
@@ -114,6 +114,8 @@ def _varying(points: Sequence[GridPoint]) -> Callable[[GridPoint], list[str]]:
     def parts(point: GridPoint) -> list[str]:
         return [html.escape(part) for part in point.label.split(", ")]
 
-    told = [parts(point) for point in points]
-    differing = [index for index in range(min(map(len, told))) if len({each[index] for each in told}) > 1]
+    parts_of_each = [parts(point) for point in points]
+    differing = [
+        index for index in range(min(map(len, parts_of_each))) if len({each[index] for each in parts_of_each}) > 1
+    ]
     return lambda point: [parts(point)[index] for index in differing]

@@ -101,9 +101,9 @@ def _panels(table: Table, topic: _Topic) -> Plot | None:
         left = number * (width + GAP)
         _draw(drawing, table, rows, column, title, number, (left, left + width))
     head = ("Variant", *(f"{title}, {column.unit}".removesuffix(", ") for column, title in named))
-    told = tuple((row.label, *(cell(column, row).whole for column, _ in named)) for row in rows)
+    lines = tuple((row.label, *(cell(column, row).whole for column, _ in named)) for row in rows)
     caption = topic.caption + left_out(len(rows), len(measured))
-    return Plot(topic.name, topic.title, caption, head, told, drawing.json())
+    return Plot(topic.name, topic.title, caption, head, lines, drawing.json())
 
 
 def _draw(

@@ -117,8 +117,8 @@ def _plot(table: Table, plot: _Respects) -> Plot | None:
     _draw_points(drawing, table, points, plot)
     best = [point for point in points if point.best]
     _draw_names(drawing, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, x, y, ranges)
-    told = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
-    lines = tuple((point.row.label, *_told(point, plot), "yes" if point.best else "no") for point in told)
+    listed = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
+    lines = tuple((point.row.label, *_value_texts(point, plot), "yes" if point.best else "no") for point in listed)
     head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
     return Plot(plot.name, plot.title, _caption(plot, points, best), head, lines, drawing.json())
 
@@ -126,18 +126,18 @@ def _plot(table: Table, plot: _Respects) -> Plot | None:
 def _caption(plot: _Respects, points: Sequence[_Point], best: Sequence[_Point]) -> str:
     names = [point.row.label for point in best]
     listed = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
-    said = f"{'Lower left' if plot.x.better == 'lower' else 'Lower right'} is better."
+    caption = f"{'Lower left' if plot.x.better == 'lower' else 'Lower right'} is better."
     if len(plot.axes) > 2:
         title = plot.axes[2].title
-        said += f" A marker's area: {title[0].lower()}{title[1:]}. Dotted: the front of the two axes."
+        caption += f" A marker's area: {title[0].lower()}{title[1:]}. Dotted: the front of the two axes."
     respects = "all three respects" if len(plot.axes) > 2 else "both respects"
-    said += f" No other variant beats the filled markers in {respects}: {listed}."
+    caption += f" No other variant beats the filled markers in {respects}: {listed}."
     if len(points) > MOST_INTERVALS:
-        said += f" {len(points):,} variants; their intervals are in the table."
-    return said
+        caption += f" {len(points):,} variants; their intervals are in the table."
+    return caption
 
 
-def _told(point: _Point, plot: _Respects) -> list[str]:
+def _value_texts(point: _Point, plot: _Respects) -> list[str]:
     """Each figure with its interval, or why an axis of speeds has none."""
     written = []
     for value, axis in zip(point.values, plot.axes, strict=True):
@@ -190,7 +190,9 @@ def _size_px(point: _Point, fastest: float) -> float:
 
 
 def _hover(point: _Point, plot: _Respects) -> list[str]:
-    return [html.escape(f"{axis.title}: {said}") for axis, said in zip(plot.axes, _told(point, plot), strict=True)]
+    return [
+        html.escape(f"{axis.title}: {text}") for axis, text in zip(plot.axes, _value_texts(point, plot), strict=True)
+    ]
 
 
 def _written(estimate: Estimate, axis: ColumnAxis) -> str:

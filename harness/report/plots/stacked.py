@@ -78,12 +78,12 @@ def _stacked(
     for index, total in enumerate(totals):
         text = f"{significant(total / unit.bytes)} {unit.name}"
         drawing.note(text, x=total / unit.bytes, y=index, xanchor="left", xshift=6)
-    said = tuple(
+    lines = tuple(
         (row.label, significant(total / unit.bytes), *(significant(part.bytes(row) / unit.bytes) for part in parts))
         for row, total in zip(rows, totals, strict=True)
     )
     head = ("Variant", f"total, {unit.name}", *(f"{part.name}, {unit.name}" for part in parts))
-    return Plot(name, title, caption + left_out(len(rows), len(measured)), head, said, drawing.json())
+    return Plot(name, title, caption + left_out(len(rows), len(measured)), head, lines, drawing.json())
 
 
 def _draw_bars(drawing: Drawing, rows: Sequence[VariantRow], part: _Part, number: int, unit: SizeUnit) -> None:

@@ -118,8 +118,8 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
     lines = [_line(head), _line(["---", *("---:" for _ in head[1:])])]
     for column in shown_columns(table):
         if column.value(row) is not None:
-            told = [cell(column, each).whole for each in (row, base) if each]
-            lines.append(_line([heading(column), *(escape(figure) for figure in told)]))
+            figures = [cell(column, each).whole for each in (row, base) if each]
+            lines.append(_line([heading(column), *(escape(figure) for figure in figures)]))
     yield "\n".join(lines)
     floor = noise_floor(table)
     yield (
