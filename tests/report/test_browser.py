@@ -241,7 +241,7 @@ def test_without_scripts_it_is_a_plain_table(open_page: Open, few: list[RunRecor
     assert opened.page.locator("[data-sortable] tbody tr:visible").count() == 6
     assert not opened.page.locator(".tools").is_visible()
     assert opened.page.locator("[data-sortable] thead button", has_text="loading").is_visible()
-    assert opened.page.get_by_text("The plots need JavaScript; the data of each plot is below it as a table.").is_visible()
+    assert opened.page.get_by_text("The plots need JavaScript").is_visible()
 
 
 def test_a_phone_scrolls_in_one_direction(open_page: Open, few: list[RunRecord]) -> None:

@@ -150,14 +150,14 @@ class LlamaCppModel:
 
     def kernels(self) -> Mapping[str, int]:
         """The decoder's matrices by type and by the backend that runs their layer; and llama.cpp's buffers."""
-        assigned = (_ASSIGNED.search(line) for line in self._runtime.said)
+        assigned = (_ASSIGNED.search(line) for line in self._runtime.log)
         backends = {found[1]: found[2] for found in assigned if found}
         names: Counter[str] = Counter()
         for entry in self._linears():
             layer = re.search(r"\.(\d+)\.", entry.name)
             backend = backends.get(layer[1], "an unnamed backend") if layer else "an unnamed backend"
             names[f"{entry.storage} on {backend}"] += 1
-        for line in self._runtime.said:
+        for line in self._runtime.log:
             if found := _BUFFER.search(line):
                 names[f"{found[1]} buffer of {found[2]} MiB"] += 1
         return dict(names)
