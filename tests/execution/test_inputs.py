@@ -16,6 +16,7 @@ from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import SourceError
 from harness.execution.sweep import Ended, Event, Withdrawn
+from harness.host.machine import installed_version
 from harness.models.sources import inspect
 from harness.recipe import Model, load_recipe
 from harness.storage import checksums
@@ -217,6 +218,7 @@ def test_what_is_made_beside_the_inputs_is_no_change_of_them(model: Path) -> Non
     assert {Path(file.path).name for file in source.files} >= {WEIGHTS, "config.json", "tokenizer.json"}
 
 
+@pytest.mark.skipif(installed_version("gptqmodel") is None, reason="needs gptqmodel: pip install 'qharness[gptq]'")
 def test_planning_stamps_what_each_run_depends_on(sweeps, model: Path, text: Path) -> None:
     measure = {"perplexity": {"text": str(text), "context": 64}, "throughput": {"prompt_tokens": 8, "new_tokens": 2}}
     other = shutil.copy(text, text.with_name("calibration.txt"))

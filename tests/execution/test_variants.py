@@ -154,6 +154,7 @@ def test_calibrating_on_the_evaluation_text_is_refused_or_marked(sweeps, tiny: P
     loaded = load_recipe(sweeps.recipe(content))
     with pytest.raises(RecipeError, match=r"calibration.text: is the evaluation text.*--allow-leak"):
         plan(loaded)
+    needs("gptqmodel")
     assert any(run.spec.kind == "calibrate" for run in plan(loaded, allow_leak=True))
 
 
