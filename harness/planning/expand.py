@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, TypeVar
@@ -78,7 +78,7 @@ def engine_choices(recipe: Recipe) -> list[EngineChoice]:
             raise recipe.error(("engines", index), str(error)) from None
         place = ("engines", index, entry.name)
         for given in _combinations(recipe, entry, engine.params, place):
-            choice = EngineChoice(engine, _checked(recipe, engine.params, given, place))
+            choice = EngineChoice(engine, checked(recipe, engine.params, given, place))
             found.setdefault(digest([engine.name, dict(choice.changed)]), choice)
     return list(found.values())
 
@@ -121,7 +121,7 @@ def _expand(recipe: Recipe, entry: MethodEntry, location: Location) -> Iterator[
     place = (*location, entry.name)
     for given in _combinations(recipe, entry, method.params, place, also=(STACK,)):
         stack = _stack(recipe, method, given.pop(STACK, None), place)
-        params = _checked(recipe, method.params, given, place)
+        params = checked(recipe, method.params, given, place)
         label = " ".join([method.name, *filter(None, (_shown(method, key, value) for key, value in given.items()))])
         if stack is not None:
             label = f"{label} {STACK}={stack}"
@@ -137,10 +137,8 @@ def _combinations(
 
     Raises RecipeError for an unknown parameter and an empty list.
     """
+    validate_names(recipe, entry.name, params, [key for key in entry.params if key not in also], place)
     for key, value in entry.params.items():
-        if key not in params.model_fields and key not in also:
-            near = did_you_mean(key, params.model_fields) if params.model_fields else "; it has none"
-            raise recipe.error((*place, key), f"unknown parameter of {entry.name}{near}")
         if value == []:
             raise recipe.error((*place, key), "an empty list leaves no variant")
     listed = [value if isinstance(value, list) else [value] for value in entry.params.values()]
@@ -179,7 +177,16 @@ def _published(recipe: Recipe, choice: MethodChoice, place: Location) -> MethodC
     return replace(choice, ref=ref, checkpoint=found)
 
 
-def _checked(recipe: Recipe, params: type[P], given: dict[str, Any], place: Location) -> P:
+def validate_names(recipe: Recipe, owner: str, params: type[BaseModel], given: Iterable[str], place: Location) -> None:
+    """Raises RecipeError for a name that is not a parameter of its method, engine or metric."""
+    for key in given:
+        if key not in params.model_fields:
+            near = did_you_mean(key, params.model_fields) if params.model_fields else "; it has none"
+            raise recipe.error((*place, key), f"unknown parameter of {owner}{near}")
+
+
+def checked(recipe: Recipe, params: type[P], given: Mapping[str, Any], place: Location) -> P:
+    """The parameters in their own type. Raises RecipeError for a value that one of them cannot have."""
     try:
         return params.model_validate_json(json.dumps(given, default=str))
     except ValidationError as error:

@@ -138,7 +138,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     texts = workloads.perplexities(recipe)
     calibration = workloads.calibration(recipe, texts, allow_leak)
     tasks = workloads.tasks(recipe)
-    observers, measured = (workloads.plugin_metrics(recipe, kind) for kind in ("observer", "workload"))
+    observers, measured = workloads.plugin_metrics(recipe)
     validate_engines(recipe, [choice.engine for choice in engines], methods)
     validate_calibration(recipe, methods)
     validate_scope(recipe, sources, methods)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from harness import plugins
 from harness import recipe as written
-from harness.core.metric import Metric, MetricKind
+from harness.core.metric import Metric
 from harness.core.workload import CalibrationRef, MetricRef, PerplexityWorkload, TaskWorkload, TextRef
 from harness.errors import SourceError, UsageError, did_you_mean
+from harness.planning.expand import checked, validate_names
 from harness.recipe import Measure, Recipe
-from harness.recipe.faults import expected
 from harness.tasks.catalog import catalog, read_names
 from harness.tasks.trust import definition
 from harness.text.protocols import PRESETS
@@ -104,13 +101,16 @@ def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) 
     return TaskWorkload(names[0], str(path), own=found.hash_content(), **settings)  # type: ignore[arg-type]
 
 
-def plugin_metrics(recipe: Recipe, kind: MetricKind) -> tuple[MetricRef, ...]:
-    """The plugin metrics of one kind that ``measure`` names.
+def plugin_metrics(recipe: Recipe) -> tuple[tuple[MetricRef, ...], tuple[MetricRef, ...]]:
+    """The plugin metrics that ``measure`` names: the observers, and the workloads.
 
     Raises RecipeError for an unknown name or parameter, and for a kind that a recipe cannot request.
     """
     found = [_plugin_metric(recipe, name, params) for name, params in recipe.measure.of_plugins.items()]
-    return tuple(ref for metric, ref in found if metric.kind == kind)
+    observers, measured = (
+        tuple(ref for metric, ref in found if metric.kind == kind) for kind in ("observer", "workload")
+    )
+    return observers, measured
 
 
 def _plugin_metric(recipe: Recipe, name: str, given: Mapping[str, Any]) -> tuple[Metric, MetricRef]:
@@ -121,16 +121,10 @@ def _plugin_metric(recipe: Recipe, name: str, given: Mapping[str, Any]) -> tuple
         raise recipe.error(place, f"unknown metric{did_you_mean(name, every)}; known: {', '.join(every)}")
     try:
         metric = plugins.metric(name)
-        params = metric.params.model_validate_json(json.dumps(given, default=str))
     except UsageError as error:
         raise recipe.error(place, str(error)) from None
-    except ValidationError as error:
-        fault = error.errors()[0]
-        key = fault["loc"][:1]
-        if fault["type"] == "extra_forbidden":
-            near = did_you_mean(str(key[0]), metric.params.model_fields)
-            raise recipe.error((*place, *key), f"unknown parameter of {name}{near}") from None
-        raise recipe.error((*place, *key), expected(fault)) from None
+    validate_names(recipe, name, metric.params, given, place)
+    params = checked(recipe, metric.params, given, place)
     if metric.kind == "instrument":
         raise recipe.error(place, "is an instrument; a plugin's metric is an observer or a workload")
     if metric.kind == "observer" and not recipe.measure.perplexity:
