@@ -129,10 +129,10 @@ def _table(where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs
         hardware=where.hardware_text,
         rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
         labels=(*labels, *(doubt.label for doubt in doubts)),
-        notes=_distinct(notes),
+        notes=tuple(dict.fromkeys(notes)),
         kl_noise_floor=_mean(_noise_floor(references, "batch size")),
         kl_noise_floor_dtype=_mean(_noise_floor(references, "dtype")),
-        recipes=_distinct(run.spec.recipe for run in runs.all),
+        recipes=tuple(dict.fromkeys(run.spec.recipe for run in runs.all)),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
         tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
         budget_bytes=newest.spec.readers.budget_bytes if newest else None,
@@ -324,7 +324,3 @@ def _noise_floor(references: Sequence[RunRecord], changed: str) -> Measurement |
 def _last(runs: Iterable[RunRecord]) -> RunRecord | None:
     """The newest of records that are in order."""
     return next(reversed(list(runs)), None)
-
-
-def _distinct(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(words))

@@ -71,9 +71,9 @@ def _heading(table: Table, alike: Sequence[Table]) -> str:
 def page(records: Sequence[RunRecord]) -> Page:
     tables = tradeoff(records)
     counted = current(records)
-    models = _distinct(table.model for table in tables)
-    models = models or _distinct(model.label for record in counted for model in record.spec.job.models[:1])
-    recipes = _distinct(record.spec.recipe for record in counted)
+    models = tuple(dict.fromkeys(table.model for table in tables))
+    models = models or tuple(dict.fromkeys(model.label for record in counted for model in record.spec.job.models[:1]))
+    recipes = tuple(dict.fromkeys(record.spec.recipe for record in counted))
     return Page(
         title=", ".join(models) or "no runs",
         tables=tables,
@@ -90,7 +90,7 @@ def page(records: Sequence[RunRecord]) -> Page:
                 f"qharness report {shlex.quote(f'results/{recipe}')}",
             )
         ),
-        sessions=_distinct(record.session for record in counted),
+        sessions=tuple(dict.fromkeys(record.session for record in counted)),
         measured=_period(counted),
     )
 
@@ -175,7 +175,3 @@ def _shown(name: str, value: object) -> str:
 def _period(records: Sequence[RunRecord]) -> str:
     days = sorted({record.started_at[:10] for record in records})
     return " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""
-
-
-def _distinct(words: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(words))

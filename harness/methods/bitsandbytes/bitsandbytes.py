@@ -62,33 +62,25 @@ def _four_bits(code: str, params: Bnb4Params, setting: Setting) -> object:
     )
 
 
-NF4 = Method(
-    name="bnb-nf4",
-    version=1,
-    summary="bitsandbytes NormalFloat 4: quantiles of a normal distribution, blocks of 64",
-    params=Bnb4Params,
-    packages=("bitsandbytes",),
-    extra="bnb",
-    enable=enable,
-    kernel="packed",
-    load_config=lambda params, setting: _four_bits("nf4", params, setting),
-    bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
-    beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),
-)
+def _four_bit(name: str, code: str, summary: str) -> Method[Bnb4Params]:
+    """A method of bitsandbytes' 4-bit layers, by the code that its weights take."""
+    return Method(
+        name=name,
+        version=1,
+        summary=summary,
+        params=Bnb4Params,
+        packages=("bitsandbytes",),
+        extra="bnb",
+        enable=enable,
+        kernel="packed",
+        load_config=lambda params, setting: _four_bits(code, params, setting),
+        bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
+        beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),
+    )
 
-FP4 = Method(
-    name="bnb-fp4",
-    version=1,
-    summary="bitsandbytes 4-bit floats, blocks of 64",
-    params=Bnb4Params,
-    packages=("bitsandbytes",),
-    extra="bnb",
-    enable=enable,
-    kernel="packed",
-    load_config=lambda params, setting: _four_bits("fp4", params, setting),
-    bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
-    beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),
-)
+
+NF4 = _four_bit("bnb-nf4", "nf4", "bitsandbytes NormalFloat 4: quantiles of a normal distribution, blocks of 64")
+FP4 = _four_bit("bnb-fp4", "fp4", "bitsandbytes 4-bit floats, blocks of 64")
 
 
 class BnbInt8Params(MethodParams):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.analysis.regression.findings import Finding, Regression
 from harness.report.comparison import words
-from harness.report.renderers.markdown import escape
+from harness.report.renderers.markdown import escape, table_line
 
 MARKS = {"regressed": "❌", "undecided": "⚠️", "passed": "✅"}
 HEAD = ("Verdict", "Variant", "Metric", "BASE → HEAD", "Change", "Threshold", "Why")
@@ -38,7 +38,7 @@ def markdown(found: Regression) -> str:
 
 
 def _table(findings: Sequence[Finding]) -> str:
-    return "\n".join([_line(HEAD), _line(["---"] * len(HEAD)), *map(_line, map(_cells, findings))])
+    return "\n".join([table_line(HEAD), table_line(["---"] * len(HEAD)), *map(table_line, map(_cells, findings))])
 
 
 def _cells(finding: Finding) -> Iterator[str]:
@@ -49,10 +49,6 @@ def _cells(finding: Finding) -> Iterator[str]:
     yield escape(words.change(finding))
     yield escape(words.limit(finding))
     yield escape(words.why(finding))
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _list(lines: Iterable[str]) -> str:

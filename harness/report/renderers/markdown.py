@@ -37,7 +37,7 @@ def _table(name: str, table: Table, answer: Answer | None) -> Iterable[str]:
     if answer:
         yield _answer(answer)
     yield "  \n".join(_caption(table))
-    head = [_line(["Variant", *map(heading, columns)]), _line(["---", *("---:" for _ in columns)])]
+    head = [table_line(["Variant", *map(heading, columns)]), table_line(["---", *("---:" for _ in columns)])]
     yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
     if table.notes:
         yield "\n".join(f"- {escape(note)}" for note in table.notes)
@@ -74,7 +74,7 @@ def heading(column: Column) -> str:
 
 
 def _row(row: VariantRow, columns: Sequence[Column]) -> str:
-    return _line([_name(row), *(_no_link(cell(column, row).whole) for column in columns)])
+    return table_line([_name(row), *(_no_link(cell(column, row).whole) for column in columns)])
 
 
 def _no_link(figure: str) -> str:
@@ -93,7 +93,8 @@ def _name(row: VariantRow) -> str:
     return " ".join([*words, *(f"⚠ {escape(label.sentence)}" for label in row.labels)])
 
 
-def _line(cells: Iterable[str]) -> str:
+def table_line(cells: Iterable[str]) -> str:
+    """One line of a Markdown table; the cells are escaped already."""
     return f"| {' | '.join(cells)} |"
 
 

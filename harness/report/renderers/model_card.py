@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from harness.figures.table import Table, TaskKey, VariantRow
 from harness.report.column import Column, cell, columns, shown_columns
 from harness.report.page import noise_floor, table_labels
-from harness.report.renderers.markdown import escape, heading
+from harness.report.renderers.markdown import escape, heading, table_line
 from harness.stats.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -115,11 +115,11 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
         yield f"**⚠ {escape(label.sentence)}.**"
     base = table.baseline
     head = ["", escape(row.label), *([escape(base.label)] if base else [])]
-    lines = [_line(head), _line(["---", *("---:" for _ in head[1:])])]
+    lines = [table_line(head), table_line(["---", *("---:" for _ in head[1:])])]
     for column in shown_columns(table):
         if column.value(row) is not None:
             figures = [cell(column, each).whole for each in (row, base) if each]
-            lines.append(_line([heading(column), *(escape(figure) for figure in figures)]))
+            lines.append(table_line([heading(column), *(escape(figure) for figure in figures)]))
     yield "\n".join(lines)
     floor = noise_floor(table)
     yield (
@@ -127,10 +127,6 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
         "Brackets: 95% intervals; for energy, the range over processes."
         f"{' ' + escape(floor) if floor else ''}"
     )
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _file_name(words: str, used: set[str]) -> str:
