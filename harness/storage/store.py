@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,10 +25,10 @@ from harness.core.record import Failure, Measurement, RunRecord
 from harness.core.upgrade import upgrade
 from harness.core.upgrade.specs import is_whole
 from harness.errors import NewerRecordError, NotFiniteError, ResultsError
-from harness.storage.json_codec import decode, encode, refuse_not_finite
+from harness.storage.evidence import EVIDENCE, read_evidence, write_evidence
+from harness.storage.json_codec import decode, encode
 
-RECORD, EVIDENCE, LOG = "record.json", "evidence.parquet", "log.txt"
-EVIDENCE_COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
+RECORD, LOG = "record.json", "log.txt"
 A_NAME = "expected letters, digits, dots, dashes and underscores"
 A_RUN_ID = "expected 16 hexadecimal digits"
 
@@ -64,7 +64,7 @@ class Store:
         part = final.with_name(f".{record.attempt}.part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        _write_evidence(part / EVIDENCE, record.outcome.measurements)
+        write_evidence(part / EVIDENCE, record.outcome.measurements)
         (part / RECORD).write_text(text, encoding="utf-8")
         if log is not None:
             (part / LOG).write_bytes(log)
@@ -162,29 +162,6 @@ def _without_arrays(measurement: Measurement) -> Measurement:
     return replace(measurement, values=(), weights=(), item_ids=(), cluster_ids=())
 
 
-def _write_evidence(path: Path, measurements: Sequence[Measurement]) -> None:
-    """One row per value: which measurement it belongs to, the value, its weight, item and cluster."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    many = [(index, m) for index, m in enumerate(measurements) if len(m.values) > 1]
-    if not many:
-        return
-    columns: dict[str, list[Any]] = {name: [] for name in EVIDENCE_COLUMNS}
-    for index, m in many:
-        blanks = [None] * len(m.values)
-        columns["measurement"] += [index] * len(m.values)
-        columns["value"] += m.values
-        columns["weight"] += m.weights or blanks
-        columns["item_id"] += m.item_ids or blanks
-        columns["cluster_id"] += m.cluster_ids or blanks
-    schema = pa.schema(
-        [("measurement", pa.int32()), ("value", pa.float64()), ("weight", pa.float64())]
-        + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("item_id", "cluster_id")]
-    )
-    pq.write_table(pa.table(columns, schema=schema), path)
-
-
 def _read(path: Path, root: Path) -> RunRecord:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -197,7 +174,7 @@ def _read(path: Path, root: Path) -> RunRecord:
     measurements = record.outcome.measurements
     if all(m.values for m in measurements):
         return record
-    filled = _with_arrays(path.with_name(EVIDENCE), measurements)
+    filled = read_evidence(path.with_name(EVIDENCE), measurements)
     return replace(record, outcome=replace(record.outcome, measurements=filled))
 
 
@@ -228,56 +205,3 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], path: Path, root: 
             f"{path}: its folder does not match its content (expected RECIPE/RUN ID/ATTEMPT/{RECORD}): "
             f"{'; '.join(faults)}. Restore its original folder, or move it away to read the others"
         )
-
-
-def _with_arrays(path: Path, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path, columns=list(EVIDENCE_COLUMNS))
-    except (OSError, pa.ArrowException) as error:
-        raise ResultsError(f"{path}: cannot read the record's evidence: {error}") from None
-    owners = table["measurement"].to_numpy()
-    columns = {name: (_shared(table[name]), table[name].is_valid().to_numpy()) for name in EVIDENCE_COLUMNS[1:]}
-    filled = []
-    for index, m in enumerate(measurements):
-        if not m.values:
-            rows = (owners == index).nonzero()[0]
-            if not len(rows):
-                raise ResultsError(f"{path}: has no values of {m.metric}")
-            values, weights, items, clusters = (
-                _present(column[rows], there[rows], f"{path}: {m.metric}: {name}")
-                for name, (column, there) in columns.items()
-            )
-            if not values:
-                raise ResultsError(f"{path}: has no values of {m.metric}")
-            m = replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
-        filled.append(m)
-    return tuple(filled)
-
-
-def _shared(column: Any) -> Any:
-    """A column as a numpy array in which equal strings share one object, since tokens may be named several times."""
-    import numpy as np
-    import pyarrow as pa
-
-    if not pa.types.is_dictionary(column.type):
-        return column.to_numpy()
-    whole = column.unify_dictionaries().combine_chunks()
-    names = np.array([*whole.dictionary.to_pylist(), None], dtype=object)
-    return names[whole.indices.fill_null(-1).to_numpy()]
-
-
-def _present(values: Any, there: Any, name: str) -> tuple[Any, ...]:
-    """The values of one measurement, all or none. Raises ResultsError if some are missing, and for NaN and infinity."""
-    import numpy as np
-
-    if not there.any():
-        return ()
-    if not there.all():
-        raise ResultsError(f"{name}: {(~there).sum()} of {len(there)} are missing")
-    found = tuple(values.tolist())
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        refuse_not_finite(found, name)
-    return found
