@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test setup setup-all clean
+.PHONY: demo check lint light test fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -30,6 +30,11 @@ light:
 
 test: setup-all check ## all that 'make check' does, then all other tests
 	$(PYTEST) -m heavy
+
+FUZZ_S := 60
+fuzz: setup ## search for inputs that break a reader, FUZZ_S seconds for each target (needs Linux, atheris)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz/fuzzing.py -max_total_time=$(FUZZ_S)
 
 setup: .venv/.installed ## the environment of the quickstart
 setup-all: .venv/.all ## every library that lives in the main environment
