@@ -7,63 +7,111 @@ passes one that records the operations, or one that fails.
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
 import shutil
+import stat
+from contextlib import suppress
 from pathlib import Path
+
+_NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR, errno.ENOSYS})
+"""How file systems refuse the fsync of a folder (SMB, some FUSE and network ones): their renames are durable or not,
+nothing more can be done."""
+REMOVED = "removed"
+"""The suffix of a folder that is being deleted: hidden, so that no reader sees a part of it."""
 
 
 class Disk:
-    """The five operations that change a disk. Each is durable when it returns, and raises OSError if it fails."""
+    """The operations that change a disk. Each is durable when it returns, and raises OSError if it fails.
+
+    They consist of the five calls at the end, ``_mkdir`` to ``_delete``, which a test may record or let fail.
+    """
 
     def make_folder(self, path: Path) -> None:
         """Creates a folder and the missing ones above it."""
         if path.is_dir():
             return
         self.make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        self._mkdir(path)
         self.sync(path.parent)
 
     def write(self, path: Path, content: bytes) -> None:
         """Creates or overwrites a file. Its name is durable only after the folder's ``sync``."""
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        self._write(path, content)
+        self.sync(path)
 
     def sync(self, path: Path) -> None:
         """Makes durable the names in a folder, or the content of a file that something else wrote."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        self._fsync(path)
 
     def rename(self, source: Path, target: Path) -> None:
         """Renames a file or a folder within one file system; replaces a file, but not a folder with content."""
-        source.replace(target)
+        self._rename(source, target)
         self.sync(target.parent)
+        if source.parent != target.parent:
+            self.sync(source.parent)
 
     def remove(self, path: Path) -> None:
-        """Deletes a file, or a folder with its content; what does not exist is left alone."""
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        """Deletes a file, or a folder with its content; what does not exist is left alone.
+
+        A folder gets a hidden name first: readers see all of it or nothing, also if the machine stops meanwhile.
+        """
+        if not path.is_symlink() and path.is_dir():
+            doomed = path
+            if not (path.name.startswith(".") and path.name.endswith(f".{REMOVED}")):
+                doomed = path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.{REMOVED}")
+                self.rename(path, doomed)
+            self._delete(doomed)
         else:
-            path.unlink(missing_ok=True)
+            self._delete(path)
 
     def write_whole(self, path: Path, content: bytes) -> None:
-        """Creates or replaces a file so that a crash leaves the old content or the new one."""
+        """Creates or replaces a file so that a crash leaves the old content or the new one. Makes missing folders."""
+        self.make_folder(path.parent)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             self.write(part, content)
             self.rename(part, path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):  # the first error is the one to report
+                self._delete(part)
             raise
 
     def publish(self, part: Path, final: Path) -> None:
         """Renames a filled folder to its final name after syncing all that it holds, so that it appears whole."""
         for folder, _, names in os.walk(part):
             for name in names:
-                self.sync(Path(folder, name))
+                path = Path(folder, name)
+                if stat.S_ISREG(path.lstat().st_mode):
+                    self.sync(path)
             self.sync(Path(folder))
         self.rename(part, final)
+
+    def _mkdir(self, path: Path) -> None:
+        path.mkdir(exist_ok=True)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        path.write_bytes(content)
+
+    def _fsync(self, path: Path) -> None:
+        """Raises OSError if the file's content, or a folder's names, may not be durable."""
+        is_folder = path.is_dir()
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if not (is_folder and error.errno in _NO_FOLDER_SYNC):
+                raise
+
+    def _rename(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def _delete(self, path: Path) -> None:
+        if not path.is_symlink() and path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
