@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test fuzz setup setup-all clean
+.PHONY: demo check lint light test faults fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -26,10 +26,13 @@ lint:
 	$(BIN)/mypy
 
 light:
-	$(PYTEST) -m "not heavy"
+	$(PYTEST) -m "not heavy and not slow"
 
 test: setup-all check ## all that 'make check' does, then all other tests
-	$(PYTEST) -m heavy
+	$(PYTEST) -m "heavy and not slow"
+
+faults: setup-all ## every row of docs/reliability.md, the slow ones too
+	$(PYTEST) tests/faults -m "slow or not slow"
 
 FUZZ_S := 60
 fuzz: setup ## search for inputs that break a reader, FUZZ_S seconds for each target (needs Linux, atheris)

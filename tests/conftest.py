@@ -45,7 +45,7 @@ settings.register_profile("same every time", derandomize=True, database=None, de
 settings.load_profile("same every time")
 
 HERE = Path(__file__).parent
-LIGHT = "not heavy"
+LIGHT = "not heavy and not slow"
 """The selection of ``make check``. Under it modules that are marked heavy are not even imported."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
