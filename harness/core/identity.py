@@ -22,5 +22,10 @@ DecodeMode = Literal["eager", "compiled"]
 
 def digest(value: object) -> str:
     """The first 16 hexadecimal digits of the sha256 of the value's canonical JSON."""
+    return full_digest(value)[:16]
+
+
+def full_digest(value: object) -> str:
+    """The sha256 of the value's canonical JSON: sorted keys, no spaces, ASCII. Raises ValueError for NaN."""
     canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical.encode()).hexdigest()

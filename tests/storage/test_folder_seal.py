@@ -1,4 +1,4 @@
-"""Seals: whatever is changed in a sealed file or beside it is noticed and named."""
+"""The seal of a folder: whatever is changed in a sealed file or beside it is noticed and named."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.storage.seal import SEAL, find_damage, has_valid_seal, seal_files, with_seal
+from harness.storage.folder_seal import SEAL, find_damage, has_valid_seal, seal_files, with_seal
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 OBJECTS = st.dictionaries(

@@ -1,4 +1,4 @@
-"""Seals: a digest that a JSON file carries of itself, and the sizes and hashes of the files beside it.
+"""The seal of a folder: a JSON file with a digest of itself, and the sizes and hashes of the files beside it.
 
 A file without a seal is an old one, and its reader decides what that means. A seal that does not match means that the
 file was edited, cut or damaged since it was written.
@@ -6,8 +6,6 @@ file was edited, cut or damaged since it was written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.core.identity import full_digest
 from harness.storage.checksums import file_sha256
 
 SEAL = "seal"
@@ -31,13 +30,8 @@ class SealedFile:
 
 
 def seal_of(content: Mapping[str, Any]) -> str:
-    """The sha256, in hexadecimal, of the canonical JSON of all that a JSON object holds except its own seal.
-
-    Canonical: sorted keys, no spaces, ASCII, numbers as Python prints them. Raises ValueError for NaN and infinity.
-    """
-    rest = {key: value for key, value in content.items() if key != SEAL}
-    canonical = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+    """The digest of all that a JSON object holds except its own seal. Raises ValueError for NaN and infinity."""
+    return full_digest({key: value for key, value in content.items() if key != SEAL})
 
 
 def with_seal(content: Mapping[str, Any]) -> dict[str, Any]:
