@@ -13,6 +13,7 @@ from harness.planning.plan import PlannedRun
 from harness.planning.plan import plan as plan_at
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
+from harness.storage.anonymizer import Anonymizer
 from harness.storage.store import Store
 
 
@@ -39,6 +40,11 @@ def plan_with_state(
 ) -> tuple[tuple[PlannedRun, ...], frozenset[str]]:
     """The runs of a recipe file, and the run ids of those that ``qharness run`` would not repeat."""
     here = local_site(cache, pythons)
-    planned = plan_at(load_recipe(recipe), here, allow_leak)
+    chosen = load_recipe(recipe)
+    anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
+    planned = tuple(
+        replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
+        for run in plan_at(chosen, here, allow_leak)
+    )
     records = Store(Path(results)).records(planned[0].spec.recipe)
     return planned, frozenset(done(planned, records, here.artifacts))

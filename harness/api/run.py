@@ -14,6 +14,7 @@ from harness.execution.sweep import Event, sweep
 from harness.planning.plan import PlannedRun, plan
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
+from harness.storage.anonymizer import Anonymizer
 from harness.storage.store import Store
 
 
@@ -43,7 +44,8 @@ def run(
     planned = _fetched_plan(chosen, executor, allow_leak)
     if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
         planned = _fetched_plan(chosen, executor, allow_leak)
-    return sweep(planned, Store(Path(results)), executor, on_event, paranoid)
+    anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
+    return sweep(planned, Store(Path(results), anonymizer), executor, on_event, paranoid)
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:

@@ -121,6 +121,7 @@ def sweep(
                 on_event(Started(spec, index, len(planned)))
                 record = None if _must_repeat(spec, planned, finished, records) else finished.get(spec.run_id)
                 refusal = planned_run.unsupported or _unmet(spec, records)
+                refusal = refusal and store.anonymizer.message(refusal)
                 if record is None and refusal:
                     record = _refused(latest.get(spec.run_id), refusal)
                 elif record is not None and record.spec.readers != spec.readers:
@@ -224,7 +225,7 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
             sweep.artifacts.remove(spec)
             failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
             outcome = replace(outcome, status="invalid", failure=failure)
-    record = RunRecord(
+    made = RunRecord(
         spec=spec,
         outcome=outcome,
         session=sweep.session,
@@ -232,6 +233,7 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
         started_at=started_at,
         wall_s=time.perf_counter() - began,
     )
+    record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
     sweep.store.save(record, log)
     return record, kept is not None
 

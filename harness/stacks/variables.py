@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.core.identity import digest
 from harness.host.processor import instruction_sets
+from harness.storage.anonymizer import NOT_SECRET, SECRET_NAME
 
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|TERM|COLUMNS|NO_COLOR"
@@ -31,9 +32,6 @@ _ALLOWED = re.compile(
     r"|(CUDA|CUBLAS|CUBLASLT|CUDNN|NCCL|NVIDIA|NVTE|HIP|ROCR|ROCM|HSA|TRITON|TORCH|TORCHINDUCTOR|TORCHDYNAMO|PYTORCH)_\w+"
     r"|(ACCELERATE|TOKENIZERS|RAYON|BNB|GPTQMODEL|AR|INC|QUARK|GGML|LLAMA|TQDM|QHARNESS)_\w+"
 )
-_SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
-"""Words that no allowed name may contain."""
-_NOT_SECRET = frozenset({"TOKENIZERS_PARALLELISM"})
 _NETWORK = re.compile(
     r"(https?|all|no)_proxy|HF_ENDPOINT|HF_(HUB|DATASETS)_OFFLINE|HF_HUB_DISABLE_\w+|HF_HUB_\w+_TIMEOUT", re.IGNORECASE
 )
@@ -61,6 +59,6 @@ def for_fetching(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _allowed(name: str) -> bool:
-    if name in _NOT_SECRET:
+    if name in NOT_SECRET:
         return True
-    return _ALLOWED.fullmatch(name) is not None and _SECRET.search(name) is None
+    return _ALLOWED.fullmatch(name) is not None and SECRET_NAME.search(name) is None

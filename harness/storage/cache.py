@@ -17,6 +17,7 @@ from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION, upgrade
 from harness.errors import HarnessError
+from harness.storage.anonymizer import Anonymizer
 from harness.storage.json_codec import decode, encode
 
 OUTCOME = "outcome.json"
@@ -77,7 +78,8 @@ class Cache:
 
     def publish(self, spec: RunSpec, part: Path, outcome: Outcome) -> None:
         """Adds the outcome to a filled folder and renames it. Keeps a folder that another sweep published meanwhile."""
-        (part / OUTCOME).write_text(encode(_Kept(SCHEMA_VERSION, outcome)), encoding="utf-8")
+        kept = Anonymizer.here(cache=self.root).outcome(outcome)
+        (part / OUTCOME).write_text(encode(_Kept(SCHEMA_VERSION, kept)), encoding="utf-8")
         try:
             part.rename(self.folder(spec.kind, spec.run_id))
         except OSError:

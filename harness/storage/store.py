@@ -25,6 +25,7 @@ from harness.core.record import Failure, Measurement, RunRecord
 from harness.core.upgrade import upgrade
 from harness.core.upgrade.specs import is_whole
 from harness.errors import NewerRecordError, NotFiniteError, ResultsError
+from harness.storage.anonymizer import Anonymizer
 from harness.storage.evidence import EVIDENCE, read_evidence, write_evidence
 from harness.storage.json_codec import decode, encode
 
@@ -36,8 +37,9 @@ A_RUN_ID = "expected 16 hexadecimal digits"
 class Store:
     """One results folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, anonymizer: Anonymizer | None = None) -> None:
         self.root = root
+        self.anonymizer = anonymizer or Anonymizer.here()
 
     def folder(self, recipe: str, run_id: str | None = None) -> Path:
         """The folder of a recipe, or of one of its runs. Raises ResultsError for an invalid name."""
@@ -54,8 +56,10 @@ class Store:
     def save(self, record: RunRecord, log: bytes | None = None) -> Path:
         """Writes a record, its evidence and the log of its process, if any; returns the record's path.
 
+        What is written names no path, user, host or secret of this machine: see ``Anonymizer``.
         Raises ValueError, and writes nothing, for a record with NaN or infinity.
         """
+        record = self.anonymizer.record(record)
         final = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
         text = _text(record)
         for measurement in record.outcome.measurements:
@@ -67,7 +71,7 @@ class Store:
         write_evidence(part / EVIDENCE, record.outcome.measurements)
         (part / RECORD).write_text(text, encoding="utf-8")
         if log is not None:
-            (part / LOG).write_bytes(log)
+            (part / LOG).write_bytes(self.anonymizer.log(log))
         part.rename(final)
         return final / RECORD
 
@@ -77,7 +81,8 @@ class Store:
         Adding another attempt would not be enough, since an earlier one that ended ok takes precedence.
         """
         path = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt) / RECORD
-        invalid = replace(record, outcome=replace(record.outcome, status="invalid", failure=failure))
+        outcome = replace(record.outcome, status="invalid", failure=failure)
+        invalid = self.anonymizer.record(replace(record, outcome=outcome))
         part = path.with_name(f".{RECORD}.part")
         part.write_text(_text(invalid), encoding="utf-8")
         part.replace(path)
