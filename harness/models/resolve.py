@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from harness.core.owner import current_owner, temporary_folder
 from harness.errors import SourceError
 from harness.host.machine import cache_folder, installed_version
 
@@ -147,7 +147,7 @@ def _kept(key: str) -> dict[str, Any] | None:
 def _keep(key: str, answer: Mapping[str, Any]) -> None:
     """Caches an answer if possible; otherwise it is computed again the next time."""
     path = _place(key)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{current_owner()}.part")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(answer), encoding="utf-8")
@@ -183,8 +183,8 @@ def _answer(config: Config) -> dict[str, Any]:
 
     kind = config.get("model_type")
     try:
-        with TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        with temporary_folder() as folder:
+            (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
             found = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         return described(found)
     except Exception as error:  # noqa: BLE001 - whatever a configuration's class raises is an answer

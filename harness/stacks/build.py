@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from ast import literal_eval
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from harness.core.owner import temporary_folder
 from harness.errors import UsageError
 from harness.stacks import MANIFEST, Stack, ask_versions
 from harness.stacks.variables import for_workers
@@ -70,8 +70,8 @@ def check(stack: Stack) -> list[str]:
     if stack.own_python is None and (changed := _changed(stack)):
         faults.append(f"changed since it was created: {', '.join(changed)}; run qharness stack remove {stack.name}")
     command = [str(stack.python), "-c", _WORKER_NEEDS.format(module=stack.definition.module)]
-    with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
-        variables = environment(Path(folder))
+    with temporary_folder() as folder:
+        variables = environment(folder)
         tried = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=folder)
     if tried.returncode:
         last = tried.stderr.strip().splitlines()[-1:] or [f"exit code {tried.returncode}"]

@@ -15,6 +15,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from harness.core.owner import current_owner
+
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR, errno.ENOSYS})
 """How file systems refuse the fsync of a folder (SMB, some FUSE and network ones): their renames are durable or not,
 nothing more can be done."""
@@ -60,7 +62,7 @@ class Disk:
         if not path.is_symlink() and path.is_dir():
             doomed = path
             if not (path.name.startswith(".") and path.name.endswith(f".{REMOVED}")):
-                doomed = path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.{REMOVED}")
+                doomed = path.with_name(f".{path.name.lstrip('.')}.{current_owner()}-{secrets.token_hex(4)}.{REMOVED}")
                 self.rename(path, doomed)
             self._delete(doomed)
         else:
@@ -69,7 +71,7 @@ class Disk:
     def write_whole(self, path: Path, content: bytes) -> None:
         """Creates or replaces a file so that a crash leaves the old content or the new one. Makes missing folders."""
         self.make_folder(path.parent)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = path.with_name(f".{path.name}.{current_owner()}.part")
         try:
             self.write(part, content)
             self.rename(part, path)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from harness.core.owner import temporary_folder
 from harness.errors import UsageError
 from harness.report.plots.plot import Plot
 from harness.report.plots.theme import WIDTH_PX
@@ -34,8 +33,8 @@ def images(figures: Sequence[Plot], suffix: str) -> list[bytes]:
         from choreographer.errors import ChromeNotFoundError
     except ImportError:
         raise UsageError(MISSING) from None
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{number}.{suffix}" for number in range(len(figures))]
+    with temporary_folder() as folder:
+        paths = [folder / f"{number}.{suffix}" for number in range(len(figures))]
         asked = [
             {"fig": on_paper(figure), "path": path, "opts": {"format": suffix, "scale": 2 if suffix == "png" else 1}}
             for figure, path in zip(figures, paths, strict=True)

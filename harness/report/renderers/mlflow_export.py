@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from harness.analysis.selection import in_order
+from harness.core.owner import temporary_folder
 from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.report.flat import Entry, entries
@@ -118,9 +117,9 @@ def _session(client: MlflowClient, experiment_id: str, own: Sequence[RunRecord],
     lines = entries(whole.tables)
     for line in lines:
         _variant(client, experiment_id, parent, line, tags, (began, ended))
-    with tempfile.TemporaryDirectory() as folder:
-        write_report(own, Path(folder), FORMATS)
-        client.log_artifacts(parent, folder)
+    with temporary_folder() as folder:
+        write_report(own, folder, FORMATS)
+        client.log_artifacts(parent, str(folder))
     client.set_terminated(parent, "FINISHED", end_time=ended)
     return Exported(session, parent, len(lines))
 
