@@ -11,6 +11,7 @@ from harness.api.results import read_named
 from harness.errors import RecipeError, UsageError
 from harness.figures.gate import threshold
 from harness.plugins import gates as gated_figures
+from harness.storage.anonymizer import Anonymizer
 
 
 def compare(
@@ -39,7 +40,7 @@ def compare(
         override=_checked(gates or {}),
         names=(theirs.name, ours.name),
         unread=(theirs.unread, ours.unread),
-        origin=None if recipe is None else str(recipe),
+        origin=None if recipe is None else Anonymizer.for_terminals().path(str(recipe)),
         strict=strict,
     )
 

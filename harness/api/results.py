@@ -10,6 +10,7 @@ from harness.api.baselines import Baselines
 from harness.core.job import VariantJob
 from harness.core.record import Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
+from harness.storage.anonymizer import Anonymizer
 from harness.storage.store import read_records, read_whole
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def read_named(word: str, results: Path, baselines: Path) -> NamedRecords:
     kept = Baselines(baselines)
     if word in kept:
         baseline = kept.read(word)
-        return NamedRecords(f"baseline {word}", baseline.records, baseline.unread)
+        return _named(f"baseline {word}", baseline.records, baseline.unread)
     if Path(word).exists():
         return read_folder(Path(word))
     folder, at, wanted = word.rpartition("@")
@@ -49,7 +50,7 @@ def read_folder(folder: Path, wanted: str | None = None) -> NamedRecords:
     """The records of a results folder, or those of one session or run in it."""
     if wanted:
         return _read_part(f"{folder}@{wanted}", folder, wanted)
-    return NamedRecords(str(folder), *read_whole(folder))
+    return _named(str(folder), *read_whole(folder))
 
 
 def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
@@ -66,7 +67,13 @@ def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
             f"{word}: neither a folder, a baseline, nor a session or run in {folder}; sessions: {sessions}"
         )
     chosen = tuple(record for record in records if matches[0] in (record.session, record.spec.run_id))
-    return NamedRecords(f"{folder}@{matches[0]}", chosen, unread)
+    return _named(f"{folder}@{matches[0]}", chosen, unread)
+
+
+def _named(name: str, records: tuple[RunRecord, ...], unread: tuple[str, ...]) -> NamedRecords:
+    """As comparisons and histories show them: they are published, so they do not name the user."""
+    anonymizer = Anonymizer.for_terminals()
+    return NamedRecords(anonymizer.path(name), records, tuple(map(anonymizer.message, unread)))
 
 
 def load_results(path: str | Path) -> pd.DataFrame:

@@ -67,9 +67,16 @@ def main() -> None:
     try:
         app()
     except HarnessError as error:
-        typer.echo(f"qharness: {error}", err=True)
+        typer.echo(f"qharness: {_anonymous(str(error))}", err=True)
         sys.exit(error.exit_code)
     except Exception:  # noqa: BLE001 - the last handler says how to report the error
-        traceback.print_exc()
+        typer.echo(_anonymous(traceback.format_exc()), err=True, nl=False)
         typer.echo("qharness: internal error; please report the lines above", err=True)
         sys.exit(ExitCode.INTERNAL)
+
+
+def _anonymous(text: str) -> str:
+    """The text without what identifies the user, since errors are pasted into reports and stay in logs of CI."""
+    from harness.storage.anonymizer import Anonymizer
+
+    return Anonymizer.for_terminals().message(text)

@@ -97,6 +97,12 @@ class Anonymizer:
             secrets,
         )
 
+    @classmethod
+    def for_terminals(cls) -> Anonymizer:
+        """For what is printed and may be published: only the home folder has a name, which a shell understands too."""
+        whole = cls.here()
+        return replace(whole, places={path: name for path, name in whole.places.items() if name == "~"})
+
     def text(self, text: str) -> str:
         """The text without paths of this machine, secrets, and names in paths, URLs and ``user@host``."""
         return self._named.sub(self._name, self.ids(text)) if self._names else self.ids(text)
