@@ -16,7 +16,7 @@ from harness.core.record import RunRecord
 from harness.models.headers import synthetic
 from harness.models.memory import DTYPE_BITS, quantized, weights
 from harness.models.shapes import ModelShapes, read, shapes
-from harness.storage.store import read_records
+from harness.storage.reading import read_records
 
 COMPARED = ("linears", "all weights", "checkpoint's linears")
 ROLES = ("linear", "embedding", "head", "other")

@@ -20,7 +20,7 @@ from perplexity_conformance import llama_binary, llama_perplexity, mean
 from harness.core.job import MeasureQuality
 from harness.core.record import RunRecord
 from harness.host.machine import cache_folder
-from harness.storage.store import read_records
+from harness.storage.reading import read_records
 
 
 def file_of(record: RunRecord, cache: Path) -> Path:

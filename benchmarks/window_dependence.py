@@ -18,7 +18,7 @@ from harness.core.record import Measurement, RunRecord
 from harness.stats.estimate import Floats
 from harness.stats.paired import pair
 from harness.stats.significance import clustered_t, cosine_t
-from harness.storage.store import read_records
+from harness.storage.reading import read_records
 
 LAGS = (1, 2, 3)
 ROWS = 4000

@@ -111,7 +111,7 @@ WALK = (
     ("storage/cache.py", "Cache.publish", "artifacts of a job appear whole in the cache"),
     ("storage/store.py", "Store.save", "the record, its evidence and its log appear whole in the results folder"),
     ("cli/commands/report.py", "report", "the command that writes a report"),
-    ("storage/store.py", "read_records", "records come back, checked field by field"),
+    ("storage/reading.py", "read_results", "records come back, checked field by field"),
     ("analysis/tradeoff.py", "tradeoff", "records become tables with one row per variant and decode mode"),
     ("figures/row.py", "row", "the figures of one row, each with its uncertainty"),
     ("report/page.py", "page", "what a report says, whatever its format"),

@@ -82,7 +82,9 @@ def test_a_plugins_engine_is_listed_and_measured_and_what_it_lacks_is_unsupporte
     kl = frame[frame.metric == "kl"].set_index(["method", "engine"]).value
     assert abs(kl["none", own]) < 1e-6 < kl["int8", "transformers"]
     assert ("int8", own) not in kl.index, "what quantizes while transformers loads is left out elsewhere"
-    timed = {r.spec.engine: r for r in sweeps.store.records() if r.spec.kind == "performance" and r.spec.is_baseline}
+    timed = {
+        r.spec.engine: r for r in sweeps.store.read().records if r.spec.kind == "performance" and r.spec.is_baseline
+    }
     assert timed["transformers"].status == "ok"
     assert timed["float64"].status == "unsupported"
     assert timed["float64"].outcome.failure.phase == "plan"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from harness.analysis.regression.cases import cases
 from harness.core.identity import NAME
-from harness.core.record import RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError, UsageError, did_you_mean
-from harness.storage.store import Store, read_whole
+from harness.storage.reading import read_results
+from harness.storage.store import Store
 
 FOLDER = Path("baselines")
 """The default folder of baselines, beside a project's recipes."""
@@ -24,7 +25,7 @@ class Baseline:
     name: str
     folder: Path
     records: tuple[RunRecord, ...]
-    unread: tuple[str, ...]
+    damaged: tuple[Damaged, ...]
 
 
 class Baselines:
@@ -44,7 +45,8 @@ class Baselines:
         """The baseline with this name. Raises UsageError if there is none."""
         self._refuse_unknown(name)
         folder = self.root / name
-        return Baseline(name, folder, *read_whole(folder))
+        found = read_results(folder)
+        return Baseline(name, folder, found.records, found.damaged)
 
     def set(self, name: str, records: Sequence[RunRecord], replace: bool = False) -> Path:
         """Saves the runs that count; returns the folder, which appears complete or not at all.

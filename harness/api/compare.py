@@ -39,7 +39,7 @@ def compare(
         None if recipe is None else _gates_of(recipe),
         override=_checked(gates or {}),
         names=(theirs.name, ours.name),
-        unread=(theirs.unread, ours.unread),
+        damaged=(theirs.damaged, ours.damaged),
         origin=None if recipe is None else Anonymizer.for_terminals().path(str(recipe)),
         strict=strict,
     )

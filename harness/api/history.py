@@ -37,7 +37,7 @@ def history(
         (record for each in sources for record in each.records),
         metrics=metrics,
         names=[each.name for each in sources],
-        unread=[fault for each in sources for fault in each.unread],
+        damaged=[damaged for each in sources for damaged in each.damaged],
     )
     series = tuple(each for each in whole.series if _has(each.method, methods) and _has(each.model, models))
     if not series:

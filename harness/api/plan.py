@@ -46,5 +46,5 @@ def plan_with_state(
         replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
         for run in plan_at(chosen, here, allow_leak)
     )
-    records = Store(Path(results)).records(planned[0].spec.recipe)
+    records = Store(Path(results)).read(planned[0].spec.recipe).records
     return planned, frozenset(done(planned, records, here.artifacts))

@@ -10,7 +10,7 @@ from harness.analysis.query import Query, count, parse_limits, parse_objective
 from harness.analysis.recommend import recommend as recommend_among
 from harness.core.record import RunRecord
 from harness.figures.ask import Option
-from harness.storage.store import read_records
+from harness.storage.reading import read_records
 
 
 def recommend(

@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.core.record import RunRecord
 from harness.report.renderers.mlflow_export import Exported, export
 from harness.report.write import write_report as write
-from harness.storage.store import read_records
+from harness.storage.reading import read_records
 
 DEFAULT_FORMATS = ("html", "md", "csv")
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.baselines import Baselines
 from harness.core.job import VariantJob
-from harness.core.record import Measurement, RunRecord
+from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.storage.anonymizer import Anonymizer
-from harness.storage.store import read_records, read_whole
+from harness.storage.reading import read_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NamedRecords:
-    """The records that a name refers to; ``unread`` holds one message per unreadable record."""
+    """The records that a name refers to; ``damaged`` are the attempts that are not as they were written."""
 
     name: str
     records: tuple[RunRecord, ...]
-    unread: tuple[str, ...]
+    damaged: tuple[Damaged, ...]
 
 
 def read_named(word: str, results: Path, baselines: Path) -> NamedRecords:
@@ -34,7 +35,7 @@ def read_named(word: str, results: Path, baselines: Path) -> NamedRecords:
     kept = Baselines(baselines)
     if word in kept:
         baseline = kept.read(word)
-        return _named(f"baseline {word}", baseline.records, baseline.unread)
+        return _named(f"baseline {word}", baseline.records, baseline.damaged)
     if Path(word).exists():
         return read_folder(Path(word))
     folder, at, wanted = word.rpartition("@")
@@ -50,12 +51,14 @@ def read_folder(folder: Path, wanted: str | None = None) -> NamedRecords:
     """The records of a results folder, or those of one session or run in it."""
     if wanted:
         return _read_part(f"{folder}@{wanted}", folder, wanted)
-    return _named(str(folder), *read_whole(folder))
+    found = read_results(folder)
+    return _named(str(folder), found.records, found.damaged)
 
 
 def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
     """The records of one session or one run, by its id or a unique prefix of it."""
-    records, unread = read_whole(folder)
+    found = read_results(folder)
+    records = found.records
     ids = {record.session for record in records} | {record.spec.run_id for record in records}
     matches = [wanted] if wanted in ids else sorted(each for each in ids if wanted and each.startswith(wanted))
     if len(matches) > 1:
@@ -67,13 +70,13 @@ def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
             f"{word}: neither a folder, a baseline, nor a session or run in {folder}; sessions: {sessions}"
         )
     chosen = tuple(record for record in records if matches[0] in (record.session, record.spec.run_id))
-    return _named(f"{folder}@{matches[0]}", chosen, unread)
+    return _named(f"{folder}@{matches[0]}", chosen, found.damaged)
 
 
-def _named(name: str, records: tuple[RunRecord, ...], unread: tuple[str, ...]) -> NamedRecords:
+def _named(name: str, records: tuple[RunRecord, ...], damaged: tuple[Damaged, ...]) -> NamedRecords:
     """As comparisons and histories show them: they are published, so they do not name the user."""
     anonymizer = Anonymizer.for_terminals()
-    return NamedRecords(anonymizer.path(name), records, tuple(map(anonymizer.message, unread)))
+    return NamedRecords(anonymizer.path(name), records, tuple(map(anonymizer.damaged, damaged)))
 
 
 def load_results(path: str | Path) -> pd.DataFrame:
@@ -81,12 +84,15 @@ def load_results(path: str | Path) -> pd.DataFrame:
 
     ``value`` is the mean of the raw values (weighted if they have weights), and ``values`` holds them all. A run that
     measured nothing has one row with its status and no metric.
-    Raises ResultsError if the folder holds no records.
+    Warns of damaged records, which have no rows. Raises ResultsError if the folder holds no readable record.
     """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    for record in read_records(Path(path)):
+    found = read_results(Path(path))
+    for each in found.damaged:
+        warnings.warn(each.remark, stacklevel=2)
+    for record in found.records:
         spec = record.spec
         run = {
             "recipe": spec.recipe,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from harness.core.foreign import shown
 from harness.core.identity import Scalar
 from harness.core.label import Fact, FactCode, Label
 from harness.core.run import RunSpec
@@ -99,6 +101,31 @@ class Outcome:
     def fact(self, code: FactCode) -> Fact | None:
         """The first fact with this code, if any."""
         return next((each for each in self.facts if each.code == code), None)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """An attempt that is not as it was written: its folder, and what is wrong.
+
+    ``log_only``: only its log is damaged; the record was read, and its figures are valid.
+    """
+
+    path: Path
+    reason: str
+    log_only: bool = False
+
+    @property
+    def sentence(self) -> str:
+        return f"{shown(self.path)}: {self.reason}"
+
+    def entry(self) -> dict[str, str | bool]:
+        """For programs."""
+        return {"path": str(self.path), "reason": self.reason, "log_only": self.log_only}
+
+    @property
+    def remark(self) -> str:
+        """What a reader of figures must know about it."""
+        return f"{'the figures are valid, but the log is damaged' if self.log_only else 'left out'}: {self.sentence}"
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from harness.core.inputs import Input
-from harness.core.record import Failure, Outcome, RunRecord
+from harness.core.record import Damaged, Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import Artifacts
 from harness.execution.executor import Executor
@@ -58,7 +59,15 @@ class Withdrawn:
     record: RunRecord
 
 
-Event = Started | PhaseBegan | Ended | Withdrawn
+@dataclass(frozen=True)
+class DamageFound:
+    """An earlier attempt is damaged. It was moved to ``moved_to``, or only its log is, and it still counts."""
+
+    damaged: Damaged
+    moved_to: Path | None
+
+
+Event = Started | PhaseBegan | Ended | Withdrawn | DamageFound
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,8 @@ def sweep(
     """Executes every run that is not done and returns one record per planned run, in order.
 
     Each record is saved before the next run begins. Inputs are hashed again at the end; with ``paranoid`` also after
-    each run. Raises ResultsError if another sweep is writing to the same results.
+    each run. A damaged attempt is moved away, and its run made again. Raises ResultsError if another sweep is writing
+    to the same results.
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
@@ -111,7 +121,10 @@ def sweep(
     records: dict[str, RunRecord] = {}
     made: list[PlannedRun] = []
     with store.locked(recipe):
-        earlier = store.records(recipe)
+        contents = store.read(recipe)
+        for damaged in contents.damaged:
+            on_event(DamageFound(damaged, None if damaged.log_only else store.set_aside(recipe, damaged)))
+        earlier = contents.records
         latest = {record.spec.run_id: record for record in earlier}
         finished = done(planned, earlier, under_way.artifacts)
         through = False

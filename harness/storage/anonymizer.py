@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from harness.core.label import Fact, Label
 from harness.core.model import MethodRef, ModelRef
-from harness.core.record import Failure, Fingerprint, Measurement, Outcome, RunRecord
+from harness.core.record import Damaged, Failure, Fingerprint, Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import TaskWorkload, TextRef
 
@@ -127,6 +127,10 @@ class Anonymizer:
 
     def record(self, record: RunRecord) -> RunRecord:
         return replace(record, spec=self.spec(record.spec), outcome=self.outcome(record.outcome))
+
+    def damaged(self, damaged: Damaged) -> Damaged:
+        path, reason = Path(self.path(str(damaged.path))), self.message(damaged.reason)
+        return replace(damaged, path=path, reason=reason)
 
     def spec(self, spec: RunSpec) -> RunSpec:
         """The spec as it is stored; its ids are the same."""

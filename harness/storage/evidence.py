@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from harness.core.record import Measurement
 from harness.errors import ResultsError
 from harness.storage.json_codec import refuse_not_finite
 
-EVIDENCE = "evidence.parquet"
 COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
 
 
-def write_evidence(path: Path, measurements: Sequence[Measurement]) -> None:
-    """One row per value: which measurement it belongs to, the value, its weight, item and cluster."""
+def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
+    """The Parquet file of a record, None if no measurement has more than one value.
+
+    One row per value: which measurement it belongs to, the value, its weight, item and cluster.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     many = [(index, m) for index, m in enumerate(measurements) if len(m.values) > 1]
     if not many:
-        return
+        return None
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for index, m in many:
         blanks = [None] * len(m.values)
@@ -35,21 +36,24 @@ def write_evidence(path: Path, measurements: Sequence[Measurement]) -> None:
         [("measurement", pa.int32()), ("value", pa.float64()), ("weight", pa.float64())]
         + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("item_id", "cluster_id")]
     )
-    pq.write_table(pa.table(columns, schema=schema), path)
+    file = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns, schema=schema), file)
+    content: bytes = file.getvalue().to_pybytes()
+    return content
 
 
-def read_evidence(path: Path, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """The measurements, each without values filled from the file.
+def read_evidence(content: bytes, name: str, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """The measurements, each without values filled from the Parquet file with this content; ``name`` is for messages.
 
-    Raises ResultsError if the file cannot be read or lacks values, and NotFiniteError for NaN and infinity.
+    Raises ResultsError if it cannot be read, lacks values, or holds NaN or infinity.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path, columns=list(COLUMNS))
+        table = pq.read_table(pa.BufferReader(content), columns=list(COLUMNS))
     except (OSError, pa.ArrowException) as error:
-        raise ResultsError(f"{path}: cannot read the record's evidence: {error}") from None
+        raise ResultsError(f"{name}: cannot read the record's evidence: {error}") from None
     owners = table["measurement"].to_numpy()
     columns = {name: (_shared(table[name]), table[name].is_valid().to_numpy()) for name in COLUMNS[1:]}
     filled = []
@@ -57,13 +61,13 @@ def read_evidence(path: Path, measurements: Sequence[Measurement]) -> tuple[Meas
         if not m.values:
             rows = (owners == index).nonzero()[0]
             if not len(rows):
-                raise ResultsError(f"{path}: has no values of {m.metric}")
+                raise ResultsError(f"{name}: has no values of {m.metric}")
             values, weights, items, clusters = (
-                _present(column[rows], there[rows], f"{path}: {m.metric}: {name}")
-                for name, (column, there) in columns.items()
+                _present(values[rows], there[rows], f"{name}: {m.metric}: {column}")
+                for column, (values, there) in columns.items()
             )
             if not values:
-                raise ResultsError(f"{path}: has no values of {m.metric}")
+                raise ResultsError(f"{name}: has no values of {m.metric}")
             m = replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
         filled.append(m)
     return tuple(filled)

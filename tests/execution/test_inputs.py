@@ -21,7 +21,8 @@ from harness.models.sources import inspect
 from harness.recipe import Model, load_recipe
 from harness.storage import checksums
 from harness.storage.checksums import compare_content, compare_stat, find_difference, git_blob, hash_file, stat_file
-from harness.storage.store import Store, read_records
+from harness.storage.reading import read_records
+from harness.storage.store import Store
 
 WEIGHTS = "model.safetensors"
 OTHER_DTYPE = {"none": {"dtype": "bfloat16"}}
@@ -60,7 +61,7 @@ def swept(sweeps, said: dict[str, object], after_first: Callable[[], None], para
 
     planned = plan(load_recipe(sweeps.recipe(said)))
     records = sweeps.make(planned, on_event, paranoid=paranoid)
-    kept = Store(sweeps.store.root).records()
+    kept = Store(sweeps.store.root).read().records
     assert all(record in kept for record in records)  # what is withdrawn is so on disk, its evidence beside it
     return {record.spec.title: record for record in records}, events
 

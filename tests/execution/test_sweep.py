@@ -156,7 +156,7 @@ def test_a_second_run_redoes_only_what_is_missing(sweeps, tiny: Path, tmp_path: 
     ended = [line for line in map(json.loads, second.stdout.splitlines()) if line["event"] == "ended"]
     assert [line["kind"] for line in ended if not line["reused"]] == ["quantize", "quality"]
     assert [line["status"] for line in ended] == ["ok"] * 3
-    statuses = [(r.attempt, r.status) for r in sweeps.store.records() if r.spec.kind == "quantize"]
+    statuses = [(r.attempt, r.status) for r in sweeps.store.read().records if r.spec.kind == "quantize"]
     assert statuses == [(1, "crashed"), (2, "ok")]
     third = sweeps.run(content)
     assert made(sweeps) == []
@@ -206,7 +206,7 @@ def test_another_price_budget_or_gate_is_recorded_and_nothing_is_measured_again(
     assert (again.spec.readers.budget_bytes, again.spec.readers.price) == (10**9, HourlyPrice(2.0, "EUR"))
     assert again.spec.readers.gates == {"decode": 0.05}
     assert [(m.metric, len(m.values)) for m in again.outcome.measurements if m.metric == "decode_step_s"]
-    assert Store(sweeps.store.root).records()[-1] == again
+    assert Store(sweeps.store.root).read().records[-1] == again
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
@@ -226,7 +226,7 @@ def test_an_interrupt_leaves_whole_records_and_no_worker(sweeps, tiny: Path, end
     process.send_signal(ending)
     process.stdout.read()
     assert process.wait() == 130
-    assert [record.status for record in Store(sweeps.store.root).records()] == ["ok"]
+    assert [record.status for record in Store(sweeps.store.root).read().records] == ["ok"]
     assert not list(sweeps.cache.root.rglob("*.part"))
     workers = subprocess.run(["pgrep", "-f", str(sweeps.cache.root)], capture_output=True, text=True, check=False)
     assert workers.stdout == ""

@@ -12,9 +12,10 @@ from harness.core.foreign import parse_json
 from harness.core.record import Measurement, RunRecord
 from harness.core.upgrade import upgrade
 from harness.errors import ResultsError
-from harness.storage.evidence import EVIDENCE, read_evidence
+from harness.storage.evidence import read_evidence
 from harness.storage.json_codec import decode
-from harness.storage.store import read_whole
+from harness.storage.reading import read_results
+from harness.storage.seal import EVIDENCE
 
 NLL = Measurement("nll", 1, "nat/token", "lower", "paired", ())
 """What the evidence belongs to, if the record does not say so."""
@@ -35,10 +36,10 @@ def read(content: bytes, folder: Path) -> object:
         _show(found)
     except ResultsError as error:
         fault = error
-    values = read_evidence(run / EVIDENCE, measurements)
+    values = read_evidence(evidence, EVIDENCE, measurements)
     if fault is not None:
         raise fault
-    return values, read_whole(folder / "results")
+    return values, read_results(folder / "results")
 
 
 def _show(record: RunRecord) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
@@ -14,7 +15,7 @@ from run_specs import changed
 from harness.analysis.history import trace
 from harness.analysis.regression import Regression, track
 from harness.core.model import MethodRef
-from harness.core.record import RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError
 from harness.report.comparison import FORMATS, render
 from harness.report.comparison.terminal import terminal
@@ -54,7 +55,13 @@ def found(bench: Any, looks: Sequence[Any], none: MethodRef) -> Regression:
     )
     head.append(replace(other, outcome=replace(other.outcome, measurements=measured)))
     gates = {"perplexity": 0.005, "decode": 0.05, "stored_bytes": 0.0, "accuracy": 0.01}
-    return track(base, head, gates, unread=((), ("results/r/1/record.json: not a whole record",)), origin="given")
+    return track(
+        base,
+        head,
+        gates,
+        damaged=((), (Damaged(Path("results/r/1/record.json"), "not a whole record"),)),
+        origin="given",
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -89,7 +96,12 @@ def test_all_that_was_compared_can_be_listed(found: Regression) -> None:
 def hostile(bench: Any) -> Regression:
     evil = hidden("rtn", HOSTILE)
     well = bench.quality(evil, 4.5, 0.2)
-    return track([well], [bench.failed(well.spec, message=HOSTILE)], names=(HOSTILE, HOSTILE), unread=((HOSTILE,), ()))
+    return track(
+        [well],
+        [bench.failed(well.spec, message=HOSTILE)],
+        names=(HOSTILE, HOSTILE),
+        damaged=((Damaged(Path(HOSTILE), HOSTILE),), ()),
+    )
 
 
 def test_hostile_text_stays_text_in_xml(bench: Any) -> None:

@@ -17,7 +17,7 @@ import harness
 from harness.analysis.history import History, trace
 from harness.cli.app import app
 from harness.core.model import MethodRef
-from harness.core.record import RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import ExitCode, UsageError
 from harness.report.history import FORMATS, only_changed, render
 from harness.report.history.terminal import terminal
@@ -53,7 +53,12 @@ def nightly(bench: Any, none: MethodRef, looks: Any) -> list[RunRecord]:
 
 @pytest.fixture
 def found(nightly: list[RunRecord]) -> History:
-    return trace(nightly, metrics=METRICS, names=("nightly",), unread=("nightly/r/1/record.json: not a whole record",))
+    return trace(
+        nightly,
+        metrics=METRICS,
+        names=("nightly",),
+        damaged=(Damaged(Path("nightly/r/1/record.json"), "not a whole record"),),
+    )
 
 
 @pytest.mark.parametrize("name", FORMATS)

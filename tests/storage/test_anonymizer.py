@@ -21,7 +21,8 @@ from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorklo
 from harness.storage import anonymizer as anonymizing
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.json_codec import encode
-from harness.storage.store import Store, read_records
+from harness.storage.reading import read_records
+from harness.storage.store import Store
 
 TOKEN = "planted-token/0123+45"
 

@@ -14,7 +14,8 @@ from harness.api.baselines import Baselines
 from harness.cli.app import app
 from harness.errors import ExitCode, ResultsError
 from harness.report.write import FORMATS
-from harness.storage.store import Store, read_records, read_whole
+from harness.storage.reading import read_records, read_results
+from harness.storage.store import Store
 
 EXAMPLE = Path(__file__).parents[2] / "results" / "example"
 DRAWN = ("png", "svg")
@@ -104,33 +105,33 @@ def test_a_run_lies_in_the_folder_of_its_run_id(tmp_path: Path) -> None:
     found = read_records(EXAMPLE)
     store = Store(tmp_path)
     kept = store.save(found[0]).parent
-    assert store.records() == (store.anonymizer.record(found[0]),)
+    assert store.read().records == (store.anonymizer.record(found[0]),)
     run_id = "0" * 16
     kept.parent.rename(kept.parent.with_name(run_id))
     with pytest.raises(ResultsError, match=f"its run id is {found[0].spec.run_id}, but its folder is '{run_id}'"):
-        store.records()
+        read_records(tmp_path)
     (tmp_path / "example" / run_id).rename(tmp_path / "example" / "not-a-run")
     with pytest.raises(ResultsError, match="'not-a-run' is not a run id"):
-        store.records()
+        read_records(tmp_path)
 
 
 def test_a_recipes_folder_may_be_called_anything_where_a_user_names_it(tmp_path: Path) -> None:
     """As in CI, where the artifacts of two sweeps lie in ``base`` and ``head``."""
     base = shutil.copytree(EXAMPLE, tmp_path / "base")
     assert read_records(base) == read_records(EXAMPLE)
-    assert read_whole(base) == (read_records(EXAMPLE), ())
     with pytest.raises(ResultsError, match=r"spec\.recipe is 'example', but its folder is 'base'"):
         read_records(tmp_path)
 
 
 def test_the_rest_is_read_where_one_record_was_moved(tmp_path: Path) -> None:
     copy = shutil.copytree(EXAMPLE, tmp_path / "example")
-    whole = len(read_whole(tmp_path)[0])
+    whole = len(read_records(tmp_path))
     path = next(copy.rglob("record.json"))
     path.parent.rename(path.parent.with_name("7"))
-    records, faults = read_whole(tmp_path)
-    assert len(records) == whole - 1
-    assert "attempt is 1, but its folder is '7'" in faults[0]
+    found = read_results(tmp_path)
+    assert len(found.records) == whole - 1
+    (damaged,) = found.damaged
+    assert "attempt is 1, but its folder is '7'" in damaged.reason
 
 
 def test_a_folder_may_be_named_from_inside_and_by_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from harness.analysis.regression.findings import Change
-from harness.core.record import Status
+from harness.core.record import Damaged, Status
 
 Noise = Literal["none", "repeats", "noisy"]
 """A count; a figure that is usually bit for bit the same; or one with noise."""
@@ -89,10 +89,10 @@ class Failed:
 
 @dataclass(frozen=True)
 class History:
-    """``sessions`` counts those that gave figures; ``unread`` are records that are incomplete."""
+    """``sessions`` counts those that gave figures; ``damaged`` are attempts that are not as they were written."""
 
     names: tuple[str, ...]
     sessions: int
     series: tuple[Series, ...]
     failed: tuple[Failed, ...]
-    unread: tuple[str, ...] = ()
+    damaged: tuple[Damaged, ...] = ()

@@ -18,7 +18,7 @@ from harness.analysis.regression.exact import ROUNDING, count
 from harness.analysis.regression.matching import HASH_DIGITS, match
 from harness.analysis.regression.track import of_the_variant
 from harness.core.identity import digest
-from harness.core.record import FAILURES, RunRecord
+from harness.core.record import FAILURES, Damaged, RunRecord
 from harness.errors import ResultsError
 from harness.figures.figure import Figure
 from harness.figures.statistic import Count, Items, PerProcess
@@ -50,7 +50,7 @@ def trace(
     *,
     metrics: Sequence[str] = (),
     names: Sequence[str] = (),
-    unread: Sequence[str] = (),
+    damaged: Sequence[Damaged] = (),
 ) -> History:
     """Every figure of ``records`` over their sessions, in the order in which the sessions began.
 
@@ -76,7 +76,7 @@ def trace(
         len({point.session for each in made for point in each.points}),
         tuple(_beside_baseline(made)),
         tuple(_failed(found)),
-        tuple(unread),
+        tuple(damaged),
     )
 
 

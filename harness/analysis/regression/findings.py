@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.core.label import FactCode, LabelCode
+from harness.core.record import Damaged
 from harness.errors import ExitCode
 from harness.figures.derived.plausibility import Implausibility
 from harness.stats.estimate import Estimate
@@ -73,14 +74,14 @@ class Change:
 class Side:
     """BASE or HEAD: the name that the user gave, and what was found there.
 
-    ``unread`` are incomplete records. ``implausible`` holds, by the title of their run, the unquantized baselines
-    that make every quality relative to them untrustworthy.
+    ``damaged`` are attempts that are not as they were written. ``implausible`` holds, by the title of their run, the
+    unquantized baselines that make every quality relative to them untrustworthy.
     """
 
     name: str
     sessions: tuple[str, ...]
     cases: int
-    unread: tuple[str, ...] = ()
+    damaged: tuple[Damaged, ...] = ()
     implausible: Mapping[str, tuple[Implausibility, ...]] = field(default_factory=dict)
 
 
@@ -108,11 +109,16 @@ class Regression:
 
     @property
     def outcome(self) -> Outcome:
-        """A gate that could not be evaluated is not a pass."""
+        """A gate that could not be evaluated is not a pass; a damaged record might have failed one."""
         if any(found.verdict == "regressed" for found in self.gated):
             return "regressed"
         undecided = any(found.verdict in UNDECIDED for found in self.gated) or bool(self.unmeasured)
-        return "undecided" if undecided else "passed"
+        return "undecided" if undecided or self.missing else "passed"
+
+    @property
+    def missing(self) -> tuple[Damaged, ...]:
+        """The records of either side that could not be read."""
+        return tuple(each for each in (*self.base.damaged, *self.head.damaged) if not each.log_only)
 
     @property
     def exit_code(self) -> ExitCode:

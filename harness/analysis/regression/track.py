@@ -19,7 +19,7 @@ from harness.analysis.regression.paired import paired, same
 from harness.analysis.regression.pending import Gated, Pending, settled, start
 from harness.analysis.regression.processes import processes
 from harness.core.job import MeasureQuality
-from harness.core.record import RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError
 from harness.figures.derived.plausibility import implausible
 from harness.figures.figure import Figure
@@ -38,7 +38,7 @@ def track(
     *,
     override: Mapping[str, float] | None = None,
     names: tuple[str, str] = ("BASE", "HEAD"),
-    unread: tuple[Sequence[str], Sequence[str]] = ((), ()),
+    damaged: tuple[Sequence[Damaged], Sequence[Damaged]] = ((), ()),
     origin: str | None = None,
     strict: bool = False,
     alpha: float = ALPHA,
@@ -67,8 +67,8 @@ def track(
     found = [replace(finding, method=methods[finding.case_id]) for finding in found]
     measured = {finding.metric for finding in found}
     return Regression(
-        base=_side(names[0], base, theirs, unread[0]),
-        head=_side(names[1], head, ours, unread[1]),
+        base=_side(names[0], base, theirs, damaged[0]),
+        head=_side(names[1], head, ours, damaged[1]),
         findings=tuple(_in_order(found)),
         environment=changes(matches.both),
         new=tuple(map(title, matches.new)),
@@ -221,7 +221,7 @@ def _in_order(findings: Sequence[Finding]) -> list[Finding]:
     return sorted(findings, key=key)
 
 
-def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], unread: Sequence[str]) -> Side:
+def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], damaged: Sequence[Damaged]) -> Side:
     counted = {run.session for case in found.values() for run in case.runs}
     doubts = {
         title(case): why
@@ -229,7 +229,7 @@ def _side(name: str, records: Sequence[RunRecord], found: Mapping[str, Case], un
         if isinstance(case.spec.job, MeasureQuality) and case.spec.is_baseline and case.well
         if (why := implausible(case.spec.model, case.well[-1]))
     }
-    return Side(name, tuple(sorted(counted)), len(found), tuple(unread), doubts)
+    return Side(name, tuple(sorted(counted)), len(found), tuple(damaged), doubts)
 
 
 def _nothing_in_common(names: tuple[str, str], base: Mapping[str, Case], head: Mapping[str, Case]) -> str:

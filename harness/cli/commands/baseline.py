@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from harness.cli.options import BaselinesFolder
+from harness.errors import ResultsError
 
 baseline_app = typer.Typer(
     help="Keep records under a name, to compare with later.",
@@ -35,8 +36,10 @@ def set_baseline(
     from harness.api.results import read_folder
 
     contents = read_folder(results, session)
-    for fault in contents.unread:
-        typer.echo(f"left out: {fault}", err=True)
+    for damaged in contents.damaged:
+        if not damaged.log_only:  # whatever is compared with the baseline would pass where its record is missing
+            raise ResultsError(f"{damaged.sentence}. A baseline needs all records; 'qharness run' makes this one again")
+        typer.echo(damaged.remark, err=True)
     typer.echo(Baselines(baselines).set(name, contents.records, replace))
 
 

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from harness.core.foreign import shown
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from harness.execution.sweep import Ended, Event, Started, Withdrawn
+    from harness.execution.sweep import DamageFound, Ended, Event, Started, Withdrawn
 
 REFRESHES_PER_SECOND = 1
 """Rare enough not to affect the measurements."""
@@ -55,18 +57,30 @@ def _withdrawn_line(event: Withdrawn) -> str:
     return f"{record.spec.title}: withdrawn, invalid\n    {reason}"
 
 
-def _plain(event: Event) -> None:
-    from harness.execution.sweep import Ended, Withdrawn
+def _damage_line(event: DamageFound) -> str:
+    if event.moved_to is None:
+        return event.damaged.remark
+    return f"damaged, so moved to {shown(event.moved_to)} and made again: {event.damaged.sentence}"
 
-    if isinstance(event, Ended):
+
+def _plain(event: Event) -> None:
+    from harness.execution.sweep import DamageFound, Ended, Withdrawn
+
+    if isinstance(event, DamageFound):
+        print(_damage_line(event), flush=True)
+    elif isinstance(event, Ended):
         print(_end_line(event), flush=True)
     elif isinstance(event, Withdrawn):
         print(_withdrawn_line(event), flush=True)
 
 
 def _json(event: Event) -> None:
-    from harness.execution.sweep import Ended, PhaseBegan, Withdrawn
+    from harness.execution.sweep import DamageFound, Ended, PhaseBegan, Withdrawn
 
+    if isinstance(event, DamageFound):
+        moved_to = None if event.moved_to is None else str(event.moved_to)
+        print(json.dumps({"event": "damaged", **event.damaged.entry(), "moved_to": moved_to}), flush=True)
+        return
     if isinstance(event, Withdrawn):
         failure = event.record.outcome.failure
         withdrawn = {"event": "withdrawn", "run_id": event.record.spec.run_id, "status": event.record.status}
@@ -122,10 +136,12 @@ class _Live:
     def __call__(self, event: Event) -> None:
         from rich.text import Text
 
-        from harness.execution.sweep import Ended, PhaseBegan, Withdrawn
+        from harness.execution.sweep import DamageFound, Ended, PhaseBegan, Withdrawn
 
         if isinstance(event, PhaseBegan):
             self._phase = event.name
+        elif isinstance(event, DamageFound):
+            self._console.print(Text(_damage_line(event), style="red"))
         elif isinstance(event, Withdrawn):
             self._console.print(Text(_withdrawn_line(event), style="red"))
         elif isinstance(event, Ended):

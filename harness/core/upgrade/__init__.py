@@ -8,7 +8,9 @@ from typing import Any
 from harness.core.upgrade import labels, specs
 from harness.errors import NewerRecordError, ResultsError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+FIRST_SEALED = 3
+"""The first version whose records carry a seal; ``harness.storage.seal`` checks it on the JSON as it was written."""
 
 
 def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
@@ -36,5 +38,10 @@ def _to_2(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, **found, "schema_version": 2}
 
 
-UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
+def _to_3(raw: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 adds the seal of a record; an older record has none, and stays without."""
+    return {**raw, "schema_version": 3}
+
+
+UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2, 2: _to_3}
 """For each version, the function that converts its raw JSON to the next version."""

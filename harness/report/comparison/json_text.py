@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from harness.analysis.regression.findings import Finding, Regression
+from harness.analysis.regression.findings import Finding, Regression, Side
 from harness.core.json_values import finite
 
 SCHEMA_VERSION = 1
@@ -23,14 +23,25 @@ def json_text(found: Regression) -> str:
         "outcome": found.outcome,
         "exit_code": int(found.exit_code),
         "alpha": found.alpha,
-        "base": asdict(found.base),
-        "head": asdict(found.head),
+        "base": _side(found.base),
+        "head": _side(found.head),
         "gates": {"origin": found.origin, "thresholds": dict(found.gates), "unmeasured": list(found.unmeasured)},
         "findings": [_finding(each) for each in found.findings],
         "environment": [asdict(entry) for entry in found.environment],
         "new": list(found.new),
     }
     return json.dumps(finite(whole, DIGITS), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _side(side: Side) -> dict[str, Any]:
+    """``unread`` are damaged records, which were left out, and damaged logs."""
+    return {
+        "name": side.name,
+        "sessions": side.sessions,
+        "cases": side.cases,
+        "unread": [each.sentence for each in side.damaged],
+        "implausible": {run: [asdict(each) for each in reasons] for run, reasons in side.implausible.items()},
+    }
 
 
 def _finding(finding: Finding) -> dict[str, Any]:

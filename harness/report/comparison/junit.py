@@ -25,6 +25,12 @@ def junit(found: Regression) -> str:
             case = Xml.SubElement(suite, "testcase", classname="gates", name=_clean(name))
             Xml.SubElement(case, "error", message="neither side measures it", type="incomparable")
         _count(suite)
+    if found.missing:
+        suite = Xml.SubElement(root, "testsuite", name="records")
+        for number, each in enumerate(found.missing, 1):
+            case = Xml.SubElement(suite, "testcase", classname="records", name=f"readable {number}")
+            Xml.SubElement(case, "error", message=_clean(each.remark), type="inconclusive")
+        _count(suite)
     doubts = list(words.doubts(found))
     if doubts:
         suite = Xml.SubElement(root, "testsuite", name="baselines")

@@ -23,11 +23,13 @@ def verdict_line(found: Regression) -> str:
     better = sum(each.verdict == "improved" for each in gated)
     if failed:
         line = f"REGRESSED: {failed} of {_gates(count)} failed"
-    elif open_ones:
+    elif open_ones or found.missing:
         line = "UNDECIDED: no gate failed"
     else:
         line = f"PASSED: {'all ' if count > 1 else ''}{_gates(count)} hold{'s' if count == 1 else ''}"
     parts = [f"{open_ones} of {_gates(count)} could not be evaluated"] if open_ones else []
+    missing = len(found.missing)
+    parts += [f"{missing} damaged record{'' if missing == 1 else 's'} left out"] if missing else []
     parts += [f"{better} improved"] if better else []
     return "; ".join([line, *parts])
 
@@ -103,7 +105,7 @@ def notes(found: Regression) -> Iterator[str]:
     for each in found.new:
         yield f"new in HEAD: {each}"
     for one, where in (("BASE", found.base), ("HEAD", found.head)):
-        yield from (f"{one}: left out: {fault}" for fault in where.unread)
+        yield from (f"{one}: {each.remark}" for each in where.damaged)
     yield from doubts(found)
 
 

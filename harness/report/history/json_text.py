@@ -15,5 +15,6 @@ SCHEMA_VERSION = 1
 
 def json_text(found: History) -> str:
     """One JSON object with plain numbers; missing values are null."""
-    whole = {"schema_version": SCHEMA_VERSION, **asdict(found)}
+    whole = {"schema_version": SCHEMA_VERSION, **asdict(found), "unread": [each.sentence for each in found.damaged]}
+    del whole["damaged"]
     return json.dumps(finite(whole, DIGITS), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

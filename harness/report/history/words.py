@@ -114,8 +114,7 @@ def notes(found: History) -> Iterator[str]:
     """Runs without a figure, and records that were left out."""
     for each in found.failed:
         yield f"{when(each.started_at)} {each.run}: {each.status.replace('_', ' ')}: {each.reason}"
-    for fault in found.unread:
-        yield f"left out: {fault}"
+    yield from (damaged.remark for damaged in found.damaged)
 
 
 def _counted(count: int, what: str) -> str:

@@ -33,7 +33,8 @@ from harness.host.machine import cache_folder
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 from harness.storage.json_codec import decode, encode
-from harness.storage.store import Store, read_records
+from harness.storage.reading import read_records
+from harness.storage.store import Store
 
 HERE, PROJECT = Path(__file__).parent, Path(__file__).parents[3]
 EVERY = 16

@@ -1,0 +1,185 @@
+"""Reading results: the attempts in a folder, and what of them is damaged.
+
+A damaged attempt never hides the others: it comes back as ``Damaged``, beside the records. Only a record of a newer
+harness ends the reading, because nothing is known about what it says.
+
+A record's content never determines a path: a record is read only if its recipe, run id and attempt match the folders
+that contain it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from harness.core.foreign import parse_json, read_file, shown
+from harness.core.identity import NAME, RUN_ID
+from harness.core.record import Damaged, RunRecord
+from harness.core.upgrade import upgrade
+from harness.core.upgrade.specs import is_whole
+from harness.errors import NewerRecordError, ResultsError
+from harness.storage.evidence import read_evidence
+from harness.storage.json_codec import decode, refuse_not_finite
+from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, Seal, check_seal, read_sealed
+
+A_NAME = "expected letters, digits, dots, dashes and underscores"
+A_RUN_ID = "expected 16 hexadecimal digits"
+ATTEMPT = re.compile(r"[1-9][0-9]{0,17}")
+"""The folder of an attempt."""
+MAX_FOLDER_DEPTH = 32
+"""Levels of folders below a results folder that are searched for records."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """The folder of an attempt: its record and seal (None in old ones), or what is damaged, or both for a log."""
+
+    folder: Path
+    record: RunRecord | None = None
+    seal: Seal | None = None
+    damage: Damaged | None = None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The records of a results folder, oldest first, and the attempts that are damaged."""
+
+    records: tuple[RunRecord, ...]
+    damaged: tuple[Damaged, ...] = ()
+
+
+def read_results(path: Path) -> Contents:
+    """The records in a results folder. Raises ResultsError if there is no such folder, or none can be read in it."""
+    if not path.exists():
+        raise ResultsError(f"{shown(path)}: no such folder")
+    if not path.is_dir():
+        raise ResultsError(f"{shown(path)}: is a file; name a results folder written by 'qharness run'")
+    found = read_contents(path, path)
+    if not found.records:
+        first = next((each.sentence for each in found.damaged), "")
+        raise ResultsError(first or f"{shown(path)}: contains no records of 'qharness run'")
+    return found
+
+
+def read_records(path: Path) -> tuple[RunRecord, ...]:
+    """All records in a results folder. Raises ResultsError if one is damaged, or there is none."""
+    found = read_results(path)
+    for each in found.damaged:
+        raise ResultsError(each.sentence)
+    return found.records
+
+
+def read_contents(folder: Path, root: Path) -> Contents:
+    """The records and the damage below ``folder``, which is ``root`` or in it; empty if there is no such folder.
+
+    Raises NewerRecordError for a record of a newer harness.
+    """
+    attempts = [read_attempt(each, root) for each in attempt_folders(folder)]
+    records = [each.record for each in attempts if each.record]
+    return Contents(
+        tuple(sorted(records, key=lambda record: (record.started_at, record.attempt))),
+        tuple(each.damage for each in attempts if each.damage),
+    )
+
+
+def attempt_folders(root: Path) -> Iterator[Path]:
+    """The folders below ``root`` that hold a record, and those of attempts that lost theirs, sorted.
+
+    A hidden folder holds an interrupted write, what was set aside, or something unrelated. Raises ResultsError for a
+    folder that cannot be listed.
+    """
+    for name, folders, files in os.walk(root, onerror=_refuse_unlisted):
+        here = Path(name)
+        depth = len(here.parts) - len(root.parts)
+        folders[:] = sorted(each for each in folders if not each.startswith(".")) if depth < MAX_FOLDER_DEPTH else []
+        if RECORD in files or RECORD in folders or (ATTEMPT.fullmatch(here.name) and RUN_ID.fullmatch(_parent(here))):
+            folders[:] = [each for each in folders if each != RECORD]
+            yield here
+
+
+def read_attempt(folder: Path, root: Path) -> Attempt:
+    """The attempt in a folder below ``root``. Raises NewerRecordError if a newer harness wrote it."""
+    try:
+        raw = read_raw(folder)
+        seal = check_seal(raw, RECORD)
+        record = decode(RunRecord, upgrade(raw, RECORD), RECORD)
+        _refuse_misplaced(record, raw, folder, root)
+        record = _with_evidence(record, folder, seal)
+    except NewerRecordError as error:
+        raise NewerRecordError(f"{shown(folder)}: {error}") from None
+    except ResultsError as error:
+        return Attempt(folder, damage=Damaged(folder, _without_folder(error, folder)))
+    try:
+        if seal is not None:
+            read_sealed(folder / LOG, seal)
+    except ResultsError as error:
+        return Attempt(folder, record, seal, Damaged(folder, _without_folder(error, folder), log_only=True))
+    return Attempt(folder, record, seal)
+
+
+def read_raw(folder: Path) -> dict[str, Any]:
+    """The JSON of an attempt's record, unchecked. Raises ResultsError if there is none."""
+    raw = parse_json(read_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError), RECORD, ResultsError)
+    if not isinstance(raw, dict):
+        raise ResultsError(f"{RECORD}: not a record")
+    refuse_not_finite(raw, RECORD)
+    return raw
+
+
+def _with_evidence(record: RunRecord, folder: Path, seal: Seal | None) -> RunRecord:
+    """The record with the values of its evidence, which is read once: what is parsed is what was hashed."""
+    measurements = record.outcome.measurements
+    content = None if seal is None else read_sealed(folder / EVIDENCE, seal)
+    if all(m.values for m in measurements):
+        return record
+    if content is None:
+        content = read_file(folder / EVIDENCE, MAX_BYTES[EVIDENCE], ResultsError)
+    filled = read_evidence(content, EVIDENCE, measurements)
+    return replace(record, outcome=replace(record.outcome, measurements=filled))
+
+
+def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], folder: Path, root: Path) -> None:
+    """Raises ResultsError if a record does not match its folders: recipe, run id and attempt.
+
+    If the recipe's folder is ``root`` itself, which the user named, any name is allowed. The run id must match the
+    spec, except in early records of schema version 1, which were named before some of its fields existed.
+    """
+    spec = record.spec
+    run_id, attempt = ("", "", *Path(os.path.abspath(folder)).parts)[-2:]  # noqa: PTH100 - not resolved
+    below = folder.relative_to(root).parts
+    recipe = below[-3] if len(below) >= 3 else spec.recipe
+    faults = []
+    if not NAME.fullmatch(spec.recipe):
+        faults.append(f"spec.recipe is {spec.recipe!r}, which cannot name a recipe: {A_NAME}")
+    elif spec.recipe != recipe:
+        faults.append(f"spec.recipe is {spec.recipe!r}, but its folder is {recipe!r}")
+    named_by_all = raw["schema_version"] != 1 or is_whole(raw["spec"])
+    if not RUN_ID.fullmatch(run_id):
+        faults.append(f"its folder {run_id!r} is not a run id: {A_RUN_ID}")
+    elif named_by_all and spec.run_id != run_id:
+        faults.append(f"its run id is {spec.run_id}, but its folder is {run_id!r}")
+    if record.attempt < 1 or str(record.attempt) != attempt:
+        faults.append(f"attempt is {record.attempt}, but its folder is {attempt!r}")
+    if faults:
+        raise ResultsError(
+            f"{RECORD}: its folder does not match its content (expected RECIPE/RUN ID/ATTEMPT/{RECORD}): "
+            f"{'; '.join(faults)}. Restore its original folder"
+        )
+
+
+def _without_folder(error: ResultsError, folder: Path) -> str:
+    """The message without the folder, which ``Damaged`` names itself."""
+    return str(error).removeprefix(f"{shown(folder)}/")
+
+
+def _parent(folder: Path) -> str:
+    return Path(os.path.abspath(folder)).parent.name  # noqa: PTH100 - not resolved
+
+
+def _refuse_unlisted(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise ResultsError(f"{shown(Path(error.filename))}: cannot list the folder ({error.strerror})")
