@@ -5,46 +5,75 @@ Whatever is wrong with such a file is the caller's UsageError, with the file's n
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness.errors import UsageError
 
 MAX_JSON_DEPTH = 64
 """Levels of nesting in any JSON that the harness reads."""
+MAX_JSON_VALUES = 1_500_000
+"""Values in any JSON that the harness reads: in memory each may take 250 bytes."""
+MAX_QUOTED = 80
+"""Characters of a stranger's text that a message repeats."""
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def read_file(path: Path, limit_bytes: int, error: type[UsageError]) -> bytes:
-    """The content of a regular file of at most ``limit_bytes``.
+@contextmanager
+def open_file(path: Path, error: type[UsageError]) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file, open for reading, and its size in bytes.
 
-    Raises ``error`` if there is none or it is larger, and for anything that could block or never end: a FIFO, a
+    Raises ``error`` if there is none or it cannot be read, and for anything that could block or never end: a FIFO, a
     socket, a device.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if stat.S_ISDIR(status.st_mode):
-                raise error(f"{shown(path)}: this is a folder; name a file in it")
-            if not stat.S_ISREG(status.st_mode):
-                raise error(f"{shown(path)}: not a regular file")
-            content = file.read(limit_bytes + 1)
     except FileNotFoundError:
         raise error(f"{shown(path)}: no such file") from None
     except (OSError, ValueError) as fault:  # ValueError: a zero byte in the path
-        reason = fault.strerror if isinstance(fault, OSError) and fault.errno != errno.ENOTDIR else str(fault)
-        raise error(f"{shown(path)}: cannot read the file ({reason})") from None
+        raise _unreadable(path, fault, error) from None
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise error(f"{shown(path)}: this is a folder; name a file in it")
+        if not stat.S_ISREG(status.st_mode):
+            raise error(f"{shown(path)}: not a regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            yield file, status.st_size
+    except OSError as fault:
+        raise _unreadable(path, fault, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path, fault: OSError | ValueError, error: type[UsageError]) -> UsageError:
+    reason = fault.strerror if isinstance(fault, OSError) else str(fault)
+    return error(f"{shown(path)}: cannot read the file ({reason})")
+
+
+def read_file(path: Path, limit_bytes: int, error: type[UsageError]) -> bytes:
+    """The content of a regular file. Raises ``error`` as ``open_file``, and if it has more than ``limit_bytes``."""
+    with open_file(path, error) as (file, _):
+        content = file.read(limit_bytes + 1)
     if len(content) > limit_bytes:
         raise error(f"{shown(path)}: larger than {limit_bytes} bytes, the most that such a file may have")
     return content
 
 
-def parse_json(content: bytes, name: str, error: type[UsageError]) -> Any:
-    """Parses JSON strictly. Raises ``error`` if it is not JSON, repeats a key or is nested more than 64 levels deep."""
+def parse_json(content: bytes, name: str, error: type[UsageError], limit_values: int = MAX_JSON_VALUES) -> Any:
+    """Parses JSON strictly.
+
+    Raises ``error`` if it is not JSON in UTF-8, repeats a key, is nested more than 64 levels deep, or holds more than
+    ``limit_values`` values.
+    """
+    if content.count(b",") + content.count(b"[") + content.count(b"{") > limit_values:  # before memory is used
+        raise error(f"{name}: more than {limit_values} values, the most that such a file may hold")
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique)
     except RecursionError:
@@ -53,6 +82,8 @@ def parse_json(content: bytes, name: str, error: type[UsageError]) -> Any:
         raise error(f"{name}: not valid JSON: {fault}") from None
     if _deeper_than(value, MAX_JSON_DEPTH):
         raise error(f"{name}: nested more than {MAX_JSON_DEPTH} levels deep")
+    if _SURROGATE.search(content) and not _is_unicode(value):
+        raise error(f"{name}: a text in it has half of a surrogate pair, which is no character")
     return value
 
 
@@ -62,13 +93,28 @@ def shown(path: Path) -> str:
     return text if text.isprintable() else ascii(text)
 
 
+def quoted(value: object) -> str:
+    """A value from a stranger's file for a message: on one line, printable, and not long."""
+    whole = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
+    return whole if len(whole) <= MAX_QUOTED else f"{whole[:MAX_QUOTED]}…"
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {repeated!a} appears twice")
+        seen: set[str] = set()
+        repeated = next(name for name, _ in pairs if name in seen or seen.add(name))
+        raise ValueError(f"the key {quoted(repeated)} appears twice")
     return found
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether every text can be written in UTF-8. Python's parser also accepts half a pair of surrogates."""
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, dict):
+        return all(_is_unicode(name) and _is_unicode(each) for name, each in value.items())
+    return not isinstance(value, list) or all(map(_is_unicode, value))
 
 
 def _deeper_than(value: object, levels: int) -> bool:
