@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.core.foreign import parse_json, quoted, read_file, shown
 from harness.errors import SourceError
+from harness.models import config as configurations
+from harness.models import safetensors
 
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
@@ -25,6 +27,10 @@ KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
 GGUF = ".gguf"
 GGUF_FILE = "model.gguf"
 """The name of a GGUF file in a folder of the cache."""
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a checkpoint's JSON file; the largest index published has 15 MB, the largest tokenizer 35 MB."""
+MAX_TENSORS = 500_000
+"""Of a checkpoint in all its files; the largest published ones have 150,000."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,13 @@ class Tensor:
 
 def tensors(folder: Path) -> list[Tensor]:
     """Every tensor of a checkpoint. Raises SourceError if it holds no safetensors weights."""
-    return [
-        Tensor(name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for file in weight_files(folder)
-        for name, entry in safetensors(file).items()
-    ]
+    found: list[Tensor] = []
+    for file in weight_files(folder):
+        held = safetensors.read(file)
+        if len(found) + len(held) > MAX_TENSORS:
+            raise SourceError(f"{shown(folder)}: more than {MAX_TENSORS} tensors, the most that a checkpoint may have")
+        found += (Tensor(name, each.dtype, each.shape, each.end - each.begin) for name, each in held.items())
+    return found
 
 
 def read_directory(folder: Path) -> Header:
@@ -97,38 +105,65 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / GGUF_FILE]
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = sorted({folder / name for name in read_json(index).get("weight_map", {}).values()})
+        shards = [folder / name for name in _indexed(index)]
         lacking = [shard.name for shard in shards if not shard.exists()]
         if not shards or lacking:
-            raise SourceError(f"{folder}: its index names weights that are not there: {', '.join(lacking) or 'none'}")
+            raise SourceError(
+                f"{shown(folder)}: its index names weights that are not there: {_first(lacking) or 'none'}"
+            )
         return shards
     if (folder / "model.safetensors").exists():
         return [folder / "model.safetensors"]
     found = sorted(path.name for path in folder.glob("*.bin"))
-    hint = f" (found {', '.join(found)}: pickled weights are not loaded)" if found else ""
-    raise SourceError(f"{folder}: no .safetensors weights{hint}")
+    hint = f" (found {_first(found)}: pickled weights are not loaded)" if found else ""
+    raise SourceError(f"{shown(folder)}: no .safetensors weights{hint}")
+
+
+def _indexed(index: Path) -> list[str]:
+    """The names of the files that an index lists: plain names in its own folder. Raises SourceError for others."""
+    listed = read_json(index).get("weight_map", {})
+    if not isinstance(listed, dict):
+        raise SourceError(f"{shown(index)}: weight_map must map tensors to files")
+    for name in listed.values():
+        plain = isinstance(name, str) and name.endswith(".safetensors") and name.isprintable() and "/" not in name
+        if not plain or name.startswith(".") or len(os.fsencode(name)) > 255:
+            raise SourceError(
+                f"{shown(index)}: weight_map names {quoted(name)}; expected a .safetensors file beside it"
+            )
+    return sorted(set(listed.values()))
+
+
+def _first(names: list[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(name if name.isprintable() else quoted(name) for name in names[:3]) + (
+        f" and {len(names) - 3} more" if len(names) > 3 else ""
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """A checkpoint's config.json. Raises SourceError if it is missing or not a JSON mapping."""
+    """A checkpoint's config.json. Raises SourceError if it is missing or a field in it is wrong."""
     if not (folder / "config.json").exists():
-        raise SourceError(f"{folder}: no config.json; is it a model's folder?")
-    return read_json(folder / "config.json")
+        raise SourceError(f"{shown(folder)}: no config.json; is it a model's folder?")
+    return read_config_file(folder / "config.json")
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """A model's configuration. Raises SourceError if it is no JSON mapping or a field in it is wrong."""
+    config = read_json(path)
+    configurations.check(config, shown(path))
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A file's JSON mapping. Raises SourceError if it holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: cannot be read: {error}") from None
+    content = parse_json(read_file(path, MAX_JSON_BYTES, SourceError), f"{shown(path)}: cannot be read", SourceError)
     if not isinstance(content, dict):
-        raise SourceError(f"{path}: not a mapping")
+        raise SourceError(f"{shown(path)}: not a mapping")
     return content
 
 
 def synthetic(config: dict[str, Any]) -> Header | None:
-    """The shapes of a Llama-like model from its configuration; None for another architecture or if a size is missing.
+    """The shapes of a Llama-like model from a checked configuration; None for another architecture or a missing size.
 
     Biases and norms are those of transformers' llama, mistral, granite, qwen2 (query, key and value have a bias) and
     qwen3 (queries and keys have a norm).
@@ -177,19 +212,3 @@ def _has_bias(config: dict[str, Any], name: str) -> bool:
     if config.get("model_type") == "qwen2":
         return name != "self_attn.o_proj"
     return bool(config.get("attention_bias", False))
-
-
-def safetensors(file: Path) -> dict[str, dict[str, Any]]:
-    """Shape and dtype of each tensor: the JSON behind the first eight bytes, as the format defines it."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > file.stat().st_size:
-                raise ValueError("its header is longer than the file")
-            header: dict[str, dict[str, Any]] = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        if not all({"shape", "dtype", "data_offsets"} <= entry.keys() for entry in header.values()):
-            raise ValueError("a tensor without shape, dtype or place")
-        return header
-    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
-        raise SourceError(f"{file}: not a whole safetensors file: {error}") from None

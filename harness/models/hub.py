@@ -19,7 +19,7 @@ def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.He
     from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
     try:
-        config = headers.read_json(Path(hf_hub_download(model, "config.json", revision=revision)))
+        config = headers.read_config_file(Path(hf_hub_download(model, "config.json", revision=revision)))
     except (HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise SourceError(

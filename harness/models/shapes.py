@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.core.foreign import quoted
 from harness.errors import SourceError
 from harness.models import headers, hub
 from harness.models.gguf.header import configuration, read_header
 from harness.models.resolve import Resolved, resolve
 from harness.models.scope import holds_experts, in_decoder
-from harness.models.sources import HUB_ID, package_file
+from harness.models.sources import HUB_ID, package_file, resolve_path
 from harness.numerics.traffic import routing
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -88,14 +89,16 @@ def read(model: str, revision: str | None = None) -> ModelShapes:
     if scheme == "synthetic" and rest:
         if not rest.endswith(".json"):
             raise SourceError(f"{model!r}: name the configuration of a synthetic model: synthetic:config.json")
-        return _from_config(model, headers.read_json(Path(rest)))
+        return _from_config(model, headers.read_config_file(resolve_path(rest, Path())))
     if scheme == "package" and rest:
         return _from_gguf(model, package_file(rest))
-    path = Path(model).expanduser()
+    path = resolve_path(model, Path())
     if path.is_dir():
         return _from_folder(model, path)
     if path.is_file():
-        return _from_gguf(model, path) if path.suffix == ".gguf" else _from_config(model, headers.read_json(path))
+        return (
+            _from_gguf(model, path) if path.suffix == ".gguf" else _from_config(model, headers.read_config_file(path))
+        )
     if HUB_ID.match(model) and not model.endswith((".gguf", ".json")):
         config, header = hub.header(model, revision)
         return _from_config(model, config) if header is None else shapes(model, config, header)
@@ -125,7 +128,7 @@ def shapes(
             counts[role] += 0 if role == "head" and known.tied else math.prod(shape)
     if not matrices and not experts:
         raise SourceError(f"{label}: holds no decoder layers that are known by their names; it cannot be estimated")
-    heads, hidden = attention(label, known), _number(label, known.text, "hidden_size")
+    heads, hidden = attention(label, known), _number(label, "hidden_size", known.text.get("hidden_size"))
     _refuse_uneven(label, header.shapes, heads)
     routed = routing(known.text)
     return ModelShapes(
@@ -137,8 +140,8 @@ def shapes(
         **counts,
         rotary=known.rotary or 0,
         hidden=hidden,
-        inner=_inner(known.text, hidden),
-        vocabulary=_number(label, known.text, "vocab_size"),
+        inner=_inner(label, known.text, hidden),
+        vocabulary=_number(label, "vocab_size", known.text.get("vocab_size")),
         attention=heads,
         experts=tuple(sorted(experts)),
         active_share=routed.active / routed.experts if routed and experts else 1.0,
@@ -185,13 +188,13 @@ def attention(label: str, found: Resolved) -> Attention:
         )
     if found.window is None and set(found.layer_types) - {"full_attention"}:
         raise SourceError(f"{label}: its configuration has sliding-window layers but gives no window size")
-    heads = _number(label, found.text, "num_attention_heads")
-    hidden = _number(label, found.text, "hidden_size")
+    heads = _number(label, "num_attention_heads", found.text.get("num_attention_heads"))
+    hidden = _number(label, "hidden_size", found.text.get("hidden_size"))
     return Attention(
         windows=tuple(None if kind == "full_attention" else found.window for kind in found.layer_types),
         heads=heads,
-        kv_heads=int(found.text.get("num_key_value_heads") or heads),
-        head_dim=int(found.text.get("head_dim") or hidden // heads),
+        kv_heads=_number(label, "num_key_value_heads", found.text.get("num_key_value_heads") or heads),
+        head_dim=_number(label, "head_dim", found.text.get("head_dim") or hidden // heads),
     )
 
 
@@ -206,18 +209,18 @@ def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Atten
             )
 
 
-def _inner(config: Mapping[str, Any], hidden: int) -> int:
+def _inner(label: str, config: Mapping[str, Any], hidden: int) -> int:
     """The width between a layer's up and down projections; in a mixture, of all experts that one token uses."""
     experts = config.get("num_experts_per_tok")
     inner = config.get("moe_intermediate_size") if experts else None
     inner = inner or config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    widest = max(inner) if isinstance(inner, list) else inner  # some models have one width per layer
-    return int(widest) * int(experts or 1)
+    widths = inner if isinstance(inner, list) else [inner]  # some models have one width per layer
+    widest = max(_number(label, "intermediate_size", width) for width in widths)
+    return widest * _number(label, "num_experts_per_tok", experts or 1)
 
 
-def _number(label: str, config: Mapping[str, Any], *keys: str) -> int:
-    """Raises SourceError if none of the keys holds a positive integer."""
-    found = next((config[key] for key in keys if config.get(key) is not None), None)
+def _number(label: str, key: str, found: Any) -> int:
+    """The value of a key. Raises SourceError unless it is a positive integer."""
     if not isinstance(found, int) or isinstance(found, bool) or found <= 0:
-        raise SourceError(f"{label}: its configuration says {found!r} for {keys[0]}, where a positive number must be")
+        raise SourceError(f"{label}: its configuration says {quoted(found)} for {key}, where a positive number must be")
     return found

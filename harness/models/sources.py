@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from harness.core.foreign import quoted
 from harness.core.identity import digest
 from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
 from harness.errors import SourceError
+from harness.models import config as configurations
 from harness.models import degrid, headers
 from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
@@ -59,12 +61,8 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
     _refuse(entry, "config", "seed", kind="a model that is not synthetic")
     if scheme == "package" and rest:
         return _local(entry, package_file(rest))
-    try:
-        path = (folder / Path(entry.id).expanduser()).resolve()
-        found = path.exists()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise SourceError(f"model {entry.id!r}: not a path: {error}") from None
-    if found:
+    path = resolve_path(entry.id, folder)
+    if path.exists():
         return _local(entry, path)
     if HUB_ID.match(entry.id) and not entry.id.endswith(".gguf"):
         return _hub(entry)
@@ -137,9 +135,10 @@ def _fetched(file: Path) -> InputFile:
 def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
     config = dict(entry.config)
     if kind.endswith(".json"):
-        config = headers.read_json((folder / kind).resolve()) | config
+        config = headers.read_json(resolve_path(kind, folder)) | config
     else:
         config = {"model_type": kind} | config
+    configurations.check(config, f"model {entry.id!r}")
     header = headers.synthetic(config) or _asked(entry, config)
     source = _source(entry, "synthetic", None, header, digest([config, entry.seed or 0]))
     return replace(source, ref=replace(source.ref, config=config))
@@ -182,6 +181,16 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
     return SourceModel(
         ref, matrices, decoder, other, header.context_length, header.model_type, quantization, degrid_obstacle
     )
+
+
+def resolve_path(name: str, folder: Path) -> Path:
+    """The path that a name means, beginning at a folder. Raises SourceError for what cannot be a path."""
+    try:
+        path = (folder / Path(name).expanduser()).resolve()
+        path.exists()
+    except (RuntimeError, ValueError, OSError) as error:  # no home, a zero byte, a loop of links, too long
+        raise SourceError(f"{quoted(name)} is not a path: {error}") from None
+    return path
 
 
 def _label(model_id: str) -> str:

@@ -138,7 +138,7 @@ def search(name: str, options: list[str]) -> None:
             return bytes(atheris.Mutate(content, most))
         try:
             return bytes(module.mutate(content, chance))[:most]
-        except (ValueError, LookupError, TypeError, AttributeError):  # it no longer has the structure
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # it no longer has the structure
             return bytes(atheris.Mutate(content, most))
 
     made = Path(os.environ.get("QHARNESS_FUZZ", Path(tempfile.gettempdir(), "qharness-fuzz"))) / name

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.core.foreign import quoted, shown
 from harness.errors import SourceError
+from harness.models.config import MAX_LAYERS, check
+from harness.models.gguf import reader
+from harness.models.gguf.reader import GgufHeader
 from harness.models.gguf.splits import SPLITS
 from harness.models.headers import FLOAT_TYPES, Header
 
-MAGIC = b"GGUF"
 MODEL_TYPES = {
     **{"gemma3": "gemma3_text", "gemma4": "gemma4_text", "gptneox": "gpt_neox", "phi2": "phi", "command-r": "cohere"},
     **{"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gpt-oss": "gpt_oss", "deepseek2": "deepseek_v2"},
@@ -47,60 +50,22 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 
 They are sentencepiece's byte pair encoding by scores, byte pair encoding by merges, WordPiece and unigram.
 """
-_DAMAGES = (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError)
-"""Exceptions that gguf's library raises for corrupt files."""
-
-
-def open_reader(file: Path) -> Any:
-    """The reader of gguf's library. Raises SourceError if the file is not GGUF, too new, or truncated."""
-    from gguf import GGUFReader
-    from gguf.gguf_reader import READER_SUPPORTED_VERSIONS
-
-    with file.open("rb") as stream:
-        start = stream.read(8)
-    if start[:4] != MAGIC:
-        raise SourceError(f"{file}: no GGUF file: it begins with {start[:4]!r}, not {MAGIC!r}")
-    version = int.from_bytes(start[4:], "little")
-    if version and version % 2**16 == 0:
-        raise SourceError(f"{file}: its bytes are in the other order (big-endian); convert the model anew")
-    if version not in READER_SUPPORTED_VERSIONS:
-        supported = " and ".join(map(str, sorted(READER_SUPPORTED_VERSIONS)))
-        raise SourceError(f"{file}: GGUF version {version}, and {supported} are read here; convert the model anew")
-    try:
-        return GGUFReader(file)
-    except _DAMAGES as error:
-        raise SourceError(f"{file}: cut short or damaged, fetch or convert it again ({error})") from None
-
-
-def value(found: Any, key: str) -> Any:
-    """The value of a metadata key of an open file; None if it is absent."""
-    field = found.get_field(key)
-    return field.contents() if field is not None else None
 
 
 def read_header(file: Path) -> Header:
     """The header of a GGUF file. Raises SourceError if it is not one or is truncated."""
-    found = open_reader(file)
-    try:
-        architecture = value(found, "general.architecture")
-        context = value(found, f"{architecture}.context_length")
-        shapes = {tensor.name: tuple(int(size) for size in reversed(tensor.shape)) for tensor in found.tensors}
-        types = Counter(
-            tensor.tensor_type.name
-            for tensor in found.tensors
-            if tensor.name.startswith("blk.") and len(tensor.shape) > 1
-        )
-    except _DAMAGES as error:
-        raise SourceError(f"{file}: cut short or damaged, fetch or convert it again ({error})") from None
+    found = reader.read(file)
+    architecture = found.text("general.architecture")
+    types = Counter(each.type for each in found.tensors if each.name.startswith("blk.") and len(each.shape) > 1)
     if not types:
-        raise SourceError(f"{file}: holds no decoder layers")
+        raise SourceError(f"{shown(file)}: holds no decoder layers")
     commonest = types.most_common(1)[0][0]
     return Header(
-        shapes,
-        None if context is None else int(context),
+        {each.name: each.shape for each in found.tensors},
+        found.size(f"{architecture}.context_length"),
         None if commonest in FLOAT_TYPES else commonest,
         "float32",
-        None if architecture is None else _model_type(str(architecture)),
+        None if architecture is None else _model_type(architecture),
         refusal(found),
     )
 
@@ -111,59 +76,61 @@ def configuration(file: Path) -> dict[str, Any]:
     The file holds the window's size, but usually not which layers have it: that follows from the architecture,
     as it follows from transformers' class. If the file does name the layers, the file takes precedence.
     """
-    found = open_reader(file)
-    prefix = value(found, "general.architecture")
-    sizes = {key: value(found, f"{prefix}.{name}") for key, name in _SIZES.items()}
+    found = reader.read(file)
+    prefix = found.text("general.architecture")
+    sizes = {key: found.sizes(f"{prefix}.{name}") for key, name in _SIZES.items()}
     held = {tensor.name: tensor for tensor in found.tensors}
     if "token_embd.weight" not in held:
-        raise SourceError(f"{file}: holds no token_embd.weight")
-    return {
+        raise SourceError(f"{shown(file)}: holds no token_embd.weight")
+    config = {
         "model_type": _model_type(str(prefix)),
-        "vocab_size": int(max(held["token_embd.weight"].shape)),
+        "vocab_size": max(held["token_embd.weight"].shape, default=0),
         "tie_word_embeddings": "output.weight" not in held,
         **{key: size for key, size in sizes.items() if size is not None},
         **_windows(found, prefix),
     }
+    check(config, shown(file))
+    return config
 
 
 def _model_type(architecture: str) -> str:
     return MODEL_TYPES.get(architecture, architecture.replace("-", "_"))
 
 
-def _windows(found: Any, prefix: Any) -> dict[str, Any]:
+def _windows(found: GgufHeader, prefix: str | None) -> dict[str, Any]:
     """The window and, if the file gives them, the layers that have it: a flag per layer, or a pattern's length.
 
     As in llama.cpp, the last layer of each repetition has full attention.
     """
-    window, pattern = value(found, f"{prefix}.{_WINDOW}"), value(found, f"{prefix}.{_PATTERN}")
-    layers = value(found, f"{prefix}.block_count")
+    window, layers = found.size(f"{prefix}.{_WINDOW}"), found.size(f"{prefix}.block_count", MAX_LAYERS)
+    pattern = found.metadata.get(f"{prefix}.{_PATTERN}")
     if not window or not layers or (pattern is None and prefix not in WINDOWED):
         return {}
     if pattern is None:
         return {"sliding_window": window}
-    flags = pattern if isinstance(pattern, list) else [pattern and (i + 1) % pattern for i in range(layers)]
+    repeated = found.size(f"{prefix}.{_PATTERN}", MAX_LAYERS) if not isinstance(pattern, list) else None
+    flags = pattern if isinstance(pattern, list) else [repeated and (i + 1) % repeated for i in range(layers)]
     kinds = ["sliding_attention" if flag else "full_attention" for flag in flags[:layers]]
     return {"sliding_window": window, "layer_types": kinds}
 
 
-def refusal(found: Any) -> str | None:
+def refusal(found: GgufHeader) -> str | None:
     """Why the open file's tokenizer cannot be reproduced to split text as llama.cpp does; None if it can.
 
     Returns None for a file without a tokenizer.
     """
-    kind = value(found, "tokenizer.ggml.model")
+    kind = found.text("tokenizer.ggml.model")
     if kind is None or kind in NO_TOKENIZER:
         return None
     if kind not in NEEDED:
-        return f"its tokenizer is of the kind {kind!r}; those read here: {', '.join(NEEDED)}. Use another file"
+        return f"its tokenizer is of the kind {quoted(kind)}; those read here: {', '.join(NEEDED)}. Use another file"
     for key in NEEDED[kind]:
-        if found.get_field(f"tokenizer.ggml.{key}") is None:
+        if f"tokenizer.ggml.{key}" not in found.metadata:
             return f"it lacks tokenizer.ggml.{key}, without which its tokenizer cannot be made; convert the model anew"
-    pre = value(found, "tokenizer.ggml.pre")
+    pre = found.text("tokenizer.ggml.pre")
     if kind == "gpt2" and pre is not None and pre not in SPLITS:
-        return f"its way of splitting text, {pre!r} (tokenizer.ggml.pre), is not known here; use another file"
-    charsmap = found.get_field("tokenizer.ggml.precompiled_charsmap")
-    if kind == "t5" and charsmap is not None and len(charsmap.data) > 0:
+        return f"its way of splitting text, {quoted(pre)} (tokenizer.ggml.pre), is not known here; use another file"
+    if kind == "t5" and found.metadata.get("tokenizer.ggml.precompiled_charsmap"):
         return (
             "its tokenizer rewrites characters by a compiled map (tokenizer.ggml.precompiled_charsmap), which the "
             "tokenizers library applies otherwise than llama.cpp; use the model's transformers checkpoint"

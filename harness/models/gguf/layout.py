@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from harness.core.capability import Role, StoredTensor
+from harness.core.foreign import shown
 from harness.errors import SourceError
+from harness.models.config import MAX_LAYERS
+from harness.models.gguf import reader
 from harness.models.gguf.convert import TYPES
-from harness.models.gguf.header import open_reader, value
+from harness.models.gguf.reader import GgufHeader, GgufTensor
 from harness.models.headers import FLOAT_TYPES
 from harness.models.scope import in_decoder
 
@@ -40,42 +42,31 @@ class GgufFile:
     tensors: tuple[GgufTensor, ...]
 
 
-@dataclass(frozen=True)
-class GgufTensor:
-    """A tensor as stored in the file; ``type`` is ggml's name, ``shape`` is in transformers' order."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    bytes: int
-
-
 def read(file: Path) -> GgufFile:
     """Raises SourceError for a file that is not GGUF, is truncated, or has an unknown version."""
-    reader = open_reader(file)
-    tensors = tuple(
-        GgufTensor(t.name, t.tensor_type.name, tuple(map(int, reversed(t.shape))), int(t.n_bytes))
-        for t in reader.tensors
-    )
-    name = value(reader, "general.architecture")
-    embedding = next((tensor for tensor in tensors if tensor.name == "token_embd.weight"), None)
-    if name is None or embedding is None:
-        raise SourceError(f"{file}: names no architecture, or holds no token embeddings; is it a language model?")
-    context = value(reader, f"{name}.context_length")
-    blocks = int(value(reader, f"{name}.block_count") or 0)
-    longest = int(context) if context else None
-    return GgufFile(str(name), blocks, longest, embedding.shape[0], _cache_elements(reader, str(name), blocks), tensors)
+    found = reader.read(file)
+    name = found.text("general.architecture")
+    embedding = next((tensor for tensor in found.tensors if tensor.name == "token_embd.weight"), None)
+    if name is None or embedding is None or len(embedding.shape) != 2:
+        raise SourceError(
+            f"{shown(file)}: names no architecture, or holds no token embeddings; is it a language model?"
+        )
+    context = found.size(f"{name}.context_length")
+    blocks = found.size(f"{name}.block_count", MAX_LAYERS) or 0
+    kept = _cache_elements(found, name, blocks)
+    return GgufFile(name, blocks, context or None, embedding.shape[0], kept, found.tensors)
 
 
-def _cache_elements(reader: Any, name: str, blocks: int) -> int:
-    heads = value(reader, f"{name}.attention.head_count")
-    kept = value(reader, f"{name}.attention.head_count_kv") or heads
-    if not kept or not heads:
+def _cache_elements(found: GgufHeader, name: str, blocks: int) -> int:
+    """0 if the file does not say how many heads it has, or how wide they are."""
+    heads = found.sizes(f"{name}.attention.head_count")
+    kept = found.sizes(f"{name}.attention.head_count_kv") or heads
+    first = heads[0] if isinstance(heads, list) else heads
+    if not kept or not first:
         return 0
     each = kept if isinstance(kept, list) else [kept] * blocks
-    usual = int(value(reader, f"{name}.embedding_length")) // int(heads[0] if isinstance(heads, list) else heads)
-    widths = (value(reader, f"{name}.attention.{part}_length") or usual for part in ("key", "value"))
-    return sum(map(int, each)) * sum(map(int, widths))
+    usual = (found.size(f"{name}.embedding_length") or 0) // first
+    return sum(each) * sum(found.size(f"{name}.attention.{part}_length") or usual for part in ("key", "value"))
 
 
 def ledger(file: GgufFile) -> Sequence[StoredTensor]:
@@ -98,10 +89,12 @@ def transformers_names(architecture: str, blocks: int) -> dict[str, str]:
     arch = next((arch for arch, name in MODEL_ARCH_NAMES.items() if name == architecture), None)
     if arch is None:
         return {}
-    mapping = get_tensor_name_map(arch, blocks)
-    wanted = [*_WHOLE, *(f"model.layers.{block}.{part}" for block in range(blocks) for part in _PARTS)]
-    pairs = ((name, mapping.get_name(name)) for name in wanted)
-    return {f"{own}.{kind}": f"{name}.{kind}" for name, own in pairs if own for kind in ("weight", "bias")}
+    mapping = get_tensor_name_map(arch, 1)  # of one block: the names of others differ in its number
+    names = {name: own for name in _WHOLE if (own := mapping.get_name(name))}
+    parts = {part: own for part in _PARTS if (own := mapping.get_name(f"model.layers.0.{part}"))}
+    for block in range(blocks):
+        names |= {f"model.layers.{block}.{part}": own.replace(".0.", f".{block}.", 1) for part, own in parts.items()}
+    return {f"{own}.{kind}": f"{name}.{kind}" for name, own in names.items() for kind in ("weight", "bias")}
 
 
 def _entry(tensor: GgufTensor, name: str) -> StoredTensor:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from harness.errors import UnsupportedError
-from harness.models.gguf.header import NO_TOKENIZER, open_reader, refusal, value
+from harness.core.foreign import shown
+from harness.errors import SourceError, UnsupportedError
+from harness.models.gguf import reader
+from harness.models.gguf.header import NO_TOKENIZER, refusal
+from harness.models.gguf.reader import GgufHeader
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""The format's token types."""
+"""The format's token types; 0 is undefined."""
+_OWN = "tokenizer.ggml."
+"""What the keys of a tokenizer begin with."""
 SPECIAL = (UNKNOWN, CONTROL, USER_DEFINED)
 """The types that are matched in a text before everything else."""
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
@@ -89,46 +93,65 @@ class Tokens:
 
 
 def read_tokens(file: Path) -> Tokens | None:
-    """None for a file without a tokenizer. Raises UnsupportedError for a vocabulary that cannot be read correctly."""
-    found = open_reader(file)
-    kind = _entry(found, "model")
+    """None for a file without a tokenizer.
+
+    Raises UnsupportedError for a vocabulary that cannot be read correctly, SourceError for a damaged file.
+    """
+    found = reader.read(file)
+    kind = found.text(f"{_OWN}model")
     if kind is None or kind in NO_TOKENIZER:
         return None
     reason = refusal(found)
     if reason is not None:
         raise UnsupportedError(f"{file.name}: {reason}")
-    texts = tuple(text or f"[EMPTY_{index}]" for index, text in enumerate(_entry(found, "tokens") or ()))
+    texts = tuple(text or f"[EMPTY_{index}]" for index, text in enumerate(found.texts(f"{_OWN}tokens") or ()))
     if len(set(texts)) != len(texts):
         raise UnsupportedError(f"{file.name}: two of its tokens are one text; llama.cpp does not read it either")
     ids = _ids(found, kind, len(texts))
-    lowercase = bool(_entry(found, "normalizer.lowercase", True))
-    types = corrected(texts, _entry(found, "token_type") or [NORMAL] * len(texts), ids)
+    lowercase = _flag(found, "normalizer.lowercase", True)
+    types = corrected(texts, _types(found, len(texts)), ids)
+    bos = found.flag(f"{_OWN}add_bos_token")
     return Tokens(
         kind=kind,
-        pre=_entry(found, "pre") or "default",
+        pre=found.text(f"{_OWN}pre") or "default",
         texts=texts,
         types=tuple(types),
-        scores=tuple(map(float, _entry(found, "scores") or ())),
-        merges=tuple(_entry(found, "merges") or ()),
+        scores=tuple(map(float, found.numbers(f"{_OWN}scores") or ())),
+        merges=tuple(found.texts(f"{_OWN}merges") or ()),
         ids=ids,
-        bos=_entry(found, "add_bos_token", None if kind == "gpt2" else kind in ("llama", "bert")),
-        eos=bool(_entry(found, "add_eos_token", kind == "t5")),
-        space_prefix=bool(_entry(found, "add_space_prefix", kind == "llama")),
-        merges_spaces=bool(_entry(found, "remove_extra_whitespaces", False)),
+        bos=(None if kind == "gpt2" else kind in ("llama", "bert")) if bos is None else bos,
+        eos=_flag(found, "add_eos_token", kind == "t5"),
+        space_prefix=_flag(found, "add_space_prefix", kind == "llama"),
+        merges_spaces=_flag(found, "remove_extra_whitespaces", False),
         lowercase=lowercase,
-        strips_accents=bool(_entry(found, "normalizer.strip_accents", lowercase)),
-        chat_template=value(found, "tokenizer.chat_template"),
-        stripping=_stripping(str(value(found, "general.name") or ""), texts, types),
+        strips_accents=_flag(found, "normalizer.strip_accents", lowercase),
+        chat_template=found.text("tokenizer.chat_template"),
+        stripping=_stripping(found.text("general.name") or "", texts, types),
     )
 
 
-def _ids(found: Any, kind: str, size: int) -> dict[str, int]:
+def _flag(found: GgufHeader, key: str, otherwise: bool) -> bool:
+    given = found.flag(f"{_OWN}{key}")
+    return otherwise if given is None else given
+
+
+def _types(found: GgufHeader, count: int) -> list[int]:
+    """The type of each token. Raises SourceError if a type is unknown or one is missing."""
+    given = found.numbers(f"{_OWN}token_type")
+    if given is None:
+        return [NORMAL] * count
+    if len(given) != count or not set(given) <= set(range(7)):
+        raise SourceError(f"{shown(found.file)}: {_OWN}token_type must give a type from 0 to 6 for each token")
+    return [int(each) for each in given]
+
+
+def _ids(found: GgufHeader, kind: str, size: int) -> dict[str, int]:
     """The token of each name: the file's own, or llama.cpp's default if the file names none that exists."""
     ids = {name: index for name, index in _DEFAULTS[kind].items() if index < size}
     for name, key in (*_IDS.items(), *_FORMER.items()):
-        given = _entry(found, f"{key}_token_id")
-        if given is not None and given < size:
-            ids[name] = int(given)
+        given = found.metadata.get(f"{_OWN}{key}_token_id")
+        if type(given) is int and 0 <= given < size:
+            ids[name] = given
     return ids
 
 
@@ -166,8 +189,3 @@ def _stripping(name: str, texts: Sequence[str], types: Sequence[int]) -> frozens
         return frozenset()
     special = {text for text, kind in zip(texts, types, strict=True) if kind in SPECIAL}
     return frozenset(special.difference(_NOT_AT_PHI_3))
-
-
-def _entry(found: Any, key: str, otherwise: Any = None) -> Any:
-    entry = value(found, f"tokenizer.ggml.{key}")
-    return otherwise if entry is None else entry
