@@ -25,7 +25,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 WORKER = ["-m", "harness.execution.worker"]
 IMPORTED = (
@@ -148,7 +148,8 @@ def _serve(requests: socket.socket) -> None:
         if pid == 0:
             requests.close()
             os.close(tell)
-            _work(json.loads(message), log, events)
+            os.setpgid(0, 0)
+            work(json.loads(message), log, events)
         os.setpgid(pid, pid)
         os.close(log)
         os.close(events)
@@ -158,11 +159,10 @@ def _serve(requests: socket.socket) -> None:
         os.close(tell)
 
 
-def _work(request: dict[str, object], log: int, events: int) -> None:
+def work(request: dict[str, object], log: int, events: int) -> NoReturn:
     """What ``python -m harness.execution.worker`` does, in this process, to its end."""
     code = 1
     try:
-        os.setpgid(0, 0)
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)

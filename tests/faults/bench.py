@@ -1,0 +1,232 @@
+"""A bench: one recipe with results, cache, model, text and temporary folder of its own, commands that run on it, and
+what they leave behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+from warm_commands import Command, Commands
+
+from harness.analysis.selection import current
+from harness.core.label import Fact, Label
+from harness.core.record import Measurement, RunRecord, Status
+from harness.storage.store import Store
+
+NAME = "sweep"
+SMALL: dict[str, Any] = {"methods": ["unruly"], "exclude": [{"method": "none"}]}
+"""Two runs: one quantizes, one measures what it made."""
+WHOLE: dict[str, Any] = {"methods": ["none", "unruly", "fp8"], "divergence": True}
+"""Five runs: a reference, three qualities, and one that quantizes."""
+PATIENCE_S = 60.0
+"""How long a command may take that should take about a second."""
+END_S = 5.0
+"""How long processes may take to end after what they depend on has ended."""
+POLL_S = 0.002
+
+Figures = Mapping[str, tuple[Status, tuple[Measurement, ...], tuple[Label, ...], tuple[Fact, ...]]]
+"""All that a sweep found, by run_id: whatever differs between two sweeps that are undisturbed is left out."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and all that it printed."""
+
+    code: int
+    output: str
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """The kinds of the runs that it executed, in order."""
+        events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"event"')]
+        return tuple(each["kind"] for each in events if each["event"] == "ended" and not each["reused"])
+
+
+class Running:
+    """A ``qharness run`` that has been started."""
+
+    def __init__(self, command: Command, output: Path) -> None:
+        self._command = command
+        self._output = output
+        self.process = psutil.Process(command.pid)
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(encoding="utf-8", errors="replace")
+
+    def until(self, phase: str) -> Running:
+        """Returns when the command has entered a phase; raises AssertionError if it ends without it."""
+        return self._until(lambda: f'"name": "{phase}"' in self.output, f"never entered {phase!r}")
+
+    def worker(self) -> psutil.Process | None:
+        """The process that executes the run of this moment, if one does."""
+        try:
+            found: list[psutil.Process] = self.process.children()
+        except psutil.NoSuchProcess:
+            return None
+        return found[-1] if found else None
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal, unless the command has ended."""
+        if self.process.is_running():
+            self.process.send_signal(number)
+
+    def is_running(self) -> bool:
+        return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
+
+    def wait(self) -> Ended:
+        """Waits for its end; raises AssertionError if it does not end."""
+        self._until(lambda: not self.is_running(), "does not end", may_end=True)
+        return Ended(self._command.wait(), self.output)
+
+    def _until(self, what: Callable[[], bool], otherwise: str, may_end: bool = False) -> Running:
+        deadline = time.monotonic() + PATIENCE_S
+        while not what():
+            late = time.monotonic() > deadline
+            if late or not (may_end or self.is_running()):
+                self.process.kill()
+                raise AssertionError(f"the command {otherwise}:\n{self.output}")
+            time.sleep(POLL_S)
+        return self
+
+
+class Bench:
+    """Where commands run. ``content`` is SMALL or WHOLE, with changes to the recipe."""
+
+    def __init__(self, folder: Path, commands: Commands, model: Path, content: Mapping[str, Any]) -> None:
+        self.folder, self.commands = folder, commands
+        self.results, self.cache, self.temporary = (folder / name for name in ("results", "cache", "temporary"))
+        for each in (self.results, self.cache, self.temporary):
+            each.mkdir(parents=True)
+        self.model = shutil.copytree(model, folder / "model")
+        self.text = folder / "text.txt"
+        words = ("wide", "cold", "old", "low", "deep", "slow")
+        self.text.write_text("".join(f"The river was {word} that day.\n" for word in words * 20), encoding="utf-8")
+        self.go, self.clock = folder / "go", folder / "clock"
+        self._content = content
+        self._count = 0
+        self._mounts: list[Path] = []
+
+    def recipe(self, **changes: object) -> Path:
+        """A recipe's file; what limits a run changes none of its ids."""
+        content = {**self._content, **changes}
+        divergence = {"divergence": {}} if content.pop("divergence", False) else {}
+        path = self.folder / f"recipe-{len(list(self.folder.glob('recipe-*')))}.yaml"
+        whole = {
+            "name": NAME,
+            "models": [{"id": str(self.model), "dtype": "float32", "label": "tiny"}],
+            "measure": {"perplexity": {"text": str(self.text), "context": 64, "windows": 2}, **divergence},
+            "threads": 1,
+            "device": "cpu",
+            **content,
+        }
+        path.write_text(yaml.safe_dump(whole, sort_keys=False), encoding="utf-8")
+        return path
+
+    def start(
+        self,
+        *options: object,
+        fault: str | None = None,
+        variables: Mapping[str, str] | None = None,
+        results: Path | None = None,
+        cold: bool = False,
+        cgroup: Path | None = None,
+        **changes: object,
+    ) -> Running:
+        """Starts ``qharness run``. ``fault`` is what the plugin does wrong (tests/faults/plugin/unruly.py)."""
+        self._count += 1
+        output = self.folder / f"output-{self._count}.txt"
+        own = {
+            "TMPDIR": str(self.temporary),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "kernels"),
+            "QHARNESS_FAULT_GO": str(self.go),
+            "QHARNESS_CLOCK": str(self.clock),
+            **({"QHARNESS_FAULT": fault} if fault else {}),
+            **(variables or {}),
+        }
+        arguments = ["run", self.recipe(**changes), "--results", results or self.results, "--cache", self.cache]
+        with output.open("wb") as file:
+            command = self.commands.start([*arguments, "--json", *options], file, own, cold, cgroup)
+        return Running(command, output)
+
+    def run(self, *options: object, **how: Any) -> Ended:
+        """``qharness run``, to its end."""
+        return self.start(*options, **how).wait()
+
+    def records(self, results: Path | None = None) -> tuple[RunRecord, ...]:
+        """All attempts."""
+        return Store(results or self.results).records()
+
+    def statuses(self) -> dict[str, Status]:
+        """By kind of run, how the attempt that counts ended."""
+        return {record.spec.kind: record.status for record in current(self.records())}
+
+    def figures(self, results: Path | None = None) -> Figures:
+        """What counts of the results."""
+        found = {}
+        for record in current(self.records(results)):
+            outcome = record.outcome
+            found[record.spec.run_id] = (outcome.status, outcome.measurements, outcome.labels, outcome.facts)
+        return found
+
+    def check(self, undisturbed: Figures, results: Path | None = None) -> None:
+        """Raises AssertionError unless the results are whole, equal to an undisturbed sweep's, and nothing is left."""
+        assert self.figures(results) == undisturbed
+        succeeded = [record.spec.run_id for record in self.records(results) if record.status == "ok"]
+        assert sorted(succeeded) == sorted(undisturbed), "a run is recorded twice"
+        assert self.debris() == []
+
+    def debris(self) -> list[str]:
+        """What commands left behind: processes, temporary files, unfinished folders, locks."""
+        found = [f"process {each.pid}: {each.cmdline()}" for each in self.processes()]
+        found += [str(each) for each in self.temporary.iterdir()]
+        found += [str(each) for root in (self.results, self.cache) for each in root.rglob("*.part")]
+        for lock in self.results.rglob(".lock"):
+            try:
+                FileLock(lock).acquire(timeout=0).lock.release()
+            except Timeout:
+                found.append(f"{lock}: held")
+        return found
+
+    def processes(self) -> list[psutil.Process]:
+        """The processes that are left after some time to end: commands, workers, and whatever these started."""
+        deadline = time.monotonic() + END_S
+        while (found := self._processes()) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return found
+
+    def _processes(self) -> list[psutil.Process]:
+        return [
+            each
+            for each in psutil.Process(self.commands.pid).children(recursive=True)
+            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+        ]
+
+    def mount(self, folder: Path, size_bytes: int) -> None:
+        """Makes a folder a small disk of its own. Raises OSError where mounting is not allowed."""
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        if ended.returncode:
+            raise OSError(ended.stderr)
+        self._mounts.append(folder)
+
+    def remount(self, folder: Path, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+    def close(self) -> None:
+        """Ends what is left, so that the next test finds nothing of this one."""
+        for process in self._processes():
+            process.kill()
+        for folder in self._mounts:
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)
