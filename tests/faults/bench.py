@@ -25,8 +25,8 @@ from harness.core.record import Measurement, RunRecord, Status
 from harness.storage.store import Store
 
 NAME = "sweep"
-SMALL: dict[str, Any] = {"methods": ["unruly"], "exclude": [{"method": "none"}]}
-"""Two runs: one quantizes, one measures what it made."""
+SMALL: dict[str, Any] = {"methods": ["unruly"]}
+"""Three runs: one measures the baseline, one quantizes, one measures what that made."""
 WHOLE: dict[str, Any] = {"methods": ["none", "unruly", "fp8"], "divergence": True}
 """Five runs: a reference, three qualities, and one that quantizes."""
 PATIENCE_S = 60.0
@@ -48,9 +48,10 @@ class Ended:
 
     @property
     def made(self) -> tuple[str, ...]:
-        """The kinds of the runs that it executed, in order."""
+        """The runs that it executed, in order, each as kind and method."""
         events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"event"')]
-        return tuple(each["kind"] for each in events if each["event"] == "ended" and not each["reused"])
+        ended = [each for each in events if each["event"] == "ended" and not each["reused"]]
+        return tuple(f"{each['kind']} {each['method']}" for each in ended)
 
 
 class Running:
@@ -169,8 +170,8 @@ class Bench:
         return Store(results or self.results).records()
 
     def statuses(self) -> dict[str, Status]:
-        """By kind of run, how the attempt that counts ended."""
-        return {record.spec.kind: record.status for record in current(self.records())}
+        """By kind and method of a run, how the attempt that counts ended."""
+        return {f"{each.spec.kind} {each.spec.method.name}": each.status for each in current(self.records())}
 
     def figures(self, results: Path | None = None) -> Figures:
         """What counts of the results."""
@@ -220,9 +221,6 @@ class Bench:
         if ended.returncode:
             raise OSError(ended.stderr)
         self._mounts.append(folder)
-
-    def remount(self, folder: Path, options: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
 
     def close(self) -> None:
         """Ends what is left, so that the next test finds nothing of this one."""

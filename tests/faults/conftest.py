@@ -84,5 +84,3 @@ def count() -> Callable[[str, int], None]:
                 file.write(json.dumps({"fault": fault, "times": times}) + "\n")
 
     return note
-
-

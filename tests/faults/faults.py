@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,10 +120,25 @@ def disk_full(where: Callable[[Bench], Path], left_bytes: int) -> Make:
 
 
 def read_only(bench: Bench) -> Ended:
-    with _small_disk(bench, bench.results):
-        ended = in_quantize(bench, lambda: bench.remount(bench.results, "ro"))
-        bench.remount(bench.results, "rw")
-        return ended
+    """Nothing can be written into the results; root, whom permissions do not bind, cannot either (``chattr +i``)."""
+    ended = in_quantize(bench, lambda: _allow_writing(bench.results, False))
+    _allow_writing(bench.results, True)
+    return ended
+
+
+def _allow_writing(root: Path, allow: bool) -> None:
+    folders = [root, *(each for each in root.rglob("*") if each.is_dir())]
+    if os.geteuid() != 0:
+        for each in folders:
+            each.chmod(0o755 if allow else 0o555)
+        return
+    command = ["chattr", "-i" if allow else "+i", *map(str, folders)]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs chattr to make folders read-only for root")
+    if ended.returncode:
+        pytest.skip(f"folders cannot be made read-only for root here: {ended.stderr}")
 
 
 def results_removed(bench: Bench) -> Ended:
@@ -175,10 +191,10 @@ def other_content(path: Path) -> None:
     path.write_bytes(b"x" * size)
 
 
-def damaged(which: Callable[[Bench], Path], how: Callable[[bytes], bytes], lose: str | None = None) -> Make:
-    """A file of a finished sweep is damaged, then the sweep is run again. ``lose`` is a kind of run whose records go.
+def damaged(which: Callable[[Bench], Path], how: Callable[[bytes], bytes], lose_quality: bool = False) -> Make:
+    """A file of a finished sweep is damaged, then the sweep is run again.
 
-    What is left to make then needs what the cache holds.
+    With ``lose_quality`` the records of one run are lost, too: making it again needs what the cache holds.
     """
 
     def make(bench: Bench) -> Ended:
@@ -186,21 +202,22 @@ def damaged(which: Callable[[Bench], Path], how: Callable[[bytes], bytes], lose:
         assert first.code == 0, first.output
         path = which(bench)
         path.write_bytes(how(path.read_bytes()))
-        if lose is not None:
-            shutil.rmtree(_run_folder(bench, lose))
+        if lose_quality:
+            shutil.rmtree(_quality_folder(bench))
         return bench.run()
 
     return make
 
 
-def _run_folder(bench: Bench, kind: str) -> Path:
-    (record,) = (each for each in bench.records() if each.spec.kind == kind)
+def _quality_folder(bench: Bench) -> Path:
+    """The records of what the quantized model was measured to be."""
+    (record,) = (each for each in bench.records() if each.spec.kind == "quality" and not each.spec.is_baseline)
     return bench.results / record.spec.recipe / record.spec.run_id
 
 
 def of_record(name: str) -> Callable[[Bench], Path]:
     """A file of the quality record."""
-    return lambda bench: _run_folder(bench, "quality") / "1" / name
+    return lambda bench: _quality_folder(bench) / "1" / name
 
 
 def of_artifact(name: str) -> Callable[[Bench], Path]:
@@ -254,5 +271,3 @@ def two_on_the_same_cache(bench: Bench) -> Ended:
     assert end_of_other.code == 0, end_of_other.output
     assert bench.figures(other) == bench.figures()
     return ended
-
-

@@ -68,5 +68,3 @@ def _check(bench: Bench, ended: Ended, victim: Victim) -> None:
     assert bench.processes() == []
     succeeded = [record.spec.run_id for record in bench.records() if record.status == "ok"]
     assert len(succeeded) == len(set(succeeded)), "a run is recorded twice"
-
-

@@ -4,129 +4,169 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import faults
-from faults import Make, damaged, disk_full, input_replaced, of_artifact, of_record, plugin, signalled, text, weights
+from faults import (
+    Make,
+    clock_jumps,
+    damaged,
+    disk_full,
+    edit_a_digit,
+    flip_a_bit,
+    input_replaced,
+    of_artifact,
+    of_record,
+    plugin,
+    results_removed,
+    signalled,
+)
 
-OK, INTERRUPTED, FAILED = 0, 130, 3
-LOST = (("quantize", "invalid"), ("quality", "unsupported"))
+RUNS = ("quality none", "quantize unruly", "quality unruly")
+"""The runs of the sweep that a fault is made in: the baseline, the one that it hits, and one that needs the latter."""
+BASELINE, QUANTIZE, QUALITY = RUNS
+OK, FAILED, IO_ERROR, INTERRUPTED = 0, 3, 74, 130
+TIME, MEMORY = {"time": "3s"}, {"memory": "2GiB"}
+ALL_OK = ("ok", "ok", "ok")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault, made in a sweep of two runs: one quantizes, one measures what it made.
+    """One fault, made in a sweep of three runs.
 
-    ``recorded`` is what the results hold after the fault, by kind of run; no entry means no record. ``remade`` are the
-    kinds of the runs that the next ``qharness run`` executes, after which figures and run ids must equal an undisturbed
-    sweep's, each planned run must have one successful record, and no process, file or lock may be left. ``message`` is
-    what the command must say. ``unmended`` names what the harness does wrong; such a row must fail.
+    ``recorded`` is what the results hold after the fault, for each of RUNS: a status, or None where there is no record.
+    ``remade`` are the runs that the next ``qharness run`` executes, after which figures and run ids must equal an
+    undisturbed sweep's, each planned run must have one successful record, and no process, file or lock may be left.
+    ``message`` is what the command must say. ``unmended`` names what the harness does wrong; such a row must fail.
     """
 
     name: str
     what: str
     make: Make
     exit_code: int
-    recorded: tuple[tuple[str, str], ...]
+    recorded: tuple[str | None, str | None, str | None]
     remade: tuple[str, ...] = ()
     message: str = ""
     slow: bool = False
     unmended: str = ""
 
 
-def _hit(status: str) -> tuple[tuple[str, str], ...]:
-    """The run that quantizes ends so; the other has nothing to measure."""
-    return (("quantize", status), ("quality", "unsupported"))
+def _hit(name: str, what: str, make: Make, status: str, message: str = "", **others: Any) -> Fault:
+    """A fault that costs the run that quantizes, and the one that needs it."""
+    return Fault(name, what, make, FAILED, ("ok", status, "unsupported"), (QUANTIZE, QUALITY), message, **others)
 
 
-BOTH = ("quantize", "quality")
-WELL = (("quantize", "ok"), ("quality", "ok"))
+def _harmless(name: str, what: str, make: Make, message: str = "", **others: Any) -> Fault:
+    return Fault(name, what, make, OK, ALL_OK, (), message, **others)
+
+
+def _interrupt(name: str, what: str, make: Make, message: str = "interrupted") -> Fault:
+    return Fault(name, what, make, INTERRUPTED, ("ok", None, None), (QUANTIZE, QUALITY), message)
+
+
+def _unwritten(name: str, what: str, make: Make, **others: Any) -> Fault:
+    """The run that quantizes ends well, and its record cannot be written: it is kept elsewhere."""
+    return Fault(name, what, make, IO_ERROR, ("ok", None, None), (QUALITY,), "kept", **others)
+
+
+def _text(name: str, what: str, how: Callable[[Path], object], message: str = "") -> Fault:
+    """The text is read by the run that measures, and was read by the one that measured the baseline."""
+    make = input_replaced(faults.text, how)
+    return Fault(name, what, make, FAILED, ("invalid", "ok", "invalid"), (BASELINE, QUALITY), message)
+
+
+def _weights(name: str, what: str, how: Callable[[Path], object], message: str = "") -> Fault:
+    make = input_replaced(faults.weights, how)
+    return Fault(name, what, make, FAILED, ("invalid", "invalid", "unsupported"), RUNS, message)
+
+
+SEALS = "records and cache folders carry no seals yet"
+SPILL = "a record that cannot be written is not kept elsewhere yet"
+DAEMONS = "daemons outlive their worker still"
 
 MATRIX = (
-    Fault("sigint", "Ctrl-C", signalled(signal.SIGINT), INTERRUPTED, (), BOTH, "interrupted"),
-    Fault("sigint-twice", "Ctrl-C, twice at once", signalled(signal.SIGINT, 2), INTERRUPTED, (), BOTH),
-    Fault("sigterm", "SIGTERM", signalled(signal.SIGTERM), INTERRUPTED, (), BOTH, "interrupted"),
-    Fault("sighup", "the terminal closes (SIGHUP)", signalled(signal.SIGHUP), INTERRUPTED, (), BOTH, "interrupted"),
-    Fault("worker-dies", "the worker is killed", plugin("die"), FAILED, _hit("crashed"), BOTH, "ended by signal 9"),
-    Fault(
-        "hang", "a library hangs (time limit)", plugin("hang", limits={"time": "3s"}), FAILED, _hit("timeout"), BOTH,
-        "time limit of 3 s",
+    _interrupt("sigint", "Ctrl-C", signalled(signal.SIGINT)),
+    _interrupt("sigint-twice", "Ctrl-C, twice at once", signalled(signal.SIGINT, 2)),
+    _interrupt("sigterm", "SIGTERM", signalled(signal.SIGTERM)),
+    _interrupt("sighup", "the terminal closes (SIGHUP)", signalled(signal.SIGHUP)),
+    _hit("worker-dies", "the worker is killed", plugin("die"), "crashed", "ended by signal 9"),
+    _hit("hang", "a library hangs", plugin("hang", limits=TIME), "timeout", "time limit of 3 s"),
+    _hit("hang-deaf", "a library hangs and ignores SIGTERM", plugin("hang_deaf", limits=TIME), "timeout"),
+    _hit("memory-limit", "memory runs out (the recipe's limit)", plugin("allocate", limits=MEMORY), "out_of_memory"),
+    _hit(
+        "memory-cgroup",
+        "memory runs out (a control group's limit)",
+        faults.out_of_cgroup_memory,
+        "out_of_memory",
+        "killed by the kernel",
     ),
-    Fault(
-        "hang-deaf", "a library hangs, and ignores SIGTERM", plugin("hang_deaf", limits={"time": "3s"}), FAILED,
-        _hit("timeout"), BOTH,
+    _hit("exit", "a library calls os._exit(0)", plugin("leave"), "crashed", "left no outcome"),
+    _hit("sys-exit", "a library calls sys.exit(0)", plugin("leave_politely"), "crashed"),
+    _harmless("stdout", "a library prints what is no text on stdout", plugin("print_on_stdout")),
+    _harmless("flood", "a library prints 1 GB", faults.flood, slow=True),
+    _harmless("daemon", "a library starts a daemon", plugin("start_daemon"), unmended=DAEMONS),
+    _harmless(
+        "daemon-files", "a daemon keeps the worker's files open", plugin("start_daemon_with_files"), unmended=DAEMONS
     ),
-    Fault(
-        "memory-limit", "memory runs out (the recipe's limit)",
-        plugin("allocate", limits={"memory": f"{faults.LIMIT_BYTES}B"}), FAILED, _hit("out_of_memory"), BOTH,
+    _harmless("locale", "a library changes the locale and the working folder", plugin("change_locale")),
+    _hit("closed-files", "a library closes all files", plugin("close_files"), "crashed"),
+    _harmless("clock-forward", "the clock jumps a year ahead", clock_jumps(faults.A_YEAR_S)),
+    _harmless("clock-back", "the clock jumps a year back", clock_jumps(-faults.A_YEAR_S)),
+    _weights("weights-change", "the weights change", faults.other_content, "than when it was hashed"),
+    _weights("weights-vanish", "the weights vanish", faults.nothing, "gone"),
+    _weights("weights-fifo", "the weights become a FIFO", os.mkfifo),
+    _text("text-changes", "the text changes", faults.other_content, "than when it was hashed"),
+    _text("text-vanishes", "the text vanishes", faults.nothing, "gone"),
+    _text("text-fifo", "the text becomes a FIFO", os.mkfifo),
+    Fault("results-removed", "the results are removed", results_removed, OK, (None, "ok", "ok"), (BASELINE,)),
+    _unwritten(
+        "results-full", "the disk of the results is full", disk_full(lambda bench: bench.results, 0), unmended=SPILL
     ),
-    Fault(
-        "memory-cgroup", "memory runs out (a control group's limit)", faults.out_of_cgroup_memory, FAILED,
-        _hit("out_of_memory"), BOTH, "killed by the kernel",
+    _unwritten(
+        "results-nearly-full",
+        "the same, after one write",
+        disk_full(lambda bench: bench.results, 12 * 2**10),
+        unmended=SPILL,
     ),
-    Fault("exit", "a library calls os._exit(0)", plugin("leave"), FAILED, _hit("crashed"), BOTH, "left no outcome"),
-    Fault("sys-exit", "a library calls sys.exit(0)", plugin("leave_politely"), FAILED, _hit("crashed"), BOTH),
-    Fault("stdout", "a library prints on stdout what is no text", plugin("print_on_stdout"), OK, WELL),
-    Fault("flood", "a library prints 1 GB", faults.flood, OK, WELL, slow=True),
-    Fault("daemon", "a library starts a daemon", plugin("start_daemon"), OK, WELL),
-    Fault("daemon-files", "a daemon that keeps the worker's files open", plugin("start_daemon_with_files"), OK, WELL),
-    Fault("locale", "a library changes the locale and the working folder", plugin("change_locale"), OK, WELL),
+    _unwritten("results-read-only", "the results become read-only", faults.read_only, unmended=SPILL),
+    _hit("cache-full", "the disk of the cache is full", disk_full(lambda bench: bench.cache, 0), "failed"),
     Fault(
-        "closed-files", "a library closes all files", plugin("close_files"), FAILED, _hit("failed"), BOTH,
+        "temporary-full",
+        "the disk of the temporary folder is full",
+        disk_full(lambda bench: bench.temporary, 0),
+        FAILED,
+        ("ok", "crashed", "unsupported"),
+        (QUALITY,),  # the artifact was published before the outcome could not be written
     ),
-    Fault("clock-forward", "the clock jumps a year ahead", faults.clock_jumps(faults.A_YEAR_S), OK, WELL),
-    Fault("clock-back", "the clock jumps a year back", faults.clock_jumps(-faults.A_YEAR_S), OK, WELL),
-    Fault(
-        "weights-change", "the weights change", input_replaced(weights, faults.other_content), FAILED,
-        _hit("invalid"), BOTH, "than when it was hashed",
+    _harmless("record-cut", "half of a record is lost", damaged(of_record("record.json"), faults.cut), unmended=SEALS),
+    _harmless(
+        "record-edited",
+        "a digit of a record is edited",
+        damaged(of_record("record.json"), edit_a_digit),
+        unmended=SEALS,
     ),
-    Fault("weights-vanish", "the weights vanish", input_replaced(weights, faults.nothing), FAILED, _hit("invalid"), BOTH),
-    Fault("weights-fifo", "the weights become a FIFO", input_replaced(weights, os.mkfifo), FAILED, _hit("invalid"), BOTH),
-    Fault(
-        "text-changes", "the text changes", input_replaced(text, faults.other_content), FAILED,
-        (("quantize", "ok"), ("quality", "invalid")), ("quality",), "than when it was hashed",
+    _harmless(
+        "evidence-flipped",
+        "a bit of a record's evidence flips",
+        damaged(of_record("evidence.parquet"), flip_a_bit),
+        unmended=SEALS,
     ),
-    Fault(
-        "text-vanishes", "the text vanishes", input_replaced(text, faults.nothing), FAILED,
-        (("quantize", "ok"), ("quality", "invalid")), ("quality",),
+    _harmless("log-flipped", "a bit of a log flips", damaged(of_record("log.txt"), flip_a_bit)),
+    _harmless(
+        "outcome-cut",
+        "half of an outcome in the cache is lost",
+        damaged(of_artifact("outcome.json"), faults.cut, lose_quality=True),
+        unmended=SEALS,
     ),
-    Fault(
-        "text-fifo", "the text becomes a FIFO", input_replaced(text, os.mkfifo), FAILED,
-        (("quantize", "ok"), ("quality", "invalid")), ("quality",),
+    _harmless(
+        "artifact-flipped",
+        "a bit of a quantized checkpoint in the cache flips",
+        damaged(of_artifact("model.safetensors"), flip_a_bit, lose_quality=True),
+        unmended=SEALS,
     ),
-    Fault("results-removed", "the results folder is removed", faults.results_removed, OK, WELL),
-    Fault(
-        "results-full", "the disk of the results is full", disk_full(lambda bench: bench.results, 0), 74, (), ("quality",),
-        "kept",
-    ),
-    Fault("results-read-only", "the results become read-only", faults.read_only, 74, (), ("quality",), "kept"),
-    Fault(
-        "cache-full", "the disk of the cache is full", disk_full(lambda bench: bench.cache, 0), FAILED,
-        _hit("failed"), BOTH,
-    ),
-    Fault(
-        "temporary-full", "the disk of the temporary folder is full", disk_full(lambda bench: bench.temporary, 0), FAILED,
-        _hit("failed"), BOTH,
-    ),
-    Fault(
-        "record-cut", "a record is cut in half between two runs", damaged(of_record("record.json"), faults.cut), OK, WELL,
-    ),
-    Fault(
-        "record-edited", "a digit of a record is edited", damaged(of_record("record.json"), faults.edit_a_digit), OK, WELL,
-    ),
-    Fault(
-        "evidence-flipped", "a bit of the evidence flips", damaged(of_record("evidence.parquet"), faults.flip_a_bit), OK,
-        WELL,
-    ),
-    Fault("log-flipped", "a bit of a log flips", damaged(of_record("log.txt"), faults.flip_a_bit), OK, WELL),
-    Fault(
-        "outcome-cut", "the outcome in a cache folder is cut in half",
-        damaged(of_artifact("outcome.json"), faults.cut, lose="quality"), OK, WELL,
-    ),
-    Fault(
-        "artifact-flipped", "a bit of a quantized checkpoint flips in the cache",
-        damaged(of_artifact("model.safetensors"), faults.flip_a_bit, lose="quality"), OK, WELL,
-    ),
-    Fault("same-results", "two sweeps on the same results", faults.two_on_the_same_results, OK, WELL),
-    Fault("same-cache", "two sweeps on the same cache", faults.two_on_the_same_cache, OK, WELL),
-)  # fmt: skip
+    _harmless("same-results", "another sweep starts on the same results", faults.two_on_the_same_results),
+    _harmless("same-cache", "another sweep quantizes the same on the same cache", faults.two_on_the_same_cache),
+)

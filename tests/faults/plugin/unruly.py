@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -110,13 +111,13 @@ def fill_memory() -> None:
         kept.append(bytearray(os.urandom(1) * 2**23))
 
 
-FAULTS = {
+FAULTS: dict[str, Callable[[], None]] = {
     each.__name__: each
     for each in (
-        wait, hang, hang_deaf, die, leave, leave_politely, print_on_stdout, flood, start_daemon, start_daemon_with_files,
-        change_locale, close_files, allocate, fill_memory,
+        *(wait, hang, hang_deaf, die, leave, leave_politely, print_on_stdout, flood),
+        *(start_daemon, start_daemon_with_files, change_locale, close_files, allocate, fill_memory),
     )
-}  # fmt: skip
+}
 
 
 def quantize(job: QuantizeJob[UnrulyParams]) -> Any:
