@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import stat
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO
 
+from harness.core.foreign import open_file
 from harness.core.inputs import Input, InputFile
 from harness.errors import SourceError
 
@@ -17,15 +14,15 @@ CHUNK_BYTES = 2**20
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal. Raises OSError if it is no regular file, or cannot be read."""
-    with _open_regular(path) as file:
+    """The sha256 of a file's bytes, in hexadecimal. Raises SourceError if it is no regular file or cannot be read."""
+    with open_file(path, SourceError) as (file, _):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_blob(path: Path) -> str:
     """The hash of a git blob: sha1 of ``blob SIZE``, a zero byte and the content (gitformat-pack)."""
-    blob = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
-    with _open_regular(path) as file:
+    with open_file(path, SourceError) as (file, size):
+        blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
         while chunk := file.read(CHUNK_BYTES):
             blob.update(chunk)
     return blob.hexdigest()
@@ -96,20 +93,9 @@ def compare_content(file: InputFile) -> str | None:
             return f"{path}: another content than when it was hashed"
         if file.blob and git_blob(path) != file.blob:
             return f"{path}: another content than the hub's"
-    except FileNotFoundError as error:
-        return f"{path}: gone ({error.strerror})"
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
+    except SourceError as error:
+        return str(error)
     return None
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """A file to read. Raises OSError for what could block or never end: a FIFO, a device."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
 def _matching_names(folder: Path, patterns: tuple[str, ...]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.identity import full_digest
+from harness.errors import SourceError
 from harness.storage.checksums import file_sha256
 
 SEAL = "seal"
@@ -85,6 +86,8 @@ def _damage(path: Path, sealed: SealedFile, read_data: bool) -> str | None:
         return "missing"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    except SourceError as error:
+        return str(error)
     return None
 
 

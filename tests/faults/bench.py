@@ -167,7 +167,7 @@ class Bench:
 
     def records(self, results: Path | None = None) -> tuple[RunRecord, ...]:
         """All attempts."""
-        return Store(results or self.results).records()
+        return Store(results or self.results).read().records
 
     def statuses(self) -> dict[str, Status]:
         """By kind and method of a run, how the attempt that counts ended."""

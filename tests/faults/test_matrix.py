@@ -16,7 +16,7 @@ def _marked(fault: Fault) -> object:
     return pytest.param(fault, id=fault.name, marks=marks)
 
 
-@pytest.mark.parametrize("fault", map(_marked, MATRIX))
+@pytest.mark.parametrize("fault", [_marked(fault) for fault in MATRIX])
 def test_a_fault_costs_what_the_matrix_says(fault: Fault, make_bench, undisturbed, count) -> None:
     bench = make_bench(SMALL)
     ended = fault.make(bench)
