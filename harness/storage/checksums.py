@@ -15,17 +15,20 @@ CHUNK_BYTES = 2**20
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal. Raises SourceError if it is no regular file or cannot be read."""
+    digest = hashlib.sha256()
     with open_file(path, SourceError) as (file, _):
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def git_blob(path: Path) -> str:
     """The hash of a git blob: sha1 of ``blob SIZE``, a zero byte and the content (gitformat-pack)."""
     with open_file(path, SourceError) as (file, size):
-        blob = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        digest = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
         while chunk := file.read(CHUNK_BYTES):
-            blob.update(chunk)
-    return blob.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def stat_file(path: Path) -> InputFile:
