@@ -4,8 +4,7 @@ HarnessError                 70  an internal error of the harness
 ├── UsageError                2  the command or its input is wrong; nothing was written
 │   ├── RecipeError              a recipe: file, line, key, what was expected
 │   ├── SourceError              a model or a text that cannot be found or may not be loaded
-│   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: newer format;
-│                                NotFiniteError: it holds NaN or infinity)
+│   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: newer format)
 └── RunError                     one run of a sweep produced no figures; it becomes a record
     ├── UnsupportedError         this machine, library or model cannot do it, and never could
     └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
@@ -57,10 +56,6 @@ class ResultsError(UsageError):
 
 class NewerRecordError(ResultsError):
     """A record was written by a newer harness than this one."""
-
-
-class NotFiniteError(ResultsError):
-    """A record holds NaN or infinity: the harness never writes one, and comparisons with it would always pass."""
 
 
 class RunError(HarnessError):

@@ -9,7 +9,7 @@ from typing import Literal
 from harness.analysis.query import Limit, Query
 from harness.analysis.ties import SURE, Tie
 from harness.core.label import LabelCode
-from harness.core.record import Status
+from harness.core.record import Damaged, Status
 from harness.figures.ask import Reading, Use
 from harness.figures.derived.plausibility import Implausibility
 from harness.figures.table import Table, VariantRow
@@ -107,7 +107,8 @@ class Recommendation:
     ``none_probability`` is the share of the ``draws`` in which no variant meets all limits, ``lead`` that in which the
     first is better than the second by the objective alone. ``ties`` are the variants that the objective cannot
     distinguish from the pick, and what decided between them. If the query is about quality relative to an implausible
-    baseline, there is no pick: the candidates are listed in order, but none is recommended.
+    baseline, there is no pick: the candidates are listed in order, but none is recommended. ``damaged`` are attempts
+    that are not as they were written; a record left out may be of a better variant.
     """
 
     table: Table
@@ -119,12 +120,18 @@ class Recommendation:
     none_probability: float
     lead: float | None
     ties: tuple[Tie, ...] = ()
+    damaged: tuple[Damaged, ...] = ()
 
     @property
     def untrusted(self) -> tuple[Implausibility, ...]:
         """Why no answer can be trusted: the limits or the objective are relative to an implausible baseline."""
         of_quality = any(figure.ask and figure.ask.of_quality for figure in self.query.figures)
         return self.table.implausible if of_quality else ()
+
+    @property
+    def missing(self) -> tuple[Damaged, ...]:
+        """The records that could not be read."""
+        return tuple(each for each in self.damaged if not each.log_only)
 
     @property
     def pick(self) -> Candidate | None:
@@ -140,10 +147,10 @@ class Recommendation:
         """Whether the pick certainly meets its limits and would be picked again.
 
         If it was chosen by a figure without an interval, nothing is known about the next time. Tie-breakers must be
-        certain as well.
+        certain as well, and no record may be missing.
         """
         pick = self.pick
-        if pick is None or not pick.certain or not pick.objective.bounded:
+        if pick is None or self.missing or not pick.certain or not pick.objective.bounded:
             return False
         if not all(tie.sure for tie in self.ties):
             return False
@@ -171,4 +178,4 @@ class Recommendation:
     @property
     def unknown(self) -> bool:
         """Whether there is no answer, neither a pick nor a rejection of all."""
-        return self.unmeasured or bool(self.untrusted)
+        return self.unmeasured or bool(self.untrusted) or (not self.admissible and bool(self.missing))

@@ -13,7 +13,7 @@ from harness.analysis.choice import Bar, Candidate, Check, Recommendation
 from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
-from harness.core.record import RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError
 from harness.figures.ask import Reading, Use
 from harness.figures.table import GridPoint, Table, VariantRow
@@ -21,7 +21,9 @@ from harness.stats.draws import Sampler, draws_for
 from harness.stats.estimate import Floats
 
 
-def recommend(records: Sequence[RunRecord], query: Query) -> tuple[Recommendation, ...]:
+def recommend(
+    records: Sequence[RunRecord], query: Query, damaged: Sequence[Damaged] = ()
+) -> tuple[Recommendation, ...]:
     """The pick of each table of records: each model, perplexity protocol and machine.
 
     Without any limit, ``default_limits`` apply. Raises UsageError if no record measures a variant, and for a point
@@ -32,11 +34,12 @@ def recommend(records: Sequence[RunRecord], query: Query) -> tuple[Recommendatio
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
     _refuse_unknown_point(tables, query.at)
     return tuple(
-        pick(table, query if query.limits else replace(query, limits=default_limits(table))) for table in tables
+        pick(table, query if query.limits else replace(query, limits=default_limits(table)), damaged)
+        for table in tables
     )
 
 
-def pick(table: Table, query: Query) -> Recommendation:
+def pick(table: Table, query: Query, damaged: Sequence[Damaged] = ()) -> Recommendation:
     """The answer to a query about one table; the unquantized baseline is a candidate as well."""
     use = _use(table, query)
     judged = [_judged(row, query, use) for row in table.rows]
@@ -55,6 +58,7 @@ def pick(table: Table, query: Query) -> Recommendation:
         none_probability=drawn.none,
         lead=drawn.lead,
         ties=order.ties(admissible),
+        damaged=tuple(damaged),
     )
 
 

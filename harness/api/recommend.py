@@ -8,9 +8,9 @@ from pathlib import Path
 from harness.analysis.choice import Recommendation
 from harness.analysis.query import Query, count, parse_limits, parse_objective
 from harness.analysis.recommend import recommend as recommend_among
+from harness.api.results import read_folder
 from harness.core.record import RunRecord
 from harness.figures.ask import Option
-from harness.storage.reading import read_records
 
 
 def recommend(
@@ -29,7 +29,7 @@ def recommend(
     ``limits`` are the options of ``qharness recommend`` as keywords: ``max_memory="8GiB"``,
     ``max_perplexity_increase="1%"``, ``min_decode=40`` and so on, and those of figures that plugins declare.
     ``minimize`` or ``maximize`` names the objective, as there; the default is to minimize stored bytes. Without any
-    limit, ``default_limits`` apply.
+    limit, ``default_limits`` apply. While damaged records are left out, no answer holds for certain.
     Raises UsageError for an invalid value or name, or for an ``at`` that no table has; ResultsError if the folder holds
     no records.
     """
@@ -41,5 +41,7 @@ def recommend(
         count("batch", batch),
         allow_labelled,
     )
-    records = read_records(Path(results)) if isinstance(results, str | Path) else results
-    return recommend_among(records, query)
+    if not isinstance(results, str | Path):
+        return recommend_among(results, query)
+    found = read_folder(Path(results))
+    return recommend_among(found.records, query, found.damaged)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.core.record import RunRecord
+from harness.api.results import read_folder
+from harness.core.record import Damaged, RunRecord
 from harness.report.renderers.mlflow_export import Exported, export
 from harness.report.write import write_report as write
 from harness.storage.reading import read_records
@@ -23,25 +24,38 @@ def write_report(
 
     The format ``github`` is appended to the file ``job_summary`` instead, if given.
     Raises UsageError, before writing anything, for an unknown format or images that cannot be drawn here, and
-    ResultsError if the folder holds no records.
+    ResultsError if no record in the folder can be read. Damaged ones are named in the report.
     """
-    if isinstance(records, str | Path):
-        records = read_records(Path(records))
-    return write(records, Path(out), formats, Path(job_summary) if job_summary is not None else None)
+    summary = Path(job_summary) if job_summary is not None else None
+    if not isinstance(records, str | Path):
+        return write(records, Path(out), formats, summary)
+    found = read_folder(Path(records))
+    return write(found.records, Path(out), formats, summary, found.damaged)
 
 
 def write_folder_report(
-    results: Path, reports: Path, formats: Sequence[str] = DEFAULT_FORMATS, job_summary: Path | None = None
+    results: Path,
+    reports: Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    job_summary: Path | None = None,
+    on_damage: Callable[[Damaged], None] = lambda damaged: None,
 ) -> list[Path]:
     """Writes the report of a results folder below ``reports``, in a folder named after its recipe.
 
-    If it holds several recipes, the report is named after the results folder. Raises what ``write_report`` raises.
+    If it holds several recipes, the report is named after the results folder. ``on_damage`` receives each damaged
+    attempt, which the report names too. Raises what ``write_report`` raises.
     """
-    records = read_records(results)
-    names = {record.spec.recipe for record in records}
-    return write(records, reports / (names.pop() if len(names) == 1 else results.resolve().name), formats, job_summary)
+    found = read_folder(results)
+    for each in found.damaged:
+        on_damage(each)
+    names = {record.spec.recipe for record in found.records}
+    out = reports / (names.pop() if len(names) == 1 else results.resolve().name)
+    return write(found.records, out, formats, job_summary, found.damaged)
 
 
 def export_to_mlflow(results: Path, tracking_uri: str, experiment: str) -> list[Exported]:
-    """Logs the sessions of a results folder that the experiment does not hold yet."""
+    """Logs the sessions of a results folder that the experiment does not hold yet.
+
+    Raises ResultsError for a damaged record: its session would be logged without it, and never again.
+    """
     return list(export(read_records(results), tracking_uri, experiment))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.recommend import pick
 from harness.analysis.ties import SURE, ties_of
 from harness.core.label import Label
+from harness.core.record import Damaged
 from harness.figures.ask import Ask, Objective, Reading
 from harness.figures.figure import Figure
 from harness.figures.formats import BINARY, DECIMAL, NumberStyle, SizeUnit, signed, significant, size_unit
@@ -20,6 +21,8 @@ from harness.stats.estimate import Estimate
 
 MOST_TIES = 3
 """Maximum number of equally good variants that are named; more are counted."""
+MOST_DAMAGED = 3
+"""Maximum number of damaged records that an answer names; more are counted."""
 NOTABLE = 0.05
 """The share of draws from which another variant is named next to the pick."""
 
@@ -42,12 +45,12 @@ class Answer:
         return f"{self.question}: {self.finding}"
 
 
-def default_answer(table: Table) -> Answer | None:
+def default_answer(table: Table, damaged: Sequence[Damaged] = ()) -> Answer | None:
     """The answer for the recipe's budget and 1% of perplexity; None if no quality was measured."""
     limits = default_limits(table)
     if not any(ask_of(limit.figure).of_quality for limit in limits):
         return None
-    return answer(pick(table, Query(limits)))
+    return answer(pick(table, Query(limits), damaged))
 
 
 def answer(found: Recommendation) -> Answer:
@@ -154,6 +157,8 @@ def _nobody(found: Recommendation) -> str:
     if found.unmeasured:
         lacking = dict.fromkeys(reason for each in found.rejected if each.open for reason in reasons(each))
         return f"not known; {'; '.join(lacking)}"
+    if found.missing:
+        return f"not known; {_left_out(found.missing)}, and no other variant meets the limits"
     nearest = found.nearest
     if nearest is None:
         return "no variant could be evaluated"
@@ -164,6 +169,12 @@ def _nobody(found: Recommendation) -> str:
         if binding
         else nearest_words
     )
+
+
+def _left_out(missing: Sequence[Damaged]) -> str:
+    more = f" and {len(missing) - MOST_DAMAGED} more" if len(missing) > MOST_DAMAGED else ""
+    named = "; ".join(each.sentence for each in missing[:MOST_DAMAGED])
+    return f"{'a damaged record was' if len(missing) == 1 else 'damaged records were'} left out ({named}{more})"
 
 
 def _doubted(found: Recommendation) -> str:
@@ -188,7 +199,7 @@ def _doubts(found: Recommendation, chosen: Candidate) -> list[str]:
             if certain
             else "no variant meets every limit with certainty"
         )
-    return doubts
+    return [*doubts, *([_left_out(found.missing)] if found.missing else [])]
 
 
 def _rivals(found: Recommendation, chosen: Candidate) -> list[str]:

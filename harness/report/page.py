@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from harness.analysis.selection import current, failures
 from harness.analysis.tradeoff import tradeoff
 from harness.core.label import Label, codes
-from harness.core.record import RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.figures.formats import significant
 from harness.figures.row import reason
 from harness.figures.table import Table
@@ -33,7 +33,10 @@ TELLING = ("protocol", "text", "context")
 
 @dataclass(frozen=True)
 class Page:
-    """A report before rendering; ``answers`` has the answer of each table, or None."""
+    """A report before rendering; ``answers`` has the answer of each table, or None.
+
+    ``damaged`` are attempts that are not as they were written; figures of those left out are missing.
+    """
 
     title: str
     tables: tuple[Table, ...]
@@ -45,6 +48,7 @@ class Page:
     commands: tuple[str, ...]
     sessions: tuple[str, ...]
     measured: str
+    damaged: tuple[Damaged, ...] = ()
 
     @property
     def variants(self) -> int:
@@ -68,7 +72,7 @@ def _heading(table: Table, alike: Sequence[Table]) -> str:
     return " · ".join([table.model, *([f"{key} {own.get(key)}" for key in differing] or [table.hardware])])
 
 
-def page(records: Sequence[RunRecord]) -> Page:
+def page(records: Sequence[RunRecord], damaged: Sequence[Damaged] = ()) -> Page:
     tables = tradeoff(records)
     counted = current(records)
     models = tuple(dict.fromkeys(table.model for table in tables))
@@ -77,7 +81,7 @@ def page(records: Sequence[RunRecord]) -> Page:
     return Page(
         title=", ".join(models) or "no runs",
         tables=tables,
-        answers=tuple(default_answer(table) for table in tables),
+        answers=tuple(default_answer(table, damaged) for table in tables),
         faults=tuple(_fault(record) for record in failures(records)),
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),
@@ -92,6 +96,7 @@ def page(records: Sequence[RunRecord]) -> Page:
         ),
         sessions=tuple(dict.fromkeys(record.session for record in counted)),
         measured=_period(counted),
+        damaged=tuple(damaged),
     )
 
 

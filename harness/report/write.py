@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.record import RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError, refuse_unknown
 
 if TYPE_CHECKING:
@@ -83,10 +83,12 @@ def write_report(
     out: Path,
     formats: Sequence[str] = ("html", "md", "csv"),
     job_summary: Path | None = None,
+    damaged: Sequence[Damaged] = (),
 ) -> list[Path]:
     """Writes the report into the folder ``out`` (``report.html``, ``figures/…`` and so on); returns the files' paths.
 
-    The format ``github`` is appended to the file ``job_summary`` instead, if one is given.
+    The format ``github`` is appended to the file ``job_summary`` instead, if one is given. ``damaged`` attempts are
+    named in the report.
     Raises UsageError, before anything is written, for an unknown format and for images that cannot be drawn here.
     """
     for name in formats:
@@ -94,7 +96,7 @@ def write_report(
             refuse_unknown("report format", name, FORMATS)
     from harness.report.page import page
 
-    whole = page(records)
+    whole = page(records, damaged)
     inside = [name for name in formats if name != "github" or job_summary is None]
     files = [file for name in inside for file in FORMATS[name](whole)]
     written = []

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from harness.core.json_values import not_finite
-from harness.errors import NotFiniteError, ResultsError
+from harness.errors import ResultsError
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def encode(value: Any, indent: int | None = None) -> str:
 def decode(kind: type[T], raw: object, name: str) -> T:
     """The dataclass that plain JSON data describes.
 
-    Raises ResultsError, with the field, if the data do not fit, and NotFiniteError if a number is NaN or infinite.
+    Raises ResultsError, with the field, if the data do not fit or a number is NaN or infinite.
     """
     from pydantic import ValidationError
 
@@ -45,13 +45,10 @@ def _validator(kind: Any) -> Any:
 
 
 def refuse_not_finite(value: Any, name: str) -> None:
-    """Raises NotFiniteError, with the field, if a number in dataclasses or plain data is NaN or infinite."""
+    """Raises ResultsError, with the field, if a number in dataclasses or plain data is NaN or infinite."""
     place = not_finite(value)
     if place is not None:
-        raise NotFiniteError(
-            f"{name}: {place} is not a finite number (NaN or infinity), so the record cannot be trusted; "
-            "move its folder away and run the recipe again"
-        )
+        raise ResultsError(f"{name}: {place} is not a finite number (NaN or infinity), so the record cannot be trusted")
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -33,6 +33,9 @@ ATTEMPT = re.compile(r"[1-9][0-9]{0,17}")
 MAX_FOLDER_DEPTH = 32
 """Levels of folders below a results folder that are searched for records."""
 
+MAX_REASON = 1000
+"""Characters of the reason why an attempt is damaged."""
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -66,10 +69,11 @@ def read_results(path: Path) -> Contents:
 
 
 def read_records(path: Path) -> tuple[RunRecord, ...]:
-    """All records in a results folder. Raises ResultsError if one is damaged, or there is none."""
+    """All records in a results folder. Raises ResultsError if one of them cannot be read, or there is none."""
     found = read_results(path)
-    for each in found.damaged:
-        raise ResultsError(each.sentence)
+    missing = next((each for each in found.damaged if not each.log_only), None)
+    if missing is not None:
+        raise ResultsError(missing.sentence)
     return found.records
 
 
@@ -112,12 +116,12 @@ def read_attempt(folder: Path, root: Path) -> Attempt:
     except NewerRecordError as error:
         raise NewerRecordError(f"{shown(folder)}: {error}") from None
     except ResultsError as error:
-        return Attempt(folder, damage=Damaged(folder, _without_folder(error, folder)))
+        return Attempt(folder, damage=Damaged(folder, _reason(error, folder)))
     try:
         if seal is not None:
             read_sealed(folder / LOG, seal)
     except ResultsError as error:
-        return Attempt(folder, record, seal, Damaged(folder, _without_folder(error, folder), log_only=True))
+        return Attempt(folder, record, seal, Damaged(folder, _reason(error, folder), log_only=True))
     return Attempt(folder, record, seal)
 
 
@@ -171,9 +175,10 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], folder: Path, root
         )
 
 
-def _without_folder(error: ResultsError, folder: Path) -> str:
-    """The message without the folder, which ``Damaged`` names itself."""
-    return str(error).removeprefix(f"{shown(folder)}/")
+def _reason(error: ResultsError, folder: Path) -> str:
+    """The message in one line, without the folder, which ``Damaged`` names itself. It may quote what the file holds."""
+    text = str(error).removeprefix(f"{shown(folder)}/")
+    return "".join(letter if letter.isprintable() else " " for letter in text[:MAX_REASON])
 
 
 def _parent(folder: Path) -> str:

@@ -105,6 +105,8 @@ def recommend(
         allow_labelled=allow_labelled,
         **ctx.obj,
     )
+    for damaged in recommendations[0].damaged:
+        typer.echo(damaged.remark, err=True)
     if output is RecommendFormat.TABLE:
         from harness.cli.render.recommend import show
 

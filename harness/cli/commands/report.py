@@ -31,5 +31,12 @@ def report(
 
     named = os.environ.get(SUMMARY)
     summary = Path(named) if named and out is None else None
-    for path in write_folder_report(results, out or Path("reports"), formats.split(","), summary):
+    written = write_folder_report(
+        results,
+        out or Path("reports"),
+        formats.split(","),
+        summary,
+        lambda damaged: typer.echo(damaged.remark, err=True),
+    )
+    for path in written:
         typer.echo(path)

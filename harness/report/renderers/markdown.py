@@ -14,12 +14,17 @@ from harness.report.page import Fault, Page, noise_floor, table_labels, terms
 GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV cache", "Fits the budget")
 """Groups whose column headings need the name of the group."""
 
+MOST_DAMAGED = 30
+"""The number of damaged records that are named; more are counted."""
+
 
 def markdown(whole: Page) -> str:
     """The whole report. Text from records is escaped and cannot leave its cell."""
     parts = [f"# Quantization report: {escape(whole.title)}"]
     sections = zip(whole.headings, whole.tables, whole.answers, strict=True)
     parts += [part for name, table, answer in sections for part in _table(name, table, answer)]
+    if whole.damaged:
+        parts += ["## Damaged records", "\n".join(_damaged(whole))]
     if whole.faults:
         parts += ["## Runs without figures", *map(_fault, whole.faults)]
     return "\n\n".join([*parts, *_origin(whole)]) + "\n"
@@ -104,6 +109,12 @@ def _fault(fault: Fault) -> str:
     if not fault.log_tail:
         return f"- {summary}"
     return f"<details><summary>{summary}</summary>\n\n<pre>{html.escape(fault.log_tail)}</pre>\n\n</details>"
+
+
+def _damaged(whole: Page) -> Iterable[str]:
+    yield from (f"- {escape(each.remark)}" for each in whole.damaged[:MOST_DAMAGED])
+    if len(whole.damaged) > MOST_DAMAGED:
+        yield f"- and {len(whole.damaged) - MOST_DAMAGED:,} more"
 
 
 def _origin(whole: Page) -> Iterable[str]:
