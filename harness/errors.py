@@ -5,8 +5,10 @@ HarnessError                 70  an internal error of the harness
 │   ├── RecipeError              a recipe: file, line, key, what was expected
 │   ├── SourceError              a model or a text that cannot be found or may not be loaded
 │   └── ResultsError             a results folder or a record that cannot be read (NewerRecordError: newer format)
+├── StorageError             74  a disk refused what had to be written: full, read-only, gone, broken
 └── RunError                     one run of a sweep produced no figures; it becomes a record
     ├── UnsupportedError         this machine, library or model cannot do it, and never could
+    ├── DamagedError             what it needs from the cache is damaged or missing, and the next sweep makes it again
     └── InvalidRunError          it ran, but its figures mean nothing (NaN, nothing was quantized)
 """
 
@@ -27,6 +29,7 @@ class ExitCode(IntEnum):
     RUNS_FAILED = 3
     INCONCLUSIVE = 4
     INTERNAL = 70
+    STORAGE = 74
     INTERRUPTED = 130
 
 
@@ -58,6 +61,12 @@ class NewerRecordError(ResultsError):
     """A record was written by a newer harness than this one."""
 
 
+class StorageError(HarnessError):
+    """Something could not be written; of a finished run the message says where it is kept (EX_IOERR of sysexits)."""
+
+    exit_code = ExitCode.STORAGE
+
+
 class RunError(HarnessError):
     """One run cannot produce figures. The sweep records it and continues."""
 
@@ -66,6 +75,10 @@ class RunError(HarnessError):
 
 class UnsupportedError(RunError):
     """This combination of model, method, library and machine is impossible."""
+
+
+class DamagedError(RunError):
+    """An artifact that a run needs is not what was written to the cache, or is not there."""
 
 
 class InvalidRunError(RunError):

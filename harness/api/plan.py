@@ -14,6 +14,7 @@ from harness.planning.plan import plan as plan_at
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
+from harness.storage.spill import Saver
 from harness.storage.store import Store
 
 
@@ -46,5 +47,6 @@ def plan_with_state(
         replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
         for run in plan_at(chosen, here, allow_leak)
     )
-    records = Store(Path(results)).read(planned[0].spec.recipe).records
-    return planned, frozenset(done(planned, records, here.artifacts))
+    store, name = Store(Path(results)), planned[0].spec.recipe
+    spilled = [each.record for each in Saver(store, here.spill_roots).spilled(name)]  # 'qharness run' takes them in
+    return planned, frozenset(done(planned, [*store.read(name).records, *spilled], here.artifacts.outcome))

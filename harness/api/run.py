@@ -36,7 +36,8 @@ def run(
     If ``create_stacks`` is given, missing stacks that the recipe needs are created first; it receives progress
     messages. ``on_event`` receives the events of the sweep.
 
-    Raises RecipeError for a wrong recipe. A failed run is one of the returned records.
+    Raises RecipeError for a wrong recipe, and StorageError if a record cannot be written to ``results``: the message
+    says where it was kept, and the next call takes it in. A failed run is one of the returned records.
     """
     site = local_site(cache, pythons)
     executor = LocalExecutor(site)
@@ -45,7 +46,7 @@ def run(
     if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
         planned = _fetched_plan(chosen, executor, allow_leak)
     anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
-    return sweep(planned, Store(Path(results), anonymizer), executor, on_event, paranoid)
+    return sweep(planned, Store(Path(results), anonymizer), executor, on_event, paranoid, site.spill_roots)
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:

@@ -28,11 +28,18 @@ class Artifacts(Protocol):
     """The artifacts that runs left at a site for other runs."""
 
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """The outcome of the run that made the spec's artifact; None if there is no such artifact."""
+        """The outcome of the run that made the spec's artifact; None if there is none, or it is seen to be damaged."""
+        ...
+
+    def damage(self, spec: RunSpec, read_data: bool) -> str | None:
+        """What is wrong with the spec's artifact; None if nothing is, or there is none.
+
+        Without ``read_data`` only names and sizes are checked, with it every byte.
+        """
         ...
 
     def remove(self, spec: RunSpec) -> None:
-        """Deletes a run's artifact, if there is one."""
+        """Deletes a run's artifact, if there is one. Raises OSError if it cannot."""
         ...
 
 

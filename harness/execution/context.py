@@ -58,6 +58,18 @@ class Context:
             self._sync()
         self.phases.append(Phase(name, time.perf_counter() - began))
 
+    def verify_artifacts(self) -> None:
+        """Hashes everything that the run needs from the cache, in a phase before all others.
+
+        Its memory is not measured, because it is not the variant's. Raises DamagedError, after removing what is
+        damaged.
+        """
+        self.current = "verify"
+        self._announce(self.current)
+        began = time.perf_counter()
+        self.cache.verify(self.spec)
+        self.phases.append(Phase(self.current, time.perf_counter() - began))
+
     def add(self, measurements: Iterable[Measurement]) -> None:
         """Adds measurements. Raises InvalidRunError for NaN or infinity, which no record may hold."""
         for measurement in measurements:

@@ -21,7 +21,7 @@ from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine
 from harness.errors import ResultsError
 from harness.execution import fetch
-from harness.host.machine import cache_folder, choose, installed_version
+from harness.host.machine import cache_folder, choose, installed_version, state_folder
 from harness.stacks import Stacks
 from harness.stacks.build import environment
 from harness.stacks.variables import for_workers
@@ -52,6 +52,12 @@ class LocalSite:
     stacks: Stacks
     hardware: Machine | None = None
     _versions: dict[str, Mapping[str, str]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def spill_roots(self) -> tuple[Path, ...]:
+        """Where a finished run is kept if the results folder cannot be written; the first that works is used."""
+        user = Path(tempfile.gettempdir(), f"qharness-spill-{os.getuid()}")
+        return self.artifacts.root.absolute() / "spill", state_folder() / "spill", user
 
     def machine(self, device: str) -> Machine:
         return self.hardware or choose(device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from harness.core.site import Artifacts
 from harness.execution.executor import Executor
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
+from harness.storage.spill import Saver
 from harness.storage.store import Store
 
 CHANGED = "an input changed during the sweep: {}"
@@ -67,7 +68,29 @@ class DamageFound:
     moved_to: Path | None
 
 
-Event = Started | PhaseBegan | Ended | Withdrawn | DamageFound
+@dataclass(frozen=True)
+class Verifying:
+    """The artifact of an earlier sweep is hashed before this one uses it."""
+
+    spec: RunSpec
+
+
+@dataclass(frozen=True)
+class ArtifactDamaged:
+    """An artifact of an earlier sweep is damaged and was removed; the run is made again if another needs it."""
+
+    spec: RunSpec
+    reason: str
+
+
+@dataclass(frozen=True)
+class TakenIn:
+    """A run that an earlier sweep could not save, and kept in its spill folder, is now among the results."""
+
+    record: RunRecord
+
+
+Event = Started | PhaseBegan | Ended | Withdrawn | DamageFound | Verifying | ArtifactDamaged | TakenIn
 
 
 @dataclass(frozen=True)
@@ -75,27 +98,55 @@ class _Sweep:
     """What all runs of a sweep share."""
 
     store: Store
+    saver: Saver
     executor: Executor
     session: str
     on_event: Callable[[Event], None]
     paranoid: bool
+    _intact: set[str] = field(default_factory=set)
 
     @property
     def artifacts(self) -> Artifacts:
         return self.executor.site.artifacts
 
+    def outcome(self, spec: RunSpec) -> Outcome | None:
+        """The outcome of the run that made an artifact, all of which is hashed, once per sweep; None if there is none.
 
-def done(planned: Sequence[PlannedRun], records: Sequence[RunRecord], artifacts: Artifacts) -> dict[str, RunRecord]:
+        Removes a damaged artifact.
+        """
+        damage = self.artifacts.damage(spec, read_data=False)
+        kept = self.artifacts.outcome(spec) if damage is None else None
+        if kept is not None and spec.run_id not in self._intact:
+            self.on_event(Verifying(spec))
+            damage = self.artifacts.damage(spec, read_data=True)
+            self._intact.add(spec.run_id)
+        if damage is not None:
+            self.on_event(ArtifactDamaged(spec, damage))
+            self.remove(spec)
+            return None
+        return kept
+
+    def remove(self, spec: RunSpec) -> None:
+        """Removes an artifact that must not be used; if it cannot be removed, the sweep ends."""
+        try:
+            self.artifacts.remove(spec)
+        except OSError as error:
+            self.saver.report(f"the artifact of {spec.title} must not be used, and cannot be removed", error)
+
+
+def done(
+    planned: Sequence[PlannedRun], records: Sequence[RunRecord], kept: Callable[[RunSpec], Outcome | None]
+) -> dict[str, RunRecord]:
     """The records, by run_id, of the runs that need not execute again.
 
-    They succeeded, and their artifact is still at the site or no remaining run needs it.
+    They succeeded, and their artifact is still at the site (``kept`` returns its outcome) or no remaining run needs it.
     """
     well = {record.spec.run_id: record for record in records if record.status == "ok"}
     finished: dict[str, RunRecord] = {}
     needed: set[str] = set()
     for run in reversed(planned):
         spec = run.spec
-        if spec.run_id in well and (spec.run_id not in needed or artifacts.outcome(spec) is not None):
+        if spec.run_id in well and (spec.run_id not in needed or kept(spec) is not None):
             finished[spec.run_id] = well[spec.run_id]
         elif not run.unsupported:
             needed.update(spec.needs.values())
@@ -108,25 +159,32 @@ def sweep(
     executor: Executor,
     on_event: Callable[[Event], None],
     paranoid: bool = False,
+    spill_roots: Sequence[Path] = (),
 ) -> tuple[RunRecord, ...]:
     """Executes every run that is not done and returns one record per planned run, in order.
 
     Each record is saved before the next run begins. Inputs are hashed again at the end; with ``paranoid`` also after
-    each run. A damaged attempt is moved away, and its run made again. Raises ResultsError if another sweep is writing
-    to the same results.
+    each run. A damaged attempt is moved away, and its run made again. Artifacts of earlier sweeps are hashed before
+    they are used; damaged ones are made again.
+
+    Raises ResultsError if another sweep is writing to the same results, and StorageError once a record could not be
+    written to them: it is then in the first of ``spill_roots`` that works, from where the next sweep takes it in.
     """
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
-    under_way = _Sweep(store, executor, session, on_event, paranoid)
+    saver = Saver(store, spill_roots)
+    under_way = _Sweep(store, saver, executor, session, on_event, paranoid)
     records: dict[str, RunRecord] = {}
     made: list[PlannedRun] = []
     with store.locked(recipe):
+        for taken in saver.take_in(recipe):
+            on_event(TakenIn(taken))
         contents = store.read(recipe)
         for damaged in contents.damaged:
             on_event(DamageFound(damaged, None if damaged.log_only else store.set_aside(recipe, damaged)))
         earlier = contents.records
         latest = {record.spec.run_id: record for record in earlier}
-        finished = done(planned, earlier, under_way.artifacts)
+        finished = done(planned, earlier, under_way.outcome)
         through = False
         try:
             for index, planned_run in enumerate(planned, 1):
@@ -138,13 +196,15 @@ def sweep(
                 if record is None and refusal:
                     record = _refused(latest.get(spec.run_id), refusal)
                 elif record is not None and record.spec.readers != spec.readers:
-                    record = _restated(record, spec, store)
+                    record = _restated(record, spec, saver)
                 reused = record is not None
                 if record is None:
                     record, reused = _make(planned_run, refusal, under_way)
                     made += [] if reused else [planned_run]
                 records[spec.run_id] = record
                 on_event(Ended(record, index, len(planned), reused))
+                if saver.trouble is not None:
+                    raise saver.trouble
             through = True
         finally:  # an interrupt must not wait until everything is hashed
             try:
@@ -152,6 +212,8 @@ def sweep(
             except KeyboardInterrupt:
                 _withdrawn(made, records, under_way, touched_alone=True)
                 raise
+        if saver.trouble is not None:
+            raise saver.trouble
     return tuple(records[run.spec.run_id] for run in planned)
 
 
@@ -170,14 +232,14 @@ def _must_repeat(
     )
 
 
-def _restated(record: RunRecord, spec: RunSpec, store: Store) -> RunRecord:
+def _restated(record: RunRecord, spec: RunSpec, saver: Saver) -> RunRecord:
     """Saves the record again with the budget, price and gates that the recipe names now; its figures stay."""
     again = replace(
         record,
         spec=replace(record.spec, readers=spec.readers),
-        attempt=store.next_attempt(record.spec.recipe, record.spec.run_id),
+        attempt=saver.next_attempt(record.spec.recipe, record.spec.run_id),
     )
-    store.save(again)
+    saver.save(again)
     return again
 
 
@@ -206,8 +268,8 @@ def _withdrawn(
                 reasons[each] = _changed(each, touched_alone)
         why = next((reasons[each] for each in run.inputs if reasons[each] is not None), None)
         if why is not None:
-            sweep.artifacts.remove(run.spec)
-            record = sweep.store.withdraw(record, Failure("inputs", "InvalidRunError", CHANGED.format(why)))
+            sweep.remove(run.spec)
+            record = sweep.saver.withdraw(record, Failure("inputs", "InvalidRunError", CHANGED.format(why)))
             found[run.spec.run_id] = record
             sweep.on_event(Withdrawn(record))
     return found
@@ -226,7 +288,7 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
     started_at = datetime.now(UTC).isoformat()
     began = time.perf_counter()
     log = None
-    kept = None if refusal else sweep.artifacts.outcome(spec)
+    kept = None if refusal else sweep.outcome(spec)
     if refusal:
         outcome = Outcome("unsupported", Failure("plan", "Unsupported", refusal))
     elif kept is not None:
@@ -235,19 +297,19 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
         outcome, log = sweep.executor.run(spec, planned.inputs, lambda phase: sweep.on_event(PhaseBegan(phase)))
         changed = [why for each in planned.inputs if (why := _changed(each))] if sweep.paranoid else []
         if changed and outcome.status == "ok":
-            sweep.artifacts.remove(spec)
+            sweep.remove(spec)
             failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
             outcome = replace(outcome, status="invalid", failure=failure)
     made = RunRecord(
         spec=spec,
         outcome=outcome,
         session=sweep.session,
-        attempt=sweep.store.next_attempt(spec.recipe, spec.run_id),
+        attempt=sweep.saver.next_attempt(spec.recipe, spec.run_id),
         started_at=started_at,
         wall_s=time.perf_counter() - began,
     )
     record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
-    sweep.store.save(record, log)
+    sweep.saver.save(record, log)
     return record, kept is not None
 
 

@@ -35,6 +35,7 @@ def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, e
     from harness.core.run import RunSpec
     from harness.execution.context import Context
     from harness.storage.cache import Cache
+    from harness.storage.disk import Disk
     from harness.storage.json_codec import decode, encode
 
     _die_with_the_parent()
@@ -43,9 +44,7 @@ def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, e
     _limit_memory(spec.limits.memory_bytes)
     context = Context(spec, Cache(Path(cache_root)), lambda phase: _announce(int(events), phase))
     final = Path(outcome_path)
-    part = final.with_suffix(".part")
-    part.write_text(encode(_run(context, inputs, token=final.parent.name)), encoding="utf-8")
-    part.replace(final)
+    Disk().write_whole(final, encode(_run(context, inputs, token=final.parent.name)).encode())
 
 
 def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
@@ -62,6 +61,8 @@ def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
     run = import_module(f"harness.execution.jobs.{spec.kind}").run
     try:
         _refuse_moved(inputs)
+        if spec.needs:
+            context.verify_artifacts()
         _use_threads(spec.job.conditions.threads)
         skip_unused_imports(context.packages)
         if not spec.job.cached:

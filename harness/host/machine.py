@@ -114,6 +114,11 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qharness"
 
 
+def state_folder() -> Path:
+    """The folder for what must not be lost: qharness in the user's state folder (XDG base directories)."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "qharness"
+
+
 def gpu_summary() -> str | None:
     """Name and memory of the GPU that would be used, or None if there is none."""
     with gpu() as device:

@@ -17,11 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.core.owner import current_owner, temporary_folder
-from harness.errors import SourceError
+from harness.core.owner import temporary_folder
+from harness.errors import ResultsError, SourceError
 from harness.host.machine import cache_folder, installed_version
+from harness.storage.cache import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
+from harness.storage.disk import Disk
+from harness.storage.folder_seal import read_sealed_json, with_seal
 
-VERSION = 1
+VERSION = 2
 """Increase this with every change of the answers: cached ones are then computed again."""
 TIMEOUT_S = 300
 KEYS = (
@@ -133,25 +136,26 @@ def _key(config: Config) -> str:
 
 
 def _place(key: str) -> Path:
-    return cache_folder() / "configurations" / f"{key}.json"
+    return cache_folder() / CONFIGURATIONS / f"{key}.json"
 
 
 def _kept(key: str) -> dict[str, Any] | None:
+    """The cached answer; None, so that it is computed again, if there is none or it is not as it was written."""
     try:
-        kept = json.loads(_place(key).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = read_sealed_json(_place(key), MAX_CONFIGURATION_BYTES)
+    except ResultsError:
         return None
-    return kept if isinstance(kept, dict) and "text" in kept else None
+    return json.loads(kept["answer"]) if kept.get("key") == key else None
 
 
 def _keep(key: str, answer: Mapping[str, Any]) -> None:
-    """Caches an answer if possible; otherwise it is computed again the next time."""
-    path = _place(key)
-    part = path.with_name(f".{path.name}.{current_owner()}.part")
+    """Caches an answer if possible; otherwise it is computed again the next time.
+
+    It is sealed as text, because some configurations hold infinities, which the canonical JSON of a seal has no place
+    for.
+    """
     with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(answer), encoding="utf-8")
-        part.replace(path)
+        Disk().write_whole(_place(key), json.dumps(with_seal({"key": key, "answer": json.dumps(answer)})).encode())
 
 
 def _asked(configs: Sequence[Config]) -> list[dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.core.record import Damaged, RunRecord
-from harness.errors import UsageError, refuse_unknown
+from harness.errors import StorageError, UsageError, refuse_unknown
+from harness.storage.disk import Disk
 
 if TYPE_CHECKING:
     from harness.report.page import Page
@@ -102,7 +102,7 @@ def write_report(
     written = []
     for name, content in files:
         path = out / name
-        write_whole(path, content)
+        write_file(path, content)
         written.append(path)
     if "github" in formats and job_summary is not None:
         _append_summary(whole, job_summary)
@@ -122,13 +122,12 @@ def _append_summary(page: Page, path: Path) -> None:
         raise UsageError(f"{path}: cannot write the job summary: {error.strerror}") from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never part of one. Creates the folder if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_file(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one, never part of one. Creates the folder if it is missing.
+
+    Raises StorageError if it cannot be written.
+    """
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        Disk().write_whole(path, content)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot write the file: {error.strerror}") from None

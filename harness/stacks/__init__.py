@@ -3,8 +3,7 @@
 A stack is a file of pinned requirements and the interpreter made from it. The harness's own pins are in this folder. A
 package adds a stack for its engine or method with an entry point in the group ``qharness.stacks`` that names a
 StackDefinition. Its pins include the package itself, because workers look up engines and methods in their own
-interpreter. This module imports only the standard library: planning queries stacks, ``harness.stacks.build`` makes
-them.
+interpreter. Planning queries stacks, ``harness.stacks.build`` makes them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from harness.core.foreign import parse_json, read_file
 from harness.errors import UsageError, refuse_unknown
+from harness.storage.folder_seal import SEAL, has_valid_seal
 
 GROUP = "qharness.stacks"
 MANIFEST = "stack.json"
@@ -28,7 +29,8 @@ _LIST_VERSIONS = (
     "print(json.dumps({x.metadata['Name'].lower().replace('_', '-'): x.version for x in d() if x.metadata['Name']}))"
 )
 
-State = Literal["ready", "missing", "half-made", "the user's own"]
+MAX_MANIFEST_BYTES = 2**20
+State = Literal["ready", "missing", "half-made", "damaged", "the user's own"]
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,13 @@ class Stack:
         if self.own_python is not None:
             return "the user's own"
         if (self.folder / MANIFEST).exists() and self.python.exists():
-            return "ready"
+            return "ready" if self._manifest() is not None else "damaged"
         return "half-made" if self.folder.exists() else "missing"
 
     def find_obstacle(self) -> str | None:
         """Why nothing can run in it and how to fix that, or None."""
         state = self.find_state()
-        if state in ("missing", "half-made"):
+        if state in ("missing", "half-made", "damaged"):
             return f"stack {self.name!r} is {state}: qharness stack create {self.name}, or run --create-stacks"
         return None
 
@@ -132,11 +134,23 @@ class Stack:
         """
         if self.own_python is not None:
             return ask_versions(self.own_python)
-        try:
-            held: dict[str, str] = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))["versions"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UsageError(f"{self.folder / MANIFEST}: damaged; run qharness stack remove {self.name}") from None
+        held = self._manifest()
+        if held is None:
+            raise UsageError(f"{self.folder / MANIFEST}: damaged; run qharness stack create {self.name}")
         return held
+
+    def _manifest(self) -> Mapping[str, str] | None:
+        """The versions in the manifest; None if it is not as it was written. One of an older harness has no seal."""
+        path = self.folder / MANIFEST
+        try:
+            raw = parse_json(read_file(path, MAX_MANIFEST_BYTES, UsageError), str(path), UsageError)
+        except UsageError:
+            return None
+        if not isinstance(raw, dict) or (SEAL in raw and not has_valid_seal(raw)):
+            return None
+        versions = raw.get("versions")
+        whole = isinstance(versions, dict) and all(isinstance(each, str) for each in versions.values())
+        return versions if whole else None
 
 
 @dataclass(frozen=True)

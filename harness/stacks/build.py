@@ -22,6 +22,8 @@ from harness.core.owner import temporary_folder
 from harness.errors import UsageError
 from harness.stacks import MANIFEST, Stack, ask_versions
 from harness.stacks.variables import for_workers
+from harness.storage.disk import Disk
+from harness.storage.folder_seal import with_seal
 
 TAIL_LINES = 12
 SIGN_OF_LIFE_S = 30.0
@@ -56,9 +58,8 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
         say(f"building {stack.definition.library}")
         _call([*install, "--verbose", "--no-build-isolation", "--no-deps", stack.definition.library], stack, say)
         versions = ask_versions(stack.python)
-        part = stack.folder / f"{MANIFEST}.part"
-        part.write_text(json.dumps({"versions": versions}, indent=1), encoding="utf-8")
-        part.replace(stack.folder / MANIFEST)
+        manifest = json.dumps(with_seal({"versions": versions}), indent=1)
+        Disk().write_whole(stack.folder / MANIFEST, manifest.encode())
 
 
 def check(stack: Stack) -> list[str]:

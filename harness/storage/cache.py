@@ -1,7 +1,10 @@
 """The cache of prepared models, quantized artifacts and references, each named after the run that made it.
 
-A folder appears complete, by one rename, together with the outcome of its run. Any folder may be deleted; the next
-run makes it again.
+A folder appears complete, by one rename, with the outcome of its run in ``outcome.json``, which also holds the size and
+hash of every file of the folder, and a digest of itself. Any folder may be deleted; the next run makes it again. So a
+damaged one is never an error of a command: it is removed and made again.
+
+Folders from before schema version 3 have no hashes. They are used, and ``faults`` says that they are not sealed.
 """
 
 from __future__ import annotations
@@ -10,25 +13,58 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
+from harness.core.foreign import parse_json, read_file
+from harness.core.identity import RUN_ID
+from harness.core.job import JOBS
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION, upgrade
-from harness.errors import HarnessError
+from harness.errors import DamagedError, ResultsError
 from harness.storage.anonymizer import Anonymizer
+from harness.storage.disk import REMOVED, Disk
+from harness.storage.folder_seal import (
+    SEAL,
+    SealedFile,
+    find_damage,
+    has_valid_seal,
+    read_sealed_json,
+    seal_files,
+    with_seal,
+)
 from harness.storage.json_codec import decode, encode
 
 OUTCOME = "outcome.json"
+MAX_OUTCOME_BYTES = 64 * 2**20
+"""The largest ``outcome.json`` that is read: about 400,000 files in a folder."""
+LAST_UNSEALED = 2
+"""The last schema version whose folders may lack a seal."""
+CONFIGURATIONS = "configurations"
+"""The folder of transformers' answers (``harness.models.resolve``), one sealed JSON file each."""
+MAX_CONFIGURATION_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something in a cache that should not be there, or not be so."""
+
+    path: Path
+    kind: Literal["damaged", "debris", "not sealed"]
+    reason: str
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """The content of ``outcome.json``."""
+    """The content of ``outcome.json``; ``files`` is None in a folder that was never sealed."""
 
     schema_version: int
     outcome: Outcome
+    kind: str = ""
+    run_id: str = ""
+    files: tuple[SealedFile, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -36,30 +72,73 @@ class Cache:
     """One folder per run_id under a root."""
 
     root: Path
+    disk: Disk = field(default_factory=Disk, compare=False, repr=False)
 
     def folder(self, kind: str, run_id: str) -> Path:
         return self.root / kind / run_id
 
     def needed(self, spec: RunSpec, kind: str) -> Path:
-        """The folder of the run of that kind that a spec needs. Raises HarnessError if it is missing."""
+        """The folder of the run of that kind that a spec needs, as ``verify`` left it.
+
+        Raises DamagedError if it is missing.
+        """
         folder = self.folder(kind, spec.needs[kind])
         if not (folder / OUTCOME).exists():
-            raise HarnessError(f"{folder}: missing from the cache; run the recipe again")
+            raise DamagedError(f"{folder}: missing from the cache; run the recipe again")
         return folder
 
+    def verify(self, spec: RunSpec) -> None:
+        """Hashes every file of all artifacts that a spec needs.
+
+        Raises DamagedError for the first that is missing or damaged, after removing it: the next sweep makes it again.
+        """
+        for kind, run_id in spec.needs.items():
+            folder = self.folder(kind, run_id)
+            if not folder.exists():
+                raise DamagedError(f"{folder}: missing from the cache; run the recipe again")
+            reason = self._damage(kind, run_id, read_data=True)
+            if reason is not None:
+                raise DamagedError(f"{reason}. {self._discard(folder)}")
+
     def outcome(self, spec: RunSpec) -> Outcome | None:
-        """The outcome of the run that made the spec's folder, or None if there is no such folder."""
-        path = self.folder(spec.kind, spec.run_id) / OUTCOME
-        if not spec.job.cached or not path.exists():
+        """The outcome of the run that made the spec's folder; None if there is none, or it is seen to be damaged.
+
+        Reads ``outcome.json``, and compares names and sizes of the files; ``damage`` says what is wrong.
+        """
+        if not spec.job.cached:
             return None
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        whole = raw if "schema_version" in raw else {"schema_version": 1, "outcome": raw}
-        return decode(_Kept, upgrade(whole, str(path)), str(path)).outcome
+        folder = self.folder(spec.kind, spec.run_id)
+        try:
+            kept = _read(folder, spec.kind, spec.run_id)
+        except ResultsError:
+            return None
+        return None if _changed(folder, kept, read_data=False) else kept.outcome
+
+    def damage(self, spec: RunSpec, read_data: bool) -> str | None:
+        """What is wrong with the spec's folder; None if nothing is, or there is none."""
+        return self._damage(spec.kind, spec.run_id, read_data) if spec.job.cached else None
+
+    def _damage(self, kind: str, run_id: str, read_data: bool) -> str | None:
+        folder = self.folder(kind, run_id)
+        if not folder.exists():
+            return None
+        try:
+            return _changed(folder, _read(folder, kind, run_id), read_data)
+        except ResultsError as error:
+            return str(error)
 
     def remove(self, spec: RunSpec) -> None:
-        """Deletes a run's folder, if there is one."""
+        """Deletes a run's folder, if there is one. Raises OSError if it cannot be deleted."""
         if spec.job.cached:
-            shutil.rmtree(self.folder(spec.kind, spec.run_id), ignore_errors=True)
+            self.disk.remove(self.folder(spec.kind, spec.run_id))
+
+    def _discard(self, folder: Path) -> str:
+        """Removes a damaged folder; returns what the user must know about that."""
+        try:
+            self.disk.remove(folder)
+        except OSError as error:
+            return f"It cannot be removed ({error.strerror}): delete {folder}, and run the recipe again"
+        return f"{folder} was removed; run the recipe again to make it again"
 
     def part(self, spec: RunSpec, token: str) -> Path:
         """The folder that a worker fills; the token is unique to the worker."""
@@ -69,7 +148,7 @@ class Cache:
     def filling(self, spec: RunSpec, token: str) -> Iterator[Path]:
         """A folder to fill, without an outcome yet; deleted if filling it fails."""
         part = self.part(spec, token)
-        part.mkdir(parents=True)
+        self.disk.make_folder(part)
         try:
             yield part
         except BaseException:
@@ -77,12 +156,102 @@ class Cache:
             raise
 
     def publish(self, spec: RunSpec, part: Path, outcome: Outcome) -> None:
-        """Adds the outcome to a filled folder and renames it. Keeps a folder that another sweep published meanwhile."""
-        kept = Anonymizer.here(cache=self.root).outcome(outcome)
-        (part / OUTCOME).write_text(encode(_Kept(SCHEMA_VERSION, kept)), encoding="utf-8")
+        """Seals a filled folder, with its outcome, and renames it; a folder that was published meanwhile stays.
+
+        Hashes every file, so its time belongs to no phase of the run.
+        """
+        final = self.folder(spec.kind, spec.run_id)
+        stored = Anonymizer.here(cache=self.root).outcome(outcome)
+        kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, seal_files(part))
+        content = json.dumps(with_seal(json.loads(encode(kept))), allow_nan=False)
+        self.disk.write(part / OUTCOME, content.encode())
+        if self._damage(spec.kind, spec.run_id, read_data=False) is not None:
+            self.disk.remove(final)
         try:
-            part.rename(self.folder(spec.kind, spec.run_id))
+            self.disk.publish(part, final)
         except OSError:
             if self.outcome(spec) is None:
                 raise
-            shutil.rmtree(part)
+            self.disk.remove(part)  # another sweep was quicker
+
+    def faults(self, read_data: bool) -> Iterator[Fault]:
+        """Everything in the cache that is damaged, left over or not sealed, in the order of its paths.
+
+        Without ``read_data`` names, sizes and the digests of JSON files are checked, with it every byte.
+        """
+        for kind in sorted(kind for kind, job in JOBS.items() if job.cached):
+            for folder in _entries(self.root / kind):
+                if folder.name.startswith(".") and folder.suffix in (".part", f".{REMOVED}"):
+                    yield Fault(folder, "debris", "left by a run that did not end, unless one is running now")
+                elif RUN_ID.fullmatch(folder.name):
+                    yield from self._faults_of(kind, folder, read_data)
+        for file in _entries(self.root / CONFIGURATIONS):
+            if file.name.startswith(".") and file.suffix == ".part":
+                yield Fault(file, "debris", "left by an interrupted write")
+            elif file.suffix == ".json" and (reason := _unsealed(file)):
+                yield Fault(file, "damaged", reason)
+
+    def _faults_of(self, kind: str, folder: Path, read_data: bool) -> Iterator[Fault]:
+        try:
+            kept = _read(folder, kind, folder.name)
+        except ResultsError as error:
+            yield Fault(folder, "damaged", str(error))
+            return
+        if kept.files is None:
+            yield Fault(folder, "not sealed", f"{folder}: from an older version, which kept no checksums")
+            return
+        for reason in find_damage(folder, kept.files, read_data, besides=OUTCOME):
+            yield Fault(folder, "damaged", reason)
+
+    def repair(self, read_data: bool) -> Iterator[Fault]:
+        """Deletes what is damaged or left over, and yields it; folders that are not sealed stay.
+
+        Only while no sweep uses the cache: what a running worker fills would be deleted too. Raises OSError if
+        something cannot be deleted.
+        """
+        for fault in list(self.faults(read_data)):
+            if fault.kind != "not sealed":
+                self.disk.remove(fault.path)
+                yield fault
+
+
+def _read(folder: Path, kind: str, run_id: str) -> _Kept:
+    """The content of a folder's ``outcome.json``. Raises ResultsError if it is not as it was written for this run."""
+    path = folder / OUTCOME
+    raw = parse_json(read_file(path, MAX_OUTCOME_BYTES, ResultsError), str(path), ResultsError)
+    if not isinstance(raw, dict):
+        raise ResultsError(f"{path}: not the outcome of a run")
+    whole = raw if "schema_version" in raw else {"schema_version": 1, "outcome": raw}
+    if SEAL in raw:
+        if not has_valid_seal(raw):
+            raise ResultsError(f"{path}: not what was written: it was edited, cut or damaged")
+        if (raw.get("kind"), raw.get("run_id")) != (kind, run_id):
+            raise ResultsError(f"{path}: belongs to another folder, {raw.get('kind')}/{raw.get('run_id')}")
+    elif _version(whole) > LAST_UNSEALED or "files" in raw:
+        raise ResultsError(f"{path}: its seal is missing")
+    return decode(_Kept, upgrade(whole, str(path)), str(path))
+
+
+def _version(raw: dict[str, Any]) -> int:
+    version = raw["schema_version"]
+    return version if isinstance(version, int) else 0  # which ``upgrade`` refuses
+
+
+def _changed(folder: Path, kept: _Kept, read_data: bool) -> str | None:
+    """The first difference between a folder and its seal, if it has one."""
+    if kept.files is None:
+        return None
+    return next(find_damage(folder, kept.files, read_data, besides=OUTCOME), None)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _unsealed(path: Path) -> str | None:
+    """Why a JSON file is not what was sealed; None if it is."""
+    try:
+        read_sealed_json(path, MAX_CONFIGURATION_BYTES)
+    except ResultsError as error:
+        return str(error)
+    return None

@@ -30,12 +30,12 @@ class Disk:
     They consist of the five calls at the end, ``_mkdir`` to ``_delete``, which a test may record or let fail.
     """
 
-    def make_folder(self, path: Path) -> None:
-        """Creates a folder and the missing ones above it."""
+    def make_folder(self, path: Path, mode: int = 0o777) -> None:
+        """Creates a folder, with a mode less the umask, and the missing ones above it."""
         if path.is_dir():
             return
         self.make_folder(path.parent)
-        self._mkdir(path)
+        self._mkdir(path, mode)
         self.sync(path.parent)
 
     def write(self, path: Path, content: bytes) -> None:
@@ -81,7 +81,9 @@ class Disk:
             raise
 
     def publish(self, part: Path, final: Path) -> None:
-        """Renames a filled folder to its final name after syncing all that it holds, so that it appears whole."""
+        """Renames a filled folder, or a file, to its final name after syncing all of it, so that it appears whole."""
+        if part.is_file():
+            self.sync(part)
         for folder, _, names in os.walk(part):
             for name in names:
                 path = Path(folder, name)
@@ -90,8 +92,8 @@ class Disk:
             self.sync(Path(folder))
         self.rename(part, final)
 
-    def _mkdir(self, path: Path) -> None:
-        path.mkdir(exist_ok=True)
+    def _mkdir(self, path: Path, mode: int) -> None:
+        path.mkdir(mode, exist_ok=True)
 
     def _write(self, path: Path, content: bytes) -> None:
         path.write_bytes(content)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.core.foreign import parse_json, read_file
 from harness.core.identity import full_digest
-from harness.errors import SourceError
+from harness.errors import ResultsError, SourceError
 from harness.storage.checksums import file_sha256
 
 SEAL = "seal"
@@ -48,6 +49,14 @@ def has_valid_seal(content: Mapping[str, Any]) -> bool:
         return False
 
 
+def read_sealed_json(path: Path, limit_bytes: int) -> dict[str, Any]:
+    """A JSON object that was written with a seal. Raises ResultsError if it cannot be read, or is not as written."""
+    raw = parse_json(read_file(path, limit_bytes, ResultsError), str(path), ResultsError)
+    if not isinstance(raw, dict) or not has_valid_seal(raw):
+        raise ResultsError(f"{path}: not what was written: it was edited, cut or damaged")
+    return raw
+
+
 def seal_files(folder: Path) -> tuple[SealedFile, ...]:
     """All files of a folder and the folders in it, hashed, in the order of their paths."""
     return tuple(
@@ -55,17 +64,17 @@ def seal_files(folder: Path) -> tuple[SealedFile, ...]:
     )
 
 
-def find_damage(folder: Path, sealed: Sequence[SealedFile], read_data: bool) -> Iterator[str]:
+def find_damage(folder: Path, sealed: Sequence[SealedFile], read_data: bool, besides: str = "") -> Iterator[str]:
     """How the files of a folder differ from when they were sealed, each with its path.
 
-    Without ``read_data`` only names, types and sizes are compared. Hidden files that were added are ignored, because
-    file systems and editors leave them.
+    Without ``read_data`` only names, types and sizes are compared. ``besides`` is the file that holds the seal. Hidden
+    files that were added are ignored, because file systems and editors leave them.
     """
     for file in sealed:
         reason = _damage(folder / file.path, file, read_data)
         if reason is not None:
             yield f"{folder / file.path}: {reason}"
-    known = {file.path for file in sealed}
+    known = {besides, *(file.path for file in sealed)}
     for path in _files(folder):
         if path not in known and not any(part.startswith((".", "__pycache__")) for part in path.split("/")):
             yield f"{folder / path}: was added later"

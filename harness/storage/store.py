@@ -8,6 +8,7 @@ Measurements with more than one value are in the Parquet file; the JSON describe
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -64,12 +65,16 @@ class Store:
         final = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
         part = final.with_name(f".{record.attempt}.part")
         content = _files(self.anonymizer.record(record), None if log is None else self.anonymizer.log(log))
-        self.disk.remove(part)
-        self.disk.make_folder(part)
-        for name, each in content.items():
-            self.disk.write(part / name, each)
-        self.disk.sync(part)
-        self.disk.rename(part, final)
+        try:
+            self.disk.remove(part)
+            self.disk.make_folder(part)
+            for name, each in content.items():
+                self.disk.write(part / name, each)
+            self.disk.sync(part)
+            self.disk.rename(part, final)
+        except OSError:
+            shutil.rmtree(part, ignore_errors=True)  # on a full disk its bytes are wanted
+            raise
         return final / RECORD
 
     def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
@@ -116,17 +121,31 @@ class Store:
         from filelock import FileLock, Timeout
 
         folder = self.folder(recipe)
+        lock = FileLock(folder / ".lock", timeout=0)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResultsError(f"{folder}: cannot create the results folder: {error.strerror}") from None
-        try:
-            with FileLock(folder / ".lock", timeout=0):
-                yield
+            self.disk.make_folder(folder)
+            lock.acquire()
         except Timeout:
             raise ResultsError(
                 f"{folder}: another 'qharness run' is writing here; wait for it, or use --results"
             ) from None
+        except OSError as error:
+            raise ResultsError(f"{folder}: cannot create the results folder: {error.strerror}") from None
+        try:
+            _refuse_unwritable(folder, self.disk)
+            yield
+        finally:
+            lock.release()
+
+
+def _refuse_unwritable(folder: Path, disk: Disk) -> None:
+    """Raises ResultsError if nothing can be written to a folder, which is better known before a run than after it."""
+    probe = folder / ".writable"
+    try:
+        disk.write_whole(probe, b"written when a sweep starts, to see whether the disk takes it\n")
+        disk.remove(probe)
+    except OSError as error:
+        raise ResultsError(f"{folder}: cannot write the results: {error.strerror}") from None
 
 
 def _files(record: RunRecord, log: bytes | None) -> Mapping[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from harness.stacks import (
     stack_names,
 )
 from harness.stacks.build import check, create, environment, remove
+from harness.storage.folder_seal import with_seal
 
 
 def wheel(folder: Path, name: str, version: str, module: str) -> Path:
@@ -230,8 +232,15 @@ def test_a_damaged_manifest_and_a_dead_interpreter_are_told(small: Stack) -> Non
     (small.folder / MANIFEST).write_text("{")
     assert small.find_state() == "half-made"  # a manifest alone is no stack
     small.python.touch()
-    with pytest.raises(UsageError, match="damaged; run qharness stack remove small"):
+    assert small.find_state() == "damaged"
+    assert small.find_obstacle() == ("stack 'small' is damaged: qharness stack create small, or run --create-stacks")
+    with pytest.raises(UsageError, match="damaged; run qharness stack create small"):
         assert small.read_versions()
+    (small.folder / MANIFEST).write_text(json.dumps(with_seal({"versions": {"torch": "2.10"}})))
+    assert small.read_versions() == {"torch": "2.10"}
+    edited = (small.folder / MANIFEST).read_text().replace("2.10", "2.11")
+    (small.folder / MANIFEST).write_text(edited)
+    assert small.find_state() == "damaged"
 
 
 def test_a_worker_elsewhere_sees_the_harness_and_nothing_of_the_current_folder(tmp_path: Path) -> None:

@@ -54,12 +54,12 @@ def compare(
     from harness.api.compare import compare as compared
     from harness.report.comparison import render
     from harness.report.comparison.words import verdict_line
-    from harness.report.write import write_whole
+    from harness.report.write import write_file
 
     own = _own(gate or [])
     comparison = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines)
     if out is not None:
-        write_whole(out, render(comparison, form).encode())
+        write_file(out, render(comparison, form).encode())
         typer.echo(f"{verdict_line(comparison)}; written to {out}")
     elif form is CompareFormat.TERMINAL:
         from harness.report.comparison.terminal import show

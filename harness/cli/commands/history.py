@@ -52,14 +52,14 @@ def history(
     """Show each metric over time: when it changed, and what else changed at that point."""
     from harness.api.history import history as traced
     from harness.report.history import only_changed, render
-    from harness.report.write import write_whole
+    from harness.report.write import write_file
 
     found = traced(
         *places, metrics=metric or (), methods=method or (), models=model or (), results=results, baselines=baselines
     )
     found = only_changed(found) if changed else found
     if out is not None:
-        write_whole(out, render(found, form).encode())
+        write_file(out, render(found, form).encode())
         typer.echo(f"written to {out}")
     elif form is HistoryFormat.TERMINAL:
         from harness.report.history.terminal import show

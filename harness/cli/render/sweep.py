@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from harness.execution.sweep import DamageFound, Ended, Event, Started, Withdrawn
+    from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, Event, Started, TakenIn, Withdrawn
 
 REFRESHES_PER_SECOND = 1
 """Rare enough not to affect the measurements."""
@@ -63,8 +63,16 @@ def _damage_line(event: DamageFound) -> str:
     return f"damaged, so moved to {shown(event.moved_to)} and made again: {event.damaged.sentence}"
 
 
+def _artifact_line(event: ArtifactDamaged) -> str:
+    return f"{event.spec.title}: its artifact in the cache was damaged and is removed\n    {event.reason}"
+
+
+def _taken_line(event: TakenIn) -> str:
+    return f"{event.record.spec.title}: taken in; an earlier sweep could not save it"
+
+
 def _plain(event: Event) -> None:
-    from harness.execution.sweep import DamageFound, Ended, Withdrawn
+    from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, TakenIn, Withdrawn
 
     if isinstance(event, DamageFound):
         print(_damage_line(event), flush=True)
@@ -72,14 +80,28 @@ def _plain(event: Event) -> None:
         print(_end_line(event), flush=True)
     elif isinstance(event, Withdrawn):
         print(_withdrawn_line(event), flush=True)
+    elif isinstance(event, ArtifactDamaged):
+        print(_artifact_line(event), flush=True)
+    elif isinstance(event, TakenIn):
+        print(_taken_line(event), flush=True)
 
 
 def _json(event: Event) -> None:
-    from harness.execution.sweep import DamageFound, Ended, PhaseBegan, Withdrawn
+    from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, PhaseBegan, TakenIn, Verifying, Withdrawn
 
     if isinstance(event, DamageFound):
         moved_to = None if event.moved_to is None else str(event.moved_to)
         print(json.dumps({"event": "damaged", **event.damaged.entry(), "moved_to": moved_to}), flush=True)
+        return
+    if isinstance(event, Verifying):
+        print(json.dumps({"event": "verifying", **event.spec.names()}), flush=True)
+        return
+    if isinstance(event, ArtifactDamaged):
+        names = event.spec.names()
+        print(json.dumps({"event": "artifact_damaged", **names, "reason": event.reason}), flush=True)
+        return
+    if isinstance(event, TakenIn):
+        print(json.dumps({"event": "taken_in", **event.record.spec.names()}), flush=True)
         return
     if isinstance(event, Withdrawn):
         failure = event.record.outcome.failure
@@ -136,12 +158,26 @@ class _Live:
     def __call__(self, event: Event) -> None:
         from rich.text import Text
 
-        from harness.execution.sweep import DamageFound, Ended, PhaseBegan, Withdrawn
+        from harness.execution.sweep import (
+            ArtifactDamaged,
+            DamageFound,
+            Ended,
+            PhaseBegan,
+            TakenIn,
+            Verifying,
+            Withdrawn,
+        )
 
         if isinstance(event, PhaseBegan):
             self._phase = event.name
         elif isinstance(event, DamageFound):
             self._console.print(Text(_damage_line(event), style="red"))
+        elif isinstance(event, Verifying):
+            self._phase = f"verifying the artifact of {event.spec.title}"
+        elif isinstance(event, ArtifactDamaged):
+            self._console.print(Text(_artifact_line(event), style="yellow"))
+        elif isinstance(event, TakenIn):
+            self._console.print(Text(_taken_line(event)))
         elif isinstance(event, Withdrawn):
             self._console.print(Text(_withdrawn_line(event), style="red"))
         elif isinstance(event, Ended):
@@ -155,7 +191,7 @@ class _Live:
         from rich.text import Text
 
         if self._now is None:
-            return Text("")
+            return Text("" if self._phase == "" else f"{self._phase} {_clock(time.monotonic() - self._began)}")
         now = time.monotonic()
         place = f"[{self._now.index}/{self._now.total}] {self._now.spec.title}"
         line = f"{place} · {self._phase} {_clock(now - self._run_began)}"

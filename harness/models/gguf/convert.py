@@ -10,6 +10,7 @@ from harness.errors import UnsupportedError
 from harness.models import headers
 from harness.models.gguf.architectures import Architecture, adapted, architecture, rope_factors, write_fields
 from harness.models.gguf.vocabulary import write_vocabulary
+from harness.storage.disk import Disk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +40,7 @@ def convert(source: Path, out: Path, dtype: str) -> str | None:
         note = write_vocabulary(writer, source, int(config["vocab_size"]))
         _write_tensors(writer, source, config, found, dtype)
         writer.close()
-        part.replace(out)
+        Disk().publish(part, out)
     finally:
         part.unlink(missing_ok=True)
     return note

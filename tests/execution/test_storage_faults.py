@@ -1,0 +1,275 @@
+"""What a sweep does when its disk fails or its cache is damaged. The executor here starts no worker."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from run_specs import run_spec
+
+from harness.core.inputs import Input
+from harness.core.model import MethodRef
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.errors import ExitCode, ResultsError, StorageError
+from harness.execution.local import LocalSite
+from harness.execution.sweep import ArtifactDamaged, Ended, Event, TakenIn, Verifying, done, sweep
+from harness.planning.plan import PlannedRun
+from harness.stacks import Stacks
+from harness.storage.cache import Cache
+from harness.storage.checksums import hash_file
+from harness.storage.store import Store
+
+RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
+NLL = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 3.0), {"context": 8}, (1.0, 1.0), ("0", "1"))
+LOG = b"the log of the run"
+
+
+@dataclass
+class Pretender:
+    """Publishes and measures like a worker, at once; ``during`` may do something while a run is under way."""
+
+    site: LocalSite
+    made: list[str] = field(default_factory=list)
+    during: dict[str, Callable[[], object]] = field(default_factory=dict)
+
+    def fetch(self, specs: Sequence[RunSpec]) -> bool:
+        return False
+
+    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+        self.made.append(spec.kind)
+        cache = self.site.artifacts
+        cache.verify(spec)
+        outcome = Outcome("ok", measurements=(NLL,))
+        if spec.job.cached:
+            with cache.filling(spec, "token") as part:
+                (part / "model.safetensors").write_bytes(bytes(1000))
+                cache.publish(spec, part, outcome)
+        self.during.get(spec.kind, lambda: None)()
+        return outcome, LOG
+
+
+class Place:
+    """A results folder, a cache and two spill roots; three runs, each of which needs the one before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.store = Store(folder / "results")
+        self.cache = Cache(folder / "cache")
+        self.spills = [folder / "cache" / "spill", folder / "state" / "spill"]
+        self.events: list[Event] = []
+        self.executor = Pretender(LocalSite(self.cache, Stacks(folder / "stacks")))
+        self.input = folder / "input.txt"
+        self.input.write_text("the text")
+        read = (Input((hash_file(self.input),)),)
+        prepare = run_spec("prepare")
+        quantize = replace(run_spec("quantize", method=RTN), needs={"prepare": prepare.run_id})
+        quality = replace(run_spec("quality", method=RTN), needs={"quantize": quantize.run_id})
+        self.planned = [PlannedRun(spec, inputs=read) for spec in (prepare, quantize, quality)]
+
+    def run(self) -> tuple[RunRecord, ...]:
+        self.events.clear()
+        self.executor.made.clear()
+        return sweep(self.planned, self.store, self.executor, self.events.append, spill_roots=self.spills)
+
+    def of(self, kind: type[Event]) -> list[Event]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+def repeated(run: PlannedRun) -> PlannedRun:
+    """The same question, asked once more: another run."""
+    return replace(run, spec=replace(run.spec, environment=replace(run.spec.environment, repetition=1)))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
+    """Lets every write below a folder fail with an error number; 0 ends it. Root may write to read-only folders."""
+    failures: dict[Path, int] = {}
+    real_write, real_mkdir = Path.write_bytes, Path.mkdir
+
+    def check(path: Path) -> None:
+        for folder, number in failures.items():
+            if number and path.is_relative_to(folder):
+                raise OSError(number, os.strerror(number), str(path))
+
+    def write(path: Path, content: bytes) -> int:
+        check(path)
+        return real_write(path, content)
+
+    def mkdir(path: Path, *arguments: object, **options: object) -> None:
+        check(path)
+        real_mkdir(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    return failures.__setitem__
+
+
+def test_nothing_is_made_twice_and_what_is_used_is_hashed_once(place: Place) -> None:
+    assert [record.status for record in place.run()] == ["ok"] * 3
+    assert place.of(Verifying) == []
+    place.run()
+    assert place.executor.made == []
+    assert place.of(Verifying) == []  # nothing that is left needs an artifact
+    place.planned.append(repeated(place.planned[2]))
+    place.run()
+    assert place.executor.made == ["quality"]
+    assert [event.spec.kind for event in place.of(Verifying)] == ["quantize"]  # type: ignore[union-attr]
+
+
+def test_damage_in_the_cache_heals_in_the_same_sweep(place: Place) -> None:
+    first = place.run()
+    quantize = place.planned[1].spec
+    file = place.cache.folder("quantize", quantize.run_id) / "model.safetensors"
+    file.write_bytes(bytes(999) + b"\x01")
+    place.planned[2] = repeated(place.planned[2])
+    records = place.run()
+    assert place.executor.made == ["quantize", "quality"]
+    (damaged,) = place.of(ArtifactDamaged)
+    assert str(file) in damaged.reason  # type: ignore[union-attr]
+    assert file.read_bytes() == bytes(1000)
+    assert [record.status for record in records] == ["ok"] * 3
+    assert records[1].attempt == first[1].attempt + 1
+
+
+def test_damage_of_what_a_damaged_artifact_is_made_from_heals_too(place: Place) -> None:
+    place.run()
+    for kind, planned in (("quantize", place.planned[1]), ("prepare", place.planned[0])):
+        (place.cache.folder(kind, planned.spec.run_id) / "outcome.json").write_text("{")
+    assert set(done(place.planned, place.store.read("sweep").records, place.cache.outcome)) == {
+        run.spec.run_id for run in place.planned
+    }  # none of them is needed: every figure is recorded
+    place.store = Store(place.store.root.with_name("other"))
+    assert [record.status for record in place.run()] == ["ok"] * 3
+    assert place.executor.made == ["prepare", "quantize", "quality"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("kind", ["prepare", "quantize", "quality"])
+def test_a_finished_run_survives_a_disk_that_fails(
+    place: Place, failing: Callable[[Path, int], None], kind: str, number: int
+) -> None:
+    place.executor.during[kind] = lambda: failing(place.store.root, number)
+    with pytest.raises(StorageError, match=os.strerror(number)) as caught:
+        place.run()
+    assert caught.value.exit_code == ExitCode.STORAGE == 74
+    kinds = ["prepare", "quantize", "quality"]
+    before = kinds[: kinds.index(kind) + 1]
+    assert place.executor.made == before  # and it stopped
+    (kept,) = place.spills[0].rglob("record.json")
+    assert str(kept.parent) in str(caught.value)
+    assert (kept.parent / "log.txt").read_bytes() == LOG
+    assert not list(place.store.root.rglob("*.part"))
+
+    failing(place.store.root, 0)
+    records = place.run()
+    assert place.executor.made == kinds[len(before) :]  # nothing is repeated
+    assert [record.status for record in records] == ["ok"] * 3
+    assert [record.attempt for record in records] == [1, 1, 1]
+    (taken,) = place.of(TakenIn)
+    assert taken.record.spec.kind == kind  # type: ignore[union-attr]
+    assert taken.record.outcome.measurements == (NLL,)  # type: ignore[union-attr]
+    log = place.store.folder("sweep", taken.record.spec.run_id) / "1" / "log.txt"  # type: ignore[union-attr]
+    assert log.read_bytes() == LOG
+    assert not list(place.spills[0].rglob("record.json"))
+    assert place.run() == records
+    assert place.of(TakenIn) == []
+
+
+def test_a_spilled_run_goes_to_the_first_root_that_works(place: Place, failing: Callable[[Path, int], None]) -> None:
+    failing(place.spills[0], errno.ENOSPC)
+    place.executor.during["quality"] = lambda: failing(place.store.root, errno.ENOSPC)
+    with pytest.raises(StorageError, match=str(place.spills[1])):
+        place.run()
+    failing(place.store.root, 0)
+    place.run()
+    assert place.executor.made == []
+
+
+def test_a_run_that_can_be_kept_nowhere_is_said_to_be_lost(place: Place, failing: Callable[[Path, int], None]) -> None:
+    for root in place.spills:
+        failing(root, errno.ENOSPC)
+    place.executor.during["quality"] = lambda: failing(place.store.root, errno.ENOSPC)
+    with pytest.raises(StorageError, match="could not be kept anywhere else") as caught:
+        place.run()
+    assert all(str(root) in str(caught.value) for root in place.spills)
+
+
+def test_a_spill_folder_that_others_may_write_to_is_not_read(
+    place: Place, failing: Callable[[Path, int], None]
+) -> None:
+    place.executor.during["quality"] = lambda: failing(place.store.root, errno.ENOSPC)
+    with pytest.raises(StorageError):
+        place.run()
+    failing(place.store.root, 0)
+    place.executor.during.clear()
+    (folder,) = place.spills[0].iterdir()
+    folder.chmod(0o777)
+    place.run()
+    assert place.executor.made == ["quality"]
+    assert place.of(TakenIn) == []
+
+
+def test_what_cannot_be_taken_in_yet_stays_and_nothing_is_run(
+    place: Place, failing: Callable[[Path, int], None]
+) -> None:
+    place.executor.during["quantize"] = lambda: failing(place.store.root, errno.ENOSPC)
+    with pytest.raises(StorageError):
+        place.run()
+    with pytest.raises(ResultsError, match="No space left"):  # seen before anything is run
+        place.run()
+    assert place.executor.made == []
+    run = place.store.root / "sweep" / place.planned[1].spec.run_id
+    failing(place.store.root, 0)
+    failing(run, errno.ENOSPC)
+    with pytest.raises(StorageError, match="Runs that were finished earlier are kept"):
+        place.run()
+    assert place.executor.made == []
+    assert len(list(place.spills[0].rglob("record.json"))) == 1
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_a_changed_input_withdraws_a_run_that_cannot_be_written(
+    place: Place, failing: Callable[[Path, int], None], spilled: bool
+) -> None:
+    """``spilled``: the record itself could not be saved; otherwise only its withdrawal cannot."""
+
+    def change() -> None:
+        place.input.write_text("another text")
+        if spilled:
+            failing(place.store.root, errno.ENOSPC)
+
+    def fail_later(event: Event) -> None:
+        place.events.append(event)
+        if isinstance(event, Ended) and event.record.spec.kind == "quality":
+            failing(place.store.root, errno.ENOSPC)
+
+    place.executor.during["quality"] = change
+    with pytest.raises(StorageError):
+        sweep(place.planned, place.store, place.executor, fail_later, spill_roots=place.spills)
+    failing(place.store.root, 0)
+    place.executor.during.clear()
+    place.planned = [PlannedRun(run.spec) for run in place.planned]
+    records = place.run()
+    assert place.executor.made == ["prepare", "quantize", "quality"]  # no figure of another text counts
+    assert [record.status for record in records] == ["ok"] * 3
+    statuses = sorted((record.attempt, record.status) for record in place.store.read("sweep").records)
+    assert statuses == [(1, "invalid")] * 3 + [(2, "ok")] * 3
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_results_folder_that_cannot_be_written_is_known_before_a_run(
+    place: Place, failing: Callable[[Path, int], None], number: int
+) -> None:
+    failing(place.store.root, number)
+    with pytest.raises(ResultsError, match=os.strerror(number)):
+        place.run()
+    assert place.executor.made == []
