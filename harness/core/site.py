@@ -11,6 +11,11 @@ from harness.core.run import RunSpec
 MAIN = "main"
 """The stack that every site has: the environment that the harness itself is installed in."""
 
+CONFIGURATIONS = "configurations"
+"""The folder of a cache with transformers' answers (``harness.models.resolve``), one sealed JSON file each."""
+MAX_CONFIGURATION_BYTES = 64 * 2**20
+"""The largest such file."""
+
 
 @dataclass(frozen=True)
 class Machine:

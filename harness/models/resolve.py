@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.owner import temporary_folder
+from harness.core.site import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
 from harness.errors import ResultsError, SourceError
 from harness.host.machine import cache_folder, installed_version
-from harness.storage.cache import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
 from harness.storage.disk import Disk
 from harness.storage.folder_seal import read_sealed_json, with_seal
 

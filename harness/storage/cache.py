@@ -22,6 +22,7 @@ from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
+from harness.core.site import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
 from harness.core.upgrade import SCHEMA_VERSION, upgrade
 from harness.errors import DamagedError, ResultsError
 from harness.storage.anonymizer import Anonymizer
@@ -42,9 +43,6 @@ MAX_OUTCOME_BYTES = 64 * 2**20
 """The largest ``outcome.json`` that is read: about 400,000 files in a folder."""
 LAST_UNSEALED = 2
 """The last schema version whose folders may lack a seal."""
-CONFIGURATIONS = "configurations"
-"""The folder of transformers' answers (``harness.models.resolve``), one sealed JSON file each."""
-MAX_CONFIGURATION_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
