@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.analysis.regression import Regression, track
 from harness.api.baselines import FOLDER
-from harness.api.results import read_named
+from harness.api.results import read_named, redacted
 from harness.errors import RecipeError, UsageError
 from harness.figures.gate import threshold
 from harness.plugins import gates as gated_figures
@@ -23,16 +23,18 @@ def compare(
     strict: bool = False,
     results: str | Path = "results",
     baselines: str | Path = FOLDER,
+    redact: bool = False,
 ) -> Regression:
     """Compares HEAD with BASE, like ``qharness compare``: a verdict per case and metric, and an exit code.
 
     Each side is a results folder, ``FOLDER@ID`` with the id of a session or a run in it, the name of a baseline in
     ``baselines``, or an id in ``results``. The gates are those that HEAD's recipe named when it ran, or those of the
     file ``recipe``; ``gates``, such as ``{"perplexity": "0.5%"}``, override them. Without any, the default gates
-    apply. ``strict`` gates every metric.
+    apply. ``strict`` gates every metric. ``redact`` leaves out what a redacted report leaves out.
     Raises UsageError if a side names nothing, the sides have nothing in common, or a gate is unknown.
     """
-    theirs, ours = (read_named(str(side), Path(results), Path(baselines)) for side in (base, head))
+    sides = [read_named(str(side), Path(results), Path(baselines)) for side in (base, head)]
+    theirs, ours = redacted(sides) if redact else sides
     return track(
         theirs.records,
         ours.records,
@@ -40,7 +42,7 @@ def compare(
         override=_checked(gates or {}),
         names=(theirs.name, ours.name),
         damaged=(theirs.damaged, ours.damaged),
-        origin=None if recipe is None else Anonymizer.for_terminals().path(str(recipe)),
+        origin=None if recipe is None else "a recipe" if redact else Anonymizer.for_terminals().path(str(recipe)),
         strict=strict,
     )
 

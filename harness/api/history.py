@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.analysis.history import History, trace
 from harness.api.baselines import FOLDER
-from harness.api.results import read_named
+from harness.api.results import read_named, redacted
 from harness.errors import UsageError, refuse_unknown
 from harness.plugins import gates
 
@@ -20,11 +20,13 @@ def history(
     models: Sequence[str] = (),
     results: str | Path = "results",
     baselines: str | Path = FOLDER,
+    redact: bool = False,
 ) -> History:
     """Each figure over the sessions that measured it, with change points, as ``qharness history`` does.
 
     ``places`` are what ``harness.compare`` takes: results folders, ``FOLDER@ID``, names of baselines. ``metrics`` are
     names of gates. ``methods`` and ``models`` keep series whose name contains one of these words, ignoring case.
+    ``redact`` leaves out what a redacted report leaves out.
     Raises UsageError for a place that does not exist, an unknown metric, or if nothing is left to show.
     """
     if not places:
@@ -33,6 +35,7 @@ def history(
         if metric not in gates():
             refuse_unknown("metric", metric, gates())
     sources = [read_named(str(place), Path(results), Path(baselines)) for place in places]
+    sources = redacted(sources) if redact else sources
     whole = trace(
         (record for each in sources for record in each.records),
         metrics=metrics,

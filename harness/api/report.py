@@ -19,18 +19,20 @@ def write_report(
     out: str | Path,
     formats: Sequence[str] = DEFAULT_FORMATS,
     job_summary: str | Path | None = None,
+    redact: bool = False,
 ) -> list[Path]:
     """Writes the report of records, or of a results folder, into the folder ``out``; returns the files' paths.
 
-    The format ``github`` is appended to the file ``job_summary`` instead, if given.
+    The format ``github`` is appended to the file ``job_summary`` instead, if given. With ``redact`` the report
+    leaves out paths, logs, messages and names of local models and texts, and says so.
     Raises UsageError, before writing anything, for an unknown format or images that cannot be drawn here, and
     ResultsError if no record in the folder can be read. Damaged ones are named in the report.
     """
     summary = Path(job_summary) if job_summary is not None else None
     if not isinstance(records, str | Path):
-        return write(records, Path(out), formats, summary)
+        return write(records, Path(out), formats, summary, redact=redact)
     found = read_folder(Path(records))
-    return write(found.records, Path(out), formats, summary, found.damaged)
+    return write(found.records, Path(out), formats, summary, found.damaged, redact)
 
 
 def write_folder_report(
@@ -39,6 +41,7 @@ def write_folder_report(
     formats: Sequence[str] = DEFAULT_FORMATS,
     job_summary: Path | None = None,
     on_damage: Callable[[Damaged], None] = lambda damaged: None,
+    redact: bool = False,
 ) -> list[Path]:
     """Writes the report of a results folder below ``reports``, in a folder named after its recipe.
 
@@ -50,7 +53,7 @@ def write_folder_report(
         on_damage(each)
     names = {record.spec.recipe for record in found.records}
     out = reports / (names.pop() if len(names) == 1 else results.resolve().name)
-    return write(found.records, out, formats, job_summary, found.damaged)
+    return write(found.records, out, formats, job_summary, found.damaged, redact)
 
 
 def export_to_mlflow(results: Path, tracking_uri: str, experiment: str) -> list[Exported]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from harness.api.baselines import Baselines
 from harness.core.job import VariantJob
 from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
+from harness.report.redact import Redaction
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.reading import read_results
 
@@ -77,6 +79,19 @@ def _named(name: str, records: tuple[RunRecord, ...], damaged: tuple[Damaged, ..
     """As comparisons and histories show them: they are published, so they do not name the user."""
     anonymizer = Anonymizer.for_terminals()
     return NamedRecords(anonymizer.path(name), records, tuple(map(anonymizer.damaged, damaged)))
+
+
+def redacted(sides: Sequence[NamedRecords]) -> list[NamedRecords]:
+    """The same without what ``harness.report.redact`` leaves out; equal names get equal numbers on all sides."""
+    redaction = Redaction()
+    return [
+        NamedRecords(
+            redaction.name("results", side.name),
+            redaction.records(side.records),
+            tuple(map(redaction.damaged, side.damaged)),
+        )
+        for side in sides
+    ]
 
 
 def load_results(path: str | Path) -> pd.DataFrame:

@@ -27,6 +27,10 @@ AllowLeak = Annotated[
     typer.Option("--allow-leak", help="Allow calibration to overlap the evaluation text; every such row is marked."),
 ]
 StackName = Annotated[str, typer.Argument(metavar="NAME", help="A stack listed by 'qharness stack list'.")]
+Redact = Annotated[
+    bool,
+    typer.Option("--redact", help="Leave out paths, logs, messages, and names of local models and texts."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 
 

@@ -15,6 +15,7 @@ from harness.figures.row import reason
 from harness.figures.table import Table
 from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
+from harness.report.redact import LEFT_OUT, Redaction
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Page:
     """A report before rendering; ``answers`` has the answer of each table, or None.
 
     ``damaged`` are attempts that are not as they were written; figures of those left out are missing.
+    ``redacted`` says what was left out of the records; None if nothing was.
     """
 
     title: str
@@ -49,6 +51,7 @@ class Page:
     sessions: tuple[str, ...]
     measured: str
     damaged: tuple[Damaged, ...] = ()
+    redacted: str | None = None
 
     @property
     def variants(self) -> int:
@@ -72,7 +75,11 @@ def _heading(table: Table, alike: Sequence[Table]) -> str:
     return " · ".join([table.model, *([f"{key} {own.get(key)}" for key in differing] or [table.hardware])])
 
 
-def page(records: Sequence[RunRecord], damaged: Sequence[Damaged] = ()) -> Page:
+def page(records: Sequence[RunRecord], damaged: Sequence[Damaged] = (), redact: bool = False) -> Page:
+    """The report of records; with ``redact`` without what ``LEFT_OUT`` lists, and saying so."""
+    if redact:
+        redaction = Redaction()
+        records, damaged = redaction.records(records), tuple(map(redaction.damaged, damaged))
     tables = tradeoff(records)
     counted = current(records)
     models = tuple(dict.fromkeys(table.model for table in tables))
@@ -97,6 +104,7 @@ def page(records: Sequence[RunRecord], damaged: Sequence[Damaged] = ()) -> Page:
         sessions=tuple(dict.fromkeys(record.session for record in counted)),
         measured=_period(counted),
         damaged=tuple(damaged),
+        redacted=LEFT_OUT if redact else None,
     )
 
 

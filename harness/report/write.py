@@ -84,11 +84,13 @@ def write_report(
     formats: Sequence[str] = ("html", "md", "csv"),
     job_summary: Path | None = None,
     damaged: Sequence[Damaged] = (),
+    redact: bool = False,
 ) -> list[Path]:
     """Writes the report into the folder ``out`` (``report.html``, ``figures/…`` and so on); returns the files' paths.
 
     The format ``github`` is appended to the file ``job_summary`` instead, if one is given. ``damaged`` attempts are
-    named in the report.
+    named in the report. With ``redact`` it leaves out what identifies the user and the machine: see
+    ``redact.LEFT_OUT``.
     Raises UsageError, before anything is written, for an unknown format and for images that cannot be drawn here.
     """
     for name in formats:
@@ -96,7 +98,7 @@ def write_report(
             refuse_unknown("report format", name, FORMATS)
     from harness.report.page import page
 
-    whole = page(records, damaged)
+    whole = page(records, damaged, redact)
     inside = [name for name in formats if name != "github" or job_summary is None]
     files = [file for name in inside for file in FORMATS[name](whole)]
     written = []

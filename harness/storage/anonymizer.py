@@ -16,20 +16,19 @@ import pwd
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from harness.core.label import Fact, Label
 from harness.core.model import MethodRef, ModelRef
+from harness.core.parts import with_parts
 from harness.core.record import Damaged, Failure, Fingerprint, Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import TaskWorkload, TextRef
-
-T = TypeVar("T")
 
 SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 """Environment variables with such a name hold secrets."""
@@ -134,11 +133,11 @@ class Anonymizer:
 
     def spec(self, spec: RunSpec) -> RunSpec:
         """The spec as it is stored; its ids are the same."""
-        return _rebuilt(spec, self._part)
+        return with_parts(spec, self._part)
 
     def outcome(self, outcome: Outcome) -> Outcome:
         """The outcome as it is stored; its figures are the same."""
-        return _rebuilt(outcome, self._finding)
+        return with_parts(outcome, self._finding)
 
     def _part(self, value: Any) -> Any:
         """A part of a spec that holds paths, as it is stored; None for any other."""
@@ -276,19 +275,3 @@ def _account() -> pwd.struct_passwd | None:
         return pwd.getpwuid(os.getuid())
     except KeyError:
         return None
-
-
-def _rebuilt(value: T, change: Callable[[Any], Any]) -> T:
-    """The value with every part for which ``change`` returns another one, however deep; equal parts are shared."""
-    changed = change(value)
-    if changed is not None:
-        return changed  # type: ignore[no-any-return]  # of the same type
-    if isinstance(value, tuple):
-        parts = tuple(_rebuilt(each, change) for each in value)
-        return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts  # type: ignore[return-value]
-    if not is_dataclass(value) or isinstance(value, type):
-        return value
-    own = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
-    made = {name: _rebuilt(each, change) for name, each in own.items()}
-    differing = {name: each for name, each in made.items() if each is not own[name]}
-    return replace(value, **differing) if differing else value

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from harness.cli.options import BaselinesFolder, ResultsFolder
+from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
 from harness.errors import UsageError
 
 
@@ -49,6 +49,7 @@ def compare(
     whole: Annotated[bool, typer.Option("--all", help="Also list what did not change (terminal format).")] = False,
     results: ResultsFolder = Path("results"),
     baselines: BaselinesFolder = Path("baselines"),
+    redact: Redact = False,
 ) -> None:
     """Check whether HEAD is worse than BASE. Exits with 1 if a gate failed, with 4 if one could not be evaluated."""
     from harness.api.compare import compare as compared
@@ -57,7 +58,7 @@ def compare(
     from harness.report.write import write_file
 
     own = _own(gate or [])
-    comparison = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines)
+    comparison = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines, redact=redact)
     if out is not None:
         write_file(out, render(comparison, form).encode())
         typer.echo(f"{verdict_line(comparison)}; written to {out}")

@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from harness.cli.options import BaselinesFolder, ResultsFolder
+from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
 
 Words = Optional[list[str]]  # noqa: UP045 - typer reads it at run time
 
@@ -48,6 +48,7 @@ def history(
     ] = None,
     results: ResultsFolder = Path("results"),
     baselines: BaselinesFolder = Path("baselines"),
+    redact: Redact = False,
 ) -> None:
     """Show each metric over time: when it changed, and what else changed at that point."""
     from harness.api.history import history as traced
@@ -55,7 +56,13 @@ def history(
     from harness.report.write import write_file
 
     found = traced(
-        *places, metrics=metric or (), methods=method or (), models=model or (), results=results, baselines=baselines
+        *places,
+        metrics=metric or (),
+        methods=method or (),
+        models=model or (),
+        results=results,
+        baselines=baselines,
+        redact=redact,
     )
     found = only_changed(found) if changed else found
     if out is not None:

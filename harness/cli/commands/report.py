@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.options import Redact
+
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The environment variable with the path of a GitHub workflow step's summary."""
 
@@ -22,6 +24,7 @@ def report(
         str,
         typer.Option("--format", help="Comma-separated: html, md, csv, parquet, png, svg, model-card, github."),
     ] = "html,md,csv",
+    redact: Redact = False,
 ) -> None:
     """Write the report of a results folder: offline HTML, Markdown, CSV, images and more.
 
@@ -37,6 +40,7 @@ def report(
         formats.split(","),
         summary,
         lambda damaged: typer.echo(damaged.remark, err=True),
+        redact,
     )
     for path in written:
         typer.echo(path)

@@ -20,7 +20,7 @@ MOST_DAMAGED = 30
 
 def markdown(whole: Page) -> str:
     """The whole report. Text from records is escaped and cannot leave its cell."""
-    parts = [f"# Quantization report: {escape(whole.title)}"]
+    parts = [f"# Quantization report: {escape(whole.title)}", *([escape(whole.redacted)] if whole.redacted else [])]
     sections = zip(whole.headings, whole.tables, whole.answers, strict=True)
     parts += [part for name, table, answer in sections for part in _table(name, table, answer)]
     if whole.damaged:
