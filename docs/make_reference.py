@@ -15,7 +15,13 @@ from pydantic.fields import FieldInfo
 
 from harness import plugins as registry
 from harness import recipe
+from harness.core import plain
 from harness.core.site import MAIN
+from harness.models import config
+from harness.planning import expand
+from harness.planning import plan as planning
+from harness.recipe import extends, fields, measure, text, yaml_file
+from harness.text import sources as texts
 
 INTRO = """\
 # Recipe reference
@@ -66,7 +72,44 @@ STAGES = {
     "offline": "quantizes in a separate run",
     "published": "is already quantized",
 }
-BOUNDS = {"gt": " above {}", "ge": ", {} or more", "pattern": " matching `{}`"}
+BOUNDS = {
+    "gt": " above {}",
+    "ge": ", {} or more",
+    "pattern": " matching `{}`",
+    "le": ", at most {}",
+}
+LIMITS = f"""\
+## Limits
+
+A recipe may come from a stranger, and a typing error may ask for a million runs. So each size has a limit, checked
+before anything is made of that size. What exceeds one is an error that names the limit; no command takes seconds to say
+so. The limits of single values are in the tables above. The others:
+
+| what | limit |
+| --- | --- |
+| one recipe file | {yaml_file.MAX_BYTES} bytes |
+| files that a recipe is made of, by `extends` | {extends.MAX_FILES} |
+| keys and values, with aliases expanded | {plain.MAX_VALUES} |
+| levels of nesting | {plain.MAX_DEPTH} |
+| a whole number, where no other limit applies | {plain.MAX_INTEGER} |
+| a recipe's name | {fields.MAX_RECIPE_NAME} characters |
+| a name or a label | {fields.MAX_NAME} characters on one line |
+| a path or an id | {fields.MAX_PATH} characters on one line |
+| any other text | {plain.MAX_TEXT} characters |
+| a duration, a size | {fields.MAX_SECONDS:.0f} s, {fields.MAX_SIZE} bytes |
+| entries of a list such as `models`, `methods`, `tasks` or `exclude` | {fields.MAX_ENTRIES} |
+| batch sizes, or prompt lengths, in one grid | {fields.MAX_SIZES} |
+| points of the grid, batch sizes × prompt lengths | {measure.MAX_CELLS} |
+| tokens of one batch, batch size × (`prompt_tokens` + `new_tokens`) | {fields.MAX_TOKENS} |
+| tokens of the calibration set, `samples` × `length` | {text.MAX_CALIBRATION_TOKENS} |
+| combinations of parameters that `methods` or `engines` expand to | {expand.MAX_VARIANTS} |
+| measuring runs of a plan, before `exclude` | {planning.MAX_RUNS} |
+| layers, and any width, of a synthetic model | {config.MAX_LAYERS}, {config.MAX_SIZE} |
+| a text file | {texts.MAX_TEXT_BYTES} bytes |
+
+Text must be printable: control characters (of a terminal, say) and lone surrogates are errors, except for line breaks
+and tabs in `system`. A file that a recipe names must be a regular file or, for a model, a folder: a pipe or a device is
+an error."""
 WORDS: list[tuple[Any, str]] = [
     (recipe.Seconds, "duration: seconds, or `90s`, `10m`, `1.5h`"),
     (recipe.Bytes, "size: bytes, or `8GiB` (2³⁰ bytes each), `8GB` (10⁹ each); also with K, M and T"),
@@ -76,7 +119,7 @@ WORDS: list[tuple[Any, str]] = [
     (recipe.Text, "a text's name, a file's path, or a mapping (see [its keys](#measureperplexitytext))"),
     *((str, "text"), (int, "whole number"), (float, "number"), (bool, "`true` or `false`"), (dict, "mapping")),
 ]
-ONE_OR_MANY = get_args(recipe.PositiveInts)[1].func
+ONE_OR_MANY = get_args(recipe.BatchSizes)[1].func
 
 
 def words(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
@@ -151,7 +194,7 @@ def render() -> str:
     for path, kind in _sections(recipe.Recipe):
         parts += [f"## {path or 'The recipe'}", _prose(kind), _table(kind)]
         parts += [] if path else [EXTENDS]
-    parts += [ENGINES]
+    parts += [LIMITS, ENGINES]
     for engine in (registry.engine(name) for name in _built_in(registry.engine_names(), registry.ENGINE_GROUP)):
         needs = f" Needs [the stack](methods.md#stacks) `{engine.stack}`." if engine.stack != MAIN else ""
         parts += [f"### {engine.name}", f"`{engine.name}`: {engine.summary}.{needs}", _prose(engine.params)]

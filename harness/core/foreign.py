@@ -11,7 +11,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,6 +23,8 @@ MAX_JSON_VALUES = 1_500_000
 """Values in any JSON that the harness reads: in memory each may take 250 bytes."""
 MAX_QUOTED = 80
 """Characters of a stranger's text that a message repeats."""
+MAX_SHOWN_PATH = 1000
+"""Characters of a path that a message shows."""
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -88,15 +90,36 @@ def parse_json(content: bytes, name: str, error: type[UsageError], limit_values:
     return value
 
 
-def shown(path: Path) -> str:
-    """A path on one line, for messages, whatever characters it has."""
+def shown(path: Path | str) -> str:
+    """A path or a word on one line, for messages, whatever characters it has and however many."""
     text = str(path)
-    return text if text.isprintable() else ascii(text)
+    short = text if len(text) <= MAX_SHOWN_PATH else f"{text[:MAX_SHOWN_PATH]}…"
+    return short if short.isprintable() else ascii(short)
+
+
+def locate(written: str, folder: Path, error: type[UsageError]) -> Path:
+    """The path that a user wrote: ``~`` expanded, relative to ``folder``, links followed.
+
+    Raises ``error`` if no path can be written so, for links that go in a circle, and for what may not be looked at.
+    Whether anything is there is for the caller to see.
+    """
+    try:
+        path = (folder / Path(written).expanduser()).resolve()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (RuntimeError, ValueError) as fault:  # no such user, links in a circle; a zero byte
+        raise error(f"{quoted(written)} is not a path: {fault}") from None
+    except OSError as fault:
+        raise error(f"{quoted(written)}: {fault.strerror}") from None
+    return path
 
 
 def quoted(value: object) -> str:
     """A value from a stranger's file for a message: on one line, printable, and not long."""
-    whole = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
+    try:
+        whole = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
+    except ValueError:
+        return "a number of more digits than Python writes"
     return whole if len(whole) <= MAX_QUOTED else f"{whole[:MAX_QUOTED]}…"
 
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import Field
 
 from harness.core.capability import KernelFamily
 from harness.core.engine import LoadRequest
 from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT, Format
 from harness.core.identity import Scalar, Stage
 from harness.core.strict import Strict
+
+MAX_GROUP = 2**20
+"""Weights that may share a scale."""
+MAX_STEPS = 1_000_000
+"""Steps of an optimizer or of a search."""
+GroupSize = Annotated[int, Field(gt=0, le=MAX_GROUP)]
+Steps = Annotated[int, Field(gt=0, le=MAX_STEPS)]
 
 
 class MethodParams(Strict):

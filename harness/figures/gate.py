@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.core.foreign import quoted
+from harness.core.plain import fault_in_scalar
 from harness.errors import did_you_mean
 from harness.figures.statistic import Count
 
@@ -53,12 +55,12 @@ def threshold(gates: Mapping[str, Figure[Any]], name: str, written: object) -> f
     """
     figure = gates.get(name)
     if figure is None or figure.gate is None:
-        raise ValueError(f"unknown gate {name!r}{did_you_mean(name, gates)}")
+        raise ValueError(f"unknown gate {quoted(name)}{did_you_mean(name, gates)}")
     gate = figure.gate
     value = _number(written)
     percent = isinstance(written, str) and written.strip().endswith("%")
     if value is None or (percent and not gate.share):
-        raise ValueError(f"{name}: expected {_example(gate)}, not {written!r}")
+        raise ValueError(f"{name}: expected {_example(gate)}, not {quoted(written)}")
     if not (math.isfinite(value) and value >= 0) or (gate.share and value >= 1):
         raise ValueError(f"{name}: a threshold is at least 0" + (" and less than 100%" if gate.share else ""))
     if value == 0 and not isinstance(figure.statistic, Count):
@@ -83,6 +85,8 @@ def _example(gate: Gate) -> str:
 
 
 def _number(written: object) -> float | None:
+    if isinstance(written, int) and fault_in_scalar(written) is not None:
+        return None
     if isinstance(written, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d*)?(?:[eE]-?\d+)?)\s*(%?)\s*", written)
         return float(match[1]) / (100 if match[2] else 1) if match else None

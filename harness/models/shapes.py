@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.core.foreign import quoted
+from harness.core.foreign import locate, quoted
 from harness.errors import SourceError
 from harness.models import headers, hub
 from harness.models.gguf.header import configuration, read_header
 from harness.models.resolve import Resolved, resolve
 from harness.models.scope import holds_experts, in_decoder
-from harness.models.sources import HUB_ID, package_file, resolve_path
+from harness.models.sources import HUB_ID, package_file
 from harness.numerics.traffic import routing
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -89,20 +89,20 @@ def read(model: str, revision: str | None = None) -> ModelShapes:
     if scheme == "synthetic" and rest:
         if not rest.endswith(".json"):
             raise SourceError(f"{model!r}: name the configuration of a synthetic model: synthetic:config.json")
-        return _from_config(model, headers.read_config_file(resolve_path(rest, Path())))
+        return _from_config(model, headers.read_config_file(locate(rest, Path(), SourceError)))
     if scheme == "package" and rest:
         return _from_gguf(model, package_file(rest))
-    path = resolve_path(model, Path())
+    path = locate(model, Path(), SourceError)
     if path.is_dir():
         return _from_folder(model, path)
     if path.is_file():
         return (
             _from_gguf(model, path) if path.suffix == ".gguf" else _from_config(model, headers.read_config_file(path))
         )
-    if HUB_ID.match(model) and not model.endswith((".gguf", ".json")):
+    if HUB_ID.fullmatch(model) and not model.endswith((".gguf", ".json")):
         config, header = hub.header(model, revision)
         return _from_config(model, config) if header is None else shapes(model, config, header)
-    raise SourceError(f"model not found: {model!r} is no file or folder, and no hub id")
+    raise SourceError(f"model not found: {quoted(model)} is no file or folder, and no hub id")
 
 
 def shapes(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.core.foreign import quoted
+from harness.core.foreign import locate, quoted, shown
 from harness.core.identity import digest
 from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
@@ -22,7 +22,7 @@ from harness.models.scope import in_decoder
 from harness.recipe import Model
 from harness.storage.checksums import hash_file, list_folder, stat_file
 
-HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
 _CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
 """The files, besides the weights, that determine what a checkpoint computes."""
 _DECIDING = (*_CHECKPOINT_FILES, "*.safetensors")
@@ -61,12 +61,12 @@ def inspect(entry: Model, folder: Path) -> SourceModel:
     _refuse(entry, "config", "seed", kind="a model that is not synthetic")
     if scheme == "package" and rest:
         return _local(entry, package_file(rest))
-    path = resolve_path(entry.id, folder)
+    path = locate(entry.id, folder, SourceError)
     if path.exists():
         return _local(entry, path)
-    if HUB_ID.match(entry.id) and not entry.id.endswith(".gguf"):
+    if HUB_ID.fullmatch(entry.id) and not entry.id.endswith(".gguf"):
         return _hub(entry)
-    raise SourceError(f"model not found: {entry.id!r} is no file or folder at {path}, and no hub id")
+    raise SourceError(f"model not found: {quoted(entry.id)} is no file or folder at {shown(path)}, and no hub id")
 
 
 def fetch(ref: ModelRef) -> None:
@@ -83,7 +83,7 @@ def _refuse(entry: Model, *keys: str, kind: str) -> None:
     for key in keys:
         value = getattr(entry, key)
         if not (value is None or value is False or value == {}):
-            raise SourceError(f"model {entry.id!r}: {key!r} has no effect on {kind}; leave it out")
+            raise SourceError(f"model {quoted(entry.id)}: {key!r} has no effect on {kind}; leave it out")
 
 
 def _local(entry: Model, path: Path) -> SourceModel:
@@ -98,20 +98,24 @@ def _local(entry: Model, path: Path) -> SourceModel:
         _refuse(entry, "trust_remote_code", kind="a GGUF file")
         header, file = read_header(path), hash_file(path)
         if header.unreadable_tokenizer is not None:
-            raise SourceError(f"model {entry.id!r}: {header.unreadable_tokenizer}")
+            raise SourceError(f"model {quoted(entry.id)}: {header.unreadable_tokenizer}")
         return replace(_source(entry, "gguf", path, header, file.sha256), files=Input((file,)))
-    raise SourceError(f"model {entry.id!r}: neither a model's folder nor a .gguf file")
+    raise SourceError(f"model {quoted(entry.id)}: neither a model's folder nor a .gguf file")
 
 
 def _hub(entry: Model) -> SourceModel:
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     if entry.revision is None:
         raise SourceError(
-            f"model {entry.id!r}: a hub model needs 'revision', a commit, or its run could not be repeated"
+            f"model {quoted(entry.id)}: a hub model needs 'revision', a commit, or its run could not be repeated"
         )
     content = f"{entry.id}@{entry.revision}"
-    cached = try_to_load_from_cache(entry.id, "config.json", revision=entry.revision)
+    try:
+        cached = try_to_load_from_cache(entry.id, "config.json", revision=entry.revision)
+    except HFValidationError as error:
+        raise SourceError(f"model {quoted(entry.id)} is no hub id: {error}") from None
     if isinstance(cached, str):
         folder = Path(cached).parent
         try:
@@ -135,10 +139,10 @@ def _fetched(file: Path) -> InputFile:
 def _synthetic(entry: Model, kind: str, folder: Path) -> SourceModel:
     config = dict(entry.config)
     if kind.endswith(".json"):
-        config = headers.read_json(resolve_path(kind, folder)) | config
+        config = headers.read_json(locate(kind, folder, SourceError)) | config
     else:
         config = {"model_type": kind} | config
-    configurations.check(config, f"model {entry.id!r}")
+    configurations.check(config, f"model {quoted(entry.id)}")
     header = headers.synthetic(config) or _asked(entry, config)
     source = _source(entry, "synthetic", None, header, digest([config, entry.seed or 0]))
     return replace(source, ref=replace(source.ref, config=config))
@@ -159,6 +163,8 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
     matrices, decoder, other = {}, 0, 0
     for name, shape in header.shapes.items():
         if in_decoder(name, len(shape)):
+            if 0 in shape:
+                raise SourceError(f"model {quoted(entry.id)}: {shown(name)} is empty")
             matrices[name] = shape
             decoder += math.prod(shape)
         else:
@@ -183,16 +189,6 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
     )
 
 
-def resolve_path(name: str, folder: Path) -> Path:
-    """The path that a name means, beginning at a folder. Raises SourceError for what cannot be a path."""
-    try:
-        path = (folder / Path(name).expanduser()).resolve()
-        path.exists()
-    except (RuntimeError, ValueError, OSError) as error:  # no home, a zero byte, a loop of links, too long
-        raise SourceError(f"{quoted(name)} is not a path: {error}") from None
-    return path
-
-
 def _label(model_id: str) -> str:
     name = model_id.partition(":")[2] or model_id
     return re.sub(r"\.(gguf|json)$", "", name.rstrip("/").split("/")[-1])
@@ -201,13 +197,16 @@ def _label(model_id: str) -> str:
 def package_file(name: str) -> Path:
     """The path of ``NAME/FILE``, without importing the package."""
     package, _, file = name.partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # a module that Python made itself, such as __main__
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise SourceError(
-            f"package {package!r} is not installed; install it into this environment: "
-            f"pip install --no-deps {package.replace('_', '-')}"
+            f"package {quoted(package)} is not installed; install it into this environment: "
+            f"pip install --no-deps {shown(package).replace('_', '-')}"
         )
-    path = Path(spec.submodule_search_locations[0]) / file
+    path = locate(file, Path(spec.submodule_search_locations[0]), SourceError)
     if not path.is_file():
-        raise SourceError(f"package {package!r} holds no file {file!r}")
+        raise SourceError(f"package {quoted(package)} holds no file {quoted(file)}")
     return path

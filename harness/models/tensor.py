@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.foreign import open_file, quoted, shown
+from harness.core.foreign import locate, open_file, quoted, shown
 from harness.errors import SourceError
 from harness.models import headers, safetensors
 from harness.models.gguf import reader
-from harness.models.sources import package_file, resolve_path
+from harness.models.sources import package_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +51,7 @@ def read(model: str, name: str) -> NamedTensor:
     import numpy as np
 
     scheme, _, rest = model.partition(":")
-    path = package_file(rest) if scheme == "package" else resolve_path(model, Path())
+    path = package_file(rest) if scheme == "package" else locate(model, Path(), SourceError)
     if not path.exists():
         raise SourceError(f"model {model!r}: no such folder or file; a hub's model must be fetched first")
     if path.is_file() and path.suffix != ".gguf":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from harness import plugins as registry
 from harness.core.engine import Engine, EngineParams
+from harness.core.foreign import quoted
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar, digest
 from harness.core.method import Method
@@ -26,6 +28,8 @@ from harness.stacks import stack_names
 TRUST = "trust_remote_code"
 STACK = "stack"
 """The key of a method's entry that names the stack to quantize in; every other key is a parameter."""
+MAX_VARIANTS = 1000
+"""Combinations of parameters that the methods of a recipe, or its engines, expand to."""
 P = TypeVar("P", bound=BaseModel)
 
 
@@ -70,6 +74,7 @@ class EngineChoice:
 
 def engine_choices(recipe: Recipe) -> list[EngineChoice]:
     """Every engine of a recipe once. Raises RecipeError for unknown engines and invalid parameters."""
+    _validate_size(recipe, recipe.engines, ("engines",))
     found: dict[str, EngineChoice] = {}
     for index, entry in enumerate(recipe.engines):
         try:
@@ -85,6 +90,7 @@ def engine_choices(recipe: Recipe) -> list[EngineChoice]:
 
 def choices(recipe: Recipe, base: MethodChoice) -> list[MethodChoice]:
     """Every method of a recipe once, including the baseline. Raises RecipeError for what no model could use."""
+    _validate_size(recipe, recipe.methods, ("methods",))
     found: dict[str, MethodChoice] = {}
     for index, entry in enumerate(recipe.methods):
         for choice in _expand(recipe, entry, ("methods", index)):
@@ -95,6 +101,7 @@ def choices(recipe: Recipe, base: MethodChoice) -> list[MethodChoice]:
 
 def baseline(recipe: Recipe) -> MethodChoice:
     """The single unquantized method that all others are compared with. Raises RecipeError for anything else."""
+    _validate_size(recipe, [recipe.baseline], ("baseline",))
     found = list(_expand(recipe, recipe.baseline, ("baseline",)))
     if len(found) != 1 or found[0].ref.stage != "none":
         raise recipe.error(("baseline",), "expected one unquantized variant, such as 'none'")
@@ -106,6 +113,17 @@ def _reject_duplicates(recipe: Recipe, chosen: list[MethodChoice]) -> None:
     labels = [choice.ref.label for choice in chosen if choice.checkpoint]
     if len(set(labels)) < len(labels):
         raise recipe.error(("methods",), "two checkpoints have folders of one name; a table could not tell them apart")
+
+
+def _validate_size(recipe: Recipe, entries: Sequence[Entry], place: Location) -> None:
+    """Raises RecipeError, before anything is expanded, if the entries expand to too many combinations."""
+    count = sum(
+        math.prod(len(value) for value in entry.params.values() if isinstance(value, list)) for entry in entries
+    )
+    if count > MAX_VARIANTS:
+        raise recipe.error(
+            place, f"expands to {count} combinations of parameters, and the limit is {MAX_VARIANTS}; list fewer values"
+        )
 
 
 def _key(choice: MethodChoice) -> str:
@@ -152,7 +170,7 @@ def _stack(recipe: Recipe, method: Method[Any], name: Any, place: Location) -> s
         return None
     known = stack_names()
     if name not in known:
-        raise recipe.error((*place, STACK), f"unknown stack {name!r}{did_you_mean(str(name), known)}")
+        raise recipe.error((*place, STACK), f"unknown stack {quoted(name)}{did_you_mean(str(name), known)}")
     if method.stage != "offline":
         raise recipe.error((*place, STACK), f"{method.name} does not quantize in a run of its own; leave it out")
     return str(name)
@@ -188,7 +206,7 @@ def validate_names(recipe: Recipe, owner: str, params: type[BaseModel], given: I
 def checked(recipe: Recipe, params: type[P], given: Mapping[str, Any], place: Location) -> P:
     """The parameters in their own type. Raises RecipeError for a value that one of them cannot have."""
     try:
-        return params.model_validate_json(json.dumps(given, default=str))
+        return params.model_validate_json(json.dumps(given))
     except ValidationError as error:
         fault = error.errors()[0]
         raise recipe.error((*place, *fault["loc"][:1]), expected(fault)) from None

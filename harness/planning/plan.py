@@ -60,6 +60,9 @@ from harness.recipe import Recipe
 from harness.storage.checksums import hash_file
 from harness.tasks.trust import definition
 
+MAX_RUNS = 5000
+"""Measuring runs of one plan, counted before ``exclude`` and what is unsupported are taken from them."""
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -142,6 +145,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     validate_engines(recipe, [choice.engine for choice in engines], methods)
     validate_calibration(recipe, methods)
     validate_scope(recipe, sources, methods)
+    _validate_runs(recipe, len(sources) * len(engines) * len(methods), len(texts) + len(tasks))
     validate_exclude(recipe, methods, [source.ref.label for source in sources], engines)
     checkpoints = [method.checkpoint for method in methods if method.checkpoint is not None]
     known = _Inputs({source.ref.path: source.files for source in (*sources, *checkpoints) if source.files})
@@ -155,6 +159,19 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
         )
     once = {run.spec.run_id: run for run in [*_machine(sweep, planned), *planned]}  # engines share some runs
     return tuple(sorted(once.values(), key=lambda run: run.spec.job.turn + run.spec.repetition))
+
+
+def _validate_runs(recipe: Recipe, variants: int, questions: int) -> None:
+    """Raises RecipeError for too many runs; ``questions`` are the texts and tasks that each variant gets."""
+    rows = variants * len(recipe.kv_cache)
+    timed = len(recipe.decode_mode) * recipe.repetitions
+    runs = rows * (questions + timed)
+    if runs > MAX_RUNS:
+        raise recipe.error(
+            (),
+            f"plans {runs} runs: {rows} variants × ({questions} texts and tasks + {timed} repetitions), and the limit "
+            f"is {MAX_RUNS}; list fewer values or repetitions, or divide it into several recipes",
+        )
 
 
 def _machine(sweep: _Resolved, planned: Sequence[PlannedRun]) -> Iterator[PlannedRun]:

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from harness import plugins as registry
 from harness.core.engine import Engine
+from harness.core.foreign import quoted
 from harness.core.identity import digest
 from harness.core.model import model_identity
 from harness.figures.gate import threshold
@@ -21,8 +22,10 @@ from harness.recipe.faults import expected
 
 def reject_duplicates(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
     """Raises RecipeError for a model listed twice, and for models that a table could not distinguish."""
-    if len({source.ref.label for source in sources}) < len(sources):
-        raise recipe.error(("models",), "two models have the same label; give one a 'label' of its own")
+    if len({source.ref.label.casefold() for source in sources}) < len(sources):
+        raise recipe.error(
+            ("models",), "two models have the same label (capital letters do not count); give one a 'label' of its own"
+        )
     if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
         raise recipe.error(("models",), "the same model is listed twice")
 
@@ -92,8 +95,8 @@ def _validate_patterns(recipe: Recipe, model: str, modules: Sequence[str]) -> No
     for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
         for pattern in patterns:
             if not any(matching(module, [pattern]) for module in modules):
-                example = f"its modules have names such as {modules[0]!r}"
-                raise recipe.error(("scope", key), f"{pattern!r} matches no module of {model}; {example}")
+                example = f"its modules have names such as {quoted(modules[0])}"
+                raise recipe.error(("scope", key), f"{quoted(pattern)} matches no module of {model}; {example}")
     if all(matching(module, recipe.scope.skip) for module in modules):
         raise recipe.error(("scope", "skip"), f"leaves nothing of {model} to quantize")
 

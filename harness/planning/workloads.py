@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from harness import plugins
 from harness import recipe as written
+from harness.core.foreign import locate, shown
 from harness.core.metric import Metric
 from harness.core.workload import CalibrationRef, MetricRef, PerplexityWorkload, TaskWorkload, TextRef
-from harness.errors import SourceError, UsageError, did_you_mean
+from harness.errors import RecipeError, SourceError, UsageError, did_you_mean
 from harness.planning.expand import checked, validate_names
 from harness.recipe import Measure, Recipe
 from harness.tasks.catalog import catalog, read_names
@@ -54,9 +54,11 @@ def _perplexity(recipe: Recipe, index: int) -> PerplexityWorkload:
 def tasks(recipe: Recipe) -> tuple[TaskWorkload, ...]:
     """The tasks of a recipe; a tag expands to its tasks. Raises RecipeError for an unknown task or a duplicate."""
     found = tuple(each for index in range(len(recipe.measure.tasks)) for each in _task(recipe, index))
-    for index, each in enumerate(found):
-        if each in found[:index]:
+    seen: set[TaskWorkload] = set()
+    for each in found:
+        if each in seen:
             raise recipe.error(("measure", "tasks"), f"asks {each.name!r} twice in the same way")
+        seen.add(each)
     return found
 
 
@@ -71,7 +73,7 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
         "fewshot_data": _file(recipe, entry.fewshot_data, (*place, "fewshot_data")),
     }
     if entry.name.endswith((".yaml", ".yml")):
-        return (_own(recipe, Path(entry.name), (*place, "name"), settings),)
+        return (_own(recipe, entry.name, (*place, "name"), settings),)
     if entry.trust_task_code:
         raise recipe.error((*place, "trust_task_code"), "has no effect on a task that lm-eval brings; leave it out")
     try:
@@ -81,18 +83,17 @@ def _task(recipe: Recipe, index: int) -> tuple[TaskWorkload, ...]:
         raise recipe.error((*place, "name"), str(error)) from None
 
 
-def _own(recipe: Recipe, name: Path, place: Place, settings: dict[str, object]) -> TaskWorkload:
+def _own(recipe: Recipe, name: str, place: Place, settings: dict[str, object]) -> TaskWorkload:
     """A task that the user defined. Raises RecipeError, with file and line, if it contains untrusted code."""
-    path = (recipe.folder_of(place) / name.expanduser()).resolve()
-    if not path.is_file():
-        raise recipe.error(place, f"task file not found: {path}")
-    names = read_names(path)
-    if not names:
-        raise recipe.error(place, f"{path} names no 'task' and no 'group'")
     try:
-        found = definition(path)
+        path = locate(name, recipe.folder_of(place), RecipeError)
+        if not path.is_file():
+            raise UsageError(f"task file not found: {shown(path)}")
+        found, names = definition(path), read_names(path)
     except UsageError as error:
         raise recipe.error(place, str(error)) from None
+    if not names:
+        raise recipe.error(place, f"{shown(path)} names no 'task' and no 'group'")
     if found.code and not settings["trust_task_code"]:
         raise recipe.error(
             place,

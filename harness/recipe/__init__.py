@@ -4,12 +4,13 @@ An unknown key is an error: nothing in a recipe is ever ignored.
 """
 
 from harness.recipe.extends import file_schema
-from harness.recipe.fields import Bytes, PositiveInts, Seconds
+from harness.recipe.fields import BatchSizes, Bytes, Seconds
 from harness.recipe.measure import Measure, Perplexity, Task, Throughput
 from harness.recipe.sweep import EngineEntry, Entry, MethodEntry, Model, Recipe, load_recipe
 from harness.recipe.text import Calibration, Text
 
 __all__ = [
+    "BatchSizes",
     "Bytes",
     "Calibration",
     "EngineEntry",
@@ -18,7 +19,6 @@ __all__ = [
     "MethodEntry",
     "Model",
     "Perplexity",
-    "PositiveInts",
     "Recipe",
     "Seconds",
     "Task",

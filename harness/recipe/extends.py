@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from harness.core.foreign import locate, quoted, shown
+from harness.core.plain import MAX_VALUES
 from harness.errors import RecipeError
 from harness.recipe.faults import recipe_error
 from harness.recipe.yaml_file import Location, YamlFile, read_yaml
@@ -16,6 +18,9 @@ from harness.recipe.yaml_file import Location, YamlFile, read_yaml
 EXTENDS = "extends"
 NOT_INHERITED = ("name",)
 """The results folder is named after the recipe, so inheriting ``name`` would make two recipes share one by accident."""
+
+MAX_FILES = 8
+"""Files that one recipe is made of: itself, the one it extends, and so on."""
 
 
 def read_extended(path: Path) -> YamlFile:
@@ -48,23 +53,27 @@ def _read(path: Path, above: tuple[Path, ...]) -> YamlFile:
     base = _base(file)
     chain = (*above, path)
     if base.resolve() in [each.resolve() for each in chain]:
-        circle = " extends ".join(map(str, (*chain, base)))
+        circle = " extends ".join(map(shown, (*chain, base)))
         raise recipe_error(file, (EXTENDS,), f"the files extend each other in a circle: {circle}")
-    return _laid(_read(base, chain), file)
+    if len(chain) >= MAX_FILES:
+        raise recipe_error(file, (EXTENDS,), f"a recipe is made of at most {MAX_FILES} files; merge some of them")
+    whole = _laid(_read(base, chain), file)
+    if len(whole.places) > MAX_VALUES:
+        raise recipe_error(file, (EXTENDS,), f"together the files hold more than {MAX_VALUES} values; write fewer")
+    return whole
 
 
 def _base(file: YamlFile) -> Path:
     """The file that a recipe extends, as a path suited to messages."""
     written = file.data[EXTENDS]
     if not isinstance(written, str) or not written:
-        raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file, not {written!r}")
+        raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file, not {quoted(written)}")
     try:
-        path = (file.path.resolve().parent / Path(written).expanduser()).resolve()
-        exists = path.is_file()
-    except (RuntimeError, ValueError, OSError) as error:
-        raise recipe_error(file, (EXTENDS,), f"{written!r} is not a path: {error}") from None
-    if not exists:
-        raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file; there is no file {path}")
+        path = locate(written, file.path.resolve().parent, RecipeError)
+    except RecipeError as error:
+        raise recipe_error(file, (EXTENDS,), str(error)) from None
+    if not path.is_file():
+        raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file; there is no file {shown(path)}")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
@@ -97,8 +106,8 @@ def _without_nulls(file: YamlFile) -> YamlFile:
             for key, inner in value.items():
                 if inner is None:
                     raise RecipeError(
-                        f"{file.place_of((*at, key))}: null removes a key inherited through 'extends', but {key!r} is "
-                        "not inherited; give it a value or leave it out"
+                        f"{file.place_of((*at, key))}: null removes a key inherited through 'extends', but "
+                        f"{quoted(key)} is not inherited; give it a value or leave it out"
                     )
                 check(inner, (*at, key))
         elif isinstance(value, list):

@@ -5,11 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from harness.core.strict import Strict
-from harness.recipe.fields import Bos, Bytes, PositiveInts, one_or_many
+from harness.recipe.fields import (
+    MAX_ENTRIES,
+    MAX_SAMPLES,
+    MAX_TOKENS,
+    BatchSizes,
+    Bos,
+    Bytes,
+    Iterations,
+    Lengths,
+    Located,
+    Name,
+    Plain,
+    Prose,
+    Seed,
+    Tokens,
+    one_or_many,
+)
 from harness.recipe.text import AnyText, Text
+
+MAX_CELLS = 1024
+"""Points of one grid: batch sizes × prompt lengths."""
+MAX_EXAMPLES = 1000
+"""Answered examples before each question."""
 
 
 def _task(value: Any) -> Any:
@@ -23,14 +45,14 @@ class Perplexity(Strict):
     protocol: Literal["gptq", "lm-eval", "llama.cpp", "sliding"] = Field(
         "gptq", description="how the text is joined, split and scored; named after the tool it reproduces"
     )
-    context: Annotated[int, Field(ge=2)] | None = Field(
+    context: Annotated[int, Field(ge=2, le=MAX_TOKENS)] | None = Field(
         None, description="tokens per window; default: 512 for llama.cpp, otherwise 2048"
     )
-    stride: PositiveInt | None = Field(
+    stride: Tokens | None = Field(
         None, description="tokens between window starts, only for sliding; default: half the context"
     )
     bos: Bos = Field("auto", description="whether BOS is added where the protocol puts it; auto follows the tokenizer")
-    windows: PositiveInt | None = Field(
+    windows: Annotated[int, Field(gt=0, le=MAX_TOKENS)] | None = Field(
         None, description="score only the first windows (lm-eval: the whole documents in them); default: all"
     )
 
@@ -42,21 +64,25 @@ class Task(Strict):
     data set. Without them the data set comes from the hub.
     """
 
-    name: str = Field(min_length=1, description="a name that lm-eval knows, or the path of a task's YAML file")
-    fewshot: NonNegativeInt | None = Field(
+    name: Located = Field(description="a name that lm-eval knows, or the path of a task's YAML file")
+    fewshot: Annotated[int, Field(ge=0, le=MAX_EXAMPLES)] | None = Field(
         None, description="answered examples before each question; default: the task's"
     )
     sampler: Literal["default", "first_n"] | None = Field(
         None,
         description="examples drawn per question, or the first ones for all; default: the task's",
     )
-    limit: PositiveInt | None = Field(None, description="ask only the first questions (of each task in a group)")
-    data: str | None = Field(None, description="file with the questions; a relative path starts at the recipe's folder")
-    fewshot_data: str | None = Field(None, description="file with the examples; default: drawn from data")
+    limit: Annotated[int, Field(gt=0, le=MAX_SAMPLES)] | None = Field(
+        None, description="ask only the first questions (of each task in a group)"
+    )
+    data: Located | None = Field(
+        None, description="file with the questions; a relative path starts at the recipe's folder"
+    )
+    fewshot_data: Located | None = Field(None, description="file with the examples; default: drawn from data")
     chat_template: bool = Field(False, description="wrap the questions in the model's chat template")
-    system: str | None = Field(None, description="system prompt before every question")
+    system: Prose | None = Field(None, description="system prompt before every question")
     bos: Bos = Field("auto", description="whether a prompt begins with BOS; auto follows the tokenizer")
-    cluster: str | None = Field(
+    cluster: Name | None = Field(
         None, description="data field that groups related questions (such as the same passage), for the intervals"
     )
     trust_task_code: bool = Field(
@@ -64,9 +90,7 @@ class Task(Strict):
         description="run the code that the task's YAML file names: `!function` functions and metrics that lm-eval does "
         "not provide; lm-eval's own tasks do not need this",
     )
-    seed: NonNegativeInt = Field(
-        1234, description="seed of the drawn examples, and of text generation if a task samples"
-    )
+    seed: Seed = Field(1234, description="seed of the drawn examples, and of text generation if a task samples")
 
 
 class Divergence(Strict):
@@ -88,11 +112,30 @@ class Energy(Strict):
 class Throughput(Strict):
     """Prefill and decode, timed separately over a grid of batch sizes and prompt lengths."""
 
-    batch_sizes: PositiveInts = Field((1,), description="sequences per batch")
-    prompt_tokens: PositiveInts = Field((128,), description="prompt lengths in tokens")
-    new_tokens: int = Field(32, ge=2, description="decoding steps; an end-of-sequence token does not stop them")
-    warmup: PositiveInt = Field(1, description="untimed iterations before the timed ones")
-    iterations: PositiveInt = Field(3, description="timed iterations in each process")
+    batch_sizes: BatchSizes = Field((1,), description="sequences per batch")
+    prompt_tokens: Lengths = Field((128,), description="prompt lengths in tokens")
+    new_tokens: int = Field(
+        32, ge=2, le=MAX_TOKENS, description="decoding steps; an end-of-sequence token does not stop them"
+    )
+    warmup: Iterations = Field(1, description="untimed iterations before the timed ones")
+    iterations: Iterations = Field(3, description="timed iterations in each process")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Throughput:
+        if len(self.batch_sizes) * len(self.prompt_tokens) > MAX_CELLS:
+            raise PydanticCustomError(
+                "grid",
+                "expected at most {limit} points of the grid, batch sizes × prompt lengths; name fewer",
+                {"limit": MAX_CELLS},
+            )
+        if max(self.batch_sizes) * (max(self.prompt_tokens) + self.new_tokens) > MAX_TOKENS:
+            raise PydanticCustomError(
+                "grid",
+                "expected at most {limit} tokens in a batch, batch size × (prompt_tokens + new_tokens); "
+                "name smaller ones",
+                {"limit": MAX_TOKENS},
+            )
+        return self
 
 
 class Measure(Strict):
@@ -102,17 +145,20 @@ class Measure(Strict):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, dict[str, Any]]
+    __pydantic_extra__: dict[Name, dict[Name, Plain]]
 
     perplexity: Annotated[
         tuple[Perplexity, ...],
         BeforeValidator(one_or_many, json_schema_input_type=Perplexity | list[Perplexity]),
-        Field(min_length=1),
+        Field(min_length=1, max_length=MAX_ENTRIES),
     ] = ()
     divergence: Divergence | None = None
     memory: Memory | None = None
     throughput: Throughput | None = None
-    tasks: tuple[Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)], ...] = ()
+    tasks: Annotated[
+        tuple[Annotated[Task, BeforeValidator(_task, json_schema_input_type=str | Task)], ...],
+        Field(max_length=MAX_ENTRIES),
+    ] = ()
     energy: Energy | None = None
 
     @property

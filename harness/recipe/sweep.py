@@ -7,18 +7,36 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt, PositiveInt, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, ValidationError
 from pydantic_core import PydanticCustomError
 
 from harness.core.identity import NAME, KvCache
 from harness.core.strict import Strict
 from harness.errors import RecipeError
 from harness.recipe.extends import read_extended
-from harness.recipe.faults import causes, explain, recipe_error
-from harness.recipe.fields import Bytes, Commit, Dtype, Seconds, distinct, one_or_many
+from harness.recipe.faults import all_of, recipe_error
+from harness.recipe.fields import (
+    MAX_ENTRIES,
+    MAX_RECIPE_NAME,
+    Bytes,
+    Commit,
+    Dtype,
+    Located,
+    Name,
+    OneValue,
+    Plain,
+    Seconds,
+    Seed,
+    Threads,
+    distinct,
+    one_or_many,
+)
 from harness.recipe.measure import Measure
 from harness.recipe.text import Calibration
 from harness.recipe.yaml_file import Location, YamlFile
+
+MAX_REPETITIONS = 1000
+MAX_PRICE_PER_HOUR = 10**9
 
 
 class Model(Strict):
@@ -28,23 +46,23 @@ class Model(Strict):
     package), ``synthetic:TYPE`` (seeded random weights, shaped by ``config``), or a hub id.
     """
 
-    id: str = Field(min_length=1)
-    label: str | None = Field(None, description="name shown in tables; default: derived from the id")
+    id: Located
+    label: Name | None = Field(None, description="name shown in tables; default: derived from the id")
     dtype: Dtype = Field("auto", description="dtype the model runs in; auto is the checkpoint's own")
     revision: Commit | None = Field(None, description="commit of a hub model, required so that runs can be repeated")
-    degrid: NonNegativeInt | None = Field(
+    degrid: Seed | None = Field(
         None, description="seed for moving weights off a coarse grid without changing the function"
     )
     trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
-    config: dict[str, Any] = Field(default_factory=dict, description="configuration of a synthetic model")
-    seed: NonNegativeInt | None = Field(None, description="seed of a synthetic model's weights; default: 0")
+    config: dict[Name, Plain] = Field(default_factory=dict, description="configuration of a synthetic model")
+    seed: Seed | None = Field(None, description="seed of a synthetic model's weights; default: 0")
 
 
 class Entry(Strict):
     """One method or engine: a name, or ``{name: {parameter: value or list of values}}``."""
 
-    name: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    name: Name
+    params: dict[Name, Plain] = Field(default_factory=dict)
 
 
 class MethodEntry(Entry):
@@ -59,18 +77,22 @@ class Scope(Strict):
     """What is quantized: the decoder's matrices except those skipped. The same for all methods of a recipe."""
 
     quantize: Literal["decoder"] = Field("decoder", description="the decoder's matrices")
-    skip: Annotated[tuple[str, ...], BeforeValidator(one_or_many, json_schema_input_type=str | list[str])] = Field(
-        (), description="modules not to quantize, as patterns such as '*.down_proj' or 'model.layers.0.*'"
-    )
-    overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="parameters that differ for some modules: {'*.down_proj': {bits: 8}}"
+    skip: Annotated[
+        tuple[Name, ...],
+        BeforeValidator(one_or_many, json_schema_input_type=str | list[str]),
+        Field(max_length=MAX_ENTRIES),
+    ] = Field((), description="modules not to quantize, as patterns such as '*.down_proj' or 'model.layers.0.*'")
+    overrides: dict[Name, dict[Name, OneValue]] = Field(
+        default_factory=dict,
+        max_length=MAX_ENTRIES,
+        description="parameters that differ for some modules: {'*.down_proj': {bits: 8}}",
     )
 
 
 class Price(Strict):
     """The price of running the machine."""
 
-    per_hour: float = Field(gt=0, allow_inf_nan=False, description="for the whole machine")
+    per_hour: float = Field(gt=0, le=MAX_PRICE_PER_HOUR, allow_inf_nan=False, description="for the whole machine")
     currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="three-letter code (ISO 4217)")
 
 
@@ -89,7 +111,7 @@ def _scope(value: Any) -> Any:
 
 def _gates(value: Any) -> Any:
     if not isinstance(value, dict):
-        raise PydanticCustomError("gates", "expected figures with their thresholds, such as {{perplexity: 0.5%}}")
+        raise PydanticCustomError("gates", "expected figures with their thresholds, such as {perplexity: 0.5%}")
     return value
 
 
@@ -143,37 +165,43 @@ class Recipe(Strict):
     A list under a parameter of a method or an engine expands into one variant per value.
     """
 
-    name: str = Field(pattern=f"^{NAME.pattern}$", description="also the folder of its results")
+    name: str = Field(
+        pattern=f"^{NAME.pattern}$", max_length=MAX_RECIPE_NAME, description="also the folder of its results"
+    )
     models: tuple[Annotated[Model, BeforeValidator(_model, json_schema_input_type=str | Model)], ...] = Field(
-        min_length=1, description="the models to quantize; an entry may be just an id"
+        min_length=1, max_length=MAX_ENTRIES, description="the models to quantize; an entry may be just an id"
     )
     methods: tuple[AnyMethod, ...] = Field(
-        min_length=1, description="names, or {name: {parameter: value or list of values}}"
+        min_length=1, max_length=MAX_ENTRIES, description="names, or {name: {parameter: value or list of values}}"
     )
     engines: Annotated[tuple[AnyEngine, ...], AfterValidator(distinct)] = Field(
         (EngineEntry(name="transformers"),),
         min_length=1,
+        max_length=MAX_ENTRIES,
         description="the engines that run the variants: names, or {name: {parameter: value or list of values}}",
     )
     measure: Measure
     baseline: AnyMethod = Field(MethodEntry(name="none"), description="the variant that all others are compared with")
-    repetitions: PositiveInt = Field(1, description="fresh processes per variant, for performance only")
+    repetitions: int = Field(
+        1, gt=0, le=MAX_REPETITIONS, description="fresh processes per variant, for performance only"
+    )
     limits: Limits = Limits()
     scope: Annotated[Scope, BeforeValidator(_scope, json_schema_input_type=str | Scope)] = Field(
         Scope(), description="what to quantize; 'decoder' means all of the decoder's matrices"
     )
     calibration: Calibration | None = Field(None, description="the text for calibrated methods")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses the GPU if there is a usable one")
-    threads: PositiveInt | None = Field(None, description="CPU threads; default: one per core")
+    threads: Threads | None = Field(None, description="CPU threads; default: one per core")
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention implementation; default: the engine's choice"
     )
-    exclude: tuple[dict[str, Any], ...] = Field(
+    exclude: tuple[dict[Name, OneValue], ...] = Field(
         (),
+        max_length=MAX_ENTRIES,
         description="variants to leave out: those that match every key "
         "(model, method, engine, kv_cache, decode_mode, or a parameter of methods or engines)",
     )
-    seed: NonNegativeInt = Field(0, description="seed of prompts, and of methods that use random numbers")
+    seed: Seed = Field(0, description="seed of prompts, and of methods that use random numbers")
     kv_cache: Annotated[
         tuple[KvCache, ...],
         BeforeValidator(one_or_many, json_schema_input_type=str | list[str]),
@@ -195,7 +223,7 @@ class Recipe(Strict):
         "a static key-value cache; each entry of a list gets its own row",
     )
     price: Price | None = Field(None, description="the price of the machine, for the cost of a million tokens")
-    gates: Annotated[dict[str, Any], BeforeValidator(_gates, json_schema_input_type=dict[str, str | float])] = Field(
+    gates: Annotated[dict[Name, Plain], BeforeValidator(_gates, json_schema_input_type=dict[str, str | float])] = Field(
         default_factory=dict,
         description="thresholds for `qharness compare`, such as {perplexity: 0.5%}: see [regressions](regressions.md)",
     )
@@ -220,9 +248,8 @@ def load_recipe(path: str | Path) -> Recipe:
     """Reads and validates a recipe file and those it extends. Raises RecipeError, which lists every fault."""
     file = read_extended(Path(path))
     try:
-        recipe = Recipe.model_validate_json(json.dumps(file.data, default=str))
+        recipe = Recipe.model_validate_json(json.dumps(file.data))
     except ValidationError as error:
-        faults = dict.fromkeys(str(recipe_error(file, *explain(fault, Recipe))) for fault in causes(error.errors()))
-        raise RecipeError("\n".join(faults)) from None
+        raise all_of(file, error, Recipe) from None
     recipe._file = file
     return recipe

@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from harness.core.strict import Strict
-from harness.recipe.fields import Bos, Commit
+from harness.recipe.fields import MAX_SAMPLES, MAX_TOKENS, Bos, Commit, Located, Name, Seed
+
+MAX_CALIBRATION_TOKENS = 2**27
+"""Tokens of a whole calibration set."""
 
 
 def _text(value: Any) -> Any:
@@ -24,13 +27,13 @@ class Text(Strict):
     A file is plain text (each line a row) or JSON lines (each ``field`` a row).
     """
 
-    name: str | None = Field(None, description="a name listed by 'qharness list texts'")
-    file: str | None = Field(None, description="path, relative to the file it is written in")
-    hub: str | None = Field(None, description="id of a data set on the hub")
-    config: str | None = Field(None, description="configuration of the data set")
-    split: str | None = Field(None, description="split of the data set; needed with hub")
+    name: Name | None = Field(None, description="a name listed by 'qharness list texts'")
+    file: Located | None = Field(None, description="path, relative to the file it is written in")
+    hub: Located | None = Field(None, description="id of a data set on the hub")
+    config: Name | None = Field(None, description="configuration of the data set")
+    split: Name | None = Field(None, description="split of the data set; needed with hub")
     revision: Commit | None = Field(None, description="commit of the data set; needed with hub")
-    field: str = Field("text", description="the field to read from JSON lines or from a data set's rows")
+    field: Name = Field("text", description="the field to read from JSON lines or from a data set's rows")
 
     @model_validator(mode="after")
     def _one_source(self) -> Text:
@@ -54,9 +57,21 @@ class Calibration(Strict):
     """
 
     text: AnyText = Field(Text(name="demo_calibration"), description="a text's name, a file's path, or a hub data set")
-    samples: PositiveInt = Field(128, description="number of sequences; fewer, with a note, if the text holds fewer")
-    length: int = Field(512, ge=8, description="tokens per sequence")
+    samples: int = Field(
+        128, gt=0, le=MAX_SAMPLES, description="number of sequences; fewer, with a note, if the text holds fewer"
+    )
+    length: int = Field(512, ge=8, le=MAX_TOKENS, description="tokens per sequence")
     packing: Literal["concat", "crop", "pad"] = Field("concat", description="how sequences are made from rows")
     bos: Bos = Field("auto", description="whether a sequence begins with BOS; auto follows the tokenizer")
     chat_template: bool = Field(False, description="wrap each row as a user message in the model's chat template")
-    seed: NonNegativeInt = Field(0, description="seed for drawing sequences if the text holds more")
+    seed: Seed = Field(0, description="seed for drawing sequences if the text holds more")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Calibration:
+        if self.samples * self.length > MAX_CALIBRATION_TOKENS:
+            raise PydanticCustomError(
+                "grid",
+                "expected at most {limit} tokens, samples × length; name fewer or shorter samples",
+                {"limit": MAX_CALIBRATION_TOKENS},
+            )
+        return self

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import yaml
 
+from harness.core.foreign import locate, shown
 from harness.core.identity import digest
 from harness.errors import UsageError
 from harness.recipe.yaml_file import compose
 from harness.storage.checksums import file_sha256
 
+MAX_FILES = 100
+"""Files that one definition includes, directly or through others."""
 FUNCTION = "!function"
 _STANDARD = "tag:yaml.org,2002:"
 _FOREIGN = f"{_STANDARD}python"
@@ -64,6 +67,8 @@ class _Reading:
         if path in self.seen:
             return
         self.seen.add(path)
+        if len(self.seen) > MAX_FILES:
+            raise UsageError(f"{shown(path)}: a task's definition includes at most {MAX_FILES} files")
         root = compose(path, "a task's definition is a mapping of keys to values")
         theirs = _is_theirs(path)
         if not theirs:
@@ -71,7 +76,7 @@ class _Reading:
         for key, value in _entries(root, set()):
             if key == "include":
                 for node in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                    self.read((path.parent / str(node.value)).resolve())  # as lm-eval joins them
+                    self.read(locate(str(node.value), path.parent, UsageError))  # as lm-eval joins them
             if key == "metric_list" and isinstance(value, yaml.SequenceNode) and not theirs:
                 self.metrics += [metric for node in value.value for metric in _foreign_metric(path, node)]
         if not theirs:
@@ -138,7 +143,7 @@ def _foreign_metric(path: Path, node: yaml.Node) -> Iterator[str]:
 def _module(folder: Path, named: str) -> Path | None:
     """The file that lm-eval takes a function from: one next to the definition or one of its own; None for any other."""
     module = named.rpartition(".")[0].replace(".", "/")
-    beside = (folder / f"{module}.py").resolve()
+    beside = locate(f"{module}.py", folder, UsageError)
     if beside.is_file():
         return beside
     installed = (package().parent / f"{module}.py", package().parent / module / "__init__.py")

@@ -12,12 +12,15 @@ from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 
+from harness.core.foreign import locate, shown
 from harness.core.workload import TextRef
 from harness.errors import SourceError, did_you_mean
 from harness.recipe import Text
 from harness.storage.checksums import file_sha256
 
 DATA = Path(__file__).parent / "data"
+MAX_TEXT_BYTES = 2**32
+"""Of a text file. A worker reads it whole."""
 TEXTS: Mapping[str, str] = MappingProxyType(
     {
         "demo": "English prose in sixteen genres, written for this project (CC0); for evaluation",
@@ -38,12 +41,19 @@ def resolve(text: Text, folder: Path) -> TextRef:
             )
         path = DATA / f"{text.name}.txt"
     else:
-        path = (folder / Path(str(text.file)).expanduser()).resolve()
+        path = locate(str(text.file), folder, SourceError)
     if not path.is_file():
-        raise SourceError(f"text file not found: {path}")
-    if path.stat().st_size == 0:
-        raise SourceError(f"text file is empty: {path}")
-    return TextRef(text.name or path.name, str(path), field=text.field, sha256=file_sha256(path))
+        raise SourceError(f"text file not found: {shown(path)}")
+    size = path.stat().st_size
+    if size == 0:
+        raise SourceError(f"text file is empty: {shown(path)}")
+    if size > MAX_TEXT_BYTES:
+        raise SourceError(f"text file is larger than {MAX_TEXT_BYTES} bytes: {shown(path)}; name a part of it")
+    try:
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise SourceError(f"{shown(path)}: cannot read the file ({error.strerror})") from None
+    return TextRef(text.name or path.name, str(path), field=text.field, sha256=sha256)
 
 
 def rows(text: TextRef) -> list[str]:

@@ -41,6 +41,9 @@ MUTATED_BY_STRUCTURE = 0.7
 """The fraction of inputs that a target's own ``mutate`` makes; libFuzzer changes bytes of the others."""
 
 
+sys.path.append(str(HERE.parent / "support"))  # pytest does that by itself
+
+
 class Broken(AssertionError):
     """An input broke what must hold."""
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
+from elsewhere import CPU, Elsewhere
 from run_specs import run_spec
 
 from harness import plugins
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT
 from harness.core.job import VariantJob
-from harness.core.record import Outcome
-from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine
 from harness.errors import UsageError
 from harness.execution.local import local_site
@@ -26,50 +24,6 @@ from harness.planning.plan import PlannedRun, plan
 from harness.planning.support import unsupported_engine_reason, unsupported_job_reason
 from harness.recipe import load_recipe
 from harness.stacks import MANIFEST, Stacks
-
-LIBRARIES = {"torch": "2.10.0", "transformers": "5.10.0", "bitsandbytes": "0.50.2", "torchao": "0.18.0"}
-LIBRARIES |= {"gptqmodel": "7.6.0", "optimum": "2.3.0"}
-AUTOAWQ = {"autoawq": "0.2.9", "transformers": "4.51.3", "torch": "2.10.0"}
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """A site at which no run has been made."""
-
-    def outcome(self, spec: RunSpec) -> Outcome | None:
-        return None
-
-    def remove(self, spec: RunSpec) -> None:
-        raise AssertionError("planning deletes nothing")
-
-
-CPU = Machine("cpu", "a rented CPU")
-NOTHING = Nothing()
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """A site that exists in this file alone. ``stacks`` maps those that are ready to what is installed in them."""
-
-    hardware: Machine = CPU
-    stacks: Mapping[str, Mapping[str, str]] = field(default_factory=lambda: {MAIN: LIBRARIES, "autoawq": AUTOAWQ})
-    artifacts: Nothing = NOTHING
-
-    def machine(self, device: str) -> Machine:
-        if device not in ("auto", self.hardware.device):
-            raise UsageError(f"this site has no {device}")
-        return self.hardware
-
-    def version(self, package: str, stack: str = MAIN) -> str | None:
-        return self.stacks.get(stack, {}).get(package)
-
-    def obstacle(self, stack: str) -> str | None:
-        return None if stack in self.stacks else f"stack {stack!r} is not made there"
-
-    def having(self, stack: str, **versions: str | None) -> Elsewhere:
-        """The same site with other versions of some packages; None uninstalls one."""
-        held = {name: found for name, found in {**self.stacks[stack], **versions}.items() if found is not None}
-        return replace(self, stacks={**self.stacks, stack: held})
 
 
 @pytest.fixture(autouse=True)

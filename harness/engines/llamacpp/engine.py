@@ -8,9 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.capability import Decoder, KernelFamily, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
@@ -23,6 +21,7 @@ from harness.models.gguf.layout import GgufFile, ledger, read
 from harness.models.gguf.tokenizer import tokenizer_of
 from harness.models.headers import GGUF_FILE, weight_files
 from harness.models.scope import in_decoder
+from harness.recipe.fields import BatchSize, Threads
 
 if TYPE_CHECKING:
     import torch
@@ -183,8 +182,8 @@ class LlamaCppParams(EngineParams):
     llama.cpp needs flash attention for a key-value cache in fewer bits.
     """
 
-    threads: Annotated[int, Field(gt=0)] | None = None
-    ubatch: Annotated[int, Field(gt=0)] = BATCH_TOKENS
+    threads: Threads | None = None
+    ubatch: BatchSize = BATCH_TOKENS
     flash_attention: Literal["auto", "enabled", "disabled"] = "auto"
 
 

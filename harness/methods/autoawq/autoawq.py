@@ -7,12 +7,10 @@ transformers 5 loads its GEMM-format checkpoints with GPT-QModel's kernels.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
-from pydantic import Field
+from typing import Any
 
 from harness.core.engine import LoadRequest
-from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.methods.gptqmodel import driver as gptqmodel
 from harness.models.loading import load_transformers
@@ -37,7 +35,7 @@ class AutoAwqParams(MethodParams):
     the library.
     """
 
-    group_size: Annotated[int, Field(gt=0)] = 128
+    group_size: GroupSize = 128
     clip: bool = True
     duo_scaling: bool = True
 

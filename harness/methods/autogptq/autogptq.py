@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class AutoGptqParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    group_size: GroupSize | Literal["channel"] = 128
     desc_act: bool = False
     damp: Annotated[float, Field(gt=0, lt=1)] = 0.01
 

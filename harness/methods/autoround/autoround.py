@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
-
-from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob, Steps
 from harness.methods.autoround import driver as autoround
 
 SCALE_BITS = 16
@@ -26,9 +24,9 @@ class AutoRoundParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    group_size: GroupSize | Literal["channel"] = 128
     symmetric: bool = True
-    iterations: Annotated[int, Field(gt=0)] = 200
+    iterations: Steps = 200
 
 
 def quantize(job: QuantizeJob[AutoRoundParams]) -> Any:

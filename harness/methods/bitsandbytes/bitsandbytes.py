@@ -86,7 +86,7 @@ FP4 = _four_bit("bnb-fp4", "fp4", "bitsandbytes 4-bit floats, blocks of 64")
 class BnbInt8Params(MethodParams):
     """``threshold`` above which an activation is an outlier; 0 keeps no outlier column."""
 
-    threshold: Annotated[float, Field(ge=0)] = 6.0
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 6.0
 
 
 def _int8(params: BnbInt8Params, setting: Setting) -> object:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.core.engine import LoadRequest
-from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import MAX_GROUP, Beside, Method, MethodParams, Needs, QuantizeJob
 
 WORD_CODES = 10
 """3-bit codes in a 32-bit word."""
@@ -30,7 +30,7 @@ class HqqParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2, 1] = 4
-    group_size: Annotated[int, Field(gt=0, multiple_of=8)] = 64
+    group_size: Annotated[int, Field(gt=0, le=MAX_GROUP, multiple_of=8)] = 64
 
 
 def quantize(job: QuantizeJob[HqqParams]) -> Any:

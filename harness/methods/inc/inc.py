@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
 
 PACKAGES = ("neural-compressor-pt",)
 EXTRA = "inc"
@@ -40,7 +40,7 @@ class IncParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 32
+    group_size: GroupSize | Literal["channel"] = 32
     symmetric: bool = True
 
 

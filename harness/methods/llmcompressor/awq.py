@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
 
 
@@ -22,10 +22,10 @@ class LlmcAwqParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    group_size: GroupSize | Literal["channel"] = 128
     symmetric: bool = False
     duo_scaling: bool = True
-    grid: Annotated[int, Field(ge=3)] = 20
+    grid: Annotated[int, Field(ge=3, le=1000)] = 20
 
 
 def quantize(job: QuantizeJob[LlmcAwqParams]) -> Any:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
 
 
@@ -25,7 +25,7 @@ class LlmcFp8Params(MethodParams):
     """
 
     scheme: Literal["dynamic", "static", "block", "weight_only"] = "dynamic"
-    block_size: Annotated[int, Field(gt=0)] = 128
+    block_size: GroupSize = 128
 
 
 class LlmcInt8Params(MethodParams):

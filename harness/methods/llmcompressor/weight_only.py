@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.methods.llmcompressor import driver as llmcompressor
 
@@ -22,7 +22,7 @@ class LlmcRtnParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    group_size: GroupSize | Literal["channel"] = 128
     symmetric: bool = True
 
 
@@ -34,7 +34,7 @@ class LlmcGptqParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] | Literal["channel"] = 128
+    group_size: GroupSize | Literal["channel"] = 128
     symmetric: bool = True
     act_order: bool = True
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.core.engine import LoadRequest
-from harness.core.method import Beside, Method, MethodParams, QuantizeJob
+from harness.core.method import Beside, Method, MethodParams, QuantizeJob, Steps
 from harness.methods.bitsandbytes import bitsandbytes as bnb
 from harness.models.loading import device_map, load_transformers
 
@@ -21,6 +21,8 @@ ALPHA = 16
 """The adapter's product is scaled by ALPHA over its rank, as in the paper."""
 GRADIENT_NORM = 0.3
 BATCH = 4
+MAX_RANK = 2**16
+"""More than the width of any matrix has no use."""
 IGNORED = -100
 """The label of a position that the loss ignores."""
 ADAPTER = "adapter"
@@ -40,9 +42,9 @@ class QLoraParams(MethodParams):
     """
 
     result: Literal["adapter", "merged", "dequantized"] = "adapter"
-    rank: Annotated[int, Field(gt=0)] = 16
-    steps: Annotated[int, Field(gt=0)] = 100
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    rank: Annotated[int, Field(gt=0, le=MAX_RANK)] = 16
+    steps: Steps = 100
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     double_quant: bool = False
 
 

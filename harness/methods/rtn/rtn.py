@@ -7,11 +7,9 @@ its own quantizer, ``qharness-rtn``.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
-
-from harness.core.method import Method, MethodParams, Needs, QuantizeJob
+from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.numerics import affine
 
 
@@ -19,7 +17,7 @@ class RtnParams(MethodParams):
     """``group_size`` is the number of input columns that share a scale, or ``channel`` or ``tensor``."""
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] | Literal["channel", "tensor"] = 64
+    group_size: GroupSize | Literal["channel", "tensor"] = 64
     symmetric: bool = False
 
 

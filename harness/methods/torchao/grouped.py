@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from harness.core.method import Method, MethodParams, Needs, Setting
+from harness.core.method import GroupSize, Method, MethodParams, Needs, Setting
 from harness.errors import UnsupportedError
 from harness.methods.torchao import driver as torchao
 
@@ -22,7 +22,7 @@ class IntxParams(MethodParams):
     """``bits`` of a weight, each stored in one byte; ``group_size``: input columns that share a scale."""
 
     bits: Annotated[int, Field(ge=1, le=8)] = 4
-    group_size: Annotated[int, Field(gt=0)] = 32
+    group_size: GroupSize = 32
 
 
 class Int4Params(MethodParams):

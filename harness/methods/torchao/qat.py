@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.core.method import CalibrationSet, Method, MethodParams, Needs, QuantizeJob, Setting
+from harness.core.method import CalibrationSet, GroupSize, Method, MethodParams, Needs, QuantizeJob, Setting, Steps
+from harness.recipe.fields import BatchSize
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +34,10 @@ class QatParams(MethodParams):
     """
 
     bits: Literal[8, 4, 3, 2] = 4
-    group_size: Annotated[int, Field(gt=0)] = 32
-    steps: Annotated[int, Field(gt=0)] = 100
-    batch_size: Annotated[int, Field(gt=0)] = 4
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    group_size: GroupSize = 32
+    steps: Steps = 100
+    batch_size: BatchSize = 4
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
 
 
 def quantize(job: QuantizeJob[QatParams]) -> Any:

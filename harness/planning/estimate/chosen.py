@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from harness import plugins as registry
+from harness.core.foreign import quoted
 from harness.core.method import Method
 from harness.errors import UsageError, did_you_mean
 from harness.recipe.faults import expected
+from harness.recipe.yaml_file import read_scalar
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,12 @@ def parse(text: str) -> Chosen:
         key, equals, value = word.partition("=")
         if key not in method.params.model_fields:
             raise UsageError(
-                f"--method {name}: unknown parameter {key!r}{did_you_mean(key, method.params.model_fields)}"
+                f"--method {name}: unknown parameter {quoted(key)}{did_you_mean(key, method.params.model_fields)}"
             )
-        given[key] = yaml.safe_load(value) if equals else True
+        try:
+            given[key] = read_scalar(value) if equals else True
+        except ValueError as error:
+            raise UsageError(f"--method {name}: {key}: {error}") from None
     try:
         params = method.params.model_validate(given)
     except ValidationError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from harness.core.foreign import quoted
 from harness.errors import UsageError
 from harness.figures.derived.footprint import largest_fitting
 from harness.models.memory import DTYPE_BITS, Weights, kv_cache_bytes, weights, workspace_bytes
@@ -16,7 +17,7 @@ from harness.planning.support import misfit
 DEFAULT_CONTEXT = 4096
 EXPERTS_LEFT = "experts counted unquantized: this method is not known to quantize them, so a sweep must skip them"
 MOST = 2**24
-"""The upper limit of the search for the longest context or the largest batch."""
+"""The longest context and the largest batch: of a request, and of the search for the most that fits."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def request(model: ModelShapes, context: int | None, batch: int, budget: Budget 
     if context is None:
         context = min(DEFAULT_CONTEXT, limit or DEFAULT_CONTEXT)
     for name, value in (("--context", context), ("--batch", batch)):
-        if value < 1:
-            raise UsageError(f"{name}: expected 1 or more, not {value}")
+        if not 1 <= value <= MOST:
+            raise UsageError(f"{name}: expected 1 to {MOST}, not {quoted(value)}")
     if limit is not None and context > limit:
         raise UsageError(f"--context: {context} tokens exceed the {limit} that {model.label} was made for")
     return EstimateRequest(context, batch, budget)

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 
 from pydantic import TypeAdapter, ValidationError
 
+from harness.core.foreign import quoted
 from harness.errors import UsageError
 from harness.recipe.fields import Bytes
 
@@ -52,7 +53,7 @@ def budget(text: str) -> Budget:
             return Budget(text, TypeAdapter(Bytes).validate_python(text))
         except ValidationError:
             raise UsageError(
-                f"--gpu: expected a size above zero such as 24GiB (2^30) or 24GB (10^9), not {text!r}"
+                f"--gpu: expected a size above zero such as 24GiB (2^30) or 24GB (10^9), not {quoted(text)}"
             ) from None
     known = {_plain(name): name for name in MEMORY_MIB}
     if (name := known.get(_plain(text))) is not None:
@@ -60,7 +61,7 @@ def budget(text: str) -> Budget:
     begin = [word for word in known if _plain(text) and word.startswith(_plain(text))]
     near = [known[word] for word in begin or get_close_matches(_plain(text), known, n=NEAR, cutoff=0.4)]
     nearest = f"; near: {', '.join(near)}" if near else f"; known: {', '.join(MEMORY_MIB)}"
-    raise UsageError(f"--gpu: unknown GPU {text!r}{nearest}; or give its memory, such as 24GiB")
+    raise UsageError(f"--gpu: unknown GPU {quoted(text)}{nearest}; or give its memory, such as 24GiB")
 
 
 def _plain(name: str) -> str:

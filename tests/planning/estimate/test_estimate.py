@@ -262,9 +262,9 @@ def test_parameters_are_written_as_tables_show_them() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--context", "0"), "--context: expected 1 or more, not 0"),
+        (("--context", "0"), "--context: expected 1 to 16777216, not 0"),
         (("--context", "513"), "--context: 513 tokens exceed the 512"),
-        (("--batch", "-1"), "--batch: expected 1 or more, not -1"),
+        (("--batch", "-1"), "--batch: expected 1 to 16777216, not -1"),
         (("--dtype", "float8"), "name the one it is to run in"),
     ],
 )
