@@ -78,7 +78,7 @@ def expected(fault: ErrorDetails) -> str:
     """What pydantic expected, and the value given."""
     given = fault.get("input")
     if fault["type"] == "string_pattern_mismatch":
-        return f"expected {PATTERNS.get(fault['loc'][-1], PLAIN_WORD)}, not {quoted(given)}"
+        return f"expected {PATTERNS.get(str(fault['loc'][-1]), PLAIN_WORD)}, not {quoted(given)}"
     if fault["type"] == "string_too_short":
         return "expected text, not ''"
     if fault["type"] in ("too_long", "string_too_long") and isinstance(given, Sized):

@@ -120,12 +120,12 @@ class _BoundedLoader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
         self._nodes += 1
-        mark = self.peek_event().start_mark
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self._depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"nested more than {MAX_DEPTH} levels deep", problem_mark=mark)
         if self._nodes > MAX_VALUES:
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_VALUES} keys and values", problem_mark=mark)
-        node: yaml.Node | None = super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+        node: yaml.Node | None = super().compose_node(parent, index)
         self._depth -= 1
         return node
 
@@ -134,18 +134,18 @@ def _composed(text: str) -> yaml.Node | None:
     """Raises YAMLError, whatever is wrong with the text."""
     loader = _BoundedLoader(text)
     try:
-        return loader.get_single_node()  # type: ignore[no-any-return]
+        return loader.get_single_node()
     except (ValueError, OverflowError):  # from chr(), for an escape such as "\U00110000"
-        mark = loader.get_mark()  # type: ignore[no-untyped-call]
+        mark = loader.get_mark()
         raise yaml.MarkedYAMLError(problem="an escape names no character", problem_mark=mark) from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _value(node: yaml.ScalarNode) -> Any:
     """What a scalar means. Raises ValueError with what is wrong with it."""
     try:
-        value = yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        value = yaml.SafeLoader("").construct_object(node)
     except (ValueError, KeyError, IndexError, AttributeError, OverflowError, yaml.YAMLError):
         # what PyYAML raises for a text that does not fit its tag, such as !!int "", !!bool x and !!timestamp x
         raise ValueError(f"{quoted(node.value)} cannot be read; put it in quotes if it is text") from None
@@ -191,7 +191,7 @@ def _build(file: YamlFile, node: yaml.Node, location: Location) -> Any:
     file.places.setdefault(location, place)
     if isinstance(node, yaml.SequenceNode):
         return [_build(file, item, (*location, index)) for index, item in enumerate(node.value)]
-    if not isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
         try:
             return _value(node)
         except ValueError as error:
