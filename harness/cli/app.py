@@ -26,6 +26,7 @@ from harness.cli.commands import (
     stack,
 )
 from harness.errors import ExitCode, HarnessError
+from harness.report.terminal import say
 
 app = typer.Typer(
     help="Compare LLM quantization methods: quality, speed and memory against the unquantized baseline.",
@@ -67,10 +68,10 @@ def main() -> None:
     try:
         app()
     except HarnessError as error:
-        typer.echo(f"qharness: {_anonymous(str(error))}", err=True)
+        say(f"qharness: {_anonymous(str(error))}", error=True)
         sys.exit(error.exit_code)
     except Exception:  # noqa: BLE001 - the last handler says how to report the error
-        typer.echo(_anonymous(traceback.format_exc()), err=True, nl=False)
+        say(_anonymous(traceback.format_exc()).rstrip("\n"), error=True)
         typer.echo("qharness: internal error; please report the lines above", err=True)
         sys.exit(ExitCode.INTERNAL)
 

@@ -15,6 +15,7 @@ from harness.figures.row import reason
 from harness.figures.table import Table
 from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
+from harness.report.escape import tail
 from harness.report.redact import LEFT_OUT, Redaction
 
 
@@ -165,7 +166,7 @@ def _binary(size: int) -> str:
 def _fault(record: RunRecord) -> Fault:
     failure = record.outcome.failure
     title = " · ".join([*(model.label for model in record.spec.job.models[:1]), record.spec.title])
-    return Fault(title, record.status, reason(record), failure.log_tail if failure else "")
+    return Fault(title, record.status, reason(record), tail(failure.log_tail) if failure else "")
 
 
 def _environment(records: Iterable[RunRecord], side: str) -> tuple[tuple[str, str], ...]:

@@ -23,7 +23,8 @@ from harness.report.answer import (
     reading_words,
     reasons,
 )
-from harness.report.renderers.markdown import escape
+from harness.report.escape import json_text as json_escaped
+from harness.report.escape import markdown as escape
 
 FOOT = (
     "?: the figure meets the limit, but its interval reaches beyond it. Pick: the share of random draws from all "
@@ -102,7 +103,7 @@ def _grid(rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
 def json_line(found: Recommendation) -> str:
     """One line: the query, the answer, every variant with its figures. An infinite figure is null."""
     conclusion = answer(found)
-    return json.dumps(
+    text = json.dumps(
         finite(
             {
                 "model": found.table.model,
@@ -131,6 +132,7 @@ def json_line(found: Recommendation) -> str:
         ensure_ascii=False,
         allow_nan=False,
     )
+    return json_escaped(text)
 
 
 def _decided_by(tie: Tie) -> str | None:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.core.record import Damaged, RunRecord
 from harness.errors import StorageError, UsageError, refuse_unknown
 from harness.storage.disk import Disk
 
 if TYPE_CHECKING:
+    from harness.core.record import Damaged, RunRecord
     from harness.report.page import Page
 
 Files = Iterable[tuple[str, bytes]]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from rich.console import Console
 from run_specs import changed
 
 from harness.analysis.choice import Recommendation
@@ -25,10 +25,10 @@ from harness.figures.quality import PERPLEXITY_CHANGE
 from harness.figures.speed import DECODE
 from harness.report import summary
 from harness.report.answer import Answer, answer, default_answer, limit_words, reading_words, reasons
+from harness.report.escape import markdown as escape
 from harness.report.page import page
 from harness.report.recommendation import json_line, markdown
 from harness.report.renderers.html import html as report_html
-from harness.report.renderers.markdown import escape
 from harness.report.renderers.markdown import markdown as report_markdown
 from harness.stats.estimate import Estimate
 
@@ -46,10 +46,10 @@ def asked(records: list[RunRecord], **wish: Any) -> Recommendation:
 
 
 def on_terminal(found: list[Recommendation], monkeypatch: pytest.MonkeyPatch) -> str:
-    written = io.StringIO()
-    monkeypatch.setattr(console_recommend, "Console", lambda **_: Console(file=written, width=100, highlight=False))
-    console_recommend.show(found)
-    return "\n".join(line.rstrip() for line in written.getvalue().splitlines()) + "\n"
+    monkeypatch.setenv("COLUMNS", "100")
+    with redirect_stdout(io.StringIO()) as written:
+        console_recommend.show(found)
+    return written.getvalue()
 
 
 @pytest.mark.parametrize("name", ["recommend.md", "recommend.jsonl", "recommend.txt"])

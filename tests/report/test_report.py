@@ -18,12 +18,12 @@ from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.report import write_report
 from harness.report.answer import default_answer
+from harness.report.escape import markdown as escape
 from harness.report.page import page as page_of
 from harness.report.plots import plots_of
 from harness.report.renderers import csv_file
 from harness.report.renderers import html as html_page
 from harness.report.renderers import markdown as markdown_page
-from harness.report.renderers.markdown import escape
 
 Spoil = Callable[[Sequence[RunRecord], str], list[RunRecord]]
 HOSTILE = (

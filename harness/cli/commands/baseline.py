@@ -9,6 +9,7 @@ import typer
 
 from harness.cli.options import BaselinesFolder
 from harness.errors import ResultsError
+from harness.report.terminal import say
 
 baseline_app = typer.Typer(
     help="Keep records under a name, to compare with later.",
@@ -39,8 +40,8 @@ def set_baseline(
     for damaged in contents.damaged:
         if not damaged.log_only:  # whatever is compared with the baseline would pass where its record is missing
             raise ResultsError(f"{damaged.sentence}. A baseline needs all records; 'qharness run' makes this one again")
-        typer.echo(damaged.remark, err=True)
-    typer.echo(Baselines(baselines).set(name, contents.records, replace))
+        say(damaged.remark, error=True)
+    say(Baselines(baselines).set(name, contents.records, replace))
 
 
 @baseline_app.command("list")
@@ -51,13 +52,13 @@ def list_baselines(baselines: BaselinesFolder = Path("baselines")) -> None:
     kept = Baselines(baselines)
     names = kept.names()
     if not names:
-        typer.echo(f"no baselines in {baselines}; create one with 'qharness baseline set NAME RESULTS'")
+        say(f"no baselines in {baselines}; create one with 'qharness baseline set NAME RESULTS'")
     for name in names:
         records = kept.read(name).records
         newest = max(record.started_at for record in records)
         methods = ", ".join(dict.fromkeys(record.spec.method.label for record in records))
         models = ", ".join(dict.fromkeys(record.spec.model.label for record in records))
-        typer.echo(f"{name}  {newest[:19]}  {len(records)} runs of {models}: {methods}")
+        say(f"{name}  {newest[:19]}  {len(records)} runs of {models}: {methods}")
 
 
 @baseline_app.command("remove")
@@ -65,4 +66,4 @@ def remove_baseline(name: Name, baselines: BaselinesFolder = Path("baselines")) 
     """Delete a baseline's folder."""
     from harness.api.baselines import Baselines
 
-    typer.echo(f"removed {Baselines(baselines).remove(name)}")
+    say(f"removed {Baselines(baselines).remove(name)}")

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
 from harness.errors import UsageError
+from harness.report.terminal import say
 
 
 class CompareFormat(StrEnum):
@@ -61,7 +62,7 @@ def compare(
     comparison = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines, redact=redact)
     if out is not None:
         write_file(out, render(comparison, form).encode())
-        typer.echo(f"{verdict_line(comparison)}; written to {out}")
+        say(f"{verdict_line(comparison)}; written to {out}")
     elif form is CompareFormat.TERMINAL:
         from harness.report.comparison.terminal import show
 

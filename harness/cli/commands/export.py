@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from harness.report.terminal import say
+
 export_app = typer.Typer(help="Export figures to other tools.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -31,4 +33,4 @@ def mlflow(
 
     for each in export_to_mlflow(results, tracking_uri, experiment):
         what = "already logged" if each.variants is None else f"{each.variants} variants"
-        typer.echo(f"session {each.session}: run {each.run_id}, {what}")
+        say(f"session {each.session}: run {each.run_id}, {what}")

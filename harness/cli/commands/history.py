@@ -10,6 +10,7 @@ from typing import Annotated, Optional
 import typer
 
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
+from harness.report.terminal import say
 
 Words = Optional[list[str]]  # noqa: UP045 - typer reads it at run time
 
@@ -67,7 +68,7 @@ def history(
     found = only_changed(found) if changed else found
     if out is not None:
         write_file(out, render(found, form).encode())
-        typer.echo(f"written to {out}")
+        say(f"written to {out}")
     elif form is HistoryFormat.TERMINAL:
         from harness.report.history.terminal import show
 

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from harness.errors import ExitCode
+from harness.report.terminal import say
 
 if TYPE_CHECKING:
     from harness.figures.ask import LimitOption
@@ -106,7 +107,7 @@ def recommend(
         **ctx.obj,
     )
     for damaged in recommendations[0].damaged:
-        typer.echo(damaged.remark, err=True)
+        say(damaged.remark, error=True)
     if output is RecommendFormat.TABLE:
         from harness.cli.render.recommend import show
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import Redact
+from harness.report.terminal import say
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 """The environment variable with the path of a GitHub workflow step's summary."""
@@ -39,8 +40,8 @@ def report(
         out or Path("reports"),
         formats.split(","),
         summary,
-        lambda damaged: typer.echo(damaged.remark, err=True),
+        lambda damaged: say(damaged.remark, error=True),
         redact,
     )
     for path in written:
-        typer.echo(path)
+        say(path)

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, interpreters
 from harness.errors import ExitCode
+from harness.report.terminal import say
 
 
 def run(
@@ -36,7 +37,7 @@ def run(
     for ending in (signal.SIGTERM, signal.SIGHUP):  # otherwise a worker would outlive its sweep
         if signal.getsignal(ending) is not signal.SIG_IGN:  # under nohup, closing the terminal must not end the sweep
             signal.signal(ending, signal.default_int_handler)
-    progress = partial(typer.echo, err=True) if create_stacks else None
+    progress = partial(say, error=True) if create_stacks else None
     try:
         with display(as_json) as show:
             records = make_runs(
@@ -50,7 +51,7 @@ def run(
                 on_event=show,
             )
     except KeyboardInterrupt:
-        typer.echo("interrupted; run the same command to resume", err=True)
+        say("interrupted; run the same command to resume", error=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     failed = sum(record.status in FAILURES for record in records)
     base = baseline_engine(record.spec for record in records)
@@ -59,9 +60,9 @@ def run(
     if not as_json:
         well = sum(record.status == "ok" for record in records)
         rest = len(records) - well - failed
-        typer.echo(f"{well} ok, {failed} failed, {rest} unsupported; records in {folder}")
-        typer.echo(f"next: qharness report {folder}")
+        say(f"{well} ok, {failed} failed, {rest} unsupported; records in {folder}")
+        say(f"next: qharness report {folder}")
     if baseless and not failed:
-        typer.echo("a baseline run could not be executed, so there is nothing to compare with", err=True)
+        say("a baseline run could not be executed, so there is nothing to compare with", error=True)
     if failed or baseless:
         raise typer.Exit(ExitCode.RUNS_FAILED)

@@ -6,6 +6,7 @@ import typer
 
 from harness.cli.options import CacheFolder, Pythons, StackName, stacks_of
 from harness.errors import ExitCode
+from harness.report.terminal import say
 
 stack_app = typer.Typer(
     help="Manage environments for libraries that cannot share the main one.",
@@ -28,8 +29,8 @@ def create_stack(name: StackName, cache: CacheFolder = None) -> None:
     from harness.stacks.build import create
 
     stack = stacks_of(cache).find(name)
-    create(stack, typer.echo)
-    typer.echo(f"stack {name} is ready: {stack.python}")
+    create(stack, say)
+    say(f"stack {name} is ready: {stack.python}")
 
 
 @stack_app.command("check")
@@ -39,10 +40,10 @@ def check_stack(name: StackName, cache: CacheFolder = None, pythons: Pythons = N
 
     faults = check(stacks_of(cache, pythons).find(name))
     for fault in faults:
-        typer.echo(fault, err=True)
+        say(fault, error=True)
     if faults:
         raise typer.Exit(ExitCode.USAGE)
-    typer.echo(f"stack {name} is OK")
+    say(f"stack {name} is OK")
 
 
 @stack_app.command("remove")
@@ -50,4 +51,4 @@ def remove_stack(name: StackName, cache: CacheFolder = None) -> None:
     """Delete a stack's folder."""
     from harness.stacks.build import remove
 
-    typer.echo(f"stack {name} removed" if remove(stacks_of(cache).find(name)) else f"stack {name} does not exist")
+    say(f"stack {name} removed" if remove(stacks_of(cache).find(name)) else f"stack {name} does not exist")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 
 from harness.figures.formats import BINARY, BLANK, DECIMAL, significant, size_unit
 from harness.models.memory import Weights
 from harness.models.shapes import ModelShapes
 from harness.planning.estimate.fits import EstimateRequest, MemoryEstimate
+from harness.report.terminal import add_row, print_json, show_parts
 
 NOT_COUNTED = (
     "Not counted: memory of the driver and the libraries (some hundred MiB on a GPU), and gaps between blocks."
@@ -33,17 +32,12 @@ def show_estimates(
     """One JSON line per method, or tables. GB is 10⁹ bytes, GiB is 2³⁰."""
     if as_json:
         for entry in estimates:
-            print(json.dumps(_line(model, request, entry)))
+            print_json(_line(model, request, entry))
         return
-    console = Console()
-    console.print(_parameters(model), highlight=False)
     budget = f"; to fit {request.budget.name}, {size(request.budget.bytes)}" if request.budget else ""
-    console.print(f"context {request.context} tokens, batch {request.batch}{budget}", highlight=False)
-    if len(estimates) == 1:
-        _show_parts(console, estimates[0], request)
-    else:
-        _show_all(console, estimates, request)
-    console.print(NOT_COUNTED, highlight=False)
+    detailed = _one(estimates[0], request) if len(estimates) == 1 else _all(estimates, request)
+    heads = (_parameters(model), f"context {request.context} tokens, batch {request.batch}{budget}")
+    show_parts([*heads, *detailed, NOT_COUNTED])
 
 
 def _parameters(model: ModelShapes) -> str:
@@ -56,24 +50,19 @@ def _parameters(model: ModelShapes) -> str:
     )
 
 
-def _show_parts(console: Console, entry: MemoryEstimate, request: EstimateRequest) -> None:
+def _one(entry: MemoryEstimate, request: EstimateRequest) -> Iterator[Table | str]:
     if entry.weights is None:
-        console.print(f"{entry.label}: {entry.unsupported}", highlight=False)
+        yield f"{entry.label}: {entry.unsupported}"
         return
     stored = entry.weights
-    console.print(
-        f"{entry.label}, {entry.dtype}: {significant(stored.bits_per_weight, 4)} bits per quantized weight",
-        highlight=False,
-    )
+    yield f"{entry.label}, {entry.dtype}: {significant(stored.bits_per_weight, 4)} bits per quantized weight"
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column()
     table.add_column(justify="right")
     for name, count in _parts(stored, entry, request):
-        table.add_row(name, size(count))
-    console.print(table, highlight=False)
-    for line in (entry.note, _verdict(entry, request)):
-        if line:
-            console.print(line, highlight=False)
+        add_row(table, name, size(count))
+    yield table
+    yield from (line for line in (entry.note, _verdict(entry, request)) if line)
 
 
 def _parts(stored: Weights, entry: MemoryEstimate, request: EstimateRequest) -> list[tuple[str, int]]:
@@ -102,7 +91,7 @@ def _verdict(entry: MemoryEstimate, request: EstimateRequest) -> str | None:
     )
 
 
-def _show_all(console: Console, estimates: Sequence[MemoryEstimate], request: EstimateRequest) -> None:
+def _all(estimates: Sequence[MemoryEstimate], request: EstimateRequest) -> Iterator[Table | str]:
     possible = [entry for entry in estimates if entry.weights is not None]
     totals = [entry.total_bytes or 0 for entry in possible]
     units = (size_unit(totals, DECIMAL), size_unit(totals, BINARY))
@@ -122,14 +111,12 @@ def _show_all(console: Console, estimates: Sequence[MemoryEstimate], request: Es
         cells.append(BLANK if disk is None else significant(disk / units[0].bytes))
         if request.budget:
             cells += ["yes" if entry.fits else "no", str(entry.longest_context), str(entry.largest_batch)]
-        table.add_row(entry.label, *cells)
-    console.print(table, highlight=False)
+        add_row(table, entry.label, *cells)
+    yield table
     if request.budget:
-        console.print(f"context: the longest at batch {request.batch}; batch: the largest at context {request.context}")
+        yield f"context: the longest at batch {request.batch}; batch: the largest at context {request.context}"
     for entry in estimates:
-        for remark in (entry.note, entry.unsupported):
-            if remark is not None:
-                console.print(f"{entry.label}: {remark}", highlight=False)
+        yield from (f"{entry.label}: {remark}" for remark in (entry.note, entry.unsupported) if remark is not None)
 
 
 def _line(model: ModelShapes, request: EstimateRequest, entry: MemoryEstimate) -> dict[str, object]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from harness.figures.formats import BLANK, significant
 from harness.numerics.kinds import BlockFormat, Codebook, ExponentFormat, FloatFormat, Format, IntFormat
+from harness.report import escape
+from harness.report.terminal import add_row, show_parts
 
 if TYPE_CHECKING:
     from harness.models.tensor import NamedTensor
@@ -27,7 +28,8 @@ def show_all(forms: Sequence[Format], as_json: bool) -> None:
         return
     table = _table("format", "bits", "S·E·M", "bias", "range", "normal", "subnormal", "digits", "× FP32")
     for form in forms:
-        table.add_row(
+        add_row(
+            table,
             form.name,
             f"{form.bits_per_value:g}",
             form.fields or BLANK,
@@ -38,10 +40,13 @@ def show_all(forms: Sequence[Format], as_json: bool) -> None:
             _number(form.digits),
             _ratio(form),
         )
-    console = Console()
-    console.print(table)
-    console.print("bits: stored bits per value with its share of a block's scale; × FP32: memory relative to FP32")
-    console.print("normal, subnormal: the smallest such value; 'qharness formats FORMAT' shows one format in full")
+    show_parts(
+        [
+            table,
+            "bits: stored bits per value with its share of a block's scale; × FP32: memory relative to FP32",
+            "normal, subnormal: the smallest such value; 'qharness formats FORMAT' shows one format in full",
+        ]
+    )
 
 
 def show_one(form: Format, as_json: bool) -> None:
@@ -50,18 +55,21 @@ def show_one(form: Format, as_json: bool) -> None:
         values = form.values
         _print_json(_facts(form) | {"values": None if values is None else [_plain(value) for value in values]})
         return
-    console = Console(highlight=False)
-    console.print(f"{form.name}: {form.summary}")
+    show_parts(_one(form))
+
+
+def _one(form: Format) -> Iterator[Table | str]:
+    yield f"{form.name}: {form.summary}"
     table = Table(box=None, show_header=False, pad_edge=False)
     for fact, value in _described(form):
-        table.add_row(fact, value)
-    console.print(table)
+        add_row(table, fact, value)
+    yield table
     if form.values is None:
         return
-    console.print("the value of each code", "(a row is one exponent)" if isinstance(form, FloatFormat) else "")
-    console.print(_values(form, form.values))
+    yield f"the value of each code{' (a row is one exponent)' if isinstance(form, FloatFormat) else ''}"
+    yield _values(form, form.values)
     if isinstance(form, FloatFormat):
-        console.print(f"from 0x{1 << form.bits - 1:x}: the same, negative")
+        yield f"from 0x{1 << form.bits - 1:x}: the same, negative"
 
 
 def show_trials(tensor: NamedTensor, tried: Sequence[Trial], observer: str, as_json: bool) -> None:
@@ -71,17 +79,15 @@ def show_trials(tensor: NamedTensor, tried: Sequence[Trial], observer: str, as_j
             errors = {key: _plain(value) for key, value in asdict(trial.error).items()}
             _print_json({"tensor": tensor.name, "stored": tensor.stored, **asdict(trial), "error": errors})
         return
-    console = Console(highlight=False)
     shape = " × ".join(map(str, tensor.shape))
     low, high = float(tensor.values.min()), float(tensor.values.max())
-    console.print(f"{tensor.name}: {shape}, stored as {tensor.stored}, from {significant(low)} to {significant(high)}")
+    head = f"{tensor.name}: {shape}, stored as {tensor.stored}, from {significant(low)} to {significant(high)}"
     table = _table("format", "scales", "bits", "SQNR dB", "max error", "mean error", left=2)
     for trial in tried:
         error = trial.error
         numbers = (significant(trial.bits_per_weight, 4), significant(error.sqnr_db), significant(error.largest))
-        table.add_row(trial.format, trial.scaling, *numbers, significant(error.mean, 2))
-    console.print(table)
-    console.print(f"bits: per weight, with scales and zero points; range of integers: {observer}")
+        add_row(table, trial.format, trial.scaling, *numbers, significant(error.mean, 2))
+    show_parts([head, table, f"bits: per weight, with scales and zero points; range of integers: {observer}"])
 
 
 def _table(*columns: str, left: int = 1) -> Table:
@@ -138,7 +144,7 @@ def _values(form: Format, values: Sequence[float]) -> Table:
         table.add_column(justify="right", no_wrap=True)
     for first in range(0, count, per_row):
         shown = [_short(value) for value in values[first : min(first + per_row, count)]]
-        table.add_row(f"0x{first:0{-(-form.bits // 4)}x}", *shown)
+        add_row(table, f"0x{first:0{-(-form.bits // 4)}x}", *shown)
     return table
 
 
@@ -178,4 +184,4 @@ def _plain(value: float) -> float | str:
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    print(json.dumps(content, allow_nan=False, ensure_ascii=False))
+    print(escape.json_text(json.dumps(content, allow_nan=False, ensure_ascii=False)))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from harness import plugins as registry
@@ -17,6 +15,7 @@ from harness.execution.local import local_site
 from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
 from harness.planning.plan import PlannedRun
+from harness.report.terminal import add_row, print_json, show_parts
 from harness.stacks import Stacks, stack_names
 from harness.text.sources import TEXTS
 
@@ -25,16 +24,14 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
     """The runs in order. Weights are estimated from the model's shapes, in decimal units (GB is 10⁹ bytes)."""
     if as_json:
         for run in planned:
-            print(
-                json.dumps(
-                    {
-                        **run.spec.names(),
-                        "stack": run.spec.stack,
-                        "state": _state(run, done),
-                        "weight_bytes": run.weight_bytes,
-                        "unsupported": run.unsupported,
-                    }
-                )
+            print_json(
+                {
+                    **run.spec.names(),
+                    "stack": run.spec.stack,
+                    "state": _state(run, done),
+                    "weight_bytes": run.weight_bytes,
+                    "unsupported": run.unsupported,
+                }
             )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -46,11 +43,9 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
         spec = run.spec
         size = "" if run.weight_bytes is None else f"{significant(run.weight_bytes / unit.bytes)} {unit.name}"
         model = next((f" · {model.label}" for model in spec.job.models), "") if len(models) > 1 else ""
-        table.add_row(str(index), spec.title + model, spec.stack, size, _state(run, done))
-    console = Console()
-    console.print(table)
+        add_row(table, str(index), spec.title + model, spec.stack, size, _state(run, done))
     left = sum(_state(run, done) == "to do" for run in planned)
-    console.print(f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})")
+    show_parts([table, f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})"])
 
 
 def show_list(what: str) -> None:
@@ -58,8 +53,8 @@ def show_list(what: str) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     for name, summary in _rows(what):
-        table.add_row(name, summary)
-    Console().print(table)
+        add_row(table, name, summary)
+    show_parts([table])
 
 
 def show_stacks(stacks: Stacks) -> None:
@@ -67,29 +62,32 @@ def show_stacks(stacks: Stacks) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("stack", "state", "library", "purpose"):
         table.add_column(column)
-    table.add_row(
-        "main", "ready", "", "measures everything, and quantizes with every library that can be installed in it"
+    add_row(
+        table, "main", "ready", "", "measures everything, and quantizes with every library that can be installed in it"
     )
     for stack in map(stacks.find, stack_names()):
-        table.add_row(stack.name, stack.find_state(), stack.definition.library, stack.definition.summary)
-    Console().print(table)
+        add_row(table, stack.name, stack.find_state(), stack.definition.library, stack.definition.summary)
+    show_parts([table])
 
 
 def show_doctor() -> None:
     """The machine, the libraries, and what each method still needs."""
-    console = Console()
-    console.print(f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB")
-    console.print(f"GPU     {machine.gpu_summary() or 'none reported by NVML'}")
+    show_parts(_doctor())
+
+
+def _doctor() -> Iterator[str]:
+    yield f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB"
+    yield f"GPU     {machine.gpu_summary() or 'none reported by NVML'}"
     chosen = machine.choose("auto")
-    console.print(f"device  {chosen.device}")
+    yield f"device  {chosen.device}"
     if machine.gpu_summary() and chosen.device == "cpu":
-        console.print("        the installed torch is a CPU build; reinstall torch from an index with CUDA builds")
+        yield "        the installed torch is a CPU build; reinstall torch from an index with CUDA builds"
     for package, version in machine.versions().items():
-        console.print(f"        {package} {version}", highlight=False)
-    console.print("methods")
+        yield f"        {package} {version}"
+    yield "methods"
     site = local_site()
     for name in registry.method_names():
-        console.print(f"        {name:<20} {_readiness(name, site)}", highlight=False, markup=False)
+        yield f"        {name:<20} {_readiness(name, site)}"
 
 
 def _readiness(name: str, site: Site) -> str:

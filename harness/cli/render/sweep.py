@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from harness.core.foreign import shown
+from harness.report import escape, terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,20 +41,20 @@ def display(as_json: bool) -> Iterator[Display]:
         yield _plain
 
 
-def _end_line(event: Ended) -> str:
+def _end_lines(event: Ended) -> list[str]:
     record = event.record
     took = "reused" if event.reused else f"{record.wall_s:.1f} s"
-    line = f"[{event.index}/{event.total}] {record.spec.title}: {record.status} ({took})"
+    lines = [f"[{event.index}/{event.total}] {record.spec.title}: {record.status} ({took})"]
     if record.outcome.failure is not None:
         failure = record.outcome.failure
-        line += f"\n    in {failure.phase}: {(failure.message.splitlines() or [failure.type])[0]}"
-    return line
+        lines.append(f"    in {failure.phase}: {(failure.message.splitlines() or [failure.type])[0]}")
+    return lines
 
 
-def _withdrawn_line(event: Withdrawn) -> str:
+def _withdrawn_lines(event: Withdrawn) -> list[str]:
     record = event.record
     reason = record.outcome.failure.message if record.outcome.failure else ""
-    return f"{record.spec.title}: withdrawn, invalid\n    {reason}"
+    return [f"{record.spec.title}: withdrawn, invalid", f"    {reason}"]
 
 
 def _damage_line(event: DamageFound) -> str:
@@ -63,8 +63,8 @@ def _damage_line(event: DamageFound) -> str:
     return f"damaged, so moved to {shown(event.moved_to)} and made again: {event.damaged.sentence}"
 
 
-def _artifact_line(event: ArtifactDamaged) -> str:
-    return f"{event.spec.title}: its artifact in the cache was damaged and is removed\n    {event.reason}"
+def _artifact_lines(event: ArtifactDamaged) -> list[str]:
+    return [f"{event.spec.title}: its artifact in the cache was damaged and is removed", f"    {event.reason}"]
 
 
 def _taken_line(event: TakenIn) -> str:
@@ -75,15 +75,18 @@ def _plain(event: Event) -> None:
     from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, TakenIn, Withdrawn
 
     if isinstance(event, DamageFound):
-        print(_damage_line(event), flush=True)
+        terminal.say(_damage_line(event))
     elif isinstance(event, Ended):
-        print(_end_line(event), flush=True)
+        for line in _end_lines(event):
+            terminal.say(line)
     elif isinstance(event, Withdrawn):
-        print(_withdrawn_line(event), flush=True)
+        for line in _withdrawn_lines(event):
+            terminal.say(line)
     elif isinstance(event, ArtifactDamaged):
-        print(_artifact_line(event), flush=True)
+        for line in _artifact_lines(event):
+            terminal.say(line)
     elif isinstance(event, TakenIn):
-        print(_taken_line(event), flush=True)
+        terminal.say(_taken_line(event))
 
 
 def _json(event: Event) -> None:
@@ -91,25 +94,25 @@ def _json(event: Event) -> None:
 
     if isinstance(event, DamageFound):
         moved_to = None if event.moved_to is None else str(event.moved_to)
-        print(json.dumps({"event": "damaged", **event.damaged.entry(), "moved_to": moved_to}), flush=True)
+        terminal.print_json({"event": "damaged", **event.damaged.entry(), "moved_to": moved_to})
         return
     if isinstance(event, Verifying):
-        print(json.dumps({"event": "verifying", **event.spec.names()}), flush=True)
+        terminal.print_json({"event": "verifying", **event.spec.names()})
         return
     if isinstance(event, ArtifactDamaged):
         names = event.spec.names()
-        print(json.dumps({"event": "artifact_damaged", **names, "reason": event.reason}), flush=True)
+        terminal.print_json({"event": "artifact_damaged", **names, "reason": event.reason})
         return
     if isinstance(event, TakenIn):
-        print(json.dumps({"event": "taken_in", **event.record.spec.names()}), flush=True)
+        terminal.print_json({"event": "taken_in", **event.record.spec.names()})
         return
     if isinstance(event, Withdrawn):
         failure = event.record.outcome.failure
         withdrawn = {"event": "withdrawn", "run_id": event.record.spec.run_id, "status": event.record.status}
-        print(json.dumps({**withdrawn, "failure": failure.message if failure else None}), flush=True)
+        terminal.print_json({**withdrawn, "failure": failure.message if failure else None})
         return
     if isinstance(event, PhaseBegan):
-        print(json.dumps({"event": "phase", "name": event.name}), flush=True)
+        terminal.print_json({"event": "phase", "name": event.name})
         return
     ended = isinstance(event, Ended)
     spec = event.record.spec if isinstance(event, Ended) else event.spec
@@ -127,7 +130,7 @@ def _json(event: Event) -> None:
             "wall_s": event.record.wall_s,
             "failure": failure.message if failure else None,
         }
-    print(json.dumps(line), flush=True)
+    terminal.print_json(line)
 
 
 class _Live:
@@ -156,8 +159,6 @@ class _Live:
             yield self
 
     def __call__(self, event: Event) -> None:
-        from rich.text import Text
-
         from harness.execution.sweep import (
             ArtifactDamaged,
             DamageFound,
@@ -171,21 +172,25 @@ class _Live:
         if isinstance(event, PhaseBegan):
             self._phase = event.name
         elif isinstance(event, DamageFound):
-            self._console.print(Text(_damage_line(event), style="red"))
+            self._print([_damage_line(event)], "red")
         elif isinstance(event, Verifying):
             self._phase = f"verifying the artifact of {event.spec.title}"
         elif isinstance(event, ArtifactDamaged):
-            self._console.print(Text(_artifact_line(event), style="yellow"))
+            self._print(_artifact_lines(event), "yellow")
         elif isinstance(event, TakenIn):
-            self._console.print(Text(_taken_line(event)))
+            self._print([_taken_line(event)], "")
         elif isinstance(event, Withdrawn):
-            self._console.print(Text(_withdrawn_line(event), style="red"))
+            self._print(_withdrawn_lines(event), "red")
         elif isinstance(event, Ended):
             self._made += not event.reused
             style = "" if event.record.status == "ok" else "yellow" if event.record.status == "unsupported" else "red"
-            self._console.print(Text(_end_line(event), style=style))
+            self._print(_end_lines(event), style)
         else:
             self._now, self._phase, self._run_began = event, "start", time.monotonic()
+
+    def _print(self, lines: list[str], style: str) -> None:
+        for line in lines:
+            self._console.print(terminal.line(line, style))
 
     def _line(self) -> Text:
         from rich.text import Text
@@ -199,7 +204,7 @@ class _Live:
             mean_s = (self._run_began - self._began) / self._made
             left_s = mean_s * (self._now.total - self._now.index + 1) - (now - self._run_began)
             line += f" · total {_clock(now - self._began)}, ≈ {_clock(max(left_s, 0))} left"
-        return Text(line, style="bold", no_wrap=True, overflow="ellipsis")
+        return Text(escape.terminal(line), style="bold", no_wrap=True, overflow="ellipsis")
 
 
 def _clock(seconds: float) -> str:

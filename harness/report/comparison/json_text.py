@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.analysis.regression.findings import Finding, Regression, Side
 from harness.core.json_values import finite
+from harness.report import escape
 
 SCHEMA_VERSION = 1
 """Raised when a key is removed or changes its meaning."""
@@ -30,7 +31,8 @@ def json_text(found: Regression) -> str:
         "environment": [asdict(entry) for entry in found.environment],
         "new": list(found.new),
     }
-    return json.dumps(finite(whole, DIGITS), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(finite(whole, DIGITS), indent=1, ensure_ascii=False, allow_nan=False)
+    return escape.json_text(text) + "\n"
 
 
 def _side(side: Side) -> dict[str, Any]:

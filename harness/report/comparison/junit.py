@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from itertools import groupby
 from xml.etree import ElementTree as Xml
 
 from harness.analysis.regression.findings import UNDECIDED, Finding, Regression
 from harness.report.comparison import words
-
-NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML 1.0 cannot represent."""
+from harness.report.escape import xml
 
 
 def junit(found: Regression) -> str:
@@ -22,21 +19,21 @@ def junit(found: Regression) -> str:
     if found.unmeasured:
         suite = Xml.SubElement(root, "testsuite", name="gates", tests=str(len(found.unmeasured)))
         for name in found.unmeasured:
-            case = Xml.SubElement(suite, "testcase", classname="gates", name=_clean(name))
+            case = Xml.SubElement(suite, "testcase", classname="gates", name=xml(name))
             Xml.SubElement(case, "error", message="neither side measures it", type="incomparable")
         _count(suite)
     if found.missing:
         suite = Xml.SubElement(root, "testsuite", name="records")
         for number, each in enumerate(found.missing, 1):
             case = Xml.SubElement(suite, "testcase", classname="records", name=f"readable {number}")
-            Xml.SubElement(case, "error", message=_clean(each.remark), type="inconclusive")
+            Xml.SubElement(case, "error", message=xml(each.remark), type="inconclusive")
         _count(suite)
     doubts = list(words.doubts(found))
     if doubts:
         suite = Xml.SubElement(root, "testsuite", name="baselines")
         for number, doubt in enumerate(doubts, 1):
             case = Xml.SubElement(suite, "testcase", classname="baselines", name=f"plausible {number}")
-            Xml.SubElement(case, "skipped", message=_clean(doubt))
+            Xml.SubElement(case, "skipped", message=xml(doubt))
         _count(suite)
     _count(root)
     Xml.indent(root)
@@ -44,11 +41,11 @@ def junit(found: Regression) -> str:
 
 
 def _suite(root: Xml.Element, name: str, findings: list[Finding]) -> None:
-    suite = Xml.SubElement(root, "testsuite", name=_clean(name))
+    suite = Xml.SubElement(root, "testsuite", name=xml(name))
     for finding in findings:
-        case = Xml.SubElement(suite, "testcase", classname=_clean(name), name=_clean(words.subject(finding)))
-        reasons = _clean(words.why(finding))
-        figures = _clean(f"{words.figures(finding)}; change {words.change(finding)}; threshold {words.limit(finding)}")
+        case = Xml.SubElement(suite, "testcase", classname=xml(name), name=xml(words.subject(finding)))
+        reasons = xml(words.why(finding))
+        figures = xml(f"{words.figures(finding)}; change {words.change(finding)}; threshold {words.limit(finding)}")
         kind = _kind(finding)
         if kind == "skipped":
             Xml.SubElement(case, "skipped", message=f"{finding.verdict}: {reasons}")
@@ -71,7 +68,3 @@ def _count(element: Xml.Element) -> None:
     element.set("tests", str(len(element.findall(".//testcase"))))
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
         element.set(attribute, str(len(element.findall(f".//{kind}"))))
-
-
-def _clean(text: str) -> str:
-    return NOT_XML.sub("�", text)

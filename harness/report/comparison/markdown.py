@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from harness.analysis.regression.findings import Finding, Regression
 from harness.report.comparison import words
-from harness.report.renderers.markdown import escape, table_line
+from harness.report.escape import markdown as escape
+from harness.report.renderers.markdown import table_line
 
 MARKS = {"regressed": "❌", "undecided": "⚠️", "passed": "✅"}
 HEAD = ("Verdict", "Variant", "Metric", "BASE → HEAD", "Change", "Threshold", "Why")

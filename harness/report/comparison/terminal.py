@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.regression.findings import Finding, Regression
 from harness.report.comparison import words
-from harness.report.terminal import plain, written
+from harness.report.terminal import add_row, line, written
 from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
@@ -37,22 +37,19 @@ def show(found: Regression, whole: bool = False) -> None:
     show_rendered(lambda width, colour: terminal(found, width, colour, whole))
 
 
-def _parts(found: Regression, whole: bool) -> Iterator[Text | Table]:
-    from rich.text import Text
-
-    yield Text(words.verdict_line(found), style=OUTCOMES[found.outcome])
+def _parts(found: Regression, whole: bool) -> Iterator[Text | Table | str]:
+    yield line(words.verdict_line(found), OUTCOMES[found.outcome])
     for name, one in (("BASE", found.base), ("HEAD", found.head)):
-        yield Text(f"{name}  {plain(words.side(one))}")
-    yield Text(f"gates {plain(words.gates(found))}")
+        yield f"{name}  {words.side(one)}"
+    yield f"gates {words.gates(found)}"
     listed = [each for each in words.worst_first(found) if whole or not words.plain(each)]
     if listed:
         yield _table(listed)
-    yield from map(Text, _below(found, listed))
+    yield from _below(found, listed)
 
 
 def _table(listed: Sequence[Finding]) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("verdict", "variant", "metric", "BASE → HEAD", "change", "threshold"):
@@ -60,7 +57,7 @@ def _table(listed: Sequence[Finding]) -> Table:
     for each in listed:
         verdict = each.verdict if each.gated else f"({each.verdict})"
         cells = [words.variant(each), words.subject(each), words.figures(each), words.change(each), words.limit(each)]
-        table.add_row(Text(verdict, style=STYLES[each.verdict]), *(Text(plain(cell)) for cell in cells))
+        add_row(table, line(verdict, STYLES[each.verdict]), *cells)
     return table
 
 
@@ -70,7 +67,7 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
         yield ""
         yield "Why:"
         for each in explained:
-            yield plain(f"  {each.verdict}: {words.variant(each)}, {words.subject(each)}: {words.why(each)}")
+            yield f"  {each.verdict}: {words.variant(each)}, {words.subject(each)}: {words.why(each)}"
     for heading, lines in (
         ("Environment:", [words.environment(entry) for entry in found.environment]),
         ("Notes:", list(words.notes(found))),
@@ -78,7 +75,7 @@ def _below(found: Regression, listed: Sequence[Finding]) -> Iterator[str]:
         if lines:
             yield ""
             yield heading
-            yield from (plain(f"  {line}") for line in lines)
+            yield from (f"  {entry}" for entry in lines)
     rest = [f"total: {words.counts(found)}"]
     rest += [f"{len(found.findings) - len(listed)} not listed: see --all"] if len(listed) < len(found.findings) else []
     rest += ["in brackets: not a gate"] if any(not each.gated for each in listed) else []

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 
 from harness.analysis.history import History, Series
-from harness.report.renderers.csv_file import cell
+from harness.report.escape import csv_cell
 
 COLUMNS = (
     "model",
@@ -37,7 +37,7 @@ def csv_text(found: History) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)
     for series in found.series:
-        writer.writerows([cell(value) for value in line] for line in _lines(series))
+        writer.writerows([csv_cell(value) for value in line] for line in _lines(series))
     return out.getvalue()
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from harness.analysis.history import History
 from harness.core.json_values import finite
+from harness.report import escape
 from harness.report.comparison.json_text import DIGITS
 
 SCHEMA_VERSION = 1
@@ -17,4 +18,5 @@ def json_text(found: History) -> str:
     """One JSON object with plain numbers; missing values are null."""
     whole = {"schema_version": SCHEMA_VERSION, **asdict(found), "unread": [each.sentence for each in found.damaged]}
     del whole["damaged"]
-    return json.dumps(finite(whole, DIGITS), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(finite(whole, DIGITS), indent=1, ensure_ascii=False, allow_nan=False)
+    return escape.json_text(text) + "\n"

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from harness.analysis.history import History, LevelChange, Series
 from harness.report.comparison.words import variant
+from harness.report.escape import markdown as escape
 from harness.report.history import words
-from harness.report.renderers.markdown import escape
 
 CHANGES = ("When", "Session", "Variant", "Metric", "Before → after", "Change", "", "What else changed")
 SERIES = ("Variant", "Metric", "Sessions", "Over time", "Oldest → newest", "Changes")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.analysis.history import History, LevelChange, Series
 from harness.report.comparison.words import variant
 from harness.report.history import words
-from harness.report.terminal import plain, written
+from harness.report.terminal import add_row, line, written
 from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
@@ -28,24 +28,21 @@ def show(found: History) -> None:
     show_rendered(lambda width, colour: terminal(found, width, colour))
 
 
-def _parts(found: History) -> Iterator[Text | Table]:
-    from rich.text import Text
-
-    yield Text(words.headline(found), style="bold")
+def _parts(found: History) -> Iterator[Text | Table | str]:
+    yield line(words.headline(found), "bold")
     if found.series:
         yield _table(found)
-    for line, style in _changes(found):
-        yield Text(plain(line), style=style)
+    for sentence, style in _changes(found):
+        yield line(sentence, style)
     notes = list(words.notes(found))
     if notes:
-        yield Text()
-        yield Text("Without a figure:")
-        yield from (Text(plain(f"  {line}")) for line in notes)
+        yield ""
+        yield "Without a figure:"
+        yield from (f"  {note}" for note in notes)
 
 
 def _table(found: History) -> Table:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("variant", "metric", "sessions", "over time", "oldest → newest", "changes"):
@@ -61,7 +58,7 @@ def _table(found: History) -> Table:
         ]
         real = [change for change in each.changes if change.matters]
         style = STYLES[real[-1].better] if real else ""
-        table.add_row(*(Text(plain(cell)) for cell in cells), Text(plain(words.summary(each)), style=style))
+        add_row(table, *cells, line(words.summary(each), style))
     return table
 
 
@@ -72,8 +69,8 @@ def _changes(found: History) -> Iterator[tuple[str, str]]:
         yield "Changes, newest first:", "bold"
     for series, change in listed:
         yield f"  {_line(series, change)}", STYLES[change.better] if change.matters else ""
-        for line in (*change.notes, *words.around(change)) or ("no other recorded change at that point",):
-            yield f"      {line}", ""
+        for note in (*change.notes, *words.around(change)) or ("no other recorded change at that point",):
+            yield f"      {note}", ""
     if any(not change.matters for _, change in listed):
         yield "", ""
         yield "in brackets: below the threshold of its gate", ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 from harness.figures.divergence import LEAST_NAT
 from harness.figures.table import Table, VariantRow
+from harness.report import escape
 from harness.report.breakdown import breakdowns
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell
@@ -38,7 +38,7 @@ def _lines(name: str, by: str, table: Table, rows: Sequence[VariantRow], columns
         "legend": {"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
         "xaxis": {
             "type": "category",
-            "title": {"text": html.escape(by), "standoff": 10},
+            "title": {"text": escape.plot(by), "standoff": 10},
             "gridcolor": GRID,
         },
         "yaxis": ruler("KL, nat per token", None, log=True),
@@ -61,7 +61,7 @@ def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, colu
     values = [max(value.value, LEAST_NAT) for _, value in found]
     drawing.trace(
         "scatter",
-        x=[heading for heading, _ in found],
+        x=[escape.plot(heading) for heading, _ in found],
         y=values,
         error_y={
             "type": "data",
@@ -74,7 +74,7 @@ def _draw_line(drawing: Drawing, row: VariantRow, family: int, number: int, colu
             "width": 2,
         },
         mode="lines+markers",
-        name=html.escape(row.label),
+        name=escape.plot(row.label),
         line={"color": family_colour(family), "width": 1.6, "dash": DASHES[number % len(DASHES)]},
         marker={"symbol": family_symbol(family), "size": 7},
     )

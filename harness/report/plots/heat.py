@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.figures.formats import BLANK, significant
 from harness.figures.table import GridPoint, Speed, Table, VariantRow
+from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot
@@ -87,7 +87,7 @@ def _draw_map(
         texttemplate="%{text}",
         hovertext=[
             [
-                f"{html.escape(row.label)}<br>{each.phase}, {html.escape(each.point.label)}: {_ratio_text(ratio)} ×"
+                f"{escape.plot(row.label)}<br>{each.phase}, {escape.plot(each.point.label)}: {_ratio_text(ratio)} ×"
                 for each, ratio in zip(workloads, line, strict=True)
             ]
             for row, line in zip(rows, ratios, strict=True)
@@ -112,7 +112,7 @@ def _varying(points: Sequence[GridPoint]) -> Callable[[GridPoint], list[str]]:
     """What distinguishes one point from the others, in words; what they all share is left out."""
 
     def parts(point: GridPoint) -> list[str]:
-        return [html.escape(part) for part in point.label.split(", ")]
+        return [escape.plot(part) for part in point.label.split(", ")]
 
     parts_of_each = [parts(point) for point in points]
     differing = [

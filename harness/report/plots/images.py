@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.core.owner import temporary_folder
 from harness.errors import UsageError
+from harness.report import escape
 from harness.report.plots.plot import Plot
 from harness.report.plots.theme import WIDTH_PX
 
@@ -40,7 +41,7 @@ def images(figures: Sequence[Plot], suffix: str) -> list[bytes]:
             for figure, path in zip(figures, paths, strict=True)
         ]
         try:
-            kaleido.write_fig_from_object_sync(asked)
+            kaleido.write_fig_from_object_sync(asked, kopts={"mathjax": False})  # it would be fetched
         except ChromeNotFoundError:
             raise UsageError(NO_BROWSER) from None
         return [path.read_bytes() for path in paths]
@@ -52,7 +53,14 @@ def on_paper(figure: Plot) -> dict[str, Any]:
     layout = drawn["layout"]
     margin = layout["margin"]
     layout |= {
-        "title": {"text": figure.title, "x": 0.02, "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 14}},
+        "title": {
+            "text": escape.plot(figure.title),
+            "x": 0.02,
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 14},
+        },
         "margin": margin | {"t": margin["t"] + TITLE_PX},
         "width": WIDE_PX,
         "height": layout["height"] + TITLE_PX,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from harness.figures.quantizing import QUANTIZE_PEAK, QUANTIZE_TIME
 from harness.figures.size import BITS_PER_WEIGHT, CHECKPOINT_BITS
 from harness.figures.table import Table, VariantRow
 from harness.figures.tasks import ACCURACY
+from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell, columns_of
 from harness.report.plots.axes import axis_of, estimate, intervals
@@ -133,7 +133,7 @@ def _draw(
             "color": [family_colour(methods[row.method]) for _, row in there],
             "symbol": [family_symbol(methods[row.method]) for _, row in there],
         },
-        text=[f"{html.escape(row.label)}: {cell(column, row).whole}" for _, row in there],
+        text=[f"{escape.plot(row.label)}: {escape.plot(cell(column, row).whole)}" for _, row in there],
         hoverinfo="text",
     )
     style = column.figure.axis
@@ -141,7 +141,7 @@ def _draw(
     ruled = ruler("", _range(ends, log), log) | {"domain": domain, "nticks": 6}
     drawing.layout[f"xaxis{number + 1 if number else ''}"] = ruled
     drawing.note(
-        html.escape(title),
+        escape.plot(title),
         x=sum(domain) / 2,
         y=1,
         xref="paper",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from harness.figures.quality import PERPLEXITY_CHANGE
 from harness.figures.size import STORED_BYTES
 from harness.figures.speed import DECODE
 from harness.figures.table import Table, VariantRow
+from harness.report import escape
 from harness.report.choice import MOST_ROWS
 from harness.report.plots.axes import ColumnAxis, axis_of, estimate, intervals, measured
 from harness.report.plots.drawing import Drawing
@@ -176,7 +176,7 @@ def _draw_markers(
             "symbol": [symbol if point.best else f"{symbol}-open" for point in points],
             "line": {"width": 1.5, "color": colour},
         },
-        text=["<br>".join([f"<b>{html.escape(point.row.label)}</b>", *_hover(point, plot)]) for point in points],
+        text=["<br>".join([f"<b>{escape.plot(point.row.label)}</b>", *_hover(point, plot)]) for point in points],
         hoverinfo="text",
         **(bars if with_intervals else {}),
     )
@@ -191,7 +191,7 @@ def _size_px(point: _Point, fastest: float) -> float:
 
 def _hover(point: _Point, plot: _Respects) -> list[str]:
     return [
-        html.escape(f"{axis.title}: {text}") for axis, text in zip(plot.axes, _value_texts(point, plot), strict=True)
+        escape.plot(f"{axis.title}: {text}") for axis, text in zip(plot.axes, _value_texts(point, plot), strict=True)
     ]
 
 
@@ -222,7 +222,7 @@ def _draw_baseline(drawing: Drawing, table: Table, x: ColumnAxis, extent: tuple[
     if value is None or table.baseline is None:
         return
     place, (low, high) = x.place(estimate(value).value), extent
-    name = f"{html.escape(table.baseline.label)} {x.written(estimate(value).value)}"
+    name = f"{escape.plot(table.baseline.label)} {x.written(estimate(value).value)}"
     if low <= place <= high:
         drawing.line(x0=place, x1=place, y0=0, y1=1, yref="paper", line={"color": GREY, "width": 1, "dash": "dash"})
     else:
@@ -257,7 +257,7 @@ def _draw_names(
     offsets = place(pixels[: len(named)], [point.row.label for point in named], width, height, pixels[len(named) :])
     for point, (a, b), (dx, dy) in zip(named, places, offsets, strict=False):
         drawing.note(
-            html.escape(point.row.label),
+            escape.plot(point.row.label),
             x=a,
             y=b,
             ax=dx,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from harness.figures.formats import BINARY, DECIMAL, SizeUnit, significant, size_unit
 from harness.figures.table import GridPoint, Table, VariantRow
+from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot
@@ -87,7 +87,7 @@ def _stacked(
 
 
 def _draw_bars(drawing: Drawing, rows: Sequence[VariantRow], part: _Part, number: int, unit: SizeUnit) -> None:
-    name = html.escape(part.name)
+    name = escape.plot(part.name)
     sizes = [part.bytes(row) / unit.bytes for row in rows]
     drawing.trace(
         "bar",
@@ -100,7 +100,7 @@ def _draw_bars(drawing: Drawing, rows: Sequence[VariantRow], part: _Part, number
             "pattern": {"shape": PATTERNS[number % len(PATTERNS)], "size": 6, "solidity": 0.2, "fillmode": "overlay"},
         },
         hovertext=[
-            f"{html.escape(row.label)}: {name} {significant(size)} {unit.name}"
+            f"{escape.plot(row.label)}: {name} {significant(size)} {unit.name}"
             for row, size in zip(rows, sizes, strict=True)
         ],
         hoverinfo="text",

@@ -7,8 +7,9 @@ transparent, and the page sets the colour of text and lines for its light or dar
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
+
+from harness.report import escape
 
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#808890"
@@ -60,7 +61,7 @@ def paper(height_px: int = HEIGHT_PX, top_px: int = TOP_PX) -> dict[str, object]
 def ruler(title: str, extent: tuple[float, float] | None, log: bool = False) -> dict[str, object]:
     """One axis; ``extent`` in plotly's coordinates, None to fit the data."""
     return {
-        "title": {"text": html.escape(title), "standoff": 10},
+        "title": {"text": escape.plot(title), "standoff": 10},
         "range": extent,
         "type": "log" if log else "linear",
         "dtick": 1 if log else None,
@@ -75,7 +76,7 @@ def variant_axis(labels: Sequence[str]) -> dict[str, object]:
     """An axis that places variants by number, because two may have the same name."""
     return {
         "tickvals": list(range(len(labels))),
-        "ticktext": [html.escape(_short(label)) for label in labels],
+        "ticktext": [escape.plot(_short(label)) for label in labels],
         "range": (len(labels) - 0.5, -0.5),
         "automargin": True,
         "ticksuffix": "  ",

@@ -7,23 +7,16 @@ import io
 from collections.abc import Sequence
 
 from harness.figures.table import Table
+from harness.report.escape import csv_cell
 from harness.report.flat import entries, names
 
 
 def csv_text(tables: Sequence[Table]) -> str:
     """All tables in one; each line names its model, protocol and machine. Blank: not measured."""
     lines = entries(tables)
+    headings = names(lines)
     out = io.StringIO()
-    writer = csv.DictWriter(out, names(lines), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: cell(value) for name, value in line.items()} for line in lines)
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(csv_cell, headings))
+    writer.writerows([csv_cell(line.get(name)) for name in headings] for line in lines)
     return out.getvalue()
-
-
-def cell(value: str | float | bool | None) -> str | float | None:
-    """Prevents spreadsheets from reading text of a record as a formula (OWASP, "CSV Injection")."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"
-    return value

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from harness.core.label import Label
 from harness.figures.table import GridPoint, Table, VariantRow
+from harness.report import escape
 from harness.report.answer import Answer
 from harness.report.breakdown import breakdowns
 from harness.report.choice import chosen
@@ -130,9 +131,7 @@ def _grid_columns(table: Table, point: GridPoint) -> tuple[Column, ...]:
 
 
 def _script_json(text: str) -> Markup:
-    """JSON that can neither end its script element nor open a comment in it."""
-    safe = text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-    return Markup(safe)
+    return Markup(escape.script_json(text))
 
 
 @cache
@@ -140,6 +139,7 @@ def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("harness.report", "templates"),
         autoescape=True,
+        finalize=escape.page,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Iterable, Sequence
 
 from harness.figures.table import Table, VariantRow
 from harness.report.answer import Answer
 from harness.report.column import Column, cell, shown_columns
+from harness.report.escape import markdown as escape
+from harness.report.escape import markdown_code, markdown_html, markdown_log
 from harness.report.page import Fault, Page, noise_floor, table_labels, terms
 
 GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV cache", "Fits the budget")
@@ -28,12 +28,6 @@ def markdown(whole: Page) -> str:
     if whole.faults:
         parts += ["## Runs without figures", *map(_fault, whole.faults)]
     return "\n\n".join([*parts, *_origin(whole)]) + "\n"
-
-
-def escape(text: str) -> str:
-    """One line of plain text: no HTML, no emphasis, no link, no end of a cell."""
-    plain = html.escape(" ".join(text.split()), quote=False)
-    return re.sub(r"([\\`*\[\]|~]|(?<!\w)_|_(?!\w))", r"\\\1", plain)
 
 
 def _table(name: str, table: Table, answer: Answer | None) -> Iterable[str]:
@@ -73,18 +67,13 @@ def _caption(table: Table) -> Iterable[str]:
 
 
 def heading(column: Column) -> str:
-    """A column's name and unit, understandable without its group."""
+    """A column's name and unit, understandable without its group; escaped, for a task or a plugin may name it."""
     words = f"{column.group}: {column.heading}" if column.group in GROUPED else column.heading
-    return f"{words} ({column.unit})" if column.unit else words
+    return escape(f"{words} ({column.unit})" if column.unit else words)
 
 
 def _row(row: VariantRow, columns: Sequence[Column]) -> str:
-    return table_line([_name(row), *(_no_link(cell(column, row).whole) for column in columns)])
-
-
-def _no_link(figure: str) -> str:
-    """Escapes brackets so that an interval is not read as a link."""
-    return figure.replace("[", "\\[").replace("]", "\\]")
+    return table_line([_name(row), *(escape(cell(column, row).whole) for column in columns)])
 
 
 def _name(row: VariantRow) -> str:
@@ -105,10 +94,11 @@ def table_line(cells: Iterable[str]) -> str:
 
 def _fault(fault: Fault) -> str:
     words = f"{fault.title}: {fault.status.replace('_', ' ')}: {fault.reason}"
-    summary = html.escape(" ".join(words.split()))
     if not fault.log_tail:
-        return f"- {summary}"
-    return f"<details><summary>{summary}</summary>\n\n<pre>{html.escape(fault.log_tail)}</pre>\n\n</details>"
+        return f"- {escape(words)}"
+    return (
+        f"<details><summary>{markdown_html(words)}</summary>\n\n<pre>{markdown_log(fault.log_tail)}</pre>\n\n</details>"
+    )
 
 
 def _damaged(whole: Page) -> Iterable[str]:
@@ -122,7 +112,7 @@ def _origin(whole: Page) -> Iterable[str]:
     yield "\n".join(
         [
             "```sh",
-            *(" ".join(command.split()) for command in whole.commands),
+            *map(markdown_code, whole.commands),
             "```",
         ]
     )

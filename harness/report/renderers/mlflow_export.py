@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from harness.analysis.selection import in_order
 from harness.core.owner import temporary_folder
 from harness.core.record import RunRecord
 from harness.errors import UsageError
+from harness.report.escape import mlflow_name, mlflow_value, unique
 from harness.report.flat import Entry, entries
 from harness.report.page import Page, page
 from harness.report.write import write_report
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 MISSING = "MLflow is not installed; install it with: pip install 'qharness[mlflow]'"
 PARAMS = ("model", "method", "engine", "decode_mode", "perplexity_protocol", "hardware", "is_baseline")
 """Logged as parameters; all other text of a line is logged as tags, all numbers as metrics."""
-NOT_A_NAME = re.compile(r"[^\w\-./: ]")
-"""Characters that MLflow rejects in names of metrics and tags."""
 MOST_METRICS, MOST_OTHERS = 1000, 100
 """Limits of one request to a server."""
-LONGEST = 5000
-"""Characters per value; MLflow allows slightly more for a tag and 6,000 for a parameter."""
 FORMATS = ("html", "md", "csv")
 
 
@@ -93,9 +89,8 @@ def _sessions(records: Sequence[RunRecord]) -> Mapping[str, list[RunRecord]]:
 
 def _there(client: MlflowClient, experiment_id: str, session: str) -> str | None:
     """The run of a session, if one was completed."""
-    quoted = session.replace("'", "")
     runs = client.search_runs(
-        [experiment_id], f"tags.`qharness.session` = '{quoted}' and tags.`qharness.kind` = 'session'"
+        [experiment_id], f"tags.`qharness.session` = '{_quotable(session)}' and tags.`qharness.kind` = 'session'"
     )
     whole = [run.info.run_id for run in runs if run.info.status == "FINISHED"]
     return whole[0] if whole else None
@@ -107,11 +102,11 @@ def _session(client: MlflowClient, experiment_id: str, own: Sequence[RunRecord],
     recipes = sorted({record.spec.recipe for record in own})
     tags = {
         "qharness.kind": "session",
-        "qharness.session": session.replace("'", ""),
+        "qharness.session": _quotable(session),
         **{f"hardware.{name}": value for name, value in whole.hardware},
         **{f"software.{name}": value for name, value in whole.software},
     }
-    name = f"{', '.join(recipes)} {session}"
+    name = mlflow_value(f"{', '.join(recipes)} {session}")
     parent = client.create_run(experiment_id, start_time=began, tags=_tags(tags), run_name=name).info.run_id
     _log(client, parent, began, {}, {"recipe": ", ".join(recipes), "session": session})
     lines = entries(whole.tables)
@@ -135,7 +130,7 @@ def _variant(
     params = {name: str(line[name]) for name in PARAMS if line.get(name) not in (None, "")}
     words = {name: value for name, value in line.items() if isinstance(value, str) and value and name not in PARAMS}
     tags = {**surroundings, **words, "qharness.kind": "variant", "mlflow.parentRunId": parent}
-    name = f"{line['model']} × {line['variant']}"
+    name = mlflow_value(f"{line['model']} × {line['variant']}")
     run = client.create_run(experiment_id, start_time=times[0], tags=_tags(tags), run_name=name).info.run_id
     numbers = {name: float(value) for name, value in line.items() if _is_number(value) and name not in PARAMS}
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -146,8 +141,9 @@ def _variant(
 def _log(client: MlflowClient, run: str, at_ms: int, metrics: Mapping[str, float], params: Mapping[str, str]) -> None:
     from mlflow.entities import Metric, Param
 
-    numbers = [Metric(_name(name), value, at_ms, 0) for name, value in metrics.items()]
-    words = [Param(_name(name), value[:LONGEST]) for name, value in params.items()]
+    names = unique(map(mlflow_name, metrics))
+    numbers = [Metric(name, value, at_ms, 0) for name, value in zip(names, metrics.values(), strict=True)]
+    words = [Param(name, mlflow_value(value)) for name, value in params.items()]
     for some in _parts(words, MOST_OTHERS):
         client.log_batch(run, params=some)
     for some in _parts(numbers, MOST_METRICS):
@@ -159,11 +155,12 @@ def _parts(whole: Sequence[Any], most: int) -> Iterator[Sequence[Any]]:
 
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {_name(name): value[:LONGEST] for name, value in tags.items()}
+    return {mlflow_name(name): mlflow_value(value) for name, value in tags.items()}
 
 
-def _name(text: str) -> str:
-    return NOT_A_NAME.sub("_", text)[:250]
+def _quotable(session: str) -> str:
+    """A session as a value that a search can quote."""
+    return mlflow_value(session).replace("'", "")
 
 
 def _is_number(value: object) -> TypeGuard[float]:

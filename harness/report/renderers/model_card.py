@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from harness.figures.table import Table, TaskKey, VariantRow
 from harness.report.column import Column, cell, columns, shown_columns
+from harness.report.escape import markdown as escape
+from harness.report.escape import yaml
 from harness.report.page import noise_floor, table_labels
-from harness.report.renderers.markdown import escape, heading, table_line
+from harness.report.renderers.markdown import heading, table_line
 from harness.stats.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -32,9 +34,9 @@ def _card(table: Table, row: VariantRow) -> str:
     from huggingface_hub import ModelCardData
 
     name = f"{table.model} {row.label}"
-    origin = {"base_model": table.hub_id, "base_model_relation": "quantized"} if table.hub_id else {}
+    origin = {"base_model": yaml(table.hub_id), "base_model_relation": "quantized"} if table.hub_id else {}
     results = _apart([*_text_results(table, row), *_task_results(row)])
-    named = {"model_name": name, "eval_results": results} if results else {}
+    named = {"model_name": yaml(name), "eval_results": results} if results else {}
     data = ModelCardData(tags=["quantized", "qharness"], **named, **origin)
     return f"---\n{data}\n---\n\n" + "\n\n".join(_block(table, row)) + "\n"
 
@@ -119,7 +121,7 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
     for column in shown_columns(table):
         if column.value(row) is not None:
             figures = [cell(column, each).whole for each in (row, base) if each]
-            lines.append(table_line([heading(column), *(escape(figure) for figure in figures)]))
+            lines.append(table_line([heading(column), *map(escape, figures)]))
     yield "\n".join(lines)
     floor = noise_floor(table)
     yield (

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 
 from harness.figures.table import Table
+from harness.report.escape import encodable, unique
 from harness.report.flat import entries, names
 
 
@@ -15,7 +16,8 @@ def parquet_bytes(tables: Sequence[Table]) -> bytes:
     import pyarrow.parquet as pq
 
     lines = entries(tables)
-    found = pa.table({name: _column([line.get(name) for line in lines]) for name in names(lines)})
+    columns = names(lines)
+    found = pa.table([_column([line.get(name) for line in lines]) for name in columns], unique(map(encodable, columns)))
     out = io.BytesIO()
     pq.write_table(found, out)
     return out.getvalue()
@@ -25,4 +27,4 @@ def _column(values: list[str | float | bool | None]) -> list[str | float | bool 
     """Converts whole numbers to float if a column also has fractions, since a column has one type."""
     if any(isinstance(value, float) for value in values):
         return [float(value) if isinstance(value, int) else value for value in values]
-    return values
+    return [encodable(value) if isinstance(value, str) else value for value in values]
