@@ -9,6 +9,7 @@ from pathlib import Path
 
 from harness.analysis.regression.cases import cases
 from harness.core.identity import NAME
+from harness.core.owner import current_owner
 from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError, UsageError, did_you_mean
 from harness.storage.reading import read_results
@@ -62,7 +63,7 @@ class Baselines:
         kept = [run for case in cases(records).values() for run in case.runs]
         if not kept:
             raise ResultsError(f"baseline {name!r}: none of these records measures a variant")
-        part = self.root / f".{name}.part"
+        part = self.root / f".{name}.{current_owner()}.part"
         shutil.rmtree(part, ignore_errors=True)
         for record in kept:
             Store(part).save(record)

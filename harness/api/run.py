@@ -8,9 +8,10 @@ from pathlib import Path
 from harness.core.record import RunRecord
 from harness.core.site import MAIN
 from harness.errors import HarnessError
+from harness.execution.debris import clear
 from harness.execution.executor import Executor
 from harness.execution.local import LocalExecutor, local_site
-from harness.execution.sweep import Event, sweep
+from harness.execution.sweep import Cleared, Event, sweep
 from harness.planning.plan import PlannedRun, plan
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
@@ -32,6 +33,7 @@ def run(
     """Plans and executes the runs of a recipe, like ``qharness run``; returns one record per planned run.
 
     ``pythons`` are the caller's own interpreters, by stack. ``allow_leak`` lets calibration overlap the evaluation.
+    What interrupted sweeps left (processes, temporary and unfinished files) is removed first.
     With ``paranoid`` the files that a run read are hashed again after each run, not only at the end.
     If ``create_stacks`` is given, missing stacks that the recipe needs are created first; it receives progress
     messages. ``on_event`` receives the events of the sweep.
@@ -40,6 +42,9 @@ def run(
     says where it was kept, and the next call takes it in. A failed run is one of the returned records.
     """
     site = local_site(cache, pythons)
+    debris = clear([site.artifacts.root, Path(results)])
+    if debris:
+        on_event(Cleared(debris))
     executor = LocalExecutor(site)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     planned = _fetched_plan(chosen, executor, allow_leak)

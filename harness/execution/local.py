@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -16,20 +15,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.core.inputs import Input
+from harness.core.owner import temporary_folder
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine
 from harness.errors import ResultsError
-from harness.execution import fetch
+from harness.execution import fetch, guard
+from harness.execution.interrupt import uninterrupted
+from harness.execution.output import LOG_TAIL_CHARACTERS, Log, Phases, Pipe, read_outcome
 from harness.host.machine import cache_folder, choose, installed_version, state_folder
+from harness.host.process import MARKER, end_run
 from harness.stacks import Stacks
 from harness.stacks.build import environment
 from harness.stacks.variables import for_workers
 from harness.storage.cache import Cache
-from harness.storage.json_codec import decode, encode
+from harness.storage.json_codec import encode
 
-LOG_TAIL_CHARACTERS = 4000
+GUARD = Path(guard.__file__)
+WORKER = "harness.execution.worker"
+GUARD_PATIENCE_S = guard.GRACE_S + guard.PATIENCE_S + 5.0
+"""How long a guard may take to end what it guards."""
 LISTENER_PATIENCE_S = 5.0
+"""How long the names of the last phases may take to be shown."""
+MAX_FOLDER_BYTES = 74
+"""A Unix socket's name has 107 bytes at most; multiprocessing appends /pymp-xxxxxxxx/listener-xxxxxxxx to a folder."""
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
@@ -92,131 +101,147 @@ class LocalExecutor:
         return fetch.fetch(specs)
 
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
-        with tempfile.TemporaryDirectory(prefix="qharness-") as folder:
-            return _run_worker(spec, inputs, Path(folder), self.site, on_phase)
+        phases = Phases(on_phase)
+        try:
+            with temporary_folder() as folder:
+                ended = _Run(spec, self.site, folder, phases).make(inputs)
+        except OSError as error:  # no room for its files, no memory or number for its process
+            failure = Failure("start", type(error).__name__, f"cannot start a process: {error}")
+            ended = Outcome("crashed", failure), b""
+        if phases.error is not None:
+            raise phases.error
+        return ended
 
 
-@dataclass
-class _Watch:
-    """What the waiting threads learn about the child."""
+class _Run:
+    """One run of a spec in a process of its own. ``folder`` is an empty folder for its files.
 
-    phase: str = "start"
-    timed_out: bool = False
-
-
-def _run_worker(
-    spec: RunSpec, inputs: Sequence[Input], folder: Path, site: LocalSite, on_phase: Callable[[str], None]
-) -> tuple[Outcome, bytes]:
-    """Runs a spec in its own process, with the interpreter of its stack; returns its outcome and its log.
-
-    ``folder`` is an empty folder for its files. The time limit or an interrupt ends the child's whole process group.
+    The worker is the child of a guard (``guard.py``), which ends with all that the worker started. The time limit or an
+    interrupt ends the guard.
     """
-    outcome_path, log_path = folder / "outcome.json", folder / "log.txt"
-    (folder / "spec.json").write_text(encode(spec), encoding="utf-8")
-    (folder / "inputs.json").write_text(encode(list(inputs)), encoding="utf-8")
-    kills_before = _oom_kills()
-    watch = _Watch()
-    interpreter = _interpreter(spec, site.stacks, folder)
-    if not os.access(interpreter[0], os.X_OK):
-        message = f"stack {spec.stack!r}: its interpreter {interpreter[0]} is gone; qharness stack create {spec.stack}"
-        return Outcome("unsupported", Failure("start", "NoInterpreter", message)), b""
+
+    def __init__(self, spec: RunSpec, site: LocalSite, folder: Path, phases: Phases) -> None:
+        self._spec, self._site, self._folder = spec, site, folder
+        self._outcome = folder / "outcome.json"
+        self._log, self._phases = Log(), phases
+        self._timed_out = False
+
+    def make(self, inputs: Sequence[Input]) -> tuple[Outcome, bytes]:
+        """The outcome and the log. Raises OSError if the process cannot be started."""
+        python, variables = self._interpreter()
+        if not os.access(python, os.X_OK):
+            stack = self._spec.stack
+            message = f"stack {stack!r}: its interpreter {python} is gone; qharness stack create {stack}"
+            return Outcome("unsupported", Failure("start", "NoInterpreter", message)), b""
+        files = {"spec.json": encode(self._spec), "inputs.json": encode(list(inputs))}
+        for name, content in files.items():
+            (self._folder / name).write_text(content, encoding="utf-8")
+        paths = [*(self._folder / name for name in files), self._outcome, self._site.artifacts.root.absolute()]
+        kills_before = _oom_kills()
+        code = self._wait([python, str(GUARD), str(os.getpid()), WORKER, *map(str, paths)], variables)
+        log = self._log.content()
+        text = log.decode("utf-8", "replace")
+        outcome = self._ended(code, text, _oom_kills() > kills_before)
+        if outcome.failure is not None:
+            outcome = replace(outcome, failure=replace(outcome.failure, log_tail=text[-LOG_TAIL_CHARACTERS:]))
+        return outcome, log
+
+    def _interpreter(self) -> tuple[str, dict[str, str]]:
+        """The Python that runs the spec, and the environment it starts in."""
+        if self._spec.stack == MAIN:
+            python, inherited = sys.executable, for_workers()
+        else:
+            python = str(self._site.stacks.find(self._spec.stack).python)
+            inherited = environment(self._folder)
+        own = {MARKER: self._folder.name, **_temporary_files(self._folder)}
+        return python, {**inherited, **ENVIRONMENT, **own, **_thread_variables(self._spec.job.conditions.threads)}
+
+    def _wait(self, command: list[str], variables: Mapping[str, str]) -> int:
+        """The exit code. Threads read the pipes and a timer enforces the time limit: nothing polls."""
+        log, events = Pipe(self._log.add), Pipe(self._phases.add)
+        process: subprocess.Popen[bytes] | None = None
+        timer: threading.Timer | None = None
+        try:
+            with uninterrupted():
+                process = subprocess.Popen(
+                    [*command, str(events.write)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log.write,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=[events.write],
+                    start_new_session=True,
+                    env=variables,
+                )
+            log.close_write()
+            events.close_write()
+            timer = threading.Timer(self._spec.limits.time_s or threading.TIMEOUT_MAX, self._time_out, [process])
+            timer.daemon = True
+            timer.start()
+            return process.wait()
+        finally:
+            with uninterrupted():
+                if timer is not None:
+                    timer.cancel()
+                if process is not None:
+                    _end(process)
+                end_run(self._folder.name)
+                log.stop()
+                events.stop(LISTENER_PATIENCE_S)
+                part = self._site.artifacts.part(self._spec, self._folder.name)
+                shutil.rmtree(part, ignore_errors=True)  # left by a killed worker
+
+    def _time_out(self, process: subprocess.Popen[bytes]) -> None:
+        self._timed_out = True
+        _end(process)
+
+    def _ended(self, code: int, log: str, killed_for_memory: bool) -> Outcome:
+        """The outcome that the worker wrote, or if it wrote none, one that says how it ended."""
+        limit_s = self._spec.limits.time_s
+        try:
+            written = read_outcome(self._outcome)
+        except ResultsError as error:
+            written = Outcome("invalid", self._failure("UnreadableOutcome", str(error)))
+        if written is not None:
+            return written
+        if self._timed_out:
+            return Outcome("timeout", self._failure("TimeLimit", f"ended at its time limit of {limit_s:g} s"))
+        if code == -signal.SIGKILL and killed_for_memory:
+            message = "killed by the kernel: memory ran out"
+            return Outcome("out_of_memory", self._failure("OutOfMemoryKill", message))
+        if code == -signal.SIGABRT and "bad_alloc" in log:
+            return Outcome("out_of_memory", self._failure("bad_alloc", "a library could not allocate memory"))
+        if code < 0:
+            return Outcome("crashed", self._failure(_signal_name(-code), f"ended by signal {-code}"))
+        return Outcome("crashed", self._failure("Exit", f"exited with code {code} and left no outcome"))
+
+    def _failure(self, kind: str, message: str) -> Failure:
+        return Failure(self._phases.current, kind, message)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a guard and with it the worker and all that it started."""
     try:
-        given = (folder / "spec.json", folder / "inputs.json", outcome_path, site.artifacts.root.absolute())
-        arguments = [str(path) for path in given]
-        code = _wait(spec, interpreter, arguments, log_path, watch, on_phase)
-    finally:
-        shutil.rmtree(site.artifacts.part(spec, folder.name), ignore_errors=True)  # left by a killed worker
-    text = log_path.read_text(encoding="utf-8", errors="replace")
-    outcome = _written(outcome_path) or _unwritten(spec, code, watch, text, _oom_kills() > kills_before)
-    if outcome.failure is not None:
-        outcome = replace(outcome, failure=replace(outcome.failure, log_tail=text[-LOG_TAIL_CHARACTERS:]))
-    return outcome, log_path.read_bytes()
-
-
-def _interpreter(spec: RunSpec, stacks: Stacks, folder: Path) -> tuple[str, dict[str, str]]:
-    """The Python that runs a spec, and the environment it starts in."""
-    if spec.stack == MAIN:
-        return sys.executable, for_workers()
-    return str(stacks.find(spec.stack).python), environment(folder)
-
-
-def _wait(
-    spec: RunSpec,
-    interpreter: tuple[str, dict[str, str]],
-    arguments: list[str],
-    log_path: Path,
-    watch: _Watch,
-    on_phase: Callable[[str], None],
-) -> int:
-    """The worker's exit code. A thread reads its phases and a timer enforces its time limit: nothing polls."""
-    python, variables = interpreter
-    events_read, events_write = os.pipe()
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [python, "-m", "harness.execution.worker", *arguments, str(events_write)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=[events_write],
-            start_new_session=True,
-            env={**variables, **ENVIRONMENT, **_thread_variables(spec.job.conditions.threads)},
-        )
-    os.close(events_write)
-    listener = threading.Thread(target=_listen, args=(events_read, watch, on_phase), daemon=True)
-    listener.start()
-    timer = threading.Timer(spec.limits.time_s or threading.TIMEOUT_MAX, _time_out, (process, watch))
-    timer.daemon = True
-    timer.start()
-    try:
-        return process.wait()
-    finally:
-        timer.cancel()
-        _end_group(process)
+        process.terminate()
+        process.wait(GUARD_PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
         process.wait()
-        listener.join(LISTENER_PATIENCE_S)
 
 
-def _written(path: Path) -> Outcome | None:
-    """The outcome that the worker wrote, or None. It counts no matter how the process ended afterwards."""
+def _signal_name(number: int) -> str:
     try:
-        return decode(Outcome, json.loads(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, ValueError, ResultsError):
-        return None
+        return signal.Signals(number).name
+    except ValueError:  # a realtime signal
+        return f"signal {number}"
 
 
-def _unwritten(spec: RunSpec, code: int, watch: _Watch, log: str, killed_for_memory: bool) -> Outcome:
-    """The outcome of a worker that wrote none, from the way it ended."""
-    if watch.timed_out:
-        message = f"ended at its time limit of {spec.limits.time_s:g} s"
-        return Outcome("timeout", Failure(watch.phase, "TimeLimit", message))
-    if code == -signal.SIGKILL and killed_for_memory:
-        message = "killed by the kernel: memory ran out"
-        return Outcome("out_of_memory", Failure(watch.phase, "OutOfMemoryKill", message))
-    if code == -signal.SIGABRT and "bad_alloc" in log:
-        return Outcome("out_of_memory", Failure(watch.phase, "bad_alloc", "a library could not allocate memory"))
-    if code < 0:
-        return Outcome("crashed", Failure(watch.phase, signal.Signals(-code).name, f"ended by signal {-code}"))
-    return Outcome("crashed", Failure(watch.phase, "Exit", f"exited with code {code} and left no outcome"))
-
-
-def _listen(events: int, watch: _Watch, on_phase: Callable[[str], None]) -> None:
-    with os.fdopen(events, encoding="utf-8") as stream:
-        for line in stream:
-            watch.phase = line.strip()
-            on_phase(watch.phase)
-
-
-def _time_out(process: subprocess.Popen[bytes], watch: _Watch) -> None:
-    watch.timed_out = True
-    _end_group(process)
-
-
-def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kills what is left of the child's process group."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _temporary_files(folder: Path) -> dict[str, str]:
+    """A folder for the libraries' temporary files that goes with the run, unless a socket in it had too long a name."""
+    if len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
+        return {}
+    temporary = folder / "t"
+    temporary.mkdir()
+    return dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(temporary))
 
 
 def _thread_variables(threads: int | None) -> dict[str, str]:

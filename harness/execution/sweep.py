@@ -18,6 +18,7 @@ from harness.core.inputs import Input
 from harness.core.record import Damaged, Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import Artifacts
+from harness.execution.debris import Debris
 from harness.execution.executor import Executor
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
@@ -90,7 +91,14 @@ class TakenIn:
     record: RunRecord
 
 
-Event = Started | PhaseBegan | Ended | Withdrawn | DamageFound | Verifying | ArtifactDamaged | TakenIn
+@dataclass(frozen=True)
+class Cleared:
+    """What interrupted sweeps had left was removed before this one begins."""
+
+    debris: Debris
+
+
+Event = Cleared | Started | PhaseBegan | Ended | Withdrawn | DamageFound | Verifying | ArtifactDamaged | TakenIn
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """The child process: reads a spec file and a file of its inputs, writes an outcome file.
 
-``python -m harness.execution.worker SPEC INPUTS OUTCOME CACHE EVENTS_FD``. Top-level imports are limited to the
-standard library; each job imports what else it needs.
+``python -m harness.execution.worker SPEC INPUTS OUTCOME CACHE EVENTS_FD``, below a guard (``guard.py``). Top-level
+imports are limited to the standard library; each job imports what else it needs.
+
+Libraries run in this process, and may leave anything behind: closed or used-up file descriptors, threads, another
+working folder, an exception whose text cannot be read. What is needed to write the outcome is set aside before.
 """
 
 from __future__ import annotations
@@ -9,45 +12,57 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from harness.core.inputs import Input
     from harness.core.record import Failure, Fingerprint, Outcome, Status
     from harness.errors import InvalidRunError
     from harness.execution.context import Context
 
-PR_SET_PDEATHSIG = 1
+STDOUT, STDERR = 1, 2
+MAX_MESSAGE_CHARACTERS = 10_000
+"""How much of an exception's text is recorded: its beginning and its end."""
+SPARE_DESCRIPTORS = 32
+"""File descriptors for what follows the job: reading the machine's state, importing modules, writing the outcome."""
 OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "_alloc_failed")
 
 
 def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, events: str) -> None:
     """Runs the spec and writes its outcome, unless a signal ends the process."""
     from harness.core.inputs import Input
+    from harness.core.record import Failure, Outcome
     from harness.core.run import RunSpec
     from harness.execution.context import Context
     from harness.storage.cache import Cache
     from harness.storage.disk import Disk
     from harness.storage.json_codec import decode, encode
 
-    _die_with_the_parent()
+    restore = _set_aside()
+    announce = _announcer(int(events))
     spec = decode(RunSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")), spec_path)
     inputs = decode(tuple[Input, ...], json.loads(Path(inputs_path).read_text(encoding="utf-8")), inputs_path)
     _limit_memory(spec.limits.memory_bytes)
-    context = Context(spec, Cache(Path(cache_root)), lambda phase: _announce(int(events), phase))
+    context = Context(spec, Cache(Path(cache_root)), announce)
     final = Path(outcome_path)
-    Disk().write_whole(final, encode(_run(context, inputs, token=final.parent.name)).encode())
+    outcome = _run(context, inputs, final.parent.name, restore)
+    try:
+        content = encode(outcome).encode("utf-8")
+    except (ValueError, TypeError) as error:  # a library's text that is no Unicode, a value that is no number
+        failure = Failure(context.current, type(error).__name__, f"the run's figures cannot be written: {_text(error)}")
+        content = encode(Outcome("invalid", failure)).encode("utf-8")
+    Disk().write_whole(final, content)
 
 
-def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
+def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callable[[], None]) -> Outcome:
     """The outcome of the spec's job. Publishes an artifact only if the run succeeded.
 
     The inputs must match what was hashed, before and after the run: otherwise the figures describe something else.
@@ -59,6 +74,13 @@ def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
     before = fingerprint(context.packages)
     spec, cache = context.spec, context.cache
     run = import_module(f"harness.execution.jobs.{spec.kind}").run
+
+    def job(out: Path) -> None:
+        try:
+            run(spec.job, context, out)
+        finally:
+            restore()
+
     try:
         _refuse_moved(inputs)
         if spec.needs:
@@ -66,11 +88,11 @@ def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
         _use_threads(spec.job.conditions.threads)
         skip_unused_imports(context.packages)
         if not spec.job.cached:
-            run(spec.job, context, Path())
+            job(Path())
             _refuse_moved(inputs)
             return _believable(_outcome(context, before, "ok"))
         with cache.filling(spec, token) as part:
-            run(spec.job, context, part)
+            job(part)
             _refuse_moved(inputs)
             outcome = _believable(_outcome(context, before, "ok"))
             if any(label.code == "suspect" for label in outcome.labels):
@@ -78,11 +100,11 @@ def _run(context: Context, inputs: Sequence[Input], token: str) -> Outcome:
             else:
                 cache.publish(spec, part, outcome)
         return outcome
-    except Exception as error:  # noqa: BLE001 - whatever a library raises becomes a record
-        traceback.print_exc()
-        told = _moved(inputs) or error  # a file replaced while being read causes all kinds of errors
-        failure = Failure(context.current, type(told).__name__, str(told))
-        return _without_not_finite(_outcome(context, before, classify(told), failure))
+    except BaseException as error:  # noqa: BLE001 - whatever a library raises becomes a record, also sys.exit
+        _print(error)
+        cause = _moved(inputs) or error  # a file replaced while being read causes all kinds of errors
+        failure = Failure(context.current, clip(type(cause).__name__), _text(cause))
+        return _without_not_finite(_outcome(context, before, classify(cause), failure))
 
 
 def _outcome(context: Context, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
@@ -150,23 +172,93 @@ def _without_not_finite(outcome: Outcome) -> Outcome:
     )
 
 
-def classify(error: Exception) -> Status:
+def classify(error: BaseException) -> Status:
     """The status for an exception."""
     from harness.errors import InvalidRunError, UnsupportedError
 
-    if isinstance(error, MemoryError) or any(word in str(error).lower() for word in OOM_WORDS):
+    if isinstance(error, MemoryError) or any(word in _text(error).lower() for word in OOM_WORDS):
         return "out_of_memory"
     if isinstance(error, UnsupportedError | ImportError):
         return "unsupported"
     return "invalid" if isinstance(error, InvalidRunError) else "failed"
 
 
-def _die_with_the_parent() -> None:
-    """Makes Linux kill this process when its parent ends for any reason."""
-    if sys.platform == "linux":
-        import ctypes
+def clip(text: str) -> str:
+    """The text as it can be recorded: its beginning and its end if it is long, with escapes for what is no Unicode."""
+    excess = len(text) - MAX_MESSAGE_CHARACTERS
+    if excess > 0:
+        half = MAX_MESSAGE_CHARACTERS // 2
+        text = f"{text[:half]} [{excess} characters left out] {text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+def _text(error: BaseException) -> str:
+    """What an exception says."""
+    if isinstance(error, SystemExit):
+        return f"a library ended the process: sys.exit({clip(repr(error.code))})"
+    try:
+        return clip(str(error))
+    except BaseException as fault:  # noqa: BLE001 - the text of a library's exception is a library's code
+        return f"its text cannot be read: {type(fault).__name__}"
+
+
+def _print(error: BaseException) -> None:
+    """Prints the traceback, unless a library has closed the place to print it to, or it takes too much memory."""
+    with (
+        suppress(OSError, MemoryError),
+        os.fdopen(os.dup(STDERR), "w", encoding="utf-8", errors="backslashreplace") as log,
+    ):
+        traceback.print_exception(error, file=log)
+    traceback.clear_frames(error.__traceback__)  # they hold the job's tensors
+
+
+class _Descriptor:
+    """A file descriptor of this process, which a library may close; then its number may name another file."""
+
+    def __init__(self, number: int) -> None:
+        os.set_inheritable(number, False)
+        self.number = number
+        self._file = os.fstat(number)
+
+    def is_open(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self.number), self._file)
+        except OSError:
+            return False
+
+
+def _set_aside() -> Callable[[], None]:
+    """Reserves what is needed after the job. The function that it returns gives that back, once."""
+    spare = [_Descriptor(os.open(os.devnull, os.O_RDONLY)) for _ in range(SPARE_DESCRIPTORS)]
+    printed = {number: _Descriptor(os.dup(number)) for number in (STDOUT, STDERR)}
+    folder = _Descriptor(os.open(os.curdir, os.O_RDONLY))
+    mask = os.umask(0o077)
+    os.umask(mask)
+
+    def restore() -> None:
+        while spare:
+            if (one := spare.pop()).is_open():
+                os.close(one.number)
+        for number, kept in printed.items():
+            if kept.is_open():
+                os.dup2(kept.number, number)
+        if folder.is_open():
+            os.fchdir(folder.number)
+        os.umask(mask)
+
+    return restore
+
+
+def _announcer(events: int) -> Callable[[str], None]:
+    """Writes phases into the pipe of events, as long as it is open."""
+    pipe = _Descriptor(events)
+
+    def announce(phase: str) -> None:
+        if pipe.is_open():
+            with suppress(OSError):  # nobody reads it any more
+                os.write(events, f"{phase}\n".encode("utf-8", "backslashreplace"))
+
+    return announce
 
 
 def _limit_memory(limit_bytes: int | None) -> None:
@@ -184,9 +276,22 @@ def _use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _announce(events: int, phase: str) -> None:
-    os.write(events, f"{phase}\n".encode())
+def _end(code: int) -> NoReturn:
+    """Ends the process at once: neither threads that a library left running nor its handlers at exit may hang it."""
+    import ctypes
+
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        ctypes.CDLL(None).fflush(None)  # what libraries in C have printed
+    finally:
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except BaseException as error:  # noqa: BLE001 - without an outcome the parent records the exit code and the log
+        _print(error)
+        _end(1)
+    _end(0)

@@ -18,6 +18,7 @@ from pathlib import Path
 from harness.core.foreign import read_file, shown
 from harness.core.identity import NAME, RUN_ID
 from harness.core.json_values import not_finite
+from harness.core.owner import current_owner
 from harness.core.record import Damaged, Failure, Measurement, RunRecord
 from harness.errors import ResultsError
 from harness.storage.anonymizer import Anonymizer
@@ -63,7 +64,7 @@ class Store:
         Raises ValueError, and writes nothing, for a record with NaN or infinity, or one too large to be read again.
         """
         final = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
-        part = final.with_name(f".{record.attempt}.part")
+        part = final.with_name(f".{record.attempt}.{current_owner()}.part")
         content = _files(self.anonymizer.record(record), None if log is None else self.anonymizer.log(log))
         try:
             self.disk.remove(part)

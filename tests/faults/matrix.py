@@ -85,7 +85,6 @@ def _weights(name: str, what: str, how: Callable[[Path], object], message: str =
 
 SEALS = "cache folders are not checked when read yet"
 SPILL = "a record that cannot be written is not kept elsewhere yet"
-DAEMONS = "daemons outlive their worker still"
 
 MATRIX = (
     _interrupt("sigint", "Ctrl-C", signalled(signal.SIGINT)),
@@ -104,15 +103,13 @@ MATRIX = (
         "killed by the kernel",
     ),
     _hit("exit", "a library calls os._exit(0)", plugin("leave"), "crashed", "left no outcome"),
-    _hit("sys-exit", "a library calls sys.exit(0)", plugin("leave_politely"), "crashed"),
+    _hit("sys-exit", "a library calls sys.exit(0)", plugin("leave_politely"), "failed", "ended the process"),
     _harmless("stdout", "a library prints what is no text on stdout", plugin("print_on_stdout")),
     _harmless("flood", "a library prints 1 GB", faults.flood, slow=True),
-    _harmless("daemon", "a library starts a daemon", plugin("start_daemon"), unmended=DAEMONS),
-    _harmless(
-        "daemon-files", "a daemon keeps the worker's files open", plugin("start_daemon_with_files"), unmended=DAEMONS
-    ),
+    _harmless("daemon", "a library starts a daemon", plugin("start_daemon")),
+    _harmless("daemon-files", "a daemon keeps the worker's files open", plugin("start_daemon_with_files")),
     _harmless("locale", "a library changes the locale and the working folder", plugin("change_locale")),
-    _hit("closed-files", "a library closes all files", plugin("close_files"), "crashed"),
+    _hit("closed-files", "a library closes all files", plugin("close_files"), "failed"),
     _harmless("clock-forward", "the clock jumps a year ahead", clock_jumps(faults.A_YEAR_S)),
     _harmless("clock-back", "the clock jumps a year back", clock_jumps(-faults.A_YEAR_S)),
     _weights("weights-change", "the weights change", faults.other_content, "than when it was hashed"),

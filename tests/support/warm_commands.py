@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -131,34 +132,62 @@ class _Popen:
         command: Sequence[str],
         *,
         stdin: int,
-        stdout: IO[bytes],
+        stdout: int,
         stderr: int,
         pass_fds: Sequence[int],
         start_new_session: bool,
         env: Mapping[str, str],
     ) -> None:
         assert (stdin, stderr, start_new_session) == (subprocess.DEVNULL, subprocess.STDOUT, True)
-        assert command[1:3] == WORKER
         Path(command[0]).stat()  # raises what starting it would raise
         (events,) = pass_fds
-        log = stdout.fileno()
         self.returncode: int | None = None
+        self._waiting = threading.Lock()
         self.pid = os.fork()
         if self.pid == 0:
             atexit._clear()  # the parent's temporary folders are not this process's to remove
             os.setsid()
-            _close_all_but({log, events})
+            _close_all_but({stdout, events})
             os.environ.clear()
             os.environ.update(env)
             tempfile.tempdir = None
             for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
-            work({"arguments": command[3:-1], "pythonpath": "", "folder": str(Path.cwd())}, log, events)
+            guard, _, *arguments, _ = command[1:]
+            request = {"guard": guard, "arguments": arguments, "own": {}, "folder": str(Path.cwd())}
+            work(request, stdout, events)
 
-    def wait(self) -> int:
-        if self.returncode is None:
-            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code. Raises TimeoutExpired. The thread that waits without a limit may be another."""
+        if timeout is not None:
+            deadline = time.monotonic() + timeout
+            while self._is_running():
+                if time.monotonic() > deadline:
+                    raise subprocess.TimeoutExpired(["worker"], timeout)
+                time.sleep(0.002)
+            return 0
+        with self._waiting:
+            if self.returncode is None:
+                self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.returncode
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._is_running():
+            os.kill(self.pid, number)
+
+    def _is_running(self) -> bool:
+        if self.returncode is not None:
+            return False
+        try:
+            return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+        except ChildProcessError:
+            return False
 
 
 def _close_all_but(kept: set[int]) -> None:
@@ -173,7 +202,7 @@ def _close_all_but(kept: set[int]) -> None:
 def _start_worker(command: Sequence[str], **options: object) -> object:
     """A fork of this process if it is a worker of this interpreter, by whatever name, that is to be started."""
     own = os.path.realpath(command[0]) == os.path.realpath(sys.executable)
-    if own and list(command[1:3]) == WORKER:
+    if own and WORKER in command:
         return _Popen(command, **options)  # type: ignore[arg-type]
     return subprocess.Popen(command, **options)  # type: ignore[call-overload]
 

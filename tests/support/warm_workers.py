@@ -16,18 +16,23 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import NoReturn
 
-WORKER = ["-m", "harness.execution.worker"]
+WORKER = "harness.execution.worker"
+OF_A_RUN = ("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP")
+"""The variables that differ from run to run. A fork gets them, the server does not."""
 IMPORTED = (
     "torch",
     "torch._dynamo",
@@ -55,7 +60,7 @@ class Workers:
         self._servers: dict[tuple[str, frozenset[tuple[str, str]]], _Server] = {}
 
     def start(self, command: Sequence[str], **options: object) -> Worker | subprocess.Popen[bytes]:
-        if command[1:3] != WORKER:
+        if WORKER not in command:
             return subprocess.Popen(command, **options)  # type: ignore[call-overload,no-any-return]
         return self._fork(command, **options)  # type: ignore[arg-type]
 
@@ -64,7 +69,7 @@ class Workers:
         command: Sequence[str],
         *,
         stdin: int,
-        stdout: IO[bytes],
+        stdout: int,
         stderr: int,
         pass_fds: Sequence[int],
         start_new_session: bool,
@@ -72,13 +77,14 @@ class Workers:
     ) -> Worker:
         assert (stdin, stderr, start_new_session) == (subprocess.DEVNULL, subprocess.STDOUT, True)
         (events,) = pass_fds
-        *arguments, last = command[3:]
-        assert last == str(events)
-        variables = {name: value for name, value in env.items() if name != "PYTHONPATH"}
-        key = (command[0], frozenset(variables.items()))
+        python, guard, parent, *arguments, last = command
+        assert (parent, last) == (str(os.getpid()), str(events))
+        variables = {name: value for name, value in env.items() if name not in OF_A_RUN}
+        own = {name: env[name] for name in OF_A_RUN if name in env}
+        key = (python, frozenset(variables.items()))
         if key not in self._servers:
-            self._servers[key] = _Server(command[0], variables)
-        return self._servers[key].fork(arguments, env.get("PYTHONPATH", ""), stdout.fileno(), events)
+            self._servers[key] = _Server(python, variables)
+        return self._servers[key].fork(guard, arguments, own, stdout, events)
 
     def close(self) -> None:
         for server in self._servers.values():
@@ -92,12 +98,30 @@ class Worker:
         self.pid = pid
         self._ended = ended
         self._code: int | None = None
+        self._lock = threading.Lock()
 
-    def wait(self) -> int:
-        if self._code is None:
-            self._code = int(os.read(self._ended, 16))
-            os.close(self._ended)
-        return self._code
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code. Raises TimeoutExpired. The thread that waits without a limit may be another."""
+        with self._lock if timeout is None else nullcontext():
+            ready = self._code is not None or bool(select.select([self._ended], [], [], timeout)[0])
+            if not ready:
+                raise subprocess.TimeoutExpired(["worker"], timeout or 0)
+            if timeout is None and self._code is None:
+                self._code = int(os.read(self._ended, 16))
+        return self._code or 0
+
+    def __del__(self) -> None:
+        os.close(self._ended)
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._code is None and not select.select([self._ended], [], [], 0)[0]:
+            os.kill(self.pid, number)
 
 
 class _Server:
@@ -114,9 +138,9 @@ class _Server:
         )
         theirs.close()
 
-    def fork(self, arguments: list[str], pythonpath: str, log: int, events: int) -> Worker:
+    def fork(self, guard: str, arguments: list[str], own: Mapping[str, str], log: int, events: int) -> Worker:
         ended, tell = os.pipe()
-        request = json.dumps({"arguments": arguments, "pythonpath": pythonpath, "folder": str(Path.cwd())})
+        request = json.dumps({"guard": guard, "arguments": arguments, "own": own, "folder": str(Path.cwd())})
         socket.send_fds(self._socket, [request.encode()], [log, events, tell])
         os.close(tell)
         answer = self._socket.recv(16)
@@ -160,21 +184,23 @@ def _serve(requests: socket.socket) -> None:
 
 
 def work(request: dict[str, object], log: int, events: int) -> NoReturn:
-    """What ``python -m harness.execution.worker`` does, in this process, to its end."""
+    """What the guard and then the worker do, in this process and in a fork of it, to their end."""
     code = 1
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.close(log)
         os.chdir(str(request["folder"]))
-        pythonpath = str(request["pythonpath"])
-        if pythonpath:
-            os.environ["PYTHONPATH"] = pythonpath
-            sys.path[:0] = pythonpath.split(os.pathsep)
-        arguments = request["arguments"]
+        own = request["own"]
+        assert isinstance(own, dict)
+        os.environ.update(own)
+        tempfile.tempdir = None  # found out anew
+        if "PYTHONPATH" in own:
+            sys.path[:0] = own["PYTHONPATH"].split(os.pathsep)
+        guard, arguments = str(request["guard"]), request["arguments"]
         assert isinstance(arguments, list)
-        sys.argv = ["worker", *arguments, str(events)]
-        runpy.run_module(WORKER[1], run_name="__main__", alter_sys=True)
+        sys.argv = [guard, str(os.getppid()), *arguments, str(events)]
+        runpy.run_path(guard, run_name="__main__")
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1

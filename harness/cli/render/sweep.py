@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from harness.execution.debris import Debris
     from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, Event, Started, TakenIn, Withdrawn
 
 REFRESHES_PER_SECOND = 1
@@ -71,10 +72,28 @@ def _taken_line(event: TakenIn) -> str:
     return f"{event.record.spec.title}: taken in; an earlier sweep could not save it"
 
 
-def _plain(event: Event) -> None:
-    from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, TakenIn, Withdrawn
+def _cleared_lines(debris: Debris) -> list[str]:
+    lines = []
+    if debris.processes or debris.paths:
+        processes = f"{debris.processes} process{'es' * (debris.processes != 1)}"
+        lines = [f"removed what interrupted sweeps left: {processes}, {_count(len(debris.paths))}"]
+    if debris.unknown:
+        of = "of other machines or containers, which may still need them"
+        lines.append(f"left alone: {_count(len(debris.unknown))} {of}, such as {shown(debris.unknown[0])}")
+    return lines
 
-    if isinstance(event, DamageFound):
+
+def _count(paths: int) -> str:
+    return f"{paths} unfinished file{'s' * (paths != 1)} or folder{'s' * (paths != 1)}"
+
+
+def _plain(event: Event) -> None:
+    from harness.execution.sweep import ArtifactDamaged, Cleared, DamageFound, Ended, TakenIn, Withdrawn
+
+    if isinstance(event, Cleared):
+        for line in _cleared_lines(event.debris):
+            terminal.say(line)
+    elif isinstance(event, DamageFound):
         terminal.say(_damage_line(event))
     elif isinstance(event, Ended):
         for line in _end_lines(event):
@@ -90,8 +109,22 @@ def _plain(event: Event) -> None:
 
 
 def _json(event: Event) -> None:
-    from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, PhaseBegan, TakenIn, Verifying, Withdrawn
+    from harness.execution.sweep import (
+        ArtifactDamaged,
+        Cleared,
+        DamageFound,
+        Ended,
+        PhaseBegan,
+        TakenIn,
+        Verifying,
+        Withdrawn,
+    )
 
+    if isinstance(event, Cleared):
+        debris = event.debris
+        counts = {"processes": debris.processes, "paths": len(debris.paths), "unknown": len(debris.unknown)}
+        terminal.print_json({"event": "cleared", **counts})
+        return
     if isinstance(event, DamageFound):
         moved_to = None if event.moved_to is None else str(event.moved_to)
         terminal.print_json({"event": "damaged", **event.damaged.entry(), "moved_to": moved_to})
@@ -161,6 +194,7 @@ class _Live:
     def __call__(self, event: Event) -> None:
         from harness.execution.sweep import (
             ArtifactDamaged,
+            Cleared,
             DamageFound,
             Ended,
             PhaseBegan,
@@ -171,6 +205,8 @@ class _Live:
 
         if isinstance(event, PhaseBegan):
             self._phase = event.name
+        elif isinstance(event, Cleared):
+            self._print(_cleared_lines(event.debris))
         elif isinstance(event, DamageFound):
             self._print([_damage_line(event)], "red")
         elif isinstance(event, Verifying):

@@ -1,0 +1,141 @@
+"""Runs a Python module in a process of its own and ends with it everything that the module started.
+
+``python .../guard.py PARENT_PID MODULE ARGUMENT…`` becomes the parent of all that the module leaves behind (on Linux a
+"child subreaper"), so no daemon outlives it: one with a session, a name and an environment of its own is still a
+descendant. It exits as the module's process did, with the same code or by the same signal.
+
+- SIGTERM ends the module.
+- If the process that started the guard ends, for whatever reason, the module ends too (PR_SET_PDEATHSIG). The kernel
+  watches the *thread* that started the guard, so that thread must wait for it, as ``subprocess.run`` does.
+- If the guard itself is killed, the module's process ends with it; what else it started is found by its environment
+  when the harness starts again (``harness.host.process``).
+
+There is no control group: making one takes rights that users seldom have (in containers, in most batch jobs), and it
+would hold nothing that a subreaper does not.
+
+This file is started by its path and imports only the standard library, so that nothing comes before ``prctl``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
+GRACE_S = 0.5
+"""How long processes that the module left may take to end by themselves, as multiprocessing's trackers do."""
+PATIENCE_S = 10.0
+"""How long killed processes may take to end: one that waits for a device may not end at all."""
+PAUSE_S = 0.01
+PARENT_GONE = 1
+"""The exit code if the process that started this one has already ended."""
+
+
+def main(parent: str, module: str, *arguments: str) -> None:
+    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        os._exit(PARENT_GONE)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM])  # until the handler knows whom to end
+    guard = os.getpid()
+    child = os.fork()
+    if child == 0:
+        _run(guard, module, arguments)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    status = _wait(child)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _end_descendants(child)
+    _exit_like(status)
+
+
+def _run(guard: int, module: str, arguments: tuple[str, ...]) -> None:
+    """The module as ``python -m`` runs it, in a session of its own."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != guard:
+        os._exit(PARENT_GONE)
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _wait(child: int) -> int:
+    """The wait status of a child; other processes that end meanwhile are reaped."""
+    while True:
+        ended, status = os.waitpid(-1, 0)
+        if ended == child:
+            return status
+
+
+def _end_descendants(child: int) -> None:
+    """Waits for all that is left, kills it after ``GRACE_S``, and gives up after ``PATIENCE_S``."""
+    began = time.monotonic()
+    while _are_left() and (elapsed_s := time.monotonic() - began) < PATIENCE_S:
+        if elapsed_s > GRACE_S:
+            for pid in (-child, *_descendants()):  # the group alone where there is no /proc
+                _kill(pid)
+        time.sleep(PAUSE_S)
+    _kill(-child)
+
+
+def _are_left() -> bool:
+    """Whether this process still has children; reaps those that ended."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _descendants() -> list[int]:
+    """All processes below this one, parents first."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_bytes().rpartition(b")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found = [os.getpid()]
+    for ancestor in found:  # grows meanwhile
+        found += [pid for pid, parent in parents.items() if parent == ancestor]
+    return found[1:]
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        return
+
+
+def _exit_like(status: int) -> None:
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _prctl(PR_SET_DUMPABLE, 0)  # one core file, of the module's process, is enough
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        os._exit(128 + number)  # a signal that this process cannot end by
+    os._exit(os.WEXITSTATUS(status))
+
+
+def _prctl(option: int, value: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(option, value)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
