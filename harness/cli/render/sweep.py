@@ -206,7 +206,7 @@ class _Live:
         if isinstance(event, PhaseBegan):
             self._phase = event.name
         elif isinstance(event, Cleared):
-            self._print(_cleared_lines(event.debris))
+            self._print(_cleared_lines(event.debris), "")
         elif isinstance(event, DamageFound):
             self._print([_damage_line(event)], "red")
         elif isinstance(event, Verifying):
