@@ -114,13 +114,18 @@ def locate(written: str, folder: Path, error: type[UsageError]) -> Path:
     return path
 
 
-def quoted(value: object) -> str:
+def shortened(text: str, most: int = MAX_QUOTED) -> str:
+    """A text that may come from a stranger, for a message: as it is if it is printable and not long."""
+    return text if text.isprintable() and len(text) <= most else quoted(text, most)
+
+
+def quoted(value: object, most: int = MAX_QUOTED) -> str:
     """A value from a stranger's file for a message: on one line, printable, and not long."""
     try:
-        whole = repr(value[: MAX_QUOTED + 1] if isinstance(value, str) else value)
+        whole = repr(value[: most + 1] if isinstance(value, str) else value)
     except ValueError:
         return "a number of more digits than Python writes"
-    return whole if len(whole) <= MAX_QUOTED else f"{whole[:MAX_QUOTED]}…"
+    return whole if len(whole) <= most else f"{whole[:most]}…"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

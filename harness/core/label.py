@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from harness.core.capability import KernelFamily
+from harness.core.foreign import quoted
 from harness.core.identity import Scalar
 
 Argument = Scalar | tuple[str, ...]
@@ -176,8 +177,8 @@ class Form:
             inspect.signature(self.sentence).bind(**arguments)
             self.sentence(**arguments)
             self.name.format(**arguments)
-        except (TypeError, ValueError, LookupError) as error:
-            raise ValueError(f"no sentence can be made of {dict(arguments)}: {error}") from None
+        except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+            raise ValueError(f"no sentence can be made of {quoted(dict(arguments))}: {error}") from None
 
 
 LABELS: Mapping[LabelCode, Form] = {

@@ -6,18 +6,23 @@ summaries are derived from them, so old results stay comparable without the code
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from harness.core.foreign import shown
+from pydantic import Field
+
+from harness.core.foreign import shortened, shown
 from harness.core.identity import Scalar
 from harness.core.label import Fact, FactCode, Label
 from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION
 
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
+MAX_NOTES = 1_000
+"""Labels of a run, and facts; runs have fewer than ten of each, and one for each pattern of a recipe's scope."""
 FAILURES: frozenset[str] = frozenset({"failed", "out_of_memory", "timeout", "crashed", "invalid"})
 
 
@@ -40,6 +45,14 @@ class Measurement:
     weights: tuple[float, ...] = ()
     item_ids: tuple[str, ...] = ()
     cluster_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError unless weights and ids are one per value, or none, and no weight is negative."""
+        for name, beside in (("weights", self.weights), ("items", self.item_ids), ("clusters", self.cluster_ids)):
+            if beside and len(beside) != len(self.values):
+                raise ValueError(f"{shortened(self.metric)} has {len(self.values)} values and {len(beside)} {name}")
+        if self.weights and -math.inf < min(self.weights) < 0:  # the store refuses infinities itself
+            raise ValueError(f"{shortened(self.metric)} has a negative weight")
 
 
 @dataclass(frozen=True)
@@ -91,8 +104,8 @@ class Outcome:
     status: Status
     failure: Failure | None = None
     measurements: tuple[Measurement, ...] = ()
-    labels: tuple[Label, ...] = ()
-    facts: tuple[Fact, ...] = ()
+    labels: Annotated[tuple[Label, ...], Field(max_length=MAX_NOTES)] = ()
+    facts: Annotated[tuple[Fact, ...], Field(max_length=MAX_NOTES)] = ()
     phases: tuple[Phase, ...] = ()
     moments: tuple[Moment, ...] = ()
     before: Fingerprint | None = None

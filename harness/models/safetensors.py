@@ -34,7 +34,7 @@ _BITS: Mapping[str, int] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Entry:
+class Placed:
     """One tensor: ``begin`` and ``end`` are its place in the file, in bytes from the file's start."""
 
     dtype: str
@@ -43,7 +43,7 @@ class Entry:
     end: int
 
 
-def read(file: Path) -> dict[str, Entry]:
+def read(file: Path) -> dict[str, Placed]:
     """Every tensor of a file, by name. Raises SourceError for whatever is not a whole safetensors file."""
     name = shown(file)
     with open_file(file, SourceError) as (stream, size):
@@ -64,7 +64,7 @@ def read(file: Path) -> dict[str, Entry]:
     return entries
 
 
-def _entry(file: str, name: str, raw: Any, start: int) -> Entry:
+def _entry(file: str, name: str, raw: Any, start: int) -> Placed:
     if len(name) > MAX_NAME or not name.isprintable():
         raise _damaged(file, f"the tensor name {quoted(name)} is too long or not printable")
     if not isinstance(raw, dict):
@@ -79,7 +79,7 @@ def _entry(file: str, name: str, raw: Any, start: int) -> Entry:
     begin, end = places
     if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
         raise _damaged(file, f"tensor {quoted(name)} takes {end - begin} bytes, which its shape and dtype do not")
-    return Entry(dtype, tuple(shape), start + begin, start + end)
+    return Placed(dtype, tuple(shape), start + begin, start + end)
 
 
 def _are_sizes(value: object) -> TypeGuard[list[int]]:
@@ -87,7 +87,7 @@ def _are_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(each) is int and 0 <= each < 2**63 for each in value)
 
 
-def _check_places(file: str, entries: Mapping[str, Entry], start: int, size: int) -> None:
+def _check_places(file: str, entries: Mapping[str, Placed], start: int, size: int) -> None:
     """Raises SourceError unless the tensors follow one another without gaps up to the end of the file."""
     end = start
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from harness.core.foreign import shortened
 from harness.core.record import Measurement
 from harness.errors import ResultsError
 from harness.storage.json_codec import refuse_not_finite
+from harness.storage.parquet_bounds import BYTE_ARRAY, DOUBLE, INT32, OutOfBoundsError, check_bounds
 
 COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
+_TYPES = (INT32, DOUBLE, DOUBLE, BYTE_ARRAY, BYTE_ARRAY)
+MAX_ROWS = 800_000
+"""Values of all measurements of a record; a sweep's largest have some ten thousand."""
+MAX_FOOTER_ITEMS = 1_000
+MAX_TEXT_BYTES = 2**20
+"""Of one text in the footer."""
+MAX_MESSAGE = 300
+"""Characters of what pyarrow reports."""
 
 
 def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
     """The Parquet file of a record, None if no measurement has more than one value.
 
-    One row per value: which measurement it belongs to, the value, its weight, item and cluster.
+    One row per value: which measurement it belongs to, the value, its weight, item and cluster. Raises ValueError for
+    more than ``MAX_ROWS``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -24,6 +35,8 @@ def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
     many = [(index, m) for index, m in enumerate(measurements) if len(m.values) > 1]
     if not many:
         return None
+    if (rows := sum(len(m.values) for _, m in many)) > MAX_ROWS:
+        raise ValueError(f"{rows} values are more than {MAX_ROWS}, the most that a record may have")
     columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     for index, m in many:
         blanks = [None] * len(m.values)
@@ -32,12 +45,8 @@ def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
         columns["weight"] += m.weights or blanks
         columns["item_id"] += m.item_ids or blanks
         columns["cluster_id"] += m.cluster_ids or blanks
-    schema = pa.schema(
-        [("measurement", pa.int32()), ("value", pa.float64()), ("weight", pa.float64())]
-        + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("item_id", "cluster_id")]
-    )
     file = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=schema), file)
+    pq.write_table(pa.table(columns, schema=_schema()), file)
     content: bytes = file.getvalue().to_pybytes()
     return content
 
@@ -45,32 +54,77 @@ def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
 def read_evidence(content: bytes, name: str, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
     """The measurements, each without values filled from the Parquet file with this content; ``name`` is for messages.
 
-    Raises ResultsError if it cannot be read, lacks values, or holds NaN or infinity.
+    Raises ResultsError if it cannot be read, has too much, lacks values or has others, or holds NaN or infinity.
     """
+    table = _table(content, name)
+    owners = table["measurement"].to_numpy()
+    columns = {column: (_shared(table[column]), table[column].is_valid().to_numpy()) for column in COLUMNS[1:]}
+    empty = {index for index, m in enumerate(measurements) if not m.values}
+    order = owners.argsort(kind="stable")
+    rows = dict(zip(*_groups(owners[order], order), strict=True))
+    if strange := sorted(rows.keys() - empty)[:1]:
+        raise ResultsError(f"{name}: has values of measurement {strange[0]}, which the record does not lack")
+    return tuple(
+        _filled(m, rows.get(index), columns, name) if not m.values else m for index, m in enumerate(measurements)
+    )
+
+
+def _table(content: bytes, name: str) -> Any:
+    """All rows of the file. What reading takes is bounded before it is read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(content), columns=list(COLUMNS))
-    except (OSError, pa.ArrowException) as error:
-        raise ResultsError(f"{name}: cannot read the record's evidence: {error}") from None
-    owners = table["measurement"].to_numpy()
-    columns = {name: (_shared(table[name]), table[name].is_valid().to_numpy()) for name in COLUMNS[1:]}
-    filled = []
-    for index, m in enumerate(measurements):
-        if not m.values:
-            rows = (owners == index).nonzero()[0]
-            if not len(rows):
-                raise ResultsError(f"{name}: has no values of {m.metric}")
-            values, weights, items, clusters = (
-                _present(values[rows], there[rows], f"{name}: {m.metric}: {column}")
-                for column, (values, there) in columns.items()
-            )
-            if not values:
-                raise ResultsError(f"{name}: has no values of {m.metric}")
-            m = replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
-        filled.append(m)
-    return tuple(filled)
+        check_bounds(content, _TYPES, MAX_ROWS)
+        file = pq.ParquetFile(
+            pa.BufferReader(content),
+            thrift_string_size_limit=MAX_TEXT_BYTES,
+            thrift_container_size_limit=MAX_FOOTER_ITEMS,
+        )
+        if not file.schema_arrow.equals(_schema()):
+            raise ResultsError(f"{name}: its columns are not those of a record's evidence")
+        table = file.read(columns=list(COLUMNS), use_threads=False)
+        table.validate(full=True)
+    except (OSError, ValueError, pa.ArrowException, OutOfBoundsError) as error:  # ValueError: a name is not UTF-8
+        raise ResultsError(
+            f"{name}: cannot read the record's evidence: {shortened(' '.join(str(error).split()), MAX_MESSAGE)}"
+        ) from None
+    if table["measurement"].null_count:
+        raise ResultsError(f"{name}: {table['measurement'].null_count} values belong to no measurement")
+    return table
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    return pa.schema(
+        [("measurement", pa.int32()), ("value", pa.float64()), ("weight", pa.float64())]
+        + [(name, pa.dictionary(pa.int32(), pa.string())) for name in ("item_id", "cluster_id")]
+    )
+
+
+def _groups(owners: Any, order: Any) -> tuple[list[int], list[Any]]:
+    """Each measurement that has rows, and its rows, in order; both sorted by measurement."""
+    import numpy as np
+
+    found, starts = np.unique(owners, return_index=True)
+    return found.tolist(), np.split(order, starts[1:]) if len(found) else []
+
+
+def _filled(m: Measurement, rows: Any, columns: Mapping[str, tuple[Any, Any]], name: str) -> Measurement:
+    """The measurement with its rows. Raises ResultsError if there are none, or for a weight that cannot be."""
+    if rows is None:
+        raise ResultsError(f"{name}: has no values of {shortened(m.metric)}")
+    values, weights, items, clusters = (
+        _present(values[rows], there[rows], f"{name}: {shortened(m.metric)}: {column}")
+        for column, (values, there) in columns.items()
+    )
+    if not values:
+        raise ResultsError(f"{name}: has no values of {shortened(m.metric)}")
+    try:
+        return replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
+    except ValueError as error:
+        raise ResultsError(f"{name}: {error}") from None
 
 
 def _shared(column: Any) -> Any:

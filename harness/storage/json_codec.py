@@ -8,10 +8,13 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
 
+from harness.core.foreign import shortened
 from harness.core.json_values import not_finite
 from harness.errors import ResultsError
 
 T = TypeVar("T")
+MAX_FAULT = 400
+"""Characters of what a field's validation reports."""
 
 
 def encode(value: Any, indent: int | None = None) -> str:
@@ -20,18 +23,18 @@ def encode(value: Any, indent: int | None = None) -> str:
 
 
 def decode(kind: type[T], raw: object, name: str) -> T:
-    """The dataclass that plain JSON data describes.
+    """The dataclass that plain JSON data describes. Nothing is converted: ``"1"`` and ``true`` are no numbers.
 
     Raises ResultsError, with the field, if the data do not fit or a number is NaN or infinite.
     """
     from pydantic import ValidationError
 
     try:
-        decoded: T = _validator(kind).validate_python(raw)  # type: ignore[arg-type]  # a type is hashable
+        decoded: T = _validator(kind).validate_json(json.dumps(raw), strict=True)  # type: ignore[arg-type]  # hashable
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(part) for part in fault["loc"])
-        raise ResultsError(f"{name}: {place}: {fault['msg'].lower()}") from None
+        fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = shortened(".".join(str(part) for part in fault["loc"]))
+        raise ResultsError(f"{name}: {place}: {shortened(fault['msg'].lower(), MAX_FAULT)}") from None
     refuse_not_finite(decoded, name)
     return decoded
 

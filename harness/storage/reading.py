@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from harness.core.foreign import parse_json, read_file, shown
+from harness.core.foreign import parse_json, quoted, read_file, shown
 from harness.core.identity import NAME, RUN_ID
 from harness.core.record import Damaged, RunRecord
 from harness.core.upgrade import upgrade
@@ -158,16 +158,16 @@ def _refuse_misplaced(record: RunRecord, raw: dict[str, Any], folder: Path, root
     recipe = below[-3] if len(below) >= 3 else spec.recipe
     faults = []
     if not NAME.fullmatch(spec.recipe):
-        faults.append(f"spec.recipe is {spec.recipe!r}, which cannot name a recipe: {A_NAME}")
+        faults.append(f"spec.recipe is {quoted(spec.recipe)}, which cannot name a recipe: {A_NAME}")
     elif spec.recipe != recipe:
-        faults.append(f"spec.recipe is {spec.recipe!r}, but its folder is {recipe!r}")
+        faults.append(f"spec.recipe is {quoted(spec.recipe)}, but its folder is {recipe!r}")
     named_by_all = raw["schema_version"] != 1 or is_whole(raw["spec"])
     if not RUN_ID.fullmatch(run_id):
-        faults.append(f"its folder {run_id!r} is not a run id: {A_RUN_ID}")
+        faults.append(f"its folder {quoted(run_id)} is not a run id: {A_RUN_ID}")
     elif named_by_all and spec.run_id != run_id:
         faults.append(f"its run id is {spec.run_id}, but its folder is {run_id!r}")
     if record.attempt < 1 or str(record.attempt) != attempt:
-        faults.append(f"attempt is {record.attempt}, but its folder is {attempt!r}")
+        faults.append(f"attempt is {quoted(record.attempt)}, but its folder is {quoted(attempt)}")
     if faults:
         raise ResultsError(
             f"{RECORD}: its folder does not match its content (expected RECIPE/RUN ID/ATTEMPT/{RECORD}): "

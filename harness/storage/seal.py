@@ -21,7 +21,7 @@ from harness.storage.json_codec import decode
 KEY = "seal"
 """The key in ``record.json``."""
 RECORD, EVIDENCE, LOG = "record.json", "evidence.parquet", "log.txt"
-MAX_BYTES: Mapping[str, int] = {RECORD: 16 * 2**20, EVIDENCE: 2**30, LOG: 64 * 2**20}
+MAX_BYTES: Mapping[str, int] = {RECORD: 16 * 2**20, EVIDENCE: 128 * 2**20, LOG: 64 * 2**20}
 """The largest files of a record that are written or read."""
 
 

@@ -9,13 +9,14 @@ from random import Random
 from mutations import changed
 
 from harness.core.foreign import parse_json
+from harness.core.identity import NAME
 from harness.core.record import Measurement, RunRecord
 from harness.core.upgrade import upgrade
 from harness.errors import ResultsError
 from harness.storage.evidence import read_evidence
 from harness.storage.json_codec import decode
 from harness.storage.reading import read_results
-from harness.storage.seal import EVIDENCE
+from harness.storage.seal import EVIDENCE, RECORD, file_seal, seal
 
 NLL = Measurement("nll", 1, "nat/token", "lower", "paired", ())
 """What the evidence belongs to, if the record does not say so."""
@@ -23,22 +24,26 @@ NLL = Measurement("nll", 1, "nat/token", "lower", "paired", ())
 
 def read(content: bytes, folder: Path) -> object:
     record, _, evidence = content.partition(b"\0")
-    run = folder / "results" / "sweep" / "0123456789abcdef" / "1"
-    run.mkdir(parents=True)
-    (run / "record.json").write_bytes(record)
-    (run / EVIDENCE).write_bytes(evidence)
     measurements: tuple[Measurement, ...] = (NLL, NLL)
-    fault = None
+    run, fault = folder / "results" / "sweep" / "0123456789abcdef" / "1", None
     try:
-        raw = upgrade(parse_json(record, "record.json", ResultsError), "record.json")
-        found = decode(RunRecord, raw, "record.json")
+        raw = parse_json(record, RECORD, ResultsError)
+        found = decode(RunRecord, upgrade(raw, RECORD), RECORD)
         measurements = found.outcome.measurements
         _show(found)
+        if NAME.fullmatch(found.spec.recipe) and 1 <= found.attempt <= 9:  # the folder that it belongs in
+            run = folder / "results" / found.spec.recipe[:99] / found.spec.run_id / str(found.attempt)
+        if "seal" in raw:  # as its author would: the seal is no signature
+            record = json.dumps(seal(raw, {EVIDENCE: file_seal(evidence)} if evidence else {})).encode()
     except ResultsError as error:
         fault = error
-    values = read_evidence(evidence, EVIDENCE, measurements)
+    values = read_evidence(evidence, EVIDENCE, measurements) if evidence else None
     if fault is not None:
         raise fault
+    run.mkdir(parents=True)
+    (run / RECORD).write_bytes(record)
+    if evidence:
+        (run / EVIDENCE).write_bytes(evidence)
     return values, read_results(folder / "results")
 
 

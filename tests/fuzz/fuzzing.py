@@ -19,6 +19,7 @@ import random
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -37,6 +38,8 @@ LIMIT_MESSAGE = 2_000
 """The most characters of a message: it names what is wrong, and does not repeat the file."""
 LIMIT_ADDRESSES = 4 * 2**30
 """Address space beyond that of the start, so that an input that asks for more ends as a MemoryError."""
+UNFIT = (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error)
+"""What a target's ``mutate`` may raise for an input that no longer has the structure."""
 MUTATED_BY_STRUCTURE = 0.7
 """The fraction of inputs that a target's own ``mutate`` makes; libFuzzer changes bytes of the others."""
 
@@ -141,7 +144,7 @@ def search(name: str, options: list[str]) -> None:
             return bytes(atheris.Mutate(content, most))
         try:
             return bytes(module.mutate(content, chance))[:most]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):  # it no longer has the structure
+        except UNFIT:
             return bytes(atheris.Mutate(content, most))
 
     made = Path(os.environ.get("QHARNESS_FUZZ", Path(tempfile.gettempdir(), "qharness-fuzz"))) / name

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from harness.api.baselines import Baselines
 from harness.cli.app import app
+from harness.core.foreign import quoted
 from harness.errors import ExitCode, ResultsError
 from harness.report.write import FORMATS
 from harness.storage.reading import read_records, read_results
@@ -80,7 +81,7 @@ def test_no_command_writes_where_a_record_says(tmp_path: Path, place: Path, name
         assert isinstance(ended.exception, ResultsError), (arguments, ended.output)
         assert ended.exception.exit_code == ExitCode.USAGE
         assert "record.json" in str(ended.exception)
-        assert repr(said) in str(ended.exception)  # as repr, or control characters would reach the terminal
+        assert quoted(said) in str(ended.exception)  # quoted, or control characters would reach the terminal
     assert files(tmp_path) - before == {path for path in files(tmp_path) if place / "out" in path.parents}
     assert not (tmp_path / "elsewhere").exists()
 

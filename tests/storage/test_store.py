@@ -106,7 +106,7 @@ def test_not_a_number_is_never_stored_beside_the_record(tmp_path: Path, where: s
     ],
 )
 def test_not_a_number_is_damage(tmp_path: Path, place: tuple[str | int, ...], named: str, written: str) -> None:
-    """Python's own json reads and writes these, and pydantic makes numbers of such words. No seal vouches for them."""
+    """Python's own json reads and writes these, and pydantic may make numbers of words. No seal vouches for them."""
     if written.startswith('"') and named in (
         "outcome.facts.0.arguments.Linear",
         "outcome.measurements.1.protocol.context",
@@ -124,7 +124,8 @@ def test_not_a_number_is_damage(tmp_path: Path, place: tuple[str | int, ...], na
     path.write_text(json.dumps(raw))
     (damaged,) = Store(tmp_path).read().damaged
     assert damaged.path == path.parent
-    assert damaged.reason.startswith(f"record.json: {named} is not a finite number")
+    fault = ": input should be a valid number" if isinstance(inner[last], str) else " is not a finite number"
+    assert damaged.reason.startswith(f"record.json: {named}{fault}")
     with pytest.raises(ResultsError, match=re.escape(damaged.sentence)):
         read_records(tmp_path)
 

@@ -13,13 +13,19 @@ FIRST_SEALED = 3
 """The first version whose records carry a seal; ``harness.storage.seal`` checks it on the JSON as it was written."""
 
 
-def upgrade(raw: dict[str, Any], name: str) -> dict[str, Any]:
+MAX_VERSION = 1_000
+"""No harness writes a higher one: what says so is no record of a newer harness, but damaged."""
+
+
+def upgrade(raw: object, name: str) -> dict[str, Any]:
     """The raw JSON of a record, upgraded to SCHEMA_VERSION. The spec may be missing: the cache keeps bare outcomes.
 
     Raises ResultsError if there is no version, and NewerRecordError for a version that is newer than this harness.
     """
+    if not isinstance(raw, dict):
+        raise ResultsError(f"{name}: not a record")
     version = raw.get("schema_version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= MAX_VERSION:
         raise ResultsError(f"{name}: not a record: it has no schema_version")
     if version > SCHEMA_VERSION:
         raise NewerRecordError(

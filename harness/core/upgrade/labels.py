@@ -185,6 +185,10 @@ _FACTS: tuple[tuple[str, str, str], ...] = (
 _FAMILIES = {"multiply packed codes": "packed", "unpack before each product": "dequantize", "dense": "plain"}
 
 
+MAX_SENTENCE = 10_000
+"""Characters of a sentence that is parsed; the longest that schema 1 wrote list the tensors of a model."""
+
+
 def upgraded(raw: Raw) -> Raw:
     """A schema 1 outcome with codes instead of sentences. Anything that is not a sentence stays, and decoding fails."""
     labels, facts = raw.get("labels", []), raw.get("facts", {})
@@ -198,7 +202,7 @@ def upgraded(raw: Raw) -> Raw:
 
 def label(sentence: str) -> Raw:
     """The label for a sentence of schema 1."""
-    for pattern, code, constant in _LABELS:
+    for pattern, code, constant in _LABELS if len(sentence) <= MAX_SENTENCE else ():
         match = re.fullmatch(pattern, sentence, re.DOTALL)
         arguments = _arguments(match) if match else None
         if arguments is not None:
@@ -208,6 +212,8 @@ def label(sentence: str) -> Raw:
 
 def fact(name: str, value: object) -> Raw:
     """The fact for a name and a value of schema 1."""
+    if max(len(name), len(str(value))) > MAX_SENTENCE:
+        return {"code": "noted", "arguments": {"name": name, "value": value}}
     counted = _counted(name, value)
     if counted is not None:
         return {"code": name, "arguments": counted}

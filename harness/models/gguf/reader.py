@@ -133,7 +133,7 @@ def read(file: Path) -> GgufHeader:
                 f"{shown(file)}: GGUF version {version}, and {supported} are read here; convert the model anew"
             )
         try:
-            return _Reader(file, stream, size).header()
+            return _Parser(file, stream, size).header()
         except _Damage as damage:
             raise SourceError(f"{shown(file)}: cut short or damaged, fetch or convert it again ({damage})") from None
 
@@ -146,7 +146,7 @@ class _Damage(Exception):
     """The file breaks the format; the message says how."""
 
 
-class _Reader:
+class _Parser:
     """Reads a header from its beginning to its end, in pieces of the file as they are needed.
 
     The content is what was read so far, without magic and version; the place is how much of it was used.

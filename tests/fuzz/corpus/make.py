@@ -28,7 +28,7 @@ def main() -> None:
     (HERE / "config" / "llama").write_bytes(json.dumps(layout).encode() + b"\0" + json.dumps(index).encode())
     quantized = layout | {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}
     (HERE / "config" / "gptq").write_bytes(json.dumps(quantized).encode())
-    for version in ("version-1", "version-2"):
+    for version in ("version-1", "version-2", "version-3"):
         (record,) = (DATA / "records" / version).rglob("record.json")
         held = record.with_name("evidence.parquet").read_bytes()
         (HERE / "record" / version).write_bytes(json.dumps(json.loads(record.read_text())).encode() + b"\0" + held)
