@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,15 @@ from harness.analysis.regression.cases import cases
 from harness.core.identity import NAME
 from harness.core.owner import current_owner
 from harness.core.record import Damaged, RunRecord
-from harness.errors import ResultsError, UsageError, did_you_mean
+from harness.errors import ResultsError, StorageError, UsageError, did_you_mean
+from harness.storage.disk import Disk
 from harness.storage.reading import read_results
 from harness.storage.store import Store
 
 FOLDER = Path("baselines")
 """The default folder of baselines, beside a project's recipes."""
+OLD = ".old"
+"""The suffix of a baseline that is being replaced."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,28 @@ class Baseline:
 
 
 class Baselines:
-    """The baselines in one folder."""
+    """The baselines in one folder.
 
-    def __init__(self, root: Path) -> None:
+    Replacing one takes two renames, because none replaces a folder. If the machine stops between them, the former
+    baseline is in ``.NAME.old``, and still the one that is read.
+    """
+
+    def __init__(self, root: Path, disk: Disk | None = None) -> None:
         self.root = root
+        self._disk = disk or Disk()
 
     def __contains__(self, name: str) -> bool:
-        return NAME.fullmatch(name) is not None and (self.root / name).is_dir()
+        return NAME.fullmatch(name) is not None and self._place(name).is_dir()
 
     def names(self) -> list[str]:
-        folders = self.root.iterdir() if self.root.is_dir() else ()
-        return sorted(path.name for path in folders if path.name in self)
+        folders = [path.name for path in self.root.iterdir()] if self.root.is_dir() else []
+        replaced = {name[1:].removesuffix(OLD) for name in folders if name.startswith(".") and name.endswith(OLD)}
+        return sorted(name for name in {*folders, *replaced} if name in self)
 
     def read(self, name: str) -> Baseline:
         """The baseline with this name. Raises UsageError if there is none."""
         self._refuse_unknown(name)
-        folder = self.root / name
+        folder = self._place(name)
         found = read_results(folder)
         return Baseline(name, folder, found.records, found.damaged)
 
@@ -53,33 +61,47 @@ class Baselines:
         """Saves the runs that count; returns the folder, which appears complete or not at all.
 
         Raises UsageError for an invalid name, and for an existing one without ``replace``; ResultsError if no record
-        measures a variant.
+        measures a variant; StorageError if it cannot be written: then the former baseline stays.
         """
         if not NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a baseline: expected letters, digits, dots, dashes and underscores")
-        folder = self.root / name
-        if folder.exists() and not replace:
-            raise UsageError(f"baseline {name!r} exists in {folder}; --replace overwrites it")
+        if name in self and not replace:
+            raise UsageError(f"baseline {name!r} exists in {self._place(name)}; --replace overwrites it")
         kept = [run for case in cases(records).values() for run in case.runs]
         if not kept:
             raise ResultsError(f"baseline {name!r}: none of these records measures a variant")
+        folder, old = self.root / name, self.root / f".{name}{OLD}"
         part = self.root / f".{name}.{current_owner()}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        for record in kept:
-            Store(part).save(record)
-        old = self.root / f".{name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            self._disk.remove(part)
+            for record in kept:
+                Store(part, disk=self._disk).save(record)
+            if folder.exists():
+                self._disk.remove(old)
+                self._disk.rename(folder, old)
+            self._disk.rename(part, folder)
+            self._disk.remove(old)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot write the baseline: {error.strerror}") from None
         return folder
 
     def remove(self, name: str) -> Path:
-        """Deletes a baseline and returns its folder. Raises UsageError if there is none with this name."""
+        """Deletes a baseline and returns its folder.
+
+        Raises UsageError if there is none with this name, and StorageError if it cannot be deleted.
+        """
         self._refuse_unknown(name)
-        shutil.rmtree(self.root / name)
-        return self.root / name
+        folder = self.root / name
+        try:
+            self._disk.remove(self.root / f".{name}{OLD}")
+            self._disk.remove(folder)
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot delete the baseline: {error.strerror}") from None
+        return folder
+
+    def _place(self, name: str) -> Path:
+        folder, old = self.root / name, self.root / f".{name}{OLD}"
+        return old if old.is_dir() and not folder.is_dir() else folder
 
     def _refuse_unknown(self, name: str) -> None:
         if name not in self:

@@ -64,9 +64,11 @@ class Disk:
             if not (path.name.startswith(".") and path.name.endswith(f".{REMOVED}")):
                 doomed = path.with_name(f".{path.name.lstrip('.')}.{current_owner()}-{secrets.token_hex(4)}.{REMOVED}")
                 self.rename(path, doomed)
-            self._delete(doomed)
-        else:
-            self._delete(path)
+            path = doomed
+        elif not (path.is_symlink() or path.exists()):
+            return
+        self._delete(path)
+        self.sync(path.parent)
 
     def write_whole(self, path: Path, content: bytes) -> None:
         """Creates or replaces a file so that a crash leaves the old content or the new one. Makes missing folders."""
