@@ -29,6 +29,7 @@ from harness.stacks import Stacks
 from harness.stacks.build import environment
 from harness.stacks.variables import for_workers
 from harness.storage.cache import Cache
+from harness.storage.disk import is_full
 from harness.storage.json_codec import encode
 
 GUARD = Path(guard.__file__)
@@ -210,8 +211,14 @@ class _Run:
             return Outcome("out_of_memory", self._failure("OutOfMemoryKill", message))
         if code == -signal.SIGABRT and "bad_alloc" in log:
             return Outcome("out_of_memory", self._failure("bad_alloc", "a library could not allocate memory"))
+        if code == -signal.SIGBUS:
+            message = f"ended by signal {signal.SIGBUS}: a file that it had mapped was cut short, or its disk is full"
+            return Outcome("crashed", self._failure("SIGBUS", message))
         if code < 0:
             return Outcome("crashed", self._failure(_signal_name(-code), f"ended by signal {-code}"))
+        if is_full(log[-LOG_TAIL_CHARACTERS:]):
+            message = f"a disk is full, so it left no outcome: make room in {self._folder.parent}, and run it again"
+            return Outcome("failed", self._failure("DiskFull", message))
         return Outcome("crashed", self._failure("Exit", f"exited with code {code} and left no outcome"))
 
     def _failure(self, kind: str, message: str) -> Failure:

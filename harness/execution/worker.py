@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 from contextlib import suppress
 from dataclasses import replace
@@ -103,7 +104,7 @@ def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callabl
     except BaseException as error:  # noqa: BLE001 - whatever a library raises becomes a record, also sys.exit
         _print(error)
         cause = _moved(inputs) or error  # a file replaced while being read causes all kinds of errors
-        failure = Failure(context.current, clip(type(cause).__name__), _text(cause))
+        failure = Failure(context.current, clip(type(cause).__name__), _message(cause, cache.root))
         return _without_not_finite(_outcome(context, before, classify(cause), failure))
 
 
@@ -200,6 +201,16 @@ def _text(error: BaseException) -> str:
         return clip(str(error))
     except BaseException as fault:  # noqa: BLE001 - the text of a library's exception is a library's code
         return f"its text cannot be read: {type(fault).__name__}"
+
+
+def _message(error: BaseException, cache: Path) -> str:
+    """What is recorded of an exception: its text, and what to do about a full disk."""
+    from harness.storage.disk import is_full
+
+    text = _text(error)
+    if not is_full(text):
+        return text
+    return f"a disk is full ({text}): make room in {cache} and {tempfile.gettempdir()}, then run the same command again"
 
 
 def _print(error: BaseException) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from harness.core.foreign import parse_json, read_file
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
+from harness.core.owner import owner_in
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
@@ -179,13 +180,13 @@ class Cache:
         """
         for kind in sorted(kind for kind, job in JOBS.items() if job.cached):
             for folder in _entries(self.root / kind):
-                if folder.name.startswith(".") and folder.suffix in (".part", f".{REMOVED}"):
-                    yield Fault(folder, "debris", "left by a run that did not end, unless one is running now")
+                if _is_left_over(folder):
+                    yield Fault(folder, "debris", f"{folder}: left by a run that did not end")
                 elif RUN_ID.fullmatch(folder.name):
                     yield from self._faults_of(kind, folder, read_data)
         for file in _entries(self.root / CONFIGURATIONS):
-            if file.name.startswith(".") and file.suffix == ".part":
-                yield Fault(file, "debris", "left by an interrupted write")
+            if _is_left_over(file):
+                yield Fault(file, "debris", f"{file}: left by an interrupted write")
             elif file.suffix == ".json" and (reason := _unsealed(file)):
                 yield Fault(file, "damaged", reason)
 
@@ -204,8 +205,7 @@ class Cache:
     def repair(self, read_data: bool) -> Iterator[Fault]:
         """Deletes what is damaged or left over, and yields it; folders that are not sealed stay.
 
-        Only while no sweep uses the cache: what a running worker fills would be deleted too. Raises OSError if
-        something cannot be deleted.
+        Raises OSError if something cannot be deleted.
         """
         for fault in list(self.faults(read_data)):
             if fault.kind != "not sealed":
@@ -240,6 +240,14 @@ def _changed(folder: Path, kept: _Kept, read_data: bool) -> str | None:
     if kept.files is None:
         return None
     return next(find_damage(folder, kept.files, read_data, besides=OUTCOME), None)
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether something unfinished has no owner any more: a running process may be filling it, or one elsewhere."""
+    if not (path.name.startswith(".") and path.suffix in (".part", f".{REMOVED}")):
+        return False
+    owner = owner_in(path.name)
+    return owner is None or owner.state() == "dead"
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -24,6 +24,15 @@ REMOVED = "removed"
 """The suffix of a folder that is being deleted: hidden, so that no reader sees a part of it."""
 
 
+_FULL_WORDS = ("no space left on device", "disk quota exceeded", "storagefull")
+"""How Linux, Python and Rust name it."""
+
+
+def is_full(text: str) -> bool:
+    """Whether the text of an error or a log names a full disk."""
+    return any(word in text.lower() for word in _FULL_WORDS)
+
+
 class Disk:
     """The operations that change a disk. Each is durable when it returns, and raises OSError if it fails.
 
