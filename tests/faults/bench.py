@@ -10,6 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,11 @@ class Running:
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, unless the command has ended."""
-        if self.process.is_running():
+        with suppress(psutil.NoSuchProcess):
             self.process.send_signal(number)
 
     def is_running(self) -> bool:
-        return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
+        return _lives(self.process)
 
     def wait(self) -> Ended:
         """Waits for its end; raises AssertionError if it does not end."""
@@ -202,17 +203,7 @@ class Bench:
 
     def processes(self) -> list[psutil.Process]:
         """The processes that are left after some time to end: commands, workers, and whatever these started."""
-        deadline = time.monotonic() + END_S
-        while (found := self._processes()) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        return found
-
-    def _processes(self) -> list[psutil.Process]:
-        return [
-            each
-            for each in psutil.Process(self.commands.pid).children(recursive=True)
-            if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
-        ]
+        return processes_below(self.commands.pid)
 
     def mount(self, folder: Path, size_bytes: int) -> None:
         """Makes a folder a small disk of its own. Raises OSError where mounting is not allowed."""
@@ -224,7 +215,24 @@ class Bench:
 
     def close(self) -> None:
         """Ends what is left, so that the next test finds nothing of this one."""
-        for process in self._processes():
+        for process in processes_below(self.commands.pid, patience_s=0.0):
             process.kill()
         for folder in self._mounts:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def processes_below(pid: int, patience_s: float = END_S) -> list[psutil.Process]:
+    """The descendants of a process that are still there after some time to end."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        found = [each for each in psutil.Process(pid).children(recursive=True) if _lives(each)]
+        if not found or time.monotonic() >= deadline:
+            return found
+        time.sleep(POLL_S)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

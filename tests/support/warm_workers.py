@@ -86,6 +86,11 @@ class Workers:
             self._servers[key] = _Server(python, variables)
         return self._servers[key].fork(guard, arguments, own, stdout, events)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes that workers are forked from."""
+        return tuple(server.pid for server in self._servers.values())
+
     def close(self) -> None:
         for server in self._servers.values():
             server.close()
@@ -137,6 +142,10 @@ class _Server:
             start_new_session=True,
         )
         theirs.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def fork(self, guard: str, arguments: list[str], own: Mapping[str, str], log: int, events: int) -> Worker:
         ended, tell = os.pipe()
