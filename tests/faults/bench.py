@@ -9,7 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ class Ended:
         """The runs that it executed, in order, each as kind and method."""
         events = [json.loads(line) for line in self.output.splitlines() if line.startswith('{"event"')]
         ended = [each for each in events if each["event"] == "ended" and not each["reused"]]
-        return tuple(f"{each['kind']} {each['method']}" for each in ended)
+        return tuple(_name(each) for each in ended)
 
 
 class Running:
@@ -172,7 +173,7 @@ class Bench:
 
     def statuses(self) -> dict[str, Status]:
         """By kind and method of a run, how the attempt that counts ended."""
-        return {f"{each.spec.kind} {each.spec.method.name}": each.status for each in current(self.records())}
+        return {_name(record.spec.names()): record.status for record in current(self.records())}
 
     def figures(self, results: Path | None = None) -> Figures:
         """What counts of the results."""
@@ -182,11 +183,15 @@ class Bench:
             found[record.spec.run_id] = (outcome.status, outcome.measurements, outcome.labels, outcome.facts)
         return found
 
-    def check(self, undisturbed: Figures, results: Path | None = None) -> None:
-        """Raises AssertionError unless the results are whole, equal to an undisturbed sweep's, and nothing is left."""
-        assert self.figures(results) == undisturbed
-        succeeded = [record.spec.run_id for record in self.records(results) if record.status == "ok"]
-        assert sorted(succeeded) == sorted(undisturbed), "a run is recorded twice"
+    def check(self, undisturbed: Figures, again: Collection[str] = ()) -> None:
+        """Raises AssertionError unless the results are whole, equal to an undisturbed sweep's, and nothing is left.
+
+        Every run must have succeeded once, those in ``again`` twice.
+        """
+        assert self.figures() == undisturbed
+        succeeded = Counter(_name(record.spec.names()) for record in self.records() if record.status == "ok")
+        once = Counter(_name(record.spec.names()) for record in current(self.records()))
+        assert succeeded == once + Counter(again), "a run is recorded twice"
         assert self.debris() == []
 
     def debris(self) -> list[str]:
@@ -219,6 +224,11 @@ class Bench:
             process.kill()
         for folder in self._mounts:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def _name(names: Mapping[str, Any]) -> str:
+    """What a run does, and to which method."""
+    return f"{names['kind']} {names['method']}"
 
 
 def processes_below(pid: int, patience_s: float = END_S) -> list[psutil.Process]:

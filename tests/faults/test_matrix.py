@@ -29,5 +29,5 @@ def test_a_fault_costs_what_the_matrix_says(fault: Fault, make_bench, undisturbe
     resumed = bench.run()
     assert resumed.code == 0, resumed.output
     assert resumed.made == fault.remade
-    bench.check(undisturbed(SMALL))
+    bench.check(undisturbed(SMALL), fault.again)
     count(fault.name, 1)
