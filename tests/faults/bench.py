@@ -72,13 +72,13 @@ class Running:
         """Returns when the command has entered a phase; raises AssertionError if it ends without it."""
         return self._until(lambda: f'"name": "{phase}"' in self.output, f"never entered {phase!r}")
 
-    def worker(self) -> psutil.Process | None:
-        """The process that executes the run of this moment, if one does."""
+    def workers(self) -> list[psutil.Process]:
+        """The guard and the worker of the run of this moment, if one executes."""
         try:
-            found: list[psutil.Process] = self.process.children()
+            found: list[psutil.Process] = self.process.children(recursive=True)
         except psutil.NoSuchProcess:
-            return None
-        return found[-1] if found else None
+            return []
+        return found
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, unless the command has ended."""

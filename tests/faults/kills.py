@@ -6,8 +6,10 @@ import random
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Literal
 
+import psutil
 from bench import Bench, Ended, Figures, Running
 
 Victim = Literal["parent", "worker", "both"]
@@ -17,22 +19,25 @@ LATEST_S = 1.5
 LATEST_COLD_S = 25.0
 
 
-def kill(running: Running, victim: Victim) -> bool:
+def kill(running: Running, victim: Victim, draws: random.Random) -> bool:
     """Kills now. Returns whether the victim was still there."""
-    worker = None if victim == "parent" else running.worker()
+    below = [] if victim == "parent" else running.workers()
     if victim == "worker":
-        if worker is None:
-            return False
-        worker.send_signal(signal.SIGKILL)
-        return True
+        if below:
+            _send(draws.choice(below), signal.SIGKILL)  # the worker itself, or its guard
+        return bool(below)
     if not running.is_running():
         return False
-    if worker is not None:
-        worker.send_signal(signal.SIGSTOP)  # so that neither sees the other end
-    running.process.kill()
-    if worker is not None:
-        worker.kill()
+    for each in below:
+        _send(each, signal.SIGSTOP)  # so that none sees another end
+    for each in (running.process, *below):
+        _send(each, signal.SIGKILL)
     return True
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
 
 
 def survive(
@@ -50,7 +55,7 @@ def survive(
         if hit < kills:
             instant_s = draws.uniform(0, LATEST_COLD_S if cold else LATEST_S)
             time.sleep(instant_s)
-            hit += kill(running, victim)
+            hit += kill(running, victim, draws)
         ended = running.wait()
         _check(bench, ended, victim)
         if ended.code == 0:

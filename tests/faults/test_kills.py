@@ -11,7 +11,6 @@ pytestmark = pytest.mark.heavy(minutes=1)
 VICTIMS: tuple[Victim, ...] = ("parent", "worker", "both")
 
 
-@pytest.mark.xfail(reason="temporary folders of dead sweeps are not removed yet", raises=AssertionError)
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_sweep_survives_kills(victim: Victim, make_bench, undisturbed, count) -> None:
     survive(victim, 7, 0, lambda: make_bench(WHOLE), undisturbed(WHOLE))
