@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.core.capability import Factored, HeadWeights, Logits, states_and_head
+from harness.core.foreign import parse_json, read_file
 from harness.core.metric import Windows
-from harness.errors import HarnessError, InvalidRunError
+from harness.errors import DamagedError, InvalidRunError, ResultsError
 from harness.numerics.logits import finish
 from harness.storage.checksums import file_sha256
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST, HEAD = "reference.json", "head.safetensors"
+MAX_MANIFEST_BYTES = 64 * 2**20
 
 
 def write(model: Logits, windows: Windows, folder: Path) -> None:
@@ -84,7 +86,7 @@ class Reference:
     def __init__(self, folder: Path, device: str) -> None:
         self._folder = folder
         self._device = device
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = _manifest(folder)
         self._sha256: dict[str, str] = manifest["sha256"]
         self._protocol: dict[str, object] = manifest["protocol"]
         self._head: HeadWeights | None = None
@@ -118,9 +120,20 @@ class Reference:
 
         path = self._folder / name
         content = path.read_bytes() if path.exists() else b""  # read once, for the checksum and for the tensors
-        if hashlib.sha256(content).hexdigest() != self._sha256[name]:
-            raise HarnessError(f"{path}: damaged; delete {self._folder} and run the recipe again")
+        if hashlib.sha256(content).hexdigest() != self._sha256.get(name):
+            raise DamagedError(f"{path}: damaged; delete {self._folder} and run the recipe again")
         return {key: tensor.to(self._device) for key, tensor in load(content).items()}
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest that ``write`` wrote. Raises DamagedError if it is not such a one."""
+    try:
+        found = parse_json(read_file(folder / MANIFEST, MAX_MANIFEST_BYTES, ResultsError), MANIFEST, ResultsError)
+    except ResultsError as error:
+        raise DamagedError(f"{error}; delete {folder} and run the recipe again") from None
+    if not isinstance(found, dict) or not {"protocol", "scale", "softcap", "sha256"} <= found.keys():
+        raise DamagedError(f"{folder / MANIFEST}: damaged; delete {folder} and run the recipe again")
+    return found
 
 
 def _window(index: int) -> str:

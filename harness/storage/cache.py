@@ -162,7 +162,7 @@ class Cache:
         final = self.folder(spec.kind, spec.run_id)
         stored = Anonymizer.here(cache=self.root).outcome(outcome)
         kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, seal_files(part))
-        content = json.dumps(with_seal(json.loads(encode(kept))), allow_nan=False)
+        content = json.dumps(with_seal(json.loads(encode(kept).encode(errors="replace"))), allow_nan=False)
         self.disk.write(part / OUTCOME, content.encode())
         if self._damage(spec.kind, spec.run_id, read_data=False) is not None:
             self.disk.remove(final)

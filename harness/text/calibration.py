@@ -13,14 +13,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.core.foreign import parse_json, read_file
 from harness.core.method import CalibrationSet
 from harness.core.workload import CalibrationRef
-from harness.errors import UnsupportedError
+from harness.errors import DamagedError, ResultsError, UnsupportedError
 from harness.text.sources import rows
 
 VERSION = 1
 """Increased whenever the way a text becomes samples changes."""
 FILE = "calibration.json"
+MAX_BYTES = 2**28
+"""The largest file that is read: about 40 million token ids."""
 JOINER = "\n\n"
 LITTLE_TOKENS = 32_768
 """With fewer tokens, results depend on which samples are drawn: half of AWQ's usual amount, an eighth of GPTQ's."""
@@ -62,10 +65,17 @@ def save(calibration: CalibrationSet, folder: Path) -> None:
 
 
 def read(folder: Path) -> CalibrationSet:
-    """Reads what ``save`` wrote. Raises UnsupportedError if its ids do not match their hash."""
-    content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    """Reads what ``save`` wrote. Raises DamagedError if it cannot be read, or its ids do not match their hash."""
+    damage = DamagedError(f"{folder}: damaged; delete it and run the recipe again")
+    try:
+        raw = read_file(folder / FILE, MAX_BYTES, ResultsError)
+        content = parse_json(raw, FILE, ResultsError, limit_values=MAX_BYTES)
+    except ResultsError:
+        raise damage from None
+    if not isinstance(content, dict) or content.keys() != {"sha256", "lengths", "tokens"}:
+        raise damage
     if digest(content["tokens"], content["lengths"]) != content["sha256"]:
-        raise UnsupportedError(f"{folder}: damaged; delete it and run the recipe again")
+        raise damage
     return CalibrationSet(content["tokens"], content["lengths"], content["sha256"])
 
 

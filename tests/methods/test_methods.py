@@ -43,6 +43,11 @@ def test_the_baseline_does_not_diverge_from_itself(quality) -> None:
     assert set(quality["none"].find("top1_agreement").values) == {1.0}
 
 
+def test_no_library_changes_what_it_loads_from_the_cache(one_sweep) -> None:
+    """A file that a library added to a checkpoint would be damage, and the checkpoint be made again each time."""
+    assert list(one_sweep[0].cache.faults(read_data=True)) == []
+
+
 def test_the_noise_floor_says_what_it_was_measured_on(one_sweep) -> None:
     (reference,) = [record for record in one_sweep[1] if record.spec.kind == "reference"]
     floor = reference.find("kl_noise_floor", batch_size=2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from harness.core.workload import CalibrationRef, TextRef
-from harness.errors import UnsupportedError
+from harness.errors import DamagedError, UnsupportedError
 from harness.text import calibration
 from harness.text.leakage import overlap
 from harness.text.sources import DATA, rows
@@ -117,7 +117,7 @@ def test_what_is_kept_comes_back_and_damage_is_seen(tokenizer, tmp_path: Path) -
     content = json.loads((tmp_path / calibration.FILE).read_text())
     content["tokens"][0][0] += 1
     (tmp_path / calibration.FILE).write_text(json.dumps(content))
-    with pytest.raises(UnsupportedError, match="damaged"):
+    with pytest.raises(DamagedError, match="damaged"):
         calibration.read(tmp_path)
 
 
