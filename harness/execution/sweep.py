@@ -185,6 +185,8 @@ def sweep(
     records: dict[str, RunRecord] = {}
     made: list[PlannedRun] = []
     with store.locked(recipe):
+        for damaged in saver.damaged(recipe):
+            on_event(DamageFound(damaged, None))
         for taken in saver.take_in(recipe):
             on_event(TakenIn(taken))
         contents = store.read(recipe)

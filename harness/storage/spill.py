@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.core.identity import digest
-from harness.core.record import Failure, RunRecord
+from harness.core.record import Damaged, Failure, RunRecord
 from harness.errors import StorageError
 from harness.storage.seal import LOG
 from harness.storage.store import Store
@@ -26,15 +26,15 @@ PRIVATE = 0o700
 
 @dataclass(frozen=True)
 class Spilled:
-    """A record in a spill folder. ``folder`` is that of its attempt there."""
+    """A record in a spill folder. ``folder`` is that of its attempt there; a damaged log is left out."""
 
     record: RunRecord
     folder: Path
+    has_log: bool
 
     @property
     def log(self) -> bytes | None:
-        path = self.folder / LOG
-        return path.read_bytes() if path.exists() else None
+        return (self.folder / LOG).read_bytes() if self.has_log else None
 
 
 class Saver:
@@ -80,6 +80,10 @@ class Saver:
     def spilled(self, recipe: str) -> tuple[Spilled, ...]:
         """What earlier sweeps spilled, the oldest first."""
         return tuple(each for store in self._own_spills() for each in _contents(store, recipe))
+
+    def damaged(self, recipe: str) -> tuple[Damaged, ...]:
+        """What of the spilled records is damaged; it stays where it is."""
+        return tuple(each for store in self._own_spills() for each in store.read(recipe).damaged)
 
     def take_in(self, recipe: str) -> tuple[RunRecord, ...]:
         """Moves what earlier sweeps spilled into the store, as further attempts; returns these records.
@@ -156,11 +160,12 @@ class Saver:
             yield spill
 
 
-def _contents(store: Store, recipe: str) -> list[Spilled]:
-    return [
-        Spilled(record, store.folder(recipe, record.spec.run_id) / str(record.attempt))
-        for record in store.read(recipe).records
-    ]
+def _contents(store: Store, recipe: str) -> Iterator[Spilled]:
+    found = store.read(recipe)
+    without_log = {each.path for each in found.damaged}
+    for record in found.records:
+        folder = store.folder(recipe, record.spec.run_id) / str(record.attempt)
+        yield Spilled(record, folder, (folder / LOG).exists() and folder not in without_log)
 
 
 def _key(record: RunRecord) -> tuple[str, str, str]:

@@ -17,7 +17,7 @@ from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.errors import ExitCode, ResultsError, StorageError
 from harness.execution.local import LocalSite
-from harness.execution.sweep import ArtifactDamaged, Ended, Event, TakenIn, Verifying, done, sweep
+from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, Event, TakenIn, Verifying, done, sweep
 from harness.planning.plan import PlannedRun
 from harness.stacks import Stacks
 from harness.storage.cache import Cache
@@ -216,6 +216,21 @@ def test_a_spill_folder_that_others_may_write_to_is_not_read(
     place.run()
     assert place.executor.made == ["quality"]
     assert place.of(TakenIn) == []
+
+
+def test_a_damaged_spilled_run_is_named_and_made_again(place: Place, failing: Callable[[Path, int], None]) -> None:
+    place.executor.during["quality"] = lambda: failing(place.store.root, errno.ENOSPC)
+    with pytest.raises(StorageError):
+        place.run()
+    failing(place.store.root, 0)
+    place.executor.during.clear()
+    (kept,) = place.spills[0].rglob("record.json")
+    kept.write_text(kept.read_text().replace("3.0", "3.5").replace('"ok"', '"OK"'))
+    records = place.run()
+    (damaged,) = place.of(DamageFound)
+    assert damaged.damaged.path == kept.parent  # type: ignore[union-attr]
+    assert place.executor.made == ["quality"]
+    assert [record.status for record in records] == ["ok"] * 3
 
 
 def test_what_cannot_be_taken_in_yet_stays_and_nothing_is_run(
