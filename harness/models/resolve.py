@@ -27,6 +27,8 @@ from harness.storage.folder_seal import read_sealed_json, with_seal
 VERSION = 2
 """Increase this with every change of the answers: cached ones are then computed again."""
 TIMEOUT_S = 300
+MAX_ADDED_BYTES = 4 * 2**30
+"""Address space that building a model without weights may take; the largest published ones take some 100 MB."""
 KEYS = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "vocab_size", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "kv_lora_rank", "global_head_dim"),
@@ -218,8 +220,25 @@ def _built(config: Any) -> dict[str, Any]:
     return {"tied": tied, "rotary": rotary, "shapes": shapes}
 
 
+def _limit_process() -> None:
+    """Bounds what a configuration can make this process take, beyond the libraries that it needs in any case."""
+    import resource
+
+    import torch  # noqa: F401 - its address space does not count
+    import transformers  # noqa: F401
+
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    most = pages * resource.getpagesize() + MAX_ADDED_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = round(used.ru_utime + used.ru_stime) + TIMEOUT_S
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+
+
 def _main() -> None:
     """Reads configurations from standard input and answers on standard output, which libraries must not write to."""
+    if sys.platform == "linux":
+        _limit_process()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         os.dup2(2, 1)
         json.dump([_answer(config) for config in json.load(sys.stdin)], out)

@@ -6,13 +6,12 @@ that keeps its newline, and a blank line is the empty string.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from types import MappingProxyType
 
-from harness.core.foreign import locate, shown
+from harness.core.foreign import locate, parse_json, quoted, read_file, shown
 from harness.core.workload import TextRef
 from harness.errors import SourceError, did_you_mean
 from harness.recipe import Text
@@ -60,7 +59,7 @@ def rows(text: TextRef) -> list[str]:
     """The rows of a text. Raises SourceError if a file's content does not match its suffix."""
     if text.path is None:
         return _hub_rows(text)
-    content = Path(text.path).read_text(encoding="utf-8")
+    content = _content(text).replace("\r\n", "\n").replace("\r", "\n")
     if not is_plain(text):
         return [_field(line, number, text) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     return [line if line.strip() else "" for line in StringIO(content)]
@@ -73,8 +72,7 @@ def whole(text: TextRef) -> str:
     """
     if not is_plain(text):
         return "".join(row if row.endswith("\n") else f"{row or ' '}\n" for row in rows(text))
-    with Path(str(text.path)).open(encoding="utf-8", newline="") as file:
-        return file.read()
+    return _content(text)
 
 
 def is_plain(text: TextRef) -> bool:
@@ -82,12 +80,21 @@ def is_plain(text: TextRef) -> bool:
     return text.path is not None and not text.path.endswith((".jsonl", ".json"))
 
 
-def _field(line: str, number: int, text: TextRef) -> str:
+def _content(text: TextRef) -> str:
+    """The content of a text's file. Raises SourceError if it cannot be read or is not UTF-8."""
+    path = Path(str(text.path))
     try:
-        value = json.loads(line)[text.field]
-    except (ValueError, KeyError, TypeError):
-        raise SourceError(f"{text.path}:{number}: no JSON object with a field {text.field!r}") from None
-    return str(value)
+        return read_file(path, MAX_TEXT_BYTES, SourceError).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(f"{shown(path)}: not UTF-8 at byte {error.start}; convert the text") from None
+
+
+def _field(line: str, number: int, text: TextRef) -> str:
+    where = f"{shown(str(text.path))}:{number}"
+    row = parse_json(line.encode(), where, SourceError)
+    if not isinstance(row, dict) or text.field not in row:
+        raise SourceError(f"{where}: no JSON object with a field {quoted(text.field)}")
+    return str(row[text.field])
 
 
 def _hub_rows(text: TextRef) -> list[str]:
