@@ -21,9 +21,11 @@ from harness.cli.commands import (
     listing,
     plan,
     recommend,
+    repair,
     report,
     run,
     stack,
+    verify,
 )
 from harness.errors import ExitCode, HarnessError
 from harness.report.terminal import say
@@ -42,6 +44,8 @@ for command in (
     compare.compare,
     history.history,
     estimate.estimate,
+    verify.verify,
+    repair.repair,
 ):
     app.command()(command)
 app.command(cls=recommend.RecommendCommand)(recommend.recommend)

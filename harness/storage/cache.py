@@ -20,14 +20,13 @@ from typing import Any, Literal
 from harness.core.foreign import parse_json, read_file
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
-from harness.core.owner import owner_in
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
 from harness.core.upgrade import SCHEMA_VERSION, upgrade
 from harness.errors import DamagedError, ResultsError
 from harness.storage.anonymizer import Anonymizer
-from harness.storage.disk import REMOVED, Disk
+from harness.storage.disk import Disk, is_left_over
 from harness.storage.folder_seal import (
     SEAL,
     SealedFile,
@@ -47,7 +46,7 @@ LAST_UNSEALED = 2
 
 
 @dataclass(frozen=True)
-class Fault:
+class CacheFault:
     """Something in a cache that should not be there, or not be so."""
 
     path: Path
@@ -173,36 +172,36 @@ class Cache:
                 raise
             self.disk.remove(part)  # another sweep was quicker
 
-    def faults(self, read_data: bool) -> Iterator[Fault]:
+    def faults(self, read_data: bool) -> Iterator[CacheFault]:
         """Everything in the cache that is damaged, left over or not sealed, in the order of its paths.
 
         Without ``read_data`` names, sizes and the digests of JSON files are checked, with it every byte.
         """
         for kind in sorted(kind for kind, job in JOBS.items() if job.cached):
             for folder in _entries(self.root / kind):
-                if _is_left_over(folder):
-                    yield Fault(folder, "debris", f"{folder}: left by a run that did not end")
+                if is_left_over(folder.name):
+                    yield CacheFault(folder, "debris", f"{folder}: left by a run that did not end")
                 elif RUN_ID.fullmatch(folder.name):
                     yield from self._faults_of(kind, folder, read_data)
         for file in _entries(self.root / CONFIGURATIONS):
-            if _is_left_over(file):
-                yield Fault(file, "debris", f"{file}: left by an interrupted write")
+            if is_left_over(file.name):
+                yield CacheFault(file, "debris", f"{file}: left by an interrupted write")
             elif file.suffix == ".json" and (reason := _unsealed(file)):
-                yield Fault(file, "damaged", reason)
+                yield CacheFault(file, "damaged", reason)
 
-    def _faults_of(self, kind: str, folder: Path, read_data: bool) -> Iterator[Fault]:
+    def _faults_of(self, kind: str, folder: Path, read_data: bool) -> Iterator[CacheFault]:
         try:
             kept = _read(folder, kind, folder.name)
         except ResultsError as error:
-            yield Fault(folder, "damaged", str(error))
+            yield CacheFault(folder, "damaged", str(error))
             return
         if kept.files is None:
-            yield Fault(folder, "not sealed", f"{folder}: from an older version, which kept no checksums")
+            yield CacheFault(folder, "not sealed", f"{folder}: from an older version, which kept no checksums")
             return
         for reason in find_damage(folder, kept.files, read_data, besides=OUTCOME):
-            yield Fault(folder, "damaged", reason)
+            yield CacheFault(folder, "damaged", reason)
 
-    def repair(self, read_data: bool) -> Iterator[Fault]:
+    def repair(self, read_data: bool) -> Iterator[CacheFault]:
         """Deletes what is damaged or left over, and yields it; folders that are not sealed stay.
 
         Raises OSError if something cannot be deleted.
@@ -240,14 +239,6 @@ def _changed(folder: Path, kept: _Kept, read_data: bool) -> str | None:
     if kept.files is None:
         return None
     return next(find_damage(folder, kept.files, read_data, besides=OUTCOME), None)
-
-
-def _is_left_over(path: Path) -> bool:
-    """Whether something unfinished has no owner any more: a running process may be filling it, or one elsewhere."""
-    if not (path.name.startswith(".") and path.suffix in (".part", f".{REMOVED}")):
-        return False
-    owner = owner_in(path.name)
-    return owner is None or owner.state() == "dead"
 
 
 def _entries(folder: Path) -> list[Path]:

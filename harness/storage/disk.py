@@ -15,7 +15,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from harness.core.owner import current_owner
+from harness.core.owner import current_owner, owner_in
 
 _NO_FOLDER_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EISDIR, errno.ENOSYS})
 """How file systems refuse the fsync of a folder (SMB, some FUSE and network ones): their renames are durable or not,
@@ -31,6 +31,14 @@ _FULL_WORDS = ("no space left on device", "disk quota exceeded", "storagefull")
 def is_full(text: str) -> bool:
     """Whether the text of an error or a log names a full disk."""
     return any(word in text.lower() for word in _FULL_WORDS)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether something unfinished has no owner any more: a running process may be filling it, or one elsewhere."""
+    if not (name.startswith(".") and name.endswith((".part", f".{REMOVED}"))):
+        return False
+    owner = owner_in(name)
+    return owner is None or owner.state() == "dead"
 
 
 class Disk:

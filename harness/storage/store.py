@@ -64,19 +64,25 @@ class Store:
         Raises ValueError, and writes nothing, for a record with NaN or infinity, or one too large to be read again.
         """
         final = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
-        part = final.with_name(f".{record.attempt}.{current_owner()}.part")
         content = _files(self.anonymizer.record(record), None if log is None else self.anonymizer.log(log))
+        with self.filling(final, content) as part:
+            self.disk.rename(part, final)
+        return final / RECORD
+
+    @contextmanager
+    def filling(self, final: Path, content: Mapping[str, bytes]) -> Iterator[Path]:
+        """A hidden folder with the files of an attempt, which the caller renames to ``final``; OSError removes it."""
+        part = final.with_name(f".{final.name}.{current_owner()}.part")
         try:
             self.disk.remove(part)
             self.disk.make_folder(part)
             for name, each in content.items():
                 self.disk.write(part / name, each)
             self.disk.sync(part)
-            self.disk.rename(part, final)
+            yield part
         except OSError:
             shutil.rmtree(part, ignore_errors=True)  # on a full disk its bytes are wanted
             raise
-        return final / RECORD
 
     def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
         """Replaces the record, atomically, by an invalid one, so that no attempt of it counts.
@@ -88,7 +94,7 @@ class Store:
         invalid = self.anonymizer.record(replace(record, outcome=outcome))
         files = {path.name: path for path in (folder / EVIDENCE, folder / LOG) if path.exists()}
         sealed = {name: file_seal(read_file(path, MAX_BYTES[name], ResultsError)) for name, path in files.items()}
-        self.disk.write_whole(folder / RECORD, _record_file(invalid, sealed))
+        self.disk.write_whole(folder / RECORD, record_file(invalid, sealed))
         return invalid
 
     def read(self, recipe: str | None = None) -> Contents:
@@ -156,7 +162,7 @@ def _files(record: RunRecord, log: bytes | None) -> Mapping[str, bytes]:
             raise ValueError(f"{measurement.metric} contains NaN or infinity, which a record must not")
     beside = {EVIDENCE: write_evidence(record.outcome.measurements), LOG: log}
     present = {name: content for name, content in beside.items() if content is not None}
-    text = _record_file(record, {name: file_seal(content) for name, content in present.items()})
+    text = record_file(record, {name: file_seal(content) for name, content in present.items()})
     found = {**present, RECORD: text}
     for name, content in found.items():
         if len(content) > MAX_BYTES[name]:
@@ -164,7 +170,7 @@ def _files(record: RunRecord, log: bytes | None) -> Mapping[str, bytes]:
     return found
 
 
-def _record_file(record: RunRecord, files: Mapping[str, FileSeal]) -> bytes:
+def record_file(record: RunRecord, files: Mapping[str, FileSeal]) -> bytes:
     """The JSON of a record, without the content of the Parquet file, sealed."""
     slim = [_without_arrays(m) if len(m.values) > 1 else m for m in record.outcome.measurements]
     outcome = replace(record.outcome, measurements=tuple(slim))

@@ -18,7 +18,7 @@ from harness.core.record import Measurement, Outcome
 from harness.core.run import RunSpec
 from harness.core.workload import CalibrationRef, TextRef
 from harness.errors import DamagedError
-from harness.storage.cache import OUTCOME, Cache, Fault
+from harness.storage.cache import OUTCOME, Cache, CacheFault
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
 MADE = Outcome("ok", measurements=(Measurement("degrid_kl", 1, "nat", "lower", "exact", (0.25,)),))
@@ -183,7 +183,7 @@ def test_faults_names_what_is_left_over(tmp_path: Path) -> None:
     (tmp_path / "configurations").mkdir()
     (tmp_path / "configurations" / "a.json").write_text("{}")
     debris, damaged = cache.faults(read_data=False)
-    assert debris == Fault(part, "debris", f"{part}: left by a run that did not end")
+    assert debris == CacheFault(part, "debris", f"{part}: left by a run that did not end")
     assert (damaged.path.name, damaged.kind) == ("a.json", "damaged")
     assert {fault.path for fault in cache.repair(read_data=False)} == {part, tmp_path / "configurations" / "a.json"}
     assert list(cache.faults(read_data=False)) == []

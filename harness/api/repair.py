@@ -1,0 +1,159 @@
+"""``qharness repair``: mends what is damaged in a results folder or a cache, from what is proven to be the same."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.api.verify import debris, is_cache
+from harness.core.foreign import shown
+from harness.core.record import Damaged, RunRecord
+from harness.errors import NewerRecordError, ResultsError, StorageError
+from harness.host.machine import cache_folder
+from harness.storage.cache import Cache
+from harness.storage.reading import attempt_folders, read_attempt
+from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, without_log
+from harness.storage.seal import EVIDENCE, LOG, RECORD, Seal
+from harness.storage.store import Store
+
+Action = Literal["restored", "sealed", "resealed", "removed", "set aside", "not repaired"]
+
+
+@dataclass(frozen=True)
+class RepairStep:
+    """What was done to one attempt, folder or file, and how."""
+
+    path: Path
+    action: Action
+    detail: str
+
+
+def repair(
+    path: str | Path, source: str | Path | None = None, cache: str | Path | None = None, seal: bool = False
+) -> Iterator[RepairStep]:
+    """Repairs what can be repaired, one step after the other, and yields each when it is done.
+
+    A damaged attempt of a results folder is restored from ``source``, another copy of the results or a baseline, or
+    from the artifacts in ``cache`` (default: the user's); it is moved to ``.damaged`` before. What cannot be restored
+    is moved there too, and the next run of the recipe makes it again. ``seal`` adds checksums to old records. In a
+    cache, what is damaged or left over is deleted.
+
+    Raises ResultsError for what is neither, and while a sweep writes there; StorageError if the disk refuses.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ResultsError(f"{shown(root)}: no such folder")
+    root = root if root.name not in ("", "..") else Path(os.path.abspath(root))  # noqa: PTH100 - not resolved
+    try:
+        if is_cache(root):
+            for fault in Cache(root).repair(read_data=True):
+                yield RepairStep(fault.path, "removed", f"{fault.reason}; the next run that needs it makes it again")
+        else:
+            other = None if source is None else Path(source)
+            yield from _Repair(root, other, Path(cache or cache_folder()), seal).steps()
+    except OSError as error:
+        raise StorageError(f"{shown(Path(str(error.filename or root)))}: cannot repair it: {error.strerror}") from None
+
+
+@dataclass(frozen=True)
+class _Repair:
+    root: Path
+    source: Path | None
+    cache: Path
+    seal: bool
+
+    def steps(self) -> Iterator[RepairStep]:
+        folders = list(attempt_folders(self.root))
+        written = [lock.parent for pattern in (".lock", "*/.lock") for lock in self.root.glob(pattern)]
+        recipes = dict.fromkeys((*map(self._recipe, folders), *written))
+        with ExitStack() as locks:
+            for recipe in recipes:
+                locks.enter_context(Store(recipe.parent).locked(recipe.name))
+            for folder in folders:
+                yield from self._mended(folder)
+            for each in list(debris(self.root)):
+                if each.state == "debris" and os.path.lexists(each.path):
+                    Store(self.root).disk.remove(each.path)
+                    yield RepairStep(each.path, "removed", each.reason)
+
+    def _recipe(self, folder: Path) -> Path:
+        """The folder of the recipe that an attempt is in; what is nowhere near its place belongs to the whole."""
+        recipe = folder.parent.parent
+        return recipe if recipe.is_relative_to(self.root) else self.root
+
+    def _mended(self, folder: Path) -> Iterator[RepairStep]:
+        try:
+            attempt = read_attempt(folder, self.root)
+        except NewerRecordError as error:
+            yield RepairStep(folder, "not repaired", str(error))
+            return
+        damage = attempt.damage
+        if damage is None:
+            if attempt.record is not None and attempt.seal is None and self.seal:
+                yield self._sealed(attempt.record, folder)
+            return
+        found = self._replacement(damage)
+        if found is not None:
+            yield self._replaced(damage, found)
+            attempt = read_attempt(folder, self.root)
+            damage = attempt.damage
+            if damage is None:
+                return
+        if attempt.record is not None and attempt.seal is not None:
+            yield self._without_log(attempt.record, attempt.seal, damage)
+        else:
+            aside = self._store(folder).set_aside(self._recipe(folder).name, damage)
+            detail = f"{damage.reason}; moved to {shown(aside)}, and the next run makes it again"
+            yield RepairStep(folder, "set aside", detail)
+
+    def _store(self, folder: Path) -> Store:
+        return Store(self._recipe(folder).parent)
+
+    def _replacement(self, damage: Damaged) -> Replacement | None:
+        folder = damage.path
+        run_id, attempt = folder.parent.name, folder.name
+        if self.source is not None:
+            for twin in sorted([*self.source.glob(f"{run_id}/{attempt}"), *self.source.glob(f"*/{run_id}/{attempt}")]):
+                found = from_copy(folder, twin, self.source)
+                if found is not None:
+                    return found
+
+        if damage.log_only:
+            return None
+        artifacts = Cache(self.cache)
+        return from_artifact(folder, self._store(folder), artifacts.outcome, f"the artifact in {shown(self.cache)}")
+
+    def _replaced(self, damage: Damaged, found: Replacement) -> RepairStep:
+        """Writes the new files first, so that a full disk loses nothing."""
+        folder, store = damage.path, self._store(damage.path)
+        with store.filling(folder, found.files) as part:
+            aside = store.set_aside(self._recipe(folder).name, damage)
+            store.disk.rename(part, folder)
+        detail = f"{damage.reason}; from {found.source}; what was there is in {shown(aside)}"
+        return RepairStep(folder, "restored", detail)
+
+    def _without_log(self, record: RunRecord, seal: Seal, damage: Damaged) -> RepairStep:
+        folder, store = damage.path, self._store(damage.path)
+        content = without_log(record, seal)
+        if not os.path.lexists(folder / LOG):
+            store.disk.write_whole(folder / RECORD, content)
+            return RepairStep(folder, "resealed", f"{damage.reason}; sealed without a log")
+        evidence = folder / EVIDENCE
+        files = {RECORD: content, **({EVIDENCE: evidence.read_bytes()} if EVIDENCE in seal.files else {})}
+        with store.filling(folder, files) as part:
+            aside = store.set_aside(self._recipe(folder).name, damage)
+            store.disk.rename(part, folder)
+        detail = f"{damage.reason}; sealed without it; the damaged log is in {shown(aside)}"
+        return RepairStep(folder, "resealed", detail)
+
+    def _sealed(self, record: RunRecord, folder: Path) -> RepairStep:
+        try:
+            content = sealed_now(record, folder)
+        except ResultsError as error:
+            return RepairStep(folder, "not repaired", str(error))
+        self._store(folder).disk.write_whole(folder / RECORD, content)
+        return RepairStep(folder, "sealed", "with its content of now; what changed it earlier is not seen")

@@ -1,0 +1,97 @@
+"""``qharness verify``: whether every file of a results folder or a cache is as it was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from harness.core.foreign import shown
+from harness.core.identity import RUN_ID
+from harness.core.job import JOBS
+from harness.errors import NewerRecordError, ResultsError
+from harness.storage.cache import Cache
+from harness.storage.disk import is_left_over
+from harness.storage.reading import MAX_FOLDER_DEPTH, Attempt, attempt_folders, read_attempt
+from harness.storage.store import DAMAGED
+
+State = Literal["ok", "damaged", "newer", "not sealed", "set aside", "debris"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One attempt, folder or file, and what it is; ``reason`` is empty if it is ok."""
+
+    path: Path
+    state: State
+    reason: str = ""
+
+
+def verify(path: str | Path, read_data: bool = False) -> Iterator[Checked]:
+    """Every attempt of a results folder, or every folder of a cache, and what is left over or set aside there.
+
+    Of results all files are always read. Of a cache, names, sizes and JSON files are checked, and with ``read_data``
+    the hash of every file. Raises ResultsError if the path is neither.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise ResultsError(f"{shown(root)}: no such folder")
+    if is_cache(root):
+        return _verify_cache(root, read_data)
+    found = [*attempts(root), *debris(root)]
+    if not found:
+        raise ResultsError(f"{shown(root)}: neither a results folder nor a cache, or an empty one")
+    return iter(found)
+
+
+def is_cache(root: Path) -> bool:
+    """Whether a folder has folders of runs by kind, and no attempts in them, as results have."""
+    return bool(_cached(root)) and next(attempt_folders(root), None) is None
+
+
+def attempts(root: Path) -> Iterator[Checked]:
+    for folder in attempt_folders(root):
+        try:
+            yield _state(read_attempt(folder, root))
+        except NewerRecordError as error:
+            yield Checked(folder, "newer", str(error).removeprefix(f"{shown(folder)}: "))
+
+
+def debris(root: Path) -> Iterator[Checked]:
+    """What interrupted writes left, and the damaged attempts that were set aside."""
+    for name, folders, files in os.walk(root):
+        here = Path(name)
+        for each in sorted((*folders, *files)):
+            if here.name == DAMAGED:
+                yield Checked(here / each, "set aside", "damaged; delete it when nobody needs it")
+            elif is_left_over(each):
+                yield Checked(here / each, "debris", "left by an interrupted write")
+        deep = len(here.parts) - len(root.parts) >= MAX_FOLDER_DEPTH
+        folders[:] = [] if deep or here.name == DAMAGED else [each for each in folders if not is_left_over(each)]
+
+
+def _state(attempt: Attempt) -> Checked:
+    if attempt.damage is not None:
+        extra = "; the figures are valid" if attempt.damage.log_only else ""
+        return Checked(attempt.folder, "damaged", f"{attempt.damage.reason}{extra}")
+    if attempt.seal is None:
+        return Checked(attempt.folder, "not sealed", "of an older schema, which had no checksums")
+    return Checked(attempt.folder, "ok")
+
+
+def _verify_cache(root: Path, read_data: bool) -> Iterator[Checked]:
+    faulty = set()
+    for each in Cache(root).faults(read_data):
+        faulty.add(each.path)
+        yield Checked(each.path, each.kind, each.reason.removeprefix(f"{each.path}: "))
+    for folder in _cached(root):
+        if folder not in faulty:
+            yield Checked(folder, "ok")
+
+
+def _cached(root: Path) -> list[Path]:
+    """The folders of runs in a cache."""
+    kinds = sorted(root / kind for kind, job in JOBS.items() if job.cached)
+    return [each for kind in kinds if kind.is_dir() for each in sorted(kind.iterdir()) if RUN_ID.fullmatch(each.name)]
