@@ -20,6 +20,7 @@ from harness.core.run import RunSpec
 from harness.core.site import Artifacts
 from harness.execution.debris import Debris
 from harness.execution.executor import Executor
+from harness.execution.interrupt import uninterrupted
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
 from harness.storage.spill import Saver
@@ -220,7 +221,8 @@ def sweep(
             try:
                 records |= _withdrawn(made, records, under_way, touched_alone=not through)
             except KeyboardInterrupt:
-                _withdrawn(made, records, under_way, touched_alone=True)
+                with uninterrupted():
+                    _withdrawn(made, records, under_way, touched_alone=True)
                 raise
         if saver.trouble is not None:
             raise saver.trouble
@@ -319,7 +321,8 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
         wall_s=time.perf_counter() - began,
     )
     record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
-    sweep.saver.save(record, log)
+    with uninterrupted():
+        sweep.saver.save(record, log)
     return record, kept is not None
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.cli import interrupts
 from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, interpreters
 from harness.errors import ExitCode
 from harness.report.terminal import say
@@ -34,9 +34,6 @@ def run(
     from harness.core.record import FAILURES
     from harness.core.run import baseline_engine
 
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # otherwise a worker would outlive its sweep
-        if signal.getsignal(ending) is not signal.SIG_IGN:  # under nohup, closing the terminal must not end the sweep
-            signal.signal(ending, signal.default_int_handler)
     progress = partial(say, error=True) if create_stacks else None
     try:
         with display(as_json) as show:
@@ -51,6 +48,7 @@ def run(
                 on_event=show,
             )
     except KeyboardInterrupt:
+        interrupts.ignore()
         say("interrupted; run the same command to resume", error=True)
         raise typer.Exit(ExitCode.INTERRUPTED) from None
     failed = sum(record.status in FAILURES for record in records)
