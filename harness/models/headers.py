@@ -14,6 +14,7 @@ from harness.core.foreign import parse_json, quoted, read_file, shown
 from harness.errors import SourceError
 from harness.models import config as configurations
 from harness.models import safetensors
+from harness.models.redirects import refuse_redirects
 
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
@@ -72,8 +73,13 @@ def tensors(folder: Path) -> list[Tensor]:
 
 
 def read_directory(folder: Path) -> Header:
-    """The header of a transformers checkpoint. Raises SourceError if it holds no safetensors weights."""
-    return header_of(read_config(folder), tensors(folder))
+    """The header of a transformers checkpoint.
+
+    Raises SourceError if it holds no safetensors weights, or makes transformers read more than them.
+    """
+    config = read_config(folder)
+    refuse_redirects(folder, config)
+    return header_of(config, tensors(folder))
 
 
 def header_of(config: dict[str, Any], held: Iterable[Tensor]) -> Header:

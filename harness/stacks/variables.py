@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from harness.core.identity import digest
+from harness.host.machine import cache_folder
 from harness.host.processor import instruction_sets
 from harness.storage.anonymizer import NOT_SECRET, SECRET_NAME
 
@@ -49,7 +51,21 @@ def compiled_kernels(variables: Mapping[str, str] = os.environ) -> dict[str, str
     shares the folder, or under another ATEN_CPU_CAPABILITY) abort the process that runs them.
     """
     who = digest([instruction_sets(), variables.get("ATEN_CPU_CAPABILITY")])
-    return {"TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"qharness-kernels-{os.getuid()}-{who}")}
+    folder = Path(tempfile.gettempdir()) / f"qharness-kernels-{os.getuid()}-{who}"
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder if _is_private(folder) else cache_folder() / "kernels" / who)}
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether the folder, which is made if it is missing, belongs to this user, and nobody else may write there.
+
+    Code in it is run, and everybody on this machine knows its name and may make it first.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
 
 
 def for_fetching(variables: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -115,7 +115,10 @@ class Disk:
         path.mkdir(mode, exist_ok=True)
 
     def _write(self, path: Path, content: bytes) -> None:
-        path.write_bytes(content)
+        """Not through a link: whoever put it there would choose the file that is overwritten."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
+            file.write(content)
 
     def _fsync(self, path: Path) -> None:
         """Raises OSError if the file's content, or a folder's names, may not be durable."""

@@ -50,6 +50,20 @@ class Store:
             raise ResultsError(f"{run_id!r} cannot be a run id: {A_RUN_ID}")
         return self.root / recipe if run_id is None else self.root / recipe / run_id
 
+    def _own(self, path: Path) -> Path:
+        """The path, if writing there stays in this results folder. Raises ResultsError if a link leads elsewhere.
+
+        The folder itself may be a link, since the user named it; what is in it may have come from somebody else.
+        """
+        root = self.root.resolve()
+        for each in (path, *path.parents)[: len(path.relative_to(self.root).parts)]:
+            if each.is_symlink() and not each.resolve().is_relative_to(root):
+                raise ResultsError(
+                    f"{shown(each)}: is a link to outside of the results folder, and nothing is written through it; "
+                    "put a folder in its place, or use --results"
+                )
+        return path
+
     def next_attempt(self, recipe: str, run_id: str) -> int:
         """The number after the highest one of the run's attempts, those set aside included."""
         kept = [path.name for path in self.folder(recipe, run_id).glob("[0-9]*")]
@@ -72,7 +86,7 @@ class Store:
     @contextmanager
     def filling(self, final: Path, content: Mapping[str, bytes]) -> Iterator[Path]:
         """A hidden folder with the files of an attempt, which the caller renames to ``final``; OSError removes it."""
-        part = final.with_name(f".{final.name}.{current_owner()}.part")
+        part = self._own(final.parent) / f".{final.name}.{current_owner()}.part"
         try:
             self.disk.remove(part)
             self.disk.make_folder(part)
@@ -89,7 +103,7 @@ class Store:
 
         Adding another attempt would not be enough, since an earlier one that ended ok takes precedence.
         """
-        folder = self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt)
+        folder = self._own(self.folder(record.spec.recipe, record.spec.run_id) / str(record.attempt))
         outcome = replace(record.outcome, status="invalid", failure=failure)
         invalid = self.anonymizer.record(replace(record, outcome=outcome))
         files = {path.name: path for path in (folder / EVIDENCE, folder / LOG) if path.exists()}
@@ -107,6 +121,8 @@ class Store:
         Raises ResultsError if it cannot be moved.
         """
         own = self.folder(recipe)
+        self._own(own / DAMAGED)
+        self._own(damaged.path.parent)
         inside = damaged.path.relative_to(own).parts
         name = ".".join(inside)[-MAX_NAME:] or recipe
         taken = (own / DAMAGED / (name if number == 1 else f"{name}.{number}") for number in count(1))
@@ -128,6 +144,7 @@ class Store:
         from filelock import FileLock, Timeout
 
         folder = self.folder(recipe)
+        self._own(folder / ".lock")
         lock = FileLock(folder / ".lock", timeout=0)
         try:
             self.disk.make_folder(folder)
