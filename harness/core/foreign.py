@@ -19,7 +19,7 @@ from harness.errors import UsageError
 
 MAX_JSON_DEPTH = 64
 """Levels of nesting in any JSON that the harness reads."""
-MAX_JSON_VALUES = 1_500_000
+MAX_JSON_VALUES = 1_000_000
 """Values in any JSON that the harness reads: in memory each may take 250 bytes."""
 MAX_QUOTED = 80
 """Characters of a stranger's text that a message repeats."""

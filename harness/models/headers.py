@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.core.foreign import parse_json, quoted, read_file, shown
+from harness.core.foreign import MAX_JSON_VALUES, parse_json, quoted, read_file, shown
 from harness.errors import SourceError
 from harness.models import config as configurations
 from harness.models import safetensors
@@ -28,8 +28,10 @@ KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
 GGUF = ".gguf"
 GGUF_FILE = "model.gguf"
 """The name of a GGUF file in a folder of the cache."""
-MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_BYTES = 48 * 2**20
 """Of a checkpoint's JSON file; the largest index published has 15 MB, the largest tokenizer 35 MB."""
+MAX_TOKENIZER_VALUES = 10_000_000
+"""In a tokenizer.json, which only workers read; that of Gemma 3 has 1.8 million."""
 MAX_TENSORS = 500_000
 """Of a checkpoint in all its files; the largest published ones have 150,000."""
 
@@ -160,9 +162,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
     return config
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A file's JSON mapping. Raises SourceError if it holds none."""
-    content = parse_json(read_file(path, MAX_JSON_BYTES, SourceError), f"{shown(path)}: cannot be read", SourceError)
+def read_json(path: Path, limit_values: int = MAX_JSON_VALUES) -> dict[str, Any]:
+    """A file's JSON mapping. Raises SourceError if it holds none, or more than ``limit_values`` values."""
+    raw = read_file(path, MAX_JSON_BYTES, SourceError)
+    content = parse_json(raw, f"{shown(path)}: cannot be read", SourceError, limit_values)
     if not isinstance(content, dict):
         raise SourceError(f"{shown(path)}: not a mapping")
     return content

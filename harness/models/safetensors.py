@@ -16,7 +16,7 @@ from typing import Any, TypeGuard
 from harness.core.foreign import open_file, parse_json, quoted, shown
 from harness.errors import SourceError
 
-MAX_HEADER_BYTES = 64 * 2**20
+MAX_HEADER_BYTES = 32 * 2**20
 """The format allows 100 MB; a header of this size describes more tensors than any model has."""
 MAX_DIMENSIONS = 16
 MAX_NAME = 500

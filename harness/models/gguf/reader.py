@@ -29,8 +29,6 @@ MAX_TEXT_BYTES = 16 * 2**20
 MAX_ELEMENTS = 2_000_000
 """Of all lists in the metadata; a vocabulary of 256,000 tokens with scores, types and merges has 1.3 million."""
 MAX_KEYS = 10_000
-MAX_NESTING = 2
-"""Lists inside lists; the format allows them, and no known key has any."""
 MAX_DIMENSIONS = 4
 ALIGNMENT = 32
 """Of the tensors, in bytes, unless ``general.alignment`` says otherwise."""
@@ -168,7 +166,7 @@ class _Parser:
             key = self._name("a metadata key")
             if key in metadata:
                 raise _Damage(f"the key {quoted(key)} appears twice")
-            metadata[key] = self._value(self._number("I"), key, 0)
+            metadata[key] = self._value(self._number("I"), key)
         described = [self._tensor() for _ in range(tensor_count)]
         if len({name for name, *_ in described}) != tensor_count:
             raise _Damage("two tensors have one name")
@@ -219,28 +217,27 @@ class _Parser:
             raise _Damage(f"{what} is {quoted(name)}")
         return name
 
-    def _value(self, kind: int, key: str, nesting: int) -> Value:
+    def _value(self, kind: int, key: str) -> Value:
         if kind == _STRING:
             return self._text()
         if kind == _LIST:
-            return self._list(key, nesting)
+            return self._list(key)
         if kind not in _SCALARS:
             raise _Damage(f"{quoted(key)} is of the unknown type {kind}")
         (value,) = self._scalars(_SCALARS[kind], 1)
         return value
 
-    def _list(self, key: str, nesting: int) -> Value:
+    def _list(self, key: str) -> Value:
+        """Lists of lists are refused: no known key has any, and llama.cpp reads none either."""
         kind, count = self._number("I"), self._number("Q")
         self._elements += count
-        if nesting >= MAX_NESTING:
-            raise _Damage(f"{quoted(key)} nests lists more than {MAX_NESTING} deep")
         if count > self._left or self._elements > MAX_ELEMENTS:
             raise _Damage(f"{quoted(key)} counts {count} values")
         if kind in _SCALARS:
             return self._scalars(_SCALARS[kind], count)
         if kind == _STRING:
             return [self._text() for _ in range(count)]
-        return [self._value(kind, key, nesting + 1) for _ in range(count)]
+        raise _Damage(f"{quoted(key)} is a list of the unknown type {kind}")
 
     def _scalars(self, code: str, count: int) -> list[Value]:
         begin = self._take(struct.calcsize(f"<{code}") * count)

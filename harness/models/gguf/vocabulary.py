@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
 from harness.models.gguf.splits import SPLITS
-from harness.models.headers import read_json
+from harness.models.headers import MAX_TOKENIZER_VALUES, read_json
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -35,7 +35,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
             raise UnsupportedError("gguf: the checkpoint's tokenizer is no tokenizer.json")
         writer.add_tokenizer_model("none")
         return None
-    content = read_json(folder / "tokenizer.json")
+    content = read_json(folder / "tokenizer.json", MAX_TOKENIZER_VALUES)
     model = content.get("model") or {}
     if model.get("type") != "BPE":
         raise UnsupportedError(f"gguf: tokenizers of type {model.get('type')} are not converted")
