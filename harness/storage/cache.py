@@ -9,6 +9,7 @@ Folders from before schema version 3 have no hashes. They are used, and ``faults
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -163,14 +164,18 @@ class Cache:
         kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, seal_files(part))
         content = json.dumps(with_seal(json.loads(encode(kept).encode(errors="replace"))), allow_nan=False)
         self.disk.write(part / OUTCOME, content.encode())
-        if self._damage(spec.kind, spec.run_id, read_data=False) is not None:
-            self.disk.remove(final)
-        try:
-            self.disk.publish(part, final)
-        except OSError:
-            if self.outcome(spec) is None:
-                raise
-            self.disk.remove(part)  # another sweep was quicker
+        while True:
+            if self._damage(spec.kind, spec.run_id, read_data=False) is not None:
+                self.disk.remove(final)
+            try:
+                self.disk.publish(part, final)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            if self.outcome(spec) is not None:  # another sweep was quicker
+                self.disk.remove(part)
+                return
 
     def faults(self, read_data: bool) -> Iterator[CacheFault]:
         """Everything in the cache that is damaged, left over or not sealed, in the order of its paths.

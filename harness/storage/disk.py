@@ -80,7 +80,10 @@ class Disk:
             doomed = path
             if not (path.name.startswith(".") and path.name.endswith(f".{REMOVED}")):
                 doomed = path.with_name(f".{path.name.lstrip('.')}.{current_owner()}-{secrets.token_hex(4)}.{REMOVED}")
-                self.rename(path, doomed)
+                try:
+                    self.rename(path, doomed)
+                except FileNotFoundError:  # another process removed it first
+                    return
             path = doomed
         elif not (path.is_symlink() or path.exists()):
             return
@@ -138,6 +141,12 @@ class Disk:
 
     def _delete(self, path: Path) -> None:
         if not path.is_symlink() and path.is_dir():
-            shutil.rmtree(path)
+            while True:
+                try:
+                    shutil.rmtree(path)
+                    return
+                except FileNotFoundError:  # another process deletes the same folder: what is left, if anything
+                    if not path.exists():
+                        return
         else:
             path.unlink(missing_ok=True)

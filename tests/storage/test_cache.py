@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,6 +166,31 @@ def test_a_damaged_folder_does_not_bar_the_way_of_a_new_one(tmp_path: Path) -> N
     (folder / OUTCOME).write_bytes(b"")
     published(cache, spec)
     assert cache.damage(spec, read_data=True) is None
+
+
+def use_and_remove(root: Path, number: int) -> None:
+    """Publishes, verifies and removes one artifact again and again, as sweeps that share a cache may."""
+    cache, spec = Cache(root), artifact()
+    for turn in range(20):
+        published(cache, spec, f"{number}-{turn}")
+        with suppress(DamagedError):  # another one removed it
+            cache.verify(reader_of(spec))
+        assert cache.outcome(spec) in (None, MADE)
+        if (turn + number) % 3 == 0:
+            cache.remove(spec)
+    published(cache, spec, f"{number}-last")
+
+
+def test_processes_that_share_a_cache_publish_read_and_remove_without_harm(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=use_and_remove, args=(tmp_path, number)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert Cache(tmp_path).damage(artifact(), read_data=True) is None
+    assert [path.name for path in (tmp_path / "quantize").iterdir()] == [artifact().run_id]
 
 
 def test_a_missing_artifact_is_not_damage_but_cannot_be_read(tmp_path: Path) -> None:
