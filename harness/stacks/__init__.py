@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,9 @@ _LIST_VERSIONS = (
 )
 
 MAX_MANIFEST_BYTES = 2**20
+_FOLDER = re.compile(r"-[0-9a-f]{12}")
+"""What follows a stack's name in that of its folder: the hash of its pins."""
+
 State = Literal["ready", "missing", "half-made", "damaged", "the user's own"]
 
 
@@ -164,6 +168,12 @@ class Stacks:
         """The stack of that name, installed or not; reads its pins. Raises UsageError for an unknown name."""
         definition = stack_definition(name)
         return Stack(name, definition, self.root / f"{name}-{definition.hash_pins()}", self.pythons.get(name))
+
+    def find_obsolete(self, name: str) -> list[Path]:
+        """The folders of that stack that were made from other pins: those of an older or a newer harness."""
+        current = self.find(name).folder
+        folders = self.root.glob(f"{name}-*")
+        return sorted(each for each in folders if _FOLDER.fullmatch(each.name.removeprefix(name)) and each != current)
 
 
 def parse_pythons(given: list[str]) -> dict[str, Path]:

@@ -13,6 +13,7 @@ import time
 from ast import literal_eval
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from filelock import FileLock
 
 from harness.core.owner import temporary_folder
 from harness.errors import UsageError
-from harness.stacks import MANIFEST, Stack, ask_versions
+from harness.stacks import MANIFEST, Stack, Stacks, ask_versions
+from harness.stacks.pins import Pin, Pins, has_hashes, missing, read_pins, requirements
 from harness.stacks.variables import for_workers
 from harness.storage.disk import Disk
 from harness.storage.folder_seal import with_seal
@@ -37,29 +39,99 @@ for job in pkgutil.iter_modules(jobs.__path__):
     importlib.import_module(jobs.__name__ + "." + job.name)
 """
 """What a worker imports, whatever its job."""
+_LIST_REQUIREMENTS = (
+    "import json; from importlib.metadata import distributions as d; "
+    "print(json.dumps({x.metadata['Name']: x.requires or [] for x in d() if x.metadata['Name']}))"
+)
+_OTHER_HASH = re.compile(r"hash mismatch|do not match the hashes", re.IGNORECASE)
+"""How uv and pip report a file whose hash is not among those listed."""
 
 
 def create(stack: Stack, say: Callable[[str], None]) -> None:
     """Creates the stack's environment. Raises UsageError, with the installer's last lines, if that fails.
 
-    The manifest is written last: a folder without one is incomplete.
+    Only files whose hashes its pins list are installed; pins without any hash are installed as they are, which is said.
+    The manifest is written last: a folder without one is incomplete. After an error there is no folder.
     """
     stack.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(stack.folder.with_suffix(".lock")):
         if stack.find_state() == "ready":
             return
         shutil.rmtree(stack.folder, ignore_errors=True)
-        uv = _uv()
-        install = [*uv, "pip", "install", "--python", str(stack.python)] if uv else _pip(stack)
-        venv = [*uv, "venv", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
-        say(f"creating stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
-        _call([*venv, str(stack.folder)], stack, say)
-        _call([*install, "-r", str(stack.definition.requirements)], stack, say)
-        say(f"building {stack.definition.library}")
-        _call([*install, "--verbose", "--no-build-isolation", "--no-deps", stack.definition.library], stack, say)
+        try:
+            _install(stack, say)
+        except UsageError:
+            shutil.rmtree(stack.folder, ignore_errors=True)
+            raise
         versions = ask_versions(stack.python)
         manifest = json.dumps(with_seal({"versions": versions}), indent=1)
         Disk().write_whole(stack.folder / MANIFEST, manifest.encode())
+
+
+def _install(stack: Stack, say: Callable[[str], None]) -> None:
+    definition = stack.definition
+    hashed = has_hashes(definition.requirements)
+    pins = read_pins(definition.requirements, definition.library) if hashed else None
+    uv = uv_command()
+    install = [*uv, "pip", "install", "--python", str(stack.python)] if uv else _pip(stack)
+    venv = [*uv, "venv", "--python", sys.executable] if uv else [sys.executable, "-m", "venv"]
+    say(f"creating stack {stack.name} with {'uv' if uv else 'pip'} in {stack.folder}")
+    _call([*venv, str(stack.folder)], stack, say)
+    last = [*install, "--verbose", "--no-build-isolation", "--no-deps"]
+    if pins is None:
+        say(f"{definition.requirements.name} lists no hashes: what is downloaded is not checked")
+        _call([*install, "-r", str(definition.requirements)], stack, say)
+        say(f"building {definition.library}")
+        _call([*last, definition.library], stack, say)
+        return
+    exactly = [*install, "--no-deps"]
+    _install_pins(exactly, _with_local_builds(pins, uv), stack, say)
+    available = {pin.name: pin for pin in pins.if_required}
+    while more := missing(_ask_requirements(stack.python)):
+        if unknown := sorted(more - set(available)):
+            raise UsageError(
+                f"{definition.requirements.name} does not pin {', '.join(unknown)}, which a pinned package requires "
+                f"here; qharness stack lock {stack.name} adds it"
+            )
+        _install_pins(exactly, [available.pop(name) for name in sorted(more)], stack, say)
+    say(f"building {definition.library}")
+    _install_pins(last, [pins.library], stack, say)
+
+
+def _with_local_builds(pins: Pins, uv: Sequence[str]) -> tuple[Pin, ...]:
+    """The packages, where their local builds may stand for them.
+
+    pip takes any build of a version whose hash is listed. uv must be told the build's own version, so it is asked
+    which one it finds.
+    """
+    local = {pin.public: pin for pin in pins.local}
+    if uv and local:
+        found = subprocess.run(
+            [*uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--no-annotate", "-"],
+            input="\n".join(local),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=installer_settings(),
+        ).stdout.split()
+        chosen = {public: pin for public, pin in local.items() if pin.requirement in found}
+        return tuple(chosen.get(pin.requirement, pin) for pin in pins.packages)
+    hashes = {public: pin.hashes for public, pin in local.items()}
+    return tuple(replace(pin, hashes=(*pin.hashes, *hashes.get(pin.requirement, ()))) for pin in pins.packages)
+
+
+def _install_pins(install: Sequence[str], pins: Sequence[Pin], stack: Stack, say: Callable[[str], None]) -> None:
+    """Installs these packages, and only from files with one of their hashes."""
+    with temporary_folder() as folder:
+        (folder / "pins.txt").write_text(requirements(pins), encoding="utf-8")
+        _call([*install, "--require-hashes", "-r", str(folder / "pins.txt")], stack, say)
+
+
+def _ask_requirements(python: Path) -> dict[str, list[str]]:
+    """What each package of an interpreter requires."""
+    answer = subprocess.run([python, "-c", _LIST_REQUIREMENTS], capture_output=True, text=True, check=True, timeout=60)
+    required: dict[str, list[str]] = json.loads(answer.stdout)
+    return required
 
 
 def check(stack: Stack) -> list[str]:
@@ -89,6 +161,15 @@ def remove(stack: Stack) -> bool:
     return True
 
 
+def remove_obsolete(stacks: Stacks, name: str) -> list[Path]:
+    """Deletes the folders of a stack that were made from other pins, and returns them."""
+    folders = stacks.find_obsolete(name)
+    for folder in folders:
+        with FileLock(folder.with_suffix(".lock")):
+            shutil.rmtree(folder, ignore_errors=True)
+    return folders
+
+
 def environment(folder: Path) -> dict[str, str]:
     """The variables of a worker in a stack: it can import the harness, but no other package of the main environment.
 
@@ -110,17 +191,27 @@ def _changed(stack: Stack) -> list[str]:
 def _call(command: Sequence[str], stack: Stack, say: Callable[[str], None]) -> None:
     """Runs an installer and reports progress from time to time. Raises UsageError if it fails."""
     newest_lines: deque[str] = deque(maxlen=TAIL_LINES)
+    tampered = False
     ended = threading.Event()
     watcher = threading.Thread(target=_say_now_and_then, args=(ended, newest_lines, say), daemon=True)
-    output = subprocess.PIPE
+    output, settings = subprocess.PIPE, installer_settings()
     try:
-        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=_settings()) as process:
+        with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, text=True, env=settings) as process:
             watcher.start()
-            newest_lines.extend(line.rstrip() for line in process.stdout or () if line.strip())
+            for line in process.stdout or ():
+                tampered = tampered or _OTHER_HASH.search(line) is not None
+                if line.strip():
+                    newest_lines.append(line.rstrip())
     finally:
         ended.set()
     if process.returncode:
         tail = "\n".join(newest_lines)
+        if tampered:
+            raise UsageError(
+                f"{tail}\nstack {stack.name!r} was not created: a downloaded file is not one of those that "
+                f"{stack.definition.requirements.name} lists by its hash (see above). Someone may have exchanged it: "
+                "do not install it by other means before you know why it differs"
+            )
         raise UsageError(
             f"{tail}\nstack {stack.name!r} could not be created from {stack.definition.requirements.name} (see above); "
             "is a package index reachable? Alternatively, name an interpreter that has its packages: "
@@ -141,7 +232,7 @@ def _shown(line: str) -> str:
     return f"step {step[1]} of {step[2]}" if step else line.strip()[:100]
 
 
-def _uv() -> list[str]:
+def uv_command() -> list[str]:
     """The uv command, on the path or next to this interpreter; empty if there is none."""
     found = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     return [found] if found else []
@@ -151,7 +242,7 @@ def _pip(stack: Stack) -> list[str]:
     return [str(stack.python), "-m", "pip", "install"]
 
 
-def _settings() -> dict[str, str]:
+def installer_settings() -> dict[str, str]:
     """The environment that gives uv the settings of pip."""
     variables = dict(os.environ)
     configured = _pip_settings()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from harness.cli.options import CacheFolder, Pythons, StackName, stacks_of
@@ -46,9 +48,28 @@ def check_stack(name: StackName, cache: CacheFolder = None, pythons: Pythons = N
     say(f"stack {name} is OK")
 
 
-@stack_app.command("remove")
-def remove_stack(name: StackName, cache: CacheFolder = None) -> None:
-    """Delete a stack's folder."""
-    from harness.stacks.build import remove
+@stack_app.command("lock")
+def lock_stack(name: StackName) -> None:
+    """For maintainers: write the hash of every file of the pinned versions into the stack's requirements file."""
+    from harness.stacks import stack_definition
+    from harness.stacks.lock import lock
 
+    lock(stack_definition(name), say)
+
+
+@stack_app.command("remove")
+def remove_stack(
+    name: StackName,
+    cache: CacheFolder = None,
+    obsolete: Annotated[
+        bool, typer.Option("--obsolete", help="Delete only the folders that were made from other pins than today's.")
+    ] = False,
+) -> None:
+    """Delete a stack's folder."""
+    from harness.stacks.build import remove, remove_obsolete
+
+    if obsolete:
+        removed = remove_obsolete(stacks_of(cache), name)
+        say("\n".join(f"removed {folder}" for folder in removed) or f"stack {name} has no folder of other pins")
+        return
     say(f"stack {name} removed" if remove(stacks_of(cache).find(name)) else f"stack {name} does not exist")

@@ -67,7 +67,8 @@ def show_stacks(stacks: Stacks) -> None:
     )
     for stack in map(stacks.find, stack_names()):
         add_row(table, stack.name, stack.find_state(), stack.definition.library, stack.definition.summary)
-    show_parts([table])
+    old = [name for name in stack_names() if stacks.find_obsolete(name)]
+    show_parts([table, *(f"made from other pins too: {name}; qharness stack remove {name} --obsolete" for name in old)])
 
 
 def show_doctor() -> None:
