@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import CORPUS, spoiled
 
 from harness.core.label import Label
 from harness.core.record import RunRecord
@@ -284,6 +285,17 @@ def test_paper_gets_every_plot_in_dark_ink(open_page: Open, few: list[RunRecord]
     assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not opened.page.locator(".tools").is_visible()
     assert opened.complaints == []
+
+
+@pytest.mark.parametrize("start", [0, *(pytest.param(start, marks=pytest.mark.slow) for start in (13, 26))])
+def test_hostile_records_run_nothing_and_ask_for_nothing(open_page: Open, few: list[RunRecord], start: int) -> None:
+    words = tuple(CORPUS.values())
+    opened = open_page(spoiled(few, *words[start:], *words[:start]))
+    opened.see_all()
+    for plot in opened.page.locator("[data-figure]").all()[:3]:
+        plot.hover()
+    assert (opened.complaints, opened.requests) == ([], [])
+    assert opened.page.locator("a:not([href^='#'])").count() == 0
 
 
 def test_a_hostile_record_runs_nothing(open_page: Open, few: list[RunRecord], hostile: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import CORPUS, spoiled
 from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.core.model import MethodRef
 from harness.core.record import RunRecord
 from harness.errors import ExitCode, UsageError
+from harness.report import escape
 from harness.report.flat import entries
 from harness.report.page import page
 from harness.report.renderers.mlflow_export import export
@@ -100,6 +103,15 @@ def test_hostile_names_are_stored(uri: str, bench: Any) -> None:
     assert done.variants == 1
     (again,) = export([other.quality(method, 4.5, 0.2)], uri, "qharness")
     assert again.variants is None
+
+
+def test_hostile_records_are_stored(uri: str, swept: list[RunRecord]) -> None:
+    words = tuple(CORPUS.values())
+    for start in (0, 13, 26):
+        (done,) = export(spoiled(swept, *words[start:], *words[:start]), uri, "qharness")
+        assert done.variants == 3
+    for name in ("..", "a/../b", "/x", "a//b", "", "."):
+        assert escape.mlflow_name(name) == posixpath.normpath(escape.mlflow_name(name)) not in (".", "..")
 
 
 def test_the_command(uri: str, swept: list[RunRecord], tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as Xml
 
 import pyarrow.parquet as pq
 import pytest
+from hostile import CORPUS, spoiled
 from huggingface_hub import ModelCard
 from run_specs import changed
 
@@ -241,6 +245,24 @@ def test_images_are_drawn_from_the_same_figures(records: list[RunRecord]) -> Non
     assert "gptq 4-bit g64" in text
     assert first.title in text
     assert "<script" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+def test_a_hostile_image_has_no_element_of_its_own(records: list[RunRecord]) -> None:
+    pytest.importorskip("kaleido", reason="needs kaleido: pip install 'qharness[images]'")
+    if shutil.which("chromium") is None:
+        pytest.skip("needs chromium (Debian: apt install chromium)")
+    from harness.report.plots import plots_of
+
+    def elements(drawn: Sequence[RunRecord]) -> Counter[str]:
+        (table,) = page(drawn).tables
+        (svg,) = images([next(plot for plot in plots_of(table) if plot.name == "stored-bytes")], "svg")
+        assert b"evil.example" not in b" ".join(re.findall(rb"(?:href|src|url)[=(][^ >]*", svg))
+        return Counter(each.tag for each in Xml.fromstring(svg).iter())
+
+    words = [CORPUS[name] for name in ("script", "HTML image", "plotly", "TeX", "HTML ends")]
+    assert elements(spoiled(records, *words)) == elements(spoiled(records, "plain "))
 
 
 def test_an_image_has_the_colours_of_paper_and_leaves_the_page_s_alone(records: list[RunRecord]) -> None:
