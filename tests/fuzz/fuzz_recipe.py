@@ -149,8 +149,12 @@ def mutate(content: bytes, random: Random) -> bytes:
 
 
 def _mutated(content: bytes, random: Random) -> bytes:
-    change = random.choice((_changed_data, _changed_data, _changed_text))
-    return change(content, random)
+    if random.random() < 0.7 and b"&" not in content:  # an anchor may stand for very many values
+        try:
+            return _changed_data(content, random)
+        except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            pass  # it is no mapping that PyYAML reads, or holds what it cannot write
+    return _changed_text(content, random)
 
 
 def _changed_data(content: bytes, random: Random) -> bytes:
@@ -175,7 +179,8 @@ def _replaced(data: Any, random: Random) -> Any:
 
 
 def _changed_text(content: bytes, random: Random) -> bytes:
-    words = content.decode().replace("{", " { ").replace("}", " } ").replace("[", " [ ").replace("]", " ] ").split(" ")
+    text = content.decode("utf-8", "replace")
+    words = text.replace("{", " { ").replace("}", " } ").replace("[", " [ ").replace("]", " ] ").split(" ")
     for _ in range(random.choice((1, 1, 2))):
         place = random.randrange(len(words))
         if random.random() < 0.5:
