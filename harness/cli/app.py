@@ -5,9 +5,10 @@ Nothing heavy is imported at module level: ``--help`` must be quick.
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -27,8 +28,12 @@ from harness.cli.commands import (
     stack,
     verify,
 )
+from harness.core.foreign import quoted
 from harness.errors import ExitCode, HarnessError
 from harness.report.terminal import say
+
+UNUSABLE_PATHS = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+"""Errors of the operating system whose cause is always a path that the user named."""
 
 app = typer.Typer(
     help="Compare LLM quantization methods: quality, speed and memory against the unquantized baseline.",
@@ -74,10 +79,20 @@ def main() -> None:
     except HarnessError as error:
         say(f"qharness: {_anonymous(str(error))}", error=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in UNUSABLE_PATHS:
+            _internal()
+        say(f"qharness: {_anonymous(quoted(str(error.filename)))}: {error.strerror}", error=True)
+        sys.exit(ExitCode.USAGE)
     except Exception:  # noqa: BLE001 - the last handler says how to report the error
-        say(_anonymous(traceback.format_exc()).rstrip("\n"), error=True)
-        typer.echo("qharness: internal error; please report the lines above", err=True)
-        sys.exit(ExitCode.INTERNAL)
+        _internal()
+
+
+def _internal() -> NoReturn:
+    """Prints the exception that is being handled, and exits."""
+    say(_anonymous(traceback.format_exc()).rstrip("\n"), error=True)
+    typer.echo("qharness: internal error; please report the lines above", err=True)
+    sys.exit(ExitCode.INTERNAL)
 
 
 def _anonymous(text: str) -> str:
