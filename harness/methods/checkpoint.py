@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from harness.core.method import Method, MethodParams
 from harness.methods.rtn.rtn import enable
+from harness.recipe.fields import Commit, Located
 
 
 class CheckpointParams(MethodParams):
@@ -19,8 +16,8 @@ class CheckpointParams(MethodParams):
     model.
     """
 
-    id: Annotated[str, Field(min_length=1)]
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    id: Located
+    revision: Commit | None = None
     trust_remote_code: bool = False
 
 
