@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.core.foreign import parse_json, quoted, read_file, shown
 from harness.core.identity import NAME, RUN_ID
+from harness.core.protocols import fault_of
 from harness.core.record import Damaged, RunRecord
 from harness.core.upgrade import upgrade
 from harness.core.upgrade.specs import is_whole
@@ -113,6 +114,9 @@ def read_attempt(folder: Path, root: Path) -> Attempt:
         record = decode(RunRecord, upgrade(raw, RECORD), RECORD)
         _refuse_misplaced(record, raw, folder, root)
         record = _with_evidence(record, folder, seal)
+        for measured in record.outcome.measurements:
+            if fault := fault_of(measured):
+                raise ResultsError(f"{RECORD}: {fault}")
     except NewerRecordError as error:
         raise NewerRecordError(f"{shown(folder)}: {error}") from None
     except ResultsError as error:

@@ -14,11 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from harness.core.protocols import fault_of
 from harness.core.record import Measurement, RunRecord
 from harness.core.upgrade import upgrade
 from harness.errors import NewerRecordError, ResultsError
 from harness.storage.evidence import MAX_ROWS, read_evidence, write_evidence
-from harness.storage.json_codec import decode
+from harness.storage.json_codec import decode, encode
+from harness.storage.reading import read_results
+from harness.storage.seal import EVIDENCE, RECORD, file_seal, seal
 
 EMPTY = Measurement("nll", 1, "nat/token", "lower", "paired", ())
 COUNT = Measurement("windows", 1, "count", "neither", "exact", (3.0,))
@@ -189,3 +192,42 @@ def test_more_notes_than_a_run_has() -> None:
     notes = [{"code": "other", "arguments": {"text": ""}}] * 1001
     with pytest.raises(ResultsError, match=r"outcome\.labels: "):
         decode(RunRecord, upgrade(changed(VERSIONS[-1], ("outcome", "labels"), notes), "r"), "r")
+
+
+@pytest.mark.parametrize(
+    ("metric", "protocol", "items", "message"),
+    [
+        ("stored_bytes", {"role": "linear"}, (), "the protocol of stored_bytes has no part"),
+        ("stored_bytes", {"role": "linear", "part": 1}, (), "the protocol of stored_bytes has the part 1"),
+        ("decode_step_s", {"batch_size": 1}, (), "the protocol of decode_step_s has no prompt_tokens"),
+        ("prefill_s", {"batch_size": "a", "prompt_tokens": 8}, (), "the protocol of prefill_s has the batch_size 'a'"),
+        ("prefill_s", {"batch_size": True, "prompt_tokens": 8}, (), "has the batch_size True"),
+        ("peak_memory_bytes", {"phase": "load", "source": "VmHWM", "prompt_tokens": 8}, (), "has no batch_size"),
+        ("kl", {}, ("0:a",), "an item of kl is '0:a', which is no position"),
+    ],
+)
+def test_a_protocol_that_figures_could_not_use(
+    metric: str, protocol: dict[str, Any], items: tuple[str, ...], message: str
+) -> None:
+    fault = fault_of(Measurement(metric, 1, "x", "lower", "exact", (1.0,), protocol, (), items))
+    assert fault is not None
+    assert message in fault
+
+
+def test_a_plugin_s_protocol_is_its_own() -> None:
+    assert fault_of(Measurement("mine", 1, "x", "lower", "exact", (1.0,), {"batch_size": "a", "part": 1})) is None
+
+
+def test_a_record_with_such_a_protocol_is_damaged(tmp_path: Path) -> None:
+    held = raw(VERSIONS[-1])
+    held["outcome"]["measurements"].append(
+        json.loads(encode(Measurement("stored_bytes", 1, "byte", "lower", "exact", (1.0,))))
+    )
+    evidence_bytes = VERSIONS[-1].read_bytes().partition(b"\0")[2]
+    found = decode(RunRecord, upgrade(held, "r"), "r")
+    folder = tmp_path / found.spec.recipe / found.spec.run_id / str(found.attempt)
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text(json.dumps(seal(held, {EVIDENCE: file_seal(evidence_bytes)})))
+    (folder / EVIDENCE).write_bytes(evidence_bytes)
+    with pytest.raises(ResultsError, match="the protocol of stored_bytes has no role"):
+        read_results(tmp_path)

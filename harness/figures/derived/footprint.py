@@ -165,7 +165,7 @@ def _by_place(run: RunRecord, metric: str, phase: str, source: str) -> Mapping[P
 
 def _place(measured: Measurement) -> Place:
     protocol = measured.protocol
-    batch, prompt, new = (int(protocol[name] or 0) for name in ("batch_size", "prompt_tokens", "new_tokens"))
+    batch, prompt, new = (int(protocol.get(name) or 0) for name in ("batch_size", "prompt_tokens", "new_tokens"))
     return batch, prompt, new
 
 
@@ -173,7 +173,7 @@ def _cache_bytes(run: RunRecord, place: Place, after: str) -> float:
     """The whole cache after a phase; 0 if it was not measured."""
     for measured in _all([run], "kv_cache_bytes_per_token"):
         if measured.protocol["after"] == after and _place(measured) == place:
-            return measured.values[0] * place[0] * int(measured.protocol["tokens"] or 0)
+            return measured.values[0] * place[0] * int(measured.protocol.get("tokens") or 0)
     return 0.0
 
 

@@ -1,0 +1,56 @@
+"""What readers rely on in the protocol and the items of the harness's own measurements.
+
+Figures look these entries up by name, so a record that lacks one is damaged. Plugins' metrics have protocols of their
+own, which no reader looks into.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from harness.core.foreign import quoted
+from harness.core.record import Measurement
+
+GRID = ("batch_size", "prompt_tokens")
+COUNTS = frozenset({*GRID, "new_tokens", "tokens", "working_set_bytes"})
+"""Entries that are whole numbers, or null; all others are texts."""
+MAX_COUNT = 2**53
+_PHASES = ("prefill", "decode")
+NEEDED: Mapping[str, tuple[str, ...]] = {
+    "prefill_s": GRID,
+    "decode_step_s": GRID,
+    **{f"{phase}_j_per_tok": (*GRID, "source") for phase in _PHASES},
+    **{f"{phase}_{what}": GRID for phase in _PHASES for what in ("read_bytes", "dequantize_bytes")},
+    **{f"{phase}_operations": (*GRID, "dtype") for phase in _PHASES},
+    **dict.fromkeys(("stored_bytes", "checkpoint_bytes"), ("role", "part")),
+    **dict.fromkeys(("peak_memory_bytes", "memory_after_bytes", "memory_before_bytes"), ("phase", "source")),
+    "kv_cache_bytes_per_token": ("after",),
+    "bandwidth_byte_per_s": ("working_set_bytes",),
+    "matmul_op_per_s": ("dtype",),
+    "task_score": ("task", "score", "filter"),
+}
+"""Entries that the protocol of a metric must have."""
+_POSITION = re.compile(r"(?:\d{1,12}:)?\d{1,12}", re.ASCII)
+POSITIONED = frozenset({"kl"})
+"""Metrics whose items are positions: ``window:position``, or a window alone in early records."""
+
+
+def fault_of(measured: Measurement) -> str | None:
+    """What a reader could not use in a measurement of the harness's own, or None."""
+    needed = NEEDED.get(measured.metric)
+    counted = [name for name in measured.protocol if name in COUNTS] if needed is not None else []
+    for name in (*(needed or ()), *counted, *(GRID if set(GRID) & set(counted) else ())):
+        value = measured.protocol.get(name)
+        if name not in measured.protocol:
+            return f"the protocol of {measured.metric} has no {name}"
+        if not (_is_count(value) if name in COUNTS else isinstance(value, str)):
+            return f"the protocol of {measured.metric} has the {name} {quoted(value)}"
+    strange = (
+        [each for each in measured.item_ids if not _POSITION.fullmatch(each)] if measured.metric in POSITIONED else ()
+    )
+    return f"an item of {measured.metric} is {quoted(strange[0])}, which is no position" if strange else None
+
+
+def _is_count(value: object) -> bool:
+    return value is None or (type(value) is int and 0 <= value <= MAX_COUNT)
