@@ -41,6 +41,10 @@ COMMANDS = (
     "recommend results/private --format json",
     "recommend {absolute}/nowhere",
     "export mlflow results/private --tracking-uri mlruns",
+    "verify {absolute}",
+    "verify {absolute} --json",
+    "verify {cache} --read-data",
+    "repair {absolute} --json",
     "doctor",
     "stack list",
 )
@@ -59,12 +63,13 @@ def main(host: str) -> None:
         os.environ["HOSTNAME"] = host
     from harness.cli.app import main as qharness
     from harness.execution import local
+    from harness.host.machine import cache_folder
 
     workers = Workers()
     local.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": workers.start})
     Path("output").mkdir()
     for number, command in enumerate(COMMANDS):
-        words = shlex.split(command.format(absolute=Path("results/private").absolute()))
+        words = shlex.split(command.format(absolute=Path("results/private").absolute(), cache=cache_folder()))
         printed = io.StringIO()
         sys.argv = ["qharness", *words]
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from harness.report.terminal import print_json, say
+from harness.storage.anonymizer import Anonymizer
 
 if TYPE_CHECKING:
     from harness.api.repair import Action, RepairStep
@@ -16,12 +17,14 @@ if TYPE_CHECKING:
 def show(found: Iterable[Checked], as_json: bool) -> Counter[State]:
     """Prints each as it is checked; returns how many are in each state."""
     states: Counter[State] = Counter()
+    anonymizer = Anonymizer.for_terminals()
     for each in found:
         states[each.state] += 1
+        path, reason = anonymizer.path(str(each.path)), anonymizer.message(each.reason)
         if as_json:
-            print_json({"path": str(each.path), "state": each.state, "reason": each.reason})
+            print_json({"path": path, "state": each.state, "reason": reason})
         elif each.state != "ok":
-            say(f"{each.state}: {each.path}: {each.reason}")
+            say(f"{each.state}: {path}: {reason}")
     if not as_json:
         rest = [f"{count} {state}" for state, count in states.items() if state != "ok"]
         say(", ".join([f"{states['ok']} ok", *rest]))
@@ -31,12 +34,14 @@ def show(found: Iterable[Checked], as_json: bool) -> Counter[State]:
 def show_steps(steps: Iterable[RepairStep], as_json: bool) -> Counter[Action]:
     """Prints each step when it is done; returns how many there were of each action."""
     actions: Counter[Action] = Counter()
+    anonymizer = Anonymizer.for_terminals()
     for each in steps:
         actions[each.action] += 1
+        path, detail = anonymizer.path(str(each.path)), anonymizer.message(each.detail)
         if as_json:
-            print_json({"path": str(each.path), "action": each.action, "detail": each.detail})
+            print_json({"path": path, "action": each.action, "detail": detail})
         else:
-            say(f"{each.action}: {each.path}: {each.detail}")
+            say(f"{each.action}: {path}: {detail}")
     if not as_json:
         say(", ".join(f"{count} {action}" for action, count in actions.items()) or "nothing to repair")
     return actions
