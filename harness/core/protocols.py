@@ -40,7 +40,7 @@ def fault_of(measured: Measurement) -> str | None:
     """What a reader could not use in a measurement of the harness's own, or None."""
     needed = NEEDED.get(measured.metric)
     counted = [name for name in measured.protocol if name in COUNTS] if needed is not None else []
-    for name in (*(needed or ()), *counted, *(GRID if set(GRID) & set(counted) else ())):
+    for name in (*(needed or ()), *counted, *(GRID if "prompt_tokens" in counted else ())):
         value = measured.protocol.get(name)
         if name not in measured.protocol:
             return f"the protocol of {measured.metric} has no {name}"

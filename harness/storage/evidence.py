@@ -14,8 +14,8 @@ from harness.storage.parquet_bounds import BYTE_ARRAY, DOUBLE, INT32, OutOfBound
 
 COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
 _TYPES = (INT32, DOUBLE, DOUBLE, BYTE_ARRAY, BYTE_ARRAY)
-MAX_ROWS = 800_000
-"""Values of all measurements of a record; a sweep's largest have some ten thousand."""
+MAX_ROWS = 8_000_000
+"""Values of all measurements of a record: of divergence seven per scored token, so that a million tokens fit."""
 MAX_FOOTER_ITEMS = 1_000
 MAX_TEXT_BYTES = 2**20
 """Of one text in the footer."""

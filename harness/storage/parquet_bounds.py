@@ -16,6 +16,8 @@ MAX_PAGE_BYTES = 64 * 2**20
 """Of a decompressed page; the writer ends a page of values at 1 MiB, but one page holds all different texts."""
 MAX_UNCOMPRESSED_BYTES = 192 * 2**20
 """Of all pages of a file."""
+SMALL_ROWS = 200_000
+"""A larger file must have a byte for each further row: evidence has five, and a bomb far less than one."""
 MAX_ROW_GROUPS = 64
 MAX_PAGES = 10_000
 MAX_FOOTER_BYTES = 2**20
@@ -44,7 +46,7 @@ def check_bounds(content: bytes, types: Sequence[int], max_rows: int) -> None:
     end = len(content) - 8
     footer = _Compact(content, end - length, end).structure()
     rows, groups = _number(footer, 3), _list(footer, 4)
-    if not 0 <= rows <= max_rows or len(groups) > MAX_ROW_GROUPS:
+    if not 0 <= rows <= min(max_rows, SMALL_ROWS + len(content)) or len(groups) > MAX_ROW_GROUPS:
         raise OutOfBoundsError(f"{rows} rows in {len(groups)} groups")
     budget = _Budget(rows)
     for group in map(_structure, groups):

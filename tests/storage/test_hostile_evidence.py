@@ -18,7 +18,7 @@ from harness.core.protocols import fault_of
 from harness.core.record import Measurement, RunRecord
 from harness.core.upgrade import upgrade
 from harness.errors import NewerRecordError, ResultsError
-from harness.storage.evidence import MAX_ROWS, read_evidence, write_evidence
+from harness.storage.evidence import read_evidence, write_evidence
 from harness.storage.json_codec import decode, encode
 from harness.storage.reading import read_results
 from harness.storage.seal import EVIDENCE, RECORD, file_seal, seal
@@ -90,7 +90,7 @@ def test_a_codec_that_compresses_too_well(compression: str) -> None:
 
 
 def test_a_small_file_of_many_rows_takes_no_memory() -> None:
-    rows = MAX_ROWS + 1
+    rows = 1_000_000
     zeros = pa.array(bytearray(8 * rows), pa.uint8()).buffers()[1]
     content = evidence(
         rows,
