@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from harness.core.record import Damaged
 from harness.core.site import Machine
 from harness.execution.local import local_site
 from harness.execution.sweep import done
@@ -38,8 +39,12 @@ def plan_with_state(
     cache: str | Path | None = None,
     pythons: Mapping[str, Path] | None = None,
     allow_leak: bool = False,
+    on_damage: Callable[[Damaged], None] = lambda damaged: None,
 ) -> tuple[tuple[PlannedRun, ...], frozenset[str]]:
-    """The runs of a recipe file, and the run ids of those that ``qharness run`` would not repeat."""
+    """The runs of a recipe file, and the run ids of those that ``qharness run`` would not repeat.
+
+    ``on_damage`` receives each damaged attempt of earlier runs.
+    """
     here = local_site(cache, pythons)
     chosen = load_recipe(recipe)
     anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
@@ -49,4 +54,7 @@ def plan_with_state(
     )
     store, name = Store(Path(results)), planned[0].spec.recipe
     spilled = [each.record for each in Saver(store, here.spill_roots).spilled(name)]  # 'qharness run' takes them in
-    return planned, frozenset(done(planned, [*store.read(name).records, *spilled], here.artifacts.outcome))
+    found = store.read(name)
+    for damaged in found.damaged:
+        on_damage(anonymizer.damaged(damaged))
+    return planned, frozenset(done(planned, [*found.records, *spilled], here.artifacts.outcome))

@@ -15,7 +15,7 @@ from harness.cli.app import app
 from harness.cli.render.sweep import display
 from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
-from harness.core.record import Measurement, Outcome
+from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.errors import ExitCode, ResultsError
 from harness.execution.sweep import DamageFound, Event, sweep
@@ -186,3 +186,33 @@ class TestRun:
         found = store.read()
         assert [each.status for each in found.records] == ["invalid"]
         assert not found.damaged
+
+
+def test_a_plan_names_it_and_counts_its_run_as_to_do(tmp_path: Path, tiny: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"name: r\nmodels: [{tiny}]\nmethods: [none]\nmeasure: {{memory: {{}}}}\n")
+    (run,) = (each for each in harness.plan(harness.load_recipe(recipe)) if each.spec.kind == "performance")
+    store = Store(tmp_path / "results")
+    path = store.save(RunRecord(run.spec, Outcome("ok"), "s", 1, "2026-01-01T00:00:00+00:00", 1.0))
+
+    def planned_again() -> tuple[str, str]:
+        ended = command("plan", recipe, "--results", store.root, "--json", "--cache", tmp_path / "cache")
+        (line,) = (line for line in map(json.loads, ended.stdout.splitlines()) if line["run_id"] == run.spec.run_id)
+        return line["state"], ended.stderr
+
+    assert planned_again() == ("done", "")
+    path.write_text("{")
+    state, named = planned_again()
+    assert state == "to do"
+    assert "record.json: not valid JSON" in named
+
+
+def test_a_lost_baseline_does_not_hide_the_others(results: Path, tmp_path: Path) -> None:
+    for name in ("good", "lost"):
+        command("baseline", "set", name, results, "--baselines", tmp_path / "kept")
+    for path in (tmp_path / "kept" / "lost").rglob("record.json"):
+        path.write_text("{")
+    listed = command("baseline", "list", "--baselines", tmp_path / "kept")
+    assert listed.exit_code == ExitCode.OK
+    assert listed.stdout.startswith("good  ")
+    assert "lost: " in listed.stderr

@@ -54,7 +54,14 @@ def list_baselines(baselines: BaselinesFolder = Path("baselines")) -> None:
     if not names:
         say(f"no baselines in {baselines}; create one with 'qharness baseline set NAME RESULTS'")
     for name in names:
-        records = kept.read(name).records
+        try:
+            baseline = kept.read(name)
+        except ResultsError as error:  # the others can still be listed
+            say(f"{name}: {error}", error=True)
+            continue
+        for damaged in baseline.damaged:
+            say(damaged.remark, error=True)
+        records = baseline.records
         newest = max(record.started_at for record in records)
         methods = ", ".join(dict.fromkeys(record.spec.method.label for record in records))
         models = ", ".join(dict.fromkeys(record.spec.model.label for record in records))

@@ -18,6 +18,14 @@ def plan(
     """Show the runs of a recipe in order: done, to do, unsupported."""
     from harness.api.plan import plan_with_state
     from harness.cli.render.plan import show_plan
+    from harness.report.terminal import say
 
-    planned, done = plan_with_state(recipe, results, cache, interpreters(pythons), allow_leak)
+    planned, done = plan_with_state(
+        recipe,
+        results,
+        cache,
+        interpreters(pythons),
+        allow_leak,
+        lambda damaged: say(damaged.remark, error=True),
+    )
     show_plan(planned, done, as_json)
