@@ -12,12 +12,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from harness.core.model import ModelRef
+from harness.core.owner import temporary_folder
 from harness.core.run import RunSpec
 from harness.core.workload import TaskWorkload, TextRef
 from harness.errors import SourceError
@@ -39,8 +39,8 @@ def fetch(specs: Sequence[RunSpec]) -> bool:
 
 
 def _fetch(specs: Sequence[RunSpec], what: str, variables: Mapping[str, str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "specs.json"
+    with temporary_folder() as folder:
+        path = folder / "specs.json"
         path.write_text(json.dumps([asdict(spec) for spec in specs]), encoding="utf-8")
         command = [sys.executable, "-m", "harness.execution.fetch", str(path), what]
         ended = subprocess.run(
