@@ -82,7 +82,12 @@ def script(name: str) -> Any:
 
 @pytest.mark.parametrize(
     ("page", "name"),
-    [("recipe-reference.md", "make_reference"), ("labels.md", "make_labels"), ("architecture.md", "make_architecture")],
+    [
+        ("recipe-reference.md", "make_reference"),
+        ("labels.md", "make_labels"),
+        ("architecture.md", "make_architecture"),
+        ("reliability.md", "make_reliability"),
+    ],
 )
 def test_a_generated_page_is_what_the_code_says(page: str, name: str) -> None:
     written = (DOCS / page).read_text(encoding="utf-8")

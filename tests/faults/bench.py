@@ -36,6 +36,8 @@ PATIENCE_S = 60.0
 END_S = 5.0
 """How long processes may take to end after what they depend on has ended."""
 POLL_S = 0.002
+KERNELS = "qharness-kernels-"
+"""The user's folder for kernels that torch compiles, which stays."""
 
 Figures = Mapping[str, tuple[Status, tuple[Measurement, ...], tuple[Label, ...], tuple[Fact, ...]]]
 """All that a sweep found, by run_id: whatever differs between two sweeps that are undisturbed is left out."""
@@ -192,12 +194,14 @@ class Bench:
         succeeded = Counter(_name(record.spec.names()) for record in self.records() if record.status == "ok")
         once = Counter(_name(record.spec.names()) for record in current(self.records()))
         assert succeeded == once + Counter(again), "a run is recorded twice"
+        for record in self.records():
+            assert all(0 <= each <= PATIENCE_S for each in (record.wall_s, *(p.wall_s for p in record.outcome.phases)))
         assert self.debris() == []
 
     def debris(self) -> list[str]:
         """What commands left behind: processes, temporary files, unfinished folders, locks."""
         found = [f"process {each.pid}: {each.cmdline()}" for each in self.processes()]
-        found += [str(each) for each in self.temporary.iterdir()]
+        found += [str(each) for each in self.temporary.iterdir() if not each.name.startswith(KERNELS)]
         found += [str(each) for root in (self.results, self.cache) for each in root.rglob("*.part")]
         for lock in self.results.rglob(".lock"):
             try:

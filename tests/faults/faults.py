@@ -12,11 +12,12 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import pytest
-from bench import Bench, Ended, Running
+from bench import PATIENCE_S, Bench, Ended, Running
 
 Make = Callable[[Bench], Ended]
 
@@ -146,10 +147,15 @@ def results_removed(bench: Bench) -> Ended:
 
 
 def clock_jumps(by_s: int) -> Make:
+    """The time of day jumps; how long runs take is measured by another clock."""
+
     def make(bench: Bench) -> Ended:
         if "LD_PRELOAD" not in bench.commands.variables:
             pytest.skip("no C compiler here to build another clock with")
-        return in_quantize(bench, lambda: bench.clock.write_text(str(by_s), encoding="ascii"))
+        ended = in_quantize(bench, lambda: bench.clock.write_text(str(by_s), encoding="ascii"))
+        began = {record.spec.kind: datetime.fromisoformat(record.started_at) for record in bench.records()}
+        assert abs((began["quality"] - began["quantize"]).total_seconds() - by_s) < PATIENCE_S, "no jump was seen"
+        return ended
 
     return make
 

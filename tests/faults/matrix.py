@@ -24,6 +24,7 @@ from faults import (
     results_removed,
     signalled,
 )
+from kills import Victim
 
 RUNS = ("quality none", "quantize unruly", "quality unruly")
 """The runs of the sweep that a fault is made in: the baseline, the one that it hits, and one that needs the latter."""
@@ -55,6 +56,32 @@ class Fault:
     slow: bool = False
     unmended: str = ""
 
+    @property
+    def command(self) -> str:
+        """What makes this fault alone."""
+        marker = "-m slow " if self.slow else ""
+        return f"pytest tests/faults {marker}-k '[{self.name}]'"
+
+
+@dataclass(frozen=True)
+class Kill:
+    """A row of tests/faults/test_kills.py; ``name`` is the victim."""
+
+    name: Victim
+    what: str
+
+    @property
+    def command(self) -> str:
+        """What makes all kills of this victim."""
+        return f"pytest tests/faults/test_kills.py -m '' -k {self.name}"
+
+
+KILLS = (
+    Kill("parent", "the sweep"),
+    Kill("worker", "a worker"),
+    Kill("both", "the sweep and its worker at once"),
+)
+
 
 def _hit(name: str, what: str, make: Make, status: str, message: str = "", **others: Any) -> Fault:
     """A fault that costs the run that quantizes, and the one that needs it."""
@@ -65,8 +92,8 @@ def _harmless(name: str, what: str, make: Make, message: str = "", **others: Any
     return Fault(name, what, make, OK, ALL_OK, (), message, **others)
 
 
-def _interrupt(name: str, what: str, make: Make, message: str = "interrupted") -> Fault:
-    return Fault(name, what, make, INTERRUPTED, ("ok", None, None), (QUANTIZE, QUALITY), message)
+def _interrupt(name: str, what: str, make: Make, message: str = "interrupted", **others: Any) -> Fault:
+    return Fault(name, what, make, INTERRUPTED, ("ok", None, None), (QUANTIZE, QUALITY), message, **others)
 
 
 def _unwritten(name: str, what: str, make: Make, **others: Any) -> Fault:
@@ -74,24 +101,24 @@ def _unwritten(name: str, what: str, make: Make, **others: Any) -> Fault:
     return Fault(name, what, make, IO_ERROR, ("ok", None, None), (QUALITY,), "kept", **others)
 
 
-def _text(name: str, what: str, how: Callable[[Path], object], message: str = "") -> Fault:
+def _text(name: str, what: str, how: Callable[[Path], object], message: str = "", **others: Any) -> Fault:
     """The text is read by the run that measures, and was read by the one that measured the baseline."""
     make = input_replaced(faults.text, how)
-    return Fault(name, what, make, FAILED, ("invalid", "ok", "invalid"), (BASELINE, QUALITY), message)
+    return Fault(name, what, make, FAILED, ("invalid", "ok", "invalid"), (BASELINE, QUALITY), message, **others)
 
 
-def _weights(name: str, what: str, how: Callable[[Path], object], message: str = "") -> Fault:
+def _weights(name: str, what: str, how: Callable[[Path], object], message: str = "", **others: Any) -> Fault:
     make = input_replaced(faults.weights, how)
-    return Fault(name, what, make, FAILED, ("invalid", "invalid", "unsupported"), RUNS, message)
+    return Fault(name, what, make, FAILED, ("invalid", "invalid", "unsupported"), RUNS, message, **others)
 
 
 MATRIX = (
-    _interrupt("sigint", "Ctrl-C", signalled(signal.SIGINT)),
+    _interrupt("sigint", "Ctrl-C", signalled(signal.SIGINT), slow=True),
     _interrupt("sigint-twice", "Ctrl-C, twice at once", signalled(signal.SIGINT, 2)),
     _interrupt("sigterm", "SIGTERM", signalled(signal.SIGTERM)),
-    _interrupt("sighup", "the terminal closes (SIGHUP)", signalled(signal.SIGHUP)),
-    _hit("worker-dies", "the worker is killed", plugin("die"), "crashed", "ended by signal 9"),
-    _hit("hang", "a library hangs", plugin("hang", limits=TIME), "timeout", "time limit of 3 s"),
+    _interrupt("sighup", "the terminal closes (SIGHUP)", signalled(signal.SIGHUP), slow=True),
+    _hit("worker-dies", "the worker is killed", plugin("die"), "crashed", "ended by signal 9", slow=True),
+    _hit("hang", "a library hangs", plugin("hang", limits=TIME), "timeout", "time limit of 3 s", slow=True),
     _hit("hang-deaf", "a library hangs and ignores SIGTERM", plugin("hang_deaf", limits=TIME), "timeout"),
     _hit("memory-limit", "memory runs out (the recipe's limit)", plugin("allocate", limits=MEMORY), "out_of_memory"),
     _hit(
@@ -102,30 +129,31 @@ MATRIX = (
         "killed by the kernel",
     ),
     _hit("exit", "a library calls os._exit(0)", plugin("leave"), "crashed", "left no outcome"),
-    _hit("sys-exit", "a library calls sys.exit(0)", plugin("leave_politely"), "failed", "ended the process"),
-    _harmless("stdout", "a library prints what is no text on stdout", plugin("print_on_stdout")),
+    _hit("sys-exit", "a library calls sys.exit(0)", plugin("leave_politely"), "failed", "ended the process", slow=True),
+    _harmless("stdout", "a library prints what is no text on stdout", plugin("print_on_stdout"), slow=True),
     _harmless("flood", "a library prints 1 GB", faults.flood, slow=True),
-    _harmless("daemon", "a library starts a daemon", plugin("start_daemon")),
+    _harmless("daemon", "a library starts a daemon", plugin("start_daemon"), slow=True),
     _harmless("daemon-files", "a daemon keeps the worker's files open", plugin("start_daemon_with_files")),
-    _harmless("locale", "a library changes the locale and the working folder", plugin("change_locale")),
-    _hit("closed-files", "a library closes all files", plugin("close_files"), "failed"),
-    _harmless("clock-forward", "the clock jumps a year ahead", clock_jumps(faults.A_YEAR_S)),
+    _harmless("locale", "a library changes the locale and the working folder", plugin("change_locale"), slow=True),
+    _hit("closed-files", "a library closes all files", plugin("close_files"), "failed", slow=True),
+    _harmless("clock-forward", "the clock jumps a year ahead", clock_jumps(faults.A_YEAR_S), slow=True),
     _harmless("clock-back", "the clock jumps a year back", clock_jumps(-faults.A_YEAR_S)),
-    _weights("weights-change", "the weights change", faults.other_content, "than when it was hashed"),
-    _weights("weights-vanish", "the weights vanish", faults.nothing, "gone"),
+    _weights("weights-change", "the weights change", faults.other_content, "than when it was hashed", slow=True),
+    _weights("weights-vanish", "the weights vanish", faults.nothing, "gone", slow=True),
     _weights("weights-fifo", "the weights become a FIFO", os.mkfifo),
-    _text("text-changes", "the text changes", faults.other_content, "than when it was hashed"),
-    _text("text-vanishes", "the text vanishes", faults.nothing, "gone"),
-    _text("text-fifo", "the text becomes a FIFO", os.mkfifo),
+    _text("text-changes", "the text changes", faults.other_content, "than when it was hashed", slow=True),
+    _text("text-vanishes", "the text vanishes", faults.nothing, "gone", slow=True),
+    _text("text-fifo", "the text becomes a FIFO", os.mkfifo, slow=True),
     Fault("results-removed", "the results are removed", results_removed, OK, (None, "ok", "ok"), (BASELINE,)),
     _unwritten("results-full", "the disk of the results is full", disk_full(lambda bench: bench.results, 0)),
     _unwritten(
         "results-nearly-full",
         "the same, in the middle of a write",
         disk_full(lambda bench: bench.results, 4 * 2**10),
+        slow=True,
     ),
     _unwritten("results-read-only", "the results become read-only", faults.read_only),
-    _hit("cache-full", "the disk of the cache is full", disk_full(lambda bench: bench.cache, 0), "failed"),
+    _hit("cache-full", "the disk of the cache is full", disk_full(lambda bench: bench.cache, 0), "failed", slow=True),
     Fault(
         "temporary-full",
         "the disk of the temporary folder is full",
@@ -134,7 +162,9 @@ MATRIX = (
         ("ok", "crashed", "unsupported"),
         (QUALITY,),  # the artifact was published before the outcome could not be written
     ),
-    _harmless("record-cut", "half of a record is lost", damaged(of_record("record.json"), faults.cut), "damaged"),
+    _harmless(
+        "record-cut", "half of a record is lost", damaged(of_record("record.json"), faults.cut), "damaged", slow=True
+    ),
     _harmless(
         "record-edited",
         "a digit of a record is edited",
@@ -146,14 +176,16 @@ MATRIX = (
         "a bit of a record's evidence flips",
         damaged(of_record("evidence.parquet"), flip_a_bit),
         "damaged",
+        slow=True,
     ),
-    _harmless("log-flipped", "a bit of a log flips", damaged(of_record("log.txt"), flip_a_bit), "damaged"),
+    _harmless("log-flipped", "a bit of a log flips", damaged(of_record("log.txt"), flip_a_bit), "damaged", slow=True),
     _harmless(
         "outcome-cut",
         "half of an outcome in the cache is lost",
         damaged(of_artifact("outcome.json"), faults.cut, lose_quality=True),
         message="damaged",
         again=(QUANTIZE,),
+        slow=True,
     ),
     _harmless(
         "artifact-flipped",

@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 from bench import WHOLE
 from kills import Victim, survive
+from matrix import KILLS
 
 pytestmark = pytest.mark.heavy(minutes=1)
 
-VICTIMS: tuple[Victim, ...] = ("parent", "worker", "both")
+VICTIMS = [each.name for each in KILLS]
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_sweep_survives_kills(victim: Victim, make_bench, undisturbed, count) -> None:
     survive(victim, 7, 0, lambda: make_bench(WHOLE), undisturbed(WHOLE))
-    count(f"kill-{victim}", 7)
+    count(f"random-{victim}", 7)
 
 
 @pytest.mark.slow
@@ -22,11 +23,11 @@ def test_a_sweep_survives_kills(victim: Victim, make_bench, undisturbed, count) 
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_sweep_survives_many_kills(victim: Victim, seed: int, make_bench, undisturbed, count) -> None:
     survive(victim, 10, seed, lambda: make_bench(WHOLE), undisturbed(WHOLE))
-    count(f"kill-{victim}", 10)
+    count(f"many-{victim}", 10)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_sweep_as_users_start_it_survives_kills(victim: Victim, make_bench, undisturbed, count) -> None:
     survive(victim, 3, 0, lambda: make_bench(WHOLE), undisturbed(WHOLE), cold=True)
-    count(f"kill-{victim}", 3)
+    count(f"cold-{victim}", 3)
