@@ -13,7 +13,6 @@ import time
 from ast import literal_eval
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -99,25 +98,25 @@ def _install(stack: Stack, say: Callable[[str], None]) -> None:
 
 
 def _with_local_builds(pins: Pins, uv: Sequence[str]) -> tuple[Pin, ...]:
-    """The packages, where their local builds may stand for them.
+    """The packages, with the local builds that the installer finds here in the place of those of the index.
 
-    pip takes any build of a version whose hash is listed. uv must be told the build's own version, so it is asked
-    which one it finds.
+    They must be named: uv takes no local build for a version with hashes, and pip prefers the index, whose links have
+    hashes too.
     """
     local = {pin.public: pin for pin in pins.local}
-    if uv and local:
-        found = subprocess.run(
-            [*uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--no-annotate", "-"],
-            input="\n".join(local),
-            capture_output=True,
-            text=True,
-            check=False,
-            env=installer_settings(),
-        ).stdout.split()
-        chosen = {public: pin for public, pin in local.items() if pin.requirement in found}
-        return tuple(chosen.get(pin.requirement, pin) for pin in pins.packages)
-    hashes = {public: pin.hashes for public, pin in local.items()}
-    return tuple(replace(pin, hashes=(*pin.hashes, *hashes.get(pin.requirement, ()))) for pin in pins.packages)
+    if not local:
+        return pins.packages
+    if uv:
+        command = [*uv, "pip", "compile", "--quiet", "--no-deps", "--no-header", "--no-annotate", "-"]
+    else:
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet"]
+        command += ["--report", "-", *local]
+    asked = "\n".join(local) if uv else None
+    answer = subprocess.run(
+        command, input=asked, capture_output=True, text=True, check=False, env=installer_settings()
+    ).stdout
+    found = {public for public, pin in local.items() if re.search(rf"{re.escape(pin.version)}(?![\w.+])", answer)}
+    return tuple(local[pin.requirement] if pin.requirement in found else pin for pin in pins.packages)
 
 
 def _install_pins(install: Sequence[str], pins: Sequence[Pin], stack: Stack, say: Callable[[str], None]) -> None:
