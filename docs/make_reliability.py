@@ -62,7 +62,7 @@ bit. Then no process, temporary file, unfinished folder or lock may be left.
 
 The sweep of a row has three runs: the baseline's quality (B), quantizing (Q), which the fault hits unless the row
 says otherwise, and the quality of what that made (M). *Recorded* is what the results hold after the fault. *Made
-again* is what the next `qharness run` executes. *Made* is how often the fault was made in the last complete run.
+again* is what the next `qharness run` executes. *Made* is how often the fault was made in the last counted run; 0 means that it was not part of that run.
 """
 RANDOM_KILLS = """\
 The sweeps that are killed have five runs and are resumed until they are whole; then the next one begins. The
@@ -160,7 +160,7 @@ def render() -> str:
             RANDOM_KILLS,
             _table(["`kill -9` of", "by default", "slow", "slow, started as users do", "command"], kills),
             "",
-            f"Last complete run: {last['date']}, {last['machine']}, Python {last['python']}. {last['remark']}",
+            f"Last counted run: {last['date']}, {last['machine']}, Python {last['python']}. {last['remark']}",
             "",
             COMMANDS,
             "## Bounds",

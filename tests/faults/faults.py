@@ -23,7 +23,6 @@ Make = Callable[[Bench], Ended]
 
 QUANTIZE = "quantize"
 DISK_BYTES = 32 * 2**20
-LIMIT_BYTES = 2**31
 FLOOD_BYTES = 2**30
 A_YEAR_S = 365 * 24 * 3600
 CGROUP_BYTES = 400 * 2**20
