@@ -62,7 +62,8 @@ bit. Then no process, temporary file, unfinished folder or lock may be left.
 
 The sweep of a row has three runs: the baseline's quality (B), quantizing (Q), which the fault hits unless the row
 says otherwise, and the quality of what that made (M). *Recorded* is what the results hold after the fault. *Made
-again* is what the next `qharness run` executes. *Made* is how often the fault was made in the last counted run; 0 means that it was not part of that run.
+again* is what the next `qharness run` executes. *Made* is how often the fault was made in the last counted run;
+with 0 it was not part of that.
 """
 RANDOM_KILLS = """\
 The sweeps that are killed have five runs and are resumed until they are whole; then the next one begins. The

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from harness.errors import UsageError
 
+BLOCK_BYTES = 2**20
 MAX_JSON_DEPTH = 64
 """Levels of nesting in any JSON that the harness reads."""
 MAX_JSON_VALUES = 1_000_000
@@ -63,7 +64,11 @@ def _unreadable(path: Path, fault: OSError | ValueError, error: type[UsageError]
 def read_file(path: Path, limit_bytes: int, error: type[UsageError]) -> bytes:
     """The content of a regular file. Raises ``error`` as ``open_file``, and if it has more than ``limit_bytes``."""
     with open_file(path, error) as (file, _):
-        content = file.read(limit_bytes + 1)
+        blocks, left = [], limit_bytes + 1
+        while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):  # read(left) would reserve all of it
+            blocks.append(block)
+            left -= len(block)
+    content = b"".join(blocks)
     if len(content) > limit_bytes:
         raise error(f"{shown(path)}: larger than {limit_bytes} bytes, the most that such a file may have")
     return content

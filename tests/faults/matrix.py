@@ -30,7 +30,7 @@ RUNS = ("quality none", "quantize unruly", "quality unruly")
 """The runs of the sweep that a fault is made in: the baseline, the one that it hits, and one that needs the latter."""
 BASELINE, QUANTIZE, QUALITY = RUNS
 OK, FAILED, IO_ERROR, INTERRUPTED = 0, 3, 74, 130
-TIME, MEMORY = {"time": "3s"}, {"memory": "4GiB"}
+TIME, MEMORY = {"time": "3s"}, {"memory": "2GiB"}
 ALL_OK = ("ok", "ok", "ok")
 
 
