@@ -132,4 +132,4 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         Disk().write_whole(path, content)
     except OSError as error:
-        raise StorageError(f"{path}: cannot write the file: {error.strerror}") from None
+        raise StorageError(f"{path}: cannot write the file: {error.strerror or error}") from None

@@ -22,6 +22,7 @@ from harness.planning.plan import PlannedRun
 from harness.stacks import Stacks
 from harness.storage.cache import Cache
 from harness.storage.checksums import hash_file
+from harness.storage.disk import Disk
 from harness.storage.store import Store
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
@@ -93,23 +94,23 @@ def place(tmp_path: Path) -> Place:
 def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, int], None]:
     """Lets every write below a folder fail with an error number; 0 ends it. Root may write to read-only folders."""
     failures: dict[Path, int] = {}
-    real_write, real_mkdir = Path.write_bytes, Path.mkdir
+    write, mkdir = Disk._write, Disk._mkdir
 
     def check(path: Path) -> None:
         for folder, number in failures.items():
             if number and path.is_relative_to(folder):
                 raise OSError(number, os.strerror(number), str(path))
 
-    def write(path: Path, content: bytes) -> int:
+    def failing_write(disk: Disk, path: Path, content: bytes) -> None:
         check(path)
-        return real_write(path, content)
+        write(disk, path, content)
 
-    def mkdir(path: Path, *arguments: object, **options: object) -> None:
+    def failing_mkdir(disk: Disk, path: Path, mode: int) -> None:
         check(path)
-        real_mkdir(path, *arguments, **options)  # type: ignore[arg-type]
+        mkdir(disk, path, mode)
 
-    monkeypatch.setattr(Path, "write_bytes", write)
-    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(Disk, "_write", failing_write)
+    monkeypatch.setattr(Disk, "_mkdir", failing_mkdir)
     return failures.__setitem__
 
 

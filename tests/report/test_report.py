@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from harness.core.record import RunRecord
-from harness.errors import UsageError
+from harness.errors import StorageError, UsageError
 from harness.report import write_report
 from harness.report.answer import default_answer
 from harness.report.escape import markdown as escape
@@ -111,7 +111,7 @@ def test_a_failed_write_leaves_the_old_report(
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", broken)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match="disk full"):
         write_report(records[:3], tmp_path, ("md",))
     assert path.read_text(encoding="utf-8") == before
     assert [each.name for each in tmp_path.iterdir()] == ["report.md"]
