@@ -106,6 +106,7 @@ class Soak:
             do()
         except AssertionError:
             self.problems.append(f"{what}: {traceback.format_exc(limit=-2)}")
+            print(self.problems[-1], file=sys.stderr)  # at once: whoever watches may stop the soak
             for process in processes_below(self.commands.pid):
                 process.kill()
 

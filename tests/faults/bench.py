@@ -196,7 +196,8 @@ class Bench:
         assert succeeded == once + Counter(again), "a run is recorded twice"
         for record in self.records():
             assert all(0 <= each <= PATIENCE_S for each in (record.wall_s, *(p.wall_s for p in record.outcome.phases)))
-        assert self.debris() == []
+        left = self.debris()
+        assert left == [], left
 
     def debris(self) -> list[str]:
         """What commands left behind: processes, temporary files, unfinished folders, locks."""
