@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.storage.folder_seal import SEAL, find_damage, has_valid_seal, seal_files, with_seal
@@ -18,6 +18,7 @@ OBJECTS = st.dictionaries(
 )
 
 
+@settings(max_examples=30)
 @given(OBJECTS)
 def test_a_seal_survives_json_and_the_order_of_keys(content: dict[str, object]) -> None:
     sealed = with_seal(content)
