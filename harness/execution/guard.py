@@ -42,6 +42,7 @@ def main(parent: str, module: str, *arguments: str) -> None:
     if os.getppid() != int(parent):
         os._exit(PARENT_GONE)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent that ignores it would leave nothing to wait for
     signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM])  # until the handler knows whom to end
     guard = os.getpid()
     child = os.fork()

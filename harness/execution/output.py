@@ -16,6 +16,7 @@ from harness.core.foreign import parse_json, read_file
 from harness.core.record import Failure, Outcome
 from harness.errors import ResultsError
 from harness.execution.worker import clip
+from harness.storage.evidence import MAX_ROWS
 from harness.storage.json_codec import decode
 
 LOG_HEAD_BYTES = LOG_TAIL_BYTES = 4 << 20
@@ -26,8 +27,8 @@ MAX_PHASE_CHARACTERS = 200
 MAX_PHASES = 10_000
 """The phases of one run that are shown. A run of many repetitions has hundreds."""
 MAX_OUTCOME_BYTES = 512 << 20
-MAX_OUTCOME_VALUES = 20_000_000
-"""A text of 300,000 tokens, measured token by token in five ways, would be 50 MB and 6 million values."""
+MAX_OUTCOME_VALUES = 4 * MAX_ROWS + 10**6
+"""Four columns of the largest evidence that a record may have. Divergence on 300,000 tokens has 5 million values."""
 BLOCK_BYTES = 1 << 16
 PIPE_BYTES = 1 << 20
 """The most that a pipe holds by default, if a program enlarges it (/proc/sys/fs/pipe-max-size)."""

@@ -322,7 +322,11 @@ def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunR
     )
     record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
     with uninterrupted():
-        sweep.saver.save(record, log)
+        try:
+            sweep.saver.save(record, log)
+        except ValueError as error:  # NaN, or too large to be read again
+            record = replace(record, outcome=Outcome("invalid", Failure("save", "InvalidRunError", str(error))))
+            sweep.saver.save(record, log)
     return record, kept is not None
 
 

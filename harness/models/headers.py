@@ -28,8 +28,8 @@ KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
 GGUF = ".gguf"
 GGUF_FILE = "model.gguf"
 """The name of a GGUF file in a folder of the cache."""
-MAX_JSON_BYTES = 48 * 2**20
-"""Of a checkpoint's JSON file; the largest index published has 15 MB, the largest tokenizer 35 MB."""
+MAX_JSON_BYTES = 64 * 2**20
+"""Of a checkpoint's JSON file: an index of ``MAX_TENSORS`` has 55 MB, the largest tokenizer 35 MB."""
 MAX_TOKENIZER_VALUES = 10_000_000
 """In a tokenizer.json, which only workers read; that of Gemma 3 has 1.8 million."""
 MAX_TENSORS = 500_000

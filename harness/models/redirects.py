@@ -7,7 +7,7 @@ a hub, for which ``trust_remote_code`` is not asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ def refuse_redirects(folder: Path, config: Mapping[str, Any]) -> None:
             f"{shown(folder)}: contains an adapter ({ADAPTER}), whose weights would be added to the model; merge it, "
             "or move its files away"
         )
-    for part in (config, *(each for each in config.values() if isinstance(each, dict))):
+    for part in _parts(config):
         if part.get(WEIGHTS) is not None:
             raise SourceError(
                 f"{shown(folder)}: its config.json names other weights ({WEIGHTS}: {quoted(part[WEIGHTS])}); rename "
@@ -40,3 +40,11 @@ def refuse_redirects(folder: Path, config: Mapping[str, Any]) -> None:
                         f"{shown(folder)}: its config.json names attention code on a hub ({key}: {quoted(each)}), "
                         "which is not run; remove the key, and choose with the recipe's 'attention'"
                     )
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A configuration and those inside it, at any depth: the talker of a thinker has a text model of its own."""
+    yield config
+    for each in config.values():
+        if isinstance(each, dict):
+            yield from _parts(each)

@@ -16,8 +16,10 @@ from typing import Any, TypeGuard
 from harness.core.foreign import open_file, parse_json, quoted, shown
 from harness.errors import SourceError
 
-MAX_HEADER_BYTES = 32 * 2**20
-"""The format allows 100 MB; a header of this size describes more tensors than any model has."""
+MAX_HEADER_BYTES = 48 * 2**20
+"""The format allows 100 MB. A tensor takes some 120 bytes and 8 values."""
+MAX_HEADER_VALUES = 3_000_000
+"""Enough for 375,000 tensors in one file: 4-bit experts have four each, and some publishers do not split a model."""
 MAX_DIMENSIONS = 16
 MAX_NAME = 500
 """Characters of a tensor's name. The harness shows names, so they must also be printable."""
@@ -53,11 +55,14 @@ def read(file: Path) -> dict[str, Placed]:
             raise _damaged(name, "its header is longer than the file")
         if length > MAX_HEADER_BYTES:
             raise _damaged(name, f"its header has {length} bytes, and at most {MAX_HEADER_BYTES} are read")
-        header = parse_json(stream.read(length), f"{name}: not a whole safetensors file: its header", SourceError)
+        what = f"{name}: not a whole safetensors file: its header"
+        header = parse_json(stream.read(length), what, SourceError, MAX_HEADER_VALUES)
     if not isinstance(header, dict):
         raise _damaged(name, "its header is not a mapping")
-    metadata = header.pop(_METADATA, {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    metadata = header.pop(_METADATA, None)
+    if metadata is not None and not (
+        isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    ):
         raise _damaged(name, f"{_METADATA} must map names to text")
     entries = {key: _entry(name, key, entry, 8 + length) for key, entry in header.items()}
     _check_places(name, entries, 8 + length, size)

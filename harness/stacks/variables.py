@@ -17,7 +17,7 @@ from pathlib import Path
 from harness.core.identity import digest
 from harness.host.machine import cache_folder
 from harness.host.processor import instruction_sets
-from harness.storage.anonymizer import NOT_SECRET, SECRET_NAME
+from harness.storage.anonymizer import SECRET_NAME
 
 _ALLOWED = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|TMP|TEMP|TERM|COLUMNS|NO_COLOR"
@@ -75,6 +75,4 @@ def for_fetching(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def _allowed(name: str) -> bool:
-    if name in NOT_SECRET:
-        return True
     return _ALLOWED.fullmatch(name) is not None and SECRET_NAME.search(name) is None

@@ -30,9 +30,8 @@ from harness.core.record import Damaged, Failure, Fingerprint, Measurement, Outc
 from harness.core.run import RunSpec
 from harness.core.workload import TaskWorkload, TextRef
 
-SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
-"""Environment variables with such a name hold secrets."""
-NOT_SECRET = frozenset({"TOKENIZERS_PARALLELISM"})
+SECRET_NAME = re.compile(r"TOKEN(?!IZER)|KEY|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
+"""Environment variables with such a name hold secrets; a tokenizer's name is none."""
 SHORTEST_SECRET_CHARACTERS = 8
 """Shorter values of such variables (``1``, ``none``) occur in ordinary text."""
 SHORTEST_NAME_CHARACTERS = 4
@@ -86,7 +85,7 @@ class Anonymizer:
         secrets = {
             value: f"${name}"
             for name, value in environment.items()
-            if SECRET_NAME.search(name) and name not in NOT_SECRET and len(value) >= SHORTEST_SECRET_CHARACTERS
+            if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET_CHARACTERS
         }
         homes = [environment.get("HOME", ""), account.pw_dir if account else ""]
         return cls(

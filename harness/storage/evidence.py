@@ -27,10 +27,9 @@ def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
     """The Parquet file of a record, None if no measurement has more than one value.
 
     One row per value: which measurement it belongs to, the value, its weight, item and cluster. Raises ValueError for
-    more than ``MAX_ROWS``.
+    more than ``MAX_ROWS``, and for what ``read_evidence`` would refuse.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     many = [(index, m) for index, m in enumerate(measurements) if len(m.values) > 1]
     if not many:
@@ -45,9 +44,25 @@ def write_evidence(measurements: Sequence[Measurement]) -> bytes | None:
         columns["weight"] += m.weights or blanks
         columns["item_id"] += m.item_ids or blanks
         columns["cluster_id"] += m.cluster_ids or blanks
+    table = pa.table(columns, schema=_schema())
+    try:
+        return _written(table)
+    except OutOfBoundsError:  # many equal values without ids, which compress as well as a bomb
+        try:
+            return _written(table, compression="none", use_dictionary=False)
+        except OutOfBoundsError as error:
+            raise ValueError(f"its evidence would be too large to be read again: {error}") from None
+
+
+def _written(table: Any, **settings: Any) -> bytes:
+    """The table as a Parquet file. Raises OutOfBoundsError if that could not be read again."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     file = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=_schema()), file)
+    pq.write_table(table, file, row_group_size=MAX_ROWS, **settings)  # each further group would repeat all texts
     content: bytes = file.getvalue().to_pybytes()
+    check_bounds(content, _TYPES, MAX_ROWS)
     return content
 
 

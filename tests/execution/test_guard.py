@@ -105,6 +105,13 @@ def test_a_guard_ends_as_the_module_did(guarded: Guarded, end: str, code: int) -
     assert guarded.start(f"sys.stderr = open('/dev/null', 'w')\n{end}").wait() == code
 
 
+def test_a_guard_waits_also_below_a_process_that_ignores_its_children(guarded: Guarded) -> None:
+    command = guarded.command("daemon(folder + '/daemon'); come(folder + '/daemon'); sys.exit(3)", os.getpid())
+    ignoring = ["sh", "-c", "trap '' CHLD; exec \"$@\"", "sh"]
+    assert subprocess.run([*ignoring, *command], env=guarded.environment, check=False).returncode == 3
+    assert not psutil.pid_exists(int((guarded.folder / "daemon").read_text()))
+
+
 def test_no_daemon_outlives_the_module(guarded: Guarded) -> None:
     process = guarded.start("daemon(folder + '/daemon'); come(folder + '/daemon')")
     daemon = guarded.process("daemon")

@@ -126,6 +126,15 @@ def test_nothing_is_made_twice_and_what_is_used_is_hashed_once(place: Place) -> 
     assert [event.spec.kind for event in place.of(Verifying)] == ["quantize"]  # type: ignore[union-attr]
 
 
+def test_figures_too_large_for_a_record_are_an_invalid_run(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.storage.evidence.MAX_ROWS", 1)
+    first, *others = place.run()
+    assert first.outcome.failure is not None
+    assert first.outcome.failure.message == "2 values are more than 1, the most that a record may have"
+    assert [first.status, *(each.status for each in others)] == ["invalid", "unsupported", "unsupported"]
+    assert place.store.read().damaged == ()
+
+
 def test_damage_in_the_cache_heals_in_the_same_sweep(place: Place) -> None:
     first = place.run()
     quantize = place.planned[1].spec

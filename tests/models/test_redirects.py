@@ -27,6 +27,7 @@ def changed(tiny: Path, out: Path, **config: Any) -> Path:
         ({"transformers_weights": "other.safetensors"}, "names other weights"),
         ({"text_config": {"transformers_weights": "other.safetensors"}}, "names other weights"),
         ({"_attn_implementation": "someone/kernel"}, "attention code on a hub"),
+        ({"thinker_config": {"text_config": {"_attn_implementation": "a/kernel"}}}, "attention code on a hub"),
         ({"attn_implementation": {"text_config": "someone/kernel@main"}}, "attention code on a hub"),
     ],
 )

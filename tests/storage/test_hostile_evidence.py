@@ -47,6 +47,29 @@ def test_evidence_comes_back_as_it_was() -> None:
     assert read_evidence(content, "e", [COUNT, EMPTY]) == (COUNT, whole)
 
 
+def test_many_equal_values_come_back_as_they_were() -> None:
+    whole = replace(EMPTY, values=(1.0,) * 250_000)
+    content = write_evidence([whole])
+    assert content is not None
+    assert read_evidence(content, "e", [EMPTY]) == (whole,)
+
+
+def test_texts_that_measurements_share_are_written_once() -> None:
+    items = tuple(f"a question with a name of sixty characters, number {n:08d}" for n in range(275_000))
+    content = write_evidence([replace(EMPTY, values=(float(n),) * len(items), item_ids=items) for n in range(4)])
+    assert content is not None
+    footer = pq.ParquetFile(pa.BufferReader(content)).metadata
+    assert (footer.num_rows, footer.num_row_groups) == (1_100_000, 1)
+    found = read_evidence(content, "e", [EMPTY] * 4)
+    assert [(each.values[-1], each.item_ids == items) for each in found] == [(float(n), True) for n in range(4)]
+
+
+def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.storage.parquet_bounds.MAX_UNCOMPRESSED_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"too large to be read again: a page of \d+ bytes"):
+        write_evidence([replace(EMPTY, values=tuple(map(float, range(1000))))])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
