@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from harness.analysis.regression.cases import cases
 from harness.core.identity import NAME
-from harness.core.owner import current_owner
+from harness.core.owner import current_owner, owner_in
 from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError, StorageError, UsageError, did_you_mean
-from harness.storage.disk import Disk
+from harness.storage.disk import Disk, is_left_over
 from harness.storage.reading import read_results
 from harness.storage.store import Store
 
@@ -72,6 +74,7 @@ class Baselines:
             raise ResultsError(f"baseline {name!r}: none of these records measures a variant")
         folder, old = self.root / name, self.root / f".{name}{OLD}"
         part = self.root / f".{name}.{current_owner()}.part"
+        self._remove_debris()
         try:
             self._disk.remove(part)
             for record in kept:
@@ -82,6 +85,7 @@ class Baselines:
             self._disk.rename(part, folder)
             self._disk.remove(old)
         except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)  # on a full disk its bytes are wanted
             raise StorageError(f"{folder}: cannot write the baseline: {error.strerror}") from None
         return folder
 
@@ -98,6 +102,13 @@ class Baselines:
         except OSError as error:
             raise StorageError(f"{folder}: cannot delete the baseline: {error.strerror}") from None
         return folder
+
+    def _remove_debris(self) -> None:
+        """Deletes what processes left that are gone: unfinished baselines, and former ones under deletion."""
+        for path in self.root.glob(".*"):
+            if owner_in(path.name) is not None and is_left_over(path.name):
+                with suppress(OSError):  # another user's
+                    self._disk.remove(path)
 
     def _place(self, name: str) -> Path:
         folder, old = self.root / name, self.root / f".{name}{OLD}"

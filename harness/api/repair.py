@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.api.verify import debris, is_cache, within
+from harness.api.verify import debris, is_cache
 from harness.core.foreign import shown
 from harness.core.record import Damaged, RunRecord
 from harness.errors import NewerRecordError, ResultsError, StorageError
 from harness.host.machine import cache_folder
 from harness.storage.cache import Cache
 from harness.storage.reading import attempt_folders, read_attempt
-from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, without_log
+from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, sealed_record, without_log
 from harness.storage.seal import EVIDENCE, LOG, RECORD, Seal
 from harness.storage.store import Store
 
@@ -51,7 +51,7 @@ def repair(
     try:
         if is_cache(root):
             for fault in Cache(root).repair(read_data=True):
-                yield RepairStep(fault.path, "removed", f"{within(fault)}; the next run that needs it makes it again")
+                yield RepairStep(fault.path, "removed", f"{fault.reason}; the next run that needs it makes it again")
         else:
             other = None if source is None else Path(source)
             yield from _Repair(root, other, Path(cache or cache_folder()), seal).steps()
@@ -96,6 +96,12 @@ class _Repair:
             if attempt.record is not None and attempt.seal is None and self.seal:
                 yield self._sealed(attempt.record, folder)
             return
+        moved = self._put_back(damage)
+        if moved is not None:
+            yield moved
+            if moved.action == "restored":
+                yield from self._mended(moved.path)
+            return
         found = self._replacement(damage)
         if found is not None:
             yield self._replaced(damage, found)
@@ -109,6 +115,22 @@ class _Repair:
             aside = self._store(folder).set_aside(self._recipe(folder).name, damage)
             detail = f"{damage.reason}; moved to {shown(aside)}, and the next run makes it again"
             yield RepairStep(folder, "set aside", detail)
+
+    def _put_back(self, damage: Damaged) -> RepairStep | None:
+        """Moves a sealed record from a wrong folder to its own; leaves it where it is if it is another recipe's.
+
+        None if that is not what is wrong, or if something else is in its own folder.
+        """
+        folder, recipe = damage.path, damage.path.parent.parent
+        record = sealed_record(folder) if recipe.is_relative_to(self.root) else None
+        if record is None:
+            return None
+        if recipe != self.root and record.spec.recipe != recipe.name:
+            return RepairStep(folder, "not repaired", damage.reason)
+        if folder == recipe / record.spec.run_id / str(record.attempt):
+            return None
+        home = self._store(folder).put_back(recipe.name, folder, record)
+        return None if home is None else RepairStep(home, "restored", f"was in {shown(folder)}; moved to its place")
 
     def _store(self, folder: Path) -> Store:
         return Store(self._recipe(folder).parent)

@@ -6,6 +6,7 @@ Nothing heavy is imported at module level: ``--help`` must be quick.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from typing import Annotated, NoReturn
@@ -32,7 +33,7 @@ from harness.core.foreign import quoted
 from harness.errors import ExitCode, HarnessError
 from harness.report.terminal import say
 
-UNUSABLE_PATHS = frozenset({errno.ENAMETOOLONG, errno.ELOOP})
+UNUSABLE_PATHS = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES})
 """Errors of the operating system whose cause is always a path that the user named."""
 
 app = typer.Typer(
@@ -80,12 +81,23 @@ def main() -> None:
         say(f"qharness: {_anonymous(str(error))}", error=True)
         sys.exit(error.exit_code)
     except OSError as error:
+        if not _has_working_folder():
+            say("qharness: the working folder was deleted; change to one that exists", error=True)
+            sys.exit(ExitCode.USAGE)
         if error.errno not in UNUSABLE_PATHS:
             _internal()
         say(f"qharness: {_anonymous(quoted(str(error.filename)))}: {error.strerror}", error=True)
         sys.exit(ExitCode.USAGE)
     except Exception:  # noqa: BLE001 - the last handler says how to report the error
         _internal()
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - only whether there is one
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _internal() -> NoReturn:

@@ -149,15 +149,20 @@ def done(
     """The records, by run_id, of the runs that need not execute again.
 
     They succeeded, and their artifact is still at the site (``kept`` returns its outcome) or no remaining run needs it.
+    A baseline's speed that may have to be measured again beside others is among them, and what it needs is needed.
     """
     well = {record.spec.run_id: record for record in records if record.status == "ok"}
+    unmeasured = [run.spec for run in planned if run.spec.run_id not in well and not run.unsupported]
+    speeds = [spec for spec in unmeasured if spec.job.repeated]
     finished: dict[str, RunRecord] = {}
     needed: set[str] = set()
     for run in reversed(planned):
         spec = run.spec
         if spec.run_id in well and (spec.run_id not in needed or kept(spec) is not None):
             finished[spec.run_id] = well[spec.run_id]
-        elif not run.unsupported:
+            if not (spec.job.repeated and spec.is_baseline and any(_are_compared(spec, each) for each in speeds)):
+                continue
+        if not run.unsupported:
             needed.update(spec.needs.values())
     return finished
 
@@ -236,12 +241,17 @@ def _must_repeat(
     if not spec.job.repeated or not spec.is_baseline:
         return False
     return any(
-        (other.spec.kind, other.spec.job.models[:1]) == (spec.kind, spec.job.models[:1])
+        _are_compared(spec, other.spec)
         and other.spec.run_id not in finished
         and not other.unsupported
         and not _unmet(other.spec, records)
         for other in planned
     )
+
+
+def _are_compared(one: RunSpec, other: RunSpec) -> bool:
+    """Whether two runs are of one kind and of variants of one model."""
+    return (one.kind, one.job.models[:1]) == (other.kind, other.job.models[:1])
 
 
 def _restated(record: RunRecord, spec: RunSpec, saver: Saver) -> RunRecord:

@@ -25,7 +25,7 @@ from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
 from harness.core.upgrade import SCHEMA_VERSION, upgrade
-from harness.errors import DamagedError, ResultsError
+from harness.errors import DamagedError, NewerRecordError, ResultsError
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.disk import Disk, is_left_over
 from harness.storage.folder_seal import (
@@ -51,7 +51,7 @@ class CacheFault:
     """Something in a cache that should not be there, or not be so."""
 
     path: Path
-    kind: Literal["damaged", "debris", "not sealed"]
+    kind: Literal["damaged", "newer", "debris", "not sealed"]
     reason: str
 
 
@@ -178,7 +178,7 @@ class Cache:
                 return
 
     def faults(self, read_data: bool) -> Iterator[CacheFault]:
-        """Everything in the cache that is damaged, left over or not sealed, in the order of its paths.
+        """Everything in the cache that is damaged, left over, not sealed or of a newer harness, by its path.
 
         Without ``read_data`` names, sizes and the digests of JSON files are checked, with it every byte.
         """
@@ -197,6 +197,9 @@ class Cache:
     def _faults_of(self, kind: str, folder: Path, read_data: bool) -> Iterator[CacheFault]:
         try:
             kept = _read(folder, kind, folder.name)
+        except NewerRecordError as error:
+            yield CacheFault(folder, "newer", str(error))
+            return
         except ResultsError as error:
             yield CacheFault(folder, "damaged", str(error))
             return
@@ -207,12 +210,12 @@ class Cache:
             yield CacheFault(folder, "damaged", reason)
 
     def repair(self, read_data: bool) -> Iterator[CacheFault]:
-        """Deletes what is damaged or left over, and yields it; folders that are not sealed stay.
+        """Deletes what is damaged or left over, and yields it; what is not sealed, or newer, stays.
 
         Raises OSError if something cannot be deleted.
         """
         for fault in list(self.faults(read_data)):
-            if fault.kind != "not sealed":
+            if fault.kind in ("damaged", "debris"):
                 self.disk.remove(fault.path)
                 yield fault
 

@@ -113,6 +113,15 @@ def sealed_now(record: RunRecord, folder: Path) -> bytes:
     return record_file(record, {name: file_seal(content) for name, content in present.items() if content is not None})
 
 
+def sealed_record(folder: Path) -> RunRecord | None:
+    """The record in a folder, wherever it belongs, if its seal holds; the files beside it are not checked."""
+    try:
+        raw = read_raw(folder)
+        return None if check_seal(raw, RECORD) is None else decode(RunRecord, upgrade(raw, RECORD), RECORD)
+    except ResultsError:
+        return None
+
+
 def _seal(folder: Path) -> Seal | None:
     """The seal of the record in a folder, if that is whole."""
     try:

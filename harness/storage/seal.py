@@ -20,6 +20,8 @@ from harness.storage.json_codec import decode
 
 KEY = "seal"
 """The key in ``record.json``."""
+_KEYS = {"sha256", "files"}
+_CHANGED = "its content is not what was sealed: it was edited, or is damaged"
 RECORD, EVIDENCE, LOG = "record.json", "evidence.parquet", "log.txt"
 MAX_BYTES: Mapping[str, int] = {RECORD: 16 * 2**20, EVIDENCE: 128 * 2**20, LOG: 64 * 2**20}
 """The largest files of a record that are written or read."""
@@ -54,13 +56,19 @@ def seal(raw: Mapping[str, Any], files: Mapping[str, FileSeal]) -> dict[str, Any
 
 
 def check_seal(raw: Mapping[str, Any], name: str) -> Seal | None:
-    """The seal of a record's JSON; None for a record of a version that had none.
+    """The seal of a record's JSON; None for a record of a version that had none, and for one of a newer harness.
 
-    Raises ResultsError if it is missing, or if the content differs from what was sealed.
+    Raises ResultsError if it is missing, or if the content differs from what was sealed: then its version may be what
+    is damaged, so that is not believed.
     """
     version = raw.get("schema_version")
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        return None  # not a record that this harness reads, whatever its seal says
+    if not isinstance(version, int):
+        return None  # not a record
+    if version > SCHEMA_VERSION:
+        listed = raw.get(KEY)
+        if isinstance(listed, dict) and listed.keys() == _KEYS and _sha256(raw, listed["files"]) != listed["sha256"]:
+            raise ResultsError(f"{name}: {_CHANGED}")
+        return None
     if version < FIRST_SEALED:
         if KEY in raw:
             raise ResultsError(f"{name}: has a seal, which records of schema version {version} never had")
@@ -68,9 +76,9 @@ def check_seal(raw: Mapping[str, Any], name: str) -> Seal | None:
     if KEY not in raw:
         raise ResultsError(f"{name}: its seal is missing")
     found = decode(Seal, raw[KEY], f"{name}: {KEY}")
-    known = raw[KEY].keys() == {"sha256", "files"} and found.files.keys() <= {EVIDENCE, LOG}
+    known = raw[KEY].keys() == _KEYS and found.files.keys() <= {EVIDENCE, LOG}
     if not known or _sha256(raw, raw[KEY]["files"]) != found.sha256:
-        raise ResultsError(f"{name}: its content is not what was sealed: it was edited, or is damaged")
+        raise ResultsError(f"{name}: {_CHANGED}")
     return found
 
 
@@ -91,5 +99,5 @@ def read_sealed(path: Path, sealed: Seal) -> bytes | None:
     return content
 
 
-def _sha256(raw: Mapping[str, Any], files: Mapping[str, Any]) -> str:
+def _sha256(raw: Mapping[str, Any], files: object) -> str:
     return full_digest({**raw, KEY: {"files": files}})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from harness.core.identity import digest
 from harness.core.record import Damaged, Failure, RunRecord
-from harness.errors import StorageError
+from harness.errors import ResultsError, StorageError
 from harness.storage.seal import LOG
 from harness.storage.store import Store
 
@@ -60,7 +60,7 @@ class Saver:
         """Saves a record, or spills it. Raises ValueError for a record that must not be stored."""
         try:
             self._store.save(record, log)
-        except OSError as error:
+        except (OSError, ResultsError) as error:  # ResultsError: a link there leads elsewhere
             self._spill(record, log, error)
 
     def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
@@ -69,7 +69,7 @@ class Saver:
         invalid = replace(record, outcome=replace(record.outcome, status="invalid", failure=failure))
         try:
             store.withdraw(saved, failure)
-        except OSError as error:
+        except (OSError, ResultsError) as error:
             self._spill(invalid, None, error)
         return invalid
 
@@ -120,7 +120,7 @@ class Saver:
             self._store.disk.remove(each.folder)
         return record
 
-    def _spill(self, record: RunRecord, log: bytes | None, error: OSError) -> None:
+    def _spill(self, record: RunRecord, log: bytes | None, error: OSError | ResultsError) -> None:
         """Saves the record in the first root that works, and sets ``trouble``."""
         cause = f"{self._store.root}: cannot write the results ({_reason(error)})"
         failed = []
@@ -181,5 +181,5 @@ def _refuse_shared(folder: Path) -> None:
             raise OSError(errno.EPERM, "others may write to this folder", str(each))
 
 
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+def _reason(error: OSError | ResultsError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -8,6 +8,7 @@ Measurements with more than one value are in the Parquet file; the JSON describe
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ class Store:
         inside = damaged.path.relative_to(own).parts
         name = ".".join(inside)[-MAX_NAME:] or recipe
         taken = (own / DAMAGED / (name if number == 1 else f"{name}.{number}") for number in count(1))
-        target = next(path for path in taken if not path.exists())
+        target = next(path for path in taken if not os.path.lexists(path))
         try:
             if len(inside) > 1 and RUN_ID.fullmatch(inside[-2]) and ATTEMPT.fullmatch(inside[-1]):
                 self.disk.make_folder(target.parent)
@@ -137,6 +138,17 @@ class Store:
         except OSError as error:
             raise ResultsError(f"{damaged.sentence}; it cannot be moved to {shown(target)}: {error.strerror}") from None
         return target
+
+    def put_back(self, recipe: str, folder: Path, record: RunRecord) -> Path | None:
+        """Moves an attempt from a wrong folder of its recipe to its own; None, and nothing moves, if that is taken."""
+        number = str(record.attempt)
+        home = self._own(self.folder(recipe, record.spec.run_id) / number)
+        if not ATTEMPT.fullmatch(number) or os.path.lexists(home):
+            return None
+        self._own(folder)
+        self.disk.make_folder(home.parent)
+        self.disk.rename(folder, home)
+        return home
 
     @contextmanager
     def locked(self, recipe: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 import pytest
+from newer_records import make_newer
 from run_specs import run_spec
 from typer.testing import CliRunner, Result
 
@@ -20,13 +22,15 @@ from harness.api.baselines import Baselines
 from harness.api.results import read_named
 from harness.cli.app import app
 from harness.core.model import MethodRef, ModelRef
+from harness.core.owner import current_owner
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.workload import PerplexityWorkload, TextRef
-from harness.errors import ExitCode, RecipeError, ResultsError, UsageError
+from harness.errors import ExitCode, RecipeError, ResultsError, StorageError, UsageError
 from harness.figures.gate import shown, threshold
 from harness.planning.validate import thresholds
 from harness.plugins import gates as gated
 from harness.recipe import load_recipe
+from harness.storage.disk import Disk
 from harness.storage.reading import read_records
 from harness.storage.store import Store
 
@@ -195,7 +199,7 @@ class TestHalfWritten:
     def test_a_record_from_the_future_is_refused(self, good: Path, tmp_path: Path) -> None:
         future = save(tmp_path / "future", [record("s2"), record("s3")])
         path = next(future.rglob("record.json"))
-        path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 999}))
+        make_newer(path, 999)
         with pytest.raises(ResultsError, match="written by a newer qharness"):
             harness.compare(good, future)
 
@@ -274,6 +278,26 @@ class TestBaselines:
         kept.set("main", [record("s1"), record("s2", 0.1)])
         assert kept.read("main").records == (record("s2", 0.1),)
         assert not list(tmp_path.rglob("log.txt"))
+
+    def test_what_a_killed_command_left_is_removed_and_what_lives_stays(self, tmp_path: Path) -> None:
+        dead = replace(current_owner(), start=1)
+        gone = [tmp_path / f".main.{dead}.part", tmp_path / f".main.old.{dead}-0a.removed"]
+        stay = [tmp_path / f".other.{current_owner()}.part", tmp_path / ".mine.part"]
+        for folder in (*gone, *stay):
+            (folder / "sweep").mkdir(parents=True)
+        Baselines(tmp_path).set("main", [record("s1")])
+        assert sorted(tmp_path.iterdir()) == sorted([*stay, tmp_path / "main"])
+
+    def test_a_full_disk_leaves_the_former_one_and_no_part(self, tmp_path: Path) -> None:
+        class Full(Disk):
+            def _write(self, path: Path, content: bytes) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+        Baselines(tmp_path).set("main", [record("s1")])
+        with pytest.raises(StorageError, match="No space left"):
+            Baselines(tmp_path, Full()).set("main", [record("s2", 0.1)], replace=True)
+        assert list(tmp_path.iterdir()) == [tmp_path / "main"]
+        assert Baselines(tmp_path).read("main").records == (record("s1"),)
 
     def test_one_inside_a_results_folder_is_not_read_as_results(self, good: Path) -> None:
         Baselines(good / ".baselines").set("main", [record("s2", 1.0)])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from newer_records import make_newer
 from run_specs import run_spec
 from typer.testing import CliRunner, Result
 
@@ -171,7 +172,7 @@ class TestRun:
         store, executor = Store(tmp_path / "results"), _Executor(tmp_path / "cache")
         sweep([planned(0)], store, executor, lambda event: None)  # type: ignore[arg-type]
         path = store.root / "sweep" / planned(0).spec.run_id / "1" / "record.json"
-        path.write_text(path.read_text().replace('"schema_version": 3', '"schema_version": 4'))
+        make_newer(path)
         kept = path.read_bytes()
         with pytest.raises(ResultsError, match="written by a newer qharness"):
             sweep([planned(0)], store, executor, lambda event: None)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.app import main
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 HEAVY = ("pydantic", "numpy", "pandas", "torch", "rich.markdown", "transformers", "plotly", "scipy")
 
 
@@ -44,6 +48,33 @@ def test_a_wrong_command_is_told_in_one_message_with_exit_code_2(arguments: tupl
     assert ended.returncode == 2
     assert expected in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_deleted_working_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr("sys.argv", ["qharness", "plan", str(RECIPES / "example.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "qharness: the working folder was deleted; change to one that exists\n"
+
+
+def test_a_folder_that_may_not_be_looked_at_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))  # root may look everywhere
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    monkeypatch.setattr("sys.argv", ["qharness", "verify", "private/results"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "qharness: 'private/results': Permission denied\n"
 
 
 def test_a_folder_without_records_is_no_results_folder(tmp_path: Path) -> None:

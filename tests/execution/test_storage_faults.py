@@ -261,6 +261,35 @@ def test_what_cannot_be_taken_in_yet_stays_and_nothing_is_run(
     assert len(list(place.spills[0].rglob("record.json"))) == 1
 
 
+def test_what_a_baseline_needs_to_be_measured_again_is_there(place: Place) -> None:
+    """Its speed is measured again beside a new variant's, after the artifact that it needs was deleted."""
+    convert = run_spec("convert")
+    base = replace(run_spec("performance"), needs={"convert": convert.run_id})
+    place.planned = [PlannedRun(convert), PlannedRun(base)]
+    place.run()
+    place.cache.remove(convert)
+    place.planned.append(PlannedRun(run_spec("performance", method=replace(RTN, stage="on_load"))))
+    assert [record.status for record in place.run()] == ["ok"] * 3
+    assert place.executor.made == ["convert", "performance", "performance"]
+
+
+def test_a_run_is_kept_although_a_link_leads_out_of_the_results(place: Place, tmp_path: Path) -> None:
+    run = place.store.folder("sweep", place.planned[0].spec.run_id)
+
+    def link() -> None:
+        (tmp_path / "elsewhere").mkdir()
+        run.symlink_to(tmp_path / "elsewhere")
+
+    place.executor.during["prepare"] = link
+    with pytest.raises(StorageError, match="is a link to outside"):
+        place.run()
+    run.unlink()
+    place.executor.during.clear()
+    place.run()
+    assert place.executor.made == ["quantize", "quality"]
+    assert len(place.of(TakenIn)) == 1
+
+
 @pytest.mark.parametrize("spilled", [False, True])
 def test_a_changed_input_withdraws_a_run_that_cannot_be_written(
     place: Place, failing: Callable[[Path, int], None], spilled: bool

@@ -17,19 +17,15 @@ def plan(
 ) -> None:
     """Show the runs of a recipe in order: done, to do, unsupported."""
     from harness.api.plan import plan_with_state
-    from harness.cli.render.damage import say_damaged
     from harness.cli.render.plan import show_plan
-    from harness.core.record import Damaged
+    from harness.report.terminal import say
 
-    damaged: list[Damaged] = []
     planned, done = plan_with_state(
         recipe,
         results,
         cache,
         interpreters(pythons),
         allow_leak,
-        damaged.append,
+        lambda damaged: say(damaged.remark, error=True),
     )
-    if damaged:
-        say_damaged(damaged, results / planned[0].spec.recipe)
     show_plan(planned, done, as_json)
