@@ -16,10 +16,10 @@ MAX_SIZE = 2**31
 """The largest width, vocabulary or context length. No model comes near."""
 MAX_LAYERS = 2_000
 """The deepest published language models have fewer than 200."""
-MAX_EXPERTS = 8_192
-"""Experts of one layer; published models have up to 512."""
-MAX_EXPERTS_IN_ALL = 100_000
-"""Experts of all layers together."""
+MAX_EXPERTS = 2**14
+"""Experts of one layer. Doge has as many, of one neuron each; other published models have up to 512."""
+MAX_EXPERTS_IN_ALL = 2**19
+"""Experts of all layers together: those of Doge in 32 layers."""
 MAX_NESTING = 4
 """Configurations inside configurations: a model's text model, and its parts."""
 MAX_NAME = 200

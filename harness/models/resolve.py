@@ -163,6 +163,7 @@ def _keep(key: str, answer: Mapping[str, Any]) -> None:
 def _asked(configs: Sequence[Config]) -> list[dict[str, Any]]:
     """Computes answers in a separate process. Raises SourceError if it does not answer."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONSAFEPATH": "1"}
+    environment["OMP_NUM_THREADS"] = "1"  # on many cores, threads reserve more address space than the limit
     command = [sys.executable, "-m", __name__]
     try:
         ended = subprocess.run(

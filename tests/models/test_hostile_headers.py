@@ -121,6 +121,15 @@ def test_a_configuration_with_something_wrong_in_it(tmp_path: Path, changes: dic
         headers.read_config(tmp_path)
 
 
+def test_the_largest_published_sizes_are_read(tmp_path: Path) -> None:
+    """Llama 3.1 405B, Kimi K2, and Doge as transformers configures it by default."""
+    large = {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126}
+    experts = {"n_routed_experts": 384, "num_hidden_layers": 61}, {"num_experts": 16384, "num_hidden_layers": 32}
+    for changes in (large, *experts):
+        (tmp_path / "config.json").write_text(json.dumps(SIZES | changes))
+        assert headers.read_config(tmp_path) == SIZES | changes
+
+
 @pytest.mark.parametrize(
     "name", ["../m.safetensors", "/m.safetensors", ".m.safetensors", "m.bin", "", 7, None, "m\n.safetensors", "x" * 300]
 )
