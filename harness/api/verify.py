@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +31,7 @@ class Checked:
 
 
 def verify(path: str | Path, read_data: bool = False) -> Iterator[Checked]:
-    """Every attempt of a results folder, or every folder of a cache, and what is left over or set aside there.
+    """Yields every attempt of a results folder, or every folder of a cache, and what is left over or set aside there.
 
     Of results all files are always read. Of a cache, names, sizes and JSON files are checked, and with ``read_data``
     the hash of every file. Raises ResultsError if the path is neither.
@@ -38,12 +39,7 @@ def verify(path: str | Path, read_data: bool = False) -> Iterator[Checked]:
     root = Path(path)
     if not root.is_dir():
         raise ResultsError(f"{shown(root)}: no such folder")
-    if is_cache(root):
-        return _verify_cache(root, read_data)
-    found = [*attempts(root), *debris(root)]
-    if not found:
-        raise ResultsError(f"{shown(root)}: neither a results folder nor a cache, or an empty one")
-    return iter(found)
+    return _verify_cache(root, read_data) if is_cache(root) else _verify_results(root)
 
 
 def is_cache(root: Path) -> bool:
@@ -79,6 +75,15 @@ def _state(attempt: Attempt) -> Checked:
     if attempt.seal is None:
         return Checked(attempt.folder, "not sealed", "of an older schema, which had no checksums")
     return Checked(attempt.folder, "ok")
+
+
+def _verify_results(root: Path) -> Iterator[Checked]:
+    empty = True
+    for each in chain(attempts(root), debris(root)):
+        empty = False
+        yield each
+    if empty:
+        raise ResultsError(f"{shown(root)}: neither a results folder nor a cache, or an empty one")
 
 
 def _verify_cache(root: Path, read_data: bool) -> Iterator[Checked]:

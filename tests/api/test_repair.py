@@ -13,6 +13,7 @@ from run_specs import run_spec
 from typer.testing import CliRunner, Result
 
 from harness.api.baselines import Baselines
+from harness.api.verify import verify
 from harness.cli.app import app
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
@@ -99,6 +100,13 @@ def test_verify_tells_old_newer_and_set_aside_records(results: Path) -> None:
     edit(second / "evidence.parquet")
     assert Store(results).set_aside("sweep", Store(results).read().damaged[0]).exists()
     assert states(results) == [("ok", "1"), ("set aside", f"{second.parent.name}.1")]
+
+
+def test_verify_yields_each_when_it_is_checked(results: Path) -> None:
+    checked = verify(results)
+    assert next(checked).state == "ok"
+    shutil.rmtree(folders(results)[2].parent)
+    assert [each.state for each in checked] == ["ok"]  # of a large folder nothing waits for the last one
 
 
 @pytest.mark.parametrize("where", ["absent", "empty"])
