@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.api.verify import debris, is_cache
+from harness.api.verify import debris, is_cache, within
 from harness.core.foreign import shown
 from harness.core.record import Damaged, RunRecord
 from harness.errors import NewerRecordError, ResultsError, StorageError
@@ -51,7 +51,7 @@ def repair(
     try:
         if is_cache(root):
             for fault in Cache(root).repair(read_data=True):
-                yield RepairStep(fault.path, "removed", f"{fault.reason}; the next run that needs it makes it again")
+                yield RepairStep(fault.path, "removed", f"{within(fault)}; the next run that needs it makes it again")
         else:
             other = None if source is None else Path(source)
             yield from _Repair(root, other, Path(cache or cache_folder()), seal).steps()

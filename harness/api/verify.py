@@ -13,7 +13,7 @@ from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
 from harness.errors import NewerRecordError, ResultsError
-from harness.storage.cache import Cache
+from harness.storage.cache import Cache, CacheFault
 from harness.storage.disk import is_left_over
 from harness.storage.reading import MAX_FOLDER_DEPTH, Attempt, attempt_folders, read_attempt
 from harness.storage.store import DAMAGED
@@ -43,8 +43,8 @@ def verify(path: str | Path, read_data: bool = False) -> Iterator[Checked]:
 
 
 def is_cache(root: Path) -> bool:
-    """Whether a folder has folders of runs by kind, and no attempts in them, as results have."""
-    return bool(_cached(root)) and next(attempt_folders(root), None) is None
+    """Whether a folder has folders of kinds of runs, and no attempts in them, as results have."""
+    return bool(_kinds(root)) and next(attempt_folders(root), None) is None
 
 
 def attempts(root: Path) -> Iterator[Checked]:
@@ -90,13 +90,21 @@ def _verify_cache(root: Path, read_data: bool) -> Iterator[Checked]:
     faulty = set()
     for each in Cache(root).faults(read_data):
         faulty.add(each.path)
-        yield Checked(each.path, each.kind, each.reason.removeprefix(f"{each.path}: "))
+        yield Checked(each.path, each.kind, within(each))
     for folder in _cached(root):
         if folder not in faulty:
             yield Checked(folder, "ok")
 
 
+def within(fault: CacheFault) -> str:
+    """What is wrong with a folder of a cache; a file is named by its path in the folder."""
+    return fault.reason.removeprefix(f"{fault.path}: ").removeprefix(f"{fault.path}/")
+
+
 def _cached(root: Path) -> list[Path]:
     """The folders of runs in a cache."""
-    kinds = sorted(root / kind for kind, job in JOBS.items() if job.cached)
-    return [each for kind in kinds if kind.is_dir() for each in sorted(kind.iterdir()) if RUN_ID.fullmatch(each.name)]
+    return [each for kind in _kinds(root) for each in sorted(kind.iterdir()) if RUN_ID.fullmatch(each.name)]
+
+
+def _kinds(root: Path) -> list[Path]:
+    return [root / kind for kind, job in sorted(JOBS.items()) if job.cached and (root / kind).is_dir()]

@@ -25,11 +25,13 @@ LONGEST_IN_SHEET = 32_767
 LONGEST_MLFLOW_NAME, LONGEST_MLFLOW_VALUE = 250, 5_000
 """MLflow's own limits are 250 characters for a name, and somewhat more than this for a tag or a parameter."""
 
-_DECEIVING = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
-"""Control characters other than tab and line ends, marks that reorder text (Unicode Technical Report 36, section 2.4),
-lone surrogates, which UTF-8 cannot encode, and non-characters."""
+_UNSEEN = "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff"
+_DECEIVING = re.compile(f"[{_UNSEEN}]")
+"""Control characters other than tab and line ends, marks that reorder the text after them (Unicode Technical Report 36,
+section 2.4), lone surrogates, which UTF-8 cannot encode, and non-characters. Marks and joiners that languages and emoji
+need (U+061C, U+200C to U+200F) stay."""
+_OBEYED = re.compile(f"[{_UNSEEN}\t\n\r\u2028\u2029]")
+"""What a terminal may obey, or shows on another line."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _BREAK = "&#8203;"
 """A space without width: it ends a word, and nobody sees it."""
@@ -80,7 +82,7 @@ def plot(text: str) -> str:
     return html.escape(visible(bounded(_one_line(text), LONGEST_IN_PLOT))).replace("$", "&#36;")
 
 
-_MARKED = re.compile(r"([\\`*\[\]|~$]|(?<!\w)_|_(?!\w))")
+_MARKED = re.compile(r"([\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_]))")
 _FIRST = re.compile(r"^(?:(#+|[-+=]+)(?=\s|$)|(\d{1,9})([.)])(?=\s|$)|(::))")
 """What makes a heading, an item of a list, a line or an underline of a heading; and what GitHub's runner obeys."""
 _ADDRESS = re.compile(r"(https?|ftp|mailto|xmpp)(:)|(www)(\.)", re.IGNORECASE)
@@ -156,13 +158,11 @@ def json_text(text: str) -> str:
 def terminal(text: str) -> str:
     """One line for a terminal, without anything that it or GitHub's runner would obey.
 
-    The rule: ECMA-48 (control sequences begin with a character of C0 or C1); every character that Unicode does not
-    call printable is shown as a space: controls, line ends, marks that reorder text. GitHub's runner obeys lines that
-    begin with ``::`` and any that contain ``##[`` ("Workflow commands").
+    The rule: ECMA-48 (control sequences begin with a character of C0 or C1); controls, line ends and marks that reorder
+    text are shown as spaces. GitHub's runner obeys lines that begin with ``::`` and any that contain ``##[`` ("Workflow
+    commands").
     """
-    if not text.isprintable():
-        text = "".join(letter if letter.isprintable() else " " for letter in text)
-    return disobeyed(bounded(text, LONGEST_LINE))
+    return disobeyed(bounded(text if text.isprintable() else _OBEYED.sub(" ", text), LONGEST_LINE))
 
 
 def terminal_lines(text: str) -> str:

@@ -64,8 +64,9 @@ def read_results(path: Path) -> Contents:
         raise ResultsError(f"{shown(path)}: is a file; name a results folder written by 'qharness run'")
     found = read_contents(path, path)
     if not found.records:
-        first = next((each.sentence for each in found.damaged), "")
-        raise ResultsError(first or f"{shown(path)}: contains no records of 'qharness run'")
+        if found.damaged:
+            raise ResultsError(f"{found.damaged[0].sentence}; 'qharness verify {shown(path)}' lists all damage")
+        raise ResultsError(f"{shown(path)}: contains no records of 'qharness run'")
     return found
 
 

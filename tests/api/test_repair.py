@@ -85,7 +85,7 @@ def test_verify_lists_what_is_wrong_and_says_so_by_its_exit_code(results: Path) 
     assert f"damaged: {first}: record.json: " in ended.stdout
     assert f"damaged: {second}: log.txt: no such file; the figures are valid" in ended.stdout
     assert f"debris: {third.parent / '.2.part'}: " in ended.stdout
-    assert ended.stdout.endswith("1 ok, 2 damaged, 1 debris\n")
+    assert ended.stdout.endswith(f"1 ok, 2 damaged, 1 debris\nnext: qharness repair {results}\n")
 
 
 def test_verify_tells_old_newer_and_set_aside_records(results: Path) -> None:

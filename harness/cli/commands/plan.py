@@ -17,15 +17,19 @@ def plan(
 ) -> None:
     """Show the runs of a recipe in order: done, to do, unsupported."""
     from harness.api.plan import plan_with_state
+    from harness.cli.render.damage import say_damaged
     from harness.cli.render.plan import show_plan
-    from harness.report.terminal import say
+    from harness.core.record import Damaged
 
+    damaged: list[Damaged] = []
     planned, done = plan_with_state(
         recipe,
         results,
         cache,
         interpreters(pythons),
         allow_leak,
-        lambda damaged: say(damaged.remark, error=True),
+        damaged.append,
     )
+    if damaged:
+        say_damaged(damaged, results / planned[0].spec.recipe)
     show_plan(planned, done, as_json)

@@ -11,7 +11,6 @@ import typer
 from typer.core import TyperCommand
 
 from harness.errors import ExitCode
-from harness.report.terminal import say
 
 if TYPE_CHECKING:
     from harness.figures.ask import LimitOption
@@ -95,6 +94,7 @@ def recommend(
 ) -> None:
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
     from harness.api.recommend import recommend as recommended
+    from harness.cli.render.damage import say_damaged
 
     recommendations = recommended(
         results,
@@ -106,8 +106,7 @@ def recommend(
         allow_labelled=allow_labelled,
         **ctx.obj,
     )
-    for damaged in recommendations[0].damaged:
-        say(damaged.remark, error=True)
+    say_damaged(recommendations[0].damaged, results)
     if output is RecommendFormat.TABLE:
         from harness.cli.render.recommend import show
 

@@ -32,16 +32,20 @@ def report(
     github is a job summary: without --out it is appended to the file in $GITHUB_STEP_SUMMARY.
     """
     from harness.api.report import write_folder_report
+    from harness.cli.render.damage import say_damaged
+    from harness.core.record import Damaged
 
     named = os.environ.get(SUMMARY)
     summary = Path(named) if named and out is None else None
+    damaged: list[Damaged] = []
     written = write_folder_report(
         results,
         out or Path("reports"),
         formats.split(","),
         summary,
-        lambda damaged: say(damaged.remark, error=True),
+        damaged.append,
         redact,
     )
+    say_damaged(damaged, results)
     for path in written:
         say(path)

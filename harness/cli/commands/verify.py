@@ -9,6 +9,7 @@ import typer
 
 from harness.cli.options import AsJson
 from harness.errors import ExitCode
+from harness.report.terminal import say
 
 
 def verify(
@@ -27,6 +28,8 @@ def verify(
 
     states = show(verified(path, read_data), as_json)
     if states["damaged"]:
+        if not as_json:
+            say(f"next: qharness repair {path}")
         raise typer.Exit(ExitCode.GATE_FAILED)
     if states["newer"]:
         raise typer.Exit(ExitCode.USAGE)
