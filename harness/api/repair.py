@@ -70,12 +70,14 @@ class _Repair:
         folders = list(attempt_folders(self.root))
         written = [lock.parent for pattern in (".lock", "*/.lock") for lock in self.root.glob(pattern)]
         recipes = dict.fromkeys((*map(self._recipe, folders), *written))
+        if not recipes:
+            raise ResultsError(f"{shown(self.root)}: neither a results folder nor a cache; nothing was changed")
         with ExitStack() as locks:
             for recipe in recipes:
                 locks.enter_context(Store(recipe.parent).locked(recipe.name))
             for folder in folders:
                 yield from self._mended(folder)
-            for each in list(debris(self.root)):
+            for each in [found for recipe in recipes for found in debris(recipe)]:  # elsewhere may be files of others
                 if each.state == "debris" and os.path.lexists(each.path):
                     Store(self.root).disk.remove(each.path)
                     yield RepairStep(each.path, "removed", each.reason)

@@ -113,11 +113,7 @@ def test_verify_yields_each_when_it_is_checked(results: Path) -> None:
 def test_what_is_neither_results_nor_a_cache_is_refused(tmp_path: Path, where: str) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("verify", "repair"):
-        ended = command(name, tmp_path / where)
-        if (name, where) == ("repair", "empty"):
-            assert ended.stdout == "nothing to repair\n"
-        else:
-            assert isinstance(ended.exception, ResultsError)
+        assert isinstance(command(name, tmp_path / where).exception, ResultsError)
 
 
 @pytest.mark.parametrize("name", ["record.json", "evidence.parquet", "log.txt"])
@@ -277,3 +273,16 @@ class TestCache:
         edit(second / "window-00000.safetensors")
         assert actions(cache.root) == ["removed"]
         assert sorted((cache.root / "reference").iterdir()) == [first]
+
+
+def test_repair_deletes_nothing_outside_of_the_folders_of_recipes(results: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "downloads" / ".film.part"
+    theirs.parent.mkdir()
+    theirs.write_text("half of a download")
+    ours = folders(results)[0].parent / ".2.part"
+    ours.mkdir()
+    assert command("repair", tmp_path).exit_code == 0
+    assert theirs.exists()
+    assert not ours.exists()
+    assert isinstance(command("repair", theirs.parent).exception, ResultsError)
+    assert theirs.exists()

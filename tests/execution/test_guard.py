@@ -152,8 +152,7 @@ def test_a_daemon_of_a_dead_owner_ends_at_the_next_start(guarded: Guarded) -> No
     above.kill()
     parent.wait()
     assert has_ended(module)
-    assert daemon.is_running()
-    assert end_leftovers() >= 1
+    end_leftovers()  # another sweep that starts on this machine may have done the same a moment before
     assert has_ended(daemon)
 
 
