@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,12 @@ from typing import Literal
 
 from harness.api.verify import debris, is_cache, within
 from harness.core.foreign import shown
+from harness.core.identity import RUN_ID
 from harness.core.record import Damaged, RunRecord
 from harness.errors import NewerRecordError, ResultsError, StorageError
 from harness.host.machine import cache_folder
 from harness.storage.cache import Cache
-from harness.storage.reading import attempt_folders, read_attempt
+from harness.storage.reading import ATTEMPT, attempt_folders, read_attempt
 from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, sealed_record, without_log
 from harness.storage.seal import EVIDENCE, LOG, RECORD, Seal
 from harness.storage.store import Store
@@ -68,6 +69,7 @@ class _Repair:
 
     def steps(self) -> Iterator[RepairStep]:
         folders = list(attempt_folders(self.root))
+        self._refuse_part(folders)
         written = [lock.parent for pattern in (".lock", "*/.lock") for lock in self.root.glob(pattern)]
         recipes = dict.fromkeys((*map(self._recipe, folders), *written))
         if not recipes:
@@ -81,6 +83,14 @@ class _Repair:
                 if each.state == "debris" and os.path.lexists(each.path):
                     Store(self.root).disk.remove(each.path)
                     yield RepairStep(each.path, "removed", each.reason)
+
+    def _refuse_part(self, folders: Sequence[Path]) -> None:
+        """Raises ResultsError if the root is the folder of one run or attempt: its recipe's lock is above it."""
+        for folder in folders:
+            here = Path(os.path.abspath(folder))  # noqa: PTH100 - not resolved
+            is_placed = ATTEMPT.fullmatch(here.name) and RUN_ID.fullmatch(here.parent.name)
+            if is_placed and not folder.parent.parent.is_relative_to(self.root):
+                raise ResultsError(f"{shown(self.root)}: a part of a recipe's folder; name {shown(here.parent.parent)}")
 
     def _recipe(self, folder: Path) -> Path:
         """The folder of the recipe that an attempt is in; what is nowhere near its place belongs to the whole."""

@@ -214,6 +214,18 @@ def test_an_intact_record_goes_back_to_its_own_folder(results: Path) -> None:
     assert Store(results).read() == whole
 
 
+def test_a_part_of_a_recipe_is_not_repaired_alone(results: Path) -> None:
+    first = folders(results)[0]
+    edit(first / "record.json")
+    before = sorted(results.rglob("*"))
+    for part in (first, first.parent):
+        ended = command("repair", part)
+        assert isinstance(ended.exception, ResultsError)
+        assert f"name {results / 'sweep'}" in str(ended.exception)
+    assert sorted(results.rglob("*")) == before
+    assert actions(results / "sweep") == ["set aside"]
+
+
 def test_the_records_of_a_renamed_recipe_stay_together(results: Path) -> None:
     (results / "sweep").rename(results / "sweep-2025")
     before = sorted(results.rglob("record.json"))
