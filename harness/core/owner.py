@@ -1,4 +1,4 @@
-"""The owner of what is temporary: one process, recognized even after its number was given to another.
+"""Who owns what is temporary: a process, distinct from every other, also from a later one with its number.
 
 Whatever an interrupted process would leave behind carries its owner in its name. So at the next start it is known,
 not guessed, which of it nobody needs any more.
@@ -86,7 +86,7 @@ def _owner(pid: int) -> Owner:
 def _place() -> tuple[str, str]:
     """This boot and this machine, as short digests.
 
-    Earlier boots are told apart from other machines only outside containers, and only if the machine has an id:
+    Earlier boots are distinguished from other machines only outside containers, and only if the machine has an id:
     otherwise two machines could look like one, and the files of a running process on the other would be deleted.
     """
     boot = _read("/proc/sys/kernel/random/boot_id")
