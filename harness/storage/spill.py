@@ -66,7 +66,8 @@ class Saver:
     def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
         """Makes a saved or spilled record invalid; if that cannot be written, the invalid record is spilled."""
         store, saved = self._spilled.get(_key(record), (self._store, record))
-        invalid = replace(record, outcome=replace(record.outcome, status="invalid", failure=failure))
+        outcome = replace(record.outcome, status="invalid", failure=failure)
+        invalid = self._store.anonymizer.record(replace(record, outcome=outcome))  # callers see what is stored
         try:
             store.withdraw(saved, failure)
         except (OSError, ResultsError) as error:

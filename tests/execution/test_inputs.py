@@ -105,9 +105,9 @@ def test_weights_swapped_between_two_runs_are_told_by_the_worker(sweeps, model: 
     made = other_weights(path)
     records, events = swept(sweeps, content(model, text, "none", OTHER_DTYPE), lambda: swap(path, made))
     second = records["quality none dtype=bfloat16"]
-    assert f"{path}: another content than when it was hashed" in failure(second)
+    assert f"/model/{WEIGHTS}: another content than when it was hashed" in failure(second)
     assert not second.outcome.measurements
-    assert f"{path}: another content than when it was hashed" in failure(records["quality none"])
+    assert f"/model/{WEIGHTS}: another content than when it was hashed" in failure(records["quality none"])
     assert [event.record.spec.title for event in events if isinstance(event, Withdrawn)] == ["quality none"]
 
 
@@ -119,7 +119,7 @@ def test_an_edit_that_leaves_no_trace_is_found_by_hashing(sweeps, model: Path, t
     said = content(model, text, "none", OTHER_DTYPE)
     records, events = swept(sweeps, said, lambda: edit(path, made), paranoid)
     for record in records.values():
-        assert f"{path}: another content than when it was hashed" in failure(record)
+        assert f"/model/{WEIGHTS}: another content than when it was hashed" in failure(record)
     ended = [event.record.status for event in events if isinstance(event, Ended)]
     assert ended == ["ok", "invalid" if paranoid else "ok"]
     assert {record.status for record in read_records(sweeps.store.root)} == {"invalid"}
@@ -132,7 +132,7 @@ def test_an_edit_that_leaves_no_trace_is_found_by_hashing(sweeps, model: Path, t
 def test_a_text_that_is_edited_is_found(sweeps, model: Path, text: Path) -> None:
     made = text.read_bytes().replace(b"wide", b"deep")
     records, _ = swept(sweeps, content(model, text, "none", OTHER_DTYPE), lambda: edit(text, made))
-    assert all(f"{text}: another content" in failure(record) for record in records.values())
+    assert all(f"/{text.name}: another content" in failure(record) for record in records.values())
 
 
 @pytest.mark.heavy
@@ -207,7 +207,7 @@ def test_an_interrupt_withdraws_what_read_a_file_that_was_touched(sweeps, model:
     with pytest.raises(KeyboardInterrupt):
         swept(sweeps, content(model, text, "none", OTHER_DTYPE), interrupt)
     (record,) = read_records(sweeps.store.root)
-    assert f"{path}: another content" in failure(record)
+    assert f"/model/{WEIGHTS}: another content" in failure(record)
 
 
 def test_what_is_made_beside_the_inputs_is_no_change_of_them(model: Path) -> None:
