@@ -173,9 +173,13 @@ class Bench:
         """All attempts."""
         return Store(results or self.results).read().records
 
+    def counting(self) -> dict[str, RunRecord]:
+        """By kind and method of a run, the attempt that counts."""
+        return {_name(record.spec.names()): record for record in current(self.records())}
+
     def statuses(self) -> dict[str, Status]:
         """By kind and method of a run, how the attempt that counts ended."""
-        return {_name(record.spec.names()): record.status for record in current(self.records())}
+        return {name: record.status for name, record in self.counting().items()}
 
     def figures(self, results: Path | None = None) -> Figures:
         """What counts of the results."""
