@@ -159,7 +159,7 @@ MATRIX = (
         "the disk of the temporary folder is full",
         disk_full(lambda bench: bench.temporary, 0),
         FAILED,
-        ("ok", "crashed", "unsupported"),
+        ("ok", "failed", "unsupported"),
         (QUALITY,),  # the artifact was published before the outcome could not be written
     ),
     _harmless(
