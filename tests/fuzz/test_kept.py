@@ -36,7 +36,7 @@ def test_the_frame_finds_what_must_not_be(monkeypatch: pytest.MonkeyPatch) -> No
             while True:
                 pass
         if content == b"large":
-            return len(b"x" * 60_000_000)
+            return len(b"x" * 300_000_000)
         raise {b"escape": SourceError("\x1b[31m"), b"long": SourceError("x" * 9999)}.get(content, KeyError("name"))
 
     for content in (b"loop", b"large", b"escape", b"long"):
