@@ -74,7 +74,7 @@ some are started as users start them.
 COMMANDS = """\
 `make faults` makes them all; to count them, set `QHARNESS_FAULT_COUNTS=FILE`, then run
 `python docs/make_reliability.py FILE`. An hour of kills, with the memory, the open files and the threads of a process
-that goes on all that time: `python benchmarks/soak.py --minutes 60`.
+that goes on all that time: `python benchmarks/soak.py --minutes 60` ([measured](measurements/soak.md)).
 """
 NOT_PROMISED = """\
 ## What is not promised
