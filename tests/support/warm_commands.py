@@ -28,7 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, NoReturn
 
-from warm_workers import IMPORTED, MESSAGE_BYTES, PR_SET_PDEATHSIG, WORKER, work
+from warm_workers import MESSAGE_BYTES, PR_SET_PDEATHSIG, WORKER, import_shared, work
 
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
 ALSO_IMPORTED = (
@@ -288,11 +288,7 @@ def _main(descriptor: int) -> None:
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
-    for name in IMPORTED:
-        try:
-            import_module(name)
-        except ImportError:
-            continue
+    import_shared()
     from harness.execution.import_guard import skip_unused_imports
 
     skip_unused_imports(())

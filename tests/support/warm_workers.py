@@ -163,13 +163,18 @@ class _Server:
         self._process.wait()
 
 
-def _serve(requests: socket.socket) -> None:
-    """Forks a worker for each request, tells its process id, waits for it, tells its exit code."""
+def import_shared() -> None:
+    """Imports what every worker imports; what is not installed is left out."""
     for name in IMPORTED:
         try:
             import_module(name)
         except ImportError:
             continue
+
+
+def _serve(requests: socket.socket) -> None:
+    """Forks a worker for each request, tells its process id, waits for it, tells its exit code."""
+    import_shared()
     gc.collect()
     gc.freeze()  # forks share these objects' pages
     while True:

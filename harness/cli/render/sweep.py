@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from harness.execution.debris import Debris
-    from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, Event, Started, TakenIn, Withdrawn
+    from harness.execution.sweep import Ended, Event, Started
 
 REFRESHES_PER_SECOND = 1
 """Rare enough not to affect the measurements."""
@@ -42,34 +42,35 @@ def display(as_json: bool) -> Iterator[Display]:
         yield _plain
 
 
-def _end_lines(event: Ended) -> list[str]:
+def _lines(event: Event) -> tuple[list[str], str]:
+    """What to print of an event, and the colour for a terminal; nothing of one that the next event replaces."""
+    from harness.execution.sweep import ArtifactDamaged, Cleared, DamageFound, Ended, TakenIn, Withdrawn
+
+    if isinstance(event, Cleared):
+        return _cleared_lines(event.debris), ""
+    if isinstance(event, DamageFound):
+        if event.moved_to is None:
+            return [event.damaged.remark], "red"
+        return [f"damaged, so moved to {shown(event.moved_to)} and made again: {event.damaged.sentence}"], "red"
+    if isinstance(event, ArtifactDamaged):
+        title = event.spec.title
+        return [f"{title}: its artifact in the cache was damaged and is removed", f"    {event.reason}"], "yellow"
+    if isinstance(event, TakenIn):
+        return [f"{event.record.spec.title}: taken in; an earlier sweep could not save it"], ""
+    if isinstance(event, Withdrawn):
+        failure = event.record.outcome.failure
+        return [f"{event.record.spec.title}: withdrawn, invalid", f"    {failure.message if failure else ''}"], "red"
+    return _end_lines(event) if isinstance(event, Ended) else ([], "")
+
+
+def _end_lines(event: Ended) -> tuple[list[str], str]:
     record = event.record
     took = "reused" if event.reused else f"{record.wall_s:.1f} s"
     lines = [f"[{event.index}/{event.total}] {record.spec.title}: {record.status} ({took})"]
     if record.outcome.failure is not None:
         failure = record.outcome.failure
         lines.append(f"    in {failure.phase}: {(failure.message.splitlines() or [failure.type])[0]}")
-    return lines
-
-
-def _withdrawn_lines(event: Withdrawn) -> list[str]:
-    record = event.record
-    reason = record.outcome.failure.message if record.outcome.failure else ""
-    return [f"{record.spec.title}: withdrawn, invalid", f"    {reason}"]
-
-
-def _damage_line(event: DamageFound) -> str:
-    if event.moved_to is None:
-        return event.damaged.remark
-    return f"damaged, so moved to {shown(event.moved_to)} and made again: {event.damaged.sentence}"
-
-
-def _artifact_lines(event: ArtifactDamaged) -> list[str]:
-    return [f"{event.spec.title}: its artifact in the cache was damaged and is removed", f"    {event.reason}"]
-
-
-def _taken_line(event: TakenIn) -> str:
-    return f"{event.record.spec.title}: taken in; an earlier sweep could not save it"
+    return lines, "" if record.status == "ok" else "yellow" if record.status == "unsupported" else "red"
 
 
 def _cleared_lines(debris: Debris) -> list[str]:
@@ -88,24 +89,8 @@ def _count(paths: int) -> str:
 
 
 def _plain(event: Event) -> None:
-    from harness.execution.sweep import ArtifactDamaged, Cleared, DamageFound, Ended, TakenIn, Withdrawn
-
-    if isinstance(event, Cleared):
-        for line in _cleared_lines(event.debris):
-            terminal.say(line)
-    elif isinstance(event, DamageFound):
-        terminal.say(_damage_line(event))
-    elif isinstance(event, Ended):
-        for line in _end_lines(event):
-            terminal.say(line)
-    elif isinstance(event, Withdrawn):
-        for line in _withdrawn_lines(event):
-            terminal.say(line)
-    elif isinstance(event, ArtifactDamaged):
-        for line in _artifact_lines(event):
-            terminal.say(line)
-    elif isinstance(event, TakenIn):
-        terminal.say(_taken_line(event))
+    for line in _lines(event)[0]:
+        terminal.say(line)
 
 
 def _json(event: Event) -> None:
@@ -192,39 +177,17 @@ class _Live:
             yield self
 
     def __call__(self, event: Event) -> None:
-        from harness.execution.sweep import (
-            ArtifactDamaged,
-            Cleared,
-            DamageFound,
-            Ended,
-            PhaseBegan,
-            TakenIn,
-            Verifying,
-            Withdrawn,
-        )
+        from harness.execution.sweep import Ended, PhaseBegan, Started, Verifying
 
         if isinstance(event, PhaseBegan):
             self._phase = event.name
-        elif isinstance(event, Cleared):
-            self._print(_cleared_lines(event.debris), "")
-        elif isinstance(event, DamageFound):
-            self._print([_damage_line(event)], "red")
         elif isinstance(event, Verifying):
             self._phase = f"verifying the artifact of {event.spec.title}"
-        elif isinstance(event, ArtifactDamaged):
-            self._print(_artifact_lines(event), "yellow")
-        elif isinstance(event, TakenIn):
-            self._print([_taken_line(event)], "")
-        elif isinstance(event, Withdrawn):
-            self._print(_withdrawn_lines(event), "red")
         elif isinstance(event, Ended):
             self._made += not event.reused
-            style = "" if event.record.status == "ok" else "yellow" if event.record.status == "unsupported" else "red"
-            self._print(_end_lines(event), style)
-        else:
+        elif isinstance(event, Started):
             self._now, self._phase, self._run_began = event, "start", time.monotonic()
-
-    def _print(self, lines: list[str], style: str) -> None:
+        lines, style = _lines(event)
         for line in lines:
             self._console.print(terminal.line(line, style))
 
