@@ -16,7 +16,7 @@ from harness.core.identity import DecodeMode
 if TYPE_CHECKING:
     import torch
 
-Capability = Literal["logits", "factored", "branching", "decodes", "generates"]
+Capability = Literal["logits", "factored", "ragged", "branching", "decodes", "generates", "completes"]
 """What an engine declares that its models can do, and a job declares that it uses."""
 Role = Literal["linear", "embedding", "head", "other"]
 KernelFamily = Literal["packed", "dequantize", "plain"]
@@ -137,6 +137,15 @@ class Factored(Logits, Protocol):
 
 
 @runtime_checkable
+class Ragged(Factored, Protocol):
+    """Reads many texts of unequal length together, without padding."""
+
+    def hidden_of(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Hidden states of each text, (its length, width), in order. The model schedules the texts itself."""
+        ...
+
+
+@runtime_checkable
 class Branching(Factored, Protocol):
     """Reuses prefixes: texts with a common beginning share its computation.
 
@@ -210,13 +219,30 @@ class Generates(LoadedModel, Protocol):
         ...
 
 
+@runtime_checkable
+class Completes(LoadedModel, Protocol):
+    """Writes text after many prompts by continuous batching: a text that ends makes room for the next one."""
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], **settings: Any
+    ) -> list[list[int]]:
+        """The new tokens after each prompt, at most ``new_tokens``, in order; the model schedules the prompts itself.
+
+        A text ends at the model's own end token, or as soon as it contains one of the strings ``stops``. ``settings``
+        are those of transformers' ``generate``. Raises UnsupportedError for unknown settings.
+        """
+        ...
+
+
 PROTOCOLS: Mapping[Capability, type[LoadedModel]] = MappingProxyType(
     {
         "logits": Logits,
         "factored": Factored,
+        "ragged": Ragged,
         "branching": Branching,
         "decodes": Decodes,
         "generates": Generates,
+        "completes": Completes,
     }
 )
 """The protocol that each capability requires."""
