@@ -1,0 +1,125 @@
+"""The vLLM engine: the parameters that a recipe may give it, how it loads, and what it declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.format import TRANSFORMERS_FORMAT
+from harness.core.identity import KvCache
+from harness.engines.vllm.model import VllmModel
+from harness.engines.vllm.runtime import Runtime, set_variables
+from harness.models.headers import read_config
+from harness.numerics.kv_cache import expected_bytes_per_token
+from harness.recipe.fields import Bytes
+
+CACHES: Mapping[KvCache, str] = {"model": "auto", "fp8": "fp8"}
+"""vLLM's names of the types of keys and values, by the recipe's."""
+CPU_CACHE_BYTES = 2**30
+ELEMENT_BYTES = {"float32": 4}
+MAX_TEXTS = 4096
+MAX_TOKENS = 2**24
+MAX_GPUS = 64
+Count = Annotated[int, Field(gt=0, le=MAX_TEXTS)]
+
+
+class VllmParams(EngineParams):
+    """vLLM's own parameters, by its own names where it has them.
+
+    ``max_num_seqs`` texts are computed together at most, and ``max_num_batched_tokens`` tokens in one step (null: as
+    vLLM chooses). ``max_model_len`` is the longest text, its new tokens included (null: the model's own context, or
+    what the cache holds). ``kv_cache_memory`` is the size of the key-value cache; without it vLLM takes 1 GiB on a CPU,
+    and on a GPU what ``gpu_memory_utilization`` leaves. ``tensor_parallel`` GPUs share the model. ``enforce_eager``
+    runs layer by layer from Python instead of compiling a graph.
+    """
+
+    max_num_seqs: Count = 64
+    max_num_batched_tokens: Annotated[int, Field(gt=0, le=MAX_TOKENS)] | None = None
+    max_model_len: Annotated[int, Field(gt=1, le=MAX_TOKENS)] | None = None
+    kv_cache_memory: Bytes | None = None
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    tensor_parallel: Annotated[int, Field(gt=0, le=MAX_GPUS)] = 1
+    enforce_eager: bool = True
+
+
+DEFAULTS = VllmParams()
+
+
+def imports() -> None:
+    set_variables({})
+    import vllm  # noqa: F401
+    from transformers import AutoTokenizer  # noqa: F401
+    from vllm.engine.arg_utils import EngineArgs  # noqa: F401
+
+
+def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
+    """Loads a transformers checkpoint. Raises UnsupportedError, with vLLM's reason, if vLLM does not load it."""
+    from transformers import AutoTokenizer
+
+    set_variables({})
+    tokenizer = None
+    if any(request.path.glob("tokenizer*")):
+        tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
+    runtime = Runtime(arguments(request, params, tokenizer is not None))
+    return VllmModel(runtime, tokenizer, request)
+
+
+def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict[str, Any]:
+    """The arguments of vLLM's EngineArgs.
+
+    Prefix caching is off because a prefix that is read again is not computed again, and has no hidden states.
+    Asynchronous scheduling is off so that the tokens of a step are known when it ends.
+    """
+    cache_bytes = params.kv_cache_memory or (CPU_CACHE_BYTES if request.device == "cpu" else None)
+    made: dict[str, Any] = {
+        "model": str(request.path),
+        "skip_tokenizer_init": not tokenized,
+        "trust_remote_code": request.trust_remote_code,
+        "dtype": request.dtype,
+        "kv_cache_dtype": CACHES[request.kv_cache],
+        "max_model_len": params.max_model_len or text_tokens(request, cache_bytes),
+        "max_num_seqs": params.max_num_seqs,
+        "max_num_batched_tokens": params.max_num_batched_tokens,
+        "tensor_parallel_size": params.tensor_parallel,
+        "gpu_memory_utilization": params.gpu_memory_utilization,
+        "kv_cache_memory_bytes": cache_bytes,
+        "enforce_eager": params.enforce_eager,
+        "enable_prefix_caching": False,
+        "async_scheduling": False,
+        "disable_log_stats": True,
+        "generation_config": "vllm",  # the checkpoint's own sampling settings stay out
+        "load_format": "safetensors",
+        "seed": 0,
+    }
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def text_tokens(request: LoadRequest, cache_bytes: int | None) -> int:
+    """One token more than the model's context, for the one that is sampled after it; -1 lets vLLM fit the cache."""
+    config = read_config(request.path)
+    text: Mapping[str, Any] = config.get("text_config") or config
+    context = text.get("max_position_embeddings")
+    element = 1 if request.kv_cache != "model" else ELEMENT_BYTES.get(request.dtype, 2)
+    per_token = expected_bytes_per_token(config, element)
+    if not isinstance(context, int) or per_token is None or cache_bytes is None:
+        return -1
+    return context + 1 if (context + 1) * per_token < cache_bytes else -1
+
+
+VLLM = Engine(
+    name="vllm",
+    version=1,
+    summary="vLLM, in a stack of its own: the engine that serves; quality, tasks and speed",
+    capabilities=frozenset({"logits", "factored", "ragged"}),
+    reads=(TRANSFORMERS_FORMAT,),
+    imports=imports,
+    load=load,
+    params=VllmParams,
+    packages=("vllm", "torch", "transformers", "tokenizers", "safetensors"),
+    stack="vllm",
+    caches=dict.fromkeys(CACHES, ()),
+    decode_modes={"eager": tuple(CACHES)},
+)

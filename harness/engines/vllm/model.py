@@ -1,0 +1,110 @@
+"""A model that vLLM has loaded, with the harness's capabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from harness.core.capability import HeadWeights, KernelFamily, StoredTensor
+from harness.core.engine import LoadRequest
+from harness.engines.vllm.runtime import Runtime
+from harness.errors import InvalidRunError
+
+if TYPE_CHECKING:
+    import torch
+
+PROBE_TOKENS = 16
+PROBE_NAT = {"float32": 1e-3}
+"""Largest difference between vLLM's own log-probabilities and those from its hidden states and head, by dtype."""
+OTHER_PROBE_NAT = 0.1
+
+
+class VllmModel:
+    """A causal language model in vLLM."""
+
+    def __init__(self, runtime: Runtime, tokenizer: Any | None, request: LoadRequest) -> None:
+        import torch
+
+        config = runtime.engine.vllm_config
+        self._runtime = runtime
+        self._request = request
+        self.tokenizer = tokenizer
+        self.vocabulary = int(config.model_config.get_vocab_size())
+        self.device = request.device
+        self.threads = torch.get_num_threads()
+        self.attention = "vLLM's own"
+        self.cache_description: str | None = None
+        if request.kv_cache != "model":
+            self.cache_description = f"{config.cache_config.cache_dtype} of vLLM"
+        self.context_length: int | None = runtime.limits.text_tokens - 1
+        self.factored = False
+
+    def probe_head(self) -> None:
+        """Compares the log-probabilities of head(hidden(x)) with those that vLLM itself returns for a prompt.
+
+        Raises InvalidRunError if they differ: then the states are not what vLLM computes with.
+        """
+        tokens = [index % self.vocabulary for index in range(1, PROBE_TOKENS + 1)]
+        own = self._own_logprobs(tokens)
+        logits = self.head(self.hidden_of([tokens])[0][:-1]).double()
+        read = logits.log_softmax(dim=-1).gather(-1, logits.new_tensor(tokens[1:]).long()[:, None])[:, 0].tolist()
+        limit = PROBE_NAT.get(self._request.dtype, OTHER_PROBE_NAT)
+        worst = max(abs(mine - its) for mine, its in zip(read, own, strict=True))
+        if not worst <= limit:
+            raise InvalidRunError(
+                f"the log-probabilities of vLLM's hidden states differ by up to {worst:.3g} nat from those that vLLM "
+                "returns; this version of vLLM computes them otherwise than the harness expects"
+            )
+        self.factored = True
+
+    def _own_logprobs(self, tokens: Sequence[int]) -> list[float]:
+        """vLLM's own log-probability of each token after the first."""
+        from vllm import SamplingParams
+
+        self._runtime.submit(tokens, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False))
+        (output,) = self._runtime.outputs()
+        found = output.prompt_logprobs or []
+        return [each[token].logprob for each, token in zip(found[1:], tokens[1:], strict=True) if each is not None]
+
+    def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        return torch.stack(self.hidden_of(tokens.tolist()))
+
+    def hidden_of(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        return self._runtime.states(texts)
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._runtime.head(hidden)
+
+    def output_embedding(self) -> HeadWeights | None:
+        """None: vLLM pads, shards or quantizes its head; only vLLM applies it."""
+        return None
+
+    def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.hidden(tokens))
+
+    def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The same as ``logits``: vLLM's cache has one type from the start to the end, also if it has fewer bits."""
+        return self.logits(tokens)
+
+    def sync(self) -> None:
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize()
+
+    def close(self) -> None:
+        self._runtime.close()
+
+    def weight_ledger(self) -> Sequence[StoredTensor]:
+        raise NotImplementedError
+
+    def running_bytes(self) -> int:
+        raise NotImplementedError
+
+    def kernels(self) -> Mapping[str, int]:
+        raise NotImplementedError
+
+    def families(self) -> Mapping[str, KernelFamily]:
+        raise NotImplementedError
