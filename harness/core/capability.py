@@ -224,12 +224,14 @@ class Completes(LoadedModel, Protocol):
     """Writes text after many prompts by continuous batching: a text that ends makes room for the next one."""
 
     def complete(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], **settings: Any
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
     ) -> list[list[int]]:
         """The new tokens after each prompt, at most ``new_tokens``, in order; the model schedules the prompts itself.
 
-        A text ends at the model's own end token, or as soon as it contains one of the strings ``stops``. ``settings``
-        are those of transformers' ``generate``. Raises UnsupportedError for unknown settings.
+        A text ends with the model's own end token, or with the token that completes one of the strings ``stops`` in its
+        decoded tokens, special ones included. ``settings`` are those of transformers' ``generate``, with the defaults
+        of the checkpoint's generation config; the text after prompt i is sampled with ``seed`` + i. Raises
+        UnsupportedError for settings that the model cannot follow.
         """
         ...
 
@@ -258,6 +260,11 @@ def states_and_head(
     if isinstance(model, Factored) and model.factored:
         return model.hidden, model.head
     return model.logits, lambda logits: logits
+
+
+def as_ragged(model: LoadedModel) -> Ragged | None:
+    """The model if it can read texts of unequal length and apply its head to their states, else None."""
+    return model if isinstance(model, Ragged) and model.factored else None
 
 
 def as_branching(model: LoadedModel) -> Branching | None:

@@ -2,7 +2,7 @@
 
 Prompts are prefilled one by one, without padding; a common prefix of all prompts is prefilled once. Generation then
 runs in a batch: a finished text leaves, and the next prompt takes its place. A model that cannot branch, or must see
-one prompt at a time, gets the prompts as HFLM would pass them.
+one prompt at a time, gets the prompts as HFLM would pass them. A model that schedules prompts itself gets all at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from harness.core.capability import Branching, Generates, as_branching
+from harness.core.capability import Branching, Completes, Generates, as_branching
 from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import common
 from harness.tasks.scoring import Effort
@@ -38,7 +38,7 @@ SHARED_TOKENS = 32
 
 
 def generate(
-    model: Generates,
+    model: Generates | Completes,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     max_length: int,
@@ -48,7 +48,8 @@ def generate(
 ) -> list[str]:
     """The text generated after each prompt, in order. ``rows`` is the batch size, ``seed`` is for sampling.
 
-    Adds the work done to ``effort``. Raises UnsupportedError if the model's length leaves no room for a prompt.
+    Adds the work done to ``effort``. Raises UnsupportedError if the model's length leaves no room for a prompt, or for
+    settings that the model cannot follow.
     """
     import torch
 
@@ -58,9 +59,15 @@ def generate(
     for index, (_, settings) in enumerate(prompts):
         groups.setdefault(json.dumps(settings, sort_keys=True, default=repr), []).append(index)
     for group in groups.values():
-        writer = _Writer(model, tokenizer, max_length, prompts[group[0]][1], effort)
-        for index, text in zip(group, writer.write([prompts[index][0] for index in group], rows), strict=True):
-            written[index] = text
+        rules = _Rules(tokenizer, max_length, prompts[group[0]][1])
+        texts = [_Text(prompts[index][0][-rules.room :]) for index in group]
+        with torch.inference_mode():
+            if isinstance(model, Completes):
+                _complete(model, rules, texts, len(texts) if rows > 1 else 1, seed, effort)
+            else:
+                _Writer(model, rules, effort).write(texts, rows)
+        for index, text in zip(group, texts, strict=True):
+            written[index] = rules.text_of(text.written)
     return written
 
 
@@ -80,43 +87,68 @@ class _Text:
         return len(self.prompt) + len(self.written)
 
 
+class _Rules:
+    """lm-eval's settings of one group of prompts: how to generate, when to stop, and what is left of the text.
+
+    ``settings`` are for transformers' ``generate``, ``stops`` are the stop sequences and the tokenizer's EOS, ``new``
+    is the largest number of tokens to write, and ``room`` the number of tokens that remain for a prompt.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, settings: Mapping[str, Any]) -> None:
+        self.tokenizer = tokenizer
+        self.settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
+        if self.settings.get("temperature") == 0.0:
+            del self.settings["temperature"]  # transformers accepts no temperature without sampling
+        self.new = int(self.settings.pop("max_gen_toks"))
+        eos = tokenizer.eos_token_id
+        end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
+        self.stops: list[str] = handle_stop_sequences(self.settings.pop("until"), eos=end)
+        self.room = max_length - self.new
+        if self.room <= 0:
+            raise UnsupportedError(f"{self.new} tokens are to be written, and the model takes {max_length} in all")
+
+    def text_of(self, tokens: Sequence[int]) -> str:
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(postprocess_generated_text(text, stop=self.stops, think_end_token=None))
+
+
+def _complete(
+    model: Completes, rules: _Rules, texts: Sequence[_Text], together: int, seed: int, effort: Effort
+) -> None:
+    """Has the model write all texts, ``together`` of them at once."""
+    stops = [stop for stop in rules.stops if stop]
+    new = rules.new if len(stops) == len(rules.stops) else 1  # an empty one is in every text
+    for low in range(0, len(texts), together):
+        part = texts[low : low + together]
+        prompts = [text.prompt for text in part]
+        found = model.complete(prompts, new, stops, seed + low, **rules.settings)
+        for text, written in zip(part, found, strict=True):
+            text.written = written
+            effort.add(tokens=len(text) - 1, head_rows=len(written))  # the last token is written, never read
+        effort.add(forwards=1)
+
+
 class _Writer:
     """Generates text for prompts that share the same settings."""
 
-    def __init__(
-        self, model: Generates, tokenizer: Any, max_length: int, settings: Mapping[str, Any], effort: Effort
-    ) -> None:
+    def __init__(self, model: Generates, rules: _Rules, effort: Effort) -> None:
         self._model = model
-        self._tokenizer = tokenizer
+        self._rules = rules
         self._effort = effort
-        self._settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(settings), DEFAULT_NEW_TOKENS))
-        if self._settings.get("temperature") == 0.0:
-            del self._settings["temperature"]  # transformers accepts no temperature without sampling
-        self._new = self._settings.pop("max_gen_toks")
-        eos = tokenizer.eos_token_id
-        end = None if eos is None else tokenizer.decode(eos, skip_special_tokens=False)
-        self._stops = handle_stop_sequences(self._settings.pop("until"), eos=end)
-        self._room = max_length - self._new
-        if self._room <= 0:
-            raise UnsupportedError(f"{self._new} tokens are to be written, and the model takes {max_length} in all")
-        lengths = [len(tokenizer.encode(stop, add_special_tokens=False)) for stop in self._stops]
+        encode = rules.tokenizer.encode
+        lengths = [len(encode(stop, add_special_tokens=False)) for stop in rules.stops]
         self._look_back = max(lengths, default=0) + 2  # the model may write a stop sequence with other tokens
 
-    def write(self, prompts: Sequence[tuple[int, ...]], rows: int) -> list[str]:
-        """The generated texts. Long prompts go first, so that running out of memory shows early."""
-        import torch
-
-        texts = [_Text(prompt[-self._room :]) for prompt in prompts]
+    def write(self, texts: Sequence[_Text], rows: int) -> None:
+        """Generates all texts. Long prompts go first, so that running out of memory shows early."""
         ordered = sorted(texts, key=len, reverse=True)
-        together = rows > 1 and len(ordered[-1]) > 1 and self._settings.keys() <= PLAIN_SETTINGS
-        with torch.inference_mode():
-            branching = as_branching(self._model) if together else None
-            if branching is not None:
-                self._in_stretches(branching, ordered, rows)
-            else:
-                for low in range(0, len(ordered), rows):
-                    self._continue(ordered[low : low + rows], None, self._new)
-        return [self._text_of(text.written) for text in texts]
+        together = rows > 1 and len(ordered[-1]) > 1 and self._rules.settings.keys() <= PLAIN_SETTINGS
+        branching = as_branching(self._model) if together else None
+        if branching is not None:
+            self._in_stretches(branching, ordered, rows)
+        else:
+            for low in range(0, len(ordered), rows):
+                self._continue(ordered[low : low + rows], None, self._rules.new)
 
     def _in_stretches(self, model: Branching, texts: Sequence[_Text], rows: int) -> None:
         import torch
@@ -130,7 +162,7 @@ class _Writer:
             if fresh:
                 prefix = model.join_prefixes([*([prefix] if going else []), *read])
                 going += fresh
-            steps = min(STRETCH, *(self._new - len(text.written) for text in going))
+            steps = min(STRETCH, *(self._rules.new - len(text.written) for text in going))
             prefix = self._continue(going, prefix, steps)
             kept = [row for row, text in enumerate(going) if not text.done]
             going = [going[row] for row in kept]
@@ -151,15 +183,15 @@ class _Writer:
     def _continue(self, texts: Sequence[_Text], prefix: Any | None, steps: int) -> Any:
         """Generates up to ``steps`` tokens after each text; ``prefix`` caches all tokens but the last, or None."""
         tokens, mask = self._padded(texts)
-        stop = _Stop(self._tokenizer, self._stops, self._look_back, texts)
-        settings = {**self._settings, "max_new_tokens": steps, "pad_token_id": self._tokenizer.pad_token_id}
+        stop = _Stop(self._rules.tokenizer, self._rules.stops, self._look_back, texts)
+        settings = {**self._rules.settings, "max_new_tokens": steps, "pad_token_id": self._rules.tokenizer.pad_token_id}
         read = tokens.numel() if prefix is None else len(texts)
         written, ended, prefix = self._model.generate(tokens, mask, prefix, stop, **settings)
         taken = written.shape[1]
         self._effort.add(tokens=read + len(texts) * (taken - 1), head_rows=len(texts) * taken, forwards=taken)
         for text, row, end, own in zip(texts, written.tolist(), stop.ends, ended.tolist(), strict=True):
             text.written += row[:end]
-            text.done = own or end is not None or len(text.written) >= self._new
+            text.done = own or end is not None or len(text.written) >= self._rules.new
         return prefix
 
     def _padded(self, texts: Sequence[_Text]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,16 +199,12 @@ class _Writer:
         import torch
 
         width = max(map(len, texts))
-        tokens = torch.full((len(texts), width), self._tokenizer.pad_token_id)
+        tokens = torch.full((len(texts), width), self._rules.tokenizer.pad_token_id)
         mask = torch.zeros_like(tokens)
         for row, text in enumerate(texts):
             tokens[row, width - len(text) :] = torch.tensor(text.tokens)
             mask[row, width - len(text) :] = 1
         return tokens, mask
-
-    def _text_of(self, tokens: Sequence[int]) -> str:
-        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return str(postprocess_generated_text(text, stop=self._stops, think_end_token=None))
 
 
 class _Stop:

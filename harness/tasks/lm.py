@@ -16,7 +16,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configure_pad_token, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from harness.core.capability import Generates, LoadedModel, Logits, as_branching
+from harness.core.capability import Completes, Generates, LoadedModel, Logits, as_branching
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.generating import ROWS, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
@@ -123,7 +123,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         contexts = [instance.args[0] for instance in requests]
         encoded = self._encoded(contexts)
         prompts = [(encoded[text], instance.args[1]) for text, instance in zip(contexts, requests, strict=True)]
-        if not isinstance(self.model, Generates):
+        if not isinstance(self.model, Generates | Completes):
             raise UnsupportedError("the task generates text, and this engine cannot")
         rows = 1 if self.layout == "alone" else ROWS
         return generate(self.model, self.tokenizer, prompts, self.max_length, rows, self._seed, self.effort)

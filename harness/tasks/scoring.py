@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, for many requests in one of three layouts."""
+"""Log-likelihoods of continuations, for many requests in one of four layouts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from harness.core.capability import Branching, LoadedModel, Logits, as_branching, states_and_head
+from harness.core.capability import Branching, LoadedModel, Logits, Ragged, as_branching, as_ragged, states_and_head
 from harness.errors import UnsupportedError
 from harness.tasks.prefix_tree import Ints, Reads, Row, ScoringInput, pack
 
 if TYPE_CHECKING:
     import torch
 
-Layout = Literal["packed", "batched", "alone"]
-"""Rows that branch without padding; batches padded on the right; one input per forward pass."""
+Layout = Literal["packed", "ragged", "batched", "alone"]
+"""Rows that branch without padding; many inputs that the model schedules itself; batches padded on the right; one input
+per forward pass."""
 CHUNK_ROWS = 128
 """Predictions whose logits are in memory at once: 25 MB of float32 for a vocabulary of 49,152."""
 BUDGET_TOKENS = {"cpu": 384}
 """Tokens per forward pass, by device: enough to occupy the cores, few enough to keep attention cheap."""
 OTHER_BUDGET_TOKENS = 2048
+RAGGED_BUDGET_TOKENS = 8192
+"""Tokens of the inputs that a model schedules at once, whose states are then all in memory. They fill several of its
+steps, because the last one is rarely full."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,10 @@ class Score:
 
 @dataclass
 class Effort:
-    """The work done: tokens through the decoder (including padding), rows through the head, forward passes."""
+    """The work done: tokens through the decoder (including padding), rows through the head, forward passes.
+
+    A call of a model that schedules its texts itself counts as one forward pass.
+    """
 
     tokens: int = 0
     head_rows: int = 0
@@ -55,10 +62,15 @@ class Effort:
 
 
 def default_layout(model: LoadedModel) -> Layout:
-    return "packed" if as_branching(model) is not None else "batched"
+    if as_branching(model) is not None:
+        return "packed"
+    return "ragged" if as_ragged(model) is not None else "batched"
 
 
 def default_budget(model: LoadedModel) -> int:
+    """Tokens per forward pass, or per group of inputs that the model schedules itself."""
+    if as_ragged(model) is not None:
+        return RAGGED_BUDGET_TOKENS
     return BUDGET_TOKENS.get(model.device.partition(":")[0], OTHER_BUDGET_TOKENS)
 
 
@@ -68,7 +80,7 @@ def score(
     """The score of every request, in order. Adds the work done to ``effort``.
 
     Requests with the same input share its predictions. Raises UnsupportedError for ``packed`` if the model cannot
-    branch.
+    branch, and for ``ragged`` if it cannot read inputs of unequal length.
     """
     import torch
 
@@ -89,6 +101,13 @@ def _forwards(
         if branching is None:
             raise UnsupportedError("this model cannot run rows that branch")
         yield from _packed(branching, pack(inputs, budget), effort)
+        return
+    if layout == "ragged":
+        ragged = as_ragged(model)
+        if ragged is None:
+            raise UnsupportedError("this model cannot read inputs of unequal length together")
+        for group in _groups(inputs, budget):
+            yield _unpadded(ragged, group, inputs, effort)
         return
     for batch in _batches(inputs, 1 if layout == "alone" else budget):
         yield _padded(model, inputs, batch, effort)
@@ -115,6 +134,44 @@ def _packed(model: Branching, rows: Sequence[Row], effort: Effort) -> Iterator[t
         yield states, row.reads
 
 
+def _groups(inputs: Sequence[ScoringInput], budget: int) -> Iterator[range]:
+    """Neighbours with at most ``budget`` tokens together; an input with more is a group of its own."""
+    low = total = 0
+    for index, each in enumerate(inputs):
+        if index > low and total + len(each.tokens) > budget:
+            yield range(low, index)
+            low, total = index, 0
+        total += len(each.tokens)
+    if inputs:
+        yield range(low, len(inputs))
+
+
+def _unpadded(
+    model: Ragged, group: Sequence[int], inputs: Sequence[ScoringInput], effort: Effort
+) -> tuple[torch.Tensor, Reads]:
+    """The states of a group that are needed, and what to read there."""
+    import torch
+
+    states = model.hidden_of([inputs[index].tokens for index in group])
+    effort.add(tokens=sum(len(inputs[index].tokens) for index in group), forwards=1)
+    needed = torch.cat([rows[inputs[index].first :] for index, rows in zip(group, states, strict=True)])
+    starts, filled = [], 0
+    for index in group:
+        starts.append(filled - inputs[index].first)
+        filled += len(inputs[index].tokens) - inputs[index].first
+    return needed, _reads(inputs, group, starts)
+
+
+def _reads(inputs: Sequence[ScoringInput], batch: Sequence[int], starts: Sequence[int]) -> Reads:
+    """What a batch's inputs need; ``starts`` are the places of their first tokens, before 0 if those are left out."""
+    spans = [np.arange(inputs[index].first, len(inputs[index].tokens)) for index in batch]
+    return Reads(
+        inputs=np.concatenate([np.full(len(span), index) for index, span in zip(batch, spans, strict=True)]),
+        positions=np.concatenate(spans),
+        places=np.concatenate([start + span for start, span in zip(starts, spans, strict=True)]),
+    )
+
+
 def _batches(inputs: Sequence[ScoringInput], budget: int) -> Iterator[list[int]]:
     """Batches of inputs of similar length, longest first, with at most ``budget`` tokens including padding."""
     ordered = sorted(range(len(inputs)), key=lambda index: len(inputs[index].tokens), reverse=True)
@@ -139,13 +196,7 @@ def _padded(
         tokens[row, : len(inputs[index].tokens)] = torch.tensor(inputs[index].tokens)
     states = states_and_head(model)[0](tokens)
     effort.add(tokens=tokens.numel(), forwards=1)
-    spans = [np.arange(inputs[index].first, len(inputs[index].tokens)) for index in batch]
-    reads = Reads(
-        inputs=np.concatenate([np.full(len(span), index) for index, span in zip(batch, spans, strict=True)]),
-        positions=np.concatenate(spans),
-        places=np.concatenate([row * width + span for row, span in enumerate(spans)]),
-    )
-    return states.flatten(0, 1), reads
+    return states.flatten(0, 1), _reads(inputs, batch, [row * width for row in range(len(batch))])
 
 
 class _Reader:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from scheduling_model import SchedulingModel, scheduling
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -30,6 +31,7 @@ from lm_eval.models.huggingface import HFLM
 from harness.tasks.catalog import catalog
 from harness.tasks.definitions import load
 from harness.tasks.lm import HarnessLM
+from harness.tasks.scoring import Effort
 
 pytestmark = pytest.mark.heavy
 
@@ -49,6 +51,10 @@ class Both:
 
     def ours(self, **settings: Any) -> HarnessLM:
         return HarnessLM(self.model, **settings)
+
+    def scheduling(self, **settings: Any) -> tuple[SchedulingModel, HarnessLM]:
+        model = scheduling(self.raw, self.tokenizer)
+        return model, HarnessLM(model, **settings)
 
     def judge(self, batch_size: int = 4, **settings: Any) -> HFLM:
         return HFLM(pretrained=self.raw, tokenizer=self.tokenizer, batch_size=batch_size, **settings)
@@ -113,6 +119,10 @@ def test_scores_of_real_tasks_are_hflms(
     alone = stories.ours(layout="alone")
     assert_same(requests, alone.loglikelihood(requests), theirs)
     assert packed.effort.tokens <= alone.effort.tokens
+    model, ragged = stories.scheduling(budget_tokens=512)
+    assert_same(requests, ragged.loglikelihood(requests), theirs)
+    assert ragged.effort.tokens == alone.effort.tokens == sum(len(text) for group in model.read for text in group)
+    assert len(model.read) < ragged.effort.tokens / 256  # groups are at least half full
 
 
 def test_a_header_of_all_questions_goes_through_the_model_once(stories: Both, shared: Shared) -> None:
@@ -193,6 +203,46 @@ def test_what_is_written_stops_where_it_should(stories: Both) -> None:
         found = stories.ours().generate_until(instances("generate_until", *((text, settings) for text in prompts)))
         assert found == [text.split(until)[0] for text in plain]
         assert found != plain
+
+
+def test_a_model_that_schedules_prompts_writes_what_hflm_writes(stories: Both, shared: Shared) -> None:
+    requests = asked("gsm8k", shared("data/gsm8k/test.jsonl"), 4, fewshot=1)
+    for index, request in enumerate(requests):
+        until = [["Question:", " little"], "."][index % 2]
+        request.arguments = (request.args[0], {"until": until, "max_gen_toks": 20 + index % 2, "do_sample": False})
+    theirs = stories.judge(batch_size=1).generate_until(requests, disable_tqdm=True)
+    assert len(set(theirs)) > 1
+    model, lm = stories.scheduling()
+    assert lm.generate_until(requests) == theirs
+    end = stories.tokenizer.eos_token
+    stops = [["Question:", " little", end], [".", end]]
+    expected = [(2, 20, stops[0], {"do_sample": False}), (2, 21, stops[1], {"do_sample": False})]
+    assert [(len(prompts), new, until, rest) for prompts, new, until, _, rest in model.written] == expected
+    model, alone = stories.scheduling(layout="alone")
+    assert alone.generate_until(requests) == theirs
+    assert [(len(prompts), seed) for prompts, _, _, seed, _ in model.written] == [(1, 0), (1, 1)] * 2
+    assert (lm.effort.tokens, lm.effort.head_rows) == (alone.effort.tokens, alone.effort.head_rows)
+    assert (lm.effort.forwards, alone.effort.forwards) == (2, 4)
+    empty = instances("generate_until", ("Once upon a time", {"until": ["", "?"], "max_gen_toks": 10}))
+    assert lm.generate_until(empty) == stories.judge(1).generate_until(empty, disable_tqdm=True)
+
+
+def test_what_a_scheduled_prompt_costs_is_counted(stories: Both) -> None:
+    _, lm = stories.scheduling(max_length=40)
+    lm.generate_until(instances("generate_until", ("Once upon a time " * 20, {"until": [], "max_gen_toks": 10})))
+    assert lm.effort == Effort(tokens=30 + 9, head_rows=10, forwards=1)  # cut on the left; the last is never read
+
+
+def test_texts_are_drawn_each_from_a_seed_of_its_own(stories: Both) -> None:
+    settings = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "max_gen_toks": 20}
+    requests = instances("generate_until", *[("Once upon a time", settings)] * 3)
+    model, lm = stories.scheduling(seed=5)
+    found = lm.generate_until(requests)
+    assert len(set(found)) == 3
+    assert [(seed, rest) for *_, seed, rest in model.written] == [
+        (5, {"do_sample": True, "temperature": 0.7, "top_p": 0.9})
+    ]
+    assert stories.scheduling(seed=5, layout="alone")[1].generate_until(requests) == found
 
 
 def test_a_prompt_of_one_token_is_written_after_too(stories: Both) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from scheduling_model import scheduling
 from transformers import AutoModelForCausalLM
 
 from harness.core.engine import LoadRequest
 from harness.engines.transformers.engine import TransformersModel, load
+from harness.errors import UnsupportedError
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_layout, score
 
 pytestmark = pytest.mark.heavy
@@ -91,6 +93,36 @@ def same(found: Sequence[Score], expected: Sequence[Score], tolerance: float = 1
 def test_every_layout_is_the_plain_forward_pass(model, asked, expected, layout: Layout, budget: int) -> None:
     assert {True, False} == {each.greedy for each in expected}
     assert same(score(model, asked, layout, budget), expected)
+
+
+@pytest.mark.parametrize("budget", [16, 100, 2000])
+def test_a_model_that_schedules_its_texts_gets_whole_groups_of_them(raw, asked, expected, budget: int) -> None:
+    scheduler, effort = scheduling(raw, None), Effort()
+    assert default_layout(scheduler) == "ragged"
+    assert same(score(scheduler, asked, "ragged", budget, effort), expected)
+    inputs = {request.context + request.continuation[:-1] for request in asked}
+    assert sorted(tuple(text) for group in scheduler.read for text in group) == sorted(inputs)
+    sizes = [sum(map(len, group)) for group in scheduler.read]
+    assert all(size <= budget or len(group) == 1 for size, group in zip(sizes, scheduler.read, strict=True))
+    assert all(one + len(after[0]) > budget for one, after in zip(sizes, scheduler.read[1:], strict=False))
+    assert (effort.tokens, effort.forwards) == (sum(sizes), len(sizes))
+    assert effort.head_rows == len(predicted(asked))
+
+
+def predicted(asked: Sequence[Request]) -> set[tuple[tuple[int, ...], int]]:
+    """Each input with each of its positions whose prediction some request needs."""
+    needed = set()
+    for request in asked:
+        text = request.context + request.continuation[:-1]
+        needed |= {(text, position) for position in range(len(request.context) - 1, len(text))}
+    return needed
+
+
+def test_layouts_that_a_model_has_not_are_refused(raw, model, asked) -> None:
+    with pytest.raises(UnsupportedError, match="cannot read inputs of unequal length"):
+        score(model, asked, "ragged", 100)
+    with pytest.raises(UnsupportedError, match="cannot run rows that branch"):
+        score(scheduling(raw, None), asked, "packed", 100)
 
 
 def test_long_continuations_are_read_in_chunks(model, asked, expected, monkeypatch: pytest.MonkeyPatch) -> None:
