@@ -26,10 +26,10 @@ lint:
 	$(BIN)/mypy
 
 light:
-	$(PYTEST) -m "not heavy and not slow"
+	$(PYTEST) -m "not heavy and not slow and not stack"
 
 test: setup-all check ## all that 'make check' does, then all other tests
-	$(PYTEST) -m "heavy and not slow"
+	$(PYTEST) -m "heavy and not slow and not stack"
 
 faults: setup-all ## every row of docs/reliability.md, the slow ones too
 	$(PYTEST) tests/faults -m "slow or not slow"

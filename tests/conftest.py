@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +46,8 @@ settings.register_profile("same every time", derandomize=True, database=None, de
 settings.load_profile("same every time")
 
 HERE = Path(__file__).parent
-LIGHT = "not heavy and not slow"
-"""The selection of ``make check``. Under it modules that are marked heavy are not even imported."""
+LIGHT = "not heavy and not slow and not stack"
+"""The selection of ``make check``. Under it modules that are marked heavy or stack are not even imported."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
@@ -58,9 +59,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leaves modules that are marked heavy alone where no heavy test is wanted: to import them is to import torch."""
+    """Leaves modules of heavy tests alone where none is wanted: to import them is to import torch."""
     if config.option.markexpr == LIGHT and collection_path.name.startswith("test_"):
-        return _is_heavy(collection_path) or None
+        return _is_marked(collection_path) or None
     return None
 
 
@@ -74,10 +75,10 @@ def _minutes(item: pytest.Item) -> float:
     return max((float(mark.kwargs.get("minutes", 0)) for mark in item.iter_markers("heavy")), default=0.0)
 
 
-def _is_heavy(path: Path) -> bool:
-    """Whether a module's ``pytestmark`` says ``heavy``, read without importing the module."""
+def _is_marked(path: Path) -> bool:
+    """Whether a module's ``pytestmark`` says ``heavy`` or ``stack``, read without importing the module."""
     return any(
-        "pytest.mark.heavy" in ast.unparse(node.value)
+        re.search(r"pytest\.mark\.(heavy|stack)\b", ast.unparse(node.value))
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
     )

