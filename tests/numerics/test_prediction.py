@@ -44,6 +44,21 @@ def test_divergences_lose_nothing_in_float32(spread: float, damage: float) -> No
     assert logprobs(predict(base), tokens).tolist() == pytest.approx(picked.tolist(), rel=1e-6)
 
 
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+@pytest.mark.parametrize("damage", [1e-5, 1e-4, 1e-3])
+def test_divergences_of_predictions_that_hardly_differ_are_exact(spread: float, damage: float) -> None:
+    """float32 logits, down to 1e-11 nat; the expectation is numpy's in float64, from the same logits."""
+    generator = torch.Generator().manual_seed(2)
+    base = spread * torch.randn(8, 49_152, generator=generator)
+    other = base + damage * torch.randn(8, 49_152, generator=generator)
+    logits = [each.double().numpy() for each in (base, other)]
+    p, q = (np.exp(each - each.max(-1, keepdims=True)) for each in logits)
+    p, q = p / p.sum(-1, keepdims=True), q / q.sum(-1, keepdims=True)
+    forward, backward = divergences(predict(base), predict(other))
+    assert forward.tolist() == pytest.approx((p * np.log(p / q)).sum(-1).tolist(), rel=0.05, abs=1e-12)
+    assert backward.tolist() == pytest.approx((q * np.log(q / p)).sum(-1).tolist(), rel=0.05, abs=1e-12)
+
+
 def test_a_prediction_does_not_diverge_from_itself() -> None:
     same = predict(30 * torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)))
     assert [each.tolist() for each in divergences(same, same)] == [[0.0] * 4] * 2

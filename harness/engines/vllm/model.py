@@ -26,7 +26,7 @@ class VllmModel:
         import torch
 
         config = runtime.engine.vllm_config
-        self._runtime = runtime
+        self.runtime = runtime
         self._request = request
         self.tokenizer = tokenizer
         self.vocabulary = int(config.model_config.get_vocab_size())
@@ -61,8 +61,8 @@ class VllmModel:
         """vLLM's own log-probability of each token after the first."""
         from vllm import SamplingParams
 
-        self._runtime.submit(tokens, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False))
-        (output,) = self._runtime.outputs()
+        self.runtime.submit(tokens, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False))
+        (output,) = self.runtime.outputs()
         found = output.prompt_logprobs or []
         return [each[token].logprob for each, token in zip(found[1:], tokens[1:], strict=True) if each is not None]
 
@@ -72,10 +72,10 @@ class VllmModel:
         return torch.stack(self.hidden_of(tokens.tolist()))
 
     def hidden_of(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        return self._runtime.states(texts)
+        return self.runtime.states(texts)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._runtime.head(hidden)
+        return self.runtime.head(hidden)
 
     def output_embedding(self) -> HeadWeights | None:
         """None: vLLM pads, shards or quantizes its head; only vLLM applies it."""
@@ -95,7 +95,7 @@ class VllmModel:
             torch.cuda.synchronize()
 
     def close(self) -> None:
-        self._runtime.close()
+        self.runtime.close()
 
     def weight_ledger(self) -> Sequence[StoredTensor]:
         raise NotImplementedError

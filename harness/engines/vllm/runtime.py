@@ -201,15 +201,20 @@ class Runtime:
 
         Raises UnsupportedError for a text that is too long.
         """
+        self.everywhere("start_reading")
+        names = self.prefill(texts)
+        found = self.everywhere("take_states", dict(zip(names, map(len, texts), strict=True)))[0]
+        return [found[name] for name in names]
+
+    def prefill(self, texts: Sequence[Sequence[int]]) -> list[str]:
+        """Reads the texts, as vLLM does before it writes; returns vLLM's own names of them."""
         from vllm import SamplingParams
 
         once = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
-        self.everywhere("start_reading")
         names = [self.submit(text, once) for text in texts]
         for _ in self.outputs():
             pass
-        found = self.everywhere("take_states", dict(zip(names, map(len, texts), strict=True)))[0]
-        return [found[name] for name in names]
+        return names
 
     def submit(self, tokens: Sequence[int], params: SamplingParams) -> str:
         """Queues a text; returns vLLM's own name of it. Raises UnsupportedError for one that is too long."""
