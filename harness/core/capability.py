@@ -202,6 +202,24 @@ class Decodes(LoadedModel, Decoder, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class CachePool:
+    """Memory for keys and values that is allocated before any text: ``blocks``, each for ``block_tokens`` tokens."""
+
+    bytes: int
+    blocks: int
+    block_tokens: int
+
+
+@runtime_checkable
+class Pooled(LoadedModel, Protocol):
+    """Allocates its key-value cache when it loads, so that all of its memory peaks include the whole pool."""
+
+    def cache_pool(self) -> CachePool:
+        """The pool, full or not."""
+        ...
+
+
 @runtime_checkable
 class Generates(LoadedModel, Protocol):
     """Writes text after prompts until a condition holds."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import HeadWeights, KernelFamily, StoredTensor
+from harness.core.capability import CachePool, Decoder, HeadWeights, KernelFamily, StoredTensor
 from harness.core.engine import LoadRequest
-from harness.engines.vllm.runtime import Runtime
-from harness.errors import InvalidRunError
+from harness.core.identity import DecodeMode
+from harness.engines.vllm.runtime import Batch, Runtime
+from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +20,17 @@ PROBE_TOKENS = 16
 PROBE_NAT = {"float32": 1e-3}
 """Largest difference between vLLM's own log-probabilities and those from its hidden states and head, by dtype."""
 OTHER_PROBE_NAT = 0.1
+COMPILED = "leave out decode_mode and write engines: [{vllm: {enforce_eager: false}}]"
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the cache holds: ``states`` is a placeholder tensor of the bytes of all tokens' keys and values.
+
+    A text takes whole blocks of the pool (see ``cache_pool``), so up to one block less a token more than this.
+    """
+
+    states: torch.Tensor
 
 
 class VllmModel:
@@ -38,6 +52,8 @@ class VllmModel:
             self.cache_description = f"{config.cache_config.cache_dtype} of vLLM"
         self.context_length: int | None = runtime.limits.text_tokens - 1
         self.factored = False
+        self._batch: Batch | None = None
+        self._new_tokens = 0
 
     def probe_head(self) -> None:
         """Compares the log-probabilities of head(hidden(x)) with those that vLLM itself returns for a prompt.
@@ -87,6 +103,47 @@ class VllmModel:
     def own_cache_logits(self, tokens: torch.Tensor) -> torch.Tensor:
         """The same as ``logits``: vLLM's cache has one type from the start to the end, also if it has fewer bits."""
         return self.logits(tokens)
+
+    def prefill(self, tokens: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """Outside of ``decoder`` no token is written after the prompt."""
+        if self._batch is not None:
+            self._batch.drop()
+        self._batch = Batch(self.runtime, tokens.tolist(), self._new_tokens)
+        return self._batch.read(), self._written(self._batch)
+
+    def decode(self, tokens: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+        """One step of vLLM's engine, which reads the token that it has sampled.
+
+        Raises InvalidRunError for another token, and HarnessError without a prompt or beyond ``new_tokens`` steps.
+        """
+        if self._batch is None:
+            raise HarnessError("decode before prefill")
+        return self._batch.write(tokens[:, 0].tolist()), self._written(self._batch)
+
+    @contextmanager
+    def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> Iterator[Decoder]:
+        """The model itself; what is unfinished at the end leaves the engine."""
+        if mode != "eager":
+            raise UnsupportedError(f"vLLM compiles its model when it loads it: {COMPILED}")
+        self._new_tokens = new_tokens
+        try:
+            yield self
+        finally:
+            self._new_tokens = 0
+            if self._batch is not None:
+                self._batch.drop()
+                self._batch = None
+
+    def _written(self, batch: Batch) -> Written:
+        import torch
+
+        limits = self.runtime.limits
+        elements = round(batch.kept_tokens * limits.cache_bytes_per_token) // limits.cache_dtype.itemsize
+        return Written(torch.empty(elements, dtype=limits.cache_dtype, device="meta"))
+
+    def cache_pool(self) -> CachePool:
+        limits = self.runtime.limits
+        return CachePool(limits.cache_bytes, limits.cache_blocks, limits.block_tokens)
 
     def sync(self) -> None:
         if self.device.startswith("cuda"):

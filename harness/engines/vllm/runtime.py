@@ -9,9 +9,11 @@ that scheduling, chunked prefill, attention and kernels are those that serve.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
@@ -50,12 +52,15 @@ class Readout:
         """Hooks the step that computes prompt log-probabilities, in vLLM's first or second model runner."""
         self._reading = False
         self._states: dict[str, dict[int, torch.Tensor]] = {}
+        self._sampled: list[tuple[list[str], torch.Tensor]] | None = None
         runner = self.model_runner
         if hasattr(runner, "_get_prompt_logprobs_dict"):
             runner._get_prompt_logprobs_dict = self._before_first(runner, runner._get_prompt_logprobs_dict)
+            runner._sample = self._sampling_first(runner, runner._sample)
         else:
             worker = runner.prompt_logprobs_worker
             worker.compute_prompt_logprobs = self._before_second(worker.compute_prompt_logprobs)
+            self._hook_second_sampler(runner)
 
     def start_reading(self) -> None:
         self._reading = True
@@ -78,6 +83,23 @@ class Readout:
                 raise InvalidRunError(f"vLLM did not compute every position of a text of {length} tokens once")
             whole[request] = pieces[0][1] if len(pieces) == 1 else torch.cat([rows for _, rows in pieces])
         return whole
+
+    def start_sampling(self) -> None:
+        """Keeps the logits that the coming steps sample from, by reference."""
+        self._sampled = []
+
+    def take_logits(self, requests: list[str]) -> torch.Tensor:
+        """The last logits of these requests since ``start_sampling``, (n, vocabulary), and keeps no more of them.
+
+        In the usual case, a single step that computed exactly these requests in this order, nothing is copied.
+        """
+        import torch
+
+        steps, self._sampled = self._sampled or [], None
+        if len(steps) == 1 and steps[0][0] == requests:
+            return steps[0][1]
+        rows = {name: logits[row] for names, logits in steps for row, name in enumerate(names)}
+        return torch.stack([rows[name] for name in requests])
 
     def apply_head(self, hidden: torch.Tensor) -> torch.Tensor | None:
         """The model's own logits of hidden states (n, width): (n, vocabulary); None on all workers but the first."""
@@ -115,6 +137,32 @@ class Readout:
 
         return step
 
+    def _sampling_first(self, runner: Any, following: Any) -> Any:
+        """GPUModelRunner and CPUModelRunner: a row of logits for each request of the step, in the batch's order."""
+
+        def sample(logits: torch.Tensor, speculated: Any) -> Any:
+            if self._sampled is not None:
+                self._sampled.append((list(runner.input_batch.req_ids), logits))
+            return following(logits, speculated)
+
+        return sample
+
+    def _hook_second_sampler(self, runner: Any) -> None:
+        """The second runner, whose sampler does not see the names of its rows."""
+        sample, choose = runner.sample, runner.sampler.sample
+        names: list[str] = []
+
+        def sample_batch(hidden: torch.Tensor, batch: Any, grammar: Any) -> Any:
+            names[:] = batch.req_ids
+            return sample(hidden, batch, grammar)
+
+        def choose_tokens(logits: torch.Tensor, *rest: Any, **more: Any) -> Any:
+            if self._sampled is not None:
+                self._sampled.append((list(names), logits))
+            return choose(logits, *rest, **more)
+
+        runner.sample, runner.sampler.sample = sample_batch, choose_tokens
+
     def _keep(self, request: str, start: int, rows: torch.Tensor) -> None:
         """Copies rows at once: vLLM reuses the buffer. A text that was preempted begins again, and replaces them."""
         if len(rows):
@@ -126,7 +174,11 @@ READOUT = f"{Readout.__module__}.{Readout.__qualname__}"
 
 @dataclass(frozen=True)
 class Limits:
-    """vLLM's own limits: tokens of one text, texts at once, tokens computed in one step, and the cache's size."""
+    """vLLM's own limits: tokens of one text, texts at once, tokens computed in one step, and the cache.
+
+    All ``cache_bytes`` are allocated when vLLM starts, as ``cache_blocks`` blocks of ``block_tokens`` tokens, which
+    texts take as they grow.
+    """
 
     text_tokens: int
     texts: int
@@ -134,6 +186,30 @@ class Limits:
     cache_blocks: int
     block_tokens: int
     cache_bytes: int
+    cache_groups: int
+    cache_dtype: torch.dtype
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """Bytes of the keys and values of one token: each group of layers keeps it in a block of its own."""
+        return self.cache_groups * self.cache_bytes / (self.cache_blocks * self.block_tokens)
+
+    def refusal(self, texts: int, tokens: int) -> str | None:
+        """Why vLLM cannot keep that many texts of that many tokens at once, in one sentence; None if it can.
+
+        A last token is sampled after them and not kept. One block of the cache is vLLM's own.
+        """
+        if texts > self.texts:
+            return f"vLLM takes {self.texts} texts at once here, not {texts}: raise max_num_seqs"
+        if tokens >= self.text_tokens:
+            return f"vLLM takes texts of {self.text_tokens - 1} tokens here, not {tokens}: raise max_model_len"
+        blocks = texts * self.cache_groups * -(-tokens // self.block_tokens)
+        if blocks >= self.cache_blocks:
+            return (
+                f"{texts} texts of {tokens} tokens take {blocks} blocks of vLLM's cache, which has "
+                f"{self.cache_blocks - 1}: raise kv_cache_memory or gpu_memory_utilization"
+            )
+        return None
 
 
 class Runtime:
@@ -149,10 +225,13 @@ class Runtime:
         if hasattr(torch._C, "_cpu") and hasattr(torch._C._cpu, "_init_amx"):
             torch._C._cpu._init_amx()  # otherwise the first product of a bfloat16 model may die of SIGILL
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.llm_engine import LLMEngine
 
+        offline = UsageContext.LLM_CLASS  # vLLM chooses the size of a step by it: 4096 tokens on a CPU
         try:
-            self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments, worker_extension_cls=READOUT))
+            chosen = EngineArgs(**arguments, worker_extension_cls=READOUT)
+            self.engine = LLMEngine.from_engine_args(chosen, usage_context=offline)
         except (ValueError, NotImplementedError, RuntimeError, AssertionError, KeyError) as error:
             if any(word in str(error).lower() for word in ("out of memory", "allocate memory")):
                 raise
@@ -168,6 +247,8 @@ class Runtime:
             cache_blocks=int(cache.num_gpu_blocks or 0),
             block_tokens=int(cache.block_size),
             cache_bytes=_cache_bytes(self.worker) if self.alone else 0,
+            cache_groups=len(self.scheduler.kv_cache_config.kv_cache_groups),
+            cache_dtype=self.scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec.dtype,
         )
 
     @property
@@ -181,6 +262,11 @@ class Runtime:
         if not self.alone:
             raise UnsupportedError("vLLM's workers are processes of their own under tensor parallelism")
         return self.engine.model_executor.driver_worker.worker
+
+    @property
+    def scheduler(self) -> Any:
+        """vLLM's scheduler. It is in this process even if the workers are not."""
+        return self.engine.engine_core.engine_core.scheduler
 
     @property
     def model(self) -> Any:
@@ -246,8 +332,125 @@ class Runtime:
         gc.collect()
 
 
+class Batch:
+    """Texts that vLLM reads and then continues greedily, all by one token in each step of its engine.
+
+    What is timed is what users of vLLM wait for: whole steps, with the scheduler and the processing of outputs.
+    """
+
+    def __init__(self, runtime: Runtime, texts: Sequence[Sequence[int]], new_tokens: int) -> None:
+        """``new_tokens`` steps follow the reading. Raises UnsupportedError if vLLM cannot keep the texts."""
+        refusal = runtime.limits.refusal(len(texts), max(map(len, texts)) + new_tokens)
+        if refusal is not None:
+            raise UnsupportedError(refusal)
+        self._runtime = runtime
+        self._texts = texts
+        self._new_tokens = new_tokens
+        self._names: list[str] = []
+        self._requests: list[Any] = []
+        self._logits: torch.Tensor | None = None
+        self._chosen: torch.Tensor | None = None
+        self.kept_tokens = 0
+        """Tokens in the cache, over all texts."""
+
+    def read(self) -> torch.Tensor:
+        """Submits the texts and computes them; returns the logits after each, (texts, vocabulary).
+
+        vLLM computes a limited number of tokens in a step, so this may take several. It would continue the first texts
+        while it reads the last; those wait here, so that reading and writing are timed apart.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=0.0,
+            ignore_eos=True,
+            max_tokens=self._new_tokens + 1,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # as in vLLM's own offline class
+        )
+        self._names = [self._runtime.submit(text, params) for text in self._texts]
+        self._requests = [self._runtime.scheduler.requests[name] for name in self._names]
+        self._start()
+        computed = -1
+        while any(request.num_output_tokens == 0 for request in self._requests):
+            for request in self._requests:
+                request.next_decode_eligible_step = sys.maxsize if request.num_output_tokens else 0
+            before, computed = computed, sum(request.num_computed_tokens for request in self._requests)
+            if computed == before:
+                raise InvalidRunError("vLLM schedules none of the texts that it has taken")
+            self._runtime.step()
+        for request in self._requests:
+            request.next_decode_eligible_step = 0
+        self.kept_tokens = sum(map(len, self._texts))
+        return self._end(1)
+
+    def write(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Continues each text by one token in one step, (texts, vocabulary): the logits after ``tokens``.
+
+        Raises InvalidRunError if vLLM continues with other tokens than these.
+        """
+        written = len(self._requests[0].output_token_ids) if self._requests else 0
+        if not 0 < written <= self._new_tokens:
+            raise HarnessError(f"vLLM was asked for {self._new_tokens} tokens after reading, and all are written")
+        self._check(tokens)
+        self._start()
+        self._runtime.step()
+        self.kept_tokens += len(self._texts)
+        return self._end(written + 1)
+
+    def drop(self) -> None:
+        """Ends what is unfinished and frees its blocks of the cache."""
+        left = [name for name in self._names if name in self._runtime.scheduler.requests]
+        if left:
+            self._runtime.engine.abort_request(left, internal=True)
+        self._names, self._requests = [], []
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        """vLLM reads the tokens that it has sampled, whatever it is given. Of equally likely tokens it may take any."""
+        for row, (token, request) in enumerate(zip(tokens, self._requests, strict=True)):
+            sampled = request.output_token_ids[-1]
+            if token != sampled and (self._logits is None or self._logits[row, token] != self._logits[row, sampled]):
+                raise InvalidRunError(f"row {row} was to go on with token {token}, but vLLM sampled {sampled}")
+
+    def _start(self) -> None:
+        if self._runtime.alone:
+            self._runtime.worker.start_sampling()
+
+    def _end(self, written: int) -> torch.Tensor:
+        """The logits of the step that has ended. Raises InvalidRunError unless each text has so many new tokens."""
+        counts = sorted({request.num_output_tokens for request in self._requests})
+        if counts != [written]:
+            raise InvalidRunError(f"vLLM wrote {counts[0]} to {counts[-1]} tokens in steps of {written} for each text")
+        alone = self._runtime.alone
+        self._logits = self._runtime.worker.take_logits(self._names) if alone else self._choices()
+        return self._logits
+
+    def _choices(self) -> torch.Tensor:
+        """Under tensor parallelism, where logits stay in the workers: 0 for the sampled tokens, else minus infinity.
+
+        Fetching the logits would take longer than many a step. The same tensor is changed from step to step.
+        """
+        import torch
+
+        tokens = torch.tensor([[request.output_token_ids[-1]] for request in self._requests])
+        if self._logits is None or self._chosen is None:
+            vocabulary = self._runtime.engine.vllm_config.model_config.get_vocab_size()
+            self._logits = torch.full((len(tokens), vocabulary), -torch.inf)
+        else:
+            self._logits.scatter_(1, self._chosen, -torch.inf)
+        self._chosen = tokens
+        return self._logits.scatter_(1, tokens, 0.0)
+
+
 def set_variables(more: Mapping[str, str]) -> None:
-    """Sets vLLM's environment variables for this process."""
+    """Sets vLLM's environment variables for this process.
+
+    Kernels that vLLM compiles are kept below the folder of torch.compile's, which is private, and which belongs to
+    this processor's instruction sets. vLLM itself changes that folder's variable later.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]) / "vllm"))
     os.environ.update({**VARIABLES, **more})
 
 
