@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from harness.core.capability import PROTOCOLS, Capability, LoadedModel
-from harness.core.format import Format
+from harness.core.format import Codes, Format
 from harness.core.identity import DecodeMode, KvCache
+from harness.core.model import Attention
+from harness.core.site import Machine
 from harness.core.strict import Strict
 
 
@@ -38,13 +40,39 @@ class LoadRequest:
 
 
 @dataclass(frozen=True)
+class PlannedLoad:
+    """What is known before a run of how an engine will load its variant, and what the run then needs.
+
+    ``codes`` are None for an unquantized checkpoint. ``matrices`` are the shapes (outputs, inputs) of the decoder's
+    quantized matrices by name, empty if not known yet, and so are ``attention`` and ``context_length`` None.
+    ``tokens`` is the longest sequence that the run reads and writes; 0 if that is not known.
+    """
+
+    machine: Machine
+    dtype: str
+    codes: Codes | None = None
+    kv_cache: KvCache = "model"
+    attention: Attention | None = None
+    context_length: int | None = None
+    matrices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tokens: int = 0
+
+
+def refuses_nothing(planned: PlannedLoad, params: Any) -> str | None:
+    """For engines that read every checkpoint of their formats on every machine."""
+    return None
+
+
+@dataclass(frozen=True)
 class Engine(Generic[P]):
     """A runtime that loads a checkpoint and runs it.
 
     ``capabilities`` are those that all of its models implement, ``reads`` the checkpoint formats that it loads.
     ``caches`` maps the key-value caches that it supports to the packages that each needs in addition to ``packages``.
     ``decode_modes`` maps the decode modes that it supports to the caches that each works with. ``stack`` names the
-    environment that it runs in. ``load`` also gets the engine's own parameters, of type ``params``.
+    environment that it runs in. ``load`` also gets the engine's own parameters, of type ``params``, and so does
+    ``refuses``: why the engine cannot load this here, in one sentence with what to do about it, if that is certain
+    without loading it; else None. Planning calls it: it must not import the engine's libraries.
 
     ``imports`` imports its libraries, so that the time and memory of importing are not counted as loading. If the
     engine does not read transformers checkpoints, ``convert`` writes an unquantized one to a folder, in a format that
@@ -62,6 +90,7 @@ class Engine(Generic[P]):
     packages: tuple[str, ...] = ()
     stack: str = "main"
     convert: Callable[[Path, Path, str], str | None] | None = None
+    refuses: Callable[[PlannedLoad, P], str | None] = refuses_nothing
     caches: Mapping[KvCache, tuple[str, ...]] = field(default_factory=lambda: {"model": ()})
     decode_modes: Mapping[DecodeMode, tuple[KvCache, ...]] = field(default_factory=lambda: {"eager": ("model",)})
 

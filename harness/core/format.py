@@ -1,9 +1,12 @@
-"""Checkpoint formats, which methods write and engines read.
+"""Checkpoint formats, which methods write and engines read, and how a checkpoint in one of them stores its codes.
 
 The list is open: a plugin may add an engine with its own format and a method that writes it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 from harness.core.model import ModelRef
 
@@ -12,7 +15,44 @@ TRANSFORMERS_FORMAT: Format = "transformers"
 """A folder of safetensors that ``from_pretrained`` reads, quantized or not."""
 LOAD_CONFIG_FORMAT: Format = "transformers-config"
 """Not a checkpoint: what ``from_pretrained(quantization_config=…)`` takes for an unquantized one."""
+VLLM_CONFIG_FORMAT: Format = "vllm-config"
+"""Not a checkpoint: the arguments with which vLLM quantizes an unquantized one while loading."""
 GGUF_FORMAT: Format = "gguf"
+Number = Literal["int", "float"]
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the inputs of a quantized layer are rounded to before the product.
+
+    ``group`` is what shares a scale: the whole input, each token, or groups of a token's columns. ``dynamic`` scales
+    are computed at run time, others come with the checkpoint.
+    """
+
+    number: Number
+    bits: int
+    group: Literal["tensor", "token", "group"]
+    dynamic: bool = True
+
+
+@dataclass(frozen=True)
+class Codes:
+    """How a checkpoint stores its quantized matrices, as far as it decides who can read and multiply them.
+
+    ``quant_method`` is that of its ``quantization_config``, or the library's name for a format that only the library
+    reads. The rest is None or False where it is not declared: the type and width of a code; what shares a scale,
+    and how many columns (for ``block``, rows and columns); whether zero points are stored; whether columns of one
+    group are scattered by activation order (``g_idx``); and what inputs are rounded to (None: nothing).
+    """
+
+    quant_method: str
+    number: Number | None = None
+    bits: int | None = None
+    group: Literal["tensor", "channel", "group", "block"] | None = None
+    group_size: int | None = None
+    asymmetric: bool = False
+    scattered: bool = False
+    activations: Activations | None = None
 
 
 def source_format(model: ModelRef) -> Format:

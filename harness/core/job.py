@@ -138,6 +138,11 @@ class BaseJob:
         """A short line for displays and logs."""
         raise NotImplementedError
 
+    @property
+    def longest_tokens(self) -> int:
+        """The longest sequence that its engine reads and writes; 0 if it is not known before the run."""
+        return 0
+
     def exceeds(self, context_length: int) -> str | None:
         """Why its workload does not fit a context of this many tokens; None if it fits."""
         return None
@@ -403,6 +408,10 @@ class MeasureQuality(VariantJob):
     def title(self, environment: Environment) -> str:
         return super().title(environment) + (_by(self.perplexity) if self.perplexity else "")
 
+    @property
+    def longest_tokens(self) -> int:
+        return self.perplexity.context if self.perplexity else 0
+
     def exceeds(self, context_length: int) -> str | None:
         return _too_long(self.perplexity, context_length) if self.perplexity else None
 
@@ -505,10 +514,12 @@ class MeasurePerformance(VariantJob):
     def title(self, environment: Environment) -> str:
         return f"{super().title(environment)} #{environment.repetition + 1}"
 
+    @property
+    def longest_tokens(self) -> int:
+        return max(self.throughput.prompt_tokens) + self.throughput.new_tokens if self.throughput else 0
+
     def exceeds(self, context_length: int) -> str | None:
-        if self.throughput is None:
-            return None
-        needed = max(self.throughput.prompt_tokens) + self.throughput.new_tokens
+        needed = self.longest_tokens
         if needed <= context_length:
             return None
         return f"prompt and new tokens, {needed}, exceed the model's context of {context_length}"

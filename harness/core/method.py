@@ -11,7 +11,7 @@ from pydantic import Field
 
 from harness.core.capability import KernelFamily
 from harness.core.engine import LoadRequest
-from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT, Format
+from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT, Codes, Format
 from harness.core.identity import Scalar, Stage
 from harness.core.strict import Strict
 
@@ -137,7 +137,8 @@ class Method(Generic[P]):
     Exactly one of these is set; neither for the unquantized baseline and for a ``published`` checkpoint:
 
     ``load_config``  quantizes while loading: returns what ``from_pretrained(quantization_config=…)``
-                     takes, given the parameters and the setting.
+                     takes, given the parameters and the setting; or what another engine's loader takes, see
+                     ``configures``.
     ``quantize``     quantizes offline: writes a checkpoint and returns the in-memory model,
                      so that the reloaded one can be compared with it.
 
@@ -147,7 +148,9 @@ class Method(Generic[P]):
     ``calibrated`` says whether the method needs text, ``needs`` what else it requires. ``kernel`` is the kernel
     family that the method is meant to run on; rows that ran on a slower one are labelled.
 
-    ``writes`` is the format of the checkpoint that ``quantize`` writes: engines that read it can run the result.
+    ``writes`` is the format of the checkpoint that ``quantize`` writes, ``configures`` that of what ``load_config``
+    returns: engines that read it can run the result. ``codes`` says how the checkpoint stores its weights, so that such
+    an engine can tell before anything is made whether it reads this one here; without it only the method is known.
 
     ``quantizes_experts`` names the mixture-of-experts types (``model_type`` of config.json) whose experts are quantized
     and stay so when reloaded; transformers holds experts as 3-D parameters, not as layers. Other mixture types are
@@ -179,6 +182,8 @@ class Method(Generic[P]):
     enable: Callable[[], None] | None = None
     published: bool = False
     writes: Format = TRANSFORMERS_FORMAT
+    configures: Format = LOAD_CONFIG_FORMAT
+    codes: Callable[[P], Codes] | None = None
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
     quantizes_experts: frozenset[str] = frozenset()
@@ -203,7 +208,13 @@ class Method(Generic[P]):
         """The format of its result; None if it produces nothing (a baseline or a published checkpoint)."""
         if self.stage in ("none", "published"):
             return None
-        return LOAD_CONFIG_FORMAT if self.stage == "on_load" else self.writes
+        return self.configures if self.stage == "on_load" else self.writes
+
+    def stored(self, params: P) -> Codes | None:
+        """How its result stores weights; None if they are not quantized. An undeclared format is the method's own."""
+        if self.stage in ("none", "published") or not self.stores_codes(params):
+            return None
+        return self.codes(params) if self.codes else Codes(self.name)
 
     def leaves_experts(self, model_type: str | None) -> bool:
         """Whether the experts of this mixture type are not known to be quantized and to reload as codes."""

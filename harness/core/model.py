@@ -13,6 +13,16 @@ MAIN_ENGINE = "transformers"
 
 
 @dataclass(frozen=True)
+class Attention:
+    """``windows`` has an entry per layer with a KV cache: the most tokens that it keeps, or None for all."""
+
+    windows: tuple[int | None, ...]
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
 class ModelRef:
     """The unquantized model of a variant.
 

@@ -21,12 +21,15 @@ MAX_CONFIGURATION_BYTES = 64 * 2**20
 class Machine:
     """What planning needs to know about a site's hardware: the device to run on, and its hardware class.
 
-    ``capability`` is the GPU's compute capability; None on a CPU.
+    ``capability`` is the GPU's compute capability; None on a CPU. ``gpus`` counts the GPUs that one run may use.
+    ``memory_bytes`` is the device's whole memory, 0 if it is not known.
     """
 
     device: str
     hardware: str
     capability: tuple[int, int] | None = None
+    gpus: int = 1
+    memory_bytes: int = 0
 
 
 class Artifacts(Protocol):

@@ -120,6 +120,23 @@ def gpu() -> Iterator[Gpu | None]:
         pynvml.nvmlShutdown()
 
 
+def visible_gpus() -> int:
+    """How many GPUs CUDA_VISIBLE_DEVICES leaves visible; all of them without it. 0 without a driver."""
+    import pynvml
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is not None:
+        return len([each for each in listed.split(",") if each.strip()])
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return 0
+    try:
+        return int(pynvml.nvmlDeviceGetCount())
+    finally:
+        pynvml.nvmlShutdown()
+
+
 def _first_visible(nvml: Any) -> Gpu | None:
     """The first GPU of CUDA_VISIBLE_DEVICES. Workers set CUDA_DEVICE_ORDER to number GPUs as NVML does."""
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()

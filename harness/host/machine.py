@@ -15,7 +15,7 @@ from harness.core.identity import Scalar
 from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
-from harness.host.gpu import gpu
+from harness.host.gpu import gpu, visible_gpus
 from harness.host.processor import processor_state
 
 PACKAGES = (
@@ -37,11 +37,14 @@ def choose(device: str) -> Machine:
     with gpu() as device_zero:
         name = None if device_zero is None else device_zero.name()
         capability = None if device_zero is None else device_zero.capability()
+        size = None if device_zero is None else device_zero.hardware().get("gpu_memory_bytes")
     usable = name is not None and not _cpu_build()
     if device == "cuda" and not usable:
         reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
         raise UsageError(f"device: cuda, but {reason}; see 'qharness doctor'")
-    return Machine("cuda", f"{name}; {cpu}", capability) if usable and device != "cpu" else Machine("cpu", cpu)
+    if usable and device != "cpu":
+        return Machine("cuda", f"{name}; {cpu}", capability, visible_gpus(), int(size or 0))
+    return Machine("cpu", cpu, memory_bytes=memory_bytes())
 
 
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:

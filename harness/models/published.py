@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from harness.core.format import Codes
 from harness.core.model import ModelRef
 from harness.core.site import Site
 from harness.models import headers
@@ -34,6 +35,11 @@ def quantization_config(folder: Path) -> dict[str, Any]:
     """The quantization settings in a checkpoint's config.json; empty if there are none."""
     found = headers.read_config(folder).get("quantization_config") or {}
     return found if isinstance(found, dict) else {}
+
+
+def codes(config: Mapping[str, Any]) -> Codes:
+    """How a checkpoint with this ``quantization_config`` stores its weights; only its method where that is unknown."""
+    return Codes(str(config.get("quant_method")))
 
 
 def shown(config: Mapping[str, Any]) -> str:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.foreign import locate, quoted
+from harness.core.model import Attention, ModelRef
 from harness.errors import SourceError
 from harness.models import headers, hub
 from harness.models.gguf.header import configuration, read_header
 from harness.models.resolve import Resolved, resolve
 from harness.models.scope import holds_experts, in_decoder
-from harness.models.sources import HUB_ID, package_file
+from harness.models.sources import HUB_ID, SourceModel, package_file
 from harness.numerics.traffic import routing
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -23,16 +24,6 @@ _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|token_embd|word_embeddings|emb
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.|^output\.weight$")
 _KEYS = re.compile(r"(k_proj|attn_k)\.weight$")
 _OTHER_SENSES = re.compile(r"vision|visual|audio")
-
-
-@dataclass(frozen=True)
-class Attention:
-    """``windows`` has an entry per layer with a KV cache: the most tokens that it keeps, or None for all."""
-
-    windows: tuple[int | None, ...]
-    heads: int
-    kv_heads: int
-    head_dim: int
 
 
 @dataclass(frozen=True)
@@ -196,6 +187,33 @@ def attention(label: str, found: Resolved) -> Attention:
         kv_heads=_number(label, "num_key_value_heads", found.text.get("num_key_value_heads") or heads),
         head_dim=_number(label, "head_dim", found.text.get("head_dim") or hidden // heads),
     )
+
+
+def attention_of(source: SourceModel) -> Attention | None:
+    """What each layer caches, as far as the model's own configuration says; None if it does not.
+
+    Unlike ``attention`` it does not ask transformers, which takes seconds. A window without ``layer_types`` counts for
+    every layer, so that no cache is taken to be larger than it is.
+    """
+    config = _configuration(source.ref)
+    text = config.get("text_config") or config
+    count, window = text.get("num_hidden_layers"), text.get("sliding_window")
+    if not isinstance(count, int) or isinstance(window, list):
+        return None
+    kinds = text.get("layer_types") or ["sliding_attention" if window else "full_attention"] * count
+    known = Resolved(dict(text), tuple(kinds), window, tied=False, shapes=None, rotary=None, unbuilt=None)
+    try:
+        return attention(source.ref.label, known)
+    except SourceError:
+        return None
+
+
+def _configuration(ref: ModelRef) -> Mapping[str, Any]:
+    if ref.kind == "gguf":
+        return configuration(Path(ref.path))
+    if ref.kind == "synthetic":
+        return ref.config
+    return headers.read_config(Path(ref.path)) if ref.path else {}
 
 
 def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Attention) -> None:

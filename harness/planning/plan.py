@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from harness.core.engine import Engine
+from harness import plugins as registry
+from harness.core.engine import Engine, refuses_nothing
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import KvCache, Scalar
 from harness.core.inputs import Input
@@ -27,7 +29,7 @@ from harness.core.job import (
     PrepareModel,
     QuantizeModel,
 )
-from harness.core.model import MAIN_ENGINE
+from harness.core.model import MAIN_ENGINE, Attention
 from harness.core.run import HourlyPrice, ReaderSettings, RunLimits, RunSpec
 from harness.core.site import MAIN, Machine, Site
 from harness.core.variant import Variant
@@ -42,11 +44,17 @@ from harness.core.workload import (
 from harness.errors import SourceError
 from harness.models.memory import DTYPE_BITS, plain_bytes, quantized
 from harness.models.scope import holds_experts
+from harness.models.shapes import attention_of
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
-from harness.planning.support import unsupported_engine_reason, unsupported_job_reason, unsupported_reason
+from harness.planning.support import (
+    refusal,
+    unsupported_engine_reason,
+    unsupported_job_reason,
+    unsupported_reason,
+)
 from harness.planning.validate import (
     reject_duplicates,
     thresholds,
@@ -157,8 +165,18 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
         raise recipe.error(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
-    once = {run.spec.run_id: run for run in [*_machine(sweep, planned), *planned]}  # engines share some runs
-    return tuple(sorted(once.values(), key=lambda run: run.spec.job.turn + run.spec.repetition))
+    once = _once([*_machine(sweep, planned), *planned])
+    return tuple(sorted(once, key=lambda run: run.spec.job.turn + run.spec.repetition))
+
+
+def _once(planned: Sequence[PlannedRun]) -> Iterable[PlannedRun]:
+    """Each run once. Engines share some, and one that an engine has no use for runs if another engine needs it."""
+    once: dict[str, PlannedRun] = {}
+    for run in planned:
+        known = once.setdefault(run.spec.run_id, run)
+        if known.unsupported and not run.unsupported:
+            once[run.spec.run_id] = run
+    return once.values()
 
 
 def _validate_runs(recipe: Recipe, variants: int, questions: int) -> None:
@@ -257,12 +275,13 @@ class _OnEngine:
 
     def runs(self) -> Iterator[PlannedRun]:
         """The runs that several variants need, then each variant's own."""
-        skip = self.sweep.recipe.scope.skip
+        sweep, skip = self.sweep, self.sweep.recipe.scope.skip
         kept = [
             (
                 method,
-                unsupported_engine_reason(self.engine, self.sweep.site)
-                or unsupported_reason(self.source, method, self.sweep.machine, self.sweep.site, skip),
+                unsupported_engine_reason(self.engine, sweep.site)
+                or unsupported_reason(self.source, method, self.engine, sweep.machine, sweep.site, skip)
+                or self._refusal(method),
             )
             for method in self.sweep.methods
             if method.runs_on(self.engine) and (self._is_base(method) or not self._excluded(method))
@@ -299,7 +318,7 @@ class _OnEngine:
         """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
         sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
         weight_bytes = _weight_bytes(method.checkpoint or self.source, method)
-        variant = self._variant(method, "model")
+        variant = self._variant(method, "model", self._artifacts_engine(method))
         made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
         if method.calibrated and shared.calibrate is not None:
             made |= {"calibrate": shared.calibrate.spec.run_id}
@@ -312,7 +331,7 @@ class _OnEngine:
             yield quantize
             made |= {"quantize": quantize.spec.run_id}
         if self._is_converted(method) and shared.probe is not None:
-            converting = ConvertModel(conditions, variant, base)
+            converting = ConvertModel(conditions, self._variant(method, "model", self.engine.name), base)
             reason = unsupported or unsupported_job_reason(converting, self.engine, sweep.site)
             convert = sweep.run(converting, method, made, reason, weight_bytes, self.engine.stack)
             yield convert
@@ -322,7 +341,12 @@ class _OnEngine:
                 text = job.perplexity if isinstance(job, MeasureQuality) else None
                 reference = shared.references.get(text) if text else None
                 needed = made | ({"reference": reference.spec.run_id} if reference else {})
-                reason = unsupported or unsupported_job_reason(job, self.engine, sweep.site) or self._too_long(job)
+                reason = (
+                    unsupported
+                    or unsupported_job_reason(job, self.engine, sweep.site)
+                    or self._too_long(job)
+                    or self._refusal(method, kv_cache, job.longest_tokens)
+                )
                 yield sweep.run(job, method, needed, reason, weight_bytes, self.engine.stack, repetition)
 
     def _measurements(
@@ -331,7 +355,7 @@ class _OnEngine:
         """The measuring jobs of a variant, each with its repetition."""
         sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
         leak = sweep.allow_leak and method.calibrated
-        of = (sweep.conditions, self._variant(method, kv_cache, self.choice.changed), base)
+        of = (sweep.conditions, self._variant(method, kv_cache, self.engine.name, self.choice.changed), base)
         verify = not (sweep.texts and self._has_quality)
         for text in sweep.texts if self._has_quality else ():
             yield MeasureQuality(*of, text, measure.divergence is not None, leak, sweep.observers), 0
@@ -359,8 +383,16 @@ class _OnEngine:
         wanted = tuple(each for each in self.sweep.recipe.kv_cache if not self._excluded(method, each))
         return tuple(dict.fromkeys(("model", *wanted))) if self._is_base(method) else wanted
 
+    def _artifacts_engine(self, method: MethodChoice) -> str:
+        """The engine that an artifact's runs name: one for all that read it, so that it is made once."""
+        return MAIN_ENGINE if method.runs_on(registry.engine(MAIN_ENGINE)) else self.engine.name
+
     def _variant(
-        self, method: MethodChoice, kv_cache: KvCache, engine_params: Mapping[str, Scalar] | None = None
+        self,
+        method: MethodChoice,
+        kv_cache: KvCache,
+        engine: str,
+        engine_params: Mapping[str, Scalar] | None = None,
     ) -> Variant:
         """Pass ``engine_params`` only for jobs that run on the engine: artifacts are shared by all of its settings."""
         recipe = self.sweep.recipe
@@ -368,7 +400,7 @@ class _OnEngine:
         return Variant(
             model=self.source.ref,
             method=method.ref,
-            engine=self.engine.name,
+            engine=engine,
             scope=recipe.scope.quantize,
             skip=recipe.scope.skip if scoped else (),
             overrides=recipe.scope.overrides if scoped else {},
@@ -391,6 +423,18 @@ class _OnEngine:
         model = self.source.ref
         as_it_is = method.method.run_dtype(method.params, model.dtype) == model.dtype
         return not (as_it_is and source_format(model) in self.engine.reads and model.degrid is None)
+
+    @cached_property
+    def _attention(self) -> Attention | None:
+        """The model's attention, read only if the engine may refuse something."""
+        return None if self.engine.refuses is refuses_nothing else attention_of(self.source)
+
+    def _refusal(self, method: MethodChoice, kv_cache: KvCache = "model", tokens: int = 0) -> str | None:
+        """Why the engine refuses this variant here; None if it may load it."""
+        sweep = self.sweep
+        return refusal(
+            self.choice, self.source, method, self._attention, sweep.machine, sweep.recipe.scope, kv_cache, tokens
+        )
 
     def _too_long(self, job: Job) -> str | None:
         """Why a job's workload does not fit the model's context; None if it fits."""

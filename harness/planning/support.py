@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness import plugins as registry
-from harness.core.engine import Engine
+from harness.core.engine import Engine, PlannedLoad
+from harness.core.format import Codes
+from harness.core.identity import KvCache
 from harness.core.job import VariantJob
 from harness.core.method import Needs
-from harness.core.model import MAIN_ENGINE
+from harness.core.model import MAIN_ENGINE, Attention
 from harness.core.site import MAIN, Machine, Site
 from harness.models import published
 from harness.models.headers import read_config
 from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
 from harness.models.sources import SourceModel
-from harness.planning.expand import MethodChoice
+from harness.planning.expand import EngineChoice, MethodChoice
+from harness.recipe.sweep import Scope
 
 SHAPE_KEYS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 """The configuration keys that a quantized checkpoint shares with its source model."""
 
 
 def unsupported_reason(
-    source: SourceModel, method: MethodChoice, machine: Machine, site: Site, skip: Sequence[str] = ()
+    source: SourceModel,
+    method: MethodChoice,
+    runtime: Engine[Any],
+    machine: Machine,
+    site: Site,
+    skip: Sequence[str] = (),
 ) -> str | None:
     """The first reason found, with what to do about it; None if there is no known reason."""
     return (
         source.degrid_obstacle
-        or _already_quantized(source, method, site)
+        or _already_quantized(source, method, runtime, site)
         or _other_model(source, method)
         or _device(method.method.needs(method.params), machine)
         or _untokenized(source, method)
@@ -68,10 +76,57 @@ def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> str | None:
     return _missing_from(runtime.stack, runtime.packages, site)
 
 
-def _already_quantized(source: SourceModel, method: MethodChoice, site: Site) -> str | None:
+def refusal(
+    choice: EngineChoice,
+    source: SourceModel,
+    method: MethodChoice,
+    attention: Attention | None,
+    machine: Machine,
+    scope: Scope,
+    kv_cache: KvCache = "model",
+    tokens: int = 0,
+) -> str | None:
+    """Why an engine refuses to load this variant here, with what its run needs; None if it may load it.
+
+    Layers with parameters of their own are each put to the engine: it must read them all.
+    """
+    for params in _parameters(method, scope):
+        planned = PlannedLoad(
+            machine=machine,
+            dtype=method.method.run_dtype(params, source.ref.dtype),
+            codes=_codes(source, method, params),
+            kv_cache=kv_cache,
+            attention=attention,
+            context_length=source.context_length,
+            matrices=_in_scope(source, scope.skip),
+            tokens=tokens,
+        )
+        if reason := choice.engine.refuses(planned, choice.params):
+            return reason
+    return None
+
+
+def _parameters(method: MethodChoice, scope: Scope) -> Iterator[Any]:
+    """The method's parameters, and those of every set of layers that the recipe gives their own."""
+    yield method.params
+    if method.method.overrides:
+        for changed in scope.overrides.values():
+            own = {name: value for name, value in changed.items() if name in type(method.params).model_fields}
+            yield type(method.params).model_validate({**method.params.model_dump(), **own})
+
+
+def _codes(source: SourceModel, method: MethodChoice, params: Any) -> Codes | None:
+    """How the checkpoint to load stores its weights; None if they are not quantized."""
+    quantized = method.checkpoint or source
+    if quantized.quantization is None:
+        return method.method.stored(params)
+    return published.codes(published.quantization_config(Path(quantized.ref.path)))
+
+
+def _already_quantized(source: SourceModel, method: MethodChoice, runtime: Engine[Any], site: Site) -> str | None:
     """Why a checkpoint that was published quantized cannot be measured, or quantized again; None if it can."""
     if method.checkpoint is not None:
-        return _unreadable(method.checkpoint, site)
+        return _unreadable(method.checkpoint, runtime, site)
     if source.quantization is None:
         return None
     if method.method.stage != "none":
@@ -79,7 +134,7 @@ def _already_quantized(source: SourceModel, method: MethodChoice, site: Site) ->
             f"the model is already quantized ({source.quantization}); measure it with 'none', "
             "or name it as 'checkpoint' of the model it was made from"
         )
-    return _unreadable(source, site)
+    return _unreadable(source, runtime, site)
 
 
 def _other_model(source: SourceModel, method: MethodChoice) -> str | None:
@@ -101,9 +156,12 @@ def _untokenized(source: SourceModel, method: MethodChoice) -> str | None:
     return None
 
 
-def _unreadable(source: SourceModel, site: Site) -> str | None:
+def _unreadable(source: SourceModel, runtime: Engine[Any], site: Site) -> str | None:
+    """What transformers lacks to read a quantized checkpoint; engines of other libraries refuse what they cannot."""
     method = source.quantization
     if method is None or not source.matrices:  # a float checkpoint, or one not fetched yet
+        return None
+    if runtime.name != MAIN_ENGINE:
         return None
     if method not in published.READERS:
         return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(published.READERS)}"

@@ -45,6 +45,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "NVML_PERF_POLICY_THERMAL": 1,
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 2,
         "nvmlDeviceGetHandleByIndex": by_index,
         "nvmlDeviceGetHandleByUUID": lambda uuid: uuid[-1],
         "nvmlDeviceGetName": lambda handle: f"GPU {handle}",
@@ -76,6 +77,8 @@ def test_the_first_visible_gpu_is_the_one(two_gpus, monkeypatch, visible: str | 
     chosen = machine.choose("auto")
     assert chosen.device == "cuda"
     assert chosen.hardware.startswith(f"{expected}; ")
+    assert chosen.gpus == (2 if visible is None else visible.count(",") + 1)
+    assert chosen.memory_bytes == 80 * 2**30
     assert machine.fingerprint().hardware["gpu"] == expected
 
 
