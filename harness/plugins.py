@@ -70,6 +70,7 @@ _METHODS = {
     "autogptq": "harness.methods.autogptq.autogptq:AUTOGPTQ",
     "gguf": "harness.methods.llamacpp.gguf:GGUF",
     "qlora": "harness.methods.peft.qlora:QLORA",
+    "vllm-online": "harness.methods.vllm.online:VLLM_ONLINE",
 }
 ALIASES: Mapping[str, str] = MappingProxyType({"ptq": "rtn"})
 _ENGINES = {
