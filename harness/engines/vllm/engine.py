@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from harness.core.engine import Engine, EngineParams, LoadRequest
-from harness.core.format import TRANSFORMERS_FORMAT
+from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
 from harness.engines.vllm.model import VllmModel
 from harness.engines.vllm.runtime import Runtime, set_variables
@@ -74,6 +74,7 @@ def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict
     Asynchronous scheduling is off so that the tokens of a step are known when it ends.
     """
     cache_bytes = params.kv_cache_memory or (CPU_CACHE_BYTES if request.device == "cpu" else None)
+    online: Any = request.quantization or {}  # arguments too, from a method that configures vLLM
     made: dict[str, Any] = {
         "model": str(request.path),
         "skip_tokenizer_init": not tokenized,
@@ -93,6 +94,7 @@ def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict
         "generation_config": "vllm",  # the checkpoint's own sampling settings stay out
         "load_format": "safetensors",
         "seed": 0,
+        **online,
     }
     return {name: value for name, value in made.items() if value is not None}
 
@@ -114,7 +116,7 @@ VLLM = Engine(
     version=1,
     summary="vLLM, in a stack of its own: the engine that serves; quality, tasks and speed",
     capabilities=frozenset({"logits", "factored", "ragged", "decodes"}),
-    reads=(TRANSFORMERS_FORMAT,),
+    reads=(TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT),
     imports=imports,
     load=load,
     params=VllmParams,
