@@ -161,7 +161,7 @@ def _unreadable(source: SourceModel, runtime: Engine[Any], site: Site) -> str | 
     method = source.quantization
     if method is None or not source.matrices:  # a float checkpoint, or one not fetched yet
         return None
-    if runtime.name != MAIN_ENGINE:
+    if runtime.stack != MAIN:
         return None
     if method not in published.READERS:
         return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(published.READERS)}"
