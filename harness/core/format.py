@@ -54,6 +54,20 @@ class Codes:
     scattered: bool = False
     activations: Activations | None = None
 
+    @classmethod
+    def grouped(
+        cls,
+        quant_method: str,
+        bits: int,
+        group_size: int | Literal["channel", "tensor"],
+        asymmetric: bool = False,
+        scattered: bool = False,
+    ) -> Codes:
+        """Integer weights alone, with one scale per ``group_size`` columns, per output channel or per matrix."""
+        sized = isinstance(group_size, int)
+        group, size = ("group", group_size) if sized else (group_size, None)
+        return cls(quant_method, "int", bits, group, size, asymmetric, scattered)  # type: ignore[arg-type]
+
 
 def source_format(model: ModelRef) -> Format:
     """The format that a model was published in; random weights are drawn as a transformers checkpoint."""

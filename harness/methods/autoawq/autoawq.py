@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.core.engine import LoadRequest
+from harness.core.format import Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.methods.gptqmodel import driver as gptqmodel
@@ -139,5 +140,6 @@ AUTOAWQ = Method(
         output_divisor=32,
         model_types=MODEL_TYPES,
     ),
+    codes=lambda params: Codes.grouped("awq", BITS, params.group_size, asymmetric=True),
     bits_per_weight=lambda params, plain_bits, width: BITS + (16 + BITS) / params.group_size,
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness.core.format import Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
 
@@ -138,6 +139,7 @@ AUTOGPTQ = Method(
         output_divisor=WORD,
         model_types=MODEL_TYPES,
     ),
+    codes=lambda params: Codes.grouped("gptq", params.bits, params.group_size, scattered=params.desc_act),
     bits_per_weight=_bits,
     beside=lambda params, plain_bits, shape: gptqmodel.beside_gptq(params.bits, shape),
 )

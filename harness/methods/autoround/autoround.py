@@ -10,6 +10,7 @@ import copy
 import math
 from typing import Any, Literal
 
+from harness.core.format import Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob, Steps
 from harness.methods.autoround import driver as autoround
 
@@ -86,5 +87,8 @@ AUTOROUND = Method(
     overrides=True,
     quantizes_experts=frozenset({"mixtral", "olmoe", "qwen3_moe"}),
     kernel="dequantize",
+    codes=lambda params: Codes.grouped(
+        autoround.QUANT_METHOD, params.bits, params.group_size, asymmetric=not params.symmetric
+    ),
     bits_per_weight=_bits,
 )

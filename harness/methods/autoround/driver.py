@@ -14,6 +14,7 @@ from harness.models.loading import device_map
 
 PACKAGES = ("auto-round",)
 EXTRA = "autoround"
+QUANT_METHOD = "auto-round"
 ROWS = 8
 """Calibration rows per forward pass and per optimizer step: the library's default."""
 WORD = 32

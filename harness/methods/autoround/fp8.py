@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.autoround import driver as autoround
 
@@ -49,6 +50,13 @@ AUTOROUND_FP8 = Method(
     calibrated=lambda params: True,
     needs=lambda params: Needs(input_divisor=autoround.WORD, output_divisor=autoround.WORD),
     kernel="dequantize",
+    codes=lambda params: Codes(
+        autoround.QUANT_METHOD,
+        "float",
+        8,
+        "channel",
+        activations=Activations("float", 8, "tensor", dynamic=False),
+    ),
     bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,
     beside=_beside,
 )

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from harness.core.format import Codes
 from harness.core.method import Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
 
@@ -89,5 +90,6 @@ AWQ = Method(
     calibrated=lambda params: True,
     kernel="packed",
     needs=lambda params: Needs(input_divisor=params.group_size, output_divisor=8),
+    codes=lambda params: Codes.grouped("awq", params.bits, params.group_size, asymmetric=not params.symmetric),
     bits_per_weight=lambda params, plain_bits, width: params.bits + (16 + params.bits) / params.group_size,
 )

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.core.engine import LoadRequest
+from harness.core.format import Codes
 from harness.core.method import Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
 
@@ -96,6 +97,9 @@ GPTQ = Method(
     overrides=True,
     kernel="packed",
     needs=lambda params: Needs(input_divisor=None if params.group_size == "channel" else params.group_size),
+    codes=lambda params: Codes.grouped(
+        "gptq", params.bits, params.group_size, asymmetric=not params.symmetric, scattered=params.desc_act
+    ),
     bits_per_weight=_bits,
     beside=lambda params, plain_bits, shape: gptqmodel.beside_gptq(params.bits, shape),
 )

@@ -55,6 +55,7 @@ AWQ = Method(
     bits_per_weight=lambda params, plain_bits, width: llmcompressor.integer_bits(
         params.bits, params.group_size, params.symmetric, plain_bits, width
     ),
+    codes=llmcompressor.integer_codes,
     beside=llmcompressor.beside_integers,
     loaded="dense",
 )

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.engine import LoadRequest
+from harness.core.format import Codes
 from harness.core.method import Beside, CalibrationSet, QuantizeJob
 from harness.models.loading import load_transformers
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("llmcompressor", "compressed-tensors")
 EXTRA = "llmcompressor"
+QUANT_METHOD = "compressed-tensors"
 ROWS = 8
 """Calibration rows per forward pass."""
 TARGET = "Linear"
@@ -90,6 +92,11 @@ def integers(bits: int, group_size: int | Literal["channel"], symmetric: bool) -
     if group_size == "channel":
         return QuantizationArgs(num_bits=bits, strategy="channel", symmetric=symmetric)
     return QuantizationArgs(num_bits=bits, strategy="group", group_size=group_size, symmetric=symmetric)
+
+
+def integer_codes(params: Any) -> Codes:
+    """What weight-only parameters store."""
+    return Codes.grouped(QUANT_METHOD, params.bits, params.group_size, asymmetric=not params.symmetric)
 
 
 def integer_bits(

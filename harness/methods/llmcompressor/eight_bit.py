@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness.core.format import Activations, Codes
 from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
 
@@ -84,6 +85,24 @@ def _int8_calibrated(params: LlmcInt8Params) -> bool:
     return params.smoothquant or params.activations == "static"
 
 
+def _fp8_codes(params: LlmcFp8Params) -> Codes:
+    group: Any = {"static": "tensor", "block": "block"}.get(params.scheme, "channel")
+    size = params.block_size if params.scheme == "block" else None
+    inputs: dict[str, Activations | None] = {
+        "dynamic": Activations("float", 8, "token"),
+        "static": Activations("float", 8, "tensor", dynamic=False),
+        "block": Activations("float", 8, "group"),
+        "weight_only": None,
+    }
+    return Codes(llmcompressor.QUANT_METHOD, "float", 8, group, size, activations=inputs[params.scheme])
+
+
+def _int8_codes(params: LlmcInt8Params) -> Codes:
+    dynamic = params.activations == "dynamic"
+    inputs = Activations("int", 8, "token" if dynamic else "tensor", dynamic)
+    return Codes(llmcompressor.QUANT_METHOD, "int", 8, "channel", activations=inputs)
+
+
 def _fp8_bits(params: LlmcFp8Params, plain_bits: float, width: int) -> float:
     scales = {"static": 0.0, "block": plain_bits / params.block_size**2}
     return 8 + scales.get(params.scheme, plain_bits / width)
@@ -122,6 +141,7 @@ FP8 = Method(
     quantizes_experts=frozenset({"olmoe", "qwen2_moe", "qwen3_moe"}),
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.block_size if params.scheme == "block" else None),
+    codes=_fp8_codes,
     bits_per_weight=_fp8_bits,
     beside=_fp8_beside,
     loaded="dense",
@@ -139,6 +159,7 @@ INT8 = Method(
     quantize=quantize_int8,
     read=llmcompressor.read,
     kernel="plain",
+    codes=_int8_codes,
     bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,
     beside=_int8_beside,
     loaded="dense",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
 
@@ -30,6 +31,11 @@ def _quantize(job: QuantizeJob[MicroscalingParams], scheme: str, calibrated: boo
     return llmcompressor.quantize(job, [modifier], calibrated)
 
 
+def _codes(params: MicroscalingParams, bits: int, block: int) -> Codes:
+    inputs = Activations("float", bits, "group") if params.activations else None
+    return Codes(llmcompressor.QUANT_METHOD, "float", bits, "group", block, activations=inputs)
+
+
 NVFP4 = Method(
     name="llmc-nvfp4",
     version=1,
@@ -43,6 +49,7 @@ NVFP4 = Method(
     read=llmcompressor.read,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=NV_BLOCK),
+    codes=lambda params: _codes(params, 4, NV_BLOCK),
     bits_per_weight=lambda params, plain_bits, width: 4 + SCALE_BITS / NV_BLOCK,
     beside=lambda params, plain_bits, shape: Beside(
         disk=8.0 if params.activations else 4.0, modules=4.0 if params.activations else 0.0
@@ -62,6 +69,7 @@ MXFP4 = Method(
     read=llmcompressor.read,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
+    codes=lambda params: _codes(params, 4, MX_BLOCK),
     bits_per_weight=lambda params, plain_bits, width: 4 + SCALE_BITS / MX_BLOCK,
     loaded="dense",
 )
@@ -78,6 +86,7 @@ MXFP8 = Method(
     read=llmcompressor.read,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
+    codes=lambda params: _codes(params, 8, MX_BLOCK),
     bits_per_weight=lambda params, plain_bits, width: 8 + SCALE_BITS / MX_BLOCK,
     loaded="dense",
 )

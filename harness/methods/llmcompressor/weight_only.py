@@ -102,6 +102,7 @@ RTN = Method(
     overrides=True,
     needs=_needs,
     bits_per_weight=_bits,
+    codes=llmcompressor.integer_codes,
     beside=llmcompressor.beside_integers,
     loaded="dense",
 )
@@ -122,6 +123,7 @@ GPTQ = Method(
     overrides=True,
     needs=_needs,
     bits_per_weight=_bits,
+    codes=llmcompressor.integer_codes,
     beside=llmcompressor.beside_integers,
     loaded="dense",
 )

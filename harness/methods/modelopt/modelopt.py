@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
+from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, QuantizeJob
 
 ROWS = 8
@@ -48,6 +49,12 @@ def quantize(job: QuantizeJob[ModeloptParams]) -> Any:
     return in_memory
 
 
+def _codes(params: ModeloptParams) -> Codes:
+    if params.format == "fp8":
+        return Codes("modelopt", "float", 8, "tensor", activations=Activations("float", 8, "tensor", dynamic=False))
+    return Codes("modelopt", "int", 8, "channel", activations=Activations("int", 8, "tensor", dynamic=False))
+
+
 def _bits(params: ModeloptParams, plain_bits: float, width: int) -> float:
     return 8.0 if params.format == "fp8" else 8 + 32 / width
 
@@ -67,6 +74,7 @@ MODELOPT = Method(
     quantize=quantize,
     calibrated=lambda params: True,
     kernel="plain",
+    codes=_codes,
     bits_per_weight=_bits,
     beside=_beside,
     loaded="dense",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.core.engine import LoadRequest
+from harness.core.format import Codes
 from harness.core.method import Beside, Method, MethodParams, QuantizeJob, Steps
 from harness.methods.bitsandbytes import bitsandbytes as bnb
 from harness.models.loading import device_map, load_transformers
@@ -174,6 +175,7 @@ QLORA = Method(
     calibrated=lambda params: params.result != "dequantized",
     stores_codes=lambda params: params.result == "adapter",
     kernel=None,  # codes for one result, dense matrices for the others
+    codes=lambda params: Codes("bitsandbytes"),
     bits_per_weight=_bits,
     beside=_beside,
 )

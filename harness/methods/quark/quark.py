@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
+from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 
 ROWS = 8
@@ -128,6 +129,15 @@ def _needs(params: QuarkParams) -> Needs:
     return Needs(input_divisor=MX_BLOCK, model_types=MODEL_TYPES)
 
 
+def _codes(params: QuarkParams) -> Codes:
+    if params.integer:
+        return Codes.grouped("quark", 4, params.group_size, asymmetric=params.scheme == "uint4")
+    if params.scheme == "fp8":
+        return Codes("quark", "float", 8, "tensor", activations=Activations("float", 8, "tensor", dynamic=False))
+    inputs = Activations("float", 4, "group") if params.scheme == "mxfp4" else None
+    return Codes("quark", "float", 4, "group", MX_BLOCK, activations=inputs)
+
+
 def _bits(params: QuarkParams, plain_bits: float, width: int) -> float:
     """Zero points are stored for int4 too."""
     if params.integer:
@@ -147,6 +157,7 @@ QUARK = Method(
     calibrated=_calibrated,
     needs=_needs,
     kernel="dequantize",
+    codes=_codes,
     bits_per_weight=_bits,
     beside=lambda params, plain_bits, shape: Beside(8.0, 8.0) if params.scheme == "fp8" else Beside(),
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from harness.core.format import Codes
 from harness.core.method import CalibrationSet, GroupSize, Method, MethodParams, Needs, QuantizeJob, Setting, Steps
 from harness.recipe.fields import BatchSize
 
@@ -118,5 +119,6 @@ QAT = Method(
     calibrated=lambda params: True,
     kernel="dequantize",
     needs=lambda params: Needs(input_divisor=params.group_size),
+    codes=lambda params: Codes.grouped("torchao", params.bits, params.group_size),
     bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / params.group_size,
 )
