@@ -77,6 +77,8 @@ def explain(fault: ErrorDetails, root: type[BaseModel]) -> tuple[Location, str]:
 def expected(fault: ErrorDetails) -> str:
     """What pydantic expected, and the value given."""
     given = fault.get("input")
+    if fault["type"] == "sentence":  # of a type's own validator
+        return fault["msg"]
     if fault["type"] == "string_pattern_mismatch":
         return f"expected {PATTERNS.get(str(fault['loc'][-1]), PLAIN_WORD)}, not {quoted(given)}"
     if fault["type"] == "string_too_short":

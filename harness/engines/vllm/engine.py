@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.foreign import quoted
 from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
 from harness.engines.vllm.model import VllmModel
 from harness.engines.vllm.runtime import Runtime, set_variables
+from harness.errors import did_you_mean
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import expected_bytes_per_token
 from harness.recipe.fields import Bytes
@@ -26,6 +30,48 @@ MAX_GPUS = 64
 Count = Annotated[int, Field(gt=0, le=MAX_TEXTS)]
 
 
+VARIABLES = (
+    "VLLM_BATCH_INVARIANT",
+    "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER",
+    "VLLM_CPU_ATTN_SPLIT_KV",
+    "VLLM_CPU_INT4_W4A8",
+    "VLLM_DISABLED_KERNELS",
+    "VLLM_KV_CACHE_LAYOUT",
+    "VLLM_MARLIN_INPUT_DTYPE",
+    "VLLM_MARLIN_USE_ATOMIC_ADD",
+    "VLLM_USE_DEEP_GEMM",
+    "VLLM_USE_DEEP_GEMM_E8M0",
+    "VLLM_USE_V2_MODEL_RUNNER",
+)
+"""The environment variables that a recipe may set: those that choose a kernel, a layout or a runner, and no others."""
+VALUE = re.compile(r"[A-Za-z0-9_.,-]{1,200}")
+
+
+def _variables(given: Any) -> str:
+    """Variables in one canonical text, in order of their names: ``NAME=VALUE NAME=VALUE``."""
+    pairs = dict(each.partition("=")[::2] for each in given.split()) if isinstance(given, str) else given
+    if not pairs or not isinstance(pairs, dict):
+        raise PydanticCustomError("sentence", "expected a mapping of environment variables to values")
+    chosen = {str(name): _value(name, value) for name, value in pairs.items()}
+    for name in chosen:
+        if name not in VARIABLES:
+            unknown = f"{quoted(name)} is no variable that a recipe may set{did_you_mean(name, VARIABLES)}"
+            raise PydanticCustomError("sentence", "{unknown}", {"unknown": unknown})
+    return " ".join(f"{name}={value}" for name, value in sorted(chosen.items()))
+
+
+def _value(name: object, value: Any) -> str:
+    text = str(int(value) if isinstance(value, bool) else value)
+    if isinstance(value, str | int | float) and VALUE.fullmatch(text):
+        return text
+    wrong = f"expected one plain value for {quoted(name)}; to try several, list mappings: [{{A: 0}}, {{A: 1}}]"
+    raise PydanticCustomError("sentence", "{wrong}", {"wrong": wrong})
+
+
+Env = Annotated[str, BeforeValidator(_variables, json_schema_input_type=str | dict[str, str | int | float])]
+"""A mapping of environment variables in a recipe; one text in a variant, whose parameters are single values."""
+
+
 class VllmParams(EngineParams):
     """vLLM's own parameters, by its own names where it has them.
 
@@ -33,7 +79,7 @@ class VllmParams(EngineParams):
     vLLM chooses). ``max_model_len`` is the longest text, its new tokens included (null: the model's own context, or
     what the cache holds). ``kv_cache_memory`` is the size of the key-value cache; without it vLLM takes 1 GiB on a CPU,
     and on a GPU what ``gpu_memory_utilization`` leaves. ``tensor_parallel`` GPUs share the model. ``enforce_eager``
-    runs layer by layer from Python instead of compiling a graph.
+    runs layer by layer from Python instead of compiling a graph. ``env`` maps environment variables to values.
     """
 
     max_num_seqs: Count = 64
@@ -43,6 +89,12 @@ class VllmParams(EngineParams):
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
     tensor_parallel: Annotated[int, Field(gt=0, le=MAX_GPUS)] = 1
     enforce_eager: bool = True
+    env: Env | None = None
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment variables that ``env`` sets."""
+        return dict(each.split("=", 1) for each in (self.env or "").split())
 
 
 DEFAULTS = VllmParams()
@@ -59,7 +111,7 @@ def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
     """Loads a transformers checkpoint. Raises UnsupportedError, with vLLM's reason, if vLLM does not load it."""
     from transformers import AutoTokenizer
 
-    set_variables({})
+    set_variables(params.variables)
     tokenizer = None
     if any(request.path.glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
