@@ -22,7 +22,8 @@ class Machine:
     """What planning needs to know about a site's hardware: the device to run on, and its hardware class.
 
     ``capability`` is the GPU's compute capability; None on a CPU. ``gpus`` counts the GPUs that one run may use.
-    ``memory_bytes`` is the device's whole memory, 0 if it is not known.
+    ``memory_bytes`` is the device's whole memory, 0 if it is not known. ``instructions`` are those of the processor, as
+    Linux names them (``amx_tile``); empty if they are not known.
     """
 
     device: str
@@ -30,6 +31,7 @@ class Machine:
     capability: tuple[int, int] | None = None
     gpus: int = 1
     memory_bytes: int = 0
+    instructions: frozenset[str] = frozenset()
 
 
 class Artifacts(Protocol):

@@ -68,7 +68,7 @@ def load_config(params: VllmOnlineParams, setting: Setting) -> dict[str, Any]:
 def _codes(params: VllmOnlineParams) -> Codes:
     scheme = SCHEMES[params.scheme]
     return Codes(
-        params.scheme,
+        f"online {params.scheme}",
         scheme.number,
         scheme.bits,
         scheme.group,

@@ -1,0 +1,249 @@
+"""What vLLM refuses: its own tables, as plain Python, so that planning says so and not a run after minutes of work.
+
+They are those of vLLM 0.32.0, named where they stand; on CPUs each was also tried. Only what is certain is refused:
+what depends on a GPU's libraries is left to loading, which gives vLLM's own reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from harness.core.engine import PlannedLoad
+from harness.core.format import Codes
+from harness.core.model import Attention
+from harness.numerics.kv_cache import bytes_per_token
+
+if TYPE_CHECKING:
+    from harness.engines.vllm.engine import VllmParams
+
+HALF = ("bfloat16", "float16")
+EVERY = (*HALF, "float32")
+ONLINE = "online "
+"""How ``vllm-online`` names its schemes, which otherwise share names with checkpoints."""
+READ: Mapping[str, tuple[Sequence[str], tuple[int, int]]] = {
+    "auto-round": (HALF, (6, 0)),
+    "awq": (HALF, (7, 5)),
+    "compressed-tensors": (EVERY, (7, 0)),
+    "fp8": (HALF, (7, 5)),
+    "gptq": (HALF, (6, 0)),
+    "modelopt": (HALF, (7, 5)),
+    "mxfp4": (("bfloat16",), (8, 0)),
+    "quark": (HALF, (7, 0)),
+    **dict.fromkeys(
+        (
+            *(f"{ONLINE}fp8_per_{group}" for group in ("tensor", "channel", "block")),
+            *(f"{ONLINE}{name}" for name in ("mxfp8", "mxfp4", "int8_per_channel_weight_only")),
+        ),
+        (HALF, (7, 5)),
+    ),
+    f"{ONLINE}nvfp4_per_token": (HALF, (10, 0)),
+}
+"""The quant_methods that vLLM reads of those that exist (``QUANTIZATION_METHODS`` in
+model_executor/layers/quantization/__init__.py; torchao is not in the stack), and of each the dtypes of activations and
+the least compute capability: ``get_supported_act_dtypes`` and ``get_min_capability`` of its ``QuantizationConfig``;
+of NVFP4 online as ``vllm.config.quantization`` says."""
+ONLINE_ON_CPU = ("fp8_per_channel", "fp8_per_block", "int8_per_channel_weight_only")
+"""The schemes of ``_ONLINE_SHORTHANDS`` (config/quantization.py) that do not fail on a CPU; the last one leaves all but
+experts as they are."""
+AMX = "amx_tile"
+"""What ``CPUFp8BlockScaledMMKernel.is_supported`` asks of the processor."""
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""``CPUAttentionBackend.get_supported_head_sizes`` (v1/attention/backends/cpu_attn.py)."""
+GROUP_SIZES = (32, 64, 128)
+"""Of GPTQ's codes: ``MARLIN_SUPPORTED_GROUP_SIZES`` (utils/marlin_utils.py), which vLLM verifies on a CPU too."""
+TILE = 32
+"""Inputs and outputs of ``CPUWNA16LinearKernel.can_implement`` (kernels/linear/mixed_precision/cpu.py)."""
+FP8_BLOCK = 128
+"""Columns of a block in ``CPUFp8BlockScaledMMKernel.can_implement`` (kernels/linear/scaled_mm/cpu.py)."""
+CPU_CACHE_BYTES = 2**30
+"""The key-value cache on a CPU unless ``kv_cache_memory`` says otherwise."""
+CPU_CACHE_BLOCK = 128
+"""Tokens of a cache block on a CPU: ``CpuPlatform.check_and_update_config``."""
+ELEMENT_BYTES = {"float32": 4}
+FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
+"""Matrices that vLLM's models multiply as one: ``packed_modules_mapping``."""
+
+
+def refuses(planned: PlannedLoad, params: VllmParams) -> str | None:
+    """Why vLLM cannot load this here, in one sentence with what to do; None if it may."""
+    on_cpu = planned.machine.device == "cpu"
+    checks = (_parallel(planned, params), _cache(planned, params), _head(planned) if on_cpu else None)
+    reason = next(filter(None, checks), None)
+    if reason or planned.codes is None:
+        return reason
+    return _method(planned, planned.codes) or (_on_cpu(planned, planned.codes) if on_cpu else None)
+
+
+def _parallel(planned: PlannedLoad, params: VllmParams) -> str | None:
+    """``ModelConfig.verify_with_parallel_config``; a GPU per part."""
+    parts, machine = params.tensor_parallel, planned.machine
+    if parts == 1:
+        return None
+    if machine.device == "cpu":
+        return f"tensor_parallel {parts} needs as many GPUs, and this sweep runs on a CPU; leave it out"
+    if parts > machine.gpus:
+        return f"tensor_parallel {parts} needs as many GPUs, and {machine.gpus} may be used here; lower it"
+    if planned.attention and planned.attention.heads % parts:
+        return f"tensor_parallel {parts} does not divide the {planned.attention.heads} attention heads; choose a divisor"
+    return None
+
+
+def _head(planned: PlannedLoad) -> str | None:
+    size = planned.attention.head_dim if planned.attention else None
+    if size is None or size in HEAD_SIZES:
+        return None
+    known = ", ".join(map(str, HEAD_SIZES))
+    return f"vLLM has no attention kernel for heads of {size} numbers on a CPU, only of {known}; use another engine"
+
+
+def _cache(planned: PlannedLoad, params: VllmParams) -> str | None:
+    """``check_enough_kv_cache_memory`` (v1/core/kv_cache_utils.py), and what a run's longest text needs."""
+    length, machine = params.max_model_len, planned.machine
+    if length is not None and planned.tokens > length:
+        return f"this run's texts have {planned.tokens} tokens, and max_model_len is {length}; raise it"
+    size = params.kv_cache_memory or (CPU_CACHE_BYTES if machine.device == "cpu" else None)
+    if size is None:
+        return None
+    if machine.memory_bytes and size > machine.memory_bytes:
+        return f"kv_cache_memory {_gib(size)} is more than this machine's {_gib(machine.memory_bytes)}; lower it"
+    tokens = max(planned.tokens, length or 0)
+    needed = cache_bytes(planned.attention, tokens, planned) if planned.attention and tokens else 0
+    if needed <= size * params.tensor_parallel:
+        return None
+    which = "max_model_len of" if tokens > planned.tokens else "this run's texts of"
+    return (
+        f"{which} {tokens} tokens need {_gib(needed)} of key-value cache, and it has {_gib(size)}; raise kv_cache_memory"
+    )
+
+
+def cache_bytes(attention: Attention, tokens: int, planned: PlannedLoad) -> int:
+    """The least that one text's keys and values take, in whole blocks; layers with a window keep no more than it."""
+    block = CPU_CACHE_BLOCK if planned.machine.device == "cpu" else 1
+    element = 1 if planned.kv_cache != "model" else ELEMENT_BYTES.get(planned.dtype, 2)
+    each = bytes_per_token(1, attention.kv_heads, attention.head_dim, element)
+    kept = (min(tokens, window or tokens) for window in attention.windows)
+    return sum(math.ceil(count / block) * block * each for count in kept)
+
+
+def _method(planned: PlannedLoad, codes: Codes) -> str | None:
+    """What vLLM refuses of a quantization method on every device."""
+    name, machine = codes.quant_method, planned.machine
+    if name not in READ:
+        return f"vLLM reads no {name} checkpoint; measure it on an engine that does"
+    dtypes, least = READ[name]
+    if planned.dtype in EVERY and planned.dtype not in dtypes:
+        return f"vLLM runs {name} in {' or '.join(dtypes)}, not in {planned.dtype}; set the model's dtype to one of them"
+    if machine.capability and machine.capability < least:
+        shown = [f"{major}.{minor}" for major, minor in (least, machine.capability)]
+        return f"vLLM runs {name} from compute capability {shown[0]}, and this GPU has {shown[1]}; choose another method"
+    return OWN[name](codes) if name in OWN else None
+
+
+def _auto_round(codes: Codes) -> str | None:
+    """``INCConfig._validate_fp8_block_quantization`` (quantization/inc/inc.py)."""
+    if codes.number == "float" and codes.group in ("tensor", "channel"):
+        return "vLLM reads auto-round's float8 only with a scale per block, not per output channel; use llmc-fp8"
+    return None
+
+
+def _awq(codes: Codes) -> str | None:
+    """``AutoAWQConfig.TYPE_MAP`` (quantization/auto_awq.py)."""
+    return None if codes.bits in (4, None) else f"vLLM reads AWQ codes of 4 bits, not of {codes.bits}; use bits: 4"
+
+
+def _gptq(codes: Codes) -> str | None:
+    """``AutoGPTQConfig.TYPE_MAP`` and ``normalize_and_validate_gptq_desc_act`` (quantization/auto_gptq.py)."""
+    if codes.bits not in (4, 8, None):
+        return f"vLLM reads GPTQ codes of 4 or 8 bits, not of {codes.bits}; use one of these"
+    if codes.asymmetric:
+        return "vLLM reads only symmetric GPTQ codes; set symmetric: true, or use llmc-gptq"
+    if codes.scattered and codes.group != "channel":
+        return "vLLM reads no GPTQ codes in order of activations; set desc_act: false, or use llmc-gptq"
+    return None
+
+
+def _modelopt(codes: Codes) -> str | None:
+    """``LINEAR_ALGOS`` (quantization/modelopt.py)."""
+    return "vLLM reads only modelopt's float formats; use format: fp8, or llmc-int8" if codes.number == "int" else None
+
+
+OWN: Mapping[str, Callable[[Codes], str | None]] = {
+    "auto-round": _auto_round,
+    "awq": _awq,
+    "gptq": _gptq,
+    "modelopt": _modelopt,
+}
+"""What the configuration classes of single methods refuse, whatever the device."""
+
+
+def _on_cpu(planned: PlannedLoad, codes: Codes) -> str | None:
+    """What vLLM has no kernel for on a CPU; None if only the checkpoint's method is known."""
+    if codes.quant_method.startswith(ONLINE):
+        scheme = codes.quant_method.removeprefix(ONLINE)
+        if scheme not in ONLINE_ON_CPU:
+            return f"vLLM's CPU kernels have no {scheme}; choose {' or '.join(ONLINE_ON_CPU)}, or run on a GPU"
+        return _float8(planned, codes) if codes.number == "float" else None
+    if codes.number == "float":
+        return _float8(planned, codes) if codes.bits == 8 else _none_for("4-bit floats", "llmc-fp8 or 4-bit integers")
+    if codes.number == "int":
+        return _integers(planned, codes)
+    return None
+
+
+def _float8(planned: PlannedLoad, codes: Codes) -> str | None:
+    """``_POSSIBLE_FP8_KERNELS`` and the like (kernels/linear/__init__.py). Of a scale per tensor the CPU build lacks
+    the operation that rounds (``static_scaled_fp8_quant``)."""
+    if codes.activations is None:
+        return _none_for("float8 weights with unquantized activations", "scheme: dynamic")
+    if codes.group == "group":
+        return _none_for("MXFP8", "llmc-fp8")
+    if codes.activations.group == "tensor":
+        return _none_for("float8 with one scale for a whole input", "a scale per token")
+    if codes.group != "block":
+        return None
+    if codes.group_size != FP8_BLOCK:
+        return _none_for(f"float8 in blocks of {codes.group_size}", f"blocks of {FP8_BLOCK}")
+    if planned.dtype == "float16":
+        return _none_for("float8 blocks in float16", "bfloat16")
+    known = planned.machine.instructions
+    return _none_for("float8 blocks without AMX", "llmc-fp8's scheme: dynamic") if known and AMX not in known else None
+
+
+def _integers(planned: PlannedLoad, codes: Codes) -> str | None:
+    """``CPUInt8ScaledMMLinearKernel`` and ``CPUWNA16LinearKernel``, which take no float32."""
+    if codes.activations is None and codes.bits != 4:
+        return _none_for(f"{codes.bits}-bit integers with unquantized activations", "bits: 4")
+    if planned.dtype == "float32":
+        return _none_for("integers in float32", "a model in bfloat16")
+    if codes.activations is not None:
+        return None
+    if codes.quant_method == "auto-round" and codes.asymmetric:  # INCWna16Scheme.get_linear_method
+        return _none_for("auto-round's asymmetric integers", "symmetric: true")
+    if codes.quant_method == "gptq" and codes.group == "group" and codes.group_size not in GROUP_SIZES:
+        return _none_for(f"GPTQ groups of {codes.group_size}", f"group_size {', '.join(map(str, GROUP_SIZES))}")
+    return _tiles(planned.matrices)
+
+
+def _tiles(matrices: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Widths that tiles do not divide, of matrices that are fused as vLLM's models fuse them."""
+    outputs: Counter[str] = Counter()
+    for name, shape in matrices.items():
+        if len(shape) != 2:
+            continue
+        if shape[1] % TILE:
+            return _none_for(f"4-bit integers of {shape[1]} inputs", f"widths that {TILE} divides")
+        layer, _, module = name.removesuffix(".weight").rpartition(".")
+        outputs[f"{layer}.{FUSED.get(module, module)}"] += shape[0]
+    uneven = next((width for width in outputs.values() if width % TILE), None)
+    return _none_for(f"4-bit integers of {uneven} outputs", f"widths that {TILE} divides") if uneven else None
+
+
+def _none_for(what: str, instead: str) -> str:
+    return f"vLLM has no CPU kernel for {what}; use {instead}, or another engine"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
