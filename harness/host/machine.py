@@ -16,7 +16,7 @@ from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.gpu import gpu, visible_gpus
-from harness.host.processor import processor_state
+from harness.host.processor import instruction_sets, processor_state
 
 PACKAGES = (
     "qharness",
@@ -44,7 +44,7 @@ def choose(device: str) -> Machine:
         raise UsageError(f"device: cuda, but {reason}; see 'qharness doctor'")
     if usable and device != "cpu":
         return Machine("cuda", f"{name}; {cpu}", capability, visible_gpus(), int(size or 0))
-    return Machine("cpu", cpu, memory_bytes=memory_bytes())
+    return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=frozenset(instruction_sets()))
 
 
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:

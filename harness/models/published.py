@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.core.format import Codes
+from harness.core.format import Activations, Codes, Number
 from harness.core.model import ModelRef
 from harness.core.site import Site
 from harness.models import headers
@@ -29,6 +29,8 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
+GROUPS = ("tensor", "channel", "group", "block")
+"""What may share a scale of weights."""
 
 
 def quantization_config(folder: Path) -> dict[str, Any]:
@@ -38,8 +40,83 @@ def quantization_config(folder: Path) -> dict[str, Any]:
 
 
 def codes(config: Mapping[str, Any]) -> Codes:
-    """How a checkpoint with this ``quantization_config`` stores its weights; only its method where that is unknown."""
-    return Codes(str(config.get("quant_method")))
+    """How a checkpoint with this ``quantization_config`` stores its weights.
+
+    Only the method is known of other methods, of layers that differ, and where a value is not what its writer defines:
+    what a checkpoint holds is then seen when it is loaded.
+    """
+    method = str(config.get("quant_method"))
+    parse = {"compressed-tensors": _compressed, "gptq": _gptq, "awq": _awq, "fp8": _fp8}.get(method)
+    return (parse(config) if parse else None) or Codes(method)
+
+
+def _compressed(config: Mapping[str, Any]) -> Codes | None:
+    """compressed-tensors: ``QuantizationConfig`` of compressed_tensors.quantization, if it has one group of layers."""
+    groups = config.get("config_groups")
+    group = next(iter(groups.values())) if isinstance(groups, dict) and len(groups) == 1 else None
+    weights = group.get("weights") if isinstance(group, dict) else None
+    number, bits = _number_and_bits(weights)
+    if number is None or bits is None or not isinstance(group, dict) or not isinstance(weights, dict):
+        return None
+    shared = weights.get("strategy")
+    found, size = {"tensor_group": "group"}.get(str(shared), shared), weights.get("group_size")
+    if found == "block":
+        shape = weights.get("block_structure")
+        size = shape[-1] if isinstance(shape, list) and shape else None
+    if found not in GROUPS or (found in ("group", "block") and not isinstance(size, int)):
+        return None
+    return Codes(
+        "compressed-tensors",
+        number,
+        bits,
+        found,
+        size if found in ("group", "block") else None,
+        asymmetric=weights.get("symmetric") is False,
+        scattered=weights.get("actorder") in ("group", "dynamic"),
+        activations=_activations(group.get("input_activations")),
+    )
+
+
+def _number_and_bits(args: Any) -> tuple[Number | None, int | None]:
+    kind, bits = (args.get("type", "int"), args.get("num_bits")) if isinstance(args, dict) else (None, None)
+    number: Number | None = kind if kind in ("int", "float") else None
+    return number, bits if isinstance(bits, int) else None
+
+
+def _activations(args: Any) -> Activations | None:
+    number, bits = _number_and_bits(args)
+    if number is None or bits is None:
+        return None
+    shared: Any = {"token": "token", "group": "group", "tensor_group": "group"}.get(str(args.get("strategy")), "tensor")
+    return Activations(number, bits, shared, dynamic=bool(args.get("dynamic")))
+
+
+def _gptq(config: Mapping[str, Any]) -> Codes | None:
+    """GPTQ's format, as auto-gptq introduced it. ``dynamic`` gives layers settings of their own."""
+    bits, size = config.get("bits"), config.get("group_size")
+    own = [each for each in (config.get("dynamic") or {}) if not str(each).startswith("-:")]
+    if not isinstance(bits, int) or not isinstance(size, int) or own:
+        return None
+    asymmetric, scattered = config.get("sym") is False, config.get("desc_act") is True
+    return Codes.grouped("gptq", bits, "channel" if size == -1 else size, asymmetric, scattered)
+
+
+def _awq(config: Mapping[str, Any]) -> Codes | None:
+    """AWQ's format, as AutoAWQ introduced it."""
+    bits, size = config.get("bits", config.get("w_bit")), config.get("group_size", config.get("q_group_size"))
+    if not isinstance(bits, int) or not isinstance(size, int):
+        return None
+    return Codes.grouped("awq", bits, "channel" if size == -1 else size, asymmetric=config.get("zero_point") is True)
+
+
+def _fp8(config: Mapping[str, Any]) -> Codes | None:
+    """float8 as transformers' ``FineGrainedFP8Config`` and vLLM's ``Fp8Config`` read it: in blocks, or by tensor."""
+    dynamic, block = config.get("activation_scheme") != "static", config.get("weight_block_size")
+    if block is None:
+        return Codes("fp8", "float", 8, "tensor", activations=Activations("float", 8, "tensor", dynamic))
+    if not isinstance(block, list) or len(block) != 2 or not isinstance(block[1], int):
+        return None
+    return Codes("fp8", "float", 8, "block", block[1], activations=Activations("float", 8, "group"))
 
 
 def shown(config: Mapping[str, Any]) -> str:

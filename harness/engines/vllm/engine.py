@@ -15,6 +15,7 @@ from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
 from harness.engines.vllm.model import VllmModel
 from harness.engines.vllm.runtime import Runtime, set_variables
+from harness.engines.vllm.tables import CPU_CACHE_BYTES, ELEMENT_BYTES, refuses
 from harness.errors import did_you_mean
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import expected_bytes_per_token
@@ -22,8 +23,6 @@ from harness.recipe.fields import Bytes
 
 CACHES: Mapping[KvCache, str] = {"model": "auto", "fp8": "fp8"}
 """vLLM's names of the types of keys and values, by the recipe's."""
-CPU_CACHE_BYTES = 2**30
-ELEMENT_BYTES = {"float32": 4}
 MAX_TEXTS = 4096
 MAX_TOKENS = 2**24
 MAX_GPUS = 64
@@ -174,6 +173,7 @@ VLLM = Engine(
     params=VllmParams,
     packages=("vllm", "torch", "transformers", "tokenizers", "safetensors"),
     stack="vllm",
+    refuses=refuses,
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
 )

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 HALF = ("bfloat16", "float16")
 EVERY = (*HALF, "float32")
-ONLINE = "online "
-"""How ``vllm-online`` names its schemes, which otherwise share names with checkpoints."""
 READ: Mapping[str, tuple[Sequence[str], tuple[int, int]]] = {
     "auto-round": (HALF, (6, 0)),
     "awq": (HALF, (7, 5)),
@@ -31,20 +29,12 @@ READ: Mapping[str, tuple[Sequence[str], tuple[int, int]]] = {
     "gptq": (HALF, (6, 0)),
     "modelopt": (HALF, (7, 5)),
     "mxfp4": (("bfloat16",), (8, 0)),
+    "online": (HALF, (7, 5)),
     "quark": (HALF, (7, 0)),
-    **dict.fromkeys(
-        (
-            *(f"{ONLINE}fp8_per_{group}" for group in ("tensor", "channel", "block")),
-            *(f"{ONLINE}{name}" for name in ("mxfp8", "mxfp4", "int8_per_channel_weight_only")),
-        ),
-        (HALF, (7, 5)),
-    ),
-    f"{ONLINE}nvfp4_per_token": (HALF, (10, 0)),
 }
 """The quant_methods that vLLM reads of those that exist (``QUANTIZATION_METHODS`` in
 model_executor/layers/quantization/__init__.py; torchao is not in the stack), and of each the dtypes of activations and
-the least compute capability: ``get_supported_act_dtypes`` and ``get_min_capability`` of its ``QuantizationConfig``;
-of NVFP4 online as ``vllm.config.quantization`` says."""
+the least compute capability: ``get_supported_act_dtypes`` and ``get_min_capability`` of its ``QuantizationConfig``."""
 ONLINE_ON_CPU = ("fp8_per_channel", "fp8_per_block", "int8_per_channel_weight_only")
 """The schemes of ``_ONLINE_SHORTHANDS`` (config/quantization.py) that do not fail on a CPU; the last one leaves all but
 experts as they are."""
@@ -87,7 +77,9 @@ def _parallel(planned: PlannedLoad, params: VllmParams) -> str | None:
     if parts > machine.gpus:
         return f"tensor_parallel {parts} needs as many GPUs, and {machine.gpus} may be used here; lower it"
     if planned.attention and planned.attention.heads % parts:
-        return f"tensor_parallel {parts} does not divide the {planned.attention.heads} attention heads; choose a divisor"
+        return (
+            f"tensor_parallel {parts} does not divide the {planned.attention.heads} attention heads; choose a divisor"
+        )
     return None
 
 
@@ -113,10 +105,8 @@ def _cache(planned: PlannedLoad, params: VllmParams) -> str | None:
     needed = cache_bytes(planned.attention, tokens, planned) if planned.attention and tokens else 0
     if needed <= size * params.tensor_parallel:
         return None
-    which = "max_model_len of" if tokens > planned.tokens else "this run's texts of"
-    return (
-        f"{which} {tokens} tokens need {_gib(needed)} of key-value cache, and it has {_gib(size)}; raise kv_cache_memory"
-    )
+    which = f"a max_model_len of {tokens}" if tokens > planned.tokens else f"a text of {tokens} tokens"
+    return f"{which} needs {_gib(needed)} of key-value cache, and it has {_gib(size)}; raise kv_cache_memory"
 
 
 def cache_bytes(attention: Attention, tokens: int, planned: PlannedLoad) -> int:
@@ -130,16 +120,23 @@ def cache_bytes(attention: Attention, tokens: int, planned: PlannedLoad) -> int:
 
 def _method(planned: PlannedLoad, codes: Codes) -> str | None:
     """What vLLM refuses of a quantization method on every device."""
-    name, machine = codes.quant_method, planned.machine
+    (name, _), machine = _named(codes), planned.machine
     if name not in READ:
         return f"vLLM reads no {name} checkpoint; measure it on an engine that does"
     dtypes, least = READ[name]
     if planned.dtype in EVERY and planned.dtype not in dtypes:
-        return f"vLLM runs {name} in {' or '.join(dtypes)}, not in {planned.dtype}; set the model's dtype to one of them"
+        what = "quantizes online" if name == "online" else f"runs {name} checkpoints"
+        return f"vLLM {what} in {' or '.join(dtypes)}, not in {planned.dtype}; choose one of these as the model's dtype"
     if machine.capability and machine.capability < least:
         shown = [f"{major}.{minor}" for major, minor in (least, machine.capability)]
-        return f"vLLM runs {name} from compute capability {shown[0]}, and this GPU has {shown[1]}; choose another method"
+        return f"vLLM runs {name} from compute capability {shown[0]}, and this GPU has {shown[1]}; use another method"
     return OWN[name](codes) if name in OWN else None
+
+
+def _named(codes: Codes) -> tuple[str, str]:
+    """The quant_method, and the scheme of vLLM's own quantization while loading."""
+    name, _, scheme = codes.quant_method.partition(" ")
+    return name, scheme
 
 
 def _auto_round(codes: Codes) -> str | None:
@@ -181,11 +178,11 @@ OWN: Mapping[str, Callable[[Codes], str | None]] = {
 
 def _on_cpu(planned: PlannedLoad, codes: Codes) -> str | None:
     """What vLLM has no kernel for on a CPU; None if only the checkpoint's method is known."""
-    if codes.quant_method.startswith(ONLINE):
-        scheme = codes.quant_method.removeprefix(ONLINE)
-        if scheme not in ONLINE_ON_CPU:
-            return f"vLLM's CPU kernels have no {scheme}; choose {' or '.join(ONLINE_ON_CPU)}, or run on a GPU"
-        return _float8(planned, codes) if codes.number == "float" else None
+    name, scheme = _named(codes)
+    if name == "online" and scheme not in ONLINE_ON_CPU:
+        return _none_for(scheme, " or ".join(ONLINE_ON_CPU))
+    if name == "online" and codes.number == "int":
+        return None
     if codes.number == "float":
         return _float8(planned, codes) if codes.bits == 8 else _none_for("4-bit floats", "llmc-fp8 or 4-bit integers")
     if codes.number == "int":
