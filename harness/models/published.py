@@ -59,7 +59,8 @@ def _compressed(config: Mapping[str, Any]) -> Codes | None:
     if number is None or bits is None or not isinstance(group, dict) or not isinstance(weights, dict):
         return None
     shared = weights.get("strategy")
-    found, size = {"tensor_group": "group"}.get(str(shared), shared), weights.get("group_size")
+    found: Any = {"tensor_group": "group"}.get(str(shared), shared)
+    size = weights.get("group_size")
     if found == "block":
         shape = weights.get("block_structure")
         size = shape[-1] if isinstance(shape, list) and shape else None
