@@ -69,10 +69,11 @@ class Engine(Generic[P]):
 
     ``capabilities`` are those that all of its models implement, ``reads`` the checkpoint formats that it loads.
     ``caches`` maps the key-value caches that it supports to the packages that each needs in addition to ``packages``.
-    ``decode_modes`` maps the decode modes that it supports to the caches that each works with. ``stack`` names the
-    environment that it runs in. ``load`` also gets the engine's own parameters, of type ``params``, and so does
-    ``refuses``: why the engine cannot load this here, in one sentence with what to do about it, if that is certain
-    without loading it; else None. Planning calls it: it must not import the engine's libraries.
+    ``decode_modes`` maps the decode modes that it supports to the caches that each works with; ``decode_advice`` tells
+    what a recipe should say in place of another mode. ``stack`` names the environment that it runs in. ``load`` also
+    gets the engine's own parameters, of type ``params``, and so does ``refuses``: why the engine cannot load this here,
+    in one sentence with what to do about it, if that is certain without loading it; else None. Planning calls it: it
+    must not import the engine's libraries.
 
     ``imports`` imports its libraries, so that the time and memory of importing are not counted as loading. If the
     engine does not read transformers checkpoints, ``convert`` writes an unquantized one to a folder, in a format that
@@ -93,6 +94,7 @@ class Engine(Generic[P]):
     refuses: Callable[[PlannedLoad, P], str | None] = refuses_nothing
     caches: Mapping[KvCache, tuple[str, ...]] = field(default_factory=lambda: {"model": ()})
     decode_modes: Mapping[DecodeMode, tuple[KvCache, ...]] = field(default_factory=lambda: {"eager": ("model",)})
+    decode_advice: str | None = None
 
     def unmet(self, model: LoadedModel) -> tuple[Capability, ...]:
         """The capabilities that the engine declares but this loaded model does not implement."""

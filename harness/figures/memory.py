@@ -229,6 +229,24 @@ KV_CACHE = Figure(
 )
 
 
+def _pools(table: Table) -> list[int]:
+    return [part.pool_bytes for part in _parts(table) if part.pool_bytes]
+
+
+KV_POOL = Figure(
+    "kv_cache_pool",
+    "KV cache",
+    "pool",
+    "What the engine allocates for keys and values when it loads, full or not. Every peak of the row includes all of "
+    "it; what fits a budget counts the tokens kept instead.",
+    lambda row, place: _of_parts(lambda part: part.pool_bytes or None)(row),
+    "neither",
+    lambda table, place: in_unit(size_unit(_pools(table), BINARY)),
+    lambda table: (WHOLE,) if _pools(table) else (),
+    "kv_cache_pool_bytes",
+)
+
+
 def _grid_where_known(table: Table) -> tuple[GridPoint, ...]:
     return table.grid if _parts(table) else ()
 
@@ -365,6 +383,7 @@ FIGURES = (
     _every("peak", "at its highest", lambda row: row.peaks),
     _every("after", "when it ended", lambda row: row.left),
     KV_CACHE,
+    KV_POOL,
     _workspace("prefill"),
     _workspace("decode"),
     LONGEST_CONTEXT,

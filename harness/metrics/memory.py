@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness.core.capability import StoredTensor
+from harness.core.capability import CachePool, StoredTensor
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
 from harness.core.record import Measurement
@@ -155,6 +155,11 @@ def kv_cache(stored_bytes: int, batch_size: int, tokens: int, **where: Scalar) -
     """``kv_cache_bytes_per_token``: a cache's real bytes divided by its tokens, over all sequences."""
     per_token = stored_bytes / (batch_size * tokens)
     return _exact("kv_cache_bytes_per_token", "byte/token", per_token, batch_size=batch_size, tokens=tokens, **where)
+
+
+def kv_cache_pool(pool: CachePool) -> Measurement:
+    """``kv_cache_pool_bytes``: what an engine allocates for keys and values when it loads, a part of every peak."""
+    return _exact("kv_cache_pool_bytes", "byte", pool.bytes, blocks=pool.blocks, block_tokens=pool.block_tokens)
 
 
 def coverage(fraction: float) -> Measurement:

@@ -62,7 +62,8 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
     if "decodes" not in job.uses:
         return None
     if mode not in runtime.decode_modes:
-        return f"{runtime.name} cannot decode in decode_mode {mode}; it can in {', '.join(runtime.decode_modes)}"
+        advice = runtime.decode_advice or f"it can in {', '.join(runtime.decode_modes)}"
+        return f"{runtime.name} cannot decode in decode_mode {mode}; {advice}"
     caches = runtime.decode_modes[mode]
     if kv_cache not in caches:
         return f"{runtime.name} decodes in decode_mode {mode} only with kv_cache {', '.join(caches)}"

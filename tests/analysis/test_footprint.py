@@ -73,6 +73,36 @@ def test_on_a_gpu_the_context_counts_and_the_resident_set_does_not(bench: Any, n
     assert found.base_bytes == (300 + 500) * 2**20
 
 
+def test_a_cache_allocated_beforehand_is_counted_once(bench: Any, none: Any) -> None:
+    """The same use on an engine with a pool of 1 GiB: its peaks hold the pool in place of the cache that grows."""
+    run = bench.performance(none, prompts=(128, 512))
+    pool = 2**30
+
+    def held(metric: str, phase: Any, protocol: Any) -> float:
+        """The bytes of a growing cache, which the peak of a phase, or what is in use before it, counts."""
+        after = phase if metric == "peak_memory_bytes" else {"decode": "prefill"}.get(phase)
+        for m in run.outcome.measurements:
+            same = all(m.protocol.get(name) == protocol.get(name) for name in ("batch_size", "prompt_tokens"))
+            if m.metric == "kv_cache_bytes_per_token" and same and m.protocol["after"] == after:
+                return float(m.values[0] * int(protocol["batch_size"]) * int(m.protocol["tokens"]))
+        return 0.0
+
+    changed = [
+        replace(m, values=(m.values[0] + pool - held(m.metric, m.protocol["phase"], m.protocol),))
+        for m in run.outcome.measurements
+        if m.metric in ("peak_memory_bytes", "memory_before_bytes")
+    ]
+    given = Measurement("kv_cache_pool_bytes", 2, "byte", "lower", "exact", (float(pool),), {"blocks": 9})
+    plain = footprint([run])
+    bare = without(without(run, "peak_memory_bytes"), "memory_before_bytes")
+    pooled = footprint([with_measured(bare, [*changed, given])])
+    assert plain is not None
+    assert pooled is not None
+    assert pooled.pool_bytes == pool
+    for batch, tokens in ((1, 128), (8, 512), (3, 4000)):
+        assert pooled.bytes(batch, tokens) == pytest.approx(plain.bytes(batch, tokens), rel=1e-9)
+
+
 def nvml(m: Measurement) -> dict[str, Any]:
     return {**m.protocol, "source": "NVML process"}
 

@@ -13,7 +13,7 @@ from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.foreign import quoted
 from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
-from harness.engines.vllm.model import VllmModel
+from harness.engines.vllm.model import COMPILING, VllmModel
 from harness.engines.vllm.runtime import Runtime, set_variables
 from harness.engines.vllm.tables import CPU_CACHE_BYTES, ELEMENT_BYTES, refuses
 from harness.errors import did_you_mean
@@ -176,4 +176,5 @@ VLLM = Engine(
     refuses=refuses,
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
+    decode_advice=COMPILING,
 )

@@ -20,7 +20,7 @@ PROBE_TOKENS = 16
 PROBE_NAT = {"float32": 1e-3}
 """Largest difference between vLLM's own log-probabilities and those from its hidden states and head, by dtype."""
 OTHER_PROBE_NAT = 0.1
-COMPILED = "leave out decode_mode and write engines: [{vllm: {enforce_eager: false}}]"
+COMPILING = "it compiles when it loads: leave decode_mode out, and write engines: [{vllm: {enforce_eager: false}}]"
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class VllmModel:
     def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> Iterator[Decoder]:
         """The model itself; what is unfinished at the end leaves the engine."""
         if mode != "eager":
-            raise UnsupportedError(f"vLLM compiles its model when it loads it: {COMPILED}")
+            raise UnsupportedError(f"vllm cannot decode in decode_mode {mode}; {COMPILING}")
         self._new_tokens = new_tokens
         try:
             yield self

@@ -239,16 +239,16 @@ class Runtime:
         self.everywhere("install_readout")
         self._names = map(str, count())
         config = self.engine.vllm_config
-        cache = config.cache_config
+        cache, parallel, pool = config.cache_config, config.parallel_config, self.scheduler.kv_cache_config
         self.limits = Limits(
             text_tokens=int(config.model_config.max_model_len),
             texts=int(config.scheduler_config.max_num_seqs),
             step_tokens=int(config.scheduler_config.max_num_batched_tokens),
             cache_blocks=int(cache.num_gpu_blocks or 0),
             block_tokens=int(cache.block_size),
-            cache_bytes=_cache_bytes(self.worker) if self.alone else 0,
-            cache_groups=len(self.scheduler.kv_cache_config.kv_cache_groups),
-            cache_dtype=self.scheduler.kv_cache_config.kv_cache_groups[0].kv_cache_spec.dtype,
+            cache_bytes=_cache_bytes(self.worker) if self.alone else _planned_bytes(pool) * parallel.world_size,
+            cache_groups=len(pool.kv_cache_groups),
+            cache_dtype=pool.kv_cache_groups[0].kv_cache_spec.dtype,
         )
 
     @property
@@ -464,6 +464,11 @@ def reason(error: BaseException) -> str:
         if lines:
             return f"{type(each).__name__}: {lines[0]}"[:500]
     return type(error).__name__
+
+
+def _planned_bytes(pool: Any) -> int:
+    """The bytes of the key-value cache that vLLM plans for one worker."""
+    return sum(int(tensor.size) for tensor in pool.kv_cache_tensors)
 
 
 def _cache_bytes(worker: Any) -> int:

@@ -13,6 +13,7 @@ from harness.core.record import Measurement, RunRecord
 
 SOURCES = {"VmHWM": "VmRSS", "cuda allocated": "cuda allocated"}
 """A peak that was reset at the start of its phase, and the source of the memory in use just before."""
+POOL = "kv_cache_pool_bytes"
 SPARE = 1.05
 """Memory for generation is estimated 5% higher: the kernel's counters lag and miss changes of less than a page."""
 MOST = 2**31
@@ -39,6 +40,8 @@ class Workspace:
 class Footprint:
     """The parts of the memory for generation. ``base_bytes`` is what the loaded process holds before it generates.
 
+    ``pool_bytes`` is what the engine allocates for keys and values when it loads, 0 if it allocates them as they come.
+    It is no part of ``base_bytes``: the memory of a use counts the tokens that the use keeps, as for other engines.
     ``measured_tokens`` is the longest prompt at which the parts were measured, ``context_limit`` the longest input
     that the model's configuration allows (None if it sets no limit); ``on_gpu`` says which memory is meant.
     """
@@ -50,6 +53,7 @@ class Footprint:
     measured_tokens: int
     context_limit: int | None
     on_gpu: bool
+    pool_bytes: int = 0
 
     def bytes(self, batch: int, tokens: int) -> float:
         """The peak for a batch of rows of ``tokens`` each, with a margin: prefilling all, or decoding the last."""
@@ -79,8 +83,8 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
     """The parts measured by runs of one variant in eager mode; None if there are none or peaks were not reset.
 
     With several runs, the largest figure counts. A workspace is a phase's peak, minus the memory in use when it began,
-    minus the growth of the key-value cache. Over several prompt lengths it is fitted by a line, or with a square term
-    if attention materializes its scores (``eager``).
+    minus the growth of the key-value cache, unless the engine allocated that before. Over several prompt lengths it is
+    fitted by a line, or with a square term if attention materializes its scores (``eager``).
     """
     source = next((name for name in reversed(SOURCES) if _points(runs, "prefill", name)), None)
     caches = [m for m in _all(runs, "kv_cache_bytes_per_token") if m.protocol["after"] == "decode"]
@@ -90,14 +94,18 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
     square = any(_attention(run) == "eager" for run in runs)
     limits = [m.values[0] for m in _all(runs, "context_length")]
     on_gpu = source.startswith("cuda")
+    pool_bytes = int(max((m.values[0] for m in _all(runs, POOL)), default=0))
     return Footprint(
-        base_bytes=int(max(point.before_bytes for point in prefill)) + (_context_bytes(runs) if on_gpu else 0),
+        base_bytes=int(max(point.before_bytes for point in prefill))
+        - pool_bytes
+        + (_context_bytes(runs) if on_gpu else 0),
         kv_bytes_per_token=cache_of_most_tokens(caches).values[0],
         prefill=fitted(prefill, square),
         decode=fitted(decode, square=False),
         measured_tokens=max(point.tokens for point in prefill),
         context_limit=int(min(limits)) if limits else None,
         on_gpu=on_gpu,
+        pool_bytes=pool_bytes,
     )
 
 
@@ -146,6 +154,7 @@ def _points(runs: Sequence[RunRecord], phase: str, source: str) -> list[_PhasePo
             batch, prompt, new = place
             tokens = prompt + (new if phase == "decode" else 0)
             grown = _cache_bytes(run, place, phase) - (_cache_bytes(run, place, "prefill") if phase == "decode" else 0)
+            grown = 0.0 if _all([run], POOL) else grown
             point = _PhasePoint(batch, tokens, before[place], peak - before[place] - grown)
             largest = found.get((batch, tokens), point)
             found[batch, tokens] = max(point, largest, key=lambda each: each.work_bytes)
