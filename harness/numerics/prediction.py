@@ -57,28 +57,34 @@ def divergences(base: Prediction, other: Prediction) -> tuple[torch.Tensor, torc
     shift = other.totals.log() - base.totals.log()
     forward = (base.weights * gap).sum(dim=1).double() / base.totals + shift
     backward = (other.weights * gap).sum(dim=1).double() / other.totals + shift
-    found = forward, -backward
-    near = (found[0].maximum(found[1]) < NEAR_NAT).nonzero().flatten()
+    backward = -backward
+    near = (forward.maximum(backward) < NEAR_NAT).nonzero().flatten()
+    if len(near) == len(gap):  # the same model twice: spares copies
+        return _near(base, gap)
     if len(near):
-        found[0][near] = _near(base, gap.neg(), near)
-        found[1][near] = _near(other, gap, near)
-    return found
+        rows = Prediction(base.exponents[near], base.weights[near], base.totals[near])
+        forward[near], backward[near] = _near(rows, gap[near])
+    return forward, backward
 
 
-def _near(base: Prediction, change: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """KL(base ‖ other) of predictions that hardly differ, (rows,) float64; ``change`` is other's exponents less base's.
+def _near(base: Prediction, gap: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both divergences of predictions that hardly differ; ``gap`` is the base's exponents less the other's.
 
-    With p the base's probabilities and u the change less its mean under p, the divergence is ln Σ p eᵘ − Σ p u, which
-    is ln(1 + Σ p (eᵘ − 1 − u)) because Σ p u is zero. No two terms of that sum cancel. What float32 leaves of Σ p u is
-    kept in both places, where it cancels to first order.
+    With p the base's probabilities and u the negative gap less its mean under p, Σ p u is zero, and
+
+    KL(base ‖ other) = ln Z, KL(other ‖ base) = Σ p u (eᵘ − 1) / Z − ln Z, with Z = 1 + Σ p (eᵘ − 1 − u).
+
+    No two terms of these sums cancel. What float32 leaves of Σ p u is kept wherever it stands, so that it cancels.
     """
-    shares = base.weights[rows] / base.totals[rows].to(base.weights.dtype).unsqueeze(1)
-    change = change[rows]
-    change = change - (shares * change).sum(dim=1, keepdim=True)
-    left = (shares * change).sum(dim=1).double()
-    change = change.clamp(max=MAX_EXPONENT)  # of a probability that is nearly zero
-    grown = (shares * (change.expm1() - change)).sum(dim=1).double()
-    return ((grown + left).log1p() - left).clamp(min=0)
+    shares = base.weights / base.totals.to(base.weights.dtype).unsqueeze(1)
+    u = (shares * gap).sum(dim=1, keepdim=True) - gap
+    left = (shares * u).sum(dim=1).double()
+    u = u.clamp(max=MAX_EXPONENT)  # of a probability that is nearly zero
+    grown = u.expm1()
+    first = (shares * (grown - u)).sum(dim=1).double() + left
+    second = (shares * u * grown).sum(dim=1).double() + left
+    forward, backward = first.log1p() - left, second / (1 + first) - first.log1p()
+    return forward.clamp(min=0), backward.clamp(min=0)
 
 
 def first_choices(prediction: Prediction, count: int) -> torch.Tensor:
