@@ -75,10 +75,11 @@ class VllmParams(EngineParams):
     """vLLM's own parameters, by its own names where it has them.
 
     ``max_num_seqs`` texts are computed together at most, and ``max_num_batched_tokens`` tokens in one step (null: as
-    vLLM chooses). ``max_model_len`` is the longest text, its new tokens included (null: the model's own context, or
-    what the cache holds). ``kv_cache_memory`` is the size of the key-value cache; without it vLLM takes 1 GiB on a CPU,
-    and on a GPU what ``gpu_memory_utilization`` leaves. ``tensor_parallel`` GPUs share the model. ``enforce_eager``
-    runs layer by layer from Python instead of compiling a graph. ``env`` maps environment variables to values.
+    vLLM's offline class chooses, 4096 on a CPU). ``max_model_len`` is the longest text, its new tokens included (null:
+    the model's own context, or what the cache holds). ``kv_cache_memory`` is the size of the key-value cache; without
+    it vLLM takes 1 GiB on a CPU, and on a GPU what ``gpu_memory_utilization`` leaves. ``tensor_parallel`` GPUs share
+    the model. ``enforce_eager`` runs layer by layer from Python instead of compiling a graph when loading, prefill
+    included. ``env`` maps environment variables to values.
     """
 
     max_num_seqs: Count = 64

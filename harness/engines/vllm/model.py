@@ -146,6 +146,7 @@ class VllmModel:
         return CachePool(limits.cache_bytes, limits.cache_blocks, limits.block_tokens)
 
     def sync(self) -> None:
+        """A step ends when its tokens are on the host, so a GPU's events around it time the whole step, as on a CPU."""
         if self.device.startswith("cuda"):
             import torch
 
