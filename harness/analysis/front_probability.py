@@ -15,9 +15,9 @@ from harness.stats.pareto import Direction, front_shares
 def front_probabilities(rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
     """The share of draws in which no other variant beats a row; None if a figure is missing.
 
-    Quality is the mean KL, or the change of perplexity if no divergence was measured; the baseline has zero of
-    both. Speed is that of decoding at the first point of the grid. An axis that was measured for no variant is left
-    out; bytes are exact. Variants share the sample of the text's windows; speeds are independent.
+    Quality is the mean KL, the engine's own included, or the change of perplexity if no divergence was measured; the
+    baseline has zero of both. Speed is that of decoding at the first point of the grid. An axis that was measured for
+    no variant is left out; bytes are exact. Variants share the sample of the text's windows; speeds are independent.
     """
     by_kl = any(row.kl_mean for row in rows)
     point = next((speed.point for row in rows for speed in row.speeds), None)
@@ -51,7 +51,7 @@ def front_probabilities(rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
 
 
 def _quality(row: VariantRow, by_kl: bool) -> Reading:
-    if row.is_baseline:
+    if row.is_reference if by_kl else row.is_baseline:
         return counted(0)
     if by_kl:
         return measured(row.kl_mean, influence=row.kl_influence)

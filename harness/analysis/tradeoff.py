@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -33,14 +33,16 @@ from harness.core.job import (
     VariantJob,
 )
 from harness.core.label import Label
+from harness.core.model import MAIN_ENGINE
 from harness.core.record import Measurement, RunRecord
-from harness.core.run import baseline_engine
+from harness.core.run import RunSpec, baseline_engine
 from harness.core.variant import labels
 from harness.figures.derived.plausibility import implausible
 from harness.figures.derived.roofline import machine_of, rates
 from harness.figures.evidence import Evidence
 from harness.figures.row import row
-from harness.figures.table import Table, VariantRow
+from harness.figures.table import EngineFloor, Table, VariantRow
+from harness.host.machine import PACKAGES
 from harness.stats.estimate import Estimate, clustered_mean
 from harness.stats.pareto import front
 
@@ -69,15 +71,26 @@ class _Runs:
         return baseline_engine(run.spec for run in self.all)
 
     @cached_property
-    def baselines(self) -> tuple[RunRecord, ...]:
-        """The baseline's successful runs: few among many."""
-        return tuple(run for run in self.all if self.of_the_baseline(run) and run.status == "ok")
+    def unquantized(self) -> Mapping[str, tuple[RunRecord, ...]]:
+        """By engine, the successful runs of the unquantized model: few among many."""
+        found: dict[str, list[RunRecord]] = {}
+        for run in self.all:
+            if run.spec.is_baseline and run.status == "ok":
+                found.setdefault(run.spec.engine_label, []).append(run)
+        return {engine: tuple(runs) for engine, runs in found.items()}
 
     def of_the_baseline(self, run: RunRecord) -> bool:
         return run.spec.is_baseline and run.spec.engine_label == self.engine
 
     def baselines_of(self, job: type[VariantJob]) -> tuple[RunRecord, ...]:
-        return tuple(run for run in self.baselines if isinstance(run.spec.job, job))
+        return self._unquantized_on(self.engine, job)
+
+    def controls_of(self, job: type[VariantJob], spec: RunSpec) -> tuple[RunRecord, ...]:
+        """The unquantized model's runs on the same engine; none on the engine of the reference."""
+        return () if spec.engine_label == MAIN_ENGINE else self._unquantized_on(spec.engine_label, job)
+
+    def _unquantized_on(self, engine: str | None, job: type[VariantJob]) -> tuple[RunRecord, ...]:
+        return tuple(run for run in self.unquantized.get(engine or "", ()) if isinstance(run.spec.job, job))
 
 
 def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
@@ -132,6 +145,7 @@ def _table(where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs
         notes=tuple(dict.fromkeys(notes)),
         kl_noise_floor=_mean(_noise_floor(references, "batch size")),
         kl_noise_floor_dtype=_mean(_noise_floor(references, "dtype")),
+        engine_floors=_engine_floors(rows),
         recipes=tuple(dict.fromkeys(run.spec.recipe for run in runs.all)),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
         tasks=tuple(dict.fromkeys(score.key for entry in rows for score in entry.tasks)),
@@ -189,6 +203,8 @@ def _evidence(members: Sequence[RunRecord], runs: _Runs) -> Iterator[Evidence]:
 
 def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...], runs: _Runs) -> Evidence:
     quality = _last(run for run in members if isinstance(run.spec.job, MeasureQuality))
+    spec = members[0].spec
+    is_control = spec.is_baseline and spec.engine_label != MAIN_ENGINE
     return Evidence(
         is_baseline=runs.of_the_baseline(members[0]),
         quality=quality,
@@ -204,6 +220,11 @@ def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...
             for run in members
             if run.spec.task and (found := _baseline_quality(run, _same_task(run, runs.baselines_of(AnswerTask))))
         ),
+        is_control=is_control,
+        control=quality if is_control else _baseline_quality(quality, runs.controls_of(MeasureQuality, spec)),
+        control_performance=()
+        if is_control or spec.engine_label == runs.engine
+        else _baseline_performance(performance, runs.controls_of(MeasurePerformance, spec)),
     )
 
 
@@ -235,22 +256,29 @@ def _baseline_performance(mine: Sequence[RunRecord], baselines: Sequence[RunReco
 
 
 def _comparable(mine: RunRecord, base: RunRecord) -> bool:
-    """Whether a variant ran with the same libraries as the baseline; on another engine they all differ.
+    """Whether a variant ran with the same libraries as the unquantized model; on another engine they all differ.
 
-    The spec's lock cannot be used: it also holds the libraries of the method.
+    The spec's lock cannot be used: it also holds the libraries of the method. Those of another engine than the main one
+    are the packages that the unquantized model's run declares beside the harness's own.
     """
-    return mine.spec.engine != base.spec.engine or _surroundings(mine) == _surroundings(base)
+    if mine.spec.engine != base.spec.engine:
+        return True
+    ours, theirs = _software(mine), _software(base)
+    declared = () if base.spec.engine == MAIN_ENGINE else theirs.keys() - set(PACKAGES)
+    return mine.spec.stack == base.spec.stack and all(
+        ours.get(name) == theirs.get(name) for name in (*RUNTIME, *declared)
+    )
 
 
-def _surroundings(run: RunRecord) -> tuple[str | None, ...]:
-    software = run.outcome.before.software if run.outcome.before else {}
-    return run.spec.stack, *(software.get(package) for package in RUNTIME)
+def _software(run: RunRecord) -> Mapping[str, str]:
+    return run.outcome.before.software if run.outcome.before else {}
 
 
 def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
-    """The rows, marking those on the front of KL divergence and stored bytes; the baseline's KL is zero.
+    """The rows, marking those on the front of KL divergence and stored bytes; the reference's KL is zero.
 
-    Also adds the probability of being on the front that includes decode speed.
+    KL is the whole divergence, the engine's own included: it is what users of that engine get. Also adds the
+    probability of being on the front that includes decode speed.
     """
     points = {index: point for index, entry in enumerate(rows) if (point := _point(entry)) is not None}
     indices = list(points)
@@ -260,7 +288,7 @@ def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
 
 
 def _point(entry: VariantRow) -> tuple[float, float] | None:
-    divergence = 0.0 if entry.is_baseline else entry.kl_mean.value if entry.kl_mean else None
+    divergence = 0.0 if entry.is_reference else entry.kl_mean.value if entry.kl_mean else None
     if entry.stored_bytes is None or divergence is None or math.isnan(divergence):
         return None
     return entry.stored_bytes, divergence
@@ -303,6 +331,11 @@ def _is_reference_of(run: RunRecord, where: ComparisonSetting, quality: Sequence
 def _failed_before(run: RunRecord) -> str:
     message = run.outcome.failure.message.splitlines()[0] if run.outcome.failure else "no reason recorded"
     return f"{run.spec.kind} of {run.spec.model.label}: {run.status}: {message}"
+
+
+def _engine_floors(rows: Iterable[VariantRow]) -> tuple[EngineFloor, ...]:
+    found = {row.engine: row.kl_mean for row in rows if row.is_control and row.kl_mean}
+    return tuple(EngineFloor(engine, kl) for engine, kl in found.items())
 
 
 def _mean(floor: Measurement | None) -> Estimate | None:

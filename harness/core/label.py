@@ -34,6 +34,7 @@ LabelCode = Literal[
     "batch_dependent",
     "suspect",
     "implausible_baseline",
+    "engine_not_separated",
     "other",
 ]
 FactCode = Literal[
@@ -269,6 +270,16 @@ LABELS: Mapping[LabelCode, Form] = {
         "baselines](measuring.md#implausible-baselines). Records do not hold this label; it is derived when a "
         "table is made",
         {"reason": "perplexity", "figure": 1234.0, "limit": 300.0},
+    ),
+    "engine_not_separated": Form(
+        lambda engine: (
+            f"not separated from the engine: no comparable unquantized model was measured on {engine}, so its quality "
+            "includes what the engine itself changes"
+        ),
+        "a variant on another engine than the reference whose [control](measuring.md#the-control-of-an-engine) was not "
+        "measured, or not on the same text with the same libraries. Records do not hold this label; it is derived when "
+        "a table is made",
+        {"engine": "vllm"},
     ),
     "other": Form(
         lambda text: str(text),

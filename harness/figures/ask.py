@@ -47,14 +47,16 @@ class Use:
 class Reading:
     """A figure of one variant. ``basis`` says what it is based on if that is not obvious, or why it is missing.
 
-    A count has an interval of zero width. ``influence`` is that of the text's windows; ``scale`` is the scale on which
-    the error is symmetric.
+    A count has an interval of zero width. ``includes`` names the part of it that is not the method's, in words that are
+    always printed beside it. ``influence`` is that of the text's windows; ``scale`` is the scale on which the error is
+    symmetric.
     """
 
     estimate: Estimate | None
     basis: str = ""
     influence: Influence | None = None
     scale: Scale = "linear"
+    includes: str = ""
 
     @property
     def bounded(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.figures.ask import (
     Ask,
@@ -18,8 +18,8 @@ from harness.figures.ask import (
     share_of_one,
 )
 from harness.figures.derived.breakdown import Bin
-from harness.figures.figure import Axis, Figure, Whole
-from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, significant
+from harness.figures.figure import WHOLE, Axis, Figure, Whole
+from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import judgement, noise_note
 from harness.figures.quality import GROUP, estimated
@@ -37,8 +37,32 @@ LEAST_NAT = 1e-6
 
 
 def _read_kl(row: VariantRow, use: Use) -> Reading:
-    """Mean KL(baseline ‖ variant), nat per token; the baseline's is zero."""
-    return counted(0, "the baseline") if row.is_baseline else measured(row.kl_mean, influence=row.kl_influence)
+    """Mean KL(baseline ‖ variant), nat per token, the engine's own included; the reference's is zero."""
+    if row.is_reference:
+        return counted(0, "the baseline")
+    return replace(measured(row.kl_mean, influence=row.kl_influence), includes=engine_share(row))
+
+
+def engine_share(row: VariantRow) -> str:
+    """How much of its KL is its engine's own, in words; empty on the engine of the reference."""
+    if row.kl_mean is None or row.kl_control is None:
+        return ""
+    if row.is_control:
+        return "all of it the engine's own"
+    return f"the engine's own {significant(row.kl_control.value)} included"
+
+
+def _with_control(table: Table) -> tuple[Whole, ...]:
+    return (WHOLE,) if any(row.kl_control for row in table.rows) else ()
+
+
+def _engine_note(row: VariantRow, place: Whole) -> tuple[str, ...]:
+    own = row.kl_control
+    if own is None:
+        return ()
+    known = own.low is not None and own.high is not None
+    interval = f" [{significant(own.low or 0)}, {significant(own.high or 0)}]" if known else ""
+    return (f"the engine's own: {significant(own.value)}{interval}",)
 
 
 def _quantile(name: str, heading: str, text: str, share: float, shown: bool = False) -> Figure[Whole]:
@@ -71,7 +95,8 @@ KL: Figure[Whole] = Figure(
     "kl",
     GROUP,
     "KL mean",
-    f"{KL_HELP}. Mean {INTERVAL}, clustered. Below: whether it is more than another dtype does to the baseline.",
+    f"{KL_HELP}. Mean {INTERVAL}, clustered. On another engine, what that engine changes is included. Below: whether "
+    "it is more than another dtype does to the baseline and, on another engine, than the engine alone does.",
     lambda row, place: row.kl_mean,
     "lower",
     NAT,
@@ -90,6 +115,34 @@ KL: Figure[Whole] = Figure(
     ),
     axis=Axis("KL divergence from the baseline, nat per token", lambda values: True, LEAST_NAT),
     hub="kl_divergence",
+)
+KL_EXCESS: Figure[Whole] = Figure(
+    "kl_excess",
+    GROUP,
+    "KL over control",
+    "What quantization adds to what the engine changes: KL less that of the control, the unquantized model on the same "
+    f"engine, token by token, {INTERVAL}. Below zero: the variant is closer to the baseline than its control. None on "
+    "the engine of the reference, where the control is the baseline and its KL is 0.",
+    lambda row, place: row.kl_excess,
+    "lower",
+    NumberStyle("nat", signed),
+    _with_control,
+    "kl_over_control_nat",
+    interval=True,
+    notes=_engine_note,
+)
+KL_CONTROL: Figure[Whole] = Figure(
+    "kl_control",
+    GROUP,
+    "KL of the control",
+    f"KL(baseline ‖ control): what the engine alone changes. Mean {INTERVAL}, clustered.",
+    lambda row, place: row.kl_control,
+    "lower",
+    NAT,
+    _with_control,
+    "kl_control_mean_nat",
+    shown=False,
+    interval=True,
 )
 AGREEMENT: Figure[Whole] = Figure(
     "agreement",
@@ -114,6 +167,8 @@ AGREEMENT: Figure[Whole] = Figure(
 FIGURES: tuple[Figure[Whole], ...] = (
     KL,
     *judgement(GROUP, "kl_above_noise", lambda row, place: row.kl_comparison),
+    KL_EXCESS,
+    KL_CONTROL,
     _quantile("kl_median", "KL median", "Median.", 0.5),
     _quantile("kl_p90", "KL p90", "One token in ten is hit harder.", 0.9),
     _quantile("kl_p99", "KL p99", "One token in a hundred is hit harder.", 0.99, shown=True),

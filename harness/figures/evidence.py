@@ -17,6 +17,10 @@ class Evidence:
     ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
     divergence from itself, ``machine`` the run that measured the machine. ``is_baseline`` marks the variant that all
     others are compared with, including the unquantized model on another engine.
+
+    ``control`` and ``control_performance`` are the runs of the unquantized model on the variant's own engine, chosen
+    like those of the baseline; none if the variant runs on the engine of the reference. ``is_control`` marks that
+    model, whose ``control`` is its own quality. Speeds have no control if it is the baseline.
     """
 
     is_baseline: bool
@@ -29,6 +33,9 @@ class Evidence:
     baseline_performance: tuple[RunRecord, ...]
     baseline_tasks: tuple[RunRecord, ...]
     machine: RunRecord | None = None
+    is_control: bool = False
+    control: RunRecord | None = None
+    control_performance: tuple[RunRecord, ...] = ()
 
     @property
     def all(self) -> tuple[RunRecord, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, measured, share
 from harness.figures.derived.scores import PERPLEXITY_MARGIN
-from harness.figures.figure import LOG_FROM_RATIO, Axis, Direction, Figure, Whole
+from harness.figures.figure import LOG_FROM_RATIO, WHOLE, Axis, Direction, Figure, Whole
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import PAIRED, judgement, verdict_note
@@ -60,6 +60,10 @@ def _ruined(rises: Iterable[float]) -> bool:
     return max(found, default=0) > LOG_FROM_RATIO * max(min(found, default=0), LEAST_RISE)
 
 
+def _with_control(table: Table) -> tuple[Whole, ...]:
+    return (WHOLE,) if any(row.perplexity_over_control for row in table.rows) else ()
+
+
 def _by_word_or_byte(table: Table, place: Whole) -> bool:
     return any(row.word_perplexity for row in table.rows)
 
@@ -110,6 +114,18 @@ PERPLEXITY_CHANGE: Figure[Whole] = Figure(
     axis=Axis("Change of perplexity, {unit}", _ruined, LEAST_RISE, "Rise of perplexity, {unit}"),
     hub="perplexity_change",
 )
+PERPLEXITY_OVER_CONTROL: Figure[Whole] = Figure(
+    "perplexity_over_control",
+    GROUP,
+    "Δ perplexity over control",
+    "Change against the control, the unquantized model on the same engine; paired, with its 95% interval.",
+    lambda row, place: row.perplexity_over_control,
+    "lower",
+    SIGNED_PERCENT,
+    _with_control,
+    "perplexity_over_control_fraction",
+    interval=True,
+)
 COVERAGE: Figure[Whole] = Figure(
     "coverage",
     GROUP,
@@ -138,6 +154,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
     PERPLEXITY,
     PERPLEXITY_CHANGE,
     *judgement(GROUP, "perplexity_change", lambda row, place: row.perplexity_comparison),
+    PERPLEXITY_OVER_CONTROL,
     *(
         estimated(
             name, heading, f"{heading}, as lm-eval counts words and bytes.", pick, NumberStyle(), shown=_by_word_or_byte

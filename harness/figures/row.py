@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from harness.core.label import Label
+from harness.core.model import MAIN_ENGINE
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.breakdown import by_confidence, by_position
 from harness.figures.derived.energies import energies
@@ -19,7 +21,7 @@ from harness.figures.table import Peak, StoredPart, VariantRow
 from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, transformed
 from harness.stats.influence import Influence, of_difference, of_mean
-from harness.stats.rule import above_noise_floor, compare
+from harness.stats.rule import above_noise_floor, compare, excess
 
 BYTES_PER_16_BIT_PARAMETER = 2
 
@@ -30,13 +32,17 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     fault = next((run for run in evidence.all if run.status != "ok"), None)
     quality = evidence.quality if evidence.quality and evidence.quality.status == "ok" else None
     timed = tuple(run for run in evidence.performance if run.status == "ok")
-    timings = speeds(timed, () if evidence.is_baseline else evidence.baseline_performance)
+    baseline_timed = () if evidence.is_baseline else evidence.baseline_performance
+    timings = speeds(timed, baseline_timed, evidence.control_performance)
     well = [run for run in evidence.all if run.status == "ok"]
     kl, confidence = _values(quality, "kl"), _values(quality, "baseline_confidence")
     nll = _values(quality, "nll")
     stock = next((run for run in well if run.find("stored_bytes")), None)
     coverage = _values(stock, "coverage")
     compared, notes = _compared(evidence, nll)
+    over, unlike = _over_control(evidence, kl)
+    over_perplexity, unlike_text = _perplexity_over_control(evidence, nll)
+    notes += (*unlike, *unlike_text)
     answered, task_notes = scores(evidence.tasks, () if evidence.is_baseline else evidence.baseline_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
@@ -50,10 +56,14 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         decode_mode=evidence.decode_mode,
         kv_cache=variant.kv_cache,
         reason=reason(fault) if fault else None,
-        labels=tuple(dict.fromkeys(label for run in evidence.all for label in run.outcome.labels)),
+        labels=tuple(
+            dict.fromkeys(
+                (*(label for run in evidence.all for label in run.outcome.labels), *_not_separated(evidence, kl, over))
+            )
+        ),
         facts=tuple(dict.fromkeys(fact for run in well for fact in run.outcome.facts)),
         perplexity=perplexity(nll) if nll else None,
-        perplexity_change=transformed(compared.effect, lambda nat: exponential(nat) - 1) if compared else None,
+        perplexity_change=_relative(compared) if compared else None,
         perplexity_influence=_perplexity_influence(evidence, nll) if compared else None,
         perplexity_comparison=compared,
         word_perplexity=_per(quality, "nll_per_word", exponential),
@@ -61,7 +71,10 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         bits_per_byte=_per(quality, "nll_per_byte", lambda nat: nat / math.log(2)),
         kl_mean=_mean(quality, "kl", 0, math.inf),
         kl_influence=of_mean(kl) if kl else None,
-        kl_comparison=_above_noise(evidence, kl),
+        kl_comparison=_above_noise(evidence, kl, over),
+        kl_control=_mean(evidence.control, "kl", 0, math.inf),
+        kl_excess=over.effect if over else None,
+        perplexity_over_control=over_perplexity,
         kl_by_position=by_position(kl) if kl else (),
         kl_by_confidence=by_confidence(kl, confidence) if kl and confidence else (),
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),
@@ -115,12 +128,57 @@ def _perplexity_influence(evidence: Evidence, nll: Measurement | None) -> Influe
     return of_difference(nll, theirs) if nll and theirs else None
 
 
-def _above_noise(evidence: Evidence, kl: Measurement | None) -> Comparison | None:
-    """The divergence compared with its noise floor; None if they have no token in common."""
-    if kl is None or evidence.noise_floor is None or evidence.quality is None or evidence.is_baseline:
+def _over_control(evidence: Evidence, kl: Measurement | None) -> tuple[Comparison | None, tuple[str, ...]]:
+    """The divergence compared with that of the control; None with a note if they cannot be paired."""
+    control = _values(evidence.control, "kl")
+    if kl is None or control is None:
+        return None, ()
+    try:
+        return excess(kl, control, HARMLESS_NAT), ()
+    except ValueError as error:
+        return None, (f"the excess of KL over the engine's control is not known, {error}",)
+
+
+def _perplexity_over_control(evidence: Evidence, nll: Measurement | None) -> tuple[Estimate | None, tuple[str, ...]]:
+    """The change of perplexity against the control, paired; None if the control is the baseline or the model itself."""
+    theirs = _values(evidence.control, "nll")
+    if nll is None or theirs is None or evidence.is_control or evidence.control is evidence.baseline_quality:
+        return None, ()
+    try:
+        return _relative(compare(nll, theirs, NATS_MARGIN, "lower")), ()
+    except ValueError as error:
+        return None, (f"the change of perplexity over the engine's control is not known, {error}",)
+
+
+def _relative(compared: Comparison) -> Estimate:
+    """The effect of a comparison of logarithms, as a fraction."""
+    return transformed(compared.effect, lambda nat: exponential(nat) - 1)
+
+
+def _not_separated(evidence: Evidence, kl: Measurement | None, over: Comparison | None) -> tuple[Label, ...]:
+    """The label of a quality that includes what its engine changes, by an amount that is not known."""
+    quality = evidence.quality
+    if quality is None or quality.status != "ok" or (over if kl else evidence.control):
+        return ()
+    engine = quality.spec.engine_label
+    return () if engine == MAIN_ENGINE else (Label("engine_not_separated", {"engine": engine}),)
+
+
+def _above_noise(evidence: Evidence, kl: Measurement | None, over: Comparison | None) -> Comparison | None:
+    """The divergence compared with the largest of its noise floors; None if they have no token in common.
+
+    On another engine than that of the reference, the control's divergence, with which ``over`` compares it, is one.
+    """
+    if kl is None or evidence.quality is None or evidence.is_baseline:
+        return None
+    floor = evidence.noise_floor
+    control = None if evidence.is_control else _values(evidence.control, "kl")
+    if over and control and (floor is None or clustered_mean(control).value >= clustered_mean(floor).value):
+        return over
+    if floor is None:
         return None
     try:
-        return above_noise_floor(kl, evidence.noise_floor, HARMLESS_NAT)
+        return above_noise_floor(kl, floor, HARMLESS_NAT)
     except ValueError:
         return None
 

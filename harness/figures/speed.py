@@ -13,7 +13,7 @@ from harness.figures.formats import NumberStyle
 from harness.figures.gate import Gate
 from harness.figures.notes import interval_note
 from harness.figures.statistic import PerProcess
-from harness.figures.table import GridPoint, Outliers, Speed, VariantRow
+from harness.figures.table import GridPoint, Outliers, Speed, Table, VariantRow
 from harness.stats.estimate import Estimate
 from harness.stats.repeats import FEWEST_PROCESSES, tok_per_s, too_few
 
@@ -164,6 +164,31 @@ DECODE_RATIO = Figure(
     interval=True,
     notes=speed_notes(lambda speed: speed.decode_ratio),
 )
+
+
+def _grid_with_control(table: Table) -> tuple[GridPoint, ...]:
+    controlled = any(
+        speed.prefill_over_control or speed.decode_over_control for row in table.rows for speed in row.speeds
+    )
+    return table.grid if controlled else ()
+
+
+def _over_control(phase: str, heading: str, pick: Picked) -> Figure[GridPoint]:
+    return Figure(
+        f"{phase}_over_control",
+        GROUP,
+        heading,
+        f"{HELP}; multiple of the control's of the same session, the unquantized model on the same engine.",
+        at_point(pick),
+        "higher",
+        TIMES,
+        _grid_with_control,
+        shown=at_first_point,
+        interval=True,
+        notes=speed_notes(pick),
+    )
+
+
 FIGURES: tuple[Figure[GridPoint], ...] = (
     PREFILL,
     PREFILL_RATIO,
@@ -171,4 +196,6 @@ FIGURES: tuple[Figure[GridPoint], ...] = (
     DECODE_RATIO,
     _outliers("prefill", lambda speed: speed.prefill_outliers),
     _outliers("decode", lambda speed: speed.decode_outliers),
+    _over_control("prefill", "Prefill vs control", lambda speed: speed.prefill_over_control),
+    _over_control("decode", "Decode vs control", lambda speed: speed.decode_over_control),
 )

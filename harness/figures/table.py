@@ -50,7 +50,10 @@ class Outliers:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second at one grid point, and as multiples of the baseline's in the same session and decode mode."""
+    """Tokens per second at one grid point, and as multiples of the baseline's in the same session and decode mode.
+
+    ``…_over_control`` are multiples of the control's, for variants on another engine than the baseline's.
+    """
 
     point: GridPoint
     prefill_tok_per_s: Estimate | None
@@ -59,6 +62,16 @@ class Speed:
     decode_ratio: Estimate | None
     prefill_outliers: Outliers | None = None
     decode_outliers: Outliers | None = None
+    prefill_over_control: Estimate | None = None
+    decode_over_control: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class EngineFloor:
+    """What an engine alone changes: mean KL (nat per token) of its control, the unquantized model on that engine."""
+
+    engine: str
+    kl: Estimate
 
 
 @dataclass(frozen=True)
@@ -190,6 +203,10 @@ class VariantRow:
     stored bytes and decode speed (see ``analysis.front_probability``). ``peaks`` are the phases' highest memory use,
     ``left`` the memory in use at their end. ``kl_influence`` and ``perplexity_influence`` are the contributions of
     the windows to the error of ``kl_mean`` and ``perplexity_change``.
+
+    For variants on another engine than that of the reference: ``kl_control`` is the mean KL of the unquantized model on
+    their engine, and ``kl_excess`` how far ``kl_mean`` lies above it. ``perplexity_over_control`` is the change of
+    perplexity against that model, if that is not the baseline.
     """
 
     label: str
@@ -213,6 +230,9 @@ class VariantRow:
     kl_mean: Estimate | None = None
     kl_influence: Influence | None = None
     kl_comparison: Comparison | None = None
+    kl_control: Estimate | None = None
+    kl_excess: Estimate | None = None
+    perplexity_over_control: Estimate | None = None
     kl_by_position: tuple[Bin, ...] = ()
     kl_by_confidence: tuple[Bin, ...] = ()
     top1_agreement: Estimate | None = None
@@ -257,6 +277,16 @@ class VariantRow:
         )
 
     @property
+    def is_control(self) -> bool:
+        """Whether it is the unquantized model on another engine than that of the reference."""
+        return self.evidence is not None and self.evidence.is_control
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether its divergence is zero by definition: the baseline, unless its own was measured on another engine."""
+        return self.is_baseline and not (self.is_control and self.kl_mean)
+
+    @property
     def stored_bytes(self) -> int | None:
         """All stored weights, scales included."""
         return sum(part.bytes for part in self.stored) if self.stored else None
@@ -289,10 +319,10 @@ class Table:
 
     ``labels`` are warnings about the model that must be shown wherever its figures are. ``kl_noise_floor``
     (nat per token) is the baseline's divergence from itself at another batch size, ``kl_noise_floor_dtype`` in
-    another dtype. ``conditions`` is the protocol item by item, ``hub_id`` the model's name on a hub, if it has one.
-    ``budget_bytes`` and ``price`` are those of the newest performance run, from its recipe. ``rates`` are the
-    machine's rates, from which the bounds follow. ``implausible`` is why no quality relative to this baseline can be
-    trusted; ``labels`` includes it.
+    another dtype, ``engine_floors`` on other engines. ``conditions`` is the protocol item by item, ``hub_id`` the
+    model's name on a hub, if it has one. ``budget_bytes`` and ``price`` are those of the newest performance run, from
+    its recipe. ``rates`` are the machine's rates, from which the bounds follow. ``implausible`` is why no quality
+    relative to this baseline can be trusted; ``labels`` includes it.
     """
 
     model: str
@@ -304,6 +334,7 @@ class Table:
     notes: tuple[str, ...] = ()
     kl_noise_floor: Estimate | None = None
     kl_noise_floor_dtype: Estimate | None = None
+    engine_floors: tuple[EngineFloor, ...] = ()
     recipes: tuple[str, ...] = ()
     grid: tuple[GridPoint, ...] = field(default=())
     tasks: tuple[TaskKey, ...] = ()

@@ -96,6 +96,8 @@ def reading_words(figure: Figure[Any], reading: Reading, unit: SizeUnit | None =
     else:
         form = _format(figure)
         words = _with_interval(estimate, form.text, _suffix(form))
+    if reading.includes:
+        words = f"{words}, {reading.includes}"
     return f"{words} ({reading.basis})" if reading.basis and ask.explained else words
 
 
@@ -121,12 +123,21 @@ def sides(row: VariantRow, found: Recommendation) -> list[str]:
     speed = row.speed_at(found.use.point) if found.use.point else None
     if speed and speed.decode_ratio:
         why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
-        parts.append(f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as the baseline")
+        fast = (
+            f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row, found)}"
+        )
+        parts.append(fast)
     if row.perplexity_change:
         parts.append(f"perplexity {_with_interval(row.perplexity_change, _percent, '%')}")
     elif row.kl_mean and not row.is_baseline:
         parts.append(f"KL {_with_interval(row.kl_mean, significant, ' nat')}")
     return parts
+
+
+def _baseline_of(row: VariantRow, found: Recommendation) -> str:
+    """The baseline, and its engine if that is not the variant's."""
+    base = found.table.baseline
+    return f"the baseline on {base.engine}" if base and base.engine != row.engine else "the baseline"
 
 
 def _ties(found: Recommendation) -> str:

@@ -38,8 +38,8 @@ def highlights(table: Table) -> tuple[Highlight, ...]:
 
 
 def _highlight(table: Table, title: str, limits: tuple[Limit, ...], objective: Figure[Any]) -> Highlight | None:
-    """None if no variant leads; the baseline is only the reference for the others."""
-    variants = replace(table, rows=tuple(row for row in table.rows if not row.is_baseline))
+    """None if no variant leads; the baseline and the controls are only the references for the others."""
+    variants = replace(table, rows=tuple(row for row in table.rows if not (row.is_baseline or row.is_control)))
     found = pick(variants, Query(limits, objective))
     best = found.certain_pick
     return Highlight(title, best.row.label, " · ".join(sides(best.row, found))) if best else None

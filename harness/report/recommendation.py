@@ -166,4 +166,5 @@ def _rejected(each: Candidate) -> Mapping[str, object]:
 def _reading(reading: Reading) -> Mapping[str, object]:
     estimate = reading.estimate
     value, low, high = (estimate.value, estimate.low, estimate.high) if estimate else (None,) * 3
-    return {"value": value, "low": low, "high": high, "basis": reading.basis or None}
+    found = {"value": value, "low": low, "high": high, "basis": reading.basis or None}
+    return {**found, "includes": reading.includes} if reading.includes else found

@@ -138,6 +138,17 @@ def above_noise_floor(divergence: Measurement, floor: Measurement, margin: float
     return _paired(divergence, like, margin, "lower", alpha)
 
 
+def excess(divergence: Measurement, control: Measurement, margin: float, alpha: float = 0.05) -> Comparison:
+    """How much more a variant diverges from the baseline than the unquantized model on the same engine, per token.
+
+    The effect is the difference of the two means, so both must score the same tokens. It may be negative. Raises
+    ValueError if they do not, and as ``compare`` does.
+    """
+    if set(divergence.item_ids) != set(control.item_ids):
+        raise ValueError(f"{divergence.metric}: the two sides score different tokens")
+    return _paired(divergence, control, margin, "lower", alpha)
+
+
 def _paired(variant: Measurement, baseline: Measurement, margin: float, better: Better, alpha: float) -> Comparison:
     pairs = pair(variant, baseline)
     count = len(pairs.sums)

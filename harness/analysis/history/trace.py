@@ -18,9 +18,11 @@ from harness.analysis.regression.exact import ROUNDING, count
 from harness.analysis.regression.matching import HASH_DIGITS, match
 from harness.analysis.regression.track import of_the_variant
 from harness.core.identity import digest
+from harness.core.model import MAIN_ENGINE
 from harness.core.record import FAILURES, Damaged, RunRecord
 from harness.errors import ResultsError
 from harness.figures.figure import Figure
+from harness.figures.formats import significant
 from harness.figures.statistic import Count, Items, PerProcess
 from harness.plugins import gates
 from harness.stats import changepoints
@@ -198,24 +200,35 @@ def _change(seen: Sequence[_Seen], position: int, before: float, after: float, t
 
 
 def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
-    """For a change of a timed figure, adds how the unquantized baseline changed in the same session."""
+    """For a change, adds how the unquantized model on the same engine changed in the same session.
+
+    That is for timed figures, and for quality on another engine than that of the reference, which may have changed.
+    """
     theirs: dict[tuple[str, ...], list[LevelChange]] = {}
     for each in series:
         if each.is_baseline:
             theirs.setdefault((each.model, each.engine, each.metric, each.where), []).extend(each.changes)
     for each in series:
-        if each.is_baseline or not isinstance(gates()[each.metric].statistic, PerProcess):
+        statistic = gates()[each.metric].statistic
+        of_engine = isinstance(statistic, Items) and each.engine != MAIN_ENGINE
+        if each.is_baseline or not (isinstance(statistic, PerProcess) or of_engine):
             yield each
             continue
         base = theirs.get((each.model, each.engine, each.metric, each.where), [])
         yield replace(
-            each, changes=tuple(replace(own, notes=tuple(_baseline_notes(own, base))) for own in each.changes)
+            each,
+            changes=tuple(replace(own, notes=tuple(_baseline_notes(own, base, of_engine))) for own in each.changes),
         )
 
 
-def _baseline_notes(own: LevelChange, baseline: Iterable[LevelChange]) -> Iterator[str]:
+def _baseline_notes(own: LevelChange, baseline: Iterable[LevelChange], of_engine: bool) -> Iterator[str]:
     for other in baseline:
-        if other.session == own.session and other.size is not None:
+        if other.session == own.session and of_engine:
+            yield (
+                "the engine itself changed there too: its unquantized model from "
+                f"{significant(other.before)} to {significant(other.after)}"
+            )
+        elif other.session == own.session and other.size is not None:
             yield f"the unquantized baseline changed there too, by {other.size:+.1%}"
 
 

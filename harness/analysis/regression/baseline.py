@@ -1,24 +1,29 @@
-"""Whether the unquantized baseline changed too: then the cause is the machine or a shared library, not the variant."""
+"""Whether the unquantized model on the same engine changed too: then the cause is not the variant's quantization."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from harness.analysis.regression.findings import Finding
+from harness.analysis.regression.findings import RUNS, Finding
 from harness.analysis.regression.matching import Match
 from harness.core.identity import DecodeMode
-from harness.figures.statistic import PerProcess
+from harness.core.model import MAIN_ENGINE
+from harness.figures.statistic import Items, PerProcess
 from harness.plugins import gates
 
 Key = tuple[str, str, str, str, DecodeMode | None]
 
 
 def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> list[Finding]:
-    """The findings; for a speed that changed, adds how the baseline's changed between the same two sessions."""
+    """The findings; for a change, adds how the unquantized model on the same engine changed between the same two sides.
+
+    That is the machine or a shared library for a speed; for quality on another engine than that of the reference, the
+    engine itself.
+    """
     modes = {each.head.spec.case_id: each.head.spec.decode_mode for each in matches}
     base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
-    theirs = {_key(found, modes): found for found in findings if found.case_id in base_ids and found.change}
+    theirs = {_key(found, modes): found for found in findings if found.case_id in base_ids and found.metric != RUNS}
     return [
         replace(found, reasons=(*found.reasons, *_baseline_note(theirs.get(_key(found, modes)))))
         if found.verdict in ("improved", "regressed") and found.case_id not in base_ids
@@ -32,6 +37,24 @@ def _key(found: Finding, modes: Mapping[str, DecodeMode]) -> Key:
 
 
 def _baseline_note(baseline: Finding | None) -> tuple[str, ...]:
-    if baseline is None or baseline.change is None or not isinstance(gates()[baseline.metric].statistic, PerProcess):
+    if baseline is None:
         return ()
-    return (f"the unquantized baseline changed by {baseline.change.value:+.1%} ({baseline.verdict})",)
+    statistic = gates()[baseline.metric].statistic
+    if isinstance(statistic, PerProcess) and baseline.change is not None:
+        return (f"the unquantized baseline changed by {baseline.change.value:+.1%} ({baseline.verdict})",)
+    if isinstance(statistic, Items) and baseline.engine != MAIN_ENGINE:
+        return (_engine_note(baseline),)
+    return ()
+
+
+def _engine_note(control: Finding) -> str:
+    """Whether an engine itself changed, by what its unquantized model did."""
+    if control.change is None:
+        moved = "did not change" if control.verdict == "unchanged" else f"is {control.verdict}"
+        return f"the unquantized model on {control.engine} {moved}"
+    value = (
+        f"{control.change.value:+.2%}" if control.relative else f"{control.change.value:+.3g} {control.unit}".strip()
+    )
+    words = f"the unquantized model on {control.engine} changed by {value} ({control.verdict})"
+    moved = control.verdict in ("improved", "regressed")
+    return f"the engine itself changed: {words}" if moved else words

@@ -1,4 +1,4 @@
-"""Speeds of a variant, absolute and relative to the baseline's of the same session."""
+"""Speeds of a variant, absolute and relative to the baseline's and the control's of the same session."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from harness.stats.timing import Timings, ratio, speed
 METRICS = ("prefill_s", "decode_step_s")
 
 
-def speeds(records: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[Speed, ...]:
+def speeds(
+    records: Sequence[RunRecord], baseline: Sequence[RunRecord], control: Sequence[RunRecord] = ()
+) -> tuple[Speed, ...]:
     """One Speed per grid point, in measurement order.
 
-    ``records`` are a variant's performance runs of one session, each a separate process, and
-    ``baseline`` those of the baseline in the same session (empty: no ratios).
+    ``records`` are a variant's performance runs of one session, each a separate process; ``baseline`` and ``control``
+    those of the baseline and of the control in the same session (empty: no ratios).
     """
-    return tuple(_speed(records, baseline, point) for point in _points(records))
+    return tuple(_speed(records, baseline, control, point) for point in _points(records))
 
 
-def _speed(records: Sequence[RunRecord], baseline: Sequence[RunRecord], point: GridPoint) -> Speed:
+def _speed(
+    records: Sequence[RunRecord], baseline: Sequence[RunRecord], control: Sequence[RunRecord], point: GridPoint
+) -> Speed:
     prefill, decode = (_timings(records, metric, point) for metric in METRICS)
     base_prefill, base_decode = (_timings(baseline, metric, point) for metric in METRICS)
+    own_prefill, own_decode = (_timings(control, metric, point) for metric in METRICS)
     return Speed(
         point,
         speed(prefill, point.batch_size * point.prompt_tokens) if prefill else None,
@@ -32,6 +37,8 @@ def _speed(records: Sequence[RunRecord], baseline: Sequence[RunRecord], point: G
         _ratio(decode, base_decode),
         _outliers(prefill),
         _outliers(decode),
+        _ratio(prefill, own_prefill),
+        _ratio(decode, own_decode),
     )
 
 

@@ -18,7 +18,7 @@ from harness.report.breakdown import breakdowns
 from harness.report.choice import chosen
 from harness.report.column import Column, cell, column_groups, columns, shown_columns
 from harness.report.highlights import Highlight, highlights
-from harness.report.page import Page, native_warning, noise_floor, table_labels, terms
+from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
 from harness.report.plots import Plot, plotly_javascript, plots_of
 from harness.stats.comparison import Verdict
 
@@ -45,6 +45,7 @@ class _Section:
     labels: tuple[Label, ...]
     warning: str | None
     noise_floor: str | None
+    compared_with: str | None
     terms: str | None
 
     @property
@@ -120,6 +121,7 @@ def _section(table: Table, answer: Answer | None) -> _Section:
         table_labels(table),
         native_warning(table),
         noise_floor(table),
+        compared_with(table),
         terms(table),
     )
 

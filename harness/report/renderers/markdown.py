@@ -9,7 +9,7 @@ from harness.report.answer import Answer
 from harness.report.column import Column, cell, shown_columns
 from harness.report.escape import markdown as escape
 from harness.report.escape import markdown_code, markdown_html, markdown_log
-from harness.report.page import Fault, Page, noise_floor, table_labels, terms
+from harness.report.page import Fault, Page, compared_with, noise_floor, table_labels, terms
 
 GROUPED = ("Peak memory", "Cost of quantizing", "Energy", "Cost of tokens", "KV cache", "Fits the budget")
 """Groups whose column headings need the name of the group."""
@@ -55,6 +55,9 @@ def _caption(table: Table) -> Iterable[str]:
     floor = noise_floor(table)
     if floor:
         yield escape(floor)
+    relative = compared_with(table)
+    if relative:
+        yield escape(relative)
     if table.grid:
         yield f"Speed at {escape(table.grid[0].label)}."
     used = terms(table)

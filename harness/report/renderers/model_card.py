@@ -12,7 +12,7 @@ from harness.figures.table import Table, TaskKey, VariantRow
 from harness.report.column import Column, cell, columns, shown_columns
 from harness.report.escape import markdown as escape
 from harness.report.escape import yaml
-from harness.report.page import noise_floor, table_labels
+from harness.report.page import compared_with, noise_floor, table_labels
 from harness.report.renderers.markdown import heading, table_line
 from harness.stats.estimate import Estimate
 
@@ -123,11 +123,11 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
             figures = [cell(column, each).whole for each in (row, base) if each]
             lines.append(table_line([heading(column), *map(escape, figures)]))
     yield "\n".join(lines)
-    floor = noise_floor(table)
+    remarks = [each for each in (noise_floor(table), compared_with(table)) if each]
     yield (
         f"Measured with qharness on {escape(table.hardware)}; perplexity protocol: {escape(table.protocol)}. "
         "Brackets: 95% intervals; for energy, the range over processes."
-        f"{' ' + escape(floor) if floor else ''}"
+        f"{''.join(' ' + escape(each) for each in remarks)}"
     )
 
 
