@@ -50,11 +50,10 @@ def _baseline_note(baseline: Finding | None) -> tuple[str, ...]:
 def _engine_note(control: Finding) -> str:
     """Whether an engine itself changed, by what its unquantized model did."""
     if control.change is None:
-        moved = "did not change" if control.verdict == "unchanged" else f"is {control.verdict}"
-        return f"the unquantized model on {control.engine} {moved}"
+        end = "did not change" if control.verdict == "unchanged" else f"is {control.verdict}"
+        return f"the unquantized model on {control.engine} {end}"
     value = (
         f"{control.change.value:+.2%}" if control.relative else f"{control.change.value:+.3g} {control.unit}".strip()
     )
     words = f"the unquantized model on {control.engine} changed by {value} ({control.verdict})"
-    moved = control.verdict in ("improved", "regressed")
-    return f"the engine itself changed: {words}" if moved else words
+    return f"the engine itself changed: {words}" if control.verdict in ("improved", "regressed") else words
