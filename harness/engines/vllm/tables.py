@@ -55,6 +55,8 @@ CPU_CACHE_BLOCK = 128
 ELEMENT_BYTES = {"float32": 4}
 FUSED = {"q_proj": "qkv", "k_proj": "qkv", "v_proj": "qkv", "gate_proj": "gate_up", "up_proj": "gate_up"}
 """Matrices that vLLM's models multiply as one: ``packed_modules_mapping``."""
+LAST = ("v_proj", "up_proj")
+"""The last part of each."""
 
 
 def refuses(planned: PlannedLoad, params: VllmParams) -> str | None:
@@ -130,13 +132,28 @@ def _method(planned: PlannedLoad, codes: Codes) -> str | None:
     if machine.capability and machine.capability < least:
         shown = [f"{major}.{minor}" for major, minor in (least, machine.capability)]
         return f"vLLM runs {name} from compute capability {shown[0]}, and this GPU has {shown[1]}; use another method"
-    return OWN[name](codes) if name in OWN else None
+    reason = OWN[name](codes) if name in OWN else None
+    return reason or (_blocks(planned.matrices, codes) if name != "online" else None)
 
 
 def _named(codes: Codes) -> tuple[str, str]:
     """The quant_method, and the scheme of vLLM's own quantization while loading."""
     name, _, scheme = codes.quant_method.partition(" ")
     return name, scheme
+
+
+def _blocks(matrices: Mapping[str, tuple[int, ...]], codes: Codes) -> str | None:
+    """``validate_fp8_block_shape`` (utils/fp8_utils.py): a fused matrix must not cut a block of its parts."""
+    if codes.group != "block" or codes.group_size is None:
+        return None
+    for name, shape in matrices.items():
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        if module in FUSED and module not in LAST and shape[-2] % codes.group_size:
+            return (
+                f"vLLM fuses {module} with others, and blocks of {codes.group_size} do not divide its {shape[-2]} "
+                "rows; use a smaller block_size, or another method"
+            )
+    return None
 
 
 def _auto_round(codes: Codes) -> str | None:
@@ -167,9 +184,16 @@ def _modelopt(codes: Codes) -> str | None:
     return "vLLM reads only modelopt's float formats; use format: fp8, or llmc-int8" if codes.number == "int" else None
 
 
+def _compressed_tensors(codes: Codes) -> str | None:
+    """``CompressedTensorsConfig._quantization_scheme_map_from_config`` (compressed_tensors/compressed_tensors.py)."""
+    ordered = "vLLM reads no compressed-tensors codes whose groups are in order of activations; use actorder static"
+    return ordered if codes.scattered else None
+
+
 OWN: Mapping[str, Callable[[Codes], str | None]] = {
     "auto-round": _auto_round,
     "awq": _awq,
+    "compressed-tensors": _compressed_tensors,
     "gptq": _gptq,
     "modelopt": _modelopt,
 }
@@ -210,13 +234,15 @@ def _float8(planned: PlannedLoad, codes: Codes) -> str | None:
 
 
 def _integers(planned: PlannedLoad, codes: Codes) -> str | None:
-    """``CPUInt8ScaledMMLinearKernel`` and ``CPUWNA16LinearKernel``, which take no float32."""
-    if codes.activations is None and codes.bits != 4:
+    """``CPUWNA16LinearKernel``, which takes no float32, and ``CPUInt8ScaledMMLinearKernel``, which takes it without AMX
+    (``check_cpu_sgl_kernel``)."""
+    if codes.activations is not None:
+        fails = planned.dtype == "float32" and AMX in planned.machine.instructions
+        return _none_for("8-bit integers in float32 with AMX", "a model in bfloat16") if fails else None
+    if codes.bits != 4:
         return _none_for(f"{codes.bits}-bit integers with unquantized activations", "bits: 4")
     if planned.dtype == "float32":
-        return _none_for("integers in float32", "a model in bfloat16")
-    if codes.activations is not None:
-        return None
+        return _none_for("4-bit integers in float32", "a model in bfloat16")
     if codes.quant_method == "auto-round" and codes.asymmetric:  # INCWna16Scheme.get_linear_method
         return _none_for("auto-round's asymmetric integers", "symmetric: true")
     if codes.quant_method == "gptq" and codes.group == "group" and codes.group_size not in GROUP_SIZES:
