@@ -76,6 +76,7 @@ ALIASES: Mapping[str, str] = MappingProxyType({"ptq": "rtn"})
 _ENGINES = {
     "transformers": "harness.engines.transformers.engine:TRANSFORMERS",
     "llamacpp": "harness.engines.llamacpp.engine:LLAMACPP",
+    "vllm": "harness.engines.vllm.engine:VLLM",
 }
 _METRICS = {
     "perplexity": "harness.metrics.perplexity:PERPLEXITY",

@@ -119,7 +119,7 @@ def test_units_of_limits_are_read(write) -> None:
         (
             "limits:",
             "engines: [vlm]\nlimits:",
-            "r.yaml:6: engines[0]: unknown engine 'vlm'; known: llamacpp, transformers",
+            "r.yaml:6: engines[0]: unknown engine 'vlm'; did you mean 'vllm'?",
         ),
         ("limits:", "baseline: rtn\nlimits:", "r.yaml:6: baseline: expected one unquantized variant"),
         ("MODEL", "no/such/model", "r.yaml:2: models[0].id: model not found: 'no/such/model'"),
