@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -17,7 +21,7 @@ from harness.engines.vllm.model import COMPILING, VllmModel
 from harness.engines.vllm.runtime import Runtime, set_variables
 from harness.engines.vllm.tables import CPU_CACHE_BYTES, ELEMENT_BYTES, refuses
 from harness.errors import did_you_mean
-from harness.models.headers import read_config
+from harness.models.headers import read_config, weight_files
 from harness.numerics.kv_cache import expected_bytes_per_token
 from harness.recipe.fields import Bytes
 
@@ -115,8 +119,27 @@ def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
     tokenizer = None
     if any(request.path.glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
-    runtime = Runtime(arguments(request, params, tokenizer is not None))
+    with weights_alone(request.path) as folder:
+        runtime = Runtime(arguments(replace(request, path=folder), params, tokenizer is not None))
     return VllmModel(runtime, tokenizer, request)
+
+
+@contextmanager
+def weights_alone(checkpoint: Path) -> Iterator[Path]:
+    """A checkpoint's folder without safetensors files that hold no weights: vLLM loads every such file.
+
+    An artifact holds one: the probe logits of the model that was saved.
+    """
+    own = {file.name for file in weight_files(checkpoint)}
+    others = {file.name for file in checkpoint.glob("*.safetensors")} - own
+    if not others:
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(prefix="qharness-vllm-") as folder:
+        for file in checkpoint.iterdir():
+            if file.name not in others:
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        yield Path(folder)
 
 
 def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict[str, Any]:
