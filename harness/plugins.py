@@ -62,6 +62,7 @@ _METHODS = {
     "llmc-gptq": "harness.methods.llmcompressor.weight_only:GPTQ",
     "llmc-fp8": "harness.methods.llmcompressor.eight_bit:FP8",
     "llmc-int8": "harness.methods.llmcompressor.eight_bit:INT8",
+    "llmc-w4a8": "harness.methods.llmcompressor.w4a8:W4A8",
     "llmc-nvfp4": "harness.methods.llmcompressor.microscaling:NVFP4",
     "llmc-mxfp4": "harness.methods.llmcompressor.microscaling:MXFP4",
     "llmc-mxfp8": "harness.methods.llmcompressor.microscaling:MXFP8",

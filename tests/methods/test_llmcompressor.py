@@ -41,6 +41,8 @@ VARIANTS: list[tuple[str, dict[str, Any], str]] = [
     ("llmc-int8", {}, "I8"),
     ("llmc-int8", {"activations": "static"}, "I8"),
     ("llmc-int8", {"smoothquant": True, "strength": 0.8}, "I8"),
+    ("llmc-w4a8", {"group_size": 32}, "I8"),
+    ("llmc-w4a8", {"group_size": "channel", "gptq": True}, "I8"),
     ("llmc-nvfp4", {}, "U8"),
     ("llmc-nvfp4", {"activations": False}, "U8"),
     ("llmc-mxfp4", {}, "U8"),
