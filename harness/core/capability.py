@@ -44,6 +44,18 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """How a linear layer computes its product, by names of torch dtypes.
+
+    ``activations`` is what its inputs are rounded to before the product, the model's own dtype if they are not
+    rounded. ``products`` is the dtype of the numbers that are multiplied: int8, where int4 codes meet int8 inputs.
+    """
+
+    activations: str
+    products: str
+
+
+@dataclass(frozen=True)
 class HeadWeights:
     """A dense output embedding and the steps after it: ``cap(scale · (weight · h + bias))``."""
 
@@ -234,6 +246,15 @@ class Generates(LoadedModel, Protocol):
         (batch,). Also returns which rows wrote the model's own end token and, if the model can branch, the prefix
         cache of all tokens but the last one written, to continue from. Raises UnsupportedError for unknown settings.
         """
+        ...
+
+
+@runtime_checkable
+class Explains(LoadedModel, Protocol):
+    """Knows the arithmetic of its linear layers. No job needs it, so engines do not declare it."""
+
+    def arithmetic(self) -> Mapping[str, Arithmetic]:
+        """The arithmetic of linear layers by their names in the checkpoint, ``lm_head`` included; known ones only."""
         ...
 
 

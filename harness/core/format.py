@@ -34,6 +34,11 @@ class Activations:
     group: Literal["tensor", "token", "group"]
     dynamic: bool = True
 
+    @property
+    def dtype(self) -> str:
+        """torch's name of 8-bit numbers; of others their kind and bits."""
+        return {"int8": "int8", "float8": "float8_e4m3fn"}.get(f"{self.number}{self.bits}", f"{self.number}{self.bits}")
+
 
 @dataclass(frozen=True)
 class Codes:

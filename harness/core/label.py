@@ -25,7 +25,11 @@ LabelCode = Literal[
     "dequantized_on_load",
     "unpacked_once",
     "kernel_fell_back",
+    "activations_rounded",
+    "activations_kept",
+    "computed_in_float32",
     "reload_differs",
+    "engine_differs",
     "beyond_scope",
     "left_alone",
     "overridden",
@@ -40,6 +44,7 @@ LabelCode = Literal[
 FactCode = Literal[
     "layers",
     "kernels",
+    "arithmetic",
     "cuda_kernels",
     "attention",
     "cpu_threads",
@@ -223,12 +228,41 @@ LABELS: Mapping[LabelCode, Form] = {
         "layers ran on a slower kind of kernel than the method is meant to use",
         {"layers": 28, "family": "dequantize", "expected": "packed"},
     ),
+    "activations_rounded": Form(
+        lambda layers, to, declared: (
+            f"activations rounded further than the format asks: to {to} in {layers} layers, not to {declared}"
+        ),
+        "the engine's kernel rounds the inputs of quantized layers to fewer bits than the checkpoint's format; the "
+        "quality is that of both together",
+        {"layers": 28, "to": "int8", "declared": "bfloat16"},
+    ),
+    "activations_kept": Form(
+        lambda layers, to, declared: (
+            f"activations not rounded as the format asks: {to} in {layers} layers, not {declared}"
+        ),
+        "the engine's kernel does not round the inputs of quantized layers as the checkpoint's format asks; "
+        "another kernel, on another machine, would give lower quality",
+        {"layers": 28, "to": "bfloat16", "declared": "float8_e4m3fn"},
+    ),
+    "computed_in_float32": Form(
+        lambda layers, dtype: f"{layers} layers multiply in float32: this machine has no kernel for {dtype} here",
+        "layers of a 16-bit model are widened to float32 for each product, which costs the speed of 16 bits",
+        {"layers": 28, "dtype": "float16"},
+    ),
     "reload_differs": Form(
         lambda **difference: (
             "the artifact reloaded differs from the model that was saved, harmlessly: " + difference_words(**difference)
         ),
         "what was read back differs by more than rounding, but by less than 10⁻⁴ nat per token",
         {"relative": 0.0347, "kl": 1.14e-05, "loss_kept": 6.2771, "loss_now": 6.2775},
+    ),
+    "engine_differs": Form(
+        lambda engine, **difference: (
+            f"{engine} computes the artifact unlike the model that was saved: {difference_words(**difference)}"
+        ),
+        "beyond rounding, but by at most 0.1 nat per token: the engine's kernels round activations or accumulate "
+        "differently. Compare with the same engine's unquantized model",
+        {"engine": "vllm", "relative": 0.0347, "kl": 0.0024, "loss_kept": 6.2771, "loss_now": 6.2785},
     ),
     "beyond_scope": Form(
         lambda scope, roles: f"quantized beyond the {scope}: {_listed(roles)}",
@@ -299,6 +333,12 @@ FACTS: Mapping[FactCode, Form] = {
         "how many of them multiply packed codes, unpack before each product, or are dense",
         {"packed": 28},
         "kernels",
+    ),
+    "arithmetic": Form(
+        lambda **kinds: _listed(f"{count} × {kind}" for kind, count in sorted(kinds.items())),
+        "what their inputs are rounded to and in which dtype they multiply, for engines that tell",
+        {"int8 inputs, int8 products": 28},
+        "arithmetic",
     ),
     "cuda_kernels": Form(
         lambda names: "; ".join(names),

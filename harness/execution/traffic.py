@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from harness.core.capability import Decodes
+from harness.core.capability import Decodes, Explains
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
@@ -28,6 +28,7 @@ def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> N
     Call it after the model has run: some libraries repack their weights in the first pass.
     """
     config = read_config(context.source())
+    known = model.arithmetic() if isinstance(model, Explains) else {}
     running = Running(
         model.weight_ledger(),
         model.families(),
@@ -35,6 +36,7 @@ def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> N
         model.running_bytes(),
         routing(config),
         _attention(context, model),
+        {layer: arithmetic.products for layer, arithmetic in known.items()},
     )
     for cell in workload.cells:
         context.add(_measurements("prefill", cell, prefill(running, cell.batch_size, cell.prompt_tokens)))

@@ -16,7 +16,8 @@ from harness.core.capability import KernelFamily, StoredTensor
 
 VERSION = 1
 PACKED = "packed"
-"""Used in place of a dtype: codes are multiplied directly, on the machine's fastest unit."""
+"""Used in place of a dtype: codes are multiplied directly, in a dtype that the engine does not tell. The machine's
+fastest unit bounds it."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
@@ -74,8 +75,9 @@ class AttentionShape:
 class Running:
     """What the traffic of a loaded model depends on.
 
-    ``families`` maps a layer's name to its kind of kernel. ``running_bytes`` is the size of all weights after the
-    first pass. Anything unknown (None) is left out of the step, which is then smaller than it could be.
+    ``families`` maps a layer's name to its kind of kernel, ``products`` to the dtype that it multiplies in where the
+    engine knows. ``running_bytes`` is the size of all weights after the first pass. Anything unknown (None) is left
+    out of the step, which is then smaller than it could be.
     """
 
     ledger: Sequence[StoredTensor]
@@ -84,6 +86,7 @@ class Running:
     running_bytes: int
     routing: Routing | None = None
     attention: AttentionShape | None = None
+    products: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -147,7 +150,8 @@ def _weights(model: Running, tokens: int, predicted: int) -> Step:
     dequantized = 0.0
     operations: Counter[str] = Counter()
     for entry in model.ledger:
-        family = model.families.get(entry.name.removesuffix(".weight"), "plain")
+        layer = entry.name.removesuffix(".weight")
+        family = model.families.get(layer, "plain")
         matrix = entry.role == "linear"
         if entry.role == "embedding":
             read += _bytes(entry) * (1.0 if tied else min(1.0, tokens / model.vocabulary))
@@ -164,7 +168,8 @@ def _weights(model: Running, tokens: int, predicted: int) -> Step:
         if matrix and family == "dequantize":
             dequantized += 2 * parts * entry.parameters * DTYPE_BYTES[dtype]
         if matrix or entry.role == "head":
-            multiplied = PACKED if family == PACKED else _plain_dtype(entry, dtype)
+            usual = PACKED if family == PACKED else _plain_dtype(entry, dtype)
+            multiplied = model.products.get(layer, usual)
             times = predicted if entry.role == "head" else tokens
             operations[multiplied] += 2 * _experts_met(model, entry) * entry.parameters * times  # type: ignore[assignment]
     return Step(max(read, 0.0), 0.0, dequantized, dict(operations))

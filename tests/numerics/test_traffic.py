@@ -48,6 +48,25 @@ def test_a_decoded_step_reads_the_rows_it_gathers_all_else_and_the_cache_at_its_
     assert step.dequantize_bytes == 0
 
 
+def test_operations_are_of_the_dtype_in_which_each_layer_multiplies_where_the_engine_knows() -> None:
+    """Three packed layers: one multiplies in int8, one in float32, and of one the engine knows nothing more."""
+    names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(3)]
+    packed = [tensor(f"{name}.weight", "linear", 64, value_bytes=32, quantized=True, storage="codes") for name in names]
+    model = running(
+        [EMBEDDING, *packed, *NORMS, HEAD],
+        families=dict.fromkeys(names, PACKED),
+        products={names[0]: "int8", names[1]: "float32", "lm_head": "bfloat16"},
+    )
+    assert prefill(model, batch=2, prompt=10).operations == {
+        "int8": 20 * 2 * 64,
+        "float32": 20 * 2 * 64,
+        PACKED: 20 * 2 * 64,
+        "bfloat16": 2 * 2 * 800,
+    }
+    unknown = prefill(running([EMBEDDING, *packed, *NORMS, HEAD], families=dict.fromkeys(names, PACKED)), 2, 10)
+    assert unknown.operations == {PACKED: 3 * 20 * 2 * 64, "float32": 2 * 2 * 800}
+
+
 def test_a_prefill_applies_the_head_to_one_token_of_each_row() -> None:
     step = prefill(running(UNTIED, attention=ONE_LAYER), batch=2, prompt=10)
     assert step.read_bytes == 20 * 8 * 4 + 64 * 4 + 2 * 8 * 4 + 800 * 4

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import CachePool, Decoder, HeadWeights, KernelFamily, StoredTensor
+from harness.core.capability import Arithmetic, CachePool, Decoder, HeadWeights, KernelFamily, StoredTensor
 from harness.core.engine import LoadRequest
 from harness.core.identity import DecodeMode
+from harness.engines.vllm.kernels import Description, Weights
 from harness.engines.vllm.runtime import Batch, Runtime
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 
@@ -156,13 +158,28 @@ class VllmModel:
         self.runtime.close()
 
     def weight_ledger(self) -> Sequence[StoredTensor]:
-        raise NotImplementedError
+        return self._weights.ledger(self._described)
 
     def running_bytes(self) -> int:
-        raise NotImplementedError
+        """The bytes of all weights in memory, over all GPUs; of oneDNN's handlers the matrices without their padding.
+
+        vLLM repacks weights while loading. A matrix that is both embedding and head is in memory more than once.
+        """
+        return sum(description.memory_bytes for description in self.runtime.described(self._weights.modules))
 
     def kernels(self) -> Mapping[str, int]:
-        raise NotImplementedError
+        return self._weights.kernels(self._described)
 
     def families(self) -> Mapping[str, KernelFamily]:
-        raise NotImplementedError
+        return self._weights.families(self._described)
+
+    def arithmetic(self) -> Mapping[str, Arithmetic]:
+        return self._weights.arithmetic(self._described)
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return Weights(self._request.path)
+
+    @cached_property
+    def _described(self) -> Description:
+        return self.runtime.described(self._weights.modules)[0]

@@ -16,6 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.engines.vllm.kernels import Description, describe
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -108,6 +109,10 @@ class Readout:
         with torch.inference_mode():
             logits: torch.Tensor | None = self.model_runner.model.compute_logits(hidden)
         return logits
+
+    def describe_weights(self, modules: Sequence[str]) -> Description:
+        """The layers and kernels of this worker's part of the model; see ``kernels``."""
+        return describe(self.model_runner.model, modules, self.model_runner.model_config.dtype)
 
     def _before_first(self, runner: Any, following: Any) -> Any:
         """GPUModelRunner and CPUModelRunner; vLLM has not yet counted the tokens of this step as computed."""
@@ -276,6 +281,10 @@ class Runtime:
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Calls a method of Readout on every worker."""
         return list(self.engine.collective_rpc(method, args=arguments))
+
+    def described(self, modules: Sequence[str]) -> list[Description]:
+        """What each worker holds of a checkpoint with these modules."""
+        return self.everywhere("describe_weights", modules)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's own logits of hidden states (…, width): (…, vocabulary)."""
@@ -455,14 +464,18 @@ def set_variables(more: Mapping[str, str]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of the error that began a chain of errors: vLLM wraps what its workers raise."""
+    """The first line of the error that began a chain of errors: vLLM wraps what its workers raise.
+
+    A line that announces reasons is followed by them.
+    """
     seen: list[BaseException] = [error]
     while (before := seen[-1].__cause__ or seen[-1].__context__) is not None and before not in seen:
         seen.append(before)
     for each in reversed(seen):
         lines = [line.strip() for line in str(each).splitlines() if line.strip()]
         if lines:
-            return f"{type(each).__name__}: {lines[0]}"[:500]
+            said = " ".join(lines) if lines[0].endswith(":") else lines[0]
+            return f"{type(each).__name__}: {said}"[:500]
     return type(error).__name__
 
 

@@ -6,21 +6,26 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from harness.core.capability import KernelFamily, LoadedModel, Logits, StoredTensor
+from harness.core.capability import Explains, KernelFamily, LoadedModel, Logits, StoredTensor
+from harness.core.format import TRANSFORMERS_FORMAT, Codes
 from harness.core.label import LabelCode
+from harness.core.model import MAIN_ENGINE
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.context import Context
 from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weights
 from harness.models import stored
 from harness.models.headers import GGUF, weight_files
-from harness.models.published import quantization_config, shown
+from harness.models.published import codes, quantization_config, shown
 from harness.models.scope import LEAST_COVERAGE, in_decoder, matching
 from harness.models.stored import StoredLayer
 
 SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
 MAX_KERNELS = 6
 """How many of the longest-running kernels to record; the rest are norms, copies and similar."""
+OTHER_ENGINE_KL = 0.1
+"""Nats per token that an artifact may differ on another engine than the one that it was saved from. Kernels that round
+activations or keep them cost up to 0.02; a checkpoint that is read wrongly costs more than 0.5."""
 
 
 def verify_variant(context: Context, model: Logits) -> None:
@@ -47,13 +52,28 @@ def verify_variant(context: Context, model: Logits) -> None:
         layers = _stored_layers(context)
         _check_coverage(context, ledger, layers)
         _record_kernels(context, model)
+    if isinstance(model, Explains):
+        record_arithmetic(context, model, ledger)
     if spec.method.stage == "offline":
-        saved = context.cache.needed(spec, "quantize")
-        what = "the artifact reloaded differs from the model that was saved"
-        difference = probe.compare(saved, model.own_cache_logits, what)
-        context.fact("reload_difference", **difference.figures)
-        if not difference.rounding:
-            context.label("reload_differs", **difference.figures)
+        compare_with_saved(context, model)
+
+
+def compare_with_saved(context: Context, model: Logits) -> None:
+    """Compares an artifact with the model that was saved; records the difference, and labels one beyond rounding.
+
+    An engine other than the one that made it has kernels of its own, so more may differ there. Raises InvalidRunError
+    if the difference is larger than kernels explain.
+    """
+    spec = context.spec
+    elsewhere = spec.engine != MAIN_ENGINE and context.method().writes == TRANSFORMERS_FORMAT
+    limit = OTHER_ENGINE_KL if elsewhere else probe.HARMLESS_KL
+    what = "the artifact reloaded differs from the model that was saved"
+    difference = probe.compare(context.cache.needed(spec, "quantize"), model.own_cache_logits, what, limit)
+    context.fact("reload_difference", **difference.figures)
+    if elsewhere and difference.kl > probe.HARMLESS_KL:
+        context.label("engine_differs", engine=spec.engine, **difference.figures)
+    elif not difference.rounding:
+        context.label("reload_differs", **difference.figures)
 
 
 def record_repacking(context: Context, model: LoadedModel) -> None:
@@ -146,6 +166,37 @@ def _record_kernels(context: Context, model: Logits) -> None:
     for family, layers in families.items():
         if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # coverage counts dense layers
             context.label("kernel_fell_back", layers=layers, family=family, expected=expected)
+
+
+def record_arithmetic(context: Context, model: Explains, ledger: Sequence[StoredTensor]) -> None:
+    """Records how the decoder's linear layers multiply; labels what the variant's dtype or format does not ask for."""
+    ran = {name: each for name, each in model.arithmetic().items() if in_decoder(f"{name}.weight", 2)}
+    kinds = Counter(f"{each.activations} inputs, {each.products} products" for each in ran.values())
+    context.fact("arithmetic", **dict(kinds))
+    dtype = context.method().run_dtype(context.params(), context.spec.model.dtype)
+    widened = sum(each.products == "float32" for each in ran.values())
+    if widened and dtype != "float32":
+        context.label("computed_in_float32", layers=widened, dtype=dtype)
+    declared = _declared_activations(context, dtype)
+    quantized = {_module(entry.name) for entry in ledger if entry.quantized}
+    unlike = Counter(
+        each.activations for name, each in ran.items() if name in quantized and declared != each.activations
+    )
+    for activations, layers in unlike.items() if declared is not None else ():
+        code: LabelCode = "activations_kept" if activations == dtype else "activations_rounded"
+        context.label(code, layers=layers, to=activations, declared=declared)
+
+
+def _declared_activations(context: Context, dtype: str) -> str | None:
+    """The dtype that the variant's format has inputs of quantized layers in; None if the format is not declared."""
+    spec = context.spec
+    if spec.method.published is not None or spec.model.native_quantization is not None:
+        stored_codes: Codes | None = codes(quantization_config(context.checkpoint()))
+    else:
+        stored_codes = context.method().stored(context.params())
+    if stored_codes is None or stored_codes.number is None:
+        return None
+    return stored_codes.activations.dtype if stored_codes.activations else dtype
 
 
 def _probe_logits(context: Context, model: Logits) -> object:
