@@ -9,11 +9,12 @@ descendant. It exits as the module's process did, with the same code or by the s
   watches the *thread* that started the guard, so that thread must wait for it, as ``subprocess.run`` does.
 - If the guard itself is killed, the module's process ends with it; what else it started is found by its environment
   when the harness starts again (``harness.host.process``).
+- Shared memory that the module and what it started had when they were ended goes with them.
 
 There is no control group: making one takes rights that users seldom have (in containers, in most batch jobs), and it
 would hold nothing that a subreaper does not.
 
-This file is started by its path and imports only the standard library, so that nothing comes before ``prctl``.
+This file is started by its path, and imports only the standard library before ``prctl``.
 """
 
 from __future__ import annotations
@@ -49,13 +50,23 @@ def main(parent: str, module: str, *arguments: str) -> None:
     if child == 0:
         _run(guard, module, arguments)
         return
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
+    from harness.host.shared_memory import delete_shared, find_shared, list_shared
+
+    shared, of_others = set(), list_shared()
+
+    def end(*_: object) -> None:
+        shared.update(find_shared([child, *_descendants()]))
+        os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGTERM, end)
     for ignored in (signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     status = _wait(child)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    shared.update(find_shared([child, *_descendants()]))
     _end_descendants(child)
+    delete_shared(shared - of_others)
     _exit_like(status)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 
 from harness.core.owner import owner_in
+from harness.host.shared_memory import delete_shared, find_shared
 
 MARKER = "QHARNESS_OWNER"
 """The environment variable with the name of the run's temporary folder, which names the owner. A worker starts with it,
@@ -19,12 +21,12 @@ ROUNDS = 3
 
 
 def end_run(mark: str) -> int:
-    """Ends the processes that carry exactly this mark, and all below them; returns how many."""
+    """Ends the processes that carry exactly this mark, all below them, and their shared memory; returns how many."""
     return _end(lambda found: found == mark)
 
 
 def end_leftovers() -> int:
-    """Ends this user's processes whose owner is dead, and all below them; returns how many.
+    """Ends this user's processes whose owner is dead, all below them, and their shared memory; returns how many.
 
     Processes of a living owner, of another user or of another machine are left alone.
     """
@@ -38,10 +40,12 @@ def _is_left(mark: str) -> bool:
 
 def _end(wanted: Callable[[str], bool]) -> int:
     ended: set[int] = set()
+    shared: set[Path] = set()
     for _ in range(ROUNDS):
         found = {process.pid: process for top in _marked(wanted) for process in (top, *_below(top))}
         if not found:
             break
+        shared |= find_shared(found)
         for process in found.values():
             try:
                 process.kill()  # psutil makes sure that the number has not been given to another
@@ -49,6 +53,7 @@ def _end(wanted: Callable[[str], bool]) -> int:
                 continue
         ended |= found.keys()
         psutil.wait_procs(list(found.values()), PATIENCE_S)
+    delete_shared(shared)
     return len(ended)
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from harness.host.process import MARKER, end_leftovers
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 
 GUARD = Path(guard.__file__)
+SHM = Path("/dev/shm")
 DAEMON = """
 import ctypes, os, sys
 def daemon(path, clear=True):
@@ -165,6 +167,67 @@ def test_the_own_processes_of_a_living_owner_are_left_alone(guarded: Guarded) ->
     guarded.process("module")
     process.terminate()
     process.wait()
+
+
+SHARED = f"""
+import pathlib, time
+from multiprocessing import resource_tracker, shared_memory
+resource_tracker.register = lambda *_: None  # or a process of Python's own would clean up
+def share(name):
+    memory = shared_memory.SharedMemory(create=True, size=1)
+    pathlib.Path(folder, name).write_text(memory.name)
+    return memory
+of_others = shared_memory.SharedMemory(pathlib.Path(folder, "others").read_text())
+pathlib.Path(f"/dev/shm/sem.loky-{{os.getpid()}}-abcdefgh").touch()
+if os.fork() == 0:
+    memory = share("below")
+    open(folder + "/daemon", "w").close()
+    time.sleep(600)
+come(folder + "/daemon")
+own = share("own")
+{MODULE}"""
+
+
+@pytest.mark.parametrize("end", ["time limit", "killed", "killed with its guard"])
+def test_shared_memory_goes_with_those_that_had_it(guarded: Guarded, end: str) -> None:
+    """As vLLM's processes have. What was there before stays, and what others have, also if the module had it too.
+
+    Of a module that somebody kills nobody can see any more what it had. What its processes have goes even then.
+    """
+    others = shared_memory.SharedMemory(create=True, size=1)
+    of_others, of_dead = SHM / others.name, SHM / f"sem.loky-0-{os.getpid()}"
+    of_dead.touch()
+    (guarded.folder / "others").write_text(others.name)
+    try:
+        if end == "killed with its guard":
+            parent = guarded.start_below(f"{SHARED}time.sleep(600)", mark=True)
+            module = guarded.process("module")
+            above = module.parent()
+            assert above is not None
+            for each in (parent, above):
+                each.kill()
+            parent.wait()
+            assert has_ended(module)
+            end_leftovers()
+        else:
+            others.close()
+            parent = guarded.start(f"{SHARED}{'os.kill(os.getpid(), 9)' if end == 'killed' else 'time.sleep(600)'}")
+            if end == "time limit":
+                guarded.process("module")
+                parent.terminate()
+            parent.wait()
+        number = int((guarded.folder / "module").read_text())
+        files = {name: SHM / (guarded.folder / name).read_text() for name in ("own", "below")}
+        files["named"] = SHM / f"sem.loky-{number}-abcdefgh"
+        left = {name for name, file in files.items() if file.exists()}
+        for name in left:
+            files[name].unlink()
+        assert left == {"time limit": set(), "killed": {"own"}, "killed with its guard": {"own", "named"}}[end]
+        assert of_others.exists()
+        assert of_dead.exists()
+    finally:
+        others.unlink()
+        of_dead.unlink()
 
 
 def test_a_module_never_starts_once_its_parent_is_gone(guarded: Guarded) -> None:
