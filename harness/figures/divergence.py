@@ -58,7 +58,7 @@ def _with_control(table: Table) -> tuple[Whole, ...]:
 
 def _engine_note(row: VariantRow, place: Whole) -> tuple[str, ...]:
     own = row.kl_control
-    if own is None:
+    if own is None or row.is_control:
         return ()
     known = own.low is not None and own.high is not None
     interval = f" [{significant(own.low or 0)}, {significant(own.high or 0)}]" if known else ""

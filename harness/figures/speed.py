@@ -173,7 +173,9 @@ def _grid_with_control(table: Table) -> tuple[GridPoint, ...]:
     return table.grid if controlled else ()
 
 
-def _over_control(phase: str, heading: str, pick: Picked) -> Figure[GridPoint]:
+def _over_control(
+    phase: str, heading: str, pick: Picked, shown: bool | Callable[[Table, GridPoint], bool]
+) -> Figure[GridPoint]:
     return Figure(
         f"{phase}_over_control",
         GROUP,
@@ -183,7 +185,7 @@ def _over_control(phase: str, heading: str, pick: Picked) -> Figure[GridPoint]:
         "higher",
         TIMES,
         _grid_with_control,
-        shown=at_first_point,
+        shown=shown,
         interval=True,
         notes=speed_notes(pick),
     )
@@ -196,6 +198,6 @@ FIGURES: tuple[Figure[GridPoint], ...] = (
     DECODE_RATIO,
     _outliers("prefill", lambda speed: speed.prefill_outliers),
     _outliers("decode", lambda speed: speed.decode_outliers),
-    _over_control("prefill", "Prefill vs control", lambda speed: speed.prefill_over_control),
-    _over_control("decode", "Decode vs control", lambda speed: speed.decode_over_control),
+    _over_control("prefill", "Prefill vs control", lambda speed: speed.prefill_over_control, False),
+    _over_control("decode", "Decode vs control", lambda speed: speed.decode_over_control, at_first_point),
 )

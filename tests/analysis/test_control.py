@@ -29,6 +29,7 @@ from harness.figures.size import STORED_BYTES
 from harness.figures.table import Table, VariantRow
 from harness.report.answer import answer, reasons
 from harness.report.column import columns
+from harness.report.flat import entries, names
 from harness.report.highlights import highlights
 from harness.report.page import page
 from harness.report.recommendation import json_line
@@ -298,7 +299,10 @@ class TestOutputs:
             assert f"on other {kl.value:.4f} [{kl.low:.4f}, {kl.high:.4f}] nat per token." in text
             assert "relative to the baseline on transformers, so they include what another engine changes" in text
             assert f"the engine's own: {kl.value:.4f}".replace("'", "&#39;" if "<html" in text else "'") in text
-        assert "over control" not in markdown(page(sweep.of_main))
+        assert "**unquantized · other** (control)" in markdown(whole)
+        assert ">control</span>" in html(whole)
+        alone = page(sweep.of_main)
+        assert not any("control" in text for text in (markdown(alone), " ".join(names(entries(alone.tables)))))
 
     def test_a_control_is_no_highlight(self, sweep: Sweep) -> None:
         """The unquantized model on another engine is nearest to the baseline, and not what anybody looks for."""

@@ -25,6 +25,7 @@ from harness.core.site import Machine
 from harness.core.variant import labels
 from harness.core.workload import CalibrationRef, TextRef
 from harness.planning.plan import PlannedRun
+from harness.plugins import engine_names
 from harness.recipe import load_recipe
 from harness.stacks import Stacks
 
@@ -177,6 +178,44 @@ def test_every_planned_variant_has_one_row_per_decode_mode(folder: Folder, bench
         (speed,) = row.speeds
         assert speed.decode_tok_per_s is not None
         assert speed.decode_tok_per_s.value == pytest.approx(number + (0 if row.decode_mode == "eager" else 1000))
+
+
+EXCLUDED = st.lists(
+    st.sampled_from(
+        [
+            {"method": "none"},
+            {"method": "none", "engine": "llamacpp"},
+            {"engine": "llamacpp"},
+            {"threads": 2},
+            {"method": "none", "threads": 2, "kv_cache": "model"},
+            {"attention": "eager"},
+            {"kv_cache": "model"},
+            {"decode_mode": "compiled"},
+            {"model": "tiny", "engine": "llamacpp"},
+        ]
+    ),
+    min_size=1,
+    max_size=3,
+)
+ENGINES = [*engine_names(), {"transformers": {"attention": "eager"}}, {"llamacpp": {"threads": [1, 2]}}]
+ON_ENGINES = {*engine_names(), "transformers attention=eager", "llamacpp threads=1", "llamacpp threads=2"}
+
+
+@given(RECIPES.map(possible), EXCLUDED)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_exclude_leaves_out_the_control_of_an_engine(folder: Folder, recipe: Any, excluded: Any) -> None:
+    """Quality on every text, and speed in every decode mode, with all parameters of all engines."""
+    modes = ["eager", "compiled"]
+    perplexity = [{"text": "demo", "context": 64, "windows": 2}, {"text": "demo", "context": 32, "windows": 2}]
+    measure = {**recipe["measure"], "perplexity": perplexity, "divergence": {}}
+    label = {"models": [{**recipe["models"][0], "label": "tiny"}]}
+    whole = {**recipe, **label, "engines": ENGINES, "decode_mode": modes, "kv_cache": ["model", "int8"]}
+    planned = folder.plan({**whole, "measure": measure, "exclude": excluded, "repetitions": 1})
+    controls = [run.spec for run in planned if run.spec.kind in ("quality", "performance") and run.spec.is_baseline]
+    scored = [(spec.engine_label, spec.perplexity.context) for spec in controls if spec.perplexity]
+    assert sorted(scored) == sorted((engine, context) for engine in ON_ENGINES for context in (32, 64))
+    timed = [(spec.engine_label, spec.decode_mode) for spec in controls if spec.throughput]
+    assert sorted(timed) == sorted((engine, mode) for engine in ON_ENGINES for mode in modes)
 
 
 RTN = MethodRef("rtn", 1, {"bits": 4, "group_size": 64}, "rtn bits=4", "offline")

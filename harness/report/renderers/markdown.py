@@ -83,7 +83,9 @@ def _name(row: VariantRow) -> str:
     words = [f"**{escape(row.label)}**"]
     if row.is_baseline:
         words.append("(baseline)")
-    elif row.front:
+    elif row.is_control:
+        words.append("(control)")
+    if row.front and not row.is_baseline:
         words.append("●")
     if row.status != "ok":
         words.append(f"({row.status.replace('_', ' ')}: {escape(row.reason or 'no reason recorded')})")
