@@ -184,3 +184,17 @@ def test_a_cache_of_8_bits_is_half_of_one_of_16(run_in_stack: Callable[..., Any]
     texts, length, _ = SHAPES[1]
     assert (made["prefill_bytes"], made["element"]) == (texts * length * 2 * LAYERS * KEY_HEADS * HEAD_SIZE, 1)
     assert found["pool"][1] == 2**20 // (BLOCK * 2 * LAYERS * KEY_HEADS * HEAD_SIZE)
+
+
+def test_compiled_it_writes_the_same_and_keeps_its_kernels_where_those_of_torch_are(
+    run_in_stack: Callable[..., Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    given = json.dumps([str(tiny_llama), "float32", "model", {**SMALL, "enforce_eager": False}, CASES[:2]])
+    home = tmp_path / "home"
+    home.mkdir()
+    kernels = tmp_path / "kernels"
+    found = run_in_stack(PROGRAM, given, TORCHINDUCTOR_CACHE_DIR=str(kernels), HOME=str(home), XDG_CACHE_HOME=str(home))
+    assert found["mode"] != "0"
+    assert [made["written"] for made in found["made"]] == [greedy(tiny_llama, *case)[0] for case in CASES[:2]]
+    assert list((kernels / "vllm").rglob("*.so")), "what it compiled"
+    assert [path for path in home.rglob("*") if path.is_file()] == []
