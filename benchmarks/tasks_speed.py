@@ -134,7 +134,7 @@ def main(model: str, data: str, *names: str) -> None:
     print("| --- |" + " ---: |" * 12)
     for case in CASES:
         if not names or case.task in names:
-            print(_line(case, _requests(case, Path(data)), raw, wrapped, counter), flush=True)
+            print(_line(case, requests_of(case, Path(data)), raw, wrapped, counter), flush=True)
 
 
 def _line(case: Case, requests: list[Instance], raw: Any, wrapped: TransformersModel, counter: Counter) -> str:
@@ -176,7 +176,7 @@ def _compared(requests: Sequence[Instance], ours: Sequence[Any], theirs: Sequenc
     return f"{difference:.0e}", changed
 
 
-def _requests(case: Case, data: Path) -> list[Instance]:
+def requests_of(case: Case, data: Path) -> list[Instance]:
     """Requests of the first questions. Examples are other questions, because lm-eval excludes the question itself."""
     with tempfile.TemporaryDirectory() as folder:
         lines = (data / case.file).read_text(encoding="utf-8").splitlines(keepends=True)

@@ -23,6 +23,31 @@ PROBE_NAT = {"float32": 1e-3}
 """Largest difference between vLLM's own log-probabilities and those from its hidden states and head, by dtype."""
 OTHER_PROBE_NAT = 0.1
 COMPILING = "it compiles when it loads: leave decode_mode out, and write engines: [{vllm: {enforce_eager: false}}]"
+SAMPLING: Mapping[str, float] = {"temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": 0.0}
+"""Settings of transformers' ``generate`` that vLLM has by the same names, with the defaults of transformers 5.17. They
+count only if a text is sampled."""
+ALWAYS: Mapping[str, float] = {"repetition_penalty": 1.0}
+"""The same for those that count in greedy decoding too."""
+MISSING: Mapping[str, object] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "guidance_scale": 1.0,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+}
+"""Settings of transformers' ``generate`` that change a text and that vLLM has not, or has otherwise, with the value at
+which they do nothing; so does None."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,43 @@ class VllmModel:
 
     def hidden_of(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return self.runtime.states(texts)
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
+    ) -> list[list[int]]:
+        """vLLM searches for ``stops`` in the text that continues the prompt. Some tokenizers drop the first space when
+        they decode the new tokens alone; if that leaves no stop in the text, it is continued."""
+        from vllm import SamplingParams
+
+        own = self.runtime.engine.vllm_config.model_config.try_get_generation_config()
+        written: list[list[int]] = [[] for _ in prompts]
+        waiting: dict[str, int] = {}
+
+        def submit(index: int) -> None:
+            try:
+                params = SamplingParams(
+                    **sampling(own, settings),
+                    seed=seed + index,
+                    stop=list(stops),
+                    stop_token_ids=ends(own),
+                    max_tokens=new_tokens - len(written[index]),
+                    skip_special_tokens=False,  # a stop may be a special token
+                )
+            except ValueError as error:
+                raise UnsupportedError(f"vLLM refuses these generation settings: {error}") from error
+            waiting[self.runtime.submit([*prompts[index], *written[index]], params).partition("-")[0]] = index
+
+        for index in range(len(prompts)):
+            submit(index)
+        for output in self.runtime.outputs():
+            index = waiting.pop(output.request_id)
+            last = output.outputs[0]
+            written[index] += last.token_ids
+            stop = last.stop_reason
+            missed = isinstance(stop, str) and stop not in self.tokenizer.decode(written[index])
+            if missed and len(written[index]) < new_tokens:
+                submit(index)
+        return written
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.runtime.head(hidden)
@@ -183,3 +245,26 @@ class VllmModel:
     @cached_property
     def _described(self) -> Description:
         return self.runtime.described(self._weights.modules)[0]
+
+
+def sampling(own: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How vLLM's SamplingParams name ``settings`` of transformers' ``generate`` on top of a checkpoint's ``own``.
+
+    Raises UnsupportedError for a setting that changes the text and that vLLM does not have.
+    """
+    unknown = settings.keys() - {"do_sample", *SAMPLING, *ALWAYS, *MISSING}
+    chosen = {name: value for name, value in {**own, **settings}.items() if value is not None}
+    unmet = [name for name, neutral in MISSING.items() if chosen.get(name, neutral) != neutral]
+    if unknown or unmet:
+        named = ", ".join(f"{name}: {chosen.get(name)}" for name in sorted({*unknown, *unmet}))
+        raise UnsupportedError(f"vLLM cannot generate as transformers does with {named}")
+    always = {name: chosen.get(name, default) for name, default in ALWAYS.items()}
+    if not chosen.get("do_sample"):
+        return {**always, "temperature": 0.0}
+    return {**always, **{name: chosen.get(name, default) for name, default in SAMPLING.items()}}
+
+
+def ends(own: Mapping[str, Any]) -> list[int]:
+    """The tokens that end a text by a checkpoint's generation config. vLLM adds the tokenizer's EOS itself."""
+    named = own.get("eos_token_id")
+    return [] if named is None else [named] if isinstance(named, int) else list(named)
