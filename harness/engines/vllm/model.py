@@ -123,6 +123,7 @@ class VllmModel:
         """vLLM searches for ``stops`` in the text that continues the prompt. Some tokenizers drop the first space when
         they decode the new tokens alone; if that leaves no stop in the text, it is continued."""
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
 
         own = self.runtime.engine.vllm_config.model_config.try_get_generation_config()
         written: list[list[int]] = [[] for _ in prompts]
@@ -138,7 +139,7 @@ class VllmModel:
                     max_tokens=new_tokens - len(written[index]),
                     skip_special_tokens=False,  # a stop may be a special token
                 )
-            except ValueError as error:
+            except VLLMValidationError as error:
                 raise UnsupportedError(f"vLLM refuses these generation settings: {error}") from error
             waiting[self.runtime.submit([*prompts[index], *written[index]], params).partition("-")[0]] = index
 
