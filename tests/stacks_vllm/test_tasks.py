@@ -35,7 +35,7 @@ def test_log_likelihoods_are_hflms(answers: dict[str, Any]) -> None:
 
 def test_a_text_alone_has_the_log_likelihood_it_has_among_others(answers: dict[str, Any]) -> None:
     assert nats(answers["ours"]) == pytest.approx(nats(answers["alone"]), rel=0, abs=1e-4)
-    assert answers["effort"]["tokens"] > 900 * (answers["effort"]["forwards"] - 1)
+    assert 600 < answers["effort"]["tokens"] / answers["effort"]["forwards"] <= 900  # of the 900 that a group may have
 
 
 def test_long_texts_are_scored_in_windows_of_the_models_whole_context(answers: dict[str, Any]) -> None:
