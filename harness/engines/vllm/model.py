@@ -125,6 +125,8 @@ class VllmModel:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMValidationError
 
+        if self.tokenizer is None:
+            raise UnsupportedError("a text is searched for its stops, and the model has no tokenizer")
         own = self.runtime.engine.vllm_config.model_config.try_get_generation_config()
         written: list[list[int]] = [[] for _ in prompts]
         waiting: dict[str, int] = {}
