@@ -45,7 +45,8 @@ class PlannedLoad:
 
     ``codes`` are None for an unquantized checkpoint. ``matrices`` are the shapes (outputs, inputs) of the decoder's
     quantized matrices by name, empty if not known yet, and so are ``attention`` and ``context_length`` None.
-    ``tokens`` is the longest sequence that the run reads and writes; 0 if that is not known.
+    ``tokens`` is the longest sequence that the run reads and writes, 0 if that is not known, and ``batch`` the most
+    sequences of that length that it decodes in step.
     """
 
     machine: Machine
@@ -56,6 +57,7 @@ class PlannedLoad:
     context_length: int | None = None
     matrices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tokens: int = 0
+    batch: int = 0
 
 
 def refuses_nothing(planned: PlannedLoad, params: Any) -> str | None:

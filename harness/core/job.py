@@ -143,6 +143,11 @@ class BaseJob:
         """The longest sequence that its engine reads and writes; 0 if it is not known before the run."""
         return 0
 
+    @property
+    def largest_batch(self) -> int:
+        """The most sequences that must be decoded in step; 0 if none are."""
+        return 0
+
     def exceeds(self, context_length: int) -> str | None:
         """Why its workload does not fit a context of this many tokens; None if it fits."""
         return None
@@ -517,6 +522,10 @@ class MeasurePerformance(VariantJob):
     @property
     def longest_tokens(self) -> int:
         return max(self.throughput.prompt_tokens) + self.throughput.new_tokens if self.throughput else 0
+
+    @property
+    def largest_batch(self) -> int:
+        return max(self.throughput.batch_sizes) if self.throughput else 0
 
     def exceeds(self, context_length: int) -> str | None:
         needed = self.longest_tokens

@@ -345,7 +345,7 @@ class _OnEngine:
                     unsupported
                     or unsupported_job_reason(job, self.engine, sweep.site)
                     or self._too_long(job)
-                    or self._refusal(method, kv_cache, job.longest_tokens)
+                    or self._refusal(method, kv_cache, job.longest_tokens, job.largest_batch)
                 )
                 yield sweep.run(job, method, needed, reason, weight_bytes, self.engine.stack, repetition)
 
@@ -429,11 +429,21 @@ class _OnEngine:
         """The model's attention, read only if the engine may refuse something."""
         return None if self.engine.refuses is refuses_nothing else attention_of(self.source)
 
-    def _refusal(self, method: MethodChoice, kv_cache: KvCache = "model", tokens: int = 0) -> str | None:
+    def _refusal(
+        self, method: MethodChoice, kv_cache: KvCache = "model", tokens: int = 0, batch: int = 0
+    ) -> str | None:
         """Why the engine refuses this variant here; None if it may load it."""
         sweep = self.sweep
         return refusal(
-            self.choice, self.source, method, self._attention, sweep.machine, sweep.recipe.scope, kv_cache, tokens
+            self.choice,
+            self.source,
+            method,
+            self._attention,
+            sweep.machine,
+            sweep.recipe.scope,
+            kv_cache,
+            tokens,
+            batch,
         )
 
     def _too_long(self, job: Job) -> str | None:

@@ -86,6 +86,7 @@ def refusal(
     scope: Scope,
     kv_cache: KvCache = "model",
     tokens: int = 0,
+    batch: int = 0,
 ) -> str | None:
     """Why an engine refuses to load this variant here, with what its run needs; None if it may load it.
 
@@ -101,6 +102,7 @@ def refusal(
             context_length=source.context_length,
             matrices=_in_scope(source, scope.skip),
             tokens=tokens,
+            batch=batch,
         )
         if reason := choice.engine.refuses(planned, choice.params):
             return reason

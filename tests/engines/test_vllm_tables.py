@@ -207,6 +207,19 @@ def test_a_text_longer_than_the_cache(
         assert is_one_sentence(reason)
 
 
+@given(texts=st.integers(1, 200), tokens=st.integers(1, 3000), most=st.integers(1, 128))
+def test_a_batch_larger_than_the_cache_or_than_what_is_computed_together(texts: int, tokens: int, most: int) -> None:
+    """Decoding steps are timed with all of a batch in them: none may wait for another."""
+    load = PlannedLoad(CPU, "bfloat16", None, "model", SMOLLM2, None, {}, tokens, texts)
+    needed = texts * math.ceil(tokens / 128) * 128 * 30 * 2 * 3 * 64 * 2
+    reason = refused(load, max_num_seqs=most)
+    assert (reason is not None) == (texts > most or needed > GIB)
+    if texts > most:
+        assert reason == f"this run decodes batches of {texts}, and max_num_seqs is {most}; raise it"
+    elif texts > 1 and reason:
+        assert f"a batch of {texts} × {tokens} tokens needs" in reason
+
+
 def test_layers_with_a_window_keep_no_more_than_it() -> None:
     long = PlannedLoad(CPU, "bfloat16", None, "model", Attention((512,) * 30, 9, 3, 64), None, {}, 100_000)
     assert refused(long) is None
@@ -216,7 +229,8 @@ def test_layers_with_a_window_keep_no_more_than_it() -> None:
 def test_lengths_memory_and_parts_that_do_not_fit() -> None:
     load = planned("none", {})
     assert "max_model_len is 256; raise it" in str(refused(load, max_model_len=256))
-    assert refused(load, max_model_len=512) is None
+    assert "one more is sampled after them" in str(refused(load, max_model_len=512))
+    assert refused(load, max_model_len=513) is None
     assert "a max_model_len of 100000 needs" in str(refused(load, max_model_len=100_000))
     assert "more than this machine's 16.0 GiB" in str(refused(load, kv_cache_memory=32 * GIB))
     assert refused(replace(load, machine=replace(CPU, memory_bytes=0)), kv_cache_memory=32 * GIB) is None

@@ -94,21 +94,29 @@ def _head(planned: PlannedLoad) -> str | None:
 
 
 def _cache(planned: PlannedLoad, params: VllmParams) -> str | None:
-    """``check_enough_kv_cache_memory`` (v1/core/kv_cache_utils.py), and what a run's longest text needs."""
+    """``check_enough_kv_cache_memory`` (v1/core/kv_cache_utils.py), and what a run's largest batch needs."""
     length, machine = params.max_model_len, planned.machine
-    if length is not None and planned.tokens > length:
-        return f"this run's texts have {planned.tokens} tokens, and max_model_len is {length}; raise it"
+    if length is not None and planned.tokens >= length:
+        return (
+            f"this run's texts have {planned.tokens} tokens, one more is sampled after them, and max_model_len is "
+            f"{length}; raise it"
+        )
+    if planned.batch > params.max_num_seqs:
+        return f"this run decodes batches of {planned.batch}, and max_num_seqs is {params.max_num_seqs}; raise it"
     size = params.kv_cache_memory or (CPU_CACHE_BYTES if machine.device == "cpu" else None)
     if size is None:
         return None
     if machine.memory_bytes and size > machine.memory_bytes:
         return f"kv_cache_memory {_gib(size)} is more than this machine's {_gib(machine.memory_bytes)}; lower it"
-    tokens = max(planned.tokens, length or 0)
-    needed = cache_bytes(planned.attention, tokens, planned) if planned.attention and tokens else 0
-    if needed <= size * params.tensor_parallel:
-        return None
-    which = f"a max_model_len of {tokens}" if tokens > planned.tokens else f"a text of {tokens} tokens"
-    return f"{which} needs {_gib(needed)} of key-value cache, and it has {_gib(size)}; raise kv_cache_memory"
+    texts = f"a batch of {planned.batch} × {planned.tokens}" if planned.batch > 1 else f"a text of {planned.tokens}"
+    for rows, tokens, what in (
+        (max(planned.batch, 1), planned.tokens, f"{texts} tokens"),
+        (1, length or 0, f"a max_model_len of {length}"),
+    ):
+        needed = rows * cache_bytes(planned.attention, tokens, planned) if planned.attention and tokens else 0
+        if needed > size * params.tensor_parallel:
+            return f"{what} needs {_gib(needed)} of key-value cache, and it has {_gib(size)}; raise kv_cache_memory"
+    return None
 
 
 def cache_bytes(attention: Attention, tokens: int, planned: PlannedLoad) -> int:
