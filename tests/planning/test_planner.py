@@ -14,8 +14,11 @@ from harness.core.job import MakeCalibration
 from harness.core.site import Machine
 from harness.core.variant import labels
 from harness.errors import RecipeError
+from harness.execution.local import local_site
 from harness.host.machine import installed_version
 from harness.planning.plan import PlannedRun
+from harness.planning.support import unsupported_job_reason
+from harness.plugins import engine as runtime
 from harness.recipe import load_recipe
 
 MACHINE = Machine("cpu", "a test machine")
@@ -226,6 +229,20 @@ def test_what_an_engine_lacks_is_unsupported_while_planning(make) -> None:
         kept = "keeps no fp8 key-value cache, but model, int8, int4"
         mode = "cannot decode in decode_mode compiled; it can in eager"
         assert run.unsupported in (f"llamacpp {kept}", f"llamacpp {mode}") or "stack 'llamacpp'" in run.unsupported
+
+
+def test_vllm_compiles_by_a_parameter_of_its_own(make) -> None:
+    """Each value is a row; decode_mode compiled says what to write in its place, whether or not its stack is there."""
+    engines = ["transformers", {"vllm": {"enforce_eager": [True, False]}}]
+    runs = make(engines=engines, methods=["none"], decode_mode=["eager", "compiled"])
+    timed = [run.spec for run in runs if run.spec.kind == "performance" and run.spec.engine == "vllm"]
+    assert {tuple(spec.variant.engine_params.items()) for spec in timed} == {(), (("enforce_eager", False),)}
+    reasons = {spec.decode_mode: unsupported_job_reason(spec.job, runtime("vllm"), local_site()) for spec in timed}
+    assert reasons["eager"] is None
+    assert reasons["compiled"] == (
+        "vllm cannot decode in decode_mode compiled; it compiles when it loads: leave decode_mode out, and write "
+        "engines: [{vllm: {enforce_eager: false}}]"
+    )
 
 
 def test_engine_parameters_make_variants_and_their_defaults_change_nothing(make) -> None:
