@@ -21,6 +21,7 @@ from harness.core.metric import Instrument
 from harness.core.model import ModelRef
 from harness.core.record import Measurement, Moment, Phase
 from harness.core.run import RunSpec
+from harness.core.site import MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 from harness.host.machine import state
 from harness.models import published
@@ -198,9 +199,10 @@ class Context:
         )
 
     def method(self) -> Method[Any]:
-        """The spec's method, with its library enabled."""
+        """The spec's method, with its library enabled, unless another library's engine reads the result."""
         chosen = method(self.spec.method.name)
-        if chosen.enable is not None:
+        needed = self.spec.job.quantizes or engine(self.spec.engine).stack == MAIN
+        if chosen.enable is not None and needed:
             chosen.enable()
         return chosen
 
