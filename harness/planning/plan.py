@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +159,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     sweep = _Resolved(
         recipe, site, machine, allow_leak, base, methods, texts, tasks, observers, measured, calibration, known
     )
-    planned = [run for source, engine in product(sources, engines) for run in _OnEngine(sweep, source, engine).runs()]
+    planned = [run for source in sources for run in _OfModel(sweep, source, engines).runs()]
     if not any(run.spec.job.measures_variant for run in planned):
         raise recipe.error(
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
@@ -262,6 +261,47 @@ class _Shared:
 
 
 @dataclass(frozen=True)
+class _OfModel:
+    """One model on all engines, which share its artifacts and what these need."""
+
+    sweep: _Resolved
+    source: SourceModel
+    choices: Sequence[EngineChoice]
+
+    def runs(self) -> Iterator[PlannedRun]:
+        """The runs that several variants need, then each engine's own."""
+        engines = [_OnEngine(self.sweep, self.source, choice) for choice in self.choices]
+        shared = self._shared([(on, method) for on in engines for method, unsupported in on.kept if not unsupported])
+        yield from shared.runs
+        for on in engines:
+            for method, unsupported in on.kept:
+                yield from on.of_method(method, unsupported, shared)
+
+    def _shared(self, supported: Sequence[tuple[_OnEngine, MethodChoice]]) -> _Shared:
+        """The runs that the supported variants need."""
+        sweep, model, conditions = self.sweep, self.source.ref, self.sweep.conditions
+        prepare = self._shared_run(PrepareModel(conditions, model), {}) if model.needs_preparing else None
+        made = {"prepare": prepare.spec.run_id} if prepare else {}
+        calibrate = probe = None
+        if sweep.calibration is not None and any(method.calibrated for _, method in supported):
+            job = MakeCalibration(conditions, model, sweep.calibration, sweep.texts, sweep.allow_leak)
+            calibrate = self._shared_run(job, made)
+        if any(method.method.stack != MAIN or on.is_converted(method) for on, method in supported):
+            probe = self._shared_run(KeepProbe(conditions, model), made)
+        base = Variant(model, sweep.base.ref, MAIN_ENGINE, sweep.recipe.scope.quantize, seed=sweep.recipe.seed)
+        divergence = sweep.recipe.measure.divergence is not None and _has_quality(self.source)
+        references = {
+            text: self._shared_run(MakeReference(conditions, base, sweep.base.ref, text), made)
+            for text in (sweep.texts if divergence else ())
+        }
+        return _Shared(prepare, calibrate, probe, references)
+
+    def _shared_run(self, job: Job, made: Mapping[str, str]) -> PlannedRun:
+        unsupported = self.source.degrid_obstacle or _too_long(self.source, job)
+        return self.sweep.run(job, self.sweep.base, made, unsupported, _weight_bytes(self.source, self.sweep.base))
+
+
+@dataclass(frozen=True)
 class _OnEngine:
     """One model on one engine."""
 
@@ -273,48 +313,22 @@ class _OnEngine:
     def engine(self) -> Engine[Any]:
         return self.choice.engine
 
-    def runs(self) -> Iterator[PlannedRun]:
-        """The runs that several variants need, then each variant's own."""
+    @cached_property
+    def kept(self) -> Sequence[tuple[MethodChoice, str | None]]:
+        """The methods whose results the engine reads, each with why it is unsupported on it."""
         sweep, skip = self.sweep, self.sweep.recipe.scope.skip
-        kept = [
+        return [
             (
                 method,
                 unsupported_engine_reason(self.engine, sweep.site)
                 or unsupported_reason(self.source, method, self.engine, sweep.machine, sweep.site, skip)
                 or self._refusal(method),
             )
-            for method in self.sweep.methods
+            for method in sweep.methods
             if method.runs_on(self.engine) and (self._is_base(method) or not self._excluded(method))
         ]
-        shared = self._shared([method for method, unsupported in kept if not unsupported])
-        yield from shared.runs
-        for method, unsupported in kept:
-            yield from self._of_method(method, unsupported, shared)
 
-    def _shared(self, supported: Sequence[MethodChoice]) -> _Shared:
-        """The runs that the supported variants need."""
-        sweep, model, conditions = self.sweep, self.source.ref, self.sweep.conditions
-        prepare = self._shared_run(PrepareModel(conditions, model), {}) if model.needs_preparing else None
-        made = {"prepare": prepare.spec.run_id} if prepare else {}
-        calibrate = probe = None
-        if sweep.calibration is not None and any(method.calibrated for method in supported):
-            job = MakeCalibration(conditions, model, sweep.calibration, sweep.texts, sweep.allow_leak)
-            calibrate = self._shared_run(job, made)
-        if any(method.method.stack != MAIN or self._is_converted(method) for method in supported):
-            probe = self._shared_run(KeepProbe(conditions, model), made)
-        base = Variant(model, sweep.base.ref, MAIN_ENGINE, sweep.recipe.scope.quantize, seed=sweep.recipe.seed)
-        divergence = sweep.recipe.measure.divergence is not None and self._has_quality
-        references = {
-            text: self._shared_run(MakeReference(conditions, base, sweep.base.ref, text), made)
-            for text in (sweep.texts if divergence else ())
-        }
-        return _Shared(prepare, calibrate, probe, references)
-
-    def _shared_run(self, job: Job, made: Mapping[str, str]) -> PlannedRun:
-        unsupported = self.source.degrid_obstacle or self._too_long(job)
-        return self.sweep.run(job, self.sweep.base, made, unsupported, _weight_bytes(self.source, self.sweep.base))
-
-    def _of_method(self, method: MethodChoice, unsupported: str | None, shared: _Shared) -> Iterator[PlannedRun]:
+    def of_method(self, method: MethodChoice, unsupported: str | None, shared: _Shared) -> Iterator[PlannedRun]:
         """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
         sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
         weight_bytes = _weight_bytes(method.checkpoint or self.source, method)
@@ -323,14 +337,14 @@ class _OnEngine:
         if method.calibrated and shared.calibrate is not None:
             made |= {"calibrate": shared.calibrate.spec.run_id}
             unsupported = unsupported or shared.calibrate.unsupported
-        if shared.probe is not None and (method.method.stack != MAIN or self._is_converted(method)):
+        if shared.probe is not None and (method.method.stack != MAIN or self.is_converted(method)):
             made |= {"probe": shared.probe.spec.run_id}
         if method.ref.stage == "offline":
             quantizing = QuantizeModel(conditions, variant, base)
             quantize = sweep.run(quantizing, method, made, unsupported, weight_bytes, method.method.stack)
             yield quantize
             made |= {"quantize": quantize.spec.run_id}
-        if self._is_converted(method) and shared.probe is not None:
+        if self.is_converted(method) and shared.probe is not None:
             converting = ConvertModel(conditions, self._variant(method, "model", self.engine.name), base)
             reason = unsupported or unsupported_job_reason(converting, self.engine, sweep.site)
             convert = sweep.run(converting, method, made, reason, weight_bytes, self.engine.stack)
@@ -344,7 +358,7 @@ class _OnEngine:
                 reason = (
                     unsupported
                     or unsupported_job_reason(job, self.engine, sweep.site)
-                    or self._too_long(job)
+                    or _too_long(self.source, job)
                     or self._refusal(method, kv_cache, job.longest_tokens, job.largest_batch)
                 )
                 yield sweep.run(job, method, needed, reason, weight_bytes, self.engine.stack, repetition)
@@ -356,10 +370,10 @@ class _OnEngine:
         sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
         leak = sweep.allow_leak and method.calibrated
         of = (sweep.conditions, self._variant(method, kv_cache, self.engine.name, self.choice.changed), base)
-        verify = not (sweep.texts and self._has_quality)
-        for text in sweep.texts if self._has_quality else ():
+        verify = not (sweep.texts and _has_quality(self.source))
+        for text in sweep.texts if _has_quality(self.source) else ():
             yield MeasureQuality(*of, text, measure.divergence is not None, leak, sweep.observers), 0
-        for task in sweep.tasks if self._has_quality else ():
+        for task in sweep.tasks if _has_quality(self.source) else ():
             yield AnswerTask(*of, task, leak, verify), 0
         for grid in self._grids(method, kv_cache):
             for repetition in range(sweep.recipe.repetitions):
@@ -375,7 +389,9 @@ class _OnEngine:
                     self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache, mode
                 ):
                     yield ThroughputWorkload(**measure.throughput.model_dump(), decode_mode=mode)
-        elif self.sweep.workloads or (measure.memory is not None and not (self.sweep.texts and self._has_quality)):
+        elif self.sweep.workloads or (
+            measure.memory is not None and not (self.sweep.texts and _has_quality(self.source))
+        ):
             yield None
 
     def _caches(self, method: MethodChoice) -> tuple[KvCache, ...]:
@@ -416,7 +432,7 @@ class _OnEngine:
     def _excluded(self, method: MethodChoice, kv_cache: KvCache | None = None) -> bool:
         return excluded(self.sweep.recipe, method, self.source.ref.label, self.choice, kv_cache)
 
-    def _is_converted(self, method: MethodChoice) -> bool:
+    def is_converted(self, method: MethodChoice) -> bool:
         """Whether an unquantized variant must first be converted to the engine's own format."""
         if self.engine.convert is None or TRANSFORMERS_FORMAT in self.engine.reads or method.ref.stage != "none":
             return False
@@ -446,15 +462,16 @@ class _OnEngine:
             batch,
         )
 
-    def _too_long(self, job: Job) -> str | None:
-        """Why a job's workload does not fit the model's context; None if it fits."""
-        limit = self.source.context_length
-        return job.exceeds(limit) if limit is not None else None
 
-    @property
-    def _has_quality(self) -> bool:
-        """Whether quality can be measured: random weights have none."""
-        return self.source.ref.kind != "synthetic"
+def _too_long(source: SourceModel, job: Job) -> str | None:
+    """Why a job's workload does not fit the model's context; None if it fits."""
+    limit = source.context_length
+    return job.exceeds(limit) if limit is not None else None
+
+
+def _has_quality(source: SourceModel) -> bool:
+    """Whether quality can be measured: random weights have none."""
+    return source.ref.kind != "synthetic"
 
 
 def _source(recipe: Recipe, index: int) -> SourceModel:

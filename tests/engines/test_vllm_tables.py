@@ -72,7 +72,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gptq", {"symmetric": False}, "only symmetric GPTQ codes"),
     ("gptq", {"desc_act": True}, "set desc_act: false"),
     ("gptq", {"group_size": 256}, "GPTQ groups of 256"),
-    ("autoround", {"symmetric": False}, "auto-round's asymmetric integers"),
+    ("autoround", {"symmetric": False}, "without zero points; set symmetric: true"),
     ("autoround", {"bits": 2}, "2-bit integers"),
     ("autoround-fp8", {}, "auto-round's float8 only with a scale per block"),
     ("modelopt", {}, "one scale for a whole input"),

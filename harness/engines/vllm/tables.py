@@ -165,7 +165,9 @@ def _blocks(matrices: Mapping[str, tuple[int, ...]], codes: Codes) -> str | None
 
 
 def _auto_round(codes: Codes) -> str | None:
-    """``INCConfig._validate_fp8_block_quantization`` (quantization/inc/inc.py)."""
+    """``INCConfig.SUPPORTED_FORMATS`` and ``_validate_fp8_block_quantization`` (quantization/inc/inc.py)."""
+    if codes.asymmetric:
+        return "vLLM reads auto-round's integers only in GPTQ's layout, without zero points; set symmetric: true"
     if codes.number == "float" and codes.group in ("tensor", "channel"):
         return "vLLM reads auto-round's float8 only with a scale per block, not per output channel; use llmc-fp8"
     return None
@@ -251,8 +253,6 @@ def _integers(planned: PlannedLoad, codes: Codes) -> str | None:
         return _none_for(f"{codes.bits}-bit integers with unquantized activations", "bits: 4")
     if planned.dtype == "float32":
         return _none_for("4-bit integers in float32", "a model in bfloat16")
-    if codes.quant_method == "auto-round" and codes.asymmetric:  # INCWna16Scheme.get_linear_method
-        return _none_for("auto-round's asymmetric integers", "symmetric: true")
     if codes.quant_method == "gptq" and codes.group == "group" and codes.group_size not in GROUP_SIZES:
         return _none_for(f"GPTQ groups of {codes.group_size}", f"group_size {', '.join(map(str, GROUP_SIZES))}")
     return _tiles(planned.matrices)
