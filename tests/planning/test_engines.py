@@ -160,7 +160,8 @@ def test_a_context_that_the_cache_does_not_hold(make: Make) -> None:
     assert "a text of 512 tokens needs" in str(rows(make(**tight))["none", "vllm"])
     grid = {"measure": {"throughput": {"prompt_tokens": [128, 2000], "new_tokens": 200}}, "methods": ["none"]}
     found = rows(make(engines=[{"vllm": {"max_model_len": 2048}}], **grid), "performance")
-    assert found["none", "vllm"] == "this run's texts have 2200 tokens, and max_model_len is 2048; raise it"
+    assert "texts have 2200 tokens" in str(found["none", "vllm"])
+    assert "max_model_len is 2048; raise it" in str(found["none", "vllm"])
 
 
 def test_environment_variables_are_a_part_of_the_variant(make: Make) -> None:
