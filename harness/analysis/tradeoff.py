@@ -205,6 +205,7 @@ def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...
     quality = _last(run for run in members if isinstance(run.spec.job, MeasureQuality))
     spec = members[0].spec
     is_control = spec.is_baseline and spec.engine_label != MAIN_ENGINE
+    apart = not is_control and spec.engine_label != runs.engine
     return Evidence(
         is_baseline=runs.of_the_baseline(members[0]),
         quality=quality,
@@ -215,17 +216,20 @@ def _evidence_in(members: Sequence[RunRecord], performance: tuple[RunRecord, ...
         machine=machine_of(_last(performance), runs.machines),
         noise_floor=_noise_floor(runs.references, "dtype") or _noise_floor(runs.references, "batch size"),
         baseline_performance=_baseline_performance(performance, runs.baselines_of(MeasurePerformance)),
-        baseline_tasks=tuple(
-            found
-            for run in members
-            if run.spec.task and (found := _baseline_quality(run, _same_task(run, runs.baselines_of(AnswerTask))))
-        ),
+        baseline_tasks=_like_tasks(members, runs.baselines_of(AnswerTask)),
         is_control=is_control,
         control=quality if is_control else _baseline_quality(quality, runs.controls_of(MeasureQuality, spec)),
-        control_performance=()
-        if is_control or spec.engine_label == runs.engine
-        else _baseline_performance(performance, runs.controls_of(MeasurePerformance, spec)),
+        control_performance=_baseline_performance(performance, runs.controls_of(MeasurePerformance, spec))
+        if apart
+        else (),
+        control_tasks=_like_tasks(members, runs.controls_of(AnswerTask, spec)) if apart else (),
     )
+
+
+def _like_tasks(members: Sequence[RunRecord], unquantized: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
+    """For each task of a variant, the unquantized model's run to compare it with, if there is one."""
+    asked = (run for run in members if run.spec.task)
+    return tuple(found for run in asked if (found := _baseline_quality(run, _same_task(run, unquantized))))
 
 
 def _same_task(run: RunRecord, runs: Sequence[RunRecord]) -> list[RunRecord]:

@@ -40,10 +40,10 @@ def _read_kl(row: VariantRow, use: Use) -> Reading:
     """Mean KL(baseline ‖ variant), nat per token, the engine's own included; the reference's is zero."""
     if row.is_reference:
         return counted(0, "the baseline")
-    return replace(measured(row.kl_mean, influence=row.kl_influence), includes=engine_share(row))
+    return replace(measured(row.kl_mean, influence=row.kl_influence), includes=_engine_share(row))
 
 
-def engine_share(row: VariantRow) -> str:
+def _engine_share(row: VariantRow) -> str:
     """How much of its KL is its engine's own, in words; empty on the engine of the reference."""
     if row.kl_mean is None or row.kl_control is None:
         return ""

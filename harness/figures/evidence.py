@@ -18,9 +18,10 @@ class Evidence:
     divergence from itself, ``machine`` the run that measured the machine. ``is_baseline`` marks the variant that all
     others are compared with, including the unquantized model on another engine.
 
-    ``control`` and ``control_performance`` are the runs of the unquantized model on the variant's own engine, chosen
-    like those of the baseline; none if the variant runs on the engine of the reference. ``is_control`` marks that
-    model, whose ``control`` is its own quality. Speeds have no control if it is the baseline.
+    ``control``, ``control_performance`` and ``control_tasks`` are the runs of the unquantized model on the variant's
+    own engine, chosen like those of the baseline; none if the variant runs on the engine of the reference.
+    ``is_control`` marks that model, whose ``control`` is its own quality. Speeds and tasks have no control if it is the
+    baseline.
     """
 
     is_baseline: bool
@@ -36,6 +37,7 @@ class Evidence:
     is_control: bool = False
     control: RunRecord | None = None
     control_performance: tuple[RunRecord, ...] = ()
+    control_tasks: tuple[RunRecord, ...] = ()
 
     @property
     def all(self) -> tuple[RunRecord, ...]:

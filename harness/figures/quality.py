@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, measured, share
@@ -51,7 +52,21 @@ def _read_change(row: VariantRow, use: Use) -> Reading:
     if row.is_baseline:
         return counted(0, "the baseline")
     lacking = "not measured" if row.perplexity is None else "no like baseline to compare with"
-    return measured(row.perplexity_change, lacking=lacking, influence=row.perplexity_influence, scale="log1p")
+    found = measured(row.perplexity_change, lacking=lacking, influence=row.perplexity_influence, scale="log1p")
+    return replace(found, includes=_engine_share(row)) if found.estimate else found
+
+
+def _engine_share(row: VariantRow) -> str:
+    """How much of the change is its engine's own, in words; empty on the baseline's engine, and if it is not known.
+
+    Changes of perplexity multiply: that of the control is what is left of the change over the baseline.
+    """
+    change, over = row.perplexity_change, row.perplexity_over_control
+    if row.is_control:
+        return "all of it the engine's own"
+    if change is None or over is None:
+        return ""
+    return f"the engine's own {SIGNED_PERCENT.text((1 + change.value) / (1 + over.value) - 1)}% included"
 
 
 def _ruined(rises: Iterable[float]) -> bool:

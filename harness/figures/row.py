@@ -43,7 +43,8 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     over, unlike = _over_control(evidence, kl)
     over_perplexity, unlike_text = _perplexity_over_control(evidence, nll)
     notes += (*unlike, *unlike_text)
-    answered, task_notes = scores(evidence.tasks, () if evidence.is_baseline else evidence.baseline_tasks)
+    baseline_tasks = () if evidence.is_baseline else evidence.baseline_tasks
+    answered, task_notes = scores(evidence.tasks, baseline_tasks, evidence.control_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
     made = VariantRow(

@@ -173,7 +173,8 @@ class TaskScore:
     """One score of a variant, compared with the baseline's if that answered the same questions.
 
     ``estimate`` is the figure as lm-eval reports it. ``change`` is its difference from the baseline's, or for a
-    perplexity the relative change. ``headline`` marks the score that represents its task and is judged.
+    perplexity the relative change; ``over_control`` the same against the control, on another engine than the
+    baseline's. ``headline`` marks the score that represents its task and is judged.
     ``batch_noise_nat`` is how far another batch layout moves a log-likelihood.
     """
 
@@ -184,6 +185,7 @@ class TaskScore:
     comparison: Comparison | None
     flips: Flips | None
     batch_noise_nat: float | None
+    over_control: Estimate | None = None
 
     @property
     def relative(self) -> bool:

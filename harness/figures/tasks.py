@@ -117,6 +117,26 @@ ACCURACY_CHANGE = Figure(
 )
 
 
+def _tasks_with_control(table: Table) -> tuple[TaskKey, ...]:
+    return tuple(key for key in table.tasks if any(score.over_control for score in _scores(table, key)))
+
+
+ACCURACY_OVER_CONTROL = Figure(
+    "accuracy_over_control",
+    GROUP,
+    "Δ over control",
+    "Difference of {place} from that of the control, the unquantized model on the same engine; paired, with its 95% "
+    "interval.",
+    _of(lambda score: score.over_control),
+    "higher",
+    _change_format,
+    _tasks_with_control,
+    "{place}_over_control",
+    _is_headline,
+    interval=True,
+)
+
+
 def _read_drop(row: VariantRow, use: Use) -> Reading:
     """The largest drop over all tasks, for a score between 0 and 1; its interval is that of the worst case."""
     changes = _changes(row, use)
@@ -249,6 +269,7 @@ FIGURES: tuple[Figure[TaskKey], ...] = (
     _hidden("right_to_wrong", "", lambda score: score.flips.right_to_wrong if score.flips else None),
     _hidden("wrong_to_right", "", lambda score: score.flips.wrong_to_right if score.flips else None),
     _hidden("batch_noise_nat", "nat", lambda score: score.batch_noise_nat),
+    ACCURACY_OVER_CONTROL,
     ACCURACY_DROP,
     ACCURACY_GAIN,
 )

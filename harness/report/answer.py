@@ -123,9 +123,7 @@ def sides(row: VariantRow, found: Recommendation) -> list[str]:
     speed = row.speed_at(found.use.point) if found.use.point else None
     if speed and speed.decode_ratio:
         why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
-        fast = (
-            f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row, found)}"
-        )
+        fast = f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row)}"
         parts.append(fast)
     if row.perplexity_change:
         parts.append(f"perplexity {_with_interval(row.perplexity_change, _percent, '%')}")
@@ -134,10 +132,11 @@ def sides(row: VariantRow, found: Recommendation) -> list[str]:
     return parts
 
 
-def _baseline_of(row: VariantRow, found: Recommendation) -> str:
-    """The baseline, and its engine if that is not the variant's."""
-    base = found.table.baseline
-    return f"the baseline on {base.engine}" if base and base.engine != row.engine else "the baseline"
+def _baseline_of(row: VariantRow) -> str:
+    """The baseline that was timed, and its engine if that is not the variant's."""
+    timed = row.evidence.baseline_performance if row.evidence else ()
+    engine = timed[0].spec.engine_label if timed else row.engine
+    return "the baseline" if engine == row.engine else f"the baseline on {engine}"
 
 
 def _ties(found: Recommendation) -> str:

@@ -20,11 +20,13 @@ from harness.analysis.recommend import pick
 from harness.analysis.regression.findings import Finding
 from harness.analysis.regression.track import track
 from harness.analysis.tradeoff import tradeoff
+from harness.core.identity import Scalar
 from harness.core.label import Label, codes
 from harness.core.model import MethodRef
-from harness.core.record import Measurement, RunRecord
+from harness.core.record import Measurement, Outcome, RunRecord
 from harness.figures.divergence import KL
 from harness.figures.figure import WHOLE
+from harness.figures.quality import PERPLEXITY_CHANGE
 from harness.figures.size import STORED_BYTES
 from harness.figures.table import Table, VariantRow
 from harness.report.answer import answer, reasons
@@ -148,6 +150,21 @@ def with_measured(record: RunRecord, metric: str, **changes: Any) -> RunRecord:
     return replace(record, outcome=replace(record.outcome, measurements=measured))
 
 
+def answers(bench: Bench, method: MethodRef, right: int) -> RunRecord:
+    protocol: dict[str, Scalar] = {
+        "task": "arc_easy",
+        "score": "acc",
+        "filter": "none",
+        "fewshot": 0,
+        "aggregation": "mean",
+    }
+    items = tuple(f"arc_easy:{number}" for number in range(100))
+    values = (1.0,) * right + (0.0,) * (100 - right)
+    found = Measurement("task_score", 1, "score", "higher", "paired", values, protocol, item_ids=items)
+    record: RunRecord = bench.record(bench.spec("task", method), Outcome("ok", measurements=(found,)))
+    return record
+
+
 class TestRows:
     def test_a_quantized_variant_shows_its_engines_kl_and_the_excess_over_it(self, sweep: Sweep) -> None:
         table = only(sweep.all)
@@ -209,6 +226,29 @@ class TestRows:
         gap = values(exact.quantized, "kl") - np.array(dtype.values)
         assert rows["rtn"].kl_comparison is not None
         assert rows["rtn"].kl_comparison.effect.value == pytest.approx(gap.mean(), rel=1e-12)
+
+    def test_scores_of_tasks_are_compared_with_both(self, sweep: Sweep) -> None:
+        """Of 100 questions the baseline has 60 right, the engine alone loses two, the method three more."""
+        asked = [answers(sweep.main, sweep.none, 60), answers(sweep.main, sweep.rtn, 57)]
+        asked += [answers(sweep.other, sweep.none, 58), answers(sweep.other, sweep.rtn, 55)]
+        table = only([*sweep.all, *asked])
+        changes = {
+            (row.engine, row.method): (
+                score.change and score.change.value,
+                score.over_control and score.over_control.value,
+            )
+            for row in table.rows
+            for score in row.tasks
+        }
+        assert changes == {
+            ("transformers", "none"): (None, None),
+            ("transformers", "rtn"): (pytest.approx(-0.03), None),
+            ("other", "none"): (pytest.approx(-0.02), None),
+            ("other", "rtn"): (pytest.approx(-0.05), pytest.approx(-0.03)),
+        }
+        (name,) = (each.name for each in columns(table) if each.figure.name == "accuracy_over_control")
+        assert name == "arc_easy_0-shot_acc_over_control"
+        assert not any("control" in each.name for each in columns(only([*sweep.of_main, *asked[:2]])))
 
     def test_speed_is_a_multiple_of_the_baselines_and_of_the_controls(self, sweep: Sweep) -> None:
         timed = [sweep.main.performance(sweep.none), sweep.other.performance(sweep.none, 3.0)]
@@ -324,7 +364,13 @@ class TestOutputs:
         assert f"the engine's own {row.kl_control.value:.4f} included" in why  # type: ignore[union-attr]
         (line,) = [each for each in json.loads(json_line(found))["fallen"] if each["variant"] == row.label]
         assert "the engine's own" in line["limits"]["max-kl"]["includes"]
+        change = PERPLEXITY_CHANGE.read(row, found.use)
+        control = on(table, "other")["none"].perplexity_change
+        assert control is not None
+        assert change.includes == f"the engine's own +{control.value * 100:.2f}% included"
+        assert PERPLEXITY_CHANGE.read(on(table, "other")["none"], found.use).includes == "all of it the engine's own"
         main = on(table, "transformers")["rtn"]
+        assert PERPLEXITY_CHANGE.read(main, found.use).includes == ""
         assert [each for each in reasons(_candidate(found, main)) if "engine" in each] == []
 
     def test_a_speed_names_the_baseline_s_engine_where_it_is_another(self, sweep: Sweep) -> None:

@@ -177,6 +177,27 @@ class TestTrace:
         assert len(change.notes) == 1
         assert change.notes[0].startswith("the unquantized baseline changed there too, by -")
 
+    def test_a_divergence_that_rose_says_whether_its_engine_did(self, nights: Nights, none: MethodRef) -> None:
+        alone, both = [], []
+        for night in range(1, 21):
+            bench = replace(nights.on(night), engine="other")
+            ours = bench.quality(RTN, 4.5, (0.6 if night > 10 else 0.3) * jitter(night))
+            alone += [ours, bench.quality(none, damage=0.01 * jitter(night + 50))]
+            both += [ours, bench.quality(none, damage=(0.31 if night > 10 else 0.01) * jitter(night + 50))]
+        notes = [
+            change.notes
+            for records in (alone, both)
+            for series in trace(records).series
+            if (series.metric, series.is_baseline) == ("kl", False)
+            for change in series.changes
+        ]
+        quiet, loud = notes
+        assert quiet == ()
+        (note,) = loud
+        what, levels = note.split(" from ")
+        assert what == "the engine itself changed there too: its unquantized model"
+        assert list(map(float, levels.split(" to "))) == pytest.approx([0.01, 0.31], rel=0.05)
+
     def test_few_sessions_say_so(self, nights: Nights) -> None:
         records = [run for night in (1, 2, 3) for run in nights.timed(nights.on(night), jitter(night))]
         series = only(trace(records), "decode")

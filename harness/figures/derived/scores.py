@@ -23,12 +23,15 @@ HEADLINES = ("acc_norm", "acc", "exact_match")
 """The scores that may represent a task, by priority; without any of them, its first score does."""
 
 
-def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
+def scores(
+    runs: Sequence[RunRecord], baseline: Sequence[RunRecord], control: Sequence[RunRecord] = ()
+) -> tuple[tuple[TaskScore, ...], tuple[str, ...]]:
     """The scores of a variant's task runs, and notes on those that could not be compared.
 
-    ``baseline`` holds the baseline's task runs with the same libraries.
+    ``baseline`` and ``control`` hold the task runs of the baseline and of the control with the same libraries.
     """
     theirs = {_key(found): found for found in _found(baseline)}
+    controls = {_key(found): found for found in _found(control)}
     made, notes = [], []
     for run in runs:
         found = _found([run])
@@ -37,7 +40,9 @@ def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tu
         for mine in found:
             other = theirs.get(_key(mine))
             comparison, turned, note = _beside(mine, other) if other is not None else (None, None, None)
-            notes += [note] if note else []
+            own = controls.get(_key(mine))
+            over, _, unlike = _beside(mine, own) if own is not None else (None, None, None)
+            notes += [words for words in (note, unlike) if words]
             made.append(
                 TaskScore(
                     key=_key(mine),
@@ -47,6 +52,7 @@ def scores(runs: Sequence[RunRecord], baseline: Sequence[RunRecord]) -> tuple[tu
                     comparison=comparison,
                     flips=turned,
                     batch_noise_nat=noise.values[0] if noise else None,
+                    over_control=_change(mine, over),
                 )
             )
     return tuple(made), tuple(dict.fromkeys(notes))
