@@ -11,6 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from harness.api.plan import plan
+from harness.figures.derived.footprint import footprint
+from harness.recipe import load_recipe
+from harness.stacks import Stack, Stacks
+
 pytestmark = pytest.mark.stack
 
 LAYERS, KEY_HEADS, HEAD_SIZE, VOCABULARY, BLOCK = 2, 1, 64, 512, 128
@@ -198,3 +203,45 @@ def test_compiled_it_writes_the_same_and_keeps_its_kernels_where_those_of_torch_
     assert [made["written"] for made in found["made"]] == [greedy(tiny_llama, *case)[0] for case in CASES[:2]]
     assert list((kernels / "vllm").rglob("*.so")), "what it compiled"
     assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_a_performance_run_times_and_weighs_it(sweeps: Any, vllm_stack: Stack, tiny_llama: Path) -> None:
+    """By the worker, in the stack: speeds, bounds and memory, with the pool apart from the cache of a token."""
+    given = {
+        "models": [{"id": str(tiny_llama), "dtype": "float32", "label": "tiny"}],
+        "engines": [{"vllm": {name: size for name, size in SMALL.items() if name != "kv_cache_memory"}}],
+        "methods": ["none"],
+        "threads": 1,
+        "repetitions": 1,
+        "measure": {
+            "throughput": {"batch_sizes": [1, 3], "prompt_tokens": [16, 70], "new_tokens": 4, "iterations": 2},
+            "memory": {},
+            "energy": {},
+        },
+    }
+    stacks = Stacks(sweeps.folder / "stacks", {"vllm": vllm_stack.python})
+    planned = plan(load_recipe(sweeps.recipe(given)), stacks=stacks)
+    records = sweeps.make(planned, stacks=stacks)
+    assert {record.status for record in records} == {"ok"}, [record.outcome.failure for record in records]
+    (run,) = (record for record in records if record.spec.kind == "performance")
+    found = [m for m in run.outcome.measurements if m.metric == "decode_step_s"]
+    assert [(m.protocol["batch_size"], m.protocol["prompt_tokens"]) for m in found] == [
+        (1, 16),
+        (1, 70),
+        (3, 16),
+        (3, 70),
+    ]
+    assert all(len(m.values) == 2 * 4 and min(m.values) > 0 for m in found)
+    pool, parts = run.find("kv_cache_pool_bytes").values[0], footprint([run])
+    per_token = 2 * LAYERS * KEY_HEADS * HEAD_SIZE * 4
+    assert parts is not None
+    assert (parts.kv_bytes_per_token, parts.pool_bytes) == (per_token, pool)
+    assert 0.99 * 2**30 < pool <= 2**30
+    loaded = [m.values[0] for m in run.outcome.measurements if m.metric == "memory_after_bytes"]
+    assert max(loaded) > pool, "vLLM writes zeros to its pool: all of it is resident"
+    assert run.outcome.fact("cache_unlike_shape") is None
+    assert run.outcome.fact("attention_not_bound") is None
+    assert {m.protocol["part"] for m in run.outcome.measurements if m.metric == "decode_read_bytes"} == {
+        "weights",
+        "KV cache",
+    }
