@@ -95,7 +95,8 @@ def _activations(args: Any) -> Activations | None:
 def _gptq(config: Mapping[str, Any]) -> Codes | None:
     """GPTQ's format, as auto-gptq introduced it. ``dynamic`` gives layers settings of their own."""
     bits, size = config.get("bits"), config.get("group_size")
-    own = [each for each in (config.get("dynamic") or {}) if not str(each).startswith("-:")]
+    dynamic = config.get("dynamic") or {}
+    own = not isinstance(dynamic, dict) or any(not each.startswith("-:") for each in dynamic)
     if not isinstance(bits, int) or not isinstance(size, int) or own:
         return None
     asymmetric, scattered = config.get("sym") is False, config.get("desc_act") is True

@@ -38,6 +38,7 @@ READ: list[tuple[str, dict[str, Any], tuple[str, ...], Machine]] = [
     ("llmc-int8", {}, EVERY, PLAIN),
     ("llmc-int8", {}, HALF, AMX),
     ("llmc-int8", {"activations": "static"}, EVERY, PLAIN),
+    ("llmc-w4a8", {"group_size": 64}, EVERY, AMX),
     ("llmc-rtn", {}, HALF, PLAIN),
     ("llmc-gptq", {"act_order": True}, HALF, PLAIN),
     ("llmc-gptq", {"group_size": "channel"}, HALF, PLAIN),

@@ -15,9 +15,11 @@ import pytest
 from harness import plugins as registry
 from harness.core.capability import Logits
 from harness.core.engine import LoadRequest
+from harness.core.format import Codes
 from harness.core.method import CalibrationSet, Method, QuantizeJob, Setting
 from harness.execution.local import local_site
 from harness.models.headers import read_directory
+from harness.models.published import codes, quantization_config
 from harness.models.scope import in_decoder
 
 if TYPE_CHECKING:
@@ -116,6 +118,7 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Iterator[Ca
             with torch.inference_mode():
                 in_memory = quantized(input_ids=probe).logits[0].float()
             source = tmp_path
+            check_codes(chosen, params, tmp_path)
             AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)
         elif chosen.load_config is not None:
             config = chosen.load_config(params, Setting(dtype, "cpu", untouched))
@@ -129,6 +132,14 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Iterator[Ca
     gc.freeze()
     yield run
     gc.unfreeze()
+
+
+def check_codes(chosen: Method[Any], params: Any, folder: Path) -> None:
+    """What the library wrote is what the method declares, as far as the checkpoint's configuration says."""
+    config = quantization_config(folder) if (folder / "config.json").exists() else {}
+    if config and chosen.codes is not None and chosen.stores_codes(params):
+        declared = chosen.codes(params)
+        assert codes(config) in (declared, Codes(declared.quant_method))
 
 
 def _load(folder: Path, dtype: str) -> Any:

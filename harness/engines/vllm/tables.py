@@ -247,7 +247,7 @@ def _integers(planned: PlannedLoad, codes: Codes) -> str | None:
     """``CPUWNA16LinearKernel``, which takes no float32, and ``CPUInt8ScaledMMLinearKernel``, which takes it without AMX
     (``check_cpu_sgl_kernel``)."""
     if codes.activations is not None:
-        fails = planned.dtype == "float32" and AMX in planned.machine.instructions
+        fails = codes.bits == 8 and planned.dtype == "float32" and AMX in planned.machine.instructions
         return _none_for("8-bit integers in float32 with AMX", "a model in bfloat16") if fails else None
     if codes.bits != 4:
         return _none_for(f"{codes.bits}-bit integers with unquantized activations", "bits: 4")
