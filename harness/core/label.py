@@ -438,7 +438,7 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "repacked": Form(
         lambda stored_bytes, running_bytes: f"{stored_bytes} to {running_bytes} bytes",
-        "bytes before and after",
+        "bytes of all weights as stored, and as the kernels keep them; vLLM's repack while loading",
         {"stored_bytes": 1024, "running_bytes": 2048},
         "repacked by the first forward pass",
     ),

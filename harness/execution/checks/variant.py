@@ -24,8 +24,8 @@ SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2
 MAX_KERNELS = 6
 """How many of the longest-running kernels to record; the rest are norms, copies and similar."""
 OTHER_ENGINE_KL = 0.1
-"""Nats per token that an artifact may differ on another engine than the one that it was saved from. Kernels that round
-activations or keep them cost up to 0.02; a checkpoint that is read wrongly costs more than 0.5."""
+"""Nats per token that an artifact may differ on another engine than the one that it was saved from. Measured on a tiny
+model, on a CPU without AMX: 0.0002 (4-bit weights) to 0.002 (int8 inputs) between vLLM's kernels and transformers."""
 
 
 def verify_variant(context: Context, model: Logits) -> None:
@@ -77,7 +77,7 @@ def compare_with_saved(context: Context, model: Logits) -> None:
 
 
 def record_repacking(context: Context, model: LoadedModel) -> None:
-    """Records the bytes before and after if the first forward pass changed what a library stores."""
+    """Records the bytes as stored and as running, if kernels keep other bytes than the library stores."""
     stored = sum(entry.value_bytes + entry.scale_bytes for entry in model.weight_ledger())
     running = model.running_bytes()
     if running != stored:
