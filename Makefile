@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test faults fuzz setup setup-all clean
+.PHONY: demo check lint light test test-stacks faults fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -30,6 +30,12 @@ light:
 
 test: setup-all check ## all that 'make check' does, then all other tests
 	$(PYTEST) -m "heavy and not slow and not stack"
+
+test-stacks: setup-all ## makes the stacks vllm and llamacpp, then runs their tests; skipped without a package index
+	@.ci/stacks; status=$$?; \
+	if [ $$status -eq 3 ]; then exit 0; fi; \
+	if [ $$status -ne 0 ]; then exit $$status; fi; \
+	echo '$(PYTEST) -m "stack and not slow"'; $(PYTEST) -m "stack and not slow"
 
 faults: setup-all ## every row of docs/reliability.md, the slow ones too
 	$(PYTEST) tests/faults -m "slow or not slow"

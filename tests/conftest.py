@@ -48,6 +48,8 @@ settings.load_profile("same every time")
 HERE = Path(__file__).parent
 LIGHT = "not heavy and not slow and not stack"
 """The selection of ``make check``. Under it modules that are marked heavy or stack are not even imported."""
+MADE_STACKS = frozenset({"llamacpp_stacks", "vllm_stack"})
+"""The fixtures of stacks that ``make test-stacks`` makes."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
@@ -65,8 +67,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Has the modules that take minutes begin first; one process runs a whole module (``--dist loadfile``)."""
+    """Marks the tests that need a made stack, and has the modules that take minutes begin first.
+
+    One process runs a whole module (``--dist loadfile``).
+    """
+    for item in items:
+        if not MADE_STACKS.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("stack")
     items.sort(key=_minutes, reverse=True)
 
 
@@ -215,11 +224,14 @@ def references() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def llamacpp_stacks() -> Stacks:
-    """Stacks with that of llama.cpp, where it was made (else QHARNESS_LLAMACPP_PYTHON): no test compiles it."""
+    """Stacks with that of llama.cpp, where it was made (else QHARNESS_LLAMACPP_PYTHON): no test compiles it.
+
+    ``make test-stacks`` does.
+    """
     own = os.environ.get("QHARNESS_LLAMACPP_PYTHON")
     stacks = Stacks(cache_folder() / "stacks", {"llamacpp": Path(own)} if own else {})
     if stacks.find("llamacpp").find_obstacle():
-        pytest.skip("needs llama.cpp, which 'qharness stack create llamacpp' compiles in some minutes")
+        pytest.skip("needs llama.cpp, which 'make test-stacks' compiles in some minutes")
     return stacks
 
 

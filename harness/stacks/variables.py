@@ -3,6 +3,9 @@
 A worker runs offline, and what it loads may contain code: checkpoints that a recipe trusts, quantization
 libraries, tasks. Downloads happen earlier, in a process that does not run that code. This keeps tokens out of the
 environment only: code that a recipe trusts runs as its user, and can read that user's files.
+
+Variables of vLLM (``VLLM_…``) are not inherited: many choose its kernels, and one that was set for something else would
+change figures silently. Its engine sets what it needs, and a recipe what it wants (``engines: [{vllm: {env: …}}]``).
 """
 
 from __future__ import annotations
