@@ -12,10 +12,10 @@ from typing import Any
 import numpy
 import pytest
 import yaml
+from elsewhere import LIBRARIES, Elsewhere
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
-from support.elsewhere import LIBRARIES, Elsewhere
 
 from harness import plugins as registry
 from harness.core.site import MAIN, Machine
