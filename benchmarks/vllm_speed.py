@@ -71,7 +71,7 @@ def started(request: LoadRequest, params: VllmParams) -> tuple[Any, VllmModel]:
     given = {name: value for name, value in arguments(request, params, True).items() if name != "disable_log_stats"}
     llm = LLM(**given, worker_extension_cls=runtime.READOUT)
     LLMEngine.from_engine_args = lambda *_, **__: llm.llm_engine
-    return llm, VllmModel(runtime.Runtime(given), None, request)
+    return llm, VllmModel(runtime.VllmRuntime(given), None, request)
 
 
 def generated(llm: Any, tokens: torch.Tensor, new_tokens: int) -> tuple[float, list[list[int]]]:

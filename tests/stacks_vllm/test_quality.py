@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 pytestmark = pytest.mark.stack
 
@@ -146,3 +148,60 @@ def test_hidden_states_are_those_that_vllm_pools(
     for name, length in zip(ours.files, LENGTHS, strict=False):
         assert ours[name].shape == theirs[name].shape == (length, 128)
         assert np.abs(ours[name] - theirs[name]).max() <= 1e-5 * np.abs(theirs[name]).max()
+
+
+AFTERWARDS = (
+    """
+import json, sys
+from pathlib import Path
+import numpy as np
+import torch
+from harness.core.engine import LoadRequest
+from harness.engines.transformers.engine import load
+from harness.engines.vllm.engine import VllmParams, imports
+from harness.engines.vllm.engine import load as load_vllm
+from harness.errors import UnsupportedError
+"""
+    + TEXTS
+    + """
+folder = Path(sys.argv[1])
+imports()
+rows = texts([20, 7])
+request = LoadRequest(folder, "float32", "cpu")
+with torch.inference_mode():
+    base = load(request)
+    expected = [base._model.generate(input_ids=torch.tensor([row]), max_new_tokens=5, do_sample=False,
+                                     eos_token_id=None)[0, len(row):].tolist() for row in rows]
+    model = load_vllm(request, VllmParams(max_model_len=100))
+    model.probe_head()
+    before = model.hidden_of(rows)
+    refused = []
+    for ask in (lambda: model.hidden_of([rows[0], [2] * 100]), lambda: model.complete([rows[0], [2] * 100], 5, [], 0)):
+        try:
+            ask()
+        except UnsupportedError as error:
+            refused.append(str(error))
+    left = model.runtime.engine.get_num_unfinished_requests()
+    after = model.hidden_of(rows)
+    written = model.complete(rows, 5, [], 0, do_sample=False)
+    print(json.dumps({"refused": refused, "left": left, "written": written, "expected": expected,
+                      "same": all(bool((a == b).all()) for a, b in zip(before, after))}))
+    model.close()
+"""
+)
+
+
+def test_an_artifact_answers_and_a_refused_text_leaves_nothing_behind(
+    run_in_stack: Callable[..., Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """An artifact's folder holds probe logits beside the weights, which vLLM must not take for weights."""
+    artifact = tmp_path / "artifact"
+    shutil.copytree(tiny_llama, artifact)
+    save_file({"logits": np.zeros((1, 1), dtype=np.float32)}, artifact / "probe.safetensors")
+    found = run_in_stack(AFTERWARDS, artifact)
+    assert len(found["refused"]) == 2
+    assert all("max_model_len" in reason for reason in found["refused"])
+    assert found["left"] == 0
+    assert found["same"]
+    assert found["written"] == found["expected"]
+    assert len({*map(tuple, found["written"])}) == 2

@@ -18,8 +18,8 @@ from harness.core.foreign import quoted
 from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
 from harness.engines.vllm.model import COMPILING, VllmModel
-from harness.engines.vllm.runtime import Runtime, set_variables
-from harness.engines.vllm.tables import CPU_CACHE_BYTES, ELEMENT_BYTES, refuses
+from harness.engines.vllm.runtime import VllmRuntime, set_variables
+from harness.engines.vllm.tables import CPU_CACHE_BLOCK, CPU_CACHE_BYTES, ELEMENT_BYTES, refuses
 from harness.errors import did_you_mean
 from harness.models.headers import read_config, weight_files
 from harness.numerics.kv_cache import expected_bytes_per_token
@@ -27,6 +27,7 @@ from harness.recipe.fields import Bytes
 
 CACHES: Mapping[KvCache, str] = {"model": "auto", "fp8": "fp8"}
 """vLLM's names of the types of keys and values, by the recipe's."""
+CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "n_ctx")
 MAX_TEXTS = 4096
 MAX_TOKENS = 2**24
 MAX_GPUS = 64
@@ -120,7 +121,7 @@ def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
     if any(request.path.glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
     with weights_alone(request.path) as folder:
-        runtime = Runtime(arguments(replace(request, path=folder), params, tokenizer is not None))
+        runtime = VllmRuntime(arguments(replace(request, path=folder), params, tokenizer is not None))
     return VllmModel(runtime, tokenizer, request)
 
 
@@ -174,16 +175,20 @@ def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict
     return {name: value for name, value in made.items() if value is not None}
 
 
-def text_tokens(request: LoadRequest, cache_bytes: int | None) -> int:
-    """One token more than the model's context, for the one that is sampled after it; -1 lets vLLM fit the cache."""
+def text_tokens(request: LoadRequest, cache_bytes: int | None) -> int | None:
+    """One token more than the model's context, for the one that is sampled after it; None if the context is not known.
+
+    -1 lets vLLM fit a shorter one into a cache of a given size. Without a given size, vLLM itself refuses to start.
+    """
     config = read_config(request.path)
     text: Mapping[str, Any] = config.get("text_config") or config
-    context = text.get("max_position_embeddings")
+    context = next((text[name] for name in CONTEXT_NAMES if isinstance(text.get(name), int)), None)
+    if context is None or cache_bytes is None:
+        return context and context + 1
     element = 1 if request.kv_cache != "model" else ELEMENT_BYTES.get(request.dtype, 2)
     per_token = expected_bytes_per_token(config, element)
-    if not isinstance(context, int) or per_token is None or cache_bytes is None:
-        return -1
-    return context + 1 if (context + 1) * per_token < cache_bytes else -1
+    kept = context + 1 + 2 * CPU_CACHE_BLOCK  # whole blocks, and one that vLLM keeps for itself
+    return context + 1 if per_token is not None and kept * per_token <= cache_bytes else -1
 
 
 VLLM = Engine(

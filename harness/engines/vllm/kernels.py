@@ -114,7 +114,7 @@ def describe(model: torch.nn.Module, modules: Sequence[str], dtype: torch.dtype)
     return Description(layers, places, memory_bytes(model), _name(dtype), tied)
 
 
-class Weights:
+class CheckpointWeights:
     """The weights of a checkpoint, as vLLM holds and multiplies them."""
 
     def __init__(self, folder: Path) -> None:

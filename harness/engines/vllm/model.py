@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from harness.core.capability import Arithmetic, CachePool, Decoder, HeadWeights, KernelFamily, StoredTensor
 from harness.core.engine import LoadRequest
 from harness.core.identity import DecodeMode
-from harness.engines.vllm.kernels import Description, Weights
-from harness.engines.vllm.runtime import Batch, Runtime
+from harness.engines.vllm.kernels import CheckpointWeights, Description
+from harness.engines.vllm.runtime import Batch, VllmRuntime
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ which they do nothing; so does None."""
 
 
 @dataclass(frozen=True)
-class Written:
+class KeptTokens:
     """What the cache holds: ``states`` is a placeholder tensor of the bytes of all tokens' keys and values.
 
     A text takes whole blocks of the pool (see ``cache_pool``), so up to one block less a token more than this.
@@ -63,7 +63,7 @@ class Written:
 class VllmModel:
     """A causal language model in vLLM."""
 
-    def __init__(self, runtime: Runtime, tokenizer: Any | None, request: LoadRequest) -> None:
+    def __init__(self, runtime: VllmRuntime, tokenizer: Any | None, request: LoadRequest) -> None:
         import torch
 
         config = runtime.engine.vllm_config
@@ -104,8 +104,10 @@ class VllmModel:
         """vLLM's own log-probability of each token after the first."""
         from vllm import SamplingParams
 
-        self.runtime.submit(tokens, SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False))
-        (output,) = self.runtime.outputs()
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        with self.runtime.nothing_left():
+            self.runtime.submit(tokens, params)
+            (output,) = self.runtime.outputs()
         found = output.prompt_logprobs or []
         return [each[token].logprob for each, token in zip(found[1:], tokens[1:], strict=True) if each is not None]
 
@@ -115,7 +117,7 @@ class VllmModel:
         return torch.stack(self.hidden_of(tokens.tolist()))
 
     def hidden_of(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-        return self.runtime.states(texts)
+        return [states.to(self.device) for states in self.runtime.states(texts)]
 
     def complete(
         self, prompts: Sequence[Sequence[int]], new_tokens: int, stops: Sequence[str], seed: int, **settings: Any
@@ -127,7 +129,7 @@ class VllmModel:
 
         if self.tokenizer is None:
             raise UnsupportedError("a text is searched for its stops, and the model has no tokenizer")
-        own = self.runtime.engine.vllm_config.model_config.try_get_generation_config()
+        own = self.runtime.generation_config
         written: list[list[int]] = [[] for _ in prompts]
         waiting: dict[str, int] = {}
 
@@ -145,20 +147,21 @@ class VllmModel:
                 raise UnsupportedError(f"vLLM refuses these generation settings: {error}") from error
             waiting[self.runtime.submit([*prompts[index], *written[index]], params).partition("-")[0]] = index
 
-        for index in range(len(prompts)):
-            submit(index)
-        for output in self.runtime.outputs():
-            index = waiting.pop(output.request_id)
-            last = output.outputs[0]
-            written[index] += last.token_ids
-            stop = last.stop_reason
-            missed = isinstance(stop, str) and stop not in self.tokenizer.decode(written[index])
-            if missed and len(written[index]) < new_tokens:
+        with self.runtime.nothing_left():
+            for index in range(len(prompts)):
                 submit(index)
+            for output in self.runtime.outputs():
+                index = waiting.pop(output.request_id)
+                last = output.outputs[0]
+                written[index] += last.token_ids
+                stop = last.stop_reason
+                missed = isinstance(stop, str) and stop not in self.tokenizer.decode(written[index])
+                if missed and len(written[index]) < new_tokens:
+                    submit(index)
         return written
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.runtime.head(hidden)
+        return self.runtime.head(hidden).to(self.device)
 
     def output_embedding(self) -> HeadWeights | None:
         """None: vLLM pads, shards or quantizes its head; only vLLM applies it."""
@@ -201,12 +204,12 @@ class VllmModel:
                 self._batch.drop()
                 self._batch = None
 
-    def _written(self, batch: Batch) -> Written:
+    def _written(self, batch: Batch) -> KeptTokens:
         import torch
 
         limits = self.runtime.limits
         elements = round(batch.kept_tokens * limits.cache_bytes_per_token) // limits.cache_dtype.itemsize
-        return Written(torch.empty(elements, dtype=limits.cache_dtype, device="meta"))
+        return KeptTokens(torch.empty(elements, dtype=limits.cache_dtype, device="meta"))
 
     def cache_pool(self) -> CachePool:
         limits = self.runtime.limits
@@ -242,8 +245,8 @@ class VllmModel:
         return self._weights.arithmetic(self._described)
 
     @cached_property
-    def _weights(self) -> Weights:
-        return Weights(self._request.path)
+    def _weights(self) -> CheckpointWeights:
+        return CheckpointWeights(self._request.path)
 
     @cached_property
     def _described(self) -> Description:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -38,6 +39,17 @@ VARIABLES: Mapping[str, str] = {
     "TRANSFORMERS_OFFLINE": "1",
 }
 """Set before vLLM is imported. A recipe's ``env`` comes after them."""
+REFUSALS = (ValueError, NotImplementedError, AssertionError, KeyError, RuntimeError)
+"""What vLLM raises for a checkpoint or a setting that it cannot run; see ``VllmRuntime``."""
+MEMORY_WORDS = (
+    "out of memory",
+    "allocate memory",
+    "no available memory",
+    "free memory on device",
+    "available memory on node",
+    "not enough gpu memory",
+)
+"""How vLLM and torch say that memory is short: other programs may hold it, so the checkpoint is not to blame."""
 
 
 class Readout:
@@ -82,7 +94,7 @@ class Readout:
             ends = [start + len(rows) for start, rows in pieces]
             if [start for start, _ in pieces] != [0, *ends[:-1]] or ends[-1:] != [length]:
                 raise InvalidRunError(f"vLLM did not compute every position of a text of {length} tokens once")
-            whole[request] = pieces[0][1] if len(pieces) == 1 else torch.cat([rows for _, rows in pieces])
+            whole[request] = self._sent(pieces[0][1] if len(pieces) == 1 else torch.cat([rows for _, rows in pieces]))
         return whole
 
     def start_sampling(self) -> None:
@@ -107,8 +119,12 @@ class Readout:
         import torch
 
         with torch.inference_mode():
-            logits: torch.Tensor | None = self.model_runner.model.compute_logits(hidden)
-        return logits
+            logits = self.model_runner.model.compute_logits(hidden.to(self.model_runner.device))
+        return None if logits is None else self._sent(logits)
+
+    def _sent(self, result: torch.Tensor) -> torch.Tensor:
+        """A tensor that leaves the worker: through host memory if the worker is another process, on another GPU."""
+        return result if self.model_runner.parallel_config.world_size == 1 else result.cpu()
 
     def describe_weights(self, modules: Sequence[str]) -> Description:
         """The layers and kernels of this worker's part of the model; see ``kernels``."""
@@ -121,7 +137,7 @@ class Readout:
             for request in runner.input_batch.req_ids if self._reading else ():
                 known = runner.requests[request]
                 start = int(known.num_computed_tokens)
-                rows = min(scheduled.get(request, 0), len(known.prompt_token_ids) - start)
+                rows = max(0, min(scheduled.get(request, 0), len(known.prompt_token_ids) - start))
                 first = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[request]])
                 self._keep(request, start, hidden[first : first + rows])
             return following(hidden, scheduled)
@@ -135,7 +151,7 @@ class Readout:
             for index, request in enumerate(batch.req_ids if self._reading else ()):
                 start = int(batch.num_computed_prefill_tokens_np[index])
                 length = int(lengths[batch.idx_mapping_np[index]])
-                rows = min(int(batch.num_scheduled_tokens[index]), length - start)
+                rows = max(0, min(int(batch.num_scheduled_tokens[index]), length - start))
                 first = int(batch.query_start_loc_np[index])
                 self._keep(request, start, hidden[first : first + rows])
             return following(head, hidden, batch, tokens, computed, lengths)
@@ -169,7 +185,9 @@ class Readout:
         runner.sample, runner.sampler.sample = sample_batch, choose_tokens
 
     def _keep(self, request: str, start: int, rows: torch.Tensor) -> None:
-        """Copies rows at once: vLLM reuses the buffer. A text that was preempted begins again, and replaces them."""
+        """Copies rows at once: vLLM reuses the buffer. A text that was preempted begins again, without them."""
+        if start == 0:
+            self._states[request] = {}
         if len(rows):
             self._states.setdefault(request, {})[start] = rows.clone()
 
@@ -178,7 +196,7 @@ READOUT = f"{Readout.__module__}.{Readout.__qualname__}"
 
 
 @dataclass(frozen=True)
-class Limits:
+class EngineLimits:
     """vLLM's own limits: tokens of one text, texts at once, tokens computed in one step, and the cache.
 
     All ``cache_bytes`` are allocated when vLLM starts, as ``cache_blocks`` blocks of ``block_tokens`` tokens, which
@@ -217,7 +235,7 @@ class Limits:
         return None
 
 
-class Runtime:
+class VllmRuntime:
     """A loaded model. Texts are token ids, and greedy decoding is the default everywhere."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
@@ -237,15 +255,17 @@ class Runtime:
         try:
             chosen = EngineArgs(**arguments, worker_extension_cls=READOUT)
             self.engine = LLMEngine.from_engine_args(chosen, usage_context=offline)
-        except (ValueError, NotImplementedError, RuntimeError, AssertionError, KeyError) as error:
-            if any(word in str(error).lower() for word in ("out of memory", "allocate memory")):
+        except REFUSALS as error:
+            if lacks_memory(error):
+                raise MemoryError(reason(error)) from error
+            if isinstance(error, RuntimeError) and type(error) not in REFUSALS:  # a GPU's fault, a port that is taken
                 raise
             raise UnsupportedError(f"vLLM does not load it: {reason(error)}") from error
         self.everywhere("install_readout")
         self._names = map(str, count())
         config = self.engine.vllm_config
         cache, parallel, pool = config.cache_config, config.parallel_config, self.scheduler.kv_cache_config
-        self.limits = Limits(
+        self.limits = EngineLimits(
             text_tokens=int(config.model_config.max_model_len),
             texts=int(config.scheduler_config.max_num_seqs),
             step_tokens=int(config.scheduler_config.max_num_batched_tokens),
@@ -296,9 +316,10 @@ class Runtime:
 
         Raises UnsupportedError for a text that is too long.
         """
-        self.everywhere("start_reading")
-        names = self.prefill(texts)
-        found = self.everywhere("take_states", dict(zip(names, map(len, texts), strict=True)))[0]
+        with self.nothing_left():
+            self.everywhere("start_reading")
+            names = self.prefill(texts)
+            found = self.everywhere("take_states", dict(zip(names, map(len, texts), strict=True)))[0]
         return [found[name] for name in names]
 
     def prefill(self, texts: Sequence[Sequence[int]]) -> list[str]:
@@ -306,10 +327,26 @@ class Runtime:
         from vllm import SamplingParams
 
         once = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
-        names = [self.submit(text, once) for text in texts]
-        for _ in self.outputs():
-            pass
+        with self.nothing_left():
+            names = [self.submit(text, once) for text in texts]
+            for _ in self.outputs():
+                pass
         return names
+
+    @contextmanager
+    def nothing_left(self) -> Iterator[None]:
+        """After an error nothing stays queued that a later call would meet."""
+        try:
+            yield
+        except BaseException:
+            self.engine.abort_request(list(self.scheduler.requests), internal=True)
+            self.everywhere("take_states", {})
+            raise
+
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """What the checkpoint's generation config sets, as vLLM read it when it started."""
+        return dict(self.engine.input_processor.generation_config_fields)
 
     def submit(self, tokens: Sequence[int], params: SamplingParams) -> str:
         """Queues a text; returns vLLM's own name of it. Raises UnsupportedError for one that is too long."""
@@ -347,7 +384,7 @@ class Batch:
     What is timed is what users of vLLM wait for: whole steps, with the scheduler and the processing of outputs.
     """
 
-    def __init__(self, runtime: Runtime, texts: Sequence[Sequence[int]], new_tokens: int) -> None:
+    def __init__(self, runtime: VllmRuntime, texts: Sequence[Sequence[int]], new_tokens: int) -> None:
         """``new_tokens`` steps follow the reading. Raises UnsupportedError if vLLM cannot keep the texts."""
         refusal = runtime.limits.refusal(len(texts), max(map(len, texts)) + new_tokens)
         if refusal is not None:
@@ -464,19 +501,29 @@ def set_variables(more: Mapping[str, str]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of the error that began a chain of errors: vLLM wraps what its workers raise.
+    """What an error says, in one line. A line that announces reasons is followed by them.
 
-    A line that announces reasons is followed by them.
+    vLLM checks its configuration with pydantic, whose own message is about pydantic.
     """
-    seen: list[BaseException] = [error]
-    while (before := seen[-1].__cause__ or seen[-1].__context__) is not None and before not in seen:
-        seen.append(before)
-    for each in reversed(seen):
-        lines = [line.strip() for line in str(each).splitlines() if line.strip()]
-        if lines:
-            said = " ".join(lines) if lines[0].endswith(":") else lines[0]
-            return f"{type(each).__name__}: {said}"[:500]
-    return type(error).__name__
+    from pydantic import ValidationError
+
+    said = str(error)
+    if isinstance(error, ValidationError):
+        said = str(error.errors()[0]["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    shown = " ".join(lines) if lines[0].endswith(":") else lines[0]
+    return (shown if isinstance(error, ValueError) else f"{type(error).__name__}: {shown}")[:500]
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that memory is short."""
+    while error is not None:
+        if isinstance(error, MemoryError) or any(words in str(error).lower() for words in MEMORY_WORDS):
+            return True
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
 
 
 def _planned_bytes(pool: Any) -> int:
