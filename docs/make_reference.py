@@ -17,7 +17,7 @@ from harness import plugins as registry
 from harness import recipe
 from harness.core import plain
 from harness.core.site import MAIN
-from harness.engines.vllm.engine import VARIABLES, Env
+from harness.engines.vllm.engine import VARIABLES, Env, values
 from harness.models import config
 from harness.planning import expand
 from harness.planning import plan as planning
@@ -117,7 +117,7 @@ WORDS: list[tuple[Any, str]] = [
     (recipe.Model, "an id, or a mapping (see [models](#models))"),
     (recipe.MethodEntry, "a method's name, or one name with its parameters (see [methods](#methods))"),
     (recipe.EngineEntry, "an engine's name, or one name with its parameters (see [engines](#engines))"),
-    (Env, f"a mapping of environment variables to values: {', '.join(f'`{name}`' for name in VARIABLES)}"),
+    (Env, f"a mapping of environment variables: {'; '.join(f'`{name}`, {values(name)}' for name in VARIABLES)}"),
     (recipe.Text, "a text's name, a file's path, or a mapping (see [its keys](#measureperplexitytext))"),
     *((str, "text"), (int, "whole number"), (float, "number"), (bool, "`true` or `false`"), (dict, "mapping")),
 ]

@@ -44,7 +44,7 @@ class PlannedLoad:
     """What is known before a run of how an engine will load its variant, and what the run then needs.
 
     ``codes`` are None for an unquantized checkpoint. ``matrices`` are the shapes (outputs, inputs) of the decoder's
-    quantized matrices by name, empty if not known yet, and so are ``attention`` and ``context_length`` None.
+    quantized matrices by name, empty if not known yet, and ``attention`` is None then.
     ``tokens`` is the longest sequence that the run reads and writes, 0 if that is not known, and ``batch`` the most
     sequences of that length that it decodes in step.
     """
@@ -54,7 +54,6 @@ class PlannedLoad:
     codes: Codes | None = None
     kv_cache: KvCache = "model"
     attention: Attention | None = None
-    context_length: int | None = None
     matrices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tokens: int = 0
     batch: int = 0

@@ -46,7 +46,7 @@ class Codes:
 
     ``quant_method`` is that of its ``quantization_config``, or the library's name for a format that only the library
     reads. The rest is None or False where it is not declared: the type and width of a code; what shares a scale,
-    and how many columns (for ``block``, rows and columns); whether zero points are stored; whether columns of one
+    and how many columns (for ``block``, rows and columns alike); whether zero points are stored; whether columns of one
     group are scattered by activation order (``g_idx``); and what inputs are rounded to (None: nothing).
     """
 

@@ -42,8 +42,8 @@ def quantization_config(folder: Path) -> dict[str, Any]:
 def codes(config: Mapping[str, Any]) -> Codes:
     """How a checkpoint with this ``quantization_config`` stores its weights.
 
-    Only the method is known of other methods, of layers that differ, and where a value is not what its writer defines:
-    what a checkpoint holds is then seen when it is loaded.
+    Only the method is known of other methods, of layers that differ, of blocks that are no squares, and where a value
+    is not what its writer defines: what a checkpoint holds is then seen when it is loaded.
     """
     method = str(config.get("quant_method"))
     parse = {"compressed-tensors": _compressed, "gptq": _gptq, "awq": _awq, "fp8": _fp8}.get(method)
@@ -62,8 +62,7 @@ def _compressed(config: Mapping[str, Any]) -> Codes | None:
     found: Any = {"tensor_group": "group"}.get(str(shared), shared)
     size = weights.get("group_size")
     if found == "block":
-        shape = weights.get("block_structure")
-        size = shape[-1] if isinstance(shape, list) and shape else None
+        size = _square(weights.get("block_structure"))
     if found not in GROUPS or (found in ("group", "block") and not isinstance(size, int)):
         return None
     return Codes(
@@ -76,6 +75,13 @@ def _compressed(config: Mapping[str, Any]) -> Codes | None:
         scattered=weights.get("actorder") in ("group", "dynamic"),
         activations=_activations(group.get("input_activations")),
     )
+
+
+def _square(block: Any) -> int | None:
+    """The rows of a block that has as many columns; None for any other."""
+    if not isinstance(block, list) or len(block) != 2 or block[0] != block[1]:
+        return None
+    return block[0] if isinstance(block[0], int) and block[0] > 0 else None
 
 
 def _number_and_bits(args: Any) -> tuple[Number | None, int | None]:
@@ -116,9 +122,8 @@ def _fp8(config: Mapping[str, Any]) -> Codes | None:
     dynamic, block = config.get("activation_scheme") != "static", config.get("weight_block_size")
     if block is None:
         return Codes("fp8", "float", 8, "tensor", activations=Activations("float", 8, "tensor", dynamic))
-    if not isinstance(block, list) or len(block) != 2 or not isinstance(block[1], int):
-        return None
-    return Codes("fp8", "float", 8, "block", block[1], activations=Activations("float", 8, "group"))
+    size = _square(block)
+    return Codes("fp8", "float", 8, "block", size, activations=Activations("float", 8, "group")) if size else None
 
 
 def shown(config: Mapping[str, Any]) -> str:

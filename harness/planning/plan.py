@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
             ("measure",), "nothing is left to run: random weights have no quality, only speed and memory"
         )
     once = _once([*_machine(sweep, planned), *planned])
-    return tuple(sorted(once, key=lambda run: run.spec.job.turn + run.spec.repetition))
+    return _without_use(sorted(once, key=lambda run: run.spec.job.turn + run.spec.repetition))
 
 
 def _once(planned: Sequence[PlannedRun]) -> Iterable[PlannedRun]:
@@ -176,6 +176,19 @@ def _once(planned: Sequence[PlannedRun]) -> Iterable[PlannedRun]:
         if known.unsupported and not run.unsupported:
             once[run.spec.run_id] = run
     return once.values()
+
+
+def _without_use(planned: Sequence[PlannedRun]) -> tuple[PlannedRun, ...]:
+    """The same runs in their order: one that only unsupported runs need is unsupported, for the first one's reason."""
+    reasons: dict[str, list[str | None]] = {}  # of the runs that need each, the last first
+    runs: list[PlannedRun] = []
+    for run in reversed(planned):
+        readers = reasons.get(run.spec.run_id, [None])
+        unsupported = run.unsupported or (None if None in readers else readers[-1])
+        for needed in run.spec.needs.values():
+            reasons.setdefault(needed, []).append(unsupported)
+        runs.append(replace(run, unsupported=unsupported))
+    return tuple(reversed(runs))
 
 
 def _validate_runs(recipe: Recipe, variants: int, questions: int) -> None:

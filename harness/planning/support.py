@@ -99,7 +99,6 @@ def refusal(
             codes=_codes(source, method, params),
             kv_cache=kv_cache,
             attention=attention,
-            context_length=source.context_length,
             matrices=_in_scope(source, scope.skip),
             tokens=tokens,
             batch=batch,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import plugins as registry
-from harness.core.engine import PlannedLoad
+from harness.core.engine import LoadRequest, PlannedLoad
 from harness.core.format import Activations, Codes
 from harness.core.method import Setting
 from harness.core.model import Attention
 from harness.core.site import Machine
-from harness.engines.vllm.engine import VLLM, VllmParams
+from harness.engines.vllm.engine import VLLM, VllmParams, text_tokens
+from harness.engines.vllm.runtime import EngineLimits
 from harness.engines.vllm.tables import HEAD_SIZES
 
 GIB = 2**30
@@ -92,7 +95,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def planned(name: str, params: dict[str, Any], dtype: str = "bfloat16", machine: Machine = AMX) -> PlannedLoad:
     method = registry.method(name)
     codes = method.stored(method.params(**params))
-    return PlannedLoad(machine, dtype, codes, "model", SMOLLM2, 2048, MATRICES, tokens=512)
+    return PlannedLoad(machine, dtype, codes, "model", SMOLLM2, MATRICES, tokens=512)
 
 
 def refused(load: PlannedLoad, **params: Any) -> str | None:
@@ -146,12 +149,12 @@ def test_a_gpu_reads_what_a_cpu_does(name: str) -> None:
     assert refused(planned(name, params, machine=H100)) is None
 
 
-def test_a_gpu_reads_what_cpus_have_no_kernel_for_and_an_old_one_less() -> None:
-    for name, params in (("llmc-rtn", {"bits": 8}), ("llmc-nvfp4", {}), ("llmc-fp8", {"scheme": "static"})):
-        assert refused(planned(name, params, machine=H100)) is None
-    old = Machine("cuda", "an imagined P100", (6, 0))
-    assert "from compute capability 7.5, and this GPU has 6.0" in str(refused(planned("awq", {}, machine=old)))
-    assert refused(planned("gptq", {}, machine=old)) is None
+@pytest.mark.parametrize(("name", "params", "part"), REFUSED)
+def test_what_a_gpu_reads_is_left_to_loading(name: str, params: dict[str, Any], part: str) -> None:
+    """The tables are those of the version that the stack for CPUs has, and GPUs get another."""
+    for machine in (H100, Machine("cuda", "an imagined P100", (6, 0))):
+        for dtype in EVERY:
+            assert refused(planned(name, params, dtype, machine)) is None, part
 
 
 def test_widths_that_tiles_do_not_divide() -> None:
@@ -167,8 +170,11 @@ def test_widths_that_tiles_do_not_divide() -> None:
 def test_blocks_that_fused_matrices_would_cut() -> None:
     load = planned("llmc-fp8", {"scheme": "block"})
     smollm2 = {**MATRICES, "model.layers.0.self_attn.k_proj.weight": (192, 576)}
-    for machine in (AMX, H100):
-        assert "do not divide its 192 rows" in str(refused(replace(load, machine=machine, matrices=smollm2)))
+    reason = str(refused(replace(load, matrices=smollm2)))
+    assert "do not divide its 192 rows; use another method" in reason
+    assert "block_size" not in reason, "no other size has a kernel"
+    wide = {**MATRICES, "model.layers.0.self_attn.k_proj.weight": (256, 576)}
+    assert refused(replace(load, matrices=wide)) is None, "rows are divided, not columns"
     online = planned("vllm-online", {"scheme": "fp8_per_block"})
     assert refused(replace(online, matrices=smollm2)) is None, "quantized after they are fused"
 
@@ -197,9 +203,10 @@ def test_a_text_longer_than_the_cache(
     layers: int, kv_heads: int, head: int, tokens: int, gib: int, dtype: str, kv_cache: Any
 ) -> None:
     attention = Attention((None,) * layers, kv_heads, kv_heads, head)
-    load = PlannedLoad(CPU, dtype, None, kv_cache, attention, None, {}, tokens)
+    load = PlannedLoad(CPU, dtype, None, kv_cache, attention, {}, tokens)
     element = 1 if kv_cache == "fp8" else {"float32": 4}.get(dtype, 2)
-    needed = math.ceil(tokens / 128) * 128 * layers * 2 * kv_heads * head * element
+    blocks = math.ceil((tokens + 1) / 128) + 1  # one token is sampled, one block is vLLM's own
+    needed = blocks * 128 * layers * 2 * kv_heads * head * element
     reason = refused(load, kv_cache_memory=gib * GIB)
     assert (reason is not None) == (needed > gib * GIB)
     assert (refused(load) is not None) == (needed > GIB), "vLLM takes 1 GiB on a CPU unless a recipe says otherwise"
@@ -211,8 +218,8 @@ def test_a_text_longer_than_the_cache(
 @given(texts=st.integers(1, 200), tokens=st.integers(1, 3000), most=st.integers(1, 128))
 def test_a_batch_larger_than_the_cache_or_than_what_is_computed_together(texts: int, tokens: int, most: int) -> None:
     """Decoding steps are timed with all of a batch in them: none may wait for another."""
-    load = PlannedLoad(CPU, "bfloat16", None, "model", SMOLLM2, None, {}, tokens, texts)
-    needed = texts * math.ceil(tokens / 128) * 128 * 30 * 2 * 3 * 64 * 2
+    load = PlannedLoad(CPU, "bfloat16", None, "model", SMOLLM2, {}, tokens, texts)
+    needed = (texts * math.ceil(tokens / 128) + 1) * 128 * 30 * 2 * 3 * 64 * 2
     reason = refused(load, max_num_seqs=most)
     assert (reason is not None) == (texts > most or needed > GIB)
     if texts > most:
@@ -222,9 +229,34 @@ def test_a_batch_larger_than_the_cache_or_than_what_is_computed_together(texts: 
 
 
 def test_layers_with_a_window_keep_no_more_than_it() -> None:
-    long = PlannedLoad(CPU, "bfloat16", None, "model", Attention((512,) * 30, 9, 3, 64), None, {}, 100_000)
+    long = PlannedLoad(CPU, "bfloat16", None, "model", Attention((512,) * 30, 9, 3, 64), {}, 100_000)
     assert refused(long) is None
     assert refused(replace(long, attention=SMOLLM2)) is not None
+
+
+def test_planning_and_the_loaded_engine_agree_on_the_smallest_cache() -> None:
+    """vLLM makes whole blocks of the memory that it gets, and keeps one of them."""
+    block = 128 * 30 * 2 * 3 * 64 * 2
+    for texts, tokens in ((1, 127), (1, 128), (3, 128), (3, 129), (8, 512)):
+        load = PlannedLoad(CPU, "bfloat16", None, "model", SMOLLM2, {}, tokens, texts)
+        least = next(count for count in range(1, 99) if refused(load, kv_cache_memory=count * block) is None)
+        limits = [
+            EngineLimits(tokens + 1, 64, 4096, count, 128, count * block, 1, None) for count in (least, least - 1)
+        ]  # type: ignore[arg-type]
+        assert limits[0].refusal(texts, tokens) is None
+        if texts > 1:  # else the token that is sampled needs a block
+            assert "take" in str(limits[1].refusal(texts, tokens))
+
+
+@pytest.mark.parametrize(("context", "cached"), [(127, 2), (128, 3), (255, 3)])
+def test_the_length_that_vllm_gets_fits_the_cache(tmp_path: Path, context: int, cached: int) -> None:
+    config = {"num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "max_position_embeddings": context}), encoding="utf-8")
+    request, size = LoadRequest(tmp_path, "bfloat16", "cpu"), cached * 128 * 30 * 2 * 3 * 64 * 2
+    load = PlannedLoad(CPU, "bfloat16", None, "model", SMOLLM2, {}, context)
+    for memory, fits in ((size, True), (size - 1, False)):
+        assert text_tokens(request, memory) == (context + 1 if fits else -1)
+        assert (refused(load, kv_cache_memory=memory) is None) == fits
 
 
 def test_lengths_memory_and_parts_that_do_not_fit() -> None:

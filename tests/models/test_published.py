@@ -77,6 +77,9 @@ def test_a_published_checkpoint_has_the_codes_that_its_method_declares(
         {**compressed(INT4), "config_groups": {"a": compressed(INT4), "b": compressed(INT8)}},
         {"quant_method": "bitsandbytes", "load_in_4bit": True},
         {"quant_method": "compressed-tensors"},
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 128]},
+        compressed({**FP8, "strategy": "block", "block_structure": [64, 128]}),
+        compressed({**FP8, "strategy": "block", "block_structure": [0, 0]}),
     ],
 )
 def test_only_the_method_is_known_where_layers_differ_or_nothing_is_said(config: dict[str, Any]) -> None:

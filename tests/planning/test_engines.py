@@ -183,8 +183,14 @@ def test_environment_variables_are_a_part_of_the_variant(make: Make) -> None:
         ({"VLLM_CPU_INT4_W4A": 0}, "did you mean 'VLLM_CPU_INT4_W4A8'"),
         ({"LD_PRELOAD": "x.so"}, "is no variable that a recipe may set; known: "),
         ({"VLLM_CPU_INT4_W4A8": [0, 1]}, "to try several, list mappings"),
-        ({"VLLM_CPU_INT4_W4A8": {"a": 1}}, "expected one plain value"),
-        ({"VLLM_DISABLED_KERNELS": "a b=c"}, "expected one plain value"),
+        ({"VLLM_CPU_INT4_W4A8": {"a": 1}}, "expected 0 or 1 for VLLM_CPU_INT4_W4A8; "),
+        *(({"VLLM_CPU_INT4_W4A8": value}, "expected 0 or 1") for value in ("off", "", 2, -1, 0.0, "1.0", " 1")),
+        ("VLLM_CPU_INT4_W4A8", "expected 0 or 1"),
+        ({"VLLM_KV_CACHE_LAYOUT": "nhd"}, "LBNHC, LBHNC, LHBNC, NHD, HND, BLHNC, BLNHC or BHLNC"),
+        ({"VLLM_DISABLED_KERNELS": "a b=c"}, "expected names of kernel classes with commas between them"),
+        ({"VLLM_DISABLED_KERNELS": "A,,B"}, "expected names of kernel classes"),
+        ({"VLLM_BATCH_INVARIANT": 1}, "is no variable that a recipe may set"),
+        ({"VLLM_MARLIN_INPUT_DTYPE": "int8"}, "is no variable that a recipe may set"),
         ({}, "expected a mapping of environment variables to values"),
         (3, "expected a mapping of environment variables to values"),
     ],
@@ -194,6 +200,24 @@ def test_other_variables_and_values_are_errors_of_the_recipe(make: Make, env: An
         make(engines=[{"vllm": {"env": env}}], methods=["none"])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_nothing_is_made_for_measurements_that_are_all_refused(make: Make) -> None:
+    """With another engine, or another setting, that measures it, it is made once for that one."""
+    methods = ["none", {"llmc-awq": {"bits": 4, "group_size": 64}}]
+    short: Any = {"vllm": {"max_model_len": 256}}
+    alone = make(engines=[short], methods=methods)
+    assert {run.spec.kind for run in alone} == {"calibrate", "reference", "quantize", "quality"}
+    for run in alone:
+        assert "max_model_len is 256; raise it" in str(run.unsupported), run.spec.kind
+    for other in ("transformers", "vllm"):
+        both = make(engines=[short, other], methods=methods)
+        made = [run for run in both if run.spec.kind != "quality"]
+        assert {run.spec.run_id for run in made} == {run.spec.run_id for run in alone if run.spec.kind != "quality"}
+        assert [run.unsupported for run in made] == [None] * len(made)
+    caches = make(engines=["vllm"], methods=methods, kv_cache=["int4"])
+    assert {run.spec.kind for run in caches if run.unsupported} == {"calibrate", "quantize", "quality"}
+    assert [run.unsupported for run in caches if run.spec.kind == "reference"] == [None], "the baseline is measured"
 
 
 METHODS = st.one_of(

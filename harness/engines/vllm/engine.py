@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -34,21 +35,25 @@ MAX_GPUS = 64
 Count = Annotated[int, Field(gt=0, le=MAX_TEXTS)]
 
 
-VARIABLES = (
-    "VLLM_BATCH_INVARIANT",
-    "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER",
-    "VLLM_CPU_ATTN_SPLIT_KV",
-    "VLLM_CPU_INT4_W4A8",
-    "VLLM_DISABLED_KERNELS",
-    "VLLM_KV_CACHE_LAYOUT",
-    "VLLM_MARLIN_INPUT_DTYPE",
-    "VLLM_MARLIN_USE_ATOMIC_ADD",
-    "VLLM_USE_DEEP_GEMM",
-    "VLLM_USE_DEEP_GEMM_E8M0",
-    "VLLM_USE_V2_MODEL_RUNNER",
-)
-"""The environment variables that a recipe may set: those that choose a kernel, a layout or a runner, and no others."""
-VALUE = re.compile(r"[A-Za-z0-9_.,-]{1,200}")
+SWITCH = "0|1"
+VARIABLES: Mapping[str, str] = {
+    "VLLM_BLOCKSCALE_FP8_GEMM_FLASHINFER": SWITCH,
+    "VLLM_CPU_ATTN_SPLIT_KV": SWITCH,
+    "VLLM_CPU_INT4_W4A8": SWITCH,
+    "VLLM_DISABLED_KERNELS": "[A-Za-z0-9_]+(,[A-Za-z0-9_]+)*",
+    "VLLM_KV_CACHE_LAYOUT": "LBNHC|LBHNC|LHBNC|NHD|HND|BLHNC|BLNHC|BHLNC",
+    "VLLM_MARLIN_USE_ATOMIC_ADD": SWITCH,
+    "VLLM_USE_DEEP_GEMM": SWITCH,
+    "VLLM_USE_DEEP_GEMM_E8M0": SWITCH,
+    "VLLM_USE_V2_MODEL_RUNNER": SWITCH,
+}
+"""The environment variables that a recipe may set, each with the pattern of its values, as vLLM's envs.py reads them.
+
+They choose a kernel, a layout or a runner. ``VLLM_BATCH_INVARIANT`` is not one of them because modules read it when
+they are imported, before a recipe's value is set; nor is ``VLLM_MARLIN_INPUT_DTYPE``, because a kernel that rounds its
+inputs by it does not show that it does.
+"""
+MAX_VALUE = 200
 
 
 def _variables(given: Any) -> str:
@@ -56,23 +61,31 @@ def _variables(given: Any) -> str:
     pairs = dict(each.partition("=")[::2] for each in given.split()) if isinstance(given, str) else given
     if not pairs or not isinstance(pairs, dict):
         raise PydanticCustomError("sentence", "expected a mapping of environment variables to values")
-    chosen = {str(name): _value(name, value) for name, value in pairs.items()}
-    for name in chosen:
-        if name not in VARIABLES:
-            unknown = f"{quoted(name)} is no variable that a recipe may set{did_you_mean(name, VARIABLES)}"
-            raise PydanticCustomError("sentence", "{unknown}", {"unknown": unknown})
+    chosen = {str(name): _value(str(name), value) for name, value in pairs.items()}
     return " ".join(f"{name}={value}" for name, value in sorted(chosen.items()))
 
 
-def _value(name: object, value: Any) -> str:
+def _value(name: str, value: Any) -> str:
+    """A variable's value as text. Raises PydanticCustomError for another variable, and a value vLLM does not read."""
+    if name not in VARIABLES:
+        unknown = f"{quoted(name)} is no variable that a recipe may set{did_you_mean(name, VARIABLES)}"
+        raise PydanticCustomError("sentence", "{unknown}", {"unknown": unknown})
     text = str(int(value) if isinstance(value, bool) else value)
-    if isinstance(value, str | int | float) and VALUE.fullmatch(text):
+    if isinstance(value, str | int) and len(text) <= MAX_VALUE and re.fullmatch(VARIABLES[name], text):
         return text
-    wrong = f"expected one plain value for {quoted(name)}; to try several, list mappings: [{{A: 0}}, {{A: 1}}]"
+    wrong = f"expected {values(name)} for {name}; to try several, list mappings: [{{A: 0}}, {{A: 1}}]"
     raise PydanticCustomError("sentence", "{wrong}", {"wrong": wrong})
 
 
-Env = Annotated[str, BeforeValidator(_variables, json_schema_input_type=str | dict[str, str | int | float])]
+def values(name: str) -> str:
+    """The values of a variable, in words."""
+    if name == "VLLM_DISABLED_KERNELS":
+        return "names of kernel classes with commas between them"
+    *others, last = VARIABLES[name].split("|")
+    return f"{', '.join(others)} or {last}"
+
+
+Env = Annotated[str, BeforeValidator(_variables, json_schema_input_type=str | dict[str, str | int])]
 """A mapping of environment variables in a recipe; one text in a variant, whose parameters are single values."""
 
 
@@ -187,7 +200,7 @@ def text_tokens(request: LoadRequest, cache_bytes: int | None) -> int | None:
         return context and context + 1
     element = 1 if request.kv_cache != "model" else ELEMENT_BYTES.get(request.dtype, 2)
     per_token = expected_bytes_per_token(config, element)
-    kept = context + 1 + 2 * CPU_CACHE_BLOCK  # whole blocks, and one that vLLM keeps for itself
+    kept = (math.ceil((context + 1) / CPU_CACHE_BLOCK) + 1) * CPU_CACHE_BLOCK  # one block is vLLM's own
     return context + 1 if per_token is not None and kept * per_token <= cache_bytes else -1
 
 

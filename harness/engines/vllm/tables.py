@@ -1,14 +1,15 @@
 """What vLLM refuses: its own tables, as plain Python, so that planning says so and not a run after minutes of work.
 
-They are those of vLLM 0.32.0, named where they stand; on CPUs each was also tried. Only what is certain is refused:
-what depends on a GPU's libraries is left to loading, which gives vLLM's own reason.
+They are those of vLLM 0.32.0, which the stack for CPUs has, named where they stand, and each was tried there. Only what
+is certain is refused: for GPUs the stack has another version, so what it reads there is left to loading, which gives
+vLLM's own reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from harness.core.engine import PlannedLoad
@@ -21,20 +22,20 @@ if TYPE_CHECKING:
 
 HALF = ("bfloat16", "float16")
 EVERY = (*HALF, "float32")
-READ: Mapping[str, tuple[Sequence[str], tuple[int, int]]] = {
-    "auto-round": (HALF, (6, 0)),
-    "awq": (HALF, (7, 5)),
-    "compressed-tensors": (EVERY, (7, 0)),
-    "fp8": (HALF, (7, 5)),
-    "gptq": (HALF, (6, 0)),
-    "modelopt": (HALF, (7, 5)),
-    "mxfp4": (("bfloat16",), (8, 0)),
-    "online": (HALF, (7, 5)),
-    "quark": (HALF, (7, 0)),
+READ: Mapping[str, tuple[str, ...]] = {
+    "auto-round": HALF,
+    "awq": HALF,
+    "compressed-tensors": EVERY,
+    "fp8": HALF,
+    "gptq": HALF,
+    "modelopt": HALF,
+    "mxfp4": ("bfloat16",),
+    "online": HALF,
+    "quark": HALF,
 }
 """The quant_methods that vLLM reads of those that exist (``QUANTIZATION_METHODS`` in
-model_executor/layers/quantization/__init__.py; torchao is not in the stack), and of each the dtypes of activations and
-the least compute capability: ``get_supported_act_dtypes`` and ``get_min_capability`` of its ``QuantizationConfig``."""
+model_executor/layers/quantization/__init__.py; torchao is not in the stack), and of each the dtypes of activations:
+``get_supported_act_dtypes`` of its ``QuantizationConfig``."""
 ONLINE_ON_CPU = ("fp8_per_channel", "fp8_per_block", "int8_per_channel_weight_only")
 """The schemes of ``_ONLINE_SHORTHANDS`` (config/quantization.py) that do not fail on a CPU; the last one leaves all but
 experts as they are."""
@@ -61,12 +62,11 @@ LAST = ("v_proj", "up_proj")
 
 def refuses(planned: PlannedLoad, params: VllmParams) -> str | None:
     """Why vLLM cannot load this here, in one sentence with what to do; None if it may."""
-    on_cpu = planned.machine.device == "cpu"
-    checks = (_parallel(planned, params), _cache(planned, params), _head(planned) if on_cpu else None)
-    reason = next(filter(None, checks), None)
-    if reason or planned.codes is None:
+    reason = _parallel(planned, params) or _cache(planned, params)
+    if reason or planned.machine.device != "cpu":
         return reason
-    return _method(planned, planned.codes) or (_on_cpu(planned, planned.codes) if on_cpu else None)
+    codes = planned.codes
+    return _head(planned) or (None if codes is None else _method(planned, codes) or _on_cpu(planned, codes))
 
 
 def _parallel(planned: PlannedLoad, params: VllmParams) -> str | None:
@@ -94,7 +94,10 @@ def _head(planned: PlannedLoad) -> str | None:
 
 
 def _cache(planned: PlannedLoad, params: VllmParams) -> str | None:
-    """``check_enough_kv_cache_memory`` (v1/core/kv_cache_utils.py), and what a run's largest batch needs."""
+    """``check_enough_kv_cache_memory`` (v1/core/kv_cache_utils.py), and what a run's largest batch needs.
+
+    vLLM must be able to keep one text of max_model_len, which is longer than the run's texts by the sampled token.
+    """
     length, machine = params.max_model_len, planned.machine
     if length is not None and planned.tokens >= length:
         return (
@@ -108,38 +111,41 @@ def _cache(planned: PlannedLoad, params: VllmParams) -> str | None:
         return None
     if machine.memory_bytes and size > machine.memory_bytes:
         return f"kv_cache_memory {_gib(size)} is more than this machine's {_gib(machine.memory_bytes)}; lower it"
-    texts = f"a batch of {planned.batch} × {planned.tokens}" if planned.batch > 1 else f"a text of {planned.tokens}"
+    one = f"a max_model_len of {length}" if length else f"a text of {planned.tokens} tokens"
     for rows, tokens, what in (
-        (max(planned.batch, 1), planned.tokens, f"{texts} tokens"),
-        (1, length or 0, f"a max_model_len of {length}"),
+        (planned.batch, planned.tokens, f"a batch of {planned.batch} × {planned.tokens} tokens"),
+        (1, length or (planned.tokens and planned.tokens + 1), one),
     ):
-        needed = rows * cache_bytes(planned.attention, tokens, planned) if planned.attention and tokens else 0
+        if planned.attention is None or rows * tokens == 0:
+            continue
+        needed = cache_bytes(planned.attention, rows, tokens, planned)
         if needed > size * params.tensor_parallel:
             return f"{what} needs {_gib(needed)} of key-value cache, and it has {_gib(size)}; raise kv_cache_memory"
     return None
 
 
-def cache_bytes(attention: Attention, tokens: int, planned: PlannedLoad) -> int:
-    """The least that one text's keys and values take, in whole blocks; layers with a window keep no more than it."""
+def cache_bytes(attention: Attention, texts: int, tokens: int, planned: PlannedLoad) -> int:
+    """The least that the keys and values of that many texts take, in whole blocks, and the block that vLLM keeps.
+
+    Layers with a window keep no more than it. A block holds the layers of a group, which are no fewer than those that
+    have the rarest window.
+    """
     block = CPU_CACHE_BLOCK if planned.machine.device == "cpu" else 1
     element = 1 if planned.kv_cache != "model" else ELEMENT_BYTES.get(planned.dtype, 2)
-    each = bytes_per_token(1, attention.kv_heads, attention.head_dim, element)
-    kept = (min(tokens, window or tokens) for window in attention.windows)
-    return sum(math.ceil(count / block) * block * each for count in kept)
+    each = block * bytes_per_token(1, attention.kv_heads, attention.head_dim, element)
+    taken = sum(math.ceil(min(tokens, window or tokens) / block) for window in attention.windows)
+    return (texts * taken + min(Counter(attention.windows).values(), default=0)) * each
 
 
 def _method(planned: PlannedLoad, codes: Codes) -> str | None:
-    """What vLLM refuses of a quantization method on every device."""
-    (name, _), machine = _named(codes), planned.machine
+    """What vLLM's configuration classes refuse of a quantization method."""
+    name, _ = _named(codes)
     if name not in READ:
         return f"vLLM reads no {name} checkpoint; measure it on an engine that does"
-    dtypes, least = READ[name]
+    dtypes = READ[name]
     if planned.dtype in EVERY and planned.dtype not in dtypes:
         what = "quantizes online" if name == "online" else f"runs {name} checkpoints"
         return f"vLLM {what} in {' or '.join(dtypes)}, not in {planned.dtype}; choose one of these as the model's dtype"
-    if machine.capability and machine.capability < least:
-        shown = [f"{major}.{minor}" for major, minor in (least, machine.capability)]
-        return f"vLLM runs {name} from compute capability {shown[0]}, and this GPU has {shown[1]}; use another method"
     reason = OWN[name](codes) if name in OWN else None
     return reason or (_blocks(planned.matrices, codes) if name != "online" else None)
 
@@ -151,7 +157,10 @@ def _named(codes: Codes) -> tuple[str, str]:
 
 
 def _blocks(matrices: Mapping[str, tuple[int, ...]], codes: Codes) -> str | None:
-    """``validate_fp8_block_shape`` (utils/fp8_utils.py): a fused matrix must not cut a block of its parts."""
+    """``validate_fp8_block_shape`` (utils/fp8_utils.py): a fused matrix must not cut a block of its parts.
+
+    Blocks are squares, and only those of ``FP8_BLOCK`` have a kernel.
+    """
     if codes.group != "block" or codes.group_size is None:
         return None
     for name, shape in matrices.items():
@@ -159,7 +168,7 @@ def _blocks(matrices: Mapping[str, tuple[int, ...]], codes: Codes) -> str | None
         if module in FUSED and module not in LAST and shape[-2] % codes.group_size:
             return (
                 f"vLLM fuses {module} with others, and blocks of {codes.group_size} do not divide its {shape[-2]} "
-                "rows; use a smaller block_size, or another method"
+                "rows; use another method, or another engine"
             )
     return None
 
