@@ -23,7 +23,7 @@ def front_probabilities(rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
     point = next((speed.point for row in rows for speed in row.speeds), None)
     axes: tuple[tuple[list[Reading], Direction], ...] = (
         ([_quality(row, by_kl) for row in rows], "lower"),
-        ([_bytes(row) for row in rows], "lower"),
+        ([counted(size) if size is not None else Reading(None) for size in compared_bytes(rows)], "lower"),
         ([_decode(row, point) for row in rows], "higher"),
     )
     used = [
@@ -58,8 +58,16 @@ def _quality(row: VariantRow, by_kl: bool) -> Reading:
     return measured(row.perplexity_change, influence=row.perplexity_influence, scale="log1p")
 
 
-def _bytes(row: VariantRow) -> Reading:
-    return Reading(None) if row.stored_bytes is None else counted(row.stored_bytes)
+def compared_bytes(rows: Sequence[VariantRow]) -> list[int | None]:
+    """The stored bytes by which rows are compared.
+
+    A control has the baseline's weights: it is not smaller because its engine keeps fewer bytes of buffers beside them.
+    """
+    baseline = next((row.stored_bytes for row in rows if row.is_baseline), None) or 0
+    return [
+        max(row.stored_bytes, baseline) if row.is_control and row.stored_bytes is not None else row.stored_bytes
+        for row in rows
+    ]
 
 
 def _decode(row: VariantRow, point: GridPoint | None) -> Reading:

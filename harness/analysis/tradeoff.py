@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
-from harness.analysis.front_probability import front_probabilities
+from harness.analysis.front_probability import compared_bytes, front_probabilities
 from harness.analysis.selection import (
     ComparisonSetting,
     Protocol,
@@ -284,18 +284,19 @@ def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
     KL is the whole divergence, the engine's own included: it is what users of that engine get. Also adds the
     probability of being on the front that includes decode speed.
     """
-    points = {index: point for index, entry in enumerate(rows) if (point := _point(entry)) is not None}
+    sized = enumerate(zip(rows, compared_bytes(rows), strict=True))
+    points = {index: point for index, (entry, size) in sized if (point := _point(entry, size)) is not None}
     indices = list(points)
     kept = {indices[position] for position in front(list(points.values()), ("lower", "lower"))}
     likely = front_probabilities(rows)
     return [replace(entry, front=index in kept, front_probability=likely[index]) for index, entry in enumerate(rows)]
 
 
-def _point(entry: VariantRow) -> tuple[float, float] | None:
+def _point(entry: VariantRow, size: int | None) -> tuple[float, float] | None:
     divergence = 0.0 if entry.is_reference else entry.kl_mean.value if entry.kl_mean else None
-    if entry.stored_bytes is None or divergence is None or math.isnan(divergence):
+    if size is None or divergence is None or math.isnan(divergence):
         return None
-    return entry.stored_bytes, divergence
+    return size, divergence
 
 
 def _sorted(rows: Sequence[VariantRow]) -> list[VariantRow]:

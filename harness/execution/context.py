@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.core.capability import Factored, LoadedModel
+from harness.core.capability import Factored, LoadedModel, Pooled
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
@@ -24,6 +24,7 @@ from harness.core.run import RunSpec
 from harness.core.site import MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 from harness.host.machine import state
+from harness.metrics.memory import kv_cache_pool
 from harness.models import published
 from harness.models.headers import read_directory
 from harness.models.scope import Modules, matching, modules
@@ -170,6 +171,8 @@ class Context:
         if isinstance(model, Factored):
             with self.phase("probe"):
                 model.probe_head()
+        if isinstance(model, Pooled) and self.spec.job.conditions.memory:  # a part of every peak from here on
+            self.add([kv_cache_pool(model.cache_pool())])
         if model.cache_description is not None:
             self.fact("key_value_cache", kind=model.cache_description)
         return model

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import Decodes, Pooled
+from harness.core.capability import Decodes
 from harness.core.record import Measurement
 from harness.core.workload import GridCell, ThroughputWorkload
 from harness.execution.context import Context
-from harness.metrics.memory import kv_cache, kv_cache_pool
+from harness.metrics.memory import kv_cache
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
 from harness.numerics.prompts import random_tokens
@@ -30,8 +30,6 @@ def footprint(context: Context, model: Decodes, workload: ThroughputWorkload) ->
     if model.context_length is not None:
         limit = (float(model.context_length),)
         context.add([Measurement("context_length", 1, "token", "neither", "exact", limit)])
-    if isinstance(model, Pooled):
-        context.add([kv_cache_pool(model.cache_pool())])
     cells = list(_cells(workload))
     with context.phase("settle"), torch.inference_mode():  # touches again part of the heap that was freed
         model.prefill(_prompt(context, model, cells[0]))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, size
-from harness.figures.derived.footprint import Footprint, cache_of_most_tokens
+from harness.figures.derived.footprint import POOL, Footprint, cache_of_most_tokens
 from harness.figures.derived.peaks import NOT_OF_USE, peak_of_use
 from harness.figures.figure import WHOLE, Figure, Value, Whole
 from harness.figures.formats import BINARY, WHOLE_NUMBER, NumberStyle, SizeUnit, in_unit, size_unit
@@ -229,8 +229,13 @@ KV_CACHE = Figure(
 )
 
 
+def _pool(row: VariantRow) -> int | None:
+    found = next(iter(row.measurements(POOL)), None)
+    return int(found.values[0]) if found else None
+
+
 def _pools(table: Table) -> list[int]:
-    return [part.pool_bytes for part in _parts(table) if part.pool_bytes]
+    return [pool for row in table.rows if (pool := _pool(row))]
 
 
 KV_POOL = Figure(
@@ -239,11 +244,11 @@ KV_POOL = Figure(
     "pool",
     "What the engine allocates for keys and values when it loads, full or not. Every peak of the row includes all of "
     "it; what fits a budget counts the tokens kept instead.",
-    lambda row, place: _of_parts(lambda part: part.pool_bytes or None)(row),
+    lambda row, place: _pool(row),
     "neither",
     lambda table, place: in_unit(size_unit(_pools(table), BINARY)),
     lambda table: (WHOLE,) if _pools(table) else (),
-    "kv_cache_pool_bytes",
+    POOL,
 )
 
 

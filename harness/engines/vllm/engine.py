@@ -21,7 +21,7 @@ from harness.core.identity import KvCache
 from harness.engines.vllm.model import COMPILING, VllmModel
 from harness.engines.vllm.runtime import VllmRuntime, set_variables
 from harness.engines.vllm.tables import CPU_CACHE_BLOCK, CPU_CACHE_BYTES, ELEMENT_BYTES, refuses
-from harness.errors import did_you_mean
+from harness.errors import UnsupportedError, did_you_mean
 from harness.models.headers import read_config, weight_files
 from harness.numerics.kv_cache import expected_bytes_per_token
 from harness.recipe.fields import Bytes
@@ -126,10 +126,19 @@ def imports() -> None:
 
 
 def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
-    """Loads a transformers checkpoint. Raises UnsupportedError, with vLLM's reason, if vLLM does not load it."""
+    """Loads a transformers checkpoint.
+
+    Raises UnsupportedError, with vLLM's reason, if vLLM does not load it, or if this build runs on another device.
+    """
     from transformers import AutoTokenizer
+    from vllm.platforms import current_platform
 
     set_variables(params.variables)
+    if current_platform.device_type != request.device.partition(":")[0]:
+        raise UnsupportedError(
+            f"this build of vLLM runs on {current_platform.device_type}, and the run is for {request.device}: set "
+            f"'device: {current_platform.device_type}' in the recipe, or give another interpreter: --python vllm=PATH"
+        )
     tokenizer = None
     if any(request.path.glob("tokenizer*")):
         tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
