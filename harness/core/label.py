@@ -311,8 +311,8 @@ LABELS: Mapping[LabelCode, Form] = {
             "includes what the engine itself changes"
         ),
         "a variant on another engine than the reference whose [control](measuring.md#the-control-of-an-engine) was not "
-        "measured, or not on the same text with the same libraries. Records do not hold this label; it is derived when "
-        "a table is made",
+        "measured, or not on the same text or task with the same libraries. Records do not hold this label; it is "
+        "derived when a table is made",
         {"engine": "vllm"},
     ),
     "other": Form(

@@ -138,9 +138,10 @@ class Ask:
     """How ``recommend`` uses a figure. ``name`` is what an answer calls it.
 
     ``read`` computes the figure for a use if its value at the use's point of the grid is not enough. ``of_baseline``
-    is the baseline's value by definition. ``of_quality`` marks figures relative to the baseline's quality, which mean
-    nothing if that is implausible. ``format`` overrides the column's format; a size is written in one of ``sizes``.
-    ``explained``: the basis of a reading is printed beside it.
+    is the value of the reference by definition: of the baseline, unless that was itself measured on another engine.
+    ``of_quality`` marks figures relative to the baseline's quality, which mean nothing if that is implausible.
+    ``format`` overrides the column's format; a size is written in one of ``sizes``. ``explained``: the basis of a
+    reading is printed beside it.
     """
 
     name: str

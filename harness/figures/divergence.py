@@ -17,11 +17,12 @@ from harness.figures.ask import (
     positive,
     share_of_one,
 )
+from harness.figures.control import where_any, with_engine_share
 from harness.figures.derived.breakdown import Bin
-from harness.figures.figure import WHOLE, Axis, Figure, Whole
+from harness.figures.figure import Axis, Figure, Whole
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed, significant
 from harness.figures.gate import Gate
-from harness.figures.notes import judgement, noise_note
+from harness.figures.notes import judgement, noise_note, with_interval
 from harness.figures.quality import GROUP, estimated
 from harness.figures.statistic import Items
 from harness.figures.table import Table, VariantRow
@@ -40,29 +41,24 @@ def _read_kl(row: VariantRow, use: Use) -> Reading:
     """Mean KL(baseline ‖ variant), nat per token, the engine's own included; the reference's is zero."""
     if row.is_reference:
         return counted(0, "the baseline")
-    return replace(measured(row.kl_mean, influence=row.kl_influence), includes=_engine_share(row))
+    own = significant(row.kl_control.value) if row.kl_control else None
+    return with_engine_share(measured(row.kl_mean, influence=row.kl_influence), row, own)
 
 
-def _engine_share(row: VariantRow) -> str:
-    """How much of its KL is its engine's own, in words; empty on the engine of the reference."""
-    if row.kl_mean is None or row.kl_control is None:
-        return ""
-    if row.is_control:
-        return "all of it the engine's own"
-    return f"the engine's own {significant(row.kl_control.value)} included"
-
-
-def _with_control(table: Table) -> tuple[Whole, ...]:
-    return (WHOLE,) if any(row.kl_control for row in table.rows) else ()
+def _read_agreement(row: VariantRow, use: Use) -> Reading:
+    """Top-1 agreement with the reference, beside that of the unquantized model on the same engine if it is known."""
+    if row.is_reference:
+        return counted(1, "the baseline")
+    found, own = measured(row.top1_agreement), row.top1_agreement_control
+    if found.estimate is None or own is None:
+        return found
+    alone = "of the engine alone" if row.is_control else f"{PERCENT.text(own.value)}% for the engine alone"
+    return replace(found, includes=alone)
 
 
 def _engine_note(row: VariantRow, place: Whole) -> tuple[str, ...]:
     own = row.kl_control
-    if own is None or row.is_control:
-        return ()
-    known = own.low is not None and own.high is not None
-    interval = f" [{significant(own.low or 0)}, {significant(own.high or 0)}]" if known else ""
-    return (f"the engine's own: {significant(own.value)}{interval}",)
+    return () if own is None or row.is_control else (f"the engine's own: {with_interval(own)}",)
 
 
 def _quantile(name: str, heading: str, text: str, share: float, shown: bool = False) -> Figure[Whole]:
@@ -126,7 +122,7 @@ KL_EXCESS: Figure[Whole] = Figure(
     lambda row, place: row.kl_excess,
     "lower",
     NumberStyle("nat", signed),
-    _with_control,
+    where_any(lambda row: row.kl_control),
     "kl_over_control_nat",
     interval=True,
     notes=_engine_note,
@@ -139,7 +135,7 @@ KL_CONTROL: Figure[Whole] = Figure(
     lambda row, place: row.kl_control,
     "lower",
     NAT,
-    _with_control,
+    where_any(lambda row: row.kl_control),
     "kl_control_mean_nat",
     shown=False,
     interval=True,
@@ -159,7 +155,7 @@ AGREEMENT: Figure[Whole] = Figure(
     ask=Ask(
         "top-1 agreement",
         LimitOption("min-agreement", share_of_one, "SHARE", "Top-1 agreement: 95%.", "≥ {}% top-1 agreement", rank=50),
-        of_baseline=1,
+        read=_read_agreement,
         of_quality=True,
     ),
     hub="top1_agreement",

@@ -176,7 +176,7 @@ class Figure(Generic[P]):
         """The figure by which a variant is chosen for a use, and its basis."""
         if self.ask and self.ask.read:
             return self.ask.read(row, use)
-        if self.ask and self.ask.of_baseline is not None and row.is_baseline:
+        if self.ask and self.ask.of_baseline is not None and row.is_reference:
             return counted(self.ask.of_baseline, "the baseline")
         places = self.taken_at(use.table)
         place = next((each for each in places if each == use.point), places[0] if len(places) == 1 else None)

@@ -1,4 +1,4 @@
-"""The notes below a figure: the verdict of a comparison, and what its interval does not cover."""
+"""An estimate in words, and the notes below a figure: a comparison's verdict, what the interval does not cover."""
 
 from __future__ import annotations
 
@@ -13,6 +13,13 @@ from harness.stats.estimate import Estimate
 
 P = TypeVar("P", bound=Place)
 PAIRED = "paired with the baseline, with its 95% interval; the word below holds for all words of the table at once"
+
+
+def with_interval(estimate: Estimate, write: Callable[[float], str] = significant, suffix: str = "") -> str:
+    """``0.0123 nat [0.011, 0.0136]``; without the interval if there is none, or if it is the value itself."""
+    known = estimate.low is not None and estimate.high is not None and estimate.low != estimate.high
+    interval = f" [{write(estimate.low or 0)}, {write(estimate.high or 0)}]" if known else ""
+    return f"{write(estimate.value)}{suffix}{interval}"
 
 
 def interval_note(estimate: Estimate | None) -> tuple[str, ...]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, measured, share
+from harness.figures.control import where_any, with_engine_share
 from harness.figures.derived.scores import PERPLEXITY_MARGIN
-from harness.figures.figure import LOG_FROM_RATIO, WHOLE, Axis, Direction, Figure, Whole
+from harness.figures.figure import LOG_FROM_RATIO, Axis, Direction, Figure, Whole
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, significant
 from harness.figures.gate import Gate
 from harness.figures.notes import PAIRED, judgement, verdict_note
@@ -53,30 +53,24 @@ def _read_change(row: VariantRow, use: Use) -> Reading:
         return counted(0, "the baseline")
     lacking = "not measured" if row.perplexity is None else "no like baseline to compare with"
     found = measured(row.perplexity_change, lacking=lacking, influence=row.perplexity_influence, scale="log1p")
-    return replace(found, includes=_engine_share(row)) if found.estimate else found
+    return with_engine_share(found, row, _engine_share(row))
 
 
-def _engine_share(row: VariantRow) -> str:
-    """How much of the change is its engine's own, in words; empty on the baseline's engine, and if it is not known.
+def _engine_share(row: VariantRow) -> str | None:
+    """How much of the change is its engine's own; None on the baseline's engine, and if it is not known.
 
     Changes of perplexity multiply: that of the control is what is left of the change over the baseline.
     """
     change, over = row.perplexity_change, row.perplexity_over_control
-    if row.is_control:
-        return "all of it the engine's own"
     if change is None or over is None:
-        return ""
-    return f"the engine's own {SIGNED_PERCENT.text((1 + change.value) / (1 + over.value) - 1)}% included"
+        return None
+    return f"{SIGNED_PERCENT.text((1 + change.value) / (1 + over.value) - 1)}%"
 
 
 def _ruined(rises: Iterable[float]) -> bool:
     """Whether a ruined variant would squeeze all others together on a linear axis."""
     found = list(rises)
     return max(found, default=0) > LOG_FROM_RATIO * max(min(found, default=0), LEAST_RISE)
-
-
-def _with_control(table: Table) -> tuple[Whole, ...]:
-    return (WHOLE,) if any(row.perplexity_over_control for row in table.rows) else ()
 
 
 def _by_word_or_byte(table: Table, place: Whole) -> bool:
@@ -137,7 +131,7 @@ PERPLEXITY_OVER_CONTROL: Figure[Whole] = Figure(
     lambda row, place: row.perplexity_over_control,
     "lower",
     SIGNED_PERCENT,
-    _with_control,
+    where_any(lambda row: row.perplexity_over_control),
     "perplexity_over_control_fraction",
     interval=True,
 )

@@ -17,7 +17,7 @@ from harness.figures.derived.scores import NATS_MARGIN, scores
 from harness.figures.derived.speeds import point_of, speeds
 from harness.figures.divergence import HARMLESS_NAT
 from harness.figures.evidence import Evidence
-from harness.figures.table import Peak, StoredPart, VariantRow
+from harness.figures.table import Peak, StoredPart, TaskScore, VariantRow
 from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, transformed
 from harness.stats.influence import Influence, of_difference, of_mean
@@ -59,7 +59,10 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         reason=reason(fault) if fault else None,
         labels=tuple(
             dict.fromkeys(
-                (*(label for run in evidence.all for label in run.outcome.labels), *_not_separated(evidence, kl, over))
+                (
+                    *(label for run in evidence.all for label in run.outcome.labels),
+                    *_not_separated(evidence, kl, over, answered),
+                )
             )
         ),
         facts=tuple(dict.fromkeys(fact for run in well for fact in run.outcome.facts)),
@@ -79,6 +82,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         kl_by_position=by_position(kl) if kl else (),
         kl_by_confidence=by_confidence(kl, confidence) if kl and confidence else (),
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),
+        top1_agreement_control=_mean(evidence.control, "top1_agreement", 0, 1),
         tasks=answered,
         coverage=coverage.values[0] if coverage else None,
         stored=_stored(stock),
@@ -156,13 +160,18 @@ def _relative(compared: Comparison) -> Estimate:
     return transformed(compared.effect, lambda nat: exponential(nat) - 1)
 
 
-def _not_separated(evidence: Evidence, kl: Measurement | None, over: Comparison | None) -> tuple[Label, ...]:
-    """The label of a quality that includes what its engine changes, by an amount that is not known."""
-    quality = evidence.quality
-    if quality is None or quality.status != "ok" or (over if kl else evidence.control):
+def _not_separated(
+    evidence: Evidence, kl: Measurement | None, over: Comparison | None, answered: Sequence[TaskScore]
+) -> tuple[Label, ...]:
+    """The label of a quality or of scores that include what their engine changes, by an amount that is not known."""
+    engine, quality = evidence.variant.engine_label, evidence.quality
+    if engine == MAIN_ENGINE:
         return ()
-    engine = quality.spec.engine_label
-    return () if engine == MAIN_ENGINE else (Label("engine_not_separated", {"engine": engine}),)
+    well = quality is not None and quality.status == "ok"
+    text = well and not (over if kl else evidence.control)
+    elsewhere = any(run.spec.engine_label != engine for run in evidence.baseline_tasks)
+    tasks = elsewhere and not evidence.is_control and any(each.change and not each.over_control for each in answered)
+    return (Label("engine_not_separated", {"engine": engine}),) if text or tasks else ()
 
 
 def _above_noise(evidence: Evidence, kl: Measurement | None, over: Comparison | None) -> Comparison | None:

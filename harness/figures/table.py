@@ -207,8 +207,9 @@ class VariantRow:
     the windows to the error of ``kl_mean`` and ``perplexity_change``.
 
     For variants on another engine than that of the reference: ``kl_control`` is the mean KL of the unquantized model on
-    their engine, and ``kl_excess`` how far ``kl_mean`` lies above it. ``perplexity_over_control`` is the change of
-    perplexity against that model, if that is not the baseline.
+    their engine, ``top1_agreement_control`` its agreement, and ``kl_excess`` how far ``kl_mean`` lies above
+    ``kl_control``. ``perplexity_over_control`` is the change of perplexity against that model, if that is not the
+    baseline.
     """
 
     label: str
@@ -238,6 +239,7 @@ class VariantRow:
     kl_by_position: tuple[Bin, ...] = ()
     kl_by_confidence: tuple[Bin, ...] = ()
     top1_agreement: Estimate | None = None
+    top1_agreement_control: Estimate | None = None
     tasks: tuple[TaskScore, ...] = ()
     coverage: float | None = None
     stored: tuple[StoredPart, ...] = ()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from harness.core.record import Measurement
 from harness.core.run import RunSpec
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, share
+from harness.figures.control import with_engine_share
 from harness.figures.derived.scores import SCORE_MARGIN, figure_of, headline
 from harness.figures.figure import Figure, Value
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed
@@ -146,7 +147,8 @@ def _read_drop(row: VariantRow, use: Use) -> Reading:
     worst = max(drops, key=lambda name: drops[name].value)
     lows, highs = [drop.low for drop in drops.values()], [drop.high for drop in drops.values()]
     known = all(low is not None for low in lows)
-    return Reading(
+    own = {score.key.label: _engine_share(score) for score, _ in changes}[worst]
+    found = Reading(
         replace(
             drops[worst],
             low=max(low for low in lows if low is not None) if known else None,
@@ -154,6 +156,18 @@ def _read_drop(row: VariantRow, use: Use) -> Reading:
         ),
         worst,
     )
+    return _named(found, row, None if own is None else PERCENT.text(-own))
+
+
+def _named(found: Reading, row: VariantRow, own: str | None) -> Reading:
+    """The reading with its engine's share, in per cent; the baseline's is zero by definition and has none."""
+    return found if row.is_baseline else with_engine_share(found, row, own and f"{own}%")
+
+
+def _engine_share(score: TaskScore) -> float | None:
+    """How much of a score's difference from the baseline's is the engine's own; None if it is not known."""
+    change, over = score.change, score.over_control
+    return change.value - over.value if change and over else None
 
 
 def _read_gain(row: VariantRow, use: Use) -> Reading:
@@ -173,7 +187,10 @@ def _read_gain(row: VariantRow, use: Use) -> Reading:
         n=min(change.n for change in gains),
         method="of the mean of independent tasks",
     )
-    return Reading(estimate, f"mean of {count} tasks")
+    found = Reading(estimate, f"mean of {count} tasks")
+    shares = [_engine_share(score) for score, _ in changes]
+    own = sum(each for each in shares if each is not None) / count if None not in shares else None
+    return _named(found, row, None if own is None else SIGNED_PERCENT.text(own))
 
 
 def _reach(ends: Sequence[float | None], gains: Sequence[Estimate]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,12 @@ from harness.analysis.ties import SURE, ties_of
 from harness.core.label import Label
 from harness.core.record import Damaged
 from harness.figures.ask import Ask, Objective, Reading
+from harness.figures.divergence import KL
 from harness.figures.figure import Figure
-from harness.figures.formats import BINARY, DECIMAL, NumberStyle, SizeUnit, signed, significant, size_unit
-from harness.figures.notes import interval_note
+from harness.figures.formats import BINARY, DECIMAL, NumberStyle, SizeUnit, significant, size_unit
+from harness.figures.notes import interval_note, with_interval
+from harness.figures.quality import PERPLEXITY_CHANGE
 from harness.figures.table import Table, VariantRow
-from harness.stats.estimate import Estimate
 
 MOST_TIES = 3
 """Maximum number of equally good variants that are named; more are counted."""
@@ -95,7 +96,7 @@ def reading_words(figure: Figure[Any], reading: Reading, unit: SizeUnit | None =
         words = f"{least}{significant(estimate.value / unit.bytes)} {unit.name}"
     else:
         form = _format(figure)
-        words = _with_interval(estimate, form.text, _suffix(form))
+        words = with_interval(estimate, form.text, _suffix(form))
     if reading.includes:
         words = f"{words}, {reading.includes}"
     return f"{words} ({reading.basis})" if reading.basis and ask.explained else words
@@ -123,12 +124,11 @@ def sides(row: VariantRow, found: Recommendation) -> list[str]:
     speed = row.speed_at(found.use.point) if found.use.point else None
     if speed and speed.decode_ratio:
         why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
-        fast = f"decodes {_with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row)}"
+        fast = f"decodes {with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row)}"
         parts.append(fast)
-    if row.perplexity_change:
-        parts.append(f"perplexity {_with_interval(row.perplexity_change, _percent, '%')}")
-    elif row.kl_mean and not row.is_baseline:
-        parts.append(f"KL {_with_interval(row.kl_mean, significant, ' nat')}")
+    quality = PERPLEXITY_CHANGE if row.perplexity_change else KL if row.kl_mean and not row.is_baseline else None
+    if quality:
+        parts.append(f"{ask_of(quality).name} {reading_words(quality, quality.read(row, found.use))}")
     return parts
 
 
@@ -281,16 +281,6 @@ def _size_unit(count: float) -> SizeUnit:
     """The unit that makes the size a short number, as users write it; binary on a tie."""
     fitting = [unit for unit in (*BINARY, *DECIMAL) if count >= unit.bytes]
     return min(fitting or [BINARY[-1]], key=lambda unit: len(f"{count / unit.bytes:.10g}"))
-
-
-def _with_interval(estimate: Estimate, write: Callable[[float], str], suffix: str) -> str:
-    known = estimate.low is not None and estimate.high is not None and estimate.low != estimate.high
-    interval = f" [{write(estimate.low or 0)}, {write(estimate.high or 0)}]" if known else ""
-    return f"{write(estimate.value)}{suffix}{interval}"
-
-
-def _percent(value: float) -> str:
-    return signed(100 * value)
 
 
 def _share(value: float) -> str:

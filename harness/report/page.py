@@ -12,13 +12,13 @@ from harness.core.label import Label, codes
 from harness.core.model import MAIN_ENGINE
 from harness.core.record import Damaged, RunRecord
 from harness.figures.formats import significant
+from harness.figures.notes import with_interval
 from harness.figures.row import reason
 from harness.figures.table import Table
 from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
 from harness.report.escape import tail
 from harness.report.redact import LEFT_OUT, Redaction
-from harness.stats.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -134,31 +134,28 @@ def noise_floor(table: Table) -> str | None:
     """The baseline's divergence from itself, in words."""
     floors = (("at another batch size", table.kl_noise_floor), ("in another dtype", table.kl_noise_floor_dtype))
     found = [f"{where} {significant(floor.value)}" for where, floor in floors if floor is not None]
-    found += [f"on {each.engine} {_with_interval(each.kl)}" for each in table.engine_floors]
+    found += [f"on {each.engine} {with_interval(each.kl)}" for each in table.engine_floors]
     return f"KL noise floor, the baseline against itself: {', '.join(found)} nat per token." if found else None
 
 
 def compared_with(table: Table) -> str | None:
-    """What the figures of variants on several engines are relative to, in words; None if there is one engine."""
-    if table.baseline is None or not any(row.is_control and not row.is_baseline for row in table.rows):
+    """What the figures of variants on another engine than that of the reference are relative to, in words.
+
+    None if there are no such variants, or none of them is a control.
+    """
+    if table.baseline is None or not any(row.is_control for row in table.rows):
         return None
     first = table.baseline.engine
-    relative = f"KL, agreement, changes and ratios are relative to the baseline on {first}"
-    if first != MAIN_ENGINE:
-        relative = (
-            f"KL and agreement are relative to the baseline on {MAIN_ENGINE}, changes and ratios to that on {first}"
-        )
-    return (
-        f"{relative}, so they include what another engine changes by itself; 'over control' and 'vs control': "
-        "relative to the unquantized model on the variant's own engine."
+    relative = (
+        f"KL, agreement, changes and ratios are relative to the baseline on {first}, so they include what another "
+        "engine changes by itself"
+        if first == MAIN_ENGINE
+        else f"KL and agreement are relative to the unquantized model on {MAIN_ENGINE}, changes and ratios to the "
+        f"baseline on {first}; where a variant's engine is another, they include what it changes by itself"
     )
-
-
-def _with_interval(estimate: Estimate) -> str:
-    words = significant(estimate.value)
-    if estimate.low is None or estimate.high is None:
-        return words
-    return f"{words} [{significant(estimate.low)}, {significant(estimate.high)}]"
+    return (
+        f"{relative}; 'over control' and 'vs control': relative to the unquantized model on the variant's own engine."
+    )
 
 
 def terms(table: Table) -> str | None:

@@ -17,19 +17,23 @@ from scipy.special import softmax
 
 from harness.analysis.query import Limit, Query
 from harness.analysis.recommend import pick
-from harness.analysis.regression.findings import Finding
+from harness.analysis.regression.baseline import beside_baseline
+from harness.analysis.regression.cases import cases
+from harness.analysis.regression.findings import Finding, Verdict
+from harness.analysis.regression.matching import match
 from harness.analysis.regression.track import track
 from harness.analysis.tradeoff import tradeoff
 from harness.core.identity import Scalar
 from harness.core.label import Label, codes
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
-from harness.figures.divergence import KL
+from harness.figures.divergence import AGREEMENT, KL
 from harness.figures.figure import WHOLE
 from harness.figures.quality import PERPLEXITY_CHANGE
 from harness.figures.size import STORED_BYTES
 from harness.figures.table import Table, VariantRow
-from harness.report.answer import answer, reasons
+from harness.figures.tasks import ACCURACY_DROP, ACCURACY_GAIN
+from harness.report.answer import answer, reasons, sides
 from harness.report.column import columns
 from harness.report.flat import entries, names
 from harness.report.highlights import highlights
@@ -37,6 +41,7 @@ from harness.report.page import page
 from harness.report.recommendation import json_line
 from harness.report.renderers.html import html
 from harness.report.renderers.markdown import markdown
+from harness.stats.estimate import Estimate
 from harness.stats.rule import excess
 
 Bench = Any  # the class in conftest.py, which cannot be imported
@@ -246,6 +251,11 @@ class TestRows:
             ("other", "none"): (pytest.approx(-0.02), None),
             ("other", "rtn"): (pytest.approx(-0.05), pytest.approx(-0.03)),
         }
+        use = pick(table, Query(())).use
+        assert ACCURACY_DROP.read(on(table, "other")["rtn"], use).includes == "the engine's own 2.00% included"
+        assert ACCURACY_GAIN.read(on(table, "other")["rtn"], use).includes == "the engine's own −2.00% included"
+        assert ACCURACY_DROP.read(on(table, "other")["none"], use).includes == "all of it the engine's own"
+        assert {ACCURACY_DROP.read(each, use).includes for each in on(table, "transformers").values()} == {""}
         (name,) = (each.name for each in columns(table) if each.figure.name == "accuracy_over_control")
         assert name == "arc_easy_0-shot_acc_over_control"
         assert not any("control" in each.name for each in columns(only([*sweep.of_main, *asked[:2]])))
@@ -267,6 +277,22 @@ class TestRows:
 
 
 class TestWithoutControl:
+    @pytest.mark.parametrize("with_quality", [True, False])
+    def test_a_task_that_the_control_did_not_answer_is_labelled(self, sweep: Sweep, with_quality: bool) -> None:
+        mine = [answers(sweep.main, sweep.none, 60), answers(sweep.other, sweep.rtn, 55)]
+        mine += sweep.all if with_quality else []
+        failed = sweep.other.failed(sweep.other.spec("task", sweep.none), "out_of_memory", "no memory", "task")
+        for control, labels in ((failed, (NOT_SEPARATED,)), (answers(sweep.other, sweep.none, 58), ())):
+            rows = on(only([*mine, control]), "other")
+            assert rows["rtn"].labels == labels
+            assert "engine_not_separated" not in codes(rows["none"].labels)
+
+    def test_where_the_baseline_runs_on_the_same_engine_a_task_needs_no_other_control(self, sweep: Sweep) -> None:
+        mine = [answers(sweep.other, sweep.none, 60), answers(sweep.other, sweep.rtn, 55)]
+        row = on(only([*mine, sweep.control, sweep.quantized]), "other")["rtn"]
+        assert row.tasks[0].change is not None
+        assert row.labels == ()
+
     def test_kl_that_is_not_separated_from_the_engines_is_labelled(self, sweep: Sweep) -> None:
         failed = sweep.other.failed(sweep.other.spec("quality", sweep.none), "unsupported", "cannot", "plan")
         rows = on(only([*sweep.of_main, failed, sweep.quantized]), "other")
@@ -324,6 +350,15 @@ class TestWithoutControl:
         assert (engine, kl) == ("other", base.kl_mean)
         read = KL.read(base, pick(table, Query(())).use)
         assert read.estimate == base.kl_mean
+        agreement = AGREEMENT.read(base, pick(table, Query(())).use)
+        assert agreement.estimate == base.top1_agreement
+        assert agreement.includes == "of the engine alone"
+        assert base.top1_agreement is not None
+        assert base.top1_agreement.value < 1
+        assert (
+            "KL and agreement are relative to the unquantized model on transformers, changes and ratios to the "
+            "baseline on other;"
+        ) in markdown(page([sweep.control, sweep.quantized])).replace("\\", "")
 
 
 class TestOutputs:
@@ -372,6 +407,15 @@ class TestOutputs:
         main = on(table, "transformers")["rtn"]
         assert PERPLEXITY_CHANGE.read(main, found.use).includes == ""
         assert [each for each in reasons(_candidate(found, main)) if "engine" in each] == []
+        (part,) = [each for each in sides(row, found) if each.startswith("perplexity")]
+        assert part.endswith(change.includes)
+        (part,) = [each for each in sides(replace(row, perplexity_change=None), found) if each.startswith("KL")]
+        assert part.endswith(KL.read(row, found.use).includes)
+        assert not any("engine" in each for each in sides(main, found))
+        alone = on(table, "other")["none"].top1_agreement
+        assert alone is not None
+        assert AGREEMENT.read(row, found.use).includes == f"{alone.value * 100:.1f}% for the engine alone"
+        assert AGREEMENT.read(main, found.use).includes == ""
 
     def test_a_speed_names_the_baseline_s_engine_where_it_is_another(self, sweep: Sweep) -> None:
         timed = [sweep.main.performance(sweep.none), sweep.other.performance(sweep.rtn, 6.0)]
@@ -416,6 +460,30 @@ class TestCompare:
         found = self.both(sweep, 0.02, 0.06)
         assert found.verdict == "regressed"
         assert "the unquantized model on other did not change" in found.reasons
+
+    def test_an_engine_that_changed_the_other_way_is_named_as_such(self, sweep: Sweep) -> None:
+        found = self.both(replace(sweep, engine_nat=0.08), 0.02, 0.06)
+        assert found.verdict == "regressed"
+        (moved,) = [each for each in found.reasons if "engine" in each]
+        assert moved.startswith(
+            "the engine itself changed, the other way: the unquantized model on other changed by -0.0"
+        )
+        assert moved.endswith("nat (improved)")
+
+    def test_of_several_findings_of_the_control_one_with_a_change_counts(self, sweep: Sweep) -> None:
+        runs = cases([sweep.control, sweep.quantized])
+        matches = match(runs, runs).both
+        ids = {each.head.spec.is_baseline: each.head.spec.case_id for each in matches}
+
+        def finding(verdict: Verdict, change: float | None, control: bool = True) -> Finding:
+            moved = None if change is None else Estimate(change, None, None, 1, "")
+            return Finding(ids[control], "m", "any", "other", "kl", "", verdict, True, unit="nat", change=moved)
+
+        controls = [finding("regressed", 0.05), finding("incomparable", None)]
+        own = finding("regressed", 0.06, control=False)
+        for order in (controls, controls[::-1]):
+            (why,) = beside_baseline([*order, own], matches)[-1].reasons
+            assert why == "the engine itself changed: the unquantized model on other changed by +0.05 nat (regressed)"
 
     def test_on_the_engine_of_the_reference_nothing_is_said(self, sweep: Sweep) -> None:
         later = replace(sweep, main=replace(sweep.main, session="s2", day=2))

@@ -195,8 +195,25 @@ class TestTrace:
         assert quiet == ()
         (note,) = loud
         what, levels = note.split(" from ")
-        assert what == "the engine itself changed there too: its unquantized model"
+        assert what == "the engine itself changed: the unquantized model on other changed"
         assert list(map(float, levels.split(" to "))) == pytest.approx([0.01, 0.31], rel=0.05)
+
+    @pytest.mark.parametrize(("after", "said"), [(0.0099, ""), (0.002, "changed, the other way:")])
+    def test_an_engine_that_changed_little_or_the_other_way_is_no_cause(
+        self, nights: Nights, none: MethodRef, after: float, said: str
+    ) -> None:
+        """The variant's KL rises; its engine's moves from 0.01 nat down, by less or more than the gate's 0.001."""
+        records = []
+        for night in range(1, 21):
+            bench = replace(nights.on(night), engine="other")
+            records.append(bench.quality(RTN, 4.5, (0.6 if night > 10 else 0.3) * jitter(night)))
+            level = after if night > 10 else 0.01
+            records.append(bench.quality(none, damage=level * (1 + 0.001 * (jitter(night + 50) - 1))))
+        found = [each for each in trace(records).series if each.metric == "kl"]
+        (control,) = [each for each in found if each.is_baseline]
+        assert len(control.changes) == 1, "the engine's own change was found"
+        (change,) = next(each.changes for each in found if not each.is_baseline)
+        assert [said in note for note in change.notes] == ([True] if said else [])
 
     def test_few_sessions_say_so(self, nights: Nights) -> None:
         records = [run for night in (1, 2, 3) for run in nights.timed(nights.on(night), jitter(night))]

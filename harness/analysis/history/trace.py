@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.analysis.history.series import Failed, History, LevelChange, Noise, Point, Series
 from harness.analysis.history.values import CaseValue, values_of
+from harness.analysis.regression.baseline import engine_changed
 from harness.analysis.regression.cases import Case, cases, variant
 from harness.analysis.regression.endings import title
 from harness.analysis.regression.environment import changes as environment
@@ -210,26 +211,25 @@ def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
             theirs.setdefault((each.model, each.engine, each.metric, each.where), []).extend(each.changes)
     for each in series:
         statistic = gates()[each.metric].statistic
-        of_engine = isinstance(statistic, Items) and each.engine != MAIN_ENGINE
-        if each.is_baseline or not (isinstance(statistic, PerProcess) or of_engine):
+        engine = each.engine if isinstance(statistic, Items) and each.engine != MAIN_ENGINE else None
+        if each.is_baseline or not (isinstance(statistic, PerProcess) or engine):
             yield each
             continue
         base = theirs.get((each.model, each.engine, each.metric, each.where), [])
         yield replace(
             each,
-            changes=tuple(replace(own, notes=tuple(_baseline_notes(own, base, of_engine))) for own in each.changes),
+            changes=tuple(replace(own, notes=tuple(_baseline_notes(own, base, engine))) for own in each.changes),
         )
 
 
-def _baseline_notes(own: LevelChange, baseline: Iterable[LevelChange], of_engine: bool) -> Iterator[str]:
-    for other in baseline:
-        if other.session == own.session and of_engine:
-            yield (
-                "the engine itself changed there too: its unquantized model from "
-                f"{significant(other.before)} to {significant(other.after)}"
-            )
-        elif other.session == own.session and other.size is not None:
+def _baseline_notes(own: LevelChange, baseline: Iterable[LevelChange], engine: str | None) -> Iterator[str]:
+    """``engine`` is the one whose own change is part of the variant's; None if the figure is no quality of another."""
+    for other in (each for each in baseline if each.session == own.session):
+        if engine is None and other.size is not None:
             yield f"the unquantized baseline changed there too, by {other.size:+.1%}"
+        elif engine is not None and other.matters:
+            levels = f"from {significant(other.before)} to {significant(other.after)}"
+            yield engine_changed(engine, levels, (other.after > other.before) == (own.after > own.before))
 
 
 def _failed(found: Sequence[Case]) -> Iterator[Failed]:

@@ -23,9 +23,10 @@ def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> li
     """
     modes = {each.head.spec.case_id: each.head.spec.decode_mode for each in matches}
     base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
-    theirs = {_key(found, modes): found for found in findings if found.case_id in base_ids and found.metric != RUNS}
+    known = sorted(findings, key=lambda found: found.change is not None)  # of several, one with a change counts
+    theirs = {_key(found, modes): found for found in known if found.case_id in base_ids and found.metric != RUNS}
     return [
-        replace(found, reasons=(*found.reasons, *_baseline_note(theirs.get(_key(found, modes)))))
+        replace(found, reasons=(*found.reasons, *_baseline_note(found, theirs.get(_key(found, modes)))))
         if found.verdict in ("improved", "regressed") and found.case_id not in base_ids
         else found
         for found in findings
@@ -36,18 +37,24 @@ def _key(found: Finding, modes: Mapping[str, DecodeMode]) -> Key:
     return found.model, found.engine, found.metric, found.where, modes.get(found.case_id)
 
 
-def _baseline_note(baseline: Finding | None) -> tuple[str, ...]:
+def _baseline_note(own: Finding, baseline: Finding | None) -> tuple[str, ...]:
     if baseline is None:
         return ()
     statistic = gates()[baseline.metric].statistic
     if isinstance(statistic, PerProcess) and baseline.change is not None:
         return (f"the unquantized baseline changed by {baseline.change.value:+.1%} ({baseline.verdict})",)
     if isinstance(statistic, Items) and baseline.engine != MAIN_ENGINE:
-        return (_engine_note(baseline),)
+        return (_engine_note(own, baseline),)
     return ()
 
 
-def _engine_note(control: Finding) -> str:
+def engine_changed(engine: str, change: str, same_way: bool) -> str:
+    """That an engine itself changed; ``change`` says how much its unquantized model did."""
+    also = "" if same_way else ", the other way"
+    return f"the engine itself changed{also}: the unquantized model on {engine} changed {change}"
+
+
+def _engine_note(own: Finding, control: Finding) -> str:
     """Whether an engine itself changed, by what its unquantized model did."""
     if control.change is None:
         end = "did not change" if control.verdict == "unchanged" else f"is {control.verdict}"
@@ -55,5 +62,7 @@ def _engine_note(control: Finding) -> str:
     value = (
         f"{control.change.value:+.2%}" if control.relative else f"{control.change.value:+.3g} {control.unit}".strip()
     )
-    words = f"the unquantized model on {control.engine} changed by {value} ({control.verdict})"
-    return f"the engine itself changed: {words}" if control.verdict in ("improved", "regressed") else words
+    change = f"by {value} ({control.verdict})"
+    if control.verdict in ("improved", "regressed"):
+        return engine_changed(control.engine, change, control.verdict == own.verdict)
+    return f"the unquantized model on {control.engine} changed {change}"
