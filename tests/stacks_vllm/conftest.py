@@ -17,7 +17,8 @@ from harness.host.machine import cache_folder
 from harness.stacks import Stack, Stacks
 from harness.stacks.build import environment
 
-SNIPPET_S = 240
+SNIPPET_S = 600
+"""Ends a program that hangs, also where others use the processor."""
 LAYERS, HIDDEN, HEADS, KEY_HEADS, HEAD_SIZE, INNER, VOCAB = 2, 128, 2, 1, 64, 256, 512
 
 

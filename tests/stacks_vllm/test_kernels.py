@@ -9,24 +9,31 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from harness import plugins as registry
+from harness.core.capability import StoredTensor
+from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, QuantizeJob
+from harness.engines.transformers import engine as transformers
 from harness.execution.checks import reload as probe
 from harness.execution.checks.variant import OTHER_ENGINE_KL
 from harness.host.processor import instruction_sets
 from harness.models import headers
 from harness.models.scope import in_decoder
+from harness.numerics.traffic import Running, decode_step
 
 pytestmark = pytest.mark.stack
 
 PROGRAM = Path(__file__).with_name("what_runs.py")
+HEAD = "lm_head.weight"
 SAMPLES, LENGTH, GROUP = 8, 64, 32
 CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "W8A8": ("llmc-int8", {}),
@@ -86,7 +93,25 @@ def checkpoints(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.fixture(scope="session")
-def found(checkpoints: dict[str, Path], run_in_stack: Callable[..., Any]) -> dict[str, Any]:
+def tied_llamas(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The tiny Llama with its embedding as its head: without a tensor for the head, and with a copy of it."""
+    stored = load_file(tiny_llama / "model.safetensors")
+    stored[HEAD] = stored["model.embed_tokens.weight"].copy()
+    made = {}
+    for name in ("tied", "tied and stored"):
+        folder = made[name] = tmp_path_factory.mktemp("tied") / "model"
+        shutil.copytree(tiny_llama, folder)
+        kept = {key: array for key, array in stored.items() if name == "tied and stored" or key != HEAD}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}), encoding="utf-8")
+    return made
+
+
+@pytest.fixture(scope="session")
+def found(
+    checkpoints: dict[str, Path], tied_llamas: dict[str, Path], run_in_stack: Callable[..., Any]
+) -> dict[str, Any]:
     """What ran, by case. vLLM is started once, and loads the models one after the other."""
     none = checkpoints["none"]
     cases: list[tuple[str, Path, str, str, dict[str, str], dict[str, str]]] = [
@@ -95,6 +120,7 @@ def found(checkpoints: dict[str, Path], run_in_stack: Callable[..., Any]) -> dic
         ("GPTQ, 16 bits", checkpoints["GPTQ"], "bfloat16", "model", {}, {"VLLM_CPU_INT4_W4A8": "0"}),
         ("GPTQ float16", checkpoints["GPTQ"], "float16", "model", {}, {}),
         ("fp8 cache", none, "bfloat16", "fp8", {}, {}),
+        *((name, folder, "bfloat16", "model", {}, {}) for name, folder in tied_llamas.items()),
         *(
             (scheme, none, "bfloat16", "model", {"quantization": scheme}, {})
             for scheme in ("fp8_per_channel", "fp8_per_block", "int8_per_channel_weight_only")
@@ -115,6 +141,10 @@ def runs(found: dict[str, Any], case: str) -> tuple[dict[str, int], dict[str, in
     kinds = {tuple(each) for name, each in ran["arithmetic"].items() if name != "lm_head"}
     assert len(kinds) == 1
     return ran["kernels"], ran["families"], kinds.pop(), ran["operations"]
+
+
+def ledger(found: dict[str, Any], case: str) -> dict[str, StoredTensor]:
+    return {name: StoredTensor(name, *entry) for name, *entry in found[case]["ledger"]}
 
 
 def native(processor: frozenset[str], dtype: str) -> bool:
@@ -210,29 +240,47 @@ def test_the_ledger_counts_every_parameter_of_the_checkpoint_once(found, tiny_ll
     if "refused" in found[case]:
         pytest.skip(found[case]["refused"])
     shapes = headers.read_directory(tiny_llama).shapes
-    ledger = {name: entry for name, *entry in found[case]["ledger"]}
-    assert {name: entry[1] for name, entry in ledger.items()} == {
+    entries = ledger(found, case)
+    assert {name: entry.parameters for name, entry in entries.items()} == {
         name: math.prod(each) for name, each in shapes.items()
     }
     linears = {name for name, shape in shapes.items() if in_decoder(name, len(shape))}
-    assert {name for name, entry in ledger.items() if entry[4]} == (set() if case.startswith("none") else linears)
-    roles = Counter(entry[0] for entry in ledger.values())
+    assert {name for name, each in entries.items() if each.quantized} == (set() if case.startswith("none") else linears)
+    roles = Counter(entry.role for entry in entries.values())
     assert roles == {"linear": LAYERS, "embedding": 1, "head": 1, "other": 5}
     dense = 4 if case == "none float32" else 2
-    for name, (_, parameters, values, scales, quantized, tied) in ledger.items():
+    for name, entry in entries.items():
         bits = 8 if case in ("W8A8", "W4A8", "FP8", "fp8_per_channel") else 4
-        assert values == (parameters * bits // 8 if quantized else parameters * dense), name
-        assert 0 < scales < values / 2 if quantized else scales == 0, name
-        assert not tied
+        assert entry.value_bytes == entry.parameters * bits // 8 if entry.quantized else entry.parameters * dense, name
+        assert 0 < entry.scale_bytes < entry.value_bytes / 2 if entry.quantized else entry.scale_bytes == 0, name
+        assert not entry.tied
+
+
+@pytest.mark.parametrize("case", ["tied", "tied and stored"])
+def test_a_tied_head_is_counted_as_in_transformers(found, processor, tied_llamas: dict[str, Path], case: str) -> None:
+    """It takes no bytes of its own, and a step multiplies with it as with any other matrix."""
+    entries, read = ledger(found, case), transformers.load(LoadRequest(tied_llamas[case], "bfloat16", "cpu"))
+    assert entries == {each.name: each for each in read.weight_ledger() if not each.name.endswith("inv_freq")}
+    assert entries[HEAD].tied
+    assert (entries[HEAD].role, entries[HEAD].value_bytes) == ("head", 0)
+    embedding = entries["model.embed_tokens.weight"]
+    assert entries[HEAD].parameters == embedding.parameters == embedding.value_bytes // 2
+    products = {name: each for name, (_, each) in found[case]["arithmetic"].items()}
+    assert products["lm_head"] == ("bfloat16" if native(processor, "bfloat16") else "float32")
+    running = Running([*entries.values()], {}, read.vocabulary, found[case]["running_bytes"], products=products)
+    step = decode_step(running, batch=3, prompt=8, new=4)
+    multiplied = sum(each.parameters for each in entries.values() if each.role in ("linear", "head"))
+    assert step.operations == {products["lm_head"]: 2 * 3 * multiplied}
+    assert step.read_bytes == sum(each.value_bytes for each in entries.values())
 
 
 def test_running_bytes_are_those_in_memory(found, tiny_llama: Path) -> None:
     """All stored bytes, the embedding's second copy in a kernel's layout, and the rotary embedding's table."""
     for case, size in (("none bfloat16", 2), ("none float32", 4)):
-        ledger = {name: entry for name, *entry in found[case]["ledger"]}
-        stored = sum(entry[2] + entry[3] for entry in ledger.values())
+        entries = ledger(found, case).values()
+        stored = sum(entry.value_bytes + entry.scale_bytes for entry in entries)
         extra = found[case]["running_bytes"] - stored
-        copies = [entry[1] * size for entry in ledger.values() if entry[0] in ("embedding", "head")]
+        copies = [entry.parameters * size for entry in entries if entry.role in ("embedding", "head")]
         table = 1024 * 64 * size
         assert extra >= sum(copies) + table
         assert extra < sum(copies) + 3 * table

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +38,12 @@ def looked_at(folder: Path, dtype: str, cache: Any, online: dict[str, Any]) -> d
         with profile(activities=[ProfilerActivity.CPU]) as trace:
             model.hidden(tokens)
         ops = {event.key: event.count for event in trace.key_averages() if event.key in PRODUCTS}
-        ledger = model.weight_ledger()
         return {
             "kernels": dict(model.kernels()),
             "families": dict(Counter(model.families().values())),
             "arithmetic": {name: [each.activations, each.products] for name, each in model.arithmetic().items()},
             "operations": ops,
-            "ledger": [
-                [each.name, each.role, each.parameters, each.value_bytes, each.scale_bytes, each.quantized, each.tied]
-                for each in ledger
-            ],
+            "ledger": [astuple(each) for each in model.weight_ledger()],
             "running_bytes": model.running_bytes(),
             "cache": model.cache_description,
             "difference": difference,

@@ -92,15 +92,15 @@ class Layer:
 class Description:
     """A loaded model. ``places`` maps modules of the checkpoint to the layers that hold them.
 
-    ``memory_bytes`` are all weights in memory, see the function. ``dtype`` is the model's. ``tied`` says that the
-    embedding is the head too.
+    ``memory_bytes`` are all weights in memory, see the function. ``dtype`` is the model's. ``tied`` names the
+    embedding that is the head too; None if the head is a matrix of its own.
     """
 
     layers: Mapping[str, Layer]
     places: Mapping[str, str]
     memory_bytes: int
     dtype: str
-    tied: bool
+    tied: str | None
 
 
 def describe(model: torch.nn.Module, modules: Sequence[str], dtype: torch.dtype) -> Description:
@@ -108,9 +108,10 @@ def describe(model: torch.nn.Module, modules: Sequence[str], dtype: torch.dtype)
     named = dict(model.named_modules())
     layers = {name: made for name, module in named.items() if (made := _layer(module, dtype)) is not None}
     places = {name: place for name in modules if (place := _place(model, name, layers)) is not None}
-    embeddings = [module for module in named.values() if _role(module) == "embedding"]
-    heads = [module for name, module in named.items() if name.rpartition(".")[2] == HEAD and hasattr(module, "weight")]
-    tied = any(head is module or head.weight is module.weight for head in heads for module in embeddings)
+    # a head that is the very module of the embedding has a name of its own only among the duplicates
+    heads = [each for name, each in model.named_modules(remove_duplicate=False) if _is_head(name)]
+    embeddings = (name for name, layer in layers.items() if layer.role == "embedding")
+    tied = next((name for name in embeddings if any(_shared(named[name], head) for head in heads)), None)
     return Description(layers, places, memory_bytes(model), _name(dtype), tied)
 
 
@@ -153,21 +154,21 @@ class CheckpointWeights:
 
     def arithmetic(self, model: Description) -> Mapping[str, Arithmetic]:
         """By layer of the decoder, and the head's; without those whose kernel is not known."""
-        placed = {name: model.layers[place] for name, place in model.places.items()}
         known = self._linears(model)
-        for layer in placed.values():
-            if layer.role == ("embedding" if model.tied else "head"):
-                known[HEAD] = layer
+        for place in model.places.values():
+            multiplies = place == model.tied if model.tied else model.layers[place].role == "head"
+            if multiplies:
+                known[HEAD] = model.layers[place]
         return {name: layer.arithmetic for name, layer in known.items() if layer.arithmetic is not None}
 
     def _linears(self, model: Description) -> dict[str, Layer]:
         return {name: model.layers[place] for name, place in model.places.items() if in_decoder(f"{name}.weight", 2)}
 
     def _tied_head(self, model: Description) -> Iterator[StoredTensor]:
-        """The head that is the embedding; a checkpoint may have a tensor for it, which vLLM does not read."""
+        """The head that is the embedding; a checkpoint may have a tensor for it, a copy that vLLM drops."""
         for name, place in model.places.items():
             layer = model.layers[place]
-            if model.tied and layer.role == "embedding":
+            if place == model.tied:
                 count = math.prod(_matrix(self._modules[name]).shape)
                 yield StoredTensor(f"{HEAD}.weight", "head", layer.dtype, count, 0, 0, layer.quantized, tied=True)
 
@@ -197,10 +198,10 @@ def _layer(module: Any, dtype: torch.dtype) -> Layer | None:
     kernel = next(
         (held for owner in (scheme, method) for name in _KERNELS if (held := getattr(owner, name, None))), None
     )
-    values, scales, stored = _held(module, kernel)
+    values, scales, stored, single = _held(module, kernel, dtype)
     quantized = not type(method).__name__.startswith(PLAIN)
     running = _plain_kernel(module) if kernel is None and not quantized else type(kernel or method).__name__
-    rule = _rule(module, running, quantized, dtype)
+    rule = _rule(module, running, quantized, dtype) if single else None
     arithmetic = Arithmetic(rule[1] or _name(dtype), rule[2] or _multiplied(dtype, module)) if rule else None
     if hint := getattr(module, "isa_hint", None):
         running += f" ({hint})"
@@ -208,6 +209,15 @@ def _layer(module: Any, dtype: torch.dtype) -> Layer | None:
     return Layer(
         role, shown, rule[0] if rule else None, arithmetic, stored, quantized, _parameters(module), values, scales
     )
+
+
+def _is_head(name: str) -> bool:
+    return name.rpartition(".")[2] == HEAD
+
+
+def _shared(embedding: Any, head: Any) -> bool:
+    own = getattr(head, "weight", None)
+    return head is embedding or (own is not None and own is getattr(embedding, "weight", None))
 
 
 def _role(module: Any) -> Role | None:
@@ -274,22 +284,25 @@ def _plain_kernel(module: Any) -> str:
     return next((library[name] for name in names if name in library), "torch")
 
 
-def _held(module: Any, kernel: Any | None) -> tuple[int, int, str]:
-    """Bytes of a module's matrix, bytes of its scales and zero points, and the dtype of the matrix."""
+def _held(module: Any, kernel: Any | None, dtype: torch.dtype) -> tuple[int, int, str, bool]:
+    """Bytes of a module's matrix, of its scales and zero points, the matrix's dtype, and whether it is a single one.
+
+    A layer of two handlers or without a matrix multiplies in a way that the harness does not know.
+    """
     kept, handlers = _kept(module)
     own = {name: each for name, each in module.named_parameters(recurse=False) if "bias" not in name}
     matrices = [*(each for each in own.values() if each.dim() >= 2), *kept]
     codes = [each for each in matrices if each.dtype.itemsize == 1 or not each.is_floating_point()]
     if handlers:
-        ((handler, size),) = handlers
-        dtype = _name(module.weight.dtype) if getattr(module, "weight", None) is not None else INT8
-        return (
-            handler.k * handler.n * size,
-            sum(each.nbytes for each in own.values() if each.dim() < 2 or kernel),
-            dtype,
-        )
-    largest = max(codes or matrices, key=lambda each: each.nbytes)
-    return largest.nbytes, sum(each.nbytes for each in own.values() if each is not largest), _name(largest.dtype)
+        values = sum(handler.k * handler.n * size for handler, size in handlers)
+        scales = sum(each.nbytes for each in own.values() if each.dim() < 2 or kernel)
+        stored = _name(module.weight.dtype) if getattr(module, "weight", None) is not None else INT8
+        return values, scales, stored, len(handlers) == 1
+    largest = max(codes or matrices or own.values(), key=lambda each: each.nbytes, default=None)
+    if largest is None:
+        return 0, 0, _name(dtype), False
+    scales = sum(each.nbytes for each in own.values() if each is not largest)
+    return largest.nbytes, scales, _name(largest.dtype), bool(matrices)
 
 
 def _kept(module: Any) -> tuple[list[torch.Tensor], list[tuple[Any, int]]]:
@@ -319,10 +332,12 @@ def _place(model: Any, name: str, layers: Mapping[str, Layer]) -> str | None:
 
 def _entries(name: str, held: Sequence[Tensor], model: Description, words: Mapping[str, int]) -> Iterator[StoredTensor]:
     """The ledger's entries of a module of the checkpoint."""
+    if model.tied and _is_head(name):
+        yield from (_other(tensor, model.dtype) for tensor in held if tensor.name.endswith("bias"))
+        return
     place = model.places.get(name)
-    if place is None or (model.tied and name.rpartition(".")[2] == HEAD):
-        if place is None:
-            yield from (_other(tensor, model.dtype) for tensor in held)
+    if place is None:
+        yield from (_other(tensor, model.dtype) for tensor in held)
         return
     layer, matrix = model.layers[place], _matrix(held)
     beside = [tensor for tensor in held if tensor is not matrix and not tensor.name.endswith("bias")]

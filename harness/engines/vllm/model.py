@@ -30,10 +30,17 @@ ALWAYS: Mapping[str, float] = {"repetition_penalty": 1.0}
 """The same for those that count in greedy decoding too."""
 MISSING: Mapping[str, object] = {
     "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
     "num_return_sequences": 1,
     "min_length": 0,
     "min_new_tokens": 0,
+    "max_time": None,
     "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "penalty_alpha": 0.0,
+    "top_h": None,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
@@ -45,6 +52,12 @@ MISSING: Mapping[str, object] = {
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
     "exponential_decay_length_penalty": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "stop_strings": None,
+    "token_healing": False,
+    "dola_layers": None,
+    "watermarking_config": None,
 }
 """Settings of transformers' ``generate`` that change a text and that vLLM has not, or has otherwise, with the value at
 which they do nothing; so does None."""
