@@ -50,8 +50,10 @@ each fault was really made, and what is not promised. [Security](security.md) sa
    those that need it; the sweep goes on, and exits with 3.
 6. **Nothing stays behind.** A worker ends with its sweep, and all that it started ends with it. What a killed sweep
    could not clean up carries its owner in its name (process and start time), and the next start removes it. What
-   belongs to a living process stays. Shared memory (`/dev/shm`) goes with the last process of the run that had it
-   mapped; only that of a process that something else killed, and that no other process of the run had too, may stay.
+   belongs to a living process stays. Shared memory goes with the last process of the run that had it mapped: a file
+   directly in `/dev/shm`, with a name that Python, joblib, torch, vLLM, OpenMP or NCCL give, made during the run.
+   Any other file there stays, and so do a semaphore that no process of the run has mapped when it is ended, and the
+   shared memory of a process that something else killed, if no other process of the run had it too.
 7. **What runs read is what was hashed.** A model or a text that changes, vanishes or stops being a regular file
    during a sweep makes the runs that read it `invalid`.
 

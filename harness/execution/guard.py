@@ -9,7 +9,8 @@ descendant. It exits as the module's process did, with the same code or by the s
   watches the *thread* that started the guard, so that thread must wait for it, as ``subprocess.run`` does.
 - If the guard itself is killed, the module's process ends with it; what else it started is found by its environment
   when the harness starts again (``harness.host.process``).
-- Shared memory that the module and what it started had when they were ended goes with them.
+- Shared memory that the module and what it started had mapped when they were ended goes with them, unless it was there
+  before them.
 
 There is no control group: making one takes rights that users seldom have (in containers, in most batch jobs), and it
 would hold nothing that a subreaper does not.

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import psutil
 
 from harness.core.owner import owner_in
-from harness.host.shared_memory import delete_shared, find_shared
+from harness.host.shared_memory import Shared, delete_shared, find_shared
 
 MARKER = "QHARNESS_OWNER"
 """The environment variable with the name of the run's temporary folder, which names the owner. A worker starts with it,
@@ -40,12 +39,12 @@ def _is_left(mark: str) -> bool:
 
 def _end(wanted: Callable[[str], bool]) -> int:
     ended: set[int] = set()
-    shared: set[Path] = set()
+    shared: set[Shared] = set()
     for _ in range(ROUNDS):
         found = {process.pid: process for top in _marked(wanted) for process in (top, *_below(top))}
         if not found:
             break
-        shared |= find_shared(found)
+        shared |= find_shared(found, younger=True)  # nobody knows what was there before them
         for process in found.values():
             try:
                 process.kill()  # psutil makes sure that the number has not been given to another

@@ -170,7 +170,7 @@ def test_the_own_processes_of_a_living_owner_are_left_alone(guarded: Guarded) ->
 
 
 SHARED = f"""
-import pathlib, time
+import _multiprocessing, mmap, pathlib, time
 from multiprocessing import resource_tracker, shared_memory
 resource_tracker.register = lambda *_: None  # or a process of Python's own would clean up
 def share(name):
@@ -178,8 +178,14 @@ def share(name):
     pathlib.Path(folder, name).write_text(memory.name)
     return memory
 of_others = shared_memory.SharedMemory(pathlib.Path(folder, "others").read_text())
-pathlib.Path(f"/dev/shm/sem.loky-{{os.getpid()}}-abcdefgh").touch()
+semaphore = _multiprocessing.SemLock(1, 1, 1, f"/loky-{{os.getpid()}}-abcdefgh", False)
+pathlib.Path(f"/dev/shm/sem.loky-{{os.getpid()}}-unmapped").touch()
+model = pathlib.Path(f"/dev/shm/{{os.getpid()}}-model.gguf")
+model.write_bytes(b"GGUF")
+weights = mmap.mmap(os.open(model, os.O_RDWR), 0)
+time.sleep(0.05)  # times of processes count in ticks of 0.01 s
 if os.fork() == 0:
+    time.sleep(0.05)
     memory = share("below")
     open(folder + "/daemon", "w").close()
     time.sleep(600)
@@ -190,14 +196,14 @@ own = share("own")
 
 @pytest.mark.parametrize("end", ["time limit", "killed", "killed with its guard"])
 def test_shared_memory_goes_with_those_that_had_it(guarded: Guarded, end: str) -> None:
-    """As vLLM's processes have. What was there before stays, and what others have, also if the module had it too.
+    """As vLLM's processes have. What was there before stays, and so does what nobody had mapped, and a model's file.
 
-    Of a module that somebody kills nobody can see any more what it had. What its processes have goes even then.
+    Of a module that somebody kills nobody can see any more what it had. What its processes made goes even then.
     """
     others = shared_memory.SharedMemory(create=True, size=1)
-    of_others, of_dead = SHM / others.name, SHM / f"sem.loky-0-{os.getpid()}"
-    of_dead.touch()
+    others.close()
     (guarded.folder / "others").write_text(others.name)
+    files = {"others": SHM / others.name}
     try:
         if end == "killed with its guard":
             parent = guarded.start_below(f"{SHARED}time.sleep(600)", mark=True)
@@ -210,24 +216,21 @@ def test_shared_memory_goes_with_those_that_had_it(guarded: Guarded, end: str) -
             assert has_ended(module)
             end_leftovers()
         else:
-            others.close()
             parent = guarded.start(f"{SHARED}{'os.kill(os.getpid(), 9)' if end == 'killed' else 'time.sleep(600)'}")
             if end == "time limit":
                 guarded.process("module")
                 parent.terminate()
             parent.wait()
         number = int((guarded.folder / "module").read_text())
-        files = {name: SHM / (guarded.folder / name).read_text() for name in ("own", "below")}
-        files["named"] = SHM / f"sem.loky-{number}-abcdefgh"
+        files |= {name: SHM / (guarded.folder / name).read_text() for name in ("own", "below")}
+        files |= {name: SHM / f"sem.loky-{number}-{name}" for name in ("abcdefgh", "unmapped")}
+        files["model"] = SHM / f"{number}-model.gguf"
         left = {name for name, file in files.items() if file.exists()}
-        for name in left:
-            files[name].unlink()
-        assert left == {"time limit": set(), "killed": {"own"}, "killed with its guard": {"own", "named"}}[end]
-        assert of_others.exists()
-        assert of_dead.exists()
+        of_module = {"time limit": set(), "killed": {"own"}, "killed with its guard": {"own", "abcdefgh"}}[end]
+        assert left == {"others", "model", "unmapped", *of_module}
     finally:
-        others.unlink()
-        of_dead.unlink()
+        for file in files.values():
+            file.unlink(missing_ok=True)
 
 
 def test_a_module_never_starts_once_its_parent_is_gone(guarded: Guarded) -> None:
