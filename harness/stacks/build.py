@@ -31,6 +31,8 @@ from harness.storage.folder_seal import with_seal
 TAIL_LINES = 12
 SIGN_OF_LIFE_S = 30.0
 """The interval at which progress of a running installer is reported."""
+CHECK_S = 300.0
+"""How long a worker's imports, or a stack's program, may take to start."""
 _UV_VARIABLES = {"find-links": "UV_FIND_LINKS", "cert": "SSL_CERT_FILE", "index-url": "UV_DEFAULT_INDEX"}
 """pip settings that uv does not read, and the variables that it reads instead."""
 _WORKER_NEEDS = """
@@ -61,14 +63,16 @@ def create(stack: Stack, say: Callable[[str], None]) -> None:
         shutil.rmtree(stack.folder, ignore_errors=True)
         try:
             _install(stack, say)
+            if stack.definition.alias:
+                _register(stack)
+            manifest = json.dumps(with_seal({"versions": ask_versions(stack.python)}), indent=1)
+            Disk().write_whole(stack.folder / MANIFEST, manifest.encode())
         except UsageError:
             shutil.rmtree(stack.folder, ignore_errors=True)
             raise
-        if stack.definition.alias:
-            _register(stack)
-        versions = ask_versions(stack.python)
-        manifest = json.dumps(with_seal({"versions": versions}), indent=1)
-        Disk().write_whole(stack.folder / MANIFEST, manifest.encode())
+        except (OSError, subprocess.SubprocessError) as error:
+            shutil.rmtree(stack.folder, ignore_errors=True)
+            raise UsageError(f"stack {stack.name!r} was not created: {error}") from error
 
 
 def _install(stack: Stack, say: Callable[[str], None]) -> None:
@@ -181,9 +185,13 @@ def _find_failure(command: Sequence[str]) -> str | None:
     with temporary_folder() as folder:
         variables = environment(folder)
         try:
-            tried = subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=folder)
+            tried = subprocess.run(
+                command, capture_output=True, text=True, check=False, env=variables, cwd=folder, timeout=CHECK_S
+            )
         except OSError as error:
             return str(error)
+        except subprocess.TimeoutExpired:
+            return f"no answer within {CHECK_S:.0f} s"
     if not tried.returncode:
         return None
     return (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]

@@ -167,6 +167,14 @@ def test_a_library_is_registered_under_its_alias_too(small: Stack) -> None:
 
 
 @pytest.mark.heavy
+def test_an_alias_that_cannot_be_registered_leaves_no_folder(small: Stack) -> None:
+    aliased = replace(small, definition=replace(small.definition, alias="oldlib==0.1"))  # its metadata is there already
+    with pytest.raises(UsageError, match=r"stack 'small' was not created: .*oldlib-0\.1\.dist-info"):
+        create(aliased, lambda line: None)
+    assert small.find_state() == "missing"
+
+
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
@@ -187,6 +195,11 @@ def test_a_program_that_is_not_there_is_a_fault(tmp_path: Path) -> None:
     definition = StackDefinition("this one", "", "json", tmp_path, program=("oldtool", "--version"))
     (fault,) = check(Stack("main", definition, tmp_path, Path(sys.executable)))
     assert fault.startswith("oldtool --version fails in it: [Errno 2] No such file or directory")
+
+
+def test_a_program_that_never_answers_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "CHECK_S", 0.1)
+    assert build._find_failure(["sleep", "600"]) == "no answer within 0 s"
 
 
 def test_other_pins_are_another_stack(tmp_path: Path) -> None:
