@@ -48,8 +48,6 @@ settings.load_profile("same every time")
 HERE = Path(__file__).parent
 LIGHT = "not heavy and not slow and not stack"
 """The selection of ``make check``. Under it modules that are marked heavy or stack are not even imported."""
-MADE_STACKS = frozenset({"llamacpp_stacks", "vllm_stack"})
-"""The fixtures of stacks that ``make test-stacks`` makes."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
@@ -74,7 +72,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     One process runs a whole module (``--dist loadfile``).
     """
     for item in items:
-        if not MADE_STACKS.isdisjoint(getattr(item, "fixturenames", ())):
+        if "stacks_with" in getattr(item, "fixturenames", ()):
             item.add_marker("stack")
     items.sort(key=_minutes, reverse=True)
 
@@ -223,16 +221,27 @@ def references() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def llamacpp_stacks() -> Stacks:
-    """Stacks with that of llama.cpp, where it was made (else QHARNESS_LLAMACPP_PYTHON): no test compiles it.
+def stacks_with() -> Callable[[str], Stacks]:
+    """Stacks with the one of that name, made (else QHARNESS_NAME_PYTHON): no test makes it, ``make test-stacks`` does.
 
-    ``make test-stacks`` does.
+    Skips where it was not made; fails where ``make test-stacks`` made it and it is not there.
     """
-    own = os.environ.get("QHARNESS_LLAMACPP_PYTHON")
-    stacks = Stacks(cache_folder() / "stacks", {"llamacpp": Path(own)} if own else {})
-    if stacks.find("llamacpp").find_obstacle():
-        pytest.skip("needs llama.cpp, which 'make test-stacks' compiles in some minutes")
-    return stacks
+
+    def stacks_with(name: str) -> Stacks:
+        own = os.environ.get(f"QHARNESS_{name.upper()}_PYTHON")
+        stacks = Stacks(cache_folder() / "stacks", {name: Path(own)} if own else {})
+        if obstacle := stacks.find(name).find_obstacle():
+            end = pytest.fail if name in os.environ.get("QHARNESS_MADE_STACKS", "").split() else pytest.skip
+            end(f"{obstacle}; 'make test-stacks' makes it")
+        return stacks
+
+    return stacks_with
+
+
+@pytest.fixture(scope="session")
+def llamacpp_stacks(stacks_with: Callable[[str], Stacks]) -> Stacks:
+    """Stacks with that of llama.cpp."""
+    return stacks_with("llamacpp")
 
 
 @pytest.fixture(scope="module")

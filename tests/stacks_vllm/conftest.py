@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from harness.host.machine import cache_folder
-from harness.stacks import Stack, Stacks
+from harness.stacks import Stack, Stacks, stack_definition
 from harness.stacks.build import environment
 
 SNIPPET_S = 600
@@ -23,13 +21,18 @@ LAYERS, HIDDEN, HEADS, KEY_HEADS, HEAD_SIZE, INNER, VOCAB = 2, 128, 2, 1, 64, 25
 
 
 @pytest.fixture(scope="session")
-def vllm_stack() -> Stack:
-    """The stack of vLLM where it was made (else QHARNESS_VLLM_PYTHON): no test here makes it."""
-    own = os.environ.get("QHARNESS_VLLM_PYTHON")
-    stack = Stacks(cache_folder() / "stacks", {"vllm": Path(own)} if own else {}).find("vllm")
-    if obstacle := stack.find_obstacle():
-        pytest.skip(obstacle)
-    return stack
+def any_vllm_stack(stacks_with: Callable[[str], Stacks]) -> Stack:
+    """The stack of vLLM, whichever build this machine has."""
+    return stacks_with("vllm").find("vllm")
+
+
+@pytest.fixture(scope="session")
+def vllm_stack(any_vllm_stack: Stack) -> Stack:
+    """The stack of vLLM if it is the build for a CPU: the tests load on one, and name its kernels."""
+    library = any_vllm_stack.definition.library
+    if library != stack_definition("vllm").library:
+        pytest.skip(f"needs vLLM's build for a CPU, and on this machine with a GPU the stack is {library}")
+    return any_vllm_stack
 
 
 @pytest.fixture(scope="session")

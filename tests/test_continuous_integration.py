@@ -1,0 +1,57 @@
+"""What ``.ci/stacks`` does where a stack cannot be made. The environment's commands answer as each case says."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parent.parent / ".ci" / "stacks"
+COMMANDS = {
+    "qharness": 'case " $BROKEN " in *" $3 "*) exit 2;; esac',  # qharness stack create NAME
+    "python": 'if [ "$1" = -c ]; then exec $PINS; fi; [ "$*" = "-m pip index versions pip" ] && exec $INDEX',
+}
+
+
+@pytest.mark.parametrize(
+    ("broken", "index", "pins", "compiler", "tested", "code"),
+    [
+        ("", "false", "true", "c++", "vllm llamacpp", 7),
+        ("vllm", "false", "true", "c++", "llamacpp", 7),
+        ("llamacpp", "false", "true", "c++", "vllm", 7),
+        ("vllm llamacpp", "false", "true", "c++", None, 0),
+        ("vllm", "true", "true", "c++", None, 1),  # a wrong pin
+        ("llamacpp", "true", "true", "c++", None, 1),
+        ("vllm", "true", "false", "c++", "llamacpp", 7),
+        ("llamacpp", "true", "true", "", "vllm", 7),
+        ("llamacpp", "true", "false", "", None, 0),
+    ],
+)
+def test_a_stack_that_cannot_be_made_skips_its_own_tests_alone(
+    tmp_path: Path, broken: str, index: str, pins: str, compiler: str, tested: str | None, code: int
+) -> None:
+    """The tests, a command that ends with code 7, run for the stacks that were made."""
+    for folder in (".ci", ".venv/bin", "path"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(SCRIPT, tmp_path / ".ci")
+    for name, code_of_it in COMMANDS.items():
+        command = tmp_path / ".venv" / "bin" / name
+        command.write_text(f"#!/bin/sh\n{code_of_it}\n")
+        command.chmod(0o755)
+    for name in ("sh", "bash", "dirname", "true", "false"):
+        found = shutil.which(name)
+        assert found is not None
+        (tmp_path / "path" / name).symlink_to(found)
+    variables = {"PATH": str(tmp_path / "path"), "CXX": compiler, "BROKEN": broken, "INDEX": index, "PINS": pins}
+    tests = ["sh", "-c", "echo tested $QHARNESS_MADE_STACKS; exit 7"]
+    ended = subprocess.run(
+        [tmp_path / ".ci" / "stacks", *tests], env=variables, capture_output=True, text=True, check=False
+    )
+    if tested is None:
+        assert "tested" not in ended.stdout
+    else:
+        assert ended.stdout.splitlines()[-1] == f"tested {tested}"
+    assert ended.returncode == code, ended.stderr
+    assert ("skipped" in ended.stdout) == (code != 1 and tested != "vllm llamacpp")
