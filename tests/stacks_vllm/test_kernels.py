@@ -251,7 +251,8 @@ def test_the_ledger_counts_every_parameter_of_the_checkpoint_once(found, tiny_ll
     dense = 4 if case == "none float32" else 2
     for name, entry in entries.items():
         bits = 8 if case in ("W8A8", "W4A8", "FP8", "fp8_per_channel") else 4
-        assert entry.value_bytes == entry.parameters * bits // 8 if entry.quantized else entry.parameters * dense, name
+        expected = entry.parameters * bits // 8 if entry.quantized else entry.parameters * dense
+        assert entry.value_bytes == expected, name
         assert 0 < entry.scale_bytes < entry.value_bytes / 2 if entry.quantized else entry.scale_bytes == 0, name
         assert not entry.tied
 
