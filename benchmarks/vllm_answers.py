@@ -2,8 +2,7 @@
 
 PYTHON is the interpreter of the stack ``vllm``, MODEL a folder with a checkpoint, run in float32 by both; DATA is a
 folder with the tasks' JSON lines files. Each task's questions are asked through the same LM interface. Prints a
-Markdown table, which docs/measurements/vllm-cpu.md records: per task the largest difference of a log-likelihood, and
-how many choices, greedy flags or texts differ.
+Markdown table: per task the largest difference of a log-likelihood, and how many choices, greedy flags or texts differ.
 """
 
 from __future__ import annotations

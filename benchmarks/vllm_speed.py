@@ -3,7 +3,7 @@
 MODEL is a folder with a checkpoint of transformers. At each shape ``LLM.generate``, which ``vllm bench latency`` times,
 and the harness's prefill and decoding steps take turns on the same engine, so that a slow moment of the machine meets
 both. Prints the medians of the total time and their ratio, which should be 1 within the spread that is printed too.
-Both must write the same tokens. docs/measurements/vllm-cpu.md records it.
+Both must write the same tokens.
 """
 
 from __future__ import annotations
