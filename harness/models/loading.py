@@ -25,6 +25,15 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     ).eval()
 
 
+def load_tokenizer(request: LoadRequest) -> Any | None:
+    """The checkpoint's own tokenizer; None if it has none."""
+    from transformers import AutoTokenizer
+
+    if not any(request.path.glob("tokenizer*")):
+        return None
+    return AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
+
+
 def device_map(device: str) -> str:
     """Everything on one device; with several GPUs, the first visible one."""
     return "cuda:0" if device == "cuda" else device

@@ -16,7 +16,7 @@ from harness.engines.transformers import prefix_cache
 from harness.engines.transformers.compiled import compiled
 from harness.engines.transformers.kv_cache import CHUNK_TOKENS, PACKAGES, CacheMaker, cache_maker
 from harness.errors import UnsupportedError
-from harness.models.loading import load_transformers
+from harness.models.loading import load_tokenizer, load_transformers
 from harness.numerics.logits import finish
 
 if TYPE_CHECKING:
@@ -249,15 +249,10 @@ DEFAULTS = TransformersParams()
 
 def load(request: LoadRequest, params: TransformersParams = DEFAULTS) -> TransformersModel:
     """Loads safetensors weights only. Raises what transformers raises; the worker classifies it."""
-    from transformers import AutoTokenizer
-
     if params.attention is not None:
         request = replace(request, attention=params.attention)
     model = request.read(request).eval() if request.read else load_transformers(request)
-    tokenizer = None
-    if any(request.path.glob("tokenizer*")):
-        tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
-    return TransformersModel(model, tokenizer, request.kv_cache)
+    return TransformersModel(model, load_tokenizer(request), request.kv_cache)
 
 
 TRANSFORMERS = Engine(

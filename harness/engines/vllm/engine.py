@@ -20,9 +20,10 @@ from harness.core.format import TRANSFORMERS_FORMAT, VLLM_CONFIG_FORMAT
 from harness.core.identity import KvCache
 from harness.engines.vllm.model import COMPILING, VllmModel
 from harness.engines.vllm.runtime import VllmRuntime, set_variables
-from harness.engines.vllm.tables import CPU_CACHE_BLOCK, CPU_CACHE_BYTES, ELEMENT_BYTES, refuses
+from harness.engines.vllm.tables import CPU_CACHE_BLOCK, element_bytes, pool_bytes, refuses
 from harness.errors import UnsupportedError, did_you_mean
 from harness.models.headers import read_config, weight_files
+from harness.models.loading import load_tokenizer
 from harness.numerics.kv_cache import expected_bytes_per_token
 from harness.recipe.fields import Bytes
 
@@ -130,7 +131,6 @@ def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
 
     Raises UnsupportedError, with vLLM's reason, if vLLM does not load it, or if this build runs on another device.
     """
-    from transformers import AutoTokenizer
     from vllm.platforms import current_platform
 
     set_variables(params.variables)
@@ -139,9 +139,7 @@ def load(request: LoadRequest, params: VllmParams = DEFAULTS) -> VllmModel:
             f"this build of vLLM runs on {current_platform.device_type}, and the run is for {request.device}: set "
             f"'device: {current_platform.device_type}' in the recipe, or give another interpreter: --python vllm=PATH"
         )
-    tokenizer = None
-    if any(request.path.glob("tokenizer*")):
-        tokenizer = AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
+    tokenizer = load_tokenizer(request)
     with weights_alone(request.path) as folder:
         runtime = VllmRuntime(arguments(replace(request, path=folder), params, tokenizer is not None))
     return VllmModel(runtime, tokenizer, request)
@@ -171,7 +169,7 @@ def arguments(request: LoadRequest, params: VllmParams, tokenized: bool) -> dict
     Prefix caching is off because a prefix that is read again is not computed again, and has no hidden states.
     Asynchronous scheduling is off so that the tokens of a step are known when it ends.
     """
-    cache_bytes = params.kv_cache_memory or (CPU_CACHE_BYTES if request.device == "cpu" else None)
+    cache_bytes = pool_bytes(params, request.device)
     online: Any = request.quantization or {}  # arguments too, from a method that configures vLLM
     made: dict[str, Any] = {
         "model": str(request.path),
@@ -207,8 +205,7 @@ def text_tokens(request: LoadRequest, cache_bytes: int | None) -> int | None:
     context = next((text[name] for name in CONTEXT_NAMES if isinstance(text.get(name), int)), None)
     if context is None or cache_bytes is None:
         return context and context + 1
-    element = 1 if request.kv_cache != "model" else ELEMENT_BYTES.get(request.dtype, 2)
-    per_token = expected_bytes_per_token(config, element)
+    per_token = expected_bytes_per_token(config, element_bytes(request.kv_cache, request.dtype))
     kept = (math.ceil((context + 1) / CPU_CACHE_BLOCK) + 1) * CPU_CACHE_BLOCK  # one block is vLLM's own
     return context + 1 if per_token is not None and kept * per_token <= cache_bytes else -1
 

@@ -293,11 +293,6 @@ class VllmRuntime:
         """vLLM's scheduler. It is in this process even if the workers are not."""
         return self.engine.engine_core.engine_core.scheduler
 
-    @property
-    def model(self) -> Any:
-        """The torch module that vLLM runs."""
-        return self.worker.model_runner.model
-
     def everywhere(self, method: str, *arguments: Any) -> list[Any]:
         """Calls a method of Readout on every worker."""
         return list(self.engine.collective_rpc(method, args=arguments))

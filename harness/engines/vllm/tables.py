@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.engine import PlannedLoad
 from harness.core.format import Codes
+from harness.core.identity import KvCache
 from harness.core.model import Attention
 from harness.numerics.kv_cache import bytes_per_token
 
@@ -106,7 +107,7 @@ def _cache(planned: PlannedLoad, params: VllmParams) -> str | None:
         )
     if planned.batch > params.max_num_seqs:
         return f"this run decodes batches of {planned.batch}, and max_num_seqs is {params.max_num_seqs}; raise it"
-    size = params.kv_cache_memory or (CPU_CACHE_BYTES if machine.device == "cpu" else None)
+    size = pool_bytes(params, machine.device)
     if size is None:
         return None
     if machine.memory_bytes and size > machine.memory_bytes:
@@ -124,6 +125,16 @@ def _cache(planned: PlannedLoad, params: VllmParams) -> str | None:
     return None
 
 
+def pool_bytes(params: VllmParams, device: str) -> int | None:
+    """The bytes that each worker allocates for keys and values; None where vLLM decides by what a GPU has left."""
+    return params.kv_cache_memory or (CPU_CACHE_BYTES if device == "cpu" else None)
+
+
+def element_bytes(kv_cache: KvCache, dtype: str) -> int:
+    """Bytes of a number in the key-value cache of a model of this dtype."""
+    return 1 if kv_cache != "model" else ELEMENT_BYTES.get(dtype, 2)
+
+
 def cache_bytes(attention: Attention, texts: int, tokens: int, planned: PlannedLoad) -> int:
     """The least that the keys and values of that many texts take, in whole blocks, and the block that vLLM keeps.
 
@@ -131,7 +142,7 @@ def cache_bytes(attention: Attention, texts: int, tokens: int, planned: PlannedL
     have the rarest window.
     """
     block = CPU_CACHE_BLOCK if planned.machine.device == "cpu" else 1
-    element = 1 if planned.kv_cache != "model" else ELEMENT_BYTES.get(planned.dtype, 2)
+    element = element_bytes(planned.kv_cache, planned.dtype)
     each = block * bytes_per_token(1, attention.kv_heads, attention.head_dim, element)
     taken = sum(math.ceil(min(tokens, window or tokens) / block) for window in attention.windows)
     return (texts * taken + min(Counter(attention.windows).values(), default=0)) * each
