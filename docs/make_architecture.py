@@ -27,7 +27,7 @@ Made by `python docs/make_architecture.py` from the code; edit that, not this fi
 qharness turns a recipe into records, and records into answers. Data flow one way:
 
 ```text
-recipe.yaml ─ load_recipe ─ Recipe ─ plan ─ planned runs ─ sweep ─ executor ─ one worker process per run
+recipe.yaml ─ load_recipe ─ Recipe ─ plan ─ planned runs ─ sweep ─ executor ─ worker processes
                                                                                    │
         report, recommend, compare, history ◄─ figures ◄─ analysis ◄─ records ◄─ results store
 ```"""
@@ -106,7 +106,7 @@ WALK = (
     ("planning/plan.py", "plan", "the recipe becomes planned runs, in order, for a `Site`"),
     ("planning/expand.py", "choices", "lists of parameters become one variant per combination"),
     ("execution/sweep.py", "sweep", "skips what is done, makes the rest, and saves a record after every run"),
-    ("execution/local.py", "LocalExecutor.run", "one run in a process of its own, with its limits of time and memory"),
+    ("execution/local.py", "LocalExecutor.run", "one run in a process, with its limits of time and memory"),
     ("execution/worker.py", "main", "inside that process: loads, runs the job, writes the outcome"),
     ("storage/cache.py", "Cache.publish", "artifacts of a job appear whole in the cache"),
     ("storage/store.py", "Store.save", "the record, its evidence and its log appear whole in the results folder"),

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
@@ -180,7 +181,8 @@ class Sweeps:
         paranoid: bool = False,
     ) -> tuple[RunRecord, ...]:
         """The records of planned runs, made here."""
-        return sweep(planned, self.store, self.executor(stacks), on_event, paranoid)
+        with closing(self.executor(stacks)) as executor:
+            return sweep(planned, self.store, executor, on_event, paranoid)
 
 
 @pytest.fixture(scope="session")

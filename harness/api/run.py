@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from harness.core.record import RunRecord
@@ -45,13 +46,13 @@ def run(
     debris = clear([site.artifacts.root, Path(results)])
     if debris:
         on_event(Cleared(debris))
-    executor = LocalExecutor(site)
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    planned = _fetched_plan(chosen, executor, allow_leak)
-    if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
+    with closing(LocalExecutor(site)) as executor:
         planned = _fetched_plan(chosen, executor, allow_leak)
-    anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
-    return sweep(planned, Store(Path(results), anonymizer), executor, on_event, paranoid, site.spill_roots)
+        if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
+            planned = _fetched_plan(chosen, executor, allow_leak)
+        anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
+        return sweep(planned, Store(Path(results), anonymizer), executor, on_event, paranoid, site.spill_roots)
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:

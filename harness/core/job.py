@@ -91,6 +91,11 @@ class BaseJob:
         return self.row_rank is not None and not self.quantizes
 
     @property
+    def keeps_model(self) -> bool:
+        """Whether its process may go on with another run of this kind and variant, with the loaded model."""
+        return False
+
+    @property
     def question(self) -> dict[str, Any]:
         """The content that ``case_id`` hashes. Models and texts are identified by content, not by location."""
         raise NotImplementedError
@@ -435,6 +440,11 @@ class AnswerTask(VariantJob):
     cached = False
     row_rank = 3
     reader_settings = ("gates",)
+
+    @property
+    def keeps_model(self) -> bool:
+        """Its figures are of no time, and of no memory that a table shows. A task's own code could change the next."""
+        return not self.task.trust_task_code
 
     @property
     def question(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ FactCode = Literal[
     "cuda_kernels",
     "attention",
     "cpu_threads",
+    "process_shared",
     "key_value_cache",
     "cache_unlike_shape",
     "cache_empty",
@@ -354,6 +355,13 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "cpu_threads": Form(
         lambda threads: str(threads), "the CPU threads that the model ran on", {"threads": 8}, "CPU threads"
+    ),
+    "process_shared": Form(
+        lambda earlier: f"after {', '.join(earlier)}, with the model that was loaded for it",
+        "the tasks that the same process had answered before with the same loaded model; what they left in memory is "
+        "part of this run's peaks",
+        {"earlier": ("hellaswag", "piqa")},
+        "process shared",
     ),
     "key_value_cache": Form(
         lambda kind: str(kind),

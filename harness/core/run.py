@@ -93,6 +93,22 @@ class RunSpec:
         """A short line for displays and logs."""
         return self.job.title(self.environment)
 
+    def may_share_process(self, earlier: RunSpec) -> bool:
+        """Whether the process that made an earlier run may make this one with the model that it has loaded."""
+        one, other = self.job, earlier.job
+        if not (isinstance(one, VariantJob) and isinstance(other, VariantJob)):
+            return False
+        if not (one.keeps_model and other.keeps_model):
+            return False
+        return (one.kind, one.variant, one.conditions, self.stack, self.limits, self.needs) == (
+            other.kind,
+            other.variant,
+            other.conditions,
+            earlier.stack,
+            earlier.limits,
+            earlier.needs,
+        )
+
     @property
     def model(self) -> ModelRef:
         """Raises TypeError for a run without a model."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,12 +35,30 @@ from harness.storage.cache import Cache
 M = TypeVar("M", bound=LoadedModel)
 
 
-class Context:
-    """Collects a run's findings. ``announce`` reports each phase to the parent when it begins."""
+@dataclass(frozen=True)
+class Loaded:
+    """A loaded variant, and the workloads that this process has asked of it."""
 
-    def __init__(self, spec: RunSpec, cache: Cache, announce: Callable[[str], None]) -> None:
+    model: LoadedModel
+    workloads: tuple[str, ...] = ()
+
+
+class Context:
+    """Collects a run's findings. ``announce`` reports each phase to the parent when it begins.
+
+    ``loaded`` is the spec's variant if this process has loaded it for an earlier run, and then what ``load`` loaded.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        cache: Cache,
+        announce: Callable[[str], None],
+        loaded: Loaded | None = None,
+    ) -> None:
         self.spec = spec
         self.cache = cache
+        self.loaded = loaded
         self.measurements: list[Measurement] = []
         self.labels: list[Label] = []
         self.facts: list[Fact] = []
@@ -157,24 +176,34 @@ class Context:
         return chosen.overrides and key in chosen.params.model_fields
 
     def load(self, needed: type[M]) -> M:
-        """The spec's variant, loaded by its engine. Importing libraries and loading are separate phases.
+        """The spec's variant: what this process has loaded for an earlier run, or loaded by its engine now.
 
         Raises UnsupportedError if the engine's models lack the ``needed`` capability.
         """
         runtime = engine(self.spec.engine)
+        if self.loaded is None:
+            self.loaded = Loaded(self._load(runtime))
+        else:
+            self.fact("process_shared", earlier=self.loaded.workloads)
+        model = checked(runtime, self.loaded.model, needed)
+        self.loaded = Loaded(model, (*self.loaded.workloads, self.spec.job.workload))
+        if isinstance(model, Pooled) and self.spec.job.conditions.memory:  # a part of every peak from here on
+            self.add([kv_cache_pool(model.cache_pool())])
+        if model.cache_description is not None:
+            self.fact("key_value_cache", kind=model.cache_description)
+        return model
+
+    def _load(self, runtime: Engine[Any]) -> LoadedModel:
+        """Importing libraries and loading are separate phases."""
         with self.phase("import"):
             runtime.imports()
             chosen = self.method()
             request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
-            model = checked(runtime, runtime.load(request, self._engine_params()), needed)
+            model = runtime.load(request, self._engine_params())
         if isinstance(model, Factored):
             with self.phase("probe"):
                 model.probe_head()
-        if isinstance(model, Pooled) and self.spec.job.conditions.memory:  # a part of every peak from here on
-            self.add([kv_cache_pool(model.cache_pool())])
-        if model.cache_description is not None:
-            self.fact("key_value_cache", kind=model.cache_description)
         return model
 
     def load_as(self, dtype: str, needed: type[M]) -> M:

@@ -1,4 +1,4 @@
-"""This machine as a site, and the executor that runs a spec here in one worker process, without polling."""
+"""This machine as a site, and the executor that runs specs here in worker processes, without polling."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from queue import SimpleQueue
 
 from harness.core.inputs import Input
 from harness.core.owner import temporary_folder
@@ -94,58 +96,115 @@ def local_site(cache: str | Path | None = None, pythons: Mapping[str, Path] | No
 
 @dataclass(frozen=True)
 class LocalExecutor:
-    """Runs specs on this machine, each in its own process."""
+    """Runs specs on this machine, each in a process of its own, unless it may share one (``may_share_process``).
+
+    A process that has loaded what the next run may use is kept until a run begins that cannot use it, or ``close``.
+    """
 
     site: LocalSite
+    _idle: list[_Worker] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs)
 
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
-        phases = Phases(on_phase)
+        if not all(worker.may_make(spec) for worker in self._idle):
+            self.close()
+        worker = self._idle.pop() if self._idle else _Worker(self.site)
         try:
-            with temporary_folder() as folder:
-                ended = _Run(spec, self.site, folder, phases).make(inputs)
-        except OSError as error:  # no room for its files, no memory or number for its process
-            failure = Failure("start", type(error).__name__, f"cannot start a process: {error}")
-            ended = Outcome("crashed", failure), b""
-        if phases.error is not None:
-            raise phases.error
-        return ended
+            return worker.make(spec, inputs, on_phase)
+        finally:
+            if worker.is_idle:
+                self._idle.append(worker)
+            else:
+                worker.end()
+
+    def close(self) -> None:
+        """Ends the process that is kept, if there is one."""
+        while self._idle:
+            self._idle.pop().end()
 
 
-class _Run:
-    """One run of a spec in a process of its own. ``folder`` is an empty folder for its files.
+class _Worker:
+    """A process that makes one run, or several one after another if their job keeps the model.
 
-    The worker is the child of a guard (``guard.py``), which ends with all that the worker started. The time limit or an
+    It is the child of a guard (``guard.py``), which ends with all that the process started. The time limit or an
     interrupt ends the guard.
     """
 
-    def __init__(self, spec: RunSpec, site: LocalSite, folder: Path, phases: Phases) -> None:
-        self._spec, self._site, self._folder = spec, site, folder
-        self._outcome = folder / "outcome.json"
-        self._log, self._phases = Log(), phases
-        self._timed_out = False
+    _folder: Path
+    _process: subprocess.Popen[bytes]
+    _spec: RunSpec
+    _phases: Phases
+    _log: Log
 
-    def make(self, inputs: Sequence[Input]) -> tuple[Outcome, bytes]:
-        """The outcome and the log. Raises OSError if the process cannot be started."""
+    def __init__(self, site: LocalSite) -> None:
+        self.is_idle = False
+        self._site = site
+        self._started = False
+        self._timed_out = False
+        self._requests: int | None = None
+        self._pipes: tuple[Pipe, Pipe] | None = None  # its log and its events
+        self._folders = ExitStack()
+        self._ends: SimpleQueue[int | None] = SimpleQueue()  # None: a run has ended; a number: the process has, with it
+
+    def may_make(self, spec: RunSpec) -> bool:
+        """Whether this idle process may make a run with the model that it has loaded."""
+        return spec.may_share_process(self._spec) and self._ends.empty()
+
+    def make(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+        """The outcome and the log. Afterwards the process is idle, or to be ended. Raises what ``on_phase`` raised."""
+        self.is_idle = self._timed_out = False
+        self._spec, self._log = spec, Log()
+        self._phases = Phases(on_phase, lambda: self._ends.put(None))
+        kills_before = _oom_kills()
+        try:
+            refusal = self._begin(inputs)
+        except OSError as error:  # no room for its files, no memory or number for its process
+            refusal = Outcome("crashed", Failure("start", type(error).__name__, f"cannot start a process: {error}"))
+        if refusal is not None:
+            return refusal, b""
+        code = self._wait()
+        log = self._log.content()
+        text = log.decode("utf-8", "replace")
+        outcome = self._ended(code or 0, text, _oom_kills() > kills_before)
+        if outcome.failure is not None:
+            outcome = replace(outcome, failure=replace(outcome.failure, log_tail=text[-LOG_TAIL_CHARACTERS:]))
+        if self._phases.error is not None:
+            raise self._phases.error
+        self.is_idle = code is None and outcome.status == "ok" and not self._timed_out
+        return outcome, log
+
+    def end(self) -> None:
+        """Ends the process with all that it started, and deletes its files."""
+        with uninterrupted():
+            self._stop()
+            self._folders.close()
+
+    def _begin(self, inputs: Sequence[Input]) -> Outcome | None:
+        """Starts the process, or asks it for another run. If its interpreter is gone, returns the outcome."""
+        if not self._started:
+            self._folder = self._folders.enter_context(temporary_folder())
+        self._outcome.unlink(missing_ok=True)
+        files = {"spec.json": encode(self._spec), "inputs.json": encode(list(inputs))}
+        for name, content in files.items():
+            (self._folder / name).write_text(content, encoding="utf-8")
+        if self._requests is not None:
+            os.write(self._requests, b"\n")
+            return None
         python, variables = self._interpreter()
         if not os.access(python, os.X_OK):
             stack = self._spec.stack
             message = f"stack {stack!r}: its interpreter {python} is gone; qharness stack create {stack}"
-            return Outcome("unsupported", Failure("start", "NoInterpreter", message)), b""
-        files = {"spec.json": encode(self._spec), "inputs.json": encode(list(inputs))}
-        for name, content in files.items():
-            (self._folder / name).write_text(content, encoding="utf-8")
+            return Outcome("unsupported", Failure("start", "NoInterpreter", message))
         paths = [*(self._folder / name for name in files), self._outcome, self._site.artifacts.root.absolute()]
-        kills_before = _oom_kills()
-        code = self._wait([python, str(GUARD), str(os.getpid()), WORKER, *map(str, paths)], variables)
-        log = self._log.content()
-        text = log.decode("utf-8", "replace")
-        outcome = self._ended(code, text, _oom_kills() > kills_before)
-        if outcome.failure is not None:
-            outcome = replace(outcome, failure=replace(outcome.failure, log_tail=text[-LOG_TAIL_CHARACTERS:]))
-        return outcome, log
+        with uninterrupted():
+            self._start([python, str(GUARD), str(os.getpid()), WORKER, *map(str, paths)], variables)
+        return None
+
+    @property
+    def _outcome(self) -> Path:
+        return self._folder / "outcome.json"
 
     def _interpreter(self) -> tuple[str, dict[str, str]]:
         """The Python that runs the spec, and the environment it starts in."""
@@ -157,39 +216,70 @@ class _Run:
         own = {MARKER: self._folder.name, **_temporary_files(self._folder)}
         return python, {**inherited, **ENVIRONMENT, **own, **_thread_variables(self._spec.job.conditions.threads)}
 
-    def _wait(self, command: list[str], variables: Mapping[str, str]) -> int:
-        """The exit code. Threads read the pipes and a timer enforces the time limit: nothing polls."""
-        log, events = Pipe(self._log.add), Pipe(self._phases.add)
-        process: subprocess.Popen[bytes] | None = None
-        timer: threading.Timer | None = None
+    def _start(self, command: list[str], variables: Mapping[str, str]) -> None:
+        """Threads read the pipes and, of a process that makes several runs, wait for its end."""
+        self._pipes = Pipe(lambda read: self._log.add(read)), Pipe(lambda read: self._phases.add(read))
+        log, events = self._pipes
+        given = [events.write]
+        if self._spec.job.keeps_model:
+            read, self._requests = os.pipe()
+            given.append(read)
         try:
-            with uninterrupted():
-                process = subprocess.Popen(
-                    [*command, str(events.write)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log.write,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=[events.write],
-                    start_new_session=True,
-                    env=variables,
-                )
+            self._process = subprocess.Popen(
+                [*command, *map(str, given)],
+                stdin=subprocess.DEVNULL,
+                stdout=log.write,
+                stderr=subprocess.STDOUT,
+                pass_fds=given,
+                start_new_session=True,
+                env=variables,
+            )
+        finally:
             log.close_write()
             events.close_write()
-            timer = threading.Timer(self._spec.limits.time_s or threading.TIMEOUT_MAX, self._time_out, [process])
-            timer.daemon = True
+            for read in given[1:]:
+                os.close(read)
+        self._started = True
+        if self._requests is not None:
+            threading.Thread(target=lambda: self._ends.put(self._process.wait()), daemon=True).start()
+
+    def _wait(self) -> int | None:
+        """The exit code, after all that the process started has ended; None if it is waiting for another run.
+
+        Then its log is read up to here. A timer enforces the time limit: nothing polls.
+        """
+        code: int | None = 0
+        timer = threading.Timer(self._spec.limits.time_s or threading.TIMEOUT_MAX, self._time_out, [self._process])
+        timer.daemon = True
+        try:
             timer.start()
-            return process.wait()
+            code = self._process.wait() if self._requests is None else self._ends.get()
+            if code is None and self._pipes is not None:
+                self._pipes[0].drain(LISTENER_PATIENCE_S)
+            return code
         finally:
             with uninterrupted():
-                if timer is not None:
-                    timer.cancel()
-                if process is not None:
-                    _end(process)
-                end_run(self._folder.name)
-                log.stop()
-                events.stop(LISTENER_PATIENCE_S)
-                part = self._site.artifacts.part(self._spec, self._folder.name)
-                shutil.rmtree(part, ignore_errors=True)  # left by a killed worker
+                timer.cancel()
+                timer.join()
+                if code is not None:
+                    self._stop()
+
+    def _stop(self) -> None:
+        """Ends the process with all that it started, and reads what is left in its pipes."""
+        if self._started:
+            _end(self._process)
+            end_run(self._folder.name)
+            part = self._site.artifacts.part(self._spec, self._folder.name)
+            shutil.rmtree(part, ignore_errors=True)  # left by a killed worker
+        self._started = False
+        if self._pipes is not None:
+            log, events = self._pipes
+            log.stop()
+            events.stop(LISTENER_PATIENCE_S)
+            self._pipes = None
+        if self._requests is not None:
+            os.close(self._requests)
+            self._requests = None
 
     def _time_out(self, process: subprocess.Popen[bytes]) -> None:
         self._timed_out = True

@@ -9,13 +9,14 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from harness.core.foreign import parse_json, read_file
 from harness.core.record import Failure, Outcome
 from harness.errors import ResultsError
-from harness.execution.worker import clip
+from harness.execution.worker import RUN_ENDED, clip
 from harness.storage.evidence import MAX_ROWS
 from harness.storage.json_codec import decode
 
@@ -66,13 +67,14 @@ class Log:
 class Phases:
     """Turns what arrives in the pipe of events into names of phases, one per line, and calls ``on_phase`` with each.
 
-    ``current`` is the last one. ``error`` is what ``on_phase`` raised; it is not called again afterwards.
+    ``current`` is the last one. ``error`` is what ``on_phase`` raised; it is not called again afterwards. ``on_end`` is
+    called when the worker announces that it has written an outcome.
     """
 
-    def __init__(self, on_phase: Callable[[str], None]) -> None:
+    def __init__(self, on_phase: Callable[[str], None], on_end: Callable[[], None] = lambda: None) -> None:
         self.current = "start"
         self.error: BaseException | None = None
-        self._on_phase = on_phase
+        self._on_phase, self._on_end = on_phase, on_end
         self._line = bytearray()
         self._left = MAX_PHASES
 
@@ -88,6 +90,9 @@ class Phases:
         self._line += part[: max(4 * MAX_PHASE_CHARACTERS - len(self._line), 0)]  # a character has 4 bytes at most
 
     def _announce(self, name: str) -> None:
+        if name == RUN_ENDED:
+            self._on_end()
+            return
         if not name or not self._left:
             return
         self._left -= 1
@@ -105,6 +110,7 @@ class Pipe:
     def __init__(self, consume: Callable[[bytes], None]) -> None:
         self._read, self.write = os.pipe()
         self._stop_read, self._stop_write = os.pipe()
+        self._drained = threading.Event()
         self._consume = consume
         self._thread = threading.Thread(target=self._pump, daemon=True)
         self._thread.start()
@@ -115,6 +121,13 @@ class Pipe:
             os.close(self.write)
         self.write = -1
 
+    def drain(self, patience_s: float | None = None) -> None:
+        """Returns once what is in the pipe now has been read."""
+        self._drained.clear()
+        with suppress(BrokenPipeError):  # all of it was read, and its last writer is gone
+            os.write(self._stop_write, b"\n")
+            self._drained.wait(patience_s)
+
     def stop(self, patience_s: float | None = None) -> None:
         """Reads what is in the pipe now and ends, even if a process still has it open."""
         self.close_write()
@@ -124,9 +137,9 @@ class Pipe:
     def _pump(self) -> None:
         try:
             if self._until_stopped():
-                os.set_blocking(self._read, False)
                 self._rest()
         finally:
+            self._drained.set()
             os.close(self._read)
             os.close(self._stop_read)
 
@@ -138,7 +151,11 @@ class Pipe:
         while True:
             ready = [descriptor for descriptor, _ in poll.poll()]
             if self._stop_read in ready:
-                return True
+                if not os.read(self._stop_read, 1):
+                    return True
+                self._rest()
+                self._drained.set()
+                continue
             block = os.read(self._read, BLOCK_BYTES)
             if not block:
                 return False
@@ -146,14 +163,17 @@ class Pipe:
 
     def _rest(self) -> None:
         """At most what a pipe can hold: a process that is still writing must not be waited for."""
-        for _ in range(PIPE_BYTES // BLOCK_BYTES):
-            try:
+        os.set_blocking(self._read, False)
+        try:
+            for _ in range(PIPE_BYTES // BLOCK_BYTES):
                 block = os.read(self._read, BLOCK_BYTES)
-            except BlockingIOError:
-                return
-            if not block:
-                return
-            self._consume(block)
+                if not block:
+                    return
+                self._consume(block)
+        except BlockingIOError:
+            return
+        finally:
+            os.set_blocking(self._read, True)
 
 
 def read_outcome(path: Path) -> Outcome | None:

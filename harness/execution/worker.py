@@ -1,7 +1,10 @@
 """The child process: reads a spec file and a file of its inputs, writes an outcome file.
 
-``python -m harness.execution.worker SPEC INPUTS OUTCOME CACHE EVENTS_FD``, below a guard (``guard.py``). Top-level
-imports are limited to the standard library; each job imports what else it needs.
+``python -m harness.execution.worker SPEC INPUTS OUTCOME CACHE EVENTS_FD [REQUESTS_FD]``, below a guard (``guard.py``).
+Top-level imports are limited to the standard library; each job imports what else it needs.
+
+With REQUESTS_FD it keeps the loaded model. Each byte there means that SPEC and INPUTS now describe another run that may
+share its process (``RunSpec.may_share_process``). It ends at the end of that file, and after a run that is not ok.
 
 Libraries run in this process, and may leave anything behind: closed or used-up file descriptors, threads, another
 working folder, an exception whose text cannot be read. What is needed to write the outcome is set aside before.
@@ -9,6 +12,7 @@ working folder, an exception whose text cannot be read. What is needed to write 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -27,9 +31,11 @@ if TYPE_CHECKING:
     from harness.core.inputs import Input
     from harness.core.record import Failure, Fingerprint, Outcome, Status
     from harness.errors import InvalidRunError
-    from harness.execution.context import Context
+    from harness.execution.context import Context, Loaded
 
 STDOUT, STDERR = 1, 2
+RUN_ENDED = "\x04"
+"""Announced among the phases once an outcome is written, and all that was printed before it."""
 MAX_MESSAGE_CHARACTERS = 10_000
 """How much of an exception's text is recorded: its beginning and its end."""
 SPARE_DESCRIPTORS = 32
@@ -37,8 +43,29 @@ SPARE_DESCRIPTORS = 32
 OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "_alloc_failed")
 
 
-def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, events: str) -> None:
-    """Runs the spec and writes its outcome, unless a signal ends the process."""
+def main(spec: str, inputs: str, outcome: str, cache: str, events: str, requests: str | None = None) -> None:
+    """Runs the spec and writes its outcome, then what else is requested, unless a signal ends the process."""
+    more = None if requests is None else _Descriptor(int(requests))
+    announce = _announcer(int(events))
+    loaded: Loaded | None = None
+    while True:
+        succeeded, loaded = _make(Path(spec), Path(inputs), Path(outcome), Path(cache), announce, loaded)
+        _flush()
+        announce(RUN_ENDED)
+        if more is None or not succeeded or not more.is_open() or not os.read(more.number, 1):
+            return
+        gc.collect()  # what the run left in cycles would count as the next one's memory
+
+
+def _make(
+    spec_path: Path,
+    inputs_path: Path,
+    final: Path,
+    cache_root: Path,
+    announce: Callable[[str], None],
+    loaded: Loaded | None,
+) -> tuple[bool, Loaded | None]:
+    """Runs the spec and writes its outcome. Returns whether the run succeeded, and what is loaded now."""
     from harness.core.inputs import Input
     from harness.core.record import Failure, Outcome
     from harness.core.run import RunSpec
@@ -48,19 +75,19 @@ def main(spec_path: str, inputs_path: str, outcome_path: str, cache_root: str, e
     from harness.storage.json_codec import decode, encode
 
     restore = _set_aside()
-    announce = _announcer(int(events))
-    spec = decode(RunSpec, json.loads(Path(spec_path).read_text(encoding="utf-8")), spec_path)
-    inputs = decode(tuple[Input, ...], json.loads(Path(inputs_path).read_text(encoding="utf-8")), inputs_path)
+    spec = decode(RunSpec, json.loads(spec_path.read_text(encoding="utf-8")), spec_path.name)
+    inputs = decode(tuple[Input, ...], json.loads(inputs_path.read_text(encoding="utf-8")), inputs_path.name)
     _limit_memory(spec.limits.memory_bytes)
-    context = Context(spec, Cache(Path(cache_root)), announce)
-    final = Path(outcome_path)
+    context = Context(spec, Cache(cache_root), announce, loaded)
     outcome = _run(context, inputs, final.parent.name, restore)
     try:
         content = encode(outcome).encode("utf-8")
     except (ValueError, TypeError) as error:  # a library's text that is no Unicode, a value that is no number
         failure = Failure(context.current, type(error).__name__, f"the run's figures cannot be written: {_text(error)}")
-        content = encode(Outcome("invalid", failure)).encode("utf-8")
+        outcome = Outcome("invalid", failure)
+        content = encode(outcome).encode("utf-8")
     Disk().write_whole(final, content)
+    return outcome.status == "ok", context.loaded
 
 
 def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callable[[], None]) -> Outcome:
@@ -237,6 +264,10 @@ class _Descriptor:
         except OSError:
             return False
 
+    def close(self) -> None:
+        if self.is_open():
+            os.close(self.number)
+
 
 def _set_aside() -> Callable[[], None]:
     """Reserves what is needed after the job. The function that it returns gives that back, once."""
@@ -248,13 +279,14 @@ def _set_aside() -> Callable[[], None]:
 
     def restore() -> None:
         while spare:
-            if (one := spare.pop()).is_open():
-                os.close(one.number)
+            spare.pop().close()
         for number, kept in printed.items():
             if kept.is_open():
                 os.dup2(kept.number, number)
+            kept.close()
         if folder.is_open():
             os.fchdir(folder.number)
+        folder.close()
         os.umask(mask)
 
     return restore
@@ -287,14 +319,20 @@ def _use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _end(code: int) -> NoReturn:
-    """Ends the process at once: neither threads that a library left running nor its handlers at exit may hang it."""
+def _flush() -> None:
+    """Writes what was printed, as far as a library has left the means."""
     import ctypes
 
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # broken, closed, or replaced by something else
+            stream.flush()
+    ctypes.CDLL(None).fflush(None)  # what libraries in C have printed
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process at once: neither threads that a library left running nor its handlers at exit may hang it."""
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        ctypes.CDLL(None).fflush(None)  # what libraries in C have printed
+        _flush()
     finally:
         os._exit(code)
 

@@ -17,6 +17,7 @@ from run_specs import run_spec
 from harness.core.owner import owner_in
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunLimits
+from harness.core.workload import TaskWorkload
 from harness.execution import local
 from harness.execution.local import LocalExecutor, local_site
 from harness.execution.output import LOG_HEAD_BYTES, LOG_TAIL_BYTES
@@ -169,3 +170,128 @@ def test_an_interrupt_ends_the_worker_and_comes_through_once_that_is_done(execut
     with pytest.raises(KeyboardInterrupt):
         execute("os.write(events, b'load\\n'); print(os.getpid(), flush=True); time.sleep(600)", interrupt)
     assert psutil.Process().children() == others
+
+
+SEVERAL = """
+requests = int(sys.argv.pop())
+announce = lambda text: os.write(events, text.encode() + b"\\n")
+def runs():
+    while True:
+        yield json.load(open(spec))["job"]["task"]["name"]
+        sys.stdout.flush()
+        announce("\\x04")
+        if not os.read(requests, 1):
+            return
+"""
+
+
+class Tasks:
+    """Runs of one variant, which one process may make, by a worker that does what a piece of code says."""
+
+    def __init__(self, folder: Path) -> None:
+        self.executor = LocalExecutor(local_site(folder / "cache"))
+        self.phases: list[str] = []
+        self._code = folder / "odd_worker.py"
+
+    def start_with(self, code: str) -> None:
+        body = "".join(f"    {line}\n" for line in code.splitlines())
+        start = START.replace("= sys.argv[1:]", "= sys.argv[1:6]")
+        self._code.write_text(f"{start}{SEVERAL}\nfor name in runs():\n{body}", encoding="utf-8")
+
+    def answer(
+        self, name: str, time_s: float | None = None, trusted: bool = False, **others: object
+    ) -> tuple[Outcome, str]:
+        task = TaskWorkload(name, f"/tasks/{name}.yaml", trust_task_code=trusted)
+        spec = run_spec("task", task=task, limits=RunLimits(time_s=time_s), **others)
+        outcome, log = self.executor.run(spec, [], self.phases.append)
+        return outcome, log.decode()
+
+
+@pytest.fixture
+def tasks(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tasks]:
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(local, "WORKER", "odd_worker")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    others = psutil.Process().children()
+    tasks = Tasks(tmp_path)
+    yield tasks
+    tasks.executor.close()
+    assert psutil.Process().children() == others
+    assert not [path for path in temporary.iterdir() if owner_in(path.name)]
+
+
+WELL = f"print(os.getpid(), name); announce('answer ' + name); write({encode(OK)!r})"
+
+
+def test_one_process_makes_the_runs_of_a_variant_and_each_has_its_own_log_and_phases(tasks: Tasks) -> None:
+    tasks.start_with(f"os.write(1, name[0].encode() * 3 * 10**6 + b' ')\n{WELL}")
+    made = [tasks.answer(name) for name in ("arc", "boolq", "copa")]
+    assert [outcome for outcome, _ in made] == [OK] * 3
+    logs = [log.split() for _, log in made]
+    assert [(log[0], log[2]) for log in logs] == [
+        ("a" * 3 * 10**6, "arc"),
+        ("b" * 3 * 10**6, "boolq"),
+        ("c" * 3 * 10**6, "copa"),
+    ]
+    assert len({log[1] for log in logs}) == 1
+    assert tasks.phases == ["answer arc", "answer boolq", "answer copa"]
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"threads": 2}, {"needs": {"quantize": "f" * 16}}, {"stack": "autogptq"}, {"trusted": True}]
+)
+def test_a_run_that_may_not_share_the_process_ends_it_first(tasks: Tasks, other: dict[str, object]) -> None:
+    tasks.start_with(WELL)
+    first = int(tasks.answer("arc")[1].split()[0])
+    _, log = tasks.answer("arc", **other)
+    assert not psutil.pid_exists(first)
+    assert not log or int(log.split()[0]) != first  # that stack is not made here
+
+
+def test_a_run_of_another_kind_ends_the_kept_process_first(tasks: Tasks) -> None:
+    tasks.start_with(WELL)
+    first = int(tasks.answer("arc")[1].split()[0])
+    tasks.executor.run(run_spec("quality"), [], lambda phase: None)
+    assert not psutil.pid_exists(first)
+
+
+def test_what_kills_a_later_run_leaves_the_earlier_ones_and_the_next_has_a_new_process(tasks: Tasks) -> None:
+    tasks.start_with(
+        f"if name == 'boolq': announce('answer'); os.write(1, b'about to'); os.kill(os.getpid(), 9)\n{WELL}"
+    )
+    arc, log = tasks.answer("arc")
+    assert failure(tasks.answer("boolq")[0], "crashed") == Failure("answer", "SIGKILL", "ended by signal 9", "about to")
+    copa, later = tasks.answer("copa")
+    assert (arc, copa) == (OK, OK)
+    assert log.split()[0] != later.split()[0]
+
+
+def test_a_failed_run_ends_the_process(tasks: Tasks) -> None:
+    failed = Outcome("failed", Failure("answer", "ValueError", "no"))
+    tasks.start_with(f"{WELL}\nif name == 'boolq': write({encode(failed)!r})")
+    (_, arc), (outcome, boolq), (_, copa) = [tasks.answer(name) for name in ("arc", "boolq", "copa")]
+    assert failure(outcome, "failed") == Failure("answer", "ValueError", "no", boolq)
+    assert arc.split()[0] == boolq.split()[0] != copa.split()[0]
+
+
+def test_the_time_limit_is_each_runs_own(tasks: Tasks) -> None:
+    tasks.start_with(f"time.sleep(600 if name == 'boolq' else 0)\n{WELL}")
+    (arc, _), (boolq, _), (copa, _) = [tasks.answer(name, time_s=2.0) for name in ("arc", "boolq", "copa")]
+    assert (arc, copa) == (OK, OK)
+    assert failure(boolq, "timeout").message == "ended at its time limit of 2 s"
+
+
+def test_a_process_that_ended_while_it_was_kept_is_replaced(tasks: Tasks) -> None:
+    tasks.start_with(WELL)
+    _, log = tasks.answer("arc")
+    os.kill(int(log.split()[0]), signal.SIGKILL)
+    while tasks.executor._idle[0]._ends.empty():
+        threading.Event().wait(0.01)
+    assert tasks.answer("boolq")[0] == OK
+
+
+def test_an_end_that_is_announced_without_an_outcome_is_a_crash(tasks: Tasks) -> None:
+    tasks.start_with(f"if name == 'boolq': os.unlink(outcome) if os.path.exists(outcome) else None; continue\n{WELL}")
+    assert tasks.answer("arc")[0] == OK
+    assert failure(tasks.answer("boolq")[0], "crashed").type == "Exit", "the outcome of the first one is not its"
+    assert tasks.answer("copa")[0] == OK

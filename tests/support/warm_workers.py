@@ -76,15 +76,15 @@ class Workers:
         env: Mapping[str, str],
     ) -> Worker:
         assert (stdin, stderr, start_new_session) == (subprocess.DEVNULL, subprocess.STDOUT, True)
-        (events,) = pass_fds
-        python, guard, parent, *arguments, last = command
-        assert (parent, last) == (str(os.getpid()), str(events))
+        python, guard, parent, *arguments = command
+        arguments, last = arguments[: -len(pass_fds)], arguments[-len(pass_fds) :]
+        assert (parent, last) == (str(os.getpid()), list(map(str, pass_fds)))
         variables = {name: value for name, value in env.items() if name not in OF_A_RUN}
         own = {name: env[name] for name in OF_A_RUN if name in env}
         key = (python, frozenset(variables.items()))
         if key not in self._servers:
             self._servers[key] = _Server(python, variables)
-        return self._servers[key].fork(guard, arguments, own, stdout, events)
+        return self._servers[key].fork(guard, arguments, own, [stdout, *pass_fds])
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -147,10 +147,10 @@ class _Server:
     def pid(self) -> int:
         return self._process.pid
 
-    def fork(self, guard: str, arguments: list[str], own: Mapping[str, str], log: int, events: int) -> Worker:
+    def fork(self, guard: str, arguments: list[str], own: Mapping[str, str], given: list[int]) -> Worker:
         ended, tell = os.pipe()
         request = json.dumps({"guard": guard, "arguments": arguments, "own": own, "folder": str(Path.cwd())})
-        socket.send_fds(self._socket, [request.encode()], [log, events, tell])
+        socket.send_fds(self._socket, [request.encode()], [tell, *given])
         os.close(tell)
         answer = self._socket.recv(16)
         if not answer:
@@ -178,26 +178,26 @@ def _serve(requests: socket.socket) -> None:
     gc.collect()
     gc.freeze()  # forks share these objects' pages
     while True:
-        message, descriptors, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 3)
+        message, descriptors, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 4)
         if not message:
             return
-        log, events, tell = descriptors
+        tell, *given = descriptors
         pid = os.fork()
         if pid == 0:
             requests.close()
             os.close(tell)
             os.setpgid(0, 0)
-            work(json.loads(message), log, events)
+            work(json.loads(message), *given)
         os.setpgid(pid, pid)
-        os.close(log)
-        os.close(events)
+        for each in given:
+            os.close(each)
         requests.send(str(pid).encode())
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         os.write(tell, str(code).encode())
         os.close(tell)
 
 
-def work(request: dict[str, object], log: int, events: int) -> NoReturn:
+def work(request: dict[str, object], log: int, *others: int) -> NoReturn:
     """What the guard and then the worker do, in this process and in a fork of it, to their end."""
     code = 1
     try:
@@ -213,7 +213,7 @@ def work(request: dict[str, object], log: int, events: int) -> NoReturn:
             sys.path[:0] = own["PYTHONPATH"].split(os.pathsep)
         guard, arguments = str(request["guard"]), request["arguments"]
         assert isinstance(arguments, list)
-        sys.argv = [guard, str(os.getppid()), *arguments, str(events)]
+        sys.argv = [guard, str(os.getppid()), *arguments, *map(str, others)]
         runpy.run_path(guard, run_name="__main__")
         code = 0
     except SystemExit as end:

@@ -1,0 +1,71 @@
+"""The tasks of one variant are answered in one process that loads the variant once, and with the same results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from harness.core.record import RunRecord
+
+pytestmark = pytest.mark.heavy
+
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "The {{{{subject}}}} in the {name} was"
+doc_to_choice: ["cold and quiet.", "old.", "as wide as the sea."]
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
+"""
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> list[str]:
+    """Three tasks of a user's own."""
+    data = tmp_path / "questions.jsonl"
+    subjects = ("river", "bridge", "market", "garden", "winter", "letter", "kitchen", "harbour")
+    rows = ({"subject": subject, "answer": index % 3} for index, subject in enumerate(subjects))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    named = {name: TASK.format(name=name, data=data) for name in ("spring", "autumn", "winter")}
+    for name, text in named.items():
+        (tmp_path / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return [str(tmp_path / f"{name}.yaml") for name in named]
+
+
+def test_shared_and_separate_processes_agree(sweep_type, tmp_path: Path, tiny: Path, tasks: list[str]) -> None:
+    """Of both variants; the spec, its ids among it, does not depend on what else the process answers."""
+
+    def answered(folder: str, *asked: str) -> dict[tuple[str, str], RunRecord]:
+        (tmp_path / folder).mkdir()
+        records = sweep_type(tmp_path / folder).run(
+            {
+                "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
+                "methods": ["none", {"rtn": {"group_size": 32}}],
+                "measure": {"tasks": [{"name": task} for task in asked], "memory": {}},
+                "device": "cpu",
+                "threads": 1,
+            }
+        )
+        assert {record.status for record in records} == {"ok"}
+        return {(r.spec.method.name, Path(r.spec.task.name).stem): r for r in records if r.spec.task is not None}
+
+    together = answered("together", *tasks)
+    apart = {key: record for task in tasks for key, record in answered(Path(task).stem, task).items()}
+    assert together.keys() == apart.keys()
+    assert len(together) == 6
+    for (method, task), record in together.items():
+        alone = apart[method, task]
+        assert record.spec.run_id == alone.spec.run_id
+        assert record.find("task_score") == alone.find("task_score"), "values, and the hashes of prompts and targets"
+        assert record.outcome.labels == alone.outcome.labels
+        earlier = tuple(tasks[: [Path(each).stem for each in tasks].index(task)])
+        shared = [fact.arguments["earlier"] for fact in record.outcome.facts if fact.name == "process_shared"]
+        assert shared == ([earlier] if earlier else [])
+        assert ("load" in [phase.name for phase in record.outcome.phases]) == (not earlier)
+        own = {fact.name: fact for fact in record.outcome.facts if fact.name != "process_shared"}
+        assert own == {fact.name: fact for fact in alone.outcome.facts}
