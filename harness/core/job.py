@@ -36,12 +36,13 @@ from harness.core.workload import (
 @dataclass(frozen=True)
 class Conditions:
     """How a process runs: its device, CPU threads (None: the library's choice), attention implementation
-    (None: the engine's choice), and whether its memory is measured."""
+    (None: the engine's choice), whether its memory is measured, and how many GPUs it gets if its device is one."""
 
     device: str = "cpu"
     threads: int | None = None
     attention: str | None = None
     memory: bool = True
+    gpus: int = 1
 
 
 @dataclass(frozen=True)

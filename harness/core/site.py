@@ -21,17 +21,22 @@ MAX_CONFIGURATION_BYTES = 64 * 2**20
 class Machine:
     """What planning needs to know about a site's hardware: the device to run on, and its hardware class.
 
-    ``capability`` is the GPU's compute capability; None on a CPU. ``gpus`` counts the GPUs that one run may use.
-    ``memory_bytes`` is the device's whole memory, 0 if it is not known. ``instructions`` are those of the processor, as
-    Linux names them (``amx_tile``); empty if they are not known.
+    ``capability`` is the GPU's compute capability; None on a CPU. ``uuids`` name the GPUs that runs may use, as NVML
+    does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory, 0 if it is not known.
+    ``instructions`` are those of the processor, as Linux names them (``amx_tile``); empty if they are not known.
     """
 
     device: str
     hardware: str
     capability: tuple[int, int] | None = None
-    gpus: int = 1
+    uuids: tuple[str, ...] = ()
     memory_bytes: int = 0
     instructions: frozenset[str] = frozenset()
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs one run may use; 1 if they have no names."""
+        return max(len(self.uuids), 1)
 
 
 class Artifacts(Protocol):

@@ -214,7 +214,16 @@ class _Worker:
             python = str(self._site.stacks.find(self._spec.stack).python)
             inherited = environment(self._folder)
         own = {MARKER: self._folder.name, **_temporary_files(self._folder)}
-        return python, {**inherited, **ENVIRONMENT, **own, **_thread_variables(self._spec.job.conditions.threads)}
+        threads = _thread_variables(self._spec.job.conditions.threads)
+        return python, {**inherited, **ENVIRONMENT, **own, **threads, **self._device_variables()}
+
+    def _device_variables(self) -> dict[str, str]:
+        """Hides every GPU but those that the run was given; on a CPU run all of them."""
+        device = self._spec.device
+        if device == "cpu":
+            return {"CUDA_VISIBLE_DEVICES": ""}
+        uuids = self._site.machine(device).uuids
+        return {"CUDA_VISIBLE_DEVICES": ",".join(uuids[: self._spec.job.conditions.gpus])} if uuids else {}
 
     def _start(self, command: list[str], variables: Mapping[str, str]) -> None:
         """Threads read the pipes and, of a process that makes several runs, wait for its end."""

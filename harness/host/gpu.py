@@ -115,34 +115,40 @@ def gpu() -> Iterator[Gpu | None]:
         yield None
         return
     try:
-        yield _first_visible(pynvml)
+        handle = next(_visible(pynvml), None)
+        yield None if handle is None else Gpu(pynvml, handle)
     finally:
         pynvml.nvmlShutdown()
 
 
-def visible_gpus() -> int:
-    """How many GPUs CUDA_VISIBLE_DEVICES leaves visible; all of them without it. 0 without a driver."""
+def visible_uuids() -> tuple[str, ...]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in its order, or all GPUs. None without a driver."""
     import pynvml
 
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if listed is not None:
-        return len([each for each in listed.split(",") if each.strip()])
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return 0
+        return ()
     try:
-        return int(pynvml.nvmlDeviceGetCount())
+        return tuple(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _visible(pynvml))
     finally:
         pynvml.nvmlShutdown()
 
 
-def _first_visible(nvml: Any) -> Gpu | None:
-    """The first GPU of CUDA_VISIBLE_DEVICES. Workers set CUDA_DEVICE_ORDER to number GPUs as NVML does."""
-    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+def _visible(nvml: Any) -> Iterator[Any]:
+    """NVML's handles of the visible GPUs. Workers set CUDA_DEVICE_ORDER, so that CUDA numbers GPUs as NVML does.
+
+    As for CUDA, whatever follows the first entry that names no GPU is hidden too.
+    """
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        if first.isdigit():
-            return Gpu(nvml, nvml.nvmlDeviceGetHandleByIndex(int(first)))
-        return Gpu(nvml, nvml.nvmlDeviceGetHandleByUUID(first)) if first.startswith(("GPU-", "MIG-")) else None
+        entries = [str(index) for index in range(nvml.nvmlDeviceGetCount())] if listed is None else listed.split(",")
+        for entry in map(str.strip, entries):
+            if entry.isdigit():
+                yield nvml.nvmlDeviceGetHandleByIndex(int(entry))
+            elif entry.startswith(("GPU-", "MIG-")):
+                yield nvml.nvmlDeviceGetHandleByUUID(entry)
+            else:
+                return
     except nvml.NVMLError:
-        return None
+        return

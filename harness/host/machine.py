@@ -15,7 +15,7 @@ from harness.core.identity import Scalar
 from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
-from harness.host.gpu import gpu, visible_gpus
+from harness.host.gpu import gpu, visible_uuids
 from harness.host.processor import instruction_sets, processor_state
 
 PACKAGES = (
@@ -43,7 +43,7 @@ def choose(device: str) -> Machine:
         reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
         raise UsageError(f"device: cuda, but {reason}; see 'qharness doctor'")
     if usable and device != "cpu":
-        return Machine("cuda", f"{name}; {cpu}", capability, visible_gpus(), int(size or 0))
+        return Machine("cuda", f"{name}; {cpu}", capability, visible_uuids(), int(size or 0))
     return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=frozenset(instruction_sets()))
 
 

@@ -268,10 +268,10 @@ def test_lengths_memory_and_parts_that_do_not_fit() -> None:
     assert "more than this machine's 16.0 GiB" in str(refused(load, kv_cache_memory=32 * GIB))
     assert refused(replace(load, machine=replace(CPU, memory_bytes=0)), kv_cache_memory=32 * GIB) is None
     assert "sweep runs on a CPU" in str(refused(load, tensor_parallel=2))
-    pair = replace(H100, gpus=2)
+    pair = replace(H100, uuids=("GPU-a", "GPU-b"))
     assert "needs as many GPUs, and 1 may be used here" in str(refused(replace(load, machine=H100), tensor_parallel=3))
     assert "does not divide the 9 attention heads" in str(refused(replace(load, machine=pair), tensor_parallel=2))
-    assert refused(replace(load, machine=replace(H100, gpus=3)), tensor_parallel=3) is None
+    assert refused(replace(load, machine=replace(H100, uuids=("GPU-a", "GPU-b", "GPU-c"))), tensor_parallel=3) is None
 
 
 def test_what_is_not_known_is_left_to_loading() -> None:

@@ -49,6 +49,7 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetHandleByIndex": by_index,
         "nvmlDeviceGetHandleByUUID": lambda uuid: uuid[-1],
         "nvmlDeviceGetName": lambda handle: f"GPU {handle}",
+        "nvmlDeviceGetUUID": lambda handle: f"GPU-uuid-of-{handle}",
         "nvmlDeviceGetMemoryInfo": lambda handle: memory,
         "nvmlDeviceGetTemperature": temperature,
         "nvmlDeviceGetClockInfo": lambda handle, clock: {1: 1500, 2: 2600}[clock],
