@@ -54,6 +54,7 @@ def test_shared_and_separate_processes_agree(sweep_type, tmp_path: Path, tiny: P
         assert {record.status for record in records} == {"ok"}
         return {(r.spec.method.name, Path(r.spec.task.name).stem): r for r in records if r.spec.task is not None}
 
+    names = [Path(task).stem for task in tasks]
     together = answered("together", *tasks)
     apart = {key: record for task in tasks for key, record in answered(Path(task).stem, task).items()}
     assert together.keys() == apart.keys()
@@ -63,9 +64,9 @@ def test_shared_and_separate_processes_agree(sweep_type, tmp_path: Path, tiny: P
         assert record.spec.run_id == alone.spec.run_id
         assert record.find("task_score") == alone.find("task_score"), "values, and the hashes of prompts and targets"
         assert record.outcome.labels == alone.outcome.labels
-        earlier = tuple(tasks[: [Path(each).stem for each in tasks].index(task)])
-        shared = [fact.arguments["earlier"] for fact in record.outcome.facts if fact.name == "process_shared"]
+        earlier = tuple(names[: names.index(task)])
+        shared = [fact.arguments["earlier"] for fact in record.outcome.facts if fact.code == "process_shared"]
         assert shared == ([earlier] if earlier else [])
         assert ("load" in [phase.name for phase in record.outcome.phases]) == (not earlier)
-        own = {fact.name: fact for fact in record.outcome.facts if fact.name != "process_shared"}
-        assert own == {fact.name: fact for fact in alone.outcome.facts}
+        own = {fact.code: fact for fact in record.outcome.facts if fact.code != "process_shared"}
+        assert own == {fact.code: fact for fact in alone.outcome.facts}
