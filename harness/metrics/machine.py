@@ -29,9 +29,26 @@ BUDGET_S = 0.04
 """Minimum total duration of the bursts of one kind."""
 SINGLE_CALLS = 5
 """The fastest of this many single calls sets the number of calls per burst: a single one may be interrupted."""
+WARM_UP_S = 1.0
+"""Seconds of products before anything is read or timed on a GPU. An idle one has lowered its clocks, and raising them
+takes up to some hundred milliseconds."""
+WARM_UP_MATRIX = 2048
 DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
 
 Work = Callable[[], object]
+
+
+def warm_up(device: str) -> None:
+    """Multiplies on a GPU until it has raised its clocks; a CPU needs no warm-up, since the best burst counts."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    matrix = torch.ones(WARM_UP_MATRIX, WARM_UP_MATRIX, device=device)
+    began = time.perf_counter()
+    while time.perf_counter() - began < WARM_UP_S:
+        torch.mm(matrix, matrix)
+        torch.cuda.synchronize(device)
 
 
 def measure(device: str, free_bytes: int, note: Callable[[Fact], None]) -> Iterator[Measurement]:
@@ -96,7 +113,8 @@ def _products(device: str, dtype: str, size: int) -> Iterator[tuple[str, Work]]:
     numbers = torch.randn(size, size, generator=generator, device=device)
     if dtype == "int8":
         codes = (numbers * 32).clamp(-127, 127).to(torch.int8)
-        yield "_int_mm", lambda: torch._int_mm(codes, codes)
+        second = _second_int8_matrix(codes, device)
+        yield "_int_mm", lambda: torch._int_mm(codes, second)
         return
     if dtype == "float8_e4m3fn":
         narrow, one = numbers.to(torch.float8_e4m3fn), torch.ones((), device=device)
@@ -108,6 +126,15 @@ def _products(device: str, dtype: str, size: int) -> Iterator[tuple[str, Work]]:
     if (device, dtype) == ("cpu", "float32") and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         packed = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), size)
         yield "oneDNN", lambda: torch.ops.mkldnn._linear_pointwise(matrix, packed, None, "none", [], "")
+
+
+def _second_int8_matrix(codes: torch.Tensor, device: str) -> torch.Tensor:
+    """The second factor of an int8 product: column-major on a GPU.
+
+    cuBLASLt multiplies int8 on tensor cores only if the first matrix is transposed and the second is not, in its own
+    column-major terms ("TN", cuBLAS documentation of cublasLtMatmul); for PyTorch that is a column-major second one.
+    """
+    return codes.t() if device.startswith("cuda") else codes
 
 
 def _bursts(work: Work, device: str) -> list[float]:

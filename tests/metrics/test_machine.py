@@ -80,6 +80,37 @@ def test_a_copy_and_a_sum_do_what_they_say() -> None:
     assert held.tolist() == [0.0, 1.0, 2.0, 3.0] * 2
 
 
+@pytest.mark.parametrize(("device", "strides"), [("cpu", (8, 1)), ("cuda", (1, 8)), ("cuda:0", (1, 8))])
+def test_the_second_int8_matrix_is_column_major_on_a_gpu(device: str, strides: tuple[int, int]) -> None:
+    import torch
+
+    codes = torch.arange(64, dtype=torch.int8).reshape(8, 8)
+    second = machine._second_int8_matrix(codes, device)
+    assert second.stride() == strides
+    assert second.dtype == torch.int8
+
+
+def test_a_gpu_multiplies_for_a_while_before_its_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    clock = iter(step / 4 for step in range(100))
+    products: list[tuple[object, ...]] = []
+    synchronized: list[str] = []
+
+    def multiply(*factors: object) -> None:
+        products.append(factors)
+
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("torch.ones", lambda *shape, device: torch.empty(*shape, device="meta"))
+    monkeypatch.setattr("torch.mm", multiply)
+    monkeypatch.setattr("torch.cuda.synchronize", synchronized.append)
+    machine.warm_up("cuda:0")
+    assert len(products) == machine.WARM_UP_S * 4 - 1
+    assert synchronized == ["cuda:0"] * len(products)
+    machine.warm_up("cpu")
+    assert len(products) == len(synchronized)
+
+
 def test_every_way_multiplies() -> None:
     import torch
 

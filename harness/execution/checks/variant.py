@@ -85,6 +85,16 @@ def record_repacking(context: Context, model: LoadedModel) -> None:
         context.fact("repacked", stored_bytes=stored, running_bytes=running)
 
 
+def record_cuda_kernels(context: Context, model: Logits) -> None:
+    """Records the CUDA kernels of a quantized variant that take the longest on the probe; nothing on a CPU.
+
+    Call it after everything that is timed: once a process has been profiled, CUPTI stays attached to it and slows down
+    every later launch of a kernel.
+    """
+    if context.spec.device.startswith("cuda") and context.spec.method.stage != "none":
+        context.fact("cuda_kernels", names=tuple(_kernel_names(lambda: _probe_logits(context, model))))
+
+
 def _label_scope(context: Context) -> None:
     """Labels what the recipe's scope skips and overrides, and the overrides that the method does not support."""
     if context.spec.variant.skip:
@@ -161,8 +171,6 @@ def _record_kernels(context: Context, model: Logits) -> None:
     context.fact("kernels", **{str(family): layers for family, layers in families.items()})
     if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
         context.label("unpacked_once")
-    if context.spec.device.startswith("cuda"):
-        context.fact("cuda_kernels", names=tuple(_kernel_names(lambda: _probe_logits(context, model))))
     expected = context.method().kernel
     for family, layers in families.items():
         if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # coverage counts dense layers

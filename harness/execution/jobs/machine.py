@@ -8,7 +8,7 @@ from harness.core.job import MeasureMachine
 from harness.execution.checks.drift import drift
 from harness.execution.context import Context
 from harness.host.machine import available_memory_bytes
-from harness.metrics.machine import measure
+from harness.metrics.machine import measure, warm_up
 
 
 def run(job: MeasureMachine, context: Context, out: Path) -> None:
@@ -19,6 +19,7 @@ def run(job: MeasureMachine, context: Context, out: Path) -> None:
     import torch
 
     with context.phase("measure"), torch.inference_mode():
+        warm_up(job.conditions.device)  # or the clock that is read first would be an idle GPU's
         context.moment("begin")
         context.add(measure(job.conditions.device, _free_bytes(context), context.keep))
         context.moment("end")

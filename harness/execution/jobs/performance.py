@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.core.capability import Decodes, Logits
 from harness.core.job import MeasurePerformance
 from harness.execution.checks.drift import drift
-from harness.execution.checks.variant import record_repacking, verify_variant
+from harness.execution.checks.variant import record_cuda_kernels, record_repacking, verify_variant
 from harness.execution.context import Context, checked
 from harness.execution.footprint import footprint
 from harness.execution.traffic import traffic
@@ -34,3 +34,5 @@ def run(job: MeasurePerformance, context: Context, out: Path) -> None:
         with context.phase(each.name):
             context.add(metric(each.name).make(model, metric(each.name).parsed(each.params), variant.seed))
     record_repacking(context, model)
+    if job.verify:
+        record_cuda_kernels(context, checked(engine(variant.engine), model, Logits))

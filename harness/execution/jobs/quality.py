@@ -10,7 +10,7 @@ from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.plausibility import plausibility
-from harness.execution.checks.variant import record_repacking, verify_variant
+from harness.execution.checks.variant import record_cuda_kernels, record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.windows import cut_windows
@@ -46,3 +46,4 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
         plausibility(context, model, windows)
     noise.own_batch(context, model, windows)
     record_repacking(context, model)
+    record_cuda_kernels(context, model)

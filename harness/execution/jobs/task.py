@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.core.capability import Logits
 from harness.core.job import AnswerTask
 from harness.execution.checks.leak import check_leak, check_tokens
-from harness.execution.checks.variant import record_repacking, verify_variant
+from harness.execution.checks.variant import record_cuda_kernels, record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.plugins import metric
 
@@ -29,3 +29,5 @@ def run(job: AnswerTask, context: Context, out: Path) -> None:
     with context.phase("questions"), torch.inference_mode():
         context.add(metric("tasks").make(model, job.task, context.method().batch_dependent, watch))
     record_repacking(context, model)
+    if job.verify:
+        record_cuda_kernels(context, model)
