@@ -78,6 +78,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         "NVMLError": NVMLError,
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: int(made.joules * 1000),
     }
