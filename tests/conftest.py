@@ -20,6 +20,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import yaml
 from hypothesis import settings
+from nvml_stub import NvmlStub, install
 from warm_workers import Workers
 
 from harness.api.plan import plan
@@ -129,6 +130,12 @@ def workers(pytestconfig: pytest.Config) -> Iterator[None]:
         patch.setattr(local, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started.start}))
         yield
     started.close()
+
+
+@pytest.fixture
+def nvml(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> NvmlStub:
+    """A stub of NVIDIA's library behind pynvml, in this process and its children; so far it holds no GPU."""
+    return install(tmp_path_factory.mktemp("nvml"), monkeypatch)
 
 
 @pytest.fixture(scope="session")
