@@ -77,7 +77,8 @@ class QuantizeJob(Generic[P]):
     ``load`` reads the source as an unquantized transformers model on the job's device; methods whose library does its
     own loading do not call it. ``scope`` names the modules to quantize, ``untouched`` every other module with a
     matrix: the head, routers, what the recipe skips. ``overrides`` maps module names to the parameters that differ
-    there. ``note`` adds a fact to the run's record.
+    there. ``note`` adds a fact to the run's record. ``probe`` keeps a few logits of the quantized model, to compare the
+    reloaded one with: a method whose saving changes the model calls it first, so that no copy of the model is needed.
     """
 
     params: P
@@ -93,6 +94,7 @@ class QuantizeJob(Generic[P]):
     overrides: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
     trust_remote_code: bool = False
     note: Callable[[str, Scalar], None] = lambda name, value: None
+    probe: Callable[[Any], None] = lambda model: None
 
     @property
     def calibration_set(self) -> CalibrationSet:
@@ -139,8 +141,8 @@ class Method(Generic[P]):
     ``load_config``  quantizes while loading: returns what ``from_pretrained(quantization_config=…)``
                      takes, given the parameters and the setting; or what another engine's loader takes, see
                      ``configures``.
-    ``quantize``     quantizes offline: writes a checkpoint and returns the in-memory model,
-                     so that the reloaded one can be compared with it.
+    ``quantize``     quantizes offline: writes a checkpoint and returns the in-memory model, so that the
+                     reloaded one can be compared with it; or None, if the job's ``probe`` had that model.
 
     ``read`` loads what ``quantize`` wrote if transformers alone cannot. ``stack`` names the environment
     that quantizes; the main stack always measures. ``packages`` are needed there to quantize, ``readers``

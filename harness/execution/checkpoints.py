@@ -1,14 +1,17 @@
-"""Operations on the unquantized checkpoint that several jobs share: load it, save its logits, copy its tokenizer."""
+"""What jobs share: loading the unquantized checkpoint, computing some logits, copying its tokenizer."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.execution.checks import reload as probe
 from harness.execution.context import Context
 from harness.models.headers import TOKENIZER_FILES
+
+if TYPE_CHECKING:
+    import torch
 
 
 def load_source(context: Context, source: Path) -> Any:
@@ -28,10 +31,10 @@ def load_source(context: Context, source: Path) -> Any:
     )
 
 
-def keep_logits(context: Context, model: Any, source: Path, out: Path) -> None:
-    """Saves some logits of a transformers model, to check later loads against."""
+def some_logits(context: Context, model: Any, source: Path) -> dict[str, torch.Tensor]:
+    """Some logits of a transformers model and their tokens, to check later loads against."""
     vocabulary = model.config.get_text_config().vocab_size
-    probe.save(model, probe.tokens(source, vocabulary, context.spec.model.trust_remote_code), out)
+    return probe.evaluate(model, probe.tokens(source, vocabulary, context.spec.model.trust_remote_code))
 
 
 def copy_tokenizer(source: Path, out: Path, code: bool = False) -> None:

@@ -25,7 +25,7 @@ def kept(tmp_path: Path) -> Path:
         def __call__(self, input_ids: torch.Tensor) -> SimpleNamespace:
             return SimpleNamespace(logits=LOGITS)
 
-    probe.save(Model(), IDS, tmp_path)
+    probe.save(probe.evaluate(Model(), IDS), tmp_path)
     return tmp_path
 
 

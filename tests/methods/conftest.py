@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from in_memory import quantized
 
 from harness import plugins as registry
 from harness.core.capability import Logits
@@ -114,9 +115,7 @@ def make(tiny: Path, tmp_path: Path, calibration: CalibrationSet) -> Iterator[Ca
                 note=facts.__setitem__,
             )
             torch.manual_seed(0)
-            quantized = chosen.quantize(job)
-            with torch.inference_mode():
-                in_memory = quantized(input_ids=probe).logits[0].float()
+            in_memory = quantized(chosen, job, lambda model: model(input_ids=probe).logits[0].float())
             source = tmp_path
             check_codes(chosen, params, tmp_path)
             AutoTokenizer.from_pretrained(tiny).save_pretrained(tmp_path)

@@ -20,11 +20,13 @@ def checkpoint_bits(tiny, made) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("bits", "group_size", "symmetric", "most_kl"),
-    [(4, 32, False, 0.05), (3, 32, True, 0.2)],
+    ("bits", "group_size", "symmetric", "dtype", "most_kl"),
+    [(4, 32, False, "float32", 0.05), (3, 32, True, "bfloat16", 0.2)],
 )
-def test_the_reload_is_what_was_in_memory(make, bits: int, group_size: object, symmetric: bool, most_kl: float) -> None:
-    made = make("autoround", bits=bits, group_size=group_size, symmetric=symmetric, iterations=1)
+def test_the_reload_is_what_was_in_memory(
+    make, bits: int, group_size: object, symmetric: bool, dtype: str, most_kl: float
+) -> None:
+    made = make("autoround", dtype=dtype, bits=bits, group_size=group_size, symmetric=symmetric, iterations=1)
     assert made.reload_difference < 1e-4
     assert 0 < made.kl < most_kl
     assert made.model.kernels() == {"QuantLinear": 28}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_memory import quantized
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness import plugins as registry
@@ -99,8 +100,7 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
         job = QuantizeJob(
             params, mixture, tmp_path, "cpu", dtype, 0, load, scope=scope.scope, untouched=scope.untouched
         )
-        with torch.inference_mode():
-            saved = method.quantize(job)(input_ids=PROBE).logits[0].float()
+        saved = quantized(method, job, lambda model: model(input_ids=PROBE).logits[0].float())
         source = tmp_path
     model = TRANSFORMERS.load(
         LoadRequest(source, dtype, "cpu", quantization=config, read=method.read), TRANSFORMERS.params()

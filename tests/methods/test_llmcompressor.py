@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from in_memory import quantized
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -147,8 +148,8 @@ def test_an_untouched_module_stays(make, tiny: Path, name: str) -> None:
 
 def quantize(
     name: str, tiny: Path, out: Path, calibration: CalibrationSet, overrides: dict[str, dict[str, Any]], **params: Any
-) -> tuple[Any, dict[str, Any]]:
-    """A method's model in memory and what it noted, without the fixture: for jobs of another kind than its own."""
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """The logits of a model in memory and what its method noted, without the fixture: for jobs of another kind."""
     chosen = registry.method(name)
     if lacking := registry.missing(chosen, local_site()):
         pytest.skip(lacking)
@@ -170,14 +171,14 @@ def quantize(
         overrides=overrides,
         note=facts.__setitem__,
     )
-    return chosen.quantize(job), facts  # type: ignore[misc]
+    return quantized(chosen, job, lambda model: model(TOKENS).logits), facts
 
 
 @pytest.mark.parametrize("name", ["llmc-rtn", "llmc-gptq"])
 def test_overrides_hold_for_their_layers_alone(tiny: Path, tmp_path: Path, calibration, name: str) -> None:
     apart = "model.layers.2.mlp.up_proj"
     overrides = {apart: {"bits": 8, "group_size": "channel", "symmetric": False}}
-    model, _ = quantize(name, tiny, tmp_path, calibration, overrides, bits=2, group_size=32)
+    in_memory, _ = quantize(name, tiny, tmp_path, calibration, overrides, bits=2, group_size=32)
     held = {tensor.name: tensor.shape for tensor in headers.tensors(tmp_path)}
     assert held[f"{apart}.weight_packed"] == (192, 64 * 8 // 32)
     assert held[f"{apart}.weight_zero_point"] == (192 * 8 // 32, 1)
@@ -185,7 +186,7 @@ def test_overrides_hold_for_their_layers_alone(tiny: Path, tmp_path: Path, calib
     assert "model.layers.2.mlp.gate_proj.weight_zero_point" not in held
     reloaded = registry.method(name).read(LoadRequest(tmp_path, "float32", "cpu"))  # type: ignore[misc]
     with torch.inference_mode():
-        torch.testing.assert_close(reloaded(TOKENS).logits, model(TOKENS).logits)
+        torch.testing.assert_close(reloaded(TOKENS).logits, in_memory)
 
 
 def test_gptq_refuses_an_override_that_it_cannot_keep_to_one_layer(tiny: Path, tmp_path: Path, calibration) -> None:

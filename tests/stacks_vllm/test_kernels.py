@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from in_memory import quantized
 from safetensors.numpy import load_file, save_file
 
 from harness import plugins as registry
@@ -67,6 +68,7 @@ def checkpoints(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     calibration = CalibrationSet(rows, [LENGTH] * SAMPLES, hashlib.sha256(json.dumps(rows).encode()).hexdigest())
     shapes = headers.read_directory(tiny_llama).shapes
     scope = tuple(name.removesuffix(".weight") for name, shape in shapes.items() if in_decoder(name, len(shape)))
+    words = probe.tokens(tiny_llama, tokenizer.vocab_size)
     made = {"none": tiny_llama}
     for name, (method, given) in CHECKPOINTS.items():
         chosen = registry.method(method)
@@ -86,10 +88,9 @@ def checkpoints(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> d
             scope=scope,
             untouched=("lm_head",),
         )
-        assert chosen.quantize is not None
-        quantized = chosen.quantize(job)
+        probed = quantized(chosen, job, lambda model: probe.evaluate(model, words))
         tokenizer.save_pretrained(folder)
-        probe.save(quantized, probe.tokens(folder, tokenizer.vocab_size), folder)
+        probe.save(probed, folder)
         made[name] = folder
     return made
 

@@ -62,14 +62,20 @@ def tokens(folder: Path, vocabulary: int, trust_remote_code: bool = False) -> to
     return ids[:, :TOKENS].remainder(vocabulary)  # type: ignore[no-any-return]
 
 
-def save(model: Any, ids: torch.Tensor, folder: Path) -> None:
-    """Saves the probe's tokens and an in-memory model's logits for them."""
+def evaluate(model: Any, ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The probe's ``tokens`` and an in-memory model's ``logits`` for them, on the CPU."""
     import torch
-    from safetensors.torch import save_file
 
     with torch.inference_mode():
         logits = model(input_ids=ids.to(model.device)).logits
-    save_file({"tokens": ids.contiguous(), "logits": logits.float().cpu().contiguous()}, folder / FILE)
+    return {"tokens": ids.contiguous(), "logits": logits.float().cpu().contiguous()}
+
+
+def save(probed: dict[str, torch.Tensor], folder: Path) -> None:
+    """Saves what ``evaluate`` returned."""
+    from safetensors.torch import save_file
+
+    save_file(probed, folder / FILE)
 
 
 def compare(folder: Path, logits_of: Any, what: str, harmless_kl: float = HARMLESS_KL) -> Difference:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from harness.core.job import KeepProbe
-from harness.execution.checkpoints import keep_logits, load_source
+from harness.execution.checkpoints import load_source, some_logits
+from harness.execution.checks import reload as probe
 from harness.execution.context import Context
 
 
@@ -14,4 +15,4 @@ def run(job: KeepProbe, context: Context, out: Path) -> None:
     with context.phase("import"):
         import transformers  # noqa: F401
     with context.phase("probe"):
-        keep_logits(context, load_source(context, context.source()), context.source(), out)
+        probe.save(some_logits(context, load_source(context, context.source()), context.source()), out)

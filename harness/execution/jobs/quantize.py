@@ -5,17 +5,22 @@ from __future__ import annotations
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from harness.core.job import QuantizeModel
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.core.site import MAIN
 from harness.core.variant import Variant
-from harness.execution.checkpoints import copy_tokenizer, keep_logits, load_source
+from harness.errors import InvalidRunError
+from harness.execution.checkpoints import copy_tokenizer, load_source, some_logits
 from harness.execution.checks import reload as probe
 from harness.execution.consumption import Consumption
 from harness.execution.context import Context
 from harness.execution.jobs.calibrate import note_calibration
 from harness.models.legacy import restore, view
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run(job: QuantizeModel, context: Context, out: Path) -> None:
@@ -44,6 +49,11 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
     calibration = _calibration(context, variant)
     consumption = Consumption(calibration) if calibration else None
     modules = context.modules()
+    probed: dict[str, torch.Tensor] = {}
+
+    def keep_logits(model: Any) -> None:
+        probed.update(some_logits(context, model, source))
+
     order = QuantizeJob(
         params=context.params(),
         source=source,
@@ -58,6 +68,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         overrides=context.overrides(),
         trust_remote_code=variant.model.trust_remote_code,
         note=context.note,
+        probe=keep_logits,
     )
     torch.manual_seed(variant.seed)
     with context.phase("quantize"), consumption.watching() if consumption else nullcontext():
@@ -65,7 +76,11 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
     if consumption is not None and calibration is not None:
         _note_consumption(context, calibration, consumption.consumed())
     with context.phase("probe"):
-        keep_logits(context, model, source, out)
+        if model is not None:
+            keep_logits(model)
+        if not probed:
+            raise InvalidRunError(f"{chosen.name} returned no model and gave none to probe: nothing to compare with")
+        probe.save(probed, out)
     copy_tokenizer(context.source(), out)
 
 

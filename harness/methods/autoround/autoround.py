@@ -6,14 +6,15 @@ range, to preserve the block's output on the calibration text. Rounding and clip
 
 from __future__ import annotations
 
-import copy
 import math
-from typing import Any, Literal
+from typing import Literal
 
 from harness.core.format import Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob, Steps
 from harness.methods.autoround import driver as autoround
 
+SCALES = "float16"
+"""The dtype of its stored scales, in which the loaded layers multiply them by their codes."""
 SCALE_BITS = 16
 
 
@@ -30,7 +31,7 @@ class AutoRoundParams(MethodParams):
     iterations: Steps = 200
 
 
-def quantize(job: QuantizeJob[AutoRoundParams]) -> Any:
+def quantize(job: QuantizeJob[AutoRoundParams]) -> None:
     """Raises ValueError if an override changes the iterations, which all layers of a block share."""
     from auto_round.algorithms.quantization.sign_round.config import SignRoundConfig
 
@@ -42,25 +43,13 @@ def quantize(job: QuantizeJob[AutoRoundParams]) -> Any:
         layers[name] = _scheme(params)
     algorithm = SignRoundConfig(iters=job.params.iterations, **_scheme(job.params))
     rounding = autoround.prepare(job, f"W{job.params.bits}A16", algorithm, layers)
-    model, _ = rounding.quantize()
-    in_memory = _as_stored(copy.deepcopy(model), job.dtype)
-    autoround.save(rounding, job)
-    return in_memory
+    rounding.quantize()
+    autoround.save(rounding, job, stored=SCALES)
 
 
 def _scheme(params: AutoRoundParams) -> dict[str, int | bool]:
     group_size = -1 if params.group_size == "channel" else params.group_size
     return {"bits": params.bits, "group_size": group_size, "sym": params.symmetric}
-
-
-def _as_stored(model: Any, dtype: str) -> Any:
-    """Rounds quantized matrices as their layers compute them, code times scale: to float16, then to ``dtype``."""
-    import torch
-
-    for module in model.modules():
-        if hasattr(module, "scale"):
-            module.weight.data = module.weight.data.half()
-    return model.to(getattr(torch, dtype))
 
 
 def _needs(params: AutoRoundParams) -> Needs:

@@ -6,11 +6,15 @@ ids with their masks, and ``seqlen`` is their length, so that it uses every row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from harness.core.method import QuantizeJob
 from harness.models.loading import device_map
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("auto-round",)
 EXTRA = "autoround"
@@ -72,14 +76,21 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
     return rounding
 
 
-def save(rounding: Any, job: QuantizeJob[Any]) -> None:
-    """Packs the quantized model in place and writes it in auto-round's format; other weights get the job's dtype."""
+def save(rounding: Any, job: QuantizeJob[Any], stored: str | None = None) -> None:
+    """Probes the quantized model, packs it in place and writes it in auto-round's format.
+
+    Weights that are not quantized get the job's dtype. ``stored`` is the dtype that the loaded layers round their
+    matrices to, code times scale, before they convert them to the job's dtype.
+    """
     import torch
 
-    for module in rounding.model_context.model.modules():
-        if not hasattr(module, "scale"):  # a layer with a scale will be packed and needs full precision
+    model, dtype = rounding.model_context.model, getattr(torch, job.dtype)
+    for module in model.modules():
+        if not hasattr(module, "scale"):
             for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(getattr(torch, job.dtype))
+                parameter.data = parameter.data.to(dtype)
+    with _rounded(model, [getattr(torch, stored), dtype] if stored else [dtype]):
+        job.probe(model)
     rounding.formats = rounding.compress_context.formats = rounding._resolve_format_string("auto_round")
     for chosen in rounding.formats:
         if type(chosen.backend).__name__ == "AutoAWQFormat":
@@ -87,3 +98,33 @@ def save(rounding: Any, job: QuantizeJob[Any]) -> None:
             # weight_dtype); auto-round's own layout, used for other widths with zero points, works too.
             chosen.backend = None
     rounding.save_quantized(str(job.out), inplace=True)
+
+
+@contextmanager
+def _rounded(model: Any, dtypes: list[torch.dtype]) -> Iterator[None]:
+    """Within this context, quantized layers compute with matrices that were rounded to each of ``dtypes`` in turn.
+
+    Packing needs the matrices in full precision, so each is rounded only while its layer runs.
+    """
+
+    full: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+    def enter(layer: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        for name, parameter in layer.named_parameters():
+            full[parameter] = parameter.data
+            for dtype in dtypes if name.endswith("weight") else dtypes[-1:]:
+                parameter.data = parameter.data.to(dtype)
+
+    def leave(layer: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        for parameter in layer.parameters():
+            parameter.data = full.pop(parameter)
+
+    wrapped = {module.orig_layer for module in model.modules() if hasattr(module, "orig_layer")}
+    layers = [m for m in model.modules() if m not in wrapped and hasattr(getattr(m, "orig_layer", m), "scale")]
+    handles = [layer.register_forward_pre_hook(enter) for layer in layers]
+    handles += [layer.register_forward_hook(leave) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -9,9 +9,6 @@ layers hold codes and scales in bfloat16 and multiply them there. With both undo
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.autoround import driver as autoround
@@ -21,15 +18,12 @@ class AutoRoundFp8Params(MethodParams):
     """No parameters: float8 E4M3 weights with a scale per output channel, activations with one per layer."""
 
 
-def quantize(job: QuantizeJob[AutoRoundFp8Params]) -> Any:
-    import torch
+def quantize(job: QuantizeJob[AutoRoundFp8Params]) -> None:
     from auto_round.algorithms.quantization.rtn.config import RTNConfig
 
     rounding = autoround.prepare(job, "FP8_STATIC", RTNConfig(), {})
-    model, _ = rounding.quantize()
-    in_memory = copy.deepcopy(model).to(getattr(torch, job.dtype))
+    rounding.quantize()
     autoround.save(rounding, job)
-    return in_memory
 
 
 def _beside(params: AutoRoundFp8Params, plain_bits: float, shape: tuple[int, int]) -> Beside:

@@ -6,7 +6,7 @@ calibration text at every point. The inverse scales move into the preceding laye
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,7 +28,7 @@ class LlmcAwqParams(MethodParams):
     grid: Annotated[int, Field(ge=3, le=1000)] = 20
 
 
-def quantize(job: QuantizeJob[LlmcAwqParams]) -> Any:
+def quantize(job: QuantizeJob[LlmcAwqParams]) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
@@ -36,7 +36,7 @@ def quantize(job: QuantizeJob[LlmcAwqParams]) -> Any:
     groups = llmcompressor.groups(llmcompressor.integers(params.bits, params.group_size, params.symmetric))
     scale = AWQModifier(duo_scaling=params.duo_scaling, n_grid=params.grid)
     round_ = QuantizationModifier(config_groups=groups, ignore=list(job.untouched))
-    return llmcompressor.quantize(job, [scale, round_], calibrated=True)
+    llmcompressor.quantize(job, [scale, round_], calibrated=True)
 
 
 AWQ = Method(

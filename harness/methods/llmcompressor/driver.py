@@ -7,7 +7,6 @@ running model has the format's errors, but neither its size nor its speed.
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import math
@@ -39,11 +38,11 @@ def enable() -> None:
     import compressed_tensors  # noqa: F401
 
 
-def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) -> Any:
-    """Runs the modifiers in order, saves the packed checkpoint and returns the model as it was before packing.
+def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) -> None:
+    """Runs the modifiers in order, probes the model and saves it packed.
 
-    The returned model fake-quantizes its matrices in each forward pass, so the reload check compares packing and
-    unpacking with a model that has been through neither. It is a copy: for a while two models are in memory.
+    Before packing, which is done in place, the model fake-quantizes its matrices in each forward pass: so the reload
+    check compares packing and unpacking with a model that has been through neither.
     Layers that GPTQ gave up on and rounded to nearest are noted.
     """
     from llmcompressor import oneshot
@@ -62,11 +61,9 @@ def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) 
     given_up = [warning for warning in warnings if warning.startswith("Hessian inversion failed")]
     if given_up:
         job.note("rounded to nearest instead", f"{len(given_up)} layers: {'; '.join(given_up)}")
-    unpacked = copy.deepcopy(model)
-    del unpacked.save_pretrained  # oneshot's own, which would save the model that this was copied from
+    job.probe(model)
     model.save_pretrained(job.out, save_compressed=True)
     reset_session()  # it would keep the model alive
-    return unpacked
 
 
 def batches(calibration: CalibrationSet, device: str) -> DataLoader[Any]:

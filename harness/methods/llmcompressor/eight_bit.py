@@ -56,14 +56,14 @@ def _fp8_groups(params: LlmcFp8Params) -> dict[str, Any]:
     )
 
 
-def quantize_fp8(job: QuantizeJob[LlmcFp8Params]) -> Any:
+def quantize_fp8(job: QuantizeJob[LlmcFp8Params]) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     modifier = QuantizationModifier(config_groups=_fp8_groups(job.params), ignore=list(job.untouched))
-    return llmcompressor.quantize(job, [modifier], calibrated=job.params.scheme == "static")
+    llmcompressor.quantize(job, [modifier], calibrated=job.params.scheme == "static")
 
 
-def quantize_int8(job: QuantizeJob[LlmcInt8Params]) -> Any:
+def quantize_int8(job: QuantizeJob[LlmcInt8Params]) -> None:
     from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
@@ -78,7 +78,7 @@ def quantize_int8(job: QuantizeJob[LlmcInt8Params]) -> Any:
             QuantizationArgs(num_bits=8, strategy="tensor", observer="static_minmax"),
         )
     modifiers.append(QuantizationModifier(config_groups=groups, ignore=list(job.untouched)))
-    return llmcompressor.quantize(job, modifiers, calibrated=_int8_calibrated(params))
+    llmcompressor.quantize(job, modifiers, calibrated=_int8_calibrated(params))
 
 
 def _int8_calibrated(params: LlmcInt8Params) -> bool:

@@ -6,8 +6,6 @@ E4M3 scale, under one float32 scale per matrix; that of the activations is calib
 
 from __future__ import annotations
 
-from typing import Any
-
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
@@ -23,12 +21,12 @@ class MicroscalingParams(MethodParams):
     activations: bool = True
 
 
-def _quantize(job: QuantizeJob[MicroscalingParams], scheme: str, calibrated: bool = False) -> Any:
+def _quantize(job: QuantizeJob[MicroscalingParams], scheme: str, calibrated: bool = False) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     groups = llmcompressor.preset(scheme if job.params.activations else f"{scheme}A16")
     modifier = QuantizationModifier(config_groups=groups, ignore=list(job.untouched))
-    return llmcompressor.quantize(job, [modifier], calibrated)
+    llmcompressor.quantize(job, [modifier], calibrated)
 
 
 def _codes(params: MicroscalingParams, bits: int, block: int) -> Codes:

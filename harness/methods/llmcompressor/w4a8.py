@@ -6,7 +6,7 @@ the size of 8 bits. Activations have one scale per token, computed at run time.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from harness.core.format import Activations, Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
@@ -26,7 +26,7 @@ class LlmcW4A8Params(MethodParams):
     gptq: bool = False
 
 
-def quantize(job: QuantizeJob[LlmcW4A8Params]) -> Any:
+def quantize(job: QuantizeJob[LlmcW4A8Params]) -> None:
     from compressed_tensors.quantization import QuantizationArgs
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -37,7 +37,7 @@ def quantize(job: QuantizeJob[LlmcW4A8Params]) -> Any:
     )
     modifier = GPTQModifier if job.params.gptq else QuantizationModifier
     rounding = modifier(config_groups=groups, ignore=list(job.untouched))
-    return llmcompressor.quantize(job, [rounding], calibrated=job.params.gptq)
+    llmcompressor.quantize(job, [rounding], calibrated=job.params.gptq)
 
 
 def _codes(params: LlmcW4A8Params) -> Codes:

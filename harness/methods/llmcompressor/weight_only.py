@@ -54,14 +54,14 @@ def _groups(job: QuantizeJob[Any]) -> dict[str, Any]:
     return llmcompressor.groups(weights(job.params), single=single)
 
 
-def quantize_rtn(job: QuantizeJob[LlmcRtnParams]) -> Any:
+def quantize_rtn(job: QuantizeJob[LlmcRtnParams]) -> None:
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     modifier = QuantizationModifier(config_groups=_groups(job), ignore=list(job.untouched))
-    return llmcompressor.quantize(job, [modifier], calibrated=False)
+    llmcompressor.quantize(job, [modifier], calibrated=False)
 
 
-def quantize_gptq(job: QuantizeJob[LlmcGptqParams]) -> Any:
+def quantize_gptq(job: QuantizeJob[LlmcGptqParams]) -> None:
     """Raises UnsupportedError if an override changes the search of the whole run rather than what a layer stores."""
     from llmcompressor.modifiers.gptq import GPTQModifier
 
@@ -76,7 +76,7 @@ def quantize_gptq(job: QuantizeJob[LlmcGptqParams]) -> Any:
         actorder="static" if job.params.act_order else None,
         dampening_frac=job.params.damping,
     )
-    return llmcompressor.quantize(job, [modifier], calibrated=True)
+    llmcompressor.quantize(job, [modifier], calibrated=True)
 
 
 def _needs(params: LlmcRtnParams | LlmcGptqParams) -> Needs:

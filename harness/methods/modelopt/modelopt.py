@@ -28,7 +28,7 @@ class ModeloptParams(MethodParams):
     format: Literal["fp8", "int8_smoothquant"] = "fp8"
 
 
-def quantize(job: QuantizeJob[ModeloptParams]) -> Any:
+def quantize(job: QuantizeJob[ModeloptParams]) -> None:
     import modelopt.torch.quantization as mtq
     import torch
     from modelopt.torch.export import export_hf_checkpoint
@@ -44,9 +44,8 @@ def quantize(job: QuantizeJob[ModeloptParams]) -> Any:
     configuration = copy.deepcopy(getattr(mtq, CONFIGURATIONS[job.params.format]))
     configuration["quant_cfg"] += [{"quantizer_name": f"{name}.*", "enable": False} for name in job.untouched]
     model = mtq.quantize(job.load(), configuration, calibrate)
-    in_memory = copy.deepcopy(model)  # the export replaces the weights by codes
+    job.probe(model)  # the export replaces the weights by codes
     export_hf_checkpoint(model, dtype=getattr(torch, job.dtype), export_dir=job.out)
-    return in_memory
 
 
 def _codes(params: ModeloptParams) -> Codes:

@@ -7,7 +7,6 @@ before every product, and quantizes and at once dequantizes its inputs; AMD's GP
 
 from __future__ import annotations
 
-import copy
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -84,7 +83,7 @@ class QuarkParams(MethodParams):
         return self
 
 
-def quantize(job: QuantizeJob[QuarkParams]) -> Any:
+def quantize(job: QuantizeJob[QuarkParams]) -> None:
     from quark.torch import LLMTemplate, ModelQuantizer, export_safetensors
 
     params = job.params
@@ -97,9 +96,8 @@ def quantize(job: QuantizeJob[QuarkParams]) -> Any:
     quantizer = ModelQuantizer(configuration)
     rows = _rows(job, model.device) if _calibrated(params) else None
     frozen = quantizer.freeze(quantizer.quantize_model(model, rows))
-    in_memory = copy.deepcopy(frozen)  # the export packs in place
+    job.probe(frozen)  # the export packs in place
     export_safetensors(frozen, str(job.out))
-    return in_memory
 
 
 def enable() -> None:
