@@ -24,6 +24,7 @@ class Machine:
     ``capability`` is the GPU's compute capability; None on a CPU. ``uuids`` name the GPUs that runs may use, as NVML
     does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory, 0 if it is not known.
     ``instructions`` are those of the processor, as Linux names them (``amx_tile``); empty if they are not known.
+    ``gpu_problem`` says why runs do not use the GPU that the machine has; None if they do, or were not to.
     """
 
     device: str
@@ -32,6 +33,7 @@ class Machine:
     uuids: tuple[str, ...] = ()
     memory_bytes: int = 0
     instructions: frozenset[str] = frozenset()
+    gpu_problem: str | None = None
 
     @property
     def gpus(self) -> int:

@@ -24,11 +24,11 @@ def facts() -> dict[str, Any]:
     try:
         import torch
     except Exception as error:  # noqa: BLE001 - whatever an import raises is the answer
-        return {"torch": None, "error": _message(error)}
+        return {"error": _message(error)}
     published = getattr(torch.cuda, "PYTORCH_RELEASES_CODE_CC", {})
     here = "aarch64" if platform.machine().lower() == "aarch64" else "x86_64"
     answer: dict[str, Any] = {
-        "torch": str(torch.__version__),
+        "version": str(torch.__version__),
         "cuda": torch.version.cuda,
         "available": bool(torch.cuda.is_available()),
         "architectures": list(torch.cuda.get_arch_list()),
@@ -41,16 +41,9 @@ def facts() -> dict[str, Any]:
     try:
         torch.cuda.init()
         properties = torch.cuda.get_device_properties(0)
-        free_bytes, total_bytes = torch.cuda.mem_get_info(0)
-        answer |= {
-            "name": properties.name,
-            "capability": [properties.major, properties.minor],
-            "uuid": str(properties.uuid),
-            "free_bytes": free_bytes,
-            "total_bytes": total_bytes,
-        }
     except Exception as error:  # noqa: BLE001 - torch's message says why the GPU cannot be used
         return answer | {"error": _message(error)}
+    answer |= {"capability": [properties.major, properties.minor], "uuid": str(properties.uuid)}
     return answer | {"products": products(torch, "cuda:0")}
 
 

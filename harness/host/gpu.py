@@ -25,6 +25,15 @@ class Gpu:
         answer = self._query({"capability": lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)})
         return (int(answer["capability"][0]), int(answer["capability"][1])) if answer else None
 
+    def driver(self) -> str | None:
+        """The driver's version."""
+        return self._query({"version": lambda: str(self._nvml.nvmlSystemGetDriverVersion())}).get("version")
+
+    def driver_cuda(self) -> tuple[int, int] | None:
+        """The newest CUDA version that the driver supports. NVML reports 12.4 as 12040."""
+        number = self._query({"number": lambda: int(self._nvml.nvmlSystemGetCudaDriverVersion_v2())}).get("number")
+        return None if number is None else (number // 1000, number % 1000 // 10)
+
     def hardware(self) -> dict[str, Scalar]:
         nvml, handle = self._nvml, self._handle
         return self._query(

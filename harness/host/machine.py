@@ -16,6 +16,7 @@ from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.gpu import gpu, visible_uuids
+from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
 PACKAGES = (
@@ -31,20 +32,24 @@ PACKAGES = (
 )
 
 
-def choose(device: str) -> Machine:
-    """The machine with the recipe's device. Raises UsageError for a GPU that is missing or unusable."""
+def choose(device: str, cache_root: Path | None = None) -> Machine:
+    """The machine with the recipe's device. Raises UsageError for a GPU that is missing or that torch cannot use.
+
+    Torch's answer about a GPU is kept in a cache folder (default: the user's).
+    """
     cpu = f"{cpu_name()}, {cores()} cores"
-    with gpu() as device_zero:
-        name = None if device_zero is None else device_zero.name()
-        capability = None if device_zero is None else device_zero.capability()
-        size = None if device_zero is None else device_zero.hardware().get("gpu_memory_bytes")
-    usable = name is not None and not _cpu_build()
-    if device == "cuda" and not usable:
-        reason = "the installed torch is a CPU build" if name else "no NVIDIA GPU or driver was found"
-        raise UsageError(f"device: cuda, but {reason}; see 'qharness doctor'")
-    if usable and device != "cpu":
-        return Machine("cuda", f"{name}; {cpu}", capability, visible_uuids(), int(size or 0))
-    return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=frozenset(instruction_sets()))
+    checked = None if device == "cpu" else preflight(cache_root or cache_folder())
+    problem = None if checked is None else checked.problem
+    if device == "cuda" and checked is None:
+        raise UsageError("device: cuda, but no NVIDIA GPU or driver was found; see 'qharness doctor'")
+    if device == "cuda" and problem is not None:
+        raise UsageError(f"device: cuda, but {problem}")
+    if checked is None or problem is not None:
+        instructions = frozenset(instruction_sets())
+        return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=instructions, gpu_problem=problem)
+    with gpu() as first:
+        size = None if first is None else first.hardware().get("gpu_memory_bytes")
+    return Machine("cuda", f"{checked.name}; {cpu}", checked.capability, visible_uuids(), int(size or 0))
 
 
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
@@ -129,10 +134,6 @@ def gpu_summary() -> str | None:
             return None
         size = device.hardware().get("gpu_memory_bytes")
         return f"{device.name()}, {float(size) / 2**30:.0f} GiB" if size else device.name()
-
-
-def _cpu_build() -> bool:
-    return (installed_version("torch") or "+cpu").endswith("+cpu")
 
 
 def _meminfo(name: str) -> int:

@@ -1,14 +1,39 @@
-"""Whether torch can use this machine's GPU, and if not, why and what to run: what torch itself says, in one process.
+"""Whether torch can use this machine's GPU, and if not, why and what to run.
 
-Draft: not wired into ``choose``, no cache yet.
+Torch itself is asked, in one process (``cuda_probe.py``) that sees what a worker sees. Its answer is kept in the cache
+until torch, the driver, the GPU or a variable that affects them is another. NVML says what torch cannot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
+from harness.core.foreign import read_file
+from harness.core.identity import digest
+from harness.core.owner import current_owner, temporary_folder
+from harness.errors import UsageError
+from harness.host import cuda_probe
 from harness.host.architecture import runs_on
+from harness.host.gpu import gpu, visible_uuids
+
+FOLDER = "preflight"
+"""The folder of a cache with torch's answers, one JSON file each."""
+MAX_ANSWER_BYTES = 2**16
+PROBE_S = 180.0
+"""How long torch may take: importing it from a slow disk takes a minute, PTX for a new GPU is compiled first."""
+_VARIABLES = re.compile(r"(CUDA|CUBLAS|CUBLASLT|NVIDIA|PYTORCH|TORCH)_\w+|LD_LIBRARY_PATH|LD_PRELOAD|PYTHON(PATH|HOME)")
+"""The variables that decide which torch, driver and GPU a process gets."""
 
 
 @dataclass(frozen=True)
@@ -20,69 +45,198 @@ class Product:
 
 
 @dataclass(frozen=True)
-class Preflight:
+class TorchAnswer:
     """What torch says of cuda:0.
 
-    ``cuda`` is the CUDA version that torch was built for, None for a build without it. ``builds`` maps the CUDA versions
-    that this release of torch is published for to their architectures. ``driver_cuda`` is the newest CUDA that the
-    driver supports, by NVML. ``free_bytes`` is the free memory when torch was asked. ``error`` is torch's message.
+    ``version`` is None if torch cannot be imported, or its process ended without an answer. ``cuda`` is the CUDA version that it was built for, None for a build
+    without it; ``architectures`` are those it has code for. ``builds`` maps the CUDA versions that this release of torch
+    is published for to their architectures. ``error`` is torch's message if it cannot use the GPU; then the values
+    below are missing. ``products`` holds one small product per dtype.
     """
 
-    torch: str | None
+    version: str | None = None
     cuda: str | None = None
     available: bool = False
     architectures: tuple[str, ...] = ()
     builds: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    name: str = ""
+    error: str | None = None
     capability: tuple[int, int] | None = None
     uuid: str | None = None
-    free_bytes: int | None = None
-    total_bytes: int | None = None
-    driver_cuda: tuple[int, int] | None = None
-    error: str | None = None
     products: Mapping[str, Product] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The first visible GPU, by NVML, and what torch says of it.
+
+    ``driver_cuda`` is the newest CUDA version that the driver supports. What NVML does not report is None.
+    """
+
+    name: str
+    uuid: str
+    torch: TorchAnswer
+    capability: tuple[int, int] | None = None
+    driver: str | None = None
+    driver_cuda: tuple[int, int] | None = None
 
     @property
     def problem(self) -> str | None:
         """Why torch cannot use the GPU, in one sentence with what to run; None if it can."""
-        if self.torch is None:
-            return f"torch cannot be imported: {self.error}"
-        if self.cuda is None:
-            return f"the installed torch {self.torch} was built without CUDA; {self._install}"
-        if self.driver_cuda is not None and self.driver_cuda[0] < int(self.cuda.partition(".")[0]) and not self.available:
-            newest = ".".join(map(str, self.driver_cuda))
+        torch = self.torch
+        if torch.version is None:
+            return f"torch cannot be used: {torch.error}"
+        if torch.cuda is None:
+            return f"the installed torch {torch.version} was built without CUDA{self._install('; ')}"
+        if self._is_driver_too_old:
             return (
-                f"the NVIDIA driver supports CUDA up to {newest}, and the installed torch {self.torch} needs "
-                f"{self.cuda}; update the driver, or {self._install}"
+                f"the NVIDIA driver {self.driver} supports CUDA up to {_dotted(self.driver_cuda)} and the installed "
+                f"torch {torch.version} needs {torch.cuda}; update the driver{self._install(', or ')}"
             )
-        if self.error is not None:
-            return f"torch {self.torch} cannot use the GPU: {self.error}"
-        plain = self.products.get("float32")
+        if torch.error is not None:
+            return f"torch {torch.version} cannot use the GPU: {torch.error}"
+        if self.uuid.startswith("GPU-") and torch.uuid not in (self.uuid, self.uuid.removeprefix("GPU-")):
+            return f"torch's GPU has the UUID {torch.uuid} and NVML's has {self.uuid}; name one in CUDA_VISIBLE_DEVICES"
+        plain = torch.products.get("float32")
         if plain is None or plain.raised is not None:
-            if self.capability is not None and not runs_on(self.architectures, self.capability):
+            if not self._has_code:
                 return (
-                    f"the installed torch {self.torch} has no code for {self.name}, compute capability "
-                    f"{self.capability[0]}.{self.capability[1]} (only {', '.join(self.architectures)}); {self._install}"
+                    f"the installed torch {torch.version} has no code for the {self.name}, which has compute capability "
+                    f"{_dotted(self._capability)} (it has {', '.join(torch.architectures)}){self._install('; ')}"
                 )
-            return f"torch cannot multiply on the GPU: {plain.raised if plain else 'it was not tried'}"
-        wrong = [dtype for dtype, tried in self.products.items() if tried.raised is None and not tried.correct]
+            return f"torch {torch.version} cannot multiply on the GPU: {plain.raised if plain else 'it was not tried'}"
+        wrong = [dtype for dtype, product in torch.products.items() if product.raised is None and not product.correct]
         if wrong:
-            return f"products of {', '.join(wrong)} matrices are wrong on this GPU: it, its driver or torch is faulty"
+            return f"torch computes wrong {' and '.join(wrong)} products on this GPU: it, its driver or torch is faulty"
         return None
 
     @property
-    def _install(self) -> str:
-        release = (self.torch or "").partition("+")[0]
-        return f"run: uv pip install --torch-backend {self._backend} --reinstall-package torch torch=={release}"
+    def lacking(self) -> Mapping[str, str]:
+        """The dtypes that torch cannot multiply on this GPU, with torch's message."""
+        return {dtype: product.raised for dtype, product in self.torch.products.items() if product.raised is not None}
 
     @property
-    def _backend(self) -> str:
-        """uv's name of the newest published build that the driver supports and the GPU runs; else uv chooses."""
+    def _capability(self) -> tuple[int, int] | None:
+        return self.torch.capability or self.capability
+
+    @property
+    def _is_driver_too_old(self) -> bool:
+        """A driver runs what was built for any CUDA version with its major number (minor version compatibility).
+
+        Where NVIDIA's package for forward compatibility is installed, torch can use an older one too.
+        """
+        needed = self.torch.cuda
+        return (
+            not self.torch.available
+            and self.driver_cuda is not None
+            and needed is not None
+            and self.driver_cuda[0] < _major(needed)
+        )
+
+    @property
+    def _has_code(self) -> bool:
+        return self._capability is None or runs_on(self.torch.architectures, self._capability)
+
+    def _install(self, joint: str) -> str:
+        """The command that installs a build that fits, after ``joint``; empty if this release has none."""
+        backend = self._backend
+        if backend is None:
+            return ""
+        release = (self.torch.version or "").partition("+")[0]
+        return f"{joint}run: uv pip install --torch-backend {backend} --reinstall-package torch torch=={release}"
+
+    @property
+    def _backend(self) -> str | None:
+        """uv's name of the newest published build that the driver and the GPU run; None if there is none.
+
+        Where this torch does not know how it is published, uv chooses by the driver.
+        """
+        if not self.torch.builds:
+            return "auto"
         fitting = [
             version
-            for version, architectures in self.builds.items()
-            if (self.capability is None or runs_on(architectures, self.capability))
-            and (self.driver_cuda is None or int(version.partition(".")[0]) <= self.driver_cuda[0])
+            for version, architectures in self.torch.builds.items()
+            if (self._capability is None or runs_on(architectures, self._capability))
+            and (self.driver_cuda is None or _major(version) <= self.driver_cuda[0])
         ]
         newest = max(fitting, key=lambda version: [int(part) for part in version.split(".")], default=None)
-        return "auto" if newest is None else f"cu{newest.replace('.', '')}"
+        return None if newest is None else f"cu{newest.replace('.', '')}"
+
+
+def preflight(cache_root: Path) -> Preflight | None:
+    """The first visible GPU and torch's answer, which is kept in a cache folder; None if NVML reports no visible GPU."""
+    uuid = next(iter(visible_uuids()), None)
+    with gpu() as first:
+        if first is None or uuid is None:
+            return None
+        name, capability, driver, driver_cuda = first.name(), first.capability(), first.driver(), first.driver_cuda()
+    place = cache_root.absolute() / FOLDER / f"{digest([*_question(), driver, uuid])}.json"
+    return Preflight(name, uuid, _answer(place, uuid), capability, driver, driver_cuda)
+
+
+def _question() -> Iterator[str]:
+    """All on this side that the answer depends on: the interpreter, its torch, and the environment."""
+    yield from (sys.executable, sys.prefix, Path(cuda_probe.__file__).read_text(encoding="utf-8"))
+    torch = find_spec("torch")
+    if torch is not None and torch.origin is not None:
+        version = Path(torch.origin).with_name("version.py")
+        yield str(version)
+        if version.is_file():
+            yield version.read_text(encoding="utf-8")
+    for name in sorted(os.environ):
+        if _VARIABLES.fullmatch(name):
+            yield f"{name}={os.environ[name]}"
+
+
+@cache
+def _answer(place: Path, uuid: str) -> TorchAnswer:
+    """Torch's answer from its place, or from torch. One with an error is not kept: a GPU may have no memory for now."""
+    known = _read(place)
+    if known is not None:
+        return known
+    answer = _ask(uuid)
+    if answer.error is None:
+        with suppress(OSError):  # where nothing can be written, torch is asked again
+            _keep(answer, place)
+    return answer
+
+
+def _ask(uuid: str) -> TorchAnswer:
+    """Asks torch in a process that sees the GPU as a worker does, by its UUID."""
+    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    with temporary_folder() as folder:
+        written = folder / "answer.json"
+        command = [sys.executable, "-P", cuda_probe.__file__, str(written)]
+        try:
+            ended = subprocess.run(
+                command, env=variables, capture_output=True, text=True, errors="replace", check=False, timeout=PROBE_S
+            )
+        except subprocess.TimeoutExpired:
+            return TorchAnswer(error=f"it gave no answer within {PROBE_S:.0f} s")
+        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+        return _read(written) or TorchAnswer(error=f"its process ended with code {ended.returncode}: {last}")
+
+
+def _read(place: Path) -> TorchAnswer | None:
+    """The answer in a file; None if there is none, or it is no answer."""
+    try:
+        return _ANSWER.validate_json(read_file(place, MAX_ANSWER_BYTES, UsageError))
+    except (UsageError, ValidationError):
+        return None
+
+
+def _keep(answer: TorchAnswer, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    part = place.with_name(f".{place.name}-{current_owner()}.part")
+    part.write_bytes(_ANSWER.dump_json(answer))
+    part.replace(place)
+
+
+def _major(version: str) -> int:
+    return int(version.partition(".")[0])
+
+
+def _dotted(version: tuple[int, int] | None) -> str:
+    return "unknown" if version is None else f"{version[0]}.{version[1]}"
+
+
+_ANSWER = TypeAdapter(TorchAnswer)
