@@ -29,6 +29,7 @@ from harness.errors import UsageError
 from harness.execution import local
 from harness.execution.local import LocalExecutor, local_site
 from harness.execution.sweep import Event, sweep
+from harness.host import preflight
 from harness.host.machine import cache_folder
 from harness.libraries.llamacpp import lines
 from harness.planning.plan import PlannedRun
@@ -136,6 +137,17 @@ def workers(pytestconfig: pytest.Config) -> Iterator[None]:
 def nvml(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> NvmlStub:
     """A stub of NVIDIA's library behind pynvml, in this process and its children; so far it holds no GPU."""
     return install(tmp_path_factory.mktemp("nvml"), monkeypatch)
+
+
+@pytest.fixture
+def torch_uses_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch answers preflight that it can use whichever GPU NVML reports; it is not really asked."""
+
+    def answer(place: Path, uuid: str) -> preflight.TorchAnswer:
+        products = {"float32": preflight.Product(raised=None, correct=True)}
+        return preflight.TorchAnswer("2.13.0+cu130", "13.0", True, ("sm_90",), uuid=uuid, products=products)
+
+    monkeypatch.setattr(preflight, "_answer", answer)
 
 
 @pytest.fixture(scope="session")

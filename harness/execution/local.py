@@ -72,7 +72,7 @@ class LocalSite:
         return self.artifacts.root.absolute() / "spill", state_folder() / "spill", user
 
     def machine(self, device: str) -> Machine:
-        return self.hardware or choose(device)
+        return self.hardware or choose(device, self.artifacts.root)
 
     def version(self, package: str, stack: str = MAIN) -> str | None:
         if stack == MAIN:

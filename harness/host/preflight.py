@@ -48,10 +48,10 @@ class Product:
 class TorchAnswer:
     """What torch says of cuda:0.
 
-    ``version`` is None if torch cannot be imported, or its process ended without an answer. ``cuda`` is the CUDA version that it was built for, None for a build
-    without it; ``architectures`` are those it has code for. ``builds`` maps the CUDA versions that this release of torch
-    is published for to their architectures. ``error`` is torch's message if it cannot use the GPU; then the values
-    below are missing. ``products`` holds one small product per dtype.
+    ``version`` is None if torch cannot be imported, or its process ended without an answer. ``cuda`` is the CUDA
+    version that it was built for, None for a build without it; ``architectures`` are those it has code for. ``builds``
+    maps the CUDA versions that this release of torch is published for to their architectures. ``error`` is torch's
+    message if it cannot use the GPU; then the values below are missing. ``products`` holds one small product per dtype.
     """
 
     version: str | None = None
@@ -100,8 +100,9 @@ class Preflight:
         if plain is None or plain.raised is not None:
             if not self._has_code:
                 return (
-                    f"the installed torch {torch.version} has no code for the {self.name}, which has compute capability "
-                    f"{_dotted(self._capability)} (it has {', '.join(torch.architectures)}){self._install('; ')}"
+                    f"the installed torch {torch.version} has no code for the {self.name}, which has compute "
+                    f"capability {_dotted(self._capability)} (it has {', '.join(torch.architectures)})"
+                    f"{self._install('; ')}"
                 )
             return f"torch {torch.version} cannot multiply on the GPU: {plain.raised if plain else 'it was not tried'}"
         wrong = [dtype for dtype, product in torch.products.items() if product.raised is None and not product.correct]
@@ -163,7 +164,10 @@ class Preflight:
 
 
 def preflight(cache_root: Path) -> Preflight | None:
-    """The first visible GPU and torch's answer, which is kept in a cache folder; None if NVML reports no visible GPU."""
+    """The first visible GPU and torch's answer, which is kept in a cache folder.
+
+    None if NVML reports no visible GPU.
+    """
     uuid = next(iter(visible_uuids()), None)
     with gpu() as first:
         if first is None or uuid is None:

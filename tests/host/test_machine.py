@@ -16,7 +16,7 @@ class NVMLError(Exception):
 
 
 @pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def two_gpus(monkeypatch: pytest.MonkeyPatch, torch_uses_gpu: None) -> None:
     """GPUs "A" and "B"; B refuses to tell its temperature, as MIG slices do."""
     nvml = ModuleType("pynvml")
 
@@ -61,11 +61,11 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [],
         "nvmlDeviceGetCudaComputeCapability": lambda handle: (9, 0),
         "nvmlSystemGetDriverVersion": lambda: "600.1",
+        "nvmlSystemGetCudaDriverVersion_v2": lambda: 13000,
     }
     for name, member in members.items():
         setattr(nvml, name, member)
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.setattr(machine, "_cpu_build", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
@@ -156,10 +156,3 @@ def test_energy_and_memory_are_told_where_the_driver_tells_them(two_gpus, monkey
             assert gpu is not None
             found[index] = gpu.energy_j(), gpu.process_bytes(1), gpu.process_bytes(2), gpu.used_bytes()
     assert found == {"0": (2.5, 3 * 2**30, None, 2**30), "1": (None, None, None, 2**30)}
-
-
-def test_a_cpu_build_of_torch_does_not_use_the_gpu(two_gpus, monkeypatch) -> None:
-    monkeypatch.setattr(machine, "_cpu_build", lambda: True)
-    assert machine.choose("auto").device == "cpu"
-    with pytest.raises(UsageError, match="torch is a CPU build"):
-        machine.choose("cuda")

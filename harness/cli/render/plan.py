@@ -14,6 +14,7 @@ from harness.errors import UsageError
 from harness.execution.local import local_site
 from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
+from harness.host.preflight import Preflight, preflight
 from harness.planning.plan import PlannedRun
 from harness.report.terminal import add_row, print_json, show_parts
 from harness.stacks import Stacks, stack_names
@@ -79,16 +80,32 @@ def show_doctor() -> None:
 def _doctor() -> Iterator[str]:
     yield f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB"
     yield f"GPU     {machine.gpu_summary() or 'none reported by NVML'}"
-    chosen = machine.choose("auto")
-    yield f"device  {chosen.device}"
-    if machine.gpu_summary() and chosen.device == "cpu":
-        yield "        the installed torch is a CPU build; reinstall torch from an index with CUDA builds"
+    checked = preflight(machine.cache_folder())
+    if checked is not None:
+        yield from _gpu(checked)
+    yield f"device  {machine.choose('auto').device}"
     for package, version in machine.versions().items():
         yield f"        {package} {version}"
     yield "methods"
     site = local_site()
     for name in registry.method_names():
         yield f"        {name:<20} {_readiness(name, site)}"
+
+
+def _gpu(checked: Preflight) -> Iterator[str]:
+    """What affects runs on the GPU, and what torch cannot do with it."""
+    known = {"compute capability": checked.capability, "CUDA of the driver": checked.driver_cuda}
+    facts = [f"{name} {number[0]}.{number[1]}" for name, number in known.items() if number is not None]
+    if checked.driver is not None:
+        facts.append(f"driver {checked.driver}")
+    yield f"        {', '.join(facts)}"
+    if checked.problem is not None:
+        yield f"        {checked.problem}"
+        return
+    works = [dtype for dtype, product in checked.torch.products.items() if product.raised is None]
+    yield f"        torch multiplies {', '.join(works)} on it"
+    for dtype, message in checked.lacking.items():
+        yield f"        torch does not multiply {dtype} on it: {message}"
 
 
 def _readiness(name: str, site: Site) -> str:
