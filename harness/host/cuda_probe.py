@@ -9,6 +9,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ Rows = list[list[int]]
 def facts() -> dict[str, Any]:
     """What torch says; ``error`` is its message where cuda:0 cannot be used."""
     try:
-        import torch
+        torch: Any = import_module("torch")
     except Exception as error:  # noqa: BLE001 - whatever an import raises is the answer
         return {"error": _message(error)}
     published = getattr(torch.cuda, "PYTORCH_RELEASES_CODE_CC", {})
