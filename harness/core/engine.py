@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from harness.core.capability import PROTOCOLS, Capability, LoadedModel
 from harness.core.format import Codes, Format
@@ -20,6 +20,8 @@ class EngineParams(Strict):
 
 
 P = TypeVar("P", bound=EngineParams)
+MemoryCounter = Literal["torch", "driver"]
+"""Who counts the memory that a model allocates on a GPU: torch's allocator, or the driver alone."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Engine(Generic[P]):
     what a recipe should say in place of another mode. ``stack`` names the environment that it runs in. ``load`` also
     gets the engine's own parameters, of type ``params``, and so does ``refuses``: why the engine cannot load this here,
     in one sentence with what to do about it, if that is certain without loading it; else None. Planning calls it: it
-    must not import the engine's libraries.
+    must not import the engine's libraries. ``counted_by`` is "driver" for an engine that allocates the memory of a GPU
+    itself and not through torch.
 
     ``imports`` imports its libraries, so that the time and memory of importing are not counted as loading. If the
     engine does not read transformers checkpoints, ``convert`` writes an unquantized one to a folder, in a format that
@@ -96,6 +99,7 @@ class Engine(Generic[P]):
     caches: Mapping[KvCache, tuple[str, ...]] = field(default_factory=lambda: {"model": ()})
     decode_modes: Mapping[DecodeMode, tuple[KvCache, ...]] = field(default_factory=lambda: {"eager": ("model",)})
     decode_advice: str | None = None
+    counted_by: MemoryCounter = "torch"
 
     def unmet(self, model: LoadedModel) -> tuple[Capability, ...]:
         """The capabilities that the engine declares but this loaded model does not implement."""

@@ -88,7 +88,7 @@ class Metric:
     """A measurement: an observer, a workload, or an instrument.
 
     ``make`` builds it inside the worker. Its signature depends on the kind: observer ``(Windows) -> Observer``,
-    instrument ``(device) -> Instrument``; a workload measures directly,
+    instrument ``(device, …) -> Instrument``; a workload measures directly,
     ``(model, its workload, …) -> Iterator[Measurement]``.
 
     A recipe names a plugin's metric under ``measure``, with its ``params``. It is either an observer,

@@ -12,6 +12,14 @@ from collections.abc import Mapping
 from harness.core.foreign import quoted
 from harness.core.record import Measurement
 
+TORCH_ALLOCATED, TORCH_RESERVED = "cuda allocated", "cuda reserved"
+"""Sources of a GPU's memory: what torch's allocator has given out, and what it has taken from the driver."""
+DRIVER_SINCE_LOADING = "NVML since loading"
+"""The driver's figure less what it counted before the model was loaded."""
+DRIVER_PROCESS, DRIVER_GROWTH, DRIVER_WHOLE = "NVML process", "NVML since the start", "NVML device"
+"""The driver's figures: of the process, of the whole GPU less what it counted when the process began, and of it all."""
+DEVICE_PEAKS = (TORCH_ALLOCATED, DRIVER_SINCE_LOADING)
+"""Sources of the memory that a model takes on a GPU. A run has one of them."""
 GRID = ("batch_size", "prompt_tokens")
 COUNTS = frozenset({*GRID, "new_tokens", "tokens", "working_set_bytes"})
 """Entries that are whole numbers, or null; all others are texts."""

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,14 +18,13 @@ from harness.core.identity import Scalar
 from harness.core.job import VariantJob
 from harness.core.label import Argument, Fact, FactCode, Label, LabelCode
 from harness.core.method import Method, Setting
-from harness.core.metric import Instrument
 from harness.core.model import ModelRef
 from harness.core.record import Measurement, Moment, Phase
 from harness.core.run import RunSpec
 from harness.core.site import MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 from harness.host.machine import state
-from harness.metrics.memory import kv_cache_pool
+from harness.metrics.memory import DeviceBaseline, PeakMemory, kv_cache_pool
 from harness.models import published
 from harness.models.headers import read_directory
 from harness.models.scope import Modules, matching, modules
@@ -37,10 +36,11 @@ M = TypeVar("M", bound=LoadedModel)
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded variant, and the workloads that this process has asked of it."""
+    """A loaded variant, the workloads that this process has asked of it, and what the GPU held before it was loaded."""
 
     model: LoadedModel
     workloads: tuple[str, ...] = ()
+    baseline: DeviceBaseline | None = None
 
 
 class Context:
@@ -66,7 +66,7 @@ class Context:
         self.moments: list[Moment] = []
         self.current = "start"
         self._announce = announce
-        self._memory: Instrument | None = metric("memory").make(spec.device) if spec.job.conditions.memory else None
+        self._memory = _peak_memory(spec, loaded) if spec.job.conditions.memory else None
 
     @contextmanager
     def phase(self, name: str, **where: Scalar) -> Iterator[None]:
@@ -182,11 +182,11 @@ class Context:
         """
         runtime = engine(self.spec.engine)
         if self.loaded is None:
-            self.loaded = Loaded(self._load(runtime))
+            self.loaded = Loaded(self._load(runtime), baseline=self._memory.baseline if self._memory else None)
         else:
             self.fact("process_shared", earlier=self.loaded.workloads)
         model = checked(runtime, self.loaded.model, needed)
-        self.loaded = Loaded(model, (*self.loaded.workloads, self.spec.job.workload))
+        self.loaded = replace(self.loaded, workloads=(*self.loaded.workloads, self.spec.job.workload))
         if isinstance(model, Pooled) and self.spec.job.conditions.memory:  # a part of every peak from here on
             self.add([kv_cache_pool(model.cache_pool())])
         if model.cache_description is not None:
@@ -275,6 +275,13 @@ def checked(runtime: Engine[Any], model: LoadedModel, needed: type[M]) -> M:
     if not isinstance(model, needed):
         raise UnsupportedError(f"this run needs {needed.__name__}, which the engine {runtime.name} does not offer")
     return model
+
+
+def _peak_memory(spec: RunSpec, loaded: Loaded | None) -> PeakMemory:
+    """The memory instrument. The baseline of a process is taken once, before its first run loads the model."""
+    counted_by = engine(spec.engine).counted_by
+    instrument: PeakMemory = metric("memory").make(spec.device, counted_by, loaded.baseline if loaded else None)
+    return instrument
 
 
 def _fetched(model: ModelRef) -> Path:

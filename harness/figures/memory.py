@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from harness.core.protocols import DEVICE_PEAKS, DRIVER_SINCE_LOADING
 from harness.core.record import Measurement
 from harness.figures.ask import Ask, LimitOption, Objective, Reading, Ties, Use, counted, size
 from harness.figures.derived.footprint import POOL, Footprint, cache_of_most_tokens
@@ -27,10 +28,10 @@ Peaks = Callable[[VariantRow], tuple[Peak, ...]]
 
 @dataclass(frozen=True)
 class Watch:
-    """Which run's phase peaks are shown, from which source, and at which point of the grid."""
+    """Which run's phase peaks are shown, from which sources, and at which point of the grid. A row has one of them."""
 
     run: str
-    source: str
+    sources: tuple[str, ...]
     point: GridPoint | None
 
     @property
@@ -39,8 +40,10 @@ class Watch:
 
     @property
     def label(self) -> str:
-        what = "GPU memory allocated" if self.source == "cuda allocated" else "resident memory"
-        return f"{what} in the {self.run} run"
+        on_device = [source for source in self.sources if source in DEVICE_PEAKS]
+        what = "GPU memory allocated" if on_device else "resident memory"
+        outside = "; of engines that do not allocate it through torch, what the driver counts since loading"
+        return f"{what} in the {self.run} run{outside if DRIVER_SINCE_LOADING in on_device else ''}"
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,9 @@ def _generated(table: Table) -> bool:
 def _watched(table: Table) -> tuple[Watch, ...]:
     peaks = _all_peaks(table)
     run = "performance" if any(peak.run == "performance" for peak in peaks) else "quality"
-    on_device = any((peak.run, peak.source) == (run, "cuda allocated") for peak in peaks)
-    source = "cuda allocated" if on_device else next((peak.source for peak in peaks if peak.run == run), "")
-    return (Watch(run, source, table.grid[0] if table.grid else None),)
+    sources = tuple(dict.fromkeys(peak.source for peak in peaks if peak.run == run))
+    on_device = tuple(source for source in DEVICE_PEAKS if source in sources)
+    return (Watch(run, on_device or sources[:1], table.grid[0] if table.grid else None),)
 
 
 def _watched_generating(table: Table) -> tuple[Watch, ...]:
@@ -103,7 +106,7 @@ def _peak_of(phase: str, wanted: Callable[[Peak, Watch], bool], while_: str, alw
     """``always`` is False for a peak that is shown only if nothing was generated."""
 
     def value(row: VariantRow, place: Watch) -> Value:
-        own = (peak for peak in row.peaks if (peak.run, peak.source) == (place.run, place.source))
+        own = (peak for peak in row.peaks if peak.run == place.run and peak.source in place.sources)
         return max((peak.bytes for peak in own if wanted(peak, place)), default=None)
 
     def text(table: Table, place: Watch) -> str:

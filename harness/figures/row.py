@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from harness.core.label import Label
 from harness.core.model import MAIN_ENGINE
+from harness.core.protocols import DEVICE_PEAKS
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.breakdown import by_confidence, by_position
 from harness.figures.derived.energies import energies
@@ -266,7 +267,7 @@ def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
 
 
 def _quantize_peak(runs: Sequence[RunRecord]) -> int | None:
-    """The peak memory of the same phase: of the device allocator if known, otherwise the resident set."""
+    """The peak memory of the same phase: of the device if known, otherwise the resident set."""
     found = [peak for peak in _peaks(runs, "peak_memory_bytes") if peak.phase in ("quantize", "quantize_on_load")]
-    on_device = [peak.bytes for peak in found if peak.source == "cuda allocated"]
+    on_device = [peak.bytes for peak in found if peak.source in DEVICE_PEAKS]
     return max(on_device or [peak.bytes for peak in found], default=None)

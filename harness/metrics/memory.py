@@ -6,13 +6,23 @@ import ctypes
 import os
 import resource
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from harness.core.capability import CachePool, StoredTensor
+from harness.core.engine import MemoryCounter
 from harness.core.identity import Scalar
 from harness.core.metric import Metric
+from harness.core.protocols import (
+    DRIVER_GROWTH,
+    DRIVER_PROCESS,
+    DRIVER_SINCE_LOADING,
+    DRIVER_WHOLE,
+    TORCH_ALLOCATED,
+    TORCH_RESERVED,
+)
 from harness.core.record import Measurement
 from harness.host.gpu import gpu
 from harness.models.stored import StoredLayer
@@ -24,37 +34,90 @@ RESET_PEAK = "5"
 """Writing this to clear_refs resets VmHWM to the current resident set (proc(5))."""
 
 
+@dataclass(frozen=True)
+class DriverUse:
+    """GPU memory by the driver's count: of this process and on the whole GPU, in bytes.
+
+    None is unknown. A process is unknown if the driver does not list it, as before its CUDA context exists or, in a
+    container, under its own number, and if the driver lists it without its memory.
+    """
+
+    process_bytes: int | None
+    whole_bytes: int | None
+
+    @classmethod
+    def now(cls) -> DriverUse:
+        with gpu() as found:
+            if found is None:
+                return cls(None, None)
+            return cls(found.process_bytes(os.getpid()), found.used_bytes())
+
+    def since(self, earlier: DriverUse) -> int | None:
+        """What this process took since then; if its own memory is unknown, what the whole GPU's use grew by."""
+        for now, then in ((self.process_bytes, earlier.process_bytes), (self.whole_bytes, earlier.whole_bytes)):
+            if now is not None and then is not None:
+                return max(now - then, 0)
+        return None
+
+
+@dataclass(frozen=True)
+class DeviceBaseline:
+    """What the driver counted before this process used the GPU, and with its CUDA context but without a model."""
+
+    unused: DriverUse
+    empty: DriverUse
+
+
 class PeakMemory:
-    """Memory use before each phase, its peak and the use after it: the resident set, and on a GPU torch's bytes.
+    """Memory use before each phase, its peak and the use after it: the resident set, and on a GPU the device's memory.
 
     The peak of the resident set is the kernel's high-water mark (VmHWM), reset before each phase. ``ru_maxrss``
     cannot be reset, and a child process inherits it; it is used only without /proc, and the source says so. The
     resident set after a phase has two parts: ``RssAnon`` (the process's own memory) and ``RssFile`` (pages of mapped
-    files, which the kernel can drop and read again). On a GPU the use after a phase is the driver's figure for this
-    process, or for the whole GPU if the driver does not list the process.
+    files, which the kernel can drop).
+
+    On a GPU torch counts what it allocates. If ``counted_by`` is the driver, the model allocates its memory outside
+    torch, and the device's memory before a phase and at its peak is ``NVML since loading``: the driver's figure less
+    the baseline with an empty context. The driver keeps no peak: the larger one of the phase's beginning and end
+    counts. The use after a phase is the driver's figure for the whole GPU and for this process, or, if that is
+    unknown, by how much the GPU's use has grown since this process began.
+
+    ``baseline`` is that of the process, if an earlier run in the same process has taken it.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(
+        self, device: str, counted_by: MemoryCounter = "torch", baseline: DeviceBaseline | None = None
+    ) -> None:
         self._on_gpu = device.startswith("cuda")
+        self._by_driver = self._on_gpu and counted_by == "driver"
+        self._unused = DriverUse.now() if self._on_gpu and baseline is None else None
+        self.baseline = baseline
         self._found: list[Measurement] = []
 
     @contextmanager
     def phase(self, name: str, **where: Scalar) -> Iterator[None]:
         """Measures the code inside the context; ``where`` distinguishes phases of the same name."""
         marked = self._reset()
-        self._keep("memory_before_bytes", self._before(), name, where)
+        before = dict(self._before())
+        self._keep("memory_before_bytes", before.items(), name, where)
         try:
             yield
-        finally:
-            self._keep("peak_memory_bytes", self._peaks(marked), name, where)
-            self._keep("memory_after_bytes", self._after(), name, where)
+        except BaseException:
+            with suppress(RuntimeError):  # a GPU after a failed kernel answers nothing: the kernel's error is the cause
+                self._end(marked, before, name, where)
+            raise
+        self._end(marked, before, name, where)
 
     def finish(self) -> Sequence[Measurement]:
         return self._found
 
-    def _keep(self, metric: str, sizes: Iterator[tuple[str, int]], phase: str, where: Mapping[str, Scalar]) -> None:
+    def _keep(self, metric: str, sizes: Iterable[tuple[str, int]], phase: str, where: Mapping[str, Scalar]) -> None:
         for source, size in sizes:
             self._found.append(_exact(metric, "byte", size, phase=phase, source=source, **where))
+
+    def _end(self, marked: str, before: Mapping[str, int], name: str, where: Mapping[str, Scalar]) -> None:
+        self._keep("peak_memory_bytes", self._peaks(marked, before), name, where)
+        self._keep("memory_after_bytes", self._after(), name, where)
 
     def _reset(self) -> str:
         """Resets all peaks; returns the name of the resident set's peak."""
@@ -64,17 +127,21 @@ class PeakMemory:
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # otherwise "reserved" would count free blocks of an earlier phase
             torch.cuda.reset_peak_memory_stats()
+            if self._unused is not None and self.baseline is None:
+                self.baseline = DeviceBaseline(self._unused, DriverUse.now())
         _trim_heap()
         return _reset_resident_peak()
 
     def _before(self) -> Iterator[tuple[str, int]]:
         yield from _status("VmRSS")
-        if self._on_gpu:
+        if self._by_driver:
+            yield from self._since_loading()
+        elif self._on_gpu:
             import torch
 
-            yield "cuda allocated", torch.cuda.memory_allocated()
+            yield TORCH_ALLOCATED, torch.cuda.memory_allocated()
 
-    def _peaks(self, marked: str) -> Iterator[tuple[str, int]]:
+    def _peaks(self, marked: str, before: Mapping[str, int]) -> Iterator[tuple[str, int]]:
         if _STATUS.exists():
             yield from ((marked, size) for _, size in _status("VmHWM"))
         else:
@@ -83,19 +150,28 @@ class PeakMemory:
             import torch
 
             torch.cuda.synchronize()
-            yield "cuda allocated", torch.cuda.max_memory_allocated()
-            yield "cuda reserved", torch.cuda.max_memory_reserved()
+            if self._by_driver:
+                yield from ((source, max(size, before.get(source, 0))) for source, size in self._since_loading())
+            else:
+                yield TORCH_ALLOCATED, torch.cuda.max_memory_allocated()
+                yield TORCH_RESERVED, torch.cuda.max_memory_reserved()
 
     def _after(self) -> Iterator[tuple[str, int]]:
         yield from _status("RssAnon", "RssFile")
-        if self._on_gpu:
-            with gpu() as found:
-                own = found.process_bytes(os.getpid()) if found else None
-                whole = found.used_bytes() if found else None
-            if own is not None:
-                yield "NVML process", own
-            elif whole is not None:
-                yield "NVML device", whole
+        if self._on_gpu and self.baseline is not None:
+            now = DriverUse.now()
+            grown = now.since(self.baseline.unused)
+            if now.process_bytes is not None:
+                yield DRIVER_PROCESS, now.process_bytes
+            elif grown is not None:
+                yield DRIVER_GROWTH, grown
+            if now.whole_bytes is not None:
+                yield DRIVER_WHOLE, now.whole_bytes
+
+    def _since_loading(self) -> Iterator[tuple[str, int]]:
+        own = DriverUse.now().since(self.baseline.empty) if self.baseline is not None else None
+        if own is not None:
+            yield DRIVER_SINCE_LOADING, own
 
 
 def _status(*names: str) -> Iterator[tuple[str, int]]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.footprint import Footprint, Workspace, _PhasePoint, fitted, footprint
+from harness.figures.derived.peaks import peak_of_use
 
 SMALL = Footprint(1000, 10.0, Workspace(50, 2.0), Workspace(80, 0.5), 64, 4096, on_gpu=False)
 whole = st.integers(min_value=0, max_value=10**6)
@@ -53,24 +54,44 @@ def test_a_run_that_did_not_watch_them_has_no_parts(bench: Any, none: Any) -> No
     assert footprint([]) is None
 
 
-def test_on_a_gpu_the_context_counts_and_the_resident_set_does_not(bench: Any, none: Any) -> None:
-    """The driver counts 500 MiB more to the process than torch has reserved."""
+@pytest.mark.parametrize("source", ["NVML process", "NVML since the start"])
+def test_on_a_gpu_the_context_counts_and_the_resident_set_does_not(bench: Any, none: Any, source: str) -> None:
+    """The driver counts 500 MiB more to the process, or to the GPU since the process began, than torch has reserved."""
     run = bench.performance(none)
-    host = run.outcome.measurements
     device = [
         replace(m, values=(m.values[0] / 2,), protocol={**m.protocol, "source": "cuda allocated"})
-        for m in host
+        for m in run.outcome.measurements
         if m.metric in ("memory_before_bytes", "peak_memory_bytes")
     ]
     reserved = [replace(m, protocol={**m.protocol, "source": "cuda reserved"}) for m in peaks(run)]
-    driver = [
-        replace(m, metric="memory_after_bytes", values=(m.values[0] + 500 * 2**20,), protocol=nvml(m))
-        for m in peaks(run)
-    ]
-    found = footprint([with_measured(run, [*device, *reserved, *driver])])
+    whole = [after(m, 900 * 2**20, "NVML device") for m in peaks(run)]
+    driver = [after(m, 500 * 2**20, source) for m in peaks(run)]
+    found = footprint([with_measured(run, [*device, *reserved, *whole, *driver])])
     assert found is not None
     assert found.on_gpu
     assert found.base_bytes == (300 + 500) * 2**20
+
+
+@pytest.mark.parametrize("source", ["NVML process", "NVML since the start"])
+def test_a_model_outside_torch_takes_what_the_driver_counts(bench: Any, none: Any, source: str) -> None:
+    """Half of its resident set lies on the GPU, beside a context of 400 MiB that was there before it was loaded."""
+    run = bench.performance(none, prompts=(128, 512))
+    device = [
+        replace(m, values=(m.values[0] / 2,), protocol={**m.protocol, "source": "NVML since loading"})
+        for m in run.outcome.measurements
+        if m.metric in ("memory_before_bytes", "peak_memory_bytes")
+    ]
+    held = [after(m, 400 * 2**20, source) for m in device if m.metric == "peak_memory_bytes"]
+    protocol = {"phase": "import", "source": source}
+    context = Measurement("memory_after_bytes", 2, "byte", "lower", "exact", (400.0 * 2**20,), protocol)
+    changed = with_measured(run, [*device, *held, context])
+    found = footprint([changed])
+    assert found is not None
+    assert found.on_gpu
+    assert found.base_bytes == (300 + 400) * 2**20
+    (row,) = tradeoff([changed])[0].rows
+    assert {peak.source for peak in row.peaks} >= {"VmHWM", "NVML since loading"}
+    assert peak_of_use(row.peaks) == max(m.values[0] for m in device if m.metric == "peak_memory_bytes")
 
 
 def test_a_cache_allocated_beforehand_is_counted_once(bench: Any, none: Any) -> None:
@@ -103,8 +124,10 @@ def test_a_cache_allocated_beforehand_is_counted_once(bench: Any, none: Any) -> 
         assert pooled.bytes(batch, tokens) == pytest.approx(plain.bytes(batch, tokens), rel=1e-9)
 
 
-def nvml(m: Measurement) -> dict[str, Any]:
-    return {**m.protocol, "source": "NVML process"}
+def after(m: Measurement, more_bytes: float, source: str) -> Measurement:
+    """What the driver counts at the end of a peak's phase."""
+    values = (m.values[0] + more_bytes,)
+    return replace(m, metric="memory_after_bytes", values=values, protocol={**m.protocol, "source": source})
 
 
 def peaks(run: RunRecord) -> list[Measurement]:

@@ -1,12 +1,9 @@
-"""Memory: each phase has its own peak, a cache is counted as it is stored, and the driver's figure says whose it is."""
+"""Memory: each phase has its own peak, and a cache is counted as it is stored."""
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 
 from harness.core.capability import StoredTensor
-from harness.metrics import memory
 from harness.metrics.memory import PeakMemory, kv_cache, weights
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
@@ -83,37 +79,6 @@ def test_a_phase_that_fails_still_has_a_peak_and_phases_of_one_name_are_told_apa
         raise ValueError("oh")
     (peak,) = [m for m in peaks.finish() if m.metric == "peak_memory_bytes"]
     assert (peak.protocol["phase"], peak.protocol["batch_size"]) == ("broken", 4)
-
-
-@pytest.mark.parametrize(
-    ("own", "expected"), [(3 * 2**30, ("NVML process", 3 * 2**30)), (None, ("NVML device", 5 * 2**30))]
-)
-def test_the_drivers_figure_says_whose_it_is(monkeypatch, own: int | None, expected: tuple[str, int]) -> None:
-    """In a container the driver may not know this process by its number."""
-
-    @contextmanager
-    def gpu():
-        yield SimpleNamespace(process_bytes={os.getpid(): own}.get, used_bytes=lambda: 5 * 2**30)
-
-    cuda = SimpleNamespace(
-        synchronize=lambda: None,
-        empty_cache=lambda: None,
-        reset_peak_memory_stats=lambda: None,
-        memory_allocated=lambda: 100,
-        max_memory_allocated=lambda: 250,
-        max_memory_reserved=lambda: 300,
-    )
-    monkeypatch.setattr(memory, "gpu", gpu)
-    monkeypatch.setattr(torch, "cuda", cuda)
-    peaks = PeakMemory("cuda")
-    with peaks.phase("prefill"):
-        pass
-    found = {(m.metric, m.protocol["source"]): m.values[0] for m in peaks.finish()}
-    assert found["memory_before_bytes", "cuda allocated"] == 100
-    assert found["peak_memory_bytes", "cuda allocated"] == 250
-    assert found["peak_memory_bytes", "cuda reserved"] == 300
-    drivers = {source: size for (_, source), size in found.items() if str(source).startswith("NVML")}
-    assert drivers == dict([expected])
 
 
 def test_stored_bytes_are_summed_by_role_and_tied_ones_counted_once() -> None:

@@ -226,4 +226,5 @@ LLAMACPP = Engine(
     convert=written,
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
+    counted_by="driver",
 )

@@ -9,9 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from harness.core.protocols import (
+    DEVICE_PEAKS,
+    DRIVER_GROWTH,
+    DRIVER_PROCESS,
+    DRIVER_SINCE_LOADING,
+    TORCH_RESERVED,
+)
 from harness.core.record import Measurement, RunRecord
 
-SOURCES = {"VmHWM": "VmRSS", "cuda allocated": "cuda allocated"}
+SOURCES = {"VmHWM": "VmRSS", **{source: source for source in DEVICE_PEAKS}}
 """A peak that was reset at the start of its phase, and the source of the memory in use just before."""
 POOL = "kv_cache_pool_bytes"
 SPARE = 1.05
@@ -93,7 +100,7 @@ def footprint(runs: Sequence[RunRecord]) -> Footprint | None:
     prefill, decode = _points(runs, "prefill", source), _points(runs, "decode", source)
     square = any(_attention(run) == "eager" for run in runs)
     limits = [m.values[0] for m in _all(runs, "context_length")]
-    on_gpu = source.startswith("cuda")
+    on_gpu = source in DEVICE_PEAKS
     pool_bytes = int(max((m.values[0] for m in _all(runs, POOL)), default=0))
     return Footprint(
         base_bytes=int(max(point.before_bytes for point in prefill))
@@ -165,11 +172,11 @@ Place = tuple[int, int, int]
 
 
 def _by_place(run: RunRecord, metric: str, phase: str, source: str) -> Mapping[Place, float]:
-    return {
-        _place(m): m.values[0]
-        for m in _all([run], metric)
-        if (m.protocol["phase"], m.protocol["source"]) == (phase, source) and "prompt_tokens" in m.protocol
-    }
+    return {_place(m): m.values[0] for m in _of_phase(run, metric, phase, source) if "prompt_tokens" in m.protocol}
+
+
+def _of_phase(run: RunRecord, metric: str, phase: str, source: str) -> list[Measurement]:
+    return [m for m in _all([run], metric) if (m.protocol["phase"], m.protocol["source"]) == (phase, source)]
 
 
 def _place(measured: Measurement) -> Place:
@@ -187,12 +194,19 @@ def _cache_bytes(run: RunRecord, place: Place, after: str) -> float:
 
 
 def _context_bytes(runs: Sequence[RunRecord]) -> int:
-    """The process's memory by the driver beyond what torch holds: the CUDA context and other libraries."""
+    """What the driver counts beyond the peaks: the CUDA context, and other libraries if torch counts the peaks.
+
+    It is the driver's figure for the process or, if that is unknown, the growth of the GPU's use since the process
+    began, less what torch has reserved. Where only the driver counts, it is all that the GPU held before loading.
+    """
     beyond = [0]
     for run in runs:
-        reserved = _by_place(run, "peak_memory_bytes", "prefill", "cuda reserved")
-        for place, driver in _by_place(run, "memory_after_bytes", "prefill", "NVML process").items():
-            beyond.append(math.ceil(driver - reserved.get(place, driver)))
+        reserved = _by_place(run, "peak_memory_bytes", "prefill", TORCH_RESERVED)
+        for source in (DRIVER_PROCESS, DRIVER_GROWTH):
+            for place, driver in _by_place(run, "memory_after_bytes", "prefill", source).items():
+                beyond.append(math.ceil(driver - reserved.get(place, driver)))
+            if _by_place(run, "peak_memory_bytes", "prefill", DRIVER_SINCE_LOADING):
+                beyond += [int(m.values[0]) for m in _of_phase(run, "memory_after_bytes", "import", source)]
     return max(beyond)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from harness.core.protocols import DEVICE_PEAKS
 from harness.figures.table import Peak
 
-SOURCES = ("cuda allocated", "VmHWM", "VmHWM since the start", "ru_maxrss since the start")
+SOURCES = (*DEVICE_PEAKS, "VmHWM", "VmHWM since the start", "ru_maxrss since the start")
 """Sources of a peak, by priority: the memory that is usually scarcest comes first."""
 NOT_OF_USE = ("quantize", "quantize_on_load")
 """Phases whose peak is a cost of creating a variant, not of using it."""

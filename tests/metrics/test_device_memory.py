@@ -1,0 +1,174 @@
+"""Memory on a GPU: whose figure counts, what is taken off it, and that measuring hides no error. No GPU is needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.metrics import memory
+from harness.metrics.memory import PeakMemory
+
+MIB = 2**20
+CONTEXT = 400 * MIB
+
+
+@dataclass
+class Card:
+    """A GPU that another process uses too. ``lists`` is whether the driver counts this process on its own."""
+
+    lists: bool
+    others_bytes: int = 5000 * MIB
+    has_context: bool = False
+    torch_bytes: int = 0
+    outside_bytes: int = 0
+    torch_peak_bytes: int = 0
+    lost: bool = False
+
+    def own_bytes(self) -> int:
+        return CONTEXT * self.has_context + self.torch_bytes + self.outside_bytes
+
+    def process_bytes(self, pid: int) -> int | None:
+        assert pid == os.getpid()
+        return self.own_bytes() if self.lists and self.has_context else None
+
+    def used_bytes(self) -> int:
+        return self.others_bytes + self.own_bytes()
+
+    def synchronize(self) -> None:
+        self.has_context = True
+        if self.lost:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def reset_peak_memory_stats(self) -> None:
+        self.torch_peak_bytes = self.torch_bytes
+
+    def take(self, torch_bytes: int = 0, outside_bytes: int = 0) -> None:
+        self.torch_bytes += torch_bytes
+        self.outside_bytes += outside_bytes
+        self.torch_peak_bytes = max(self.torch_peak_bytes, self.torch_bytes)
+
+    @property
+    def cuda(self) -> Any:
+        return SimpleNamespace(
+            synchronize=self.synchronize,
+            empty_cache=lambda: None,
+            reset_peak_memory_stats=self.reset_peak_memory_stats,
+            memory_allocated=lambda: self.torch_bytes,
+            max_memory_allocated=lambda: self.torch_peak_bytes,
+            max_memory_reserved=lambda: self.torch_peak_bytes + 2 * MIB,
+        )
+
+
+def insert(card: Card, monkeypatch: pytest.MonkeyPatch) -> Card:
+    @contextmanager
+    def gpu() -> Iterator[Card]:
+        yield card
+
+    monkeypatch.setattr(memory, "gpu", gpu)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=card.cuda))
+    return card
+
+
+@pytest.fixture(params=[True, False], ids=["listed", "not listed"])
+def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Card:
+    return insert(Card(lists=request.param), monkeypatch)
+
+
+def device_figures(peaks: PeakMemory) -> dict[tuple[str, str, str], float]:
+    """By phase, metric and source."""
+    return {
+        (str(m.protocol["phase"]), m.metric.removesuffix("_memory_bytes").removeprefix("memory_"), source): m.values[0]
+        for m in peaks.finish()
+        if (source := str(m.protocol["source"])).startswith(("cuda", "NVML"))
+    }
+
+
+def test_torch_counts_its_own_peak_and_the_driver_all_that_the_process_holds(card: Card) -> None:
+    peaks = PeakMemory("cuda")
+    with peaks.phase("load"):
+        card.take(torch_bytes=300 * MIB)
+        card.take(torch_bytes=-100 * MIB, outside_bytes=30 * MIB)
+    held = "NVML process" if card.lists else "NVML since the start"
+    assert device_figures(peaks) == {
+        ("load", "before_bytes", "cuda allocated"): 0,
+        ("load", "peak", "cuda allocated"): 300 * MIB,
+        ("load", "peak", "cuda reserved"): 302 * MIB,
+        ("load", "after_bytes", held): CONTEXT + 230 * MIB,
+        ("load", "after_bytes", "NVML device"): 5000 * MIB + CONTEXT + 230 * MIB,
+    }
+
+
+def test_a_model_outside_torch_is_what_the_driver_counts_since_loading(card: Card) -> None:
+    """Neither the CUDA context nor what other processes hold is the model's; what torch holds beside it is counted."""
+    peaks = PeakMemory("cuda", "driver")
+    with peaks.phase("import"):
+        pass
+    with peaks.phase("load"):
+        card.take(outside_bytes=700 * MIB)
+    with peaks.phase("prefill"):
+        card.take(outside_bytes=-100 * MIB, torch_bytes=8 * MIB)
+    found = device_figures(peaks)
+    since = {(phase, metric): size for (phase, metric, source), size in found.items() if source == "NVML since loading"}
+    assert since == {
+        ("import", "before_bytes"): 0,
+        ("import", "peak"): 0,
+        ("load", "before_bytes"): 0,
+        ("load", "peak"): 700 * MIB,
+        ("prefill", "before_bytes"): 700 * MIB,
+        ("prefill", "peak"): 700 * MIB,  # it began with more than it ended with
+    }
+    held = "NVML process" if card.lists else "NVML since the start"
+    assert found["import", "after_bytes", held] == CONTEXT
+    assert not [source for _, _, source in found if source.startswith("cuda")]
+
+
+def test_a_later_run_of_the_same_process_counts_from_the_same_baseline(card: Card) -> None:
+    first = PeakMemory("cuda", "driver")
+    with first.phase("load"):
+        card.take(outside_bytes=700 * MIB)
+    second = PeakMemory("cuda", "driver", first.baseline)
+    with second.phase("questions"):
+        card.take(outside_bytes=50 * MIB)
+    assert device_figures(second)["questions", "peak", "NVML since loading"] == 750 * MIB
+
+
+def fail(card: Card) -> None:
+    card.lost = True
+    raise IndexError("the cause")
+
+
+@pytest.mark.parametrize("counted_by", ["torch", "driver"])
+def test_the_error_of_a_broken_gpu_is_the_runs_and_not_the_instruments(card: Card, counted_by: Any) -> None:
+    """After a device-side assert each call raises the same error again, wherever it comes from."""
+    peaks = PeakMemory("cuda", counted_by)
+    with pytest.raises(IndexError, match="the cause"), peaks.phase("prefill"):
+        fail(card)
+    assert ("peak_memory_bytes", "prefill") in {(m.metric, m.protocol["phase"]) for m in peaks.finish()}
+
+
+def test_a_broken_gpu_is_an_error_where_nothing_else_failed(card: Card) -> None:
+    measured = PeakMemory("cuda").phase("prefill")
+    measured.__enter__()
+    card.lost = True
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        measured.__exit__(None, None, None)
+
+
+def test_without_the_drivers_figures_only_torch_counts(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def no_gpu() -> Iterator[None]:
+        yield None
+
+    monkeypatch.setattr(memory, "gpu", no_gpu)
+    for counted_by, expected in (("torch", {"cuda allocated", "cuda reserved"}), ("driver", set())):
+        peaks = PeakMemory("cuda", counted_by)  # type: ignore[arg-type]
+        with peaks.phase("load"):
+            card.take(torch_bytes=MIB)
+        assert {source for _, _, source in device_figures(peaks)} == expected
