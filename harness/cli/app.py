@@ -21,6 +21,7 @@ from harness.cli.commands import (
     formats,
     history,
     listing,
+    merge,
     plan,
     recommend,
     repair,
@@ -52,6 +53,7 @@ for command in (
     estimate.estimate,
     verify.verify,
     repair.repair,
+    merge.merge,
 ):
     app.command()(command)
 app.command(cls=recommend.RecommendCommand)(recommend.recommend)

@@ -157,6 +157,11 @@ class RunRecord:
     def status(self) -> Status:
         return self.outcome.status
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What identifies the attempt wherever it is kept: its number may change on the way to another folder."""
+        return self.spec.run_id, self.session, self.started_at
+
     def find(self, metric: str, **protocol: Scalar) -> Measurement | None:
         """The first measurement of this metric whose protocol has the given values, if any."""
         for measurement in self.outcome.measurements:

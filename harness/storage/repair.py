@@ -51,14 +51,13 @@ def from_copy(folder: Path, twin: Path, twin_root: Path) -> Replacement | None:
     if other.record is None or other.seal is None:
         return None
     mine, theirs = _seal(folder), other.seal
-    have = {name: content for name in FILES if (content := _content(folder / name)) is not None}
+    have = files_of(folder)
     if mine is None:
         evidence = theirs.files.get(EVIDENCE)
         same = _named_seal(folder) == theirs.sha256 or (evidence is not None and _is(have.get(EVIDENCE), evidence))
         if not same or other.damage is not None:
             return None
-        files = {name: content for name in FILES if (content := _content(twin / name)) is not None}
-        return Replacement(files, shown(twin))
+        return Replacement(files_of(twin), shown(twin))
     files = {RECORD: have[RECORD]}  # it is whole, so each other file must be what its seal names
     for name, sealed in mine.files.items():
         content = next((each for each in (have.get(name), _content(twin / name)) if _is(each, sealed)), None)
@@ -120,6 +119,11 @@ def sealed_record(folder: Path) -> RunRecord | None:
         return None if check_seal(raw, RECORD) is None else decode(RunRecord, upgrade(raw, RECORD), RECORD)
     except ResultsError:
         return None
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of the files of an attempt, by name; one that is missing, or too large to be read, is left out."""
+    return {name: content for name in FILES if (content := _content(folder / name)) is not None}
 
 
 def _seal(folder: Path) -> Seal | None:

@@ -65,7 +65,7 @@ class Saver:
 
     def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
         """Makes a saved or spilled record invalid; if that cannot be written, the invalid record is spilled."""
-        store, saved = self._spilled.get(_key(record), (self._store, record))
+        store, saved = self._spilled.get(record.key, (self._store, record))
         outcome = replace(record.outcome, status="invalid", failure=failure)
         invalid = self._store.anonymizer.record(replace(record, outcome=outcome))  # callers see what is stored
         try:
@@ -93,9 +93,9 @@ class Saver:
         """
         waiting: dict[tuple[str, str, str], list[Spilled]] = {}
         for each in self.spilled(recipe):
-            waiting.setdefault(_key(each.record), []).append(each)
+            waiting.setdefault(each.record.key, []).append(each)
         try:
-            present = {_key(record): record for record in self._store.read(recipe).records} if waiting else {}
+            present = {record.key: record for record in self._store.read(recipe).records} if waiting else {}
             taken = [self._take(copies, present.get(key)) for key, copies in waiting.items()]
         except OSError as error:
             folders = ", ".join(sorted({str(each.folder) for copies in waiting.values() for each in copies}))
@@ -136,7 +136,7 @@ class Saver:
             except OSError as again:
                 failed.append(f"{spill.root}: {_reason(again)}")
                 continue
-            self._spilled[_key(record)] = (spill, numbered)
+            self._spilled[record.key] = (spill, numbered)
             self.trouble = StorageError(
                 f"{cause}. The sweep stopped, and what it finished last is kept in {path.parent}: make room, or make "
                 "the folder writable, then run the same command again. It takes that run in and does not repeat it"
@@ -167,11 +167,6 @@ def _contents(store: Store, recipe: str) -> Iterator[Spilled]:
     for record in found.records:
         folder = store.folder(recipe, record.spec.run_id) / str(record.attempt)
         yield Spilled(record, folder, (folder / LOG).exists() and folder not in without_log)
-
-
-def _key(record: RunRecord) -> tuple[str, str, str]:
-    """What identifies an attempt wherever it is: its number may change on the way."""
-    return record.spec.run_id, record.session, record.started_at
 
 
 def _refuse_shared(folder: Path) -> None:

@@ -60,7 +60,7 @@ def trace(
     ``metrics`` are names of gates; none means all. A record that is in several folders counts once.
     Raises ResultsError if no run gave such a figure.
     """
-    once = {(each.spec.run_id, each.session, each.started_at, each.attempt): each for each in records}
+    once = {each.key: each for each in records}
     found = _sessions(once.values())
     series: dict[Name, dict[tuple[tuple[str, str], ...], list[_Seen]]] = {}
     for case, figure, counted in _asked(found, metrics):

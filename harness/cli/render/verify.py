@@ -1,4 +1,4 @@
-"""The output of ``qharness verify`` and ``repair``: one line for everything that is not ok, or that was done."""
+"""The output of ``qharness verify``, ``repair`` and ``merge``: one line for what is not ok, or that was done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from harness.report.terminal import print_json, say
 from harness.storage.anonymizer import Anonymizer
 
 if TYPE_CHECKING:
-    from harness.api.repair import Action, RepairStep
+    from harness.api.merge import MergeStep
+    from harness.api.repair import RepairStep
     from harness.api.verify import Checked, State
 
 
@@ -31,16 +32,19 @@ def show(found: Iterable[Checked], as_json: bool) -> Counter[State]:
     return states
 
 
-def show_steps(steps: Iterable[RepairStep], as_json: bool) -> Counter[Action]:
-    """Prints each step when it is done; returns how many there were of each action."""
-    actions: Counter[Action] = Counter()
+def show_steps(steps: Iterable[RepairStep | MergeStep], as_json: bool) -> Counter[str]:
+    """Prints each step when it is done; returns how many there were of each action.
+
+    An attempt that was copied, or needed no copy, is only counted: there may be thousands.
+    """
+    actions: Counter[str] = Counter()
     anonymizer = Anonymizer.for_terminals()
     for each in steps:
         actions[each.action] += 1
         path, detail = anonymizer.path(str(each.path)), anonymizer.message(each.detail)
         if as_json:
             print_json({"path": path, "action": each.action, "detail": detail})
-        else:
+        elif each.action not in ("copied", "already there"):
             say(f"{each.action}: {path}: {detail}")
     if not as_json:
         say(", ".join(f"{count} {action}" for action, count in actions.items()) or "nothing to repair")

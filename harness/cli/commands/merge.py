@@ -1,0 +1,31 @@
+"""``qharness merge``: one results folder from several."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import AsJson
+from harness.errors import ExitCode
+from harness.report.terminal import say
+
+
+def merge(
+    sources: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Results folders; they are only read.")],
+    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="The results folder to add them to.")],
+    as_json: AsJson = False,
+) -> None:
+    """Put the results of several machines or sweeps into one folder; what is there already is not added twice.
+
+    Prints what was not simply copied. Exits with 1 if something was left out, or two copies of an attempt differ.
+    """
+    from harness.api.merge import merge as merged
+    from harness.cli.render.verify import show_steps
+
+    actions = show_steps(merged(sources, into), as_json)
+    if not as_json:
+        say(f"next: qharness report {into}")
+    if actions["conflict"] or actions["left out"]:
+        raise typer.Exit(ExitCode.GATE_FAILED)
