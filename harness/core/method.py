@@ -107,8 +107,11 @@ class QuantizeJob(Generic[P]):
 class Needs:
     """A method's requirements; the planner marks variants that do not meet them as unsupported.
 
-    ``capability`` is the minimum CUDA compute capability. The divisors must divide every input or output width in
-    scope. ``model_types`` are the values in ``config.json`` that the library supports (empty: any).
+    The divisors must divide every input or output width in scope. ``model_types`` are the values in ``config.json``
+    that the library supports (empty: any).
+
+    The others hold only where the method runs on an NVIDIA GPU: ``capability`` is the minimum CUDA compute capability,
+    ``gpu_dtypes`` are those that a model may run in (empty: any), and ``gpu_divisor`` must divide every width in scope.
     """
 
     device: Literal["cuda", "cpu"] | None = None
@@ -116,6 +119,8 @@ class Needs:
     input_divisor: int | None = None
     output_divisor: int | None = None
     model_types: frozenset[str] = frozenset()
+    gpu_dtypes: tuple[str, ...] = ()
+    gpu_divisor: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +169,8 @@ class Method(Generic[P]):
     ``enable`` is called in the worker before anything is loaded or timed: it imports the library and
     registers its classes with transformers. ``bits_per_weight`` is the stored size of one quantized weight,
     scales included, given the bits of an unquantized one and the layer's input width;
-    ``beside`` is what a matrix of shape (outputs, inputs) stores in addition, given the same bits. ``loaded``
+    ``beside`` is what a matrix of shape (outputs, inputs) stores in addition, given the same bits; ``padded`` is the
+    shape that it is padded to, given the device (``cpu`` or ``cuda``) and its own shape. ``loaded``
     says what memory holds: the codes; a dense matrix unpacked from them while loading; or the codes plus, from the
     first forward pass on, a dense matrix.
     ``run_dtype`` is the dtype that the model runs in, given the one that the recipe requests.
@@ -194,6 +200,7 @@ class Method(Generic[P]):
     kernel: KernelFamily | None = None
     bits_per_weight: Callable[[P, float, int], float] = lambda params, plain_bits, width: plain_bits
     beside: Callable[[P, float, tuple[int, int]], Beside] = lambda params, plain_bits, shape: Beside()
+    padded: Callable[[str, tuple[int, int]], tuple[int, int]] = lambda device, shape: shape
     loaded: Literal["codes", "dense", "both"] = "codes"
     run_dtype: Callable[[P, str], str] = lambda params, dtype: dtype
     batch_dependent: bool = False

@@ -67,6 +67,7 @@ WEIGHTS: Mapping[str, KernelFamily] = {
     "NVFP4Tensor": "dequantize",
     "Int4OpaqueTensor": "packed",
     "Int4Tensor": "packed",
+    "Int4TilePackedTo4dTensor": "packed",  # torchao on a GPU: ATen's tinygemm
     "WeightQBytesTensor": "dequantize",  # quanto
     "WeightQBitsTensor": "dequantize",
     "TinyGemmWeightQBitsTensor": "packed",

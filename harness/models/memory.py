@@ -1,6 +1,7 @@
 """Bytes of a model's weights by role, of its KV cache, and of a prefill's workspace.
 
-Every matrix is estimated from its shape with the method's own arithmetic (``Method.bits_per_weight`` and ``beside``).
+Every matrix is estimated from its shape with the method's own arithmetic (``Method.bits_per_weight``, ``beside`` and
+``padded``).
 """
 
 from __future__ import annotations
@@ -37,14 +38,17 @@ class Quantized:
     unpacked: float
 
 
-def quantized(method: Method[Any], params: Any, plain_bits: float, shapes: Iterable[tuple[int, ...]]) -> Quantized:
-    """Bytes of matrices of those shapes; a stack of experts' matrices counts as one matrix per expert."""
+def quantized(
+    method: Method[Any], params: Any, plain_bits: float, shapes: Iterable[tuple[int, ...]], device: str = "cpu"
+) -> Quantized:
+    """Bytes of matrices of those shapes on a device; a stack of experts' matrices counts as one matrix per expert."""
     codes = memory = disk = modules = dense = largest = 0.0
     for (*stacked, outputs, inputs), number in Counter(shapes).items():
         count = number * math.prod(stacked)
         beside = method.beside(params, plain_bits, (outputs, inputs))
         matrix = plain_bytes(outputs * inputs, plain_bits)
-        packed = plain_bytes(outputs * inputs, method.bits_per_weight(params, plain_bits, inputs))
+        rows, columns = method.padded(device, (outputs, inputs))
+        packed = plain_bytes(rows * columns, method.bits_per_weight(params, plain_bits, columns))
         codes += count * packed
         memory += count * (packed + beside.memory)
         disk += count * (packed + beside.disk)
@@ -75,14 +79,14 @@ class Weights:
         return self.linear + self.embedding + self.head + self.other
 
 
-def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: float) -> Weights:
-    """Bytes of the model under the method; unquantized parameters have ``plain_bits`` each.
+def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: float, device: str = "cpu") -> Weights:
+    """Bytes of the model under the method on a device; unquantized parameters have ``plain_bits`` each.
 
     They include a mixture's experts that the method leaves unquantized.
     """
     leaves = method.leaves_experts(model.model_type)
     covered = model.matrices if leaves else (*model.matrices, *model.experts)
-    codes = quantized(method, params, plain_bits, covered)
+    codes = quantized(method, params, plain_bits, covered, device)
     left = plain_bytes(model.expert_parameters, plain_bits) if leaves else 0.0
     kept = plain_bytes(model.kept, plain_bits)
     embedding, head = plain_bytes(model.embedding, plain_bits), plain_bytes(model.head, plain_bits)

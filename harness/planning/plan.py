@@ -311,7 +311,8 @@ class _OfModel:
 
     def _shared_run(self, job: Job, made: Mapping[str, str]) -> PlannedRun:
         unsupported = self.source.degrid_obstacle or _too_long(self.source, job)
-        return self.sweep.run(job, self.sweep.base, made, unsupported, _weight_bytes(self.source, self.sweep.base))
+        weight_bytes = _weight_bytes(self.source, self.sweep.base, self.sweep.machine.device)
+        return self.sweep.run(job, self.sweep.base, made, unsupported, weight_bytes)
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ class _OnEngine:
     def of_method(self, method: MethodChoice, unsupported: str | None, shared: _Shared) -> Iterator[PlannedRun]:
         """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
         sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
-        weight_bytes = _weight_bytes(method.checkpoint or self.source, method)
+        weight_bytes = _weight_bytes(method.checkpoint or self.source, method, sweep.machine.device)
         variant = self._variant(method, "model", self._artifacts_engine(method))
         made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
         if method.calibrated and shared.calibrate is not None:
@@ -494,7 +495,7 @@ def _source(recipe: Recipe, index: int) -> SourceModel:
         raise recipe.error(("models", index, "id"), str(error)) from None
 
 
-def _weight_bytes(source: SourceModel, method: MethodChoice) -> int | None:
+def _weight_bytes(source: SourceModel, method: MethodChoice, device: str) -> int | None:
     """Estimated bytes of the loaded weights; None if the model's shapes are not known yet."""
     if not source.matrices:
         return None
@@ -502,6 +503,6 @@ def _weight_bytes(source: SourceModel, method: MethodChoice) -> int | None:
     leaves = method.method.leaves_experts(source.model_type)
     left = [shape for name, shape in source.matrices.items() if leaves and holds_experts(name, len(shape))]
     covered = [shape for name, shape in source.matrices.items() if not (leaves and holds_experts(name, len(shape)))]
-    decoder = quantized(method.method, method.params, plain, covered)
+    decoder = quantized(method.method, method.params, plain, covered, device)
     others = source.other_parameters + sum(map(math.prod, left))
     return int(decoder.memory + decoder.modules + plain_bytes(others, plain))

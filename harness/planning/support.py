@@ -17,6 +17,7 @@ from harness.core.model import MAIN_ENGINE, Attention
 from harness.core.site import MAIN, Machine, Site
 from harness.models import published
 from harness.models.headers import read_config
+from harness.models.memory import DTYPE_BITS
 from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
 from harness.models.sources import SourceModel
 from harness.planning.expand import EngineChoice, MethodChoice
@@ -40,10 +41,11 @@ def unsupported_reason(
         or _already_quantized(source, method, runtime, site)
         or _other_model(source, method)
         or _device(method.method.needs(method.params), machine)
+        or _dtype(source, method, machine)
         or _untokenized(source, method)
         or _lacking(method, site)
         or _experts(source, method, skip)
-        or _shapes(source, method, skip)
+        or _shapes(source, method, machine, skip)
     )
 
 
@@ -200,6 +202,18 @@ def _device(needs: Needs, machine: Machine) -> str | None:
     return None
 
 
+def _dtype(source: SourceModel, method: MethodChoice, machine: Machine) -> str | None:
+    """Why the method's GPU kernels cannot run the model in its dtype; None if they can, or it is not known yet."""
+    dtypes = method.method.needs(method.params).gpu_dtypes
+    dtype = method.method.run_dtype(method.params, source.ref.dtype)
+    if machine.device != "cuda" or not dtypes or dtype not in DTYPE_BITS or dtype in dtypes:
+        return None
+    return (
+        f"{method.ref.name} runs in {' or '.join(dtypes)} on an NVIDIA GPU, not in {dtype}; "
+        f"give the model dtype: {dtypes[0]}"
+    )
+
+
 def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
     """Why a mixture's experts prevent the method: without them, coverage would be below the required minimum."""
     if not method.method.leaves_experts(source.model_type):
@@ -216,9 +230,13 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
     )
 
 
-def _shapes(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
-    needs = method.method.needs(method.params)
-    return misfit(method.ref.name, needs, _in_scope(source, skip).values(), source.model_type)
+def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: Sequence[str]) -> str | None:
+    needs, shapes = method.method.needs(method.params), _in_scope(source, skip).values()
+    reason = misfit(method.ref.name, needs, shapes, source.model_type)
+    if reason is not None or machine.device != "cuda":
+        return reason
+    widths = _indivisible((width for shape in shapes for width in shape[-2:]), needs.gpu_divisor)
+    return f"{needs.gpu_divisor} does not divide the widths {widths} of this model, as a GPU needs" if widths else None
 
 
 def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:

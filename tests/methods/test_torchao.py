@@ -13,6 +13,8 @@ import torch
 from harness import plugins as registry
 from harness.core.method import Setting
 from harness.errors import UnsupportedError
+from harness.models.kernels import family
+from harness.models.memory import quantized
 
 pytestmark = pytest.mark.heavy
 
@@ -139,7 +141,34 @@ def test_what_a_format_cannot_do_is_told_before_it_runs() -> None:
     assert needs("torchao-intx", group_size=32).input_divisor == 32
     fp8 = needs("torchao-fp8-dynamic")
     assert (fp8.device, fp8.capability) == ("cuda", (8, 9))
+    assert needs("torchao-int8-dynamic").gpu_divisor == 8
+    int4 = needs("torchao-int4")
+    assert (int4.capability, int4.gpu_dtypes) == ((8, 0), ("bfloat16",))
     method = registry.method("torchao-int4")
     pytest.importorskip("torchao")
-    with pytest.raises(UnsupportedError, match=r"mslk|bfloat16"):
+    with pytest.raises(UnsupportedError, match="bfloat16"):
         method.load_config(method.params(), Setting("float32", "cuda"))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128, 256])
+@pytest.mark.parametrize("shape", [(4096, 14336), (4096, 4096), (1002, 1280), (576, 768)])
+def test_int4_on_a_gpu_takes_its_padded_bits(monkeypatch: pytest.MonkeyPatch, group_size: int, shape) -> None:
+    """torchao packs a matrix of no content: the shapes of what it stores are those of a GPU of capability 8.0."""
+    pytest.importorskip("torchao")
+    from torchao.quantization import quantize_
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    chosen = registry.method("torchao-int4")
+    params = chosen.params.model_validate({"group_size": group_size})
+    config: Any = chosen.load_config(params, Setting("bfloat16", "cuda"))  # type: ignore[misc]
+    rows, columns = shape
+    layer = torch.nn.Sequential(torch.nn.Linear(columns, rows, bias=False, dtype=torch.bfloat16, device="meta"))
+    quantize_(layer, config.quant_type)
+    weight: Any = layer[0].weight
+    assert type(weight).__name__ == "Int4TilePackedTo4dTensor"
+    assert family(layer[0]) == "packed"
+    stored = sum(getattr(weight, name).nbytes for name in weight.__tensor_flatten__()[0])
+    assert quantized(chosen, params, 16, [shape], "cuda").memory == stored
+    padded = chosen.padded("cuda", shape)
+    assert padded[0] % 8 == padded[1] % 1024 == 0
+    assert quantized(chosen, params, 16, [shape]).memory <= stored, "on a CPU nothing is padded"

@@ -115,6 +115,45 @@ def test_the_sites_gpu_decides_what_runs(make: Make, hardware: Machine, reason: 
     assert (run.spec.device, run.spec.hardware) == (hardware.device, hardware.hardware)
 
 
+T4, A100 = Machine("cuda", "a rented T4", (7, 5)), Machine("cuda", "a rented A100", (8, 0))
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "heads", "hardware", "reason"),
+    [
+        ("torchao-int4", "bfloat16", 4, A100, None),
+        (
+            "torchao-int4",
+            "float16",
+            4,
+            A100,
+            "torchao-int4 runs in bfloat16 on an NVIDIA GPU, not in float16; give the model dtype: bfloat16",
+        ),
+        ("torchao-int4", "float16", 4, CPU, None),
+        ("torchao-int4", "bfloat16", 4, T4, "needs compute capability 8.0; this GPU has 7.5"),
+        ("torchao-int8-dynamic", "float16", 3, A100, "8 does not divide the widths 36 of this model, as a GPU needs"),
+        ("torchao-int8-dynamic", "float16", 3, CPU, None),
+        ("torchao-int8-dynamic", "float16", 4, T4, None),
+    ],
+)
+def test_what_a_gpu_alone_requires_is_required_there_alone(
+    sweeps, method: str, dtype: str, heads: int, hardware: Machine, reason: str | None
+) -> None:
+    width = {"hidden_size": 64, "head_dim": 12, "num_attention_heads": heads, "num_key_value_heads": heads}
+    small = {**width, "num_hidden_layers": 1, "intermediate_size": 64, "vocab_size": 64}
+    recipe = sweeps.recipe(
+        {
+            "models": [{"id": "synthetic:llama", "dtype": dtype, "config": small}],
+            "methods": ["none", method],
+            "measure": {"throughput": {"prompt_tokens": 16, "new_tokens": 4}},
+            "scope": {"skip": ["*.o_proj"] if method == "torchao-int4" else []},
+        }
+    )
+    runs = [run for run in plan(load_recipe(recipe), Elsewhere(hardware)) if isinstance(run.spec.job, VariantJob)]
+    reasons = {run.unsupported for run in runs if run.spec.method.name == method}
+    assert reasons == {reason}
+
+
 def test_a_device_that_the_site_lacks_is_refused(sweeps, tiny: Path) -> None:
     wanted = {"models": [{"id": str(tiny)}], "methods": ["none"], "measure": {"memory": {}}, "device": "cuda"}
     with pytest.raises(UsageError, match="this site has no cuda"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from harness.core.method import Method, MethodParams, Needs, Setting
 from harness.methods.torchao import driver as torchao
 
+INT8_BLOCK = 8
+"""On a GPU, torchao multiplies a matrix on the CPU unless this divides both its sides (``safe_int_mm``)."""
 FP8_BLOCK = 16
 """torchao silently leaves a matrix unquantized unless this divides both its sides."""
 
@@ -56,6 +58,7 @@ INT8_DYNAMIC = Method(
     packages=("torchao",),
     extra="torchao",
     kernel="packed",
+    needs=lambda params: Needs(gpu_divisor=INT8_BLOCK),
     load_config=_int8,
     bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )

@@ -16,6 +16,10 @@ from harness.methods.torchao import driver as torchao
 
 INT4_ROWS = 16
 """The CPU kernel of int4 requires output widths that are a multiple of this."""
+TILE_ROWS, TILE_COLUMNS = 8, 1024
+"""On a GPU torchao pads int4 matrices to multiples of these (``Int4TilePackedTo4dTensor.from_hp``)."""
+AMPERE = (8, 0)
+"""The lowest CUDA compute capability of that layout's kernel."""
 
 
 class IntxParams(MethodParams):
@@ -40,20 +44,28 @@ def _intx(params: IntxParams, setting: Setting) -> object:
 
 
 def _int4(params: Int4Params, setting: Setting) -> object:
-    """Raises UnsupportedError if a GPU lacks what the default packing needs."""
+    """On a GPU, weights are packed in tiles for ATen's own kernel; torchao's default layout needs the package mslk.
+
+    Raises UnsupportedError for a dtype that this kernel does not multiply.
+    """
     if setting.device == "cpu":
         from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
         return torchao.wrap(PrototypeInt4WeightOnlyConfig(group_size=params.group_size), setting)
-    from importlib.util import find_spec
-
     from torchao.quantization import Int4WeightOnlyConfig
+    from torchao.quantization.quantize_.workflows import Int4PackingFormat
 
-    if find_spec("mslk") is None:
-        raise UnsupportedError("torchao's int4 on a GPU needs the kernels of mslk: pip install mslk")
     if setting.dtype != "bfloat16":
         raise UnsupportedError(f"torchao's int4 on a GPU multiplies bfloat16 only, not {setting.dtype}")
-    return torchao.wrap(Int4WeightOnlyConfig(group_size=params.group_size), setting)
+    tiles = Int4PackingFormat.TILE_PACKED_TO_4D
+    return torchao.wrap(Int4WeightOnlyConfig(group_size=params.group_size, int4_packing_format=tiles), setting)
+
+
+def _padded(device: str, shape: tuple[int, int]) -> tuple[int, int]:
+    if device == "cpu":
+        return shape
+    rows, columns = shape
+    return -(-rows // TILE_ROWS) * TILE_ROWS, -(-columns // TILE_COLUMNS) * TILE_COLUMNS
 
 
 INTX = Method(
@@ -81,7 +93,10 @@ INT4 = Method(
         device="cuda" if params.group_size == 256 else None,
         input_divisor=params.group_size,
         output_divisor=INT4_ROWS,
+        capability=AMPERE,
+        gpu_dtypes=("bfloat16",),
     ),
     load_config=_int4,
     bits_per_weight=lambda params, plain_bits, width: 4 + 2 * plain_bits / params.group_size,
+    padded=_padded,
 )

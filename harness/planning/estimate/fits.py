@@ -89,7 +89,8 @@ def _estimate(model: ModelShapes, variant: Chosen, request: EstimateRequest, wan
     if unsupported is not None:
         return MemoryEstimate(variant.label, dtype, unsupported)
     plain_bits = DTYPE_BITS[dtype]
-    stored = weights(model, method, params, plain_bits)
+    # A budget is a GPU's memory, so matrices are padded as they are there.
+    stored = weights(model, method, params, plain_bits, "cpu" if request.budget is None else "cuda")
 
     def taken(context: int, batch: int) -> int:
         running = workspace_bytes(model, context, batch, plain_bits) + stored.unpacked
