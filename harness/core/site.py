@@ -11,6 +11,27 @@ from harness.core.run import RunSpec
 MAIN = "main"
 """The stack that every site has: the environment that the harness itself is installed in."""
 
+KERNEL_PACKAGES = (
+    "causal-conv1d",
+    "fast-hadamard-transform",
+    "fbgemm-gpu-genai",
+    "fla-core",
+    "flash-attn",
+    "flash-attn-3",
+    "flash-attn-4",
+    "flash-linear-attention",
+    "flashinfer-python",
+    "kernels",
+    "mamba-ssm",
+    "mslk",
+    "nvidia-cublas",
+    "nvidia-cublas-cu12",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "triton",
+)
+"""Distributions that libraries take GPU kernels from where they are installed, so that they change what runs there."""
+
 CONFIGURATIONS = "configurations"
 """The folder of a cache with transformers' answers (``harness.models.resolve``), one sealed JSON file each."""
 MAX_CONFIGURATION_BYTES = 64 * 2**20
@@ -25,6 +46,7 @@ class Machine:
     does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory, 0 if it is not known.
     ``instructions`` are those of the processor, as Linux names them (``amx_tile``); empty if they are not known.
     ``gpu_problem`` says why runs do not use the GPU that the machine has; None if they do, or were not to.
+    ``driver`` is the version of the GPU's driver, None on a CPU or if it is not known.
     """
 
     device: str
@@ -34,6 +56,7 @@ class Machine:
     memory_bytes: int = 0
     instructions: frozenset[str] = frozenset()
     gpu_problem: str | None = None
+    driver: str | None = None
 
     @property
     def gpus(self) -> int:

@@ -21,7 +21,7 @@ from harness.core.method import Method, Setting
 from harness.core.model import ModelRef
 from harness.core.record import Measurement, Moment, Phase
 from harness.core.run import RunSpec
-from harness.core.site import MAIN
+from harness.core.site import KERNEL_PACKAGES, MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
 from harness.host.machine import state
 from harness.metrics.memory import DeviceBaseline, PeakMemory, kv_cache_pool
@@ -242,14 +242,15 @@ class Context:
     def packages(self) -> tuple[str, ...]:
         """The packages, besides the harness's own, whose versions affect this run's figures."""
         job = self.spec.job
+        on_gpu = KERNEL_PACKAGES if self.spec.device.startswith("cuda") else ()
         if not job.models:
-            return job.packages
+            return (*job.packages, *on_gpu)
         runtime = engine(self.spec.engine)
         own = (*job.packages, *runtime.packages, *runtime.caches[self.spec.kv_cache])
         if isinstance(job, VariantJob):
             chosen = method(job.variant.method.name)
             own = (*chosen.packages, *readers(chosen), *own)
-        return (*own, *published.readers(job.models[-1]))
+        return (*own, *published.readers(job.models[-1]), *on_gpu)
 
     def params(self) -> Any:
         """The method's parameters as its own type."""

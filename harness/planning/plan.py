@@ -122,7 +122,7 @@ class _Resolved:
         spec = RunSpec(
             recipe=recipe.name,
             job=job,
-            environment=environment(job, method, self.machine.hardware, self.site, stack, repetition),
+            environment=environment(job, method, self.machine, self.site, stack, repetition),
             needs={kind: made[kind] for kind in job.needs if kind in made},
             limits=RunLimits(recipe.limits.time, recipe.limits.memory),
             readers=_reader_settings(recipe, job),

@@ -8,7 +8,7 @@ from harness import plugins as registry
 from harness.core.identity import digest
 from harness.core.job import Environment, Job, VariantJob
 from harness.core.model import MAIN_ENGINE
-from harness.core.site import MAIN, Site
+from harness.core.site import KERNEL_PACKAGES, MAIN, Machine, Site
 from harness.engines.transformers.kv_cache import VERSION as KV_CACHE_VERSION
 from harness.metrics.machine import VERSION as MACHINE_VERSION
 from harness.models import published
@@ -35,11 +35,12 @@ PARTS: Mapping[str, int] = {
 
 
 def environment(
-    job: Job, method: MethodChoice, hardware: str, site: Site, stack: str = MAIN, repetition: int = 0
+    job: Job, method: MethodChoice, machine: Machine, site: Site, stack: str = MAIN, repetition: int = 0
 ) -> Environment:
     """The environment of a job, with the versions that its repetitions at this site must share.
 
-    ``method`` is the variant's method; for jobs that all variants share, the baseline's.
+    ``method`` is the variant's method; for jobs that all variants share, the baseline's. On a GPU the driver and the
+    installed packages with kernels count too.
     """
     versions = {name: registry.metric(name).version for name in job.metrics} | {name: PARTS[name] for name in job.parts}
     packages = job.packages
@@ -56,12 +57,22 @@ def environment(
             versions |= {"kv_cache": PARTS["kv_cache"]}
     return Environment(
         stack=stack,
-        lock=digest({package: site.version(package, stack) for package in packages}),
-        hardware=hardware,
+        lock=digest(
+            {package: site.version(package, stack) for package in packages} | _gpu_software(machine, site, stack)
+        ),
+        hardware=machine.hardware,
         versions=versions,
         method_version=method.ref.version if job.models else 0,
         repetition=repetition,
     )
+
+
+def _gpu_software(machine: Machine, site: Site, stack: str) -> dict[str, str | None]:
+    """The driver and the installed packages with kernels; nothing on a CPU."""
+    if machine.device == "cpu":
+        return {}
+    kernels = {package: site.version(package, stack) for package in KERNEL_PACKAGES}
+    return {"NVIDIA driver": machine.driver, **{name: found for name, found in kernels.items() if found is not None}}
 
 
 def _packages(method: MethodChoice, job: Job, stack: str) -> tuple[str, ...]:

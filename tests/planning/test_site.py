@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,24 @@ def test_runs_belong_to_the_versions_of_their_site(make: Make) -> None:
     assert changed(before, after) == {"autoawq"}
     quantized = ("quantize", "autoawq")
     assert before[quantized].spec.environment.lock != after[quantized].spec.environment.lock
+
+
+ALL = {"none", "bnb-nf4", "autoawq", "torchao-fp8-dynamic"}
+
+
+def test_runs_on_a_gpu_belong_to_its_driver_and_to_the_packages_with_kernels(make: Make) -> None:
+    site = Elsewhere(Machine("cuda", "a rented H100", (9, 0), driver="580.65"))
+    before = make(site)
+    newer = replace(site, hardware=replace(site.hardware, driver="590.1"))
+    assert changed(before, make(newer)) == ALL
+    assert changed(before, make(site.having(MAIN, **{"flash-attn": "2.8.3"}))) == ALL
+    assert changed(before, make(site.having("autoawq", triton="3.5.0"))) == {"autoawq"}
+    assert changed(before, make(site)) == set()
+
+
+def test_runs_on_a_cpu_do_not_belong_to_what_a_gpu_runs(make: Make) -> None:
+    site = Elsewhere()
+    assert changed(make(site), make(site.having(MAIN, mslk="1.1.0", triton="3.5.0"))) == set()
 
 
 def test_what_a_site_lacks_is_unsupported_there(make: Make) -> None:
