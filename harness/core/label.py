@@ -36,6 +36,7 @@ LabelCode = Literal[
     "override_not_applied",
     "publisher_coverage",
     "batch_dependent",
+    "may_have_spilled",
     "suspect",
     "implausible_baseline",
     "engine_not_separated",
@@ -293,6 +294,15 @@ LABELS: Mapping[LabelCode, Form] = {
     "batch_dependent": Form(
         lambda: "depends on the batch; run one window at a time",
         "a token's result depends on the rest of the batch",
+    ),
+    "may_have_spilled": Form(
+        lambda fraction: (
+            f"the GPU's memory was {fraction:.0%} in use under WSL2, where what does not fit is moved to the host: its "
+            "speed may be that of host memory"
+        ),
+        "Windows manages the GPU's memory there: a model too large for the GPU runs on, slowly, and nothing fails. "
+        "Close other programs, or run it on a GPU with more memory",
+        {"fraction": 0.97},
     ),
     "suspect": Form(
         _suspect,

@@ -137,13 +137,15 @@ def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callabl
 
 def _outcome(context: Context, before: Fingerprint, status: Status, failure: Failure | None = None) -> Outcome:
     from harness.core.record import Outcome
+    from harness.execution.checks.spill import spill
     from harness.host.machine import fingerprint
 
+    measurements = context.findings()
     return Outcome(
         status=status,
         failure=failure,
-        measurements=context.findings(),
-        labels=tuple(context.labels),
+        measurements=measurements,
+        labels=(*context.labels, *spill(before, measurements)),
         facts=tuple(context.facts),
         phases=tuple(context.phases),
         moments=tuple(context.moments),

@@ -102,6 +102,11 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def is_wsl() -> bool:
+    """Whether this is Linux under Windows (WSL2), which reaches the GPU through Windows."""
+    return Path("/dev/dxg").exists() or "microsoft" in platform.release().lower()
+
+
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
