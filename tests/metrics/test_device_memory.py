@@ -7,13 +7,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from run_specs import run_spec
 
+from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.format import TRANSFORMERS_FORMAT
+from harness.core.model import ModelRef
+from harness.execution import context
+from harness.execution.context import Context
 from harness.metrics import memory
 from harness.metrics.memory import PeakMemory
+from harness.storage.cache import Cache
 
 MIB = 2**20
 CONTEXT = 400 * MIB
@@ -137,6 +145,35 @@ def test_a_later_run_of_the_same_process_counts_from_the_same_baseline(card: Car
     with second.phase("questions"):
         card.take(outside_bytes=50 * MIB)
     assert device_figures(second)["questions", "peak", "NVML since loading"] == 750 * MIB
+
+
+def test_a_process_keeps_its_baseline_beside_the_model_that_it_has_loaded(
+    card: Card, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second task of a process finds the model loaded: the model counts, though nothing was loaded meanwhile."""
+
+    def load(request: LoadRequest, params: EngineParams) -> Any:
+        card.take(outside_bytes=700 * MIB)
+        return SimpleNamespace(cache_description=None)
+
+    runtime: Any = Engine(
+        "llamacpp", 1, "", frozenset(), (TRANSFORMERS_FORMAT,), lambda: None, load, EngineParams, counted_by="driver"
+    )
+    monkeypatch.setattr(context, "engine", lambda name: runtime)
+    model = ModelRef("tiny", "tiny", "0" * 64, "directory", str(tiny), "float32")
+    spec = run_spec("task", model=model, engine="llamacpp", device="cuda")
+    first = Context(spec, Cache(tmp_path), lambda phase: None)
+    first.load(object)  # type: ignore[type-var]
+    second = Context(spec, Cache(tmp_path), lambda phase: None, first.loaded)
+    second.load(object)  # type: ignore[type-var]
+    with second.phase("questions"):
+        card.take(outside_bytes=50 * MIB)
+    peaks = {
+        str(m.protocol["phase"]): m.values[0]
+        for m in second.findings()
+        if (m.metric, m.protocol["source"]) == ("peak_memory_bytes", "NVML since loading")
+    }
+    assert peaks == {"questions": 750 * MIB}
 
 
 def fail(card: Card) -> None:
