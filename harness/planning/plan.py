@@ -107,6 +107,12 @@ class _Resolved:
         memory = recipe.measure.memory is not None
         return Conditions(self.machine.device, recipe.threads, recipe.attention, memory)
 
+    @property
+    def _memory_limit(self) -> int | None:
+        """Of the host's memory. On a GPU it has never been tried, so that only ``device: cuda`` turns it on there."""
+        wanted = self.machine.device == "cpu" or self.recipe.device == "cuda"
+        return self.recipe.limits.memory if wanted else None
+
     def run(
         self,
         job: Job,
@@ -124,7 +130,7 @@ class _Resolved:
             job=job,
             environment=environment(job, method, self.machine, self.site, stack, repetition),
             needs={kind: made[kind] for kind in job.needs if kind in made},
-            limits=RunLimits(recipe.limits.time, recipe.limits.memory),
+            limits=RunLimits(recipe.limits.time, self._memory_limit),
             readers=_reader_settings(recipe, job),
         )
         return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job))

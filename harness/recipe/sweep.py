@@ -102,8 +102,8 @@ class Limits(Strict):
     time: Seconds | None = Field(None, description="wall time of one run, such as 10m")
     memory: Bytes | None = Field(
         None,
-        description="private host memory of one run, such as 8GiB; GPU memory is not limited, and the limit has never "
-        "been tried on a GPU run, where CUDA's own mappings may count: leave it out there",
+        description="private host memory of one run, such as 8GiB; GPU memory is not limited. Runs on a GPU have this "
+        "limit only with `device: cuda`: it has never been tried there, and CUDA's own mappings may count",
     )
 
 

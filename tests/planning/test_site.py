@@ -17,6 +17,7 @@ from harness import plugins
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT
 from harness.core.job import VariantJob
+from harness.core.run import RunLimits
 from harness.core.site import MAIN, Machine
 from harness.errors import UsageError
 from harness.execution.local import local_site
@@ -40,6 +41,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "version", refuse)
 
 
+H100 = Machine("cuda", "a rented H100", (9, 0), driver="580.65")
 Make = Callable[[Elsewhere], dict[tuple[str, str], PlannedRun]]
 
 
@@ -94,13 +96,27 @@ ALL = {"none", "bnb-nf4", "autoawq", "torchao-fp8-dynamic"}
 
 
 def test_runs_on_a_gpu_belong_to_its_driver_and_to_the_packages_with_kernels(make: Make) -> None:
-    site = Elsewhere(Machine("cuda", "a rented H100", (9, 0), driver="580.65"))
+    site = Elsewhere(H100)
     before = make(site)
     newer = replace(site, hardware=replace(site.hardware, driver="590.1"))
     assert changed(before, make(newer)) == ALL
     assert changed(before, make(site.having(MAIN, **{"flash-attn": "2.8.3"}))) == ALL
     assert changed(before, make(site.having("autoawq", triton="3.5.0"))) == {"autoawq"}
     assert changed(before, make(site)) == set()
+
+
+@pytest.mark.parametrize(
+    ("hardware", "device", "limited"),
+    [(CPU, "auto", True), (CPU, "cpu", True), (H100, "auto", False), (H100, "cuda", True)],
+)
+def test_a_memory_limit_holds_on_a_gpu_only_where_the_recipe_asks_for_one(
+    sweeps, tiny: Path, hardware: Machine, device: str, limited: bool
+) -> None:
+    """A recipe for any machine was written for a CPU's memory; what CUDA maps may count, which nobody has tried."""
+    wanted = {"models": [{"id": str(tiny)}], "methods": ["none"], "measure": {"memory": {}}, "device": device}
+    recipe = load_recipe(sweeps.recipe({**wanted, "limits": {"memory": "8GiB", "time": "1m"}}))
+    limits = {run.spec.limits for run in plan(recipe, Elsewhere(hardware))}
+    assert limits == {RunLimits(60.0, 8 * 2**30 if limited else None)}
 
 
 def test_runs_on_a_cpu_do_not_belong_to_what_a_gpu_runs(make: Make) -> None:
@@ -125,7 +141,7 @@ def test_what_a_site_lacks_is_unsupported_there(make: Make) -> None:
     [
         (CPU, "needs an NVIDIA GPU; this sweep runs on cpu"),
         (Machine("cuda", "a rented T4", (7, 5)), "needs compute capability 8.9; this GPU has 7.5"),
-        (Machine("cuda", "a rented H100", (9, 0)), None),
+        (H100, None),
     ],
 )
 def test_the_sites_gpu_decides_what_runs(make: Make, hardware: Machine, reason: str | None) -> None:
