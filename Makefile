@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test test-stacks faults fuzz setup setup-all clean
+.PHONY: demo check lint light test test-stacks test-gpu faults fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -26,13 +26,16 @@ lint:
 	$(BIN)/mypy
 
 light:
-	$(PYTEST) -m "not heavy and not slow and not stack"
+	$(PYTEST) -m "not heavy and not slow and not stack and not gpu"
 
 test: setup-all check ## all that 'make check' does, then all other tests
-	$(PYTEST) -m "heavy and not slow and not stack"
+	$(PYTEST) -m "heavy and not slow and not stack and not gpu"
 
 test-stacks: setup-all ## makes the stacks vllm and llamacpp, then runs their tests; a stack it cannot make is skipped
 	.ci/stacks env $(PYTEST) -m "stack and not slow"
+
+test-gpu: setup-all ## the tests that need an NVIDIA GPU, one after another; no other test uses one
+	$(BIN)/pytest -m gpu -rs
 
 faults: setup-all ## every row of docs/reliability.md, the slow ones too
 	$(PYTEST) tests/faults -m "slow or not slow"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -30,7 +31,7 @@ from harness.execution import local
 from harness.execution.local import LocalExecutor, local_site
 from harness.execution.sweep import Event, sweep
 from harness.host import preflight
-from harness.host.machine import cache_folder
+from harness.host.machine import cache_folder, choose
 from harness.libraries.llamacpp import lines
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
@@ -49,13 +50,18 @@ settings.register_profile("same every time", derandomize=True, database=None, de
 settings.load_profile("same every time")
 
 HERE = Path(__file__).parent
-LIGHT = "not heavy and not slow and not stack"
-"""The selection of ``make check``. Under it modules that are marked heavy or stack are not even imported."""
+LIGHT = "not heavy and not slow and not stack and not gpu"
+"""The selection of ``make check``. Under it modules that are marked heavy, stack or gpu are not even imported."""
 SHARED = Path(os.environ.get("QHARNESS_SHARED", HERE.parent.parent / "shared"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Has every test that is not marked heavy, and yet imports torch or starts a worker, fail of it."""
+    """Hides the GPUs from all tests but those of ``make test-gpu``, before anything imports torch.
+
+    Has every test that is not marked heavy, and yet imports torch or starts a worker, fail of it.
+    """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if config.option.markexpr == LIGHT:
         sys.meta_path.insert(0, _NoTorch())
         sys.addaudithook(_no_worker)
@@ -80,15 +86,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=_minutes, reverse=True)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a GPU where torch can use none."""
+    if item.get_closest_marker("gpu") and (reason := _no_gpu()):
+        pytest.skip(reason)
+
+
+@cache
+def _no_gpu() -> str | None:
+    try:
+        choose("cuda")
+    except UsageError as error:
+        return str(error)
+    return None
+
+
 def _minutes(item: pytest.Item) -> float:
     """The ``minutes`` that a module's mark ``heavy`` says it takes; 0 if it says none."""
     return max((float(mark.kwargs.get("minutes", 0)) for mark in item.iter_markers("heavy")), default=0.0)
 
 
 def _is_marked(path: Path) -> bool:
-    """Whether a module's ``pytestmark`` says ``heavy`` or ``stack``, read without importing the module."""
+    """Whether a module's ``pytestmark`` says ``heavy``, ``stack`` or ``gpu``, read without importing the module."""
     return any(
-        re.search(r"pytest\.mark\.(heavy|stack)\b", ast.unparse(node.value))
+        re.search(r"pytest\.mark\.(heavy|stack|gpu)\b", ast.unparse(node.value))
         for node in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
     )

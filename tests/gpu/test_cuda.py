@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.core.record import RunRecord
-from harness.host import machine
 
-pytestmark = pytest.mark.skipif(
-    machine.choose("auto").device != "cuda", reason="needs an NVIDIA GPU that torch can use"
-)
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
