@@ -40,14 +40,18 @@ def plan_with_state(
     pythons: Mapping[str, Path] | None = None,
     allow_leak: bool = False,
     on_damage: Callable[[Damaged], None] = lambda damaged: None,
+    on_unused_gpu: Callable[[str], None] = lambda problem: None,
 ) -> tuple[tuple[PlannedRun, ...], frozenset[str]]:
     """The runs of a recipe file, and the run ids of those that ``qharness run`` would not repeat.
 
-    ``on_damage`` receives each damaged attempt of earlier runs.
+    ``on_damage`` receives each damaged attempt of earlier runs, ``on_unused_gpu`` why torch cannot use this machine's
+    GPU, if the runs are planned for the CPU because of that.
     """
     here = local_site(cache, pythons)
     chosen = load_recipe(recipe)
     anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
+    if problem := here.machine(chosen.device).gpu_problem:
+        on_unused_gpu(anonymizer.message(problem))
     planned = tuple(
         replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
         for run in plan_at(chosen, here, allow_leak)

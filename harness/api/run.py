@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.execution.debris import clear
 from harness.execution.executor import Executor
 from harness.execution.local import LocalExecutor, local_site
-from harness.execution.sweep import Cleared, Event, sweep
+from harness.execution.sweep import Cleared, Event, GpuUnused, sweep
 from harness.planning.plan import PlannedRun, plan
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
@@ -47,11 +47,13 @@ def run(
     if debris:
         on_event(Cleared(debris))
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
+    if problem := site.machine(chosen.device).gpu_problem:
+        on_event(GpuUnused(anonymizer.message(problem)))
     with closing(LocalExecutor(site)) as executor:
         planned = _fetched_plan(chosen, executor, allow_leak)
         if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
             planned = _fetched_plan(chosen, executor, allow_leak)
-        anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
         return sweep(planned, Store(Path(results), anonymizer), executor, on_event, paranoid, site.spill_roots)
 
 

@@ -99,7 +99,16 @@ class Cleared:
     debris: Debris
 
 
-Event = Cleared | Started | PhaseBegan | Ended | Withdrawn | DamageFound | Verifying | ArtifactDamaged | TakenIn
+@dataclass(frozen=True)
+class GpuUnused:
+    """The machine has a GPU, and the sweep runs on the CPU because torch cannot use it."""
+
+    problem: str
+
+
+Event = (
+    GpuUnused | Cleared | Started | PhaseBegan | Ended | Withdrawn | DamageFound | Verifying | ArtifactDamaged | TakenIn
+)
 
 
 @dataclass(frozen=True)

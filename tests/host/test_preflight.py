@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 from nvml_stub import A100, H200, SLICED_H200, NvmlStub
 
+from harness.api import run as api_run
+from harness.cli.render.sweep import _lines
 from harness.errors import UsageError
+from harness.execution.sweep import Event, GpuUnused
 from harness.host import cuda_probe, machine, preflight
 from harness.host.architecture import runs_on
 from harness.host.preflight import Preflight, Product, TorchAnswer
@@ -275,6 +278,24 @@ def test_doctor_says_what_is_wrong_and_what_to_run(
     assert "compute capability 9.0, CUDA of the driver 12.4, driver 550.1" in text
     assert "the NVIDIA driver 550.1 supports CUDA up to 12.4 and the installed torch 2.13.0+cu130 needs 13.0" in text
     assert "device cpu" in text
+
+
+def test_plan_and_run_say_why_auto_takes_the_cpu(
+    nvml: NvmlStub, torch: Written, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.holds(H200)
+    torch.is_written(error=f"cannot load {Path.home()}/libcudart.so")
+    problem = "torch 2.13.0+cu130 cannot use the GPU: cannot load ~/libcudart.so"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{{name: on-cpu, models: [{{id: {tiny}}}], methods: [none], measure: {{memory: {{}}}}}}")
+    command = [sys.executable, "-c", "from harness.cli import main; main()", "plan", recipe, "--cache", torch.cache]
+    ended = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ended.stderr == f"the GPU is not used: {problem}\n"
+    events: list[Event] = []
+    monkeypatch.setattr(api_run, "sweep", lambda *rest: ())
+    api_run.run(recipe, tmp_path / "results", torch.cache, on_event=events.append)
+    assert events == [GpuUnused(problem)]
+    assert _lines(events[0]) == ([f"the GPU is not used: {problem}"], "yellow")
 
 
 def test_the_operands_of_the_probe_are_exact_and_not_symmetric() -> None:

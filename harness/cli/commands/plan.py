@@ -20,6 +20,7 @@ def plan(
     from harness.cli.render.damage import say_damaged
     from harness.cli.render.plan import show_plan
     from harness.core.record import Damaged
+    from harness.report.terminal import say
 
     damaged: list[Damaged] = []
     planned, done = plan_with_state(
@@ -29,6 +30,7 @@ def plan(
         interpreters(pythons),
         allow_leak,
         damaged.append,
+        lambda problem: say(f"the GPU is not used: {problem}", error=True),
     )
     if damaged:
         say_damaged(damaged, results / planned[0].spec.recipe)

@@ -18,6 +18,7 @@ from harness.host.preflight import Preflight, preflight
 from harness.planning.plan import PlannedRun
 from harness.report.terminal import add_row, print_json, show_parts
 from harness.stacks import Stacks, stack_names
+from harness.storage.anonymizer import Anonymizer
 from harness.text.sources import TEXTS
 
 
@@ -100,7 +101,7 @@ def _gpu(checked: Preflight) -> Iterator[str]:
         facts.append(f"driver {checked.driver}")
     yield f"        {', '.join(facts)}"
     if checked.problem is not None:
-        yield f"        {checked.problem}"
+        yield f"        {Anonymizer.for_terminals().message(checked.problem)}"
         return
     works = [dtype for dtype, product in checked.torch.products.items() if product.raised is None]
     yield f"        torch multiplies {', '.join(works)} on it"

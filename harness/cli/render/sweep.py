@@ -44,8 +44,10 @@ def display(as_json: bool) -> Iterator[Display]:
 
 def _lines(event: Event) -> tuple[list[str], str]:
     """What to print of an event, and the colour for a terminal; nothing of one that the next event replaces."""
-    from harness.execution.sweep import ArtifactDamaged, Cleared, DamageFound, Ended, TakenIn, Withdrawn
+    from harness.execution.sweep import ArtifactDamaged, Cleared, DamageFound, Ended, GpuUnused, TakenIn, Withdrawn
 
+    if isinstance(event, GpuUnused):
+        return [f"the GPU is not used: {event.problem}"], "yellow"
     if isinstance(event, Cleared):
         return _cleared_lines(event.debris), ""
     if isinstance(event, DamageFound):
@@ -99,12 +101,16 @@ def _json(event: Event) -> None:
         Cleared,
         DamageFound,
         Ended,
+        GpuUnused,
         PhaseBegan,
         TakenIn,
         Verifying,
         Withdrawn,
     )
 
+    if isinstance(event, GpuUnused):
+        terminal.print_json({"event": "gpu_unused", "problem": event.problem})
+        return
     if isinstance(event, Cleared):
         debris = event.debris
         counts = {"processes": debris.processes, "paths": len(debris.paths), "unknown": len(debris.unknown)}
