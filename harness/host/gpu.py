@@ -1,163 +1,284 @@
-"""The GPU that torch calls cuda:0, read through NVML: its properties and changing state. Imports no backend."""
+"""GPUs as NVML reports them: which are visible, their identity and their changing state. Imports no backend.
+
+Functions of NVML that are deprecated have successors; the older one is called only where the library lacks the newer.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from harness.core.identity import Scalar
+from harness.host.visible import VARIABLE, Part, all_parts, visible_parts
 
 T = TypeVar("T")
+_MIG = " MIG "
+"""Before the profile in the name of a slice: "NVIDIA H200 MIG 1g.18gb"."""
+
+
+@dataclass(frozen=True)
+class GpuIdentity:
+    """What decides whether two GPUs, or the same one on two days, give the same figures. None is not reported.
+
+    ``capability`` is the compute capability. ``power_limit_w`` is what the GPU is set to. For a MIG slice
+    ``memory_bytes`` is its own, ``mig_profile`` its size (``1g.18gb``; "unknown" if its name lacks it), and the power
+    limit is its whole GPU's; ``mig_profile`` of a whole GPU is None.
+    """
+
+    name: str
+    capability: tuple[int, int] | None = None
+    memory_bytes: int | None = None
+    driver: str | None = None
+    power_limit_w: float | None = None
+    mig_profile: str | None = None
+
+    def hardware(self) -> dict[str, Scalar]:
+        """The values that are known, as a fingerprint names them."""
+        values: dict[str, Scalar | None] = {
+            "gpu": self.name,
+            "gpu_memory_bytes": self.memory_bytes,
+            "gpu_capability": None if self.capability is None else ".".join(map(str, self.capability)),
+            "gpu_power_limit_w": self.power_limit_w,
+            "gpu_mig_profile": self.mig_profile,
+            "driver": self.driver,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class GpuState:
+    """A GPU's state at one moment: the values that it reports, and for each other why it does not."""
+
+    values: Mapping[str, float]
+    unreported: Mapping[str, str]
 
 
 class Gpu:
-    """The GPU that torch calls cuda:0, read through NVML. Values that the GPU does not report are left out."""
+    """A GPU or a MIG slice, read through NVML.
 
-    def __init__(self, nvml: Any, handle: Any) -> None:
-        self._nvml, self._handle = nvml, handle
+    A slice is asked by its own handle: its memory and processes are its own, and what NVML reports for whole GPUs only
+    (clocks, power, temperature, energy) is not reported for it.
+    """
+
+    def __init__(self, nvml: Any, part: Part) -> None:
+        self._nvml, self._part, self._handle = nvml, part, part.handle
+
+    @property
+    def uuid(self) -> str:
+        """As CUDA_VISIBLE_DEVICES takes it (``GPU-…``, ``MIG-…``)."""
+        return self._part.uuid
 
     def name(self) -> str:
-        return str(self._nvml.nvmlDeviceGetName(self._handle))
+        """The GPU's name, with the profile if this is a MIG slice. "unknown GPU" if it is lost."""
+        return self._known(lambda: str(self._ask("nvmlDeviceGetName"))) or "unknown GPU"
 
     def capability(self) -> tuple[int, int] | None:
-        answer = self._query({"capability": lambda: self._nvml.nvmlDeviceGetCudaComputeCapability(self._handle)})
-        return (int(answer["capability"][0]), int(answer["capability"][1])) if answer else None
+        """The compute capability."""
+        answer = self._of_whole("nvmlDeviceGetCudaComputeCapability")
+        return None if answer is None else (int(answer[0]), int(answer[1]))
 
     def driver(self) -> str | None:
         """The driver's version."""
-        return self._query({"version": lambda: str(self._nvml.nvmlSystemGetDriverVersion())}).get("version")
+        return self._known(lambda: str(self._call(("nvmlSystemGetDriverVersion",))))
 
     def driver_cuda(self) -> tuple[int, int] | None:
         """The newest CUDA version that the driver supports. NVML reports 12.4 as 12040."""
-        number = self._query({"number": lambda: int(self._nvml.nvmlSystemGetCudaDriverVersion_v2())}).get("number")
+        number = self._known(lambda: int(self._call(("nvmlSystemGetCudaDriverVersion_v2",))))
         return None if number is None else (number // 1000, number % 1000 // 10)
 
-    def hardware(self) -> dict[str, Scalar]:
-        nvml, handle = self._nvml, self._handle
-        return self._query(
-            {
-                "gpu": lambda: nvml.nvmlDeviceGetName(handle),
-                "gpu_memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
-                "driver": nvml.nvmlSystemGetDriverVersion,
-            }
+    def identity(self) -> GpuIdentity:
+        name = self.name()
+        milliwatts = self._of_whole("nvmlDeviceGetPowerManagementLimit")
+        return GpuIdentity(
+            name,
+            self.capability(),
+            self._known(lambda: int(self._ask("nvmlDeviceGetMemoryInfo").total)),
+            self.driver(),
+            None if milliwatts is None else milliwatts / 1000,
+            None if self._part.instances is None else name.partition(_MIG)[2] or "unknown",
         )
 
-    def state(self, pid: int) -> dict[str, float]:
+    def state(self, pid: int) -> GpuState:
         """The changing state, clocks first. ``pid`` is this process.
 
         ``gpu_slowdown_reasons`` is NVML's bit mask of why clocks are reduced now. The ``…_violation_s`` are the
         seconds since the driver was loaded in which power or heat reduced them. ``gpu_processes`` counts all processes
         that compute on the GPU, including this one. ``gpu_other_bytes`` is the memory of the others, known only if the
-        driver lists this process under its own pid (in a container it may not).
+        driver lists this process under its own pid (in a container it may not) and reports the others' memory.
         """
-        nvml, handle = self._nvml, self._handle
-        clock, limit = nvml.nvmlDeviceGetClockInfo, nvml.nvmlDeviceGetMaxClockInfo
-        state: dict[str, float] = self._query(
-            {
-                "gpu_sm_clock_mhz": lambda: float(clock(handle, nvml.NVML_CLOCK_SM)),
-                "gpu_memory_clock_mhz": lambda: float(clock(handle, nvml.NVML_CLOCK_MEM)),
-                "gpu_slowdown_reasons": lambda: float(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
-                "gpu_power_violation_s": lambda: self._violation_s(nvml.NVML_PERF_POLICY_POWER),
-                "gpu_thermal_violation_s": lambda: self._violation_s(nvml.NVML_PERF_POLICY_THERMAL),
-                "gpu_temperature_c": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
-                "gpu_used_bytes": lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used),
-                "gpu_sm_clock_limit_mhz": lambda: float(limit(handle, nvml.NVML_CLOCK_SM)),
-                "gpu_power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
-                "gpu_persistence": lambda: float(nvml.nvmlDeviceGetPersistenceMode(handle)),
-            }
-        )
-        return {**state, **self._computing(pid)}
-
-    def _violation_s(self, policy: int) -> float:
-        return float(self._nvml.nvmlDeviceGetViolationStatus(self._handle, policy).violationTime) / 1e9
-
-    def _computing(self, pid: int) -> dict[str, float]:
-        answer = self._query({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
-        listed = answer.get("all")
-        if listed is None:
-            return {}
-        others = [process.usedGpuMemory for process in listed if process.pid != pid]
-        counts = {"gpu_processes": float(len(listed))}
-        if len(others) < len(listed) and None not in others:
-            counts["gpu_other_bytes"] = float(sum(others))
-        return counts
+        nvml = self._nvml
+        reasons = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
+        temperature = "nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature"
+        queries: dict[str, Callable[[], float]] = {
+            "gpu_sm_clock_mhz": lambda: float(self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM)),
+            "gpu_memory_clock_mhz": lambda: float(self._ask("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM)),
+            "gpu_slowdown_reasons": lambda: float(self._call(reasons, self._handle)),
+            "gpu_power_violation_s": lambda: self._violation_s(_POWER_CAP, nvml.NVML_PERF_POLICY_POWER),
+            "gpu_thermal_violation_s": lambda: self._violation_s(_THERMAL_SLOWDOWN, nvml.NVML_PERF_POLICY_THERMAL),
+            "gpu_temperature_c": lambda: float(self._call(temperature, self._handle, nvml.NVML_TEMPERATURE_GPU)),
+            "gpu_used_bytes": lambda: float(self._ask("nvmlDeviceGetMemoryInfo").used),
+            "gpu_sm_clock_limit_mhz": lambda: float(self._ask("nvmlDeviceGetMaxClockInfo", nvml.NVML_CLOCK_SM)),
+            "gpu_power_limit_w": lambda: float(self._ask("nvmlDeviceGetEnforcedPowerLimit")) / 1000,
+            "gpu_persistence": lambda: float(self._ask("nvmlDeviceGetPersistenceMode")),
+            "gpu_processes": lambda: float(len(self._processes())),
+        }
+        values: dict[str, float] = {}
+        unreported: dict[str, str] = {}
+        for name, query in queries.items():
+            try:
+                values[name] = query()
+            except nvml.NVMLError as error:
+                unreported[name] = str(error)
+        others = self._other_bytes(pid)
+        if isinstance(others, int):
+            values["gpu_other_bytes"] = float(others)
+        else:
+            unreported["gpu_other_bytes"] = others
+        return GpuState(values, unreported)
 
     def energy_j(self) -> float | None:
         """Joules used since the driver was loaded; None if the GPU does not count them."""
-        answer = self._query({"mj": lambda: self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)})
-        return answer["mj"] / 1000 if answer else None
+        millijoules = self._known(lambda: float(self._ask("nvmlDeviceGetTotalEnergyConsumption")))
+        return None if millijoules is None else millijoules / 1000
 
     def process_bytes(self, pid: int) -> int | None:
         """Memory that the driver attributes to a process, including its CUDA context.
 
-        None if the driver does not list the process: in a container it may know it by another pid.
+        None if the driver does not list the process (in a container it may know it by another pid), or lists it
+        without its memory.
         """
-        answer = self._query({"all": lambda: self._nvml.nvmlDeviceGetComputeRunningProcesses(self._handle)})
-        sizes = [process.usedGpuMemory for process in answer.get("all", ()) if process.pid == pid]
-        return int(sizes[0]) if sizes and sizes[0] is not None else None
+        sizes = self._known(lambda: [_used_bytes(process) for process in self._processes() if process.pid == pid])
+        return _sum(sizes) if sizes else None
 
     def used_bytes(self) -> int | None:
-        """Memory in use on the whole GPU, by any process."""
-        answer = self._query({"used": lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used})
-        return int(answer["used"]) if answer else None
+        """Memory in use on the whole GPU or slice, by any process."""
+        return self._known(lambda: int(self._ask("nvmlDeviceGetMemoryInfo").used))
 
-    def _query(self, queries: dict[str, Callable[[], T]]) -> dict[str, T]:
-        answers = {}
-        for name, read in queries.items():
+    def _processes(self) -> list[Any]:
+        names = "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"
+        return list(self._call(names, self._handle))
+
+    def _other_bytes(self, pid: int) -> int | str:
+        """The memory of the other processes, or why it is unknown."""
+        try:
+            listed = self._processes()
+        except self._nvml.NVMLError as error:
+            return str(error)
+        if all(process.pid != pid for process in listed):
+            return "the driver does not list this process by its own number"
+        others = _sum([_used_bytes(process) for process in listed if process.pid != pid])
+        return "the driver does not report the memory of another process" if others is None else others
+
+    def _violation_s(self, field_id: int, policy: int) -> float:
+        """Seconds in which clocks were reduced, from a field value; a library that lacks it has the policy's time."""
+        try:
+            (field,) = self._ask("nvmlDeviceGetFieldValues", [field_id])
+            if field.nvmlReturn == self._nvml.NVML_SUCCESS:
+                return float(field.value.ullVal) / 1e9
+            missing = self._nvml.NVMLError(field.nvmlReturn)
+        except self._nvml.NVMLError as error:
+            missing = error
+        try:
+            return float(self._ask("nvmlDeviceGetViolationStatus", policy).violationTime) / 1e9
+        except self._nvml.NVMLError:
+            raise missing from None
+
+    def _ask(self, function: str, *arguments: object) -> Any:
+        """NVML's answer about this GPU. Raises NVMLError."""
+        return self._call((function,), self._handle, *arguments)
+
+    def _call(self, functions: tuple[str, ...], *arguments: object) -> Any:
+        """The answer of the first function that pynvml and the library have. Raises NVMLError."""
+        nvml = self._nvml
+        for function in functions:
+            call = getattr(nvml, function, None)
             try:
-                answers[name] = read()
-            except self._nvml.NVMLError:
-                continue
-        return answers
+                if call is not None:
+                    return call(*arguments)
+            except nvml.NVMLError as error:
+                if error.value != nvml.NVML_ERROR_FUNCTION_NOT_FOUND:
+                    raise
+        raise nvml.NVMLError(nvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+    def _of_whole(self, function: str) -> Any | None:
+        """An answer that is the same for a GPU and its slices: a slice's own, or else its GPU's; None if neither."""
+        own = self._known(lambda: self._ask(function))
+        if own is not None or self._part.instances is None:
+            return own
+        return self._known(lambda: self._call((function,), self._ask("nvmlDeviceGetDeviceHandleFromMigDeviceHandle")))
+
+    def _known(self, read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except self._nvml.NVMLError:
+            return None
+
+
+_POWER_CAP = 74
+"""NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP: nanoseconds."""
+_THERMAL_SLOWDOWN = 269
+"""NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN: nanoseconds; NVIDIA's translation of NVML_PERF_POLICY_THERMAL."""
+
+
+def _used_bytes(process: Any) -> int | None:
+    """A process's memory; None if unknown. Some drivers then report 0, though a CUDA context takes hundreds of MB."""
+    return int(process.usedGpuMemory) if process.usedGpuMemory else None
+
+
+def _sum(sizes: list[int | None]) -> int | None:
+    """The sum; None if one of the sizes is unknown."""
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
+@contextmanager
+def gpus() -> Iterator[tuple[Gpu, ...]]:
+    """The visible GPUs and MIG slices in CUDA's order; none without a driver, a GPU, or if all of them are hidden."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield ()
+        return
+    try:
+        yield tuple(Gpu(pynvml, part) for part in visible_parts(pynvml))
+    finally:
+        pynvml.nvmlShutdown()
 
 
 @contextmanager
 def gpu() -> Iterator[Gpu | None]:
-    """The first visible GPU; None without a driver or a GPU, or if CUDA_VISIBLE_DEVICES hides all of them."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield None
-        return
-    try:
-        handle = next(_visible(pynvml), None)
-        yield None if handle is None else Gpu(pynvml, handle)
-    finally:
-        pynvml.nvmlShutdown()
+    """The first visible GPU or MIG slice, which torch calls cuda:0; None if there is none."""
+    with gpus() as found:
+        yield next(iter(found), None)
 
 
 def visible_uuids() -> tuple[str, ...]:
-    """The GPUs that CUDA_VISIBLE_DEVICES leaves visible, in its order, or all GPUs. None without a driver."""
+    """The UUIDs of the visible GPUs and MIG slices, in CUDA's order."""
+    with gpus() as found:
+        return tuple(each.uuid for each in found)
+
+
+def absence() -> str:
+    """Why no GPU is visible, in a clause that begins small."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
+    except pynvml.NVMLError as error:
+        if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+            return f"no NVIDIA driver was found ({error})"
+        if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH:
+            return "the NVIDIA driver was updated and its old version still runs: restart the machine"
+        return f"the NVIDIA driver does not answer: {error}"
     try:
-        return tuple(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in _visible(pynvml))
+        uuids = [part.uuid for parts in all_parts(pynvml) for part in parts]
+        if not uuids:
+            return "the NVIDIA driver reports no GPU that can be used"
+        return f"{VARIABLE} is {os.environ.get(VARIABLE)!r}, which names none of {', '.join(uuids)}"
     finally:
         pynvml.nvmlShutdown()
-
-
-def _visible(nvml: Any) -> Iterator[Any]:
-    """NVML's handles of the visible GPUs. Workers set CUDA_DEVICE_ORDER, so that CUDA numbers GPUs as NVML does.
-
-    As for CUDA, whatever follows the first entry that names no GPU is hidden too.
-    """
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    try:
-        entries = [str(index) for index in range(nvml.nvmlDeviceGetCount())] if listed is None else listed.split(",")
-        for entry in map(str.strip, entries):
-            if entry.isdigit():
-                yield nvml.nvmlDeviceGetHandleByIndex(int(entry))
-            elif entry.startswith(("GPU-", "MIG-")):
-                yield nvml.nvmlDeviceGetHandleByUUID(entry)
-            else:
-                return
-    except nvml.NVMLError:
-        return

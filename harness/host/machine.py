@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from harness.core.identity import Scalar
 from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
-from harness.host.gpu import gpu, visible_uuids
+from harness.host.gpu import absence, gpu, visible_uuids
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
@@ -41,15 +41,15 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
     checked = None if device == "cpu" else preflight(cache_root or cache_folder())
     problem = None if checked is None else checked.problem
     if device == "cuda" and checked is None:
-        raise UsageError("device: cuda, but no NVIDIA GPU or driver was found; see 'qharness doctor'")
+        raise UsageError(f"device: cuda, but {absence()}; see 'qharness doctor'")
     if device == "cuda" and problem is not None:
         raise UsageError(f"device: cuda, but {problem}")
     if checked is None or problem is not None:
         instructions = frozenset(instruction_sets())
         return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=instructions, gpu_problem=problem)
     with gpu() as first:
-        size = None if first is None else first.hardware().get("gpu_memory_bytes")
-    return Machine("cuda", f"{checked.name}; {cpu}", checked.capability, visible_uuids(), int(size or 0))
+        size = None if first is None else first.identity().memory_bytes
+    return Machine("cuda", f"{checked.name}; {cpu}", checked.capability, visible_uuids(), size or 0)
 
 
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
@@ -65,18 +65,24 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
     }
     with gpu() as device:
         if device is not None:
-            hardware |= device.hardware()
+            hardware |= device.identity().hardware()
     return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state())
 
 
 def state() -> dict[str, float]:
     """The changing state at this moment. The GPU is read first, because an idle GPU lowers its clocks."""
-    of_gpu: dict[str, float] = {}
+    of_gpu: Mapping[str, float] = {}
     with gpu() as device:
         if device is not None:
-            of_gpu = device.state(os.getpid())
+            of_gpu = device.state(os.getpid()).values
     load = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
     return {**of_gpu, **processor_state(), **load}
+
+
+def unreported_state() -> Mapping[str, str]:
+    """The values of ``state`` that the GPU does not report, each with the reason; empty without a GPU."""
+    with gpu() as device:
+        return {} if device is None else device.state(os.getpid()).unreported
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:
@@ -137,8 +143,8 @@ def gpu_summary() -> str | None:
     with gpu() as device:
         if device is None:
             return None
-        size = device.hardware().get("gpu_memory_bytes")
-        return f"{device.name()}, {float(size) / 2**30:.0f} GiB" if size else device.name()
+        found = device.identity()
+        return f"{found.name}, {found.memory_bytes / 2**30:.0f} GiB" if found.memory_bytes else found.name
 
 
 def _meminfo(name: str) -> int:
