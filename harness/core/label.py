@@ -68,6 +68,7 @@ FactCode = Literal[
     "not_quantized",
     "attention_not_bound",
     "energy_not_measured",
+    "gpu_state_not_reported",
     "rate_not_measured",
     "dtype_noise_not_measured",
     "plausibility_not_measured",
@@ -483,6 +484,13 @@ FACTS: Mapping[FactCode, Form] = {
         "why it was not measured",
         {"counter": "CPU", "reason": "no RAPL counter below /sys/class/powercap"},
         "energy of the {counter}",
+    ),
+    "gpu_state_not_reported": Form(
+        lambda values: _listed(values),
+        "what NVML does not report of this GPU and therefore nothing here judges, with its reasons: a MIG slice has no "
+        "clocks, power and temperature, and an older driver lacks functions",
+        {"values": ("gpu_sm_clock_mhz: Not Supported", "gpu_temperature_c: Not Supported")},
+        "GPU state not reported",
     ),
     "rate_not_measured": Form(
         lambda dtype, reason: str(reason),

@@ -23,7 +23,7 @@ from harness.core.record import Measurement, Moment, Phase
 from harness.core.run import RunSpec
 from harness.core.site import KERNEL_PACKAGES, MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
-from harness.host.machine import state
+from harness.host.machine import state, unreported_state
 from harness.metrics.memory import DeviceBaseline, PeakMemory, kv_cache_pool
 from harness.models import published
 from harness.models.headers import read_directory
@@ -114,8 +114,12 @@ class Context:
         self.fact("noted", name=name, value=value)
 
     def moment(self, name: str) -> None:
-        """Records the machine's changing state as it is now."""
+        """Records the machine's changing state as it is now, and at first what a GPU does not report of it."""
         self.moments.append(Moment(name, state()))
+        unreported = unreported_state() if len(self.moments) == 1 and self.spec.device.startswith("cuda") else {}
+        if unreported:
+            values = tuple(f"{value}: {reason}" for value, reason in unreported.items())
+            self.fact("gpu_state_not_reported", values=values)
 
     def findings(self) -> tuple[Measurement, ...]:
         """All measurements, including the instruments' figures."""

@@ -138,13 +138,13 @@ def state_folder() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "qharness"
 
 
-def gpu_summary() -> str | None:
-    """Name and memory of the GPU that would be used, or None if there is none."""
+def gpu_summary() -> str:
+    """Name and memory of the GPU that would be used, or why there is none."""
     with gpu() as device:
-        if device is None:
-            return None
-        found = device.identity()
-        return f"{found.name}, {found.memory_bytes / 2**30:.0f} GiB" if found.memory_bytes else found.name
+        found = None if device is None else device.identity()
+    if found is None:
+        return f"none: {absence()}"
+    return f"{found.name}, {found.memory_bytes / 2**30:.0f} GiB" if found.memory_bytes else found.name
 
 
 def _meminfo(name: str) -> int:

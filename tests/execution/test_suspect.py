@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nvml_stub import GIB, SLICED_H200, SLICES, NvmlStub, Process
 from run_specs import run_spec
 
 from harness.core.label import Label
@@ -122,6 +124,23 @@ def test_times_that_drift_are_told(medians: Sequence[float], suspect: bool) -> N
 def test_one_thing_is_said_once() -> None:
     hot = {**QUIET_GPU, "gpu_slowdown_reasons": 0x20}
     assert len(told([*moments(hot, hot), *moments(hot, hot)], [])) == 1
+
+
+def test_what_a_gpu_does_not_report_is_a_fact(nvml: NvmlStub, tmp_path: Path) -> None:
+    """A slice has no clocks, so that drift cannot judge them; of a run on the CPU nothing is said."""
+    nvml.holds(replace(SLICED_H200, slices=[SLICES[0].running(Process(None, GIB))]))
+    for device in ("cpu", "cuda"):
+        context = Context(run_spec("performance", memory=False, device=device), Cache(tmp_path), lambda _: None)
+        context.moment("begin")
+        context.moment("end")
+        assert context.moments[1].state["gpu_processes"] == 1
+        if device == "cpu":
+            assert context.facts == []
+            continue
+        (fact,) = context.facts
+        assert fact.name == "GPU state not reported"
+        assert "gpu_sm_clock_mhz: Not Supported" in fact.value
+        assert "gpu_used_bytes" not in fact.value
 
 
 @pytest.mark.heavy

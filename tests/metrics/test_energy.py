@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 
+import pynvml
 import pytest
 import torch
+from nvml_stub import H200, NvmlStub
 
 from harness.core.label import Fact
 from harness.core.record import Measurement
@@ -65,27 +65,12 @@ class Model:
         pass
 
 
-class NVMLError(Exception):
-    """As pynvml's."""
-
-
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+def world(nvml: NvmlStub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     """A clock, no RAPL, and an NVML that counts what passes."""
     made = World()
-    nvml = ModuleType("pynvml")
-    members = {
-        "NVMLError": NVMLError,
-        "nvmlInit": lambda: None,
-        "nvmlShutdown": lambda: None,
-        "nvmlDeviceGetCount": lambda: 1,
-        "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetTotalEnergyConsumption": lambda handle: int(made.joules * 1000),
-    }
-    for name, member in members.items():
-        setattr(nvml, name, member)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml.holds(H200)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", lambda handle: int(made.joules * 1000))
     monkeypatch.setattr(energy, "POWERCAP", tmp_path / "powercap")
     monkeypatch.setattr(energy, "time", made)
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
@@ -137,9 +122,9 @@ def test_each_stretch_is_long_beside_the_counters_step(world: World) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_without_a_counter_there_is_no_figure_and_a_fact_says_why(world: World, monkeypatch, device: str) -> None:
     def refuse(handle: int) -> int:
-        raise NVMLError
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
-    monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetTotalEnergyConsumption", refuse)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", refuse)
     began = world.now
     found, facts = run(world, device)
     assert found == []

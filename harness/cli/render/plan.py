@@ -80,7 +80,7 @@ def show_doctor() -> None:
 
 def _doctor() -> Iterator[str]:
     yield f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB"
-    yield f"GPU     {machine.gpu_summary() or 'none reported by NVML'}"
+    yield f"GPU     {machine.gpu_summary()}"
     checked = preflight(machine.cache_folder())
     if checked is not None:
         yield from _gpu(checked)
