@@ -66,6 +66,11 @@ def refuses_nothing(planned: PlannedLoad, params: Any) -> str | None:
     return None
 
 
+def one_gpu(params: Any, devices: int) -> int:
+    """For engines whose models are on one device."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Engine(Generic[P]):
     """A runtime that loads a checkpoint and runs it.
@@ -76,8 +81,9 @@ class Engine(Generic[P]):
     what a recipe should say in place of another mode. ``stack`` names the environment that it runs in. ``load`` also
     gets the engine's own parameters, of type ``params``, and so does ``refuses``: why the engine cannot load this here,
     in one sentence with what to do about it, if that is certain without loading it; else None. Planning calls it: it
-    must not import the engine's libraries. ``counted_by`` is "driver" for an engine that allocates the memory of a GPU
-    itself and not through torch.
+    must not import the engine's libraries. ``gpus`` is how many GPUs a process gets where the device is one: by these
+    parameters, and by how many GPUs the recipe spreads a model over (``devices``). ``counted_by`` is "driver" for an
+    engine that allocates the memory of a GPU itself and not through torch.
 
     ``imports`` imports its libraries, so that the time and memory of importing are not counted as loading. If the
     engine does not read transformers checkpoints, ``convert`` writes an unquantized one to a folder, in a format that
@@ -96,6 +102,7 @@ class Engine(Generic[P]):
     stack: str = "main"
     convert: Callable[[Path, Path, str], str | None] | None = None
     refuses: Callable[[PlannedLoad, P], str | None] = refuses_nothing
+    gpus: Callable[[P, int], int] = one_gpu
     caches: Mapping[KvCache, tuple[str, ...]] = field(default_factory=lambda: {"model": ()})
     decode_modes: Mapping[DecodeMode, tuple[KvCache, ...]] = field(default_factory=lambda: {"eager": ("model",)})
     decode_advice: str | None = None

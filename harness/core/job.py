@@ -36,13 +36,17 @@ from harness.core.workload import (
 @dataclass(frozen=True)
 class Conditions:
     """How a process runs: its device, CPU threads (None: the library's choice), attention implementation
-    (None: the engine's choice), whether its memory is measured, and how many GPUs it gets if its device is one."""
+    (None: the engine's choice), whether its memory is measured, and how many GPUs it gets if its device is one.
+
+    ``devices`` is the recipe's: over how many GPUs a model is spread. ``gpus`` follows from it and from the engine.
+    """
 
     device: str = "cpu"
     threads: int | None = None
     attention: str | None = None
     memory: bool = True
     gpus: int = 1
+    devices: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class BaseJob:
     """Whether the cache keeps its artifact or result for other sweeps."""
     repeated: ClassVar[bool] = False
     """Whether it runs once per repetition and is compared only within one session."""
+    alone: ClassVar[bool] = False
+    """Whether nothing else may run on the machine meanwhile, because its figures are of time."""
     row_rank: ClassVar[int | None] = None
     """Its rank among the runs that measure a row, lowest first. None: it measures no row."""
     quantizes: ClassVar[bool] = False
@@ -166,6 +172,7 @@ class MeasureMachine(BaseJob):
     kind: Literal["machine"] = field(default="machine", kw_only=True)
 
     parts = ("machine",)
+    alone = True
 
     @property
     def question(self) -> dict[str, Any]:
@@ -293,6 +300,8 @@ class VariantJob(BaseJob):
         case: dict[str, Any] = {"engine": variant.engine, "threads": self.conditions.threads}
         if variant.engine_params:
             case["engine_params"] = dict(variant.engine_params)
+        if self.conditions.devices != 1:
+            case["devices"] = self.conditions.devices
         return case if variant.kv_cache == "model" else {**case, "kv_cache": variant.kv_cache}
 
     @property
@@ -332,6 +341,7 @@ class QuantizeModel(VariantJob):
     turn = 1
     row_rank = 0
     quantizes = True
+    alone = True
 
 
 @dataclass(frozen=True)
@@ -500,6 +510,7 @@ class MeasurePerformance(VariantJob):
     turn = 2
     cached = False
     repeated = True
+    alone = True
     row_rank = 2
     reader_settings = ("budget_bytes", "price", "gates")
 

@@ -36,5 +36,12 @@ class Executor(Protocol):
         ``inputs`` are the user's files as they were when hashed; a run that reads anything else is ``invalid``.
         Calls ``on_phase`` with the name of each phase when it begins. If a run crashes, hangs or cannot start, its
         outcome says so. Raises only KeyboardInterrupt, after ending the run.
+
+        If the site has several GPUs, several threads call it at once, for runs that together get no more than these.
+        Each of these threads lives until the sweep ends.
         """
+        ...
+
+    def stop(self) -> None:
+        """Ends what executes in other threads, whose ``run`` then returns; nothing begins any more."""
         ...

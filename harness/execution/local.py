@@ -21,7 +21,7 @@ from harness.core.owner import temporary_folder
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
 from harness.core.site import MAIN, Machine
-from harness.errors import ResultsError
+from harness.errors import ResultsError, UsageError
 from harness.execution import fetch, guard
 from harness.execution.interrupt import uninterrupted
 from harness.execution.output import LOG_TAIL_CHARACTERS, Log, Phases, Pipe, read_outcome
@@ -98,31 +98,106 @@ def local_site(cache: str | Path | None = None, pythons: Mapping[str, Path] | No
 class LocalExecutor:
     """Runs specs on this machine, each in a process of its own, unless it may share one (``may_share_process``).
 
-    A process that has loaded what the next run may use is kept until a run begins that cannot use it, or ``close``.
+    A process that has loaded what the next run may use is kept until a run begins that needs its device or must be
+    alone, or until ``close``.
     """
 
     site: LocalSite
-    _idle: list[_Worker] = field(default_factory=list, init=False, repr=False, compare=False)
+    _workers: _Workers = field(default_factory=lambda: _Workers(), init=False, repr=False, compare=False)
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs)
 
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
-        if not all(worker.may_make(spec) for worker in self._idle):
-            self.close()
-        worker = self._idle.pop() if self._idle else _Worker(self.site)
+        try:
+            worker = self._workers.take(spec, self.site)
+        except UsageError as error:  # a GPU was there while planning
+            return Outcome("failed", Failure("start", type(error).__name__, str(error))), b""
         try:
             return worker.make(spec, inputs, on_phase)
         finally:
-            if worker.is_idle:
-                self._idle.append(worker)
-            else:
-                worker.end()
+            self._workers.give_back(worker)
+
+    def stop(self) -> None:
+        self._workers.stop()
 
     def close(self) -> None:
-        """Ends the process that is kept, if there is one."""
-        while self._idle:
-            self._idle.pop().end()
+        """Ends the processes that are kept."""
+        self._workers.close()
+
+
+class _Workers:
+    """The processes of an executor, those that make a run and those that are idle, and the GPUs that each has.
+
+    Several threads may use it.
+    """
+
+    def __init__(self) -> None:
+        self.idle: list[_Worker] = []
+        self._busy: list[_Worker] = []
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def take(self, spec: RunSpec, site: LocalSite) -> _Worker:
+        """An idle worker that has loaded what the run may use, or a new one on GPUs that no run uses.
+
+        Raises UsageError if GPUs that the run was planned with are gone.
+        """
+        with self._lock:
+            worker = next((each for each in self.idle if each.may_make(spec)), None)
+            if worker is None:
+                worker = _Worker(site, self._free_gpus(spec, site))
+            else:
+                self.idle.remove(worker)
+            self._busy.append(worker)
+            if self._stopped:
+                worker.stop()
+        return worker
+
+    def give_back(self, worker: _Worker) -> None:
+        """Keeps an idle worker, and ends any other."""
+        with self._lock:
+            self._busy.remove(worker)
+            if worker.is_idle and not self._stopped:
+                self.idle.append(worker)
+                return
+        worker.end()
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for worker in self._busy:
+                worker.stop()
+
+    def close(self) -> None:
+        """Ends the idle workers."""
+        with self._lock:
+            self._end_idle()
+
+    def _free_gpus(self, spec: RunSpec, site: LocalSite) -> tuple[str, ...] | None:
+        """The GPUs for a run, by name: none on a CPU run, and None if the GPU has no name.
+
+        Ends idle workers that have them, and all of them for a run that must be alone.
+        """
+        names = () if spec.device == "cpu" else site.machine(spec.device).uuids
+        if spec.job.alone or not names:
+            self._end_idle()
+        if not names:
+            return () if spec.device == "cpu" else None
+        needed = spec.job.conditions.gpus
+        while len(free := self._unused(names)) < needed and self.idle:
+            self.idle.pop(0).end()
+        if len(free) < needed:
+            raise UsageError(f"the run gets {needed} GPUs, and {len(free)} can be used now; see 'qharness doctor'")
+        return free[:needed]
+
+    def _unused(self, names: Sequence[str]) -> tuple[str, ...]:
+        used = {name for worker in (*self._busy, *self.idle) for name in worker.gpus or ()}
+        return tuple(name for name in names if name not in used)
+
+    def _end_idle(self) -> None:
+        while self.idle:
+            self.idle.pop().end()
 
 
 class _Worker:
@@ -138,10 +213,13 @@ class _Worker:
     _phases: Phases
     _log: Log
 
-    def __init__(self, site: LocalSite) -> None:
+    def __init__(self, site: LocalSite, gpus: tuple[str, ...] | None) -> None:
+        """``gpus`` are the names of those that it sees; None leaves that to the environment."""
         self.is_idle = False
+        self.gpus = gpus
         self._site = site
-        self._started = False
+        self._started = self._stopped = False
+        self._starting = threading.Lock()
         self._timed_out = False
         self._requests: int | None = None
         self._pipes: tuple[Pipe, Pipe] | None = None  # its log and its events
@@ -175,6 +253,13 @@ class _Worker:
         self.is_idle = code is None and outcome.status == "ok" and not self._timed_out
         return outcome, log
 
+    def stop(self) -> None:
+        """Ends the run, for another thread than the one that makes it. Returns at once."""
+        with self._starting:
+            self._stopped = True
+            if self._started:
+                threading.Thread(target=_end, args=[self._process]).start()
+
     def end(self) -> None:
         """Ends the process with all that it started, and deletes its files."""
         with uninterrupted():
@@ -182,7 +267,7 @@ class _Worker:
             self._folders.close()
 
     def _begin(self, inputs: Sequence[Input]) -> Outcome | None:
-        """Starts the process, or asks it for another run. If its interpreter is gone, returns the outcome."""
+        """Starts the process, or asks it for another run. Returns the outcome of a run that cannot begin."""
         if not self._started:
             self._folder = self._folders.enter_context(temporary_folder())
         self._outcome.unlink(missing_ok=True)
@@ -198,7 +283,9 @@ class _Worker:
             message = f"stack {stack!r}: its interpreter {python} is gone; qharness stack create {stack}"
             return Outcome("unsupported", Failure("start", "NoInterpreter", message))
         paths = [*(self._folder / name for name in files), self._outcome, self._site.artifacts.root.absolute()]
-        with uninterrupted():
+        with uninterrupted(), self._starting:
+            if self._stopped:
+                return Outcome("failed", Failure("start", "Stopped", "the sweep ended before the run began"))
             self._start([python, str(GUARD), str(os.getpid()), WORKER, *map(str, paths)], variables)
         return None
 
@@ -215,15 +302,8 @@ class _Worker:
             inherited = environment(self._folder)
         own = {MARKER: self._folder.name, **_temporary_files(self._folder)}
         threads = _thread_variables(self._spec.job.conditions.threads)
-        return python, {**inherited, **ENVIRONMENT, **own, **threads, **self._device_variables()}
-
-    def _device_variables(self) -> dict[str, str]:
-        """Hides every GPU but those that the run was given; on a CPU run all of them."""
-        device = self._spec.device
-        if device == "cpu":
-            return {"CUDA_VISIBLE_DEVICES": ""}
-        uuids = self._site.machine(device).uuids
-        return {"CUDA_VISIBLE_DEVICES": ",".join(uuids[: self._spec.job.conditions.gpus])} if uuids else {}
+        visible = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
+        return python, {**inherited, **ENVIRONMENT, **own, **threads, **visible}
 
     def _start(self, command: list[str], variables: Mapping[str, str]) -> None:
         """Threads read the pipes and, of a process that makes several runs, wait for its end."""

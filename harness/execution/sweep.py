@@ -1,5 +1,6 @@
-"""The sweep: executes every planned run in order, skips finished ones, and records each result at once.
+"""The sweep: executes every planned run, skips finished ones, and records each result at once.
 
+The main thread does everything but waiting for executing runs: with several GPUs, threads do that (``_Lanes``).
 The executor decides where runs execute: nothing here assumes this machine. Runs must read exactly what the planner
 hashed: workers check sizes and times, and at the end of the sweep every file is hashed once more. A run that read
 something else is ``invalid``.
@@ -7,12 +8,18 @@ something else is ``invalid``.
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
 
 from harness.core.inputs import Input
 from harness.core.record import Damaged, Failure, Outcome, RunRecord
@@ -21,6 +28,7 @@ from harness.core.site import Artifacts
 from harness.execution.debris import Debris
 from harness.execution.executor import Executor
 from harness.execution.interrupt import uninterrupted
+from harness.execution.schedule import Schedule
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
 from harness.storage.spill import Saver
@@ -40,8 +48,9 @@ class Started:
 
 @dataclass(frozen=True)
 class PhaseBegan:
-    """The current run enters a phase."""
+    """A run enters a phase."""
 
+    spec: RunSpec
     name: str
 
 
@@ -186,19 +195,21 @@ def sweep(
 ) -> tuple[RunRecord, ...]:
     """Executes every run that is not done and returns one record per planned run, in order.
 
-    Each record is saved before the next run begins. Inputs are hashed again at the end; with ``paranoid`` also after
-    each run. A damaged attempt is moved away, and its run made again. Artifacts of earlier sweeps are hashed before
-    they are used; damaged ones are made again.
+    On a machine with several GPUs, ``Schedule`` decides which runs execute at the same time. Each record is saved as
+    soon as its run has ended. Inputs are hashed again at the end; with ``paranoid`` also after each run. A damaged
+    attempt is moved away, and its run made again. Artifacts of earlier sweeps are hashed before they are used; damaged
+    ones are made again. ``on_event`` is called by one thread at a time.
 
     Raises ResultsError if another sweep is writing to the same results, and StorageError once a record could not be
-    written to them: it is then in the first of ``spill_roots`` that works, from where the next sweep takes it in.
+    written to them: it is then in the first of ``spill_roots`` that works, from where the next sweep takes it in. Runs
+    that execute then end first. UsageError if the executor's site lacks the planned device.
     """
+    on_event = _one_at_a_time(on_event)
+    gpus = executor.site.machine(planned[0].spec.device).gpus
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     saver = Saver(store, spill_roots)
     under_way = _Sweep(store, saver, executor, session, on_event, paranoid)
-    records: dict[str, RunRecord] = {}
-    made: list[PlannedRun] = []
     with store.locked(recipe):
         for damaged in saver.damaged(recipe):
             on_event(DamageFound(damaged, None))
@@ -207,40 +218,204 @@ def sweep(
         contents = store.read(recipe)
         for damaged in contents.damaged:
             on_event(DamageFound(damaged, None if damaged.log_only else store.set_aside(recipe, damaged)))
-        earlier = contents.records
-        latest = {record.spec.run_id: record for record in earlier}
-        finished = done(planned, earlier, under_way.outcome)
+        progress = _Progress(under_way, planned, contents.records)
+        records = progress.records
         through = False
         try:
-            for index, planned_run in enumerate(planned, 1):
-                spec = planned_run.spec
-                on_event(Started(spec, index, len(planned)))
-                record = None if _must_repeat(spec, planned, finished, records) else finished.get(spec.run_id)
-                refusal = planned_run.unsupported or _unmet(spec, records)
-                refusal = refusal and store.anonymizer.message(refusal)
-                if record is None and refusal:
-                    record = _refused(latest.get(spec.run_id), refusal)
-                elif record is not None and record.spec.readers != spec.readers:
-                    record = _restated(record, spec, saver)
-                reused = record is not None
-                if record is None:
-                    record, reused = _make(planned_run, refusal, under_way)
-                    made += [] if reused else [planned_run]
-                records[spec.run_id] = record
-                on_event(Ended(record, index, len(planned), reused))
-                if saver.trouble is not None:
-                    raise saver.trouble
+            with _Lanes(executor, gpus, progress.keep) as lanes:
+                progress.follow(Schedule([run.spec for run in planned], gpus), lanes)
+            if saver.trouble is not None:
+                raise saver.trouble
             through = True
         finally:  # an interrupt must not wait until everything is hashed
             try:
-                records |= _withdrawn(made, records, under_way, touched_alone=not through)
+                records |= _withdrawn(progress.made, records, under_way, touched_alone=not through)
             except KeyboardInterrupt:
                 with uninterrupted():
-                    _withdrawn(made, records, under_way, touched_alone=True)
+                    _withdrawn(progress.made, records, under_way, touched_alone=True)
                 raise
         if saver.trouble is not None:
             raise saver.trouble
     return tuple(records[run.spec.run_id] for run in planned)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """One attempt at a planned run, when it began: a date, and this process's clock."""
+
+    index: int
+    planned: PlannedRun
+    started_at: str
+    began_s: float
+
+
+@dataclass(frozen=True)
+class _Execution:
+    """What an executor made of an attempt, in how many seconds."""
+
+    attempt: _Attempt
+    outcome: Outcome
+    log: bytes | None
+    wall_s: float
+
+
+class _Progress:
+    """What became of each planned run so far. ``made`` are those that were executed."""
+
+    def __init__(self, sweep: _Sweep, planned: Sequence[PlannedRun], earlier: Sequence[RunRecord]) -> None:
+        self.records: dict[str, RunRecord] = {}
+        self.made: list[PlannedRun] = []
+        self._sweep, self._planned = sweep, planned
+        self._latest = {record.spec.run_id: record for record in earlier}
+        self._finished = done(planned, earlier, sweep.outcome)
+
+    def follow(self, schedule: Schedule, lanes: _Lanes) -> None:
+        """Gets a record of every planned run. Once one cannot be saved, begins no more."""
+        while True:
+            while self._sweep.saver.trouble is None and (index := schedule.begin()) is not None:
+                attempt = self._begin(index)
+                if attempt is None:
+                    schedule.end(index)
+                else:
+                    lanes.execute(partial(self._execute, attempt))
+            if not schedule.running:
+                return
+            ended = lanes.wait()
+            self.keep(ended)
+            schedule.end(ended.attempt.index)
+            self._show(ended.attempt.index, reused=False)
+
+    def keep(self, ended: _Execution) -> None:
+        """Saves the record of a run that was executed."""
+        self._record(ended.attempt, ended.outcome, ended.log, ended.wall_s)
+        self.made.append(ended.attempt.planned)
+
+    def _begin(self, index: int) -> _Attempt | None:
+        """An attempt at a run that must execute; None if the run has a record without that."""
+        sweep, planned = self._sweep, self._planned[index]
+        spec = planned.spec
+        sweep.on_event(Started(spec, index + 1, len(self._planned)))
+        repeat = _must_repeat(spec, self._planned, self._finished, self.records)
+        record = None if repeat else self._finished.get(spec.run_id)
+        refusal = planned.unsupported or _unmet(spec, self.records)
+        refusal = refusal and sweep.store.anonymizer.message(refusal)
+        if record is None and refusal:
+            record = _refused(self._latest.get(spec.run_id), refusal)
+        elif record is not None and record.spec.readers != spec.readers:
+            record = _restated(record, spec, sweep.saver)
+        if record is not None:
+            self.records[spec.run_id] = record
+            self._show(index, reused=True)
+            return None
+        attempt = _Attempt(index, planned, datetime.now(UTC).isoformat(), time.perf_counter())
+        kept = None if refusal else sweep.outcome(spec)
+        if kept is None and not refusal:
+            return attempt
+        outcome = kept or Outcome("unsupported", Failure("plan", "Unsupported", refusal or ""))
+        self._record(attempt, outcome, None, time.perf_counter() - attempt.began_s)
+        self._show(index, reused=kept is not None)
+        return None
+
+    def _show(self, index: int, reused: bool) -> None:
+        record = self.records[self._planned[index].spec.run_id]
+        self._sweep.on_event(Ended(record, index + 1, len(self._planned), reused))
+
+    def _execute(self, attempt: _Attempt) -> _Execution:
+        """Waits for the executor. Threads may run this; everything else here is for the main thread."""
+        spec, sweep = attempt.planned.spec, self._sweep
+        inputs = attempt.planned.inputs
+        outcome, log = sweep.executor.run(spec, inputs, lambda phase: sweep.on_event(PhaseBegan(spec, phase)))
+        return _Execution(attempt, outcome, log, time.perf_counter() - attempt.began_s)
+
+    def _record(self, attempt: _Attempt, outcome: Outcome, log: bytes | None, wall_s: float) -> None:
+        sweep, spec = self._sweep, attempt.planned.spec
+        checked = attempt.planned.inputs if sweep.paranoid and log is not None else ()
+        changed = [why for each in checked if (why := _changed(each))]
+        if changed and outcome.status == "ok":
+            sweep.remove(spec)
+            failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
+            outcome = replace(outcome, status="invalid", failure=failure)
+        made = RunRecord(
+            spec=spec,
+            outcome=outcome,
+            session=sweep.session,
+            attempt=sweep.saver.next_attempt(spec.recipe, spec.run_id),
+            started_at=attempt.started_at,
+            wall_s=wall_s,
+        )
+        record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
+        with uninterrupted():
+            try:
+                sweep.saver.save(record, log)
+            except ValueError as error:  # NaN, or too large to be read again
+                record = replace(record, outcome=Outcome("invalid", Failure("save", "InvalidRunError", str(error))))
+                sweep.saver.save(record, log)
+            self.records[spec.run_id] = record
+
+
+class _Lanes:
+    """Executes runs: on one device in this thread, on several GPUs each in a thread of its own.
+
+    The threads live until the sweep ends, because the processes that a thread started end with it (``guard.py``).
+    Leaving the context by an exception ends what executes; of what had ended before, ``keep`` saves the records.
+    """
+
+    def __init__(self, executor: Executor, gpus: int, keep: Callable[[_Execution], None]) -> None:
+        self._executor, self._keep = executor, keep
+        self._pool = ThreadPoolExecutor(gpus, "run") if gpus > 1 else None
+        self._ended: SimpleQueue[_Execution | BaseException] = SimpleQueue()
+
+    def __enter__(self) -> _Lanes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._pool is None:
+            return
+        with uninterrupted():
+            ended = list(self._drain()) if error is not None else []
+            if error is not None:
+                self._executor.stop()
+            self._pool.shutdown(cancel_futures=True)
+            for each in ended:
+                self._keep(each)
+
+    def execute(self, run: Callable[[], _Execution]) -> None:
+        """Begins a run; ``wait`` returns it."""
+        if self._pool is None:
+            self._ended.put(run())
+        else:
+            self._pool.submit(self._put, run)
+
+    def wait(self) -> _Execution:
+        """The next run that has ended. Raises what its executor, or the display of its phases, raised."""
+        ended = self._ended.get()
+        if isinstance(ended, BaseException):
+            raise ended
+        return ended
+
+    def _put(self, run: Callable[[], _Execution]) -> None:
+        try:
+            self._ended.put(run())
+        except BaseException as error:  # noqa: BLE001 - raised again in the main thread
+            self._ended.put(error)
+
+    def _drain(self) -> Iterator[_Execution]:
+        with suppress(Empty):
+            while True:
+                ended = self._ended.get_nowait()
+                if isinstance(ended, _Execution):
+                    yield ended
+
+
+def _one_at_a_time(on_event: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Phases arrive in threads of their own."""
+    lock = threading.Lock()
+
+    def call(event: Event) -> None:
+        with lock:
+            on_event(event)
+
+    return call
 
 
 def _must_repeat(
@@ -311,42 +486,6 @@ def _changed(checked: Input, touched_alone: bool = False) -> str | None:
     files = (file for file in checked.files if not touched_alone or compare_stat(file, any_change=True))
     found = next((difference for file in files if (difference := compare_content(file)) is not None), None)
     return found or find_difference(replace(checked, files=()))
-
-
-def _make(planned: PlannedRun, refusal: str | None, sweep: _Sweep) -> tuple[RunRecord, bool]:
-    """Executes one run, or records why it cannot execute. The flag is True if an existing artifact was reused."""
-    spec = planned.spec
-    started_at = datetime.now(UTC).isoformat()
-    began = time.perf_counter()
-    log = None
-    kept = None if refusal else sweep.outcome(spec)
-    if refusal:
-        outcome = Outcome("unsupported", Failure("plan", "Unsupported", refusal))
-    elif kept is not None:
-        outcome = kept
-    else:
-        outcome, log = sweep.executor.run(spec, planned.inputs, lambda phase: sweep.on_event(PhaseBegan(phase)))
-        changed = [why for each in planned.inputs if (why := _changed(each))] if sweep.paranoid else []
-        if changed and outcome.status == "ok":
-            sweep.remove(spec)
-            failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
-            outcome = replace(outcome, status="invalid", failure=failure)
-    made = RunRecord(
-        spec=spec,
-        outcome=outcome,
-        session=sweep.session,
-        attempt=sweep.saver.next_attempt(spec.recipe, spec.run_id),
-        started_at=started_at,
-        wall_s=time.perf_counter() - began,
-    )
-    record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
-    with uninterrupted():
-        try:
-            sweep.saver.save(record, log)
-        except ValueError as error:  # NaN, or too large to be read again
-            record = replace(record, outcome=Outcome("invalid", Failure("save", "InvalidRunError", str(error))))
-            sweep.saver.save(record, log)
-    return record, kept is not None
 
 
 def _unmet(spec: RunSpec, records: Mapping[str, RunRecord]) -> str | None:

@@ -257,9 +257,12 @@ def _peaks(runs: Iterable[RunRecord], metric: str) -> tuple[Peak, ...]:
 
 
 def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
-    """Wall seconds of quantizing: in a run of its own, or as a phase of loading."""
+    """Wall seconds of quantizing: in a run of its own, or as a phase of loading.
+
+    On GPUs runs may have executed at the same time: one that was alone comes first.
+    """
     for name in ("quantize", "quantize_on_load"):
-        for run in runs:
+        for run in sorted(runs, key=lambda run: run.spec.device == "cuda" and not run.spec.job.alone):
             for phase in run.outcome.phases:
                 if phase.name == name:
                     return phase.wall_s

@@ -103,6 +103,7 @@ class _Resolved:
 
     @property
     def conditions(self) -> Conditions:
+        """Of a process that runs no engine."""
         recipe = self.recipe
         memory = recipe.measure.memory is not None
         return Conditions(self.machine.device, recipe.threads, recipe.attention, memory)
@@ -112,6 +113,11 @@ class _Resolved:
         """Of the host's memory. On a GPU it has never been tried, so that only ``device: cuda`` turns it on there."""
         wanted = self.machine.device == "cpu" or self.recipe.device == "cuda"
         return self.recipe.limits.memory if wanted else None
+
+    def conditions_on(self, choice: EngineChoice) -> Conditions:
+        """Of a process that loads a model with an engine."""
+        on_gpu = self.machine.device == "cuda"
+        return replace(self.conditions, gpus=choice.engine.gpus(choice.params, 1) if on_gpu else 1)
 
     def run(
         self,
@@ -389,7 +395,11 @@ class _OnEngine:
         """The measuring jobs of a variant, each with its repetition."""
         sweep, measure, base = self.sweep, self.sweep.recipe.measure, self.sweep.base.ref
         leak = sweep.allow_leak and method.calibrated
-        of = (sweep.conditions, self._variant(method, kv_cache, self.engine.name, self.choice.changed), base)
+        of = (
+            sweep.conditions_on(self.choice),
+            self._variant(method, kv_cache, self.engine.name, self.choice.changed),
+            base,
+        )
         verify = not (sweep.texts and _has_quality(self.source))
         for text in sweep.texts if _has_quality(self.source) else ():
             yield MeasureQuality(*of, text, measure.divergence is not None, leak, sweep.observers), 0

@@ -59,6 +59,9 @@ class Polite:
         raw = json.loads((folder / "outcome.json").read_text(encoding="utf-8"))
         return decode(Outcome, raw, "outcome.json"), b"polite\n" + ended.stdout
 
+    def stop(self) -> None:
+        """It runs one at a time."""
+
 
 def local(folder: Path) -> Executor:
     return LocalExecutor(local_site(folder / "cache"))

@@ -285,7 +285,7 @@ def test_a_process_that_ended_while_it_was_kept_is_replaced(tasks: Tasks) -> Non
     tasks.start_with(WELL)
     _, log = tasks.answer("arc")
     os.kill(int(log.split()[0]), signal.SIGKILL)
-    while tasks.executor._idle[0]._ends.empty():
+    while tasks.executor._workers.idle[0]._ends.empty():
         threading.Event().wait(0.01)
     assert tasks.answer("boolq")[0] == OK
 

@@ -315,7 +315,7 @@ def test_a_plan_and_the_progress_of_a_sweep(
     hold_terminal(printed(lambda: plan.show_plan(runs, (), True)))
     events = [
         *(Started(each.spec, number, len(records)) for number, each in enumerate(records)),
-        *(PhaseBegan(word) for word in words),
+        *(PhaseBegan(few[0].spec, word) for word in words),
         *(Ended(each, number, len(records), False) for number, each in enumerate(records)),
         *(event for each in records for event in (Withdrawn(each), TakenIn(each), Verifying(each.spec))),
         *(ArtifactDamaged(records[0].spec, word) for word in words),
@@ -336,7 +336,7 @@ def test_the_live_line_of_a_sweep(few: list[RunRecord]) -> None:
     for word in WORDS:
         for number, record in enumerate(spoiled(few[-2:], word)):
             live(Started(record.spec, number, 2))
-            live(PhaseBegan(word))
+            live(PhaseBegan(record.spec, word))
             hold_terminal(live._line().plain)
             live(Ended(record, number, 2, False))
             for event in (Withdrawn(record), TakenIn(record), ArtifactDamaged(record.spec, word)):

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from harness.core.foreign import shown
@@ -136,7 +137,7 @@ def _json(event: Event) -> None:
         terminal.print_json({**withdrawn, "failure": failure.message if failure else None})
         return
     if isinstance(event, PhaseBegan):
-        terminal.print_json({"event": "phase", "name": event.name})
+        terminal.print_json({"event": "phase", "name": event.name, "run_id": event.spec.run_id})
         return
     ended = isinstance(event, Ended)
     spec = event.record.spec if isinstance(event, Ended) else event.spec
@@ -157,16 +158,24 @@ def _json(event: Event) -> None:
     terminal.print_json(line)
 
 
+@dataclass
+class _Running:
+    """A run that executes."""
+
+    started: Started
+    phase: str = "start"
+    began: float = field(default_factory=time.monotonic)
+
+
 class _Live:
     """One status line below the lines of finished runs."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began = time.monotonic()
-        self._run_began = self._began
-        self._made = 0
-        self._now: Started | None = None
-        self._phase = ""
+        self._began = self._last_end = time.monotonic()
+        self._made = self._ended = 0
+        self._running: dict[str, _Running] = {}
+        self._other = ""  # what is done besides runs
 
     @contextmanager
     def shown(self) -> Iterator[_Live]:
@@ -185,14 +194,18 @@ class _Live:
     def __call__(self, event: Event) -> None:
         from harness.execution.sweep import Ended, PhaseBegan, Started, Verifying
 
-        if isinstance(event, PhaseBegan):
-            self._phase = event.name
+        if isinstance(event, PhaseBegan) and event.spec.run_id in self._running:
+            self._running[event.spec.run_id].phase, self._other = event.name, ""
         elif isinstance(event, Verifying):
-            self._phase = f"verifying the artifact of {event.spec.title}"
+            self._other = f"verifying the artifact of {event.spec.title}"
         elif isinstance(event, Ended):
             self._made += not event.reused
+            self._ended += 1
+            self._last_end = time.monotonic()
+            self._running.pop(event.record.spec.run_id, None)
         elif isinstance(event, Started):
-            self._now, self._phase, self._run_began = event, "start", time.monotonic()
+            self._running[event.spec.run_id] = _Running(event)
+            self._other = ""
         lines, style = _lines(event)
         for line in lines:
             self._console.print(terminal.line(line, style))
@@ -200,14 +213,18 @@ class _Live:
     def _line(self) -> Text:
         from rich.text import Text
 
-        if self._now is None:
-            return Text("" if self._phase == "" else f"{self._phase} {_clock(time.monotonic() - self._began)}")
         now = time.monotonic()
-        place = f"[{self._now.index}/{self._now.total}] {self._now.spec.title}"
-        line = f"{place} · {self._phase} {_clock(now - self._run_began)}"
+        running = list(self._running.values())
+        if not running:
+            return Text("" if self._other == "" else f"{self._other} {_clock(now - self._began)}")
+        first = running[0]
+        place = f"[{first.started.index}/{first.started.total}] {first.started.spec.title}"
+        line = f"{place} · {self._other or first.phase} {_clock(now - first.began)}"
+        if len(running) > 1:
+            line += f" · and {len(running) - 1} more"
         if self._made:
-            mean_s = (self._run_began - self._began) / self._made
-            left_s = mean_s * (self._now.total - self._now.index + 1) - (now - self._run_began)
+            mean_s = (self._last_end - self._began) / self._made
+            left_s = mean_s * (first.started.total - self._ended) - (now - self._last_end)
             line += f" · total {_clock(now - self._began)}, ≈ {_clock(max(left_s, 0))} left"
         return Text(escape.terminal(line), style="bold", no_wrap=True, overflow="ellipsis")
 

@@ -222,6 +222,7 @@ VLLM = Engine(
     packages=("vllm", "torch", "transformers", "tokenizers", "safetensors"),
     stack="vllm",
     refuses=refuses,
+    gpus=lambda params, devices: params.tensor_parallel,
     caches=dict.fromkeys(CACHES, ()),
     decode_modes={"eager": tuple(CACHES)},
     decode_advice=COMPILING,

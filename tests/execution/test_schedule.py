@@ -1,0 +1,264 @@
+"""Which runs execute at the same time on a machine with several GPUs, and on which of them. No worker is started."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_specs import run_spec
+
+from harness.core.inputs import Input
+from harness.core.model import MethodRef
+from harness.core.record import Measurement, Outcome
+from harness.core.run import RunSpec
+from harness.core.site import Machine
+from harness.errors import UsageError
+from harness.execution.local import LocalExecutor, LocalSite
+from harness.execution.schedule import Schedule
+from harness.execution.sweep import Ended, Event, PhaseBegan, Started, sweep
+from harness.planning.plan import PlannedRun
+from harness.stacks import Stacks
+from harness.storage.cache import Cache
+from harness.storage.store import Store
+
+GPUS = ("GPU-a", "GPU-b", "GPU-c")
+WAIT_S = 20.0
+"""How long a test waits for what must happen; far longer than it takes."""
+NLL = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 3.0), {"context": 8}, (1.0, 1.0), ("0", "1"))
+
+
+def method(number: int) -> MethodRef:
+    return MethodRef("rtn", 1, {"bits": number}, f"rtn bits={number}", "offline")
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> list[RunSpec]:
+    """Plans as the planner orders them: by turn, then by variant."""
+    prepare = run_spec("prepare", device="cuda")
+    reference = replace(run_spec("reference", device="cuda"), needs={"prepare": prepare.run_id})
+    found = [run_spec("machine", device="cuda"), prepare, reference]
+    for number in range(draw(st.integers(1, 4))):
+        gpus = draw(st.integers(1, 3))
+        on = {"method": method(number), "device": "cuda"}
+        quantize = replace(run_spec("quantize", **on), needs={"prepare": prepare.run_id})
+        needs = {"prepare": prepare.run_id, "quantize": quantize.run_id}
+        quality = replace(run_spec("quality", gpus=gpus, **on), needs={**needs, "reference": reference.run_id})
+        tasks = [
+            replace(run_spec("task", gpus=gpus, seed=seed, **on), needs=needs)
+            for seed in [number] * draw(st.integers(0, 3))
+        ]
+        tasks = [
+            replace(task, job=replace(task.job, task=replace(task.job.task, name=f"task {count}")))  # type: ignore[union-attr]
+            for count, task in enumerate(tasks)
+        ]
+        speeds = [replace(run_spec("performance", gpus=gpus, repetition=each, **on), needs=needs) for each in range(2)]
+        found += [quantize, quality, *tasks, *speeds]
+    return sorted(found, key=lambda spec: spec.job.turn + spec.repetition)
+
+
+@given(plans(), st.integers(1, 3), st.data())
+def test_every_run_begins_once_and_shares_only_what_it_may(
+    specs: list[RunSpec], gpus: int, data: st.DataObject
+) -> None:
+    schedule = Schedule(specs, gpus)
+    running: list[int] = []
+    ended: list[int] = []
+    begun: list[int] = []
+    while len(ended) < len(specs):
+        while (index := schedule.begin()) is not None:
+            now = specs[index]
+            assert set(now.needs.values()) <= {specs[each].run_id for each in ended}
+            together = [specs[each] for each in (*running, index)]
+            assert len(together) == 1 or not any(spec.job.alone for spec in together)
+            assert len(together) == 1 or sum(spec.job.conditions.gpus for spec in together) <= gpus
+            assert not any(now.may_share_process(specs[each]) for each in running if each == index - 1)
+            running.append(index)
+            begun.append(index)
+        assert schedule.running == len(running) > 0, "nothing runs, and something is left"
+        index = data.draw(st.sampled_from(running))
+        running.remove(index)
+        ended.append(index)
+        schedule.end(index)
+    assert schedule.begin() is None
+    assert sorted(begun) == list(range(len(specs)))
+    if gpus == 1:
+        assert begun == list(range(len(specs)))
+
+
+def test_quality_fills_the_gpus_while_speed_has_the_machine_alone() -> None:
+    on = {"device": "cuda"}
+    specs = [run_spec("quality", method=method(number), **on) for number in range(3)]
+    specs += [run_spec("performance", method=method(number), **on) for number in range(2)]
+    schedule = Schedule(specs, 2)
+    assert [schedule.begin() for _ in range(3)] == [0, 1, None]
+    schedule.end(1)
+    assert [schedule.begin(), schedule.begin()] == [2, None]
+    schedule.end(0)
+    assert schedule.begin() is None, "a run of speed waits for the last one of quality"
+    schedule.end(2)
+    assert [schedule.begin(), schedule.begin()] == [3, None]
+
+
+def test_quantizing_comes_first_where_others_would_wait_for_it() -> None:
+    specs = []
+    for number in range(2):
+        quantize = run_spec("quantize", method=method(number), device="cuda")
+        quality = replace(
+            run_spec("quality", method=method(number), device="cuda"), needs={"quantize": quantize.run_id}
+        )
+        specs += [quantize, quality]
+    many = Schedule(specs, 2)
+    assert many.begin() == 0
+    assert many.begin() is None
+    many.end(0)
+    assert many.begin() == 2
+    many.end(2)
+    assert [many.begin(), many.begin()] == [1, 3]
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A site with so many GPUs. ``machine`` may be replaced."""
+
+    artifacts: Cache
+    names: tuple[str, ...] = GPUS
+
+    def machine(self, device: str) -> Machine:
+        return Machine("cuda", "a machine with GPUs", (9, 0), self.names)
+
+    def version(self, package: str, stack: str = "main") -> str | None:
+        return "1"
+
+    def obstacle(self, stack: str) -> str | None:
+        return None
+
+
+@dataclass
+class Threaded:
+    """Runs nothing, in whatever thread calls it. ``during`` waits, or raises."""
+
+    site: Workplace
+    during: Callable[[RunSpec], None] = lambda spec: None
+    stopped: threading.Event = field(default_factory=threading.Event)
+    threads: dict[str, int] = field(default_factory=dict)
+
+    def fetch(self, specs: Sequence[RunSpec]) -> bool:
+        return False
+
+    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+        self.threads[spec.run_id] = threading.get_ident()
+        on_phase("forward")
+        self.during(spec)
+        return Outcome("ok", measurements=(NLL,)), b"log"
+
+    def stop(self) -> None:
+        self.stopped.set()
+
+
+def qualities(count: int) -> list[PlannedRun]:
+    return [PlannedRun(run_spec("quality", method=method(number), device="cuda")) for number in range(count)]
+
+
+def test_as_many_runs_execute_at_once_as_there_are_gpus(tmp_path: Path) -> None:
+    together = threading.Barrier(3, timeout=WAIT_S)
+    executor = Threaded(Workplace(Cache(tmp_path / "cache")), lambda spec: together.wait() and None)
+    planned, events = qualities(6), []
+    records = sweep(planned, Store(tmp_path / "results"), executor, events.append)
+    assert [record.status for record in records] == ["ok"] * 6
+    assert [record.spec for record in records] == [run.spec for run in planned]
+    assert threading.get_ident() not in executor.threads.values()
+    assert len(set(executor.threads.values())) == 3, "the processes of a thread end with it: it must not end before"
+    for kind in (Started, Ended, PhaseBegan):
+        assert len([event for event in events if isinstance(event, kind)]) == 6
+    assert sweep(planned, Store(tmp_path / "results"), executor, events.append) == records
+
+
+def test_one_gpu_is_used_by_the_main_thread(tmp_path: Path) -> None:
+    executor = Threaded(Workplace(Cache(tmp_path / "cache"), GPUS[:1]))
+    sweep(qualities(2), Store(tmp_path / "results"), executor, lambda event: None)
+    assert set(executor.threads.values()) == {threading.get_ident()}
+
+
+def test_a_display_that_fails_ends_what_executes(tmp_path: Path) -> None:
+    executor = Threaded(Workplace(Cache(tmp_path / "cache")))
+    executor.during = lambda spec: executor.stopped.wait(WAIT_S) and None
+
+    def show(event: Event) -> None:
+        if isinstance(event, PhaseBegan):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        sweep(qualities(1), Store(tmp_path / "results"), executor, show)
+    assert executor.stopped.is_set()
+
+
+def test_an_interrupt_ends_what_executes_and_keeps_what_had_ended(tmp_path: Path) -> None:
+    """Of three runs that execute two end, and the interrupt comes while the first of them is shown."""
+    planned = qualities(3)
+    executor = Threaded(Workplace(Cache(tmp_path / "cache")))
+    ends = threading.Barrier(2, timeout=WAIT_S)
+
+    def during(spec: RunSpec) -> None:
+        if spec == planned[2].spec:
+            assert executor.stopped.wait(WAIT_S)
+        else:
+            ends.wait()
+
+    def show(event: Event) -> None:
+        if isinstance(event, Ended):
+            raise KeyboardInterrupt
+
+    executor.during = during
+    store = Store(tmp_path / "results")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(planned, store, executor, show)
+    assert executor.stopped.is_set()
+    kept = [record.spec for record in store.read("sweep").records]
+    assert 1 <= len(kept) <= 2
+    assert planned[2].spec not in kept, "a run that was ended has no record"
+
+
+def local(folder: Path, names: tuple[str, ...]) -> tuple[LocalExecutor, LocalSite]:
+    site = LocalSite(Cache(folder), Stacks(folder / "stacks"), Machine("cuda", "GPUs", (9, 0), names))
+    return LocalExecutor(site), site
+
+
+def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
+    executor, site = local(tmp_path, GPUS)
+    one, two = run_spec("quality", device="cuda"), run_spec("quality", device="cuda", gpus=2)
+    first, second = executor._workers.take(one, site), executor._workers.take(two, site)
+    assert (first.gpus, second.gpus) == (("GPU-a",), ("GPU-b", "GPU-c"))
+    executor._workers.give_back(first)
+    assert executor._workers.take(one, site).gpus == ("GPU-a",), "speeds are all measured on the first GPU"
+    assert executor._workers.take(run_spec("quality"), site).gpus == ()
+
+
+def test_a_gpu_that_vanished_is_a_failed_run_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    executor, _ = local(tmp_path, GPUS[:1])
+    outcome, log = executor.run(run_spec("quality", device="cuda", gpus=2), (), lambda phase: None)
+    assert (outcome.status, log) == ("failed", b"")
+    assert outcome.failure is not None
+    assert outcome.failure.message == "the run gets 2 GPUs, and 1 can be used now; see 'qharness doctor'"
+
+    class Gone(LocalSite):
+        def machine(self, device: str) -> Machine:
+            raise UsageError("device: cuda, but no NVIDIA GPU or driver was found; see 'qharness doctor'")
+
+    gone = LocalExecutor(Gone(Cache(tmp_path), Stacks(tmp_path / "stacks")))
+    outcome, _ = gone.run(run_spec("quality", device="cuda"), (), lambda phase: None)
+    assert outcome.status == "failed"
+    assert outcome.failure is not None
+    assert "no NVIDIA GPU" in outcome.failure.message
+
+
+def test_a_stopped_executor_begins_nothing(tmp_path: Path) -> None:
+    executor, _ = local(tmp_path, GPUS)
+    executor.stop()
+    outcome, _ = executor.run(run_spec("quality", device="cuda"), (), lambda phase: None)
+    assert outcome.failure is not None
+    assert outcome.failure.type == "Stopped"
