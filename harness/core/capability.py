@@ -44,6 +44,18 @@ class StoredTensor:
 
 
 @dataclass(frozen=True)
+class Product:
+    """How a linear layer multiplies a number of rows at once.
+
+    ``dtype`` is the torch name of the dtype of the numbers that are multiplied; for ``dequantize`` the codes are
+    unpacked to it. None if it is not known: unpacked and dense matrices then have the model's own dtype.
+    """
+
+    family: KernelFamily
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
 class Arithmetic:
     """How a linear layer computes its product, by names of torch dtypes.
 
@@ -95,8 +107,12 @@ class LoadedModel(Protocol):
         """The number of layers of each class of linear module and weight."""
         ...
 
-    def families(self) -> Mapping[str, KernelFamily]:
-        """The kernel family of each linear layer of the decoder, by layer name."""
+    def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:
+        """How the linear layers multiply ``rows`` tokens at once, by their names in the checkpoint; known ones only.
+
+        By the library's own rule: many kernels change with the number of rows. ``mode`` is the decode mode of the pass.
+        Call it after the model has run: some libraries choose a kernel in the first pass.
+        """
         ...
 
     def sync(self) -> None:

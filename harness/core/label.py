@@ -45,6 +45,7 @@ LabelCode = Literal[
 FactCode = Literal[
     "layers",
     "kernels",
+    "kernels_at",
     "arithmetic",
     "cuda_kernels",
     "attention",
@@ -225,10 +226,12 @@ LABELS: Mapping[LabelCode, Form] = {
         "the matrices that multiply are dense; the codes are in memory beside them",
     ),
     "kernel_fell_back": Form(
-        lambda layers, family, expected: (
+        lambda layers, family, expected, at=(): (
             f"kernel fell back: {layers} layers {KERNELS[family]}, where the method is meant to {KERNELS[expected]}"
+            + (f", in {'; '.join(at)}" if at else "")
         ),
-        "layers ran on a slower kind of kernel than the method is meant to use",
+        "layers ran on a slower kind of kernel than the method is meant to use, everywhere or at the named points of "
+        "the grid: many kernels change with the number of rows",
         {"layers": 28, "family": "dequantize", "expected": "packed"},
     ),
     "activations_rounded": Form(
@@ -342,9 +345,25 @@ FACTS: Mapping[FactCode, Form] = {
     ),
     "kernels": Form(
         lambda **families: _listed(f"{count} {KERNELS[kind]}" for kind, count in sorted(families.items())),  # type: ignore[index]
-        "how many of them multiply packed codes, unpack before each product, or are dense",
+        "how many of them multiply a single row by packed codes, unpack before each product, or are dense",
         {"packed": 28},
         "kernels",
+    ),
+    "kernels_at": Form(
+        lambda phase, batch_size, prompt_tokens, names, **families: (
+            _listed(f"{count} {KERNELS[kind]}" for kind, count in sorted(families.items()))  # type: ignore[index]
+            + (f" ({'; '.join(names)})" if names else "")
+        ),
+        "the same at a point of the grid, where that differs or a GPU was profiled, and the CUDA kernels that took the "
+        "longest there",
+        {
+            "phase": "decode",
+            "batch_size": 1,
+            "prompt_tokens": 512,
+            "names": ("gemm_4bit_simt", "ampere_sgemm_32x128_tn"),
+            "packed": 28,
+        },
+        "kernels of {phase} at batch {batch_size}, prompt {prompt_tokens}",
     ),
     "arithmetic": Form(
         lambda **kinds: _listed(f"{count} × {kind}" for kind, count in sorted(kinds.items())),

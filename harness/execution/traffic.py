@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from harness.core.capability import Decodes, Explains
+from harness.core.capability import Decodes, Product
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
 from harness.errors import SourceError
+from harness.execution.checks.kernels import Pass
 from harness.execution.context import Context
 from harness.models.headers import read_config
 from harness.models.resolve import of_folder
@@ -22,27 +23,27 @@ if TYPE_CHECKING:
     from harness.core.workload import GridCell
 
 
-def traffic(context: Context, model: Decodes, workload: ThroughputWorkload) -> None:
+def traffic(
+    context: Context, model: Decodes, workload: ThroughputWorkload, products: Mapping[Pass, Mapping[str, Product]]
+) -> None:
     """Adds ``…_read_bytes``, ``…_dequantize_bytes`` and ``…_operations`` of a prefill and a decode step per point.
 
-    Call it after the model has run: some libraries repack their weights in the first pass.
+    ``products`` is how the layers multiply in each pass. Call it after the model has run: some libraries repack their
+    weights in the first pass.
     """
-    config = read_config(context.source())
-    known = model.arithmetic() if isinstance(model, Explains) else {}
     running = Running(
         model.weight_ledger(),
-        model.families(),
         model.vocabulary,
         model.running_bytes(),
-        routing(config),
+        routing(read_config(context.source())),
         _attention(context, model),
-        {layer: arithmetic.products for layer, arithmetic in known.items()},
     )
     for cell in workload.cells:
-        context.add(_measurements("prefill", cell, prefill(running, cell.batch_size, cell.prompt_tokens)))
-        context.add(
-            _measurements("decode", cell, decode_step(running, cell.batch_size, cell.prompt_tokens, cell.new_tokens))
-        )
+        batch, prompt = cell.batch_size, cell.prompt_tokens
+        read = prefill(running, products[Pass("prefill", cell)], batch, prompt)
+        written = decode_step(running, products[Pass("decode", cell)], batch, prompt, cell.new_tokens)
+        context.add(_measurements("prefill", cell, read))
+        context.add(_measurements("decode", cell, written))
 
 
 def _attention(context: Context, model: Decodes) -> AttentionShape | None:

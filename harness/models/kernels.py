@@ -1,95 +1,261 @@
-"""What a linear layer multiplies with: packed codes, codes unpacked before each product, or a dense matrix."""
+"""How a linear layer multiplies: with packed codes, codes unpacked before each product, or a dense matrix.
+
+Many kernels change with the number of rows that are multiplied at once. The rules here are those in the sources of
+bitsandbytes 0.50, torchao 0.18, gptqmodel 7.6 and optimum-quanto 0.2.7; those for GPUs were read, not run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import KernelFamily
+from harness.core.capability import KernelFamily, Product
+from harness.core.identity import DecodeMode
+from harness.numerics.traffic import DTYPE_BYTES
 
 if TYPE_CHECKING:
     import torch
 
-MODULES: Mapping[str, KernelFamily] = {
-    "PackedLinear": "dequantize",  # rtn
-    "HQQLinear": "dequantize",
-    "Linear4bit": "packed",  # bitsandbytes
-    "Linear8bitLt": "packed",
-    "TorchAtenLinear": "packed",  # gptqmodel, GPTQ: int4 words repacked for ATen's product, activations to bfloat16
-    "TorchFusedLinear": "packed",
-    "TorchInt8Linear": "packed",
-    "MarlinLinear": "packed",
-    "MacheteLinear": "packed",
-    "SwordfishLinear": "packed",
-    "ExllamaV2Linear": "packed",
-    "BitblasLinear": "packed",
-    "W4AFP8Linear": "packed",
-    "W4ANVFP4Linear": "packed",
-    "TorchLinear": "dequantize",
-    "TritonV2Linear": "dequantize",  # triton unpacks, then a dense product
-    "TorchAtenAwqLinear": "packed",  # gptqmodel, AWQ
-    "TorchFusedAwqLinear": "packed",
-    "TorchInt8AwqLinear": "packed",
-    "AwqMarlinLinear": "packed",
-    "AwqMacheteLinear": "packed",
-    "AwqSwordfishLinear": "packed",
-    "AwqExllamaV2Linear": "packed",
-    "AWQBitBlasKernel": "packed",
-    "AwqGEMMLinear": "packed",  # above 1024 rows it unpacks first
-    "AwqGEMMTritonLinear": "packed",
-    "AwqGEMVLinear": "packed",
-    "AwqGEMVFastLinear": "packed",
-    "LLMAwqLinear": "packed",
-    "AwqTorchLinear": "dequantize",
-    "GGUFTorchLinear": "dequantize",  # gptqmodel, other formats
-    "GGUFCppKernel": "packed",
-    "GGUFCudaKernel": "packed",
-    "GGUFTritonKernel": "packed",
-    "QQQLinear": "packed",
-    "QQQTorchLinear": "dequantize",
-    "ParoLinear": "packed",  # dense without CUDA
-    "ParoQuantTritonLinear": "packed",
-    "ExllamaV3Linear": "packed",
-    "ExllamaV3TorchLinear": "dequantize",
-    "BitsAndBytesLinear": "packed",
-    "TorchFP8Linear": "packed",  # unpacked if the scales do not suit torch's scaled product
-    "TorchFP4Linear": "packed",
-    "QuantLinear": "dequantize",  # auto-round
-    "INCWeightOnlyLinear": "plain",  # neural-compressor: unpacked once, in the first product
-    "QParamsLinear": "dequantize",  # quark; AMD's GPUs multiply float8 directly
-    "WeightFP8ActFP8StaticQuantLinear": "dequantize",  # auto-round, codes held in bfloat16
+SIXTEEN_BITS = "16 bits"
+"""In place of a dtype: a kernel for weights alone multiplies in the dtype of its inputs, on a GPU always in 16 bits."""
+INT8, FLOAT8 = "int8", "float8_e4m3fn"
+INT_MM_ROWS = 17
+"""The fewest rows that torch._int_mm multiplies on a GPU. torchao catches its error and multiplies float32 matrices."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How the layers of one class multiply.
+
+    ``dtype`` is that of the numbers that are multiplied, or SIXTEEN_BITS; None if it is that of the inputs, or, for
+    packed codes, not known. ``packed_rows`` is the most rows at once for which codes stay packed; None is no limit.
+    """
+
+    family: KernelFamily
+    dtype: str | None = None
+    packed_rows: int | None = None
+
+
+_WEIGHTS_ONLY = Kernel("packed", SIXTEEN_BITS)
+_EIGHT_BITS = Kernel("packed", INT8)
+_FLOAT8 = Kernel("packed", FLOAT8)
+_PACKED = Kernel("packed")
+_UNPACKS = Kernel("dequantize")
+_DENSE = Kernel("plain")
+
+MODULES: Mapping[str, Kernel] = {
+    "PackedLinear": _UNPACKS,  # rtn
+    "HQQLinear": _UNPACKS,
+    "Linear8bitLt": _EIGHT_BITS,  # bitsandbytes
+    "TorchAtenLinear": Kernel("packed", "bfloat16"),  # gptqmodel, GPTQ: int4 words repacked for ATen's product
+    "TorchFusedLinear": _WEIGHTS_ONLY,
+    "TorchInt8Linear": _WEIGHTS_ONLY,
+    "MarlinLinear": _WEIGHTS_ONLY,
+    "MacheteLinear": _WEIGHTS_ONLY,
+    "SwordfishLinear": _WEIGHTS_ONLY,
+    "ExllamaV2Linear": Kernel("packed", "float16", packed_rows=50),
+    "BitblasLinear": _WEIGHTS_ONLY,
+    "W4AFP8Linear": _FLOAT8,
+    "W4ANVFP4Linear": _PACKED,
+    "TorchLinear": _UNPACKS,
+    "TritonV2Linear": _UNPACKS,  # triton unpacks, then a dense product
+    "TorchAtenAwqLinear": Kernel("packed", "bfloat16"),  # gptqmodel, AWQ
+    "TorchFusedAwqLinear": _WEIGHTS_ONLY,
+    "TorchInt8AwqLinear": _WEIGHTS_ONLY,
+    "AwqMarlinLinear": _WEIGHTS_ONLY,
+    "AwqMacheteLinear": _WEIGHTS_ONLY,
+    "AwqSwordfishLinear": _WEIGHTS_ONLY,
+    "AwqExllamaV2Linear": Kernel("packed", "float16", packed_rows=50),
+    "AWQBitBlasKernel": _WEIGHTS_ONLY,
+    "AwqGEMMLinear": Kernel("packed", SIXTEEN_BITS, packed_rows=1024),
+    "AwqGEMMTritonLinear": Kernel("packed", "float16"),
+    "AwqGEMVLinear": Kernel("packed", "float16"),
+    "AwqGEMVFastLinear": Kernel("packed", "float16"),
+    "LLMAwqLinear": _WEIGHTS_ONLY,
+    "AwqTorchLinear": _UNPACKS,
+    "GGUFTorchLinear": _UNPACKS,  # gptqmodel, other formats
+    "GGUFCppKernel": _PACKED,
+    "GGUFCudaKernel": _PACKED,
+    "GGUFTritonKernel": _WEIGHTS_ONLY,
+    "QQQLinear": _EIGHT_BITS,
+    "QQQTorchLinear": _UNPACKS,
+    "ParoLinear": _WEIGHTS_ONLY,  # dense without CUDA
+    "ParoQuantTritonLinear": _WEIGHTS_ONLY,
+    "ExllamaV3Linear": Kernel("packed", "float16", packed_rows=32),
+    "ExllamaV3TorchLinear": _UNPACKS,
+    "BitsAndBytesLinear": _PACKED,
+    "TorchFP8Linear": _FLOAT8,  # unpacked if the scales do not suit torch's scaled product
+    "TorchFP4Linear": _PACKED,
+    "QuantLinear": _UNPACKS,  # auto-round
+    "INCWeightOnlyLinear": _DENSE,  # neural-compressor: unpacked once, in the first product
+    "QParamsLinear": _UNPACKS,  # quark; AMD's GPUs multiply float8 directly
+    "WeightFP8ActFP8StaticQuantLinear": _UNPACKS,  # auto-round, codes held in bfloat16
 }
 """By the class name of a module."""
-WEIGHTS: Mapping[str, KernelFamily] = {
-    "Int8Tensor": "dequantize",
-    "Float8Tensor": "dequantize",
-    "IntxUnpackedToInt8Tensor": "dequantize",
-    "NVFP4Tensor": "dequantize",
-    "Int4OpaqueTensor": "packed",
-    "Int4Tensor": "packed",
-    "Int4TilePackedTo4dTensor": "packed",  # torchao on a GPU: ATen's tinygemm
-    "WeightQBytesTensor": "dequantize",  # quanto
-    "WeightQBitsTensor": "dequantize",
-    "TinyGemmWeightQBitsTensor": "packed",
-    "AWQWeightQBitsTensor": "packed",
-    "MarlinF8QBytesTensor": "packed",
+WEIGHTS: Mapping[str, Kernel] = {
+    "Float8Tensor": _UNPACKS,
+    "IntxUnpackedToInt8Tensor": _UNPACKS,
+    "NVFP4Tensor": _UNPACKS,
+    "Int4OpaqueTensor": _WEIGHTS_ONLY,
+    "Int4Tensor": _WEIGHTS_ONLY,
+    "Int4TilePackedTo4dTensor": Kernel("packed", "bfloat16"),  # torchao on a GPU: ATen's tinygemm
+    "WeightQBitsTensor": _UNPACKS,  # quanto
+    "TinyGemmWeightQBitsTensor": _WEIGHTS_ONLY,
+    "AWQWeightQBitsTensor": _WEIGHTS_ONLY,
+    "MarlinInt4WeightQBitsTensor": _WEIGHTS_ONLY,
+    "MarlinF8QBytesTensor": _WEIGHTS_ONLY,
 }
 """By the class name of a torch.nn.Linear's weight, if that is a tensor subclass."""
 
 
-def family(module: torch.nn.Module) -> KernelFamily | None:
-    """The kernel family of one layer; None for a module that is not a linear layer of a known kind."""
+def product(module: torch.nn.Module, inputs: torch.dtype, rows: int, mode: DecodeMode = "eager") -> Product | None:
+    """How a layer multiplies ``rows`` rows of ``inputs`` at once; None if it is no linear layer of a known kind."""
     import torch
 
     if hasattr(module, "base_layer"):  # peft's wrapper: the layer inside it is visited separately
         return None
-    name = type(module).__name__
-    if name in MODULES:
-        return MODULES[name]
-    if not isinstance(module, torch.nn.Linear):
+    rule = _RULES.get(type(module).__name__)
+    if rule is not None:
+        return rule(module, inputs, rows, mode)
+    kernel = MODULES.get(type(module).__name__)
+    if kernel is None and isinstance(module, torch.nn.Linear):
+        weight: Any = module.weight
+        rule = _RULES.get(type(weight).__name__)
+        if rule is not None:
+            return rule(module, inputs, rows, mode)
+        kernel = _DENSE if type(weight) is torch.nn.Parameter else _of_weight(weight)
+    if kernel is None:
         return None
+    if kernel.packed_rows is not None and rows > kernel.packed_rows:
+        return Product("dequantize", _dtype(kernel, module, inputs))
+    return Product(kernel.family, _dtype(kernel, module, inputs))
+
+
+MARKERS: tuple[tuple[str, Product], ...] = (
+    (r"kDequantizeBlockwise", Product("dequantize")),  # bitsandbytes
+    (r"k?gemm_4bit_", Product("packed")),
+    (r"dequantize_weights|awq_dequantize", Product("dequantize")),  # AWQ
+    (r"gemm_forward_4bit|awq_gemm", Product("packed")),
+    (r"reconstruct", Product("dequantize")),  # ExLlama
+    (r"gemm_half_q_half|exl3_gemm", Product("packed")),
+    (r"dequant_kernel", Product("dequantize")),  # gptqmodel's Triton kernels
+    (r"(?i)marlin|machete", Product("packed")),
+    (r"tinygemm", Product("packed")),  # ATen's int4
+    (r"dequantize_block", Product("dequantize")),  # llama.cpp
+    (r"mul_mat_q|mul_mat_vec_q", Product("packed")),
+    (r"i8816|i16832|_i8i8_|_s8_|_int_mm", Product("packed", INT8)),  # cuBLAS, CUTLASS, Inductor
+    (r"e4m3", Product("packed", FLOAT8)),
+)
+"""Patterns of the names of CUDA kernels that only unpack, and of those that multiply packed codes."""
+
+
+def observed(names: Sequence[str]) -> Product | None:
+    """What the names of the CUDA kernels that ran reveal of the quantized layers.
+
+    None if they reveal nothing, or if some layers unpacked and others did not.
+    """
+    found = {product for pattern, product in MARKERS if any(re.search(pattern, name) for name in names)}
+    families, dtypes = {product.family for product in found}, {product.dtype for product in found}
+    if len(families) != 1:
+        return None
+    return Product(families.pop(), dtypes.pop() if len(dtypes) == 1 else None)
+
+
+def corrected(ruled: Mapping[str, Product], seen: Product | None) -> Mapping[str, Product]:
+    """The products of a pass by the libraries' rules, after what was ``observed`` in it; dense layers stay."""
+    if seen is None:
+        return ruled
+    return {
+        name: product
+        if product.family in ("plain", seen.family)
+        else Product(seen.family, seen.dtype or (product.dtype if product.dtype in DTYPE_BYTES else None))
+        for name, product in ruled.items()
+    }
+
+
+def _of_weight(weight: Any) -> Kernel | None:
+    """By a weight that is a tensor subclass. torchao quantizes activations too where it has arguments for them."""
+    name = type(weight).__name__
+    if getattr(weight, "act_quant_kwargs", None) is None:
+        return WEIGHTS.get(name)
+    if getattr(getattr(weight, "kernel_preference", None), "name", None) == "EMULATED":
+        return _UNPACKS
+    return _FLOAT8 if name == "Float8Tensor" else _PACKED
+
+
+def _dtype(kernel: Kernel, module: Any, inputs: torch.dtype) -> str | None:
+    if kernel.dtype != SIXTEEN_BITS:
+        return kernel.dtype
+    return _name(inputs) if inputs.itemsize == 2 or _device(module) == "cpu" else "float16"
+
+
+def _bitsandbytes_4bit(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
+    """bitsandbytes' 4-bit layer.
+
+    On a CPU it multiplies packed codes in bfloat16 only after it has repacked them, which needs AVX512-BF16. On a GPU
+    it asks a rule of its own, by the GPU, the shape and the rows.
+    """
+    weight, state = module.weight, module.weight.quant_state
+    unpacked = module.compute_dtype or inputs
+    if weight.device.type == "cpu":
+        packed = getattr(state, "packing_format_for_cpu", False)
+        return Product("packed", "bfloat16") if packed else Product("dequantize", _name(unpacked))
+    outputs, width = state.shape
+    packed = width % state.blocksize == 0 and _fused(weight.device.index, unpacked, rows, outputs, width)
+    return Product("packed" if packed else "dequantize", _name(unpacked))
+
+
+def _fused(gpu: int, inputs: torch.dtype, rows: int, outputs: int, width: int) -> bool:
+    """Whether bitsandbytes multiplies packed codes on a GPU; before it had a rule, only in steps of a single row."""
+    from bitsandbytes.backends.cuda import ops
+
+    rule: Callable[..., bool] | None = getattr(ops, "_gemm_4bit_use_custom_fn", None)
+    if rule is None:
+        return rows == 1
+    return rows <= ops._gemm_4bit_custom_max_m and rule(gpu, inputs, rows, outputs, width)
+
+
+def _torchao_int8(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
+    """torchao's int8 weights. With int8 activations a GPU multiplies what torch._int_mm accepts.
+
+    It multiplies fewer rows as float32 matrices, and widths that are no multiple of 8 as int32 matrices on the CPU.
+    Compiled, Inductor has Triton kernels for all of them.
+    """
     weight = module.weight
-    if getattr(weight, "act_quant_kwargs", None) is not None:  # torchao, activations quantized too
-        emulated = getattr(getattr(weight, "kernel_preference", None), "name", None) == "EMULATED"
-        return "dequantize" if emulated else "packed"
-    return "plain" if type(weight) is torch.nn.Parameter else WEIGHTS.get(type(weight).__name__)
+    if weight.act_quant_kwargs is None:
+        return Product("dequantize")
+    if weight.device.type == "cpu" or mode == "compiled":
+        return Product("packed", INT8)
+    if any(size % 8 for size in weight.shape):
+        return Product("dequantize", "int32")
+    return Product("packed", INT8) if rows >= INT_MM_ROWS else Product("dequantize", "float32")
+
+
+def _quanto_bytes(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
+    """quanto's 8-bit weights: torch multiplies int8 weights with bfloat16 inputs on a CPU, and nothing else."""
+    import torch
+
+    codes = module.weight._data
+    whole = codes.dtype == torch.int8 and codes.shape[-1] % 4 == 0
+    packed = whole and inputs == torch.bfloat16 and codes.device.type == "cpu"
+    return Product("packed", _name(inputs)) if packed else Product("dequantize")
+
+
+_RULES: Mapping[str, Callable[[Any, torch.dtype, int, DecodeMode], Product]] = {
+    "Linear4bit": _bitsandbytes_4bit,
+    "Int8Tensor": _torchao_int8,
+    "WeightQBytesTensor": _quanto_bytes,
+}
+"""By the class name of a module or of its weight, where the class alone does not tell."""
+
+
+def _device(module: Any) -> str:
+    """The type of the device that a layer's tensors are on."""
+    held = next(iter([*module.parameters(recurse=False), *module.buffers(recurse=False)]), None)
+    return "cpu" if held is None else str(held.device.type)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from harness.core.capability import KernelFamily, StoredTensor
+from harness.core.capability import Product, StoredTensor
 
 VERSION = 1
 PACKED = "packed"
 """Used in place of a dtype: codes are multiplied directly, in a dtype that the engine does not tell. The machine's
 fastest unit bounds it."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Of an element of the dtypes that models run in."""
+UNPACKED_BYTES = {**DTYPE_BYTES, "int32": 4}
+"""Of an element of the dtypes that codes are unpacked to."""
+DENSE = Product("plain")
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -73,20 +77,17 @@ class AttentionShape:
 
 @dataclass(frozen=True)
 class Running:
-    """What the traffic of a loaded model depends on.
+    """What the traffic of a loaded model depends on, whatever the pass.
 
-    ``families`` maps a layer's name to its kind of kernel, ``products`` to the dtype that it multiplies in where the
-    engine knows. ``running_bytes`` is the size of all weights after the first pass. Anything unknown (None) is left
-    out of the step, which is then smaller than it could be.
+    ``running_bytes`` is the size of all weights after the first pass. Anything unknown (None) is left out of the step,
+    which is then smaller than it could be.
     """
 
     ledger: Sequence[StoredTensor]
-    families: Mapping[str, KernelFamily]
     vocabulary: int
     running_bytes: int
     routing: Routing | None = None
     attention: AttentionShape | None = None
-    products: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -111,23 +112,28 @@ class Step:
     operations: Mapping[str, float] = field(default_factory=dict)
 
 
-def decode_step(model: Running, batch: int, prompt: int, new: int) -> Step:
+def decode_step(model: Running, products: Mapping[str, Product], batch: int, prompt: int, new: int) -> Step:
     """The mean of ``new`` steps after a prompt. Each reads the weights and the cache.
+
+    ``products`` are those of ``batch`` rows, by layer; layers without one are dense.
 
     At step i (from 0) the cache holds prompt + i tokens, on average prompt + (new − 1)/2. The new token attends to
     these and to itself.
     """
     past = prompt + (new - 1) / 2
-    step = _weights(model, batch, batch)
+    step = _weights(model, products, batch, batch)
     if model.attention is None:
         return step
     kv_bytes = batch * model.attention.read_bytes(past)
     return _with(step, kv_bytes, model.dtype, batch * model.attention.operations(past + 1))
 
 
-def prefill(model: Running, batch: int, prompt: int) -> Step:
-    """Reads the weights once for all tokens; the output embedding is applied only to the last token of each row."""
-    step = _weights(model, batch * prompt, batch)
+def prefill(model: Running, products: Mapping[str, Product], batch: int, prompt: int) -> Step:
+    """Reads the weights once for all tokens; the output embedding is applied only to the last token of each row.
+
+    ``products`` are those of ``batch * prompt`` rows, by layer; layers without one are dense.
+    """
+    step = _weights(model, products, batch * prompt, batch)
     if model.attention is None:
         return step
     return _with(step, 0.0, model.dtype, batch * model.attention.prompt_operations(prompt))
@@ -141,7 +147,7 @@ def routing(config: Mapping[str, Any]) -> Routing | None:
     return Routing(int(experts), int(active)) if experts and active else None
 
 
-def _weights(model: Running, tokens: int, predicted: int) -> Step:
+def _weights(model: Running, products: Mapping[str, Product], tokens: int, predicted: int) -> Step:
     """The step for ``tokens`` tokens at once, without attention; the head is applied to ``predicted`` of them."""
     dtype = model.dtype
     tied = any(entry.role == "head" and entry.tied for entry in model.ledger)
@@ -151,7 +157,7 @@ def _weights(model: Running, tokens: int, predicted: int) -> Step:
     operations: Counter[str] = Counter()
     for entry in model.ledger:
         layer = entry.name.removesuffix(".weight")
-        family = model.families.get(layer, "plain")
+        product = products.get(layer, DENSE)
         matrix = entry.role == "linear"
         if entry.role == "embedding":
             read += _bytes(entry) * (1.0 if tied else min(1.0, tokens / model.vocabulary))
@@ -161,15 +167,14 @@ def _weights(model: Running, tokens: int, predicted: int) -> Step:
         if entry.name.endswith("inv_freq"):
             continue  # the rotary embedding's small table, and an unused copy of it
         parts = _experts_read(model, entry, tokens)
-        if matrix and family == "plain" and entry.quantized:  # unpacked once, so each step reads the dense matrix
+        multiplied = product.dtype or (PACKED if product.family == PACKED else _plain_dtype(entry, dtype))
+        if matrix and product.family == "plain" and entry.quantized:  # unpacked once: each step reads the dense matrix
             read += parts * entry.parameters * DTYPE_BYTES[dtype]
         else:
             read += parts * _bytes(entry)
-        if matrix and family == "dequantize":
-            dequantized += 2 * parts * entry.parameters * DTYPE_BYTES[dtype]
+        if matrix and product.family == "dequantize":
+            dequantized += 2 * parts * entry.parameters * UNPACKED_BYTES.get(multiplied, DTYPE_BYTES[dtype])
         if matrix or entry.role == "head":
-            usual = PACKED if family == PACKED else _plain_dtype(entry, dtype)
-            multiplied = model.products.get(layer, usual)
             times = predicted if entry.role == "head" else tokens
             operations[multiplied] += 2 * _experts_met(model, entry) * entry.parameters * times  # type: ignore[assignment]
     return Step(max(read, 0.0), 0.0, dequantized, dict(operations))

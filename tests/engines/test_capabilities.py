@@ -60,7 +60,7 @@ class LogitsAlone:
     def kernels(self) -> dict[str, int]:
         return {}
 
-    def families(self) -> dict[str, Any]:
+    def products(self, rows: int, mode: str = "eager") -> dict[str, Any]:
         return {}
 
     def sync(self) -> None: ...

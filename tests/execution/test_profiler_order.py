@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from harness.execution.checks import variant as checks
+from harness.execution.checks import kernels as checks
 from harness.execution.jobs import performance
 
 TIMED = ("throughput", "footprint", "energy", "serve")
+PROFILES = ("grid_products", "record_cuda_kernels")
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return step
 
-    for name in ("verify_variant", "drift", "traffic", "footprint", "record_repacking", "record_cuda_kernels"):
+    for name in ("verify_variant", "drift", "traffic", "footprint", "record_repacking", *PROFILES):
         monkeypatch.setattr(performance, name, named(name))
     monkeypatch.setattr(performance, "engine", lambda name: name)
     monkeypatch.setattr(performance, "checked", lambda runtime, model, needed: model)
@@ -37,12 +38,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def run(verify: bool) -> None:
+def run(verify: bool, throughput: object | None = object()) -> None:
     conditions = SimpleNamespace(memory=True)
     job: Any = SimpleNamespace(
         variant=SimpleNamespace(engine="transformers", seed=0),
         verify=verify,
-        throughput=object(),
+        throughput=throughput,
         energy=True,
         conditions=conditions,
         workloads=(SimpleNamespace(name="serve", params={}),),
@@ -60,17 +61,19 @@ def run(verify: bool) -> None:
     performance.run(job, context, Path())
 
 
-def test_a_performance_run_profiles_last(steps: list[str]) -> None:
-    run(verify=True)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_performance_run_profiles_its_grid_after_all_that_is_timed(steps: list[str], verify: bool) -> None:
+    run(verify)
+    assert {*TIMED, *(["verify_variant"] if verify else [])} <= set(steps[:-2])
+    assert steps[-2:] == ["grid_products", "traffic"]
+
+
+def test_a_performance_run_without_a_grid_profiles_the_probe_last_if_it_verifies(steps: list[str]) -> None:
+    run(verify=True, throughput=None)
     assert steps[-1] == "record_cuda_kernels"
-    assert steps.count("record_cuda_kernels") == 1
-    assert {*TIMED, "verify_variant"} <= set(steps)
-
-
-def test_a_run_that_does_not_verify_does_not_profile(steps: list[str]) -> None:
-    run(verify=False)
-    assert set(TIMED) <= set(steps)
-    assert not {"verify_variant", "record_cuda_kernels"} & set(steps)
+    steps.clear()
+    run(verify=False, throughput=None)
+    assert not {*PROFILES, "verify_variant"} & set(steps)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +88,11 @@ def test_only_quantized_variants_on_a_gpu_are_profiled(
     def keep(code: str, /, names: tuple[str, ...]) -> None:
         facts[code] = names
 
-    monkeypatch.setattr(checks, "_kernel_names", lambda work: ["marlin", "sgemm"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(checks, "_probe_logits", lambda context, model: None)
+    monkeypatch.setattr(checks, "_kernel_names", lambda work, sync: ("marlin", "sgemm"))
     spec = SimpleNamespace(device=device, method=SimpleNamespace(stage=stage))
     context: Any = SimpleNamespace(spec=spec, fact=keep)
-    model: Any = object()
+    model: Any = SimpleNamespace(sync=lambda: None)
     checks.record_cuda_kernels(context, model)
     assert facts == ({"cuda_kernels": ("marlin", "sgemm")} if profiled else {})

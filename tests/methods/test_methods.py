@@ -112,7 +112,14 @@ def test_layers_that_ran_are_named(quality) -> None:
 
 def test_a_batch_dependent_method_says_so(quality) -> None:
     assert "batch_dependent" in codes(quality["bnb-int8"].outcome.labels)
-    assert quality["bnb-nf4 double_quant"].outcome.labels == ()
+    assert "batch_dependent" not in codes(quality["bnb-nf4 double_quant"].outcome.labels)
+
+
+def test_nf4_on_a_cpu_is_labelled_where_bitsandbytes_unpacks_it(quality) -> None:
+    from bitsandbytes.functional import has_avx512bf16
+
+    fallback = () if has_avx512bf16() else ("kernel_fell_back",)
+    assert tuple(codes(quality["bnb-nf4 double_quant"].outcome.labels)) == fallback
 
 
 def plain_rtn(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.capability import StoredTensor
+from harness.core.capability import Product, StoredTensor
 from harness.core.engine import LoadRequest
 from harness.engines.transformers.engine import load
 from harness.models.headers import read_config
@@ -35,11 +35,11 @@ ONE_LAYER = AttentionShape((None,), heads=2, kv_heads=1, head_dim=4, kv_element_
 
 def running(ledger: list[StoredTensor], **changes: Any) -> Running:
     stored = sum(entry.value_bytes + entry.scale_bytes for entry in ledger)
-    return Running(ledger, **{"families": {}, "vocabulary": 100, "running_bytes": stored, **changes})
+    return Running(ledger, **{"vocabulary": 100, "running_bytes": stored, **changes})
 
 
 def test_a_decoded_step_reads_the_rows_it_gathers_all_else_and_the_cache_at_its_mean_length() -> None:
-    step = decode_step(running(UNTIED, attention=ONE_LAYER), batch=2, prompt=10, new=5)
+    step = decode_step(running(UNTIED, attention=ONE_LAYER), {}, batch=2, prompt=10, new=5)
     weights = 2 * 8 * 4 + 64 * 4 + 2 * 8 * 4 + 800 * 4
     cache = sum(2 * (2 * 1 * 4 * 4) * (10 + i) for i in range(5)) / 5
     assert (step.read_bytes, step.kv_bytes) == (weights + cache, cache)
@@ -52,23 +52,21 @@ def test_operations_are_of_the_dtype_in_which_each_layer_multiplies_where_the_en
     """Three packed layers: one multiplies in int8, one in float32, and of one the engine knows nothing more."""
     names = [f"model.layers.{layer}.self_attn.q_proj" for layer in range(3)]
     packed = [tensor(f"{name}.weight", "linear", 64, value_bytes=32, quantized=True, storage="codes") for name in names]
-    model = running(
-        [EMBEDDING, *packed, *NORMS, HEAD],
-        families=dict.fromkeys(names, PACKED),
-        products={names[0]: "int8", names[1]: "float32", "lm_head": "bfloat16"},
-    )
-    assert prefill(model, batch=2, prompt=10).operations == {
+    model = running([EMBEDDING, *packed, *NORMS, HEAD])
+    unknown = dict.fromkeys(names, Product("packed"))
+    known = {names[0]: Product("packed", "int8"), names[1]: Product("packed", "float32")}
+    products = unknown | known | {"lm_head": Product("plain", "bfloat16")}
+    assert prefill(model, products, batch=2, prompt=10).operations == {
         "int8": 20 * 2 * 64,
         "float32": 20 * 2 * 64,
         PACKED: 20 * 2 * 64,
         "bfloat16": 2 * 2 * 800,
     }
-    unknown = prefill(running([EMBEDDING, *packed, *NORMS, HEAD], families=dict.fromkeys(names, PACKED)), 2, 10)
-    assert unknown.operations == {PACKED: 3 * 20 * 2 * 64, "float32": 2 * 2 * 800}
+    assert prefill(model, unknown, 2, 10).operations == {PACKED: 3 * 20 * 2 * 64, "float32": 2 * 2 * 800}
 
 
 def test_a_prefill_applies_the_head_to_one_token_of_each_row() -> None:
-    step = prefill(running(UNTIED, attention=ONE_LAYER), batch=2, prompt=10)
+    step = prefill(running(UNTIED, attention=ONE_LAYER), {}, batch=2, prompt=10)
     assert step.read_bytes == 20 * 8 * 4 + 64 * 4 + 2 * 8 * 4 + 800 * 4
     causal = sum(2 * 2 * (2 * 4) * seen for seen in range(1, 11))
     assert step.operations == {"float32": 2 * (10 * 2 * 64 + 2 * 800 + causal)}
@@ -76,7 +74,7 @@ def test_a_prefill_applies_the_head_to_one_token_of_each_row() -> None:
 
 def test_a_tied_embedding_is_read_whole_for_the_head() -> None:
     tied = [*UNTIED[:-1], tensor("lm_head.weight", "head", 800, value_bytes=0, tied=True)]
-    step = decode_step(running(tied), batch=1, prompt=10, new=1)
+    step = decode_step(running(tied), {}, batch=1, prompt=10, new=1)
     assert step.read_bytes == 800 * 4 + 64 * 4 + 2 * 8 * 4
     assert step.operations == {"float32": 2 * (64 + 800)}
 
@@ -87,30 +85,42 @@ def test_what_is_gathered_or_never_read_is_left_out() -> None:
         tensor("model.rotary_emb.inv_freq", "other", 4),
         tensor("model.rotary_emb.original_inv_freq", "other", 4),
     ]
-    assert decode_step(running([*UNTIED, *extra]), 1, 10, 1) == decode_step(running(UNTIED), 1, 10, 1)
+    assert decode_step(running([*UNTIED, *extra]), {}, 1, 10, 1) == decode_step(running(UNTIED), {}, 1, 10, 1)
 
 
 def test_layers_that_unpack_first_write_and_read_what_they_unpack() -> None:
     codes = tensor(Q_PROJ, "linear", 64, storage="PackedLinear", value_bytes=32, scale_bytes=8, quantized=True)
     ledger = [EMBEDDING, codes, *NORMS, HEAD]
     name = Q_PROJ.removesuffix(".weight")
-    step = decode_step(running(ledger, families={name: "dequantize"}), 1, 10, 1)
+    step = decode_step(running(ledger), {name: Product("dequantize")}, 1, 10, 1)
     assert step.read_bytes == 8 * 4 + (32 + 8) + 2 * 8 * 4 + 800 * 4
     assert step.dequantize_bytes == 2 * 64 * 4
     assert step.operations == {"float32": 2 * (64 + 800)}
-    packed = decode_step(running(ledger, families={name: "packed"}), 1, 10, 1)
+    packed = decode_step(running(ledger), {name: Product("packed")}, 1, 10, 1)
     assert (packed.read_bytes, packed.dequantize_bytes) == (step.read_bytes, 0)
     assert packed.operations == {PACKED: 2 * 64, "float32": 2 * 800}
-    once = decode_step(running(ledger, families={name: "plain"}), 1, 10, 1)
+    once = decode_step(running(ledger), {name: Product("plain")}, 1, 10, 1)
     assert once.read_bytes == step.read_bytes - (32 + 8) + 64 * 4
     assert once.dequantize_bytes == 0
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("int32", 4), (None, 2), ("int4", 2)])
+def test_codes_are_unpacked_to_the_dtype_in_which_they_multiply(dtype: str | None, size: int) -> None:
+    """A bfloat16 model, whose own dtype counts where the other is not known."""
+    codes = tensor(Q_PROJ, "linear", 64, storage="Int8Tensor", value_bytes=64, quantized=True)
+    halves = {"storage": "bfloat16", "value_bytes": 1600}
+    model = running([tensor("model.embed_tokens.weight", "embedding", 800, **halves), codes])
+    products = {Q_PROJ.removesuffix(".weight"): Product("dequantize", dtype)}
+    step = decode_step(model, products, 1, 10, 1)
+    assert step.dequantize_bytes == 2 * 64 * size
+    assert step.operations == {dtype or "bfloat16": 2 * 64}
 
 
 def test_what_repacking_saves_is_not_read() -> None:
     whole, repacked = running(UNTIED), running(UNTIED, running_bytes=running(UNTIED).running_bytes - 50)
     grown = running(UNTIED, running_bytes=10**9)
-    assert decode_step(repacked, 1, 10, 1).read_bytes == decode_step(whole, 1, 10, 1).read_bytes - 50
-    assert decode_step(grown, 1, 10, 1) == decode_step(whole, 1, 10, 1)
+    assert decode_step(repacked, {}, 1, 10, 1).read_bytes == decode_step(whole, {}, 1, 10, 1).read_bytes - 50
+    assert decode_step(grown, {}, 1, 10, 1) == decode_step(whole, {}, 1, 10, 1)
 
 
 @pytest.mark.parametrize(("experts", "active", "tokens"), [(4, 2, 1), (4, 2, 2), (4, 1, 3), (5, 2, 3), (3, 3, 2)])
@@ -128,11 +138,11 @@ def test_of_a_mixture_the_active_experts_are_read_and_multiplied() -> None:
         tensor(EXPERTS, "linear", 4 * 80),  # 3-D: four experts in one parameter
         tensor("model.layers.0.mlp.experts.0.down_proj.weight", "linear", 40),
     ]
-    step = decode_step(running(mixture, routing=Routing(4, 2)), batch=2, prompt=10, new=1)
-    dense = decode_step(running(UNTIED), batch=2, prompt=10, new=1)
+    step = decode_step(running(mixture, routing=Routing(4, 2)), {}, batch=2, prompt=10, new=1)
+    dense = decode_step(running(UNTIED), {}, batch=2, prompt=10, new=1)
     assert step.read_bytes == dense.read_bytes + 4 * (32 + 16) + 4 * (4 * 80 + 40) * 3 / 4
     assert step.operations["float32"] == dense.operations["float32"] + 2 * 2 * (32 + 16 + (4 * 80 + 40) / 2)
-    unknown = decode_step(running(mixture), batch=2, prompt=10, new=1)
+    unknown = decode_step(running(mixture), {}, batch=2, prompt=10, new=1)
     assert unknown.read_bytes == dense.read_bytes + 4 * (32 + 16)
 
 
@@ -157,10 +167,12 @@ def test_of_the_tiny_model(tiny: Path) -> None:
     config = read_config(tiny)
     model = load(LoadRequest(tiny, "float32", "cpu"))
     attention = AttentionShape((None,) * 4, heads=4, kv_heads=2, head_dim=16, kv_element_bytes=4)
-    counted = Running(model.weight_ledger(), model.families(), 512, model.running_bytes(), routing(config), attention)
+    counted = Running(model.weight_ledger(), 512, model.running_bytes(), routing(config), attention)
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 192
     weights = 4 * (4 * layer + 4 * 2 * 64 + 64 + 512 * 64)
     cache = 4 * 2 * 2 * 16 * 4 * 71.5
     operations = 2 * (4 * layer + 512 * 64) + 4 * 4 * (4 * 16) * 72.5
-    assert decode_step(counted, 1, 64, 16) == Step(weights + cache, cache, 0.0, {"float32": operations})
+    assert decode_step(counted, model.products(1), 1, 64, 16) == Step(
+        weights + cache, cache, 0.0, {"float32": operations}
+    )
     assert weights == 919_808

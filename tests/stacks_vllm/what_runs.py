@@ -40,7 +40,9 @@ def looked_at(folder: Path, dtype: str, cache: Any, online: dict[str, Any]) -> d
         ops = {event.key: event.count for event in trace.key_averages() if event.key in PRODUCTS}
         return {
             "kernels": dict(model.kernels()),
-            "families": dict(Counter(model.families().values())),
+            "families": dict(
+                Counter(product.family for name, product in model.products(1).items() if name != "lm_head")
+            ),
             "arithmetic": {name: [each.activations, each.products] for name, each in model.arithmetic().items()},
             "operations": ops,
             "ledger": [astuple(each) for each in model.weight_ledger()],

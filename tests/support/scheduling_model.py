@@ -12,7 +12,7 @@ from harness.engines.transformers.engine import TransformersModel
 
 SHARED = [
     *("tokenizer", "vocabulary", "device", "attention", "threads", "cache_description", "context_length", "factored"),
-    *("weight_ledger", "running_bytes", "kernels", "families", "sync", "close", "probe_head"),
+    *("weight_ledger", "running_bytes", "kernels", "products", "sync", "close", "probe_head"),
     *("logits", "own_cache_logits", "hidden", "head", "output_embedding"),
 ]
 

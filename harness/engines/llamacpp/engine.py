@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.capability import Decoder, KernelFamily, Stop, StoredTensor
+from harness.core.capability import Decoder, Product, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import GGUF_FORMAT
 from harness.core.identity import DecodeMode
@@ -161,11 +161,17 @@ class LlamaCppModel:
                 names[f"{found[1]} buffer of {found[2]} MiB"] += 1
         return dict(names)
 
-    def families(self) -> Mapping[str, KernelFamily]:
-        """llama.cpp multiplies quantized matrices in their stored blocks, with inputs rounded to 8 bits."""
-        return {
-            entry.name.removesuffix(".weight"): "packed" if entry.quantized else "plain" for entry in self._linears()
-        }
+    def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:
+        """llama.cpp multiplies quantized matrices in their stored blocks, with inputs rounded to 8 bits.
+
+        On a GPU by its int8 instructions; those of 4-bit floats may run on faster ones.
+        """
+        return {entry.name.removesuffix(".weight"): self._product(entry) for entry in self._linears()}
+
+    def _product(self, entry: StoredTensor) -> Product:
+        if not entry.quantized:
+            return Product("plain")
+        return Product("packed", "int8" if self.device.startswith("cuda") and "FP4" not in entry.storage else None)
 
     def _linears(self) -> list[StoredTensor]:
         return [entry for entry in self._stored if entry.role == "linear" and in_decoder(entry.name, 2)]

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.capability import Decoder, HeadWeights, KernelFamily, Stop, StoredTensor
+from harness.core.capability import Decoder, HeadWeights, Product, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT
 from harness.core.identity import DecodeMode, KvCache
@@ -198,12 +198,13 @@ class TransformersModel:
                 names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
         return dict(names)
 
-    def families(self) -> Mapping[str, KernelFamily]:
-        from harness.models.kernels import family
+    def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:
+        from harness.models.kernels import product
         from harness.models.scope import in_decoder
 
         modules = {name: module for name, module in self._model.named_modules() if in_decoder(f"{name}.weight", 2)}
-        return {name: kind for name, module in modules.items() if (kind := family(module)) is not None}
+        found = {name: product(module, self._model.dtype, rows, mode) for name, module in modules.items()}
+        return {name: known for name, known in found.items() if known is not None}
 
     def _is_factored(self) -> bool:
         """Whether head(hidden(x)) equals the model's own logits for a few tokens."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import Arithmetic, KernelFamily, Role, StoredTensor
+from harness.core.capability import Arithmetic, KernelFamily, Product, Role, StoredTensor
 from harness.models.headers import FLOAT_TYPES, Tensor, tensors
 from harness.models.scope import HEAD, in_decoder
 
@@ -28,6 +28,8 @@ Rule = tuple[KernelFamily, str | None, str | None]
 _WEIGHTS_ONLY: Rule = ("packed", None, None)
 _EIGHT_BITS: Rule = ("packed", INT8, INT8)
 _FLOAT8: Rule = ("packed", FP8, FP8)
+AWQ_METHODS = ("AutoAWQLinearMethod", "AWQLinearMethod")
+"""AWQ without Marlin, by its names in different versions; a method that multiplies by itself."""
 RULES: Mapping[str, Rule] = {
     "CPUInt8ScaledMMLinearKernel": _EIGHT_BITS,
     "Dynamic4bitLinearKernel": _EIGHT_BITS,
@@ -54,7 +56,7 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         (
             *("MacheteLinearKernel", "MarlinLinearKernel", "MarlinFP8ScaledMMLinearKernel", "ConchLinearKernel"),
-            *("ExllamaLinearKernel", "TritonW4A16LinearKernel"),
+            *("ExllamaLinearKernel", "TritonW4A16LinearKernel", *AWQ_METHODS),
         ),
         _WEIGHTS_ONLY,
     ),
@@ -73,7 +75,8 @@ class Layer:
     """A layer as vLLM runs it; it may be several of the checkpoint's layers in one.
 
     ``kernel`` names method or scheme and what multiplies. ``family`` and ``arithmetic`` are None for kernels that the
-    harness does not know. ``dtype`` is that of its matrix in memory, ``parameters`` the elements that this represents.
+    harness does not know. ``packed_rows`` is the most rows at once for which codes stay packed; None is no limit.
+    ``dtype`` is that of its matrix in memory, ``parameters`` the elements that this represents.
     ``value_bytes`` and ``scale_bytes`` are what it holds in memory, padding included.
     """
 
@@ -86,6 +89,14 @@ class Layer:
     parameters: int
     value_bytes: int
     scale_bytes: int
+    packed_rows: int | None = None
+
+    def product(self, rows: int) -> Product | None:
+        """How the layer multiplies that many rows at once; None if it is not known."""
+        if self.family is None or self.arithmetic is None:
+            return None
+        unpacks = self.family == "packed" and self.packed_rows is not None and rows > self.packed_rows
+        return Product("dequantize" if unpacks else self.family, self.arithmetic.products)
 
 
 @dataclass(frozen=True)
@@ -148,18 +159,24 @@ class CheckpointWeights:
         """The number of the decoder's layers by method or scheme and kernel."""
         return dict(Counter(layer.kernel for layer in self._linears(model).values()))
 
-    def families(self, model: Description) -> Mapping[str, KernelFamily]:
-        """By layer of the decoder; without those whose kernel is not known."""
-        return {name: layer.family for name, layer in self._linears(model).items() if layer.family is not None}
+    def products(self, model: Description, rows: int) -> Mapping[str, Product]:
+        """By layer of the decoder, and the head's; without those whose kernel is not known."""
+        known = {name: layer.product(rows) for name, layer in self._multiplied(model).items()}
+        return {name: product for name, product in known.items() if product is not None}
 
     def arithmetic(self, model: Description) -> Mapping[str, Arithmetic]:
         """By layer of the decoder, and the head's; without those whose kernel is not known."""
+        known = self._multiplied(model)
+        return {name: layer.arithmetic for name, layer in known.items() if layer.arithmetic is not None}
+
+    def _multiplied(self, model: Description) -> dict[str, Layer]:
+        """The decoder's layers and the head."""
         known = self._linears(model)
         for place in model.places.values():
             multiplies = place == model.tied if model.tied else model.layers[place].role == "head"
             if multiplies:
                 known[HEAD] = model.layers[place]
-        return {name: layer.arithmetic for name, layer in known.items() if layer.arithmetic is not None}
+        return known
 
     def _linears(self, model: Description) -> dict[str, Layer]:
         return {name: model.layers[place] for name, place in model.places.items() if in_decoder(f"{name}.weight", 2)}
@@ -202,12 +219,22 @@ def _layer(module: Any, dtype: torch.dtype) -> Layer | None:
     quantized = not type(method).__name__.startswith(PLAIN)
     running = _plain_kernel(module) if kernel is None and not quantized else type(kernel or method).__name__
     rule = _rule(module, running, quantized, dtype) if single else None
+    packed_rows = _packed_rows(running, kernel)
     arithmetic = Arithmetic(rule[1] or _name(dtype), rule[2] or _multiplied(dtype, module)) if rule else None
     if hint := getattr(module, "isa_hint", None):
         running += f" ({hint})"
     shown = running if kernel is None and quantized else f"{type(scheme or method).__name__} on {running}"
     return Layer(
-        role, shown, rule[0] if rule else None, arithmetic, stored, quantized, _parameters(module), values, scales
+        role,
+        shown,
+        rule[0] if rule else None,
+        arithmetic,
+        stored,
+        quantized,
+        _parameters(module),
+        values,
+        scales,
+        packed_rows,
     )
 
 
@@ -236,6 +263,15 @@ def _parameters(module: Any) -> int:
     if hasattr(module, "input_size"):
         return int(module.input_size * sum(getattr(module, "output_sizes", None) or [module.output_size]))
     return 0
+
+
+def _packed_rows(running: str, kernel: Any) -> int | None:
+    """The most rows at once for which a kernel for GPUs keeps codes packed; None is no limit."""
+    if running in AWQ_METHODS:
+        return 255
+    if running == "ExllamaLinearKernel":
+        return 24 if kernel.config.weight_type.size_bits == 8 else 50
+    return None
 
 
 def _rule(module: Any, kernel: str, quantized: bool, dtype: torch.dtype) -> Rule | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import Arithmetic, CachePool, Decoder, HeadWeights, KernelFamily, StoredTensor
+from harness.core.capability import Arithmetic, CachePool, Decoder, HeadWeights, Product, StoredTensor
 from harness.core.engine import LoadRequest
 from harness.core.identity import DecodeMode
 from harness.engines.vllm.kernels import CheckpointWeights, Description
@@ -251,8 +251,8 @@ class VllmModel:
     def kernels(self) -> Mapping[str, int]:
         return self._weights.kernels(self._described)
 
-    def families(self) -> Mapping[str, KernelFamily]:
-        return self._weights.families(self._described)
+    def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:
+        return self._weights.products(self._described, rows)
 
     def arithmetic(self) -> Mapping[str, Arithmetic]:
         return self._weights.arithmetic(self._described)

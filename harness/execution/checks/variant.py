@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
-from harness.core.capability import Explains, KernelFamily, LoadedModel, Logits, StoredTensor
+from harness.core.capability import Explains, LoadedModel, Logits, StoredTensor
 from harness.core.format import TRANSFORMERS_FORMAT, Codes
 from harness.core.label import LabelCode
 from harness.core.model import MAIN_ENGINE
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
+from harness.execution.checks.kernels import record_kernels
 from harness.execution.context import Context
 from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weights
 from harness.models import stored
@@ -20,9 +21,6 @@ from harness.models.published import codes, quantization_config, shown
 from harness.models.scope import LEAST_COVERAGE, in_decoder, matching
 from harness.models.stored import StoredLayer
 
-SLOWNESS: Mapping[KernelFamily, int] = {"packed": 0, "dequantize": 1, "plain": 2}
-MAX_KERNELS = 6
-"""How many of the longest-running kernels to record; the rest are norms, copies and similar."""
 OTHER_ENGINE_KL = 0.1
 """Nats per token that an artifact may differ on another engine than the one that it was saved from. Measured between
 vLLM's kernels and transformers, SmolLM2-135M in bfloat16 on a CPU without AMX: 0.002 with 4-bit weights, 0.017 with
@@ -52,7 +50,7 @@ def verify_variant(context: Context, model: Logits) -> None:
     if spec.method.stage != "none":
         layers = _stored_layers(context)
         _check_coverage(context, ledger, layers)
-        _record_kernels(context, model)
+        record_kernels(context, model)
     if isinstance(model, Explains):
         record_arithmetic(context, model, ledger)
     if spec.method.stage == "offline":
@@ -83,16 +81,6 @@ def record_repacking(context: Context, model: LoadedModel) -> None:
     running = model.running_bytes()
     if running != stored:
         context.fact("repacked", stored_bytes=stored, running_bytes=running)
-
-
-def record_cuda_kernels(context: Context, model: Logits) -> None:
-    """Records the CUDA kernels of a quantized variant that take the longest on the probe; nothing on a CPU.
-
-    Call it after everything that is timed: once a process has been profiled, CUPTI stays attached to it and slows down
-    every later launch of a kernel.
-    """
-    if context.spec.device.startswith("cuda") and context.spec.method.stage != "none":
-        context.fact("cuda_kernels", names=tuple(_kernel_names(lambda: _probe_logits(context, model))))
 
 
 def _label_scope(context: Context) -> None:
@@ -165,18 +153,6 @@ def _module(name: str) -> str:
     return name.removesuffix(".weight")
 
 
-def _record_kernels(context: Context, model: Logits) -> None:
-    """Records how the decoder's linear layers multiply; labels kernels that are slower than the method's own."""
-    families = Counter(model.families().values())
-    context.fact("kernels", **{str(family): layers for family, layers in families.items()})
-    if set(families) == {"plain"} and any(entry.quantized for entry in model.weight_ledger()):
-        context.label("unpacked_once")
-    expected = context.method().kernel
-    for family, layers in families.items():
-        if expected and family != "plain" and SLOWNESS[family] > SLOWNESS[expected]:  # coverage counts dense layers
-            context.label("kernel_fell_back", layers=layers, family=family, expected=expected)
-
-
 def record_arithmetic(context: Context, model: Explains, ledger: Sequence[StoredTensor]) -> None:
     """Records how the decoder's linear layers multiply; labels what the variant's dtype or format does not ask for."""
     ran = {name: each for name, each in model.arithmetic().items() if in_decoder(f"{name}.weight", 2)}
@@ -206,23 +182,3 @@ def _declared_activations(context: Context, dtype: str) -> str | None:
     if stored_codes is None or stored_codes.number is None:
         return None
     return stored_codes.activations.dtype if stored_codes.activations else dtype
-
-
-def _probe_logits(context: Context, model: Logits) -> object:
-    import torch
-
-    with torch.inference_mode():
-        return model.logits(probe.tokens(context.source(), model.vocabulary, context.spec.model.trust_remote_code))
-
-
-def _kernel_names(work: Callable[[], object]) -> list[str]:
-    """The longest-running CUDA kernels of a piece of work, by their time on the device."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
-
-    work()  # warm-up: compilation and tuning stay out of the profile
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
-        work()
-        torch.cuda.synchronize()
-    events = sorted(trace.key_averages(), key=lambda event: event.self_device_time_total, reverse=True)
-    return [event.key for event in events if event.self_device_time_total > 0][:MAX_KERNELS]

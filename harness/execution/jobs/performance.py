@@ -7,7 +7,8 @@ from pathlib import Path
 from harness.core.capability import Decodes, Logits
 from harness.core.job import MeasurePerformance
 from harness.execution.checks.drift import drift
-from harness.execution.checks.variant import record_cuda_kernels, record_repacking, verify_variant
+from harness.execution.checks.kernels import grid_products, record_cuda_kernels
+from harness.execution.checks.variant import record_repacking, verify_variant
 from harness.execution.context import Context, checked
 from harness.execution.footprint import footprint
 from harness.execution.traffic import traffic
@@ -24,7 +25,6 @@ def run(job: MeasurePerformance, context: Context, out: Path) -> None:
         with context.phase("generate"):
             context.add(metric("throughput").make(model, job.throughput, variant.seed, context.moment))
         context.labels += drift(context.moments, context.measurements)
-        traffic(context, model, job.throughput)
         if job.conditions.memory:
             footprint(context, model, job.throughput)
         if job.energy:
@@ -34,5 +34,7 @@ def run(job: MeasurePerformance, context: Context, out: Path) -> None:
         with context.phase(each.name):
             context.add(metric(each.name).make(model, metric(each.name).parsed(each.params), variant.seed))
     record_repacking(context, model)
-    if job.verify:
+    if job.throughput is not None:  # profiles, so it comes last
+        traffic(context, model, job.throughput, grid_products(context, model, job.throughput))
+    elif job.verify:
         record_cuda_kernels(context, checked(engine(variant.engine), model, Logits))

@@ -8,9 +8,10 @@ from harness.core.capability import Logits
 from harness.core.job import MeasureQuality
 from harness.execution import reference as references
 from harness.execution.checks import noise
+from harness.execution.checks.kernels import record_cuda_kernels
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.plausibility import plausibility
-from harness.execution.checks.variant import record_cuda_kernels, record_repacking, verify_variant
+from harness.execution.checks.variant import record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.windows import cut_windows

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from harness.core.capability import Logits
 from harness.core.job import AnswerTask
+from harness.execution.checks.kernels import record_cuda_kernels
 from harness.execution.checks.leak import check_leak, check_tokens
-from harness.execution.checks.variant import record_cuda_kernels, record_repacking, verify_variant
+from harness.execution.checks.variant import record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.plugins import metric
 

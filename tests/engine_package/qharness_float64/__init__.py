@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import KernelFamily, StoredTensor
+from harness.core.capability import Product, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT
+from harness.core.identity import DecodeMode
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +53,9 @@ class Float64Model:
     def kernels(self) -> Mapping[str, int]:
         return Counter(entry.storage for entry in self._ledger if entry.role == "linear")
 
-    def families(self) -> Mapping[str, KernelFamily]:
-        return {entry.name.removesuffix(".weight"): "plain" for entry in self._ledger if entry.role == "linear"}
+    def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:
+        linears = (entry for entry in self._ledger if entry.role == "linear")
+        return {entry.name.removesuffix(".weight"): Product("plain") for entry in linears}
 
     def sync(self) -> None:
         import torch

@@ -1,0 +1,230 @@
+"""How layers multiply: rules beside the libraries' own code, run on a CPU, or asked about a GPU that is not here."""
+
+from __future__ import annotations
+
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.core.capability import Product
+from harness.models.kernels import corrected, observed, product
+
+pytestmark = pytest.mark.heavy
+
+HALF, BFLOAT, FLOAT = torch.float16, torch.bfloat16, torch.float32
+H100, L40S, T4, B200 = (132, 9, 0), (142, 8, 9), (40, 7, 5), (148, 10, 0)
+"""Multiprocessors and compute capability, as bitsandbytes asks for them."""
+CUDA = SimpleNamespace(type="cuda", index=0)
+
+
+def layer(name: str, **attributes: Any) -> Any:
+    """A module of a class of that name, whose one buffer says where it is."""
+    module = type(name, (nn.Module,), {})()
+    module.register_buffer("codes", torch.zeros(1))
+    for attribute, value in attributes.items():
+        setattr(module, attribute, value)
+    return module
+
+
+def linear_with(weight: Any) -> Any:
+    """A torch.nn.Linear whose weight stands in for a tensor on a GPU."""
+    module = nn.Linear(1, 1)
+    del module._parameters["weight"]
+    module.__dict__["weight"] = weight
+    return module
+
+
+def family(module: Any, inputs: torch.dtype, rows: int) -> str:
+    found = product(module, inputs, rows)
+    assert found is not None
+    return found.family
+
+
+@pytest.fixture
+def bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """bitsandbytes' own code for GPUs; on import it wants a function of torch that only builds with CUDA have."""
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0, raising=False)
+    from bitsandbytes.backends.cuda import ops
+
+    module: ModuleType = ops
+    return module
+
+
+def four_bits(outputs: int, width: int, compute: torch.dtype | None = BFLOAT) -> Any:
+    state = SimpleNamespace(shape=torch.Size((outputs, width)), blocksize=64)
+    return layer("Linear4bit", weight=SimpleNamespace(device=CUDA, quant_state=state), compute_dtype=compute)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "shape", "dtype", "packed_rows"),
+    [
+        (H100, (4096, 4096), BFLOAT, 7),
+        (H100, (14336, 4096), BFLOAT, 32),
+        (H100, (4096, 14336), FLOAT, 7),
+        (L40S, (14336, 4096), BFLOAT, 128),
+        (T4, (14336, 4096), HALF, 128),
+        (T4, (14336, 4096), BFLOAT, 7),
+        (B200, (4096, 14336), BFLOAT, 4),
+    ],
+)
+def test_nf4_on_a_gpu_unpacks_above_the_rows_of_bitsandbytes_own_rule(
+    bitsandbytes: Any, monkeypatch: pytest.MonkeyPatch, gpu: Any, shape: Any, dtype: torch.dtype, packed_rows: int
+) -> None:
+    monkeypatch.setattr(bitsandbytes, "_gpu_dispatch_props", lambda index: gpu)
+    bitsandbytes._gemm_4bit_use_custom_cuda.cache_clear()
+    module = four_bits(*shape, dtype)
+    name = str(dtype).removeprefix("torch.")
+    assert product(module, BFLOAT, packed_rows) == Product("packed", name)
+    assert product(module, BFLOAT, packed_rows + 1) == Product("dequantize", name)
+    assert product(module, BFLOAT, 4096) == Product("dequantize", name)
+
+
+def test_nf4_on_a_gpu_unpacks_where_blocks_do_not_fill_a_row(
+    bitsandbytes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bitsandbytes, "_gpu_dispatch_props", lambda index: H100)
+    bitsandbytes._gemm_4bit_use_custom_cuda.cache_clear()
+    assert family(four_bits(4096, 4096 + 32), BFLOAT, 1) == "dequantize"
+
+
+def test_nf4_unpacks_to_its_compute_dtype_or_to_that_of_its_inputs(
+    bitsandbytes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bitsandbytes, "_gpu_dispatch_props", lambda index: H100)
+    bitsandbytes._gemm_4bit_use_custom_cuda.cache_clear()
+    assert product(four_bits(4096, 4096, FLOAT), BFLOAT, 4096) == Product("dequantize", "float32")
+    assert product(four_bits(4096, 4096, None), HALF, 4096) == Product("dequantize", "float16")
+
+
+def test_a_bitsandbytes_without_a_rule_multiplies_packed_codes_in_single_rows(
+    bitsandbytes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(bitsandbytes, "_gemm_4bit_use_custom_fn")
+    module = four_bits(4096, 4096)
+    assert [family(module, BFLOAT, rows) for rows in (1, 2, 64)] == ["packed", "dequantize", "dequantize"]
+
+
+def int8_weight(*shape: int, activations: bool = True) -> Any:
+    held = {"device": CUDA, "shape": shape, "act_quant_kwargs": object() if activations else None}
+    return linear_with(type("Int8Tensor", (), held)())
+
+
+def test_int8_inputs_on_a_gpu_are_multiplied_as_float32_below_the_rows_that_int_mm_accepts() -> None:
+    module = int8_weight(4096, 4096)
+    assert product(module, BFLOAT, 16) == Product("dequantize", "float32")
+    assert product(module, BFLOAT, 17) == Product("packed", "int8")
+    assert product(module, BFLOAT, 1, "compiled") == Product("packed", "int8")
+    assert product(int8_weight(4096, 4100), BFLOAT, 64) == Product("dequantize", "int32")
+    assert product(int8_weight(4096, 4096, activations=False), BFLOAT, 64) == Product("dequantize")
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "rows", "expected"),
+    [
+        ("ExllamaV2Linear", BFLOAT, 50, Product("packed", "float16")),
+        ("ExllamaV2Linear", BFLOAT, 51, Product("dequantize", "float16")),
+        ("AwqGEMMLinear", BFLOAT, 1024, Product("packed", "bfloat16")),
+        ("AwqGEMMLinear", BFLOAT, 1025, Product("dequantize", "bfloat16")),
+        ("MarlinLinear", BFLOAT, 4096, Product("packed", "bfloat16")),
+        ("Linear8bitLt", HALF, 1, Product("packed", "int8")),
+        ("TorchLinear", HALF, 1, Product("dequantize")),
+        ("PackedLinear", FLOAT, 1, Product("dequantize")),
+        ("GGUFCudaKernel", FLOAT, 1, Product("packed")),
+    ],
+)
+def test_a_class_of_modules_has_its_kernel(name: str, inputs: torch.dtype, rows: int, expected: Product) -> None:
+    assert product(layer(name), inputs, rows) == expected
+
+
+def test_a_kernel_for_weights_alone_multiplies_in_16_bits_on_a_gpu_and_in_its_inputs_dtype_on_a_cpu() -> None:
+    module = layer("MarlinLinear")
+    assert product(module, FLOAT, 1) == Product("packed", "float32")
+    module._buffers["codes"] = torch.zeros(1, device="meta")  # not the CPU
+    assert product(module, FLOAT, 1) == Product("packed", "float16")
+
+
+def test_other_modules_have_no_product_and_a_wrapped_layer_is_not_counted_twice() -> None:
+    assert product(nn.LayerNorm(4), FLOAT, 1) is None
+    assert product(nn.Linear(4, 4), FLOAT, 1) == Product("plain")
+    assert product(layer("Linear4bit", base_layer=nn.Linear(4, 4)), FLOAT, 1) is None
+
+
+def operations(module: nn.Module, inputs: torch.Tensor) -> set[str]:
+    """The operations of torch and of bitsandbytes that a layer runs, once it has repacked what it repacks."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with torch.inference_mode():
+        module(inputs)
+        with profile(activities=[ProfilerActivity.CPU]) as trace:
+            module(inputs)
+    return {event.key for event in trace.key_averages()}
+
+
+def test_nf4_on_a_cpu_unpacks_unless_bitsandbytes_has_repacked_it() -> None:
+    """On a processor without AVX512-BF16, whose rule is the module's own attribute, and on one with it."""
+    import bitsandbytes as bnb
+    from bitsandbytes.functional import has_avx512bf16
+
+    for able in {False, bool(has_avx512bf16())}:
+        module = bnb.nn.Linear4bit(64, 64, bias=False, compute_dtype=BFLOAT, quant_type="nf4").to("cpu").eval()
+        module.support_avx512bf16_for_cpu = able
+        ran = operations(module, torch.zeros(3, 64, dtype=torch.bfloat16))
+        unpacks = any("dequantize" in name for name in ran)
+        assert unpacks is not any("gemv" in name for name in ran)
+        assert product(module, BFLOAT, 3) == Product("dequantize" if unpacks else "packed", "bfloat16")
+
+
+@pytest.mark.parametrize("inputs", [BFLOAT, FLOAT])
+def test_quanto_multiplies_int8_weights_packed_with_bfloat16_inputs_alone(inputs: torch.dtype) -> None:
+    from optimum.quanto import freeze, qint8, quantize
+
+    model = nn.Sequential(nn.Linear(64, 32, bias=False)).to(inputs).eval()
+    quantize(model, weights=qint8)
+    freeze(model)
+    packed = "aten::_weight_int8pack_mm" in operations(model, torch.zeros(3, 64, dtype=inputs))
+    assert packed is (inputs == BFLOAT)
+    assert family(model[0], inputs, 3) == ("packed" if packed else "dequantize")
+
+
+def test_torchao_multiplies_int8_with_int8_on_a_cpu_from_the_first_row_on() -> None:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model = nn.Sequential(nn.Linear(64, 32, bias=False)).eval()
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    assert "aten::_int_mm" in operations(model, torch.zeros(1, 64))
+    assert product(model[0], FLOAT, 1) == Product("packed", "int8")
+
+
+NF4_NAMES = (
+    "void gemm_4bit_sm80_m16n8k16<__nv_bfloat16, 64, 64>(...)",
+    "void kDequantizeBlockwise<__nv_bfloat16, 512, 64, 8, (DataType_t)2>(...)",
+    "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x4_tn",
+)
+
+
+def test_names_of_cuda_kernels_tell_unpacking_from_packed_codes() -> None:
+    fused, unpacking, dense = NF4_NAMES
+    assert observed((dense, fused)) == Product("packed")
+    assert observed((dense, unpacking)) == Product("dequantize")
+    assert observed((fused, unpacking)) is None  # some layers did, others did not
+    assert observed((dense,)) is None
+    assert observed(()) is None
+    assert observed(("sm80_xmma_gemm_i8i32_i8i32_i32_tn_n", "void cutlass::Kernel2<cutlass_80_i16832gemm_s8_256>")) == (
+        Product("packed", "int8")
+    )
+
+
+def test_what_was_observed_corrects_the_rule_of_quantized_layers() -> None:
+    ruled = {
+        "q": Product("packed", "bfloat16"),
+        "k": Product("packed", "int8"),
+        "v": Product("dequantize", "float16"),
+        "o": Product("plain"),
+    }
+    unpacked = corrected(ruled, Product("dequantize"))
+    assert unpacked == {**ruled, "q": Product("dequantize", "bfloat16"), "k": Product("dequantize")}
+    assert corrected(ruled, Product("packed", "int8")) == {**ruled, "v": Product("packed", "int8")}
+    assert corrected(ruled, None) is ruled
