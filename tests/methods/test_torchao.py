@@ -11,9 +11,10 @@ import torch
 from kernel_families import families
 
 from harness import plugins as registry
+from harness.core.capability import Product
 from harness.core.method import Setting
 from harness.errors import UnsupportedError
-from harness.models.kernels import family
+from harness.models.kernels import product
 from harness.models.memory import quantized
 
 pytestmark = pytest.mark.heavy
@@ -166,7 +167,7 @@ def test_int4_on_a_gpu_takes_its_padded_bits(monkeypatch: pytest.MonkeyPatch, gr
     quantize_(layer, config.quant_type)
     weight: Any = layer[0].weight
     assert type(weight).__name__ == "Int4TilePackedTo4dTensor"
-    assert family(layer[0]) == "packed"
+    assert product(layer[0], torch.bfloat16, 1) == Product("packed", "bfloat16")
     stored = sum(getattr(weight, name).nbytes for name in weight.__tensor_flatten__()[0])
     assert quantized(chosen, params, 16, [shape], "cuda").memory == stored
     padded = chosen.padded("cuda", shape)
