@@ -35,6 +35,11 @@ class GpuIdentity:
     power_limit_w: float | None = None
     mig_profile: str | None = None
 
+    @property
+    def hardware_class(self) -> str:
+        """The name, which holds a slice's profile, and the power limit: speeds of unlike classes are not compared."""
+        return self.name if self.power_limit_w is None else f"{self.name}, {self.power_limit_w:g} W"
+
     def hardware(self) -> dict[str, Scalar]:
         """The values that are known, as a fingerprint names them."""
         values: dict[str, Scalar | None] = {

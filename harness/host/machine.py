@@ -15,7 +15,7 @@ from harness.core.identity import Scalar
 from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
-from harness.host.gpu import absence, gpu, visible_uuids
+from harness.host.gpu import GpuIdentity, absence, gpu, visible_uuids
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
@@ -37,7 +37,6 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
 
     Torch's answer about a GPU is kept in a cache folder (default: the user's).
     """
-    cpu = f"{cpu_name()}, {cores()} cores"
     checked = None if device == "cpu" else preflight(cache_root or cache_folder())
     problem = None if checked is None else checked.problem
     if device == "cuda" and checked is None:
@@ -45,11 +44,14 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
     if device == "cuda" and problem is not None:
         raise UsageError(f"device: cuda, but {problem}")
     if checked is None or problem is not None:
-        instructions = frozenset(instruction_sets())
+        cpu, instructions = f"{cpu_name()}, {cores()} cores", frozenset(instruction_sets())
         return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=instructions, gpu_problem=problem)
     with gpu() as first:
-        size = None if first is None else first.identity().memory_bytes
-    return Machine("cuda", f"{checked.name}; {cpu}", checked.capability, visible_uuids(), size or 0)
+        found = GpuIdentity(checked.name) if first is None else first.identity()
+    hardware = f"{found.hardware_class}; {cpu_name()}"  # without the cores, which a job is given more or fewer of
+    return Machine(
+        "cuda", hardware, checked.capability, visible_uuids(), found.memory_bytes or 0, driver=checked.driver
+    )
 
 
 def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:

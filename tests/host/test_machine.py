@@ -32,10 +32,33 @@ def test_the_first_visible_gpu_is_the_one(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     chosen = machine.choose("auto", tmp_path)
     assert chosen.device == "cuda"
-    assert chosen.hardware.startswith(f"{expected.name}; ")
+    limit_w = 700 if expected is H200 else 400
+    assert chosen.hardware.startswith(f"{expected.name}, {limit_w} W; ")
     assert chosen.uuids == uuids
     assert chosen.memory_bytes == expected.total_bytes
     assert machine.fingerprint().hardware["gpu"] == expected.name
+
+
+def test_a_job_with_more_cores_is_the_same_machine_on_a_gpu_and_another_on_a_cpu(monkeypatch, tmp_path: Path) -> None:
+    one, other = [], []
+    for cores, chosen in ((2, one), (8, other)):
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+        chosen += [machine.choose(device, tmp_path).hardware for device in ("cuda", "cpu")]
+    assert one[0] == other[0]
+    assert (one[1].endswith(", 2 cores"), other[1].endswith(", 8 cores")) == (True, True)
+
+
+def test_a_gpu_with_another_power_limit_is_another_machine_and_its_driver_is_known(
+    nvml: NvmlStub, tmp_path: Path
+) -> None:
+    nvml.holds(H200, driver="580.65.06")
+    usual = machine.choose("cuda", tmp_path)
+    nvml.holds(H200.answering(power_limit=500_000), driver="590.44.01")
+    held_down = machine.choose("cuda", tmp_path)
+    assert (usual.driver, held_down.driver) == ("580.65.06", "590.44.01")
+    assert usual.hardware.replace("700 W", "500 W") == held_down.hardware
+    nvml.holds(H200.answering(power_limit="!3"))  # not supported
+    assert machine.choose("cuda", tmp_path).hardware.startswith("NVIDIA H200; ")
 
 
 @pytest.mark.parametrize("hidden", ["", "-1", "7", "GPU-89"])
@@ -59,7 +82,7 @@ def test_a_machine_without_a_gpu_says_so(nvml: NvmlStub, tmp_path: Path) -> None
 def test_a_slice_is_a_machine_of_its_own(nvml: NvmlStub, tmp_path: Path) -> None:
     nvml.holds(SLICED_H200)
     chosen = machine.choose("cuda", tmp_path)
-    assert chosen.hardware.startswith("NVIDIA H200 MIG 3g.71gb; ")
+    assert chosen.hardware.startswith("NVIDIA H200 MIG 3g.71gb, 700 W; ")  # of the whole GPU
     assert chosen.memory_bytes == 70 * GIB
     assert chosen.uuids == tuple(part.uuid for part in SLICES)
     hardware = machine.fingerprint().hardware

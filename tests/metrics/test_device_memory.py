@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from nvml_stub import DRIVER_MISMATCH, H200, SLICED_H200, SLICES, NvmlStub, Process
 from run_specs import run_spec
 
 from harness.core.engine import Engine, EngineParams, LoadRequest
@@ -19,48 +17,57 @@ from harness.core.format import TRANSFORMERS_FORMAT
 from harness.core.model import ModelRef
 from harness.execution import context
 from harness.execution.context import Context
-from harness.metrics import memory
 from harness.metrics.memory import PeakMemory
 from harness.storage.cache import Cache
 
 MIB = 2**20
 CONTEXT = 400 * MIB
+OTHERS = 5000 * MIB
 
 
 @dataclass
 class Card:
-    """A GPU that another process uses too. ``lists`` is whether the driver counts this process on its own."""
+    """A GPU, or a slice of one, that another process uses too: torch's side of it, and through NVML the driver's.
 
-    lists: bool
-    others_bytes: int = 5000 * MIB
+    ``how`` is how the driver tells of this process: with its memory, with 0 bytes, without its memory, or not at all.
+    """
+
+    nvml: NvmlStub
+    how: str
+    is_slice: bool = False
     has_context: bool = False
     torch_bytes: int = 0
     outside_bytes: int = 0
     torch_peak_bytes: int = 0
     lost: bool = False
 
-    def own_bytes(self) -> int:
-        return CONTEXT * self.has_context + self.torch_bytes + self.outside_bytes
+    def __post_init__(self) -> None:
+        self.take()
 
-    def process_bytes(self, pid: int) -> int | None:
-        assert pid == os.getpid()
-        return self.own_bytes() if self.lists and self.has_context else None
-
-    def used_bytes(self) -> int:
-        return self.others_bytes + self.own_bytes()
-
-    def synchronize(self) -> None:
-        self.has_context = True
-        if self.lost:
-            raise RuntimeError("CUDA error: device-side assert triggered")
-
-    def reset_peak_memory_stats(self) -> None:
-        self.torch_peak_bytes = self.torch_bytes
+    @property
+    def is_known(self) -> bool:
+        return self.how == "with its memory"
 
     def take(self, torch_bytes: int = 0, outside_bytes: int = 0) -> None:
         self.torch_bytes += torch_bytes
         self.outside_bytes += outside_bytes
         self.torch_peak_bytes = max(self.torch_peak_bytes, self.torch_bytes)
+        own = CONTEXT * self.has_context + self.torch_bytes + self.outside_bytes
+        listed = {"with its memory": Process(None, own), "0 bytes": Process(None, 0)}
+        listed |= {"no memory": Process(None, None), "by another number": Process(4711, own)}
+        one = SLICES[0] if self.is_slice else H200
+        used = replace(one, used_bytes=OTHERS + own).running(*([listed[self.how]] if self.has_context else []))
+        self.nvml.holds(replace(SLICED_H200, slices=(used,)) if self.is_slice else used)  # type: ignore[arg-type]
+
+    def synchronize(self) -> None:
+        if not self.has_context:
+            self.has_context = True
+            self.take()
+        if self.lost:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    def reset_peak_memory_stats(self) -> None:
+        self.torch_peak_bytes = self.torch_bytes
 
     @property
     def cuda(self) -> Any:
@@ -74,19 +81,20 @@ class Card:
         )
 
 
-def insert(card: Card, monkeypatch: pytest.MonkeyPatch) -> Card:
-    @contextmanager
-    def gpu() -> Iterator[Card]:
-        yield card
-
-    monkeypatch.setattr(memory, "gpu", gpu)
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=card.cuda))
-    return card
-
-
-@pytest.fixture(params=[True, False], ids=["listed", "not listed"])
-def card(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Card:
-    return insert(Card(lists=request.param), monkeypatch)
+@pytest.fixture(
+    params=[
+        ("with its memory", False),
+        ("with its memory", True),
+        ("0 bytes", False),
+        ("no memory", True),
+        ("by another number", False),
+    ],
+    ids=lambda param: f"{param[0]}{' on a slice' if param[1] else ''}",
+)
+def card(request: pytest.FixtureRequest, nvml: NvmlStub, monkeypatch: pytest.MonkeyPatch) -> Card:
+    made = Card(nvml, *request.param)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=made.cuda))
+    return made
 
 
 def device_figures(peaks: PeakMemory) -> dict[tuple[str, str, str], float]:
@@ -103,13 +111,13 @@ def test_torch_counts_its_own_peak_and_the_driver_all_that_the_process_holds(car
     with peaks.phase("load"):
         card.take(torch_bytes=300 * MIB)
         card.take(torch_bytes=-100 * MIB, outside_bytes=30 * MIB)
-    held = "NVML process" if card.lists else "NVML since the start"
+    held = "NVML process" if card.is_known else "NVML since the start"
     assert device_figures(peaks) == {
         ("load", "before_bytes", "cuda allocated"): 0,
         ("load", "peak", "cuda allocated"): 300 * MIB,
         ("load", "peak", "cuda reserved"): 302 * MIB,
         ("load", "after_bytes", held): CONTEXT + 230 * MIB,
-        ("load", "after_bytes", "NVML device"): 5000 * MIB + CONTEXT + 230 * MIB,
+        ("load", "after_bytes", "NVML device"): OTHERS + CONTEXT + 230 * MIB,
     }
 
 
@@ -132,7 +140,7 @@ def test_a_model_outside_torch_is_what_the_driver_counts_since_loading(card: Car
         ("prefill", "before_bytes"): 700 * MIB,
         ("prefill", "peak"): 700 * MIB,  # it began with more than it ended with
     }
-    held = "NVML process" if card.lists else "NVML since the start"
+    held = "NVML process" if card.is_known else "NVML since the start"
     assert found["import", "after_bytes", held] == CONTEXT
     assert not [source for _, _, source in found if source.startswith("cuda")]
 
@@ -198,14 +206,20 @@ def test_a_broken_gpu_is_an_error_where_nothing_else_failed(card: Card) -> None:
         measured.__exit__(None, None, None)
 
 
-def test_without_the_drivers_figures_only_torch_counts(card: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def no_gpu() -> Iterator[None]:
-        yield None
+@pytest.mark.parametrize(
+    ("counted_by", "expected"), [("torch", {"cuda allocated", "cuda reserved"}), ("driver", set())]
+)
+def test_without_the_drivers_figures_only_torch_counts(card: Card, counted_by: Any, expected: set[str]) -> None:
+    card.nvml.holds(init=DRIVER_MISMATCH)
+    card.has_context = True
+    peaks = PeakMemory("cuda", counted_by)
+    with peaks.phase("load"):
+        card.torch_bytes += MIB
+    assert {source for _, _, source in device_figures(peaks)} == expected
 
-    monkeypatch.setattr(memory, "gpu", no_gpu)
-    for counted_by, expected in (("torch", {"cuda allocated", "cuda reserved"}), ("driver", set())):
-        peaks = PeakMemory("cuda", counted_by)  # type: ignore[arg-type]
-        with peaks.phase("load"):
-            card.take(torch_bytes=MIB)
-        assert {source for _, _, source in device_figures(peaks)} == expected
+
+def test_a_gpu_that_is_lost_leaves_the_drivers_figures_out(card: Card) -> None:
+    peaks = PeakMemory("cuda", "driver")
+    with peaks.phase("load"):
+        card.nvml.holds(replace(H200, lost=True))
+    assert device_figures(peaks) == {("load", "before_bytes", "NVML since loading"): 0}
