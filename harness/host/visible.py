@@ -102,24 +102,28 @@ def visible_parts(nvml: Any) -> tuple[Part, ...]:
     """The visible parts of this machine. Workers set CUDA_DEVICE_ORDER, so that CUDA numbers GPUs as NVML does."""
     listed = os.environ.get(VARIABLE)
     # To list all GPUs may initialize each, which takes seconds. Workers get whole UUIDs, which need no list.
-    exact = [_part(nvml, entry) for entry in (listed or "").split(",")]
+    exact = [_part(nvml, entry) for entry in _entries(listed or "")]
     found = tuple(part for part in exact if part is not None)
-    if len(found) == len(exact) == len(set(found)):
+    if found and len(found) == len(exact) == len(set(found)):
         return found
     return select(listed, all_parts(nvml))
 
 
 def all_parts(nvml: Any) -> list[tuple[Part, ...]]:
-    """The parts of each GPU, in NVML's order; none of a lost GPU, or of one in MIG mode without slices."""
+    """The parts of each GPU, in NVML's order; none of a lost GPU, or of one in MIG mode without slices.
+
+    NVML counts GPUs that this process may not open, as in a job with some of a machine's GPUs. CUDA does not.
+    """
     try:
-        return [_parts(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
+        listed = [_parts(nvml, index) for index in range(nvml.nvmlDeviceGetCount())]
     except nvml.NVMLError:
         return []
+    return [parts for parts in listed if parts is not None]
 
 
-def _part(nvml: Any, uuid: str) -> Part | None:
+def _part(nvml: Any, uuid: str | int) -> Part | None:
     """The part with exactly this UUID; None if there is none, or it is a GPU in MIG mode."""
-    if not uuid.startswith(("GPU-", "MIG-")):
+    if isinstance(uuid, int):
         return None
     try:
         handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
@@ -133,10 +137,13 @@ def _part(nvml: Any, uuid: str) -> Part | None:
         return None
 
 
-def _parts(nvml: Any, index: int) -> tuple[Part, ...]:
+def _parts(nvml: Any, index: int) -> tuple[Part, ...] | None:
+    """The parts of a GPU; None if this process may not open it."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid, slots = str(nvml.nvmlDeviceGetUUID(handle)), _slots(nvml, handle)
+    except nvml.NVMLError_NoPermission:
+        return None
     except nvml.NVMLError:
         return ()
     slices = []

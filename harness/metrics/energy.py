@@ -49,7 +49,7 @@ class GpuMeter:
         """Raises RuntimeError if the counter can no longer be read."""
         joules = self._device.energy_j()
         if joules is None:
-            raise RuntimeError("NVML no longer tells the GPU's energy")
+            raise RuntimeError("NVML no longer reports the GPU's energy")
         return joules
 
 
@@ -85,7 +85,7 @@ def meters(device: str, note: Note) -> Iterator[tuple[Meter, ...]]:
             if found is not None and found.energy_j() is not None:
                 able.append(GpuMeter(found))
             else:
-                reason = "NVML does not tell it (older than Volta, or a slice of a GPU)"
+                reason = "NVML does not report it (GPUs before Volta, MIG slices)"
                 note(Fact("energy_not_measured", {"counter": "GPU", "reason": reason}))
         try:
             zones = _zones()

@@ -26,7 +26,17 @@ LEFT_OUT = (
     "and data sets on a hub."
 )
 """What a redacted report does not show, in its own words."""
-HARDWARE = ("cpu", "cores", "memory_bytes", "gpu", "gpu_memory_bytes", "driver")
+HARDWARE = (
+    "cpu",
+    "cores",
+    "memory_bytes",
+    "gpu",
+    "gpu_memory_bytes",
+    "gpu_capability",
+    "gpu_power_limit_w",
+    "gpu_mig_profile",
+    "driver",
+)
 """The details that describe a class of machines; others, such as a kernel's build, may describe one machine."""
 FREE = ("reason", "remark", "text", "value")
 """The arguments of labels and facts that hold free text."""

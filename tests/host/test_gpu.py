@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from itertools import product
 
 import pynvml
 import pytest
@@ -21,6 +22,7 @@ from nvml_stub import (
 )
 
 from harness.host.gpu import GpuIdentity, GpuState, absence, gpu, gpus, visible_uuids
+from harness.host.visible import all_parts, select, visible_parts
 
 ME = 7
 
@@ -75,6 +77,24 @@ def test_the_visible_slices(nvml: NvmlStub, monkeypatch, listed: str | None, exp
     if listed is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
     assert visible_uuids() == expected
+
+
+def test_gpus_of_other_jobs_have_no_number(nvml: NvmlStub, monkeypatch) -> None:
+    nvml.holds(replace(H200, forbidden=True), A100, replace(H200, uuid="GPU-0", lost=True))
+    assert visible_uuids() == (A100.uuid,)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert visible_uuids() == (A100.uuid,)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert visible_uuids() == ()
+
+
+def test_whole_uuids_and_the_list_of_all_gpus_agree(nvml: NvmlStub, monkeypatch) -> None:
+    nvml.holds(A100, SLICED_H200)
+    names = [A100.uuid, SLICED_H200.uuid, SLICES[0].uuid, f"MIG-{SLICED_H200.uuid}/1/0", "0", "GPU-x", ""]
+    pynvml.nvmlInit()
+    for listed in (",".join(pair) for pair in product(names, names)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+        assert visible_parts(pynvml) == select(listed, all_parts(pynvml)), listed
 
 
 def test_a_whole_uuid_needs_no_list_of_all_gpus(nvml: NvmlStub, monkeypatch) -> None:

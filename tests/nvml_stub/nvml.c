@@ -9,8 +9,8 @@
        process 1234 1000       a process and its bytes; "self" is the one that calls, -1 is NVML_VALUE_NOT_AVAILABLE
        slice                   begins a MIG slice of the GPU; its answers follow
 
-   A call whose answer is not in the file returns NVML_ERROR_NOT_SUPPORTED. A GPU with the line "lost 1" returns
-   NVML_ERROR_GPU_IS_LOST from every call. Signatures, structures and numbers are those of nvml.h of CUDA 13. */
+   A call whose answer is not in the file returns NVML_ERROR_NOT_SUPPORTED. A GPU with the line "always !15" returns
+   that error from every call. Signatures, structures and numbers are those of nvml.h of CUDA 13. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>
@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { OK, UNINITIALIZED, INVALID, NOT_SUPPORTED, NOT_FOUND = 6, TOO_SMALL = 7, LOST = 15, OTHER_VERSION = 25, UNKNOWN = 999 };
+enum { OK, UNINITIALIZED, INVALID, NOT_SUPPORTED, NOT_FOUND = 6, TOO_SMALL = 7, OTHER_VERSION = 25, UNKNOWN = 999 };
 typedef size_t Device; /* 0 is the machine, 256 the first GPU, 257 its first slice */
 typedef unsigned long long Wide;
 typedef struct { Wide total, free, used; } Memory;
@@ -46,7 +46,7 @@ static int find(Device device, const char *key, int nth, char value[128]) {
         if (!strcmp(line, "slice")) at++;
         here = at == device;
         if (here && result == INVALID) result = key ? NOT_SUPPORTED : OK;
-        if (at && at == device / 256 * 256 && !strcmp(line, "lost 1")) { result = LOST; break; }
+        if (at && at == device / 256 * 256 && !strncmp(line, "always !", 8)) { result = atoi(line + 8); break; }
         if (key && here && !found && !strncmp(line, key, strlen(key)) && line[strlen(key)] == ' ' && !nth--) {
             strcpy(value, line + strlen(key) + 1);
             result = *value == '!' ? atoi(value + 1) : OK;
@@ -116,13 +116,17 @@ int nvmlDeviceGetMigDeviceHandleByIndex(Device parent, unsigned index, Device *d
     int result = find(*device = parent + index + 1, NULL, 0, NULL);
     return parent % 256 ? INVALID : result == INVALID ? NOT_FOUND : result;
 }
-int nvmlDeviceGetHandleByUUID(const char *uuid, Device *device) {
-    char own[128];
-    int result;
+int nvmlDeviceGetHandleByUUID(const char *uuid, Device *device) { /* a slice's older spelling too, as of R470 */
+    char own[128], gpu[128], instance[2][128], older[512];
     if (!users) return UNINITIALIZED;
-    for (*device = 256; (result = find(*device, NULL, 0, NULL)) != INVALID; *device = (*device / 256 + 1) * 256)
-        for (; (result = find(*device, "uuid", 0, own)) != INVALID && result != LOST; ++*device)
-            if (!result && !strcmp(own, uuid)) return OK;
+    for (Device first = 256; find(first, NULL, 0, NULL) != INVALID; first += 256)
+        for (*device = first; !find(*device, NULL, 0, NULL); ++*device) {
+            if (!find(*device, "uuid", 0, own) && !strcmp(own, uuid)) return OK;
+            if (find(first, "uuid", 0, gpu) || find(*device, "gpu_instance", 0, instance[0])) continue;
+            if (find(*device, "compute_instance", 0, instance[1])) continue;
+            snprintf(older, sizeof older, "MIG-%s/%s/%s", gpu, instance[0], instance[1]);
+            if (!strcmp(older, uuid)) return OK;
+        }
     return NOT_FOUND;
 }
 int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(Device slice, Device *device) {

@@ -29,7 +29,7 @@ import pytest
 SOURCE = Path(__file__).with_name("nvml.c")
 LIBRARY = "libnvidia-ml.so.1"
 GIB = 2**30
-NOT_SUPPORTED, GPU_IS_LOST, DRIVER_MISMATCH = 3, 15, 18
+NOT_SUPPORTED, NO_PERMISSION, GPU_IS_LOST, DRIVER_MISMATCH = 3, 4, 15, 18
 _keep = TemporaryDirectory(prefix="qharness-nvml-stub-")
 
 
@@ -73,15 +73,18 @@ class Device:
 
 @dataclass(frozen=True)
 class Gpu(Device):
-    """A GPU. With ``slices`` it is in MIG mode; a GPU that is ``lost`` fails every call."""
+    """A GPU, in MIG mode if it has ``slices``. Every call fails if it is ``lost``, or ``forbidden`` to this process."""
 
     slices: Sequence[Device] = ()
     lost: bool = False
+    forbidden: bool = False
 
     def lines(self) -> list[str]:
         mode = [f"mig {int(bool(self.slices))}"] if self.slices or "mig" not in self.answers else []
         slices = [line for part in self.slices for line in ("slice", *part.lines())]
-        return ["gpu", *(["lost 1"] if self.lost else []), *mode, *super().lines(), *slices]
+        failing = {GPU_IS_LOST: self.lost, NO_PERMISSION: self.forbidden}
+        always = [f"always !{error}" for error, fails in failing.items() if fails]
+        return ["gpu", *always, *mode, *super().lines(), *slices]
 
 
 def mig_slice(number: int, gpu_instance: int, profile: str, total_bytes: int, **answers: int | str) -> Device:

@@ -9,7 +9,18 @@ from dataclasses import replace
 
 import pynvml
 import pytest
-from nvml_stub import A100, DRIVER_MISMATCH, GIB, GPU_IS_LOST, H200, NOT_SUPPORTED, SLICED_H200, NvmlStub, Process
+from nvml_stub import (
+    A100,
+    DRIVER_MISMATCH,
+    GIB,
+    GPU_IS_LOST,
+    H200,
+    NO_PERMISSION,
+    NOT_SUPPORTED,
+    SLICED_H200,
+    NvmlStub,
+    Process,
+)
 
 
 def handle(index: int = 0) -> object:
@@ -74,9 +85,19 @@ def test_mig_slices_have_answers_of_their_own(nvml: NvmlStub) -> None:
     assert [pynvml.nvmlDeviceGetGpuInstanceId(each) for each in slices] == [1, 5]
     by_uuid = pynvml.nvmlDeviceGetHandleByUUID(SLICED_H200.slices[1].uuid)
     assert pynvml.nvmlDeviceGetName(by_uuid) == "NVIDIA H200 MIG 1g.18gb"
+    by_instances = pynvml.nvmlDeviceGetHandleByUUID(f"MIG-{H200.uuid}/5/0")
+    assert pynvml.nvmlDeviceGetUUID(by_instances) == SLICED_H200.slices[1].uuid
     assert pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(by_uuid)) == H200.uuid
     assert pynvml.nvmlDeviceGetAttributes(by_uuid).gpuInstanceSliceCount == 1
     assert error(pynvml.nvmlDeviceGetPowerUsage, by_uuid) == NOT_SUPPORTED
+
+
+def test_a_forbidden_gpu_is_counted(nvml: NvmlStub) -> None:
+    nvml.holds(replace(H200, forbidden=True), A100)
+    assert pynvml.nvmlDeviceGetName(handle(1)) == A100.name
+    assert pynvml.nvmlDeviceGetCount() == 2
+    assert error(pynvml.nvmlDeviceGetHandleByIndex, 0) == NO_PERMISSION
+    assert error(pynvml.nvmlDeviceGetHandleByUUID, H200.uuid) == pynvml.NVML_ERROR_NOT_FOUND
 
 
 def test_a_lost_gpu_fails_every_call_and_leaves_the_other(nvml: NvmlStub) -> None:
