@@ -29,7 +29,7 @@ def plan(
     Raises RecipeError for what no model could use. What this model or this environment cannot use is planned as
     unsupported.
     """
-    here = local_site()
+    here = local_site(device=recipe.device if machine is None else machine.device)
     return plan_at(recipe, replace(here, hardware=machine, stacks=stacks or here.stacks), allow_leak)
 
 
@@ -47,8 +47,8 @@ def plan_with_state(
     ``on_damage`` receives each damaged attempt of earlier runs, ``on_unused_gpu`` why torch cannot use this machine's
     GPU, if the runs are planned for the CPU because of that.
     """
-    here = local_site(cache, pythons)
     chosen = load_recipe(recipe)
+    here = local_site(cache, pythons, chosen.device)
     anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
     if problem := here.machine(chosen.device).gpu_problem:
         on_unused_gpu(anonymizer.message(problem))

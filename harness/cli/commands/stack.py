@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import CacheFolder, Pythons, StackName, stacks_of
+from harness.cli.options import CacheFolder, Device, Pythons, StackDevice, StackName, stacks_of
 from harness.errors import ExitCode
 from harness.report.terminal import say
 
@@ -18,29 +18,31 @@ stack_app = typer.Typer(
 
 
 @stack_app.command("list")
-def list_stacks(cache: CacheFolder = None) -> None:
+def list_stacks(cache: CacheFolder = None, device: StackDevice = Device.AUTO) -> None:
     """List the stacks: what each is for, and whether it is installed."""
     from harness.cli.render.plan import show_stacks
 
-    show_stacks(stacks_of(cache))
+    show_stacks(stacks_of(cache, device=device))
 
 
 @stack_app.command("create")
-def create_stack(name: StackName, cache: CacheFolder = None) -> None:
+def create_stack(name: StackName, cache: CacheFolder = None, device: StackDevice = Device.AUTO) -> None:
     """Create a stack's environment from its pinned requirements."""
     from harness.stacks.build import create
 
-    stack = stacks_of(cache).find(name)
+    stack = stacks_of(cache, device=device).find(name)
     create(stack, say)
     say(f"stack {name} is ready: {stack.python}")
 
 
 @stack_app.command("check")
-def check_stack(name: StackName, cache: CacheFolder = None, pythons: Pythons = None) -> None:
+def check_stack(
+    name: StackName, cache: CacheFolder = None, pythons: Pythons = None, device: StackDevice = Device.AUTO
+) -> None:
     """Check that a stack is unchanged and that a worker starts in it."""
     from harness.stacks.build import check
 
-    faults = check(stacks_of(cache, pythons).find(name))
+    faults = check(stacks_of(cache, pythons, device).find(name))
     for fault in faults:
         say(fault, error=True)
     if faults:
@@ -62,6 +64,7 @@ def lock_stack(name: StackName) -> None:
 def remove_stack(
     name: StackName,
     cache: CacheFolder = None,
+    device: StackDevice = Device.AUTO,
     obsolete: Annotated[
         bool, typer.Option("--obsolete", help="Delete only the folders that were made from other pins than today's.")
     ] = False,
@@ -73,4 +76,5 @@ def remove_stack(
         removed = remove_obsolete(stacks_of(cache), name)
         say("\n".join(f"removed {folder}" for folder in removed) or f"stack {name} has no folder of other pins")
         return
-    say(f"stack {name} removed" if remove(stacks_of(cache).find(name)) else f"stack {name} does not exist")
+    existed = remove(stacks_of(cache, device=device).find(name))
+    say(f"stack {name} removed" if existed else f"stack {name} does not exist")
