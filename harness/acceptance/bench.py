@@ -1,0 +1,168 @@
+"""What the checks of one machine share: the recipes that they run, their records, and the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.analysis.tradeoff import tradeoff
+from harness.core.inputs import Input
+from harness.core.label import Label
+from harness.core.record import Failure, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.core.site import Machine
+from harness.execution.executor import Executor
+from harness.execution.local import LocalExecutor, LocalSite
+from harness.execution.sweep import Event, PhaseBegan, Started, sweep
+from harness.figures.table import VariantRow
+from harness.host.preflight import Preflight
+from harness.planning.plan import PlannedRun, plan
+from harness.recipe import Recipe
+from harness.storage.anonymizer import Anonymizer
+from harness.storage.store import Store
+
+Verdict = Literal["PASS", "FAIL", "SKIP"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found about one thing, and why that passes, fails or could not be checked here."""
+
+    about: str
+    verdict: Verdict
+    reason: str
+
+
+def passed(about: str, reason: str) -> Finding:
+    return Finding(about, "PASS", reason)
+
+
+def failed(about: str, reason: str) -> Finding:
+    return Finding(about, "FAIL", reason)
+
+
+def skipped(about: str, reason: str) -> Finding:
+    return Finding(about, "SKIP", reason)
+
+
+def judged(about: str, good: bool, reason: str) -> Finding:
+    return (passed if good else failed)(about, reason)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """An executor whose runs end at a moment of ``time.monotonic``, wherever they are then."""
+
+    within: Executor
+    ends_s: float
+
+    @property
+    def site(self) -> Any:
+        return self.within.site
+
+    def fetch(self, specs: Sequence[RunSpec]) -> bool:
+        return self.within.fetch(specs)
+
+    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+        left_s = self.ends_s - time.monotonic()
+        if left_s <= 0:
+            return Outcome("timeout", Failure("start", "TimeLimit", "the check had no time left to start it")), b""
+        own_s = spec.limits.time_s or left_s
+        limits = replace(spec.limits, time_s=round(min(own_s, left_s), 1) or 0.1)
+        return self.within.run(replace(spec, limits=limits), inputs, on_phase)
+
+
+@dataclass
+class Bench:
+    """One machine under test. ``machine`` is what its checks run on, ``preflight`` what torch says of its GPU.
+
+    ``folder`` is a temporary one: results, a cache and models lie in it. ``report`` is called with what is being done.
+    """
+
+    folder: Path
+    site: LocalSite
+    machine: Machine
+    preflight: Preflight | None
+    report: Callable[[str], None]
+    ends_s: float = 0.0
+    records: list[RunRecord] = field(default_factory=list)
+    _moments: dict[tuple[str, str], float] = field(default_factory=dict)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.machine.device == "cuda"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    @cached_property
+    def anonymizer(self) -> Anonymizer:
+        return Anonymizer.here(self.folder, self.site.artifacts.root)
+
+    def measure(
+        self,
+        recipe: Mapping[str, Any],
+        adapt: Callable[[PlannedRun], PlannedRun] = lambda run: run,
+    ) -> tuple[RunRecord, ...]:
+        """Runs a recipe on the machine until the check's time is over; ``adapt`` may change each planned run.
+
+        Raises what ``sweep`` raises. A run that fails is a record.
+        """
+        chosen = Recipe.model_validate({"device": self.machine.device, **recipe})
+        planned = [adapt(run) for run in plan(chosen, replace(self.site, hardware=self.machine))]
+        store = Store(self.results, self.anonymizer)
+        with closing(LocalExecutor(self.site)) as executor:
+            made = sweep(planned, store, Timed(executor, self.ends_s), self._show)
+        self.records += made
+        return made
+
+    def began_s(self, record: RunRecord, phase: str) -> float | None:
+        """When a run of this process began a phase, on the clock of ``time.monotonic``; None if it never did."""
+        return self._moments.get((record.spec.run_id, phase))
+
+    def rows(self) -> Iterator[VariantRow]:
+        """The rows of the tables of everything that was measured so far."""
+        for table in tradeoff(self.records):
+            yield from table.rows
+
+    def _show(self, event: Event) -> None:
+        if isinstance(event, Started):
+            self._current = event.spec.run_id
+            self.report(f"{event.spec.recipe}: {event.spec.title}")
+        elif isinstance(event, PhaseBegan):
+            self._moments[self._current, event.name] = time.monotonic()
+
+    _current: str = ""
+
+
+def shortfall(records: Sequence[RunRecord]) -> str | None:
+    """The first run that did not succeed, and why; None if all did."""
+    for record in records:
+        if record.status != "ok":
+            return f"{record.spec.title} is {record.status}: {why(record)}"
+    return None
+
+
+def why(record: RunRecord) -> str:
+    """The first line of a failure's message, with its phase."""
+    failure = record.outcome.failure
+    if failure is None:
+        return record.status
+    lines = failure.message.strip().splitlines() or [failure.type]
+    return f"in {failure.phase}: {lines[0]}"
+
+
+def suspicion(*records: RunRecord | None) -> str | None:
+    """Why the times of any of these runs are suspect; None if they are not."""
+    labels = [label for record in records if record for label in record.outcome.labels if _suspect(label)]
+    return "; ".join(dict.fromkeys(label.sentence for label in labels)) or None
+
+
+def _suspect(label: Label) -> bool:
+    return label.code == "suspect"
