@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -12,14 +13,17 @@ from typing import Any, Literal
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.inputs import Input
+from harness.core.job import MeasureMachine
 from harness.core.label import Label
 from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
-from harness.core.site import Machine
+from harness.core.site import Machine, Site
+from harness.errors import UsageError
 from harness.execution.executor import Executor
-from harness.execution.local import LocalExecutor, LocalSite
+from harness.execution.local import LocalExecutor, LocalSite, local_site
 from harness.execution.sweep import Event, PhaseBegan, Started, sweep
 from harness.figures.table import VariantRow
+from harness.host.gpu import identifying
 from harness.host.preflight import Preflight
 from harness.planning.plan import PlannedRun, plan
 from harness.recipe import Recipe
@@ -62,7 +66,7 @@ class Timed:
     ends_s: float
 
     @property
-    def site(self) -> Any:
+    def site(self) -> Site:
         return self.within.site
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
@@ -76,17 +80,21 @@ class Timed:
         limits = replace(spec.limits, time_s=round(min(own_s, left_s), 1) or 0.1)
         return self.within.run(replace(spec, limits=limits), inputs, on_phase)
 
+    def stop(self) -> None:
+        self.within.stop()
+
 
 @dataclass
 class Bench:
-    """One machine under test. ``machine`` is what its checks run on, ``preflight`` what torch says of its GPU.
+    """One machine under test: its processor, or with ``on_gpu`` its GPU, of which torch says ``preflight``.
 
-    ``folder`` is a temporary one: results, a cache and models lie in it. ``report`` is called with what is being done.
+    ``chosen`` is None if the GPU cannot be used. ``folder`` is a temporary one for results, artifacts and models.
+    ``report`` is called with each run that begins.
     """
 
     folder: Path
-    site: LocalSite
-    machine: Machine
+    on_gpu: bool
+    chosen: Machine | None
     preflight: Preflight | None
     report: Callable[[str], None]
     ends_s: float = 0.0
@@ -94,16 +102,30 @@ class Bench:
     _moments: dict[tuple[str, str], float] = field(default_factory=dict)
 
     @property
-    def on_gpu(self) -> bool:
-        return self.machine.device == "cuda"
+    def machine(self) -> Machine:
+        """Raises UsageError if the GPU cannot be used."""
+        if self.chosen is None:
+            raise UsageError("the GPU cannot be used")
+        return self.chosen
+
+    @property
+    def left_s(self) -> float:
+        """The seconds until the current check's time is over."""
+        return self.ends_s - time.monotonic()
 
     @property
     def results(self) -> Path:
         return self.folder / "results"
 
     @cached_property
+    def site(self) -> LocalSite:
+        return replace(local_site(self.folder / "cache"), hardware=self.machine)
+
+    @cached_property
     def anonymizer(self) -> Anonymizer:
-        return Anonymizer.here(self.folder, self.site.artifacts.root)
+        """For everything that is kept: also without the numbers that identify a GPU."""
+        whole = Anonymizer.here(self.folder)
+        return replace(whole, secrets={**(whole.secrets or {}), **dict.fromkeys(identifying(), "$GPU")})
 
     def measure(
         self,
@@ -114,8 +136,8 @@ class Bench:
 
         Raises what ``sweep`` raises. A run that fails is a record.
         """
-        chosen = Recipe.model_validate({"device": self.machine.device, **recipe})
-        planned = [adapt(run) for run in plan(chosen, replace(self.site, hardware=self.machine))]
+        chosen = Recipe.model_validate_json(json.dumps({"device": self.machine.device, **recipe}))
+        planned = [adapt(run) for run in plan(chosen, self.site) if not self._knows(run)]
         store = Store(self.results, self.anonymizer)
         with closing(LocalExecutor(self.site)) as executor:
             made = sweep(planned, store, Timed(executor, self.ends_s), self._show)
@@ -131,14 +153,23 @@ class Bench:
         for table in tradeoff(self.records):
             yield from table.rows
 
+    @property
+    def own_speeds(self) -> RunRecord | None:
+        """The run that measured the machine's own speeds last, however it ended."""
+        return next((each for each in reversed(self.records) if isinstance(each.spec.job, MeasureMachine)), None)
+
+    def _knows(self, planned: PlannedRun) -> bool:
+        """Whether a run would only measure the machine again. A disturbed measurement is repeated once."""
+        if not isinstance(planned.spec.job, MeasureMachine):
+            return False
+        known = [each for each in self.records if isinstance(each.spec.job, MeasureMachine) and each.status == "ok"]
+        return len(known) > 1 or any(suspicion(each) is None for each in known)
+
     def _show(self, event: Event) -> None:
         if isinstance(event, Started):
-            self._current = event.spec.run_id
             self.report(f"{event.spec.recipe}: {event.spec.title}")
         elif isinstance(event, PhaseBegan):
-            self._moments[self._current, event.name] = time.monotonic()
-
-    _current: str = ""
+            self._moments[event.spec.run_id, event.name] = time.monotonic()
 
 
 def shortfall(records: Sequence[RunRecord]) -> str | None:

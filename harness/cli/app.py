@@ -27,6 +27,7 @@ from harness.cli.commands import (
     repair,
     report,
     run,
+    selfcheck,
     stack,
     verify,
 )
@@ -54,6 +55,7 @@ for command in (
     verify.verify,
     repair.repair,
     merge.merge,
+    selfcheck.selfcheck,
 ):
     app.command()(command)
 app.command(cls=recommend.RecommendCommand)(recommend.recommend)

@@ -76,6 +76,11 @@ class Gpu:
         """As CUDA_VISIBLE_DEVICES takes it (``GPU-…``, ``MIG-…``)."""
         return self._part.uuid
 
+    def serial(self) -> str | None:
+        """The serial number of the board; None if it has none."""
+        number = self._of_whole("nvmlDeviceGetSerial")
+        return None if number is None else str(number)
+
     def name(self) -> str:
         """The GPU's name, with the profile if this is a MIG slice. "unknown GPU" if it is lost."""
         return self._known(lambda: str(self._ask("nvmlDeviceGetName"))) or "unknown GPU"
@@ -148,6 +153,11 @@ class Gpu:
         """Joules used since the driver was loaded; None if the GPU does not count them."""
         millijoules = self._known(lambda: float(self._ask("nvmlDeviceGetTotalEnergyConsumption")))
         return None if millijoules is None else millijoules / 1000
+
+    def power_w(self) -> float | None:
+        """The board's power; on most GPUs the mean of the last second. None if the GPU does not report it."""
+        milliwatts = self._known(lambda: float(self._ask("nvmlDeviceGetPowerUsage")))
+        return None if milliwatts is None else milliwatts / 1000
 
     def process_bytes(self, pid: int) -> int | None:
         """Memory that the driver attributes to a process, including its CUDA context.
@@ -266,6 +276,23 @@ def visible_uuids() -> tuple[str, ...]:
     """The UUIDs of the visible GPUs and MIG slices, in CUDA's order."""
     with gpus() as found:
         return tuple(each.uuid for each in found)
+
+
+def identifying() -> frozenset[str]:
+    """What tells this machine's GPUs from all others: the UUIDs of them and their slices, serial numbers of boards."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return frozenset()
+    try:
+        parts = [part for parts in all_parts(pynvml) for part in parts]
+        serials = [Gpu(pynvml, part).serial() for part in parts]
+        uuids = [uuid for part in parts for uuid in (part.uuid, part.gpu_uuid)]
+        return frozenset([*uuids, *(serial for serial in serials if serial)])
+    finally:
+        pynvml.nvmlShutdown()
 
 
 def absence() -> str:

@@ -75,10 +75,11 @@ def show_stacks(stacks: Stacks) -> None:
 
 def show_doctor() -> None:
     """The machine, the libraries, and what each method still needs."""
-    show_parts(_doctor())
+    show_parts(doctor_lines())
 
 
-def _doctor() -> Iterator[str]:
+def doctor_lines() -> Iterator[str]:
+    """What ``qharness doctor`` shows."""
     yield f"CPU     {machine.cpu_name()}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.1f} GiB"
     yield f"GPU     {machine.gpu_summary()}"
     checked = preflight(machine.cache_folder())

@@ -1,0 +1,112 @@
+"""``qharness selfcheck``: the acceptance test of this machine, and a zip of what it found."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from harness.acceptance import archive
+from harness.acceptance.bench import Bench, Finding, failed, skipped
+from harness.acceptance.checks.faults import memory, sharing
+from harness.acceptance.checks.identity import identity, preflight, spellings
+from harness.acceptance.checks.quality import quality
+from harness.acceptance.checks.speed import bounds, decode, own_speeds
+from harness.acceptance.checks.storage import cache, storage
+from harness.core.owner import current_owner
+from harness.errors import HarnessError, UsageError
+from harness.execution.debris import clear
+from harness.host.machine import cache_folder, choose
+from harness.host.preflight import preflight as ask_torch
+
+
+@dataclass(frozen=True)
+class Check:
+    """``share`` is the most of the whole time that it may take; ``runs`` says that it needs a device to run on."""
+
+    name: str
+    share: float
+    find: Callable[[Bench], Iterator[Finding]]
+    runs: bool = True
+
+
+CHECKS = (
+    Check("machine", 0.05, identity, runs=False),
+    Check("torch on the GPU", 0.05, preflight, runs=False),
+    Check("GPU spellings", 0.2, spellings),
+    Check("key-value cache", 0.4, cache),
+    Check("own speeds", 0.05, own_speeds),
+    Check("stored bytes", 0.6, storage),
+    Check("decoding", 0.5, decode),
+    Check("bounds", 0.1, bounds),
+    Check("divergence and reload", 0.4, quality),
+    Check("memory", 0.3, memory),
+    Check("sharing", 0.2, sharing),
+)
+"""In their order: later ones read what earlier ones measured."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """All findings, and the zip to send."""
+
+    findings: tuple[Finding, ...]
+    archive: Path
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(each.verdict != "FAIL" for each in self.findings)
+
+
+def selfcheck(
+    out: Path,
+    on_gpu: bool = False,
+    minutes: float = 8.0,
+    cache_root: Path | None = None,
+    *,
+    doctor: str = "",
+    on_finding: Callable[[Finding], None] = lambda finding: None,
+    on_run: Callable[[str], None] = lambda title: None,
+) -> Checked:
+    """Checks this machine's processor, or its GPU, for at most about so many minutes; writes a zip to ``out``.
+
+    ``doctor`` is what ``qharness doctor`` says, for the zip. ``on_finding`` gets each finding at once, ``on_run``
+    the title of each run that begins. A check that fails in an unforeseen way is a finding too.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists; name another file with --out")
+    root = (cache_root or cache_folder()).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    clear([root])
+    told = ask_torch(root) if on_gpu else None
+    usable = not on_gpu or (told is not None and told.problem is None)
+    machine = choose("cuda" if on_gpu else "cpu", root) if usable else None
+    findings = []
+    with tempfile.TemporaryDirectory(
+        prefix=".selfcheck-", suffix=f"-{current_owner()}.part", dir=root, ignore_cleanup_errors=True
+    ) as folder:
+        bench = Bench(Path(folder), on_gpu, machine, told, on_run)
+        for finding in _findings(bench, time.monotonic() + 60 * minutes, minutes):
+            findings.append(replace(finding, reason=bench.anonymizer.message(finding.reason)))
+            on_finding(findings[-1])
+        return Checked(tuple(findings), archive.write(out, bench, findings, doctor))
+
+
+def _findings(bench: Bench, ends_s: float, minutes: float) -> Iterator[Finding]:
+    for check in CHECKS:
+        left_s = ends_s - time.monotonic()
+        if check.runs and bench.chosen is None:
+            yield skipped(check.name, "torch cannot use the GPU")
+        elif left_s <= 0:
+            yield skipped(check.name, f"the {minutes:g} minutes are over; give it more with --minutes")
+        else:
+            bench.ends_s = time.monotonic() + min(left_s, check.share * 60 * minutes)
+            try:
+                yield from check.find(bench)
+            except HarnessError as error:
+                yield failed(check.name, str(error))
+            except Exception as error:  # noqa: BLE001 - the others' findings are worth sending, and this is one
+                yield failed(check.name, f"internal error, {type(error).__name__}: {error}")
