@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from harness.core.identity import Scalar
+from harness.host.processor import is_of_this_run
 from harness.host.visible import VARIABLE, Part, all_parts, visible_parts
 
 T = TypeVar("T")
@@ -111,13 +112,14 @@ class Gpu:
             None if self._part.instances is None else name.partition(_MIG)[2] or "unknown",
         )
 
-    def state(self, pid: int) -> GpuState:
-        """The changing state, clocks first. ``pid`` is this process.
+    def state(self) -> GpuState:
+        """The changing state, clocks first.
 
         ``gpu_slowdown_reasons`` is NVML's bit mask of why clocks are reduced now. The ``…_violation_s`` are the
         seconds since the driver was loaded in which power or heat reduced them. ``gpu_processes`` counts all processes
-        that compute on the GPU, including this one. ``gpu_other_bytes`` is the memory of the others, known only if the
-        driver lists this process under its own pid (in a container it may not) and reports the others' memory.
+        that compute on the GPU. ``gpu_other_processes`` and ``gpu_other_bytes`` count those that are not of this run
+        and their memory. They are known only if the driver lists processes of this run (in a container it may list
+        them by other numbers) and, for the memory, that of the others.
         """
         nvml = self._nvml
         reasons = "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"
@@ -142,11 +144,17 @@ class Gpu:
                 values[name] = query()
             except nvml.NVMLError as error:
                 unreported[name] = str(error)
-        others = self._other_bytes(pid)
-        if isinstance(others, int):
-            values["gpu_other_bytes"] = float(others)
+        own, others = self._own_and_others()
+        sizes = _sum(others)
+        if own:
+            values["gpu_other_processes"] = float(len(others))
+        if own and sizes is not None:
+            values["gpu_other_bytes"] = float(sizes)
+        elif own:
+            unreported["gpu_other_bytes"] = "the driver does not report the memory of another process"
         else:
-            unreported["gpu_other_bytes"] = others
+            reason = unreported.get("gpu_processes", "the driver lists no process of this run")
+            unreported |= {"gpu_other_processes": reason, "gpu_other_bytes": reason}
         return GpuState(values, unreported)
 
     def energy_j(self) -> float | None:
@@ -159,14 +167,14 @@ class Gpu:
         milliwatts = self._known(lambda: float(self._ask("nvmlDeviceGetPowerUsage")))
         return None if milliwatts is None else milliwatts / 1000
 
-    def process_bytes(self, pid: int) -> int | None:
-        """Memory that the driver attributes to a process, including its CUDA context.
+    def process_bytes(self) -> int | None:
+        """Memory that the driver attributes to this process and those that it started, including CUDA contexts.
 
-        None if the driver does not list the process (in a container it may know it by another pid), or lists it
-        without its memory.
+        None if the driver does not list them (in a container it may know them by other numbers), or lists them without
+        their memory.
         """
-        sizes = self._known(lambda: [_used_bytes(process) for process in self._processes() if process.pid == pid])
-        return _sum(sizes) if sizes else None
+        own, _ = self._own_and_others()
+        return _sum(own) if own else None
 
     def used_bytes(self) -> int | None:
         """Memory in use on the whole GPU or slice, by any process."""
@@ -176,16 +184,13 @@ class Gpu:
         names = "nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2"
         return list(self._call(names, self._handle))
 
-    def _other_bytes(self, pid: int) -> int | str:
-        """The memory of the other processes, or why it is unknown."""
-        try:
-            listed = self._processes()
-        except self._nvml.NVMLError as error:
-            return str(error)
-        if all(process.pid != pid for process in listed):
-            return "the driver does not list this process by its own number"
-        others = _sum([_used_bytes(process) for process in listed if process.pid != pid])
-        return "the driver does not report the memory of another process" if others is None else others
+    def _own_and_others(self) -> tuple[list[int | None], list[int | None]]:
+        """The memory of each process of this run that computes on the GPU, and of each other one; None is unknown."""
+        own: list[int | None] = []
+        others: list[int | None] = []
+        for process in self._known(self._processes) or ():
+            (own if is_of_this_run(process.pid) else others).append(_used_bytes(process))
+        return own, others
 
     def _violation_s(self, field_id: int, policy: int) -> float:
         """Seconds in which clocks were reduced, from a field value; a library that lacks it has the policy's time."""

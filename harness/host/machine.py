@@ -76,7 +76,7 @@ def state() -> dict[str, float]:
     of_gpu: Mapping[str, float] = {}
     with gpu() as device:
         if device is not None:
-            of_gpu = device.state(os.getpid()).values
+            of_gpu = device.state().values
     load = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
     return {**of_gpu, **processor_state(), **load}
 
@@ -84,7 +84,7 @@ def state() -> dict[str, float]:
 def unreported_state() -> Mapping[str, str]:
     """The values of ``state`` that the GPU does not report, each with the reason; empty without a GPU."""
     with gpu() as device:
-        return {} if device is None else device.state(os.getpid()).unreported
+        return {} if device is None else device.state().unreported
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:

@@ -29,6 +29,14 @@ def processor_state() -> dict[str, float]:
     return {**_times(cores), **_throttles(cores), **_frequency(cores)}
 
 
+def is_of_this_run(pid: int) -> bool:
+    """Whether a process is this one or belongs to its session, which is that of a run in a worker."""
+    try:
+        return pid == os.getpid() or os.getsid(pid) == os.getsid(0)
+    except OSError:  # it ended, or its number is that of another namespace
+        return False
+
+
 def instruction_sets() -> tuple[str, ...]:
     """The processor's instruction sets as Linux lists them; empty if unknown."""
     try:

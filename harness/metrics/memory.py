@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import resource
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,7 +49,7 @@ class DriverUse:
         with gpu() as found:
             if found is None:
                 return cls(None, None)
-            return cls(found.process_bytes(os.getpid()), found.used_bytes())
+            return cls(found.process_bytes(), found.used_bytes())
 
     def since(self, earlier: DriverUse) -> int | None:
         """What this process took since then; if its own memory is unknown, what the whole GPU's use grew by."""

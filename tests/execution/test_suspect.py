@@ -51,6 +51,11 @@ def test_a_quiet_run_is_not_suspect() -> None:
     assert told(moments({**QUIET_CPU, **before_gpu}, {**after, **after_gpu}), [decoding([1.0] * 6)]) == ()
 
 
+def test_a_run_may_have_several_processes_on_a_gpu() -> None:
+    several = {**QUIET_GPU, "gpu_processes": 2.0, "gpu_other_processes": 0.0}
+    assert told(moments(several, several), []) == ()
+
+
 def test_what_was_not_told_is_not_judged() -> None:
     assert told([], []) == ()
     assert told(moments({}, {}), []) == ()
@@ -66,6 +71,7 @@ def test_what_was_not_told_is_not_judged() -> None:
         ({"gpu_slowdown_reasons": 0x80}, "the GPU held its clocks down: heat or a fault of its power"),
         ({"gpu_thermal_violation_s": 1.01}, "heat held the GPU's clocks down"),
         ({"gpu_processes": 2.0}, "another process held the GPU"),
+        ({"gpu_processes": 3.0, "gpu_other_processes": 1.0}, "another process held the GPU"),
     ],
 )
 def test_a_gpu_that_drifts_is_told(change: Mapping[str, float], sentence: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 from dataclasses import replace
 from itertools import product
 
@@ -24,13 +24,13 @@ from nvml_stub import (
 from harness.host.gpu import GpuIdentity, GpuState, absence, gpu, gpus, visible_uuids
 from harness.host.visible import all_parts, select, visible_parts
 
-ME = 7
+OTHER, ANOTHER = 2**30, 2**30 + 1  # no process has so large a number
 
 
-def state(pid: int = ME) -> GpuState:
+def state() -> GpuState:
     with gpu() as first:
         assert first is not None
-        return first.state(pid)
+        return first.state()
 
 
 def identity() -> GpuIdentity:
@@ -143,11 +143,11 @@ def test_the_state_is_in_the_units_of_its_names(nvml: NvmlStub) -> None:
         "gpu_persistence": 1,
         "gpu_processes": 0,
     }
-    assert found.unreported.keys() == {"gpu_other_bytes"}
+    assert found.unreported.keys() == {"gpu_other_processes", "gpu_other_bytes"}
 
 
 def test_an_older_library_and_an_older_pynvml_give_the_same_state(nvml: NvmlStub, monkeypatch) -> None:
-    nvml.holds(H200.running(Process(ME, GIB), Process(8, 2 * GIB)))
+    nvml.holds(H200.running(Process(None, GIB), Process(OTHER, 2 * GIB)))
     newest = state()
     assert newest.values["gpu_other_bytes"] == 2 * GIB
     nvml.lacks(
@@ -180,7 +180,8 @@ def test_a_value_that_is_not_reported_has_its_reason(nvml: NvmlStub) -> None:
         "gpu_slowdown_reasons": "Function Not Found",
         "gpu_thermal_violation_s": "Not Supported",
         "gpu_temperature_c": "Not Supported",
-        "gpu_other_bytes": "the driver does not list this process by its own number",
+        "gpu_other_processes": "the driver lists no process of this run",
+        "gpu_other_bytes": "the driver lists no process of this run",
     }
     assert found.values["gpu_power_violation_s"] == 3
     assert not found.values.keys() & found.unreported.keys()
@@ -188,41 +189,57 @@ def test_a_value_that_is_not_reported_has_its_reason(nvml: NvmlStub) -> None:
 
 def test_a_slice_has_its_own_memory_and_processes_and_no_clocks(nvml: NvmlStub) -> None:
     """The whole GPU's answers are none of a slice's: other slices use it too."""
-    parts = [replace(SLICES[0], used_bytes=5 * GIB).running(Process(ME, 4 * GIB), Process(8, GIB)), SLICES[1]]
-    nvml.holds(replace(SLICED_H200, slices=parts, used_bytes=90 * GIB).running(Process(ME, 4 * GIB), Process(9, GIB)))
+    parts = [replace(SLICES[0], used_bytes=5 * GIB).running(Process(None, 4 * GIB), Process(OTHER, GIB)), SLICES[1]]
+    nvml.holds(
+        replace(SLICED_H200, slices=parts, used_bytes=90 * GIB).running(Process(None, 4 * GIB), Process(ANOTHER, GIB))
+    )
     found = state()
-    expected = {"gpu_used_bytes": 5 * GIB, "gpu_processes": 2, "gpu_other_bytes": GIB}
+    expected = {"gpu_used_bytes": 5 * GIB, "gpu_processes": 2, "gpu_other_processes": 1, "gpu_other_bytes": GIB}
     assert found.values == expected
     assert found.unreported["gpu_sm_clock_mhz"] == "Not Supported"
     with gpus() as (first, second):
-        assert (first.process_bytes(ME), first.used_bytes(), first.energy_j()) == (4 * GIB, 5 * GIB, None)
-        assert (second.process_bytes(ME), second.used_bytes()) == (None, 0)
+        assert (first.process_bytes(), first.used_bytes(), first.energy_j()) == (4 * GIB, 5 * GIB, None)
+        assert (second.process_bytes(), second.used_bytes()) == (None, 0)
 
 
 @pytest.mark.parametrize(
     ("processes", "expected"),
     [
         ({}, {"gpu_processes": 0}),
-        ({ME: 100}, {"gpu_processes": 1, "gpu_other_bytes": 0}),
-        ({ME: 100, 8: 20, 9: 3}, {"gpu_processes": 3, "gpu_other_bytes": 23}),
-        ({ME: 100, 8: None}, {"gpu_processes": 2}),
-        ({ME: 100, 8: 0, 9: 3}, {"gpu_processes": 3}),
-        ({ME: 0, 8: 20}, {"gpu_processes": 2, "gpu_other_bytes": 20}),
-        ({8: 20}, {"gpu_processes": 1}),  # it may be this one, by another number
+        ({None: 100}, {"gpu_processes": 1, "gpu_other_processes": 0, "gpu_other_bytes": 0}),
+        ({None: 100, OTHER: 20, ANOTHER: 3}, {"gpu_processes": 3, "gpu_other_processes": 2, "gpu_other_bytes": 23}),
+        ({None: 100, OTHER: None}, {"gpu_processes": 2, "gpu_other_processes": 1}),
+        ({None: 100, OTHER: 0, ANOTHER: 3}, {"gpu_processes": 3, "gpu_other_processes": 2}),
+        ({None: 0, OTHER: 20}, {"gpu_processes": 2, "gpu_other_processes": 1, "gpu_other_bytes": 20}),
+        ({OTHER: 20}, {"gpu_processes": 1}),  # it may be this one, by another number
     ],
 )
-def test_who_else_computes_on_the_gpu(nvml: NvmlStub, processes: dict[int, int | None], expected: dict) -> None:
+def test_who_else_computes_on_the_gpu(nvml: NvmlStub, processes: dict[int | None, int | None], expected: dict) -> None:
     nvml.holds(H200.running(*(Process(pid, used) for pid, used in processes.items())))
     found = state().values
-    assert {name: found[name] for name in ("gpu_processes", "gpu_other_bytes") if name in found} == expected
+    counts = "gpu_processes", "gpu_other_processes", "gpu_other_bytes"
+    assert {name: found[name] for name in counts if name in found} == expected
+
+
+def test_processes_that_this_one_started_are_its_own(nvml: NvmlStub) -> None:
+    """As the parts of vLLM on several GPUs: one process for each, beside the one that started them."""
+    with subprocess.Popen(["sleep", "60"]) as child, subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        nvml.holds(H200.running(Process(None, 1), Process(child.pid, 20), Process(other.pid, 300)))
+        found = state().values
+        with gpu() as first:
+            assert first is not None
+            assert first.process_bytes() == 21
+        child.kill()
+        other.kill()
+    assert (found["gpu_other_processes"], found["gpu_other_bytes"]) == (1, 300)
 
 
 @pytest.mark.parametrize(("used", "expected"), [(3 * GIB, 3 * GIB), (0, None), (None, None)])
 def test_the_memory_of_this_process(nvml: NvmlStub, used: int | None, expected: int | None) -> None:
-    nvml.holds(H200.running(Process(None, used), Process(8, GIB)))
+    nvml.holds(H200.running(Process(None, used), Process(OTHER, GIB)))
     with gpu() as first:
         assert first is not None
-        assert first.process_bytes(os.getpid()) == expected
+        assert first.process_bytes() == expected
 
 
 def test_energy(nvml: NvmlStub) -> None:
@@ -239,9 +256,9 @@ def test_a_gpu_that_disappears(nvml: NvmlStub) -> None:
     with gpu() as first:
         assert first is not None
         nvml.holds(replace(H200, lost=True), A100)
-        assert first.state(ME).values == {}
-        assert first.state(ME).unreported["gpu_sm_clock_mhz"] == "GPU is lost"
-        assert (first.energy_j(), first.used_bytes(), first.process_bytes(ME)) == (None, None, None)
+        assert first.state().values == {}
+        assert first.state().unreported["gpu_sm_clock_mhz"] == "GPU is lost"
+        assert (first.energy_j(), first.used_bytes(), first.process_bytes()) == (None, None, None)
     assert visible_uuids() == (A100.uuid,)
 
 

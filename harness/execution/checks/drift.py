@@ -59,7 +59,9 @@ def _clock_findings(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, floa
 
 
 def _process_findings(moments: Sequence[Moment]) -> Iterator[_Finding]:
-    if any(moment.state.get("gpu_processes", 0) > 1 for moment in moments):
+    """Where the driver does not list the run's own processes, one of those that it lists is taken for it."""
+    states = [moment.state for moment in moments]
+    if any(state.get("gpu_other_processes", state.get("gpu_processes", 1) - 1) > 0 for state in states):
         yield {"reason": "gpu_shared"}
 
 
