@@ -25,17 +25,16 @@ def encode(value: Any, indent: int | None = None) -> str:
 def decode(kind: type[T], raw: object, name: str) -> T:
     """The dataclass that plain JSON data describes. Nothing is converted: ``"1"`` and ``true`` are no numbers.
 
-    Raises ResultsError, with the field, if the data do not fit or a number is NaN or infinite.
+    Raises ResultsError, with the field, if a number is NaN or infinite or the data do not fit.
     """
     from pydantic import ValidationError
 
     try:
-        decoded: T = _validator(kind).validate_json(json.dumps(raw), strict=True)  # type: ignore[arg-type]  # hashable
+        decoded: T = _validator(kind).validate_json(_finite_json(raw, name), strict=True)  # type: ignore[arg-type]  # hashable
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = shortened(".".join(str(part) for part in fault["loc"]))
         raise ResultsError(f"{name}: {place}: {shortened(fault['msg'].lower(), MAX_FAULT)}") from None
-    refuse_not_finite(decoded, name)
     return decoded
 
 
@@ -47,11 +46,18 @@ def _validator(kind: Any) -> Any:
     return TypeAdapter(kind)
 
 
-def refuse_not_finite(value: Any, name: str) -> None:
-    """Raises ResultsError, with the field, if a number in dataclasses or plain data is NaN or infinite."""
-    place = not_finite(value)
-    if place is not None:
-        raise ResultsError(f"{name}: {place} is not a finite number (NaN or infinity), so the record cannot be trusted")
+def refuse_not_finite(raw: object, name: str) -> None:
+    """Raises ResultsError, with the field, if a number in plain JSON data is NaN or infinite."""
+    _finite_json(raw, name)
+
+
+def _finite_json(raw: object, name: str) -> str:
+    """Plain data as JSON. The encoder, which is in C, finds what is not finite; a walk in Python only says where."""
+    try:
+        return json.dumps(raw, allow_nan=False)
+    except ValueError:
+        place = not_finite(raw)
+    raise ResultsError(f"{name}: {place} is not a finite number (NaN or infinity), so the record cannot be trusted")
 
 
 def _fields(value: Any) -> dict[str, Any]:

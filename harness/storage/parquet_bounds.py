@@ -29,6 +29,7 @@ INT32, DOUBLE, BYTE_ARRAY = 1, 5, 6
 _ENCODINGS = frozenset({0, 2, 3, 8})
 """Plain, both names of dictionary encoding, and run lengths."""
 _MAGIC = b"PAR1"
+_TOO_LONG = "a header is longer than its place"
 
 Thrift = int | bytes | list["Thrift"] | dict[int, "Thrift"]
 """A value; a structure maps the numbers of its fields to their values."""
@@ -166,18 +167,25 @@ class _Compact:
         raise OutOfBoundsError("a header has a field of unknown type")
 
     def _byte(self) -> int:
-        return self._bytes(1)[0]
+        place = self.place
+        if place >= self._end:
+            raise OutOfBoundsError(_TOO_LONG)
+        self.place = place + 1
+        return self._content[place]
 
     def _bytes(self, count: int) -> bytes:
         begin = self.place
         self.place += count
         if self.place > self._end:
-            raise OutOfBoundsError("a header is longer than its place")
+            raise OutOfBoundsError(_TOO_LONG)
         return self._content[begin : self.place]
 
     def _varint(self) -> int:
-        value = 0
-        for shift in range(0, 70, 7):
+        value = self._byte()
+        if value < 128:  # as nearly all are
+            return value
+        value &= 127
+        for shift in range(7, 70, 7):
             byte = self._byte()
             value |= (byte & 127) << shift
             if byte < 128:

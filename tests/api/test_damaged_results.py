@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
+from harness.core.site import Machine
 from harness.errors import ExitCode, ResultsError
 from harness.execution.sweep import DamageFound, Event, sweep
 from harness.planning.plan import PlannedRun
@@ -118,6 +120,9 @@ class _Executor:
     def site(self) -> _Executor:
         return self
 
+    def machine(self, device: str) -> Machine:
+        return Machine(device, "a test machine")
+
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
         self.ran.append(spec.run_id)
         nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 2.0), item_ids=("0", "1"))
@@ -138,8 +143,9 @@ class TestRun:
         first = sweep(runs, store, executor, lambda event: None)  # type: ignore[arg-type]
         folders = [store.root / "sweep" / each.spec.run_id / "1" for each in runs]
         (folders[0] / "record.json").write_text("{")
-        text = (folders[1] / "record.json").read_text()
-        (folders[1] / "record.json").write_text(text.replace('"wall_s": 0', '"wall_s": NaN, "x": 0'))
+        text, replaced = re.subn(r'"wall_s": [0-9.e-]+', '"wall_s": NaN', (folders[1] / "record.json").read_text())
+        assert replaced
+        (folders[1] / "record.json").write_text(text)
         (folders[2] / "log.txt").unlink()
         events: list[Event] = []
         executor.ran.clear()
