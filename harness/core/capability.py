@@ -249,6 +249,15 @@ class Pooled(LoadedModel, Protocol):
 
 
 @runtime_checkable
+class Preallocates(LoadedModel, Protocol):
+    """Allocates the whole key-value cache of a decoder when it makes the decoder, before any prompt."""
+
+    def allocated_cache_bytes(self) -> int:
+        """The cache of the decoder that exists now, full or not."""
+        ...
+
+
+@runtime_checkable
 class Generates(LoadedModel, Protocol):
     """Writes text after prompts until a condition holds."""
 

@@ -34,6 +34,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("stored_bytes", "checkpoint_bytes"), ("role", "part")),
     **dict.fromkeys(("peak_memory_bytes", "memory_after_bytes", "memory_before_bytes"), ("phase", "source")),
     "kv_cache_bytes_per_token": ("after",),
+    "allocated_kv_cache_bytes": GRID,
     "bandwidth_byte_per_s": ("working_set_bytes",),
     "matmul_op_per_s": ("dtype",),
     "task_score": ("task", "score", "filter"),

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import Decodes
+from harness.core.capability import Decodes, Preallocates
 from harness.core.record import Measurement
 from harness.core.workload import GridCell, ThroughputWorkload
 from harness.execution.context import Context
-from harness.metrics.memory import kv_cache
+from harness.metrics.memory import allocated_kv_cache, kv_cache
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
 from harness.numerics.prompts import random_tokens
@@ -36,6 +36,8 @@ def footprint(context: Context, model: Decodes, workload: ThroughputWorkload) ->
     for cell in cells:
         tokens = _prompt(context, model, cell)
         with torch.inference_mode(), model.decoder(cell.decode_mode, tokens, cell.new_tokens) as decoder:
+            if isinstance(model, Preallocates):
+                context.add([allocated_kv_cache(model.allocated_cache_bytes(), **cell.protocol)])
             with context.phase("prefill", **cell.protocol):
                 logits, cache = decoder.prefill(tokens)
             context.add([_cache(cache, cell, "prefill")])

@@ -171,6 +171,11 @@ class Runtime:
             if kept != own:
                 self._drop()
 
+    @property
+    def cells(self) -> int:
+        """How many tokens the cache has room for, over all sequences."""
+        return self._rows * self._length if self._context else 0
+
     def empty(self) -> None:
         """Removes all tokens from the cache; its size stays."""
         self._api.llama_memory_clear(self._api.llama_get_memory(self._context), False)

@@ -237,6 +237,11 @@ def kv_cache_pool(pool: CachePool) -> Measurement:
     return _exact("kv_cache_pool_bytes", "byte", pool.bytes, blocks=pool.blocks, block_tokens=pool.block_tokens)
 
 
+def allocated_kv_cache(allocated_bytes: int, **where: Scalar) -> Measurement:
+    """``allocated_kv_cache_bytes``: a decoder's whole cache, if it exists before the prompt and is in use then."""
+    return _exact("allocated_kv_cache_bytes", "byte", allocated_bytes, **where)
+
+
 def coverage(fraction: float) -> Measurement:
     """The fraction of the scope's eligible parameters that are quantized."""
     return Measurement("coverage", VERSION, "fraction", "higher", "exact", (fraction,))

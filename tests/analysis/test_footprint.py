@@ -124,6 +124,32 @@ def test_a_cache_allocated_beforehand_is_counted_once(bench: Any, none: Any) -> 
         assert pooled.bytes(batch, tokens) == pytest.approx(plain.bytes(batch, tokens), rel=1e-9)
 
 
+def test_a_cache_allocated_with_its_decoder_is_counted_once(bench: Any, none: Any) -> None:
+    """The same use on llama.cpp: room for prompt and new tokens, and its workspace, are there before the prompt."""
+    run = bench.performance(none, prompts=(128, 512))
+    plain = footprint([run])
+    assert plain is not None
+    work, per_token = 50 * 2**20, 2 * 30 * 3 * 64 * 4
+    changed = []
+    for m in run.outcome.measurements:
+        if m.metric == "memory_before_bytes" and m.protocol["phase"] == "prefill":
+            point = {name: m.protocol[name] for name in ("batch_size", "prompt_tokens", "new_tokens")}
+            room = point["batch_size"] * (point["prompt_tokens"] + point["new_tokens"]) * per_token
+            changed.append(Measurement("allocated_kv_cache_bytes", 2, "byte", "lower", "exact", (float(room),), point))
+            level = (m.values[0] + room + work,)
+            for phase in ("prefill", "decode"):
+                protocol = {**m.protocol, "phase": phase}
+                changed.append(replace(m, values=level, protocol=protocol))
+                peak = {**protocol, "source": "VmHWM"}
+                changed.append(replace(m, metric="peak_memory_bytes", values=level, protocol=peak))
+    bare = without(without(run, "peak_memory_bytes"), "memory_before_bytes")
+    found = footprint([with_measured(bare, changed)])
+    assert found is not None
+    assert found.base_bytes == plain.base_bytes + work
+    assert found.kv_bytes_per_token == per_token
+    assert found.bytes(3, 4000) == pytest.approx(found.base_bytes + 1.05 * per_token * 3 * 4000)
+
+
 def after(m: Measurement, more_bytes: float, source: str) -> Measurement:
     """What the driver counts at the end of a peak's phase."""
     values = (m.values[0] + more_bytes,)

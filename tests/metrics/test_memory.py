@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from run_specs import run_spec
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, StaticCache
 
-from harness.core.capability import StoredTensor
+from harness.core.capability import Decoder, StoredTensor
+from harness.core.engine import LoadRequest
+from harness.core.identity import DecodeMode, KvCache
+from harness.core.model import ModelRef
+from harness.core.workload import ThroughputWorkload
+from harness.engines.llamacpp.engine import LlamaCppModel
+from harness.engines.transformers.engine import TransformersModel
+from harness.execution.context import Context
+from harness.execution.footprint import footprint
 from harness.metrics.memory import PeakMemory, kv_cache, weights
+from harness.models.gguf.layout import GgufFile
+from harness.models.gguf.reader import GgufTensor
 from harness.models.headers import read_config
 from harness.numerics.kv_cache import element_bytes, expected_bytes_per_token, stored_bytes
+from harness.storage.cache import Cache
 
 pytestmark = pytest.mark.heavy
 
@@ -114,6 +130,45 @@ def test_a_static_cache_counts_by_what_it_holds_ready() -> None:
         keys = torch.zeros(1, 2, 5, 8)
         cache.update(keys, keys, layer, {"cache_position": torch.arange(5)})
     assert stored_bytes(cache) == pytest.approx(2 * 3 * 2 * 64 * 8 * 4, rel=0.01)  # and its counters
+
+
+def test_a_cache_that_is_allocated_with_its_decoder_is_recorded_at_each_point(tiny: Path, tmp_path: Path) -> None:
+    class Preallocating(TransformersModel):
+        room = 0
+
+        @contextmanager
+        def decoder(self, mode: DecodeMode, prompt: torch.Tensor, new_tokens: int) -> Iterator[Decoder]:
+            self.room = prompt.shape[0] * (prompt.shape[1] + new_tokens)
+            yield self
+
+        def allocated_cache_bytes(self) -> int:
+            return 1000 * self.room
+
+    context = Context(
+        run_spec("performance", model=ModelRef("tiny", "tiny", "0" * 64, "directory", str(tiny))),
+        Cache(tmp_path),
+        lambda phase: None,
+    )
+    model = Preallocating(AutoModelForCausalLM.from_pretrained(tiny).eval(), None)
+    footprint(context, model, ThroughputWorkload((1, 3), (16,), new_tokens=2, warmup=1, iterations=1))
+    found = {
+        (m.protocol["batch_size"], m.protocol["prompt_tokens"]): m.values[0]
+        for m in context.measurements
+        if m.metric == "allocated_kv_cache_bytes"
+    }
+    assert found == {(1, 8): 10_000, (1, 16): 18_000, (3, 8): 30_000, (3, 16): 54_000}
+
+
+@pytest.mark.parametrize(("kv_cache", "expected"), [("model", 2 * 24 * 96), ("int8", 34 / 32 * 24 * 96)])
+def test_llama_cpps_cache_is_all_that_its_context_has_room_for(
+    kv_cache: KvCache, expected: float, tmp_path: Path
+) -> None:
+    """24 elements a token, in float16 or in Q8_0's blocks of 34 bytes for 32, and room for 3 sequences of 32."""
+    embedding = GgufTensor("token_embd.weight", (8, 64), "F32", 8 * 64 * 4, begin=0)
+    runtime: Any = SimpleNamespace(vocabulary=8, threads=1, cells=96)
+    request = LoadRequest(tmp_path, "float16", "cuda", kv_cache=kv_cache)
+    model = LlamaCppModel(runtime, GgufFile("llama", 1, 4096, 8, 24, (embedding,)), None, request, "its own")
+    assert model.allocated_cache_bytes() == expected
 
 
 def test_a_buffer_that_several_tensors_view_counts_once_and_whole() -> None:

@@ -135,6 +135,9 @@ class LlamaCppModel:
         size = int(elements * self._cache_bits) // (8 * dtype.itemsize)
         return Written(lengths, torch.empty(size, dtype=dtype, device="meta"))
 
+    def allocated_cache_bytes(self) -> int:
+        return int(self._file.cache_elements * self._cache_bits / 8 * self._runtime.cells)
+
     def sync(self) -> None:
         self._runtime.synchronize()
 

@@ -21,6 +21,7 @@ from harness.core.record import Measurement, RunRecord
 SOURCES = {"VmHWM": "VmRSS", **{source: source for source in DEVICE_PEAKS}}
 """A peak that was reset at the start of its phase, and the source of the memory in use just before."""
 POOL = "kv_cache_pool_bytes"
+ALLOCATED = "allocated_kv_cache_bytes"
 SPARE = 1.05
 """Memory for generation is estimated 5% higher: the kernel's counters lag and miss changes of less than a page."""
 MOST = 2**31
@@ -78,7 +79,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class _PhasePoint:
-    """A phase at one point of the grid: the memory in use before it, and its own."""
+    """A phase at one point of the grid: the memory in use before it, without a cache allocated for it, and its own."""
 
     batch: int
     tokens: int
@@ -161,8 +162,9 @@ def _points(runs: Sequence[RunRecord], phase: str, source: str) -> list[_PhasePo
             batch, prompt, new = place
             tokens = prompt + (new if phase == "decode" else 0)
             grown = _cache_bytes(run, place, phase) - (_cache_bytes(run, place, "prefill") if phase == "decode" else 0)
-            grown = 0.0 if _all([run], POOL) else grown
-            point = _PhasePoint(batch, tokens, before[place], peak - before[place] - grown)
+            allocated = next((m.values[0] for m in _all([run], ALLOCATED) if _place(m) == place), 0.0)
+            grown = 0.0 if allocated or _all([run], POOL) else grown
+            point = _PhasePoint(batch, tokens, before[place] - allocated, peak - before[place] - grown)
             largest = found.get((batch, tokens), point)
             found[batch, tokens] = max(point, largest, key=lambda each: each.work_bytes)
     return list(found.values())
