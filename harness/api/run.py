@@ -63,9 +63,10 @@ def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple
     Raises SourceError if something cannot be fetched.
     """
     planned = plan(recipe, executor.site, allow_leak)
-    if not executor.fetch([run.spec for run in planned]):
-        return planned
-    return plan(recipe, executor.site, allow_leak)
+    if executor.fetch([run.spec for run in planned]):
+        planned = plan(recipe, executor.site, allow_leak)
+        executor.fetch([run.spec for run in planned])  # what else a model needs is known once it is here
+    return planned
 
 
 def _create_missing(planned: Sequence[PlannedRun], stacks: Stacks, report: Callable[[str], None]) -> bool:

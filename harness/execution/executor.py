@@ -26,7 +26,9 @@ class Executor(Protocol):
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         """Downloads the hub models, texts and tasks that specs name to the site, because workers run offline.
 
-        Returns True if it fetched a model that planning could not read before. Raises SourceError if fetching fails.
+        It also downloads the kernels that models already there need. Returns True if it fetched a model that planning
+        could not read before: what else that model needs is fetched by the next call. Raises SourceError if fetching
+        fails.
         """
         ...
 

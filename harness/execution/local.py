@@ -47,6 +47,8 @@ ENVIRONMENT = {
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # transformers would look for this kernel in every product of an FP8 checkpoint, and run it only where it finds nvcc
+    "TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR": "1",
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
     "PYTHONSAFEPATH": "1",  # otherwise a user's folder named harness or datasets would shadow the real package
 }
@@ -111,7 +113,7 @@ class LocalExecutor:
     _workers: _Workers = field(default_factory=lambda: _Workers(), init=False, repr=False, compare=False)
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
-        return fetch.fetch(specs)
+        return fetch.fetch(specs, self.site)
 
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
         try:

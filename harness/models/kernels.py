@@ -91,6 +91,7 @@ MODULES: Mapping[str, Kernel] = {
     "QuantLinear": _UNPACKS,  # auto-round
     "INCWeightOnlyLinear": _DENSE,  # neural-compressor: unpacked once, in the first product
     "QParamsLinear": _UNPACKS,  # quark; AMD's GPUs multiply float8 directly
+    "FP8Linear": _FLOAT8,  # transformers: published FP8 checkpoints on a GPU
     "WeightFP8ActFP8StaticQuantLinear": _UNPACKS,  # auto-round, codes held in bfloat16
 }
 """By the class name of a module."""

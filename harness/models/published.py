@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from harness.core.format import Activations, Codes, Number
 from harness.core.model import ModelRef
-from harness.core.site import Site
+from harness.core.site import Machine, Site
 from harness.models import headers
 
 READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -29,6 +30,35 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
+
+
+@dataclass(frozen=True)
+class HubKernel:
+    """A kernel on the hub with which transformers multiplies a checkpoint's codes on a GPU; otherwise it unpacks them.
+
+    ``capability`` is the GPU's lowest compute capability for it. ``triton`` is the oldest release of triton, None if
+    transformers does not ask for one. ``required`` says that transformers fails on such a GPU without the package
+    ``kernels``, where it unpacks other checkpoints.
+    """
+
+    repository: str
+    version: int
+    capability: tuple[int, int]
+    triton: tuple[int, int] | None = None
+    required: bool = False
+
+
+HUB_KERNELS: Mapping[str, HubKernel] = MappingProxyType(
+    {
+        "fp8": HubKernel("kernels-community/finegrained-fp8", 4, (8, 9), required=True),
+        "mxfp4": HubKernel("kernels-community/gpt-oss-triton-kernels", 1, (7, 5), triton=(3, 4)),
+    }
+)
+"""By quant_method: ``_HUB_KERNEL_MAPPING``, ``quantizer_finegrained_fp8.py`` and ``quantizer_mxfp4.py`` of
+transformers 5.17."""
+KERNELS_FROM, KERNELS_BELOW = (0, 16), (0, 17)
+"""The releases of the package ``kernels`` that transformers 5.17 uses (``KERNELS_MIN_VERSION`` and the maximum)."""
+INSTALL_KERNELS = "pip install 'kernels>=0.16,<0.17'"
 GROUPS = ("tensor", "channel", "group", "block")
 """What may share a scale of weights."""
 
@@ -145,3 +175,70 @@ def missing(method: str, site: Site) -> str | None:
         if absent
         else None
     )
+
+
+def hub_kernel(config: Mapping[str, Any], machine: Machine, site: Site) -> HubKernel | None:
+    """The kernel from the hub that transformers multiplies this checkpoint's codes with there; None without one."""
+    return None if _unused(config, machine, site) else HUB_KERNELS.get(str(config.get("quant_method")))
+
+
+def missing_kernels(config: Mapping[str, Any], machine: Machine, site: Site) -> str | None:
+    """Why transformers fails to multiply this checkpoint's codes there, and the command that helps; None if it can."""
+    kernel = HUB_KERNELS.get(str(config.get("quant_method")))
+    if kernel is None or not kernel.required or _unpacked_anyway(config, kernel, machine):
+        return None
+    reason = _without_kernels(site)
+    return reason and f"transformers multiplies this checkpoint on this GPU with a kernel from the hub, and {reason}"
+
+
+def unpacking(config: Mapping[str, Any], machine: Machine, site: Site) -> str | None:
+    """A note that transformers unpacks this checkpoint while loading it there, with the reason; None if it does not.
+
+    Only of methods in ``HUB_KERNELS``.
+    """
+    reason = None if missing_kernels(config, machine, site) else _unused(config, machine, site)
+    return reason and f"transformers unpacks {config.get('quant_method')} into dense matrices while loading: {reason}"
+
+
+def _unused(config: Mapping[str, Any], machine: Machine, site: Site) -> str | None:
+    """Why a kernel that the hub has for the checkpoint's method is not used; None if it is, or there is none."""
+    kernel = HUB_KERNELS.get(str(config.get("quant_method")))
+    if kernel is None:
+        return None
+    reason = _unpacked_anyway(config, kernel, machine)
+    if reason is not None:
+        return reason
+    if kernel.triton is not None and not _at_least(site.version("triton"), kernel.triton):
+        return f"it needs triton {_dotted(kernel.triton)} or later"
+    return _without_kernels(site)
+
+
+def _unpacked_anyway(config: Mapping[str, Any], kernel: HubKernel, machine: Machine) -> str | None:
+    """Why a checkpoint is unpacked whatever is installed; None if it is not."""
+    if config.get("dequantize") is True:
+        return "its quantization_config says so"
+    if machine.device != "cuda":
+        return "it multiplies the codes on a GPU only"
+    if machine.capability is not None and machine.capability < kernel.capability:
+        has, needs = _dotted(machine.capability), _dotted(kernel.capability)
+        return f"it multiplies the codes from compute capability {needs} on; this GPU has {has}"
+    return None
+
+
+def _without_kernels(site: Site) -> str | None:
+    """What is wrong with the package ``kernels``, and the command that helps; None if nothing is."""
+    version = site.version("kernels")
+    if _at_least(version, KERNELS_FROM) and not _at_least(version, KERNELS_BELOW):
+        return None
+    fault = "is not installed" if version is None else f"{version} does not suit it"
+    return f"kernels {fault}; {INSTALL_KERNELS}"
+
+
+def _at_least(version: str | None, wanted: tuple[int, int]) -> bool:
+    from packaging.version import Version
+
+    return version is not None and Version(version).release[:2] >= wanted
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"

@@ -50,6 +50,7 @@ from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.support import (
     refusal,
+    unpacking_note,
     unsupported_engine_reason,
     unsupported_job_reason,
     unsupported_reason,
@@ -75,13 +76,15 @@ MAX_RUNS = 5000
 class PlannedRun:
     """A run, the estimated size of its weights, and why it is unsupported (None if it is supported).
 
-    ``inputs`` are the user's files that its figures depend on, as they were when hashed.
+    ``note`` is what its user should know before it runs. ``inputs`` are the user's files that its figures depend on, as
+    they were when hashed.
     """
 
     spec: RunSpec
     weight_bytes: int | None = None
     unsupported: str | None = None
     inputs: tuple[Input, ...] = ()
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class _Resolved:
         weight_bytes: int | None = None,
         stack: str = MAIN,
         repetition: int = 0,
+        note: str | None = None,
     ) -> PlannedRun:
         """A job as a run of this sweep. ``made`` maps kinds to the ids of the runs whose artifacts it may read."""
         recipe = self.recipe
@@ -139,7 +143,7 @@ class _Resolved:
             limits=RunLimits(recipe.limits.time, self._memory_limit),
             readers=_reader_settings(recipe, job),
         )
-        return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job))
+        return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job), note)
 
 
 def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
@@ -358,6 +362,7 @@ class _OnEngine:
         """The runs of one method's variants: making its artifact, then measuring it with each key-value cache."""
         sweep, conditions, base = self.sweep, self.sweep.conditions, self.sweep.base.ref
         weight_bytes = _weight_bytes(method.checkpoint or self.source, method, sweep.machine.device)
+        note = unpacking_note(self.source, method, self.engine, sweep.machine, sweep.site)
         variant = self._variant(method, "model", self._artifacts_engine(method))
         made = {"prepare": shared.prepare.spec.run_id} if shared.prepare else {}
         if method.calibrated and shared.calibrate is not None:
@@ -387,7 +392,7 @@ class _OnEngine:
                     or _too_long(self.source, job)
                     or self._refusal(method, kv_cache, job.longest_tokens, job.largest_batch)
                 )
-                yield sweep.run(job, method, needed, reason, weight_bytes, self.engine.stack, repetition)
+                yield sweep.run(job, method, needed, reason, weight_bytes, self.engine.stack, repetition, note)
 
     def _measurements(
         self, method: MethodChoice, kv_cache: KvCache

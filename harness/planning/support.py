@@ -38,7 +38,7 @@ def unsupported_reason(
     """The first reason found, with what to do about it; None if there is no known reason."""
     return (
         source.degrid_obstacle
-        or _already_quantized(source, method, runtime, site)
+        or _already_quantized(source, method, runtime, machine, site)
         or _other_model(source, method)
         or _device(method.method.needs(method.params), machine)
         or _dtype(source, method, machine)
@@ -127,10 +127,22 @@ def _codes(source: SourceModel, method: MethodChoice, params: Any) -> Codes | No
     return published.codes(published.quantization_config(Path(quantized.ref.path)))
 
 
-def _already_quantized(source: SourceModel, method: MethodChoice, runtime: Engine[Any], site: Site) -> str | None:
+def unpacking_note(
+    source: SourceModel, method: MethodChoice, runtime: Engine[Any], machine: Machine, site: Site
+) -> str | None:
+    """That the engine unpacks a published checkpoint while loading it here, and why; None if it is not known to."""
+    quantized = method.checkpoint or source
+    if runtime.name != MAIN_ENGINE or quantized.quantization is None or not quantized.ref.path:
+        return None
+    return published.unpacking(published.quantization_config(Path(quantized.ref.path)), machine, site)
+
+
+def _already_quantized(
+    source: SourceModel, method: MethodChoice, runtime: Engine[Any], machine: Machine, site: Site
+) -> str | None:
     """Why a checkpoint that was published quantized cannot be measured, or quantized again; None if it can."""
     if method.checkpoint is not None:
-        return _unreadable(method.checkpoint, runtime, site)
+        return _unreadable(method.checkpoint, runtime, machine, site)
     if source.quantization is None:
         return None
     if method.method.stage != "none":
@@ -138,7 +150,7 @@ def _already_quantized(source: SourceModel, method: MethodChoice, runtime: Engin
             f"the model is already quantized ({source.quantization}); measure it with 'none', "
             "or name it as 'checkpoint' of the model it was made from"
         )
-    return _unreadable(source, runtime, site)
+    return _unreadable(source, runtime, machine, site)
 
 
 def _other_model(source: SourceModel, method: MethodChoice) -> str | None:
@@ -160,7 +172,7 @@ def _untokenized(source: SourceModel, method: MethodChoice) -> str | None:
     return None
 
 
-def _unreadable(source: SourceModel, runtime: Engine[Any], site: Site) -> str | None:
+def _unreadable(source: SourceModel, runtime: Engine[Any], machine: Machine, site: Site) -> str | None:
     """What transformers lacks to read a quantized checkpoint; engines of other libraries refuse what they cannot."""
     method = source.quantization
     if method is None or not source.matrices:  # a float checkpoint, or one not fetched yet
@@ -169,7 +181,10 @@ def _unreadable(source: SourceModel, runtime: Engine[Any], site: Site) -> str | 
         return None
     if method not in published.READERS:
         return f"{source.ref.label}: unknown quant_method {method!r}; known: {', '.join(published.READERS)}"
-    return published.missing(method, site)
+    reason = published.missing(method, site)
+    if reason is not None or runtime.name != MAIN_ENGINE:
+        return reason
+    return published.missing_kernels(published.quantization_config(Path(source.ref.path)), machine, site)
 
 
 def _lacking(chosen: MethodChoice, site: Site) -> str | None:

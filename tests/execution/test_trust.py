@@ -188,7 +188,7 @@ def test_what_no_worker_gets(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*NEEDED, "HOME", "HF_HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR"]
+    "name", [*NEEDED, "HOME", "HF_HOME", "KERNELS_CACHE", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "PYTHONPATH", "TMPDIR"]
 )
 def test_what_a_worker_needs(name: str) -> None:
     assert for_workers({name: "x"})[name] == "x"

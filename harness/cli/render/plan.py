@@ -33,6 +33,7 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
                     "state": _state(run, done),
                     "weight_bytes": run.weight_bytes,
                     "unsupported": run.unsupported,
+                    "note": run.note,
                 }
             )
         return
@@ -47,7 +48,14 @@ def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: boo
         model = next((f" · {model.label}" for model in spec.job.models), "") if len(models) > 1 else ""
         add_row(table, str(index), spec.title + model, spec.stack, size, _state(run, done))
     left = sum(_state(run, done) == "to do" for run in planned)
-    show_parts([table, f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})"])
+    notes = [f"note: {run.spec.subject}: {run.note}" for run in planned if run.note and not run.unsupported]
+    show_parts(
+        [
+            table,
+            *dict.fromkeys(notes),
+            f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})",
+        ]
+    )
 
 
 def show_list(what: str) -> None:
