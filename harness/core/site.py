@@ -46,6 +46,7 @@ class Machine:
     does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory, 0 if it is not known.
     ``instructions`` are those of the processor, as Linux names them (``amx_tile``); empty if they are not known.
     ``gpu_problem`` says why runs do not use the GPU that the machine has; None if they do, or were not to.
+    ``absent_compilers`` names the programs that compile CUDA kernels while a model runs and that are not there.
     ``driver`` is the version of the GPU's driver, None on a CPU or if it is not known.
     """
 
@@ -57,6 +58,7 @@ class Machine:
     instructions: frozenset[str] = frozenset()
     gpu_problem: str | None = None
     driver: str | None = None
+    absent_compilers: tuple[str, ...] = ()
 
     @property
     def gpus(self) -> int:

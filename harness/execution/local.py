@@ -25,6 +25,7 @@ from harness.errors import ResultsError, UsageError
 from harness.execution import fetch, guard
 from harness.execution.interrupt import uninterrupted
 from harness.execution.output import LOG_TAIL_CHARACTERS, Log, Phases, Pipe, read_outcome
+from harness.host.compilers import worker_path
 from harness.host.machine import cache_folder, choose, installed_version, state_folder
 from harness.host.process import MARKER, end_run
 from harness.stacks import Stacks
@@ -308,7 +309,8 @@ class _Worker:
         else:
             python = str(self._site.stacks.find(self._spec.stack).python)
             inherited = environment(self._folder)
-        own = {MARKER: self._folder.name, **_temporary_files(self._folder)}
+        own = {MARKER: self._folder.name, "PATH": worker_path(python, inherited.get("PATH"))}
+        own |= _temporary_files(self._folder)
         threads = _thread_variables(self._spec.job.conditions.threads)
         visible = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
         return python, {**inherited, **ENVIRONMENT, **own, **threads, **visible}

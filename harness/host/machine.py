@@ -15,6 +15,7 @@ from harness.core.identity import Scalar
 from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
+from harness.host.compilers import absent_compilers
 from harness.host.gpu import GpuIdentity, absence, gpu, visible_uuids
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
@@ -50,7 +51,13 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
         found = GpuIdentity(checked.name) if first is None else first.identity()
     hardware = f"{found.hardware_class}; {cpu_name()}"  # without the cores, which a job is given more or fewer of
     return Machine(
-        "cuda", hardware, checked.capability, visible_uuids(), found.memory_bytes or 0, driver=checked.driver
+        "cuda",
+        hardware,
+        checked.capability,
+        visible_uuids(),
+        found.memory_bytes or 0,
+        driver=checked.driver,
+        absent_compilers=absent_compilers(),
     )
 
 

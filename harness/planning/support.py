@@ -16,6 +16,7 @@ from harness.core.method import Needs
 from harness.core.model import MAIN_ENGINE, Attention
 from harness.core.site import MAIN, Machine, Site
 from harness.models import published
+from harness.models.compiled import compiled_by, uncompiled
 from harness.models.headers import read_config
 from harness.models.memory import DTYPE_BITS
 from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
@@ -44,6 +45,7 @@ def unsupported_reason(
         or _dtype(source, method, machine)
         or _untokenized(source, method)
         or _lacking(method, site)
+        or _uncompiled(source, method, runtime, machine, site)
         or _experts(source, method, skip)
         or _shapes(source, method, machine, skip)
     )
@@ -227,6 +229,22 @@ def _dtype(source: SourceModel, method: MethodChoice, machine: Machine) -> str |
         f"{method.ref.name} runs in {' or '.join(dtypes)} on an NVIDIA GPU, not in {dtype}; "
         f"give the model dtype: {dtypes[0]}"
     )
+
+
+def _uncompiled(
+    source: SourceModel, method: MethodChoice, runtime: Engine[Any], machine: Machine, site: Site
+) -> str | None:
+    """What is absent to compile the CUDA kernels that the variant runs on; None if nothing is."""
+    codes = _codes(source, method, method.params)
+    if machine.device != "cuda" or machine.capability is None or not machine.absent_compilers or codes is None:
+        return None
+    dtype = method.method.run_dtype(method.params, source.ref.dtype)
+    package = compiled_by(codes, dtype, machine.capability)
+    if package is None or site.version(package) is None:
+        return None
+    if runtime.stack != MAIN and package not in method.method.packages:  # the engine has kernels of its own
+        return None
+    return uncompiled(package, machine.absent_compilers)
 
 
 def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import RecipeError
+from harness.host.compilers import worker_path
 from harness.recipe import load_recipe
 from harness.stacks import variables
 from harness.stacks.variables import compiled_kernels, for_fetching, for_workers
@@ -133,6 +136,7 @@ def test_a_trusted_checkpoints_code_runs_and_sees_no_token(sweeps, tiny, strange
         assert not seen.keys() & SECRETS.keys()
         assert not {value for value in seen.values() if "secret" in value}
         assert {key: seen.get(key) for key in NEEDED} == NEEDED
+        assert seen["PATH"] == worker_path(sys.executable, os.environ["PATH"])
         assert seen["HF_HUB_OFFLINE"] == "1"
 
 

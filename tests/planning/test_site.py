@@ -153,6 +153,47 @@ def test_the_sites_gpu_decides_what_runs(make: Make, hardware: Machine, reason: 
 T4, A100 = Machine("cuda", "a rented T4", (7, 5)), Machine("cuda", "a rented A100", (8, 0))
 
 
+NVCC_MISSING = Machine("cuda", "a rented A100", (8, 0), absent_compilers=("nvcc", "ninja"))
+UNCOMPILED = (
+    "compiles its CUDA kernels when a model first runs, which needs nvcc and ninja (nvcc: NVIDIA's CUDA toolkit, of "
+    "the version that torch was built for; ninja: pip install ninja)"
+)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "hardware", "package"),
+    [
+        ({"gptq": {"group_size": 32}}, "bfloat16", NVCC_MISSING, "gptqmodel"),
+        ({"gptq": {"group_size": 32}}, "float32", NVCC_MISSING, None),
+        ({"gptq": {"group_size": 32, "symmetric": False}}, "bfloat16", NVCC_MISSING, None),
+        ({"gptq": {"group_size": 32}}, "bfloat16", A100, None),
+        ({"gptq": {"group_size": 32}}, "bfloat16", CPU, None),
+        ({"awq": {"group_size": 32, "symmetric": False}}, "float16", NVCC_MISSING, "gptqmodel"),
+        ({"autoround": {"group_size": 32}}, "float16", NVCC_MISSING, "gptqmodel"),
+        ({"quanto": {"weights": "int2"}}, "bfloat16", NVCC_MISSING, "optimum-quanto"),
+        ({"quanto": {"weights": "int8"}}, "bfloat16", NVCC_MISSING, None),
+        ("bnb-nf4", "bfloat16", NVCC_MISSING, None),
+        ("none", "bfloat16", NVCC_MISSING, None),
+    ],
+)
+def test_kernels_that_are_compiled_need_a_compiler(
+    sweeps, tiny: Path, method: str | dict[str, object], dtype: str, hardware: Machine, package: str | None
+) -> None:
+    recipe = sweeps.recipe(
+        {
+            "models": [{"id": str(tiny), "dtype": dtype}],
+            "methods": [*(["none"] if method != "none" else []), method],
+            "calibration": {"text": str(Path(__file__))},
+            "measure": {"perplexity": {"text": "demo", "context": 64, "windows": 2}},
+        }
+    )
+    site = Elsewhere(hardware).having(MAIN, **{"auto-round": "0.15.1", "optimum-quanto": "0.2.7"})
+    runs = [run for run in plan(load_recipe(recipe), site) if isinstance(run.spec.job, VariantJob)]
+    name = method if isinstance(method, str) else next(iter(method))
+    reasons = {run.unsupported for run in runs if run.spec.method.name == name}
+    assert reasons == {None if package is None else f"{package} {UNCOMPILED}"}
+
+
 @pytest.mark.parametrize(
     ("method", "dtype", "heads", "hardware", "reason"),
     [

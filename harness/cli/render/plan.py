@@ -8,13 +8,14 @@ from typing import Any
 from rich.table import Table
 
 from harness import plugins as registry
-from harness.core.method import Method
+from harness.core.method import Method, MethodParams
 from harness.core.site import Site
 from harness.errors import UsageError
 from harness.execution.local import local_site
 from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
 from harness.host.preflight import Preflight, preflight
+from harness.models.compiled import compiled_by, uncompiled
 from harness.planning.plan import PlannedRun
 from harness.report.terminal import add_row, print_json, show_parts
 from harness.stacks import Stacks, stack_names
@@ -93,7 +94,10 @@ def doctor_lines() -> Iterator[str]:
     checked = preflight(machine.cache_folder())
     if checked is not None:
         yield from _gpu(checked)
-    yield f"device  {machine.choose('auto').device}"
+    chosen = machine.choose("auto")
+    yield f"device  {chosen.device}"
+    if chosen.absent_compilers:
+        yield f"        absent: {', '.join(chosen.absent_compilers)}, with which libraries compile some CUDA kernels"
     for package, version in machine.versions().items():
         yield f"        {package} {version}"
     yield "methods"
@@ -121,17 +125,39 @@ def _gpu(checked: Preflight) -> Iterator[str]:
 def _readiness(name: str, site: Site) -> str:
     try:
         method = registry.method(name)
-        return _no_gpu(method, site) or site.obstacle(method.stack) or registry.missing(method, site) or "ready"
+        return (
+            _no_gpu(method, site)
+            or site.obstacle(method.stack)
+            or registry.missing(method, site)
+            or _uncompiled(method, site)
+            or "ready"
+        )
     except UsageError as error:
         return f"broken: {error}"
 
 
 def _no_gpu(method: Method[Any], site: Site) -> str | None:
     """A message if the method needs a GPU with its default parameters and the site has none."""
+    params = _defaults(method)
+    lacks = params is not None and method.needs(params).device == "cuda" and site.machine("auto").device != "cuda"
+    return "needs an NVIDIA GPU" if lacks else None
+
+
+def _uncompiled(method: Method[Any], site: Site) -> str | None:
+    """What is absent to compile the CUDA kernels of the method with its default parameters, in bfloat16; or None."""
+    params, here = _defaults(method), site.machine("auto")
+    codes = None if params is None else method.stored(params)
+    if codes is None or here.capability is None or not here.absent_compilers:
+        return None
+    package = compiled_by(codes, "bfloat16", here.capability)
+    return None if package is None or site.version(package) is None else uncompiled(package, here.absent_compilers)
+
+
+def _defaults(method: Method[Any]) -> MethodParams | None:
+    """The method's parameters at their defaults; None if one has none."""
     if any(field.is_required() for field in method.params.model_fields.values()):
         return None
-    lacks = method.needs(method.params()).device == "cuda" and site.machine("auto").device != "cuda"
-    return "needs an NVIDIA GPU" if lacks else None
+    return method.params()  # type: ignore[no-any-return]
 
 
 def _rows(what: str) -> list[tuple[str, str]]:

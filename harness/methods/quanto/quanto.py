@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.engine import LoadRequest
+from harness.core.format import Codes
 from harness.core.method import Beside, Method, MethodParams, QuantizeJob
 from harness.errors import UnsupportedError
 
@@ -109,6 +110,7 @@ QUANTO = Method(
     read=read,
     enable=enable,
     kernel="dequantize",
+    codes=lambda params: Codes("quanto", "float" if params.weights == "float8" else "int", CODES[params.weights]),
     bits_per_weight=_bits,
     beside=_beside,
 )
