@@ -164,7 +164,7 @@ def test_llama_cpps_cache_is_all_that_its_context_has_room_for(
     kv_cache: KvCache, expected: float, tmp_path: Path
 ) -> None:
     """24 elements a token, in float16 or in Q8_0's blocks of 34 bytes for 32, and room for 3 sequences of 32."""
-    embedding = GgufTensor("token_embd.weight", (8, 64), "F32", 8 * 64 * 4, begin=0)
+    embedding = GgufTensor("token_embd.weight", "F32", (8, 64), 8 * 64 * 4, begin=0)
     runtime: Any = SimpleNamespace(vocabulary=8, threads=1, cells=96)
     request = LoadRequest(tmp_path, "float16", "cuda", kv_cache=kv_cache)
     model = LlamaCppModel(runtime, GgufFile("llama", 1, 4096, 8, 24, (embedding,)), None, request, "its own")
