@@ -33,6 +33,7 @@ ENDS = {
     "nan": "invalid",
     "nan-fact": "invalid",
     "reload": "invalid",
+    "unprobed": "invalid",
 }
 
 
@@ -112,9 +113,10 @@ def test_a_failure_names_its_phase_and_keeps_the_end_of_the_log(failures: dict[s
 
 
 def test_an_invalid_run_says_what_is_wrong(failures: dict[str, RunRecord]) -> None:
-    messages = {how: failures[how].outcome.failure.message for how in ("nothing", "nan", "reload")}  # type: ignore[union-attr]
+    messages = {how: failures[how].outcome.failure.message for how in ENDS}  # type: ignore[union-attr]
     assert "only 0.0% of the decoder's parameters are quantized" in messages["nothing"]
     assert "reloaded differs" in messages["reload"]
+    assert messages["unprobed"] == "faulty returned no model and gave none to probe: nothing to compare with"
     assert "reloaded differs from the model that was saved: logits by nan of the largest" in messages["nan"]
 
 

@@ -24,6 +24,8 @@ def on_gpu(sweep_type, tmp_path_factory, tiny: Path) -> dict[str, RunRecord]:
                 "fp8",
                 {"gptq": {"group_size": 32}},
                 {"awq": {"group_size": 32}},
+                {"torchao-int4": {"group_size": 32}},
+                "torchao-int8-dynamic",
             ],
             "calibration": {"samples": 32, "length": 128},
             "measure": {"perplexity": {"context": 128, "windows": 4}, "divergence": {}, "memory": {}},

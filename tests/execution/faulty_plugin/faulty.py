@@ -14,7 +14,9 @@ from harness.core.method import Method, MethodParams, QuantizeJob
 class FaultyParams(MethodParams):
     """``how`` it fails; ``marker`` is a file whose presence cures it."""
 
-    how: Literal["killed", "abort", "memory", "hang", "raise", "unsupported", "nothing", "nan", "nan-fact", "reload"]
+    how: Literal[
+        "killed", "abort", "memory", "hang", "raise", "unsupported", "nothing", "nan", "nan-fact", "reload", "unprobed"
+    ]
     marker: str = ""
 
 
@@ -58,7 +60,9 @@ def quantize(job: QuantizeJob[FaultyParams]) -> Any:
     if how == "reload":
         with torch.no_grad():
             model.model.layers[1].mlp.up_proj.scale.mul_(2)
-    return model
+        job.probe(model)
+        return None
+    return None if how == "unprobed" else model
 
 
 def enable() -> None:
