@@ -18,14 +18,16 @@ from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import TRANSFORMERS_FORMAT
 from harness.core.job import VariantJob
 from harness.core.run import RunLimits
-from harness.core.site import MAIN, Machine
+from harness.core.site import KERNEL_PACKAGES, MAIN, Machine
 from harness.errors import UsageError
+from harness.execution.context import Context
 from harness.execution.local import local_site
 from harness.host import gpu, machine
 from harness.planning.plan import PlannedRun, plan
 from harness.planning.support import unsupported_engine_reason, unsupported_job_reason
 from harness.recipe import load_recipe
 from harness.stacks import MANIFEST, Stacks
+from harness.storage.cache import Cache
 
 
 @pytest.fixture(autouse=True)
@@ -103,6 +105,13 @@ def test_runs_on_a_gpu_belong_to_its_driver_and_to_the_packages_with_kernels(mak
     assert changed(before, make(site.having(MAIN, **{"flash-attn": "2.8.3"}))) == ALL
     assert changed(before, make(site.having("autoawq", triton="3.5.0"))) == {"autoawq"}
     assert changed(before, make(site)) == set()
+
+
+def test_the_record_of_a_gpu_run_has_the_versions_that_its_id_depends_on(tmp_path: Path) -> None:
+    for kind in ("quality", "machine"):
+        specs = (run_spec(kind, device=device, memory=False) for device in ("cuda", "cpu"))
+        on_gpu, on_cpu = (Context(spec, Cache(tmp_path), lambda phase: None).packages for spec in specs)
+        assert set(on_gpu) - set(on_cpu) == set(KERNEL_PACKAGES)
 
 
 @pytest.mark.parametrize(
