@@ -71,7 +71,7 @@ def selfcheck(
     on_finding: Callable[[Finding], None] = lambda finding: None,
     on_run: Callable[[str], None] = lambda title: None,
 ) -> Checked:
-    """Checks this machine's processor, or its GPU, for at most about so many minutes; writes a zip to ``out``.
+    """Checks this machine's processor, or its first GPU, for at most about so many minutes; writes a zip to ``out``.
 
     ``doctor`` is what ``qharness doctor`` says, for the zip. ``on_finding`` gets each finding at once, ``on_run``
     the title of each run that begins. A check that fails in an unforeseen way is a finding too.
@@ -84,6 +84,8 @@ def selfcheck(
     told = ask_torch(root) if on_gpu else None
     usable = not on_gpu or (told is not None and told.problem is None)
     machine = choose("cuda" if on_gpu else "cpu", root) if usable else None
+    if machine is not None:
+        machine = replace(machine, uuids=machine.uuids[:1])  # unlike GPUs do not agree to the last bit
     findings = []
     with tempfile.TemporaryDirectory(
         prefix=".selfcheck-", suffix=f"-{current_owner()}.part", dir=root, ignore_cleanup_errors=True
