@@ -139,6 +139,16 @@ def test_decoding_that_failed_says_why(monkeypatch: pytest.MonkeyPatch, bench: B
     assert {each.reason for each in found} == {"in generate: no kernel"}
 
 
+def test_what_the_end_of_all_time_cut_short_did_not_fail(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    late = record("performance", status="timeout", failure=Failure("load", "TimeLimit", "ended at its time limit"))
+    answering(monkeypatch, [late], [late], [late], [late])
+    assert set(by_name(speed.decode(bench)).values()) == set(by_name(faults.memory(bench)).values()) == {"FAIL"}
+    bench.over_s = time.monotonic()
+    finding, _ = speed.decode(bench)
+    assert finding.verdict == "SKIP"
+    assert "--minutes" in finding.reason
+
+
 def diverging(method: str, *nats: float, relative: float | None = None) -> RunRecord:
     kl = Measurement("kl", 1, "nat", "lower", "paired", nats)
     difference = {"relative": relative or 0.0, "kl": 0.0, "loss_kept": 1.0, "loss_now": 1.0}
