@@ -110,7 +110,8 @@ WEIGHTS: Mapping[str, Kernel] = {
     "Int4OpaqueTensor": _WEIGHTS_ONLY,
     "Int4Tensor": _WEIGHTS_ONLY,
     "Int4TilePackedTo4dTensor": Kernel("packed", "bfloat16"),  # torchao on a GPU: ATen's tinygemm
-    "WeightQBitsTensor": _UNPACKS,  # quanto
+    "WeightQBytesTensor": _UNPACKS,  # quanto
+    "WeightQBitsTensor": _UNPACKS,
     "TinyGemmWeightQBitsTensor": _WEIGHTS_ONLY,
     "AWQWeightQBitsTensor": _WEIGHTS_ONLY,
     "MarlinInt4WeightQBitsTensor": _WEIGHTS_ONLY,
@@ -263,16 +264,6 @@ def _torchao_int8(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode)
     return Product("packed", INT8) if rows >= INT_MM_ROWS else Product("dequantize", "float32")
 
 
-def _quanto_bytes(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
-    """quanto's 8-bit weights: torch multiplies int8 weights with bfloat16 inputs on a CPU, and nothing else."""
-    import torch
-
-    codes = module.weight._data
-    whole = codes.dtype == torch.int8 and codes.shape[-1] % 4 == 0
-    packed = whole and inputs == torch.bfloat16 and codes.device.type == "cpu"
-    return Product("packed", _name(inputs)) if packed else Product("dequantize")
-
-
 def _transformers_float8(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
     """transformers' layer of FP8 checkpoints, which multiplies float8 inputs unless its weight was unpacked on load."""
     return Product("packed", FLOAT8) if module.weight.element_size() == 1 else Product("plain")
@@ -282,7 +273,6 @@ _RULES: Mapping[str, Callable[[Any, torch.dtype, int, DecodeMode], Product]] = {
     "FP8Linear": _transformers_float8,
     "Linear4bit": _bitsandbytes_4bit,
     "Int8Tensor": _torchao_int8,
-    "WeightQBytesTensor": _quanto_bytes,
 }
 """By the class name of a module or of its weight, where the class alone does not tell."""
 
