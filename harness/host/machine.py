@@ -16,7 +16,7 @@ from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.compilers import absent_compilers
-from harness.host.gpu import GpuIdentity, absence, gpu, gpus
+from harness.host.gpu import GpuIdentity, absence, gpu, visible_uuids
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
@@ -47,15 +47,14 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
     if checked is None or problem is not None:
         cpu, instructions = f"{cpu_name()}, {cores()} cores", frozenset(instruction_sets())
         return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=instructions, gpu_problem=problem)
-    with gpus() as visible:
-        found = visible[0].identity() if visible else GpuIdentity(checked.name)
-        uuids = tuple(each.uuid for each in visible if each.identity() == found)  # figures are those of one class
+    with gpu() as first:
+        found = GpuIdentity(checked.name) if first is None else first.identity()
     hardware = f"{found.hardware_class}; {cpu_name()}"  # without the cores, which a job is given more or fewer of
     return Machine(
         "cuda",
         hardware,
         checked.capability,
-        uuids,
+        visible_uuids(),
         found.memory_bytes or 0,
         driver=checked.driver,
         absent_compilers=absent_compilers(),
@@ -90,9 +89,9 @@ def state() -> dict[str, float]:
 
 
 def unreported_state() -> Mapping[str, str]:
-    """The values of ``state`` that a GPU does not report, each with the reason."""
+    """The values of ``state`` that the GPU does not report, each with the reason; empty without a GPU."""
     with gpu() as device:
-        return {"all": "NVML shows no GPU"} if device is None else device.state().unreported
+        return {} if device is None else device.state().unreported
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:

@@ -30,8 +30,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
-WORKER = "harness.execution.worker"
-OF_A_RUN = ("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP")
+WORKER, SIMULATED = "harness.execution.worker", "cuda_worker"
+OF_A_RUN = {
+    WORKER: ("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP"),
+    SIMULATED: (
+        *("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP"),
+        *("QHARNESS_SIMULATED_GPU", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
+    ),
+}
 """The variables that differ from run to run. A fork gets them, the server does not."""
 IMPORTED = (
     "torch",
@@ -60,13 +66,15 @@ class Workers:
         self._servers: dict[tuple[str, frozenset[tuple[str, str]]], _Server] = {}
 
     def start(self, command: Sequence[str], **options: object) -> Worker | subprocess.Popen[bytes]:
-        if WORKER not in command:
+        module = next((name for name in OF_A_RUN if name in command), None)
+        if module is None:
             return subprocess.Popen(command, **options)  # type: ignore[call-overload,no-any-return]
-        return self._fork(command, **options)  # type: ignore[arg-type]
+        return self._fork(command, OF_A_RUN[module], **options)  # type: ignore[arg-type]
 
     def _fork(
         self,
         command: Sequence[str],
+        of_a_run: Sequence[str],
         *,
         stdin: int,
         stdout: int,
@@ -79,8 +87,8 @@ class Workers:
         python, guard, parent, *arguments = command
         arguments, last = arguments[: -len(pass_fds)], arguments[-len(pass_fds) :]
         assert (parent, last) == (str(os.getpid()), list(map(str, pass_fds)))
-        variables = {name: value for name, value in env.items() if name not in OF_A_RUN}
-        own = {name: env[name] for name in OF_A_RUN if name in env}
+        variables = {name: value for name, value in env.items() if name not in of_a_run}
+        own = {name: env[name] for name in of_a_run if name in env}
         key = (python, frozenset(variables.items()))
         if key not in self._servers:
             self._servers[key] = _Server(python, variables)
