@@ -162,19 +162,3 @@ def test_a_kernel_without_a_build_for_this_torch_is_named(planned: Any, cache: P
         SourceError, match=r"kernel kernels-community/finegrained-fp8 v4, .*: Cannot find a build variant"
     ):
         fetch.fetch([run.spec for run in planned("fp8", here)], here)
-
-
-@pytest.mark.heavy
-def test_float8_layers_of_transformers_multiply_their_codes() -> None:
-    import torch
-    from transformers.integrations.finegrained_fp8 import FP8Linear
-
-    from harness.core.capability import Product
-    from harness.models.kernels import product
-    from harness.numerics.storage import ledger
-
-    layer = FP8Linear(256, 512, block_size=(128, 128))
-    assert product(layer, torch.bfloat16, 1) == Product("packed", "float8_e4m3fn")
-    codes, scales = ledger(layer, None, None)
-    assert (codes.quantized, codes.value_bytes) == (True, 256 * 512)
-    assert scales.value_bytes == 4 * 2 * 4
