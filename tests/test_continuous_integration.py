@@ -1,7 +1,11 @@
-"""What ``.ci/stacks`` does where a stack cannot be made. The environment's commands answer as each case says."""
+"""What continuous integration's tests see, and what ``.ci/stacks`` does where a stack cannot be made.
+
+The environment's commands answer as each case says.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -55,3 +59,8 @@ def test_a_stack_that_cannot_be_made_skips_its_own_tests_alone(
         assert ended.stdout.splitlines()[-1] == f"tested {tested}"
     assert ended.returncode == code, ended.stderr
     assert ("skipped" in ended.stdout) == (code != 1 and tested != "vllm llamacpp")
+
+
+def test_tests_see_no_gpu() -> None:
+    """Those of 'make test-gpu' alone do: nothing else here may depend on the machine's GPUs, nor load them."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
