@@ -28,12 +28,14 @@ class ComparisonSetting:
     threads: int | None
     attention: str | None
     baseline: str
+    devices: int = 1
 
     @property
     def hardware_text(self) -> str:
         threads = f"{self.threads} threads" if self.threads else None
         attention = f"attention {self.attention}" if self.attention else None
-        return " · ".join(part for part in (self.hardware, self.device, threads, attention) if part)
+        devices = f"{self.devices} devices" if self.devices > 1 else None
+        return " · ".join(part for part in (self.hardware, self.device, devices, threads, attention) if part)
 
 
 def model_id(model: ModelRef) -> str:
@@ -50,6 +52,7 @@ def setting(spec: RunSpec) -> ComparisonSetting:
         spec.job.conditions.threads,
         spec.job.conditions.attention,
         digest(spec.baseline.identity),
+        spec.job.conditions.devices,
     )
 
 

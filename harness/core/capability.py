@@ -258,6 +258,16 @@ class Preallocates(LoadedModel, Protocol):
 
 
 @runtime_checkable
+class Spread(LoadedModel, Protocol):
+    """May have its layers on several GPUs, which compute one after the other."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that hold its weights."""
+        ...
+
+
+@runtime_checkable
 class Generates(LoadedModel, Protocol):
     """Writes text after prompts until a condition holds."""
 

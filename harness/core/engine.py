@@ -28,7 +28,8 @@ MemoryCounter = Literal["torch", "driver"]
 class LoadRequest:
     """How an engine should load a checkpoint. ``quantization`` is passed to its library's own loader.
 
-    ``read`` is the method's own loader, for checkpoints that transformers cannot load (see Method).
+    ``read`` is the method's own loader, for checkpoints that transformers cannot load (see Method). ``gpus`` is how
+    many GPUs the process has.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class LoadRequest:
     trust_remote_code: bool = False
     kv_cache: KvCache = "model"
     read: Callable[[LoadRequest], Any] | None = None
+    gpus: int = 1
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ LabelCode = Literal[
     "publisher_coverage",
     "batch_dependent",
     "may_have_spilled",
+    "pipelined",
     "suspect",
     "implausible_baseline",
     "engine_not_separated",
@@ -307,6 +308,11 @@ LABELS: Mapping[LabelCode, Form] = {
         "Windows manages the GPU's memory there: a model too large for the GPU runs on, slowly, and nothing fails. "
         "Close other programs, or run it on a GPU with more memory",
         {"fraction": 0.97},
+    ),
+    "pipelined": Form(
+        lambda gpus: f"pipeline over {gpus} GPUs",
+        "its layers are spread over GPUs that compute one after the other: its speed is not that of one GPU",
+        {"gpus": 2},
     ),
     "suspect": Form(
         _suspect,

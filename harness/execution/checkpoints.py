@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.execution.checks import reload as probe
 from harness.execution.context import Context
 from harness.models.headers import TOKENIZER_FILES
+from harness.models.loading import device_map, refuse_offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -21,14 +22,16 @@ def load_source(context: Context, source: Path) -> Any:
 
     spec, attention = context.spec, context.spec.job.conditions.attention
     arguments: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         source,
         torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
-        device_map=spec.device,
+        device_map=device_map(spec.device, spec.job.conditions.gpus),
         use_safetensors=True,
         trust_remote_code=spec.model.trust_remote_code,
         **arguments,
     )
+    refuse_offloaded(model)
+    return model
 
 
 def some_logits(context: Context, model: Any, source: Path) -> dict[str, torch.Tensor]:

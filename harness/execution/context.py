@@ -18,7 +18,7 @@ from harness.core.identity import Scalar
 from harness.core.job import VariantJob
 from harness.core.label import Argument, Fact, FactCode, Label, LabelCode
 from harness.core.method import Method, Setting
-from harness.core.model import ModelRef
+from harness.core.model import MAIN_ENGINE, ModelRef
 from harness.core.record import Measurement, Moment, Phase
 from harness.core.run import RunSpec
 from harness.core.site import KERNEL_PACKAGES, MAIN
@@ -130,7 +130,8 @@ class Context:
         if self.spec.device.startswith("cuda"):
             import torch
 
-            torch.cuda.synchronize()
+            for index in range(_own_gpus(self.spec)):
+                torch.cuda.synchronize(index)
 
     def source(self) -> Path:
         """The unquantized checkpoint that the run reads."""
@@ -232,6 +233,7 @@ class Context:
             (spec.method.published or spec.model).trust_remote_code,  # an artifact is trusted like its model
             spec.kv_cache,
             chosen.read,
+            spec.job.conditions.gpus,
         )
 
     def method(self) -> Method[Any]:
@@ -284,9 +286,16 @@ def checked(runtime: Engine[Any], model: LoadedModel, needed: type[M]) -> M:
 
 def _peak_memory(spec: RunSpec, loaded: Loaded | None) -> PeakMemory:
     """The memory instrument. The baseline of a process is taken once, before its first run loads the model."""
-    counted_by = engine(spec.engine).counted_by
-    instrument: PeakMemory = metric("memory").make(spec.device, counted_by, loaded.baseline if loaded else None)
+    gpus = _own_gpus(spec)
+    counted_by = engine(spec.engine).counted_by if gpus == spec.job.conditions.gpus else "driver"
+    baseline = loaded.baseline if loaded else None
+    instrument: PeakMemory = metric("memory").make(spec.device, counted_by, baseline, gpus)
     return instrument
+
+
+def _own_gpus(spec: RunSpec) -> int:
+    """How many GPUs this process computes on: other engines start a process for each of several."""
+    return spec.job.conditions.gpus if spec.engine == MAIN_ENGINE else 1
 
 
 def _fetched(model: ModelRef) -> Path:

@@ -27,7 +27,7 @@ class Counter:
 
     @property
     def name(self) -> str:
-        return f"{self.source.lower()}_{self.point.name}"
+        return f"{self.source.lower().replace(' ', '_')}_{self.point.name}"
 
     @property
     def label(self) -> str:

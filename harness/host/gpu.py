@@ -254,6 +254,11 @@ def _sum(sizes: list[int | None]) -> int | None:
     return sum(known) if len(known) == len(sizes) else None
 
 
+def gpu_value(name: str, index: int) -> str:
+    """The name of a value of one of several GPUs, of which the first is 0: ``gpu_temperature_c_of_gpu_1``."""
+    return f"{name}_of_gpu_{index}" if index else name
+
+
 @contextmanager
 def gpus() -> Iterator[tuple[Gpu, ...]]:
     """The visible GPUs and MIG slices in CUDA's order; none without a driver, a GPU, or if all of them are hidden."""

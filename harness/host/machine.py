@@ -16,7 +16,7 @@ from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.compilers import absent_compilers
-from harness.host.gpu import GpuIdentity, absence, gpu, visible_uuids
+from harness.host.gpu import GpuIdentity, absence, gpu, gpu_value, gpus
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
@@ -36,6 +36,7 @@ PACKAGES = (
 def choose(device: str, cache_root: Path | None = None) -> Machine:
     """The machine with the recipe's device. Raises UsageError for a GPU that is missing or that torch cannot use.
 
+    Of several GPUs, those that are like the first one belong to it: figures of unlike ones cannot be compared.
     Torch's answer about a GPU is kept in a cache folder (default: the user's).
     """
     checked = None if device == "cpu" else preflight(cache_root or cache_folder())
@@ -47,14 +48,15 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
     if checked is None or problem is not None:
         cpu, instructions = f"{cpu_name()}, {cores()} cores", frozenset(instruction_sets())
         return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=instructions, gpu_problem=problem)
-    with gpu() as first:
-        found = GpuIdentity(checked.name) if first is None else first.identity()
+    with gpus() as visible:
+        found = visible[0].identity() if visible else GpuIdentity(checked.name)
+        alike = tuple(each.uuid for each in visible if each.identity() == found)
     hardware = f"{found.hardware_class}; {cpu_name()}"  # without the cores, which a job is given more or fewer of
     return Machine(
         "cuda",
         hardware,
         checked.capability,
-        visible_uuids(),
+        alike,
         found.memory_bytes or 0,
         driver=checked.driver,
         absent_compilers=absent_compilers(),
@@ -72,18 +74,20 @@ def fingerprint(packages: Iterable[str] = ()) -> Fingerprint:
         "memory_bytes": memory_bytes(),
         "platform": platform.platform(),
     }
-    with gpu() as device:
-        if device is not None:
-            hardware |= device.identity().hardware()
+    with gpus() as visible:
+        if visible:
+            hardware |= visible[0].identity().hardware()
+        if len(visible) > 1:
+            hardware["gpus"] = len(visible)
     return Fingerprint(hardware, {"python": platform.python_version(), **versions(packages)}, state())
 
 
 def state() -> dict[str, float]:
-    """The changing state at this moment. The GPU is read first, because an idle GPU lowers its clocks."""
-    of_gpu: Mapping[str, float] = {}
-    with gpu() as device:
-        if device is not None:
-            of_gpu = device.state().values
+    """The changing state at this moment. GPUs are read first, because an idle GPU lowers its clocks."""
+    of_gpu: dict[str, float] = {}
+    with gpus() as visible:
+        for index, device in enumerate(visible):
+            of_gpu |= {gpu_value(name, index): value for name, value in device.state().values.items()}
     load = {"load_average_1m": os.getloadavg()[0], "available_memory_bytes": float(available_memory_bytes())}
     return {**of_gpu, **processor_state(), **load}
 

@@ -15,7 +15,7 @@ from harness.core.label import Fact
 from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import GridCell, ThroughputWorkload
-from harness.host.gpu import Gpu, gpu
+from harness.host.gpu import Gpu, gpus
 from harness.numerics.prompts import random_tokens
 
 if TYPE_CHECKING:
@@ -38,19 +38,19 @@ class Meter(Protocol):
 
 
 class GpuMeter:
-    """The GPU's own counter (nvmlDeviceGetTotalEnergyConsumption): its chip and its memory, not the host."""
+    """GPUs' own counters (nvmlDeviceGetTotalEnergyConsumption), summed: their chips and memories, not the host."""
 
-    source = "NVML"
-
-    def __init__(self, device: Gpu) -> None:
-        self._device = device
+    def __init__(self, devices: Sequence[Gpu], source: str = "NVML") -> None:
+        self.source = source
+        self._devices = devices
 
     def read(self) -> float:
-        """Raises RuntimeError if the counter can no longer be read."""
-        joules = self._device.energy_j()
-        if joules is None:
+        """Raises RuntimeError if a counter can no longer be read."""
+        joules = [device.energy_j() for device in self._devices]
+        known = [each for each in joules if each is not None]
+        if len(known) < len(joules):
             raise RuntimeError("NVML no longer reports the GPU's energy")
-        return joules
+        return sum(known)
 
 
 class RaplMeter:
@@ -78,12 +78,17 @@ class RaplMeter:
 
 @contextmanager
 def meters(device: str, note: Note) -> Iterator[tuple[Meter, ...]]:
-    """The machine's counters that matter for a run on the device; ``note`` gets a fact for each that is missing."""
-    with gpu() as found:
+    """The machine's counters that matter for a run on the device; ``note`` gets a fact for each that is missing.
+
+    Of several GPUs they are the sum, and each one's.
+    """
+    with gpus() as found:
         able: list[Meter] = []
         if device.startswith("cuda"):
-            if found is not None and found.energy_j() is not None:
+            if found and all(each.energy_j() is not None for each in found):
                 able.append(GpuMeter(found))
+                each_own = enumerate(found) if len(found) > 1 else ()
+                able += [GpuMeter([one], f"NVML GPU {index}") for index, one in each_own]
             else:
                 reason = "NVML does not report it (GPUs before Volta, MIG slices)"
                 note(Fact("energy_not_measured", {"counter": "GPU", "reason": reason}))

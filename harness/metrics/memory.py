@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import resource
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from harness.core.protocols import (
     TORCH_RESERVED,
 )
 from harness.core.record import Measurement
-from harness.host.gpu import gpu
+from harness.host.gpu import gpus
 from harness.models.stored import StoredLayer
 
 VERSION = 2
@@ -46,10 +46,9 @@ class DriverUse:
 
     @classmethod
     def now(cls) -> DriverUse:
-        with gpu() as found:
-            if found is None:
-                return cls(None, None)
-            return cls(found.process_bytes(), found.used_bytes())
+        """Summed over the visible GPUs."""
+        with gpus() as found:
+            return cls(_sum(each.process_bytes() for each in found), _sum(each.used_bytes() for each in found))
 
     def since(self, earlier: DriverUse) -> int | None:
         """What this process took since then; if its own memory is unknown, what the whole GPU's use grew by."""
@@ -57,6 +56,13 @@ class DriverUse:
             if now is not None and then is not None:
                 return max(now - then, 0)
         return None
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    """The sum; None if one of the sizes is unknown, or there is none."""
+    every = list(sizes)
+    known = [size for size in every if size is not None]
+    return sum(known) if every and len(known) == len(every) else None
 
 
 @dataclass(frozen=True)
@@ -82,11 +88,19 @@ class PeakMemory:
     unknown, by how much the GPU's use has grown since this process began.
 
     ``baseline`` is that of the process, if an earlier run in the same process has taken it.
+
+    On several GPUs, all of these are sums over them; each one's peak by torch and its use by the driver stand beside
+    them. The GPUs' peaks need not be of one moment, so that their sum is an upper bound.
     """
 
     def __init__(
-        self, device: str, counted_by: MemoryCounter = "torch", baseline: DeviceBaseline | None = None
+        self,
+        device: str,
+        counted_by: MemoryCounter = "torch",
+        baseline: DeviceBaseline | None = None,
+        gpus: int = 1,
     ) -> None:
+        self._gpus = gpus
         self._on_gpu = device.startswith("cuda")
         self._by_driver = self._on_gpu and counted_by == "driver"
         self._unused = DriverUse.now() if self._on_gpu and baseline is None else None
@@ -117,15 +131,30 @@ class PeakMemory:
     def _end(self, marked: str, before: Mapping[str, int], name: str, where: Mapping[str, Scalar]) -> None:
         self._keep("peak_memory_bytes", self._peaks(marked, before), name, where)
         self._keep("memory_after_bytes", self._after(), name, where)
+        if self._on_gpu and self._gpus > 1:
+            self._keep_each_gpu(name, where)
+
+    def _keep_each_gpu(self, name: str, where: Mapping[str, Scalar]) -> None:
+        import torch
+
+        for index in range(self._gpus):
+            peak = [(TORCH_ALLOCATED, torch.cuda.max_memory_allocated(index))]
+            self._keep("peak_memory_of_gpu_bytes", peak, name, {"gpu": index, **where})
+        with gpus() as found:
+            for index, each in enumerate(found):
+                used = each.used_bytes()
+                held = [] if used is None else [(DRIVER_WHOLE, used)]
+                self._keep("memory_of_gpu_after_bytes", held, name, {"gpu": index, **where})
 
     def _reset(self) -> str:
         """Resets all peaks; returns the name of the resident set's peak."""
         if self._on_gpu:
             import torch
 
-            torch.cuda.synchronize()
+            self._synchronize()
             torch.cuda.empty_cache()  # otherwise "reserved" would count free blocks of an earlier phase
-            torch.cuda.reset_peak_memory_stats()
+            for index in range(self._gpus):
+                torch.cuda.reset_peak_memory_stats(index)
             if self._unused is not None and self.baseline is None:
                 self.baseline = DeviceBaseline(self._unused, DriverUse.now())
         _trim_heap()
@@ -138,7 +167,7 @@ class PeakMemory:
         elif self._on_gpu:
             import torch
 
-            yield TORCH_ALLOCATED, torch.cuda.memory_allocated()
+            yield TORCH_ALLOCATED, self._summed(torch.cuda.memory_allocated)
 
     def _peaks(self, marked: str, before: Mapping[str, int]) -> Iterator[tuple[str, int]]:
         if _STATUS.exists():
@@ -148,12 +177,21 @@ class PeakMemory:
         if self._on_gpu:
             import torch
 
-            torch.cuda.synchronize()
+            self._synchronize()
             if self._by_driver:
                 yield from ((source, max(size, before.get(source, 0))) for source, size in self._since_loading())
             else:
-                yield TORCH_ALLOCATED, torch.cuda.max_memory_allocated()
-                yield TORCH_RESERVED, torch.cuda.max_memory_reserved()
+                yield TORCH_ALLOCATED, self._summed(torch.cuda.max_memory_allocated)
+                yield TORCH_RESERVED, self._summed(torch.cuda.max_memory_reserved)
+
+    def _synchronize(self) -> None:
+        import torch
+
+        for index in range(self._gpus):
+            torch.cuda.synchronize(index)
+
+    def _summed(self, of_gpu: Callable[[int], int]) -> int:
+        return sum(map(of_gpu, range(self._gpus)))
 
     def _after(self) -> Iterator[tuple[str, int]]:
         yield from _status("RssAnon", "RssFile")

@@ -8,21 +8,26 @@ from harness.core.engine import LoadRequest
 
 
 def load_transformers(request: LoadRequest, **options: Any) -> Any:
-    """A causal language model in eval mode. Loads only safetensors weights; raises what transformers raises."""
+    """A causal language model in eval mode. Loads only safetensors weights; raises what transformers raises.
+
+    Raises MemoryError if transformers left a part of it to the host.
+    """
     from transformers import AutoModelForCausalLM
 
     if request.attention is not None:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         request.path,
         dtype=request.dtype,
-        device_map=device_map(request.device),
+        device_map=device_map(request.device, request.gpus),
         trust_remote_code=request.trust_remote_code,
         use_safetensors=True,
         **options,
     ).eval()
+    refuse_offloaded(model)
+    return model
 
 
 def load_tokenizer(request: LoadRequest) -> Any | None:
@@ -34,6 +39,22 @@ def load_tokenizer(request: LoadRequest) -> Any | None:
     return AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
 
 
-def device_map(device: str) -> str:
-    """Everything on one device; with several GPUs, the first visible one."""
-    return "cuda:0" if device == "cuda" else device
+def device_map(device: str, gpus: int = 1) -> str:
+    """Everything on one device, the first visible GPU; or over all of several, in equal parts of whole layers."""
+    if device == "cuda":
+        return "cuda:0" if gpus == 1 else "balanced"
+    return device
+
+
+def refuse_offloaded(model: Any) -> None:
+    """Raises MemoryError for a model that does not fit its GPUs: accelerate then computes it from host memory or disk.
+
+    A model on one device has no map of its modules, or one with one entry.
+    """
+    devices = getattr(model, "hf_device_map", {})
+    left = [name for name, device in devices.items() if str(device) in ("cpu", "disk")]
+    if left and len(devices) > 1:
+        raise MemoryError(
+            f"the model does not fit the GPUs, and {len(left)} of its modules, such as {left[0]}, would "
+            "be computed from host memory; use more devices or fewer bits"
+        )

@@ -50,6 +50,7 @@ from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
 from harness.planning.support import (
     refusal,
+    too_large,
     unpacking_note,
     unsupported_engine_reason,
     unsupported_job_reason,
@@ -59,6 +60,7 @@ from harness.planning.validate import (
     reject_duplicates,
     thresholds,
     validate_calibration,
+    validate_devices,
     validate_engines,
     validate_measure,
     validate_scope,
@@ -106,10 +108,10 @@ class _Resolved:
 
     @property
     def conditions(self) -> Conditions:
-        """Of a process that runs no engine."""
+        """Of a process that loads no model with an engine."""
         recipe = self.recipe
         memory = recipe.measure.memory is not None
-        return Conditions(self.machine.device, recipe.threads, recipe.attention, memory)
+        return Conditions(self.machine.device, recipe.threads, recipe.attention, memory, devices=recipe.devices)
 
     @property
     def _memory_limit(self) -> int | None:
@@ -120,7 +122,7 @@ class _Resolved:
     def conditions_on(self, choice: EngineChoice) -> Conditions:
         """Of a process that loads a model with an engine."""
         on_gpu = self.machine.device == "cuda"
-        return replace(self.conditions, gpus=choice.engine.gpus(choice.params, 1) if on_gpu else 1)
+        return replace(self.conditions, gpus=choice.engine.gpus(choice.params, self.recipe.devices) if on_gpu else 1)
 
     def run(
         self,
@@ -155,6 +157,7 @@ def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedR
     UsageError for a device that the site lacks. What this model or this site cannot use is planned as unsupported.
     """
     machine = site.machine(recipe.device)
+    validate_devices(recipe.devices, machine)
     sources = [_source(recipe, index) for index in range(len(recipe.models))]
     reject_duplicates(recipe, sources)
     engines = engine_choices(recipe)
@@ -309,6 +312,8 @@ class _OfModel:
     def _shared(self, supported: Sequence[tuple[_OnEngine, MethodChoice]]) -> _Shared:
         """The runs that the supported variants need."""
         sweep, model, conditions = self.sweep, self.source.ref, self.sweep.conditions
+        main = registry.engine(MAIN_ENGINE)
+        on_main = sweep.conditions_on(EngineChoice(main, main.params()))
         prepare = self._shared_run(PrepareModel(conditions, model), {}) if model.needs_preparing else None
         made = {"prepare": prepare.spec.run_id} if prepare else {}
         calibrate = probe = None
@@ -316,18 +321,22 @@ class _OfModel:
             job = MakeCalibration(conditions, model, sweep.calibration, sweep.texts, sweep.allow_leak)
             calibrate = self._shared_run(job, made)
         if any(method.method.stack != MAIN or on.is_converted(method) for on, method in supported):
-            probe = self._shared_run(KeepProbe(conditions, model), made)
+            probe = self._shared_run(KeepProbe(on_main, model), made)
         base = Variant(model, sweep.base.ref, MAIN_ENGINE, sweep.recipe.scope.quantize, seed=sweep.recipe.seed)
         divergence = sweep.recipe.measure.divergence is not None and _has_quality(self.source)
         references = {
-            text: self._shared_run(MakeReference(conditions, base, sweep.base.ref, text), made)
+            text: self._shared_run(MakeReference(on_main, base, sweep.base.ref, text), made)
             for text in (sweep.texts if divergence else ())
         }
         return _Shared(prepare, calibrate, probe, references)
 
     def _shared_run(self, job: Job, made: Mapping[str, str]) -> PlannedRun:
+        machine = self.sweep.machine
         unsupported = self.source.degrid_obstacle or _too_long(self.source, job)
-        weight_bytes = _weight_bytes(self.source, self.sweep.base, self.sweep.machine.device)
+        weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
+        if isinstance(job, KeepProbe | MakeReference):
+            main = registry.engine(MAIN_ENGINE)
+            unsupported = unsupported or too_large(weight_bytes, job.conditions, main, machine)
         return self.sweep.run(job, self.sweep.base, made, unsupported, weight_bytes)
 
 
@@ -388,6 +397,7 @@ class _OnEngine:
                 needed = made | ({"reference": reference.spec.run_id} if reference else {})
                 reason = (
                     unsupported
+                    or too_large(weight_bytes, job.conditions, self.engine, sweep.machine)
                     or unsupported_job_reason(job, self.engine, sweep.site)
                     or _too_long(self.source, job)
                     or self._refusal(method, kv_cache, job.longest_tokens, job.largest_batch)

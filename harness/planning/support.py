@@ -11,7 +11,7 @@ from harness import plugins as registry
 from harness.core.engine import Engine, PlannedLoad
 from harness.core.format import Codes
 from harness.core.identity import KvCache
-from harness.core.job import VariantJob
+from harness.core.job import Conditions, VariantJob
 from harness.core.method import Needs
 from harness.core.model import MAIN_ENGINE, Attention
 from harness.core.site import MAIN, Machine, Site
@@ -63,8 +63,15 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
     for package in runtime.caches[kv_cache]:
         if site.version(package, runtime.stack) is None:
             return f"kv_cache {kv_cache} needs {package}, which is not installed; pip install 'qharness[all]'"
+    spread = job.conditions.gpus if runtime.name == MAIN_ENGINE else 1
+    if spread > 1 and registry.method(job.variant.method.name).read is not None:
+        return (
+            f"its own library loads it, onto one GPU: devices: {spread} spreads what transformers loads; leave it out"
+        )
     if "decodes" not in job.uses:
         return None
+    if spread > 1 and mode != "eager":
+        return f"decode_mode {mode} is one graph on one GPU, and devices: {spread} spreads the model; use eager"
     if mode not in runtime.decode_modes:
         advice = runtime.decode_advice or f"it can in {', '.join(runtime.decode_modes)}"
         return f"{runtime.name} cannot decode in decode_mode {mode}; {advice}"
@@ -72,6 +79,24 @@ def unsupported_job_reason(job: VariantJob, runtime: Engine[Any], site: Site) ->
     if kv_cache not in caches:
         return f"{runtime.name} decodes in decode_mode {mode} only with kv_cache {', '.join(caches)}"
     return None
+
+
+def too_large(weight_bytes: int | None, conditions: Conditions, runtime: Engine[Any], machine: Machine) -> str | None:
+    """Why a model does not fit a run's GPUs, by the estimated size of its weights alone; None if they may fit.
+
+    What a batch or a long text needs beside them is left to the run, which ends by itself where memory is short. An
+    engine that does not load through torch may keep a part in the host's memory, and nothing is refused on a CPU.
+    """
+    size = machine.memory_bytes * conditions.gpus
+    if machine.device == "cpu" or runtime.counted_by != "torch" or not size or weight_bytes is None:
+        return None
+    if weight_bytes <= size:
+        return None
+    have = "the GPU has" if conditions.gpus == 1 else f"{conditions.gpus} GPUs have"
+    more = "more 'devices'" if runtime.name == MAIN_ENGINE else f"more GPUs by {runtime.name}'s own parameters"
+    return (
+        f"its weights take {weight_bytes / 2**30:.1f} GiB and {have} {size / 2**30:.1f} GiB: use fewer bits, or {more}"
+    )
 
 
 def unsupported_engine_reason(runtime: Engine[Any], site: Site) -> str | None:

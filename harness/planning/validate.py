@@ -12,6 +12,8 @@ from harness.core.engine import Engine
 from harness.core.foreign import quoted
 from harness.core.identity import digest
 from harness.core.model import model_identity
+from harness.core.site import Machine
+from harness.errors import UsageError
 from harness.figures.gate import threshold
 from harness.models.scope import matching
 from harness.models.sources import SourceModel
@@ -28,6 +30,21 @@ def reject_duplicates(recipe: Recipe, sources: Sequence[SourceModel]) -> None:
         )
     if len({digest(model_identity(source.ref)) for source in sources}) < len(sources):
         raise recipe.error(("models",), "the same model is listed twice")
+
+
+def validate_devices(devices: int, machine: Machine) -> None:
+    """Raises UsageError if a machine lacks the GPUs that a recipe spreads its models over."""
+    if devices == 1:
+        return
+    if machine.device == "cpu":
+        raise UsageError(f"devices: {devices} needs as many GPUs, and this sweep runs on a CPU; leave it out")
+    if devices > machine.gpus:
+        raise UsageError(
+            f"devices: {devices} needs as many GPUs of one kind, and {machine.gpus} may be used here; see "
+            "'qharness doctor'"
+        )
+    if any(name.startswith("MIG-") for name in machine.uuids[:devices]):
+        raise UsageError(f"devices: {devices} needs whole GPUs: a process can use one MIG slice; leave it out")
 
 
 def validate_measure(recipe: Recipe) -> None:

@@ -31,6 +31,7 @@ MAX_SEED = 2**32 - 1
 """The largest seed that every library accepts; numpy's is the smallest limit."""
 MAX_SECONDS = 366 * 86400.0
 MAX_THREADS = 4096
+MAX_DEVICES = 64
 MAX_SIZE = 2**60
 """Bytes of a memory limit or a budget: 1 EiB."""
 _NUMBER = r"(\d{1,18}(?:\.\d{1,18})?)"
@@ -111,6 +112,7 @@ Lengths = Annotated[
     AfterValidator(distinct),
 ]
 Threads = Annotated[int, Field(gt=0, le=MAX_THREADS)]
+Devices = Annotated[int, Field(gt=0, le=MAX_DEVICES)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
 Bos = Literal["auto", "always", "never"]

@@ -20,6 +20,7 @@ from harness.recipe.fields import (
     MAX_RECIPE_NAME,
     Bytes,
     Commit,
+    Devices,
     Dtype,
     Located,
     Name,
@@ -193,6 +194,11 @@ class Recipe(Strict):
     )
     calibration: Calibration | None = Field(None, description="the text for calibrated methods")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses the GPU if there is a usable one")
+    devices: Devices = Field(
+        1,
+        description="GPUs that the transformers engine spreads each model over, layer by layer, so that one computes "
+        "after the other; other engines have parameters of their own",
+    )
     threads: Threads | None = Field(None, description="CPU threads; default: one per core")
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention implementation; default: the engine's choice"

@@ -51,6 +51,22 @@ def test_a_quiet_run_is_not_suspect() -> None:
     assert told(moments({**QUIET_CPU, **before_gpu}, {**after, **after_gpu}), [decoding([1.0] * 6)]) == ()
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"gpu_sm_clock_mhz": 1000.0}, "the GPU's clock fell by more than 10%"),
+        ({"gpu_slowdown_reasons": float(0x40)}, "the GPU held its clocks down: heat or a fault of its power"),
+        ({"gpu_processes": 2.0}, "another process held the GPU"),
+    ],
+)
+def test_each_of_several_gpus_is_judged(changed: Mapping[str, float], sentence: str) -> None:
+    second = {f"{name}_of_gpu_1": value for name, value in QUIET_GPU.items()}
+    after = {f"{name}_of_gpu_1": value for name, value in changed.items()}
+    quiet = {**QUIET_GPU, **second}
+    assert told(moments(quiet, quiet), []) == ()
+    assert told(moments(quiet, {**quiet, **after}), []) == (sentence,)
+
+
 def test_a_run_may_have_several_processes_on_a_gpu() -> None:
     several = {**QUIET_GPU, "gpu_processes": 2.0, "gpu_other_processes": 0.0}
     assert told(moments(several, several), []) == ()

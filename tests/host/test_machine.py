@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ def two_gpus(nvml: NvmlStub, torch_uses_gpu: None) -> None:
 @pytest.mark.parametrize(
     ("visible", "expected", "uuids"),
     [
-        (None, H200, (H200.uuid, A100.uuid)),
+        (None, H200, (H200.uuid,)),
         ("1", A100, (A100.uuid,)),
-        ("1,0", A100, (A100.uuid, H200.uuid)),
+        ("1,0", A100, (A100.uuid,)),
         ("GPU-89a", A100, (A100.uuid,)),
     ],
 )
@@ -37,6 +38,17 @@ def test_the_first_visible_gpu_is_the_one(
     assert chosen.uuids == uuids
     assert chosen.memory_bytes == expected.total_bytes
     assert machine.fingerprint().hardware["gpu"] == expected.name
+
+
+def test_gpus_of_one_kind_are_one_machine_and_each_has_a_state_of_its_own(nvml: NvmlStub, tmp_path: Path) -> None:
+    second, slow = replace(H200, uuid="GPU-2").answering(temperature=55), replace(H200, uuid="GPU-3")
+    nvml.holds(H200, second, slow.answering(power_limit=500_000), A100)
+    chosen = machine.choose("cuda", tmp_path)
+    assert chosen.uuids == (H200.uuid, "GPU-2")
+    assert chosen.gpus == 2
+    now = machine.fingerprint()
+    assert now.hardware["gpus"] == 4
+    assert (now.state["gpu_temperature_c"], now.state["gpu_temperature_c_of_gpu_1"]) == (41, 55)
 
 
 def test_a_job_with_more_cores_is_the_same_machine_on_a_gpu_and_another_on_a_cpu(monkeypatch, tmp_path: Path) -> None:
@@ -84,7 +96,7 @@ def test_a_slice_is_a_machine_of_its_own(nvml: NvmlStub, tmp_path: Path) -> None
     chosen = machine.choose("cuda", tmp_path)
     assert chosen.hardware.startswith("NVIDIA H200 MIG 3g.71gb, 700 W; ")  # of the whole GPU
     assert chosen.memory_bytes == 70 * GIB
-    assert chosen.uuids == tuple(part.uuid for part in SLICES)
+    assert chosen.uuids == (SLICES[0].uuid,), "the other slice is of another size"
     hardware = machine.fingerprint().hardware
     assert (hardware["gpu_mig_profile"], hardware["gpu_memory_bytes"]) == ("3g.71gb", 70 * GIB)
 

@@ -59,14 +59,15 @@ class Card:
         used = replace(one, used_bytes=OTHERS + own).running(*([listed[self.how]] if self.has_context else []))
         self.nvml.holds(replace(SLICED_H200, slices=(used,)) if self.is_slice else used)  # type: ignore[arg-type]
 
-    def synchronize(self) -> None:
+    def synchronize(self, index: int) -> None:
+        assert index == 0
         if not self.has_context:
             self.has_context = True
             self.take()
         if self.lost:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    def reset_peak_memory_stats(self) -> None:
+    def reset_peak_memory_stats(self, index: int) -> None:
         self.torch_peak_bytes = self.torch_bytes
 
     @property
@@ -75,9 +76,9 @@ class Card:
             synchronize=self.synchronize,
             empty_cache=lambda: None,
             reset_peak_memory_stats=self.reset_peak_memory_stats,
-            memory_allocated=lambda: self.torch_bytes,
-            max_memory_allocated=lambda: self.torch_peak_bytes,
-            max_memory_reserved=lambda: self.torch_peak_bytes + 2 * MIB,
+            memory_allocated=lambda index: self.torch_bytes,
+            max_memory_allocated=lambda index: self.torch_peak_bytes,
+            max_memory_reserved=lambda index: self.torch_peak_bytes + 2 * MIB,
         )
 
 
@@ -182,6 +183,33 @@ def test_a_process_keeps_its_baseline_beside_the_model_that_it_has_loaded(
         if (m.metric, m.protocol["source"]) == ("peak_memory_bytes", "NVML since loading")
     }
     assert peaks == {"questions": 750 * MIB}
+
+
+def test_the_memory_of_several_gpus_is_their_sum_and_each_ones(nvml: NvmlStub, monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks, calls = {0: 300 * MIB, 1: 200 * MIB}, []
+    cuda = SimpleNamespace(
+        synchronize=calls.append,
+        empty_cache=lambda: None,
+        reset_peak_memory_stats=lambda index: None,
+        memory_allocated=lambda index: 0,
+        max_memory_allocated=lambda index: peaks[index],
+        max_memory_reserved=lambda index: peaks[index] + MIB,
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    first = replace(H200, used_bytes=900 * MIB).running(Process(None, 700 * MIB))
+    second = replace(H200, uuid="GPU-2", used_bytes=500 * MIB).running(Process(None, 400 * MIB))
+    nvml.holds(first, second)
+    instrument = PeakMemory("cuda", gpus=2)
+    with instrument.phase("load"):
+        pass
+    found = {(m.metric, m.protocol["source"], m.protocol.get("gpu")): m.values[0] for m in instrument.finish()}
+    assert found["peak_memory_bytes", "cuda allocated", None] == 500 * MIB
+    assert found["peak_memory_bytes", "cuda reserved", None] == 502 * MIB
+    assert found["memory_after_bytes", "NVML process", None] == 1100 * MIB
+    assert found["memory_after_bytes", "NVML device", None] == 1400 * MIB
+    assert [found["peak_memory_of_gpu_bytes", "cuda allocated", index] for index in (0, 1)] == [300 * MIB, 200 * MIB]
+    assert [found["memory_of_gpu_after_bytes", "NVML device", index] for index in (0, 1)] == [900 * MIB, 500 * MIB]
+    assert set(calls) == {0, 1}
 
 
 def fail(card: Card) -> None:

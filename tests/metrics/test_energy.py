@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pynvml
@@ -106,6 +107,14 @@ def test_joules_per_token_with_the_idle_power_in_it_and_taken_off(world: World) 
             decode = DECODE_S * (DECODE_W - off_w) / batch
             assert value(found, "prefill_j_per_tok", idle=idle, **at) == pytest.approx(prefill, rel=1e-3)
             assert value(found, "decode_j_per_tok", idle=idle, **at) == pytest.approx(decode, rel=1e-3)
+
+
+def test_the_energy_of_several_gpus_is_their_sum_and_each_ones(world: World, nvml: NvmlStub) -> None:
+    nvml.holds(H200, replace(H200, uuid="GPU-2"))
+    found, _ = run(world, "cuda")
+    own = [value(found, "idle_power_w", batch_size=1, source=f"NVML GPU {index}") for index in (0, 1)]
+    assert own == pytest.approx([IDLE_W, IDLE_W], abs=0.01)
+    assert value(found, "idle_power_w", batch_size=1, source="NVML") == pytest.approx(2 * IDLE_W, abs=0.02)
 
 
 def test_each_stretch_is_long_beside_the_counters_step(world: World) -> None:

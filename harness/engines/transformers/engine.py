@@ -1,4 +1,4 @@
-"""The transformers engine: PyTorch models on a CPU or one GPU."""
+"""The transformers engine: PyTorch models on a CPU, on one GPU, or spread over several."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ class TransformersModel:
         self.tokenizer = tokenizer
         self.vocabulary = int(config.vocab_size)
         self.device = str(model.device)
+        own = [str(model.device), *(str(parameter.device) for parameter in model.parameters())]
+        self.devices = tuple(dict.fromkeys(own))
         self.threads = torch.get_num_threads()
         self._stored = self._ledger()  # before the first forward, in which some libraries repack their weights
         self.attention = str(getattr(config, "_attn_implementation", None))
@@ -57,10 +59,14 @@ class TransformersModel:
 
     def hidden(self, tokens: torch.Tensor) -> torch.Tensor:
         decoder = self._model.get_decoder()
-        return self._read(lambda **inputs: decoder(**inputs).last_hidden_state, tokens)
+        return self._read(lambda **inputs: self._first(decoder(**inputs).last_hidden_state), tokens)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return finish(self._head(hidden), self._scale, self._softcap)
+        return finish(self._first(self._head(hidden)), self._scale, self._softcap)
+
+    def _first(self, states: torch.Tensor) -> torch.Tensor:
+        """On the device that the model's inputs are on, where a model on several devices leaves them elsewhere."""
+        return states.to(self._model.device)
 
     def output_embedding(self) -> HeadWeights | None:
         import torch
@@ -97,7 +103,7 @@ class TransformersModel:
     def extend_prefix(self, tokens: torch.Tensor, prefix: Any | None) -> tuple[torch.Tensor, Any]:
         inputs = tokens.to(self._model.device).unsqueeze(0)
         output = self._model.get_decoder()(input_ids=inputs, past_key_values=prefix_cache.fork(prefix), use_cache=True)
-        return output.last_hidden_state[0], output.past_key_values
+        return self._first(output.last_hidden_state[0]), output.past_key_values
 
     def forward_tree(self, tokens: torch.Tensor, visible_until: torch.Tensor, prefix: Any | None) -> torch.Tensor:
         length = prefix.get_seq_length() if prefix is not None else 0
@@ -109,7 +115,7 @@ class TransformersModel:
             past_key_values=prefix_cache.fork(prefix),
             use_cache=prefix is not None,
         )
-        return output.last_hidden_state[0]  # type: ignore[no-any-return]
+        return self._first(output.last_hidden_state[0])
 
     def generate(
         self, tokens: torch.Tensor, mask: torch.Tensor, prefix: Any | None, stop: Stop, **settings: Any
@@ -133,7 +139,7 @@ class TransformersModel:
         return written, torch.isin(written, ends).any(dim=1), getattr(output, "past_key_values", None)
 
     def select_prefix(self, prefix: Any, rows: torch.Tensor, length: int) -> Any:
-        return prefix_cache.selected(prefix, rows.to(self._model.device), length)
+        return prefix_cache.selected(prefix, rows, length)
 
     def join_prefixes(self, prefixes: Sequence[Any]) -> Any:
         return prefix_cache.joined(prefixes)
@@ -163,8 +169,9 @@ class TransformersModel:
     def sync(self) -> None:
         import torch
 
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
+        for device in self.devices:
+            if device.startswith("cuda"):
+                torch.cuda.synchronize(device)
 
     def close(self) -> None:
         import gc
@@ -265,6 +272,7 @@ TRANSFORMERS = Engine(
     imports=imports,
     load=load,
     params=TransformersParams,
+    gpus=lambda params, devices: devices,
     packages=("torch", "transformers", "tokenizers", "safetensors", "accelerate"),
     caches=PACKAGES,
     decode_modes={"eager": tuple(PACKAGES), "compiled": ("model",)},

@@ -61,7 +61,12 @@ def fork(cache: Any | None) -> Any | None:
 
 def selected(cache: Any, rows: torch.Tensor, length: int) -> Any:
     """The last ``length`` tokens of a cache, of these rows of its batch."""
-    return _rebuilt(cache, lambda layer, kind: getattr(cache.layers[layer], kind)[rows, :, -length:])
+
+    def states(layer: int, kind: str) -> torch.Tensor:
+        own: torch.Tensor = getattr(cache.layers[layer], kind)  # layers may be on several devices
+        return own[rows.to(own.device), :, -length:]
+
+    return _rebuilt(cache, states)
 
 
 def joined(caches: Sequence[Any]) -> Any:

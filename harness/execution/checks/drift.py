@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.core.label import Argument, Label
 from harness.core.record import Measurement, Moment
+from harness.host.gpu import gpu_value
 
 Of = Literal["run", "machine"]
 _Finding = dict[str, Argument]
@@ -48,7 +49,7 @@ def drift(moments: Sequence[Moment], measurements: Sequence[Measurement], of: Of
 
 
 def _clock_findings(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Iterator[_Finding]:
-    for before, after in pairs:
+    for before, after in (each for pair in pairs for each in zip(*map(_of_each_gpu, pair), strict=False)):
         clocks = before.get("gpu_sm_clock_mhz"), after.get("gpu_sm_clock_mhz")
         if clocks[0] and clocks[1] and clocks[1] < (1 - CLOCK_DROP) * clocks[0]:
             yield {"reason": "gpu_clock_fell", "limit": CLOCK_DROP}
@@ -60,9 +61,20 @@ def _clock_findings(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, floa
 
 def _process_findings(moments: Sequence[Moment]) -> Iterator[_Finding]:
     """Where the driver does not list the run's own processes, one of those that it lists is taken for it."""
-    states = [moment.state for moment in moments]
+    states = [state for moment in moments for state in _of_each_gpu(moment.state)]
     if any(state.get("gpu_other_processes", state.get("gpu_processes", 1) - 1) > 0 for state in states):
         yield {"reason": "gpu_shared"}
+
+
+def _of_each_gpu(state: Mapping[str, float]) -> Iterator[Mapping[str, float]]:
+    """The values of each GPU by the names of the first one's."""
+    yield state
+    for index in itertools.count(1):
+        suffix = gpu_value("", index)
+        own = {name.removesuffix(suffix): value for name, value in state.items() if name.endswith(suffix)}
+        if not own:
+            return
+        yield own
 
 
 def _core_findings(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[_Finding]:

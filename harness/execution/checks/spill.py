@@ -25,5 +25,6 @@ def spill(machine: Fingerprint, measurements: Iterable[Measurement]) -> tuple[La
     if not isinstance(size, int) or not size or not is_wsl():
         return ()
     in_use = (m.values[0] for m in measurements if (m.metric, m.protocol.get("source")) in IN_USE)
-    fraction = max(in_use, default=0.0) / size
+    gpus = machine.hardware.get("gpus", 1)
+    fraction = max(in_use, default=0.0) / (size * (gpus if isinstance(gpus, int) else 1))
     return (Label("may_have_spilled", {"fraction": round(fraction, 3)}),) if fraction >= NEARLY_FULL else ()

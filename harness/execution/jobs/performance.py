@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.core.capability import Decodes, Logits
+from harness.core.capability import Decodes, Logits, Spread
 from harness.core.job import MeasurePerformance
 from harness.execution.checks.drift import drift
 from harness.execution.checks.kernels import grid_products, record_cuda_kernels
@@ -19,6 +19,8 @@ def run(job: MeasurePerformance, context: Context, out: Path) -> None:
     """Measures speed, memory and energy of prefill and decode, each in a separate pass."""
     variant = job.variant
     model = context.load(Decodes)
+    if isinstance(model, Spread) and len(model.devices) > 1:
+        context.label("pipelined", gpus=len(model.devices))
     if job.verify:
         verify_variant(context, checked(engine(variant.engine), model, Logits))
     if job.throughput is not None:
