@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -89,7 +90,8 @@ class Bench:
     """One machine under test: its processor, or with ``on_gpu`` its GPU, of which torch says ``preflight``.
 
     ``chosen`` is None if the GPU cannot be used. ``folder`` is a temporary one for results, artifacts and models.
-    ``report`` is called with each run that begins.
+    ``report`` is called with each run that begins. On the clock of ``time.monotonic``, the current check's time ends at
+    ``ends_s``, and that of all checks at ``over_s``.
     """
 
     folder: Path
@@ -97,7 +99,8 @@ class Bench:
     chosen: Machine | None
     preflight: Preflight | None
     report: Callable[[str], None]
-    ends_s: float = 0.0
+    ends_s: float = math.inf
+    over_s: float = math.inf
     records: list[RunRecord] = field(default_factory=list)
     _moments: dict[tuple[str, str], float] = field(default_factory=dict)
 
@@ -112,6 +115,12 @@ class Bench:
     def left_s(self) -> float:
         """The seconds until the current check's time is over."""
         return self.ends_s - time.monotonic()
+
+    def fault(self, about: str, reason: str) -> Finding:
+        """What did not succeed: a failure, unless the time of all checks is over, which ends whatever runs."""
+        if time.monotonic() >= self.over_s:
+            return skipped(about, f"the time was over: {reason}; give it more with --minutes")
+        return failed(about, reason)
 
     @property
     def results(self) -> Path:

@@ -66,7 +66,7 @@ def quality(folder: Path) -> dict[str, Any]:
     return {
         "name": "quality",
         "models": [{"id": str(folder), "label": "small random model", "dtype": "float32"}],
-        "methods": ["none", NF4, {"rtn": {"bits": [8, 4]}}],
+        "methods": ["none", NF4, "rtn"],
         "measure": {"perplexity": {"context": 256, "windows": 4}, "divergence": {}, "memory": {}},
     }
 

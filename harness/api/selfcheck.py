@@ -71,7 +71,7 @@ def selfcheck(
     on_finding: Callable[[Finding], None] = lambda finding: None,
     on_run: Callable[[str], None] = lambda title: None,
 ) -> Checked:
-    """Checks this machine's processor, or its GPU, for at most about so many minutes; writes a zip to ``out``.
+    """Checks this machine's processor, or its first GPU, for at most about so many minutes; writes a zip to ``out``.
 
     ``doctor`` is what ``qharness doctor`` says, for the zip. ``on_finding`` gets each finding at once, ``on_run``
     the title of each run that begins. A check that fails in an unforeseen way is a finding too.
@@ -84,20 +84,23 @@ def selfcheck(
     told = ask_torch(root) if on_gpu else None
     usable = not on_gpu or (told is not None and told.problem is None)
     machine = choose("cuda" if on_gpu else "cpu", root) if usable else None
+    if machine is not None:
+        machine = replace(machine, uuids=machine.uuids[:1])  # unlike GPUs do not agree to the last bit
     findings = []
     with tempfile.TemporaryDirectory(
         prefix=".selfcheck-", suffix=f"-{current_owner()}.part", dir=root, ignore_cleanup_errors=True
     ) as folder:
         bench = Bench(Path(folder), on_gpu, machine, told, on_run)
-        for finding in _findings(bench, time.monotonic() + 60 * minutes, minutes):
+        bench.over_s = time.monotonic() + 60 * minutes
+        for finding in _findings(bench, minutes):
             findings.append(replace(finding, reason=bench.anonymizer.message(finding.reason)))
             on_finding(findings[-1])
         return Checked(tuple(findings), archive.write(out, bench, findings, doctor))
 
 
-def _findings(bench: Bench, ends_s: float, minutes: float) -> Iterator[Finding]:
+def _findings(bench: Bench, minutes: float) -> Iterator[Finding]:
     for check in CHECKS:
-        left_s = ends_s - time.monotonic()
+        left_s = bench.over_s - time.monotonic()
         if check.runs and bench.chosen is None:
             yield skipped(check.name, "torch cannot use the GPU")
         elif left_s <= 0:
@@ -107,6 +110,6 @@ def _findings(bench: Bench, ends_s: float, minutes: float) -> Iterator[Finding]:
             try:
                 yield from check.find(bench)
             except HarnessError as error:
-                yield failed(check.name, str(error))
+                yield bench.fault(check.name, str(error))
             except Exception as error:  # noqa: BLE001 - the others' findings are worth sending, and this is one
                 yield failed(check.name, f"internal error, {type(error).__name__}: {error}")

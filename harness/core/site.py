@@ -42,9 +42,10 @@ MAX_CONFIGURATION_BYTES = 64 * 2**20
 class Machine:
     """What planning needs to know about a site's hardware: the device to run on, and its hardware class.
 
-    ``capability`` is the GPU's compute capability; None on a CPU. ``uuids`` name the GPUs that runs may use, as NVML
-    does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory, 0 if it is not known.
-    ``instructions`` are those of the processor, as Linux names them (``amx_tile``); empty if they are not known.
+    ``capability`` is the GPU's compute capability; None on a CPU. ``uuids`` name the GPUs that runs may use, all of
+    this class, as NVML does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory, 0
+    if it is not known. ``instructions`` are those of the processor, as Linux names them (``amx_tile``); empty if they
+    are not known.
     ``gpu_problem`` says why runs do not use the GPU that the machine has; None if they do, or were not to.
     ``absent_compilers`` names the programs that compile CUDA kernels while a model runs and that are not there.
     ``driver`` is the version of the GPU's driver, None on a CPU or if it is not known.
@@ -62,8 +63,13 @@ class Machine:
 
     @property
     def gpus(self) -> int:
-        """How many GPUs one run may use; 1 if they have no names."""
+        """How many GPUs or MIG slices runs may use; 1 if they have no names."""
         return max(len(self.uuids), 1)
+
+    @property
+    def gpus_per_run(self) -> int:
+        """How many of them one run may use. CUDA shows a process one MIG slice at most (NVIDIA's MIG user guide)."""
+        return 1 if any(uuid.startswith("MIG-") for uuid in self.uuids) else self.gpus
 
 
 class Artifacts(Protocol):

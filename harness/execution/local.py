@@ -187,7 +187,10 @@ class _Workers:
 
         Ends idle workers that have them, and all of them for a run that must be alone.
         """
-        names = () if spec.device == "cpu" else site.machine(spec.device).uuids
+        machine = None if spec.device == "cpu" else site.machine(spec.device)
+        names = () if machine is None else machine.uuids
+        if machine is not None and machine.hardware != spec.hardware:  # a GPU vanished, and now another is the first
+            raise UsageError(f"the run was planned for {spec.hardware}, and here is {machine.hardware} now")
         if spec.job.alone or not names:
             self._end_idle()
         if not names:

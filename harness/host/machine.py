@@ -93,9 +93,9 @@ def state() -> dict[str, float]:
 
 
 def unreported_state() -> Mapping[str, str]:
-    """The values of ``state`` that the GPU does not report, each with the reason; empty without a GPU."""
+    """The values of ``state`` that a GPU does not report, each with the reason."""
     with gpu() as device:
-        return {} if device is None else device.state().unreported
+        return {"all": "NVML shows no GPU"} if device is None else device.state().unreported
 
 
 def versions(packages: Iterable[str] = ()) -> dict[str, str]:

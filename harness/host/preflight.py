@@ -25,7 +25,7 @@ from harness.core.owner import current_owner, temporary_folder
 from harness.errors import UsageError
 from harness.host import cuda_probe
 from harness.host.architecture import runs_on
-from harness.host.gpu import gpu, visible_uuids
+from harness.host.gpu import gpu
 
 FOLDER = "preflight"
 """The folder of a cache with torch's answers, one JSON file each."""
@@ -168,13 +168,12 @@ def preflight(cache_root: Path) -> Preflight | None:
 
     None if NVML reports no visible GPU.
     """
-    uuid = next(iter(visible_uuids()), None)
     with gpu() as first:
-        if first is None or uuid is None:
+        if first is None:
             return None
-        name, capability, driver, driver_cuda = first.name(), first.capability(), first.driver(), first.driver_cuda()
-    place = cache_root.absolute() / FOLDER / f"{digest([*_question(), driver, uuid])}.json"
-    return Preflight(name, uuid, _answer(place, uuid), capability, driver, driver_cuda)
+        uuid, found, driver_cuda = first.uuid, first.identity(), first.driver_cuda()
+    place = cache_root.absolute() / FOLDER / f"{digest([*_question(), found.driver, uuid])}.json"
+    return Preflight(found.name, uuid, _answer(place, uuid), found.capability, found.driver, driver_cuda)
 
 
 def _question() -> Iterator[str]:

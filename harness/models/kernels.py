@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.capability import KernelFamily, Product
 from harness.core.identity import DecodeMode
+from harness.models.scope import in_decoder
 from harness.numerics.traffic import DTYPE_BYTES
 
 if TYPE_CHECKING:
@@ -93,8 +94,15 @@ MODULES: Mapping[str, Kernel] = {
     "QParamsLinear": _UNPACKS,  # quark; AMD's GPUs multiply float8 directly
     "FP8Linear": _FLOAT8,  # transformers: published FP8 checkpoints on a GPU
     "WeightFP8ActFP8StaticQuantLinear": _UNPACKS,  # auto-round, codes held in bfloat16
+    "CompressedTensorsFP8Linear": _FLOAT8,  # transformers, on a GPU of capability 8.9 or more
 }
 """By the class name of a module."""
+EXPERTS: Mapping[str, Kernel] = {
+    "FP8Experts": _FLOAT8,  # transformers
+    "Mxfp4GptOssExperts": _WEIGHTS_ONLY,
+}
+"""By the class name of a module that holds the matrices of a layer's experts."""
+STACKS = ("gate_up_proj", "up_proj", "down_proj")
 WEIGHTS: Mapping[str, Kernel] = {
     "Float8Tensor": _UNPACKS,
     "IntxUnpackedToInt8Tensor": _UNPACKS,
@@ -102,13 +110,35 @@ WEIGHTS: Mapping[str, Kernel] = {
     "Int4OpaqueTensor": _WEIGHTS_ONLY,
     "Int4Tensor": _WEIGHTS_ONLY,
     "Int4TilePackedTo4dTensor": Kernel("packed", "bfloat16"),  # torchao on a GPU: ATen's tinygemm
-    "WeightQBitsTensor": _UNPACKS,  # quanto
+    "WeightQBytesTensor": _UNPACKS,  # quanto
+    "WeightQBitsTensor": _UNPACKS,
     "TinyGemmWeightQBitsTensor": _WEIGHTS_ONLY,
     "AWQWeightQBitsTensor": _WEIGHTS_ONLY,
     "MarlinInt4WeightQBitsTensor": _WEIGHTS_ONLY,
     "MarlinF8QBytesTensor": _WEIGHTS_ONLY,
 }
 """By the class name of a torch.nn.Linear's weight, if that is a tensor subclass."""
+
+
+def products(
+    model: torch.nn.Module, inputs: torch.dtype, rows: int, mode: DecodeMode = "eager"
+) -> Mapping[str, Product]:
+    """How the linear layers of a model's decoder multiply, by layer; stacks of experts by the name of the stack.
+
+    An expert multiplies fewer rows than its layer has; those of a known kind multiply all numbers of rows alike.
+    """
+    found: dict[str, Product] = {}
+    for name, module in model.named_modules():
+        if not in_decoder(f"{name}.weight", 2):
+            continue
+        known = product(module, inputs, rows, mode)
+        if known is not None:
+            found[name] = known
+        experts = EXPERTS.get(type(module).__name__)
+        if experts is not None:
+            own = Product(experts.family, _dtype(experts, module, inputs))
+            found |= {f"{name}.{stack}": own for stack in STACKS if getattr(module, stack, None) is not None}
+    return found
 
 
 def product(module: torch.nn.Module, inputs: torch.dtype, rows: int, mode: DecodeMode = "eager") -> Product | None:
@@ -234,20 +264,15 @@ def _torchao_int8(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode)
     return Product("packed", INT8) if rows >= INT_MM_ROWS else Product("dequantize", "float32")
 
 
-def _quanto_bytes(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
-    """quanto's 8-bit weights: torch multiplies int8 weights with bfloat16 inputs on a CPU, and nothing else."""
-    import torch
-
-    codes = module.weight._data
-    whole = codes.dtype == torch.int8 and codes.shape[-1] % 4 == 0
-    packed = whole and inputs == torch.bfloat16 and codes.device.type == "cpu"
-    return Product("packed", _name(inputs)) if packed else Product("dequantize")
+def _transformers_float8(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
+    """transformers' layer of FP8 checkpoints, which multiplies float8 inputs unless its weight was unpacked on load."""
+    return Product("packed", FLOAT8) if module.weight.element_size() == 1 else Product("plain")
 
 
 _RULES: Mapping[str, Callable[[Any, torch.dtype, int, DecodeMode], Product]] = {
+    "FP8Linear": _transformers_float8,
     "Linear4bit": _bitsandbytes_4bit,
     "Int8Tensor": _torchao_int8,
-    "WeightQBytesTensor": _quanto_bytes,
 }
 """By the class name of a module or of its weight, where the class alone does not tell."""
 

@@ -8,7 +8,7 @@ themselves and counts each once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -68,6 +68,9 @@ def _stored(module: torch.nn.Module) -> Iterator[_Stored]:
         shape, values, scales = held
         own = {id(tensor) for tensor in (*values, *scales)}
         yield "weight", shape, values, scales, type(module).__name__
+    for stack in _stacks(module):
+        own |= {id(tensor) for tensor in (*stack[2], *stack[3])}
+        yield stack
     parameters = module.named_parameters(recurse=False, remove_duplicate=False)
     buffers = module.named_buffers(recurse=False, remove_duplicate=False)
     for name, tensor in chain[tuple[str, "torch.Tensor"]](parameters, buffers):
@@ -112,18 +115,50 @@ def _beside(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor
 
 
 def _scaled(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor], list[torch.Tensor]] | None:
-    """The matrix of auto-round's float8 layer, which stores its codes in bfloat16, or of Quark's layer.
+    """The matrix of auto-round's float8 layer, which stores its codes in bfloat16, of transformers', or of Quark's.
 
     Quark's layer keeps scales and zero points in submodules. None for any other layer.
     """
     held: Any = module
-    if type(module).__name__ == "WeightFP8ActFP8StaticQuantLinear":
+    kind = type(module).__name__
+    if kind == "WeightFP8ActFP8StaticQuantLinear":
         return tuple(held.weight.shape), [held.weight], [held.weight_scale, held.input_scale]
-    if type(module).__name__ != "QParamsLinear":
+    if kind in ("FP8Linear", "CompressedTensorsFP8Linear") and held.weight.element_size() == 1:
+        names = ("weight_scale_inv", "weight_scale", "activation_scale")
+        return tuple(held.weight.shape), [held.weight], _tensors(module, names)
+    if kind != "QParamsLinear":
         return None
     quantizers = [child for name, child in module.named_modules() if name]
     scales = [tensor for child in quantizers for tensor in chain(child.parameters(False), child.buffers(False))]
     return (held.out_features, held.in_features), [held.weight], scales
+
+
+def _stacks(module: torch.nn.Module) -> Iterator[_Stored]:
+    """The matrices of transformers' experts in FP8 (or FP4 in pairs) and MXFP4, which a GPU multiplies as they are.
+
+    MXFP4's are tensors of OpenAI's Triton kernels, which are no parameters. Nothing for any other module.
+    """
+    import torch
+
+    held: Any = module
+    kind = type(module).__name__
+    for name in ("gate_up_proj", "up_proj", "down_proj"):
+        matrix = getattr(held, name, None)
+        if kind == "FP8Experts" and isinstance(matrix, torch.Tensor) and matrix.element_size() == 1:
+            *outer, width = matrix.shape
+            shape = (*outer, width * (2 if matrix.dtype == torch.int8 else 1))
+            yield name, shape, [matrix], _tensors(module, (f"{name}_scale_inv", f"{name}_activation_scale")), kind
+        if kind == "Mxfp4GptOssExperts" and matrix is not None and not isinstance(matrix, torch.Tensor):
+            scale = getattr(held, f"{name}_precision_config").weight_scale
+            yield name, tuple(matrix.shape), [matrix.storage.data], [scale.storage.data], kind
+
+
+def _tensors(module: torch.nn.Module, names: Sequence[str]) -> list[torch.Tensor]:
+    """Those of a module's attributes that are tensors."""
+    import torch
+
+    held = (getattr(module, name, None) for name in names)
+    return [each for each in held if isinstance(each, torch.Tensor)]
 
 
 def _parts(

@@ -15,7 +15,7 @@ from run_specs import run_spec
 
 from harness.acceptance import archive, recipes
 from harness.acceptance.bench import Bench, Finding, Timed, passed
-from harness.acceptance.checks import identity, storage
+from harness.acceptance.checks import identity, speed, storage
 from harness.acceptance.checks.speed import own_speeds
 from harness.acceptance.datasheet import data_sheet
 from harness.acceptance.models import SMALL, write_small
@@ -28,6 +28,7 @@ from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.core.run import RunLimits
 from harness.core.site import Machine
 from harness.errors import UsageError
+from harness.host.gpu import gpu, identifying
 from harness.host.preflight import Preflight, TorchAnswer
 from harness.models.headers import read_directory
 
@@ -371,3 +372,26 @@ def test_recipes_are_smaller_on_a_processor_and_all_can_be_read(tmp_path: Path) 
         (batch,), (prompt,) = recipe.measure.throughput.batch_sizes, recipe.measure.throughput.prompt_tokens
         hidden_bytes = batch * prompt * recipes.WHOLE.hidden * 2
         assert 3 * hidden_bytes > memory_bytes  # the states, and in float32 for their norm
+
+
+def test_power_and_serial_numbers_are_read_from_the_driver(nvml: NvmlStub) -> None:
+    nvml.holds(H200.answering(power=412_500, serial="1654922006536"), A100)
+    with gpu() as first:
+        assert first is not None
+        assert (first.power_w(), first.serial()) == (412.5, "1654922006536")
+    assert identifying() == {H200.uuid, A100.uuid, "1654922006536"}
+    nvml.holds(SLICED_H200)
+    with gpu() as part:
+        assert part is not None
+        assert part.power_w() is None
+    assert identifying() == {H200.uuid, *(part.uuid for part in SLICED_H200.slices)}
+
+
+def test_power_is_sampled_beside_what_runs(nvml: NvmlStub) -> None:
+    nvml.holds(H200.answering(power=300_000))
+    with speed._power(True) as samples:
+        while not samples.read:
+            time.sleep(0.01)
+    assert {watt for _, watt in samples.read} == {300.0}
+    with speed._power(False) as none:
+        assert none.read == []

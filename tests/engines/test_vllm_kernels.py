@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from harness.core.capability import StoredTensor
+from harness.core.capability import Product, StoredTensor
 from harness.engines.vllm.kernels import CheckpointWeights, describe
 
 pytestmark = pytest.mark.heavy
@@ -91,3 +91,38 @@ def test_a_layer_that_multiplies_in_an_unknown_way_is_described_all_the_same() -
     assert held == {"two": (2 * 2 * WIDTH**2, 12, "int8"), "flat": (20, 8, "int32"), "none": (0, 0, "bfloat16")}
     assert {(each.family, each.arithmetic) for each in found.values()} == {(None, None)}
     assert {each.parameters for each in found.values()} == {2 * WIDTH**2}
+
+
+class AutoAWQLinearMethod:
+    """By this name vLLM has AWQ's own kernels, which a checkpoint gets where Marlin cannot be had."""
+
+
+class ExllamaLinearKernel:
+    def __init__(self, bits: int) -> None:
+        self.config = SimpleNamespace(weight_type=SimpleNamespace(size_bits=bits))
+
+
+class MarlinLinearKernel:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("method", "packed_rows"),
+    [
+        (AutoAWQLinearMethod(), 255),
+        (SimpleNamespace(kernel=ExllamaLinearKernel(4)), 50),
+        (SimpleNamespace(kernel=ExllamaLinearKernel(8)), 24),
+        (SimpleNamespace(kernel=MarlinLinearKernel()), None),
+    ],
+    ids=["AWQ", "ExLlama 4 bits", "ExLlama 8 bits", "Marlin"],
+)
+def test_kernels_for_weights_unpack_above_their_rows(tmp_path: Path, method: object, packed_rows: int | None) -> None:
+    name = "model.layers.0.mlp.down_proj"
+    words = torch.zeros(WIDTH, 1, dtype=torch.int32)
+    layer = model_of(mlp=model_of(down_proj=LinearBase(method, qweight=words)))
+    model = model_of(model=model_of(layers=nn.ModuleList([layer])))
+    checkpoint = weights(tmp_path, **{f"{name}.qweight": words})
+    found = describe(model, checkpoint.modules, torch.float32)
+    assert checkpoint.products(found, packed_rows or 10**6) == {name: Product("packed", "float32")}
+    if packed_rows is not None:
+        assert checkpoint.products(found, packed_rows + 1) == {name: Product("dequantize", "float32")}

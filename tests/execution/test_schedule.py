@@ -230,7 +230,10 @@ def local(folder: Path, names: tuple[str, ...]) -> tuple[LocalExecutor, LocalSit
 
 def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
     executor, site = local(tmp_path, GPUS)
-    one, two = run_spec("quality", device="cuda"), run_spec("quality", device="cuda", gpus=2)
+    one, two = (
+        run_spec("quality", device="cuda", hardware="GPUs"),
+        run_spec("quality", device="cuda", hardware="GPUs", gpus=2),
+    )
     first, second = executor._workers.take(one, site), executor._workers.take(two, site)
     assert (first.gpus, second.gpus) == (("GPU-a",), ("GPU-b", "GPU-c"))
     executor._workers.give_back(first)
@@ -240,17 +243,21 @@ def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
 
 def test_a_gpu_that_vanished_is_a_failed_run_and_the_sweep_goes_on(tmp_path: Path) -> None:
     executor, _ = local(tmp_path, GPUS[:1])
-    outcome, log = executor.run(run_spec("quality", device="cuda", gpus=2), (), lambda phase: None)
+    outcome, log = executor.run(run_spec("quality", device="cuda", hardware="GPUs", gpus=2), (), lambda phase: None)
     assert (outcome.status, log) == ("failed", b"")
     assert outcome.failure is not None
     assert outcome.failure.message == "the run gets 2 GPUs, and 1 can be used now; see 'qharness doctor'"
+
+    outcome, _ = executor.run(run_spec("quality", device="cuda", hardware="other GPUs"), (), lambda phase: None)
+    assert outcome.failure is not None
+    assert outcome.failure.message == "the run was planned for other GPUs, and here is GPUs now"
 
     class Gone(LocalSite):
         def machine(self, device: str) -> Machine:
             raise UsageError("device: cuda, but no NVIDIA GPU or driver was found; see 'qharness doctor'")
 
     gone = LocalExecutor(Gone(Cache(tmp_path), Stacks(tmp_path / "stacks")))
-    outcome, _ = gone.run(run_spec("quality", device="cuda"), (), lambda phase: None)
+    outcome, _ = gone.run(run_spec("quality", device="cuda", hardware="GPUs"), (), lambda phase: None)
     assert outcome.status == "failed"
     assert outcome.failure is not None
     assert "no NVIDIA GPU" in outcome.failure.message
@@ -259,6 +266,6 @@ def test_a_gpu_that_vanished_is_a_failed_run_and_the_sweep_goes_on(tmp_path: Pat
 def test_a_stopped_executor_begins_nothing(tmp_path: Path) -> None:
     executor, _ = local(tmp_path, GPUS)
     executor.stop()
-    outcome, _ = executor.run(run_spec("quality", device="cuda"), (), lambda phase: None)
+    outcome, _ = executor.run(run_spec("quality", device="cuda", hardware="GPUs"), (), lambda phase: None)
     assert outcome.failure is not None
     assert outcome.failure.type == "Stopped"

@@ -6,23 +6,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from nvml_stub import A100, GIB, H200, SLICED_H200, SLICES, NvmlStub
+from nvml_stub import A100, GIB, H200, SLICED_H200, SLICES, NvmlStub, mig_slice
 
 from harness.errors import UsageError
 from harness.host import machine
 
+H200_TOO = replace(H200, uuid="GPU-f0000000-0000-4000-8000-000000000000")
+
 
 @pytest.fixture(autouse=True)
-def two_gpus(nvml: NvmlStub, torch_uses_gpu: None) -> None:
-    nvml.holds(H200, A100)
+def three_gpus(nvml: NvmlStub, torch_uses_gpu: None) -> None:
+    nvml.holds(H200, A100, H200_TOO)
 
 
 @pytest.mark.parametrize(
     ("visible", "expected", "uuids"),
     [
-        (None, H200, (H200.uuid,)),
+        (None, H200, (H200.uuid, H200_TOO.uuid)),
         ("1", A100, (A100.uuid,)),
         ("1,0", A100, (A100.uuid,)),
+        ("2,1,0", H200_TOO, (H200_TOO.uuid, H200.uuid)),
         ("GPU-89a", A100, (A100.uuid,)),
     ],
 )
@@ -33,7 +36,7 @@ def test_the_first_visible_gpu_is_the_one(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     chosen = machine.choose("auto", tmp_path)
     assert chosen.device == "cuda"
-    limit_w = 700 if expected is H200 else 400
+    limit_w = 700 if expected.name == H200.name else 400
     assert chosen.hardware.startswith(f"{expected.name}, {limit_w} W; ")
     assert chosen.uuids == uuids
     assert chosen.memory_bytes == expected.total_bytes
@@ -85,10 +88,25 @@ def test_a_machine_without_a_gpu_says_so(nvml: NvmlStub, tmp_path: Path) -> None
     assert machine.gpu_summary() == "NVIDIA H200, 141 GiB"
     nvml.holds()
     assert machine.gpu_summary() == "none: the NVIDIA driver reports no GPU that can be used"
-    assert machine.unreported_state() == {}
+    assert machine.unreported_state() == {"all": "NVML shows no GPU"}
     assert "gpu_sm_clock_mhz" not in machine.state()
     with pytest.raises(UsageError, match="device: cuda, but the NVIDIA driver reports no GPU"):
         machine.choose("cuda", tmp_path)
+
+
+def test_a_gpu_with_another_power_limit_is_another_machine(nvml: NvmlStub, tmp_path: Path) -> None:
+    nvml.holds(H200, H200_TOO.answering(power_limit=500_000))
+    assert machine.choose("cuda", tmp_path).uuids == (H200.uuid,)
+
+
+def test_slices_serve_one_run_each(nvml: NvmlStub, tmp_path: Path) -> None:
+    nvml.holds(H200, H200_TOO)
+    whole = machine.choose("cuda", tmp_path)
+    assert (whole.gpus, whole.gpus_per_run) == (2, 2)
+    alike = [mig_slice(number, number, "1g.18gb", 17 * GIB) for number in (1, 2, 3)]
+    nvml.holds(replace(SLICED_H200, slices=alike))
+    sliced = machine.choose("cuda", tmp_path)
+    assert (sliced.gpus, sliced.gpus_per_run) == (3, 1)
 
 
 def test_a_slice_is_a_machine_of_its_own(nvml: NvmlStub, tmp_path: Path) -> None:
@@ -96,7 +114,7 @@ def test_a_slice_is_a_machine_of_its_own(nvml: NvmlStub, tmp_path: Path) -> None
     chosen = machine.choose("cuda", tmp_path)
     assert chosen.hardware.startswith("NVIDIA H200 MIG 3g.71gb, 700 W; ")  # of the whole GPU
     assert chosen.memory_bytes == 70 * GIB
-    assert chosen.uuids == (SLICES[0].uuid,), "the other slice is of another size"
+    assert chosen.uuids == (SLICES[0].uuid,)
     hardware = machine.fingerprint().hardware
     assert (hardware["gpu_mig_profile"], hardware["gpu_memory_bytes"]) == ("3g.71gb", 70 * GIB)
 

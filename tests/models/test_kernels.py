@@ -177,18 +177,6 @@ def test_nf4_on_a_cpu_unpacks_unless_bitsandbytes_has_repacked_it() -> None:
         assert product(module, BFLOAT, 3) == Product("dequantize" if unpacks else "packed", "bfloat16")
 
 
-@pytest.mark.parametrize("inputs", [BFLOAT, FLOAT])
-def test_quanto_multiplies_int8_weights_packed_with_bfloat16_inputs_alone(inputs: torch.dtype) -> None:
-    from optimum.quanto import freeze, qint8, quantize
-
-    model = nn.Sequential(nn.Linear(64, 32, bias=False)).to(inputs).eval()
-    quantize(model, weights=qint8)
-    freeze(model)
-    packed = "aten::_weight_int8pack_mm" in operations(model, torch.zeros(3, 64, dtype=inputs))
-    assert packed is (inputs == BFLOAT)
-    assert family(model[0], inputs, 3) == ("packed" if packed else "dequantize")
-
-
 def test_torchao_multiplies_int8_with_int8_on_a_cpu_from_the_first_row_on() -> None:
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import IO
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, failed, judged, skipped, suspicion, why
+from harness.acceptance.bench import Bench, Finding, judged, passed, skipped, suspicion, why
 from harness.core.job import MeasurePerformance
-from harness.core.record import RunRecord
+from harness.core.record import RunRecord, Status
 from harness.host.machine import cores
 from harness.planning.plan import PlannedRun
 
@@ -47,9 +47,9 @@ def memory(bench: Bench) -> Iterator[Finding]:
         yield skipped("batch too large", "the GPU's memory is not known")
         return
     large = _timed(bench.measure(recipes.too_large(bench.on_gpu, limit_bytes), _try_anyway))
-    yield judged("batch too large", large.status == "out_of_memory", _ended(large))
+    yield _expected(bench, "batch too large", large, "out_of_memory")
     next_one = _timed(bench.measure(recipes.after(bench.on_gpu, limit_bytes)))
-    yield judged("the run after it", next_one.status == "ok", _ended(next_one))
+    yield _expected(bench, "the run after it", next_one, "ok")
 
 
 def sharing(bench: Bench) -> Iterator[Finding]:
@@ -64,7 +64,7 @@ def sharing(bench: Bench) -> Iterator[Finding]:
             return
         record = _timed(bench.measure(recipes.disturbed(bench.on_gpu)))
     if record.status != "ok":
-        yield failed(about, why(record))
+        yield bench.fault(about, why(record))
         return
     labels = suspicion(record)
     counted = [moment.state["gpu_processes"] for moment in record.outcome.moments if "gpu_processes" in moment.state]
@@ -84,14 +84,15 @@ def _timed(records: Sequence[RunRecord]) -> RunRecord:
     return record
 
 
-def _ended(record: RunRecord) -> str:
-    """How a run ended, and where."""
-    return record.status if record.outcome.failure is None else f"{record.status}, {why(record)}"
+def _expected(bench: Bench, about: str, record: RunRecord, status: Status) -> Finding:
+    """Whether a run ended with this status."""
+    told = record.status if record.outcome.failure is None else f"{record.status}, {why(record)}"
+    return passed(about, told) if record.status == status else bench.fault(about, told)
 
 
 def _try_anyway(planned: PlannedRun) -> PlannedRun:
     """The run even where planning knows that it cannot fit: what is checked is how it ends."""
-    return replace(planned, unsupported=None) if isinstance(planned.spec.job, MeasurePerformance) else planned
+    return replace(planned, unsupported=None)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, failed, judged, shortfall
+from harness.acceptance.bench import Bench, Finding, judged, shortfall
 from harness.acceptance.models import write_small
 from harness.core.job import MeasureQuality
 from harness.core.record import RunRecord
@@ -19,7 +19,7 @@ def quality(bench: Bench) -> Iterator[Finding]:
     measured = [each for each in records if isinstance(each.spec.job, MeasureQuality)]
     fault = shortfall(records)
     if fault is not None:
-        yield failed("divergence", fault)
+        yield bench.fault("divergence", fault)
         return
     kl = {record.spec.method.label: _kl(record) for record in measured}
     itself = max(map(abs, kl["none"]), default=1.0)

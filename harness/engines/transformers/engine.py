@@ -206,12 +206,9 @@ class TransformersModel:
         return dict(names)
 
     def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:
-        from harness.models.kernels import product
-        from harness.models.scope import in_decoder
+        from harness.models.kernels import products
 
-        modules = {name: module for name, module in self._model.named_modules() if in_decoder(f"{name}.weight", 2)}
-        found = {name: product(module, self._model.dtype, rows, mode) for name, module in modules.items()}
-        return {name: known for name, known in found.items() if known is not None}
+        return products(self._model, self._model.dtype, rows, mode)
 
     def _is_factored(self) -> bool:
         """Whether head(hidden(x)) equals the model's own logits for a few tokens."""

@@ -77,8 +77,8 @@ def _parallel(planned: PlannedLoad, params: VllmParams) -> str | None:
         return None
     if machine.device == "cpu":
         return f"tensor_parallel {parts} needs as many GPUs, and this sweep runs on a CPU; leave it out"
-    if parts > machine.gpus:
-        return f"tensor_parallel {parts} needs as many GPUs, and {machine.gpus} may be used here; lower it"
+    if parts > machine.gpus_per_run:
+        return f"tensor_parallel {parts} needs as many GPUs, and {machine.gpus_per_run} may be used here; lower it"
     if planned.attention and planned.attention.heads % parts:
         return (
             f"tensor_parallel {parts} does not divide the {planned.attention.heads} attention heads; choose a divisor"
