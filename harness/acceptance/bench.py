@@ -31,6 +31,8 @@ from harness.recipe import Recipe
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.store import Store
 
+PLAN = "plan"
+"""The phase in which a sweep refuses a run that this machine does not support."""
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 
 
@@ -116,11 +118,19 @@ class Bench:
         """The seconds until the current check's time is over."""
         return self.ends_s - time.monotonic()
 
-    def fault(self, about: str, reason: str) -> Finding:
-        """What did not succeed: a failure, unless the time of all checks is over, which ends whatever runs."""
+    def fault(self, about: str, record: RunRecord) -> Finding:
+        """What a run that did not succeed means: a failure, or that this machine lacks what it needs, or the time.
+
+        A run that lacks another one did not succeed for that one's reason.
+        """
+        latest = {each.spec.run_id: each for each in self.records}
+        needed = [latest[run_id] for run_id in record.spec.needs.values() if run_id in latest]
+        cause = next((each for each in needed if each.status != "ok"), record)
+        reason = why(record)
         if time.monotonic() >= self.over_s:
             return skipped(about, f"the time was over: {reason}; give it more with --minutes")
-        return failed(about, reason)
+        planned = cause.outcome.failure is not None and cause.outcome.failure.phase == PLAN
+        return (skipped if cause.status == "unsupported" and planned else failed)(about, reason)
 
     @property
     def results(self) -> Path:
@@ -179,14 +189,6 @@ class Bench:
             self.report(f"{event.spec.recipe}: {event.spec.title}")
         elif isinstance(event, PhaseBegan):
             self._moments[event.spec.run_id, event.name] = time.monotonic()
-
-
-def shortfall(records: Sequence[RunRecord]) -> str | None:
-    """The first run that did not succeed, and why; None if all did."""
-    for record in records:
-        if record.status != "ok":
-            return f"{record.spec.title} is {record.status}: {why(record)}"
-    return None
 
 
 def why(record: RunRecord) -> str:

@@ -110,6 +110,6 @@ def _findings(bench: Bench, minutes: float) -> Iterator[Finding]:
             try:
                 yield from check.find(bench)
             except HarnessError as error:
-                yield bench.fault(check.name, str(error))
+                yield failed(check.name, str(error))
             except Exception as error:  # noqa: BLE001 - the others' findings are worth sending, and this is one
                 yield failed(check.name, f"internal error, {type(error).__name__}: {error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from nvml_stub import H200
-from run_specs import run_spec
+from run_specs import changed, run_spec
 
 from harness.acceptance.bench import Bench, Finding
 from harness.acceptance.checks import faults, quality, speed
@@ -142,45 +142,76 @@ def test_decoding_that_failed_says_why(monkeypatch: pytest.MonkeyPatch, bench: B
 def test_what_the_end_of_all_time_cut_short_did_not_fail(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
     late = record("performance", status="timeout", failure=Failure("load", "TimeLimit", "ended at its time limit"))
     answering(monkeypatch, [late], [late], [late], [late])
-    assert set(by_name(speed.decode(bench)).values()) == set(by_name(faults.memory(bench)).values()) == {"FAIL"}
+    assert set(by_name(speed.decode(bench)).values()) == {"FAIL"}
+    assert set(by_name(faults.memory(bench)).values()) == {"FAIL"}
     bench.over_s = time.monotonic()
     finding, _ = speed.decode(bench)
     assert finding.verdict == "SKIP"
     assert "--minutes" in finding.reason
 
 
-def diverging(method: str, *nats: float, relative: float | None = None) -> RunRecord:
+def diverging(method: str, *nats: float, stage: str = "on_load", relative: float | None = None) -> RunRecord:
     kl = Measurement("kl", 1, "nat", "lower", "paired", nats)
     difference = {"relative": relative or 0.0, "kl": 0.0, "loss_kept": 1.0, "loss_now": 1.0}
-    facts = () if relative is None else (Fact("reload_difference", difference),)
-    return record("quality", [kl], method, facts=facts)
+    made = record("quality", [kl], method, facts=(Fact("reload_difference", difference),))
+    own = replace(made.spec.job.variant.method, stage=stage)
+    return replace(made, spec=changed(made.spec, method=own))
 
 
 @pytest.mark.parametrize(
     ("itself", "nf4", "relative", "verdicts"),
     [
-        (0.0, 0.04, 0.0, ("PASS", "PASS", "PASS")),
-        (1e-9, 0.04, 0.0, ("FAIL", "PASS", "PASS")),
-        (0.0, 0.0, 0.0, ("PASS", "FAIL", "PASS")),  # nothing was quantized
-        (0.0, 0.04, 1e-6, ("PASS", "PASS", "FAIL")),
+        (0.0, 0.04, 0.0, ("PASS", "PASS", "PASS", "PASS")),
+        (1e-9, 0.04, 0.0, ("FAIL", "PASS", "PASS", "PASS")),
+        (0.0, 0.0, 0.0, ("PASS", "FAIL", "PASS", "PASS")),  # nothing was quantized
+        (0.0, 0.04, 1e-6, ("PASS", "PASS", "PASS", "FAIL")),
     ],
 )
 def test_exact_zeros_are_asked_for(
     monkeypatch: pytest.MonkeyPatch, bench: Bench, itself: float, nf4: float, relative: float, verdicts: tuple[str, ...]
 ) -> None:
-    answering(
-        monkeypatch,
-        [diverging("none", 0.0, itself), diverging("bnb-nf4", nf4, nf4), diverging("rtn", 0.1, 0.2, relative=relative)],
-    )
-    names = ("divergence from itself", "divergence of quantized models", "reload")
+    rtn = diverging("rtn", 0.1, 0.2, stage="offline", relative=relative)
+    answering(monkeypatch, [diverging("none", 0.0, itself, stage="none"), diverging("bnb-nf4", nf4, nf4), rtn])
+    names = ("divergence from itself", "divergence of bnb-nf4", "divergence of rtn", "reload of rtn")
     assert by_name(quality.quality(bench)) == dict(zip(names, verdicts, strict=True))
 
 
-def test_a_quality_run_that_failed_fails_the_check(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
-    crashed = record("quality", status="crashed", failure=Failure("load", "SIGSEGV", "ended by signal 11"))
-    answering(monkeypatch, [diverging("none", 0.0), crashed])
-    (finding,) = quality.quality(bench)
-    assert (finding.verdict, "SIGSEGV" in finding.reason or "signal 11" in finding.reason) == ("FAIL", True)
+def test_a_method_that_fails_hides_no_other(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    crashed = record("quality", method="bnb-nf4", status="crashed", failure=Failure("load", "SIGSEGV", "signal 11"))
+    answering(monkeypatch, [diverging("none", 0.0, stage="none"), crashed])
+    verdicts = {"divergence from itself": "PASS", "divergence of bnb-nf4": "FAIL"}
+    assert by_name(quality.quality(bench)) == verdicts
+
+
+def refused(phase: str, message: str) -> dict[str, object]:
+    return {"status": "unsupported", "failure": Failure(phase, "Unsupported", message)}
+
+
+def test_what_this_machine_lacks_is_skipped_and_what_breaks_on_it_fails(
+    monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
+    """A run may lack its library, or break while it is imported, or lack another run that did one of the two."""
+    lacks = record("quantize", method="gptq", **refused("plan", "gptqmodel is not installed"))
+    breaks = record("quantize", method="rtn", **refused("import", "no symbol"))
+    after = [
+        replace(each, spec=replace(each.spec, needs={"quantize": needed.spec.run_id}))
+        for needed, each in (
+            (lacks, record("quality", method="gptq", **refused("plan", "no quantize: gptqmodel is not installed"))),
+            (breaks, record("quality", method="rtn", **refused("plan", "no quantize: no symbol"))),
+        )
+    ]
+    alone = [
+        record("quality", method="awq", **refused("plan", "awq is not installed")),
+        record("quality", method="hqq", **refused("import", "no symbol")),
+    ]
+    answering(monkeypatch, [lacks, breaks, *after, *alone])
+    found = by_name(quality.quality(bench))
+    assert {name.split()[-1]: verdict for name, verdict in found.items()} == {
+        "gptq": "SKIP",
+        "rtn": "FAIL",
+        "awq": "SKIP",
+        "hqq": "FAIL",
+    }
 
 
 OUT_OF_MEMORY = {"status": "out_of_memory", "failure": Failure("generate", "OutOfMemoryError", "CUDA out of memory.")}

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import IO
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, judged, passed, skipped, suspicion, why
+from harness.acceptance.bench import Bench, Finding, failed, judged, passed, skipped, suspicion, why
 from harness.core.job import MeasurePerformance
 from harness.core.record import RunRecord, Status
 from harness.host.machine import cores
@@ -64,7 +64,7 @@ def sharing(bench: Bench) -> Iterator[Finding]:
             return
         record = _timed(bench.measure(recipes.disturbed(bench.on_gpu)))
     if record.status != "ok":
-        yield bench.fault(about, why(record))
+        yield bench.fault(about, record)
         return
     labels = suspicion(record)
     counted = [moment.state["gpu_processes"] for moment in record.outcome.moments if "gpu_processes" in moment.state]
@@ -86,8 +86,9 @@ def _timed(records: Sequence[RunRecord]) -> RunRecord:
 
 def _expected(bench: Bench, about: str, record: RunRecord, status: Status) -> Finding:
     """Whether a run ended with this status."""
-    told = record.status if record.outcome.failure is None else f"{record.status}, {why(record)}"
-    return passed(about, told) if record.status == status else bench.fault(about, told)
+    if record.status == status:
+        return passed(about, status if status == "ok" else f"{status}, {why(record)}")
+    return failed(about, "the run succeeded") if record.status == "ok" else bench.fault(about, record)
 
 
 def _try_anyway(planned: PlannedRun) -> PlannedRun:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, judged, skipped, suspicion, why
+from harness.acceptance.bench import Bench, Finding, failed, judged, skipped, suspicion
 from harness.acceptance.datasheet import HALF, data_sheet
 from harness.core.job import MeasurePerformance
 from harness.core.record import RunRecord
@@ -36,11 +36,11 @@ def own_speeds(bench: Bench) -> Iterator[Finding]:
     about = "own speeds"
     machine = bench.own_speeds
     if machine is None or machine.status != "ok":
-        yield bench.fault(about, why(machine) if machine else "the machine was not measured")
+        yield bench.fault(about, machine) if machine else failed(about, "the machine was not measured")
         return
     found = rates(machine)
     if found is None:
-        yield bench.fault(about, "nothing was measured")
+        yield failed(about, "nothing was measured")
         return
     told = _told(found)
     name = bench.preflight.name if bench.on_gpu and bench.preflight else ""
@@ -92,7 +92,7 @@ def bounds(bench: Bench) -> Iterator[Finding]:
 def _reaches(bench: Bench, record: RunRecord) -> Finding:
     about = "decode of its bound"
     if record.status != "ok":
-        return bench.fault(about, why(record))
+        return bench.fault(about, record)
     shares = [
         bound.share.value
         for row in bench.rows()
@@ -101,7 +101,7 @@ def _reaches(bench: Bench, record: RunRecord) -> Finding:
         if bound.phase == "decode" and bound.share
     ]
     if not shares:
-        return bench.fault(about, "it has no bound: the machine was not measured")
+        return failed(about, "it has no bound: the machine was not measured")
     reached = f"{shares[0]:.0%} at batch 1, {'compiled' if bench.on_gpu else 'layer by layer'}"
     if not bench.on_gpu:
         return skipped(about, f"{reached}: only a GPU's compiled decoding has a level to reach")
@@ -114,7 +114,7 @@ def _energy(bench: Bench, record: RunRecord, samples: _Samples) -> Finding:
     """Joules per token by the energy counter, beside the mean power at the end of the same phase over the speed."""
     about = "energy beside power"
     if record.status != "ok":
-        return bench.fault(about, why(record))
+        return bench.fault(about, record)
     counted = record.find("decode_j_per_tok", idle="included", source="NVML" if bench.on_gpu else "RAPL")
     if counted is None:
         missing = [fact.sentence for fact in record.outcome.facts if fact.code == "energy_not_measured"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, judged, why
+from harness.acceptance.bench import Bench, Finding, failed, judged
 from harness.acceptance.models import Shape
 from harness.core.job import MeasurePerformance
 from harness.core.record import RunRecord
@@ -66,7 +66,7 @@ def storage(bench: Bench) -> Iterator[Finding]:
         about = f"stored bytes, {_shown(method)}"
         record = by_method.get(method)
         if record is None or record.status != "ok":
-            yield bench.fault(about, why(record) if record else "it was not planned")
+            yield bench.fault(about, record) if record else failed(about, "it was not planned")
             continue
         expected, found = expected_ratio(shape, method), _ratio(record)
         reason = f"{found:.5f} of 16-bit linears, {expected:.5f} by the format"
@@ -80,7 +80,7 @@ def cache(bench: Bench) -> Iterator[Finding]:
     (record,) = records
     measured = record.find("kv_cache_bytes_per_token")
     if record.status != "ok" or measured is None:
-        yield bench.fault(about, why(record))
+        yield bench.fault(about, record)
         return
     expected = shape.cache_bytes_per_token(2)
     found = measured.values[0]
