@@ -165,7 +165,7 @@ def torch_uses_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch answers preflight that it can use whichever GPU NVML reports; it is not really asked."""
 
     def answer(place: Path, uuid: str) -> preflight.TorchAnswer:
-        products = {"float32": preflight.Product(raised=None, correct=True)}
+        products = {"float32": preflight.TriedProduct(raised=None, correct=True)}
         return preflight.TorchAnswer("2.13.0+cu130", "13.0", True, ("sm_90",), uuid=uuid, products=products)
 
     monkeypatch.setattr(preflight, "_answer", answer)

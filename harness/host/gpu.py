@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from harness.core.identity import Scalar
 from harness.host.processor import is_of_this_run
-from harness.host.visible import VARIABLE, Part, all_parts, visible_parts
+from harness.host.visible import VARIABLE, GpuPart, all_parts, visible_parts
 
 T = TypeVar("T")
 _MIG = " MIG "
@@ -69,7 +69,7 @@ class Gpu:
     (clocks, power, temperature, energy) is not reported for it.
     """
 
-    def __init__(self, nvml: Any, part: Part) -> None:
+    def __init__(self, nvml: Any, part: GpuPart) -> None:
         self._nvml, self._part, self._handle = nvml, part, part.handle
 
     @property

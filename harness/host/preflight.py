@@ -37,7 +37,7 @@ _VARIABLES = re.compile(r"(CUDA|CUBLAS|CUBLASLT|NVIDIA|PYTORCH|TORCH)_\w+|LD_LIB
 
 
 @dataclass(frozen=True)
-class Product:
+class TriedProduct:
     """A small product of two matrices on the GPU: torch's message if it ``raised``, and whether it was ``correct``."""
 
     raised: str | None
@@ -62,7 +62,7 @@ class TorchAnswer:
     error: str | None = None
     capability: tuple[int, int] | None = None
     uuid: str | None = None
-    products: Mapping[str, Product] = field(default_factory=dict)
+    products: Mapping[str, TriedProduct] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Part:
+class GpuPart:
     """What CUDA can use as one device: a GPU, or a MIG slice of one. ``handle`` is NVML's.
 
     ``uuid`` is the part's own and ``gpu_uuid`` its GPU's. ``instances`` are the numbers of a slice's GPU instance and
@@ -30,7 +30,7 @@ class Part:
     handle: Any = field(default=None, compare=False)
 
 
-def select(listed: str | None, gpus: Sequence[Sequence[Part]]) -> tuple[Part, ...]:
+def select(listed: str | None, gpus: Sequence[Sequence[GpuPart]]) -> tuple[GpuPart, ...]:
     """The visible parts, in the order of the list; all parts if it is None.
 
     ``gpus`` holds the parts of each GPU in NVML's order: the GPU itself, its slices in MIG mode, or none if it cannot
@@ -45,7 +45,7 @@ def select(listed: str | None, gpus: Sequence[Sequence[Part]]) -> tuple[Part, ..
     """
     if listed is None:
         return tuple(part for parts in gpus for part in parts)
-    chosen: list[Part] = []
+    chosen: list[GpuPart] = []
     for entry in _entries(listed):
         part = _by_number(entry, gpus) if isinstance(entry, int) else _by_uuid(entry, gpus)
         if part is None:
@@ -77,11 +77,11 @@ def _number(text: str) -> int | None:
     return None if number < 0 else number
 
 
-def _by_number(number: int, gpus: Sequence[Sequence[Part]]) -> Part | None:
+def _by_number(number: int, gpus: Sequence[Sequence[GpuPart]]) -> GpuPart | None:
     return next(iter(gpus[number]), None) if number < len(gpus) else None
 
 
-def _by_uuid(entry: str, gpus: Sequence[Sequence[Part]]) -> Part | None:
+def _by_uuid(entry: str, gpus: Sequence[Sequence[GpuPart]]) -> GpuPart | None:
     """The only part that the entry names."""
     if entry.startswith("GPU-"):
         named = [parts[0] for parts in gpus if parts and parts[0].gpu_uuid.startswith(entry)]
@@ -91,14 +91,14 @@ def _by_uuid(entry: str, gpus: Sequence[Sequence[Part]]) -> Part | None:
     return named[0] if len(named) == 1 else None
 
 
-def _names_slice(entry: str, part: Part) -> bool:
+def _names_slice(entry: str, part: GpuPart) -> bool:
     gpu_uuid, *instances = entry.removeprefix("MIG-").split("/")
     if gpu_uuid.startswith("GPU-"):
         return part.gpu_uuid.startswith(gpu_uuid) and instances == [str(each) for each in part.instances or ()]
     return part.uuid.startswith(entry)
 
 
-def visible_parts(nvml: Any) -> tuple[Part, ...]:
+def visible_parts(nvml: Any) -> tuple[GpuPart, ...]:
     """The visible parts of this machine. Workers set CUDA_DEVICE_ORDER, so that CUDA numbers GPUs as NVML does."""
     listed = os.environ.get(VARIABLE)
     # To list all GPUs may initialize each, which takes seconds. Workers get whole UUIDs, which need no list.
@@ -109,7 +109,7 @@ def visible_parts(nvml: Any) -> tuple[Part, ...]:
     return select(listed, all_parts(nvml))
 
 
-def all_parts(nvml: Any) -> list[tuple[Part, ...]]:
+def all_parts(nvml: Any) -> list[tuple[GpuPart, ...]]:
     """The parts of each GPU, in NVML's order; none of a lost GPU, or of one in MIG mode without slices.
 
     NVML counts GPUs that this process may not open, as in a job with some of a machine's GPUs. CUDA does not.
@@ -121,7 +121,7 @@ def all_parts(nvml: Any) -> list[tuple[Part, ...]]:
     return [parts for parts in listed if parts is not None]
 
 
-def _part(nvml: Any, uuid: str | int) -> Part | None:
+def _part(nvml: Any, uuid: str | int) -> GpuPart | None:
     """The part with exactly this UUID; None if there is none, or it is a GPU in MIG mode."""
     if isinstance(uuid, int):
         return None
@@ -132,12 +132,12 @@ def _part(nvml: Any, uuid: str | int) -> Part | None:
         if uuid.startswith("MIG-"):
             gpu = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
             return _slice(nvml, handle, str(nvml.nvmlDeviceGetUUID(gpu)))
-        return None if _slots(nvml, handle) else Part(uuid, uuid, handle=handle)
+        return None if _slots(nvml, handle) else GpuPart(uuid, uuid, handle=handle)
     except nvml.NVMLError:
         return None
 
 
-def _parts(nvml: Any, index: int) -> tuple[Part, ...] | None:
+def _parts(nvml: Any, index: int) -> tuple[GpuPart, ...] | None:
     """The parts of a GPU; None if this process may not open it."""
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
@@ -152,7 +152,7 @@ def _parts(nvml: Any, index: int) -> tuple[Part, ...] | None:
             slices.append(_slice(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot), uuid))
         except nvml.NVMLError:  # an empty slot, or a slice of somebody else
             continue
-    return tuple(slices) if slots else (Part(uuid, uuid, handle=handle),)
+    return tuple(slices) if slots else (GpuPart(uuid, uuid, handle=handle),)
 
 
 def _slots(nvml: Any, handle: Any) -> int:
@@ -163,6 +163,6 @@ def _slots(nvml: Any, handle: Any) -> int:
         return 0
 
 
-def _slice(nvml: Any, handle: Any, gpu_uuid: str) -> Part:
+def _slice(nvml: Any, handle: Any, gpu_uuid: str) -> GpuPart:
     instances = int(nvml.nvmlDeviceGetGpuInstanceId(handle)), int(nvml.nvmlDeviceGetComputeInstanceId(handle))
-    return Part(str(nvml.nvmlDeviceGetUUID(handle)), gpu_uuid, instances, handle)
+    return GpuPart(str(nvml.nvmlDeviceGetUUID(handle)), gpu_uuid, instances, handle)

@@ -17,7 +17,7 @@ from harness.errors import UsageError
 from harness.execution.sweep import Event, GpuUnused
 from harness.host import cuda_probe, machine, preflight
 from harness.host.architecture import runs_on
-from harness.host.preflight import Preflight, Product, TorchAnswer
+from harness.host.preflight import Preflight, TorchAnswer, TriedProduct
 
 BUILDS = {
     "12.6": ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"),
@@ -33,10 +33,10 @@ WELL = TorchAnswer(
     BUILDS,
     capability=(9, 0),
     uuid=H200.uuid.removeprefix("GPU-"),
-    products={"float32": Product(None, True), "float8": Product(None, True)},
+    products={"float32": TriedProduct(None, True), "float8": TriedProduct(None, True)},
 )
 FINE = Preflight(H200.name, H200.uuid, WELL, (9, 0), "580.65.06", (13, 0))
-NO_KERNEL = {"float32": Product("CUDA error: no kernel image is available for execution on the device", False)}
+NO_KERNEL = {"float32": TriedProduct("CUDA error: no kernel image is available for execution on the device", False)}
 INSTALL = "run: uv pip install --torch-backend {} --reinstall-package torch torch==2.13.0"
 TORCH = """
 import os
@@ -94,7 +94,7 @@ def test_a_gpu_that_torch_can_use_has_no_problem() -> None:
             f"(it has {', '.join(BUILDS['13.0'])}); {INSTALL.format('cu126')}",
         ),
         (
-            replace(WELL, products={"float32": Product("CUBLAS_STATUS_NOT_INITIALIZED", False)}),
+            replace(WELL, products={"float32": TriedProduct("CUBLAS_STATUS_NOT_INITIALIZED", False)}),
             {},
             "torch 2.13.0+cu130 cannot multiply on the GPU: CUBLAS_STATUS_NOT_INITIALIZED",
         ),
@@ -105,7 +105,7 @@ def test_a_gpu_that_torch_can_use_has_no_problem() -> None:
         ),
         (TorchAnswer(error="No module named 'torch'"), {}, "torch cannot be used: No module named 'torch'"),
         (
-            replace(WELL, products={**WELL.products, "float16": Product(None, False)}),
+            replace(WELL, products={**WELL.products, "float16": TriedProduct(None, False)}),
             {},
             "torch computes wrong float16 products on this GPU: it, its driver or torch is faulty",
         ),
@@ -121,7 +121,7 @@ def test_a_problem_is_one_sentence_with_what_to_run(torch: TorchAnswer, changes:
 
 
 def test_a_dtype_that_a_gpu_cannot_multiply_is_no_problem() -> None:
-    products = {**WELL.products, "float8": Product("only on capability 8.9 or higher", False)}
+    products = {**WELL.products, "float8": TriedProduct("only on capability 8.9 or higher", False)}
     checked = replace(FINE, torch=replace(WELL, products=products))
     assert checked.problem is None
     assert checked.lacking == {"float8": "only on capability 8.9 or higher"}

@@ -6,21 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.host.visible import Part, select
+from harness.host.visible import GpuPart, select
 
 UUIDS = (
     "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6",
     "GPU-89aa0b11-0c2d-4e3f-9a4b-5c6d7e8f9a0b",
     "GPU-f0000000-0000-4000-8000-000000000000",
 )
-WHOLE = [(Part(uuid, uuid),) for uuid in UUIDS]
+WHOLE = [(GpuPart(uuid, uuid),) for uuid in UUIDS]
 SLICES = (
-    Part("MIG-0a000000-1111-5222-8333-444444444444", UUIDS[1], (1, 0)),
-    Part("MIG-0b000000-1111-5222-8333-444444444444", UUIDS[1], (5, 0)),
-    Part("MIG-0b100000-1111-5222-8333-444444444444", UUIDS[1], (5, 1)),
+    GpuPart("MIG-0a000000-1111-5222-8333-444444444444", UUIDS[1], (1, 0)),
+    GpuPart("MIG-0b000000-1111-5222-8333-444444444444", UUIDS[1], (5, 0)),
+    GpuPart("MIG-0b100000-1111-5222-8333-444444444444", UUIDS[1], (5, 1)),
 )
 SLICED = [WHOLE[0], SLICES, WHOLE[2]]
-OLD = [(Part(f"MIG-{UUIDS[1]}/5/0", UUIDS[1], (5, 0)), Part(f"MIG-{UUIDS[1]}/6/0", UUIDS[1], (6, 0)))]
+OLD = [(GpuPart(f"MIG-{UUIDS[1]}/5/0", UUIDS[1], (5, 0)), GpuPart(f"MIG-{UUIDS[1]}/6/0", UUIDS[1], (6, 0)))]
 """As a driver before R470 names slices."""
 
 
@@ -85,7 +85,7 @@ def test_whole_gpus(listed: str | None, expected: tuple[int, ...]) -> None:
         (f"{SLICES[1].uuid},0", SLICES[1:2]),
     ],
 )
-def test_slices(listed: str | None, expected: tuple[Part, ...]) -> None:
+def test_slices(listed: str | None, expected: tuple[GpuPart, ...]) -> None:
     assert select(listed, SLICED) == expected
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.host.visible import Part, select
+from harness.host.visible import GpuPart, select
 
 pytestmark = pytest.mark.heavy
 
@@ -30,6 +30,6 @@ def test_as_torch_reads_the_list(listed: str) -> None:
     else:
         valid = next((index for index, number in enumerate(parsed) if number >= len(UUIDS)), len(parsed))
         numbers = parsed[:valid]
-    assert [part.uuid for part in select(listed, [(Part(uuid, uuid),) for uuid in UUIDS])] == [
+    assert [part.uuid for part in select(listed, [(GpuPart(uuid, uuid),) for uuid in UUIDS])] == [
         UUIDS[number] for number in numbers
     ]
