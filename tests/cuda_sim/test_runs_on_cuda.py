@@ -9,6 +9,7 @@ from nvml_stub import H200
 from simulated_gpu import Fault, Plan
 from simulated_machine import PROCESS_BYTES, Simulated
 
+from harness.core.label import codes
 from harness.core.record import Measurement, RunRecord
 
 pytestmark = pytest.mark.heavy(minutes=1)
@@ -101,6 +102,19 @@ def test_the_profilers_kernels_are_recorded_of_quantized_variants(records: dict[
         assert fact is not None
         assert kernel in fact.sentence
     assert records["quality", "none"].outcome.fact("cuda_kernels") is None
+
+
+def test_the_kernels_of_each_point_of_a_grid_are_recorded(records: dict[tuple[str, str], RunRecord]) -> None:
+    """Both methods unpack before each product, which is the kernel that they promise."""
+    for method in ("rtn", "int8"):
+        run = records["performance", method]
+        seen = [each.arguments for each in run.outcome.facts if each.code == "kernels_at"]
+        batches = [figure.protocol["batch_size"] for figure in figures(run, "prefill_s")]
+        points = [(phase, batch) for batch in batches for phase in ("prefill", "decode")]
+        assert [(each["phase"], each["batch_size"]) for each in seen] == points
+        assert all(each["dequantize"] == 28 and each["names"] for each in seen)
+        assert "kernel_fell_back" not in codes(run.outcome.labels)
+    assert all(each.code != "kernels_at" for each in records["performance", "none"].outcome.facts)
 
 
 @pytest.mark.parametrize(
