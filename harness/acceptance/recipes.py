@@ -86,7 +86,7 @@ def after(on_gpu: bool, memory_bytes: int) -> dict[str, Any]:
 
 def disturbed(on_gpu: bool) -> dict[str, Any]:
     """A run that lasts some seconds, to be disturbed."""
-    return {"name": "disturbed", **_one(on_gpu, [1], 64, 256)}
+    return {"name": "disturbed", **_one(on_gpu, [1], 64, 64)}
 
 
 def _one(on_gpu: bool, batch_sizes: list[int], prompt: int, new: int) -> dict[str, Any]:
