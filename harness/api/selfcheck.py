@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from harness.acceptance.checks.quality import quality
 from harness.acceptance.checks.speed import bounds, decode, own_speeds
 from harness.acceptance.checks.storage import cache, storage
 from harness.core.owner import current_owner
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, StorageError, UsageError
 from harness.execution.debris import clear
 from harness.host.machine import cache_folder, choose
 from harness.host.preflight import preflight as ask_torch
@@ -75,9 +76,12 @@ def selfcheck(
 
     ``doctor`` is what ``qharness doctor`` says, for the zip. ``on_finding`` gets each finding at once, ``on_run``
     the title of each run that begins. A check that fails in an unforeseen way is a finding too.
+    Raises UsageError for a file that exists or cannot be written, and StorageError if writing it failed in the end.
     """
     if out.exists():
         raise UsageError(f"{out} exists; name another file with --out")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise UsageError(f"{out} cannot be written: name a file in a folder of yours with --out")
     root = (cache_root or cache_folder()).absolute()
     root.mkdir(parents=True, exist_ok=True)
     clear([root])
@@ -95,7 +99,10 @@ def selfcheck(
         for finding in _findings(bench, minutes):
             findings.append(replace(finding, reason=bench.anonymizer.message(finding.reason)))
             on_finding(findings[-1])
-        return Checked(tuple(findings), archive.write(out, bench, findings, doctor))
+        try:
+            return Checked(tuple(findings), archive.write(out, bench, findings, doctor))
+        except OSError as error:
+            raise StorageError(f"{out} could not be written: {error.strerror}") from error
 
 
 def _findings(bench: Bench, minutes: float) -> Iterator[Finding]:

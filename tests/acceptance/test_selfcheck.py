@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 import zipfile
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from harness.core.model import MethodRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.core.run import RunLimits
 from harness.core.site import Machine
-from harness.errors import UsageError
+from harness.errors import StorageError, UsageError
 from harness.host.gpu import gpu, identifying
 from harness.host.preflight import Preflight, TorchAnswer
 from harness.models.headers import read_directory
@@ -254,6 +256,22 @@ def test_an_existing_file_is_not_overwritten(
     assert ended.value.code == 2
     assert "name another file with --out" in capsys.readouterr().err
     assert (tmp_path / "mine.zip").read_text() == "mine"
+
+
+def test_a_zip_that_cannot_be_written_is_said_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name a file in a folder of yours"):
+        selfcheck(tmp_path / "absent" / "out.zip", cache_root=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_full_disk_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(api, "CHECKS", (Check("first", 1, well),))
+    monkeypatch.setattr(archive, "write", full)
+    with pytest.raises(StorageError, match="No space left"):
+        selfcheck(tmp_path / "out.zip", cache_root=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(("checks", "code"), [((well,), 0), ((well, wrong), 1)])
