@@ -30,7 +30,7 @@ def load_source(context: Context, source: Path) -> Any:
         trust_remote_code=spec.model.trust_remote_code,
         **arguments,
     )
-    refuse_offloaded(model)
+    refuse_offloaded(model, spec.job.conditions.gpus)
     return model
 
 

@@ -26,7 +26,7 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         use_safetensors=True,
         **options,
     ).eval()
-    refuse_offloaded(model)
+    refuse_offloaded(model, request.gpus)
     return model
 
 
@@ -46,15 +46,15 @@ def device_map(device: str, gpus: int = 1) -> str:
     return device
 
 
-def refuse_offloaded(model: Any) -> None:
-    """Raises MemoryError for a model that does not fit its GPUs: accelerate then computes it from host memory or disk.
+def refuse_offloaded(model: Any, gpus: int) -> None:
+    """Raises MemoryError for a spread model that does not fit its GPUs: the rest would be computed from host memory.
 
-    A model on one device has no map of its modules, or one with one entry.
+    Of what accelerate moves there, or to a disk, a model holds parameters without numbers (``meta``).
     """
-    devices = getattr(model, "hf_device_map", {})
-    left = [name for name, device in devices.items() if str(device) in ("cpu", "disk")]
-    if left and len(devices) > 1:
+    parameters = dict(model.named_parameters()) if gpus > 1 else {}
+    left = [name for name, parameter in parameters.items() if parameter.device.type in ("cpu", "meta")]
+    if left:
         raise MemoryError(
-            f"the model does not fit the GPUs, and {len(left)} of its modules, such as {left[0]}, would "
-            "be computed from host memory; use more devices or fewer bits"
+            f"the model does not fit {gpus} GPUs: {len(left)} of its {len(parameters)} parameters, such as {left[0]}, "
+            "would be computed from host memory; use more devices or fewer bits"
         )

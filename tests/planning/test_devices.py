@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,17 +128,22 @@ def test_what_may_fit_is_left_to_the_run() -> None:
 
 
 class Placed:
-    """A model that accelerate has placed."""
+    """A model whose parameters are on these devices."""
 
-    def __init__(self, **modules: int | str) -> None:
-        self.hf_device_map = modules
+    def __init__(self, **parameters: str) -> None:
+        self._parameters = parameters
+
+    def named_parameters(self) -> Iterator[tuple[str, object]]:
+        for name, kind in self._parameters.items():
+            yield name, SimpleNamespace(device=SimpleNamespace(type=kind))
 
 
 def test_a_model_that_spills_into_the_host_s_memory_is_out_of_memory() -> None:
     assert (device_map("cuda"), device_map("cuda", 2), device_map("cpu", 1)) == ("cuda:0", "balanced", "cpu")
-    refuse_offloaded(object())
-    refuse_offloaded(Placed(embed=0, layers=1))
-    refuse_offloaded(Placed(all="cpu"))
-    for where in ("cpu", "disk"):
-        with pytest.raises(MemoryError, match="2 of its modules, such as norm, would be computed from host memory"):
-            refuse_offloaded(Placed(embed=0, layers=1, norm=where, head=where))
+    refuse_offloaded(Placed(embed="cuda", norm="cuda"), 2)
+    refuse_offloaded(Placed(embed="cpu"), 1)
+    for where in ("cpu", "meta"):
+        with pytest.raises(MemoryError, match="fit 2 GPUs: 2 of its 3 parameters, such as norm, would"):
+            refuse_offloaded(Placed(embed="cuda", norm=where, head=where), 2)
+        with pytest.raises(MemoryError, match="1 of its 1 parameters"):  # nothing fits, and accelerate is not used
+            refuse_offloaded(Placed(embed=where), 2)

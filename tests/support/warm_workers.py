@@ -25,6 +25,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -64,6 +65,8 @@ class Workers:
 
     def __init__(self) -> None:
         self._servers: dict[tuple[str, frozenset[tuple[str, str]]], _Server] = {}
+        self._lock = threading.Lock()  # runs on several GPUs are started by several threads
+        self._starter = ThreadPoolExecutor(1)  # a server ends with the thread that started it
 
     def start(self, command: Sequence[str], **options: object) -> Worker | subprocess.Popen[bytes]:
         module = next((name for name in OF_A_RUN if name in command), None)
@@ -90,9 +93,10 @@ class Workers:
         variables = {name: value for name, value in env.items() if name not in of_a_run}
         own = {name: env[name] for name in of_a_run if name in env}
         key = (python, frozenset(variables.items()))
-        if key not in self._servers:
-            self._servers[key] = _Server(python, variables)
-        return self._servers[key].fork(guard, arguments, own, [stdout, *pass_fds])
+        with self._lock:
+            if key not in self._servers:
+                self._servers[key] = self._starter.submit(_Server, python, variables).result()
+            return self._servers[key].fork(guard, arguments, own, [stdout, *pass_fds])
 
     @property
     def pids(self) -> tuple[int, ...]:
@@ -102,6 +106,7 @@ class Workers:
     def close(self) -> None:
         for server in self._servers.values():
             server.close()
+        self._starter.shutdown()
 
 
 class Worker:
@@ -181,7 +186,7 @@ def import_shared() -> None:
 
 
 def _serve(requests: socket.socket) -> None:
-    """Forks a worker for each request, tells its process id, waits for it, tells its exit code."""
+    """Forks a worker for each request, tells its process id and, when it has ended, its exit code."""
     import_shared()
     gc.collect()
     gc.freeze()  # forks share these objects' pages
@@ -200,9 +205,13 @@ def _serve(requests: socket.socket) -> None:
         for each in given:
             os.close(each)
         requests.send(str(pid).encode())
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        os.write(tell, str(code).encode())
-        os.close(tell)
+        threading.Thread(target=_tell_end, args=(pid, tell), daemon=True).start()
+
+
+def _tell_end(pid: int, tell: int) -> None:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.write(tell, str(code).encode())
+    os.close(tell)
 
 
 def work(request: dict[str, object], log: int, *others: int) -> NoReturn:
