@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 
-from harness.acceptance.bench import Bench, Finding
+from harness.acceptance.bench import Bench, CheckResult
 from harness.report.write import write_report
 
 SMI_S = 30.0
@@ -24,7 +24,7 @@ _BUS = re.compile(r"GPU [0-9A-Fa-f]+:")
 _PROCESSES = "Processes"
 
 
-def write(out: Path, bench: Bench, findings: Sequence[Finding], doctor: str) -> Path:
+def write(out: Path, bench: Bench, findings: Sequence[CheckResult], doctor: str) -> Path:
     """Writes the zip; returns its path. Raises OSError if it cannot be written."""
     texts = {
         "findings.txt": lines(findings),
@@ -44,7 +44,7 @@ def write(out: Path, bench: Bench, findings: Sequence[Finding], doctor: str) -> 
     return out
 
 
-def lines(findings: Sequence[Finding]) -> str:
+def lines(findings: Sequence[CheckResult]) -> str:
     """One line for each finding, and their number."""
     width = max((len(each.about) for each in findings), default=0)
     return "\n".join(f"{each.verdict}  {each.about:<{width}}  {each.reason}" for each in findings)

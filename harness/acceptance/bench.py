@@ -37,7 +37,7 @@ Verdict = Literal["PASS", "FAIL", "SKIP"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """What a check found about one thing, and why that passes, fails or could not be checked here."""
 
     about: str
@@ -45,19 +45,19 @@ class Finding:
     reason: str
 
 
-def passed(about: str, reason: str) -> Finding:
-    return Finding(about, "PASS", reason)
+def passed(about: str, reason: str) -> CheckResult:
+    return CheckResult(about, "PASS", reason)
 
 
-def failed(about: str, reason: str) -> Finding:
-    return Finding(about, "FAIL", reason)
+def failed(about: str, reason: str) -> CheckResult:
+    return CheckResult(about, "FAIL", reason)
 
 
-def skipped(about: str, reason: str) -> Finding:
-    return Finding(about, "SKIP", reason)
+def skipped(about: str, reason: str) -> CheckResult:
+    return CheckResult(about, "SKIP", reason)
 
 
-def judged(about: str, good: bool, reason: str) -> Finding:
+def judged(about: str, good: bool, reason: str) -> CheckResult:
     return (passed if good else failed)(about, reason)
 
 
@@ -118,7 +118,7 @@ class Bench:
         """The seconds until the current check's time is over."""
         return self.ends_s - time.monotonic()
 
-    def fault(self, about: str, record: RunRecord) -> Finding:
+    def fault(self, about: str, record: RunRecord) -> CheckResult:
         """What a run that did not succeed means: a failure, or that this machine lacks what it needs, or the time.
 
         A run that lacks another one did not succeed for that one's reason.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.acceptance import archive
-from harness.acceptance.bench import Bench, Finding, failed, skipped
+from harness.acceptance.bench import Bench, CheckResult, failed, skipped
 from harness.acceptance.checks.faults import memory, sharing
 from harness.acceptance.checks.identity import identity, preflight, spellings
 from harness.acceptance.checks.quality import quality
@@ -24,36 +24,36 @@ from harness.host.preflight import preflight as ask_torch
 
 
 @dataclass(frozen=True)
-class Check:
+class MachineCheck:
     """``share`` is the most of the whole time that it may take; ``runs`` says that it needs a device to run on."""
 
     name: str
     share: float
-    find: Callable[[Bench], Iterator[Finding]]
+    find: Callable[[Bench], Iterator[CheckResult]]
     runs: bool = True
 
 
 CHECKS = (
-    Check("machine", 0.05, identity, runs=False),
-    Check("torch on the GPU", 0.05, preflight, runs=False),
-    Check("GPU spellings", 0.2, spellings),
-    Check("key-value cache", 0.4, cache),
-    Check("own speeds", 0.05, own_speeds),
-    Check("stored bytes", 0.6, storage),
-    Check("decoding", 0.5, decode),
-    Check("bounds", 0.1, bounds),
-    Check("divergence and reload", 0.4, quality),
-    Check("memory", 0.3, memory),
-    Check("sharing", 0.2, sharing),
+    MachineCheck("machine", 0.05, identity, runs=False),
+    MachineCheck("torch on the GPU", 0.05, preflight, runs=False),
+    MachineCheck("GPU spellings", 0.2, spellings),
+    MachineCheck("key-value cache", 0.4, cache),
+    MachineCheck("own speeds", 0.05, own_speeds),
+    MachineCheck("stored bytes", 0.6, storage),
+    MachineCheck("decoding", 0.5, decode),
+    MachineCheck("bounds", 0.1, bounds),
+    MachineCheck("divergence and reload", 0.4, quality),
+    MachineCheck("memory", 0.3, memory),
+    MachineCheck("sharing", 0.2, sharing),
 )
 """In their order: later ones read what earlier ones measured."""
 
 
 @dataclass(frozen=True)
-class Checked:
+class MachineReport:
     """All findings, and the zip to send."""
 
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckResult, ...]
     archive: Path
 
     @property
@@ -69,9 +69,9 @@ def selfcheck(
     cache_root: Path | None = None,
     *,
     doctor: str = "",
-    on_finding: Callable[[Finding], None] = lambda finding: None,
+    on_finding: Callable[[CheckResult], None] = lambda finding: None,
     on_run: Callable[[str], None] = lambda title: None,
-) -> Checked:
+) -> MachineReport:
     """Checks this machine's processor, or its first GPU, for at most about so many minutes; writes a zip to ``out``.
 
     ``doctor`` is what ``qharness doctor`` says, for the zip. ``on_finding`` gets each finding at once, ``on_run``
@@ -100,12 +100,12 @@ def selfcheck(
             findings.append(replace(finding, reason=bench.anonymizer.message(finding.reason)))
             on_finding(findings[-1])
         try:
-            return Checked(tuple(findings), archive.write(out, bench, findings, doctor))
+            return MachineReport(tuple(findings), archive.write(out, bench, findings, doctor))
         except OSError as error:
             raise StorageError(f"{out} could not be written: {error.strerror}") from error
 
 
-def _findings(bench: Bench, minutes: float) -> Iterator[Finding]:
+def _findings(bench: Bench, minutes: float) -> Iterator[CheckResult]:
     for check in CHECKS:
         left_s = bench.over_s - time.monotonic()
         if check.runs and bench.chosen is None:

@@ -12,7 +12,7 @@ import pytest
 from nvml_stub import H200
 from run_specs import changed, run_spec
 
-from harness.acceptance.bench import Bench, Finding
+from harness.acceptance.bench import Bench, CheckResult
 from harness.acceptance.checks import faults, quality, speed
 from harness.core.label import Fact, Label
 from harness.core.model import MethodRef
@@ -74,7 +74,7 @@ def timed(share: float, joules: float | None = None, **others: object) -> RunRec
     return record("performance", measured, phases=(Phase("energy", 5.0),), **others)
 
 
-def by_name(findings: Iterator[Finding]) -> dict[str, str]:
+def by_name(findings: Iterator[CheckResult]) -> dict[str, str]:
     return {each.about: each.verdict for each in findings}
 
 

@@ -16,13 +16,13 @@ from nvml_stub import A100, H200, SLICED_H200, NvmlStub
 from run_specs import run_spec
 
 from harness.acceptance import archive, recipes
-from harness.acceptance.bench import Bench, Finding, Timed, passed
+from harness.acceptance.bench import Bench, CheckResult, Timed, passed
 from harness.acceptance.checks import identity, speed, storage
 from harness.acceptance.checks.speed import own_speeds
 from harness.acceptance.datasheet import data_sheet
 from harness.acceptance.models import SMALL, write_small
 from harness.api import selfcheck as api
-from harness.api.selfcheck import Check, selfcheck
+from harness.api.selfcheck import MachineCheck, selfcheck
 from harness.cli.app import main
 from harness.core.label import Label
 from harness.core.model import MethodRef
@@ -197,24 +197,24 @@ def test_no_run_gets_more_time_than_its_check_has_left() -> None:
     assert len(inner.limits) == 2
 
 
-def well(bench: Bench) -> Iterator[Finding]:
+def well(bench: Bench) -> Iterator[CheckResult]:
     yield passed("well", "it is")
 
 
-def fault(bench: Bench) -> Iterator[Finding]:
+def fault(bench: Bench) -> Iterator[CheckResult]:
     yield passed("before the fault", "it was")
     raise ValueError(f"in {bench.folder}")
 
 
-def wrong(bench: Bench) -> Iterator[Finding]:
+def wrong(bench: Bench) -> Iterator[CheckResult]:
     raise UsageError("not possible here")
     yield
 
 
 def test_a_fault_in_a_check_is_a_finding_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    checks = (Check("first", 1, fault), Check("second", 1, wrong), Check("third", 1, well))
+    checks = (MachineCheck("first", 1, fault), MachineCheck("second", 1, wrong), MachineCheck("third", 1, well))
     monkeypatch.setattr(api, "CHECKS", checks)
-    shown: list[Finding] = []
+    shown: list[CheckResult] = []
     checked = selfcheck(tmp_path / "out.zip", cache_root=tmp_path / "cache", on_finding=shown.append)
     assert [(each.about, each.verdict) for each in checked.findings] == [
         ("before the fault", "PASS"),
@@ -230,7 +230,7 @@ def test_a_fault_in_a_check_is_a_finding_and_the_others_go_on(monkeypatch: pytes
 
 
 def test_what_no_time_is_left_for_is_skipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(api, "CHECKS", (Check("first", 1, well),))
+    monkeypatch.setattr(api, "CHECKS", (MachineCheck("first", 1, well),))
     checked = selfcheck(tmp_path / "out.zip", minutes=0, cache_root=tmp_path / "cache")
     assert [each.verdict for each in checked.findings] == ["SKIP"]
     assert checked.passed
@@ -268,7 +268,7 @@ def test_a_full_disk_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def full(*_: object) -> Path:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(api, "CHECKS", (Check("first", 1, well),))
+    monkeypatch.setattr(api, "CHECKS", (MachineCheck("first", 1, well),))
     monkeypatch.setattr(archive, "write", full)
     with pytest.raises(StorageError, match="No space left"):
         selfcheck(tmp_path / "out.zip", cache_root=tmp_path / "cache")
@@ -278,7 +278,7 @@ def test_a_full_disk_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_exit_code_says_whether_a_check_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checks, code: int
 ) -> None:
-    monkeypatch.setattr(api, "CHECKS", tuple(Check(each.__name__, 1, each) for each in checks))
+    monkeypatch.setattr(api, "CHECKS", tuple(MachineCheck(each.__name__, 1, each) for each in checks))
     out = tmp_path / "out.zip"
     monkeypatch.setattr("sys.argv", ["qharness", "selfcheck", "--out", str(out), "--cache", str(tmp_path / "cache")])
     with pytest.raises(SystemExit) as ended:

@@ -14,12 +14,12 @@ from harness.acceptance.models import Shape
 from harness.api.selfcheck import CHECKS, selfcheck
 from harness.execution import local
 from harness.host import preflight
-from harness.host.preflight import Product, TorchAnswer
+from harness.host.preflight import TorchAnswer, TriedProduct
 
 pytestmark = [pytest.mark.heavy(minutes=4), pytest.mark.slow]
 
 SHAPE = Shape(vocabulary=256, hidden=128, inner=256, heads=4, kv_heads=2, context=4096)
-FINE = {"float32": Product(None, True)}
+FINE = {"float32": TriedProduct(None, True)}
 SIMULATION = Path(__file__).parents[1] / "cuda_sim"
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import IO
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, failed, judged, passed, skipped, suspicion, why
+from harness.acceptance.bench import Bench, CheckResult, failed, judged, passed, skipped, suspicion, why
 from harness.core.job import MeasurePerformance
 from harness.core.record import RunRecord, Status
 from harness.host.machine import cores
@@ -40,7 +40,7 @@ sys.stdin.read()
 """Each ends when its input does, as when whoever started it ends."""
 
 
-def memory(bench: Bench) -> Iterator[Finding]:
+def memory(bench: Bench) -> Iterator[CheckResult]:
     """A batch that is too large ends as ``out_of_memory``, and the next run is as if nothing had been."""
     limit_bytes = bench.machine.memory_bytes if bench.on_gpu else PROCESSOR_LIMIT_BYTES
     if not limit_bytes:
@@ -52,7 +52,7 @@ def memory(bench: Bench) -> Iterator[Finding]:
     yield _expected(bench, "the run after it", next_one, "ok")
 
 
-def sharing(bench: Bench) -> Iterator[Finding]:
+def sharing(bench: Bench) -> Iterator[CheckResult]:
     """A run beside another process on the same device is labelled ``suspect``."""
     about = "another process"
     with ExitStack() as started:
@@ -84,7 +84,7 @@ def _timed(records: Sequence[RunRecord]) -> RunRecord:
     return record
 
 
-def _expected(bench: Bench, about: str, record: RunRecord, status: Status) -> Finding:
+def _expected(bench: Bench, about: str, record: RunRecord, status: Status) -> CheckResult:
     """Whether a run ended with this status."""
     if record.status == status:
         return passed(about, status if status == "ok" else f"{status}, {why(record)}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.acceptance import visible
-from harness.acceptance.bench import Bench, Finding, failed, judged, passed, skipped
+from harness.acceptance.bench import Bench, CheckResult, failed, judged, passed, skipped
 from harness.host.gpu import absence, visible_uuids
 from harness.host.machine import fingerprint
 from harness.host.visible import VARIABLE
@@ -20,7 +20,7 @@ ASK_S = 20.0
 """How long the driver may take to list its GPUs: the first process to use a GPU waits for it to wake up."""
 
 
-def identity(bench: Bench) -> Iterator[Finding]:
+def identity(bench: Bench) -> Iterator[CheckResult]:
     """The machine names its processor, its memory and its GPU."""
     found = fingerprint()
     needed = ("cpu", "cores", "memory_bytes", *(("gpu", "gpu_memory_bytes", "driver") if bench.on_gpu else ()))
@@ -39,7 +39,7 @@ def identity(bench: Bench) -> Iterator[Finding]:
     yield judged("machine", not missing, f"{reason}; not known: {', '.join(missing)}" if missing else reason)
 
 
-def preflight(bench: Bench) -> Iterator[Finding]:
+def preflight(bench: Bench) -> Iterator[CheckResult]:
     """Torch can use the GPU, and multiplies each dtype right."""
     told = bench.preflight
     if not bench.on_gpu:
@@ -54,7 +54,7 @@ def preflight(bench: Bench) -> Iterator[Finding]:
         yield passed("torch on the GPU", f"torch {told.torch.version} multiplies {', '.join(works)}{lacks}")
 
 
-def spellings(bench: Bench) -> Iterator[Finding]:
+def spellings(bench: Bench) -> Iterator[CheckResult]:
     """For each way to name GPUs in CUDA_VARIABLE_DEVICES, the driver and qharness see the same GPUs."""
     about = "GPU spellings"
     uuids = visible_uuids() if bench.on_gpu else ()

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, judged
+from harness.acceptance.bench import Bench, CheckResult, judged
 from harness.acceptance.models import write_small
 from harness.core.job import MeasureQuality
 from harness.core.record import RunRecord
 
 
-def quality(bench: Bench) -> Iterator[Finding]:
+def quality(bench: Bench) -> Iterator[CheckResult]:
     """The unquantized model's divergence from itself is 0, a quantized one's is not, and artifacts reload exactly."""
     folder = bench.folder / "small-model"
     write_small(folder)
@@ -23,7 +23,7 @@ def quality(bench: Bench) -> Iterator[Finding]:
                 yield _reload(bench, record)
 
 
-def _divergence(bench: Bench, record: RunRecord) -> Finding:
+def _divergence(bench: Bench, record: RunRecord) -> CheckResult:
     method, itself = record.spec.method.label, record.spec.is_baseline
     about = "divergence from itself" if itself else f"divergence of {method}"
     found = record.find("kl")
@@ -34,7 +34,7 @@ def _divergence(bench: Bench, record: RunRecord) -> Finding:
     return judged(about, largest == 0 if itself else mean > 0, reason)
 
 
-def _reload(bench: Bench, record: RunRecord) -> Finding:
+def _reload(bench: Bench, record: RunRecord) -> CheckResult:
     about = f"reload of {record.spec.method.label}"
     found = record.outcome.fact("reload_difference")
     if record.status != "ok" or found is None:

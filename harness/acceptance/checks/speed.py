@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, failed, judged, skipped, suspicion
+from harness.acceptance.bench import Bench, CheckResult, failed, judged, skipped, suspicion
 from harness.acceptance.datasheet import HALF, data_sheet
 from harness.core.job import MeasurePerformance
 from harness.core.record import RunRecord
@@ -31,7 +31,7 @@ WINDOW_S = 0.9
 MARGIN_S = 0.1
 
 
-def own_speeds(bench: Bench) -> Iterator[Finding]:
+def own_speeds(bench: Bench) -> Iterator[CheckResult]:
     """Bandwidth and products per second are those of the data sheet, within what its limits of power allow."""
     about = "own speeds"
     machine = bench.own_speeds
@@ -59,7 +59,7 @@ def own_speeds(bench: Bench) -> Iterator[Finding]:
     yield judged(about, not slow and not fast, f"{shares} of the data sheet of an {sheet.product}: {told}")
 
 
-def decode(bench: Bench) -> Iterator[Finding]:
+def decode(bench: Bench) -> Iterator[CheckResult]:
     """Decoding comes close to its bound where it is compiled, its energy is its power, and nothing exceeds a bound."""
     with _power(bench.on_gpu) as samples:
         records = bench.measure(recipes.decode(bench.on_gpu))
@@ -68,7 +68,7 @@ def decode(bench: Bench) -> Iterator[Finding]:
     yield _energy(bench, record, samples)
 
 
-def bounds(bench: Bench) -> Iterator[Finding]:
+def bounds(bench: Bench) -> Iterator[CheckResult]:
     """No speed that was measured so far is above its bound."""
     about = "nothing above its bound"
     shares = {
@@ -89,7 +89,7 @@ def bounds(bench: Bench) -> Iterator[Finding]:
     yield judged(about, not above, ", ".join(above) or highest)
 
 
-def _reaches(bench: Bench, record: RunRecord) -> Finding:
+def _reaches(bench: Bench, record: RunRecord) -> CheckResult:
     about = "decode of its bound"
     if record.status != "ok":
         return bench.fault(about, record)
@@ -110,7 +110,7 @@ def _reaches(bench: Bench, record: RunRecord) -> Finding:
     return judged(about, LEAST_OF_BOUND <= shares[0] <= 1, f"{reached}; {LEAST_OF_BOUND:.0%} to 100% are expected")
 
 
-def _energy(bench: Bench, record: RunRecord, samples: _Samples) -> Finding:
+def _energy(bench: Bench, record: RunRecord, samples: _Samples) -> CheckResult:
     """Joules per token by the energy counter, beside the mean power at the end of the same phase over the speed."""
     about = "energy beside power"
     if record.status != "ok":

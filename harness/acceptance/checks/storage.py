@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 
 from harness.acceptance import recipes
-from harness.acceptance.bench import Bench, Finding, failed, judged
+from harness.acceptance.bench import Bench, CheckResult, failed, judged
 from harness.acceptance.models import Shape
 from harness.core.job import MeasurePerformance
 from harness.core.record import RunRecord
@@ -57,7 +57,7 @@ def expected_ratio(shape: Shape, method: str) -> float:
     return sum(BYTES[method](*each) for each in shape.matrices) / (2 * shape.parameters)
 
 
-def storage(bench: Bench) -> Iterator[Finding]:
+def storage(bench: Bench) -> Iterator[CheckResult]:
     """The bytes of int8, fp8 and NF4 are those of their formats."""
     shape = recipes.shape(bench.on_gpu)
     records = [each for each in bench.measure(recipes.storage(bench.on_gpu)) if _is_measured(each)]
@@ -73,7 +73,7 @@ def storage(bench: Bench) -> Iterator[Finding]:
         yield judged(about, abs(found - expected) <= TOLERANCE, reason)
 
 
-def cache(bench: Bench) -> Iterator[Finding]:
+def cache(bench: Bench) -> Iterator[CheckResult]:
     """A token's keys and values take what the shape says."""
     shape, about = recipes.shape(bench.on_gpu), "key-value cache"
     records = [each for each in bench.measure(recipes.cache(bench.on_gpu)) if _is_measured(each)]

@@ -13,7 +13,7 @@ from harness.errors import ExitCode
 from harness.report.terminal import say
 
 if TYPE_CHECKING:
-    from harness.acceptance.bench import Finding
+    from harness.acceptance.bench import CheckResult
 
 
 def selfcheck(
@@ -34,7 +34,7 @@ def selfcheck(
     from harness.api.selfcheck import selfcheck as check
     from harness.cli.render.plan import doctor_lines
 
-    def show(finding: Finding) -> None:
+    def show(finding: CheckResult) -> None:
         say(f"{finding.verdict}  {finding.about}: {finding.reason}")
 
     file = out or Path(f"qharness-selfcheck-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.zip")
