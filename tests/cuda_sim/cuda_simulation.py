@@ -198,6 +198,7 @@ class _Simulation:
         def to(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if has_torch_function_unary(tensor):
                 return handle_torch_function(tensor_type.to, (tensor,), tensor, *args, **kwargs)  # type: ignore[no-any-return]
+            args, kwargs = _with_devices(args, kwargs)
             copy = kwargs.pop("copy", False)
             like = next((each for each in (*args, kwargs.get("other")) if isinstance(each, torch.Tensor)), None)
             if like is not None:
@@ -270,6 +271,13 @@ class _Simulation:
         return torch.device(device) if index is None else torch.device("cuda", index)
 
 
+def _with_devices(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The arguments of ``Tensor.to`` with a device in place of a GPU's number."""
+    numbered = [torch.device("cuda", each) if type(each) is int else each for each in args[:1]]
+    own = {"device": torch.device("cuda", kwargs["device"])} if type(kwargs.get("device")) is int else {}
+    return (*numbered, *args[1:]), {**kwargs, **own}
+
+
 class _Operators(TorchDispatchMode):
     def __init__(self, simulation: _Simulation) -> None:
         super().__init__()
@@ -290,6 +298,10 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func is torch.device and len(args) == 1 and type(args[0]) is int:
+            return torch.device("cuda", args[0])
+        if type(kwargs.get("device")) is int:
+            kwargs["device"] = torch.device("cuda", kwargs["device"])
         if func in OF_NUMBERS:
             wanted = kwargs.pop("device", None)
             if wanted is None and func is torch.Tensor.new_tensor:
@@ -300,7 +312,7 @@ class _Functions(TorchFunctionMode):
                 kwargs["device"] = wanted
                 wanted = None
             made = func(*args, **kwargs)
-            return made if wanted is None else made.to(wanted)
+            return made if wanted is None else made.to(self._simulation.full(wanted))
         return func(*args, **kwargs)
 
 
