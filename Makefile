@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test test-stacks test-gpu faults fuzz setup setup-all clean
+.PHONY: demo check lint light test test-stacks test-gpu cuda-lines faults fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -36,6 +36,13 @@ test-stacks: setup-all ## makes the stacks vllm and llamacpp, then runs their te
 
 test-gpu: setup-all ## the tests that need an NVIDIA GPU, one after another; no other test uses one
 	$(BIN)/pytest -m gpu -rs
+
+CUDA_TESTS := $(addprefix tests/,cuda_sim nvml_stub host acceptance metrics planning engines core \
+	analysis/test_footprint.py models/test_kernels.py models/test_published.py stacks/test_stacks.py \
+	execution/test_executor.py execution/test_schedule.py execution/test_suspect.py report/test_labels.py)
+cuda-lines: setup-all ## the lines of the harness that are about a GPU, and which of them tests without one run
+	lines=$$(mktemp -d) && QHARNESS_CUDA_LINES=$$lines PYTHONPATH=tests/cuda_sim \
+	$(PYTEST) -p cuda_lines -m "not stack and not gpu" $(CUDA_TESTS); status=$$?; rm -r $$lines; exit $$status
 
 faults: setup-all ## every row of docs/reliability.md, the slow ones too
 	$(PYTEST) tests/faults -m "slow or not slow"

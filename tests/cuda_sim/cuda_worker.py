@@ -15,6 +15,7 @@ LIBRARY = "libnvidia-ml.so.1"
 
 
 def main() -> None:
+    from cuda_lines import Trace
     from cuda_simulation import simulated
     from simulated_gpu import VARIABLE, Plan
 
@@ -23,8 +24,13 @@ def main() -> None:
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # a count of allocations should not depend on threads
     _use_nvml_stub()
     plan = Plan.from_json(os.environ[VARIABLE])
-    with simulated(plan, _lose_gpu):
-        worker.main(*sys.argv[1:])
+    trace = Trace()
+    trace.start()
+    try:
+        with simulated(plan, _lose_gpu):
+            worker.main(*sys.argv[1:])
+    finally:
+        trace.write()
 
 
 def _stub() -> Path | None:

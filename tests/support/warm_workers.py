@@ -36,7 +36,7 @@ OF_A_RUN = {
     WORKER: ("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP"),
     SIMULATED: (
         *("PYTHONPATH", "QHARNESS_OWNER", "TMPDIR", "TMP", "TEMP"),
-        *("QHARNESS_SIMULATED_GPU", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
+        *("QHARNESS_SIMULATED_GPU", "QHARNESS_CUDA_LINES", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"),
     ),
 }
 """The variables that differ from run to run. A fork gets them, the server does not."""
