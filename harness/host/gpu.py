@@ -158,13 +158,13 @@ class Gpu:
         return GpuState(values, unreported)
 
     def energy_j(self) -> float | None:
-        """Joules used since the driver was loaded; None if the GPU does not count them."""
-        millijoules = self._known(lambda: float(self._ask("nvmlDeviceGetTotalEnergyConsumption")))
+        """Joules used since the driver was loaded; None if the GPU does not count them, and for a slice."""
+        millijoules = self._not_of_slice("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1000
 
     def power_w(self) -> float | None:
-        """The board's power; on most GPUs the mean of the last second. None if the GPU does not report it."""
-        milliwatts = self._known(lambda: float(self._ask("nvmlDeviceGetPowerUsage")))
+        """The board's power; on most GPUs the mean of the last second. None if it is not reported, and for a slice."""
+        milliwatts = self._not_of_slice("nvmlDeviceGetPowerUsage")
         return None if milliwatts is None else milliwatts / 1000
 
     def process_bytes(self) -> int | None:
@@ -229,6 +229,10 @@ class Gpu:
         if own is not None or self._part.instances is None:
             return own
         return self._known(lambda: self._call((function,), self._ask("nvmlDeviceGetDeviceHandleFromMigDeviceHandle")))
+
+    def _not_of_slice(self, function: str) -> float | None:
+        """A figure of a whole GPU; None for a slice, even where the driver answers for it: with that of its GPU."""
+        return None if self._part.instances is not None else self._known(lambda: float(self._ask(function)))
 
     def _known(self, read: Callable[[], T]) -> T | None:
         try:

@@ -35,6 +35,8 @@ PROBE_S = 180.0
 _VARIABLES = re.compile(r"(CUDA|CUBLAS|CUBLASLT|NVIDIA|PYTORCH|TORCH)_\w+|LD_LIBRARY_PATH|LD_PRELOAD|PYTHON(PATH|HOME)")
 """The variables that decide which torch, driver and GPU a process gets."""
 
+_SHORT = ("out of memory", "cublas_status_alloc_failed", "cublas_status_not_initialized")
+
 
 @dataclass(frozen=True)
 class TriedProduct:
@@ -63,6 +65,20 @@ class TorchAnswer:
     capability: tuple[int, int] | None = None
     uuid: str | None = None
     products: Mapping[str, TriedProduct] = field(default_factory=dict)
+
+    @property
+    def will_last(self) -> bool:
+        """Whether torch will say the same later. Not after a failure: a GPU may have no memory only for now.
+
+        That a GPU cannot multiply another dtype than float32 is no failure.
+        """
+        if self.error is not None:
+            return False
+        tried = self.products.values()
+        plain = self.products.get("float32")
+        is_short = any(_is_short_of_memory(product.raised) for product in tried)
+        is_wrong = any(product.raised is None and not product.correct for product in tried)
+        return not is_short and not is_wrong and (self.cuda is None or (plain is not None and plain.correct))
 
 
 @dataclass(frozen=True)
@@ -93,7 +109,7 @@ class Preflight:
                 f"torch {torch.version} needs {torch.cuda}; update the driver{self._install(', or ')}"
             )
         if torch.error is not None:
-            return f"torch {torch.version} cannot use the GPU: {torch.error}"
+            return f"torch {torch.version} cannot use the GPU: {torch.error}{_advice(torch.error)}"
         if self.uuid.startswith("GPU-") and torch.uuid not in (self.uuid, self.uuid.removeprefix("GPU-")):
             return f"torch's GPU has the UUID {torch.uuid} and NVML's has {self.uuid}; name one in CUDA_VISIBLE_DEVICES"
         plain = torch.products.get("float32")
@@ -104,7 +120,8 @@ class Preflight:
                     f"capability {_dotted(self._capability)} (it has {', '.join(torch.architectures)})"
                     f"{self._install('; ')}"
                 )
-            return f"torch {torch.version} cannot multiply on the GPU: {plain.raised if plain else 'it was not tried'}"
+            reason = plain.raised if plain else None
+            return f"torch {torch.version} cannot multiply on the GPU: {reason or 'it was not tried'}{_advice(reason)}"
         wrong = [dtype for dtype, product in torch.products.items() if product.raised is None and not product.correct]
         if wrong:
             return f"torch computes wrong {' and '.join(wrong)} products on this GPU: it, its driver or torch is faulty"
@@ -172,7 +189,8 @@ def preflight(cache_root: Path) -> Preflight | None:
         if first is None:
             return None
         uuid, found, driver_cuda = first.uuid, first.identity(), first.driver_cuda()
-    place = cache_root.absolute() / FOLDER / f"{digest([*_question(), found.driver, uuid])}.json"
+    question = [*_question(), found.driver, driver_cuda, uuid]
+    place = cache_root.absolute() / FOLDER / f"{digest(question)}.json"
     return Preflight(found.name, uuid, _answer(place, uuid), found.capability, found.driver, driver_cuda)
 
 
@@ -185,6 +203,7 @@ def _question() -> Iterator[str]:
         yield str(version)
         if version.is_file():
             yield version.read_text(encoding="utf-8")
+        yield from sorted(each.name for each in version.parents[1].glob("nvidia_*.dist-info"))  # its CUDA libraries
     for name in sorted(os.environ):
         if _VARIABLES.fullmatch(name):
             yield f"{name}={os.environ[name]}"
@@ -192,12 +211,12 @@ def _question() -> Iterator[str]:
 
 @cache
 def _answer(place: Path, uuid: str) -> TorchAnswer:
-    """Torch's answer from its place, or from torch. One with an error is not kept: a GPU may have no memory for now."""
+    """Torch's answer from its place, or from torch. Only one that will last is kept."""
     known = _read(place)
     if known is not None:
         return known
     answer = _ask(uuid)
-    if answer.error is None:
+    if answer.will_last:
         with suppress(OSError):  # where nothing can be written, torch is asked again
             _keep(answer, place)
     return answer
@@ -232,6 +251,15 @@ def _keep(answer: TorchAnswer, place: Path) -> None:
     part = place.with_name(f".{place.name}-{current_owner()}.part")
     part.write_bytes(_ANSWER.dump_json(answer))
     part.replace(place)
+
+
+def _is_short_of_memory(message: str | None) -> bool:
+    """Whether this is how torch, or cuBLAS through it, says that the GPU has no memory left."""
+    return message is not None and any(words in message.lower() for words in _SHORT)
+
+
+def _advice(message: str | None) -> str:
+    return "; other programs may hold its memory: see nvidia-smi" if _is_short_of_memory(message) else ""
 
 
 def _major(version: str) -> int:

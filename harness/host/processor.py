@@ -32,7 +32,7 @@ def processor_state() -> dict[str, float]:
 def is_of_this_run(pid: int) -> bool:
     """Whether a process is this one or belongs to its session, which is that of a run in a worker."""
     try:
-        return pid == os.getpid() or os.getsid(pid) == os.getsid(0)
+        return pid > 0 and os.getsid(pid) == os.getsid(0)  # for 0, getsid answers about this process
     except OSError:  # it ended, or its number is that of another namespace
         return False
 

@@ -101,8 +101,11 @@ def _names_slice(entry: str, part: GpuPart) -> bool:
 def visible_parts(nvml: Any) -> tuple[GpuPart, ...]:
     """The visible parts of this machine. Workers set CUDA_DEVICE_ORDER, so that CUDA numbers GPUs as NVML does."""
     listed = os.environ.get(VARIABLE)
-    # To list all GPUs may initialize each, which takes seconds. Workers get whole UUIDs, which need no list.
-    exact = [_part(nvml, entry) for entry in _entries(listed or "")]
+    # To list all GPUs may initialize each, which takes seconds. Workers get whole UUIDs or nothing, which need no list.
+    entries = _entries(listed or "")
+    if listed is not None and not entries:
+        return ()
+    exact = [_part(nvml, entry) for entry in entries]
     found = tuple(part for part in exact if part is not None)
     if found and len(found) == len(exact) == len(set(found)):
         return found

@@ -98,7 +98,7 @@ def test_whole_uuids_and_the_list_of_all_gpus_agree(nvml: NvmlStub, monkeypatch)
 
 
 def test_a_whole_uuid_needs_no_list_of_all_gpus(nvml: NvmlStub, monkeypatch) -> None:
-    """To list all GPUs initializes them, which takes seconds each without persistence mode."""
+    """To list all GPUs initializes them, which takes seconds each without persistence mode. Nor does an empty list."""
 
     def refuse(index: int) -> None:
         raise AssertionError(f"GPU {index} was initialized")
@@ -108,6 +108,8 @@ def test_a_whole_uuid_needs_no_list_of_all_gpus(nvml: NvmlStub, monkeypatch) -> 
     for uuid in (A100.uuid, SLICES[1].uuid):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", uuid)
         assert visible_uuids() == (uuid,)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_uuids() == ()
 
 
 def test_identity(nvml: NvmlStub) -> None:
@@ -249,6 +251,15 @@ def test_energy(nvml: NvmlStub) -> None:
         assert first.energy_j() == 2.5
         nvml.holds(H200.answering(energy=f"!{NOT_SUPPORTED}"))
         assert first.energy_j() is None
+
+
+def test_the_energy_of_a_whole_gpu_is_not_that_of_its_slice(nvml: NvmlStub) -> None:
+    """Drivers were seen to answer for a slice with the power of its GPU."""
+    answering = SLICES[0].answering(energy=2500, power=600_000)
+    nvml.holds(replace(SLICED_H200, slices=(answering,)))
+    with gpu() as first:
+        assert first is not None
+        assert (first.energy_j(), first.power_w()) == (None, None)
 
 
 def test_a_gpu_that_disappears(nvml: NvmlStub) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nvml_stub import A100, H200, SLICED_H200, NvmlStub
@@ -54,7 +55,14 @@ cuda = SimpleNamespace(
     get_arch_list=lambda: ["sm_75", "sm_90"],
     init=fail,
 )
+{last}
 """
+ONLY_MULTIPLIES = f"""
+cuda.init = lambda: None
+cuda.get_device_properties = lambda index: SimpleNamespace(major=9, minor=0, uuid={H200.uuid!r})
+tensor, float32 = fail, "float32"
+"""
+"""A torch that can do anything with a GPU except to multiply."""
 
 
 def test_a_gpu_that_torch_can_use_has_no_problem() -> None:
@@ -96,7 +104,8 @@ def test_a_gpu_that_torch_can_use_has_no_problem() -> None:
         (
             replace(WELL, products={"float32": TriedProduct("CUBLAS_STATUS_NOT_INITIALIZED", False)}),
             {},
-            "torch 2.13.0+cu130 cannot multiply on the GPU: CUBLAS_STATUS_NOT_INITIALIZED",
+            "torch 2.13.0+cu130 cannot multiply on the GPU: CUBLAS_STATUS_NOT_INITIALIZED; other programs may hold its "
+            "memory: see nvidia-smi",
         ),
         (
             replace(WELL, error="No CUDA GPUs are available", products={}),
@@ -160,8 +169,8 @@ class Written:
         self.cache = folder / "cache"
         monkeypatch.setenv("PYTHONPATH", str(self._package.parent))
 
-    def is_written(self, error: str = "", first: str = "", cuda: str | None = "13.0") -> None:
-        code = TORCH.format(asked=str(self._asked), first=first, error=error, cuda=cuda)
+    def is_written(self, error: str = "", first: str = "", cuda: str | None = "13.0", last: str = "") -> None:
+        code = TORCH.format(asked=str(self._asked), first=first, error=error, cuda=cuda, last=last)
         (self._package / "__init__.py").write_text(code, encoding="utf-8")
 
     @property
@@ -206,21 +215,53 @@ def test_an_answer_without_an_error_is_kept_until_something_changes(
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     torch.asked_anew()
     assert len(torch.seen) == 4
+    nvml.holds(A100, driver="590.1", cuda=13010)  # a library for forward compatibility came or went
+    torch.asked_anew()
+    assert len(torch.seen) == 5
     for kept in (torch.cache / preflight.FOLDER).iterdir():
         kept.write_text('{"version": 7}')
     torch.asked_anew()
-    assert len(torch.seen) == 5
+    assert len(torch.seen) == 6
 
 
-def test_an_answer_with_an_error_is_not_kept(nvml: NvmlStub, torch: Written) -> None:
+def test_other_cuda_libraries_beside_torch_are_another_question(tmp_path: Path, monkeypatch) -> None:
+    spec = SimpleNamespace(origin=str(tmp_path / "torch" / "__init__.py"))
+    monkeypatch.setattr(preflight, "find_spec", lambda name: spec)
+    before = list(preflight._question())
+    (tmp_path / "nvidia_cublas-13.1.0.3.dist-info").mkdir()
+    assert list(preflight._question()) != before
+
+
+@pytest.mark.parametrize(
+    ("last", "problem"),
+    [
+        ("", "torch 2.13.0+cu130 cannot use the GPU: CUDA error: out of memory"),
+        (ONLY_MULTIPLIES, "torch 2.13.0+cu130 cannot multiply on the GPU: CUDA error: out of memory"),
+    ],
+)
+def test_that_a_gpu_has_no_memory_for_now_is_not_kept(nvml: NvmlStub, torch: Written, last: str, problem: str) -> None:
     nvml.holds(H200)
-    torch.is_written(error="CUDA error: out of memory")
+    torch.is_written(error="CUDA error: out of memory", last=last)
     for _ in range(2):
         checked = torch.asked_anew()
         assert checked is not None
-        assert checked.problem == "torch 2.13.0+cu130 cannot use the GPU: CUDA error: out of memory"
+        assert checked.problem == f"{problem}; other programs may hold its memory: see nvidia-smi"
     assert len(torch.seen) == 2
     assert not torch.cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("products", "expected"),
+    [
+        ({}, True),
+        ({"float8": TriedProduct("only on capability 8.9 or higher", False)}, True),
+        ({"int8": TriedProduct("CUDA out of memory. Tried to allocate 8.12 MiB.", False)}, False),
+        ({"float16": TriedProduct(None, False)}, False),
+        ({"float32": TriedProduct("CUDA error: an illegal instruction was encountered", False)}, False),
+    ],
+)
+def test_which_products_make_an_answer_that_lasts(products: dict[str, TriedProduct], expected: bool) -> None:
+    assert replace(WELL, products={**WELL.products, **products}).will_last == expected
 
 
 def test_a_torch_that_dies_or_hangs_is_a_problem(

@@ -88,3 +88,9 @@ def test_instruction_sets_are_those_of_the_first_core(kernel: Path) -> None:
     assert processor.instruction_sets() == ()
     (kernel / "cpuinfo").write_text("processor : 0\nflags\t\t: sse2 fpu avx2\n\nprocessor : 1\nflags : sse2\n")
     assert processor.instruction_sets() == ("avx2", "fpu", "sse2")
+
+
+def test_a_process_without_a_number_here_is_not_of_this_run() -> None:
+    """In a container a driver may give 0 for a process outside. To getsid, 0 is whoever calls."""
+    assert processor.is_of_this_run(os.getpid())
+    assert not processor.is_of_this_run(0)
