@@ -117,9 +117,7 @@ def _products(device: str, dtype: str, size: int) -> Iterator[tuple[str, Work]]:
         yield "_int_mm", lambda: torch._int_mm(codes, second)
         return
     if dtype == "float8_e4m3fn":
-        narrow, one = numbers.to(torch.float8_e4m3fn), torch.ones((), device=device)
-        scaled = partial(torch._scaled_mm, narrow, narrow.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
-        yield "_scaled_mm", scaled
+        yield from _float8_products(device, numbers.to(torch.float8_e4m3fn))
         return
     matrix = numbers.to(getattr(torch, dtype))
     yield "mm", lambda: torch.mm(matrix, matrix)
@@ -135,6 +133,17 @@ def _second_int8_matrix(codes: torch.Tensor, device: str) -> torch.Tensor:
     column-major terms ("TN", cuBLAS documentation of cublasLtMatmul); for PyTorch that is a column-major second one.
     """
     return codes.t() if device.startswith("cuda") else codes
+
+
+def _float8_products(device: str, numbers: torch.Tensor) -> Iterator[tuple[str, Work]]:
+    """On a GPU with and without fast accumulation: torch's default is without, torchao multiplies with it."""
+    import torch
+
+    one = torch.ones((), device=numbers.device)
+    scaled = partial(torch._scaled_mm, numbers, numbers.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    yield "_scaled_mm", scaled
+    if device.startswith("cuda"):
+        yield "_scaled_mm with fast accumulation", partial(scaled, use_fast_accum=True)
 
 
 def _bursts(work: Work, device: str) -> list[float]:

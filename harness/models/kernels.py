@@ -25,6 +25,9 @@ INT8, FLOAT8 = "int8", "float8_e4m3fn"
 INT_MM_ROWS = 17
 """The fewest rows that torch._int_mm multiplies on a GPU. torchao catches its error and multiplies float32 matrices."""
 
+SWORDFISH_LARGE_GPU = 100
+"""The multiprocessors from which on gptqmodel's Swordfish kernel unpacks for fewer rows."""
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -55,7 +58,6 @@ MODULES: Mapping[str, Kernel] = {
     "TorchInt8Linear": _WEIGHTS_ONLY,
     "MarlinLinear": _WEIGHTS_ONLY,
     "MacheteLinear": _WEIGHTS_ONLY,
-    "SwordfishLinear": _WEIGHTS_ONLY,
     "ExllamaV2Linear": Kernel("packed", "float16", packed_rows=50),
     "BitblasLinear": _WEIGHTS_ONLY,
     "W4AFP8Linear": _FLOAT8,
@@ -67,7 +69,6 @@ MODULES: Mapping[str, Kernel] = {
     "TorchInt8AwqLinear": _WEIGHTS_ONLY,
     "AwqMarlinLinear": _WEIGHTS_ONLY,
     "AwqMacheteLinear": _WEIGHTS_ONLY,
-    "AwqSwordfishLinear": _WEIGHTS_ONLY,
     "AwqExllamaV2Linear": Kernel("packed", "float16", packed_rows=50),
     "AWQBitBlasKernel": _WEIGHTS_ONLY,
     "AwqGEMMLinear": Kernel("packed", SIXTEEN_BITS, packed_rows=1024),
@@ -92,7 +93,6 @@ MODULES: Mapping[str, Kernel] = {
     "QuantLinear": _UNPACKS,  # auto-round
     "INCWeightOnlyLinear": _DENSE,  # neural-compressor: unpacked once, in the first product
     "QParamsLinear": _UNPACKS,  # quark; AMD's GPUs multiply float8 directly
-    "FP8Linear": _FLOAT8,  # transformers: published FP8 checkpoints on a GPU
     "WeightFP8ActFP8StaticQuantLinear": _UNPACKS,  # auto-round, codes held in bfloat16
     "CompressedTensorsFP8Linear": _FLOAT8,  # transformers, on a GPU of capability 8.9 or more
 }
@@ -173,13 +173,18 @@ MARKERS: tuple[tuple[str, Product], ...] = (
     (r"gemm_half_q_half|exl3_gemm", Product("packed")),
     (r"dequant_kernel", Product("dequantize")),  # gptqmodel's Triton kernels
     (r"(?i)marlin|machete", Product("packed")),
+    (r"swordfish_dequant", Product("dequantize")),  # gptqmodel on Blackwell
+    (r"swordfish_decode|SwordfishPrefill", Product("packed")),
     (r"tinygemm", Product("packed")),  # ATen's int4
     (r"dequantize_block", Product("dequantize")),  # llama.cpp
     (r"mul_mat_q|mul_mat_vec_q", Product("packed")),
-    (r"i8816|i16832|_i8i8_|_s8_|_int_mm", Product("packed", INT8)),  # cuBLAS, CUTLASS, Inductor
-    (r"e4m3", Product("packed", FLOAT8)),
+    (r"i8816|i16832|gemm_i8|_s8_|_int_mm", Product("packed", INT8)),  # cuBLAS, CUTLASS, Inductor
+    (r"nvjet_(sm\d+_)?qq|gemm.*(?<!u)e4m3", Product("packed", FLOAT8)),  # cuBLAS, CUTLASS
 )
-"""Patterns of the names of CUDA kernels that only unpack, and of those that multiply packed codes."""
+"""Patterns of the names of CUDA kernels that only unpack, and of those that multiply packed codes.
+
+A copy of float8 numbers has ``e4m3`` in its name too, and NVFP4 has scales of type ``ue4m3``.
+"""
 
 
 def observed(names: Sequence[str]) -> Product | None:
@@ -264,6 +269,17 @@ def _torchao_int8(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode)
     return Product("packed", INT8) if rows >= INT_MM_ROWS else Product("dequantize", "float32")
 
 
+def _swordfish(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
+    """gptqmodel's kernel for Blackwell. Many rows it multiplies with a dense matrix (``dense_tier_min_m``)."""
+    import torch
+
+    if torch.cuda.get_device_properties(module.qweight.device).multi_processor_count >= SWORDFISH_LARGE_GPU:
+        unpacks = rows >= (1024 if module.bits == 8 else 4096)
+    else:
+        unpacks = module.bits == 8 and rows >= (8192 if module.in_features >= 2 * module.out_features else 2048)
+    return Product("dequantize" if unpacks else "packed", _dtype(_WEIGHTS_ONLY, module, inputs))
+
+
 def _transformers_float8(module: Any, inputs: torch.dtype, rows: int, mode: DecodeMode) -> Product:
     """transformers' layer of FP8 checkpoints, which multiplies float8 inputs unless its weight was unpacked on load."""
     return Product("packed", FLOAT8) if module.weight.element_size() == 1 else Product("plain")
@@ -271,6 +287,9 @@ def _transformers_float8(module: Any, inputs: torch.dtype, rows: int, mode: Deco
 
 _RULES: Mapping[str, Callable[[Any, torch.dtype, int, DecodeMode], Product]] = {
     "FP8Linear": _transformers_float8,
+    "FP8GroupedLinear": _transformers_float8,
+    "SwordfishLinear": _swordfish,
+    "AwqSwordfishLinear": _swordfish,
     "Linear4bit": _bitsandbytes_4bit,
     "Int8Tensor": _torchao_int8,
 }

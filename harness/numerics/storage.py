@@ -123,7 +123,7 @@ def _scaled(module: torch.nn.Module) -> tuple[tuple[int, ...], list[torch.Tensor
     kind = type(module).__name__
     if kind == "WeightFP8ActFP8StaticQuantLinear":
         return tuple(held.weight.shape), [held.weight], [held.weight_scale, held.input_scale]
-    if kind in ("FP8Linear", "CompressedTensorsFP8Linear") and held.weight.element_size() == 1:
+    if kind in ("FP8Linear", "FP8GroupedLinear", "CompressedTensorsFP8Linear") and held.weight.element_size() == 1:
         names = ("weight_scale_inv", "weight_scale", "activation_scale")
         return tuple(held.weight.shape), [held.weight], _tensors(module, names)
     if kind != "QParamsLinear":

@@ -90,6 +90,16 @@ def test_the_second_int8_matrix_is_column_major_on_a_gpu(device: str, strides: t
     assert second.dtype == torch.int8
 
 
+def test_float8_is_multiplied_on_a_gpu_as_torchao_does_it_too() -> None:
+    import torch
+
+    numbers = torch.ones(16, 16).to(torch.float8_e4m3fn)
+    assert [way for way, _ in machine._float8_products("cpu", numbers)] == ["_scaled_mm"]
+    plain, fast = (work for _, work in machine._float8_products("cuda", numbers))
+    assert torch.equal(plain(), torch.full((16, 16), 16.0, dtype=torch.bfloat16))  # type: ignore[arg-type]
+    assert fast.keywords["use_fast_accum"] is True  # type: ignore[attr-defined]
+
+
 def test_a_gpu_multiplies_for_a_while_before_its_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

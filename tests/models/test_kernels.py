@@ -200,9 +200,68 @@ def test_names_of_cuda_kernels_tell_unpacking_from_packed_codes() -> None:
     assert observed((fused, unpacking)) is None  # some layers did, others did not
     assert observed((dense,)) is None
     assert observed(()) is None
-    assert observed(("sm80_xmma_gemm_i8i32_i8i32_i32_tn_n", "void cutlass::Kernel2<cutlass_80_i16832gemm_s8_256>")) == (
-        Product("packed", "int8")
-    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sm90_xmma_gemm_i8i32_i8i32_i32_tn_n_tilesize256x128x128_warpgroupsize2x1x1_kernel__5x_cublas",
+        "sm80_xmma_gemm_i8f32_i8i32_f32_tn_n_tilesize128x128x64_stage4_warpsize2x2x1_tensor16x8x32",
+        "void cutlass::Kernel2<cutlass_80_tensorop_i16832gemm_s8_128x64_128x3_tn_align16>(...)",
+        "cutlass3x_sm100_tensorop_i256x256x32gemm_s8_s8_s32_s32_s32_256x256x128_0_tnn_align16_2sm_bias_s32_relu",
+    ],
+)
+def test_int8_products_of_each_generation_are_known_by_name(name: str) -> None:
+    assert observed((name,)) == Product("packed", "int8")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nvjet_qqtst_128x256_128x6_2x1_v_bz_TNT",
+        "nvjet_sm100_qqtst_128x256_128x6_2x1_2cta_v_bz_bias_TNT",
+        "sm90_xmma_gemm_e4m3bf16_e4m3f32_f32_tn_n_tilesize128x128x128_warpgroupsize1x1x1_kernel__5x_cublas",
+        "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<cutlass::float_e4m3_t>>(...)",
+    ],
+)
+def test_float8_products_of_each_generation_are_known_by_name(name: str) -> None:
+    assert observed((name,)) == Product("packed", "float8_e4m3fn")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nvjet_tst_192x192_64x4_2x1_v_bz_coopA_TNN",
+        "ampere_bf16_s16816gemm_bf16_64x64_sliced1x2_ldg8_f2f_stages_64x5_tn",
+        "void at::native::elementwise_kernel<direct_copy_kernel_cuda(...)::{lambda(c10::Float8_e4m3fn)#1}>(...)",
+        "void cutlass::device_kernel<cutlass::gemm::kernel::GemmUniversal<float_e2m1_t, float_ue4m3_t>>(...)",
+    ],
+)
+def test_dense_products_copies_and_scales_are_no_products_of_8_bits(name: str) -> None:
+    assert observed((name,)) is None
+
+
+@pytest.mark.parametrize(
+    ("processors", "bits", "shape", "packed_rows"),
+    [
+        (148, 4, (4096, 4096), 4095),
+        (148, 8, (4096, 4096), 1023),
+        (20, 4, (4096, 4096), 1 << 20),
+        (20, 8, (4096, 4096), 2047),
+        (20, 8, (8192, 4096), 8191),
+    ],
+)
+def test_gptqmodels_kernel_for_blackwell_unpacks_for_many_rows(
+    monkeypatch: pytest.MonkeyPatch, processors: int, bits: int, shape: tuple[int, int], packed_rows: int
+) -> None:
+    gpu = SimpleNamespace(multi_processor_count=processors)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    module = layer("SwordfishLinear", bits=bits, in_features=shape[0], out_features=shape[1], qweight=torch.zeros(1))
+    assert product(module, BFLOAT, packed_rows) == Product("packed", "bfloat16")
+    expected = "packed" if packed_rows == 1 << 20 else "dequantize"
+    assert product(module, BFLOAT, packed_rows + 1) == Product(expected, "bfloat16")
+    assert observed(("void swordfish::swordfish_dequant_dense_kernel<1>(...)",)) == Product("dequantize")
+    assert observed(("void swordfish::swordfish_decode_streamk_kernel<1>(...)",)) == Product("packed")
 
 
 def test_what_was_observed_corrects_the_rule_of_quantized_layers() -> None:

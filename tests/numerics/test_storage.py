@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from transformers.integrations.compressed_tensors import CompressedTensorsFP8Linear
-from transformers.integrations.finegrained_fp8 import FP8Experts, FP8Linear
+from transformers.integrations.finegrained_fp8 import FP8Experts, FP8GroupedLinear, FP8Linear
 from transformers.integrations.mxfp4 import Mxfp4GptOssExperts
 
 from harness.core.capability import Product, StoredTensor
@@ -44,8 +44,15 @@ def looked_at(module: nn.Module) -> tuple[dict[str, StoredTensor], dict[str, Pro
     )
 
 
-def test_a_float8_layer_in_blocks_has_its_scales_and_multiplies_float8() -> None:
-    matrices, multiplied = looked_at(FP8Linear(INPUTS, OUTPUTS, block_size=(128, 128)))
+@pytest.mark.parametrize(
+    "module",
+    [
+        FP8Linear(INPUTS, OUTPUTS, block_size=(128, 128)),
+        FP8GroupedLinear(INPUTS, OUTPUTS, n_groups=2, block_size=(128, 128)),
+    ],
+)
+def test_a_float8_layer_in_blocks_has_its_scales_and_multiplies_float8(module: nn.Module) -> None:
+    matrices, multiplied = looked_at(module)
     (entry,) = matrices.values()
     assert (entry.parameters, entry.value_bytes) == (OUTPUTS * INPUTS, OUTPUTS * INPUTS)
     assert entry.scale_bytes == 4 * (OUTPUTS // 128) * (INPUTS // 128)
