@@ -22,7 +22,7 @@ from in_memory import quantized
 from safetensors.numpy import load_file, save_file
 
 from harness import plugins as registry
-from harness.core.capability import StoredTensor
+from harness.core.capability import Product, StoredTensor
 from harness.core.engine import LoadRequest
 from harness.core.method import CalibrationSet, QuantizeJob
 from harness.engines.transformers import engine as transformers
@@ -277,12 +277,13 @@ def test_a_tied_head_is_counted_as_in_transformers(found, processor, tied_llamas
     assert (entries[HEAD].role, entries[HEAD].value_bytes) == ("head", 0)
     embedding = entries["model.embed_tokens.weight"]
     assert entries[HEAD].parameters == embedding.parameters == embedding.value_bytes // 2
-    products = {name: each for name, (_, each) in found[case]["arithmetic"].items()}
-    assert products["lm_head"] == ("bfloat16" if native(processor, "bfloat16") else "float32")
-    running = Running([*entries.values()], {}, read.vocabulary, found[case]["running_bytes"], products=products)
-    step = decode_step(running, batch=3, prompt=8, new=4)
+    dtypes = {name: each for name, (_, each) in found[case]["arithmetic"].items()}
+    assert dtypes["lm_head"] == ("bfloat16" if native(processor, "bfloat16") else "float32")
+    running = Running([*entries.values()], read.vocabulary, found[case]["running_bytes"])
+    products = {name: Product("dense", each) for name, each in dtypes.items()}
+    step = decode_step(running, products, batch=3, prompt=8, new=4)
     multiplied = sum(each.parameters for each in entries.values() if each.role in ("linear", "head"))
-    assert step.operations == {products["lm_head"]: 2 * 3 * multiplied}
+    assert step.operations == {dtypes["lm_head"]: 2 * 3 * multiplied}
     assert step.read_bytes == sum(each.value_bytes for each in entries.values())
 
 
