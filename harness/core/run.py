@@ -194,6 +194,11 @@ class RunSpec:
         return self.job.conditions.device
 
     @property
+    def gpus_at_once(self) -> int:
+        """How many GPUs compute at the same time. Those that the main engine spreads layers over take turns."""
+        return 1 if self.engine == MAIN_ENGINE else self.job.conditions.gpus
+
+    @property
     def hardware(self) -> str:
         return self.environment.hardware
 

@@ -163,13 +163,17 @@ class _Workers:
         return worker
 
     def give_back(self, worker: _Worker) -> None:
-        """Keeps an idle worker, and ends any other."""
+        """Keeps an idle worker, and ends any other: until it has ended, no other run gets its GPUs."""
         with self._lock:
-            self._busy.remove(worker)
             if worker.is_idle and not self._stopped:
+                self._busy.remove(worker)
                 self.idle.append(worker)
                 return
-        worker.end()
+        try:
+            worker.end()
+        finally:
+            with self._lock:
+                self._busy.remove(worker)
 
     def stop(self) -> None:
         with self._lock:

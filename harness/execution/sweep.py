@@ -287,8 +287,8 @@ class _Progress:
 
     def keep(self, ended: _Execution) -> None:
         """Saves the record of a run that was executed."""
+        self.made.append(ended.attempt.planned)  # an interrupt may come when the record is saved
         self._record(ended.attempt, ended.outcome, ended.log, ended.wall_s)
-        self.made.append(ended.attempt.planned)
 
     def _begin(self, index: int) -> _Attempt | None:
         """An attempt at a run that must execute; None if the run has a record without that."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from run_specs import changed
 
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
@@ -65,6 +66,18 @@ def test_the_longer_of_reading_and_multiplying_binds(bench: Any, none: Any) -> N
     slow = replace(RATES, matmul=(("float32", 5.0),))
     assert bounds([run], [speed(0.01, 0.04)], slow)[1].binds == "operations"
     assert bounds([run], [speed(0.01, 0.04)], slow)[1].tok_per_s == pytest.approx(2 / (2500 / 5))
+
+
+def test_gpus_that_compute_at_once_share_the_work(bench: Any, none: Any) -> None:
+    """Each of four reads 1000 bytes, which its cache may hold. GPUs that take turns are no faster than one."""
+    run = run_of(bench, none, decode=(4000, 0, {}), prefill=(8000, 0, {"int8": 400_000}))
+    divided = replace(run, spec=changed(run.spec, engine="vllm", gpus=4))
+    prefill, decode = bounds([divided], [speed(None, None)], RATES)
+    assert decode.tok_per_s == pytest.approx(2 / (1000 / 100))
+    assert prefill.tok_per_s == pytest.approx(2 * 10 / (400_000 / 4 / 400))
+    assert (decode.read_bytes, prefill.operations) == (4000, 400_000)
+    in_turn = replace(run, spec=changed(run.spec, gpus=4, devices=4))
+    assert bounds([in_turn], [speed(None, None)], RATES) == bounds([run], [speed(None, None)], RATES)
 
 
 def test_more_than_the_bound_is_not_hidden(bench: Any, none: Any) -> None:

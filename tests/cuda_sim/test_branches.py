@@ -113,10 +113,19 @@ def test_spans_are_timed_by_the_gpus_events(gpus: Gpus, model: TransformersModel
 
 def test_free_memory_is_what_the_driver_has_left(gpus: Gpus) -> None:
     held = torch.ones(2**20, device="cuda")
-    assert _free_bytes("cuda") == torch.cuda.mem_get_info()[0]
-    taken = _free_bytes("cuda")
+    assert _free_bytes("cuda", 1) == torch.cuda.mem_get_info()[0]
+    taken = _free_bytes("cuda", 1)
     del held
-    assert _free_bytes("cuda") == taken + 2**22  # what torch keeps is given back first
+    assert _free_bytes("cuda", 1) == taken + 2**22  # what torch keeps is given back first
+
+
+def test_a_spread_model_has_the_free_memory_of_all_its_gpus() -> None:
+    with simulated(Plan(gpus=2)):
+        held = torch.ones(2**20, device="cuda:1")
+        free = [torch.cuda.mem_get_info(index)[0] for index in range(2)]
+        assert free[1] == free[0] - held.nbytes
+        assert _free_bytes("cuda", 1) == free[0]
+        assert _free_bytes("cuda", 2) == sum(free)
 
 
 def test_the_error_of_a_failed_kernel_is_the_one_that_the_phase_raises() -> None:

@@ -241,6 +241,17 @@ def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
     assert executor._workers.take(run_spec("quality"), site).gpus == ()
 
 
+def test_a_run_gets_no_gpu_of_a_process_that_is_still_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, site = local(tmp_path, GPUS)
+    spec = run_spec("quality", device="cuda", hardware="GPUs")
+    ending = executor._workers.take(spec, site)
+    meanwhile: list[tuple[str, ...] | None] = []
+    monkeypatch.setattr(ending, "end", lambda: meanwhile.append(executor._workers.take(spec, site).gpus))
+    executor._workers.give_back(ending)
+    assert meanwhile == [("GPU-b",)]
+    assert executor._workers.take(spec, site).gpus == ("GPU-a",)
+
+
 def test_a_gpu_that_vanished_is_a_failed_run_and_the_sweep_goes_on(tmp_path: Path) -> None:
     executor, _ = local(tmp_path, GPUS[:1])
     outcome, log = executor.run(run_spec("quality", device="cuda", hardware="GPUs", gpus=2), (), lambda phase: None)

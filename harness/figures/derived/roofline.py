@@ -63,15 +63,19 @@ def rate_op_per_s(found: Rates, dtype: str) -> float:
 
 
 def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | None) -> tuple[SpeedBound, ...]:
-    """The bounds of prefill and decode at each point for which traffic was counted, if the machine was measured."""
+    """The bounds of prefill and decode at each point for which traffic was counted, if the machine was measured.
+
+    ``found`` are the rates of one GPU. Several that compute at once share the work, so each takes its part of the time.
+    """
     if found is None:
         return ()
+    gpus = max((run.spec.gpus_at_once for run in runs), default=1)
     made = []
     for speed in speeds:
         for phase in ("prefill", "decode"):
             traffic = _traffic(runs, phase, speed.point)
             if traffic is not None:
-                made.append(_bound(traffic, phase, speed, found))
+                made.append(_bound(traffic, phase, speed, found, gpus))
     return tuple(made)
 
 
@@ -89,10 +93,11 @@ def machine_of(run: RunRecord | None, machines: Sequence[RunRecord]) -> RunRecor
     return next(reversed(own or alike), None)
 
 
-def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates) -> SpeedBound:
+def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates, gpus: int) -> SpeedBound:
     point = speed.point
-    reading_s = traffic.read_bytes / bandwidth_byte_per_s(found, traffic.read_bytes)
-    multiplying_s = sum(count / rate_op_per_s(found, dtype) for dtype, count in traffic.operations.items())
+    each_reads = traffic.read_bytes / gpus
+    reading_s = each_reads / bandwidth_byte_per_s(found, each_reads)
+    multiplying_s = sum(count / gpus / rate_op_per_s(found, dtype) for dtype, count in traffic.operations.items())
     tokens = point.batch_size * (point.prompt_tokens if phase == "prefill" else 1)
     tok_per_s = tokens / max(reading_s, multiplying_s)
     measured = speed.prefill_tok_per_s if phase == "prefill" else speed.decode_tok_per_s
