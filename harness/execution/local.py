@@ -194,7 +194,8 @@ class _Workers:
         machine = None if spec.device == "cpu" else site.machine(spec.device)
         names = () if machine is None else machine.uuids
         if machine is not None and machine.hardware != spec.hardware:  # a GPU vanished, and now another is the first
-            raise UsageError(f"the run was planned for {spec.hardware}, and here is {machine.hardware} now")
+            planned = f"the run was planned for {spec.hardware}, and here is {machine.hardware} now"
+            raise UsageError(f"{planned}; run the recipe again")
         if spec.job.alone or not names:
             self._end_idle()
         if not names:

@@ -1,7 +1,8 @@
 """Whether torch can use this machine's GPU, and if not, why and what to run.
 
 Torch itself is asked, in one process (``cuda_probe.py``) that sees what a worker sees. Its answer is kept in the cache
-until torch, the driver, the GPU or a variable that affects them is another. NVML says what torch cannot.
+until torch, its CUDA libraries, the driver, the GPU or a variable that affects them is another. A failure is not kept.
+NVML says what torch cannot.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,8 @@ FOLDER = "preflight"
 MAX_ANSWER_BYTES = 2**16
 PROBE_S = 180.0
 """How long torch may take: importing it from a slow disk takes a minute, PTX for a new GPU is compiled first."""
+RETRY_S = 30.0
+"""How long a failure counts in a process: a command needs the answer several times."""
 _VARIABLES = re.compile(r"(CUDA|CUBLAS|CUBLASLT|NVIDIA|PYTORCH|TORCH)_\w+|LD_LIBRARY_PATH|LD_PRELOAD|PYTHON(PATH|HOME)")
 """The variables that decide which torch, driver and GPU a process gets."""
 
@@ -67,18 +70,20 @@ class TorchAnswer:
     products: Mapping[str, TriedProduct] = field(default_factory=dict)
 
     @property
-    def will_last(self) -> bool:
-        """Whether torch will say the same later. Not after a failure: a GPU may have no memory only for now.
-
-        That a GPU cannot multiply another dtype than float32 is no failure.
-        """
-        if self.error is not None:
-            return False
-        tried = self.products.values()
+    def multiplies(self) -> bool:
+        """Whether the GPU multiplies float32. Not every GPU multiplies all other dtypes."""
         plain = self.products.get("float32")
+        return self.error is None and plain is not None and plain.correct
+
+    @property
+    def will_last(self) -> bool:
+        """Whether torch will say the same later. Not after a failure: a GPU may have no memory only for now."""
+        if self.cuda is None:
+            return self.error is None
+        tried = self.products.values()
         is_short = any(_is_short_of_memory(product.raised) for product in tried)
         is_wrong = any(product.raised is None and not product.correct for product in tried)
-        return not is_short and not is_wrong and (self.cuda is None or (plain is not None and plain.correct))
+        return self.multiplies and not is_short and not is_wrong
 
 
 @dataclass(frozen=True)
@@ -209,16 +214,22 @@ def _question() -> Iterator[str]:
             yield f"{name}={os.environ[name]}"
 
 
-@cache
 def _answer(place: Path, uuid: str) -> TorchAnswer:
-    """Torch's answer from its place, or from torch. Only one that will last is kept."""
-    known = _read(place)
-    if known is not None:
+    """What torch has answered this process, or what is kept in its place, or what torch says now.
+
+    Only an answer that will last is kept, and a process asks again some time after a failure, as a notebook lives for
+    days. It never asks again after a success: then its runs may have taken the GPU's memory.
+    """
+    at_s, known = _known.get(place, (0.0, None))
+    if known is not None and (known.multiplies or time.monotonic() - at_s < RETRY_S):
         return known
-    answer = _ask(uuid)
-    if answer.will_last:
-        with suppress(OSError):  # where nothing can be written, torch is asked again
-            _keep(answer, place)
+    answer = _read(place)
+    if answer is None:
+        answer = _ask(uuid)
+        if answer.will_last:
+            with suppress(OSError):  # where nothing can be written, the next process asks again
+                _keep(answer, place)
+    _known[place] = time.monotonic(), answer
     return answer
 
 
@@ -271,3 +282,5 @@ def _dotted(version: tuple[int, int] | None) -> str:
 
 
 _ANSWER = TypeAdapter(TorchAnswer)
+_known: dict[Path, tuple[float, TorchAnswer]] = {}
+"""Torch's answers to this process by their places, each with the moment by ``time.monotonic``."""

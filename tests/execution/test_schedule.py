@@ -261,7 +261,7 @@ def test_a_gpu_that_vanished_is_a_failed_run_and_the_sweep_goes_on(tmp_path: Pat
 
     outcome, _ = executor.run(run_spec("quality", device="cuda", hardware="other GPUs"), (), lambda phase: None)
     assert outcome.failure is not None
-    assert outcome.failure.message == "the run was planned for other GPUs, and here is GPUs now"
+    assert outcome.failure.message == "the run was planned for other GPUs, and here is GPUs now; run the recipe again"
 
     class Gone(LocalSite):
         def machine(self, device: str) -> Machine:

@@ -21,5 +21,5 @@ def test_torch_uses_the_gpu_that_nvml_names_and_the_answer_is_kept(tmp_path: Pat
     if checked.capability is not None and checked.capability >= (8, 9):
         assert checked.lacking == {}
     assert len(list((tmp_path / FOLDER).iterdir())) == 1
-    preflight._answer.cache_clear()
+    preflight._known.clear()
     assert preflight.preflight(tmp_path) == checked

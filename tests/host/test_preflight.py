@@ -180,7 +180,7 @@ class Written:
 
     def asked_anew(self) -> Preflight | None:
         """Preflight as in a new process, which has only the cache."""
-        preflight._answer.cache_clear()
+        preflight._known.clear()
         return preflight.preflight(self.cache)
 
 
@@ -248,6 +248,22 @@ def test_that_a_gpu_has_no_memory_for_now_is_not_kept(nvml: NvmlStub, torch: Wri
         assert checked.problem == f"{problem}; other programs may hold its memory: see nvidia-smi"
     assert len(torch.seen) == 2
     assert not torch.cache.exists()
+
+
+def test_a_process_asks_again_some_time_after_a_failure(
+    nvml: NvmlStub, torch: Written, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.holds(H200)
+    torch.is_written(error="CUDA error: out of memory")
+    for _ in range(2):
+        preflight.preflight(torch.cache)
+    assert len(torch.seen) == 1
+    monkeypatch.setattr(preflight, "RETRY_S", 0.0)
+    torch.is_written(cuda=None)
+    checked = preflight.preflight(torch.cache)
+    assert checked is not None
+    assert checked.torch.error is None
+    assert len(torch.seen) == 2
 
 
 @pytest.mark.parametrize(
