@@ -34,6 +34,9 @@ WARM_UP_S = 1.0
 takes up to some hundred milliseconds."""
 WARM_UP_MATRIX = 2048
 DTYPES = ("float32", "bfloat16", "float16", "int8", "float8_e4m3fn")
+FLOAT4, FLOAT4_BLOCK = "float4_e2m1fn_x2", 16
+"""4-bit floats, and how many of them share a scale in NVFP4: the fastest products of GPUs from BLACKWELL on."""
+BLACKWELL = (10, 0)
 
 Work = Callable[[], object]
 
@@ -61,12 +64,19 @@ def measure(device: str, free_bytes: int, note: Callable[[Fact], None]) -> Itera
     """
     limit = free_bytes // SHARE_OF_MEMORY
     yield from _bandwidths(device, min(limit, LARGEST_SET_BYTES))
-    for dtype in DTYPES:
+    for dtype in _dtypes(device):
         try:
             yield from _rates(device, dtype, limit)
         except (RuntimeError, NotImplementedError, AttributeError, ValueError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             note(Fact("rate_not_measured", {"dtype": dtype, "reason": reason}))
+
+
+def _dtypes(device: str) -> tuple[str, ...]:
+    import torch
+
+    has_float4 = device.startswith("cuda") and torch.cuda.get_device_capability(device) >= BLACKWELL
+    return (*DTYPES, FLOAT4) if has_float4 else DTYPES
 
 
 def _bandwidths(device: str, largest_bytes: int) -> Iterator[Measurement]:
@@ -119,6 +129,9 @@ def _products(device: str, dtype: str, size: int) -> Iterator[tuple[str, Work]]:
     if dtype == "float8_e4m3fn":
         yield from _float8_products(device, numbers.to(torch.float8_e4m3fn))
         return
+    if dtype == FLOAT4:
+        yield "_scaled_mm", _float4_product(size, generator)
+        return
     matrix = numbers.to(getattr(torch, dtype))
     yield "mm", lambda: torch.mm(matrix, matrix)
     if (device, dtype) == ("cpu", "float32") and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -144,6 +157,17 @@ def _float8_products(device: str, numbers: torch.Tensor) -> Iterator[tuple[str, 
     yield "_scaled_mm", scaled
     if device.startswith("cuda"):
         yield "_scaled_mm with fast accumulation", partial(scaled, use_fast_accum=True)
+
+
+def _float4_product(size: int, generator: torch.Generator) -> Work:
+    """Of random pairs of codes; all scales are one, so their layout in tiles does not matter."""
+    import torch
+
+    device = generator.device
+    pairs = torch.randint(256, (size, size // 2), generator=generator, device=device, dtype=torch.uint8)
+    codes = pairs.view(torch.float4_e2m1fn_x2)
+    ones = torch.ones(size * size // FLOAT4_BLOCK, device=device).to(torch.float8_e4m3fn)
+    return partial(torch._scaled_mm, codes, codes.t(), scale_a=ones, scale_b=ones, out_dtype=torch.bfloat16)
 
 
 def _bursts(work: Work, device: str) -> list[float]:

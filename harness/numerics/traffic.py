@@ -23,6 +23,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 UNPACKED_BYTES = {**DTYPE_BYTES, "int32": 4}
 """Of an element of the dtypes that codes are unpacked to."""
 DENSE = Product("plain")
+UNKNOWN = Product("packed")
+"""Of quantized layers without a product: they read no less than they store, and may multiply in the fastest unit."""
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
 _EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -115,7 +117,7 @@ class Step:
 def decode_step(model: Running, products: Mapping[str, Product], batch: int, prompt: int, new: int) -> Step:
     """The mean of ``new`` steps after a prompt. Each reads the weights and the cache.
 
-    ``products`` are those of ``batch`` rows, by layer; layers without one are dense.
+    ``products`` are those of ``batch`` rows, by layer; layers without one are dense, or UNKNOWN if they are quantized.
 
     At step i (from 0) the cache holds prompt + i tokens, on average prompt + (new − 1)/2. The new token attends to
     these and to itself.
@@ -131,7 +133,8 @@ def decode_step(model: Running, products: Mapping[str, Product], batch: int, pro
 def prefill(model: Running, products: Mapping[str, Product], batch: int, prompt: int) -> Step:
     """Reads the weights once for all tokens; the output embedding is applied only to the last token of each row.
 
-    ``products`` are those of ``batch * prompt`` rows, by layer; layers without one are dense.
+    ``products`` are those of ``batch * prompt`` rows, by layer; layers without one are dense, or UNKNOWN if they are
+    quantized.
     """
     step = _weights(model, products, batch * prompt, batch)
     if model.attention is None:
@@ -157,8 +160,8 @@ def _weights(model: Running, products: Mapping[str, Product], tokens: int, predi
     operations: Counter[str] = Counter()
     for entry in model.ledger:
         layer = entry.name.removesuffix(".weight")
-        product = products.get(layer, DENSE)
         matrix = entry.role == "linear"
+        product = products.get(layer, UNKNOWN if matrix and entry.quantized else DENSE)
         if entry.role == "embedding":
             read += _bytes(entry) * (1.0 if tied else min(1.0, tokens / model.vocabulary))
             continue

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from harness.core.label import Fact
@@ -98,6 +101,22 @@ def test_float8_is_multiplied_on_a_gpu_as_torchao_does_it_too() -> None:
     plain, fast = (work for _, work in machine._float8_products("cuda", numbers))
     assert torch.equal(plain(), torch.full((16, 16), 16.0, dtype=torch.bfloat16))  # type: ignore[arg-type]
     assert fast.keywords["use_fast_accum"] is True  # type: ignore[attr-defined]
+
+
+def test_blackwell_multiplies_nvfp4_with_a_scale_per_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU that is not here: torch checks the shapes of the matrices and of their scales, and computes nothing."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for capability, last in (((9, 0), "float8_e4m3fn"), ((10, 0), machine.FLOAT4), ((12, 0), machine.FLOAT4)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert machine._dtypes("cuda:0")[-1] == last
+    assert machine._dtypes("cpu") == machine.DTYPES
+    there: Any = SimpleNamespace(device=torch.device("cuda"))
+    monkeypatch.setattr(torch, "randint", lambda high, shape, generator, **rest: torch.empty(shape, **rest))
+    with FakeTensorMode():
+        product: Any = machine._float4_product(256, there)()
+    assert (product.shape, product.dtype, product.device.type) == ((256, 256), torch.bfloat16, "cuda")
 
 
 def test_a_gpu_multiplies_for_a_while_before_its_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

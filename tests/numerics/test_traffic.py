@@ -102,6 +102,7 @@ def test_layers_that_unpack_first_write_and_read_what_they_unpack() -> None:
     once = decode_step(running(ledger), {name: Product("plain")}, 1, 10, 1)
     assert once.read_bytes == step.read_bytes - (32 + 8) + 64 * 4
     assert once.dequantize_bytes == 0
+    assert decode_step(running(ledger), {}, 1, 10, 1) == packed  # of an unknown kernel: the bound must hold
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("float16", 2), ("int32", 4), (None, 2), ("int4", 2)])
