@@ -94,7 +94,7 @@ MODULES: Mapping[str, Kernel] = {
     "INCWeightOnlyLinear": _DENSE,  # neural-compressor: unpacked once, in the first product
     "QParamsLinear": _UNPACKS,  # quark; AMD's GPUs multiply float8 directly
     "WeightFP8ActFP8StaticQuantLinear": _UNPACKS,  # auto-round, codes held in bfloat16
-    "CompressedTensorsFP8Linear": _FLOAT8,  # transformers, on a GPU of capability 8.9 or more
+    "CompressedTensorsFP8Linear": _FLOAT8,  # transformers, if a checkpoint asks for it (use_optimized_inference)
 }
 """By the class name of a module."""
 EXPERTS: Mapping[str, Kernel] = {
