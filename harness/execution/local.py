@@ -50,6 +50,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     # transformers would look for this kernel in every product of an FP8 checkpoint, and run it only where it finds nvcc
     "TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR": "1",
+    "GPTQMODEL_OFFLINE": "1",  # on Hopper and Blackwell it would first download CUTLASS, for kernels it can do without
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
     "PYTHONSAFEPATH": "1",  # otherwise a user's folder named harness or datasets would shadow the real package
 }

@@ -15,7 +15,7 @@ from harness import plugins as registry
 from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob
 from harness.engines.transformers.engine import TRANSFORMERS
-from harness.execution.local import local_site
+from harness.execution.local import ENVIRONMENT, local_site
 from harness.models.headers import read_directory
 
 pytestmark = pytest.mark.heavy
@@ -184,3 +184,17 @@ def test_every_row_of_calibration_is_used_in_its_order(make, calibration, monkey
     make("gptq", bits=4, group_size=32)
     assert [batch["input_ids"].tolist() for batch in seen] == [[list(row)] for row in calibration.tokens]
     assert all(batch["attention_mask"].bool().all() for batch in seen)
+
+
+def test_a_worker_downloads_no_sources_of_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU gptqmodel looks for CUTLASS before it takes a kernel that needs it; without it, it takes another."""
+    pytest.importorskip("gptqmodel")
+    from gptqmodel.utils import machete
+
+    downloads: list[object] = []
+    monkeypatch.setenv("GPTQMODEL_CACHE_DIR", str(tmp_path / "kernels"))
+    monkeypatch.setattr(machete, "_download_cutlass_archive", lambda *source: downloads.append(source))
+    monkeypatch.setenv("GPTQMODEL_OFFLINE", ENVIRONMENT["GPTQMODEL_OFFLINE"])
+    with pytest.raises(RuntimeError, match="GPTQMODEL_OFFLINE"):
+        machete._ensure_cutlass_source()
+    assert not downloads
