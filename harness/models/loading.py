@@ -6,11 +6,14 @@ from typing import Any
 
 from harness.core.engine import LoadRequest
 
+OFFLOADED = ("dispatched on the CPU or the disk", "device_map that contains a", "to perform disk offload")
+"""How transformers' quantizers say that a spread model does not fit its GPUs, in a ValueError."""
+
 
 def load_transformers(request: LoadRequest, **options: Any) -> Any:
     """A causal language model in eval mode. Loads only safetensors weights; raises what transformers raises.
 
-    Raises MemoryError if transformers left a part of it to the host.
+    Raises MemoryError if transformers left a part of it to the host, or a quantizer refused to.
     """
     from transformers import AutoModelForCausalLM
 
@@ -18,14 +21,19 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
-    model = AutoModelForCausalLM.from_pretrained(
-        request.path,
-        dtype=request.dtype,
-        device_map=device_map(request.device, request.gpus),
-        trust_remote_code=request.trust_remote_code,
-        use_safetensors=True,
-        **options,
-    ).eval()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            request.path,
+            dtype=request.dtype,
+            device_map=device_map(request.device, request.gpus),
+            trust_remote_code=request.trust_remote_code,
+            use_safetensors=True,
+            **options,
+        ).eval()
+    except ValueError as error:
+        if request.gpus > 1 and any(words in str(error) for words in OFFLOADED):
+            raise MemoryError(f"the model does not fit {request.gpus} GPUs; use more devices or fewer bits") from error
+        raise
     refuse_offloaded(model, request.gpus)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,7 @@ from simulated_gpu import ASSERTION, Fault, Gpus, Plan
 
 from harness.acceptance import visible
 from harness.acceptance.checks import identity
+from harness.core.engine import LoadRequest
 from harness.core.site import Machine
 from harness.core.workload import ThroughputWorkload
 from harness.engines.transformers.engine import TransformersModel
@@ -28,6 +30,7 @@ from harness.metrics.memory import PeakMemory
 from harness.metrics.stopwatch import CudaStopwatch, stopwatch
 from harness.metrics.throughput import measure
 from harness.models import published
+from harness.models.loading import load_transformers
 from harness.numerics.prompts import random_tokens
 
 pytestmark = pytest.mark.heavy
@@ -126,6 +129,28 @@ def test_a_spread_model_has_the_free_memory_of_all_its_gpus() -> None:
         assert free[1] == free[0] - held.nbytes
         assert _free_bytes("cuda", 1) == free[0]
         assert _free_bytes("cuda", 2) == sum(free)
+
+
+@pytest.mark.parametrize("name", ["BitsAndBytesConfig", "QuantoConfig", "HqqConfig"])
+def test_a_quantizer_that_refuses_to_offload_says_that_memory_is_short(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal is the library's own. Without a GPU no map of devices makes ``from_pretrained`` get there."""
+    import transformers
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    four_bits = {"load_in_4bit": True} if name == "BitsAndBytesConfig" else {}
+    quantizer = AutoHfQuantizer.from_config(getattr(transformers, name)(**four_bits), pre_quantized=False)
+
+    def from_pretrained(*_: Any, **__: Any) -> None:
+        quantizer.validate_environment(device_map={"model": 0, "lm_head": "cpu"})
+
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    request = LoadRequest(tmp_path, "bfloat16", "cuda", gpus=2)
+    with pytest.raises(MemoryError, match="does not fit 2 GPUs; use more devices or fewer bits"):
+        load_transformers(request)
+    with pytest.raises(ValueError, match=r"CPU or (the )?disk"):
+        load_transformers(replace(request, gpus=1))
 
 
 def test_the_error_of_a_failed_kernel_is_the_one_that_the_phase_raises() -> None:
