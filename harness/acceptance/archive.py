@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import traceback
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import IO
 
 from harness.acceptance.bench import Bench, CheckResult
 from harness.report.write import write_report
@@ -18,14 +20,21 @@ _IDENTIFYING = re.compile(
     r"serial|uuid|guid|\bpdi\b|board id|host id|bus id|pci device|domain|accounting", re.IGNORECASE
 )
 """The lines of nvidia-smi that tell one card, board or machine from another of its kind."""
-_UUID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", re.IGNORECASE)
+_UUID = re.compile(
+    r"\b(?:(?:GPU|MIG)-[0-9a-f]{4,8}(?:-[0-9a-f]+)*|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})\b",
+    re.IGNORECASE,
+)
+"""A UUID of anything, and that of a GPU or a slice also abbreviated, as CUDA_VISIBLE_DEVICES may hold it."""
 _BUS = re.compile(r"GPU [0-9A-Fa-f]+:")
 """``GPU 00000000:1B:00.0``, the heading of a card."""
 _PROCESSES = "Processes"
 
 
 def write(out: Path, bench: Bench, findings: Sequence[CheckResult], doctor: str) -> Path:
-    """Writes the zip; returns its path. Raises OSError if it cannot be written."""
+    """Writes the zip; returns its path. Raises OSError, and leaves no file, if it cannot be written.
+
+    What a report of the records fails with is in the zip in its place.
+    """
     texts = {
         "findings.txt": lines(findings),
         "doctor.txt": doctor,
@@ -34,14 +43,26 @@ def write(out: Path, bench: Bench, findings: Sequence[CheckResult], doctor: str)
     }
     report = bench.folder / "report"
     if bench.records:
-        write_report(bench.records, report, ["html", "md"])
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        try:
+            write_report(bench.records, report, ["html", "md"])
+        except Exception:  # noqa: BLE001 - all else is worth sending, and this is a fault to report
+            texts["report-failed.txt"] = traceback.format_exc()
+    with out.open("xb") as file:
+        try:
+            _fill(file, bench, texts, (bench.results, report))
+        except BaseException:
+            out.unlink(missing_ok=True)
+            raise
+    return out
+
+
+def _fill(file: IO[bytes], bench: Bench, texts: Mapping[str, str], folders: Sequence[Path]) -> None:
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in texts.items():
             archive.writestr(name, _UUID.sub("$UUID", bench.anonymizer.message(text)))
-        for folder in (bench.results, report):
-            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-                archive.write(file, str(file.relative_to(bench.folder)))
-    return out
+        for folder in folders:
+            for each in sorted(path for path in folder.rglob("*") if path.is_file()):
+                archive.write(each, str(each.relative_to(bench.folder)))
 
 
 def lines(findings: Sequence[CheckResult]) -> str:

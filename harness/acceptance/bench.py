@@ -33,6 +33,8 @@ from harness.storage.store import Store
 
 PLAN = "plan"
 """The phase in which a sweep refuses a run that this machine does not support."""
+START = "start"
+"""The phase of a run that no time was left for."""
 Verdict = Literal["PASS", "FAIL", "SKIP"]
 
 
@@ -78,7 +80,7 @@ class Timed:
     def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
         left_s = self.ends_s - time.monotonic()
         if left_s <= 0:
-            return Outcome("timeout", Failure("start", "TimeLimit", "the check had no time left to start it")), b""
+            return Outcome("timeout", Failure(START, "TimeLimit", "the check had no time left to start it")), b""
         own_s = spec.limits.time_s or left_s
         limits = replace(spec.limits, time_s=round(min(own_s, left_s), 1) or 0.1)
         return self.within.run(replace(spec, limits=limits), inputs, on_phase)
@@ -121,6 +123,7 @@ class Bench:
     def fault(self, about: str, record: RunRecord) -> CheckResult:
         """What a run that did not succeed means: a failure, or that this machine lacks what it needs, or the time.
 
+        A run that is cut short by its check's end may hang, so it failed. One that had no time to begin shows nothing.
         A run that lacks another one did not succeed for that one's reason.
         """
         latest = {each.spec.run_id: each for each in self.records}
@@ -129,8 +132,11 @@ class Bench:
         reason = why(record)
         if time.monotonic() >= self.over_s:
             return skipped(about, f"the time was over: {reason}; give it more with --minutes")
-        planned = cause.outcome.failure is not None and cause.outcome.failure.phase == PLAN
-        return (skipped if cause.status == "unsupported" and planned else failed)(about, reason)
+        if cause.status == "timeout":
+            reason += "; if this machine is only slow, give it more with --minutes"
+        phase = cause.outcome.failure.phase if cause.outcome.failure is not None else None
+        shows_nothing = (cause.status, phase) in (("unsupported", PLAN), ("timeout", START))
+        return (skipped if shows_nothing else failed)(about, reason)
 
     @property
     def results(self) -> Path:
@@ -144,7 +150,9 @@ class Bench:
     def anonymizer(self) -> Anonymizer:
         """For everything that is kept: also without the numbers that identify a GPU."""
         whole = Anonymizer.here(self.folder)
-        return replace(whole, secrets={**(whole.secrets or {}), **dict.fromkeys(identifying(), "$GPU")})
+        numbers = identifying()
+        bare = {uuid.partition("-")[2] for uuid in numbers if uuid.startswith(("GPU-", "MIG-"))}  # as torch names them
+        return replace(whole, secrets={**(whole.secrets or {}), **dict.fromkeys(numbers | bare, "$GPU")})
 
     def measure(
         self,

@@ -72,7 +72,10 @@ def quality(folder: Path) -> dict[str, Any]:
 
 
 def too_large(on_gpu: bool, memory_bytes: int) -> dict[str, Any]:
-    """A batch whose hidden states alone are larger than the memory, or than the limit that a processor's run gets."""
+    """A batch whose hidden states, as they are or in float32, are larger than the memory (on a CPU: its limit).
+
+    A recipe allows MAX_TOKENS tokens: above 137 GB of memory only the float32 copy that a norm makes is too large.
+    """
     width_bytes = WHOLE.hidden * 2 if on_gpu else LIGHT.hidden * 4
     tokens = min(2 * memory_bytes // width_bytes, MAX_TOKENS)
     batch = tokens // (TOO_LONG_TOKENS + 2)

@@ -72,21 +72,28 @@ def selfcheck(
     on_finding: Callable[[CheckResult], None] = lambda finding: None,
     on_run: Callable[[str], None] = lambda title: None,
 ) -> MachineReport:
-    """Checks this machine's processor, or its first GPU, for at most about so many minutes; writes a zip to ``out``.
+    """Checks this machine's processor, or its first GPU, for about ``minutes`` at most; writes a zip to ``out``.
 
     ``doctor`` is what ``qharness doctor`` says, for the zip. ``on_finding`` gets each finding at once, ``on_run``
     the title of each run that begins. A check that fails in an unforeseen way is a finding too.
-    Raises UsageError for a file that exists or cannot be written, and StorageError if writing it failed in the end.
+    Raises UsageError for a file that exists, or a file or cache folder that cannot be written, and StorageError if
+    writing the file failed in the end.
     """
     if out.exists():
         raise UsageError(f"{out} exists; name another file with --out")
     if not os.access(out.absolute().parent, os.W_OK):
         raise UsageError(f"{out} cannot be written: name a file in a folder of yours with --out")
     root = (cache_root or cache_folder()).absolute()
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{root}: {error.strerror}; name a folder that can be made with --cache") from None
+    if not os.access(root, os.W_OK):
+        raise UsageError(f"{root} cannot be written: name a folder of yours with --cache")
     clear([root])
-    told = ask_torch(root) if on_gpu else None
-    usable = not on_gpu or (told is not None and told.problem is None)
+    over_s = time.monotonic() + 60 * minutes
+    checked = ask_torch(root) if on_gpu else None
+    usable = not on_gpu or (checked is not None and checked.problem is None)
     machine = choose("cuda" if on_gpu else "cpu", root) if usable else None
     if machine is not None:
         machine = replace(machine, uuids=machine.uuids[:1])  # unlike GPUs do not agree to the last bit
@@ -94,8 +101,7 @@ def selfcheck(
     with tempfile.TemporaryDirectory(
         prefix=".selfcheck-", suffix=f"-{current_owner()}.part", dir=root, ignore_cleanup_errors=True
     ) as folder:
-        bench = Bench(Path(folder), on_gpu, machine, told, on_run)
-        bench.over_s = time.monotonic() + 60 * minutes
+        bench = Bench(Path(folder), on_gpu, machine, checked, on_run, over_s=over_s)
         for finding in _findings(bench, minutes):
             findings.append(replace(finding, reason=bench.anonymizer.message(finding.reason)))
             on_finding(findings[-1])

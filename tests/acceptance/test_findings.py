@@ -150,6 +150,16 @@ def test_what_the_end_of_all_time_cut_short_did_not_fail(monkeypatch: pytest.Mon
     assert "--minutes" in finding.reason
 
 
+def test_a_run_that_its_check_had_no_time_for_did_not_fail(monkeypatch: pytest.MonkeyPatch, bench: Bench) -> None:
+    """One that is cut short may hang; one that never began shows nothing."""
+    for phase, verdict in (("start", "SKIP"), ("load", "FAIL")):
+        late = record("performance", status="timeout", failure=Failure(phase, "TimeLimit", "no time was left"))
+        answering(monkeypatch, [late])
+        finding, _ = speed.decode(bench)
+        assert finding.verdict == verdict
+        assert "--minutes" in finding.reason
+
+
 def diverging(method: str, *nats: float, stage: str = "on_load", relative: float | None = None) -> RunRecord:
     kl = Measurement("kl", 1, "nat", "lower", "paired", nats)
     difference = {"relative": relative or 0.0, "kl": 0.0, "loss_kept": 1.0, "loss_now": 1.0}

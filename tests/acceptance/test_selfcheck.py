@@ -112,6 +112,8 @@ def test_the_cache_takes_what_the_shape_says(
         ("NVIDIA GeForce RTX 3090 Ti", None),
         ("NVIDIA H200 MIG 1g.18gb", None),
         ("Quadro GV100", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA GB200", None),
     ],
 )
 def test_a_data_sheet_is_that_of_the_product(name: str, product: str | None) -> None:
@@ -148,6 +150,14 @@ def test_own_speeds_are_held_against_the_data_sheet(tmp_path: Path, machine: Run
     tested = bench(tmp_path, GPU, Preflight(H200.name, H200.uuid, TorchAnswer()))
     tested.records.append(machine)
     assert [each.verdict for each in own_speeds(tested)] == [verdict]
+
+
+def test_a_geforce_card_may_exceed_the_clock_of_its_data_sheet(tmp_path: Path) -> None:
+    name = "NVIDIA GeForce RTX 4090"
+    for half, verdict in ((165e12, "PASS"), (185e12, "PASS"), (220e12, "FAIL")):
+        tested = bench(tmp_path, GPU, Preflight(name, H200.uuid, TorchAnswer()))
+        tested.records.append(speeds(0.9e12, half, 300e12))
+        assert [each.verdict for each in own_speeds(tested)] == [verdict], half
 
 
 def test_own_speeds_of_a_processor_are_only_shown(tmp_path: Path) -> None:
@@ -274,6 +284,35 @@ def test_a_full_disk_is_said_at_the_end(monkeypatch: pytest.MonkeyPatch, tmp_pat
         selfcheck(tmp_path / "out.zip", cache_root=tmp_path / "cache")
 
 
+def test_a_report_that_cannot_be_made_hides_no_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError(f"no row in {tmp_path}")
+
+    monkeypatch.setattr(archive, "write_report", broken)
+    tested = bench(tmp_path)
+    tested.records.append(record("machine"))
+    with zipfile.ZipFile(archive.write(tmp_path / "out.zip", tested, [passed("it", "well")], "")) as opened:
+        assert "PASS" in opened.read("findings.txt").decode()
+        assert "ValueError: no row in" in (fault := opened.read("report-failed.txt").decode())
+        assert str(tmp_path) not in fault
+
+
+def test_a_zip_that_could_not_be_written_whole_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive, "_fill", full)
+    with pytest.raises(OSError, match="No space"):
+        archive.write(tmp_path / "out.zip", bench(tmp_path), [], "")
+    assert not (tmp_path / "out.zip").exists()
+
+
+def test_a_cache_that_is_no_folder_is_named_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="--cache"):
+        selfcheck(tmp_path / "out.zip", cache_root=tmp_path / "file")
+
+
 @pytest.mark.parametrize(("checks", "code"), [((well,), 0), ((well, wrong), 1)])
 def test_the_exit_code_says_whether_a_check_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], checks, code: int
@@ -333,10 +372,10 @@ def test_nvidia_smi_is_kept_without_what_identifies_a_card_or_its_user() -> None
 def test_numbers_of_cards_are_left_out_of_everything_that_is_kept(nvml: NvmlStub, tmp_path: Path) -> None:
     nvml.holds(H200, A100)
     tested = bench(tmp_path, GPU)
-    text = f"CUDA error on {H200.uuid} beside {A100.uuid} in {tmp_path}/results"
+    text = f"CUDA error on {H200.uuid} beside {A100.uuid[4:]} in {tmp_path}/results"
     assert tested.anonymizer.message(text) == "CUDA error on $GPU beside $GPU in results"
     text_file = tmp_path / "out.zip"
-    archive.write(text_file, tested, [passed("it", f"on {H200.uuid}")], f"doctor on {A100.uuid}")
+    archive.write(text_file, tested, [passed("it", f"on {H200.uuid}")], f"doctor on {A100.uuid[:12]}")
     with zipfile.ZipFile(text_file) as opened:
         assert all("GPU-" not in opened.read(name).decode() for name in opened.namelist())
 
@@ -345,7 +384,7 @@ def test_spellings_that_mean_the_same_pass(monkeypatch: pytest.MonkeyPatch, nvml
     nvml.holds(H200, A100)
     asked: list[str | None] = []
 
-    def answer(spelling: str | None) -> identity._Visible:
+    def answer(spelling: str | None, within_s: float) -> identity._Visible:
         asked.append(spelling)
         return identity._Visible((H200.uuid[4:],), (H200.uuid[4:],))
 
@@ -360,13 +399,21 @@ def test_a_spelling_that_means_another_gpu_fails_without_naming_the_card(
 ) -> None:
     nvml.holds(H200, A100)
 
-    def answer(spelling: str | None) -> identity._Visible:
+    def answer(spelling: str | None, within_s: float) -> identity._Visible:
         ours = (A100.uuid[4:],) if spelling == H200.uuid[:12] else (H200.uuid[4:],)
         return identity._Visible((H200.uuid[4:],), ours)
 
     monkeypatch.setattr(identity, "_ask", answer)
     (finding,) = identity.spellings(bench(tmp_path, GPU))
     assert (finding.verdict, finding.reason) == ("FAIL", "abbreviated UUID: CUDA sees GPU 0, qharness GPU 1")
+
+
+def test_spellings_take_no_more_time_than_their_check_has(nvml: NvmlStub, tmp_path: Path) -> None:
+    nvml.holds(H200)
+    late = bench(tmp_path, GPU)
+    late.ends_s = time.monotonic()
+    (finding,) = identity.spellings(late)
+    assert (finding.verdict, finding.reason) == ("SKIP", "CUDA could not be asked: no time was left to ask")
 
 
 def test_spellings_are_skipped_where_cuda_cannot_be_asked(nvml: NvmlStub, tmp_path: Path) -> None:

@@ -58,8 +58,7 @@ def sharing(bench: Bench) -> Iterator[CheckResult]:
     with ExitStack() as started:
         starts = [_HOLD] if bench.on_gpu else [_SPIN] * cores()
         others = [started.enter_context(_process(each, bench)) for each in starts]
-        told = [_line(other) for other in others]
-        if any(line != _READY for line in told):
+        if any(_line(other) != _READY for other in others):
             yield skipped(about, "the other process could not use the GPU")
             return
         record = _timed(bench.measure(recipes.disturbed(bench.on_gpu)))

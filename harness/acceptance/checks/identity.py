@@ -33,7 +33,7 @@ def identity(bench: Bench) -> Iterator[CheckResult]:
             "gpu_capability": "compute capability {}",
             "gpu_power_limit_w": "power limit {:.0f} W",
         }
-        parts += [told.format(found.hardware[name]) for name, told in sentences.items() if name in found.hardware]
+        parts += [text.format(found.hardware[name]) for name, text in sentences.items() if name in found.hardware]
     parts += [f"torch {found.software.get('torch', 'missing')}"]
     reason = ", ".join(parts)
     yield judged("machine", not missing, f"{reason}; not known: {', '.join(missing)}" if missing else reason)
@@ -41,38 +41,38 @@ def identity(bench: Bench) -> Iterator[CheckResult]:
 
 def preflight(bench: Bench) -> Iterator[CheckResult]:
     """Torch can use the GPU, and multiplies each dtype right."""
-    told = bench.preflight
+    checked = bench.preflight
     if not bench.on_gpu:
         yield skipped("torch on the GPU", "only the processor is checked; --gpu checks the GPU")
-    elif told is None:
-        yield failed("torch on the GPU", absence())
-    elif told.problem is not None:
-        yield failed("torch on the GPU", told.problem)
+    elif checked is None:
+        yield failed("torch on the GPU", f"{absence()}; without --gpu the processor is checked")
+    elif checked.problem is not None:
+        yield failed("torch on the GPU", checked.problem)
     else:
-        works = [dtype for dtype, product in told.torch.products.items() if product.raised is None]
-        lacks = f"; not {', '.join(told.lacking)}" if told.lacking else ""
-        yield passed("torch on the GPU", f"torch {told.torch.version} multiplies {', '.join(works)}{lacks}")
+        works = [dtype for dtype, product in checked.torch.products.items() if product.raised is None]
+        lacks = f"; not {', '.join(checked.lacking)}" if checked.lacking else ""
+        yield passed("torch on the GPU", f"torch {checked.torch.version} multiplies {', '.join(works)}{lacks}")
 
 
 def spellings(bench: Bench) -> Iterator[CheckResult]:
-    """For each way to name GPUs in CUDA_VARIABLE_DEVICES, the driver and qharness see the same GPUs."""
+    """For each way to name GPUs in CUDA_VISIBLE_DEVICES, the driver and qharness see the same GPUs."""
     about = "GPU spellings"
     uuids = visible_uuids() if bench.on_gpu else ()
     if not uuids:
         yield skipped(about, "no GPU is in use")
         return
-    answers = {each: _ask(each) for each in _spellings(uuids)}
-    silent = {each: told for each, told in answers.items() if isinstance(told, str)}
+    answers = {each: _ask(each, min(ASK_S, bench.left_s)) for each in _spellings(uuids)}
+    silent = [answer for answer in answers.values() if isinstance(answer, str)]
     if len(silent) == len(answers):
-        yield skipped(about, f"CUDA could not be asked: {next(iter(silent.values()))}")
+        yield skipped(about, f"CUDA could not be asked: {silent[0]}")
         return
     places = {uuid.partition("-")[2]: f"GPU {place}" for place, uuid in enumerate(uuids)}
     wrong = [
-        f"{_named(each)}: {told}"
-        if isinstance(told, str)
-        else f"{_named(each)}: CUDA sees {_listed(told.driver, places)}, qharness {_listed(told.harness, places)}"
-        for each, told in answers.items()
-        if isinstance(told, str) or told.driver != told.harness
+        f"{_named(each)}: {answer}"
+        if isinstance(answer, str)
+        else f"{_named(each)}: CUDA sees {_listed(answer.driver, places)}, qharness {_listed(answer.harness, places)}"
+        for each, answer in answers.items()
+        if isinstance(answer, str) or answer.driver != answer.harness
     ]
     yield judged(about, not wrong, "; ".join(wrong) or f"{len(answers)} spellings mean the same to CUDA and qharness")
 
@@ -106,8 +106,10 @@ def _listed(uuids: Sequence[str], places: Mapping[str, str]) -> str:
     return " and ".join(places.get(uuid, "another GPU") for uuid in uuids) or "none"
 
 
-def _ask(spelling: str | None) -> _Visible | str:
+def _ask(spelling: str | None, within_s: float) -> _Visible | str:
     """The GPUs that a process with this value sees; else why it gave no answer."""
+    if within_s <= 0:
+        return "no time was left to ask"
     variables = {name: value for name, value in os.environ.items() if name != VARIABLE}
     variables |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | ({} if spelling is None else {VARIABLE: spelling})
     try:
@@ -117,10 +119,10 @@ def _ask(spelling: str | None) -> _Visible | str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=ASK_S,
+            timeout=within_s,
         )
     except subprocess.TimeoutExpired:
-        return f"no answer within {ASK_S:.0f} s"
+        return f"no answer within {within_s:.0f} s"
     if ended.returncode != 0:
         return (ended.stderr.strip().splitlines() or ["no message"])[-1]
     return _Visible(**json.loads(ended.stdout))

@@ -42,21 +42,23 @@ def own_speeds(bench: Bench) -> Iterator[CheckResult]:
     if found is None:
         yield failed(about, "nothing was measured")
         return
-    told = _told(found)
+    measured = _listed(found)
     name = bench.preflight.name if bench.on_gpu and bench.preflight else ""
     sheet = data_sheet(name) if name else None
     if sheet is None:
-        yield skipped(about, f"no data sheet of this {'GPU' if bench.on_gpu else 'processor'} is known here: {told}")
+        yield skipped(
+            about, f"no data sheet of this {'GPU' if bench.on_gpu else 'processor'} is known here: {measured}"
+        )
         return
     if suspect := suspicion(machine):
-        yield skipped(about, f"{suspect}: {told}")
+        yield skipped(about, f"{suspect}: {measured}")
         return
     reached = {dtype: dict(found.matmul).get(dtype, 0.0) / rate for dtype, rate in sheet.op_per_s.items()}
     bandwidth = found.bandwidth[-1][1] / sheet.bandwidth_byte_per_s
     slow = bandwidth < LEAST_BANDWIDTH or reached[HALF] < LEAST_RATE
-    fast = max(bandwidth, *reached.values()) > MOST
+    fast = bandwidth > MOST or max(reached.values()) > MOST + sheet.clock_margin
     shares = ", ".join([f"bandwidth {bandwidth:.0%}", *(f"{dtype} {share:.0%}" for dtype, share in reached.items())])
-    yield judged(about, not slow and not fast, f"{shares} of the data sheet of an {sheet.product}: {told}")
+    yield judged(about, not slow and not fast, f"{shares} of the data sheet ({sheet.product}): {measured}")
 
 
 def decode(bench: Bench) -> Iterator[CheckResult]:
@@ -143,7 +145,7 @@ def _decode_tok_per_s(record: RunRecord) -> float | None:
     return None if steps is None or not steps.values else 1 / fmean(steps.values)
 
 
-def _told(found: Rates) -> str:
+def _listed(found: Rates) -> str:
     products = ", ".join(f"{dtype} {rate / 1e12:.3g}" for dtype, rate in found.matmul)
     return f"{found.bandwidth[-1][1] / 1e9:.0f} GB/s; 10¹² operations/s: {products}"
 

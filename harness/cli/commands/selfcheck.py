@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def selfcheck(
     on_gpu: Annotated[bool, typer.Option("--gpu", help="Check the NVIDIA GPU, not the processor.")] = False,
     minutes: Annotated[
-        float, typer.Option("--minutes", min=0.1, max=600, help="Stop after about so many minutes.")
+        float, typer.Option("--minutes", min=0.1, max=600, help="Stop after about this many minutes.")
     ] = 8.0,
     out: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads it at run time
@@ -27,9 +27,9 @@ def selfcheck(
     ] = None,
     cache: CacheFolder = None,
 ) -> None:
-    """Check that qharness measures right on this machine: exit with 1 if a check fails.
+    """Check that qharness measures correctly on this machine; exit with code 1 if a check fails.
 
-    Writes a zip with findings, records and versions, to attach to an issue. It names no user, path or serial number.
+    Writes a zip with findings, records and versions, to attach to an issue. It names no user, home folder or serial number.
     """
     from harness.api.selfcheck import selfcheck as check
     from harness.cli.render.plan import doctor_lines

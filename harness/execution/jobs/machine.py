@@ -22,6 +22,7 @@ def run(job: MeasureMachine, context: Context, out: Path) -> None:
         warm_up(job.conditions.device)  # or the clock that is read first would be an idle GPU's
         context.moment("begin")
         context.add(measure(job.conditions.device, _free_bytes(context), context.keep))
+        warm_up(job.conditions.device)  # large products lower the clock at a power limit: compare it under one load
         context.moment("end")
     context.labels += drift(context.moments, context.measurements, of="machine")
     context.fact("cpu_threads", threads=torch.get_num_threads())
