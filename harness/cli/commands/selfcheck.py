@@ -29,7 +29,8 @@ def selfcheck(
 ) -> None:
     """Check that qharness measures correctly on this machine; exit with code 1 if a check fails.
 
-    Writes a zip with findings, records and versions, to attach to an issue. It names no user, home folder or serial number.
+    Writes a zip with findings, records and versions, to attach to an issue. It names no user, home folder or serial
+    number.
     """
     from harness.api.selfcheck import selfcheck as check
     from harness.cli.render.plan import doctor_lines
