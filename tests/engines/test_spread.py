@@ -7,6 +7,7 @@ must be where its inputs are.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.core.capability import Spread
 from harness.engines.transformers.engine import TransformersModel
+from harness.engines.vllm.runtime import VllmRuntime
 
 pytestmark = pytest.mark.heavy
 
@@ -116,3 +118,19 @@ def test_a_prefix_branches_over_both_gpus(model: TransformersModel) -> None:
     tree = model.forward_tree(torch.zeros(4, dtype=torch.int64), torch.tensor([2, 2, 4, 4]), prefix)
     assert str(tree.device) == FIRST
     assert tree.shape == (4, 32)
+
+
+@pytest.mark.parametrize(("world_size", "device"), [(1, FIRST), (2, "cpu")])
+def test_states_reach_vllms_other_processes_through_host_memory(world_size: int, device: str) -> None:
+    given: list[torch.Tensor] = []
+
+    def collective_rpc(method: str, args: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        given.extend(args)
+        return [torch.empty(len(args[0]), 8)]
+
+    parallel = SimpleNamespace(parallel_config=SimpleNamespace(world_size=world_size))
+    runtime = VllmRuntime.__new__(VllmRuntime)
+    runtime.engine = SimpleNamespace(vllm_config=parallel, collective_rpc=collective_rpc)
+    with FakeTensorMode():
+        assert runtime.head(torch.empty(2, 3, 4, device=FIRST)).shape == (2, 3, 8)
+    assert [str(each.device) for each in given] == [device]

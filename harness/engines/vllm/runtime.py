@@ -303,7 +303,9 @@ class VllmRuntime:
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The model's own logits of hidden states (…, width): (…, vocabulary)."""
-        logits = self.everywhere("apply_head", hidden.reshape(-1, hidden.shape[-1]))[0]
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        # workers that are other processes would each load a GPU's tensor onto that GPU, not onto their own
+        logits = self.everywhere("apply_head", rows if self.alone else rows.cpu())[0]
         return logits.reshape(*hidden.shape[:-1], -1)  # type: ignore[no-any-return]
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
