@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from harness.core.identity import Scalar
 from harness.host.processor import is_of_this_run
-from harness.host.visible import VARIABLE, GpuPart, all_parts, visible_parts
+from harness.host.visible import VARIABLE, GpuPart, all_parts, hides_all, select, visible_parts
 
 T = TypeVar("T")
 _MIG = " MIG "
@@ -324,7 +324,27 @@ def absence() -> str:
     try:
         uuids = [part.uuid for parts in all_parts(pynvml) for part in parts]
         if not uuids:
-            return "the NVIDIA driver reports no GPU that can be used"
+            return "the NVIDIA driver reports no GPU that can be used; run nvidia-smi (in MIG mode a GPU needs a slice)"
         return f"{VARIABLE} is {os.environ.get(VARIABLE)!r}, which names none of {', '.join(uuids)}"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def mistaken_absence() -> str | None:
+    """Why no GPU is visible, if that can hardly be meant: a GPU was named that is not there, or the driver is broken.
+
+    None if there is no driver or no GPU, or all are hidden.
+    """
+    import pynvml
+
+    if hides_all(os.environ.get(VARIABLE)):
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return absence() if error.value == pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH else None
+    try:
+        parts = all_parts(pynvml)
+        return absence() if any(parts) and not select(os.environ.get(VARIABLE), parts) else None
     finally:
         pynvml.nvmlShutdown()

@@ -16,7 +16,7 @@ from harness.core.record import Fingerprint
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.host.compilers import absent_compilers
-from harness.host.gpu import GpuIdentity, absence, gpu, gpu_value, gpus
+from harness.host.gpu import GpuIdentity, absence, gpu, gpu_value, gpus, mistaken_absence
 from harness.host.preflight import preflight
 from harness.host.processor import instruction_sets, processor_state
 
@@ -40,7 +40,8 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
     Torch's answer about a GPU is kept in a cache folder (default: the user's).
     """
     checked = None if device == "cpu" else preflight(cache_root or cache_folder())
-    problem = None if checked is None else checked.problem
+    unmeant = mistaken_absence() if device == "auto" and checked is None else None
+    problem = unmeant if checked is None else checked.problem
     if device == "cuda" and checked is None:
         raise UsageError(f"device: cuda, but {absence()}; see 'qharness doctor'")
     if device == "cuda" and problem is not None:

@@ -56,6 +56,11 @@ def select(listed: str | None, gpus: Sequence[Sequence[GpuPart]]) -> tuple[GpuPa
     return tuple(chosen)
 
 
+def hides_all(listed: str | None) -> bool:
+    """Whether a list leaves no GPU visible on any machine: it is empty, or begins with what can name none, as -1."""
+    return listed is not None and not _entries(listed)
+
+
 def _entries(listed: str) -> Sequence[str | int]:
     """The entries up to the first of another kind; none if one is repeated."""
     kind = next((kind for kind in ("GPU-", "MIG-") if listed.startswith(kind)), None)
@@ -102,10 +107,9 @@ def visible_parts(nvml: Any) -> tuple[GpuPart, ...]:
     """The visible parts of this machine. Workers set CUDA_DEVICE_ORDER, so that CUDA numbers GPUs as NVML does."""
     listed = os.environ.get(VARIABLE)
     # To list all GPUs may initialize each, which takes seconds. Workers get whole UUIDs or nothing, which need no list.
-    entries = _entries(listed or "")
-    if listed is not None and not entries:
+    if hides_all(listed):
         return ()
-    exact = [_part(nvml, entry) for entry in entries]
+    exact = [_part(nvml, entry) for entry in _entries(listed or "")]
     found = tuple(part for part in exact if part is not None)
     if found and len(found) == len(exact) == len(set(found)):
         return found

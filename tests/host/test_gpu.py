@@ -21,7 +21,7 @@ from nvml_stub import (
     Process,
 )
 
-from harness.host.gpu import GpuIdentity, GpuState, absence, gpu, gpus, visible_uuids
+from harness.host.gpu import GpuIdentity, GpuState, absence, gpu, gpus, mistaken_absence, visible_uuids
 from harness.host.visible import all_parts, select, visible_parts
 
 OTHER, ANOTHER = 2**30, 2**30 + 1  # no process has so large a number
@@ -273,11 +273,23 @@ def test_a_gpu_that_disappears(nvml: NvmlStub) -> None:
     assert visible_uuids() == (A100.uuid,)
 
 
+@pytest.mark.parametrize(("listed", "named"), [(None, False), ("", False), ("-1", False), ("7", True), ("GPU-1", True)])
+def test_an_absence_that_nobody_means(nvml: NvmlStub, monkeypatch, listed: str | None, named: bool) -> None:
+    """auto takes the CPU then, and says why."""
+    if listed is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert mistaken_absence() is None, "no GPU is there"
+    nvml.holds(H200)
+    assert (mistaken_absence() is not None) == named
+    nvml.holds(H200, init=DRIVER_MISMATCH)
+    assert (mistaken_absence() is None) == (listed in ("", "-1"))
+
+
 def test_why_no_gpu_is_visible(nvml: NvmlStub, monkeypatch) -> None:
-    assert absence() == "the NVIDIA driver reports no GPU that can be used"
+    assert absence().startswith("the NVIDIA driver reports no GPU that can be used; run nvidia-smi")
     nvml.holds(replace(SLICED_H200, slices=(), answers={**H200.answers, "mig": 1}))
     assert visible_uuids() == ()
-    assert absence() == "the NVIDIA driver reports no GPU that can be used"
+    assert absence().startswith("the NVIDIA driver reports no GPU that can be used; run nvidia-smi")
     nvml.holds(H200)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
     assert absence() == f"CUDA_VISIBLE_DEVICES is 'GPU-1', which names none of {H200.uuid}"

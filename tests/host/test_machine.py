@@ -87,7 +87,7 @@ def test_a_hidden_gpu_is_not_used(monkeypatch, tmp_path: Path, hidden: str) -> N
 def test_a_machine_without_a_gpu_says_so(nvml: NvmlStub, tmp_path: Path) -> None:
     assert machine.gpu_summary() == "NVIDIA H200, 141 GiB"
     nvml.holds()
-    assert machine.gpu_summary() == "none: the NVIDIA driver reports no GPU that can be used"
+    assert machine.gpu_summary().startswith("none: the NVIDIA driver reports no GPU that can be used")
     assert machine.unreported_state() == {"all": "NVML shows no GPU"}
     assert "gpu_sm_clock_mhz" not in machine.state()
     with pytest.raises(UsageError, match="device: cuda, but the NVIDIA driver reports no GPU"):

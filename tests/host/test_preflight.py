@@ -315,6 +315,18 @@ def test_auto_takes_the_cpu_and_says_why(nvml: NvmlStub, torch: Written) -> None
         machine.choose("cuda", torch.cache)
 
 
+def test_auto_takes_the_cpu_where_the_named_gpu_is_not_there_and_says_so(
+    nvml: NvmlStub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.holds(H200)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
+    chosen = machine.choose("auto", tmp_path)
+    assert chosen.device == "cpu"
+    assert chosen.gpu_problem is not None
+    assert chosen.gpu_problem.startswith("CUDA_VISIBLE_DEVICES is 'GPU-1', which names none of")
+    assert machine.choose("cpu", tmp_path).gpu_problem is None
+
+
 def test_auto_takes_a_gpu_that_torch_can_use(nvml: NvmlStub, torch_uses_gpu: None, tmp_path: Path) -> None:
     for gpu in (H200, SLICED_H200):
         nvml.holds(gpu)
