@@ -8,12 +8,14 @@ import os
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nvml_stub import A100, H200, SLICED_H200, NvmlStub
-from run_specs import run_spec
+from run_specs import changed, run_spec
 
 from harness.acceptance import archive, recipes
 from harness.acceptance.bench import Bench, CheckResult, Timed, passed
@@ -26,9 +28,10 @@ from harness.api.selfcheck import MachineCheck, selfcheck
 from harness.cli.app import main
 from harness.core.label import Label
 from harness.core.model import MethodRef
-from harness.core.record import Failure, Measurement, Outcome, RunRecord
+from harness.core.record import Failure, Measurement, Outcome, Phase, RunRecord
 from harness.core.run import RunLimits
 from harness.core.site import Machine
+from harness.core.workload import ThroughputWorkload
 from harness.errors import StorageError, UsageError
 from harness.host.gpu import gpu, identifying
 from harness.host.preflight import Preflight, TorchAnswer
@@ -158,6 +161,55 @@ def test_a_geforce_card_may_exceed_the_clock_of_its_data_sheet(tmp_path: Path) -
         tested = bench(tmp_path, GPU, Preflight(name, H200.uuid, TorchAnswer()))
         tested.records.append(speeds(0.9e12, half, 300e12))
         assert [each.verdict for each in own_speeds(tested)] == [verdict], half
+
+
+def decoded(read_bytes: float, joule_per_tok: float | None, *labels: Label) -> RunRecord:
+    """A run on a GPU that decodes 100 tokens a second at batch 1, and whose energy phase lasts two seconds."""
+    where = {"batch_size": 1, "prompt_tokens": 128, "new_tokens": 128}
+    measured = [
+        Measurement("decode_step_s", 1, "s", "lower", "samples", (0.009, 0.011), {**where, "decode_mode": "compiled"}),
+        exact("decode_read_bytes", read_bytes, part="weights", **where),
+        exact("decode_dequantize_bytes", 0.0, **where),
+    ]
+    if joule_per_tok is not None:
+        counted = {**where, "source": "NVML", "idle": "included"}
+        measured.append(Measurement("decode_j_per_tok", 1, "J/token", "lower", "exact", (joule_per_tok,), counted))
+    grid = ThroughputWorkload((1,), (128,), 128, 1, 3, "compiled")
+    made = record("performance", *measured, labels=labels, device="cuda", throughput=grid)
+    return replace(made, outcome=replace(made.outcome, phases=(Phase("energy", 2.0),)))
+
+
+@pytest.mark.parametrize(
+    ("run", "verdicts"),
+    [
+        (decoded(0.8 * 40e9, 3.0), ["PASS", "PASS"]),
+        (decoded(0.5 * 40e9, 3.0), ["FAIL", "PASS"]),  # half of what the memory can read
+        (decoded(1.2 * 40e9, 3.0), ["FAIL", "PASS"]),  # more than it can
+        (decoded(0.8 * 40e9, 3.6), ["PASS", "FAIL"]),  # a fifth more than its power says
+        (decoded(0.8 * 40e9, None), ["PASS", "SKIP"]),
+        (decoded(0.5 * 40e9, 3.6, Label("suspect", {"reason": "gpu_shared", "of": "run"})), ["SKIP", "SKIP"]),
+    ],
+)
+def test_compiled_decoding_is_held_against_its_bound_and_its_energy_against_its_power(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: RunRecord, verdicts: list[str]
+) -> None:
+    """The memory reads 4 TB/s: 40 GB in the 10 ms of a step. The GPU takes 300 W where it only generates."""
+    tested = bench(tmp_path, GPU)
+    machine = speeds(4e12, 700e12, 1300e12)
+    tested.records += [replace(machine, spec=changed(machine.spec, device="cuda")), run]
+    tested._moments[run.spec.run_id, "energy"] = 100.0
+    read = [(100.5, 90.0), (101.2, 290.0), (101.8, 310.0), (101.95, 90.0)]  # it begins, generates, ends
+    monkeypatch.setattr(speed, "_power", lambda on_gpu: nullcontext(speed._Samples(read)))
+    modes: list[str] = []
+
+    def measure(bench: Bench, recipe: Any) -> tuple[RunRecord, ...]:
+        modes.append(recipe["decode_mode"])
+        return (run,)
+
+    monkeypatch.setattr(Bench, "measure", measure)
+    found = list(speed.decode(tested))
+    assert modes == ["compiled"]
+    assert [each.verdict for each in found] == verdicts, found
 
 
 def test_own_speeds_of_a_processor_are_only_shown(tmp_path: Path) -> None:

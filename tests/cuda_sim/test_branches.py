@@ -17,6 +17,7 @@ from simulated_gpu import ASSERTION, Fault, Gpus, Plan
 
 from harness.acceptance import visible
 from harness.acceptance.checks import identity
+from harness.core.capability import Product, StoredTensor
 from harness.core.engine import LoadRequest
 from harness.core.site import Machine
 from harness.core.workload import ThroughputWorkload
@@ -205,6 +206,26 @@ def test_gptqmodels_kernels_are_compared_in_half_precision_on_a_gpu(gpus: Gpus) 
     assert _agrees(kernel, reference.to("cuda"), torch.device("cuda:0"))
     assert (seen[0].device.type, seen[0].dtype) == ("cuda", torch.float16)
     assert not _agrees(lambda noise: noise, reference, torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("device", "storage", "product"),
+    [
+        ("cuda", "Q4_K", Product("packed", "int8")),
+        ("cuda:1", "Q8_0", Product("packed", "int8")),
+        ("cuda", "MXFP4", Product("packed")),  # 4-bit floats may run on faster ones
+        ("cpu", "Q4_K", Product("packed")),
+        ("cuda", "F16", Product("plain")),
+    ],
+)
+def test_llama_cpp_multiplies_blocks_by_int8_instructions_on_a_gpu(device: str, storage: str, product: Product) -> None:
+    from harness.engines.llamacpp.engine import LlamaCppModel
+
+    model = LlamaCppModel.__new__(LlamaCppModel)
+    model.device = device
+    name = "model.layers.0.mlp.up_proj.weight"
+    model._stored = [StoredTensor(name, "linear", storage, 1024, 1024, 0, storage != "F16")]
+    assert model.products(1) == {name.removesuffix(".weight"): product}
 
 
 def test_a_gpu_that_torch_cannot_start_is_an_answer_of_the_probe(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.execution.checks import kernels as checks
-from harness.execution.jobs import performance
+from harness.execution.jobs import performance, task
 
 TIMED = ("throughput", "footprint", "energy", "serve")
 PROFILES = ("grid_products", "record_cuda_kernels")
@@ -74,6 +74,35 @@ def test_a_performance_run_without_a_grid_profiles_the_probe_last_if_it_verifies
     steps.clear()
     run(verify=False, throughput=None)
     assert not {*PROFILES, "verify_variant"} & set(steps)
+
+
+@pytest.mark.parametrize(
+    ("verify", "expected"),
+    [
+        (True, ["verify_variant", "check_tokens", "questions", "record_repacking", "record_cuda_kernels"]),
+        (False, ["check_tokens", "questions", "record_repacking"]),
+    ],
+)
+def test_a_task_run_profiles_the_probe_after_the_questions_if_it_verifies(
+    monkeypatch: pytest.MonkeyPatch, verify: bool, expected: list[str]
+) -> None:
+    done: list[str] = []
+
+    def named(name: str) -> Any:
+        return lambda *_: done.append(name)
+
+    for name in {*expected, "verify_variant", "record_cuda_kernels"} - {"questions"}:
+        monkeypatch.setattr(task, name, named(name))
+    monkeypatch.setattr(task, "metric", lambda name: SimpleNamespace(make=named("questions")))
+    job: Any = SimpleNamespace(verify=verify, task=SimpleNamespace(chat_template=False))
+    context: Any = SimpleNamespace(
+        load=lambda needed: object(),
+        phase=lambda name: nullcontext(),
+        add=lambda measured: None,
+        method=lambda: SimpleNamespace(batch_dependent=False),
+    )
+    task.run(job, context, Path())
+    assert done == expected
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from harness.core.engine import LoadRequest
 from harness.core.method import QuantizeJob
 from harness.engines.transformers.engine import TRANSFORMERS
 from harness.execution.local import ENVIRONMENT, local_site
+from harness.methods.gptqmodel import awq, driver
 from harness.models.headers import read_directory
 
 pytestmark = pytest.mark.heavy
@@ -100,6 +103,27 @@ def test_awq(make) -> None:
     check(made)
     assert made.model.kernels() == {"TorchAtenAwqLinear": 28}
     assert 1e-3 < made.kl < 0.05
+
+
+@pytest.mark.parametrize(("device", "backend"), [("cuda", "AUTO"), ("cpu", "AWQ_TORCH")])
+def test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, backend: str
+) -> None:
+    from gptqmodel import BACKEND
+
+    backends: list[BACKEND] = []
+
+    def quantize(job: Any, config: Any, *, backend: BACKEND, **others: Any) -> None:
+        backends.append(backend)
+
+    monkeypatch.setattr(driver, "quantize", quantize)
+    for name in ("calibration", "dynamic", "amend_config", "as_loaded"):
+        monkeypatch.setattr(driver, name, lambda *_, **__: None)
+    job: Any = SimpleNamespace(
+        params=awq.AwqParams(), dtype="float16", device=device, untouched=(), out=tmp_path, note=lambda *_: None
+    )
+    awq.quantize(job)
+    assert backends == [BACKEND[backend]]
 
 
 @pytest.mark.parametrize(("layout", "most"), [("q8_0", 3e-4), ("q6_k", 2e-3), ("q4_k", 0.02), ("q4_0", 0.05)])
