@@ -38,9 +38,10 @@ test-gpu: setup-all ## the tests that need an NVIDIA GPU, one after another; no 
 	$(BIN)/pytest -m gpu -rs
 
 CUDA_TESTS := $(addprefix tests/,cuda_sim nvml_stub host acceptance metrics planning engines core \
-	analysis/test_footprint.py models/test_kernels.py models/test_published.py stacks/test_stacks.py \
-	execution/test_executor.py execution/test_profiler_order.py execution/test_schedule.py execution/test_suspect.py \
-	methods/test_gptqmodel.py::test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu report/test_labels.py)
+	analysis/test_footprint.py analysis/test_recommend.py models/test_kernels.py models/test_published.py \
+	stacks/test_stacks.py execution/test_executor.py execution/test_hub_kernels.py execution/test_profiler_order.py \
+	execution/test_schedule.py execution/test_suspect.py report/test_labels.py \
+	methods/test_gptqmodel.py::test_gptqmodel_chooses_the_kernel_of_awq_on_a_gpu)
 cuda-lines: setup-all ## the lines of the harness that are about a GPU, and which of them tests without one run
 	lines=$$(mktemp -d) && QHARNESS_CUDA_LINES=$$lines PYTHONPATH=tests/cuda_sim \
 	$(PYTEST) -p cuda_lines -m "not stack and not gpu" $(CUDA_TESTS); status=$$?; rm -r $$lines; exit $$status

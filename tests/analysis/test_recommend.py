@@ -23,6 +23,7 @@ from harness.errors import UsageError
 from harness.figures.ask import Reading, Use
 from harness.figures.derived.footprint import Footprint, Workspace
 from harness.figures.table import (
+    EnergyUse,
     GridPoint,
     Peak,
     Speed,
@@ -255,6 +256,23 @@ def test_a_peak_stands_in_where_the_parts_were_not_measured() -> None:
     found = ASKED["memory"].read(cpu_alone, Use(rows, SMALL, 1, 160)).estimate
     assert found is not None
     assert found.value == 9000
+
+
+def used(source: str, joule: float) -> EnergyUse:
+    return EnergyUse(SMALL, source, None, interval(joule, 0.1), None, interval(2 * joule, 0.1), None)
+
+
+def test_energy_is_the_gpus_for_all_variants_where_any_ran_on_one() -> None:
+    both = replace(FOUR, energies=(used("RAPL", 1.0), used("NVML", 3.0)))
+    on_cpu = replace(EIGHT, energies=(used("RAPL", 2.0),))
+
+    def read(row: VariantRow, *rows: VariantRow) -> Reading:
+        return ASKED["energy"].read(row, Use(table(*rows), SMALL, 1, 160))
+
+    assert read(both, both, on_cpu).basis == "NVML"
+    assert read(both, both, on_cpu).estimate == interval(3.0, 0.1)
+    assert read(on_cpu, both, on_cpu).estimate is None
+    assert read(on_cpu, on_cpu).estimate == interval(2.0, 0.1)
 
 
 def score(key: TaskKey, change: Estimate | None) -> TaskScore:
