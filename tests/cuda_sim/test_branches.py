@@ -240,6 +240,16 @@ def test_a_gpu_that_torch_cannot_start_is_an_answer_of_the_probe(monkeypatch: py
     assert answer["products"] == {}
 
 
+def test_a_torch_without_cuda_answers_before_it_starts_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    with simulated(Plan()):
+        monkeypatch.setattr(torch.version, "cuda", None)
+        monkeypatch.setattr(torch.cuda, "init", lambda: pytest.fail("it started the GPU"))
+        answer = cuda_probe.facts()
+        monkeypatch.undo()
+    assert (answer["cuda"], answer["error"], answer["products"]) == (None, None, {})
+    assert "uuid" not in answer
+
+
 def test_cudas_driver_names_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """A made-up libcuda.so.1 with two GPUs; its numbers of errors are those of cuda.h."""
     names = [UUID(int=1), UUID(int=2)]

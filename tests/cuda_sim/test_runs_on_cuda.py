@@ -121,7 +121,7 @@ def test_the_kernels_of_each_point_of_a_grid_are_recorded(records: dict[tuple[st
     ("fault", "status", "message"),
     [
         (Fault("out_of_memory", 1, "embedding"), "out_of_memory", "CUDA out of memory"),
-        (Fault("assert", 3, "embedding"), "failed", "device-side assert triggered"),
+        pytest.param(Fault("assert", 3, "embedding"), "failed", "device-side assert triggered", marks=pytest.mark.slow),
         (Fault("lost", 3, "embedding"), "failed", "unspecified launch failure"),
     ],
     ids=("out_of_memory", "assert", "lost"),

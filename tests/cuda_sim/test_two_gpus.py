@@ -42,6 +42,7 @@ def began(record: RunRecord) -> datetime:
     return datetime.fromisoformat(record.started_at)
 
 
+@pytest.mark.slow
 def test_quality_runs_beside_each_other_and_the_model_of_each_is_on_one_gpu(
     simulated_machine: Simulated, tiny: Path
 ) -> None:
