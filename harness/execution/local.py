@@ -145,14 +145,14 @@ class _Workers:
         self.idle: list[_Worker] = []
         self._busy: list[_Worker] = []
         self._stopped = False
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
 
     def take(self, spec: RunSpec, site: LocalSite) -> _Worker:
         """An idle worker that has loaded what the run may use, or a new one on GPUs that no run uses.
 
         Raises UsageError if GPUs that the run was planned with are gone.
         """
-        with self._lock:
+        with self._changed:
             worker = next((each for each in self.idle if each.may_make(spec)), None)
             if worker is None:
                 worker = _Worker(site, self._free_gpus(spec, site))
@@ -165,32 +165,36 @@ class _Workers:
 
     def give_back(self, worker: _Worker) -> None:
         """Keeps an idle worker, and ends any other: until it has ended, no other run gets its GPUs."""
-        with self._lock:
+        with self._changed:
             if worker.is_idle and not self._stopped:
                 self._busy.remove(worker)
                 self.idle.append(worker)
+                self._changed.notify_all()
                 return
         try:
             worker.end()
         finally:
-            with self._lock:
+            with self._changed:
                 self._busy.remove(worker)
+                self._changed.notify_all()
 
     def stop(self) -> None:
-        with self._lock:
+        with self._changed:
             self._stopped = True
+            self._changed.notify_all()
             for worker in self._busy:
                 worker.stop()
 
     def close(self) -> None:
         """Ends the idle workers."""
-        with self._lock:
+        with self._changed:
             self._end_idle()
 
     def _free_gpus(self, spec: RunSpec, site: LocalSite) -> tuple[str, ...] | None:
         """The GPUs for a run, by name: none on a CPU run, and None if the GPU has no name.
 
-        Ends idle workers that have them, and all of them for a run that must be alone.
+        Ends idle workers that have them, and all of them for a run that must be alone. Once a GPU has vanished, waits
+        for one of those that are left.
         """
         machine = None if spec.device == "cpu" else site.machine(spec.device)
         names = () if machine is None else machine.uuids
@@ -202,10 +206,13 @@ class _Workers:
         if not names:
             return () if spec.device == "cpu" else None
         needed = spec.job.conditions.gpus
-        while len(free := self._unused(names)) < needed and self.idle:
-            self.idle.pop(0).end()
-        if len(free) < needed:
-            raise UsageError(f"the run gets {needed} GPUs, and {len(free)} can be used now; see 'qharness doctor'")
+        while len(free := self._unused(names)) < needed:
+            if self.idle:
+                self.idle.pop(0).end()
+            elif needed <= len(names) and self._busy and not self._stopped:
+                self._changed.wait()  # more runs were begun than the GPUs that are left can make
+            else:
+                raise UsageError(f"the run gets {needed} GPUs, and {len(free)} can be used now; see 'qharness doctor'")
         return free[:needed]
 
     def _unused(self, names: Sequence[str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -272,6 +273,21 @@ def test_a_gpu_that_vanished_is_a_failed_run_and_the_sweep_goes_on(tmp_path: Pat
     assert outcome.status == "failed"
     assert outcome.failure is not None
     assert "no NVIDIA GPU" in outcome.failure.message
+
+
+def test_once_a_gpu_has_vanished_runs_wait_for_those_that_are_left(tmp_path: Path) -> None:
+    executor, site = local(tmp_path, GPUS[:1])
+    spec = run_spec("quality", device="cuda", hardware="GPUs")
+    first = executor._workers.take(spec, site)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(executor._workers.take, spec, site)
+        assert not second.done()
+        executor._workers.give_back(first)
+        assert second.result(WAIT_S).gpus == ("GPU-a",)
+        third = pool.submit(executor._workers.take, spec, site)
+        executor.stop()
+        with pytest.raises(UsageError, match="0 can be used now"):
+            third.result(WAIT_S)
 
 
 def test_a_stopped_executor_begins_nothing(tmp_path: Path) -> None:
