@@ -241,7 +241,7 @@ def test_a_batch_that_is_too_large_must_end_as_out_of_memory(
 ) -> None:
     answering(monkeypatch, [record("performance", **large)], [record("performance", **after)])
     found = by_name(faults.memory(bench))
-    assert found == dict(zip(("batch too large", "the run after it"), verdicts, strict=True))
+    assert found == dict(zip(("batch too large", "run after out of memory"), verdicts, strict=True))
 
 
 def processes(count: int) -> dict[str, object]:

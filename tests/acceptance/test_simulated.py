@@ -46,7 +46,7 @@ def test_every_check_comes_to_an_end(monkeypatch: pytest.MonkeyPatch, nvml: Nvml
         "divergence of rtn",
         "reload of rtn",
         "batch too large",
-        "the run after it",
+        "run after out of memory",
     ):
         assert verdicts[about] == "PASS", checked.findings
     assert verdicts["own speeds"] == "FAIL"  # the simulated GPU is slow

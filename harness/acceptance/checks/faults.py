@@ -49,7 +49,7 @@ def memory(bench: Bench) -> Iterator[CheckResult]:
     large = _timed(bench.measure(recipes.too_large(bench.on_gpu, limit_bytes), _try_anyway))
     yield _expected(bench, "batch too large", large, "out_of_memory")
     next_one = _timed(bench.measure(recipes.after(bench.on_gpu, limit_bytes)))
-    yield _expected(bench, "the run after it", next_one, "ok")
+    yield _expected(bench, "run after out of memory", next_one, "ok")
 
 
 def sharing(bench: Bench) -> Iterator[CheckResult]:

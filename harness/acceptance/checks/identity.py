@@ -40,7 +40,7 @@ def identity(bench: Bench) -> Iterator[CheckResult]:
 
 
 def preflight(bench: Bench) -> Iterator[CheckResult]:
-    """Torch can use the GPU, and multiplies each dtype right."""
+    """Torch can use the GPU, and multiplies each dtype correctly."""
     checked = bench.preflight
     if not bench.on_gpu:
         yield skipped("torch on the GPU", "only the processor is checked; --gpu checks the GPU")
