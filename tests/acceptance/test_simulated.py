@@ -49,5 +49,5 @@ def test_every_check_comes_to_an_end(monkeypatch: pytest.MonkeyPatch, nvml: Nvml
         "run after out of memory",
     ):
         assert verdicts[about] == "PASS", checked.findings
-    assert verdicts["own speeds"] == "FAIL"  # the simulated GPU is slow
+    assert verdicts["own speeds"] != "PASS"  # the simulated GPU is slow, and on a busy machine suspect
     assert not any("internal error" in each.reason for each in checked.findings)

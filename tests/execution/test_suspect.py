@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +181,25 @@ def test_a_machine_measured_while_others_worked_serves_no_other_sweep(
     assert outcome.status == "ok"
     assert (cache.outcome(spec) is None) is busy
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.heavy
+def test_products_at_the_power_limit_leave_the_machine_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They lower the clock by a third, which is how the GPU runs them; the clock is compared under one load."""
+    clock_mhz = [300.0]
+
+    def measure(*_: object) -> Iterator[Measurement]:
+        clock_mhz[0] = 1300.0
+        yield Measurement("matmul_op_per_s", 2, "operation/s", "higher", "samples", (1.0,), {"dtype": "bfloat16"})
+
+    def moment(context: Context, name: str) -> None:
+        context.moments.append(Moment(name, {**QUIET_GPU, "gpu_sm_clock_mhz": clock_mhz[0]}))
+
+    monkeypatch.setattr(gauging, "warm_up", lambda device: clock_mhz.__setitem__(0, 1980.0))
+    monkeypatch.setattr(gauging, "measure", measure)
+    monkeypatch.setattr(Context, "moment", moment)
+    spec = run_spec("machine", memory=False)
+    context = Context(spec, Cache(tmp_path), lambda _: None)
+    gauging.run(spec.job, context, tmp_path)  # type: ignore[arg-type]
+    assert [each.state["gpu_sm_clock_mhz"] for each in context.moments] == [1980.0, 1980.0]
+    assert not context.labels
