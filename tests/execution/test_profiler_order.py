@@ -76,6 +76,7 @@ def test_a_performance_run_without_a_grid_profiles_the_probe_last_if_it_verifies
     assert not {*PROFILES, "verify_variant"} & set(steps)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("verify", "expected"),
     [
@@ -105,6 +106,7 @@ def test_a_task_run_profiles_the_probe_after_the_questions_if_it_verifies(
     assert done == expected
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("device", "stage", "profiled"),
     [("cuda", "on_load", True), ("cuda:0", "offline", True), ("cuda", "none", False), ("cpu", "on_load", False)],
