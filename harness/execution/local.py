@@ -28,6 +28,7 @@ from harness.execution.output import LOG_TAIL_CHARACTERS, Log, Phases, Pipe, rea
 from harness.host.compilers import worker_path
 from harness.host.machine import cache_folder, choose, installed_version, state_folder
 from harness.host.process import MARKER, end_run
+from harness.host.visible import NUMBERED_AS_NVML
 from harness.stacks import Stacks
 from harness.stacks.build import environment
 from harness.stacks.variables import for_workers
@@ -44,6 +45,7 @@ LISTENER_PATIENCE_S = 5.0
 MAX_FOLDER_BYTES = 74
 """A Unix socket's name has 107 bytes at most; multiprocessing appends /pymp-xxxxxxxx/listener-xxxxxxxx to a folder."""
 ENVIRONMENT = {
+    **NUMBERED_AS_NVML,
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -51,7 +53,6 @@ ENVIRONMENT = {
     # transformers would look for this kernel in every product of an FP8 checkpoint, and run it only where it finds nvcc
     "TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR": "1",
     "GPTQMODEL_OFFLINE": "1",  # on Hopper and Blackwell it would first download CUTLASS, for kernels it can do without
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML numbers them
     "PYTHONSAFEPATH": "1",  # otherwise a user's folder named harness or datasets would shadow the real package
 }
 _OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))

@@ -27,6 +27,7 @@ from harness.errors import UsageError
 from harness.host import cuda_probe
 from harness.host.architecture import runs_on
 from harness.host.gpu import gpu
+from harness.host.visible import NUMBERED_AS_NVML, VARIABLE
 
 FOLDER = "preflight"
 """The folder of a cache with torch's answers, one JSON file each."""
@@ -235,7 +236,7 @@ def _answer(place: Path, uuid: str) -> TorchAnswer:
 
 def _ask(uuid: str) -> TorchAnswer:
     """Asks torch in a process that sees the GPU as a worker does, by its UUID."""
-    variables = {**os.environ, "CUDA_VISIBLE_DEVICES": uuid, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    variables = {**os.environ, **NUMBERED_AS_NVML, VARIABLE: uuid}
     with temporary_folder() as folder:
         written = folder / "answer.json"
         command = [sys.executable, "-P", cuda_probe.__file__, str(written)]

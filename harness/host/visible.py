@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
+NUMBERED_AS_NVML = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""The variable of a process whose CUDA numbers GPUs as NVML does."""
 _NUMBER = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 

@@ -45,19 +45,9 @@ def gpus() -> Iterator[Gpus]:
 
 @pytest.fixture
 def model(gpus: Gpus) -> TransformersModel:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from small_llama import small_llama
 
-    config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=64,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    return TransformersModel(LlamaForCausalLM(config).eval().to("cuda"), None)
+    return TransformersModel(small_llama().to("cuda"), None)
 
 
 def test_a_model_waits_for_its_gpu_and_gives_its_memory_back(gpus: Gpus, model: TransformersModel) -> None:

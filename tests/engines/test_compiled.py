@@ -24,19 +24,9 @@ COMPILER = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
 
 @pytest.fixture
 def model() -> TransformersModel:
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from small_llama import small_llama
 
-    config = LlamaConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        vocab_size=64,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    return TransformersModel(LlamaForCausalLM(config).eval(), None)
+    return TransformersModel(small_llama(), None)
 
 
 @pytest.mark.skipif(COMPILER is None, reason="torch.compile needs a C++ compiler for a CPU, and none was found")

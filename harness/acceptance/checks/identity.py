@@ -13,7 +13,7 @@ from harness.acceptance import visible
 from harness.acceptance.bench import Bench, CheckResult, failed, judged, passed, skipped
 from harness.host.gpu import absence, visible_uuids
 from harness.host.machine import fingerprint
-from harness.host.visible import VARIABLE
+from harness.host.visible import NUMBERED_AS_NVML, VARIABLE
 
 ABBREVIATED_CHARACTERS = len("GPU-01234567")
 ASK_S = 20.0
@@ -111,7 +111,7 @@ def _ask(spelling: str | None, within_s: float) -> _Visible | str:
     if within_s <= 0:
         return "no time was left to ask"
     variables = {name: value for name, value in os.environ.items() if name != VARIABLE}
-    variables |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"} | ({} if spelling is None else {VARIABLE: spelling})
+    variables |= NUMBERED_AS_NVML | ({} if spelling is None else {VARIABLE: spelling})
     try:
         ended = subprocess.run(
             [sys.executable, "-P", "-m", visible.__name__],
