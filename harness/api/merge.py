@@ -97,8 +97,7 @@ class _Target:
         spec, note = record.spec, "; without its log, which is damaged" if found.damage is not None else ""
         home = self.store.folder(spec.recipe, found.folder.parent.name) / str(record.attempt)
         if not note and not home.exists():
-            with self.store.filling(home, files_of(found.folder)) as part:
-                self.store.disk.rename(part, home)
+            self.store.place.add(home.relative_to(self.store.root).as_posix(), files_of(found.folder))
             return record, MergeStep(found.folder, "copied", shown(home))
         numbered = replace(record, attempt=self.store.next_attempt(spec.recipe, spec.run_id))
         log = None if note else files_of(found.folder).get(LOG)

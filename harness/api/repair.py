@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from harness.core.record import Damaged, RunRecord
 from harness.errors import NewerRecordError, ResultsError, StorageError
 from harness.host.machine import cache_folder
 from harness.storage.cache import Cache
+from harness.storage.place import LocalPlace
 from harness.storage.reading import ATTEMPT, attempt_folders, read_attempt
 from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, sealed_record, without_log
 from harness.storage.seal import EVIDENCE, LOG, RECORD, Seal
@@ -161,26 +162,31 @@ class _Repair:
         artifacts = Cache(self.cache)
         return from_artifact(folder, self._store(folder), artifacts.outcome, f"the artifact in {shown(self.cache)}")
 
-    def _replaced(self, damage: Damaged, found: Replacement) -> RepairStep:
-        """Writes the new files first, so that a full disk loses nothing."""
+    def _exchange(self, damage: Damaged, files: Mapping[str, bytes]) -> Path:
+        """Puts an attempt with these files in the place of a damaged one; returns to where that was moved.
+
+        Writes the new files first, so that a full disk loses nothing.
+        """
         folder, store = damage.path, self._store(damage.path)
-        with store.filling(folder, found.files) as part:
+        place = LocalPlace(store.root, store.disk)
+        with place.filling(folder.relative_to(store.root).as_posix(), files) as part:
             aside = store.set_aside(self._recipe(folder).name, damage)
-            store.disk.rename(part, folder)
+            place.disk.rename(part, folder)
+        return aside
+
+    def _replaced(self, damage: Damaged, found: Replacement) -> RepairStep:
+        aside = self._exchange(damage, found.files)
         detail = f"{damage.reason}; from {found.source}; what was there is in {shown(aside)}"
-        return RepairStep(folder, "restored", detail)
+        return RepairStep(damage.path, "restored", detail)
 
     def _without_log(self, record: RunRecord, seal: Seal, damage: Damaged) -> RepairStep:
-        folder, store = damage.path, self._store(damage.path)
-        content = without_log(record, seal)
+        folder, content = damage.path, without_log(record, seal)
         if not os.path.lexists(folder / LOG):
-            store.disk.write_whole(folder / RECORD, content)
+            self._store(folder).disk.write_whole(folder / RECORD, content)
             return RepairStep(folder, "resealed", f"{damage.reason}; sealed without a log")
         evidence = folder / EVIDENCE
         files = {RECORD: content, **({EVIDENCE: evidence.read_bytes()} if EVIDENCE in seal.files else {})}
-        with store.filling(folder, files) as part:
-            aside = store.set_aside(self._recipe(folder).name, damage)
-            store.disk.rename(part, folder)
+        aside = self._exchange(damage, files)
         detail = f"{damage.reason}; sealed without it; the damaged log is in {shown(aside)}"
         return RepairStep(folder, "resealed", detail)
 
