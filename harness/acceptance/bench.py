@@ -15,7 +15,6 @@ from typing import Any, Literal
 from harness.analysis.tradeoff import tradeoff
 from harness.core.inputs import Input
 from harness.core.job import MeasureMachine
-from harness.core.label import Label
 from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import Machine, Site
@@ -210,9 +209,5 @@ def why(record: RunRecord) -> str:
 
 def suspicion(*records: RunRecord | None) -> str | None:
     """Why the times of any of these runs are suspect; None if they are not."""
-    labels = [label for record in records if record for label in record.outcome.labels if _suspect(label)]
+    labels = [label for record in records if record for label in record.outcome.suspicions]
     return "; ".join(dict.fromkeys(label.sentence for label in labels)) or None
-
-
-def _suspect(label: Label) -> bool:
-    return label.code == "suspect"

@@ -111,6 +111,11 @@ class Outcome:
     before: Fingerprint | None = None
     after: Fingerprint | None = None
 
+    @property
+    def suspicions(self) -> tuple[Label, ...]:
+        """The labels that say why its timings cannot be trusted; empty if they can."""
+        return tuple(label for label in self.labels if label.code == "suspect")
+
     def fact(self, code: FactCode) -> Fact | None:
         """The first fact with this code, if any."""
         return next((each for each in self.facts if each.code == code), None)

@@ -123,7 +123,7 @@ def _run(context: Context, inputs: Sequence[Input], token: str, restore: Callabl
             job(part)
             _refuse_moved(inputs)
             outcome = _believable(_outcome(context, before, "ok"))
-            if any(label.code == "suspect" for label in outcome.labels):
+            if outcome.suspicions:
                 shutil.rmtree(part)  # not published: the record keeps it, other sweeps measure again
             else:
                 cache.publish(spec, part, outcome)

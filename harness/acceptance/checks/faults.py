@@ -71,9 +71,7 @@ def sharing(bench: Bench) -> Iterator[CheckResult]:
         yield skipped(about, "the driver lists no process here, as in some containers")
         return
     expected = "gpu_shared" if bench.on_gpu else "cpu_shared"
-    marked = any(
-        label.arguments.get("reason") == expected for label in record.outcome.labels if label.code == "suspect"
-    )
+    marked = any(label.arguments.get("reason") == expected for label in record.outcome.suspicions)
     yield judged(about, marked, labels or "the run is not labelled suspect")
 
 

@@ -37,7 +37,7 @@ class Case:
     @property
     def trusted(self) -> tuple[RunRecord, ...]:
         """The successful runs whose timings may be used."""
-        return tuple(run for run in self.well if not is_suspect(run))
+        return tuple(run for run in self.well if not run.outcome.suspicions)
 
     @property
     def status(self) -> Status:
@@ -70,11 +70,6 @@ def cases(records: Iterable[RunRecord]) -> dict[str, Case]:
         if record.spec.job.row_rank is not None:
             asked.setdefault(record.spec.case_id, []).append(record)
     return {case_id: _case(found) for case_id, found in asked.items()}
-
-
-def is_suspect(run: RunRecord) -> bool:
-    """Whether a label says that its timings cannot be trusted."""
-    return any(label.code == "suspect" for label in run.outcome.labels)
 
 
 def variant(spec: RunSpec) -> str:

@@ -205,7 +205,7 @@ def _suspects(name: str, case: Case) -> str:
     left_out = [run for run in case.well if run not in case.trusted]
     if not left_out:
         return ""
-    labels = {label.sentence for run in left_out for label in run.outcome.labels if label.code == "suspect"}
+    labels = {label.sentence for run in left_out for label in run.outcome.suspicions}
     return f"{len(left_out)} of {len(case.well)} processes of {name} are left out ({'; '.join(sorted(labels))})"
 
 
