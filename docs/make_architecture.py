@@ -92,7 +92,12 @@ HOMES = (
     Home(
         "Site and Executor",
         "Where a sweep runs, and what runs one planned run there.",
-        {"core/site.py": (), "execution/executor.py": (), "execution/local.py": ()},
+        {
+            "core/site.py": (),
+            "execution/executor.py": (),
+            "execution/executors.py": ("ExecutorChoice", "open_executor"),
+            "execution/local.py": (),
+        },
     ),
 )
 WALK = (
@@ -141,7 +146,7 @@ COSTS = (
     ),
     (
         "an executor",
-        "one file in `execution/`, one option",
+        "one file in `execution/`, one entry in `execution/executors.py`",
         "[execution/local.py](../harness/execution/local.py), "
         "[tests/execution/test_executor.py](../tests/execution/test_executor.py)",
     ),

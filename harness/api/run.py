@@ -11,7 +11,8 @@ from harness.core.site import MAIN
 from harness.errors import HarnessError
 from harness.execution.debris import clear
 from harness.execution.executor import Executor
-from harness.execution.local import LocalExecutor, local_site
+from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
+from harness.execution.local import local_site
 from harness.execution.sweep import Cleared, Event, GpuUnused, sweep
 from harness.planning.plan import PlannedRun, plan
 from harness.recipe import Recipe, load_recipe
@@ -28,12 +29,14 @@ def run(
     allow_leak: bool = False,
     paranoid: bool = False,
     *,
+    executor: ExecutorChoice = THIS_MACHINE,
     create_stacks: Callable[[str], None] | None = None,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> tuple[RunRecord, ...]:
     """Plans and executes the runs of a recipe, like ``qharness run``; returns one record per planned run.
 
     ``pythons`` are the caller's own interpreters, by stack. ``allow_leak`` lets calibration overlap the evaluation.
+    ``executor`` says where the runs execute: by default on this machine.
     What interrupted sweeps left (processes, temporary and unfinished files) is removed first.
     With ``paranoid`` the files that a run read are hashed again after each run, not only at the end.
     If ``create_stacks`` is given, missing stacks that the recipe needs are created first; it receives progress
@@ -48,13 +51,13 @@ def run(
     if debris:
         on_event(Cleared(debris))
     anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
-    if problem := site.machine(chosen.device).gpu_problem:
-        on_event(GpuUnused(anonymizer.message(problem)))
-    with closing(LocalExecutor(site)) as executor:
-        planned = _fetched_plan(chosen, executor, allow_leak)
+    with closing(open_executor(executor, site)) as opened:
+        if problem := opened.site.machine(chosen.device).gpu_problem:
+            on_event(GpuUnused(anonymizer.message(problem)))
+        planned = _fetched_plan(chosen, opened, allow_leak)
         if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
-            planned = _fetched_plan(chosen, executor, allow_leak)
-        return sweep(planned, Store(Path(results), anonymizer), executor, on_event, paranoid, site.spill_roots)
+            planned = _fetched_plan(chosen, opened, allow_leak)
+        return sweep(planned, Store(Path(results), anonymizer), opened, on_event, paranoid, site.spill_roots)
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:

@@ -15,9 +15,8 @@ class Executor(Protocol):
     """Runs specs at one site, each in its own process.
 
     To add an executor, write a file in this package with a class that has these members, and its own Site, as in
-    ``local.py``. Then add an option to ``qharness run`` that makes ``api/run.py`` build it instead of LocalExecutor.
-    It starts the worker below ``guard.py``, so that nothing that a library started outlives the run.
-    The caller that builds an executor closes its connections or jobs after the sweep.
+    ``local.py``, and add an entry to ``executors.py``. It starts the worker below ``guard.py``, so that nothing that a
+    library started outlives the run. The caller that opens an executor closes it after the sweep.
     """
 
     @property

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from harness.core.inputs import Input
 from harness.core.owner import temporary_folder
@@ -35,6 +36,9 @@ from harness.stacks.variables import for_workers
 from harness.storage.cache import Cache
 from harness.storage.disk import is_full
 from harness.storage.json_codec import encode
+
+if TYPE_CHECKING:
+    from harness.execution.executors import ExecutorChoice
 
 GUARD = Path(guard.__file__)
 WORKER = "harness.execution.worker"
@@ -134,6 +138,11 @@ class LocalExecutor:
     def close(self) -> None:
         """Ends the processes that are kept."""
         self._workers.close()
+
+
+def open_local(choice: ExecutorChoice, site: LocalSite) -> LocalExecutor:
+    """Runs specs on this machine."""
+    return LocalExecutor(site)
 
 
 class _Workers:

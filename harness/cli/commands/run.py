@@ -26,6 +26,9 @@ def run(
     paranoid: Annotated[
         bool, typer.Option("--paranoid", help="Hash models and texts after each run, not only at the end.")
     ] = False,
+    executor: Annotated[
+        str, typer.Option("--executor", metavar="NAME", help="What executes the runs: local, this machine.")
+    ] = "local",
     as_json: AsJson = False,
 ) -> None:
     """Execute the runs of a recipe. Run it again to resume: finished runs are not repeated."""
@@ -33,6 +36,7 @@ def run(
     from harness.cli.render.sweep import display
     from harness.core.record import FAILURES
     from harness.core.run import baseline_engine
+    from harness.execution.executors import ExecutorChoice
 
     progress = partial(say, error=True) if create_stacks else None
     try:
@@ -44,6 +48,7 @@ def run(
                 interpreters(pythons),
                 allow_leak,
                 paranoid,
+                executor=ExecutorChoice(executor),
                 create_stacks=progress,
                 on_event=show,
             )

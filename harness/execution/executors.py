@@ -1,0 +1,66 @@
+"""The executors that a user may choose, and which options each of them takes. No other module lists them.
+
+To add one, write a file in this package as ``executor.py`` says, with a function that opens it from a choice and this
+machine's site, and add its entry to ``EXECUTORS``. An option that no executor had before is a field of
+``ExecutorChoice`` and an option of ``qharness run``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from importlib import import_module
+from types import MappingProxyType
+from typing import Protocol
+
+from harness.errors import UsageError, refuse_unknown
+from harness.execution.executor import Executor
+from harness.execution.local import LocalSite
+
+
+@dataclass(frozen=True)
+class ExecutorChoice:
+    """An executor's name and the options that a user gives it; None or empty leaves an option to the executor."""
+
+    name: str = "local"
+
+
+THIS_MACHINE = ExecutorChoice()
+
+
+class OpenExecutor(Executor, Protocol):
+    """An executor with the processes, connections or jobs that it started."""
+
+    def close(self) -> None:
+        """Ends them; no run executes meanwhile."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """``opener`` names a function of a choice and this machine's site as ``module:function``; it is imported when it is
+    used. ``options`` are the fields of ``ExecutorChoice`` that it reads.
+    """
+
+    opener: str
+    options: tuple[str, ...] = ()
+
+
+EXECUTORS: Mapping[str, _Entry] = MappingProxyType({"local": _Entry("harness.execution.local:open_local")})
+
+
+def open_executor(choice: ExecutorChoice, site: LocalSite) -> OpenExecutor:
+    """The chosen executor, ready to run specs.
+
+    Raises UsageError for an unknown one, for an option that it does not take, and if it cannot reach its nodes.
+    """
+    entry = EXECUTORS.get(choice.name)
+    if entry is None:
+        refuse_unknown("executor", choice.name, EXECUTORS)
+    for name in (each.name for each in fields(choice) if each.name != "name"):
+        if getattr(choice, name) not in (None, ()) and name not in entry.options:
+            takers = ", ".join(f"--executor {other}" for other, each in EXECUTORS.items() if name in each.options)
+            raise UsageError(f"--{name}: --executor {choice.name} has no such option, but {takers} has")
+    module, _, function = entry.opener.partition(":")
+    opener: Callable[[ExecutorChoice, LocalSite], OpenExecutor] = getattr(import_module(module), function)
+    return opener(choice, site)
