@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.core.foreign import quoted
 from harness.core.plain import fault_in_scalar
 from harness.errors import did_you_mean
-from harness.figures.statistic import Count
 
 if TYPE_CHECKING:
     from harness.figures.figure import Figure
@@ -53,6 +52,8 @@ def threshold(gates: Mapping[str, Figure[Any]], name: str, written: object) -> f
 
     Raises ValueError for an unknown gate and for a value that is not a threshold of this one.
     """
+    from harness.figures.statistic import Count  # brings all figures, which a plan without gates does not need
+
     figure = gates.get(name)
     if figure is None or figure.gate is None:
         raise ValueError(f"unknown gate {quoted(name)}{did_you_mean(name, gates)}")

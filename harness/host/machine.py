@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -105,8 +106,12 @@ def versions(packages: Iterable[str] = ()) -> dict[str, str]:
     return {package: number for package, number in installed.items() if number is not None}
 
 
+@cache
 def installed_version(package: str) -> str | None:
-    """The version of a distribution, read without importing it; None if it is not installed."""
+    """The version of a distribution, read without importing it; None if it is not installed.
+
+    Read once: a plan asks for the same few dozen hundreds of times, and each answer parses the package's whole README.
+    """
     try:
         return version(package)
     except PackageNotFoundError:

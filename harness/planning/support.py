@@ -299,6 +299,8 @@ def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: S
 
 def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """The decoder's matrices that a recipe does not skip, by name."""
+    if not skip:
+        return source.matrices
     return {
         name: shape
         for name, shape in source.matrices.items()

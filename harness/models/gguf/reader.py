@@ -11,6 +11,9 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from typing import BinaryIO
 
@@ -140,6 +143,23 @@ def _is_size(value: object, most: int) -> bool:
     return type(value) is int and 0 <= value <= most
 
 
+@cache
+def _block_sizes() -> Mapping[int, tuple[str, int, int]]:
+    """ggml's types by number: the name, the elements of a block, and its bytes.
+
+    They are in gguf's module of constants, which is loaded alone: the package imports numpy and all that writes files,
+    and planning needs neither.
+    """
+    package = find_spec("gguf")
+    assert package is not None, "gguf is a dependency"
+    found = PathFinder.find_spec("constants", package.submodule_search_locations)
+    assert found is not None, "gguf has a module of constants"
+    assert found.loader is not None, "it is a file"
+    constants = module_from_spec(found)
+    found.loader.exec_module(constants)
+    return {int(kind): (kind.name, *sizes) for kind, sizes in constants.GGML_QUANT_SIZES.items()}
+
+
 class _Damage(Exception):
     """The file breaks the format; the message says how."""
 
@@ -175,7 +195,9 @@ class _Parser:
             raise _Damage(f"general.alignment is {quoted(alignment)}, which is no power of two")
         end = 8 + self._place
         start = end + -end % alignment
-        return GgufHeader(self._file, metadata, tuple(self._placed(start, alignment, *each) for each in described))
+        sizes = _block_sizes()
+        tensors = tuple(self._placed(sizes, start, alignment, *each) for each in described)
+        return GgufHeader(self._file, metadata, tensors)
 
     @property
     def _left(self) -> int:
@@ -236,8 +258,26 @@ class _Parser:
         if kind in _SCALARS:
             return self._scalars(_SCALARS[kind], count)
         if kind == _STRING:
-            return [self._text() for _ in range(count)]
+            return self._texts(count)
         raise _Damage(f"{quoted(key)} is a list of the unknown type {kind}")
+
+    def _texts(self, count: int) -> list[Value]:
+        """So many texts. A vocabulary has 100,000 and more: those already read take no calls."""
+        texts: list[Value] = []
+        while len(texts) < count:
+            texts.append(self._text())  # reads on, or says what is wrong
+            content, place, read = self._content, self._place, len(self._content)
+            while len(texts) < count and (begin := place + 8) <= read:
+                length = int.from_bytes(content[place:begin], "little")
+                if length > read - begin or length > MAX_TEXT_BYTES:
+                    break
+                try:
+                    texts.append(str(content[begin : begin + length], "utf-8"))
+                except UnicodeDecodeError:
+                    break
+                place = begin + length
+            self._place = place
+        return texts
 
     def _scalars(self, code: str, count: int) -> list[Value]:
         begin = self._take(struct.calcsize(f"<{code}") * count)
@@ -254,17 +294,21 @@ class _Parser:
         return name, shape[::-1], self._number("I"), self._number("Q")
 
     def _placed(
-        self, start: int, alignment: int, name: str, shape: tuple[int, ...], kind: int, offset: int
+        self,
+        sizes: Mapping[int, tuple[str, int, int]],
+        start: int,
+        alignment: int,
+        name: str,
+        shape: tuple[int, ...],
+        kind: int,
+        offset: int,
     ) -> GgufTensor:
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-        if kind not in set(GGMLQuantizationType):
+        if kind not in sizes:
             raise _Damage(f"{quoted(name)} is of the unknown type {kind}")
-        known = GGMLQuantizationType(kind)
-        block, block_bytes = GGML_QUANT_SIZES[known]
+        known, block, block_bytes = sizes[kind]
         if (shape[-1] if shape else 1) % block:
-            raise _Damage(f"rows of {quoted(name)} are no whole number of blocks of {known.name}")
+            raise _Damage(f"rows of {quoted(name)} are no whole number of blocks of {known}")
         size, begin = math.prod(shape) // block * block_bytes, start + offset
         if offset % alignment or begin + size > self._size:
             raise _Damage(f"{quoted(name)} is not inside the file")
-        return GgufTensor(name, known.name, shape, size, begin)
+        return GgufTensor(name, known, shape, size, begin)
