@@ -17,7 +17,7 @@ from harness.core.inputs import Input
 from harness.core.job import MeasureMachine
 from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
-from harness.core.site import Machine, Site
+from harness.core.site import Machine, Node, Site
 from harness.errors import UsageError
 from harness.execution.executor import Executor
 from harness.execution.local import LocalExecutor, LocalSite, local_site
@@ -76,13 +76,18 @@ class Timed:
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return self.within.fetch(specs)
 
-    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+    def nodes(self, device: str) -> Sequence[Node]:
+        return self.within.nodes(device)
+
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
+    ) -> tuple[Outcome, bytes]:
         left_s = self.ends_s - time.monotonic()
         if left_s <= 0:
             return Outcome("timeout", Failure(START, "TimeLimit", "the check had no time left to start it")), b""
         own_s = spec.limits.time_s or left_s
         limits = replace(spec.limits, time_s=round(min(own_s, left_s), 1) or 0.1)
-        return self.within.run(replace(spec, limits=limits), inputs, on_phase)
+        return self.within.run(replace(spec, limits=limits), inputs, on_phase, node)
 
     def stop(self) -> None:
         self.within.stop()

@@ -67,8 +67,8 @@ def current(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
 
 
 def current_in_session(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
-    """As ``current``, but per session: speeds of two sessions are never mixed."""
-    return _latest(records, lambda record: (record.spec.run_id, record.session))
+    """As ``current``, but per session and node: speeds of two are never mixed."""
+    return _latest(records, lambda record: (record.spec.run_id, *record.timed_within))
 
 
 def failures(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
@@ -77,13 +77,13 @@ def failures(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
 
 
 def best_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The records of the session with the most successful ones; of two equal sessions, the later.
+    """The records of the session, and of its node, with the most successful ones; of two equal ones, the later.
 
     A resumed sweep runs only the missing repetitions, which must not replace the rest.
     """
-    sessions: dict[str, list[RunRecord]] = {}
+    sessions: dict[tuple[str, str], list[RunRecord]] = {}
     for record in in_order(performance):
-        sessions.setdefault(record.session, []).append(record)
+        sessions.setdefault(record.timed_within, []).append(record)
     ordered = reversed(list(sessions.values()))
     return tuple(max(ordered, key=lambda records: sum(r.status == "ok" for r in records), default=[]))
 

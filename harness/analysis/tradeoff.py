@@ -97,7 +97,7 @@ def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
     """One table per model, perplexity protocol and machine, in the order in which they first appear.
 
     Of several attempts the latest successful one counts; a speed is compared only with the baseline's in its
-    own session.
+    own session and on its own node.
     """
     records = tuple(records)
     groups: dict[ComparisonSetting, list[RunRecord]] = {}
@@ -247,13 +247,13 @@ def _baseline_quality(quality: RunRecord | None, baselines: Sequence[RunRecord])
 
 
 def _baseline_performance(mine: Sequence[RunRecord], baselines: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
-    """The baseline's runs of the same session and decode mode, with equal libraries."""
+    """The baseline's runs of the same session, node and decode mode, with equal libraries."""
     if not mine:
         return ()
     return tuple(
         run
         for run in baselines
-        if run.session == mine[0].session
+        if run.timed_within == mine[0].timed_within
         and run.spec.decode_mode == mine[0].spec.decode_mode
         and _comparable(mine[0], run)
     )

@@ -1,4 +1,4 @@
-"""Numbers that JSON cannot express: NaN and infinities."""
+"""What JSON cannot express, NaN and infinities, and what it need not: fields at their defaults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+ABSENT_AT_DEFAULT = {"absent at default": True}
+"""Metadata of a dataclass's field that JSON leaves out at its default, as records that lack the field do."""
 
 
 def not_finite(value: Any) -> str | None:

@@ -75,6 +75,7 @@ FactCode = Literal[
     "dtype_noise_not_measured",
     "plausibility_not_measured",
     "noted",
+    "node_lost",
 ]
 SuspectReason = Literal[
     "gpu_clock_fell",
@@ -541,6 +542,13 @@ FACTS: Mapping[FactCode, Form] = {
         "`quantized_in` (a dtype), `calibration_tokens_left_out`, `rounded to nearest instead`",
         {"name": "training_loss_last", "value": 2.5},
         "{name}",
+    ),
+    "node_lost": Form(
+        lambda node, reason: f"made once more, because {node} was lost: {reason}",
+        "the machine that had begun this run failed before the run ended, so that the run was made again; its figures "
+        "are of the second time only",
+        {"node": "node-2", "reason": "it does not answer any more"},
+        "node lost",
     ),
 }
 

@@ -15,12 +15,14 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.core.foreign import shortened, shown
-from harness.core.identity import Scalar
+from harness.core.identity import NAME, Scalar
+from harness.core.json_values import ABSENT_AT_DEFAULT
 from harness.core.label import Fact, FactCode, Label
 from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION
 
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
+MAX_NODE_CHARACTERS = 64
 MAX_NOTES = 1_000
 """Labels of a run, and facts; runs have fewer than ten of each, and one for each pattern of a recipe's scope."""
 FAILURES: frozenset[str] = frozenset({"failed", "out_of_memory", "timeout", "crashed", "invalid"})
@@ -148,7 +150,10 @@ class Damaged:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One attempt at one run. ``session`` is the sweep that measured it."""
+    """One attempt at one run. ``session`` is the sweep that measured it.
+
+    ``node`` tells the machine apart from the others of that sweep (``node-1``); empty if there was one.
+    """
 
     spec: RunSpec
     outcome: Outcome
@@ -157,6 +162,9 @@ class RunRecord:
     started_at: str
     wall_s: float
     schema_version: int = SCHEMA_VERSION
+    node: Annotated[str, Field(pattern=rf"^({NAME.pattern})?$", max_length=MAX_NODE_CHARACTERS)] = field(
+        default="", metadata=ABSENT_AT_DEFAULT
+    )
 
     @property
     def status(self) -> Status:
@@ -166,6 +174,11 @@ class RunRecord:
     def key(self) -> tuple[str, str, str]:
         """What identifies the attempt wherever it is kept: its number may change on the way to another folder."""
         return self.spec.run_id, self.session, self.started_at
+
+    @property
+    def timed_within(self) -> tuple[str, str]:
+        """The session and the node: speeds are compared only where these are equal."""
+        return self.session, self.node
 
     def find(self, metric: str, **protocol: Scalar) -> Measurement | None:
         """The first measurement of this metric whose protocol has the given values, if any."""

@@ -72,6 +72,23 @@ class Machine:
         return 1 if any(uuid.startswith("MIG-") for uuid in self.uuids) else self.gpus
 
 
+@dataclass(frozen=True)
+class Node:
+    """A machine of a site, as the schedule of a sweep sees it.
+
+    ``name`` tells it from the site's others in records and displays; it must be a pseudonym (``node-1``), because host
+    names say where a sweep ran. It is empty if the site is one machine. ``gpus`` are those that runs may use; 1 on a
+    CPU, where one run executes at a time.
+    """
+
+    name: str = ""
+    gpus: int = 1
+
+
+HERE = Node()
+"""The node of a site that is one machine with one device."""
+
+
 class Artifacts(Protocol):
     """The artifacts that runs left at a site for other runs."""
 

@@ -21,7 +21,7 @@ from harness.core.inputs import Input
 from harness.core.owner import temporary_folder
 from harness.core.record import Failure, Outcome
 from harness.core.run import RunSpec
-from harness.core.site import MAIN, Machine
+from harness.core.site import HERE, MAIN, Machine, Node
 from harness.errors import ResultsError, UsageError
 from harness.execution import fetch, guard
 from harness.execution.interrupt import uninterrupted
@@ -119,10 +119,15 @@ class LocalExecutor:
     site: LocalSite
     _workers: _Workers = field(default_factory=lambda: _Workers(), init=False, repr=False, compare=False)
 
+    def nodes(self, device: str) -> tuple[Node, ...]:
+        return (Node(gpus=self.site.machine(device).gpus),)
+
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs, self.site)
 
-    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node = HERE
+    ) -> tuple[Outcome, bytes]:
         try:
             worker = self._workers.take(spec, self.site)
         except UsageError as error:  # a GPU was there while planning

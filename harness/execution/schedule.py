@@ -1,58 +1,140 @@
-"""Which runs of a plan execute at the same time: one after another on one device, quality on all GPUs of a machine.
+"""Which runs of a plan execute at the same time, and on which node: quality on all GPUs and nodes, speed alone.
 
-Runs whose figures are of time have the machine for themselves (``BaseJob.alone``). The others share it, each with the
-GPUs that its process gets. With one GPU, or none, the order is the plan's.
+Runs whose figures are of time have their node for themselves (``BaseJob.alone``). The others share it, each with the
+GPUs that its process gets. All speeds of one model are measured on one node, because they are compared only there. With
+one node and one GPU, or none, the order is the plan's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from harness.core.identity import digest
+from harness.core.model import model_identity
 from harness.core.run import RunSpec
+from harness.core.site import Node
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The run with this index in the plan begins on ``node``."""
+
+    index: int
+    node: Node
 
 
 class Schedule:
-    """Hands out the runs of a plan, by their index in it, as soon as each may begin.
+    """Hands out the runs of a plan as soon as each may begin, with the node to execute on.
 
-    With several GPUs, the runs of each turn that are alone come first: the others then wait for them once.
+    With several GPUs or nodes, the runs of each turn that are alone come first: the others then wait for them once.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], gpus: int) -> None:
-        self._specs, self._gpus = specs, gpus
+    def __init__(self, specs: Sequence[RunSpec], nodes: Sequence[Node]) -> None:
+        self.nodes = list(nodes)
+        self._specs = specs
         self._waiting = list(range(len(specs)))
-        if gpus > 1:
-            self._waiting.sort(key=lambda index: (_turn(specs[index]), not specs[index].job.alone, index))
+        self._parallel = sum(node.gpus for node in nodes) > 1
+        self._sort()
+        self._groups = [compared_within(spec) if spec.job.repeated else None for spec in specs]
         self._pending = {spec.run_id for spec in specs}
-        self._running: set[int] = set()
+        self._running: dict[int, Node] = {}
+        self._last: dict[int, Node] = {}
+        self._avoided: dict[int, set[Node]] = {}
+        self._homes: dict[str, Node] = {}  # by what speeds are compared within: the node that measures them
 
     @property
     def running(self) -> int:
         """How many runs have begun and not ended."""
         return len(self._running)
 
-    def begin(self) -> int | None:
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The runs that have not begun."""
+        return tuple(self._waiting)
+
+    def begin(self) -> Placed | None:
         """A run that begins now; None if all that are left must wait until another has ended, or none is left."""
-        index = self._next()
-        if index is not None:
+        placed = self._next()
+        if placed is not None:
+            index, node = placed.index, placed.node
             self._waiting.remove(index)
-            self._running.add(index)
-        return index
+            self._running[index] = self._last[index] = node
+            if (group := self._groups[index]) is not None:
+                self._homes.setdefault(group, node)
+        return placed
 
     def end(self, index: int) -> None:
         """Notes that a run has ended."""
-        self._running.remove(index)
+        del self._running[index]
         self._pending.discard(self._specs[index].run_id)
 
-    def _next(self) -> int | None:
-        for place, index in enumerate(self._waiting):
-            if self._specs[index].job.alone and (place or self._running):
-                break  # nothing overtakes it
-            if self._waits(index):
+    def retry(self, index: int) -> None:
+        """Puts back a run that was lost; it begins on another node if it can, a speed on that of its model."""
+        self._avoided.setdefault(index, set()).add(self._running.pop(index))
+        self._put_back(index)
+
+    def repeat(self, index: int) -> None:
+        """Puts a run that has ended back."""
+        self._pending.add(self._specs[index].run_id)
+        self._put_back(index)
+
+    def remove(self, node: Node) -> None:
+        """Begins nothing more on a node that is lost for good. Speeds that it measured are left to another node."""
+        if node in self.nodes:
+            self.nodes.remove(node)
+        self._homes = {group: home for group, home in self._homes.items() if home != node}
+
+    def _put_back(self, index: int) -> None:
+        self._waiting.append(index)
+        self._sort()
+
+    def _sort(self) -> None:
+        if self._parallel:
+            self._waiting.sort(key=lambda index: (_turn(self._specs[index]), not self._specs[index].job.alone, index))
+        else:
+            self._waiting.sort()
+
+    def _next(self) -> Placed | None:
+        if not self.nodes or not self._waiting:
+            return None
+        free = list(self.nodes)  # those that no earlier run of the order waits for
+        for index in self._waiting:
+            waits = self._waits(index)
+            if waits and not (self._specs[index].job.alone and len(self.nodes) == 1):
                 continue
-            if self._has_room(index):
-                return index
-            break
-        return self._waiting[0] if self._waiting and not self._running else None
+            choice = self._choice(index, free)
+            if choice not in free:
+                continue
+            if not waits and self._has_room(index, choice):
+                return Placed(index, choice)
+            free.remove(choice)  # nothing overtakes the run there
+            if not free:
+                break
+        if self._running:
+            return None
+        first = next((index for index in self._waiting if not self._waits(index)), self._waiting[0])
+        return Placed(first, self._choice(first, self.nodes))
+
+    def _choice(self, index: int, free: Sequence[Node]) -> Node:
+        """The node for a run, of those that are free: where it has to be, or else where it may begin first."""
+        spec, group = self._specs[index], self._groups[index]
+        if group is not None and group in self._homes:
+            return self._homes[group]
+        earlier = self._last.get(index - 1)
+        shared = earlier if earlier is not None and spec.may_share_process(self._specs[index - 1]) else None
+        avoided = self._avoided.get(index, set())
+        measuring, busy = list(self._homes.values()), list(self._running.values())
+        return min(
+            free,
+            key=lambda node: (
+                node in avoided,
+                not self._has_room(index, node),
+                node != shared,
+                0 if group is None else measuring.count(node),
+                busy.count(node),
+            ),
+        )
 
     def _waits(self, index: int) -> bool:
         """Whether it needs a run that has not ended, or may go on in the process of the one before it in the plan."""
@@ -62,12 +144,19 @@ class Schedule:
         earlier = self._specs[index - 1] if index else None
         return earlier is not None and earlier.run_id in self._pending and spec.may_share_process(earlier)
 
-    def _has_room(self, index: int) -> bool:
-        if not self._running:
+    def _has_room(self, index: int, node: Node) -> bool:
+        there = [self._specs[each].job for each, where in self._running.items() if where == node]
+        own = self._specs[index].job
+        if not there:
             return True
-        if any(self._specs[each].job.alone for each in self._running):
+        if any(job.alone for job in (own, *there)):
             return False
-        return sum(self._specs[each].job.conditions.gpus for each in (*self._running, index)) <= self._gpus
+        return sum(job.conditions.gpus for job in (own, *there)) <= node.gpus
+
+
+def compared_within(spec: RunSpec) -> str:
+    """Equal for runs of one kind and of variants of one model, whose speeds are compared."""
+    return digest([spec.kind, [model_identity(model) for model in spec.job.models[:1]]])
 
 
 def _turn(spec: RunSpec) -> int:

@@ -1,9 +1,10 @@
 """The sweep: executes every planned run, skips finished ones, and records each result at once.
 
-The main thread does everything but waiting for executing runs: with several GPUs, threads do that (``_Lanes``).
-The executor decides where runs execute: nothing here assumes this machine. Runs must read exactly what the planner
-hashed: workers check sizes and times, and at the end of the sweep every file is hashed once more. A run that read
-something else is ``invalid``.
+The main thread does everything but waiting for executing runs: with several GPUs or nodes, threads do that
+(``_Lanes``). The executor says which nodes there are: nothing here assumes this machine. A run that is lost with its
+node is made once more, on another node if there is one. Runs must read exactly what the planner hashed: workers check
+sizes and times, and at the end of the sweep every file is hashed once more. A run that read something else is
+``invalid``.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 
 from harness.core.inputs import Input
+from harness.core.label import Fact
 from harness.core.record import Damaged, Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
-from harness.core.site import Artifacts
+from harness.core.site import HERE, Artifacts, Node
 from harness.execution.debris import Debris
-from harness.execution.executor import Executor
+from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
-from harness.execution.schedule import Schedule
+from harness.execution.schedule import Schedule, compared_within
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
 from harness.storage.spill import Saver
@@ -39,11 +41,26 @@ CHANGED = "an input changed during the sweep: {}"
 
 @dataclass(frozen=True)
 class Started:
-    """Run ``index`` of ``total`` begins (1-based)."""
+    """Run ``index`` of ``total`` begins (1-based), on ``node`` if the site has several."""
 
     spec: RunSpec
     index: int
     total: int
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A run ended without an outcome because its node failed. ``again``: it is made once more.
+
+    ``for_good``: nothing more runs on that node.
+    """
+
+    spec: RunSpec
+    node: str
+    reason: str
+    for_good: bool
+    again: bool
 
 
 @dataclass(frozen=True)
@@ -116,7 +133,17 @@ class GpuUnused:
 
 
 Event = (
-    GpuUnused | Cleared | Started | PhaseBegan | Ended | Withdrawn | DamageFound | Verifying | ArtifactDamaged | TakenIn
+    GpuUnused
+    | Cleared
+    | Started
+    | PhaseBegan
+    | Lost
+    | Ended
+    | Withdrawn
+    | DamageFound
+    | Verifying
+    | ArtifactDamaged
+    | TakenIn
 )
 
 
@@ -171,14 +198,14 @@ def done(
     """
     well = {record.spec.run_id: record for record in records if record.status == "ok"}
     unmeasured = [run.spec for run in planned if run.spec.run_id not in well and not run.unsupported]
-    speeds = [spec for spec in unmeasured if spec.job.repeated]
+    remaining = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
     finished: dict[str, RunRecord] = {}
     needed: set[str] = set()
     for run in reversed(planned):
         spec = run.spec
         if spec.run_id in well and (spec.run_id not in needed or kept(spec) is not None):
             finished[spec.run_id] = well[spec.run_id]
-            if not (spec.job.repeated and spec.is_baseline and any(_are_compared(spec, each) for each in speeds)):
+            if not (spec.job.repeated and spec.is_baseline and compared_within(spec) in remaining):
                 continue
         if not run.unsupported:
             needed.update(spec.needs.values())
@@ -195,17 +222,17 @@ def sweep(
 ) -> tuple[RunRecord, ...]:
     """Executes every run that is not done and returns one record per planned run, in order.
 
-    On a machine with several GPUs, ``Schedule`` decides which runs execute at the same time. Each record is saved as
-    soon as its run has ended. Inputs are hashed again at the end; with ``paranoid`` also after each run. A damaged
-    attempt is moved away, and its run made again. Artifacts of earlier sweeps are hashed before they are used; damaged
-    ones are made again. ``on_event`` is called by one thread at a time.
+    With several GPUs or nodes, ``Schedule`` decides which runs execute at the same time, and where. Each record is
+    saved as soon as its run has ended. Inputs are hashed again at the end; with ``paranoid`` also after each run. A
+    damaged attempt is moved away, and its run made again. Artifacts of earlier sweeps are hashed before they are used;
+    damaged ones are made again. ``on_event`` is called by one thread at a time.
 
     Raises ResultsError if another sweep is writing to the same results, and StorageError once a record could not be
     written to them: it is then in the first of ``spill_roots`` that works, from where the next sweep takes it in. Runs
     that execute then end first. UsageError if the executor's site lacks the planned device.
     """
     on_event = _one_at_a_time(on_event)
-    gpus = executor.site.machine(planned[0].spec.device).gpus
+    nodes = executor.nodes(planned[0].spec.device)
     recipe = planned[0].spec.recipe
     session = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
     saver = Saver(store, spill_roots)
@@ -222,8 +249,8 @@ def sweep(
         records = progress.records
         through = False
         try:
-            with _Lanes(executor, gpus, progress.keep) as lanes:
-                progress.follow(Schedule([run.spec for run in planned], gpus), lanes)
+            with _Lanes(executor, sum(node.gpus for node in nodes), progress.keep) as lanes:
+                progress.follow(Schedule([run.spec for run in planned], nodes), lanes)
             if saver.trouble is not None:
                 raise saver.trouble
             through = True
@@ -241,10 +268,11 @@ def sweep(
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt at a planned run, when it began: a date, and this process's clock."""
+    """One attempt at a planned run on a node, when it began: a date, and this process's clock."""
 
     index: int
     planned: PlannedRun
+    node: Node
     started_at: str
     began_s: float
 
@@ -259,6 +287,19 @@ class _Execution:
     wall_s: float
 
 
+@dataclass(frozen=True)
+class _Loss:
+    """An attempt of which nothing is known, because its node failed after so many seconds."""
+
+    attempt: _Attempt
+    error: RunLost
+    wall_s: float
+
+    @property
+    def fact(self) -> Fact:
+        return Fact("node_lost", {"node": self.attempt.node.name, "reason": str(self.error)})
+
+
 class _Progress:
     """What became of each planned run so far. ``made`` are those that were executed."""
 
@@ -268,33 +309,69 @@ class _Progress:
         self._sweep, self._planned = sweep, planned
         self._latest = {record.spec.run_id: record for record in earlier}
         self._finished = done(planned, earlier, sweep.outcome)
+        self._losses: dict[int, _Loss] = {}
 
     def follow(self, schedule: Schedule, lanes: _Lanes) -> None:
         """Gets a record of every planned run. Once one cannot be saved, begins no more."""
         while True:
-            while self._sweep.saver.trouble is None and (index := schedule.begin()) is not None:
-                attempt = self._begin(index)
+            while self._sweep.saver.trouble is None and (placed := schedule.begin()) is not None:
+                attempt = self._begin(placed.index, placed.node)
                 if attempt is None:
-                    schedule.end(index)
+                    schedule.end(placed.index)
                 else:
                     lanes.execute(partial(self._execute, attempt))
             if not schedule.running:
-                return
+                break
             ended = lanes.wait()
+            index = ended.attempt.index
+            if isinstance(ended, _Loss) and self._note(ended, schedule):
+                continue
             self.keep(ended)
-            schedule.end(ended.attempt.index)
-            self._show(ended.attempt.index, reused=False)
+            schedule.end(index)
+            self._show(index, reused=False)
+        for index in schedule.waiting if self._sweep.saver.trouble is None else ():  # no node is left
+            attempt = self._begin(index, HERE)
+            if attempt is not None:
+                failure = Failure("start", "NodeLost", "every node of the sweep was lost; run the recipe again")
+                self._record(attempt, Outcome("failed", failure), None, 0.0)
+                self._show(index, reused=False)
 
-    def keep(self, ended: _Execution) -> None:
-        """Saves the record of a run that was executed."""
+    def _note(self, loss: _Loss, schedule: Schedule) -> bool:
+        """Notes that a run was lost with its node; returns whether it is made once more.
+
+        If the node is lost for good, the rest of a model's speeds are measured on another one, and so the baseline that
+        they are compared with is measured there again.
+        """
+        index, node = loss.attempt.index, loss.attempt.node
+        again = index not in self._losses
+        reason = self._sweep.store.anonymizer.message(str(loss.error))
+        self._sweep.on_event(Lost(loss.attempt.planned.spec, node.name, reason, loss.error.for_good, again))
+        if loss.error.for_good and node in schedule.nodes:
+            schedule.remove(node)
+            for number, run in enumerate(self._planned):
+                record = self.records.get(run.spec.run_id)
+                measured = record is not None and record.node == node.name and record.session == self._sweep.session
+                if measured and _must_repeat(run.spec, self._planned, self.records, self.records):
+                    schedule.repeat(number)
+        if again:
+            self._losses[index] = loss
+            schedule.retry(index)
+        return again
+
+    def keep(self, ended: _Execution | _Loss) -> None:
+        """Saves the record of a run that was executed, or that was lost with two nodes."""
         self.made.append(ended.attempt.planned)  # an interrupt may come when the record is saved
-        self._record(ended.attempt, ended.outcome, ended.log, ended.wall_s)
+        if isinstance(ended, _Execution):
+            self._record(ended.attempt, ended.outcome, ended.log, ended.wall_s)
+        else:
+            message = f"its node was lost, and so was the one that it was made on before: {ended.error}"
+            self._record(ended.attempt, Outcome("failed", Failure("node", "NodeLost", message)), None, ended.wall_s)
 
-    def _begin(self, index: int) -> _Attempt | None:
+    def _begin(self, index: int, node: Node) -> _Attempt | None:
         """An attempt at a run that must execute; None if the run has a record without that."""
         sweep, planned = self._sweep, self._planned[index]
         spec = planned.spec
-        sweep.on_event(Started(spec, index + 1, len(self._planned)))
+        sweep.on_event(Started(spec, index + 1, len(self._planned), node.name))
         repeat = _must_repeat(spec, self._planned, self._finished, self.records)
         record = None if repeat else self._finished.get(spec.run_id)
         refusal = planned.unsupported or _unmet(spec, self.records)
@@ -307,7 +384,7 @@ class _Progress:
             self.records[spec.run_id] = record
             self._show(index, reused=True)
             return None
-        attempt = _Attempt(index, planned, datetime.now(UTC).isoformat(), time.perf_counter())
+        attempt = _Attempt(index, planned, node, datetime.now(UTC).isoformat(), time.perf_counter())
         kept = None if refusal else sweep.outcome(spec)
         if kept is None and not refusal:
             return attempt
@@ -320,11 +397,16 @@ class _Progress:
         record = self.records[self._planned[index].spec.run_id]
         self._sweep.on_event(Ended(record, index + 1, len(self._planned), reused))
 
-    def _execute(self, attempt: _Attempt) -> _Execution:
+    def _execute(self, attempt: _Attempt) -> _Execution | _Loss:
         """Waits for the executor. Threads may run this; everything else here is for the main thread."""
         spec, sweep = attempt.planned.spec, self._sweep
         inputs = attempt.planned.inputs
-        outcome, log = sweep.executor.run(spec, inputs, lambda phase: sweep.on_event(PhaseBegan(spec, phase)))
+        try:
+            outcome, log = sweep.executor.run(
+                spec, inputs, lambda phase: sweep.on_event(PhaseBegan(spec, phase)), attempt.node
+            )
+        except RunLost as error:
+            return _Loss(attempt, error, time.perf_counter() - attempt.began_s)
         return _Execution(attempt, outcome, log, time.perf_counter() - attempt.began_s)
 
     def _record(self, attempt: _Attempt, outcome: Outcome, log: bytes | None, wall_s: float) -> None:
@@ -335,6 +417,8 @@ class _Progress:
             sweep.remove(spec)
             failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
             outcome = replace(outcome, status="invalid", failure=failure)
+        if attempt.index in self._losses:
+            outcome = replace(outcome, facts=(*outcome.facts, self._losses[attempt.index].fact))
         made = RunRecord(
             spec=spec,
             outcome=outcome,
@@ -342,6 +426,7 @@ class _Progress:
             attempt=sweep.saver.next_attempt(spec.recipe, spec.run_id),
             started_at=attempt.started_at,
             wall_s=wall_s,
+            node="" if log is None else attempt.node.name,
         )
         record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
         with uninterrupted():
@@ -354,16 +439,18 @@ class _Progress:
 
 
 class _Lanes:
-    """Executes runs: on one device in this thread, on several GPUs each in a thread of its own.
+    """Executes runs: on one device in this thread, on several GPUs or nodes each in a thread of its own.
+
+    ``width`` is how many may execute at once.
 
     The threads live until the sweep ends, because the processes that a thread started end with it (``guard.py``).
     Leaving the context by an exception ends what executes; of what had ended before, ``keep`` saves the records.
     """
 
-    def __init__(self, executor: Executor, gpus: int, keep: Callable[[_Execution], None]) -> None:
+    def __init__(self, executor: Executor, width: int, keep: Callable[[_Execution], None]) -> None:
         self._executor, self._keep = executor, keep
-        self._pool = ThreadPoolExecutor(gpus, "run") if gpus > 1 else None
-        self._ended: SimpleQueue[_Execution | BaseException] = SimpleQueue()
+        self._pool = ThreadPoolExecutor(width, "run") if width > 1 else None
+        self._ended: SimpleQueue[_Execution | _Loss | BaseException] = SimpleQueue()
 
     def __enter__(self) -> _Lanes:
         return self
@@ -379,21 +466,21 @@ class _Lanes:
             for each in ended:
                 self._keep(each)
 
-    def execute(self, run: Callable[[], _Execution]) -> None:
+    def execute(self, run: Callable[[], _Execution | _Loss]) -> None:
         """Begins a run; ``wait`` returns it."""
         if self._pool is None:
             self._ended.put(run())
         else:
             self._pool.submit(self._put, run)
 
-    def wait(self) -> _Execution:
+    def wait(self) -> _Execution | _Loss:
         """The next run that has ended. Raises what its executor, or the display of its phases, raised."""
         ended = self._ended.get()
         if isinstance(ended, BaseException):
             raise ended
         return ended
 
-    def _put(self, run: Callable[[], _Execution]) -> None:
+    def _put(self, run: Callable[[], _Execution | _Loss]) -> None:
         try:
             self._ended.put(run())
         except BaseException as error:  # noqa: BLE001 - raised again in the main thread
@@ -425,17 +512,12 @@ def _must_repeat(
     if not spec.job.repeated or not spec.is_baseline:
         return False
     return any(
-        _are_compared(spec, other.spec)
-        and other.spec.run_id not in finished
+        other.spec.run_id not in finished
         and not other.unsupported
-        and not _unmet(other.spec, records)
+        and all(records[each].status == "ok" for each in other.spec.needs.values() if each in records)
+        and compared_within(spec) == compared_within(other.spec)
         for other in planned
     )
-
-
-def _are_compared(one: RunSpec, other: RunSpec) -> bool:
-    """Whether two runs are of one kind and of variants of one model."""
-    return (one.kind, one.job.models[:1]) == (other.kind, other.job.models[:1])
 
 
 def _restated(record: RunRecord, spec: RunSpec, saver: Saver) -> RunRecord:

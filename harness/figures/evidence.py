@@ -13,7 +13,7 @@ from harness.core.variant import Variant
 class Evidence:
     """The records that describe one variant.
 
-    ``performance`` and ``baseline_performance`` are of one session and one decode mode; ``baseline_quality`` and
+    ``performance`` and ``baseline_performance`` are of one session, node and decode mode; ``baseline_quality`` and
     ``baseline_tasks`` were measured with the libraries of ``quality`` and ``tasks``. ``noise_floor`` is the baseline's
     divergence from itself, ``machine`` the run that measured the machine. ``is_baseline`` marks the variant that all
     others are compared with, including the unquantized model on another engine.

@@ -102,7 +102,10 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         quantize_peak_bytes=_quantize_peak(well),
     )
     if made.speeds and not evidence.is_baseline and not evidence.baseline_performance:
-        notes = (*notes, "speed stands alone, the baseline was not timed in the same session")
+        node = timed[0].node
+        where = f"in the same session on {node}" if node else "in the same session"
+        verdict = "speed is incomparable" if node else "speed stands alone"
+        notes = (*notes, f"{verdict}, the baseline was not timed {where}")
     return made, notes
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from harness.core.foreign import shortened
-from harness.core.json_values import not_finite
+from harness.core.json_values import ABSENT_AT_DEFAULT, not_finite
 from harness.errors import ResultsError
 
 T = TypeVar("T")
@@ -62,6 +62,11 @@ def _finite_json(raw: object, name: str) -> str:
 
 def _fields(value: Any) -> dict[str, Any]:
     """Converts one level of a type unknown to json; asdict would copy millions of values one by one."""
-    return (
-        dict(value) if isinstance(value, Mapping) else {each.name: getattr(value, each.name) for each in fields(value)}
-    )
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {
+        each.name: content
+        for each in fields(value)
+        for content in (getattr(value, each.name),)
+        if content != each.default or not ABSENT_AT_DEFAULT.items() <= each.metadata.items()
+    }

@@ -30,7 +30,7 @@ from harness.core.label import Label
 from harness.core.model import MethodRef
 from harness.core.record import Failure, Measurement, Outcome, Phase, RunRecord
 from harness.core.run import RunLimits
-from harness.core.site import Machine
+from harness.core.site import HERE, Machine
 from harness.core.workload import ThroughputWorkload
 from harness.errors import StorageError, UsageError
 from harness.host.gpu import gpu, identifying
@@ -242,7 +242,7 @@ class Recorder:
     def __init__(self) -> None:
         self.limits: list[RunLimits] = []
 
-    def run(self, spec, inputs, on_phase) -> tuple[Outcome, bytes]:
+    def run(self, spec, inputs, on_phase, node) -> tuple[Outcome, bytes]:
         self.limits.append(spec.limits)
         return Outcome("ok"), b""
 
@@ -250,9 +250,9 @@ class Recorder:
 def test_no_run_gets_more_time_than_its_check_has_left() -> None:
     inner = Recorder()
     spec = run_spec("performance")
-    Timed(inner, time.monotonic() + 100).run(spec, (), print)
-    Timed(inner, time.monotonic() + 100).run(replace(spec, limits=RunLimits(5.0, 10**9)), (), print)
-    late, _ = Timed(inner, time.monotonic() - 1).run(spec, (), print)
+    Timed(inner, time.monotonic() + 100).run(spec, (), print, HERE)
+    Timed(inner, time.monotonic() + 100).run(replace(spec, limits=RunLimits(5.0, 10**9)), (), print, HERE)
+    late, _ = Timed(inner, time.monotonic() - 1).run(spec, (), print, HERE)
     assert inner.limits[0].time_s == pytest.approx(100, abs=5)
     assert inner.limits[1] == RunLimits(5.0, 10**9)
     assert late.status == "timeout"

@@ -385,3 +385,21 @@ def test_a_divergence_is_held_against_its_noise_floor_and_never_against_zero(ben
     harmless = next(row.kl_comparison for row in table.rows if row.label == "rtn 16-bit")
     assert harmless is not None
     assert harmless.verdict == "equivalent"
+
+
+def test_a_baseline_of_another_node_is_no_baseline(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    """In one session, on two machines of one hardware class. Where both were timed together, they are compared."""
+    far = replace(bench.performance(rtn, 2.0), node="node-2")
+    table = only([replace(bench.performance(none), node="node-1"), far])
+    speed = row(table, "rtn 4-bit").headline_speed
+    assert speed is not None
+    assert speed.decode_ratio is None
+    assert any(
+        "speed is incomparable, the baseline was not timed in the same session on node-2" in each
+        for each in table.notes
+    )
+    beside = [replace(bench.performance(method, faster), node="node-2") for method, faster in ((none, 0.5), (rtn, 2.0))]
+    table = only([replace(bench.performance(none), node="node-1"), *beside])
+    speed = row(table, "rtn 4-bit").headline_speed
+    assert speed is not None
+    assert speed.decode_ratio.value == pytest.approx(4.0, rel=0.02)

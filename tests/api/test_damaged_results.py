@@ -19,7 +19,7 @@ from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
-from harness.core.site import Machine
+from harness.core.site import HERE, Machine, Node
 from harness.errors import ExitCode, ResultsError
 from harness.execution.sweep import DamageFound, Event, sweep
 from harness.planning.plan import PlannedRun
@@ -123,7 +123,12 @@ class _Executor:
     def machine(self, device: str) -> Machine:
         return Machine(device, "a test machine")
 
-    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+    def nodes(self, device: str) -> tuple[Node, ...]:
+        return (HERE,)
+
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
+    ) -> tuple[Outcome, bytes]:
         self.ran.append(spec.run_id)
         nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 2.0), item_ids=("0", "1"))
         return Outcome("ok", measurements=(nll,)), b"measured\n"

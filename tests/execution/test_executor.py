@@ -15,7 +15,7 @@ import pytest
 from harness.core.inputs import Input
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
-from harness.core.site import Machine
+from harness.core.site import HERE, Machine, Node
 from harness.execution.executor import Executor
 from harness.execution.local import LocalExecutor, LocalSite, local_site
 from harness.execution.sweep import Ended, Event, PhaseBegan, Started, sweep
@@ -37,7 +37,12 @@ class Polite:
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return False
 
-    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+    def nodes(self, device: str) -> tuple[Node, ...]:
+        return (HERE,)
+
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
+    ) -> tuple[Outcome, bytes]:
         folder = self.desk / spec.run_id
         folder.mkdir(parents=True)
         (folder / "spec.json").write_text(encode(spec), encoding="utf-8")

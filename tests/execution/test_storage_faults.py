@@ -15,6 +15,7 @@ from harness.core.inputs import Input
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
+from harness.core.site import HERE, Node
 from harness.errors import ExitCode, ResultsError, StorageError
 from harness.execution.local import LocalSite
 from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, Event, TakenIn, Verifying, done, sweep
@@ -41,7 +42,12 @@ class Pretender:
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return False
 
-    def run(self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None]) -> tuple[Outcome, bytes]:
+    def nodes(self, device: str) -> tuple[Node, ...]:
+        return (HERE,)
+
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
+    ) -> tuple[Outcome, bytes]:
         self.made.append(spec.kind)
         cache = self.site.artifacts
         cache.verify(spec)

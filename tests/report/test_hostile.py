@@ -41,6 +41,7 @@ from harness.execution.sweep import (
     ArtifactDamaged,
     DamageFound,
     Ended,
+    Lost,
     PhaseBegan,
     Started,
     TakenIn,
@@ -319,6 +320,7 @@ def test_a_plan_and_the_progress_of_a_sweep(
         *(Ended(each, number, len(records), False) for number, each in enumerate(records)),
         *(event for each in records for event in (Withdrawn(each), TakenIn(each), Verifying(each.spec))),
         *(ArtifactDamaged(records[0].spec, word) for word in words),
+        *(Lost(records[0].spec, word, word, True, True) for word in words),
         *(DamageFound(Damaged(Path(word), word), Path(word)) for word in words),
     ]
     for as_json in (False, True):

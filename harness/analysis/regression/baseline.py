@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import RUNS, Finding
 from harness.analysis.regression.matching import Match
 from harness.core.identity import DecodeMode
@@ -12,7 +13,9 @@ from harness.core.model import MAIN_ENGINE
 from harness.figures.statistic import Items, PerProcess
 from harness.plugins import gates
 
-Key = tuple[str, str, str, str, DecodeMode | None]
+Place = tuple[DecodeMode, str]
+"""How a case decodes and, if it is timed, on which node of HEAD's session."""
+Key = tuple[str, str, str, str, Place | None]
 
 
 def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> list[Finding]:
@@ -21,20 +24,24 @@ def beside_baseline(findings: Sequence[Finding], matches: Sequence[Match]) -> li
     That is the machine or a shared library for a speed; for quality on another engine than that of the reference, the
     engine itself.
     """
-    modes = {each.head.spec.case_id: each.head.spec.decode_mode for each in matches}
+    places = {each.head.spec.case_id: _place(each.head) for each in matches}
     base_ids = {each.head.spec.case_id for each in matches if each.head.spec.is_baseline}
     known = sorted(findings, key=lambda found: found.change is not None)  # of several, one with a change counts
-    theirs = {_key(found, modes): found for found in known if found.case_id in base_ids and found.metric != RUNS}
+    theirs = {_key(found, places): found for found in known if found.case_id in base_ids and found.metric != RUNS}
     return [
-        replace(found, reasons=(*found.reasons, *_baseline_note(found, theirs.get(_key(found, modes)))))
+        replace(found, reasons=(*found.reasons, *_baseline_note(found, theirs.get(_key(found, places)))))
         if found.verdict in ("improved", "regressed") and found.case_id not in base_ids
         else found
         for found in findings
     ]
 
 
-def _key(found: Finding, modes: Mapping[str, DecodeMode]) -> Key:
-    return found.model, found.engine, found.metric, found.where, modes.get(found.case_id)
+def _place(case: Case) -> Place:
+    return case.spec.decode_mode, case.runs[-1].node if case.spec.job.repeated else ""
+
+
+def _key(found: Finding, places: Mapping[str, Place]) -> Key:
+    return found.model, found.engine, found.metric, found.where, places.get(found.case_id)
 
 
 def _baseline_note(own: Finding, baseline: Finding | None) -> tuple[str, ...]:

@@ -15,7 +15,10 @@ from harness.figures.row import reason
 
 @dataclass(frozen=True)
 class Case:
-    """One question and the runs that answer it: one, or the repetitions of one session; none on a side without it."""
+    """One question and the runs that answer it: one, or the repetitions of one session on one node.
+
+    None on a side without it.
+    """
 
     runs: tuple[RunRecord, ...]
 

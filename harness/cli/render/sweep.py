@@ -45,7 +45,16 @@ def display(as_json: bool) -> Iterator[Display]:
 
 def _lines(event: Event) -> tuple[list[str], str]:
     """What to print of an event, and the colour for a terminal; nothing of one that the next event replaces."""
-    from harness.execution.sweep import ArtifactDamaged, Cleared, DamageFound, Ended, GpuUnused, TakenIn, Withdrawn
+    from harness.execution.sweep import (
+        ArtifactDamaged,
+        Cleared,
+        DamageFound,
+        Ended,
+        GpuUnused,
+        Lost,
+        TakenIn,
+        Withdrawn,
+    )
 
     if isinstance(event, GpuUnused):
         return [f"the GPU is not used: {event.problem}"], "yellow"
@@ -58,6 +67,10 @@ def _lines(event: Event) -> tuple[list[str], str]:
     if isinstance(event, ArtifactDamaged):
         title = event.spec.title
         return [f"{title}: its artifact in the cache was damaged and is removed", f"    {event.reason}"], "yellow"
+    if isinstance(event, Lost):
+        then = "it is made once more" if event.again else "it had been made once more already"
+        left = "; nothing more runs there" if event.for_good else ""
+        return [f"{event.spec.title}: lost with {event.node}, {then}{left}", f"    {event.reason}"], "yellow"
     if isinstance(event, TakenIn):
         return [f"{event.record.spec.title}: taken in; an earlier sweep could not save it"], ""
     if isinstance(event, Withdrawn):
@@ -103,6 +116,7 @@ def _json(event: Event) -> None:
         DamageFound,
         Ended,
         GpuUnused,
+        Lost,
         PhaseBegan,
         TakenIn,
         Verifying,
@@ -128,6 +142,10 @@ def _json(event: Event) -> None:
         names = event.spec.names()
         terminal.print_json({"event": "artifact_damaged", **names, "reason": event.reason})
         return
+    if isinstance(event, Lost):
+        lost = {"node": event.node, "reason": event.reason, "for_good": event.for_good, "again": event.again}
+        terminal.print_json({"event": "lost", **event.spec.names(), **lost})
+        return
     if isinstance(event, TakenIn):
         terminal.print_json({"event": "taken_in", **event.record.spec.names()})
         return
@@ -147,6 +165,9 @@ def _json(event: Event) -> None:
         "of": event.total,
         **spec.names(),
     }
+    node = event.record.node if isinstance(event, Ended) else event.node
+    if node:
+        line["node"] = node
     if isinstance(event, Ended):
         failure = event.record.outcome.failure
         line |= {
@@ -192,12 +213,14 @@ class _Live:
             yield self
 
     def __call__(self, event: Event) -> None:
-        from harness.execution.sweep import Ended, PhaseBegan, Started, Verifying
+        from harness.execution.sweep import Ended, Lost, PhaseBegan, Started, Verifying
 
         if isinstance(event, PhaseBegan) and event.spec.run_id in self._running:
             self._running[event.spec.run_id].phase, self._other = event.name, ""
         elif isinstance(event, Verifying):
             self._other = f"verifying the artifact of {event.spec.title}"
+        elif isinstance(event, Lost):
+            self._running.pop(event.spec.run_id, None)
         elif isinstance(event, Ended):
             self._made += not event.reused
             self._ended += 1

@@ -80,9 +80,10 @@ def bounds(runs: Sequence[RunRecord], speeds: Iterable[Speed], found: Rates | No
 
 
 def machine_of(run: RunRecord | None, machines: Sequence[RunRecord]) -> RunRecord | None:
-    """The measurement of the machine on which the run took place: from the same session, otherwise the newest.
+    """The measurement of the machine on which the run took place.
 
-    A measurement by an older protocol version counts only if there is no other.
+    That is one from the same session and node, otherwise from the same session (its nodes are of one hardware class),
+    otherwise the newest. A measurement by an older protocol version counts only if there is no other.
     """
     if run is None:
         return None
@@ -90,7 +91,8 @@ def machine_of(run: RunRecord | None, machines: Sequence[RunRecord]) -> RunRecor
     latest = max((_version(each) for each in alike), default=0)
     alike = [each for each in alike if _version(each) == latest]
     own = [each for each in alike if each.session == run.session]
-    return next(reversed(own or alike), None)
+    same = [each for each in own if each.node == run.node]
+    return next(reversed(same or own or alike), None)
 
 
 def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates, gpus: int) -> SpeedBound:
