@@ -353,8 +353,8 @@ def _noise_floor(references: Sequence[RunRecord], changed: str) -> Measurement |
         measurement
         for run in references
         if run.status == "ok"
-        for measurement in run.outcome.measurements
-        if measurement.metric == "kl_noise_floor" and measurement.protocol.get("changed", "batch size") == changed
+        for measurement in run.outcome.measured("kl_noise_floor")
+        if measurement.protocol.get("changed", "batch size") == changed
     ]
     return next(reversed(found), None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -122,6 +123,17 @@ class Outcome:
         """The first fact with this code, if any."""
         return next((each for each in self.facts if each.code == code), None)
 
+    def measured(self, metric: str) -> tuple[Measurement, ...]:
+        """All measurements of a metric, in order."""
+        return self._by_metric.get(metric, ())
+
+    @cached_property
+    def _by_metric(self) -> Mapping[str, tuple[Measurement, ...]]:
+        found: dict[str, list[Measurement]] = {}
+        for each in self.measurements:
+            found.setdefault(each.metric, []).append(each)
+        return {metric: tuple(members) for metric, members in found.items()}
+
 
 @dataclass(frozen=True)
 class Damaged:
@@ -182,7 +194,7 @@ class RunRecord:
 
     def find(self, metric: str, **protocol: Scalar) -> Measurement | None:
         """The first measurement of this metric whose protocol has the given values, if any."""
-        for measurement in self.outcome.measurements:
-            if measurement.metric == metric and protocol.items() <= dict(measurement.protocol).items():
+        for measurement in self.outcome.measured(metric):
+            if protocol.items() <= dict(measurement.protocol).items():
                 return measurement
         return None

@@ -69,7 +69,7 @@ class RunSpec:
     limits: RunLimits = RunLimits()
     readers: ReaderSettings = ReaderSettings()
 
-    @property
+    @cached_property
     def case_id(self) -> str:
         return digest(self.question)
 

@@ -213,7 +213,7 @@ def _mean(run: RunRecord | None, metric: str, least: float, most: float) -> Esti
 
 
 def _all(run: RunRecord | None, metric: str) -> list[Measurement]:
-    return [entry for entry in run.outcome.measurements if entry.metric == metric] if run else []
+    return list(run.outcome.measured(metric)) if run else []
 
 
 def _stored(stock: RunRecord | None) -> tuple[StoredPart, ...]:

@@ -130,13 +130,11 @@ class Count:
     def value(self, row: VariantRow, point: GridPoint | None = None) -> float | None:
         """From the first run that counted it."""
         for run in row.runs_that_ended_well:
-            measured = {
-                name: [m for m in run.outcome.measurements if m.metric == name and m.values] for name in self.metrics
-            }
+            measured = {name: _measured(run, name) for name in self.metrics}
             if measured[self.metric]:
                 return self.count(measured)
         return None
 
 
 def _measured(run: RunRecord, metric: str) -> list[Measurement]:
-    return [found for found in run.outcome.measurements if found.metric == metric and found.values]
+    return [found for found in run.outcome.measured(metric) if found.values]

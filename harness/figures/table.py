@@ -274,10 +274,7 @@ class VariantRow:
     def measurements(self, metric: str) -> tuple[Measurement, ...]:
         """All that its runs measured of a metric, without measurements that have no values."""
         return tuple(
-            found
-            for run in self.runs_that_ended_well
-            for found in run.outcome.measurements
-            if found.metric == metric and found.values
+            found for run in self.runs_that_ended_well for found in run.outcome.measured(metric) if found.values
         )
 
     @property

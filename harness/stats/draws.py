@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from harness.stats.estimate import CONFIDENCE, Estimate, Floats, transformed
+from harness.stats.estimate import Estimate, Floats, t_quantile, transformed
 from harness.stats.influence import Influence
 
 MOST = 2000
@@ -89,11 +89,11 @@ def _errors(estimate: Estimate, low: float, high: float, degrees: int) -> tuple[
     The range of n processes is not a confidence interval: it is about 2 Φ⁻¹((n − 3/8) / (n + 1/4)) standard deviations
     wide (Blom, 1958), and the estimate is their median.
     """
-    from scipy.special import ndtri, stdtrit
-
     if estimate.kind == "range":
+        from scipy.special import ndtri
+
         n = estimate.n
         deviation = (high - low) / (2 * float(ndtri((n - 0.375) / (n + 0.25))))
         return (MEDIAN_OVER_MEAN * deviation / math.sqrt(n),) * 2
-    quantile = float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))
+    quantile = t_quantile(degrees)
     return max(estimate.value - low, 0.0) / quantile, max(high - estimate.value, 0.0) / quantile

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from harness.core.record import Measurement
 
 Floats = npt.NDArray[np.float64]
+Places = npt.NDArray[np.intp]
 
 CONFIDENCE = 0.95
 IntervalKind = Literal["units", "processes", "range"]
@@ -42,10 +44,11 @@ class Estimate:
         """The same with its interval cut to the possible values (a share lies between 0 and 1)."""
         if self.low is None or self.high is None:
             return self
-        return replace(self, low=max(self.low, least), high=min(self.high, most))
+        low, high = max(self.low, least), min(self.high, most)
+        return Estimate(self.value, low, high, self.n, self.method, self.kind)
 
 
-def ratio_of_sums(sums: Sequence[float], sizes: Sequence[float], method: str) -> Estimate:
+def ratio_of_sums(sums: Sequence[float] | Floats, sizes: Sequence[float] | Floats, method: str) -> Estimate:
     """The mean Σ sums / Σ sizes over clusters, with a cluster-robust t-interval (G − 1 degrees of freedom).
 
     Clusters of equal size give the ordinary t-interval.
@@ -58,7 +61,7 @@ def ratio_of_sums(sums: Sequence[float], sizes: Sequence[float], method: str) ->
     if count < 2:
         return Estimate(float(total.sum() / size.sum()), None, None, count, method)
     mean, error = ratio_and_error(total, size)
-    half = _t_quantile(count - 1) * error
+    half = t_quantile(count - 1) * error
     return Estimate(mean, mean - half, mean + half, count, method)
 
 
@@ -82,12 +85,34 @@ def clustered_mean(measurement: Measurement) -> Estimate:
     """
     values = np.asarray(measurement.values, dtype=np.float64)
     weights = _weights(measurement)
-    ids = measurement.cluster_ids or tuple(map(str, range(len(values))))
-    names, members = np.unique(np.asarray(ids), return_inverse=True)
-    sums = np.bincount(members, weights=values * weights, minlength=len(names))
-    sizes = np.bincount(members, weights=weights, minlength=len(names))
-    unit = "clusters" if measurement.cluster_ids else "values"
-    return ratio_of_sums(sums.tolist(), sizes.tolist(), f"95% t-interval over {unit}")
+    count, members = numbered(measurement.cluster_ids or _places(len(values)))
+    sums = np.bincount(members, weights=values * weights, minlength=count)
+    sizes = np.bincount(members, weights=weights, minlength=count)
+    return ratio_of_sums(sums, sizes, over_clusters(measurement))
+
+
+def over_clusters(measurement: Measurement) -> str:
+    """The method of ``clustered_mean``'s interval, in words."""
+    return f"95% t-interval over {'clusters' if measurement.cluster_ids else 'values'}"
+
+
+def numbered(names: Sequence[str]) -> tuple[int, Places]:
+    """How many different names there are, and each one's number among them, sorted: (n,).
+
+    The measurements of a sweep mostly have the same items and clusters, so the latest ones are kept.
+    """
+    return _numbered(tuple(names))
+
+
+@lru_cache(maxsize=64)
+def _numbered(names: tuple[str, ...]) -> tuple[int, Places]:
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return len(numbers), np.array([numbers[name] for name in names], dtype=np.intp)
+
+
+@lru_cache(maxsize=64)
+def _places(count: int) -> tuple[str, ...]:
+    return tuple(map(str, range(count)))
 
 
 def with_range(value: float, figures: Sequence[float]) -> Estimate:
@@ -104,8 +129,11 @@ def perplexity(nll: Measurement) -> Estimate:
 
 def t_interval(values: Floats) -> tuple[float, float]:
     """The ends of the 95% t-interval of the mean of two or more values."""
-    half = _t_quantile(len(values) - 1) * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return float(np.mean(values)) - half, float(np.mean(values)) + half
+    mean = float(values.sum()) / len(values)
+    apart = values - mean
+    spread = math.sqrt(float((apart * apart).sum()) / (len(values) - 1))
+    half = t_quantile(len(values) - 1) * spread / math.sqrt(len(values))
+    return mean - half, mean + half
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -126,7 +154,7 @@ def transformed(estimate: Estimate, increasing: Callable[[float], float]) -> Est
     """The estimate of an increasing function of the estimated quantity."""
     low = None if estimate.low is None else increasing(estimate.low)
     high = None if estimate.high is None else increasing(estimate.high)
-    return replace(estimate, value=increasing(estimate.value), low=low, high=high)
+    return Estimate(increasing(estimate.value), low, high, estimate.n, estimate.method, estimate.kind)
 
 
 def exponential(nat: float) -> float:
@@ -134,7 +162,9 @@ def exponential(nat: float) -> float:
     return math.exp(nat) if nat < 700 else math.inf
 
 
-def _t_quantile(degrees: int) -> float:
+@lru_cache(maxsize=256)
+def t_quantile(degrees: int) -> float:
+    """The quantile of Student's t that ends the 95% interval on either side."""
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 0.5 + CONFIDENCE / 2))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from harness.core.record import Measurement
-from harness.stats.estimate import Floats
+from harness.stats.estimate import Floats, Places
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,20 @@ def of_difference(variant: Measurement, baseline: Measurement) -> Influence | No
 
 
 def _influence(names: Sequence[str], values: Floats, weights: Floats) -> Influence | None:
-    numbers: dict[str, int] = {}
-    members = [numbers.setdefault(name, len(numbers)) for name in names]
-    if len(numbers) < 2 or not np.isfinite(values).all():
+    units, members = _units(tuple(names))
+    if len(units) < 2 or not np.isfinite(values).all():
         return None
     sums, sizes = np.bincount(members, weights=values * weights), np.bincount(members, weights=weights)
     parts = (sums - sums.sum() / sizes.sum() * sizes) / sizes.sum()
-    return Influence(tuple(numbers), tuple(parts.tolist()))
+    return Influence(units, tuple(parts.tolist()))
+
+
+@lru_cache(maxsize=64)
+def _units(names: tuple[str, ...]) -> tuple[tuple[str, ...], Places]:
+    """The different names in the order in which they first appear, and each one's number among them."""
+    numbers: dict[str, int] = {}
+    members = [numbers.setdefault(name, len(numbers)) for name in names]
+    return tuple(numbers), np.array(members, dtype=np.intp)
 
 
 def _weights(measurement: Measurement) -> Floats:

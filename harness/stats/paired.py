@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
-from harness.stats.estimate import Floats
+from harness.stats.estimate import Floats, Places, numbered
 
-Rows = npt.NDArray[np.intp]
 Unit = Literal["items", "clusters", "documents", "windows"]
 
 
@@ -72,7 +71,7 @@ def pair(variant: Measurement, baseline: Measurement) -> Pairs:
     if _clusters(variant, ours) != _clusters(baseline, theirs):
         raise ValueError(f"{variant.metric}: an item belongs to another cluster on the other side")
     bounded = not variant.unit.startswith("nat") and all(np.min(side) >= 0 and np.max(side) <= 1 for side in values)
-    whole = all(np.isin(side, (0.0, 1.0)).all() for side in values) and bool(np.ptp(weights[0]) == 0)
+    whole = all(_zeros_and_ones(side) for side in values) and bool(np.ptp(weights[0]) == 0)
     return Pairs(
         sums=_totals(members, weights[0] * (values[0] - values[1])),
         sizes=_totals(members, weights[0]),
@@ -92,7 +91,7 @@ def flips(variant: Measurement, baseline: Measurement) -> Flips:
     refuse_unlike(variant, baseline)
     ours, theirs = _common(variant.item_ids, baseline.item_ids)
     now, then = _column(variant.values, ours), _column(baseline.values, theirs)
-    if not (np.isin(now, (0.0, 1.0)).all() and np.isin(then, (0.0, 1.0)).all()):
+    if not (_zeros_and_ones(now) and _zeros_and_ones(then)):
         raise ValueError(f"{variant.metric}: flips are counted of scores that are 0 or 1 only")
     return Flips(int(np.sum(now < then)), int(np.sum(now > then)), len(ours))
 
@@ -105,7 +104,7 @@ def refuse_unlike(one: Measurement, other: Measurement) -> None:
     for side in (one, other):
         if side.evidence != "paired" or len(side.item_ids) != len(side.values) or not side.values:
             raise ValueError(f"{side.metric}: only values that each belong to an item can be paired")
-        if len(set(side.item_ids)) != len(side.item_ids):
+        if not _distinct(tuple(side.item_ids)):
             raise ValueError(f"{side.metric}: two values belong to one item")
     keys = one.protocol.keys() | other.protocol.keys()
     refuse_protocols(one.protocol, other.protocol, sorted(keys), one.metric)
@@ -118,8 +117,25 @@ def refuse_protocols(one: Mapping[str, Scalar], other: Mapping[str, Scalar], key
         raise ValueError(f"{metric}: measured by two protocols: {'; '.join(unlike)}")
 
 
-def _common(ours: Sequence[str], theirs: Sequence[str]) -> tuple[Rows, Rows]:
+def _zeros_and_ones(values: Floats) -> bool:
+    return bool(((values == 0) | (values == 1)).all())
+
+
+# The measurements of a sweep mostly have the same items and clusters: what follows from them is kept.
+
+
+@lru_cache(maxsize=64)
+def _distinct(names: tuple[str, ...]) -> bool:
+    return len(set(names)) == len(names)
+
+
+def _common(ours: Sequence[str], theirs: Sequence[str]) -> tuple[Places, Places]:
     """Positions of the common items on both sides."""
+    return _common_of(tuple(ours), tuple(theirs))
+
+
+@lru_cache(maxsize=64)
+def _common_of(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[Places, Places]:
     if ours == theirs:
         return np.arange(len(ours)), np.arange(len(ours))
     where = {item: position for position, item in enumerate(theirs)}
@@ -130,32 +146,44 @@ def _common(ours: Sequence[str], theirs: Sequence[str]) -> tuple[Rows, Rows]:
     return np.asarray(mine), np.asarray(others)
 
 
-def _column(values: Sequence[float], rows: Rows, ones: int = 0) -> Floats:
+def _column(values: Sequence[float], rows: Places, ones: int = 0) -> Floats:
     """The values at ``rows``; without values, ``ones`` times 1."""
     return np.asarray(values, dtype=np.float64)[rows] if values else np.ones(ones)
 
 
-def _totals(members: Rows, values: Floats) -> Floats:
+def _totals(members: Places, values: Floats) -> Floats:
     return np.asarray(np.bincount(members, weights=values), dtype=np.float64)
 
 
-def _units(measurement: Measurement, rows: Rows) -> tuple[Unit, Rows]:
+def _units(measurement: Measurement, rows: Places) -> tuple[Unit, Places]:
     """The names of the independent units, and to which unit each row belongs; windows are numbered in text order.
 
     Text that was cut into windows is one running text unless its protocol counts several documents.
     """
     text = "stride" in measurement.protocol
-    items = [measurement.item_ids[row] for row in rows]
+    items = _picked(measurement.item_ids, rows)
     if text and (measurement.protocol.get("documents") or 1) == 1:
-        return "windows", np.unique([_window(item) for item in items], return_inverse=True)[1]
-    members = np.unique(_clusters(measurement, rows) or items, return_inverse=True)[1]
+        return "windows", _windows(items)
+    count, members = numbered(_clusters(measurement, rows) or items)
     if text:
         return "documents", members
-    return ("items" if members.max() + 1 == len(items) else "clusters"), members
+    return ("items" if count == len(items) else "clusters"), members
 
 
-def _clusters(measurement: Measurement, rows: Rows) -> list[str]:
-    return [measurement.cluster_ids[row] for row in rows] if measurement.cluster_ids else []
+def _clusters(measurement: Measurement, rows: Places) -> tuple[str, ...]:
+    return _picked(measurement.cluster_ids, rows) if measurement.cluster_ids else ()
+
+
+def _picked(names: Sequence[str], rows: Places) -> tuple[str, ...]:
+    if np.array_equal(rows, np.arange(len(names))):
+        return tuple(names)
+    return tuple(names[row] for row in rows)
+
+
+@lru_cache(maxsize=64)
+def _windows(items: tuple[str, ...]) -> Places:
+    """To which window each item belongs, by the windows' order in the text."""
+    return np.unique([_window(item) for item in items], return_inverse=True)[1]
 
 
 def _window(item: str) -> int:

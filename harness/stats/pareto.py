@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from harness.stats.estimate import Floats
 
@@ -17,53 +17,61 @@ Direction = Literal["lower", "higher"]
 def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> tuple[int, ...]:
     """Indices, ascending, of the points that no other point dominates; equal points are all kept.
 
-    A point dominates another if it is nowhere worse and somewhere better; ``directions`` say, per
+    A point dominates another if it is nowhere worse and somewhere better; ``directions``, two or three, say, per
     coordinate, what better is. Raises ValueError if a point does not have one number per direction, or has a NaN,
     which has no order.
     """
-    signs = [-1.0 if direction == "higher" else 1.0 for direction in directions]
-    costs = [_costs(point, signs) for point in points]
-    kept: dict[int, tuple[float, ...]] = {}
-    for index in sorted(range(len(costs)), key=costs.__getitem__):  # whatever beats a point comes before it
-        if not any(_dominates(other, costs[index]) for other in kept.values()):
-            kept[index] = costs[index]
-    return tuple(sorted(kept))
+    for point in points:
+        if len(point) != len(directions) or any(math.isnan(value) for value in point):
+            raise ValueError(f"expected {len(directions)} ordered numbers, not {tuple(point)}")
+    table = np.array(points, dtype=np.float64).reshape(len(points), len(directions))
+    return tuple(sorted(_unbeaten(*_costs(table.T, directions))))
 
 
 def front_shares(axes: Sequence[Floats], directions: Sequence[Direction]) -> tuple[float, ...]:
-    """The share of the draws in which each point is on the front; each axis is (draws, points)."""
-    costs = [-axis if direction == "higher" else axis for axis, direction in zip(axes, directions, strict=True)]
-    shares = np.zeros(costs[0].shape[1])
-    rivals = _sometimes_unbeaten(costs)
-    drawn = [cost[:, rivals] for cost in costs]
-    shares[rivals] = [np.mean(~_beaten(drawn, place)) for place in range(len(rivals))]
-    return tuple(shares.tolist())
+    """The share of the draws in which each point is on the front; each of two or three axes is (draws, points)."""
+    first, second, third = _costs(axes, directions)
+    counts = np.zeros(first.shape[1], dtype=np.int64)
+    for draw in zip(first, second, third, strict=True):
+        counts[_unbeaten(*draw)] += 1
+    return tuple((counts / len(first)).tolist())
 
 
-def _sometimes_unbeaten(costs: Sequence[Floats]) -> npt.NDArray[np.int64]:
-    """All points except those that one other point beats in every draw. That point also beats whatever they beat."""
-    best, worst = ([reach(cost, axis=0)[None, :] for cost in costs] for reach in (np.min, np.max))
-    points = range(costs[0].shape[1])
-    beaten = [
-        np.logical_and.reduce([high <= low[:, [point]] for low, high in zip(best, worst, strict=True)])
-        & np.logical_or.reduce([high < low[:, [point]] for low, high in zip(best, worst, strict=True)])
-        for point in points
-    ]
-    return np.flatnonzero([not found.any() for found in beaten])
+def _unbeaten(first: Floats, second: Floats, third: Floats) -> list[int]:
+    """The points, (points,) on each axis, that no other dominates; equal points are all kept.
+
+    In lexicographic order whatever beats a point comes before it. So the question is only whether an earlier point is
+    nowhere worse on the other two axes: the smallest third cost of those with a second cost up to the point's. Earlier
+    points that matter form a staircase, with rising ``seconds`` and falling ``thirds`` (Kung, Luccio and Preparata,
+    "On finding the maxima of a set of vectors", JACM 22, 1975).
+    """
+    order = np.lexsort((third, second, first))
+    kept: list[int] = []
+    seconds: list[float] = []
+    thirds: list[float] = []
+    last: tuple[float, float, float] | None = None
+    last_is_kept = False
+    places = zip(order.tolist(), *(axis[order].tolist() for axis in (first, second, third)), strict=True)
+    for index, one, two, three in places:
+        if (one, two, three) != last:
+            last = one, two, three
+            after = bisect_right(seconds, two)
+            last_is_kept = after == 0 or thirds[after - 1] > three
+            if last_is_kept:
+                start = end = bisect_left(seconds, two)
+                while end < len(thirds) and thirds[end] >= three:
+                    end += 1
+                seconds[start:end] = [two]
+                thirds[start:end] = [three]
+        if last_is_kept:
+            kept.append(index)
+    return kept
 
 
-def _beaten(costs: Sequence[Floats], point: int) -> npt.NDArray[np.bool_]:
-    """Whether another point dominates this one, in each draw: (draws,)."""
-    nowhere_worse = np.logical_and.reduce([cost <= cost[:, [point]] for cost in costs])
-    better = np.logical_or.reduce([cost < cost[:, [point]] for cost in costs])
-    return np.asarray((nowhere_worse & better).any(axis=1))
-
-
-def _costs(point: Sequence[float], signs: Sequence[float]) -> tuple[float, ...]:
-    if len(point) != len(signs) or any(math.isnan(value) for value in point):
-        raise ValueError(f"expected {len(signs)} ordered numbers, not {tuple(point)}")
-    return tuple(sign * value for sign, value in zip(signs, point, strict=True))
-
-
-def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+def _costs(axes: Sequence[Floats] | Floats, directions: Sequence[Direction]) -> tuple[Floats, Floats, Floats]:
+    """Three axes of which lower is better everywhere; on the third all are equal if only two are given."""
+    first, second, *rest = (
+        -axis if direction == "higher" else axis for axis, direction in zip(axes, directions, strict=True)
+    )
+    (third,) = rest or (np.zeros_like(first),)
+    return first, second, third

@@ -9,9 +9,10 @@ within it. A simulation checks how often the intervals cover the truth: benchmar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ FENCE = 3.0
 """Interquartile ranges beyond the quartiles: Tukey's outer fences, "Exploratory Data Analysis" (1977), section 2E."""
 FEWEST_FOR_FENCES = 4
 """Minimum number of timings: quartiles of fewer are made of the very values that they should judge."""
+COUNTED_PROCESSES = 4
+"""Up to this many, medians of resamples are counted by the ranks of the processes: their orders are few."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -61,7 +64,8 @@ class Timings:
         """Timings beyond the outer fences: three interquartile ranges below the first or above the third quartile."""
         if len(self.seconds) < FEWEST_FOR_FENCES:
             return 0
-        low, high = np.quantile(self.seconds, (0.25, 0.75))
+        ordered = sorted(map(float, self.seconds))
+        low, high = (_interpolated(ordered.__getitem__, len(ordered), share) for share in (0.25, 0.75))
         reach = FENCE * (high - low)
         return sum(not low - reach <= each <= high + reach for each in self.seconds)
 
@@ -81,8 +85,7 @@ def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
         return _within(value, tokens / processes[0].resampled_s, processes[0].count)
     if len(speeds) < FEWEST_PROCESSES:
         return Estimate(value, None, None, len(speeds), too_few(len(speeds)), "processes")
-    drawn = speeds[_draws(len(speeds))]
-    return _between(value, np.log(speeds), np.median(drawn, axis=1))
+    return _between(value, np.log(speeds), _resampled_ends(speeds))
 
 
 def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
@@ -106,8 +109,7 @@ def ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate:
         return _within(value, other.resampled_s[shuffled] / one.resampled_s, min(one.count, other.count))
     if len(pairs) < FEWEST_PROCESSES:
         return Estimate(value, None, None, len(pairs), too_few(len(pairs)), "processes")
-    chosen = _draws(len(pairs))
-    return _between(value, np.log(mine / base), np.median(mine[chosen], axis=1) / np.median(base[chosen], axis=1))
+    return _between(value, np.log(mine / base), _resampled_ends(mine, base))
 
 
 def resampled_medians(timings: Timings, generator: np.random.Generator) -> Floats:
@@ -138,13 +140,56 @@ def _place(reached: Ints, drawn: Ints, rank: Ints) -> Ints:
     return low
 
 
+@lru_cache(maxsize=16)
 def _draws(count: int) -> Ints:
     """The processes in each resample of ``count``, (RESAMPLES, count); the same for every figure."""
     return np.random.default_rng(SEED).integers(count, size=(RESAMPLES, count))
 
 
-def _between(value: float, logs: Floats, resampled: Floats) -> Estimate:
-    low, high = percentiles(resampled)
+def _resampled_ends(*sides: Floats) -> tuple[float, float]:
+    """The percentiles of the median over resampled processes; with two sides, of the ratio of their medians."""
+    count = len(sides[0])
+    if count > COUNTED_PROCESSES or np.isnan(sides).any():
+        medians = [np.median(side[_draws(count)], axis=1) for side in sides]
+        return percentiles(medians[0] / medians[1] if len(sides) > 1 else medians[0])
+    orders = [np.argsort(side, kind="stable") for side in sides]
+    halves, times = _median_ranks(tuple(tuple(order.tolist()) for order in orders))
+    medians = [side[order][half].sum(axis=1) / 2 for side, order, half in zip(sides, orders, halves, strict=True)]
+    found = medians[0] / medians[1] if len(sides) > 1 else medians[0]
+    rising = np.argsort(found, kind="stable")
+    ends, values = np.cumsum(times[rising]), found[rising]
+    low, high = (
+        _interpolated(lambda place: float(values[np.searchsorted(ends, place, side="right")]), RESAMPLES, share)
+        for share in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+    )
+    return low, high
+
+
+@lru_cache(maxsize=1024)
+def _median_ranks(orders: tuple[tuple[int, ...], ...]) -> tuple[Ints, Ints]:
+    """Which ranks the median of a resample lies between, if the processes of each side have this order.
+
+    ``halves`` (sides, n, 2) holds the two ranks of each of the n combinations that occur, equal for odd numbers of
+    processes, and ``times`` (n,) how many resamples have it.
+    """
+    count = len(orders[0])
+    ranks = [np.sort(np.argsort(order)[_draws(count)], axis=1) for order in orders]
+    middle = np.concatenate([each[:, [(count - 1) // 2, count // 2]] for each in ranks], axis=1)
+    found, times = np.unique(middle, axis=0, return_counts=True)
+    return found.reshape(len(found), len(orders), 2).swapaxes(0, 1), times
+
+
+def _interpolated(value_at: Callable[[int], float], count: int, share: float) -> float:
+    """The value below which ``share`` of ``count`` sorted values lie, interpolated as ``numpy.quantile`` does."""
+    place = (count - 1) * share
+    below = math.floor(place)
+    part = place - below
+    low, high = value_at(below), value_at(min(below + 1, count - 1))
+    return high - (high - low) * (1 - part) if part >= 0.5 else low + (high - low) * part
+
+
+def _between(value: float, logs: Floats, resampled: tuple[float, float]) -> Estimate:
+    low, high = resampled
     least, most = np.exp(t_interval(logs))
     method = "95% t-interval over processes, never narrower than the bootstrap's"
     return Estimate(value, min(low, float(least), value), max(high, float(most), value), len(logs), method, "processes")

@@ -12,6 +12,7 @@ from harness.stats.pareto import Direction, front, front_shares
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=25)
 DIGIT = st.integers(0, 9)
 DIRECTIONS = st.tuples(st.sampled_from(["lower", "higher"]), st.sampled_from(["lower", "higher"]))
+PLACES = st.lists(st.tuples(DIGIT, st.integers(0, 2), DIGIT), min_size=1, max_size=25)
 
 
 def beats(one: tuple[int, int], other: tuple[int, int], directions: tuple[Direction, Direction]) -> bool:
@@ -52,3 +53,17 @@ def test_ties_are_all_kept() -> None:
 def test_what_cannot_be_ordered_is_refused(point: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="expected 2 ordered numbers"):
         front([point], ("lower", "lower"))
+
+
+@given(PLACES)
+def test_the_front_of_three_axes_is_what_nothing_beats(points: list[tuple[int, int, int]]) -> None:
+    def beats_everywhere(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+        return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+    lower: tuple[Direction, ...] = ("lower", "lower", "lower")
+    expected = tuple(
+        place for place, point in enumerate(points) if not any(beats_everywhere(other, point) for other in points)
+    )
+    assert front(points, lower) == expected
+    shares = front_shares([np.array([axis], float) for axis in zip(*points, strict=True)], lower)
+    assert shares == tuple(float(place in expected) for place in range(len(points)))

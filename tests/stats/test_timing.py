@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness.stats import timing
+from harness.stats.repeats import of_process
 from harness.stats.timing import Timings, percentiles, ratio, resampled_medians, speed
 
 SECONDS = st.floats(1e-4, 10)
@@ -152,3 +153,20 @@ def test_outliers_are_beyond_the_far_fences() -> None:
 
 def test_percentiles_leave_a_fortieth_on_either_side() -> None:
     assert percentiles(np.arange(2001.0)) == pytest.approx((50, 1950))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(SECONDS, SECONDS), min_size=3, max_size=6))
+def test_intervals_are_those_of_the_medians_drawn(pairs: list[tuple[float, float]]) -> None:
+    """The same resamples written out, to the last bit: few processes are counted by their ranks instead."""
+    ours, theirs = (np.array(side) for side in zip(*pairs, strict=True))
+    drawn = np.random.default_rng(timing.SEED).integers(len(pairs), size=(timing.RESAMPLES, len(pairs)))
+    one, other = (np.median(side[drawn], axis=1) for side in (ours, theirs))
+    assert timing._resampled_ends(ours) == percentiles(one)
+    assert timing._resampled_ends(ours, theirs) == percentiles(one / other)
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=300))
+def test_the_figure_of_a_process_is_numpys_median(values: list[float]) -> None:
+    assert of_process(values) == np.median(values)
+    assert math.isnan(of_process([*values, math.nan]))

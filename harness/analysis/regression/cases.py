@@ -60,7 +60,7 @@ class Case:
 
     def found(self, metric: str) -> list[Measurement]:
         """The measurements of that name from the successful run; empty if no run succeeded."""
-        return [m for run in self.well[-1:] for m in run.outcome.measurements if m.metric == metric and m.values]
+        return [m for run in self.well[-1:] for m in run.outcome.measured(metric) if m.values]
 
 
 def cases(records: Iterable[RunRecord]) -> dict[str, Case]:

@@ -180,7 +180,7 @@ def measured(case: Case, statistic: PerProcess) -> list[Process]:
 
 
 def _measured(run: RunRecord, statistic: PerProcess) -> Process:
-    found = (m for m in run.outcome.measurements if m.metric == statistic.metric and m.values)
+    found = (m for m in run.outcome.measured(statistic.metric) if m.values)
     return {_key(m): m for m in found if statistic.counted(m)}
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from harness.analysis.regression.baseline import beside_baseline
 from harness.analysis.regression.cases import Case, cases, named, variant
@@ -141,12 +142,12 @@ def _not_finite(one: Match, asked: Gated) -> Finding | None:
 def _doubtful(case: Case, asked: Gated) -> bool:
     statistic = asked.figure.statistic
     metrics = statistic.metrics if statistic else ()
-    found = (m for run in case.well for m in run.outcome.measurements if m.metric in metrics)
+    found = (m for run in case.well for metric in metrics for m in run.outcome.measured(metric))
     return not all(_all_finite(m.values) and _all_finite(m.weights) for m in found)
 
 
-def _all_finite(values: Iterable[float]) -> bool:
-    return all(map(math.isfinite, values))
+def _all_finite(values: Sequence[float]) -> bool:
+    return len(values) == 0 or bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
 
 
 def of_the_variant(figure: Figure[Any]) -> bool:

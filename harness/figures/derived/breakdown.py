@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from harness.core.record import Measurement
-from harness.stats.estimate import Estimate, Floats, clustered_mean
+from harness.stats.estimate import Estimate, Floats, numbered, over_clusters, ratio_of_sums
 
 POSITION_BINS = 8
 CONFIDENCE_EDGES = tuple(tenth / 10 for tenth in range(11))
@@ -33,10 +34,15 @@ def by_position(kl: Measurement) -> tuple[Bin, ...]:
 
     ``kl`` has items ``window:position``. Empty bins are left out.
     """
-    positions = np.array([int(item.rpartition(":")[2]) for item in kl.item_ids])
+    positions = _positions(tuple(kl.item_ids))
     top = math.ceil(math.log2(positions.max() + 1))
     powers = 2.0 ** np.arange(max(0, top - POSITION_BINS + 1), top + 1)
     return _bins(kl, positions, np.concatenate([[0.0], powers]))
+
+
+@lru_cache(maxsize=16)
+def _positions(items: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    return np.array([int(item.rpartition(":")[2]) for item in items], dtype=np.int64)
 
 
 def by_confidence(kl: Measurement, confidence: Measurement) -> tuple[Bin, ...]:
@@ -50,14 +56,17 @@ def by_confidence(kl: Measurement, confidence: Measurement) -> tuple[Bin, ...]:
 
 
 def _bins(kl: Measurement, keys: npt.NDArray[np.int64] | Floats, edges: Floats) -> tuple[Bin, ...]:
+    """The mean of each bin is clustered as that of the whole, by the clusters that have a token in the bin."""
     owner = np.searchsorted(edges, keys, side="right").clip(max=len(edges) - 1) - 1
-    values, clusters = np.array(kl.values), np.array(kl.cluster_ids)
+    clusters, members = numbered(kl.cluster_ids)
+    bins = len(edges) - 1
+    cells = owner * clusters + members
+    sums = np.bincount(cells, weights=np.asarray(kl.values, dtype=np.float64), minlength=bins * clusters)
+    tokens = np.bincount(cells, minlength=bins * clusters).reshape(bins, clusters)
     made = []
-    for index in np.unique(owner):
-        inside = owner == index
-        part = replace(
-            kl, values=tuple(values[inside].tolist()), cluster_ids=tuple(clusters[inside].tolist()), item_ids=()
-        )
-        mean = clustered_mean(part).within(0, math.inf)
-        made.append(Bin(float(edges[index]), float(edges[index + 1]), int(inside.sum()), mean))
+    for index, (total, count) in enumerate(zip(sums.reshape(bins, clusters), tokens, strict=True)):
+        held = count > 0
+        if held.any():
+            mean = ratio_of_sums(total[held], count[held], over_clusters(kl)).within(0, math.inf)
+            made.append(Bin(float(edges[index]), float(edges[index + 1]), int(count.sum()), mean))
     return tuple(made)

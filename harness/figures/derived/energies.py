@@ -42,14 +42,14 @@ def energies(records: Sequence[RunRecord]) -> tuple[EnergyUse, ...]:
 
 
 def _energy(records: Sequence[RunRecord], point: GridPoint, source: str) -> EnergyUse:
-    def found(metric: str, **protocol: str) -> Estimate | None:
+    def found(metric: str, idle: str | None = None) -> Estimate | None:
         return _across(
             m
             for record in records
-            for m in record.outcome.measurements
-            if m.metric == metric
+            for m in record.outcome.measured(metric)
+            if m.protocol.get("source") == source
+            and (idle is None or m.protocol.get("idle") == idle)
             and point_of(m) == point
-            and {"source": source, **protocol}.items() <= dict(m.protocol).items()
         )
 
     return EnergyUse(

@@ -213,7 +213,7 @@ def _context_bytes(runs: Sequence[RunRecord]) -> int:
 
 
 def _all(runs: Iterable[RunRecord], metric: str) -> list[Measurement]:
-    return [entry for run in runs for entry in run.outcome.measurements if entry.metric == metric and entry.values]
+    return [entry for run in runs for entry in run.outcome.measured(metric) if entry.values]
 
 
 def largest_fitting(fits: Callable[[int], bool], most: int) -> int:

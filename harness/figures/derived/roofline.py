@@ -118,19 +118,18 @@ def _bound(traffic: _Traffic, phase: str, speed: Speed, found: Rates, gpus: int)
 def _traffic(runs: Sequence[RunRecord], phase: str, point: GridPoint) -> _Traffic | None:
     """From the first of several runs of one variant that counted it: all count the same."""
     for run in runs:
-        own = [entry for entry in run.outcome.measurements if entry.metric.startswith(f"{phase}_")]
-        read = _of(own, f"{phase}_read_bytes", point)
+        read = _of(run, f"{phase}_read_bytes", point)
         if read:
             return _Traffic(
                 sum(entry.values[0] for entry in read),
-                sum(entry.values[0] for entry in _of(own, f"{phase}_dequantize_bytes", point)),
-                {str(entry.protocol["dtype"]): entry.values[0] for entry in _of(own, f"{phase}_operations", point)},
+                sum(entry.values[0] for entry in _of(run, f"{phase}_dequantize_bytes", point)),
+                {str(entry.protocol["dtype"]): entry.values[0] for entry in _of(run, f"{phase}_operations", point)},
             )
     return None
 
 
-def _of(measured: Iterable[Measurement], metric: str, point: GridPoint) -> list[Measurement]:
-    return [entry for entry in measured if entry.metric == metric and entry.values and point_of(entry) == point]
+def _of(run: RunRecord, metric: str, point: GridPoint) -> list[Measurement]:
+    return [entry for entry in run.outcome.measured(metric) if entry.values and point_of(entry) == point]
 
 
 def _version(machine: RunRecord) -> int:

@@ -59,11 +59,7 @@ def scores(
 
 
 def _found(runs: Iterable[RunRecord]) -> list[Measurement]:
-    return [entry for run in runs if run.status == "ok" for entry in run.outcome.measurements if _is_score(entry)]
-
-
-def _is_score(entry: Measurement) -> bool:
-    return entry.metric == "task_score" and bool(entry.values)
+    return [entry for run in runs if run.status == "ok" for entry in run.outcome.measured("task_score") if entry.values]
 
 
 def _key(score: Measurement) -> TaskKey:

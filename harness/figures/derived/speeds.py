@@ -62,8 +62,8 @@ def _timings(records: Iterable[RunRecord], metric: str, point: GridPoint) -> lis
     return [
         Timings(record.spec.repetition, entry.values, entry.cluster_ids or tuple(map(str, range(len(entry.values)))))
         for record in records
-        for entry in record.outcome.measurements
-        if entry.metric == metric and entry.values and point_of(entry) == point
+        for entry in record.outcome.measured(metric)
+        if entry.values and point_of(entry) == point
     ]
 
 
