@@ -48,7 +48,7 @@ class Estimate:
         return Estimate(self.value, low, high, self.n, self.method, self.kind)
 
 
-def ratio_of_sums(sums: Sequence[float] | Floats, sizes: Sequence[float] | Floats, method: str) -> Estimate:
+def ratio_of_sums(sums: npt.ArrayLike, sizes: npt.ArrayLike, method: str) -> Estimate:
     """The mean Σ sums / Σ sizes over clusters, with a cluster-robust t-interval (G − 1 degrees of freedom).
 
     Clusters of equal size give the ordinary t-interval.
