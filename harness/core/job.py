@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from harness.core.capability import Capability
+from harness.core.effort import Effort
 from harness.core.identity import DecodeMode, Scalar
 from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
 from harness.core.variant import Variant
@@ -31,6 +32,13 @@ from harness.core.workload import (
     ThroughputWorkload,
     text_identity,
 )
+
+PROBED_TOKENS = 512
+"""About how many tokens the checks of a loaded variant read."""
+TYPICAL_QUESTIONS, QUESTION_TOKENS = 1000, 300
+"""Of a task whose size is not known before it runs; the tokens are those of all of a question's answers."""
+MACHINE_S = 10.0
+"""About how long the bursts of ``harness.metrics.machine`` take."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,11 @@ class BaseJob:
     def decode_mode(self) -> DecodeMode:
         return "eager"
 
+    @property
+    def effort(self) -> Effort:
+        """About how much it computes, for forecasts."""
+        return Effort()
+
     def title(self, environment: Environment) -> str:
         """A short line for displays and logs."""
         raise NotImplementedError
@@ -173,6 +186,10 @@ class MeasureMachine(BaseJob):
 
     parts = ("machine",)
     alone = True
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(apart_s=MACHINE_S)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -216,6 +233,10 @@ class PrepareModel(ModelJob):
     parts = ("prepare",)
 
     @property
+    def effort(self) -> Effort:
+        return Effort(loads=1, writes_model=True)
+
+    @property
     def packages(self) -> tuple[str, ...]:
         return ("gguf",) if self.model.kind == "gguf" else ()
 
@@ -251,6 +272,10 @@ class KeepProbe(ModelJob):
     kind: Literal["probe"] = field(default="probe", kw_only=True)
 
     parts = ("probe",)
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(loads=1, tokens=PROBED_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -327,6 +352,10 @@ class ConvertModel(VariantJob):
     parts = ("gguf", "probe")
 
     @property
+    def effort(self) -> Effort:
+        return Effort(loads=1, writes_model=True, tokens=PROBED_TOKENS)
+
+    @property
     def uses(self) -> tuple[Capability, ...]:
         return ("logits",)
 
@@ -343,6 +372,10 @@ class QuantizeModel(VariantJob):
     quantizes = True
     alone = True
 
+    @property
+    def effort(self) -> Effort:
+        return Effort(loads=1, writes_model=True, tokens=PROBED_TOKENS, calibration=self.variant.calibration)
+
 
 @dataclass(frozen=True)
 class MakeReference(VariantJob):
@@ -353,6 +386,10 @@ class MakeReference(VariantJob):
 
     needs = ("prepare",)
     parts = ("windows",)
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(loads=2, scored=self.perplexity, kept=True)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -397,6 +434,10 @@ class MeasureQuality(VariantJob):
     cached = False
     row_rank = 1
     reader_settings = ("gates",)
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(loads=1, scored=self.perplexity, compared=self.divergence, tokens=PROBED_TOKENS)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -451,6 +492,10 @@ class AnswerTask(VariantJob):
     cached = False
     row_rank = 3
     reader_settings = ("gates",)
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(loads=1, tokens=(self.task.limit or TYPICAL_QUESTIONS) * QUESTION_TOKENS)
 
     @property
     def keeps_model(self) -> bool:
@@ -513,6 +558,10 @@ class MeasurePerformance(VariantJob):
     alone = True
     row_rank = 2
     reader_settings = ("budget_bytes", "price", "gates")
+
+    @property
+    def effort(self) -> Effort:
+        return Effort(loads=1, tokens=PROBED_TOKENS, timed=self.throughput, passes=2 if self.energy else 1)
 
     @property
     def question(self) -> dict[str, Any]:

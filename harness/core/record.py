@@ -161,6 +161,20 @@ class Damaged:
 
 
 @dataclass(frozen=True)
+class Forecast:
+    """How long a run was expected to take, before it began: the mean, and the range that holds four of five runs.
+
+    ``basis``: what it rested on. ``same``: earlier runs of this case; ``alike``: of other cases of its kind, scaled;
+    ``arithmetic``: the job, the model's size and the machine's speeds alone.
+    """
+
+    expected_s: float
+    low_s: float
+    high_s: float
+    basis: Literal["same", "alike", "arithmetic"]
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """One attempt at one run. ``session`` is the sweep that measured it.
 

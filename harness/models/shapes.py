@@ -189,6 +189,46 @@ def attention(label: str, found: Resolved) -> Attention:
     )
 
 
+@dataclass(frozen=True)
+class ModelSize:
+    """What the time and the files of a model's runs scale with. ``active`` parameters are those that one token uses.
+
+    ``matrices`` counts the decoder's; ``hidden`` is the width of its states, ``vocabulary`` that of its logits, both 0
+    if its configuration does not say.
+    """
+
+    parameters: int
+    active: int
+    decoder: int
+    matrices: int
+    hidden: int = 0
+    vocabulary: int = 0
+
+
+def size_of(source: SourceModel) -> ModelSize | None:
+    """The size of a model from its header and its own configuration; None if it is not yet fetched."""
+    if not source.matrices:
+        return None
+    try:
+        config = _configuration(source.ref)
+    except SourceError:
+        config = {}
+    text = config.get("text_config") or config
+    routed = routing(config)
+    experts = sum(math.prod(shape) for name, shape in source.matrices.items() if holds_experts(name, len(shape)))
+    unused = experts * (1 - routed.active / routed.experts) if routed else 0.0
+    parameters = source.decoder_parameters + source.other_parameters
+    widths = {key: width if isinstance(width := text.get(key), int) else 0 for key in ("hidden_size", "vocab_size")}
+    return ModelSize(
+        parameters,
+        round(parameters - unused),
+        source.decoder_parameters,
+        len(source.matrices),
+        widths["hidden_size"],
+        widths["vocab_size"],
+    )
+
+
 def attention_of(source: SourceModel) -> Attention | None:
     """What each layer caches, as far as the model's own configuration says; None if it does not.
 

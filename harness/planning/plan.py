@@ -41,9 +41,9 @@ from harness.core.workload import (
     ThroughputWorkload,
 )
 from harness.errors import SourceError
-from harness.models.memory import DTYPE_BITS, plain_bytes, quantized
+from harness.models.memory import DTYPE_BITS, Quantized, plain_bytes, quantized
 from harness.models.scope import holds_experts
-from harness.models.shapes import attention_of
+from harness.models.shapes import ModelSize, attention_of, size_of
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
 from harness.planning.exclude import excluded, validate_exclude
@@ -79,7 +79,8 @@ class PlannedRun:
     """A run, the estimated size of its weights, and why it is unsupported (None if it is supported).
 
     ``note`` is what its user should know before it runs. ``inputs`` are the user's files that its figures depend on, as
-    they were when hashed.
+    they were when hashed. ``size`` is the model's, None if it is not known yet; ``checkpoint_bytes`` is the estimated
+    size of the checkpoint that the run writes.
     """
 
     spec: RunSpec
@@ -87,6 +88,8 @@ class PlannedRun:
     unsupported: str | None = None
     inputs: tuple[Input, ...] = ()
     note: str | None = None
+    size: ModelSize | None = None
+    checkpoint_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class _Resolved:
         stack: str = MAIN,
         repetition: int = 0,
         note: str | None = None,
+        size: ModelSize | None = None,
+        checkpoint_bytes: int = 0,
     ) -> PlannedRun:
         """A job as a run of this sweep. ``made`` maps kinds to the ids of the runs whose artifacts it may read."""
         recipe = self.recipe
@@ -145,7 +150,7 @@ class _Resolved:
             limits=RunLimits(recipe.limits.time, self._memory_limit),
             readers=_reader_settings(recipe, job),
         )
-        return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job), note)
+        return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job), note, size, checkpoint_bytes)
 
 
 def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
@@ -337,7 +342,11 @@ class _OfModel:
         if isinstance(job, KeepProbe | MakeReference):
             main = registry.engine(MAIN_ENGINE)
             unsupported = unsupported or too_large(weight_bytes, job.conditions, main, machine)
-        return self.sweep.run(job, self.sweep.base, made, unsupported, weight_bytes)
+        size = size_of(self.source)
+        written = weight_bytes or 0 if job.effort.writes_model else 0
+        return self.sweep.run(
+            job, self.sweep.base, made, unsupported, weight_bytes, size=size, checkpoint_bytes=written
+        )
 
 
 @dataclass(frozen=True)
@@ -381,13 +390,31 @@ class _OnEngine:
             made |= {"probe": shared.probe.spec.run_id}
         if method.ref.stage == "offline":
             quantizing = QuantizeModel(conditions, variant, base)
-            quantize = sweep.run(quantizing, method, made, unsupported, weight_bytes, method.method.stack)
+            quantize = sweep.run(
+                quantizing,
+                method,
+                made,
+                unsupported,
+                weight_bytes,
+                method.method.stack,
+                size=self.size,
+                checkpoint_bytes=_checkpoint_bytes(self.source, method, sweep.machine.device),
+            )
             yield quantize
             made |= {"quantize": quantize.spec.run_id}
         if self.is_converted(method) and shared.probe is not None:
             converting = ConvertModel(conditions, self._variant(method, "model", self.engine.name), base)
             reason = unsupported or unsupported_job_reason(converting, self.engine, sweep.site)
-            convert = sweep.run(converting, method, made, reason, weight_bytes, self.engine.stack)
+            convert = sweep.run(
+                converting,
+                method,
+                made,
+                reason,
+                weight_bytes,
+                self.engine.stack,
+                size=self.size,
+                checkpoint_bytes=weight_bytes or 0,
+            )
             yield convert
             made |= {"convert": convert.spec.run_id}
         for kv_cache in self._caches(method):
@@ -402,7 +429,9 @@ class _OnEngine:
                     or _too_long(self.source, job)
                     or self._refusal(method, kv_cache, job.longest_tokens, job.largest_batch)
                 )
-                yield sweep.run(job, method, needed, reason, weight_bytes, self.engine.stack, repetition, note)
+                yield sweep.run(
+                    job, method, needed, reason, weight_bytes, self.engine.stack, repetition, note, self.size
+                )
 
     def _measurements(
         self, method: MethodChoice, kv_cache: KvCache
@@ -486,6 +515,10 @@ class _OnEngine:
         return not (as_it_is and source_format(model) in self.engine.reads and model.degrid is None)
 
     @cached_property
+    def size(self) -> ModelSize | None:
+        return size_of(self.source)
+
+    @cached_property
     def _attention(self) -> Attention | None:
         """The model's attention, read only if the engine may refuse something."""
         return None if self.engine.refuses is refuses_nothing else attention_of(self.source)
@@ -530,10 +563,23 @@ def _weight_bytes(source: SourceModel, method: MethodChoice, device: str) -> int
     """Estimated bytes of the loaded weights; None if the model's shapes are not known yet."""
     if not source.matrices:
         return None
+    decoder, others = _estimated(source, method, device)
+    return int(decoder.memory + decoder.modules + others)
+
+
+def _checkpoint_bytes(source: SourceModel, method: MethodChoice, device: str) -> int:
+    """Estimated bytes of the checkpoint that the method writes; 0 if the model's shapes are not known yet."""
+    if not source.matrices:
+        return 0
+    decoder, others = _estimated(source, method, device)
+    return int(decoder.disk + others)
+
+
+def _estimated(source: SourceModel, method: MethodChoice, device: str) -> tuple[Quantized, float]:
+    """The matrices that the method quantizes, and the bytes of all other weights."""
     plain = DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)
     leaves = method.method.leaves_experts(source.model_type)
     left = [shape for name, shape in source.matrices.items() if leaves and holds_experts(name, len(shape))]
     covered = [shape for name, shape in source.matrices.items() if not (leaves and holds_experts(name, len(shape)))]
-    decoder = quantized(method.method, method.params, plain, covered, device)
     others = source.other_parameters + sum(map(math.prod, left))
-    return int(decoder.memory + decoder.modules + plain_bytes(others, plain))
+    return quantized(method.method, method.params, plain, covered, device), plain_bytes(others, plain)

@@ -1,0 +1,30 @@
+"""How much a job computes, before anyone knows how fast: what a forecast multiplies by a model's size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.core.workload import CalibrationRef, PerplexityWorkload, ThroughputWorkload
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a job declares about its work.
+
+    ``loads``: how often it loads the weights; ``writes_model``: whether it writes all of them. ``scored``: the text
+    that it runs the model over; ``compared``: whether each token's distribution is compared with the reference's;
+    ``kept``: whether the hidden states of each token are written. ``tokens``: what else it reads in forward passes.
+    ``timed``: the grid that it generates, ``passes`` times. ``calibration``: what a method reads. ``apart_s``: seconds
+    that depend on no model.
+    """
+
+    loads: int = 0
+    writes_model: bool = False
+    scored: PerplexityWorkload | None = None
+    compared: bool = False
+    kept: bool = False
+    tokens: int = 0
+    timed: ThroughputWorkload | None = None
+    passes: int = 1
+    calibration: CalibrationRef | None = None
+    apart_s: float = 0.0

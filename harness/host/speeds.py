@@ -1,0 +1,122 @@
+"""The machine's own speeds, which forecasts start from: timed once in a process of its own, and kept in the cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import PositiveFloat, TypeAdapter, ValidationError
+
+from harness.core.foreign import read_file
+from harness.core.identity import digest
+from harness.core.owner import current_owner, temporary_folder
+from harness.core.site import Machine
+from harness.errors import UsageError
+from harness.host import speed_probe
+
+FOLDER = "speeds"
+"""The folder of a cache with the speeds of each machine that it was used on, one JSON file each."""
+MAX_FILE_BYTES = 2**16
+PROBE_S = 120.0
+"""How long the probe may take: torch, which times a GPU, takes a minute to import from a slow disk."""
+_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a machine does in a second.
+
+    ``start_s`` is how long a Python process takes to start and to import NumPy: other imports scale with it. A copy's
+    bytes count twice, as read and as written. ``operations_per_s`` are those of matrix products, by dtype.
+    """
+
+    start_s: PositiveFloat
+    bandwidth_byte_per_s: PositiveFloat
+    operations_per_s: Mapping[str, PositiveFloat]
+    disk_byte_per_s: PositiveFloat
+
+    def rate(self, dtype: str) -> float:
+        """Operations per second in a dtype. One that was not timed is taken to be as fast as float32."""
+        return self.operations_per_s.get(dtype) or self.operations_per_s["float32"]
+
+
+TYPICAL = Speeds(0.2, 10e9, {"float32": 50e9}, 300e6)
+"""A small virtual machine's: of a machine that cannot be timed."""
+
+
+def machine_speeds(machine: Machine, cache_root: Path) -> Speeds:
+    """The speeds of this machine with the device that its runs use; TYPICAL if they cannot be timed."""
+    place = cache_root.absolute() / FOLDER / f"{digest(_question(machine))}.json"
+    known = _read(place)
+    if known is None:
+        known = _time(machine.device, place.parent)
+        if known is not None:
+            with suppress(OSError):  # where nothing can be written, the next process times again
+                _keep(known, place)
+    return known or TYPICAL
+
+
+def _question(machine: Machine) -> list[str]:
+    """All that the speeds depend on: the hardware, the interpreter, how many threads libraries start, the probe."""
+    variables = [f"{name}={os.environ.get(name)}" for name in _VARIABLES]
+    probe = Path(speed_probe.__file__).read_text(encoding="utf-8")
+    return [machine.device, machine.hardware, sys.executable, *variables, probe]
+
+
+def _time(device: str, folder: Path) -> Speeds | None:
+    """The speeds by a new process, with the disk of ``folder``; None if it does not answer."""
+    with temporary_folder() as temporary:
+        answer = temporary / "speeds.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = folder
+        except OSError:
+            written = temporary
+        command = [sys.executable, "-P", speed_probe.__file__, device, str(written), str(answer)]
+        began = time.perf_counter()
+        try:
+            subprocess.run(command, capture_output=True, check=False, timeout=PROBE_S)
+        except (subprocess.TimeoutExpired, OSError):
+            return None
+        ended_s = time.perf_counter() - began
+        try:
+            probed = _ANSWER.validate_json(read_file(answer, MAX_FILE_BYTES, UsageError))
+        except (UsageError, ValidationError):
+            return None
+    start_s = max(ended_s - probed.probed_s, 1e-3)
+    return Speeds(start_s, probed.bandwidth_byte_per_s, probed.operations_per_s, probed.disk_byte_per_s)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What the probe writes; ``probed_s`` is how long it took after it had started."""
+
+    bandwidth_byte_per_s: PositiveFloat
+    operations_per_s: Mapping[str, PositiveFloat]
+    disk_byte_per_s: PositiveFloat
+    probed_s: float
+
+
+def _read(place: Path) -> Speeds | None:
+    """The speeds in a file; None if there is none, or it holds something else."""
+    try:
+        found = _SPEEDS.validate_json(read_file(place, MAX_FILE_BYTES, UsageError))
+    except (UsageError, ValidationError):
+        return None
+    return found if "float32" in found.operations_per_s else None
+
+
+def _keep(speeds: Speeds, place: Path) -> None:
+    part = place.with_name(f".{place.name}-{current_owner()}.part")
+    part.write_bytes(_SPEEDS.dump_json(speeds))
+    part.replace(place)
+
+
+_ANSWER = TypeAdapter(_Answer)
+_SPEEDS = TypeAdapter(Speeds)

@@ -1,0 +1,130 @@
+"""The forecast of a sweep: of each run that is left, and of all together."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.core.job import VariantJob
+from harness.core.record import Forecast, RunRecord
+from harness.core.run import HourlyPrice
+from harness.host.speeds import Speeds
+from harness.planning.forecast.learned import Component, Learned
+from harness.planning.forecast.work import work
+from harness.planning.plan import PlannedRun
+
+QUANTILE = 1.2816
+"""Of the standard normal distribution: a range to both sides holds four of five."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds: the mean, and the range that holds four of five."""
+
+    expected_s: float
+    low_s: float
+    high_s: float
+
+    def cost(self, price: HourlyPrice) -> tuple[float, float, float]:
+        """The price of the machine for as long: expected, low, high."""
+        hours = (each / 3600 for each in (self.expected_s, self.low_s, self.high_s))
+        expected, low, high = (price.per_hour * each for each in hours)
+        return expected, low, high
+
+
+@dataclass(frozen=True)
+class RunForecast:
+    """Of one run. ``components`` are parts of its time; ``disk_bytes`` is what it leaves in the cache and the results.
+
+    ``group`` is shared by runs whose times are uncertain for the same reasons; ``alone`` runs share no machine.
+    """
+
+    time: Forecast
+    components: tuple[Component, ...]
+    group: tuple[str, str]
+    alone: bool
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class SweepForecast:
+    """Of the runs of a plan that are left, by run id, in the plan's order.
+
+    ``nodes`` machines make those that are alone side by side, ``lanes`` devices in all of them the others.
+    """
+
+    runs: Mapping[str, RunForecast]
+    nodes: int = 1
+    lanes: int = 1
+
+    @property
+    def total(self) -> Span:
+        """All runs together."""
+        return self._sum(self.runs.values())
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(run.disk_bytes for run in self.runs.values())
+
+    @property
+    def bases(self) -> Mapping[str, int]:
+        """How many runs' forecasts rest on what: see ``harness.core.record.Forecast``."""
+        found: dict[str, int] = defaultdict(int)
+        for run in self.runs.values():
+            found[run.time.basis] += 1
+        return found
+
+    def _sum(self, runs: Iterable[RunForecast]) -> Span:
+        """Uncertainty that runs share adds up, and what is a run's own averages out."""
+        mean_s = shared_s = own = 0.0
+        groups: dict[tuple[str, str], float] = defaultdict(float)
+        for run in runs:
+            share = 1 / (self.nodes if run.alone else self.lanes)
+            for part in run.components:
+                mean_s += share * part.mean_s
+                shared_s += share * part.shared_s
+                groups[run.group] += share * part.group_s
+                own += (share * part.own_s) ** 2
+        return _span(mean_s, shared_s**2 + sum(each**2 for each in groups.values()) + own)
+
+
+def forecast(
+    left: Sequence[PlannedRun],
+    planned: Sequence[PlannedRun],
+    speeds: Speeds,
+    records: Iterable[RunRecord],
+    nodes: int = 1,
+    lanes: int = 1,
+) -> SweepForecast:
+    """Of the runs that are ``left`` of a plan, from a machine's speeds and its earlier records."""
+    learned = Learned(records, planned, speeds)
+    before = {after.spec.run_id: run.spec for run, after in zip(planned, planned[1:], strict=False)}
+    made = {}
+    for run in left:
+        earlier = before.get(run.spec.run_id)
+        shares = earlier is not None and earlier.run_id in made and run.spec.may_share_process(earlier)
+        made[run.spec.run_id] = _of_run(run, learned, speeds, shares)
+    return SweepForecast(made, nodes, lanes)
+
+
+def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, shares_process: bool) -> RunForecast:
+    spec, by_arithmetic = run.spec, work(run, speeds, shares_process)
+    components = learned.components(run, by_arithmetic)
+    variance = sum(part.shared_s**2 + part.group_s**2 + part.own_s**2 for part in components)
+    span = _span(sum(part.mean_s for part in components), variance)
+    of_case, of_kind = learned.seen(run)
+    basis = "same" if of_case else "alike" if of_kind else "arithmetic"
+    method = spec.method.name if isinstance(spec.job, VariantJob) else ""
+    time = Forecast(span.expected_s, span.low_s, span.high_s, basis)  # type: ignore[arg-type]  # one of three
+    return RunForecast(time, components, (spec.kind, method), spec.job.alone, by_arithmetic.disk_bytes)
+
+
+def _span(mean_s: float, variance: float) -> Span:
+    """As if the time were log-normal with this mean and variance."""
+    if mean_s <= 0:
+        return Span(0.0, 0.0, 0.0)
+    spread = math.sqrt(math.log1p(variance / mean_s**2))
+    median_s = mean_s * math.exp(-(spread**2) / 2)
+    return Span(mean_s, median_s * math.exp(-QUANTILE * spread), median_s * math.exp(QUANTILE * spread))

@@ -1,0 +1,125 @@
+"""What runs that were measured say about those that were not: their times compared with the arithmetic's.
+
+The ratio of a measured time to the arithmetic's differs by kind of run, method, model and case. Runs of a case count
+most for it, then those of its method, then of its kind (``harness.stats.nested``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from harness.core.job import VariantJob
+from harness.core.record import RunRecord
+from harness.core.run import RunSpec
+from harness.host.speeds import Speeds
+from harness.planning.forecast.work import Work, work
+from harness.planning.plan import PlannedRun
+from harness.stats.nested import NestedMeans, Path
+
+OUTSIDE = frozenset({"import", "verify"})
+"""Phases of a run that belong to its starting."""
+FLOOR_S = 0.1
+"""Added to both times of a ratio: below this, nothing about a time says anything about another."""
+STARTING_SPREADS, COMPUTING_SPREADS = (0.4, 0.3, 0.2, 0.4, 0.1, 0.1), (0.6, 0.3, 0.5, 0.6, 0.3, 0.15)
+"""How far ratios differ, as standard deviations of their logarithm: all from one, and by stack, kind, method, model and
+case."""
+SHARED = 2
+"""So many names of a path: uncertainty up to there is one for all runs of a sweep, below it each group has its own."""
+NOISE = 0.15
+"""The same between two runs of one case."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of a run's time in seconds: its mean, and three parts of its standard deviation.
+
+    ``shared_s`` is common to all runs of a sweep, ``group_s`` to those of one kind and method, ``own_s`` to none.
+    """
+
+    mean_s: float
+    shared_s: float
+    group_s: float
+    own_s: float
+
+
+class Learned:
+    """The records of this machine beside the arithmetic of their runs."""
+
+    def __init__(self, records: Iterable[RunRecord], planned: Sequence[PlannedRun], speeds: Speeds) -> None:
+        self._speeds = speeds
+        known = _Known(planned)
+        ratios = [
+            (_path(record.spec), measured, work(run, speeds, _shares_process(record)))
+            for record in records
+            if (run := known.find(record.spec)) is not None and (measured := _measured(record)) is not None
+        ]
+        self._starting = _means(ratios, STARTING_SPREADS, lambda each: each.starting_s)
+        self._computing = _means(ratios, COMPUTING_SPREADS, lambda each: each.computing_s)
+
+    def components(self, run: PlannedRun, made: Work) -> tuple[Component, Component]:
+        """The time outside of the run's own phases, and in them, given the arithmetic's."""
+        path = _path(run.spec)
+        return (_component(self._starting, path, made.starting_s), _component(self._computing, path, made.computing_s))
+
+    def seen(self, run: PlannedRun) -> tuple[int, int]:
+        """How many runs of its case, and of its kind, were measured."""
+        counts = self._computing.counts(_path(run.spec))
+        return counts[-1], counts[2]
+
+
+class _Known:
+    """The sizes that a plan knows: of a record's model and weights."""
+
+    def __init__(self, planned: Sequence[PlannedRun]) -> None:
+        self._by_run = {run.spec.run_id: run for run in planned}
+        self._by_case = {run.spec.case_id: run for run in planned}
+        self._sizes = {model.content: run for run in planned for model in run.spec.job.models[:1]}
+        self._place = {(run.spec.hardware, run.spec.device) for run in planned}
+
+    def find(self, spec: RunSpec) -> PlannedRun | None:
+        """A planned run for the record's spec; None if it is of another machine, or of a model that is not planned."""
+        if (spec.hardware, spec.device) not in self._place:
+            return None
+        same = self._by_run.get(spec.run_id) or self._by_case.get(spec.case_id)
+        if same is not None:
+            return same
+        if not spec.job.models:
+            return PlannedRun(spec)
+        like = self._sizes.get(spec.job.models[0].content)
+        return None if like is None else PlannedRun(spec, size=like.size)
+
+
+def _path(spec: RunSpec) -> Path:
+    method = spec.method.name if isinstance(spec.job, VariantJob) else ""
+    model = spec.job.models[0].content if spec.job.models else ""
+    return spec.stack, spec.kind, method, model, spec.case_id
+
+
+def _shares_process(record: RunRecord) -> bool:
+    return record.outcome.fact("process_shared") is not None
+
+
+def _measured(record: RunRecord) -> Work | None:
+    """The times of a run that was made; None if it failed, or another sweep's artifact was taken."""
+    phases = record.outcome.phases
+    computing_s = sum(phase.wall_s for phase in phases if phase.name not in OUTSIDE)
+    if record.status != "ok" or not phases or sum(phase.wall_s for phase in phases) > record.wall_s:
+        return None
+    return Work(record.wall_s - computing_s, computing_s, 0)
+
+
+def _means(
+    ratios: Iterable[tuple[Path, Work, Work]], spreads: Sequence[float], part: Callable[[Work], float]
+) -> NestedMeans:
+    values = ((path, math.log((part(seen) + FLOOR_S) / (part(made) + FLOOR_S))) for path, seen, made in ratios)
+    return NestedMeans(values, spreads, NOISE)
+
+
+def _component(means: NestedMeans, path: Path, made_s: float) -> Component:
+    found, shared = means.estimate(path), means.estimate(path[:SHARED]).variance
+    mean_s = (made_s + FLOOR_S) * math.exp(found.mean + (found.variance + NOISE**2) / 2)  # of a log-normal
+    group = max(found.variance - shared, 0.0)
+    shared_s, group_s, own_s = (mean_s * math.sqrt(math.expm1(variance)) for variance in (shared, group, NOISE**2))
+    return Component(max(mean_s - FLOOR_S, 0.0), shared_s, group_s, own_s)

@@ -1,0 +1,183 @@
+"""The time of a run by arithmetic alone: what its job computes, the model's size, and the machine's speeds.
+
+This is where a forecast starts, before any run has been seen. Its constants were fitted to the runs of
+docs/measurements/forecast.md, and runs that were measured correct it (``learned.py``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import plugins as registry
+from harness.core.effort import Effort
+from harness.core.job import VariantJob
+from harness.core.method import Method
+from harness.core.workload import CalibrationRef, PerplexityWorkload
+from harness.host.speeds import Speeds
+from harness.models.memory import DTYPE_BITS
+from harness.models.shapes import ModelSize
+from harness.planning.plan import PlannedRun
+
+IMPORTS, LEAVING = 25.0, 25.0
+"""In times that Python takes to start and to import NumPy: a worker's imports, and all else outside of its phases."""
+REACHED = 0.5
+"""The part of a large product's rate that a model's own products reach."""
+LAYER_CALL = 3e-4
+"""What a decoder's matrix adds to each pass besides its product, in the same times: a layer is called in Python."""
+READ_TIMES = 6.0
+"""How often a weight's bytes pass through memory while it is loaded."""
+COMPARED_TIMES = 40.0
+"""How often a token's logits pass through memory while its distribution is compared with the reference's."""
+UNPACKED_BYTES = 12.0
+"""Bytes that pass through memory for a weight that is unpacked before its product: its codes, and a float32 twice."""
+QUANTIZED_BYTES = 100.0
+"""Bytes that pass through memory for a weight while it is quantized."""
+FITTED = 0.5
+"""What a calibrated method spends on each matrix besides its passes, in the times that Python takes to start."""
+FOOTPRINT = 1.5
+"""How many more iterations the memory of generation takes."""
+CHARACTERS_PER_TOKEN, UNKNOWN_TOKENS = 4.0, 300_000
+"""Of a whole text, if the recipe limits no windows; and the tokens of one that is not here yet."""
+UNKNOWN = ModelSize(1_000_000_000, 1_000_000_000, 900_000_000, 200, 2048, 100_000)
+"""A model that has not been fetched yet, and which the recipe says nothing of."""
+RECORD_BYTES, BYTES_PER_TOKEN = 60_000, 30
+"""What a record takes on disk, and its evidence for each token that it scores."""
+SEEN_AGAIN_S = 1.0
+"""A run that goes on in the process of the one before it starts within this time."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Seconds outside of a run's own phases (starting, importing, leaving) and in them; bytes that it leaves on disk."""
+
+    starting_s: float
+    computing_s: float
+    disk_bytes: int
+
+    @property
+    def total_s(self) -> float:
+        return self.starting_s + self.computing_s
+
+
+def work(run: PlannedRun, speeds: Speeds, shares_process: bool = False) -> Work:
+    """``shares_process``: it goes on in the process of an earlier run, with the model that is loaded there."""
+    effort, size = run.spec.job.effort, run.size or UNKNOWN
+    starting_s = SEEN_AGAIN_S if shares_process else (IMPORTS + LEAVING) * speeds.start_s
+    model = _Model(run, size, speeds)
+    computing_s = effort.apart_s + model.generating_s(effort) + model.quantizing_s(effort.calibration)
+    computing_s += 0.0 if shares_process else effort.loads * model.loading_s
+    tokens = effort.tokens + (_tokens(effort.scored) if effort.scored else 0)
+    computing_s += model.reading_s(tokens, compared=effort.compared)
+    disk_bytes = RECORD_BYTES + BYTES_PER_TOKEN * tokens + run.checkpoint_bytes
+    if effort.kept:
+        disk_bytes += (tokens + size.vocabulary) * size.hidden * model.element_bytes
+    return Work(starting_s, computing_s + run.checkpoint_bytes / speeds.disk_byte_per_s, disk_bytes)
+
+
+def _tokens(scored: PerplexityWorkload) -> int:
+    if scored.windows is not None:
+        return scored.windows * scored.context
+    file = Path(scored.text.path) if scored.text.path else None
+    known = file is not None and file.is_file()
+    return int(file.stat().st_size / CHARACTERS_PER_TOKEN) if file and known else UNKNOWN_TOKENS
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A run's model with its method, at a machine's speeds."""
+
+    run: PlannedRun
+    size: ModelSize
+    speeds: Speeds
+
+    @property
+    def _method(self) -> Method[Any] | None:
+        """None for a run on the unquantized model."""
+        job = self.run.spec.job
+        if not isinstance(job, VariantJob) or job.variant.method.stage not in ("on_load", "offline"):
+            return None
+        return registry.method(job.variant.method.name)
+
+    @property
+    def _params(self) -> Any:
+        method = self._method
+        return None if method is None else method.params.model_validate(dict(self.run.spec.method.params))
+
+    @property
+    def _dtype(self) -> str:
+        job, method = self.run.spec.job, self._method
+        declared = job.models[0].dtype if job.models else "float32"
+        return declared if method is None else method.run_dtype(self._params, declared)
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a number in the model's dtype."""
+        return int(DTYPE_BITS.get(self._dtype, 16.0) / 8)
+
+    @property
+    def _weight_bytes(self) -> int:
+        return self.run.weight_bytes or self.size.parameters * self.element_bytes
+
+    @property
+    def _unpacking_s(self) -> float:
+        """Of one pass through codes that are unpacked."""
+        method = self._method
+        if method is None or method.loaded != "codes" or not method.stores_codes(self._params):
+            return 0.0
+        return self.size.decoder * UNPACKED_BYTES / self.speeds.bandwidth_byte_per_s
+
+    @property
+    def loading_s(self) -> float:
+        """Reads the source's weights, and quantizes them if the method does that while loading."""
+        read_s = self.size.parameters * self.element_bytes * READ_TIMES / self.speeds.bandwidth_byte_per_s
+        on_load = self._method is not None and self._method.stage == "on_load"
+        return read_s + (self._rounding_s if on_load else 0.0)
+
+    @property
+    def _rounding_s(self) -> float:
+        return self.size.decoder * QUANTIZED_BYTES / self.speeds.bandwidth_byte_per_s
+
+    def _pass_s(self, tokens: int) -> float:
+        """One forward pass: products, or reading all weights where that takes longer, and calling each layer."""
+        multiplying_s = 2 * self.size.active * tokens / (REACHED * self.speeds.rate(self._dtype))
+        reading_s = self._weight_bytes / self.speeds.bandwidth_byte_per_s
+        calling_s = self.size.matrices * LAYER_CALL * self.speeds.start_s
+        return max(multiplying_s, reading_s) + self._unpacking_s + calling_s
+
+    def reading_s(self, tokens: int, compared: bool) -> float:
+        """Forward passes over ``tokens``, by the window."""
+        if not tokens:
+            return 0.0
+        compared_bytes = COMPARED_TIMES * tokens * self.size.vocabulary * 4 if compared else 0.0
+        head_s = 2 * tokens * self.size.vocabulary * self.size.hidden / (REACHED * self.speeds.rate(self._dtype))
+        return (
+            self._pass_s(tokens)
+            + compared_bytes / self.speeds.bandwidth_byte_per_s
+            + (head_s if compared else 0.0)  # the reference's
+        )
+
+    def generating_s(self, effort: Effort) -> float:
+        """The grid: warm-ups and iterations, and what its memory takes."""
+        timed = effort.timed
+        if timed is None:
+            return 0.0
+        iterations = effort.passes * (timed.warmup + timed.iterations) + FOOTPRINT
+        cells_s = (
+            self._pass_s(cell.batch_size * cell.prompt_tokens) + cell.new_tokens * self._pass_s(cell.batch_size)
+            for cell in timed.cells
+        )
+        return iterations * sum(cells_s)
+
+    def quantizing_s(self, calibration: CalibrationRef | None) -> float:
+        """What a separate quantization takes."""
+        job, method = self.run.spec.job, self._method
+        if method is None or not job.quantizes:
+            return 0.0
+        rounding_s = self._rounding_s
+        if calibration is None:
+            return rounding_s
+        tokens = calibration.samples * calibration.length
+        fitting_s = self.size.matrices * FITTED * self.speeds.start_s
+        return rounding_s + fitting_s + method.passes(self._params) * self._pass_s(tokens)
