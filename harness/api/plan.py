@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.core.record import Damaged
+from harness.core.run import HourlyPrice
 from harness.core.site import Machine
 from harness.execution.local import local_site
-from harness.execution.sweep import done
+from harness.execution.sweep import done, left
+from harness.host.speeds import Speeds, machine_speeds
+from harness.planning.forecast.forecast import NOTHING, SweepForecast, forecast
 from harness.planning.plan import PlannedRun
 from harness.planning.plan import plan as plan_at
 from harness.recipe import Recipe, load_recipe
@@ -33,6 +36,20 @@ def plan(
     return plan_at(recipe, replace(here, hardware=machine, stacks=stacks or here.stacks), allow_leak)
 
 
+@dataclass(frozen=True)
+class PlanState:
+    """The runs of a recipe, the run ids of those that ``qharness run`` would not repeat, and a forecast of the others.
+
+    ``speeds`` are this machine's, None if nothing is left to run. ``price`` is the recipe's.
+    """
+
+    planned: tuple[PlannedRun, ...]
+    done: frozenset[str] = frozenset()
+    forecast: SweepForecast = NOTHING
+    speeds: Speeds | None = None
+    price: HourlyPrice | None = None
+
+
 def plan_with_state(
     recipe: str | Path,
     results: str | Path = "results",
@@ -41,8 +58,8 @@ def plan_with_state(
     allow_leak: bool = False,
     on_damage: Callable[[Damaged], None] = lambda damaged: None,
     on_unused_gpu: Callable[[str], None] = lambda problem: None,
-) -> tuple[tuple[PlannedRun, ...], frozenset[str]]:
-    """The runs of a recipe file, and the run ids of those that ``qharness run`` would not repeat.
+) -> PlanState:
+    """The runs of a recipe file, which of them are done, and how long the others will take.
 
     ``on_damage`` receives each damaged attempt of earlier runs, ``on_unused_gpu`` why torch cannot use this machine's
     GPU, if the runs are planned for the CPU because of that.
@@ -50,8 +67,9 @@ def plan_with_state(
     chosen = load_recipe(recipe)
     here = local_site(cache, pythons, chosen.device)
     anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
-    if problem := here.machine(chosen.device).gpu_problem:
-        on_unused_gpu(anonymizer.message(problem))
+    machine = here.machine(chosen.device)
+    if machine.gpu_problem:
+        on_unused_gpu(anonymizer.message(machine.gpu_problem))
     planned = tuple(
         replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
         for run in plan_at(chosen, here, allow_leak)
@@ -61,4 +79,14 @@ def plan_with_state(
     found = store.read(name)
     for damaged in found.damaged:
         on_damage(anonymizer.damaged(damaged))
-    return planned, frozenset(done(planned, [*found.records, *spilled], here.artifacts.outcome))
+    records = [*found.records, *spilled]
+    finished = frozenset(done(planned, records, here.artifacts.outcome))
+    todo = left(planned, finished, here.artifacts.outcome)
+    speeds = machine_speeds(machine, here.artifacts.root) if todo else None
+    expected = forecast(todo, planned, speeds, records, lanes=machine.gpus) if speeds else NOTHING
+    return PlanState(planned, finished, expected, speeds, hourly_price(chosen))
+
+
+def hourly_price(recipe: Recipe) -> HourlyPrice | None:
+    """The recipe's price of the machine, if it names one."""
+    return HourlyPrice(**recipe.price.model_dump()) if recipe.price else None

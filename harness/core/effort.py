@@ -28,3 +28,8 @@ class Effort:
     passes: int = 1
     calibration: CalibrationRef | None = None
     apart_s: float = 0.0
+
+    @property
+    def runs_model(self) -> bool:
+        """Whether it runs a model, and so imports the libraries for that."""
+        return bool(self.scored or self.tokens or self.timed)

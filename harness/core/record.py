@@ -162,7 +162,7 @@ class Damaged:
 
 @dataclass(frozen=True)
 class Forecast:
-    """How long a run was expected to take, before it began: the mean, and the range that holds four of five runs.
+    """How long a run was expected to take, before it began: as likely longer as shorter, and a range for four of five.
 
     ``basis``: what it rested on. ``same``: earlier runs of this case; ``alike``: of other cases of its kind, scaled;
     ``arithmetic``: the job, the model's size and the machine's speeds alone.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -210,6 +210,24 @@ def done(
         if not run.unsupported:
             needed.update(spec.needs.values())
     return finished
+
+
+def left(
+    planned: Sequence[PlannedRun], finished: Collection[str], kept: Callable[[RunSpec], Outcome | None]
+) -> tuple[PlannedRun, ...]:
+    """The runs that a sweep will execute, unless one that they need fails.
+
+    ``finished`` are the ids of those that are ``done``; ``kept`` returns the outcome of an artifact that is here.
+    """
+    supported = [run for run in planned if not run.unsupported]
+    speeds = [run.spec for run in supported if run.spec.job.repeated and run.spec.run_id not in finished]
+
+    def executes(spec: RunSpec) -> bool:
+        if spec.run_id in finished:
+            return spec.job.repeated and spec.is_baseline and any(_are_compared(spec, each) for each in speeds)
+        return kept(spec) is None
+
+    return tuple(run for run in supported if executes(run.spec))
 
 
 def sweep(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from elsewhere import CPU, LIBRARIES, Elsewhere
 
+from harness.api.plan import PlanState
 from harness.cli.render.plan import show_plan
 from harness.core.job import VariantJob
 from harness.core.site import MAIN, Machine
@@ -109,9 +110,9 @@ def test_a_plan_says_what_a_checkpoint_needs_and_when_it_is_unpacked(
 
 def test_the_plan_shows_the_note(planned: Any, capsys: pytest.CaptureFixture[str]) -> None:
     runs = planned("mxfp4", site(V100))
-    show_plan(runs, (), as_json=False)
+    show_plan(PlanState(runs), as_json=False)
     assert "note: tiny × checkpoint mxfp4 × transformers: transformers unpacks mxfp4" in capsys.readouterr().out
-    show_plan(runs, (), as_json=True)
+    show_plan(PlanState(runs), as_json=True)
     assert json.loads(capsys.readouterr().out)["note"] == runs[0].note
 
 

@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 
 from harness.analysis.history import trace
 from harness.analysis.regression import track
+from harness.api.plan import PlanState
 from harness.api.recommend import recommend
 from harness.cli import app as command_line
 from harness.cli.render import formats, plan, sweep
@@ -311,9 +312,9 @@ def test_a_plan_and_the_progress_of_a_sweep(
     few: list[RunRecord], words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = spoiled(few, *words)
-    runs = [PlannedRun(each.spec, unsupported=words[0]) for each in records]
-    hold_terminal(printed(lambda: plan.show_plan(runs, (), False)))
-    hold_terminal(printed(lambda: plan.show_plan(runs, (), True)))
+    runs = tuple(PlannedRun(each.spec, unsupported=words[0]) for each in records)
+    hold_terminal(printed(lambda: plan.show_plan(PlanState(runs), False)))
+    hold_terminal(printed(lambda: plan.show_plan(PlanState(runs), True)))
     events = [
         *(Started(each.spec, number, len(records)) for number, each in enumerate(records)),
         *(PhaseBegan(few[0].spec, word) for word in words),

@@ -15,7 +15,7 @@ def plan(
     allow_leak: AllowLeak = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the runs of a recipe in order: done, to do, unsupported."""
+    """Show the runs of a recipe in order (done, to do, unsupported), and what is left: time, disk and money."""
     from harness.api.plan import plan_with_state
     from harness.cli.render.damage import say_damaged
     from harness.cli.render.plan import show_plan
@@ -23,7 +23,7 @@ def plan(
     from harness.report.terminal import say
 
     damaged: list[Damaged] = []
-    planned, done = plan_with_state(
+    state = plan_with_state(
         recipe,
         results,
         cache,
@@ -33,5 +33,5 @@ def plan(
         lambda problem: say(f"the GPU is not used: {problem}", error=True),
     )
     if damaged:
-        say_damaged(damaged, results / planned[0].spec.recipe)
-    show_plan(planned, done, as_json)
+        say_damaged(damaged, results / state.planned[0].spec.recipe)
+    show_plan(state, as_json)

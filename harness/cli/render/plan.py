@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from rich.table import Table
 
 from harness import plugins as registry
+from harness.api.plan import PlanState
+from harness.cli.render.forecast import about, forecast_entry, forecast_lines
 from harness.core.method import Method, MethodParams
 from harness.core.site import Site
 from harness.errors import UsageError
@@ -23,38 +25,44 @@ from harness.storage.anonymizer import Anonymizer
 from harness.text.sources import TEXTS
 
 
-def show_plan(planned: Sequence[PlannedRun], done: Collection[str], as_json: bool) -> None:
-    """The runs in order. Weights are estimated from the model's shapes, in decimal units (GB is 10⁹ bytes)."""
+def show_plan(state: PlanState, as_json: bool) -> None:
+    """The runs in order, and what is left. Sizes are in decimal units (GB is 10⁹ bytes)."""
+    planned, expected = state.planned, state.forecast.runs
     if as_json:
         for run in planned:
             print_json(
                 {
                     **run.spec.names(),
                     "stack": run.spec.stack,
-                    "state": _state(run, done),
+                    "state": _state(run, state.done),
                     "weight_bytes": run.weight_bytes,
                     "unsupported": run.unsupported,
                     "note": run.note,
+                    "forecast": forecast_entry(expected.get(run.spec.run_id)),
                 }
             )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("#", "run", "stack", "weights ≈", "state"):
-        table.add_column(column, overflow="fold", justify="right" if column in ("#", "weights ≈") else "left")
+    numbers = ("#", "weights ≈", "time ≈")
+    for column in ("#", "run", "stack", "weights ≈", "time ≈", "state"):
+        table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
     unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
     models = {model.label for run in planned for model in run.spec.job.models[:1]}
     for index, run in enumerate(planned, 1):
         spec = run.spec
         size = "" if run.weight_bytes is None else f"{significant(run.weight_bytes / unit.bytes)} {unit.name}"
         model = next((f" · {model.label}" for model in spec.job.models), "") if len(models) > 1 else ""
-        add_row(table, str(index), spec.title + model, spec.stack, size, _state(run, done))
-    left = sum(_state(run, done) == "to do" for run in planned)
+        made = expected.get(spec.run_id)
+        time = "" if made is None else about(made.time)
+        add_row(table, str(index), spec.title + model, spec.stack, size, time, _state(run, state.done))
+    left = sum(_state(run, state.done) == "to do" for run in planned)
     notes = [f"note: {run.spec.subject}: {run.note}" for run in planned if run.note and not run.unsupported]
     show_parts(
         [
             table,
             *dict.fromkeys(notes),
             f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})",
+            *forecast_lines(state),
         ]
     )
 

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from harness.core.job import VariantJob
 from harness.core.record import Forecast, RunRecord
@@ -21,7 +22,7 @@ QUANTILE = 1.2816
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds: the mean, and the range that holds four of five."""
+    """Seconds: what is as likely exceeded as not, and the range that holds four of five."""
 
     expected_s: float
     low_s: float
@@ -90,6 +91,10 @@ class SweepForecast:
         return _span(mean_s, shared_s**2 + sum(each**2 for each in groups.values()) + own)
 
 
+NOTHING = SweepForecast({})
+"""Of a plan of which nothing is left."""
+
+
 def forecast(
     left: Sequence[PlannedRun],
     planned: Sequence[PlannedRun],
@@ -100,7 +105,7 @@ def forecast(
 ) -> SweepForecast:
     """Of the runs that are ``left`` of a plan, from a machine's speeds and its earlier records."""
     learned = Learned(records, planned, speeds)
-    before = {after.spec.run_id: run.spec for run, after in zip(planned, planned[1:], strict=False)}
+    before = {after.spec.run_id: run.spec for run, after in pairwise(planned)}
     made = {}
     for run in left:
         earlier = before.get(run.spec.run_id)
@@ -127,4 +132,4 @@ def _span(mean_s: float, variance: float) -> Span:
         return Span(0.0, 0.0, 0.0)
     spread = math.sqrt(math.log1p(variance / mean_s**2))
     median_s = mean_s * math.exp(-(spread**2) / 2)
-    return Span(mean_s, median_s * math.exp(-QUANTILE * spread), median_s * math.exp(QUANTILE * spread))
+    return Span(median_s, median_s * math.exp(-QUANTILE * spread), median_s * math.exp(QUANTILE * spread))

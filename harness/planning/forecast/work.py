@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import plugins as registry
 from harness.core.effort import Effort
-from harness.core.job import VariantJob
+from harness.core.job import PrepareModel, VariantJob
 from harness.core.method import Method
 from harness.core.workload import CalibrationRef, PerplexityWorkload
 from harness.host.speeds import Speeds
@@ -20,8 +20,9 @@ from harness.models.memory import DTYPE_BITS
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
 
-IMPORTS, LEAVING = 25.0, 25.0
-"""In times that Python takes to start and to import NumPy: a worker's imports, and all else outside of its phases."""
+BARE, IMPORTS = 6.0, 22.0
+"""In times that Python takes to start and to import NumPy: what surrounds every run, and the imports of one that runs a
+model."""
 REACHED = 0.5
 """The part of a large product's rate that a model's own products reach."""
 LAYER_CALL = 3e-4
@@ -32,8 +33,8 @@ COMPARED_TIMES = 40.0
 """How often a token's logits pass through memory while its distribution is compared with the reference's."""
 UNPACKED_BYTES = 12.0
 """Bytes that pass through memory for a weight that is unpacked before its product: its codes, and a float32 twice."""
-QUANTIZED_BYTES = 100.0
-"""Bytes that pass through memory for a weight while it is quantized."""
+QUANTIZED_BYTES, DEGRIDDED_BYTES = 100.0, 1500.0
+"""Bytes that pass through memory for a weight while it is quantized, or moved off its grid."""
 FITTED = 0.5
 """What a calibrated method spends on each matrix besides its passes, in the times that Python takes to start."""
 FOOTPRINT = 1.5
@@ -50,7 +51,7 @@ SEEN_AGAIN_S = 1.0
 
 @dataclass(frozen=True)
 class Work:
-    """Seconds outside of a run's own phases (starting, importing, leaving) and in them; bytes that it leaves on disk."""
+    """Seconds outside of a run's own phases (starting, importing, leaving) and in them; bytes that it leaves behind."""
 
     starting_s: float
     computing_s: float
@@ -64,7 +65,7 @@ class Work:
 def work(run: PlannedRun, speeds: Speeds, shares_process: bool = False) -> Work:
     """``shares_process``: it goes on in the process of an earlier run, with the model that is loaded there."""
     effort, size = run.spec.job.effort, run.size or UNKNOWN
-    starting_s = SEEN_AGAIN_S if shares_process else (IMPORTS + LEAVING) * speeds.start_s
+    starting_s = SEEN_AGAIN_S if shares_process else (BARE + effort.runs_model * IMPORTS) * speeds.start_s
     model = _Model(run, size, speeds)
     computing_s = effort.apart_s + model.generating_s(effort) + model.quantizing_s(effort.calibration)
     computing_s += 0.0 if shares_process else effort.loads * model.loading_s
@@ -132,6 +133,9 @@ class _Model:
     def loading_s(self) -> float:
         """Reads the source's weights, and quantizes them if the method does that while loading."""
         read_s = self.size.parameters * self.element_bytes * READ_TIMES / self.speeds.bandwidth_byte_per_s
+        job = self.run.spec.job
+        if isinstance(job, PrepareModel) and job.model.degrid is not None:
+            read_s += self.size.parameters * DEGRIDDED_BYTES / self.speeds.bandwidth_byte_per_s
         on_load = self._method is not None and self._method.stage == "on_load"
         return read_s + (self._rounding_s if on_load else 0.0)
 
