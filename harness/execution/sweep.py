@@ -220,11 +220,12 @@ def left(
     ``finished`` are the ids of those that are ``done``; ``kept`` returns the outcome of an artifact that is here.
     """
     supported = [run for run in planned if not run.unsupported]
-    speeds = [run.spec for run in supported if run.spec.job.repeated and run.spec.run_id not in finished]
+    unmeasured = [run.spec for run in supported if run.spec.run_id not in finished]
+    remaining = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
 
     def executes(spec: RunSpec) -> bool:
         if spec.run_id in finished:
-            return spec.job.repeated and spec.is_baseline and any(_are_compared(spec, each) for each in speeds)
+            return spec.job.repeated and spec.is_baseline and compared_within(spec) in remaining
         return kept(spec) is None
 
     return tuple(run for run in supported if executes(run.spec))

@@ -20,22 +20,24 @@ from harness.models.memory import DTYPE_BITS
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
 
-BARE, IMPORTS = 6.0, 22.0
-"""In times that Python takes to start and to import NumPy: what surrounds every run, and the imports of one that runs a
-model."""
-REACHED = 0.5
+BARE, IMPORTS, LIBRARY = 20.0, 28.0, 10.0
+"""In times that Python takes to start and to import NumPy: what surrounds every run, the imports of one that runs a
+model, and those of a method's own library."""
+FIRST_CALLS = 5.0
+"""In the same times: what a model's first passes take longer than others."""
+REACHED = 0.55
 """The part of a large product's rate that a model's own products reach."""
-LAYER_CALL = 3e-4
+LAYER_CALL = 1e-3
 """What a decoder's matrix adds to each pass besides its product, in the same times: a layer is called in Python."""
-READ_TIMES = 6.0
+READ_TIMES = 40.0
 """How often a weight's bytes pass through memory while it is loaded."""
 COMPARED_TIMES = 40.0
 """How often a token's logits pass through memory while its distribution is compared with the reference's."""
-UNPACKED_BYTES = 12.0
-"""Bytes that pass through memory for a weight that is unpacked before its product: its codes, and a float32 twice."""
-QUANTIZED_BYTES, DEGRIDDED_BYTES = 100.0, 1500.0
+UNPACKED_BYTES = 30.0
+"""Bytes that pass through memory for a weight that is unpacked before its product."""
+QUANTIZED_BYTES, DEGRIDDED_BYTES = 200.0, 3000.0
 """Bytes that pass through memory for a weight while it is quantized, or moved off its grid."""
-FITTED = 0.5
+FITTED = 2.5
 """What a calibrated method spends on each matrix besides its passes, in the times that Python takes to start."""
 FOOTPRINT = 1.5
 """How many more iterations the memory of generation takes."""
@@ -65,10 +67,14 @@ class Work:
 def work(run: PlannedRun, speeds: Speeds, shares_process: bool = False) -> Work:
     """``shares_process``: it goes on in the process of an earlier run, with the model that is loaded there."""
     effort, size = run.spec.job.effort, run.size or UNKNOWN
-    starting_s = SEEN_AGAIN_S if shares_process else (BARE + effort.runs_model * IMPORTS) * speeds.start_s
     model = _Model(run, size, speeds)
     computing_s = effort.apart_s + model.generating_s(effort) + model.quantizing_s(effort.calibration)
-    computing_s += 0.0 if shares_process else effort.loads * model.loading_s
+    if shares_process:
+        starting_s = SEEN_AGAIN_S
+    else:
+        imports = BARE + effort.runs_model * IMPORTS + model.imports_library * LIBRARY
+        starting_s = imports * speeds.start_s
+        computing_s += effort.loads * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
     tokens = effort.tokens + (_tokens(effort.scored) if effort.scored else 0)
     computing_s += model.reading_s(tokens, compared=effort.compared)
     disk_bytes = RECORD_BYTES + BYTES_PER_TOKEN * tokens + run.checkpoint_bytes
@@ -100,6 +106,11 @@ class _Model:
         if not isinstance(job, VariantJob) or job.variant.method.stage not in ("on_load", "offline"):
             return None
         return registry.method(job.variant.method.name)
+
+    @property
+    def imports_library(self) -> bool:
+        """Whether the method comes with a library of its own."""
+        return self._method is not None and bool(self._method.packages)
 
     @property
     def _params(self) -> Any:

@@ -1,0 +1,208 @@
+"""Forecasts: what they must grow with, what measured runs change, and how runs add up."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.api.plan import PlanState, plan
+from harness.cli.render.plan import show_plan
+from harness.core.record import Outcome, Phase, RunRecord
+from harness.core.run import HourlyPrice
+from harness.core.site import Machine
+from harness.execution.sweep import left
+from harness.host import speeds as timing
+from harness.host.speeds import Speeds, machine_speeds
+from harness.planning.forecast.forecast import RunForecast, Span, SweepForecast, forecast
+from harness.planning.forecast.learned import Component
+from harness.planning.forecast.work import work
+from harness.planning.plan import PlannedRun
+from harness.recipe import load_recipe
+
+SPEEDS = Speeds(0.2, 10e9, {"float32": 50e9, "bfloat16": 100e9}, 1e9)
+MACHINE = Machine("cpu", "a test machine")
+Make = Callable[..., tuple[PlannedRun, ...]]
+
+
+@pytest.fixture
+def make(sweeps, tiny: Path) -> Make:
+    def make(**changes: object) -> tuple[PlannedRun, ...]:
+        content: dict[str, object] = {
+            "models": [{"id": str(tiny), "label": "tiny"}],
+            "methods": ["none", {"rtn": {"bits": [4, 3], "group_size": 32}}],
+            "measure": {
+                "perplexity": {"text": "demo", "context": 64, "windows": 2},
+                "divergence": {},
+                "throughput": {"prompt_tokens": 16, "new_tokens": 4},
+            },
+            "repetitions": 2,
+        }
+        return plan(load_recipe(sweeps.recipe({**content, **changes})), MACHINE)
+
+    return make
+
+
+def record(run: PlannedRun, starting_s: float, computing_s: float, **changes: object) -> RunRecord:
+    """That the run took so long."""
+    outcome = Outcome("ok", phases=(Phase("import", starting_s / 2), Phase("forward", computing_s)))
+    made = RunRecord(run.spec, outcome, "s", 1, "2026-01-01T00:00:00+00:00", starting_s + computing_s)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def measured(runs: Sequence[PlannedRun], times: float) -> list[RunRecord]:
+    """That each run took so many times as long as the arithmetic says."""
+    made = [(run, work(run, SPEEDS)) for run in runs]
+    return [record(run, times * each.starting_s, times * each.computing_s) for run, each in made]
+
+
+def test_every_run_that_is_left_has_a_range_around_what_is_expected(make: Make) -> None:
+    runs = make()
+    made = forecast(runs, runs, SPEEDS, [])
+    assert list(made.runs) == [run.spec.run_id for run in runs]
+    for each in made.runs.values():
+        assert 0 < each.time.low_s < each.time.expected_s < each.time.high_s
+        assert each.time.basis == "arithmetic"
+    total = made.total
+    assert 0 < total.low_s < total.expected_s < total.high_s
+
+
+def test_more_work_takes_longer_and_a_quicker_machine_less_long(make: Make) -> None:
+    def seconds(speeds: Speeds = SPEEDS, kind: str = "quality", **measure: object) -> float:
+        wanted = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}, **measure}
+        run = next(run for run in make(measure=wanted) if run.spec.kind == kind)
+        return work(run, speeds).total_s
+
+    assert seconds(perplexity={"text": "demo", "context": 64, "windows": 20}) > seconds()
+    assert seconds(perplexity={"text": "demo", "context": 64}) > seconds(), "the whole text"
+    timed = {"prompt_tokens": 16, "new_tokens": 4}
+    short = seconds(kind="performance", throughput=timed)
+    assert seconds(kind="performance", throughput={**timed, "new_tokens": 40}) > short
+    assert seconds(kind="performance", throughput={**timed, "batch_sizes": [1, 4]}) > short
+    for quicker in (replace(SPEEDS, start_s=0.1), replace(SPEEDS, bandwidth_byte_per_s=20e9)):
+        assert seconds(quicker) < seconds()
+    assert seconds(replace(SPEEDS, operations_per_s={"float32": 500e9})) <= seconds()
+
+
+def test_a_larger_model_takes_longer_and_leaves_more(make: Make) -> None:
+    runs = [run for run in make() if run.spec.kind == "quantize"]
+    assert all(run.size is not None and run.checkpoint_bytes > 0 for run in runs)
+    for run in runs:
+        assert run.size is not None
+        large = replace(
+            run, size=replace(run.size, parameters=10**9, active=10**9, decoder=10**9), checkpoint_bytes=10**9
+        )
+        assert work(large, SPEEDS).computing_s > work(run, SPEEDS).computing_s
+        assert work(large, SPEEDS).disk_bytes - work(run, SPEEDS).disk_bytes == 10**9 - run.checkpoint_bytes
+
+
+def test_runs_of_the_same_cases_decide(make: Make) -> None:
+    runs = make()
+    made = forecast(runs, runs, SPEEDS, measured(runs, 3.0))
+    bare = sum(work(run, SPEEDS).total_s for run in runs)
+    assert made.bases == {"same": len(runs)}
+    assert made.total.expected_s == pytest.approx(3 * bare, rel=0.05)
+    cold = forecast(runs, runs, SPEEDS, []).total
+    assert made.total.high_s / made.total.low_s < cold.high_s / cold.low_s
+
+
+def test_runs_of_a_kind_speak_for_others_of_it(make: Make) -> None:
+    runs = make()
+    quality = [run for run in runs if run.spec.kind == "quality"]
+    before = forecast(quality, runs, SPEEDS, []).runs
+    after = forecast(quality, runs, SPEEDS, measured(quality[:1], 4.0)).runs
+    for run in quality[1:]:
+        was, now = before[run.spec.run_id].time, after[run.spec.run_id].time
+        assert (was.basis, now.basis) == ("arithmetic", "alike")
+        assert was.expected_s < now.expected_s < 4 * was.expected_s
+
+
+def test_nothing_is_learned_from_another_machine_a_failure_or_a_reused_artifact(make: Make) -> None:
+    runs = make()
+    (one,) = measured(runs[2:3], 5.0)
+    elsewhere = replace(one, spec=replace(one.spec, environment=replace(one.spec.environment, hardware="another")))
+    useless = [
+        elsewhere,
+        replace(one, outcome=replace(one.outcome, status="failed")),
+        replace(one, wall_s=0.1),  # less than its phases: those are of the sweep that made the artifact
+    ]
+    assert forecast(runs, runs, SPEEDS, useless) == forecast(runs, runs, SPEEDS, [])
+
+
+def of(seconds: float, alone: bool, own: float = 0.0, group: float = 0.0, shared: float = 0.0) -> RunForecast:
+    runs = (Component(seconds, shared, group, own),)
+    return RunForecast(time=None, components=runs, group=("quality", ""), alone=alone, disk_bytes=7)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.floats(1, 100), st.booleans()), min_size=1), st.integers(1, 4), st.integers(1, 4))
+def test_runs_that_are_alone_share_no_node(runs: list[tuple[float, bool]], nodes: int, each: int) -> None:
+    made = SweepForecast({str(n): of(*run) for n, run in enumerate(runs)}, nodes, nodes * each)
+    expected = sum(seconds / (nodes if alone else nodes * each) for seconds, alone in runs)
+    assert made.total.expected_s == pytest.approx(expected)
+    assert made.disk_bytes == 7 * len(runs)
+
+
+def test_own_uncertainty_averages_out_and_shared_does_not() -> None:
+    def width(**spread: float) -> float:
+        total = SweepForecast({str(n): of(10.0, True, **spread) for n in range(100)}).total
+        return math.log(total.high_s / total.low_s)
+
+    assert width(own=5.0) == pytest.approx(width(shared=5.0) / 10, rel=0.1)
+    assert width(group=5.0) == pytest.approx(width(shared=5.0)), "here all are of one group"
+
+
+def test_the_price_of_the_machine() -> None:
+    assert Span(3600.0, 1800.0, 7200.0).cost(HourlyPrice(2.5, "USD")) == (2.5, 1.25, 5.0)
+
+
+def test_what_is_done_kept_or_unsupported_is_not_left_and_a_baseline_beside_speeds_is(make: Make) -> None:
+    runs = make()
+    every = {run.spec.run_id for run in runs}
+    assert left(runs, every, lambda spec: None) == ()
+    assert left(runs, set(), lambda spec: None) == runs
+    kept = left(runs, set(), lambda spec: Outcome("ok") if spec.job.cached else None)
+    assert {run.spec.kind for run in kept} == {"quality", "performance"}
+    assert left([replace(run, unsupported="no") for run in runs], set(), lambda spec: None) == ()
+    speed = next(run.spec for run in runs if run.spec.kind == "performance" and not run.spec.is_baseline)
+    again = left(runs, every - {speed.run_id}, lambda spec: None)
+    assert speed in [run.spec for run in again]
+    assert any(run.spec.is_baseline for run in again)
+    assert all(run.spec.is_baseline or run.spec == speed for run in again)
+
+
+def test_the_plan_says_what_is_left(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = make()
+    todo = runs[1:]
+    made = forecast(todo, runs, SPEEDS, measured(runs[:3], 1.0))
+    state = PlanState(runs, frozenset({runs[0].spec.run_id}), made, SPEEDS, HourlyPrice(3600.0, "EUR"))
+    show_plan(state, as_json=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{math.floor(made.total.expected_s / 60)}" in said.split("expected: ")[1].split(" min")[0]
+    assert "EUR (" in said
+    assert f"of {len(todo)} runs" in said
+    assert "2 on earlier runs of the same case" in said
+    assert "copies 10 GB/s and does 50·10⁹" in said
+    show_plan(state, as_json=True)
+    entries = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
+    assert entries[0] is None
+    assert [entry["expected_s"] for entry in entries[1:]] == [each.time.expected_s for each in made.runs.values()]
+    show_plan(PlanState(runs, frozenset(run.spec.run_id for run in runs)), as_json=False)
+    assert "expected" not in capsys.readouterr().out
+
+
+def test_the_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machine_speeds(MACHINE, tmp_path)
+    assert found.start_s > 0
+    assert min(found.rate("float32"), found.bandwidth_byte_per_s, found.disk_byte_per_s) > 1e6
+    (kept,) = (tmp_path / timing.FOLDER).iterdir()
+    monkeypatch.setattr(timing, "_time", lambda device, folder: None)
+    assert machine_speeds(MACHINE, tmp_path) == found
+    assert machine_speeds(Machine("cpu", "another machine"), tmp_path) == timing.TYPICAL, "that one is not known"
+    kept.write_text("{}", encoding="utf-8")
+    assert machine_speeds(MACHINE, tmp_path) == timing.TYPICAL, "what is no answer is not taken for one"
