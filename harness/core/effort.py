@@ -8,7 +8,7 @@ from harness.core.workload import CalibrationRef, PerplexityWorkload, Throughput
 
 
 @dataclass(frozen=True)
-class Effort:
+class JobEffort:
     """What a job declares about its work.
 
     ``loads``: how often it loads the weights; ``writes_model``: whether it writes all of them. ``scored``: the text

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 from harness.core.capability import Capability
-from harness.core.effort import Effort
+from harness.core.effort import JobEffort
 from harness.core.identity import DecodeMode, Scalar
 from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
 from harness.core.variant import Variant
@@ -155,9 +155,9 @@ class BaseJob:
         return "eager"
 
     @property
-    def effort(self) -> Effort:
+    def effort(self) -> JobEffort:
         """About how much it computes, for forecasts."""
-        return Effort()
+        return JobEffort()
 
     def title(self, environment: Environment) -> str:
         """A short line for displays and logs."""
@@ -188,8 +188,8 @@ class MeasureMachine(BaseJob):
     alone = True
 
     @property
-    def effort(self) -> Effort:
-        return Effort(apart_s=MACHINE_S)
+    def effort(self) -> JobEffort:
+        return JobEffort(apart_s=MACHINE_S)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -233,8 +233,8 @@ class PrepareModel(ModelJob):
     parts = ("prepare",)
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=1, writes_model=True)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=1, writes_model=True)
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -274,8 +274,8 @@ class KeepProbe(ModelJob):
     parts = ("probe",)
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=1, tokens=PROBED_TOKENS)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=1, tokens=PROBED_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -352,8 +352,8 @@ class ConvertModel(VariantJob):
     parts = ("gguf", "probe")
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=1, writes_model=True, tokens=PROBED_TOKENS)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=1, writes_model=True, tokens=PROBED_TOKENS)
 
     @property
     def uses(self) -> tuple[Capability, ...]:
@@ -373,8 +373,8 @@ class QuantizeModel(VariantJob):
     alone = True
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=1, writes_model=True, tokens=PROBED_TOKENS, calibration=self.variant.calibration)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=1, writes_model=True, tokens=PROBED_TOKENS, calibration=self.variant.calibration)
 
 
 @dataclass(frozen=True)
@@ -388,8 +388,8 @@ class MakeReference(VariantJob):
     parts = ("windows",)
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=2, scored=self.perplexity, kept=True)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=2, scored=self.perplexity, kept=True)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -436,8 +436,8 @@ class MeasureQuality(VariantJob):
     reader_settings = ("gates",)
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=1, scored=self.perplexity, compared=self.divergence, tokens=PROBED_TOKENS)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=1, scored=self.perplexity, compared=self.divergence, tokens=PROBED_TOKENS)
 
     @property
     def question(self) -> dict[str, Any]:
@@ -494,8 +494,8 @@ class AnswerTask(VariantJob):
     reader_settings = ("gates",)
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=1, tokens=(self.task.limit or TYPICAL_QUESTIONS) * QUESTION_TOKENS)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=1, tokens=(self.task.limit or TYPICAL_QUESTIONS) * QUESTION_TOKENS)
 
     @property
     def keeps_model(self) -> bool:
@@ -560,8 +560,8 @@ class MeasurePerformance(VariantJob):
     reader_settings = ("budget_bytes", "price", "gates")
 
     @property
-    def effort(self) -> Effort:
-        return Effort(loads=1, tokens=PROBED_TOKENS, timed=self.throughput, passes=2 if self.energy else 1)
+    def effort(self) -> JobEffort:
+        return JobEffort(loads=1, tokens=PROBED_TOKENS, timed=self.throughput, passes=2 if self.energy else 1)
 
     @property
     def question(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ Path = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class GroupMean:
     """The mean of a group as far as the values tell, and the variance of what they leave open, without the noise."""
 
     mean: float
@@ -72,7 +72,7 @@ class NestedMeans:
             group.precision += precision
             group.weighted += weighted
 
-    def estimate(self, path: Path) -> Estimate:
+    def estimate(self, path: Path) -> GroupMean:
         """The mean of a group of any level, which need not have values."""
         mean, variance = 0.0, self._spreads[0] ** 2
         group = self._whole
@@ -84,7 +84,7 @@ class NestedMeans:
             variance = 1 / precision + spread**2
             group = part
         precision = 1 / variance + group.precision
-        return Estimate((mean / variance + group.weighted) / precision, 1 / precision)
+        return GroupMean((mean / variance + group.weighted) / precision, 1 / precision)
 
     def counts(self, path: Path) -> tuple[int, ...]:
         """How many values there are in all, in the widest group of the path, and so on."""

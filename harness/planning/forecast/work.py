@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins as registry
-from harness.core.effort import Effort
+from harness.core.effort import JobEffort
 from harness.core.job import PrepareModel, VariantJob
 from harness.core.method import Method
 from harness.core.workload import CalibrationRef, PerplexityWorkload
@@ -173,7 +173,7 @@ class _Model:
             + (head_s if compared else 0.0)  # the reference's
         )
 
-    def generating_s(self, effort: Effort) -> float:
+    def generating_s(self, effort: JobEffort) -> float:
         """The grid: warm-ups and iterations, and what its memory takes."""
         timed = effort.timed
         if timed is None:
