@@ -8,10 +8,10 @@ from pathlib import Path
 
 from harness.core.record import Damaged
 from harness.core.run import HourlyPrice
-from harness.core.site import Machine
+from harness.core.site import Machine, Speeds
 from harness.execution.local import local_site
 from harness.execution.sweep import done, left
-from harness.host.speeds import Speeds, machine_speeds
+from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import NOTHING, SweepForecast, forecast
 from harness.planning.plan import PlannedRun
 from harness.planning.plan import plan as plan_at

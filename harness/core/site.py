@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -87,6 +88,24 @@ class Node:
 
 HERE = Node()
 """The node of a site that is one machine with one device."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What a machine does in a second.
+
+    ``start_s`` is how long a Python process takes to start and to import NumPy: other imports scale with it. A copy's
+    bytes count twice, as read and as written. ``operations_per_s`` are those of matrix products, by dtype.
+    """
+
+    start_s: float
+    bandwidth_byte_per_s: float
+    operations_per_s: Mapping[str, float]
+    disk_byte_per_s: float
+
+    def rate(self, dtype: str) -> float:
+        """Operations per second in a dtype. One that was not timed is taken to be as fast as float32."""
+        return self.operations_per_s.get(dtype) or self.operations_per_s["float32"]
 
 
 class Artifacts(Protocol):

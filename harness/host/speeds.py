@@ -16,7 +16,7 @@ from pydantic import PositiveFloat, TypeAdapter, ValidationError
 from harness.core.foreign import read_file
 from harness.core.identity import digest
 from harness.core.owner import current_owner, temporary_folder
-from harness.core.site import Machine
+from harness.core.site import Machine, Speeds
 from harness.errors import UsageError
 from harness.host import speed_probe
 
@@ -26,24 +26,6 @@ MAX_FILE_BYTES = 2**16
 PROBE_S = 120.0
 """How long the probe may take: torch, which times a GPU, takes a minute to import from a slow disk."""
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """What a machine does in a second.
-
-    ``start_s`` is how long a Python process takes to start and to import NumPy: other imports scale with it. A copy's
-    bytes count twice, as read and as written. ``operations_per_s`` are those of matrix products, by dtype.
-    """
-
-    start_s: PositiveFloat
-    bandwidth_byte_per_s: PositiveFloat
-    operations_per_s: Mapping[str, PositiveFloat]
-    disk_byte_per_s: PositiveFloat
-
-    def rate(self, dtype: str) -> float:
-        """Operations per second in a dtype. One that was not timed is taken to be as fast as float32."""
-        return self.operations_per_s.get(dtype) or self.operations_per_s["float32"]
 
 
 TYPICAL = Speeds(0.2, 10e9, {"float32": 50e9}, 300e6)
@@ -114,7 +96,8 @@ def _read(place: Path) -> Speeds | None:
         found = _SPEEDS.validate_json(read_file(place, MAX_FILE_BYTES, UsageError))
     except (UsageError, ValidationError):
         return None
-    return found if "float32" in found.operations_per_s else None
+    rates = (found.start_s, found.bandwidth_byte_per_s, found.disk_byte_per_s, *found.operations_per_s.values())
+    return found if "float32" in found.operations_per_s and min(rates) > 0 else None
 
 
 def _keep(speeds: Speeds, place: Path) -> None:

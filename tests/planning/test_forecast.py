@@ -16,10 +16,10 @@ from harness.api.plan import PlanState, plan
 from harness.cli.render.plan import show_plan
 from harness.core.record import Outcome, Phase, RunRecord
 from harness.core.run import HourlyPrice
-from harness.core.site import Machine
+from harness.core.site import Machine, Speeds
 from harness.execution.sweep import left
 from harness.host import speeds as timing
-from harness.host.speeds import Speeds, machine_speeds
+from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import RunForecast, Span, SweepForecast, forecast
 from harness.planning.forecast.learned import Component
 from harness.planning.forecast.work import work

@@ -11,7 +11,7 @@ from itertools import pairwise
 from harness.core.job import VariantJob
 from harness.core.record import Forecast, RunRecord
 from harness.core.run import HourlyPrice
-from harness.host.speeds import Speeds
+from harness.core.site import Speeds
 from harness.planning.forecast.learned import Component, Learned
 from harness.planning.forecast.work import work
 from harness.planning.plan import PlannedRun

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from harness.core.job import VariantJob
 from harness.core.record import RunRecord
 from harness.core.run import RunSpec
-from harness.host.speeds import Speeds
+from harness.core.site import Speeds
 from harness.planning.forecast.work import Work, work
 from harness.planning.plan import PlannedRun
 from harness.stats.nested import NestedMeans, Path

@@ -14,8 +14,8 @@ from harness import plugins as registry
 from harness.core.effort import JobEffort
 from harness.core.job import PrepareModel, VariantJob
 from harness.core.method import Method
+from harness.core.site import Speeds
 from harness.core.workload import CalibrationRef, PerplexityWorkload
-from harness.host.speeds import Speeds
 from harness.models.memory import DTYPE_BITS
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
