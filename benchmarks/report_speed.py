@@ -24,7 +24,8 @@ from harness.core.label import Label
 from harness.core.record import RunRecord
 from harness.report import write_report
 
-BENCH = Path(__file__).parents[1] / "tests" / "analysis" / "conftest.py"
+TESTS = Path(__file__).parents[1] / "tests"
+BENCH = TESTS / "analysis" / "conftest.py"
 METHODS = 12
 PROCESSES = 3
 
@@ -126,7 +127,8 @@ def _sorting(page: Any) -> float:
 
 
 def _builder() -> Any:
-    """The tests' builder of records."""
+    """The tests' builder of records, which imports what the tests share."""
+    sys.path.append(str(TESTS / "support"))
     spec = importlib.util.spec_from_file_location("made_up_records", BENCH)
     assert spec is not None
     assert spec.loader is not None

@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from harness.core.column import Column, Columnar
 from harness.core.foreign import shortened, shown
 from harness.core.identity import NAME, Scalar
 from harness.core.json_values import ABSENT_AT_DEFAULT
@@ -36,6 +37,7 @@ class Measurement:
     ``evidence`` says how to use the values: ``exact`` (a count, no noise), ``samples`` (repeated timings of one
     thing) or ``paired`` (one value per item; items of two runs pair by id). ``weights`` count what each value stands
     for (tokens of a window). ``cluster_ids`` name the group of each item; items of one group are not independent.
+    Each is a tuple, or a ``Column`` of what a results folder holds.
     """
 
     metric: str
@@ -43,17 +45,19 @@ class Measurement:
     unit: str
     direction: Literal["lower", "higher", "neither"]
     evidence: Literal["exact", "samples", "paired"]
-    values: tuple[float, ...]
+    values: Columnar[float]
     protocol: Mapping[str, Scalar] = field(default_factory=dict)
-    weights: tuple[float, ...] = ()
-    item_ids: tuple[str, ...] = ()
-    cluster_ids: tuple[str, ...] = ()
+    weights: Columnar[float] = ()
+    item_ids: Columnar[str] = ()
+    cluster_ids: Columnar[str] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError unless weights and ids are one per value, or none, and no weight is negative."""
         for name, beside in (("weights", self.weights), ("items", self.item_ids), ("clusters", self.cluster_ids)):
             if beside and len(beside) != len(self.values):
                 raise ValueError(f"{shortened(self.metric)} has {len(self.values)} values and {len(beside)} {name}")
+        if isinstance(self.weights, Column):
+            return  # the reader of the evidence checked them
         if self.weights and -math.inf < min(self.weights) < 0:  # the store refuses infinities itself
             raise ValueError(f"{shortened(self.metric)} has a negative weight")
 
@@ -106,7 +110,7 @@ class Outcome:
 
     status: Status
     failure: Failure | None = None
-    measurements: tuple[Measurement, ...] = ()
+    measurements: Columnar[Measurement] = ()
     labels: Annotated[tuple[Label, ...], Field(max_length=MAX_NOTES)] = ()
     facts: Annotated[tuple[Fact, ...], Field(max_length=MAX_NOTES)] = ()
     phases: tuple[Phase, ...] = ()

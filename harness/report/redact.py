@@ -14,7 +14,7 @@ from typing import Any
 from harness.core.label import Fact, Label
 from harness.core.model import MethodRef, ModelRef
 from harness.core.parts import with_parts
-from harness.core.record import Damaged, Failure, Fingerprint, RunRecord
+from harness.core.record import Damaged, Failure, Fingerprint, Measurement, RunRecord
 from harness.core.variant import Variant
 from harness.core.workload import MetricRef, TextRef
 from harness.text.sources import TEXTS
@@ -84,6 +84,8 @@ class Redaction:
             hardware = {name: value.hardware[name] for name in HARDWARE if name in value.hardware}
             software = {name: v if _VERSION.fullmatch(v) else HIDDEN for name, v in value.software.items()}
             return Fingerprint(hardware, software, value.state)
+        if isinstance(value, Measurement):
+            return value  # its values, which may be many, hide nothing
         if isinstance(value, Label | Fact):
             return replace(value, arguments={name: self._argument(value, name) for name in value.arguments})
         return None

@@ -42,8 +42,8 @@ class Timings:
     """
 
     repetition: int
-    seconds: tuple[float, ...]
-    iterations: tuple[str, ...]
+    seconds: Sequence[float]
+    iterations: Sequence[str]
 
     @cached_property
     def median_s(self) -> float:

@@ -16,7 +16,7 @@ import pwd
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,7 +179,7 @@ class Anonymizer:
             return tuple(map(self._scalar, value))
         return self.text(value) if isinstance(value, str) else value
 
-    def _all_ids(self, ids: tuple[str, ...]) -> tuple[str, ...]:
+    def _all_ids(self, ids: Sequence[str]) -> Sequence[str]:
         """Looks at all of them at once first: there may be a hundred thousand, and they hardly ever hold a path."""
         whole = "\n".join(ids)
         return ids if self.ids(whole) == whole else tuple(map(self.ids, ids))

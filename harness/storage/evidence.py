@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from harness.core.foreign import shortened
+from harness.core.column import Column
+from harness.core.foreign import read_file, shortened, shown
 from harness.core.record import Measurement
 from harness.errors import ResultsError
 from harness.storage.json_codec import refuse_not_finite
 from harness.storage.parquet_bounds import BYTE_ARRAY, DOUBLE, INT32, OutOfBoundsError, check_bounds
+from harness.storage.seal import EVIDENCE, MAX_BYTES, FileSeal, file_seal
 
 COLUMNS = ("measurement", "value", "weight", "item_id", "cluster_id")
 _TYPES = (INT32, DOUBLE, DOUBLE, BYTE_ARRAY, BYTE_ARRAY)
 MAX_ROWS = 8_000_000
 """Values of all measurements of a record: of divergence seven per scored token, so that a million tokens fit."""
+FEW_VALUES = 256
+"""A measurement with more is read again when it is used."""
+MAX_RECENT_VALUES = 2_000_000
+"""Values of evidence that are kept in memory after they were used; each takes some 30 bytes with weight and ids."""
 MAX_FOOTER_ITEMS = 1_000
 MAX_TEXT_BYTES = 2**20
 """Of one text in the footer."""
@@ -66,22 +74,81 @@ def _written(table: Any, **settings: Any) -> bytes:
     return content
 
 
-def read_evidence(content: bytes, name: str, measurements: Sequence[Measurement]) -> tuple[Measurement, ...]:
+@dataclass(frozen=True)
+class Values:
+    """The columns of one measurement, as arrays of one axis, of float64 or of texts; empty if there are none."""
+
+    values: Any
+    weights: Any
+    item_ids: Any
+    cluster_ids: Any
+
+
+def read_evidence(
+    content: bytes, name: str, measurements: Sequence[Measurement], file: EvidenceFile | None = None
+) -> tuple[Measurement, ...]:
     """The measurements, each without values filled from the Parquet file with this content; ``name`` is for messages.
 
+    With ``file``, where the content is from, long columns are read from there when they are used, and not kept.
     Raises ResultsError if it cannot be read, has too much, lacks values or has others, or holds NaN or infinity.
     """
-    table = _table(content, name)
-    owners = _numbers(table["measurement"].combine_chunks())
-    columns = {column: (_shared(table[column]), _valid(table[column].combine_chunks())) for column in COLUMNS[1:]}
-    empty = {index for index, m in enumerate(measurements) if not m.values}
-    order = owners.argsort(kind="stable")
-    rows = dict(zip(*_groups(owners[order], order), strict=True))
-    if strange := sorted(rows.keys() - empty)[:1]:
-        raise ResultsError(f"{name}: has values of measurement {strange[0]}, which the record does not lack")
+    found = _values(_table(content, name), name, {index: m for index, m in enumerate(measurements) if not m.values})
+    if file is not None:
+        _RECENT.add(file, found)
     return tuple(
-        _filled(m, rows.get(index), columns, name) if not m.values else m for index, m in enumerate(measurements)
+        _filled(m, found[index], file, index, name) if index in found else m for index, m in enumerate(measurements)
     )
+
+
+@dataclass(frozen=True)
+class EvidenceFile:
+    """The evidence of a record that was read before, without a fault: where it is, and what it must still be."""
+
+    path: Path
+    sealed: FileSeal
+
+    def columns(self, index: int, present: Mapping[str, int]) -> dict[str, Column[Any]]:
+        """The columns of a measurement, by the names of its fields, with so many values; they are read when used."""
+        return {name: Column(count, partial(self._column, index, name)) for name, count in present.items()}
+
+    def _column(self, index: int, name: str) -> Any:
+        return getattr(self._values()[index], name)
+
+    def _values(self) -> Mapping[int, Values]:
+        """Raises ResultsError if the file is not what it was."""
+        found = _RECENT.get(self)
+        if found is None:
+            content = read_file(self.path, MAX_BYTES[EVIDENCE], ResultsError)
+            if file_seal(content) != self.sealed:
+                raise ResultsError(f"{shown(self.path)}: was changed while it was used")
+            found = _values(_table(content, EVIDENCE), EVIDENCE, None)
+            _RECENT.add(self, found)
+        return found
+
+
+class _Recent:
+    """The evidence that was used last: a measurement's columns, and those of its neighbours, are used together."""
+
+    def __init__(self) -> None:
+        self._held: dict[EvidenceFile, Mapping[int, Values]] = {}
+
+    def get(self, file: EvidenceFile) -> Mapping[int, Values] | None:
+        found = self._held.pop(file, None)
+        if found is not None:
+            self._held[file] = found
+        return found
+
+    def add(self, file: EvidenceFile, found: Mapping[int, Values]) -> None:
+        """Forgets what was not used for longest, but never what was added last, however large."""
+        self._held[file] = found
+        values = 0
+        for each in list(reversed(self._held)):
+            values += sum(len(of.values) for of in self._held[each].values())
+            if values > MAX_RECENT_VALUES and each != file:
+                del self._held[each]
+
+
+_RECENT = _Recent()
 
 
 def _table(content: bytes, name: str) -> Any:
@@ -126,20 +193,48 @@ def _groups(owners: Any, order: Any) -> tuple[list[int], list[Any]]:
     return found.tolist(), np.split(order, starts[1:]) if len(found) else []
 
 
-def _filled(m: Measurement, rows: Any, columns: Mapping[str, tuple[Any, Any]], name: str) -> Measurement:
-    """The measurement with its rows. Raises ResultsError if there are none, or for a weight that cannot be."""
-    if rows is None:
+def _values(table: Any, name: str, lacking: Mapping[int, Measurement] | None) -> dict[int, Values]:
+    """The values of each measurement that has some.
+
+    Raises ResultsError if they are not those that measurements lack, or for NaN, infinity and what is missing; with
+    None for ``lacking``, what was checked before is not checked again.
+    """
+    owners = _numbers(table["measurement"].combine_chunks())
+    columns = [(_shared(table[column]), _valid(table[column].combine_chunks())) for column in COLUMNS[1:]]
+    order = owners.argsort(kind="stable")
+    rows = dict(zip(*_groups(owners[order], order), strict=True))
+    if lacking is None:
+        return {
+            index: Values(*(_some(values[own], there[own]) for values, there in columns)) for index, own in rows.items()
+        }
+    if strange := sorted(rows.keys() - lacking.keys())[:1]:
+        raise ResultsError(f"{name}: has values of measurement {strange[0]}, which the record does not lack")
+    found = {}
+    for index, m in lacking.items():
+        own = rows.get(index)
+        if own is None:
+            raise ResultsError(f"{name}: has no values of {shortened(m.metric)}")
+        found[index] = Values(
+            *(
+                _present(values[own], there[own], f"{name}: {shortened(m.metric)}: {column}")
+                for column, (values, there) in zip(COLUMNS[1:], columns, strict=True)
+            )
+        )
+    return found
+
+
+def _filled(m: Measurement, found: Values, file: EvidenceFile | None, index: int, name: str) -> Measurement:
+    """The measurement with its values. Raises ResultsError if there are none, or for a weight that cannot be."""
+    held: dict[str, Any] = {each.name: getattr(found, each.name) for each in fields(found)}
+    if not len(found.values):
         raise ResultsError(f"{name}: has no values of {shortened(m.metric)}")
-    values, weights, items, clusters = (
-        _present(values[rows], there[rows], f"{name}: {shortened(m.metric)}: {column}")
-        for column, (values, there) in columns.items()
-    )
-    if not values:
-        raise ResultsError(f"{name}: has no values of {shortened(m.metric)}")
-    try:
-        return replace(m, values=values, weights=weights, item_ids=items, cluster_ids=clusters)
-    except ValueError as error:
-        raise ResultsError(f"{name}: {error}") from None
+    if len(found.weights) and found.weights.min() < 0:
+        raise ResultsError(f"{name}: {shortened(m.metric)} has a negative weight")
+    if file is None or len(found.values) <= FEW_VALUES:
+        held = {each: tuple(column.tolist()) for each, column in held.items()}
+    else:
+        held = dict(file.columns(index, {each: len(column) for each, column in held.items() if len(column)}))
+    return replace(m, **held)
 
 
 def _shared(column: Any) -> Any:
@@ -179,15 +274,19 @@ def _valid(array: Any) -> Any:
     return bits[array.offset : array.offset + len(array)].astype(bool)
 
 
-def _present(values: Any, there: Any, name: str) -> tuple[Any, ...]:
+def _some(values: Any, there: Any) -> Any:
+    """The values, or none of them if they are missing."""
+    return values if there.any() else values[:0]
+
+
+def _present(values: Any, there: Any, name: str) -> Any:
     """The values of one measurement, all or none. Raises ResultsError if some are missing, and for NaN and infinity."""
     import numpy as np
 
     if not there.any():
-        return ()
+        return values[:0]
     if not there.all():
         raise ResultsError(f"{name}: {(~there).sum()} of {len(there)} are missing")
-    found = tuple(values.tolist())
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        refuse_not_finite(found, name)
-    return found
+        refuse_not_finite(tuple(values.tolist()), name)
+    return values

@@ -8,6 +8,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
 
+from harness.core.column import Column
 from harness.core.foreign import shortened
 from harness.core.json_values import ABSENT_AT_DEFAULT, not_finite
 from harness.errors import ResultsError
@@ -60,8 +61,10 @@ def _finite_json(raw: object, name: str) -> str:
     raise ResultsError(f"{name}: {place} is not a finite number (NaN or infinity), so the record cannot be trusted")
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def _fields(value: Any) -> dict[str, Any] | tuple[Any, ...]:
     """Converts one level of a type unknown to json; asdict would copy millions of values one by one."""
+    if isinstance(value, Column):
+        return tuple(value)
     if isinstance(value, Mapping):
         return dict(value)
     return {

@@ -23,9 +23,9 @@ from harness.core.record import Damaged, RunRecord
 from harness.core.upgrade import upgrade
 from harness.core.upgrade.specs import is_whole
 from harness.errors import NewerRecordError, ResultsError
-from harness.storage.evidence import read_evidence
+from harness.storage.evidence import EvidenceFile, read_evidence
 from harness.storage.json_codec import decode, refuse_not_finite
-from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, Seal, check_seal, read_sealed
+from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, Seal, check_seal, file_seal, read_sealed
 
 A_NAME = "expected letters, digits, dots, dashes and underscores"
 A_RUN_ID = "expected 16 hexadecimal digits"
@@ -147,7 +147,8 @@ def _with_evidence(record: RunRecord, folder: Path, seal: Seal | None) -> RunRec
         return record
     if content is None:
         content = read_file(folder / EVIDENCE, MAX_BYTES[EVIDENCE], ResultsError)
-    filled = read_evidence(content, EVIDENCE, measurements)
+    sealed = (seal and seal.files.get(EVIDENCE)) or file_seal(content)
+    filled = read_evidence(content, EVIDENCE, measurements, EvidenceFile((folder / EVIDENCE).absolute(), sealed))
     return replace(record, outcome=replace(record.outcome, measurements=filled))
 
 

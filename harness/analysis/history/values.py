@@ -59,7 +59,7 @@ def _of_items(case: Case, figure: Figure[Any], statistic: Items) -> Iterator[Cas
     found = paired.measured(case, statistic)
     if found is None:
         return
-    conditions = _conditions(case.spec, found) | {"items": digest(found.item_ids)}
+    conditions = _conditions(case.spec, found) | {"items": digest(tuple(found.item_ids))}
     relative = _is_relative(figure) or (found.unit.startswith("nat") and figure.gate is not None and figure.gate.share)
     unit, where = statistic.unit_of(found), statistic.where(case.spec, found)
     direction = "lower" if unit == "perplexity" else found.direction

@@ -18,7 +18,7 @@ import sys
 import tarfile
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def _fewer(measured: Measurement) -> Measurement:
         return measured
     kept = [place for place, item in enumerate(measured.item_ids) if int(item.rpartition(":")[2]) % EVERY == 0]
 
-    def some(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    def some(values: Sequence[Any]) -> tuple[Any, ...]:
         return tuple(values[place] for place in kept) if values else ()
 
     return replace(
