@@ -12,13 +12,15 @@ import pytest
 from run_specs import run_spec
 
 from harness import load_results
+from harness.core.column import Column
 from harness.core.label import Fact
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.core.upgrade import SCHEMA_VERSION
 from harness.errors import ResultsError
+from harness.storage.evidence import FEW_VALUES, write_evidence
 from harness.storage.reading import read_records
-from harness.storage.seal import FileSeal, file_seal, seal
+from harness.storage.seal import EVIDENCE, FileSeal, file_seal, seal
 from harness.storage.store import Store
 
 RECORDS = Path(__file__).parents[1] / "data" / "records"
@@ -206,3 +208,21 @@ def test_two_sweeps_do_not_write_to_one_folder(tmp_path: Path) -> None:
         Store(tmp_path).locked("sweep"),
     ):
         pass
+
+
+def test_long_evidence_is_read_again_when_it_is_used_and_must_be_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.storage.evidence.MAX_RECENT_VALUES", 0)  # only what was read last stays in memory
+    values = tuple(float(n) for n in range(FEW_VALUES + 1))
+    long = Measurement("nll", 1, "nat", "lower", "paired", values, {}, values, tuple(map(str, range(len(values)))))
+    store = Store(tmp_path)
+    paths = [store.save(record(number, measurements=(long,))).parent / EVIDENCE for number in (1, 2)]
+    found = [kept.outcome.measurements[0] for kept in read_records(tmp_path)]
+    assert all(isinstance(each.values, Column) for each in found)
+    assert found == [long, long]
+    content = write_evidence([replace(long, values=values[::-1])])
+    assert content is not None
+    paths[0].write_bytes(content)
+    with pytest.raises(ResultsError, match="was changed while it was used"):
+        found[0].values[0]
