@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.core.record import Damaged
-from harness.core.run import HourlyPrice
 from harness.core.site import Machine, Speeds
 from harness.execution.local import local_site
 from harness.execution.sweep import done, left
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import NOTHING, SweepForecast, forecast
-from harness.planning.plan import PlannedRun
+from harness.planning.plan import PlannedRun, hourly_price
 from harness.planning.plan import plan as plan_at
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
@@ -40,14 +39,13 @@ def plan(
 class PlanState:
     """The runs of a recipe, the run ids of those that ``qharness run`` would not repeat, and a forecast of the others.
 
-    ``speeds`` are this machine's, None if nothing is left to run. ``price`` is the recipe's.
+    ``speeds`` are this machine's, None if nothing is left to run.
     """
 
     planned: tuple[PlannedRun, ...]
     done: frozenset[str] = frozenset()
     forecast: SweepForecast = NOTHING
     speeds: Speeds | None = None
-    price: HourlyPrice | None = None
 
 
 def plan_with_state(
@@ -83,10 +81,6 @@ def plan_with_state(
     finished = frozenset(done(planned, records, here.artifacts.outcome))
     todo = left(planned, finished, here.artifacts.outcome)
     speeds = machine_speeds(machine, here.artifacts.root) if todo else None
-    expected = forecast(todo, planned, speeds, records, lanes=machine.gpus) if speeds else NOTHING
-    return PlanState(planned, finished, expected, speeds, hourly_price(chosen))
-
-
-def hourly_price(recipe: Recipe) -> HourlyPrice | None:
-    """The recipe's price of the machine, if it names one."""
-    return HourlyPrice(**recipe.price.model_dump()) if recipe.price else None
+    price = hourly_price(chosen)
+    expected = forecast(todo, planned, speeds, records, lanes=machine.gpus, price=price) if speeds else NOTHING
+    return PlanState(planned, finished, expected, speeds)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from harness.core.record import RunRecord
+from harness.core.run import HourlyPrice
 from harness.core.site import MAIN
 from harness.errors import HarnessError
 from harness.execution.debris import clear
@@ -14,7 +16,9 @@ from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
 from harness.execution.local import local_site
 from harness.execution.sweep import Cleared, Event, GpuUnused, sweep
-from harness.planning.plan import PlannedRun, plan
+from harness.host.speeds import machine_speeds
+from harness.planning.forecast.forecast import SweepForecast, forecast
+from harness.planning.plan import PlannedRun, hourly_price, plan
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
@@ -57,7 +61,25 @@ def run(
         planned = _fetched_plan(chosen, opened, allow_leak)
         if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
             planned = _fetched_plan(chosen, opened, allow_leak)
-        return sweep(planned, Store(Path(results), anonymizer), opened, on_event, paranoid, site.spill_roots)
+        price = hourly_price(chosen)
+        expect = partial(_forecast, planned=planned, executor=opened, cache_root=site.artifacts.root, price=price)
+        store = Store(Path(results), anonymizer)
+        return sweep(planned, store, opened, on_event, paranoid, site.spill_roots, expect)
+
+
+def _forecast(
+    left: Sequence[PlannedRun],
+    records: Sequence[RunRecord],
+    planned: Sequence[PlannedRun],
+    executor: Executor,
+    cache_root: Path,
+    price: HourlyPrice | None,
+) -> SweepForecast:
+    """Of the runs that are left, as if the executor's nodes were as fast as this machine."""
+    device = planned[0].spec.device
+    nodes = executor.nodes(device)
+    speeds = machine_speeds(executor.site.machine(device), cache_root)
+    return forecast(left, planned, speeds, records, len(nodes), sum(node.gpus for node in nodes), price)
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:

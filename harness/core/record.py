@@ -182,7 +182,8 @@ class Forecast:
 class RunRecord:
     """One attempt at one run. ``session`` is the sweep that measured it.
 
-    ``node`` tells the machine apart from the others of that sweep (``node-1``); empty if there was one.
+    ``node`` tells the machine apart from the others of that sweep (``node-1``); empty if there was one. ``forecast`` is
+    what was expected of ``wall_s`` before the sweep began.
     """
 
     spec: RunSpec
@@ -195,6 +196,7 @@ class RunRecord:
     node: Annotated[str, Field(pattern=rf"^({NAME.pattern})?$", max_length=MAX_NODE_CHARACTERS)] = field(
         default="", metadata=ABSENT_AT_DEFAULT
     )
+    forecast: Forecast | None = field(default=None, metadata=ABSENT_AT_DEFAULT)
 
     @property
     def status(self) -> Status:

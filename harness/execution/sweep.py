@@ -31,6 +31,8 @@ from harness.execution.debris import Debris
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
 from harness.execution.schedule import Schedule, compared_within
+from harness.planning.forecast.forecast import NOTHING, Span, SweepForecast
+from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
 from harness.storage.spill import Saver
@@ -132,6 +134,33 @@ class GpuUnused:
     problem: str
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What is left to run, and what is expected of it."""
+
+    forecast: SweepForecast
+
+
+@dataclass(frozen=True)
+class Remaining:
+    """How long the sweep will go on from now: when it begins, and again whenever a run has ended."""
+
+    left_s: Span
+
+
+@dataclass(frozen=True)
+class Forecasted:
+    """The sweep is through: how long it was expected to take, how long it took, and of how many runs that was known.
+
+    ``within`` counts the runs that took as long as their range says.
+    """
+
+    expected_s: Span
+    took_s: float
+    runs: int
+    within: int
+
+
 Event = (
     GpuUnused
     | Cleared
@@ -144,7 +173,12 @@ Event = (
     | Verifying
     | ArtifactDamaged
     | TakenIn
+    | Expected
+    | Remaining
+    | Forecasted
 )
+Expect = Callable[[Sequence[PlannedRun], Sequence[RunRecord]], SweepForecast]
+"""Forecasts the runs that are left of a plan, from earlier records."""
 
 
 @dataclass(frozen=True)
@@ -198,14 +232,14 @@ def done(
     """
     well = {record.spec.run_id: record for record in records if record.status == "ok"}
     unmeasured = [run.spec for run in planned if run.spec.run_id not in well and not run.unsupported]
-    remaining = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
+    groups = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
     finished: dict[str, RunRecord] = {}
     needed: set[str] = set()
     for run in reversed(planned):
         spec = run.spec
         if spec.run_id in well and (spec.run_id not in needed or kept(spec) is not None):
             finished[spec.run_id] = well[spec.run_id]
-            if not (spec.job.repeated and spec.is_baseline and compared_within(spec) in remaining):
+            if not (spec.job.repeated and spec.is_baseline and compared_within(spec) in groups):
                 continue
         if not run.unsupported:
             needed.update(spec.needs.values())
@@ -221,11 +255,11 @@ def left(
     """
     supported = [run for run in planned if not run.unsupported]
     unmeasured = [run.spec for run in supported if run.spec.run_id not in finished]
-    remaining = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
+    groups = {compared_within(spec) for spec in unmeasured if spec.job.repeated}
 
     def executes(spec: RunSpec) -> bool:
         if spec.run_id in finished:
-            return spec.job.repeated and spec.is_baseline and compared_within(spec) in remaining
+            return spec.job.repeated and spec.is_baseline and compared_within(spec) in groups
         return kept(spec) is None
 
     return tuple(run for run in supported if executes(run.spec))
@@ -238,13 +272,15 @@ def sweep(
     on_event: Callable[[Event], None],
     paranoid: bool = False,
     spill_roots: Sequence[Path] = (),
+    expect: Expect | None = None,
 ) -> tuple[RunRecord, ...]:
     """Executes every run that is not done and returns one record per planned run, in order.
 
     With several GPUs or nodes, ``Schedule`` decides which runs execute at the same time, and where. Each record is
     saved as soon as its run has ended. Inputs are hashed again at the end; with ``paranoid`` also after each run. A
     damaged attempt is moved away, and its run made again. Artifacts of earlier sweeps are hashed before they are used;
-    damaged ones are made again. ``on_event`` is called by one thread at a time.
+    damaged ones are made again. ``on_event`` is called by one thread at a time. If something is left to run, ``expect``
+    forecasts it; records then say what was expected.
 
     Raises ResultsError if another sweep is writing to the same results, and StorageError once a record could not be
     written to them: it is then in the first of ``spill_roots`` that works, from where the next sweep takes it in. Runs
@@ -264,7 +300,7 @@ def sweep(
         contents = store.read(recipe)
         for damaged in contents.damaged:
             on_event(DamageFound(damaged, None if damaged.log_only else store.set_aside(recipe, damaged)))
-        progress = _Progress(under_way, planned, contents.records)
+        progress = _Progress(under_way, planned, contents.records, expect)
         records = progress.records
         through = False
         try:
@@ -272,6 +308,7 @@ def sweep(
                 progress.follow(Schedule([run.spec for run in planned], nodes), lanes)
             if saver.trouble is not None:
                 raise saver.trouble
+            progress.compare_with_forecast()
             through = True
         finally:  # an interrupt must not wait until everything is hashed
             try:
@@ -322,13 +359,26 @@ class _Loss:
 class _Progress:
     """What became of each planned run so far. ``made`` are those that were executed."""
 
-    def __init__(self, sweep: _Sweep, planned: Sequence[PlannedRun], earlier: Sequence[RunRecord]) -> None:
+    def __init__(
+        self,
+        sweep: _Sweep,
+        planned: Sequence[PlannedRun],
+        earlier: Sequence[RunRecord],
+        expect: Expect | None,
+    ) -> None:
         self.records: dict[str, RunRecord] = {}
         self.made: list[PlannedRun] = []
         self._sweep, self._planned = sweep, planned
         self._latest = {record.spec.run_id: record for record in earlier}
         self._finished = done(planned, earlier, sweep.outcome)
         self._losses: dict[int, _Loss] = {}
+        todo = left(planned, self._finished, sweep.artifacts.outcome) if expect else ()
+        self._forecast = expect(todo, earlier) if expect and todo else NOTHING
+        self._began_s = time.perf_counter()
+        self._running: dict[str, float] = {}  # when each that executes began
+        if self._forecast.runs:
+            sweep.on_event(Expected(self._forecast))
+            self._show_remaining()
 
     def follow(self, schedule: Schedule, lanes: _Lanes) -> None:
         """Gets a record of every planned run. Once one cannot be saved, begins no more."""
@@ -348,6 +398,7 @@ class _Progress:
             self.keep(ended)
             schedule.end(index)
             self._show(index, reused=False)
+            self._show_remaining()
         for index in schedule.waiting if self._sweep.saver.trouble is None else ():  # no node is left
             attempt = self._begin(index, HERE)
             if attempt is not None:
@@ -406,11 +457,41 @@ class _Progress:
         attempt = _Attempt(index, planned, node, datetime.now(UTC).isoformat(), time.perf_counter())
         kept = None if refusal else sweep.outcome(spec)
         if kept is None and not refusal:
+            self._running[spec.run_id] = attempt.began_s
             return attempt
         outcome = kept or Outcome("unsupported", Failure("plan", "Unsupported", refusal or ""))
         self._record(attempt, outcome, None, time.perf_counter() - attempt.began_s)
         self._show(index, reused=kept is not None)
         return None
+
+    def _show_remaining(self) -> None:
+        """Says how long the rest will take. What cannot be made, or needs not be made after all, takes no time."""
+        rest = {
+            run_id: run
+            for run_id, run in self._forecast.runs.items()
+            if run_id in self._taken_s or run_id not in self.records
+        }
+        if rest:
+            now = time.perf_counter()
+            running_s = {run_id: now - began_s for run_id, began_s in self._running.items()}
+            span = remaining(replace(self._forecast, runs=rest), self._taken_s, running_s)
+            self._sweep.on_event(Remaining(span))
+
+    @property
+    def _taken_s(self) -> Mapping[str, float]:
+        """The seconds of the runs that were made and succeeded."""
+        made = (self.records[run.spec.run_id] for run in self.made if run.spec.run_id in self.records)
+        return {record.spec.run_id: record.wall_s for record in made if record.status == "ok"}
+
+    def compare_with_forecast(self) -> None:
+        """Says how good the forecast was, if there was one."""
+        took = [
+            (run.time, self._taken_s[run_id]) for run_id, run in self._forecast.runs.items() if run_id in self._taken_s
+        ]
+        if took:
+            within = sum(expected.low_s <= seconds <= expected.high_s for expected, seconds in took)
+            took_s = time.perf_counter() - self._began_s
+            self._sweep.on_event(Forecasted(self._forecast.total_s, took_s, len(took), within))
 
     def _show(self, index: int, reused: bool) -> None:
         record = self.records[self._planned[index].spec.run_id]
@@ -436,6 +517,8 @@ class _Progress:
             sweep.remove(spec)
             failure = Failure("inputs", "InvalidRunError", CHANGED.format(changed[0]))
             outcome = replace(outcome, status="invalid", failure=failure)
+        self._running.pop(spec.run_id, None)
+        expected = self._forecast.runs.get(spec.run_id) if log is not None else None
         if attempt.index in self._losses:
             outcome = replace(outcome, facts=(*outcome.facts, self._losses[attempt.index].fact))
         made = RunRecord(
@@ -446,6 +529,7 @@ class _Progress:
             started_at=attempt.started_at,
             wall_s=wall_s,
             node="" if log is None else attempt.node.name,
+            forecast=None if expected is None else expected.time,
         )
         record = sweep.store.anonymizer.record(made)  # displays and callers see what is stored
         with uninterrupted():

@@ -240,13 +240,18 @@ def _machine(sweep: _Resolved, planned: Sequence[PlannedRun]) -> Iterator[Planne
 
 def _reader_settings(recipe: Recipe, job: Job) -> ReaderSettings:
     """The recipe's reader settings that apply to the job's figures."""
-    memory, price = recipe.measure.memory, recipe.price
+    memory = recipe.measure.memory
     settings = {
         "budget_bytes": memory.budget if memory else None,
-        "price": HourlyPrice(**price.model_dump()) if price else None,
+        "price": hourly_price(recipe),
         "gates": thresholds(recipe),
     }
     return ReaderSettings(**{name: settings[name] for name in job.reader_settings})  # type: ignore[arg-type]
+
+
+def hourly_price(recipe: Recipe) -> HourlyPrice | None:
+    """The recipe's price of the machine, if it names one."""
+    return HourlyPrice(**recipe.price.model_dump()) if recipe.price else None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,9 @@ from harness.core.site import Machine, Speeds
 from harness.execution.sweep import left
 from harness.host import speeds as timing
 from harness.host.speeds import machine_speeds
-from harness.planning.forecast.forecast import RunForecast, Span, SweepForecast, forecast
+from harness.planning.forecast.forecast import RunForecast, SweepForecast, forecast
 from harness.planning.forecast.learned import Component
+from harness.planning.forecast.pace import remaining
 from harness.planning.forecast.work import work
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
@@ -69,8 +70,8 @@ def test_every_run_that_is_left_has_a_range_around_what_is_expected(make: Make) 
     for each in made.runs.values():
         assert 0 < each.time.low_s < each.time.expected_s < each.time.high_s
         assert each.time.basis == "arithmetic"
-    total = made.total
-    assert 0 < total.low_s < total.expected_s < total.high_s
+    total = made.total_s
+    assert 0 < total.low < total.expected < total.high
 
 
 def test_more_work_takes_longer_and_a_quicker_machine_less_long(make: Make) -> None:
@@ -107,9 +108,9 @@ def test_runs_of_the_same_cases_decide(make: Make) -> None:
     made = forecast(runs, runs, SPEEDS, measured(runs, 3.0))
     bare = sum(work(run, SPEEDS).total_s for run in runs)
     assert made.bases == {"same": len(runs)}
-    assert made.total.expected_s == pytest.approx(3 * bare, rel=0.05)
-    cold = forecast(runs, runs, SPEEDS, []).total
-    assert made.total.high_s / made.total.low_s < cold.high_s / cold.low_s
+    assert made.total_s.expected == pytest.approx(3 * bare, rel=0.05)
+    cold = forecast(runs, runs, SPEEDS, []).total_s
+    assert made.total_s.high / made.total_s.low < cold.high / cold.low
 
 
 def test_runs_of_a_kind_speak_for_others_of_it(make: Make) -> None:
@@ -144,21 +145,25 @@ def of(seconds: float, alone: bool, own: float = 0.0, group: float = 0.0, shared
 def test_runs_that_are_alone_share_no_node(runs: list[tuple[float, bool]], nodes: int, each: int) -> None:
     made = SweepForecast({str(n): of(*run) for n, run in enumerate(runs)}, nodes, nodes * each)
     expected = sum(seconds / (nodes if alone else nodes * each) for seconds, alone in runs)
-    assert made.total.expected_s == pytest.approx(expected)
+    assert made.total_s.expected == pytest.approx(expected)
     assert made.disk_bytes == 7 * len(runs)
 
 
 def test_own_uncertainty_averages_out_and_shared_does_not() -> None:
     def width(**spread: float) -> float:
-        total = SweepForecast({str(n): of(10.0, True, **spread) for n in range(100)}).total
-        return math.log(total.high_s / total.low_s)
+        total = SweepForecast({str(n): of(10.0, True, **spread) for n in range(100)}).total_s
+        return math.log(total.high / total.low)
 
     assert width(own=5.0) == pytest.approx(width(shared=5.0) / 10, rel=0.1)
     assert width(group=5.0) == pytest.approx(width(shared=5.0)), "here all are of one group"
 
 
 def test_the_price_of_the_machine() -> None:
-    assert Span(3600.0, 1800.0, 7200.0).cost(HourlyPrice(2.5, "USD")) == (2.5, 1.25, 5.0)
+    made = SweepForecast({"a": of(7200.0, True, own=600.0)}, price=HourlyPrice(2.5, "USD"))
+    time, cost = made.total_s, made.cost
+    assert cost is not None
+    assert (cost.expected, cost.low, cost.high) == pytest.approx([2.5 / 3600 * each for each in astuple(time)])
+    assert replace(made, price=None).cost is None
 
 
 def test_what_is_done_kept_or_unsupported_is_not_left_and_a_baseline_beside_speeds_is(make: Make) -> None:
@@ -179,11 +184,11 @@ def test_what_is_done_kept_or_unsupported_is_not_left_and_a_baseline_beside_spee
 def test_the_plan_says_what_is_left(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     runs = make()
     todo = runs[1:]
-    made = forecast(todo, runs, SPEEDS, measured(runs[:3], 1.0))
-    state = PlanState(runs, frozenset({runs[0].spec.run_id}), made, SPEEDS, HourlyPrice(3600.0, "EUR"))
+    made = forecast(todo, runs, SPEEDS, measured(runs[:3], 1.0), price=HourlyPrice(3600.0, "EUR"))
+    state = PlanState(runs, frozenset({runs[0].spec.run_id}), made, SPEEDS)
     show_plan(state, as_json=False)
     said = " ".join(capsys.readouterr().out.split())
-    assert f"{math.floor(made.total.expected_s / 60)}" in said.split("expected: ")[1].split(" min")[0]
+    assert f"{math.floor(made.total_s.expected / 60)}" in said.split("expected: ")[1].split(" min")[0]
     assert "EUR (" in said
     assert f"of {len(todo)} runs" in said
     assert "2 on earlier runs of the same case" in said
@@ -194,6 +199,28 @@ def test_the_plan_says_what_is_left(make: Make, capsys: pytest.CaptureFixture[st
     assert [entry["expected_s"] for entry in entries[1:]] == [each.time.expected_s for each in made.runs.values()]
     show_plan(PlanState(runs, frozenset(run.spec.run_id for run in runs)), as_json=False)
     assert "expected" not in capsys.readouterr().out
+
+
+def test_the_rest_of_a_sweep_follows_the_pace_of_its_runs(make: Make) -> None:
+    runs = make()
+    made = forecast(runs, runs, SPEEDS, [])
+    assert remaining(made, {}, {}) == made.total_s
+    half = list(made.runs)[::2]
+    rest = replace(made, runs={run_id: run for run_id, run in made.runs.items() if run_id not in half}).total_s
+    found = remaining(made, {run_id: 2 * made.runs[run_id].time.expected_s for run_id in half}, {})
+    assert 1.7 * rest.expected < found.expected < 2.2 * rest.expected
+    assert found.high / found.low < rest.high / rest.low
+    everything = {run_id: run.time.expected_s for run_id, run in made.runs.items()}
+    assert remaining(made, everything, {}).expected == 0
+
+
+def test_a_run_that_executes_takes_what_is_left_of_it_and_never_nothing(make: Make) -> None:
+    runs = make()
+    made = forecast(runs[-1:], runs, SPEEDS, [])
+    (run_id,) = made.runs
+    whole = made.total_s.expected
+    assert 0.6 * whole < remaining(made, {}, {run_id: 0.3 * whole}).expected < 0.9 * whole
+    assert 0 < remaining(made, {}, {run_id: 100 * whole}).expected < 0.2 * whole
 
 
 def test_the_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

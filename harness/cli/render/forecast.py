@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.api.plan import PlanState
 from harness.core.record import Forecast
-from harness.core.run import HourlyPrice
-from harness.figures.formats import DECIMAL, significant, size_unit
+from harness.figures.formats import DECIMAL, duration, significant, size_unit
 from harness.planning.forecast.forecast import RunForecast, Span, SweepForecast
+
+if TYPE_CHECKING:
+    from harness.api.plan import PlanState
+    from harness.execution.sweep import Forecasted
 
 BASES = {
     "same": "earlier runs of the same case",
@@ -19,10 +21,15 @@ BASES = {
 """What a run's forecast rests on: see ``harness.core.record.Forecast``."""
 
 
-def about(time: Forecast | Span) -> str:
-    """``12 s (8.0–19)``, ``14 min (10–20)``: the range in the unit of the mean."""
-    unit, name = _unit(time.expected_s)
-    expected, low, high = (significant(each / unit, 2) for each in (time.expected_s, time.low_s, time.high_s))
+def about(time: Forecast) -> str:
+    """``12 s (8.0–19)``."""
+    return about_s(Span(time.expected_s, time.low_s, time.high_s))
+
+
+def about_s(time: Span) -> str:
+    """Seconds, with their range in the same unit: ``14 min (10–20)``."""
+    unit, name = (1.0, "s") if time.expected < 60 else (60.0, "min") if time.expected < 3600 else (3600.0, "h")
+    expected, low, high = (significant(each / unit, 2) for each in (time.expected, time.low, time.high))
     return f"{expected} {name} ({low}–{high})"
 
 
@@ -31,7 +38,7 @@ def forecast_lines(state: PlanState) -> Iterator[str]:
     forecast = state.forecast
     if not forecast.runs:
         return
-    yield f"expected: {expected_words(forecast, state.price)}"
+    yield f"expected: {expected_words(forecast)}"
     based = [f"{count} on {BASES[basis]}" for basis, count in sorted(forecast.bases.items(), reverse=True)]
     here = ""
     if state.speeds is not None:
@@ -41,15 +48,26 @@ def forecast_lines(state: PlanState) -> Iterator[str]:
     yield f"  ranges hold four of five; of {len(forecast.runs)} runs {', '.join(based)}{here}"
 
 
-def expected_words(forecast: SweepForecast, price: HourlyPrice | None) -> str:
+def expected_words(forecast: SweepForecast) -> str:
     """``14 min (10–20), 1.2 GB on disk, 0.047 USD (0.033–0.067)``."""
-    total = forecast.total
     unit = size_unit([forecast.disk_bytes], DECIMAL)
-    parts = [about(total), f"{significant(forecast.disk_bytes / unit.bytes, 2)} {unit.name} on disk"]
-    if price is not None:
-        expected, low, high = (significant(each, 2) for each in total.cost(price))
-        parts.append(f"{expected} {price.currency} ({low}–{high})")
+    parts = [about_s(forecast.total_s), f"{significant(forecast.disk_bytes / unit.bytes, 2)} {unit.name} on disk"]
+    if forecast.price is not None and forecast.cost is not None:
+        cost = forecast.cost
+        expected, low, high = (significant(each, 2) for each in (cost.expected, cost.low, cost.high))
+        parts.append(f"{expected} {forecast.price.currency} ({low}–{high})")
     return ", ".join(parts)
+
+
+def forecast_and_fact(ended: Forecasted) -> str:
+    """``took 13 min, expected 14 min (10–20); 36 of 42 runs were within their ranges``."""
+    within = f"{ended.within} of {ended.runs} runs were within their ranges"
+    return f"took {duration(ended.took_s)}, expected {about_s(ended.expected_s)}; {within}"
+
+
+def span_entry(seconds: Span) -> dict[str, float]:
+    """For programs."""
+    return {"expected_s": seconds.expected, "low_s": seconds.low, "high_s": seconds.high}
 
 
 def forecast_entry(run: RunForecast | None) -> dict[str, Any] | None:
@@ -57,9 +75,5 @@ def forecast_entry(run: RunForecast | None) -> dict[str, Any] | None:
     if run is None:
         return None
     time = run.time
-    seconds = {"expected_s": time.expected_s, "low_s": time.low_s, "high_s": time.high_s}
+    seconds = span_entry(Span(time.expected_s, time.low_s, time.high_s))
     return {**seconds, "basis": time.basis, "disk_bytes": run.disk_bytes}
-
-
-def _unit(seconds: float) -> tuple[float, str]:
-    return (1.0, "s") if seconds < 60 else (60.0, "min") if seconds < 3600 else (3600.0, "h")

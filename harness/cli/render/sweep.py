@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from harness.execution.debris import Debris
-    from harness.execution.sweep import Ended, Event, Started
+    from harness.execution.sweep import Ended, Event, Expected, Forecasted, Remaining, Started
 
 REFRESHES_PER_SECOND = 1
 """Rare enough not to affect the measurements."""
@@ -50,12 +50,22 @@ def _lines(event: Event) -> tuple[list[str], str]:
         Cleared,
         DamageFound,
         Ended,
+        Expected,
+        Forecasted,
         GpuUnused,
         Lost,
         TakenIn,
         Withdrawn,
     )
 
+    if isinstance(event, Expected):
+        from harness.cli.render.forecast import expected_words
+
+        return [f"expected: {expected_words(event.forecast)}"], ""
+    if isinstance(event, Forecasted):
+        from harness.cli.render.forecast import forecast_and_fact
+
+        return [forecast_and_fact(event)], ""
     if isinstance(event, GpuUnused):
         return [f"the GPU is not used: {event.problem}"], "yellow"
     if isinstance(event, Cleared):
@@ -115,14 +125,20 @@ def _json(event: Event) -> None:
         Cleared,
         DamageFound,
         Ended,
+        Expected,
+        Forecasted,
         GpuUnused,
         Lost,
         PhaseBegan,
+        Remaining,
         TakenIn,
         Verifying,
         Withdrawn,
     )
 
+    if isinstance(event, Expected | Remaining | Forecasted):
+        _json_forecast(event)
+        return
     if isinstance(event, GpuUnused):
         terminal.print_json({"event": "gpu_unused", "problem": event.problem})
         return
@@ -179,6 +195,24 @@ def _json(event: Event) -> None:
     terminal.print_json(line)
 
 
+def _json_forecast(event: Expected | Remaining | Forecasted) -> None:
+    from harness.cli.render.forecast import span_entry
+    from harness.execution.sweep import Expected, Forecasted
+
+    if isinstance(event, Expected):
+        forecast, cost = event.forecast, event.forecast.cost
+        line: dict[str, object] = {"event": "expected", **span_entry(forecast.total_s)}
+        line |= {"runs": len(forecast.runs), "disk_bytes": forecast.disk_bytes, "bases": dict(forecast.bases)}
+        line |= {"cost": None if cost is None else [cost.expected, cost.low, cost.high]}
+        line |= {"currency": forecast.price.currency if forecast.price else None}
+    elif isinstance(event, Forecasted):
+        counts = {"runs": event.runs, "within": event.within}
+        line = {"event": "forecast_and_fact", **span_entry(event.expected_s), "took_s": event.took_s, **counts}
+    else:
+        line = {"event": "remaining", **span_entry(event.left_s)}
+    terminal.print_json(line)
+
+
 @dataclass
 class _Running:
     """A run that executes."""
@@ -193,8 +227,8 @@ class _Live:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._began = self._last_end = time.monotonic()
-        self._made = self._ended = 0
+        self._began = time.monotonic()
+        self._end: float | None = None  # when the sweep is expected to end
         self._running: dict[str, _Running] = {}
         self._other = ""  # what is done besides runs
 
@@ -213,7 +247,7 @@ class _Live:
             yield self
 
     def __call__(self, event: Event) -> None:
-        from harness.execution.sweep import Ended, Lost, PhaseBegan, Started, Verifying
+        from harness.execution.sweep import Ended, Lost, PhaseBegan, Remaining, Started, Verifying
 
         if isinstance(event, PhaseBegan) and event.spec.run_id in self._running:
             self._running[event.spec.run_id].phase, self._other = event.name, ""
@@ -222,10 +256,9 @@ class _Live:
         elif isinstance(event, Lost):
             self._running.pop(event.spec.run_id, None)
         elif isinstance(event, Ended):
-            self._made += not event.reused
-            self._ended += 1
-            self._last_end = time.monotonic()
             self._running.pop(event.record.spec.run_id, None)
+        elif isinstance(event, Remaining):
+            self._end = time.monotonic() + event.left_s.expected
         elif isinstance(event, Started):
             self._running[event.spec.run_id] = _Running(event)
             self._other = ""
@@ -245,10 +278,9 @@ class _Live:
         line = f"{place} · {self._other or first.phase} {_clock(now - first.began)}"
         if len(running) > 1:
             line += f" · and {len(running) - 1} more"
-        if self._made:
-            mean_s = (self._last_end - self._began) / self._made
-            left_s = mean_s * (first.started.total - self._ended) - (now - self._last_end)
-            line += f" · total {_clock(now - self._began)}, ≈ {_clock(max(left_s, 0))} left"
+        line += f" · total {_clock(now - self._began)}"
+        if self._end is not None:
+            line += f", ≈ {_clock(max(self._end - now, 0))} left"
         return Text(escape.terminal(line), style="bold", no_wrap=True, overflow="ellipsis")
 
 

@@ -22,17 +22,11 @@ QUANTILE = 1.2816
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds: what is as likely exceeded as not, and the range that holds four of five."""
+    """Of a time or a price: what is as likely exceeded as not, and the range that holds four of five."""
 
-    expected_s: float
-    low_s: float
-    high_s: float
-
-    def cost(self, price: HourlyPrice) -> tuple[float, float, float]:
-        """The price of the machine for as long: expected, low, high."""
-        hours = (each / 3600 for each in (self.expected_s, self.low_s, self.high_s))
-        expected, low, high = (price.per_hour * each for each in hours)
-        return expected, low, high
+    expected: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -53,17 +47,27 @@ class RunForecast:
 class SweepForecast:
     """Of the runs of a plan that are left, by run id, in the plan's order.
 
-    ``nodes`` machines make those that are alone side by side, ``lanes`` devices in all of them the others.
+    ``nodes`` machines make those that are alone side by side, ``lanes`` devices in all of them the others. One model's
+    speeds are measured on one machine. ``price`` is that of a machine's hour.
     """
 
     runs: Mapping[str, RunForecast]
     nodes: int = 1
     lanes: int = 1
+    price: HourlyPrice | None = None
 
     @property
-    def total(self) -> Span:
+    def total_s(self) -> Span:
         """All runs together."""
         return self._sum(self.runs.values())
+
+    @property
+    def cost(self) -> Span | None:
+        """The price of the machines for as long, in its currency; None without a price."""
+        if self.price is None:
+            return None
+        per_s, time = self.nodes * self.price.per_hour / 3600, self.total_s
+        return Span(per_s * time.expected, per_s * time.low, per_s * time.high)
 
     @property
     def disk_bytes(self) -> int:
@@ -102,6 +106,7 @@ def forecast(
     records: Iterable[RunRecord],
     nodes: int = 1,
     lanes: int = 1,
+    price: HourlyPrice | None = None,
 ) -> SweepForecast:
     """Of the runs that are ``left`` of a plan, from a machine's speeds and its earlier records."""
     learned = Learned(records, planned, speeds)
@@ -111,7 +116,8 @@ def forecast(
         earlier = before.get(run.spec.run_id)
         shares = earlier is not None and earlier.run_id in made and run.spec.may_share_process(earlier)
         made[run.spec.run_id] = _of_run(run, learned, speeds, shares)
-    return SweepForecast(made, nodes, lanes)
+    models = {model.content for run in left if run.spec.job.alone for model in run.spec.job.models[:1]}
+    return SweepForecast(made, max(min(nodes, len(models)), 1), lanes, price)
 
 
 def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, shares_process: bool) -> RunForecast:
@@ -122,7 +128,7 @@ def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, shares_process: b
     of_case, of_kind = learned.seen(run)
     basis = "same" if of_case else "alike" if of_kind else "arithmetic"
     method = spec.method.name if isinstance(spec.job, VariantJob) else ""
-    time = Forecast(span.expected_s, span.low_s, span.high_s, basis)  # type: ignore[arg-type]  # one of three
+    time = Forecast(span.expected, span.low, span.high, basis)  # type: ignore[arg-type]  # one of three
     return RunForecast(time, components, (spec.kind, method), spec.job.alone, by_arithmetic.disk_bytes)
 
 

@@ -1,0 +1,58 @@
+"""How long the rest of a sweep will take, from its forecast and from how long its runs have taken so far."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from harness.planning.forecast.forecast import RunForecast, Span, SweepForecast
+from harness.planning.forecast.learned import Component
+from harness.stats.nested import NestedMeans
+
+SPREADS = (0.4, 0.3, 0.3)
+"""How far the ratio of what runs take to what was expected differs: all from one, kinds, methods (of its logarithm)."""
+NOISE = 0.2
+"""The same between runs of one kind and method."""
+LEAST_LEFT = 0.1
+"""The part of its time that a run is taken to need still if it has taken as long as was expected."""
+
+
+def remaining(forecast: SweepForecast, taken_s: Mapping[str, float], running_s: Mapping[str, float]) -> Span:
+    """The time until the last run of a forecast ends.
+
+    ``taken_s`` are the seconds of those that were made, ``running_s`` of those that execute, by run id. A run that will
+    not be made is left out of the forecast.
+    """
+    ratios = [
+        (run.group, math.log(taken / run.time.expected_s))
+        for run_id, taken in taken_s.items()
+        if (run := forecast.runs.get(run_id)) is not None and min(taken, run.time.expected_s) > 0
+    ]
+    means = NestedMeans(ratios, SPREADS, NOISE)
+    rest = {
+        run_id: _adjusted(run, means, running_s.get(run_id, 0.0))
+        for run_id, run in forecast.runs.items()
+        if run_id not in taken_s
+    }
+    return replace(forecast, runs=rest).total_s
+
+
+def _adjusted(run: RunForecast, means: NestedMeans, elapsed_s: float) -> RunForecast:
+    """What is left of a run at the pace of others: the more of them were seen, the less of its range is left open."""
+    whole, own = means.estimate(()), means.estimate(run.group)
+    times = math.exp(own.mean)
+    shared = math.sqrt(whole.variance) / SPREADS[0]
+    group = math.sqrt(max(own.variance - whole.variance, 0.0) / sum(spread**2 for spread in SPREADS[1:]))
+    mean_s = times * sum(part.mean_s for part in run.components)
+    left = max(1 - elapsed_s / mean_s, LEAST_LEFT) if mean_s > 0 else 0.0
+    parts = tuple(
+        Component(
+            times * left * part.mean_s,
+            times * left * shared * part.shared_s,
+            times * left * group * part.group_s,
+            times * left * part.own_s,
+        )
+        for part in run.components
+    )
+    return replace(run, components=parts)
