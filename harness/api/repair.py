@@ -162,7 +162,7 @@ class _Repair:
         artifacts = Cache(self.cache)
         return from_artifact(folder, self._store(folder), artifacts.outcome, f"the artifact in {shown(self.cache)}")
 
-    def _exchange(self, damage: Damaged, files: Mapping[str, bytes]) -> Path:
+    def _exchange(self, damage: Damaged, files: Mapping[str, bytes]) -> str:
         """Puts an attempt with these files in the place of a damaged one; returns to where that was moved.
 
         Writes the new files first, so that a full disk loses nothing.

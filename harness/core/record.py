@@ -143,20 +143,22 @@ class Outcome:
 class Damaged:
     """An attempt that is not as it was written: its folder, and what is wrong.
 
-    ``log_only``: only its log is damaged; the record was read, and its figures are valid.
+    ``log_only``: only its log is damaged; the record was read, and its figures are valid. ``url`` is that of the folder
+    if the path is that of its copy on this machine.
     """
 
     path: Path
     reason: str
     log_only: bool = False
+    url: str = ""
 
     @property
     def sentence(self) -> str:
-        return f"{shown(self.path)}: {self.reason}"
+        return f"{shown(self.url or self.path)}: {self.reason}"
 
     def entry(self) -> dict[str, str | bool]:
         """For programs."""
-        return {"path": str(self.path), "reason": self.reason, "log_only": self.log_only}
+        return {"path": self.url or str(self.path), "reason": self.reason, "log_only": self.log_only}
 
     @property
     def remark(self) -> str:

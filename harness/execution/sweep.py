@@ -95,7 +95,7 @@ class DamageFound:
     """An earlier attempt is damaged. It was moved to ``moved_to``, or only its log is, and it still counts."""
 
     damaged: Damaged
-    moved_to: Path | None
+    moved_to: str | None
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Redaction:
 
     def damaged(self, damaged: Damaged) -> Damaged:
         """The run and the attempt remain."""
-        return replace(damaged, path=Path(*damaged.path.parts[-2:]), reason=HIDDEN)
+        return replace(damaged, path=Path(*damaged.path.parts[-2:]), reason=HIDDEN, url="")
 
     def name(self, what: str, name: str) -> str:
         """``what-1`` and so on, the same for the same name."""

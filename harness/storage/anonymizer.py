@@ -128,7 +128,7 @@ class Anonymizer:
 
     def damaged(self, damaged: Damaged) -> Damaged:
         path, reason = Path(self.path(str(damaged.path))), self.message(damaged.reason)
-        return replace(damaged, path=path, reason=reason)
+        return replace(damaged, path=path, reason=reason, url=self.path(damaged.url))
 
     def spec(self, spec: RunSpec) -> RunSpec:
         """The spec as it is stored; its ids are the same."""

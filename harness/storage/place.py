@@ -33,6 +33,10 @@ class Place(Protocol):
         """What messages call the folder: a path or a URL."""
         ...
 
+    def at(self, name: str) -> str:
+        """What messages call a file or folder in it."""
+        ...
+
     def local(self, folder: str = "") -> Path:
         """The path on this machine where what the folder holds now can be read; nothing is there if it is empty."""
         ...
@@ -84,6 +88,9 @@ class LocalPlace:
     @property
     def title(self) -> str:
         return str(self.root)
+
+    def at(self, name: str) -> str:
+        return str(self.root / name)
 
     def local(self, folder: str = "") -> Path:
         return self.root / folder

@@ -100,7 +100,7 @@ class Saver:
         except OSError as error:
             folders = ", ".join(sorted({str(each.folder) for copies in waiting.values() for each in copies}))
             raise StorageError(
-                f"{self._store.root}: cannot be written ({_reason(error)}). Runs that were finished earlier are kept "
+                f"{self._store.place.title}: cannot be written ({_reason(error)}). Runs that were finished earlier are kept "
                 f"in {folders}; make room or name another disk's folder, then run the same command again"
             ) from None
         return tuple(taken)
@@ -123,7 +123,7 @@ class Saver:
 
     def _spill(self, record: RunRecord, log: bytes | None, error: OSError | ResultsError) -> None:
         """Saves the record in the first root that works, and sets ``trouble``."""
-        cause = f"{self._store.root}: cannot write the results ({_reason(error)})"
+        cause = f"{self._store.place.title}: cannot write the results ({_reason(error)})"
         failed = []
         for root in self._roots:
             spill = self._at(root)
@@ -149,7 +149,8 @@ class Saver:
 
     def _at(self, root: Path) -> Store:
         """The store below a spill root that belongs to the results folder."""
-        return replace(self._store, root=root / digest(str(self._store.root.resolve())))
+        place = str(self._store.root.resolve()) if self._store.remote is None else self._store.remote.title
+        return replace(self._store, root=root / digest(place), remote=None)
 
     def _own_spills(self) -> Iterator[Store]:
         for root in self._roots:

@@ -35,16 +35,17 @@ MAX_NAME = 128
 
 @dataclass(frozen=True)
 class Store:
-    """One results folder."""
+    """One results folder. If it is ``remote``, ``root`` is its copy on this machine, for readers."""
 
     root: Path
     anonymizer: Anonymizer = field(default_factory=Anonymizer.here, compare=False)
     disk: Disk = field(default_factory=Disk, compare=False)
+    remote: Place | None = field(default=None, compare=False)
 
     @property
     def place(self) -> Place:
         """How the files are listed, read and written."""
-        return LocalPlace(self.root, self.disk)
+        return self.remote or LocalPlace(self.root, self.disk)
 
     def folder(self, recipe: str, run_id: str | None = None) -> Path:
         """The folder of a recipe, or of one of its runs. Raises ResultsError for an invalid name."""
@@ -83,9 +84,14 @@ class Store:
 
     def read(self, recipe: str | None = None) -> Contents:
         """Every attempt, oldest first, and what is damaged. Raises NewerRecordError for a newer harness's record."""
-        return read_contents(self.place.local(_name(recipe) if recipe else ""), self.root)
+        found = read_contents(self.place.local(_name(recipe) if recipe else ""), self.root)
+        return found if self.remote is None else replace(found, damaged=tuple(map(self._located, found.damaged)))
 
-    def set_aside(self, recipe: str, damaged: Damaged) -> Path:
+    def _located(self, damaged: Damaged) -> Damaged:
+        """With the URL of an attempt of which there is a copy here."""
+        return replace(damaged, url=self.place.at(damaged.path.relative_to(self.root).as_posix()))
+
+    def set_aside(self, recipe: str, damaged: Damaged) -> str:
         """Moves a damaged attempt to the recipe's ``.damaged``, under a name that nothing has; returns where it is.
 
         Raises ResultsError if it cannot be moved.
@@ -103,9 +109,9 @@ class Store:
             else:  # whatever else is in that folder is none of this record's
                 self.place.move(f"{source}/{RECORD}", f"{target}/{RECORD}")
         except OSError as error:
-            where = shown(own / DAMAGED)
+            where = shown(self.place.at(f"{recipe}/{DAMAGED}"))
             raise ResultsError(f"{damaged.sentence}; it cannot be moved to {where}: {error.strerror}") from None
-        return self.root / target
+        return self.place.at(target)
 
     def put_back(self, recipe: str, folder: Path, record: RunRecord) -> Path | None:
         """Moves an attempt from a wrong folder of its recipe to its own; None, and nothing moves, if that is taken."""

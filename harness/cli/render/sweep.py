@@ -148,8 +148,7 @@ def _json(event: Event) -> None:
         terminal.print_json({"event": "cleared", **counts})
         return
     if isinstance(event, DamageFound):
-        moved_to = None if event.moved_to is None else str(event.moved_to)
-        terminal.print_json({"event": "damaged", **event.damaged.entry(), "moved_to": moved_to})
+        terminal.print_json({"event": "damaged", **event.damaged.entry(), "moved_to": event.moved_to})
         return
     if isinstance(event, Verifying):
         terminal.print_json({"event": "verifying", **event.spec.names()})
