@@ -34,7 +34,7 @@ def history(
     for metric in metrics:
         if metric not in gates():
             refuse_unknown("metric", metric, gates())
-    sources = [read_named(str(place), Path(results), Path(baselines)) for place in places]
+    sources = [read_named(str(place), results, Path(baselines)) for place in places]
     sources = redacted(sources) if redact else sources
     whole = trace(
         (record for each in sources for record in each.records),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
+from harness.api.locations import open_results
 from harness.core.foreign import shown
 from harness.core.record import RunRecord
 from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError
+from harness.storage.objects import is_url
 from harness.storage.reading import Attempt, attempt_folders, read_attempt
 from harness.storage.repair import files_of
 from harness.storage.seal import LOG
@@ -21,9 +23,9 @@ Action = Literal["copied", "renumbered", "withdrawn", "already there", "conflict
 
 @dataclass(frozen=True)
 class MergeStep:
-    """What became of one attempt of a source; ``path`` is its folder there."""
+    """What became of one attempt of a source; ``path`` is the path or URL of its folder there."""
 
-    path: Path
+    path: str
     action: Action
     detail: str
 
@@ -41,25 +43,34 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> Iterator[MergeStep
     while a sweep writes in the target; StorageError if the disk refuses. Nothing is written before all sources are
     known to hold records.
     """
-    roots, target = [Path(each) for each in sources], Path(into)
-    for root in roots:
-        if not root.is_dir():
-            raise ResultsError(f"{shown(root)}: no such folder; name results folders written by 'qharness run'")
-        if target.resolve().is_relative_to(root.resolve()) or root.resolve().is_relative_to(target.resolve()):
-            raise UsageError(f"{shown(root)}: is the target, or within it, or holds it; name another folder for --into")
-        if next(attempt_folders(root), None) is None:
-            raise ResultsError(f"{shown(root)}: contains no records of 'qharness run'")
-    return _steps(roots, _Target(Store(target)))
+    target, stores = open_results(into), [open_results(each) for each in sources]
+    for store in stores:
+        name = shown(store.place.title)
+        if not is_url(name) and not store.root.is_dir():
+            raise ResultsError(f"{name}: no such folder; name results folders written by 'qharness run'")
+        if _overlap(store, target):
+            raise UsageError(f"{name}: is the target, or within it, or holds it; name another folder for --into")
+        if next(attempt_folders(store.place.local()), None) is None:
+            raise ResultsError(f"{name}: contains no records of 'qharness run'")
+    return _steps(stores, _Target(target))
 
 
-def _steps(roots: Sequence[Path], target: _Target) -> Iterator[MergeStep]:
+def _overlap(one: Store, other: Store) -> bool:
+    """Whether two results folders are the same, or one is in the other."""
+    first, second = (
+        PurePath(each.root.resolve() if each.remote is None else each.remote.title) for each in (one, other)
+    )
+    return first.is_relative_to(second) or second.is_relative_to(first)
+
+
+def _steps(sources: Sequence[Store], target: _Target) -> Iterator[MergeStep]:
     try:
         with ExitStack() as locks:
-            for root in roots:
-                for folder in attempt_folders(root):
-                    yield target.take(folder, root, locks)
+            for source in sources:
+                for folder in attempt_folders(source.root):
+                    yield target.take(folder, source, locks)
     except OSError as error:
-        where = shown(Path(str(error.filename or target.store.root)))
+        where = shown(str(error.filename or target.store.place.title))
         raise StorageError(f"{where}: cannot merge: {error.strerror}; run the same command again") from None
 
 
@@ -70,52 +81,54 @@ class _Target:
         self.store = store
         self._held: dict[str, dict[tuple[str, str, str], RunRecord]] = {}
 
-    def take(self, folder: Path, root: Path, locks: ExitStack) -> MergeStep:
+    def take(self, folder: Path, source: Store, locks: ExitStack) -> MergeStep:
         """Adds one attempt of a source. Locks its recipe's folder in the target when it meets the recipe first."""
+        name = source.place.at(folder.relative_to(source.root).as_posix())
         try:
-            found = read_attempt(folder, root)
+            found = read_attempt(folder, source.root)
         except NewerRecordError as error:
-            return MergeStep(folder, "left out", str(error).removeprefix(f"{shown(folder)}: "))
+            return MergeStep(name, "left out", str(error).removeprefix(f"{shown(folder)}: "))
         record = found.record
         if record is None:
             assert found.damage is not None
-            return MergeStep(folder, "left out", f"damaged: {found.damage.reason}; 'qharness repair' may restore it")
+            return MergeStep(name, "left out", f"damaged: {found.damage.reason}; 'qharness repair' may restore it")
         recipe = record.spec.recipe
         if recipe not in self._held:
             locks.enter_context(self.store.locked(recipe))
             self._held[recipe] = {each.key: each for each in self.store.read(recipe).records}
         held = self._held[recipe].get(record.key)
         if held is None:
-            added, step = self._add(found, record)
+            added, step = self._add(name, found, record)
         else:
-            added, step = self._join(folder, record, held)
+            added, step = self._join(name, record, held)
         self._held[recipe][record.key] = added
         return step
 
-    def _add(self, found: Attempt, record: RunRecord) -> tuple[RunRecord, MergeStep]:
+    def _add(self, name: str, found: Attempt, record: RunRecord) -> tuple[RunRecord, MergeStep]:
         """A new attempt: in the place that it had in the source, if that is free."""
         spec, note = record.spec, "; without its log, which is damaged" if found.damage is not None else ""
-        home = self.store.folder(spec.recipe, found.folder.parent.name) / str(record.attempt)
-        if not note and not home.exists():
-            self.store.place.add(home.relative_to(self.store.root).as_posix(), files_of(found.folder))
-            return record, MergeStep(found.folder, "copied", shown(home))
+        place, number = self.store.place, str(record.attempt)
+        run = self.store.folder(spec.recipe, found.folder.parent.name).relative_to(self.store.root).as_posix()
+        if not note and number not in place.names(run):
+            place.add(f"{run}/{number}", files_of(found.folder))
+            return record, MergeStep(name, "copied", place.at(f"{run}/{number}"))
         numbered = replace(record, attempt=self.store.next_attempt(spec.recipe, spec.run_id))
         log = None if note else files_of(found.folder).get(LOG)
-        path = self.store.save(numbered, log)
-        return numbered, MergeStep(found.folder, "renumbered", f"{shown(path.parent)}{note}")
+        home = self.store.save(numbered, log).parent.relative_to(self.store.root).as_posix()
+        return numbered, MergeStep(name, "renumbered", f"{shown(place.at(home))}{note}")
 
-    def _join(self, folder: Path, record: RunRecord, held: RunRecord) -> tuple[RunRecord, MergeStep]:
+    def _join(self, name: str, record: RunRecord, held: RunRecord) -> tuple[RunRecord, MergeStep]:
         """An attempt that the target has: what was withdrawn anywhere counts nowhere."""
         failure = record.outcome.failure
         if record.status == "invalid" and held.status != "invalid" and failure is not None:
             invalid = self.store.withdraw(held, failure)
-            return invalid, MergeStep(folder, "withdrawn", failure.message)
+            return invalid, MergeStep(name, "withdrawn", failure.message)
         if held.status == "invalid" or _content(record) == _content(held):
-            return held, MergeStep(folder, "already there", f"attempt {held.attempt} of {held.spec.run_id}")
+            return held, MergeStep(name, "already there", f"attempt {held.attempt} of {held.spec.run_id}")
         return held, MergeStep(
-            folder,
+            name,
             "conflict",
-            f"differs from the same attempt in {shown(self.store.root)}, whose copy is kept: one of them was edited",
+            f"differs from the same attempt in {shown(self.store.place.title)}, whose copy is kept: one was edited",
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from harness.api.locations import open_results
 from harness.core.record import Damaged
 from harness.core.site import Machine, Speeds
 from harness.execution.local import local_site
@@ -18,7 +19,6 @@ from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.spill import Saver
-from harness.storage.store import Store
 
 
 def plan(
@@ -72,7 +72,7 @@ def plan_with_state(
         replace(run, unsupported=run.unsupported and anonymizer.message(run.unsupported))
         for run in plan_at(chosen, here, allow_leak)
     )
-    store, name = Store(Path(results)), planned[0].spec.recipe
+    store, name = open_results(results, here.artifacts.root), planned[0].spec.recipe
     spilled = [each.record for each in Saver(store, here.spill_roots).spilled(name)]  # 'qharness run' takes them in
     found = store.read(name)
     for damaged in found.damaged:

@@ -43,5 +43,5 @@ def recommend(
     )
     if not isinstance(results, str | Path):
         return recommend_among(results, query)
-    found = read_folder(Path(results))
+    found = read_folder(results)
     return recommend_among(found.records, query, found.damaged)

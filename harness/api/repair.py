@@ -13,9 +13,10 @@ from harness.api.verify import debris, is_cache, within
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.core.record import Damaged, RunRecord
-from harness.errors import NewerRecordError, ResultsError, StorageError
+from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError
 from harness.host.machine import cache_folder
 from harness.storage.cache import Cache
+from harness.storage.objects import is_url, local_path
 from harness.storage.place import LocalPlace
 from harness.storage.reading import ATTEMPT, attempt_folders, read_attempt
 from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, sealed_record, without_log
@@ -46,7 +47,12 @@ def repair(
 
     Raises ResultsError for what is neither, and while a sweep writes there; StorageError if the disk refuses.
     """
-    root = Path(path)
+    if is_url(path):
+        raise UsageError(
+            f"{shown(path)}: only a folder on this machine can be repaired: 'qharness merge {shown(path)} --into DIR' "
+            "copies what is whole, and 'qharness run' sets aside what is damaged and makes it again"
+        )
+    root = local_path(path)
     if not root.is_dir():
         raise ResultsError(f"{shown(root)}: no such folder")
     root = root if root.name not in ("", "..") else Path(os.path.abspath(root))  # noqa: PTH100 - not resolved
@@ -81,9 +87,10 @@ class _Repair:
             for folder in folders:
                 yield from self._mended(folder)
             for each in [found for recipe in recipes for found in debris(recipe)]:  # elsewhere may be files of others
-                if each.state == "debris" and os.path.lexists(each.path):
-                    Store(self.root).disk.remove(each.path)
-                    yield RepairStep(each.path, "removed", each.reason)
+                path = Path(each.path)
+                if each.state == "debris" and os.path.lexists(path):
+                    Store(self.root).disk.remove(path)
+                    yield RepairStep(path, "removed", each.reason)
 
     def _refuse_part(self, folders: Sequence[Path]) -> None:
         """Raises ResultsError if the root is the folder of one run or attempt: its recipe's lock is above it."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from harness.api.locations import name_of, read_location
 from harness.api.results import read_folder
 from harness.core.record import Damaged, RunRecord
 from harness.report.renderers.mlflow_export import Exported, export
 from harness.report.write import write_report as write
-from harness.storage.reading import read_records
+from harness.storage.reading import all_records
 
 DEFAULT_FORMATS = ("html", "md", "csv")
 
@@ -31,12 +32,12 @@ def write_report(
     summary = Path(job_summary) if job_summary is not None else None
     if not isinstance(records, str | Path):
         return write(records, Path(out), formats, summary, redact=redact)
-    found = read_folder(Path(records))
+    found = read_folder(records)
     return write(found.records, Path(out), formats, summary, found.damaged, redact)
 
 
 def write_folder_report(
-    results: Path,
+    results: str | Path,
     reports: Path,
     formats: Sequence[str] = DEFAULT_FORMATS,
     job_summary: Path | None = None,
@@ -52,13 +53,13 @@ def write_folder_report(
     for each in found.damaged:
         on_damage(each)
     names = {record.spec.recipe for record in found.records}
-    out = reports / (names.pop() if len(names) == 1 else results.resolve().name)
+    out = reports / (names.pop() if len(names) == 1 else name_of(results))
     return write(found.records, out, formats, job_summary, found.damaged, redact)
 
 
-def export_to_mlflow(results: Path, tracking_uri: str, experiment: str) -> list[Exported]:
+def export_to_mlflow(results: str | Path, tracking_uri: str, experiment: str) -> list[Exported]:
     """Logs the sessions of a results folder that the experiment does not hold yet.
 
     Raises ResultsError for a damaged record: its session would be logged without it, and never again.
     """
-    return list(export(read_records(results), tracking_uri, experiment))
+    return list(export(all_records(read_location(results)), tracking_uri, experiment))

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.api.baselines import Baselines
+from harness.api.locations import read_location
 from harness.core.job import VariantJob
 from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.report.redact import Redaction
 from harness.storage.anonymizer import Anonymizer
-from harness.storage.reading import read_results
+from harness.storage.objects import is_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,7 @@ class NamedRecords:
     damaged: tuple[Damaged, ...]
 
 
-def read_named(word: str, results: Path, baselines: Path) -> NamedRecords:
+def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
     """The records of a baseline, of a results folder, or of a session or run: the first of these that ``word`` names.
 
     Raises UsageError if it names none of them.
@@ -38,28 +39,30 @@ def read_named(word: str, results: Path, baselines: Path) -> NamedRecords:
     if word in kept:
         baseline = kept.read(word)
         return _named(f"baseline {word}", baseline.records, baseline.damaged)
-    if Path(word).exists():
-        return read_folder(Path(word))
     folder, at, wanted = word.rpartition("@")
-    root = Path(folder) if at else results
-    if at or root.is_dir():
+    if is_url(word) and "/" in wanted:  # the @ is a part of the URL
+        folder, at, wanted = "", "", word
+    if Path(word).exists() or (is_url(word) and not at):
+        return read_folder(word)
+    root = folder if at else results
+    if at or is_url(root) or Path(root).is_dir():
         return _read_part(word, root, wanted)
     raise UsageError(
         f"{word}: neither a results folder nor a baseline in {baselines}, and there is no folder {results}"
     )
 
 
-def read_folder(folder: Path, wanted: str | None = None) -> NamedRecords:
+def read_folder(folder: str | Path, wanted: str | None = None) -> NamedRecords:
     """The records of a results folder, or those of one session or run in it."""
     if wanted:
         return _read_part(f"{folder}@{wanted}", folder, wanted)
-    found = read_results(folder)
+    found = read_location(folder)
     return _named(str(folder), found.records, found.damaged)
 
 
-def _read_part(word: str, folder: Path, wanted: str) -> NamedRecords:
+def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
     """The records of one session or one run, by its id or a unique prefix of it."""
-    found = read_results(folder)
+    found = read_location(folder)
     records = found.records
     ids = {record.session for record in records} | {record.spec.run_id for record in records}
     matches = [wanted] if wanted in ids else sorted(each for each in ids if wanted and each.startswith(wanted))
@@ -104,7 +107,7 @@ def load_results(path: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
-    found = read_results(Path(path))
+    found = read_location(path)
     for each in found.damaged:
         warnings.warn(each.remark, stacklevel=2)
     for record in found.records:

@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+from harness.api.locations import open_results
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
 from harness.core.site import MAIN
@@ -22,7 +23,7 @@ from harness.planning.plan import PlannedRun, hourly_price, plan
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
-from harness.storage.store import Store
+from harness.storage.objects import is_url, local_path
 
 
 def run(
@@ -42,6 +43,7 @@ def run(
     ``pythons`` are the caller's own interpreters, by stack. ``allow_leak`` lets calibration overlap the evaluation.
     ``executor`` says where the runs execute: by default on this machine.
     What interrupted sweeps left (processes, temporary and unfinished files) is removed first.
+    ``results`` may be a URL such as ``s3://bucket/results``.
     With ``paranoid`` the files that a run read are hashed again after each run, not only at the end.
     If ``create_stacks`` is given, missing stacks that the recipe needs are created first; it receives progress
     messages. ``on_event`` receives the events of the sweep.
@@ -51,10 +53,11 @@ def run(
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     site = local_site(cache, pythons, chosen.device)
-    debris = clear([site.artifacts.root, Path(results)])
+    debris = clear([site.artifacts.root, *([] if is_url(results) else [local_path(results)])])
     if debris:
         on_event(Cleared(debris))
     anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
+    store = open_results(results, site.artifacts.root, anonymizer)
     with closing(open_executor(executor, site)) as opened:
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
@@ -63,7 +66,6 @@ def run(
             planned = _fetched_plan(chosen, opened, allow_leak)
         price = hourly_price(chosen)
         expect = partial(_forecast, planned=planned, executor=opened, cache_root=site.artifacts.root, price=price)
-        store = Store(Path(results), anonymizer)
         return sweep(planned, store, opened, on_event, paranoid, site.spill_roots, expect)
 
 

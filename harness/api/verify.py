@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Literal
@@ -12,9 +12,12 @@ from typing import Literal
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
+from harness.core.owner import temporary_folder
 from harness.errors import NewerRecordError, ResultsError
 from harness.storage.cache import Cache, CacheFault
 from harness.storage.disk import is_left_over
+from harness.storage.mirror import Mirror, unfinished
+from harness.storage.objects import Objects, is_url, local_path
 from harness.storage.reading import MAX_FOLDER_DEPTH, Attempt, attempt_folders, read_attempt
 from harness.storage.store import DAMAGED
 
@@ -23,9 +26,9 @@ State = Literal["ok", "damaged", "newer", "not sealed", "set aside", "debris"]
 
 @dataclass(frozen=True)
 class Checked:
-    """One attempt, folder or file, and what it is; ``reason`` is empty if it is ok."""
+    """One attempt, folder or file, by its path or URL, and what it is; ``reason`` is empty if it is ok."""
 
-    path: Path
+    path: Path | str
     state: State
     reason: str = ""
 
@@ -34,9 +37,12 @@ def verify(path: str | Path, read_data: bool = False) -> Iterator[Checked]:
     """Yields every attempt of a results folder, or every folder of a cache, and what is left over or set aside there.
 
     Of results all files are always read. Of a cache, names, sizes and JSON files are checked, and with ``read_data``
-    the hash of every file. Raises ResultsError if the path is neither.
+    the hash of every file. Results may be at a URL: everything there is fetched. Raises ResultsError if the path is
+    neither.
     """
-    root = Path(path)
+    if is_url(path):
+        return _verify_remote(str(path))
+    root = local_path(path)
     if not root.is_dir():
         raise ResultsError(f"{shown(root)}: no such folder")
     return _verify_cache(root, read_data) if is_cache(root) else _verify_results(root)
@@ -84,6 +90,27 @@ def _verify_results(root: Path) -> Iterator[Checked]:
         yield each
     if empty:
         raise ResultsError(f"{shown(root)}: neither a results folder nor a cache, or an empty one")
+
+
+def _verify_remote(url: str) -> Iterator[Checked]:
+    """As for a folder; no copy that is here already is used."""
+    with temporary_folder() as folder:
+        objects = Objects(url)
+        mirror = Mirror.of(objects, folder)
+        mirror.refresh()
+        empty = True
+        for each in attempts(mirror.root):
+            empty = False
+            name = Path(each.path).relative_to(mirror.root).as_posix()
+            yield replace(each, path=objects.at(name), reason=each.reason.replace(str(mirror.root), objects.url))
+        listed = objects.list()
+        for name in unfinished(listed):
+            empty = False
+            yield Checked(objects.at(name), "debris", "being written, or left by an interrupted write")
+        for name in sorted({"/".join(name.split("/")[:3]) for name in listed if name.split("/")[1:2] == [DAMAGED]}):
+            yield Checked(objects.at(name), "set aside", "damaged; delete it when nobody needs it")
+    if empty:
+        raise ResultsError(f"{shown(url)}: no results folder, or an empty one")
 
 
 def _verify_cache(root: Path, read_data: bool) -> Iterator[Checked]:

@@ -21,7 +21,13 @@ class Device(StrEnum):
 
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
-ResultsFolder = Annotated[Path, typer.Option("--results", metavar="DIR", help="Folder of the records.")]
+Results = Annotated[
+    str, typer.Argument(metavar="RESULTS", help="A results folder, or its URL, such as s3://BUCKET/DIR.")
+]
+ResultsFolder = Annotated[
+    str,
+    typer.Option("--results", metavar="DIR|URL", help="Folder of the records, or its URL, such as s3://BUCKET/DIR."),
+]
 BaselinesFolder = Annotated[Path, typer.Option("--baselines", metavar="DIR", help="Folder of the baselines.")]
 CacheFolder = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time
@@ -44,6 +50,11 @@ Redact = Annotated[
     typer.Option("--redact", help="Leave out paths, logs, messages, and names of local models and texts."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
+
+
+def below(results: str, recipe: str) -> str:
+    """The folder of a recipe in a results folder, or its URL."""
+    return f"{results.rstrip('/')}/{recipe}"
 
 
 def interpreters(pythons: list[str] | None) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from harness.core.foreign import parse_json, read_file, shown
+from harness.core.foreign import parse_json, read_file
 from harness.core.identity import digest
 from harness.core.owner import current_owner
 from harness.errors import ResultsError
@@ -138,10 +138,19 @@ def _results(listed: Mapping[str, Listed]) -> dict[str, Listed]:
     for name, each in listed.items():
         path = PurePosixPath(name)
         limit = MAX_BYTES.get(path.name)
-        unfinished = f"{path.parent}/{CLAIM}" in listed and f"{path.parent}/{RECORD}" not in listed
-        if limit is not None and not unfinished and _is_plain(name):
+        if limit is not None and not _is_unfinished(str(path.parent), listed) and _is_plain(name):
             found[name] = replace(each, bytes=min(each.bytes, limit + 1))
     return found
+
+
+def unfinished(listed: Mapping[str, Listed]) -> tuple[str, ...]:
+    """The folders of attempts that are being written, or whose writing was interrupted."""
+    claimed = (name.rpartition("/")[0] for name in listed if name.endswith(f"/{CLAIM}"))
+    return tuple(sorted(folder for folder in claimed if _is_unfinished(folder, listed)))
+
+
+def _is_unfinished(folder: str, listed: Mapping[str, Listed]) -> bool:
+    return f"{folder}/{CLAIM}" in listed and f"{folder}/{RECORD}" not in listed
 
 
 def _is_plain(name: str) -> bool:

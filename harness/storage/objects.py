@@ -38,7 +38,7 @@ MAX_REASON = 300
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Another try would end in the same way."""
 _S3_CONFIGURATION = {"connect_timeout": 10, "read_timeout": 60, "retries": {"total_max_attempts": 1}}
-"""Botocore's: it tries once, since ``Objects`` and s3fs try again."""
+"""Botocore's: it tries once, and so does s3fs, since ``Objects`` tries again."""
 
 
 def is_url(location: object) -> bool:
@@ -103,9 +103,8 @@ class Objects:
             found = self._try("list", folder, lambda: self._system.ls(root, detail=False))
         except FileNotFoundError:
             return ()
-        return tuple(
-            name for each in found if (name := each.rstrip("/").rpartition("/")[2]) and each.rstrip("/") != root
-        )
+        below = (each.rstrip("/") for each in found)
+        return tuple(each.rpartition("/")[2] for each in below if each != root)
 
     def stat(self, name: str) -> Listed:
         """One object as it is now. Raises FileNotFoundError."""
@@ -262,7 +261,7 @@ class Objects:
         from fsspec.config import conf
         from fsspec.core import url_to_fs
 
-        settings: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        settings: dict[str, Any] = {"use_listings_cache": False}
         if self._protocol == "s3":
             settings["config_kwargs"] = {**_S3_CONFIGURATION, **conf.get("s3", {}).get("config_kwargs", {})}
         try:
@@ -271,6 +270,8 @@ class Objects:
             raise UsageError(f"{self.at('')}: {error}") from None
         except ValueError as error:
             raise UsageError(f"{self.at('')}: {shortened(str(error), MAX_REASON)}") from None
+        if self._protocol == "s3":
+            system.retries = 1
         return system, path.rstrip("/")
 
     @property

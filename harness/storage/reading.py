@@ -62,17 +62,25 @@ def read_results(path: Path) -> Contents:
         raise ResultsError(f"{shown(path)}: no such folder")
     if not path.is_dir():
         raise ResultsError(f"{shown(path)}: is a file; name a results folder written by 'qharness run'")
-    found = read_contents(path, path)
+    return refuse_empty(read_contents(path, path), str(path))
+
+
+def refuse_empty(found: Contents, name: str) -> Contents:
+    """The contents of the results folder with this name. Raises ResultsError if no record in it can be read."""
     if not found.records:
         if found.damaged:
-            raise ResultsError(f"{found.damaged[0].sentence}; 'qharness verify {shown(path)}' lists all damage")
-        raise ResultsError(f"{shown(path)}: contains no records of 'qharness run'")
+            raise ResultsError(f"{found.damaged[0].sentence}; 'qharness verify {shown(name)}' lists all damage")
+        raise ResultsError(f"{shown(name)}: contains no records of 'qharness run'")
     return found
 
 
 def read_records(path: Path) -> tuple[RunRecord, ...]:
     """All records in a results folder. Raises ResultsError if one of them cannot be read, or there is none."""
-    found = read_results(path)
+    return all_records(read_results(path))
+
+
+def all_records(found: Contents) -> tuple[RunRecord, ...]:
+    """The records among what was read. Raises ResultsError if one of them could not be read."""
     missing = next((each for each in found.damaged if not each.log_only), None)
     if missing is not None:
         raise ResultsError(missing.sentence)

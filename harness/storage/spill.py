@@ -100,8 +100,8 @@ class Saver:
         except OSError as error:
             folders = ", ".join(sorted({str(each.folder) for copies in waiting.values() for each in copies}))
             raise StorageError(
-                f"{self._store.place.title}: cannot be written ({_reason(error)}). Runs that were finished earlier are kept "
-                f"in {folders}; make room or name another disk's folder, then run the same command again"
+                f"{self._store.place.title}: cannot be written ({_reason(error)}). Runs that were finished earlier are "
+                f"kept in {folders}; make room or name another disk's folder, then run the same command again"
             ) from None
         return tuple(taken)
 

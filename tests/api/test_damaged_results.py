@@ -160,7 +160,7 @@ class TestRun:
         assert again[2:] == first[2:]
         damaged = {each.damaged.path: each.moved_to for each in events if isinstance(each, DamageFound)}
         aside = store.root / "sweep" / ".damaged"
-        moved = {folder: aside / f"{folder.parent.name}.1" for folder in folders[:2]}
+        moved = {folder: str(aside / f"{folder.parent.name}.1") for folder in folders[:2]}
         assert damaged == {**moved, folders[2]: None}
         assert (aside / f"{folders[0].parent.name}.1" / "log.txt").read_bytes() == b"measured\n"
         assert [each.path for each in store.read().damaged] == [folders[2]], "a damaged log counts, and is named again"

@@ -98,7 +98,7 @@ def test_verify_tells_old_newer_and_set_aside_records(results: Path) -> None:
     assert f"newer: {first}: record.json: written by a newer qharness" in ended.stdout
     shutil.rmtree(first)
     edit(second / "evidence.parquet")
-    assert Store(results).set_aside("sweep", Store(results).read().damaged[0]).exists()
+    assert Path(Store(results).set_aside("sweep", Store(results).read().damaged[0])).exists()
     assert states(results) == [("ok", "1"), ("set aside", f"{second.parent.name}.1")]
 
 

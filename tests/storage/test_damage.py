@@ -200,20 +200,20 @@ def test_what_is_set_aside_is_kept_and_its_number_not_used_again(store: Store, f
     second = store.save(record(attempt=2), LOG).parent
     (second / "evidence.parquet").unlink()
     (damaged,) = store.read().damaged
-    kept = store.set_aside("sweep", damaged)
+    kept = Path(store.set_aside("sweep", damaged))
     assert kept == store.root / "sweep" / ".damaged" / f"{run_id}.2"
     assert sorted(path.name for path in kept.iterdir()) == ["log.txt", "record.json"]
     assert store.read() == Contents((record(),))
     assert store.next_attempt("sweep", run_id) == 3
     again = store.save(record(attempt=2), LOG).parent
     (again / "record.json").unlink()
-    assert store.set_aside("sweep", store.read().damaged[0]).name == f"{run_id}.2.2", "nothing is written over"
+    assert Path(store.set_aside("sweep", store.read().damaged[0])).name == f"{run_id}.2.2", "nothing is written over"
 
 
 def test_a_record_where_none_belongs_is_set_aside_alone(store: Store, folder: Path) -> None:
     """What lies beside it is not its own: here other attempts of the run."""
     shutil.copy(folder / "record.json", folder.parent / "record.json")
     (damaged,) = store.read().damaged
-    kept = store.set_aside("sweep", damaged)
+    kept = Path(store.set_aside("sweep", damaged))
     assert [path.name for path in kept.iterdir()] == ["record.json"]
     assert store.read() == Contents((record(),))

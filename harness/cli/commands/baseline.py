@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from harness.cli.options import BaselinesFolder
+from harness.cli.options import BaselinesFolder, Results
 from harness.errors import ResultsError
 from harness.report.terminal import say
 
@@ -22,7 +22,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="The baseline's name."
 @baseline_app.command("set")
 def set_baseline(
     name: Name,
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
+    results: Results,
     session: Annotated[
         Optional[str],  # noqa: UP045 - typer reads it at run time
         typer.Option(

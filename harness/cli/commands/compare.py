@@ -48,7 +48,7 @@ def compare(
         typer.Option("--out", metavar="FILE", help="Write the comparison to a file and print only the verdict."),
     ] = None,
     whole: Annotated[bool, typer.Option("--all", help="Also list what did not change (terminal format).")] = False,
-    results: ResultsFolder = Path("results"),
+    results: ResultsFolder = "results",
     baselines: BaselinesFolder = Path("baselines"),
     redact: Redact = False,
 ) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from harness.cli.options import Results
 from harness.report.terminal import say
 
 export_app = typer.Typer(help="Export figures to other tools.", no_args_is_help=True, rich_markup_mode=None)
@@ -19,7 +19,7 @@ def tools() -> None:
 
 @export_app.command()
 def mlflow(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
+    results: Results,
     tracking_uri: Annotated[
         str,
         typer.Option("--tracking-uri", envvar="MLFLOW_TRACKING_URI", metavar="URI", help="An MLflow server or store."),

@@ -47,7 +47,7 @@ def history(
         Optional[Path],  # noqa: UP045
         typer.Option("--out", metavar="FILE", help="Write the history to a file."),
     ] = None,
-    results: ResultsFolder = Path("results"),
+    results: ResultsFolder = "results",
     baselines: BaselinesFolder = Path("baselines"),
     redact: Redact = False,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +12,12 @@ from harness.report.terminal import say
 
 
 def merge(
-    sources: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Results folders; they are only read.")],
-    into: Annotated[Path, typer.Option("--into", metavar="DIR", help="The results folder to add them to.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="RESULTS...", help="Results folders, or their URLs; they are only read.")
+    ],
+    into: Annotated[
+        str, typer.Option("--into", metavar="DIR|URL", help="The results folder to add them to, or its URL.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Put the results of several machines or sweeps into one folder; what is there already is not added twice.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, interpreters
+from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, below, interpreters
 
 
 def plan(
     recipe: RecipeFile,
-    results: ResultsFolder = Path("results"),
+    results: ResultsFolder = "results",
     cache: CacheFolder = None,
     pythons: Pythons = None,
     allow_leak: AllowLeak = False,
@@ -33,5 +31,5 @@ def plan(
         lambda problem: say(f"the GPU is not used: {problem}", error=True),
     )
     if damaged:
-        say_damaged(damaged, results / state.planned[0].spec.recipe)
+        say_damaged(damaged, below(results, state.planned[0].spec.recipe))
     show_plan(state, as_json)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from copy import copy
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from typer.core import TyperCommand
 
+from harness.cli.options import Results
 from harness.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _listed(names: list[str], default: str) -> str:
 
 def recommend(
     ctx: typer.Context,
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
+    results: Results,
     minimize: Annotated[Text, typer.Option(metavar="WHAT", help="A figure of which less is better.")] = None,
     maximize: Annotated[Text, typer.Option(metavar="WHAT", help="A figure of which more is better.")] = None,
     at: Annotated[

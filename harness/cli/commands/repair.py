@@ -12,7 +12,7 @@ from harness.errors import ExitCode
 
 
 def repair(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A results folder or a cache folder.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A results folder or a cache folder.")],
     source: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads it at run time
         typer.Option("--from", metavar="DIR", help="Another copy of the results, or a baseline, to restore from."),

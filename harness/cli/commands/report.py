@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from harness.cli.options import Redact
+from harness.cli.options import Redact, Results
 from harness.report.terminal import say
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -16,7 +16,7 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
 def report(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder.")],
+    results: Results,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Output folder.", show_default="reports"),

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli import interrupts
-from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, interpreters
+from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, below, interpreters
 from harness.errors import ExitCode
 from harness.report.terminal import say
 
 
 def run(
     recipe: RecipeFile,
-    results: ResultsFolder = Path("results"),
+    results: ResultsFolder = "results",
     cache: CacheFolder = None,
     pythons: Pythons = None,
     create_stacks: Annotated[
@@ -59,7 +58,7 @@ def run(
     failed = sum(record.status in FAILURES for record in records)
     base = baseline_engine(record.spec for record in records)
     baseless = any(r.spec.is_baseline and r.spec.engine_label == base and r.status != "ok" for r in records)
-    folder = results / records[0].spec.recipe
+    folder = below(results, records[0].spec.recipe)
     if not as_json:
         well = sum(record.status == "ok" for record in records)
         rest = len(records) - well - failed

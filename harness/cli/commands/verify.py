@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,9 @@ from harness.report.terminal import say
 
 
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A results folder or a cache folder.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A results folder or a cache folder, or the URL of results.")
+    ],
     read_data: Annotated[
         bool, typer.Option("--read-data", help="Of a cache, hash all files too; those of results always are.")
     ] = False,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from harness.core.foreign import shown
 from harness.core.record import Damaged
 from harness.report.terminal import say
 
 
-def say_damaged(damaged: Sequence[Damaged], results: Path) -> None:
+def say_damaged(damaged: Sequence[Damaged], results: str) -> None:
     """Names each on standard error, and says what to do about them."""
     for each in damaged:
         say(each.remark, error=True)
