@@ -245,7 +245,7 @@ class Objects:
         words = " ".join(str(error).split()) or type(error).__name__
         reason = shortened(Anonymizer.here().message(words), MAX_REASON)
         kind = type(error) if isinstance(error, _FINAL) else OSError
-        number = getattr(error, "errno", None) or {FileNotFoundError: errno.ENOENT}.get(kind, errno.EIO)
+        number = getattr(error, "errno", None) or (errno.ENOENT if kind is FileNotFoundError else errno.EIO)
         return kind(number, f"{self.at(name)}: cannot {action}: {reason}")
 
     def _path(self, name: str) -> str:
