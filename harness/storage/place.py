@@ -21,7 +21,7 @@ from harness.errors import ResultsError
 from harness.storage.disk import Disk
 
 
-class Place(Protocol):
+class StorePlace(Protocol):
     """A results folder, wherever it is.
 
     What a method changed is durable when it returns. It raises OSError if that failed, and ResultsError for what must

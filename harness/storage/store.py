@@ -23,7 +23,7 @@ from harness.storage.anonymizer import Anonymizer
 from harness.storage.disk import Disk
 from harness.storage.evidence import write_evidence
 from harness.storage.json_codec import encode
-from harness.storage.place import LocalPlace, Place
+from harness.storage.place import LocalPlace, StorePlace
 from harness.storage.reading import A_NAME, A_RUN_ID, ATTEMPT, Contents, read_contents
 from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, FileSeal, file_seal, seal
 
@@ -40,10 +40,10 @@ class Store:
     root: Path
     anonymizer: Anonymizer = field(default_factory=Anonymizer.here, compare=False)
     disk: Disk = field(default_factory=Disk, compare=False)
-    remote: Place | None = field(default=None, compare=False)
+    remote: StorePlace | None = field(default=None, compare=False)
 
     @property
-    def place(self) -> Place:
+    def place(self) -> StorePlace:
         """How the files are listed, read and written."""
         return self.remote or LocalPlace(self.root, self.disk)
 
