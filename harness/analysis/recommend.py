@@ -132,8 +132,9 @@ def _first_of_equals(
 ) -> npt.NDArray[np.intp]:
     """For each draw, the first in order that meets all limits and that the objective cannot tell from the best."""
     picked = best.copy()
+    where = {index: place for place, index in enumerate(places)}
     for leader in np.unique(best):
-        equal = np.array([place for place, index in enumerate(places) if objective.alike(places[leader], index)])
+        equal = np.array([where[index] for index in objective.alike(places[leader], places)])
         draws = np.flatnonzero(best == leader)
         picked[draws] = equal[kept[np.ix_(draws, equal)].argmax(axis=1)]
     return picked

@@ -47,6 +47,9 @@ class Tie:
         return bool(mine.high < other.low or other.high < mine.low)  # type: ignore[operator]
 
 
+Ends = tuple[float, float, float]
+
+
 @dataclass
 class Likeness:
     """One figure of several variants, and which of them it cannot distinguish from the best.
@@ -60,6 +63,7 @@ class Likeness:
     sampler: Sampler
     harmless: bool
     _readings: dict[int, Reading] = field(default_factory=dict)
+    _costs: dict[int, float] = field(default_factory=dict)
     _columns: dict[int, Floats] = field(default_factory=dict)
 
     def reading(self, index: int) -> Reading:
@@ -70,15 +74,16 @@ class Likeness:
 
     def cost(self, index: int) -> float:
         """Lower is better; unmeasured figures come last."""
-        estimate = self.reading(index).estimate
-        return math.inf if estimate is None else self._sign * estimate.value
+        if index not in self._costs:
+            estimate = self.reading(index).estimate
+            self._costs[index] = math.inf if estimate is None else self._sign * estimate.value
+        return self._costs[index]
 
     def equal(self, ordered: Sequence[int]) -> list[int]:
         """The first of the indices, which are ordered by cost, and all that cannot be told from it."""
         best = ordered[0]
         end = self._farthest(best)
-        near = takewhile(lambda index: self.cost(index) <= end, ordered)
-        return [index for index in near if self.alike(best, index)]
+        return self.alike(best, list(takewhile(lambda index: self.cost(index) <= end, ordered)))
 
     @property
     def _sign(self) -> int:
@@ -93,30 +98,39 @@ class Likeness:
         reach = 0.0 if end is None else self._sign * (end - estimate.value)
         return self.cost(best) + max(reach, self._tolerance(best, best))
 
-    def alike(self, best: int, other: int) -> bool:
-        """Whether ``other`` cannot be distinguished from ``best``, which no other beats."""
-        if best == other or self.cost(best) == self.cost(other):
-            return True
-        gap = abs(self.cost(best) - self.cost(other))
-        if not math.isfinite(gap):
-            return False
-        return gap <= self._tolerance(best, other) or (self._overlap(best, other) and not self._told_apart(best, other))
+    def alike(self, best: int, others: Sequence[int]) -> list[int]:
+        """Those of ``others`` that cannot be distinguished from ``best``, which no other beats."""
+        mine, reaches = self.cost(best), self._ends(best)
+        found = []
+        for other in others:
+            theirs = self.cost(other)
+            gap = abs(mine - theirs)
+            if (
+                other == best
+                or mine == theirs
+                or (
+                    math.isfinite(gap)
+                    and (
+                        gap <= self._tolerance(best, other)
+                        or (_each_in_the_other(reaches, self._ends(other)) and not self._told_apart(best, other))
+                    )
+                )
+            ):
+                found.append(other)
+        return found
+
+    def _ends(self, index: int) -> Ends | None:
+        """The ends of its interval with the value between them; None without an interval."""
+        estimate = self.reading(index).estimate
+        if estimate is None or estimate.low is None or estimate.high is None or not estimate.low < estimate.high:
+            return None
+        return estimate.low, estimate.value, estimate.high
 
     def _tolerance(self, best: int, other: int) -> float:
         least = min(abs(self.cost(best)), abs(self.cost(other)))
         ties = ties_of(self.figure)
         harmless = ties.harmless * (least if ties.relative else 1) if self.harmless else 0.0
         return max(ties.tolerance * least, harmless)
-
-    def _overlap(self, best: int, other: int) -> bool:
-        """Whether each figure lies in the other's interval."""
-        return self._holds(best, other) and self._holds(other, best)
-
-    def _holds(self, one: int, other: int) -> bool:
-        mine, theirs = self.reading(one).estimate, self.reading(other).estimate
-        if mine is None or theirs is None or mine.low is None or mine.high is None:
-            return False
-        return mine.low < mine.high and mine.low <= theirs.value <= mine.high
 
     def _told_apart(self, best: int, other: int) -> bool:
         """By draws of both figures, so that shared errors, such as the sample of a text's windows, cancel out."""
@@ -166,7 +180,8 @@ class Order:
             equal = likeness.equal(left)
             within = self._paths(equal, step + 1)
             paths |= {index: (number, *within[index]) for index in equal}
-            left = [index for index in left if index not in paths]
+            reach = 1 + max(map(left.index, equal[-1:]), default=0)  # in order: nothing beyond the last one is equal
+            left = [index for index in left[:reach] if index not in paths] + left[reach:]
             number += 1
         return paths
 
@@ -175,6 +190,13 @@ class Order:
             if ours != theirs:
                 return Tie(self.rows[other], step.figure, step.reading(first), step.reading(other))
         return Tie(self.rows[other], None)
+
+
+def _each_in_the_other(one: Ends | None, other: Ends | None) -> bool:
+    """Whether each figure lies in the other's interval."""
+    if one is None or other is None:
+        return False
+    return one[0] <= other[1] <= one[2] and other[0] <= one[1] <= other[2]
 
 
 def ties_of(figure: Figure[Any]) -> Ties:

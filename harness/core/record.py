@@ -7,11 +7,11 @@ summaries are derived from them, so old results stay comparable without the code
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ from harness.core.label import Fact, FactCode, Label
 from harness.core.run import RunSpec
 from harness.core.upgrade import SCHEMA_VERSION
 
+T = TypeVar("T")
 Status = Literal["ok", "failed", "unsupported", "out_of_memory", "timeout", "crashed", "invalid"]
 MAX_NODE_CHARACTERS = 64
 MAX_NOTES = 1_000
@@ -130,6 +131,16 @@ class Outcome:
     def measured(self, metric: str) -> tuple[Measurement, ...]:
         """All measurements of a metric, in order."""
         return self._by_metric.get(metric, ())
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` derives from this outcome, called once for each key: many variants share a baseline's runs."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]  # type: ignore[no-any-return]
+
+    @cached_property
+    def _remembered(self) -> dict[Hashable, Any]:
+        return {}
 
     @cached_property
     def _by_metric(self) -> Mapping[str, tuple[Measurement, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.core.identity import DecodeMode
 from harness.core.record import Measurement, RunRecord
@@ -39,12 +40,12 @@ class Evidence:
     control_performance: tuple[RunRecord, ...] = ()
     control_tasks: tuple[RunRecord, ...] = ()
 
-    @property
+    @cached_property
     def all(self) -> tuple[RunRecord, ...]:
         """Root causes first: a variant that was not quantized cannot be measured."""
         return tuple(run for run in (self.quantize, self.quality, *self.tasks, *self.performance) if run is not None)
 
-    @property
+    @cached_property
     def variant(self) -> Variant:
         """From the newest record. A record of quantizing names only one of the engines and caches that it serves."""
         measured = [run for run in self.all if not run.spec.job.quantizes]
@@ -54,7 +55,7 @@ class Evidence:
     def decode_mode(self) -> DecodeMode:
         return self.performance[0].spec.decode_mode if self.performance else "eager"
 
-    @property
+    @cached_property
     def well(self) -> tuple[RunRecord, ...]:
         """The successful runs: figures come only from these."""
         return tuple(run for run in self.all if run.status == "ok")

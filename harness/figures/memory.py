@@ -74,7 +74,7 @@ def _all_peaks(table: Table) -> list[Peak]:
 
 
 def _unit(table: Table) -> SizeUnit:
-    return size_unit((peak.bytes for peak in _all_peaks(table)), BINARY)
+    return table.remember("unit of peaks", lambda: size_unit((peak.bytes for peak in _all_peaks(table)), BINARY))
 
 
 def _format(table: Table, place: object) -> NumberStyle:
@@ -139,8 +139,11 @@ def _every(name: str, when: str, pick: Peaks) -> Figure[MemoryPhase]:
         found = (_phase_of(peak) for row in table.rows for peak in pick(row) if _in_grid(peak, table))
         return tuple(dict.fromkeys(found))
 
+    def by_phase(row: VariantRow) -> dict[MemoryPhase, int]:
+        return {_phase_of(peak): peak.bytes for peak in reversed(pick(row))}
+
     def value(row: VariantRow, place: MemoryPhase) -> Value:
-        return next((peak.bytes for peak in pick(row) if _phase_of(peak) == place), None)
+        return row.remember(f"{name} by phase", lambda: by_phase(row)).get(place)
 
     return Figure(
         f"{name}_of_phase",

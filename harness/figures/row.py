@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from harness.core.label import Label
 from harness.core.model import MAIN_ENGINE
@@ -18,7 +17,7 @@ from harness.figures.derived.scores import NATS_MARGIN, scores
 from harness.figures.derived.speeds import point_of, speeds
 from harness.figures.divergence import HARMLESS_NAT
 from harness.figures.evidence import Evidence
-from harness.figures.table import Peak, StoredPart, TaskScore, VariantRow
+from harness.figures.table import GridPoint, Peak, StoredPart, TaskScore, VariantRow
 from harness.stats.comparison import Comparison
 from harness.stats.estimate import Estimate, clustered_mean, exponential, perplexity, transformed
 from harness.stats.influence import Influence, of_difference, of_mean
@@ -48,6 +47,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     answered, task_notes = scores(evidence.tasks, baseline_tasks, evidence.control_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
+    peaks = _peaks(well, "peak_memory_bytes")
     made = VariantRow(
         label=label,
         evidence=evidence,
@@ -92,14 +92,14 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         size_ratio=_over(_stored_bytes(stock), BYTES_PER_16_BIT_PARAMETER * _parameters(stock)),
         linear_ratio=_over(linear, BYTES_PER_16_BIT_PARAMETER * _parameters(stock, "linear")),
         checkpoint_file_bytes=_file_bytes(stock),
-        peaks=_peaks(well, "peak_memory_bytes"),
+        peaks=peaks,
         left=_peaks(well, "memory_after_bytes"),
         footprint=footprint(timed),
         speeds=timings,
         bounds=bounds(timed, timings, rates(evidence.machine) if evidence.machine else None),
         energies=energies(timed),
         quantize_s=_quantize_s(well),
-        quantize_peak_bytes=_quantize_peak(well),
+        quantize_peak_bytes=_quantize_peak(peaks),
     )
     if made.speeds and not evidence.is_baseline and not evidence.baseline_performance:
         node = timed[0].node
@@ -248,15 +248,14 @@ def _file_bytes(stock: RunRecord | None) -> int | None:
 
 
 def _peaks(runs: Iterable[RunRecord], metric: str) -> tuple[Peak, ...]:
-    largest: dict[Peak, Peak] = {}
+    largest: dict[tuple[str, str, str, GridPoint | None], int] = {}
     for run in runs:
         for entry in _all(run, metric):
-            phase, source = str(entry.protocol["phase"]), str(entry.protocol["source"])
             point = point_of(entry) if "prompt_tokens" in entry.protocol else None
-            peak = Peak(run.spec.kind, phase, source, int(max(entry.values, default=0)), point)
-            key = replace(peak, bytes=0)
-            largest[key] = max(peak, largest.get(key, peak), key=lambda each: each.bytes)
-    return tuple(largest.values())
+            key = run.spec.kind, str(entry.protocol["phase"]), str(entry.protocol["source"]), point
+            size = int(max(entry.values, default=0))
+            largest[key] = max(size, largest.get(key, size))
+    return tuple(Peak(run, phase, source, size, point) for (run, phase, source, point), size in largest.items())
 
 
 def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
@@ -272,8 +271,8 @@ def _quantize_s(runs: Sequence[RunRecord]) -> float | None:
     return None
 
 
-def _quantize_peak(runs: Sequence[RunRecord]) -> int | None:
+def _quantize_peak(peaks: Sequence[Peak]) -> int | None:
     """The peak memory of the same phase: of the device if known, otherwise the resident set."""
-    found = [peak for peak in _peaks(runs, "peak_memory_bytes") if peak.phase in ("quantize", "quantize_on_load")]
+    found = [peak for peak in peaks if peak.phase in ("quantize", "quantize_on_load")]
     on_device = [peak.bytes for peak in found if peak.source in DEVICE_PEAKS]
     return max(on_device or [peak.bytes for peak in found], default=None)

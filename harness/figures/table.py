@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 from harness.core.identity import DecodeMode, KvCache, Scalar
@@ -346,6 +347,14 @@ class Table:
     rates: Rates | None = None
     implausible: tuple[Implausibility, ...] = ()
 
-    @property
+    _remembered: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What ``make`` returns, called once for each key."""
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]  # type: ignore[no-any-return]
+
+    @cached_property
     def baseline(self) -> VariantRow | None:
         return next((row for row in self.rows if row.is_baseline), None)

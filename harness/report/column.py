@@ -69,6 +69,10 @@ class Cell:
 
 def columns(table: Table) -> tuple[Column, ...]:
     """All columns of a table, in order. Figures with the same places are grouped, place by place."""
+    return table.remember("columns", lambda: _columns(table))
+
+
+def _columns(table: Table) -> tuple[Column, ...]:
     return tuple(
         column
         for _, alike in groupby(figures().values(), key=lambda figure: figure.places_in)
@@ -83,8 +87,13 @@ def columns_of(table: Table, figure: Figure[Any]) -> tuple[Column, ...]:
 
 def shown_columns(table: Table) -> tuple[Column, ...]:
     """The columns for readers, without those that have no figure at all."""
-    return tuple(
-        column for column in columns(table) if column.shown and any(column.value(row) is not None for row in table.rows)
+    return table.remember(
+        "shown columns",
+        lambda: tuple(
+            column
+            for column in columns(table)
+            if column.shown and any(column.value(row) is not None for row in table.rows)
+        ),
     )
 
 

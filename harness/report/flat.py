@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness.core.label import codes
+from harness.core.label import Label, codes
 from harness.figures.table import Table, VariantRow
 from harness.report.column import Column, columns, raw
 from harness.report.page import table_labels
@@ -14,7 +14,11 @@ Entry = dict[str, str | float | bool | None]
 
 def entries(tables: Sequence[Table]) -> list[Entry]:
     """All tables one after another; each entry names its model, protocol and machine. None: not measured."""
-    return [_entry(table, columns(table), row) for table in tables for row in table.rows]
+    made: list[Entry] = []
+    for table in tables:
+        shared, measured = table_labels(table), columns(table)
+        made += [_entry(table, shared, measured, row) for row in table.rows]
+    return made
 
 
 def names(lines: Sequence[Entry]) -> list[str]:
@@ -22,8 +26,8 @@ def names(lines: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(name for line in lines for name in line))
 
 
-def _entry(table: Table, measured: Sequence[Column], row: VariantRow) -> Entry:
-    labels = (*table_labels(table), *row.labels)
+def _entry(table: Table, shared: Sequence[Label], measured: Sequence[Column], row: VariantRow) -> Entry:
+    labels = (*shared, *row.labels)
     entry: Entry = {
         "model": table.model,
         "native_quantization": table.native_quantization or "",

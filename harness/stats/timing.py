@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.stats.estimate import CONFIDENCE, Estimate, Floats, t_interval
-from harness.stats.repeats import FEWEST_PROCESSES, of_process, over_processes, tok_per_s, too_few
+from harness.stats.repeats import FEWEST_PROCESSES, of_process, over_processes, too_few
 
 RESAMPLES = 2000
 WITHIN = 200
@@ -79,7 +79,7 @@ def speed(processes: Sequence[Timings], tokens: int) -> Estimate:
     Raises ValueError if there is no process, or one without a timing.
     """
     _refuse_empty(processes)
-    speeds = np.array([tok_per_s(tokens, process.seconds) for process in processes])
+    speeds = np.array([tokens / process.median_s for process in processes])
     value = over_processes(speeds.tolist())
     if len(speeds) == 1:
         return _within(value, tokens / processes[0].resampled_s, processes[0].count)
@@ -211,7 +211,7 @@ def percentiles(resampled: Floats) -> tuple[float, float]:
 
 def _rates(processes: Sequence[Timings]) -> list[float]:
     """How often each process would do its work per second."""
-    return [tok_per_s(1, each.seconds) for each in processes]
+    return [1 / each.median_s for each in processes]
 
 
 def _refuse_empty(processes: Sequence[Timings]) -> None:

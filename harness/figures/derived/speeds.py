@@ -59,12 +59,20 @@ def point_of(measured: Measurement) -> GridPoint:
 
 def _timings(records: Iterable[RunRecord], metric: str, point: GridPoint) -> list[Timings]:
     """What each process timed at this point."""
-    return [
-        Timings(record.spec.repetition, entry.values, entry.cluster_ids or tuple(map(str, range(len(entry.values)))))
-        for record in records
-        for entry in record.outcome.measured(metric)
-        if entry.values and point_of(entry) == point
-    ]
+    return [timings for record in records for timings in _timed(record, metric).get(point, ())]
+
+
+def _timed(record: RunRecord, metric: str) -> dict[GridPoint, list[Timings]]:
+    return record.outcome.remember(("timings", metric), lambda: _by_point(record, metric))
+
+
+def _by_point(record: RunRecord, metric: str) -> dict[GridPoint, list[Timings]]:
+    found: dict[GridPoint, list[Timings]] = {}
+    for entry in record.outcome.measured(metric):
+        if entry.values:
+            iterations = entry.cluster_ids or tuple(map(str, range(len(entry.values))))
+            found.setdefault(point_of(entry), []).append(Timings(record.spec.repetition, entry.values, iterations))
+    return found
 
 
 def _ratio(ours: Sequence[Timings], theirs: Sequence[Timings]) -> Estimate | None:
