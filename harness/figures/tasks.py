@@ -201,12 +201,7 @@ def _reach(ends: Sequence[float | None], gains: Sequence[Estimate]) -> float | N
 
 def _changes(row: VariantRow, use: Use) -> list[tuple[TaskScore, Estimate]] | Reading:
     """Each task's headline score minus the baseline's, higher being better; or what is missing."""
-    wanted = {
-        score.key: score
-        for other in use.table.rows
-        for score in other.tasks
-        if score.headline and score.key.higher_is_better
-    }
+    wanted = use.table.remember("tasks with an accuracy", lambda: _with_accuracy(use.table))
     if not wanted:
         return Reading(None, "no task with an accuracy was run")
     changes = []
@@ -219,6 +214,11 @@ def _changes(row: VariantRow, use: Use) -> list[tuple[TaskScore, Estimate]] | Re
             return Reading(None, f"{key.label}: no like baseline to compare with")
         changes.append((score, change))
     return changes
+
+
+def _with_accuracy(table: Table) -> tuple[TaskKey, ...]:
+    scores = (score for row in table.rows for score in row.tasks)
+    return tuple(dict.fromkeys(score.key for score in scores if score.headline and score.key.higher_is_better))
 
 
 def _negative(estimate: Estimate) -> Estimate:
