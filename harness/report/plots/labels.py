@@ -53,7 +53,7 @@ def place(
         near = [box for box in taken if _near(box, x, y, half)]
         tried = [(dx, dy, _box(x + dx, y + dy, half)) for dx, dy in _candidates(half)]
         covered = _covered([box for _, _, box in tried], near)
-        dx, dy, box = min(zip(tried, covered, strict=True), key=lambda each: _cost(*each, frame))[0]
+        dx, dy, box = min(zip(tried, covered, strict=True), key=lambda each: _cost(each[0], each[1], frame))[0]
         taken.append(box)
         offsets[index] = (dx, dy)
     return offsets
