@@ -40,6 +40,7 @@ from harness.core.variant import labels
 from harness.figures.derived.plausibility import implausible
 from harness.figures.derived.roofline import machine_of, rates
 from harness.figures.evidence import Evidence
+from harness.figures.formats import duration
 from harness.figures.row import row
 from harness.figures.table import EngineFloor, Table, VariantRow
 from harness.host.machine import PACKAGES
@@ -132,6 +133,7 @@ def _table(where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs
     newest = _last(run for run in runs.performance if run.status == "ok") or _last(runs.performance)
     machine = machine_of(newest, machines)
     before = (*preparing, *references, *([machine] if machine else []))
+    notes += _forecast_and_fact([*before, *runs.all])
     labels = tuple(dict.fromkeys((*(label for run in before for label in run.outcome.labels), *_common_labels(rows))))
     any_spec = runs.all[0].spec
     doubts = implausible(any_spec.model, _last(runs.baselines_of(MeasureQuality)))
@@ -336,6 +338,16 @@ def _is_reference_of(run: RunRecord, where: ComparisonSetting, quality: Sequence
 def _failed_before(run: RunRecord) -> str:
     message = run.outcome.failure.message.splitlines()[0] if run.outcome.failure else "no reason recorded"
     return f"{run.spec.kind} of {run.spec.model.label}: {run.status}: {message}"
+
+
+def _forecast_and_fact(runs: Iterable[RunRecord]) -> Iterator[str]:
+    """How long the runs took and were forecast to take; nothing if no run was forecast."""
+    compared = [(run.forecast, run.wall_s) for run in runs if run.forecast is not None and run.status == "ok"]
+    if compared:
+        took = duration(sum(wall_s for _, wall_s in compared))
+        expected = duration(sum(forecast.expected_s for forecast, _ in compared))
+        within = sum(forecast.low_s <= wall_s <= forecast.high_s for forecast, wall_s in compared)
+        yield f"the runs took {took} and were forecast to take {expected}; {within} of {len(compared)} were in range"
 
 
 def _engine_floors(rows: Iterable[VariantRow]) -> tuple[EngineFloor, ...]:

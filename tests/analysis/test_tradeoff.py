@@ -10,7 +10,7 @@ import pytest
 from harness.analysis.tradeoff import tradeoff
 from harness.core.label import Label
 from harness.core.model import MethodRef
-from harness.core.record import RunRecord
+from harness.core.record import Forecast, RunRecord
 from harness.figures.figure import WHOLE
 from harness.figures.table import Outliers, Table, VariantRow
 from harness.plugins import figures
@@ -403,3 +403,13 @@ def test_a_baseline_of_another_node_is_no_baseline(bench: Bench, none: MethodRef
     speed = row(table, "rtn 4-bit").headline_speed
     assert speed is not None
     assert speed.decode_ratio.value == pytest.approx(4.0, rel=0.02)
+
+
+def test_a_table_says_how_good_the_forecast_of_its_runs_was(bench: Bench, none: MethodRef, rtn: MethodRef) -> None:
+    first, second = bench.quality(none), bench.quality(rtn, 4.5, 0.1)
+    assert not [note for note in only([first, second]).notes if "forecast" in note]
+    first = replace(first, wall_s=100.0, forecast=Forecast(80.0, 60.0, 120.0, "arithmetic"))
+    assert "the runs took 1 min 40 s and were forecast to take 1 min 20 s; 1 of 1 were in range" in only([first]).notes
+    second = replace(second, wall_s=20.0, forecast=Forecast(40.0, 30.0, 50.0, "alike"))
+    assert only([first, second]).notes[-1].startswith("the runs took 2 min 00 s and were forecast to take 2 min 00 s")
+    assert only([first, second]).notes[-1].endswith("; 1 of 2 were in range")
