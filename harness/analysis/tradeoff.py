@@ -347,7 +347,8 @@ def _forecast_and_fact(runs: Iterable[RunRecord]) -> Iterator[str]:
         took = duration(sum(wall_s for _, wall_s in compared))
         expected = duration(sum(forecast.expected_s for forecast, _ in compared))
         within = sum(forecast.low_s <= wall_s <= forecast.high_s for forecast, wall_s in compared)
-        yield f"the runs took {took} and were forecast to take {expected}; {within} of {len(compared)} were in range"
+        ranges = f"{within} of {len(compared)} within their ranges"
+        yield f"the runs took {took} and were forecast to take {expected}; {ranges}"
 
 
 def _engine_floors(rows: Iterable[VariantRow]) -> tuple[EngineFloor, ...]:

@@ -94,8 +94,8 @@ HERE = Node()
 class Speeds:
     """What a machine does in a second.
 
-    ``start_s`` is how long a Python process takes to start and to import NumPy: other imports scale with it. A copy's
-    bytes count twice, as read and as written. ``operations_per_s`` are those of matrix products, by dtype.
+    ``start_s`` is how long a Python process computes to start and to import NumPy: other imports scale with it. What a
+    copy reads and what it writes both count. ``operations_per_s`` are those of matrix products, by dtype.
     """
 
     start_s: float

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -52,7 +52,11 @@ def _question(machine: Machine) -> list[str]:
 
 
 def _time(device: str, folder: Path) -> Speeds | None:
-    """The speeds by a new process, with the disk of ``folder``; None if it does not answer."""
+    """The speeds by new processes, with the disk of ``folder``; None if they do not answer.
+
+    On a CPU products are timed by all threads and by one, which a busy machine disturbs less: the better rate counts.
+    """
+    threads: tuple[dict[str, str], ...] = ({}, {"OPENBLAS_NUM_THREADS": "1"}) if device == "cpu" else ({},)
     with temporary_folder() as temporary:
         answer = temporary / "speeds.json"
         try:
@@ -61,33 +65,46 @@ def _time(device: str, folder: Path) -> Speeds | None:
         except OSError:
             written = temporary
         try:
-            first_s = _run([speed_probe.__file__, device, str(written), str(answer)])
-            second_s = _run(["-c", "import numpy"])
-        except (subprocess.TimeoutExpired, OSError):
+            probes = [_probe([device, str(written), str(answer)], answer, variables) for variables in threads]
+            start_s = min(_run(["-c", "import numpy"], {}) for _ in range(2))
+        except (subprocess.TimeoutExpired, OSError, UsageError, ValidationError):
             return None
-        try:
-            probed = _ANSWER.validate_json(read_file(answer, MAX_FILE_BYTES, UsageError))
-        except (UsageError, ValidationError):
-            return None
-    start_s = max(min(first_s - probed.probed_s, second_s), 1e-3)
-    return Speeds(start_s, probed.bandwidth_byte_per_s, probed.operations_per_s, probed.disk_byte_per_s)
+    dtypes = probes[0].operations_per_s
+    return Speeds(
+        start_s,
+        max(each.bandwidth_byte_per_s for each in probes),
+        {dtype: max(each.operations_per_s[dtype] for each in probes) for dtype in dtypes},
+        max(each.disk_byte_per_s for each in probes),
+    )
 
 
-def _run(arguments: list[str]) -> float:
-    """Seconds that a new Python process takes."""
-    began = time.perf_counter()
-    subprocess.run([sys.executable, "-P", *arguments], capture_output=True, check=False, timeout=PROBE_S)
-    return time.perf_counter() - began
+def _probe(arguments: list[str], answer: Path, variables: Mapping[str, str]) -> _Answer:
+    """Raises UsageError or ValidationError if the probe writes no answer."""
+    _run([speed_probe.__file__, *arguments], variables)
+    return _ANSWER.validate_json(read_file(answer, MAX_FILE_BYTES, UsageError))
+
+
+def _run(arguments: list[str], variables: Mapping[str, str]) -> float:
+    """Seconds that a new Python process computes. It may take longer where others compute, too."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-P", *arguments],
+        env={**os.environ, **variables},
+        capture_output=True,
+        check=False,
+        timeout=PROBE_S,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return max(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1e-3)
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What the probe writes; ``probed_s`` is how long it took after it had started."""
+    """What the probe writes."""
 
     bandwidth_byte_per_s: PositiveFloat
     operations_per_s: Mapping[str, PositiveFloat]
     disk_byte_per_s: PositiveFloat
-    probed_s: float
 
 
 def _read(place: Path) -> Speeds | None:

@@ -409,7 +409,10 @@ def test_a_table_says_how_good_the_forecast_of_its_runs_was(bench: Bench, none: 
     first, second = bench.quality(none), bench.quality(rtn, 4.5, 0.1)
     assert not [note for note in only([first, second]).notes if "forecast" in note]
     first = replace(first, wall_s=100.0, forecast=Forecast(80.0, 60.0, 120.0, "arithmetic"))
-    assert "the runs took 1 min 40 s and were forecast to take 1 min 20 s; 1 of 1 were in range" in only([first]).notes
+    assert (
+        "the runs took 1 min 40 s and were forecast to take 1 min 20 s; 1 of 1 within their ranges"
+        in only([first]).notes
+    )
     second = replace(second, wall_s=20.0, forecast=Forecast(40.0, 30.0, 50.0, "alike"))
     assert only([first, second]).notes[-1].startswith("the runs took 2 min 00 s and were forecast to take 2 min 00 s")
-    assert only([first, second]).notes[-1].endswith("; 1 of 2 were in range")
+    assert only([first, second]).notes[-1].endswith("; 1 of 2 within their ranges")

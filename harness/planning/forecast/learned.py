@@ -51,9 +51,9 @@ class Learned:
         self._speeds = speeds
         known = _Known(planned)
         ratios = [
-            (_path(record.spec), measured, work(run, speeds, _shares_process(record)))
+            (_path(record.spec), fact, work(run, speeds, _shares_process(record)))
             for record in records
-            if (run := known.find(record.spec)) is not None and (measured := _measured(record)) is not None
+            if (run := known.find(record.spec)) is not None and (fact := measured(record)) is not None
         ]
         self._starting = _means(ratios, STARTING_SPREADS, lambda each: each.starting_s)
         self._computing = _means(ratios, COMPUTING_SPREADS, lambda each: each.computing_s)
@@ -101,7 +101,7 @@ def _shares_process(record: RunRecord) -> bool:
     return record.outcome.fact("process_shared") is not None
 
 
-def _measured(record: RunRecord) -> Work | None:
+def measured(record: RunRecord) -> Work | None:
     """The times of a run that was made; None if it failed, or another sweep's artifact was taken."""
     phases = record.outcome.phases
     computing_s = sum(phase.wall_s for phase in phases if phase.name not in OUTSIDE)
