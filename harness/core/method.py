@@ -174,8 +174,8 @@ class Method(Generic[P]):
     says what memory holds: the codes; a dense matrix unpacked from them while loading; or the codes plus, from the
     first forward pass on, a dense matrix.
     ``run_dtype`` is the dtype that the model runs in, given the one that the recipe requests.
-    ``passes`` is about how many forward passes over the calibration set quantizing takes, for forecasts; a step back
-    counts as two.
+    ``passes`` is about how many forward passes over a calibration set of so many samples quantizing takes, for
+    forecasts; a step back counts as two.
     """
 
     name: str
@@ -206,7 +206,7 @@ class Method(Generic[P]):
     loaded: Literal["codes", "dense", "both"] = "codes"
     run_dtype: Callable[[P, str], str] = lambda params, dtype: dtype
     batch_dependent: bool = False
-    passes: Callable[[P], float] = lambda params: 4.0
+    passes: Callable[[P, int], float] = lambda params, samples: 4.0
 
     @property
     def stage(self) -> Stage:

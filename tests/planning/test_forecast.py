@@ -25,6 +25,7 @@ from harness.planning.forecast.learned import Component
 from harness.planning.forecast.pace import remaining
 from harness.planning.forecast.work import work
 from harness.planning.plan import PlannedRun
+from harness.plugins import method
 from harness.recipe import load_recipe
 
 SPEEDS = Speeds(0.2, 10e9, {"float32": 50e9, "bfloat16": 100e9}, 1e9)
@@ -233,3 +234,14 @@ def test_the_machine_is_timed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert machine_speeds(Machine("cpu", "another machine"), tmp_path) == timing.TYPICAL, "that one is not known"
     kept.write_text("{}", encoding="utf-8")
     assert machine_speeds(MACHINE, tmp_path) == timing.TYPICAL, "what is no answer is not taken for one"
+
+
+def test_methods_that_learn_say_how_often_they_read_the_calibration() -> None:
+    def passes(name: str, samples: int = 128, **params: object) -> float:
+        chosen = method(name)
+        return chosen.passes(chosen.params.model_validate({"group_size": 32, **params}), samples)
+
+    assert passes("autoround", iterations=200) - 4 == 4 * (passes("autoround", iterations=50) - 4)
+    assert passes("qat", steps=100, batch_size=8) == 2 * passes("qat", steps=100, batch_size=4)
+    assert passes("qat", samples=64) == 2 * passes("qat")
+    assert passes("llmc-awq") > passes("llmc-gptq")

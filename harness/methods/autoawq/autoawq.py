@@ -134,6 +134,7 @@ AUTOAWQ = Method(
     quantize=quantize,
     read=read,
     calibrated=lambda params: True,
+    passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     kernel="packed",
     needs=lambda params: Needs(
         input_divisor=params.group_size,

@@ -72,6 +72,7 @@ AUTOROUND = Method(
     quantize=quantize,
     enable=autoround.enable,
     calibrated=lambda params: True,
+    passes=lambda params, samples: 4.0 + 3.0 * autoround.ROWS * params.iterations / samples,
     needs=_needs,
     overrides=True,
     quantizes_experts=frozenset({"mixtral", "olmoe", "qwen3_moe"}),

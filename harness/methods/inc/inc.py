@@ -168,5 +168,6 @@ INC_AWQ = _method(
     "AWQ, factors applied while running",
     lambda job: quantize(job, "AWQConfig", {}, calibrated=True),
     calibrated=lambda params: True,
+    passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     beside=lambda params, plain_bits, shape: beside(shape, FACTOR_BYTES),
 )

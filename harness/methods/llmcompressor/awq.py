@@ -48,6 +48,7 @@ AWQ = Method(
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,
     calibrated=lambda params: True,
+    passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     quantize=quantize,
     read=llmcompressor.read,
     kernel="plain",

@@ -173,6 +173,7 @@ QLORA = Method(
     quantize=quantize,
     read=read,
     calibrated=lambda params: params.result != "dequantized",
+    passes=lambda params, samples: 3.0 * BATCH * params.steps / samples,
     stores_codes=lambda params: params.result == "adapter",
     kernel=None,  # codes for one result, dense matrices for the others
     codes=lambda params: Codes("bitsandbytes"),

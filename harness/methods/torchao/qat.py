@@ -117,6 +117,7 @@ QAT = Method(
     extra="torchao",
     quantize=quantize,
     calibrated=lambda params: True,
+    passes=lambda params, samples: 3.0 * params.batch_size * params.steps / samples,
     kernel="dequantize",
     needs=lambda params: Needs(input_divisor=params.group_size),
     codes=lambda params: Codes.grouped("torchao", params.bits, params.group_size),

@@ -195,4 +195,4 @@ class _Model:
             return rounding_s
         tokens = calibration.samples * calibration.length
         fitting_s = self.size.matrices * FITTED * self.speeds.start_s
-        return rounding_s + fitting_s + method.passes(self._params) * self._pass_s(tokens)
+        return rounding_s + fitting_s + method.passes(self._params, calibration.samples) * self._pass_s(tokens)
