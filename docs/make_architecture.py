@@ -97,6 +97,7 @@ HOMES = (
             "execution/executor.py": (),
             "execution/executors.py": ("ExecutorChoice", "open_executor"),
             "execution/local.py": (),
+            "execution/cluster.py": ("NodeReport", "ClusterSite"),
         },
     ),
 )

@@ -16,7 +16,7 @@ from harness.execution.debris import clear
 from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
 from harness.execution.local import local_site
-from harness.execution.sweep import Cleared, Event, GpuUnused, sweep
+from harness.execution.sweep import Cleared, Event, GpuUnused, Waiting, sweep
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
@@ -58,11 +58,15 @@ def run(
         on_event(Cleared(debris))
     anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
     store = open_results(results, site.artifacts.root, anonymizer)
-    with closing(open_executor(executor, site)) as opened:
+
+    def report(message: str) -> None:
+        on_event(Waiting(anonymizer.message(message)))
+
+    with closing(open_executor(executor, site, report)) as opened:
         if problem := opened.site.machine(chosen.device).gpu_problem:
             on_event(GpuUnused(anonymizer.message(problem)))
         planned = _fetched_plan(chosen, opened, allow_leak)
-        if create_stacks is not None and _create_missing(planned, site.stacks, create_stacks):
+        if create_stacks is not None and _create_missing(planned, opened.stacks, create_stacks):
             planned = _fetched_plan(chosen, opened, allow_leak)
         price = hourly_price(chosen)
         expect = partial(_forecast, planned=planned, executor=opened, cache_root=site.artifacts.root, price=price)

@@ -122,6 +122,10 @@ class LocalExecutor:
     def nodes(self, device: str) -> tuple[Node, ...]:
         return (Node(gpus=self.site.machine(device).gpus),)
 
+    @property
+    def stacks(self) -> Stacks:
+        return self.site.stacks
+
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs, self.site)
 
@@ -145,8 +149,8 @@ class LocalExecutor:
         self._workers.close()
 
 
-def open_local(choice: ExecutorChoice, site: LocalSite) -> LocalExecutor:
-    """Runs specs on this machine."""
+def open_local(choice: ExecutorChoice, site: LocalSite, report: Callable[[str], None]) -> LocalExecutor:
+    """An executor on this machine, which nobody waits for."""
     return LocalExecutor(site)
 
 

@@ -128,6 +128,13 @@ class Cleared:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """What the sweep waits for before it begins: nodes of a cluster."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class GpuUnused:
     """The machine has a GPU, and the sweep runs on the CPU because torch cannot use it."""
 
@@ -162,7 +169,8 @@ class Forecasted:
 
 
 Event = (
-    GpuUnused
+    Waiting
+    | GpuUnused
     | Cleared
     | Started
     | PhaseBegan

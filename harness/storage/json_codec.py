@@ -65,6 +65,8 @@ def _fields(value: Any) -> dict[str, Any] | tuple[Any, ...]:
     """Converts one level of a type unknown to json; asdict would copy millions of values one by one."""
     if isinstance(value, Column):
         return tuple(value)
+    if isinstance(value, frozenset):
+        return tuple(sorted(value))
     if isinstance(value, Mapping):
         return dict(value)
     return {

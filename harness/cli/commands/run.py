@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -26,8 +26,17 @@ def run(
         bool, typer.Option("--paranoid", help="Hash models and texts after each run, not only at the end.")
     ] = False,
     executor: Annotated[
-        str, typer.Option("--executor", metavar="NAME", help="What executes the runs: local, this machine.")
+        str,
+        typer.Option("--executor", metavar="NAME", help="What executes the runs: local (this machine) or slurm."),
     ] = "local",
+    nodes: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--nodes", min=1, help="Slurm: how many nodes to use (default: 1)."),
+    ] = None,
+    slurm: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--slurm", metavar="KEY=VALUE", help="Slurm: an option of sbatch; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Execute the runs of a recipe. Run it again to resume: finished runs are not repeated."""
@@ -47,7 +56,7 @@ def run(
                 interpreters(pythons),
                 allow_leak,
                 paranoid,
-                executor=ExecutorChoice(executor),
+                executor=ExecutorChoice(executor, nodes, tuple(slurm or ())),
                 create_stacks=progress,
                 on_event=show,
             )

@@ -55,9 +55,12 @@ def _lines(event: Event) -> tuple[list[str], str]:
         GpuUnused,
         Lost,
         TakenIn,
+        Waiting,
         Withdrawn,
     )
 
+    if isinstance(event, Waiting):
+        return [event.message], ""
     if isinstance(event, Expected):
         from harness.cli.render.forecast import expected_words
 
@@ -133,9 +136,13 @@ def _json(event: Event) -> None:
         Remaining,
         TakenIn,
         Verifying,
+        Waiting,
         Withdrawn,
     )
 
+    if isinstance(event, Waiting):
+        terminal.print_json({"event": "waiting", "message": event.message})
+        return
     if isinstance(event, Expected | Remaining | Forecasted):
         _json_forecast(event)
         return

@@ -1,0 +1,144 @@
+"""Several nodes as one site: what each of them reports, and whether they are alike enough for one sweep.
+
+The nodes share the cache folder of the machine that plans. Planning sees one machine: the hardware of the nodes, and
+the stacks and versions that all of them have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
+
+from harness.core.site import MAIN, Artifacts, Machine
+from harness.errors import UsageError
+from harness.execution.local import LocalSite
+from harness.stacks import stack_names
+
+HERE_NAME = "this machine"
+"""What messages call the machine that plans."""
+PACKAGE = "qharness"
+
+
+@dataclass(frozen=True)
+class StackReport:
+    """Why a stack cannot run anything on a node, None if it can; and its packages' versions by name."""
+
+    obstacle: str | None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """What a node says of itself before a sweep: its machine for the recipe's device, and its stacks by name.
+
+    ``problem`` says why it has no such device; then there is no machine.
+    """
+
+    machine: Machine | None
+    problem: str | None
+    stacks: Mapping[str, StackReport]
+
+
+def report_node(site: LocalSite) -> NodeReport:
+    """The report of this machine, for the device that its stacks were chosen for."""
+    installed = list(distributions())[::-1]  # of two copies Python imports the first
+    versions = {_listed(each.name): each.version for each in installed if each.name and each.version}
+    stacks = {MAIN: StackReport(None, versions)}
+    for name in stack_names():
+        stacks[name] = _stack_report(site, name)
+    try:
+        return NodeReport(site.machine(site.stacks.device), None, stacks)
+    except UsageError as error:
+        return NodeReport(None, str(error), stacks)
+
+
+def _stack_report(site: LocalSite, name: str) -> StackReport:
+    try:
+        stack = site.stacks.find(name)
+        obstacle = stack.find_obstacle()
+        return StackReport(obstacle, {} if obstacle else stack.read_versions())
+    except UsageError as error:
+        return StackReport(str(error))
+
+
+@dataclass(frozen=True)
+class ClusterSite:
+    """Alike nodes that share a cache with this machine, whose site is ``here``.
+
+    ``reports`` are those of the nodes by name. Where a stack is ready here and not there, it may have been created
+    since: then those that ``ask_anew`` returns take their place.
+    """
+
+    here: LocalSite
+    reports: dict[str, NodeReport]
+    ask_anew: Callable[[], Mapping[str, NodeReport]] = field(repr=False, compare=False)
+
+    @property
+    def artifacts(self) -> Artifacts:
+        return self.here.artifacts
+
+    def node_machines(self) -> dict[str, Machine]:
+        """The machine of each node, by the node's name.
+
+        Raises UsageError if one lacks the recipe's device, if their hardware differs, or if a node runs another version
+        of the harness than this machine.
+        """
+        machines = {}
+        for name, report in self.reports.items():
+            if report.machine is None:
+                raise UsageError(f"{name}: {report.problem}")
+            machines[name] = report.machine
+        _refuse_unlike("hardware", {name: machine.hardware for name, machine in machines.items()}, "choose alike nodes")
+        self.version(PACKAGE)
+        return machines
+
+    def machine(self, device: str) -> Machine:
+        """The first node's machine, which stands for all of them. Raises UsageError as ``node_machines`` does."""
+        machine = next(iter(self.node_machines().values()))
+        if device not in ("auto", machine.device):
+            raise UsageError(f"device: {device}, but the nodes run on {machine.device}")
+        return machine
+
+    def version(self, package: str, stack: str = MAIN) -> str | None:
+        """The version of a distribution, the same on this machine and on every node.
+
+        Raises UsageError if one has another.
+        """
+        found = {HERE_NAME: self.here.version(package, stack)}
+        for name, report in self.reports.items():
+            found[name] = report.stacks[stack].versions.get(_listed(package))
+        way = "give all of them one environment" if stack == MAIN else f"create stack {stack!r} anew"
+        _refuse_unlike(package, {name: version or "absent" for name, version in found.items()}, way)
+        return found[HERE_NAME]
+
+    def obstacle(self, stack: str) -> str | None:
+        """Why this machine cannot run a stack. Raises UsageError if it can and a node cannot."""
+        why = self.here.obstacle(stack)
+        if why is not None or not _lacking(stack, self.reports):
+            return why
+        self.reports.update(self.ask_anew())
+        for name, reason in _lacking(stack, self.reports).items():
+            raise UsageError(f"stack {stack!r} is ready on this machine and not on {name}: {reason}")
+        return None
+
+
+def _lacking(stack: str, reports: Mapping[str, NodeReport]) -> dict[str, str]:
+    """Why nodes cannot run a stack, by name."""
+    return {name: why for name, report in reports.items() if (why := report.stacks[stack].obstacle) is not None}
+
+
+def _refuse_unlike(what: str, found: Mapping[str, str], way: str) -> None:
+    """Raises UsageError, with the first that differ, unless all have the same."""
+    first = next(iter(found))
+    other = next((name for name, value in found.items() if value != found[first]), None)
+    if other is not None:
+        raise UsageError(
+            f"the nodes are unlike, so their figures could not be compared: {what} is {found[first]} on {first} and "
+            f"{found[other]} on {other}; {way}"
+        )
+
+
+def _listed(name: str) -> str:
+    """A distribution's name as the manifests of stacks have it."""
+    return name.lower().replace("_", "-")

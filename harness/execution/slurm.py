@@ -1,0 +1,258 @@
+"""Runs specs on nodes that Slurm gives: each job, submitted by submitit, is one node, where an agent serves the sweep.
+
+A job of its own for each run would wait in the queue each time, and speeds of one model would be measured on whichever
+nodes came. Here a job is a pilot: it holds its node until the sweep ends, and the sweep's schedule places runs on it.
+The cache folder must be one that the nodes share with this machine, and so must be the models, the texts and the
+environment. A job that ends, is cancelled or runs out of time is a lost node.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from shlex import quote
+from typing import Protocol
+
+from harness.core.inputs import Input
+from harness.core.owner import current_owner
+from harness.core.record import Outcome
+from harness.core.run import RunSpec
+from harness.core.site import Node
+from harness.errors import UsageError
+from harness.execution import agent, fetch
+from harness.execution.agent import AgentSettings, Beating, RemoteAgent
+from harness.execution.cluster import ClusterSite, NodeReport
+from harness.execution.executor import RunLost
+from harness.execution.executors import ExecutorChoice
+from harness.execution.interrupt import uninterrupted
+from harness.execution.local import LocalSite
+from harness.stacks import Stacks
+from harness.storage.json_codec import encode
+
+DEFAULTS: Mapping[str, int | bool | str] = {"time": 240, "exclusive": True}
+"""What sbatch is given unless ``--slurm`` says otherwise: minutes; and nobody else on the node, for speeds."""
+JOB_CHECK_S = 2.0
+"""How often a job's state is looked at; submitit asks Slurm more and more seldom."""
+JOB_END_S = 10.0
+"""How long a job whose agent has ended may take to end."""
+LOG_CHARACTERS = 400
+_DURATION = re.compile(r"(?:(?P<days>\d+)-)?(?P<first>\d+)(?::(?P<second>\d+))?(?::(?P<third>\d+))?")
+
+
+class Job(Protocol):
+    """As much of ``submitit.Job`` as is used here."""
+
+    @property
+    def state(self) -> str: ...
+
+    def done(self) -> bool: ...
+
+    def cancel(self, check: bool = True) -> None: ...
+
+    def stderr(self) -> str | None: ...
+
+
+class Submitter(Protocol):
+    """As much of ``submitit.Executor`` as is used here."""
+
+    def submit(self, function: Callable[[str, str], None], *arguments: str) -> Job: ...
+
+
+def open_slurm(choice: ExecutorChoice, site: LocalSite, report: Callable[[str], None]) -> SlurmExecutor:
+    """Submits one job for each of ``choice.nodes`` nodes and waits until all of them report.
+
+    Raises UsageError if this machine cannot submit jobs, if Slurm refuses the options or a job ends before it reports,
+    and if the nodes are unlike.
+    """
+    return SlurmExecutor(site, choice.nodes or 1, partial(_submitter, parse_options(choice.slurm)), report)
+
+
+def parse_options(given: Sequence[str]) -> dict[str, int | bool | str]:
+    """Options of sbatch by their long name with underscores, from ``key=value``. Raises UsageError for anything else.
+
+    ``time`` becomes minutes, as submitit wants it.
+    """
+    options: dict[str, int | bool | str] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        name = name.removeprefix("--").replace("-", "_")
+        if not equals or not re.fullmatch(r"[a-z][a-z_]*", name):
+            raise UsageError(f"--slurm {pair}: give an option of sbatch as key=value, such as partition=gpu")
+        if name == "nodes":
+            raise UsageError("--slurm nodes=…: each job is one node; give their number by --nodes")
+        if value in ("true", "false"):
+            options[name] = value == "true"
+        elif name == "time":
+            options[name] = _minutes(value)
+        else:
+            options[name] = int(value) if value.isdecimal() else value
+    return options
+
+
+def _minutes(text: str) -> int:
+    """Minutes from a time as sbatch writes it: minutes, m:s, h:m:s, days-h, days-h:m or days-h:m:s."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--slurm time={text}: give minutes, hours:minutes:seconds or days-hours, as for sbatch")
+    first, second, third = (int(match[name] or 0) for name in ("first", "second", "third"))
+    if match["days"] is not None:
+        seconds = int(match["days"]) * 86400 + first * 3600 + second * 60 + third
+    elif match["third"] is not None:
+        seconds = first * 3600 + second * 60 + third
+    else:
+        seconds = first * 60 + second
+    return -(-seconds // 60)
+
+
+def _submitter(options: Mapping[str, int | bool | str], folder: Path) -> Submitter:
+    """submitit's executor for Slurm. Raises UsageError if there is none here, or for an option of a wrong type."""
+    try:
+        from submitit import SlurmExecutor as Submitting
+    except ImportError:
+        raise UsageError("--executor slurm needs submitit: pip install 'qharness[slurm]'") from None
+    missing = [name for name in ("sbatch", "srun", "sacct", "scancel") if shutil.which(name) is None]
+    if missing:
+        raise UsageError(f"--executor slurm: there is no {missing[0]} here; run it where Slurm jobs are submitted")
+    # -P: nothing in the folder where the command was given may take the place of a package
+    executor = Submitting(folder, max_num_timeout=0, python=f"{quote(sys.executable)} -P")
+    wanted = {name: value for name, value in {**DEFAULTS, **options}.items() if value is not False}
+    known = Submitting._valid_parameters()
+    others = {name.replace("_", "-"): value for name, value in wanted.items() if name not in known}
+    # without srun the agent has all that the job has; srun would give it the cores of one task
+    given = {"job_name": "qharness", **{name: value for name, value in wanted.items() if name in known}}
+    executor.update_parameters(**given, additional_parameters=others, use_srun=False)
+    submitter: Submitter = executor
+    return submitter
+
+
+@dataclass
+class _Job:
+    """A node's job, whose state is looked at now and then."""
+
+    job: Job
+    _looked_s: float = 0.0
+    _state: str | None = None
+
+    def find_end(self) -> str | None:
+        """How the job has ended; None while it may run."""
+        now = time.monotonic()
+        if self._state is None and now - self._looked_s > JOB_CHECK_S:
+            self._looked_s = now
+            if self.job.done():
+                self._state = f"its job has ended ({self.job.state.lower()})"
+        return self._state
+
+    def end(self, patience_s: float) -> None:
+        """Cancels the job unless it ends by itself within so many seconds."""
+        limit_s = time.monotonic() + patience_s
+        while not self.job.done():
+            if time.monotonic() >= limit_s:
+                self.job.cancel(check=False)
+                return
+            time.sleep(agent.POLL_S)
+
+    @property
+    def last_words(self) -> str:
+        """The end of what the job printed, for a message."""
+        lines = (self.job.stderr() or "").strip().splitlines()
+        return f"; its log ends with: {lines[-1][-LOG_CHARACTERS:]}" if lines else ""
+
+
+class SlurmExecutor:
+    """Runs specs by agents on the nodes of jobs. Leaves nothing in the queue once it is closed."""
+
+    def __init__(
+        self,
+        here: LocalSite,
+        count: int,
+        make_submitter: Callable[[Path], Submitter],
+        report: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """Submits ``count`` jobs and waits for their nodes, of which ``report`` is told. Raises as ``open_slurm``."""
+        cache = here.artifacts.root.absolute()
+        self._spool = cache / f".spool-{current_owner()}.part"
+        self._spool.mkdir(mode=0o700, parents=True)
+        self._agents: dict[str, RemoteAgent] = {}
+        self._jobs: dict[str, _Job] = {}
+        self._beating = Beating(self._spool / agent.BEAT)
+        try:
+            pythons = {stack: str(python) for stack, python in here.stacks.pythons.items()}
+            settings = encode(AgentSettings(str(cache), pythons, here.stacks.device))
+            (self._spool / agent.SETTINGS).write_text(settings, encoding="utf-8")
+            self._submit(count, make_submitter(self._spool / "jobs"))
+            reports = self._wait_for_reports(report)
+            device = ClusterSite(here, reports, self._ask_anew).machine("auto").device
+        except BaseException:
+            self.close()
+            raise
+        self.stacks: Stacks = replace(here.stacks, device=device)
+        self.site = ClusterSite(replace(here, stacks=self.stacks), reports, self._ask_anew)
+
+    def nodes(self, device: str) -> tuple[Node, ...]:
+        self.site.machine(device)
+        return tuple(Node(name, machine.gpus) for name, machine in self.site.node_machines().items())
+
+    def fetch(self, specs: Sequence[RunSpec]) -> bool:
+        return fetch.fetch(specs, self.site)
+
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
+    ) -> tuple[Outcome, bytes]:
+        try:
+            return self._agents[node.name].run(spec, inputs, on_phase)
+        except RunLost as lost:
+            if lost.for_good:  # it may still live and only be cut off
+                self._jobs[node.name].job.cancel(check=False)
+            raise
+
+    def stop(self) -> None:
+        for each in self._agents.values():
+            each.stop()
+
+    def close(self) -> None:
+        with uninterrupted():
+            self.stop()
+            for name, each in self._agents.items():
+                self._jobs[name].end(JOB_END_S if each.has_reported and each.wait_for_end() else 0.0)
+            self._beating.close()
+            shutil.rmtree(self._spool, ignore_errors=True)
+
+    def _submit(self, count: int, submitter: Submitter) -> None:
+        for number in range(1, count + 1):
+            name = f"node-{number}"
+            (self._spool / name).mkdir()
+            try:
+                self._jobs[name] = _Job(submitter.submit(agent.serve, str(self._spool), name))
+            except (OSError, RuntimeError, ValueError, subprocess.SubprocessError) as error:
+                raise UsageError(f"--executor slurm: the job of {name} was not accepted: {error}") from error
+            self._agents[name] = RemoteAgent(self._spool / name, self._jobs[name].find_end)
+
+    def _wait_for_reports(self, report: Callable[[str], None]) -> dict[str, NodeReport]:
+        """The report of every node by name. Raises UsageError if a job ends before its node has reported."""
+        found: dict[str, NodeReport] = {}
+        reported = -1
+        while len(found) < len(self._agents):
+            if len(found) != reported:
+                reported = len(found)
+                report(f"waiting for {len(self._agents) - reported} of {len(self._agents)} nodes")
+            time.sleep(agent.POLL_S)
+            for name in self._agents.keys() - found.keys():
+                try:
+                    answer = self._agents[name].read_report()
+                except RunLost as lost:
+                    raise UsageError(f"{name} does not serve: {lost}{self._jobs[name].last_words}") from None
+                if answer is not None:
+                    found[name] = answer
+        return {name: found[name] for name in self._agents}
+
+    def _ask_anew(self) -> dict[str, NodeReport]:
+        for each in self._agents.values():
+            each.ask_anew()
+        return self._wait_for_reports(lambda message: None)

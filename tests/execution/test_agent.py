@@ -1,0 +1,216 @@
+"""What a sweep and the agents on its nodes tell each other through a spool folder. These workers import no library."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from run_specs import run_spec
+
+from harness.core.inputs import Input, InputFile
+from harness.core.record import Outcome
+from harness.core.site import MAIN, Machine
+from harness.errors import ResultsError, UsageError
+from harness.execution import agent, local
+from harness.execution.agent import AgentSettings, Heartbeat, RemoteAgent
+from harness.execution.cluster import ClusterSite, NodeReport, StackReport, report_node
+from harness.execution.executor import RunLost
+from harness.execution.local import local_site
+from harness.storage.json_codec import decode, encode
+
+OK = Outcome("ok")
+WORKER = f"""
+import json, os, sys, time
+spec, inputs, outcome, cache, events = sys.argv[1:]
+os.write(int(events), b"load\\nmeasure\\n")
+print(json.load(open(inputs))[0]["folder"], flush=True)
+if json.load(open(spec))["job"]["kind"] == "prepare":
+    time.sleep(600)
+open(outcome, "w").write({encode(OK)!r})
+"""
+
+
+class Spool:
+    """A spool with one agent in a thread of this process, started by ``begin``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "node-1").mkdir(parents=True)
+        settings = AgentSettings(str(folder / "cache"), {}, "cpu")
+        (folder / agent.SETTINGS).write_text(encode(settings), encoding="utf-8")
+        self.ends: list[str] = []
+        self.job_end: str | None = None
+        self.remote = RemoteAgent(folder / "node-1", lambda: self.job_end)
+        self.thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        self.ends.append(agent._Agent(self.folder, "node-1").serve())
+        (self.folder / "node-1" / agent.GONE).write_text(self.ends[0])
+
+    def begin(self) -> NodeReport:
+        self.thread.start()
+        while (report := self.remote.read_report()) is None:
+            time.sleep(0.01)
+        return report
+
+
+@pytest.fixture
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spool]:
+    monkeypatch.setattr(local, "WORKER", "odd_worker")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(agent, "POLL_S", 0.01)
+    (tmp_path / "odd_worker.py").write_text(WORKER, encoding="utf-8")
+    spool = Spool(tmp_path / "spool")
+    yield spool
+    spool.remote.stop()
+    if spool.thread.ident is not None:
+        spool.thread.join()
+
+
+def inputs(name: str) -> list[Input]:
+    return [Input((InputFile("/a", 1, 2, 3, 4),), name)]
+
+
+def test_runs_come_back_with_outcome_log_and_phases_and_leave_no_file(spool: Spool) -> None:
+    report = spool.begin()
+    assert report.machine == local_site(spool.folder / "cache").machine("cpu")
+    for number in range(2):
+        phases: list[str] = []
+        outcome, log = spool.remote.run(run_spec("quality"), inputs(f"/input-{number}"), phases.append)
+        assert (outcome, log.decode(), phases) == (OK, f"/input-{number}\n", ["load", "measure"])
+    assert {path.name for path in spool.remote.folder.iterdir()} == {agent.REPORT}
+    spool.remote.stop()
+    spool.thread.join()
+    assert spool.ends == ["the sweep has ended"]
+    with pytest.raises(RunLost, match="the sweep has ended"):
+        spool.remote.run(run_spec("quality"), inputs("/late"), lambda phase: None)
+
+
+def lost(spool: Spool, end: Callable[[], None]) -> RunLost:
+    """How a run is lost that would last ten minutes, if something ends its agent once it has begun."""
+
+    def on_phase(phase: str) -> None:
+        if phase == "measure":
+            end()
+
+    with pytest.raises(RunLost) as caught:
+        spool.remote.run(run_spec("prepare"), inputs("/a"), on_phase)
+    return caught.value
+
+
+def test_a_run_is_lost_when_the_job_of_its_agent_ends(spool: Spool) -> None:
+    spool.begin()
+    error = lost(spool, lambda: setattr(spool, "job_end", "its job has ended (timeout)"))
+    assert (str(error), error.for_good) == ("its job has ended (timeout)", True)
+
+
+def test_a_run_is_lost_when_its_agent_shows_no_life(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing beats here: after the silence each side takes the other for dead."""
+    spool.begin()
+    error = lost(spool, lambda: monkeypatch.setattr(agent, "SILENCE_S", 0.0))
+    assert "no sign of life" in str(error)
+    spool.thread.join()
+    assert spool.ends == ["the sweep has shown no sign of life for 0 s"]
+
+
+def test_what_showing_a_phase_raises_ends_the_run_and_its_agent(spool: Spool) -> None:
+    def show(phase: str) -> None:
+        raise BrokenPipeError
+
+    spool.begin()
+    with pytest.raises(BrokenPipeError):
+        spool.remote.run(run_spec("prepare"), inputs("/a"), show)
+    assert spool.ends == ["the sweep has ended"]
+
+
+def test_a_damaged_outcome_is_a_lost_run_on_a_node_that_stays(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool.begin()
+    monkeypatch.setattr(agent, "MAX_LOG_BYTES", 1)
+    with pytest.raises(RunLost, match="arrived damaged") as caught:
+        spool.remote.run(run_spec("quality"), inputs("/a"), lambda phase: None)
+    assert not caught.value.for_good
+
+
+def test_an_agent_ends_at_a_request_that_it_cannot_read(spool: Spool) -> None:
+    (spool.remote.folder / f"9{agent.REQUEST}").write_text("{}")
+    with pytest.raises(ResultsError, match=r"9.run.json"):
+        agent._Agent(spool.folder, "node-1").serve()
+
+
+def test_a_heart_that_beats_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(agent, "time", type("Clock", (), {"monotonic": staticmethod(lambda: next(clock))}))
+    heart = Heartbeat(tmp_path / "beat")
+    assert heart.silent_s() == 10
+    assert heart.silent_s() == 20
+    (tmp_path / "beat").write_text("1")
+    assert heart.silent_s() == 10
+    assert heart.silent_s() == 20
+
+
+def test_reports_survive_their_way(tmp_path: Path) -> None:
+    report = report_node(local_site(tmp_path, device="cpu"))
+    assert decode(NodeReport, json.loads(encode(report)), "report") == report
+    assert report.stacks[MAIN].versions["pydantic"]
+    assert "missing" in (report.stacks["llamacpp"].obstacle or "")
+
+
+CPU = Machine("cpu", "a CPU, 8 cores")
+
+
+def cluster(folder: Path, *machines: Machine, **versions: str) -> ClusterSite:
+    """A site of nodes with what is installed here, or other versions."""
+    here = local_site(folder, device="cpu")
+    main = report_node(here).stacks[MAIN]
+    others = {MAIN: replace(main, versions={**main.versions, **versions}), "llamacpp": StackReport("it is missing")}
+    reports = {f"node-{number}": NodeReport(each, None, others) for number, each in enumerate(machines, 1)}
+    return ClusterSite(here, reports, lambda: reports)
+
+
+def test_planning_sees_the_nodes_hardware_and_what_is_installed(tmp_path: Path) -> None:
+    site = cluster(tmp_path, CPU, CPU)
+    assert site.machine("auto") == CPU
+    assert site.version("torch") == local_site(tmp_path).version("torch")
+    assert site.obstacle(MAIN) is None
+    assert "missing" in (site.obstacle("llamacpp") or "")  # here and there: its runs are unsupported
+
+
+@pytest.mark.parametrize(
+    ("site", "message"),
+    [
+        (
+            lambda folder: cluster(folder, CPU, replace(CPU, hardware="a CPU, 4 cores")).machine("cpu"),
+            "hardware is a CPU, 8 cores on node-1 and a CPU, 4 cores on node-2; choose alike nodes",
+        ),
+        (lambda folder: cluster(folder, CPU).machine("cuda"), "device: cuda, but the nodes run on cpu"),
+        (lambda folder: cluster(folder, CPU, torch="1.0").version("torch"), "1.0 on node-1; give all of them one env"),
+        (lambda folder: cluster(folder, CPU, qharness="0.0.1").machine("cpu"), "qharness is .* and 0.0.1 on node-1"),
+        (
+            lambda folder: ClusterSite(
+                local_site(folder), {"node-1": NodeReport(None, "no GPU", {})}, lambda: {}
+            ).machine("cpu"),
+            "node-1: no GPU",
+        ),
+    ],
+)
+def test_unlike_nodes_are_refused(tmp_path: Path, site: Callable[[Path], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        site(tmp_path)
+
+
+def test_a_stack_that_a_node_lacks_is_refused_unless_it_was_created_meanwhile(tmp_path: Path) -> None:
+    site = cluster(tmp_path, CPU)
+    own = replace(site.here, stacks=replace(site.here.stacks, pythons={"llamacpp": Path(__file__)}))
+    ready = ClusterSite(own, dict(site.reports), lambda: later)
+    later = site.reports
+    with pytest.raises(UsageError, match="'llamacpp' is ready on this machine and not on node-1: it is missing"):
+        ready.obstacle("llamacpp")
+    made = StackReport(None, {"llama-cpp-python": "1"})
+    report = site.reports["node-1"]
+    later = {"node-1": replace(report, stacks={**report.stacks, "llamacpp": made})}
+    assert ready.obstacle("llamacpp") is None
