@@ -12,7 +12,7 @@ from harness.core.site import Machine, Speeds
 from harness.execution.local import local_site
 from harness.execution.sweep import done, left
 from harness.host.speeds import machine_speeds
-from harness.planning.forecast.forecast import NOTHING, SweepForecast, forecast
+from harness.planning.forecast.forecast import MOST_OTHER_RUNS, NOTHING, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price
 from harness.planning.plan import plan as plan_at
 from harness.recipe import Recipe, load_recipe
@@ -81,6 +81,8 @@ def plan_with_state(
     finished = frozenset(done(planned, records, here.artifacts.outcome))
     todo = left(planned, finished, here.artifacts.outcome)
     speeds = machine_speeds(machine, here.artifacts.root) if todo else None
-    price = hourly_price(chosen)
-    expected = forecast(todo, planned, speeds, records, lanes=machine.gpus, price=price) if speeds else NOTHING
+    expected = NOTHING
+    if speeds is not None:
+        known = [*store.read_others(name, MOST_OTHER_RUNS), *records]
+        expected = forecast(todo, planned, speeds, known, lanes=machine.gpus, price=hourly_price(chosen))
     return PlanState(planned, finished, expected, speeds)

@@ -18,12 +18,13 @@ from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_execu
 from harness.execution.local import local_site
 from harness.execution.sweep import Cleared, Event, GpuUnused, Waiting, sweep
 from harness.host.speeds import machine_speeds
-from harness.planning.forecast.forecast import SweepForecast, forecast
+from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price, plan
 from harness.recipe import Recipe, load_recipe
 from harness.stacks import Stacks
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.objects import is_url, local_path
+from harness.storage.store import Store
 
 
 def run(
@@ -69,23 +70,25 @@ def run(
         if create_stacks is not None and _create_missing(planned, opened.stacks, create_stacks):
             planned = _fetched_plan(chosen, opened, allow_leak)
         price = hourly_price(chosen)
-        expect = partial(_forecast, planned=planned, executor=opened, cache_root=site.artifacts.root, price=price)
+        expect = partial(_forecast, planned, opened, site.artifacts.root, store, price)
         return sweep(planned, store, opened, on_event, paranoid, site.spill_roots, expect)
 
 
 def _forecast(
-    left: Sequence[PlannedRun],
-    records: Sequence[RunRecord],
     planned: Sequence[PlannedRun],
     executor: Executor,
     cache_root: Path,
+    store: Store,
     price: HourlyPrice | None,
+    left: Sequence[PlannedRun],
+    records: Sequence[RunRecord],
 ) -> SweepForecast:
     """Of the runs that are left, as if the executor's nodes were as fast as this machine."""
-    device = planned[0].spec.device
-    nodes = executor.nodes(device)
-    speeds = machine_speeds(executor.site.machine(device), cache_root)
-    return forecast(left, planned, speeds, records, len(nodes), sum(node.gpus for node in nodes), price)
+    spec = planned[0].spec
+    nodes = executor.nodes(spec.device)
+    speeds = machine_speeds(executor.site.machine(spec.device), cache_root)
+    known = [*store.read_others(spec.recipe, MOST_OTHER_RUNS), *records]
+    return forecast(left, planned, speeds, known, len(nodes), sum(node.gpus for node in nodes), price)
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
@@ -86,6 +86,20 @@ class Store:
         """Every attempt, oldest first, and what is damaged. Raises NewerRecordError for a newer harness's record."""
         found = read_contents(self.place.local(_name(recipe) if recipe else ""), self.root)
         return found if self.remote is None else replace(found, damaged=tuple(map(self._located, found.damaged)))
+
+    def read_others(self, recipe: str, most_runs: int) -> tuple[RunRecord, ...]:
+        """The readable records of other recipes, as long as these have at most ``most_runs`` runs in all.
+
+        None of a remote folder: they would be fetched first.
+        """
+        others = [] if self.remote else sorted({*self.place.names("")} - {recipe})
+        found: list[RunRecord] = []
+        for name in others:
+            most_runs -= sum(RUN_ID.fullmatch(each) is not None for each in self.place.names(name))
+            if NAME.fullmatch(name) and most_runs >= 0:
+                with suppress(ResultsError):  # of a newer harness
+                    found += self.read(name).records
+        return tuple(found)
 
     def _located(self, damaged: Damaged) -> Damaged:
         """With the URL of an attempt of which there is a copy here."""

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from harness.api.plan import PlanState, plan
 from harness.cli.render.plan import show_plan
+from harness.core.job import MeasureQuality
 from harness.core.record import Outcome, Phase, RunRecord
 from harness.core.run import HourlyPrice
 from harness.core.site import Machine, Speeds
@@ -135,6 +136,31 @@ def test_nothing_is_learned_from_another_machine_a_failure_or_a_reused_artifact(
         replace(one, wall_s=0.1),  # less than its phases: those are of the sweep that made the artifact
     ]
     assert forecast(runs, runs, SPEEDS, useless) == forecast(runs, runs, SPEEDS, [])
+
+
+def test_another_model_says_how_long_starting_takes_and_nothing_of_computing(make: Make) -> None:
+    runs = make()
+    quality = [run for run in runs if run.spec.kind == "quality"]
+    (seen,) = measured(quality[:1], 6.0)
+    job = seen.spec.job
+    assert isinstance(job, MeasureQuality)
+    variant = replace(job.variant, model=replace(job.model, content="f" * 16))
+    other = replace(seen, spec=replace(seen.spec, job=replace(job, variant=variant)))
+    cold, after = (forecast(quality, runs, SPEEDS, known).runs[quality[1].spec.run_id] for known in ([], [other]))
+    assert after.components[0].mean_s > 2 * cold.components[0].mean_s
+    assert after.components[1] == cold.components[1]
+
+
+def test_a_method_that_is_not_installed_any_more_is_passed_over(make: Make) -> None:
+    runs = make()
+    (seen,) = measured(runs[2:3], 6.0)
+    job = seen.spec.job
+    assert isinstance(job, MeasureQuality)
+    for changes in ({"name": "gone"}, {"params": {"dtype": "unheard of"}}):
+        method_ref = replace(job.variant.method, stage="on_load", **changes)
+        variant = replace(job.variant, method=method_ref)
+        old = replace(seen, spec=replace(seen.spec, job=replace(job, variant=variant)))
+        assert forecast(runs, runs, SPEEDS, [old]) == forecast(runs, runs, SPEEDS, [])
 
 
 def of(seconds: float, alone: bool, own: float = 0.0, group: float = 0.0, shared: float = 0.0) -> RunForecast:

@@ -226,3 +226,18 @@ def test_long_evidence_is_read_again_when_it_is_used_and_must_be_what_it_was(
     paths[0].write_bytes(content)
     with pytest.raises(ResultsError, match="was changed while it was used"):
         found[0].values[0]
+
+
+def test_other_recipes_are_read_as_long_as_they_are_few(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    own = record()
+    others = [replace(own, spec=replace(own.spec, recipe=name)) for name in ("a", "b", "c")]
+    for each in (own, *others):
+        store.save(each)
+    assert store.read_others("sweep", 3) == tuple(others)
+    assert store.read_others("sweep", 2) == tuple(others[:2])
+    assert store.read_others("b", 0) == ()
+    (tmp_path / "a" / "not a run").mkdir()
+    damaged = tmp_path / "a" / own.spec.run_id / "1" / "record.json"
+    damaged.write_text(damaged.read_text().replace("quality", "quantity"))
+    assert store.read_others("sweep", 3) == tuple(others[1:])

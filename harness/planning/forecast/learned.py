@@ -7,13 +7,16 @@ most for it, then those of its method, then of its kind (``harness.stats.nested`
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from harness.core.job import VariantJob
 from harness.core.record import RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import Speeds
+from harness.errors import UsageError
 from harness.planning.forecast.work import Work, work
 from harness.planning.plan import PlannedRun
 from harness.stats.nested import NestedMeans, Path
@@ -48,15 +51,21 @@ class Learned:
     """The records of this machine beside the arithmetic of their runs."""
 
     def __init__(self, records: Iterable[RunRecord], planned: Sequence[PlannedRun], speeds: Speeds) -> None:
-        self._speeds = speeds
         known = _Known(planned)
-        ratios = [
-            (_path(record.spec), fact, work(run, speeds, _shares_process(record)))
-            for record in records
-            if (run := known.find(record.spec)) is not None and (fact := measured(record)) is not None
-        ]
-        self._starting = _means(ratios, STARTING_SPREADS, lambda each: each.starting_s)
-        self._computing = _means(ratios, COMPUTING_SPREADS, lambda each: each.computing_s)
+        starting, computing = [], []
+        for record in records:
+            run, fact = known.find(record.spec), measured(record)
+            if run is None or fact is None:
+                continue
+            try:
+                made, path = work(run, speeds, _shares_process(record)), _path(record.spec)
+            except (UsageError, ValidationError):  # a plugin that is not installed, a parameter that it had
+                continue
+            starting.append((path, _ratio(fact.starting_s, made.starting_s)))
+            if run.size is not None or not record.spec.job.models:
+                computing.append((path, _ratio(fact.computing_s, made.computing_s)))
+        self._starting = NestedMeans(starting, STARTING_SPREADS, NOISE)
+        self._computing = NestedMeans(computing, COMPUTING_SPREADS, NOISE)
 
     def components(self, run: PlannedRun, made: Work) -> tuple[Component, Component]:
         """The time outside of the run's own phases, and in them, given the arithmetic's."""
@@ -70,7 +79,7 @@ class Learned:
 
 
 class _Known:
-    """The sizes that a plan knows: of a record's model and weights."""
+    """The sizes that a plan knows: of a record's model and weights. Of another model only starting tells something."""
 
     def __init__(self, planned: Sequence[PlannedRun]) -> None:
         self._by_run = {run.spec.run_id: run for run in planned}
@@ -79,7 +88,7 @@ class _Known:
         self._place = {(run.spec.hardware, run.spec.device) for run in planned}
 
     def find(self, spec: RunSpec) -> PlannedRun | None:
-        """A planned run for the record's spec; None if it is of another machine, or of a model that is not planned."""
+        """A planned run for the record's spec, without a size if its model is not planned; None of another machine."""
         if (spec.hardware, spec.device) not in self._place:
             return None
         same = self._by_run.get(spec.run_id) or self._by_case.get(spec.case_id)
@@ -88,7 +97,7 @@ class _Known:
         if not spec.job.models:
             return PlannedRun(spec)
         like = self._sizes.get(spec.job.models[0].content)
-        return None if like is None else PlannedRun(spec, size=like.size)
+        return PlannedRun(spec, size=like.size if like else None)
 
 
 def _path(spec: RunSpec) -> Path:
@@ -110,11 +119,9 @@ def measured(record: RunRecord) -> Work | None:
     return Work(record.wall_s - computing_s, computing_s, 0)
 
 
-def _means(
-    ratios: Iterable[tuple[Path, Work, Work]], spreads: Sequence[float], part: Callable[[Work], float]
-) -> NestedMeans:
-    values = ((path, math.log((part(seen) + FLOOR_S) / (part(made) + FLOOR_S))) for path, seen, made in ratios)
-    return NestedMeans(values, spreads, NOISE)
+def _ratio(seen_s: float, made_s: float) -> float:
+    """The logarithm of a measured time's ratio to the arithmetic's."""
+    return math.log((seen_s + FLOOR_S) / (made_s + FLOOR_S))
 
 
 def _component(means: NestedMeans, path: Path, made_s: float) -> Component:
