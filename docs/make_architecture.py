@@ -113,6 +113,11 @@ WALK = (
     ("planning/expand.py", "choices", "lists of parameters become one variant per combination"),
     ("execution/sweep.py", "sweep", "skips what is done, makes the rest, and saves a record after every run"),
     ("execution/local.py", "LocalExecutor.run", "one run in a process, with its limits of time and memory"),
+    (
+        "execution/starter.py",
+        "Starter.prepare",
+        "the warm server that its process is forked from",
+    ),
     ("execution/worker.py", "main", "inside that process: loads, runs the job, writes the outcome"),
     ("storage/cache.py", "Cache.publish", "artifacts of a job appear whole in the cache"),
     ("storage/store.py", "Store.save", "the record, its evidence and its log appear whole in the results folder"),

@@ -27,7 +27,7 @@ from warm_workers import Workers
 from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import UsageError
-from harness.execution import local
+from harness.execution import starter
 from harness.execution.local import LocalExecutor, local_site
 from harness.execution.sweep import Event, sweep
 from harness.host import preflight
@@ -149,7 +149,8 @@ def workers(pytestconfig: pytest.Config) -> Iterator[None]:
         return
     started = Workers()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(local, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started.start}))
+        patch.setenv(starter.VARIABLE, starter.SPAWN)  # a server of each sweep's own would import again
+        patch.setattr(starter, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started.start}))
         yield
     started.close()
 

@@ -68,6 +68,10 @@ def refuses_nothing(planned: PlannedLoad, params: Any) -> str | None:
     return None
 
 
+def import_nothing(checkpoint: Path) -> None:
+    """For engines whose libraries have the code of all architectures."""
+
+
 def one_gpu(params: Any, devices: int) -> int:
     """For engines whose models are on one device."""
     return 1
@@ -87,9 +91,11 @@ class Engine(Generic[P]):
     parameters, and by how many GPUs the recipe spreads a model over (``devices``). ``counted_by`` is "driver" for an
     engine that allocates the memory of a GPU itself and not through torch.
 
-    ``imports`` imports its libraries, so that the time and memory of importing are not counted as loading. If the
-    engine does not read transformers checkpoints, ``convert`` writes an unquantized one to a folder, in a format that
-    the engine reads and in a given dtype, and returns a note for the record or None.
+    ``imports`` imports its libraries, and ``import_model`` what a checkpoint's architecture needs besides, so that the
+    time and memory of importing are not counted as loading. If that starts no thread and opens nothing, runs are forked
+    from a process that has done it. If the engine does not read transformers checkpoints, ``convert`` writes an
+    unquantized one to a folder, in a format that the engine reads and in a given dtype, and returns a note for the
+    record or None.
     """
 
     name: str
@@ -102,6 +108,7 @@ class Engine(Generic[P]):
     params: type[P]
     packages: tuple[str, ...] = ()
     stack: str = "main"
+    import_model: Callable[[Path], None] = import_nothing
     convert: Callable[[Path, Path, str], str | None] | None = None
     refuses: Callable[[PlannedLoad, P], str | None] = refuses_nothing
     gpus: Callable[[P, int], int] = one_gpu

@@ -135,20 +135,11 @@ class Context:
 
     def source(self) -> Path:
         """The unquantized checkpoint that the run reads."""
-        model = self.spec.model
-        return self.cache.needed(self.spec, "prepare") if model.needs_preparing else _fetched(model)
+        return source(self.spec, self.cache)
 
     def checkpoint(self) -> Path:
         """The checkpoint that the variant is loaded from."""
-        if self.spec.method.published is not None:
-            return _fetched(self.spec.method.published)
-        for kind in ("quantize", "convert"):
-            if kind in self.spec.needs:
-                return self.cache.needed(self.spec, kind)
-        written = source_format(self.spec.model)
-        if written != TRANSFORMERS_FORMAT and written in engine(self.spec.engine).reads:
-            return Path(self.spec.model.path)
-        return self.source()
+        return checkpoint(self.spec, self.cache)
 
     @cached_property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -202,6 +193,7 @@ class Context:
         """Importing libraries and loading are separate phases."""
         with self.phase("import"):
             runtime.imports()
+            runtime.import_model(self.checkpoint())
             chosen = self.method()
             request = self._request(chosen.run_dtype(self.params(), self.spec.model.dtype))
         with self.phase("quantize_on_load" if chosen.stage == "on_load" else "load"):
@@ -238,25 +230,12 @@ class Context:
 
     def method(self) -> Method[Any]:
         """The spec's method, with its library enabled, unless another library's engine reads the result."""
-        chosen = method(self.spec.method.name)
-        needed = self.spec.job.quantizes or engine(self.spec.engine).stack == MAIN
-        if chosen.enable is not None and needed:
-            chosen.enable()
-        return chosen
+        return enabled_method(self.spec)
 
     @property
     def packages(self) -> tuple[str, ...]:
         """The packages, besides the harness's own, whose versions affect this run's figures."""
-        job = self.spec.job
-        on_gpu = KERNEL_PACKAGES if self.spec.device.startswith("cuda") else ()
-        if not job.models:
-            return (*job.packages, *on_gpu)
-        runtime = engine(self.spec.engine)
-        own = (*job.packages, *runtime.packages, *runtime.caches[self.spec.kv_cache])
-        if isinstance(job, VariantJob):
-            chosen = method(job.variant.method.name)
-            own = (*chosen.packages, *readers(chosen), *own)
-        return (*own, *published.readers(job.models[-1]), *on_gpu)
+        return packages(self.spec)
 
     def params(self) -> Any:
         """The method's parameters as its own type."""
@@ -266,6 +245,47 @@ class Context:
         """The engine's own parameters as its own type."""
         own: EngineParams = engine(self.spec.engine).params.model_validate(dict(self.spec.variant.engine_params))
         return own
+
+
+def source(spec: RunSpec, cache: Cache) -> Path:
+    """The unquantized checkpoint that a run reads."""
+    return cache.needed(spec, "prepare") if spec.model.needs_preparing else _fetched(spec.model)
+
+
+def checkpoint(spec: RunSpec, cache: Cache) -> Path:
+    """The checkpoint that a run loads its variant from."""
+    if spec.method.published is not None:
+        return _fetched(spec.method.published)
+    for kind in ("quantize", "convert"):
+        if kind in spec.needs:
+            return cache.needed(spec, kind)
+    written = source_format(spec.model)
+    if written != TRANSFORMERS_FORMAT and written in engine(spec.engine).reads:
+        return Path(spec.model.path)
+    return source(spec, cache)
+
+
+def enabled_method(spec: RunSpec) -> Method[Any]:
+    """A run's method, with its library enabled, unless another library's engine reads the result."""
+    chosen = method(spec.method.name)
+    needed = spec.job.quantizes or engine(spec.engine).stack == MAIN
+    if chosen.enable is not None and needed:
+        chosen.enable()
+    return chosen
+
+
+def packages(spec: RunSpec) -> tuple[str, ...]:
+    """The packages, besides the harness's own, whose versions affect a run's figures."""
+    job = spec.job
+    on_gpu = KERNEL_PACKAGES if spec.device.startswith("cuda") else ()
+    if not job.models:
+        return (*job.packages, *on_gpu)
+    runtime = engine(spec.engine)
+    own = (*job.packages, *runtime.packages, *runtime.caches[spec.kv_cache])
+    if isinstance(job, VariantJob):
+        chosen = method(job.variant.method.name)
+        own = (*chosen.packages, *readers(chosen), *own)
+    return (*own, *published.readers(job.models[-1]), *on_gpu)
 
 
 def checked(runtime: Engine[Any], model: LoadedModel, needed: type[M]) -> M:

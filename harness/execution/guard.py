@@ -27,6 +27,7 @@ import runpy
 import signal
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
@@ -40,16 +41,26 @@ PARENT_GONE = 1
 
 
 def main(parent: str, module: str, *arguments: str) -> None:
-    _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):
-        os._exit(PARENT_GONE)
+    watch(int(parent), lambda: run_module(module, arguments))
+
+
+def run_module(module: str, arguments: Sequence[str]) -> None:
+    """Runs a module as ``python -m`` does."""
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def watch(parent: int, run: Callable[[], None]) -> None:
+    """Makes this process the guard of a fork of it, which runs and then returns from here; the guard does not."""
+    end_with_parent(signal.SIGTERM, parent)
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a parent that ignores it would leave nothing to wait for
     signal.pthread_sigmask(signal.SIG_SETMASK, [signal.SIGTERM])  # until the handler knows whom to end
     guard = os.getpid()
     child = os.fork()
     if child == 0:
-        _run(guard, module, arguments)
+        _begin_session(guard)
+        run()
         return
     from harness.host.shared_memory import delete_shared, find_shared, list_shared
 
@@ -71,15 +82,17 @@ def main(parent: str, module: str, *arguments: str) -> None:
     _exit_like(status)
 
 
-def _run(guard: int, module: str, arguments: tuple[str, ...]) -> None:
-    """The module as ``python -m`` runs it, in a session of its own."""
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != guard:
+def end_with_parent(number: signal.Signals, parent: int) -> None:
+    """Has the kernel send this process a signal when its parent ends; ends it now if that has happened already."""
+    _prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
         os._exit(PARENT_GONE)
+
+
+def _begin_session(guard: int) -> None:
+    end_with_parent(signal.SIGKILL, guard)
     os.setsid()
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def _wait(child: int) -> int:

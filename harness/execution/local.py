@@ -26,6 +26,7 @@ from harness.errors import ResultsError, UsageError
 from harness.execution import fetch, guard
 from harness.execution.interrupt import uninterrupted
 from harness.execution.output import LOG_TAIL_CHARACTERS, Log, Phases, Pipe, read_outcome
+from harness.execution.starter import Launch, Preloads, Process, Server, Starter
 from harness.host.compilers import worker_path
 from harness.host.machine import cache_folder, choose, installed_version, state_folder
 from harness.host.process import MARKER, end_run
@@ -40,7 +41,6 @@ from harness.storage.json_codec import encode
 if TYPE_CHECKING:
     from harness.execution.executors import ExecutorChoice
 
-GUARD = Path(guard.__file__)
 WORKER = "harness.execution.worker"
 GUARD_PATIENCE_S = guard.GRACE_S + guard.PATIENCE_S + 5.0
 """How long a guard may take to end what it guards."""
@@ -165,6 +165,7 @@ class _Workers:
         self._busy: list[_Worker] = []
         self._stopped = False
         self._changed = threading.Condition()
+        self._starter = Starter()
 
     def take(self, spec: RunSpec, site: LocalSite) -> _Worker:
         """An idle worker that has loaded what the run may use, or a new one on GPUs that no run uses.
@@ -174,7 +175,7 @@ class _Workers:
         with self._changed:
             worker = next((each for each in self.idle if each.may_make(spec)), None)
             if worker is None:
-                worker = _Worker(site, self._free_gpus(spec, site))
+                worker = _Worker(site, self._starter, self._free_gpus(spec, site))
             else:
                 self.idle.remove(worker)
             self._busy.append(worker)
@@ -205,9 +206,10 @@ class _Workers:
                 worker.stop()
 
     def close(self) -> None:
-        """Ends the idle workers."""
+        """Ends the idle workers, and what workers are forked from."""
         with self._changed:
             self._end_idle()
+        self._starter.close()
 
     def _free_gpus(self, spec: RunSpec, site: LocalSite) -> tuple[str, ...] | None:
         """The GPUs for a run, by name: none on a CPU run, and None if the GPU has no name.
@@ -251,16 +253,16 @@ class _Worker:
     """
 
     _folder: Path
-    _process: subprocess.Popen[bytes]
+    _process: Process
     _spec: RunSpec
     _phases: Phases
     _log: Log
 
-    def __init__(self, site: LocalSite, gpus: tuple[str, ...] | None) -> None:
+    def __init__(self, site: LocalSite, starter: Starter, gpus: tuple[str, ...] | None) -> None:
         """``gpus`` are the names of those that it sees; None leaves that to the environment."""
         self.is_idle = False
         self.gpus = gpus
-        self._site = site
+        self._site, self._starter = site, starter
         self._started = self._stopped = False
         self._starting = threading.Lock()
         self._timed_out = False
@@ -320,37 +322,42 @@ class _Worker:
         if self._requests is not None:
             os.write(self._requests, b"\n")
             return None
-        python, variables = self._interpreter()
+        python = self._python
         if not os.access(python, os.X_OK):
             stack = self._spec.stack
             creation = self._site.stacks.find(stack).creation
             message = f"stack {stack!r}: its interpreter {python} is gone; {creation}"
             return Outcome("unsupported", Failure("start", "NoInterpreter", message))
         paths = [*(self._folder / name for name in files), self._outcome, self._site.artifacts.root.absolute()]
+        from harness.execution.preload import steps  # a finished recipe need not wait for it
+
+        launch = Launch(python, WORKER, tuple(map(str, paths)), self._folder, self._variables)
+        server = self._starter.prepare(launch, Preloads(steps(self._spec), paths[0], paths[-1]))
         with uninterrupted(), self._starting:
             if self._stopped:
                 return Outcome("failed", Failure("start", "Stopped", "the sweep ended before the run began"))
-            self._start([python, str(GUARD), str(os.getpid()), WORKER, *map(str, paths)], variables)
+            self._start(launch, server)
         return None
 
     @property
     def _outcome(self) -> Path:
         return self._folder / "outcome.json"
 
-    def _interpreter(self) -> tuple[str, dict[str, str]]:
-        """The Python that runs the spec, and the environment it starts in."""
-        if self._spec.stack == MAIN:
-            python, inherited = sys.executable, for_workers()
-        else:
-            python = str(self._site.stacks.find(self._spec.stack).python)
-            inherited = environment(self._folder)
-        own = {MARKER: self._folder.name, "PATH": worker_path(python, inherited.get("PATH"))}
-        own |= _temporary_files(self._folder)
+    @property
+    def _python(self) -> str:
+        """The Python that runs the spec."""
+        return sys.executable if self._spec.stack == MAIN else str(self._site.stacks.find(self._spec.stack).python)
+
+    def _variables(self, folder: Path) -> dict[str, str]:
+        """The environment that it starts in, with ``folder`` for its own files."""
+        inherited = for_workers() if self._spec.stack == MAIN else environment(folder)
+        own = {MARKER: folder.name, "PATH": worker_path(self._python, inherited.get("PATH"))}
+        own |= _temporary_files(folder)
         threads = _thread_variables(self._spec.job.conditions.threads)
         visible = {} if self.gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)}
-        return python, {**inherited, **ENVIRONMENT, **own, **threads, **visible}
+        return {**inherited, **ENVIRONMENT, **own, **threads, **visible}
 
-    def _start(self, command: list[str], variables: Mapping[str, str]) -> None:
+    def _start(self, launch: Launch, server: Server | None) -> None:
         """Threads read the pipes and, of a process that makes several runs, wait for its end."""
         self._pipes = Pipe(lambda read: self._log.add(read)), Pipe(lambda read: self._phases.add(read))
         log, events = self._pipes
@@ -359,15 +366,7 @@ class _Worker:
             read, self._requests = os.pipe()
             given.append(read)
         try:
-            self._process = subprocess.Popen(
-                [*command, *map(str, given)],
-                stdin=subprocess.DEVNULL,
-                stdout=log.write,
-                stderr=subprocess.STDOUT,
-                pass_fds=given,
-                start_new_session=True,
-                env=variables,
-            )
+            self._process = self._starter.start(launch, server, log.write, given)
         finally:
             log.close_write()
             events.close_write()
@@ -415,7 +414,7 @@ class _Worker:
             os.close(self._requests)
             self._requests = None
 
-    def _time_out(self, process: subprocess.Popen[bytes]) -> None:
+    def _time_out(self, process: Process) -> None:
         self._timed_out = True
         _end(process)
 
@@ -449,7 +448,7 @@ class _Worker:
         return Failure(self._phases.current, kind, message)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Process) -> None:
     """Ends a guard and with it the worker and all that it started."""
     try:
         process.terminate()
@@ -471,7 +470,7 @@ def _temporary_files(folder: Path) -> dict[str, str]:
     if len(os.fsencode(folder)) > MAX_FOLDER_BYTES:
         return {}
     temporary = folder / "t"
-    temporary.mkdir()
+    temporary.mkdir(exist_ok=True)
     return dict.fromkeys(("TMPDIR", "TMP", "TEMP"), str(temporary))
 
 

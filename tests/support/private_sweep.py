@@ -62,11 +62,12 @@ def main(host: str) -> None:
     if not take_name(host):
         os.environ["HOSTNAME"] = host
     from harness.cli.app import main as qharness
-    from harness.execution import local
+    from harness.execution import starter
     from harness.host.machine import cache_folder
 
     workers = Workers()
-    local.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": workers.start})
+    os.environ[starter.VARIABLE] = starter.SPAWN
+    starter.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": workers.start})
     Path("output").mkdir()
     for number, command in enumerate(COMMANDS):
         words = shlex.split(command.format(absolute=Path("results/private").absolute(), cache=cache_folder()))

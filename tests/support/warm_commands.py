@@ -48,6 +48,7 @@ ALSO_IMPORTED = (
     "harness.storage.store",
 )
 PR_SET_CHILD_SUBREAPER = 36
+START = "QHARNESS_START"
 
 
 class Command:
@@ -77,6 +78,7 @@ class Commands:
 
         self.variables = {
             **os.environ,
+            START: "spawn",  # forked from here, with all that is patched here
             "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parent, *pythonpath])),
             **({"LD_PRELOAD": " ".join(map(str, preload))} if preload else {}),
         }
@@ -107,7 +109,7 @@ class Commands:
         ended, tell = os.pipe()
         request = {
             "arguments": [str(each) for each in arguments],
-            "variables": {**self.variables, **variables},
+            "variables": {**self.variables, **({START: ""} if cold else {}), **variables},
             "cold": cold,
             "cgroup": str(cgroup) if cgroup else None,
         }
@@ -294,8 +296,8 @@ def _main(descriptor: int) -> None:
     skip_unused_imports(())
     for name in ALSO_IMPORTED:
         import_module(name)
-    local = import_module("harness.execution.local")
-    local.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _start_worker})  # type: ignore[attr-defined]
+    starter = import_module("harness.execution.starter")
+    starter.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": _start_worker})  # type: ignore[attr-defined]
     gc.collect()
     gc.freeze()  # forks share these objects' pages
     _Server(socket.socket(fileno=descriptor)).serve()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.capability import Decoder, HeadWeights, Product, Stop, StoredTensor
@@ -243,6 +245,17 @@ def imports() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401
 
 
+def import_model(checkpoint: Path) -> None:
+    """Imports the model's class, as loading would; nothing if the checkpoint brings its own, or none is known."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    with suppress(OSError, ValueError, AttributeError):  # loading it says what is wrong with the file
+        known = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+        if known.get("auto_map") is None and known.get("model_type") in CONFIG_MAPPING:
+            AutoModelForCausalLM._model_mapping.get(CONFIG_MAPPING[known["model_type"]], None)
+
+
 class TransformersParams(EngineParams):
     """``attention`` is the implementation that runs; null is the recipe's."""
 
@@ -267,6 +280,7 @@ TRANSFORMERS = Engine(
     capabilities=frozenset({"logits", "factored", "branching", "decodes", "generates"}),
     reads=(TRANSFORMERS_FORMAT, LOAD_CONFIG_FORMAT),
     imports=imports,
+    import_model=import_model,
     load=load,
     params=TransformersParams,
     gpus=lambda params, devices: devices,

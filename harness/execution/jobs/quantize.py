@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.job import QuantizeModel
 from harness.core.method import CalibrationSet, QuantizeJob
+from harness.core.model import MAIN_ENGINE
 from harness.core.site import MAIN
 from harness.core.variant import Variant
 from harness.errors import InvalidRunError
@@ -18,6 +19,7 @@ from harness.execution.consumption import Consumption
 from harness.execution.context import Context
 from harness.execution.jobs.calibrate import note_calibration
 from harness.models.legacy import restore, view
+from harness.plugins import engine
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +44,9 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
 
     variant = job.variant
     with context.phase("import"):
-        import transformers  # noqa: F401
-
+        runtime = engine(MAIN_ENGINE)  # methods quantize a transformers model
+        runtime.imports()
+        runtime.import_model(source)
         chosen = context.method()
     assert chosen.quantize is not None
     calibration = _calibration(context, variant)

@@ -1,0 +1,117 @@
+"""What the harness adds: a sweep beside the sum of bare scripts that load and measure the same.
+
+``python benchmarks/overhead.py [--recipe RECIPE] [--repeat N]`` runs a recipe from nothing, with results and a cache of
+its own, and then executes each of its runs once more in a script: a process that imports what the run needs, executes
+the run's job, and exits. No parent watches it, nothing is hashed, recorded or stored, and nothing is imported ahead.
+With ``--spawn`` the sweep starts every process anew, as ``QHARNESS_START=spawn`` does.
+
+Printed are the seconds of both, their ratio, and by how much each run took longer than its phases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+from harness.core.record import RunRecord
+from harness.core.run import RunSpec
+from harness.core.site import MAIN
+from harness.execution.local import ENVIRONMENT, local_site
+from harness.execution.starter import SPAWN, VARIABLE
+from harness.stacks.build import environment
+from harness.storage.cache import Cache
+from harness.storage.json_codec import decode, encode
+from harness.storage.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
+COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
+
+
+def bare(spec_file: Path, cache: Path, out: Path) -> None:
+    """What a script of a user's own would do: load the variant, and measure."""
+    from harness.execution.context import Context
+    from harness.execution.import_guard import skip_unused_imports
+
+    spec = decode(RunSpec, json.loads(spec_file.read_text(encoding="utf-8")), spec_file.name)
+    skip_unused_imports(())  # as a user has them who installed nothing else
+    context = Context(spec, Cache(cache), lambda phase: None)
+    if spec.job.conditions.threads is not None:
+        import torch
+
+        torch.set_num_threads(spec.job.conditions.threads)
+    import_module(f"harness.execution.jobs.{spec.kind}").run(spec.job, context, out)
+    os._exit(0)
+
+
+def sweep_s(recipe: Path, folder: Path, spawn: bool) -> float:
+    """The seconds of ``qharness run``; raises CalledProcessError unless all runs succeed or some are unsupported."""
+    began = time.perf_counter()
+    command = [*COMMAND, "run", str(recipe), "--results", str(folder / "results"), "--cache", str(folder / "cache")]
+    variables = {**os.environ, VARIABLE: SPAWN if spawn else ""}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
+    return time.perf_counter() - began
+
+
+def bare_s(record: RunRecord, folder: Path) -> float:
+    """The seconds of the script that does what a run did. Raises CalledProcessError if it fails."""
+    with tempfile.TemporaryDirectory() as own:
+        spec, out = Path(own, "spec.json"), Path(own, "out")
+        spec.write_text(encode(record.spec), encoding="utf-8")
+        out.mkdir()
+        python, variables = _interpreter(record.spec.stack, Path(own), folder / "cache")
+        command = [python, __file__, "--bare", str(spec), str(folder / "cache"), str(out)]
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables)
+        return time.perf_counter() - began
+
+
+def _interpreter(stack: str, own: Path, cache: Path) -> tuple[str, Mapping[str, str]]:
+    if stack == MAIN:
+        return sys.executable, {**os.environ, **ENVIRONMENT}
+    return str(local_site(cache).stacks.find(stack).python), {**environment(own), **ENVIRONMENT}
+
+
+def compare(recipe: Path, spawn: bool) -> float:
+    """The ratio of the sweep's seconds to those of the scripts."""
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        whole = sweep_s(recipe, here, spawn)
+        (name,) = (each.name for each in (here / "results").iterdir() if each.is_dir())
+        records = [each for each in Store(here / "results").read(name).records if each.status == "ok"]
+        records.sort(key=lambda record: record.started_at)
+        scripts = [bare_s(record, here) for record in records]
+    beyond = [record.wall_s - sum(phase.wall_s for phase in record.outcome.phases) for record in records]
+    for record, script, more in zip(records, scripts, beyond, strict=True):
+        took = f"run {record.wall_s:7.2f} s  script {script:7.2f} s  beyond phases {more:5.2f} s"
+        print(f"{record.spec.title[:48]:48s} {took}")
+    of_runs = f"beyond their phases: median {statistics.median(beyond):.2f} s, in all {sum(beyond):.1f} s"
+    print(f"sweep {whole:.1f} s, scripts {sum(scripts):.1f} s: ratio {whole / sum(scripts):.3f}; {of_runs}", flush=True)
+    return whole / sum(scripts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=QUICKSTART)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--spawn", action="store_true")
+    parser.add_argument("--bare", nargs=3, type=Path, metavar=("SPEC", "CACHE", "OUT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        bare(*arguments.bare)
+        return
+    ratios = [compare(arguments.recipe, arguments.spawn) for _ in range(arguments.repeat)]
+    print(f"{arguments.recipe.name}: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
+
+
+if __name__ == "__main__":
+    main()
