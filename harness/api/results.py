@@ -18,6 +18,7 @@ from harness.report.redact import Redaction
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
 from harness.storage.objects import is_url
+from harness.storage.reading import Contents, uncollected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,12 +107,17 @@ def load_results(path: str | Path) -> pd.DataFrame:
     measured nothing has one row with its status and no metric.
     Warns of damaged records, which have no rows. Raises ResultsError if the folder holds no readable record.
     """
-    import numpy as np
-    import pandas as pd
-
     found = read_location(path)
     for each in found.damaged:
         warnings.warn(each.remark, stacklevel=2)
+    with uncollected():
+        return _frame(found)
+
+
+def _frame(found: Contents) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
     if found.entries is not None:
         measured = [(each.kinds, each.counts, each.means, each.values()) for each in found.entries]
         names = [each.names for each in found.entries]

@@ -244,12 +244,16 @@ class Entry:
 
     def values(self) -> list[Arrays]:
         """Of each measurement, its values, weights, items and clusters."""
-        begin, found = self.row[9] + self._count, []
-        floats = self.segment.floats
+        begin, floats = self.row[9] + self._count, self.segment.floats
+        found: list[Arrays] = []
         for number, (count, weights, *ids) in enumerate(
             zip(*(self._integers(column) for column in range(1, _COLUMNS)), strict=True)
         ):
-            if count <= FEW_VALUES:
+            if count == 1 and not weights:  # as most have
+                items, clusters = (_ids(self._text(place - 1)) if place else () for place in ids)
+                found.append(((floats[begin],), (), items, clusters))
+                begin += 1
+            elif count <= FEW_VALUES:
                 end = begin + count * (1 + weights)
                 items, clusters = (_ids(self._text(place - 1)) if place else () for place in ids)
                 found.append(
@@ -259,7 +263,8 @@ class Entry:
             else:
                 there = {"values": True, "weights": weights, "item_ids": ids[0], "cluster_ids": ids[1]}
                 columns = self._evidence.columns(number, {name: count for name, has in there.items() if has})
-                found.append(tuple(columns.get(name, ()) for name in there))  # type: ignore[arg-type]
+                values, beside, items, clusters = (columns.get(name, ()) for name in there)
+                found.append((values, beside, items, clusters))
         return found
 
     @cached_property
@@ -287,7 +292,8 @@ class Measured(Column[Measurement]):
 
     def __init__(self, entry: Entry) -> None:
         super().__init__(len(entry.counts), self._all)
-        self._entry, self._built = entry, None
+        self._entry = entry
+        self._built: tuple[Measurement, ...] | None = None
 
     def _all(self) -> tuple[Measurement, ...]:
         if self._built is None:
@@ -317,9 +323,10 @@ def names_of(record: RunRecord) -> Names:
 
 
 @lru_cache(MAX_SHARED)
-def kind_of(kind: str) -> tuple[Any, ...]:
+def kind_of(kind: str) -> tuple[Any, Any, Any, Any, Any]:
     """Metric, version, unit, direction and evidence of a measurement."""
-    return tuple(json.loads(kind)[:5])
+    metric, version, unit, direction, evidence, _ = json.loads(kind)
+    return metric, version, unit, direction, evidence
 
 
 @lru_cache(MAX_SHARED)

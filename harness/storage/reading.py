@@ -9,9 +9,11 @@ that contain it.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -100,6 +102,23 @@ def read_contents(folder: Path, root: Path) -> Contents:
 
     Raises NewerRecordError for a record of a newer harness.
     """
+    with uncollected():
+        return _read_contents(folder, root)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would walk all records again and again while they are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_contents(folder: Path, root: Path) -> Contents:
     indexes = _indexes(folder)
     listed: list[tuple[Path, Index | None]] = []
 
@@ -146,7 +165,12 @@ def _contents(found: Sequence[Attempt | Entry]) -> Contents:
     if not any(isinstance(each, Entry) for each in kept):
         return Contents(tuple(each.record for each in kept if each.record), damaged)
     entries = [each for each in kept if isinstance(each, Entry)]
-    build = cache(lambda: tuple(each.record for each in kept))
+
+    @cache
+    def build() -> tuple[RunRecord, ...]:
+        with uncollected():
+            return tuple(each.record for each in kept if each.record)
+
     return Contents(Column(len(kept), build), damaged, entries if len(entries) == len(kept) else None)
 
 
