@@ -27,7 +27,6 @@ from harness.storage.seal import EVIDENCE, FileSeal
 
 _HEAD = struct.Struct("<32sQQQ")
 """The sha256 of the three columns, and the bytes of each."""
-_INTEGER, _FLOAT = "i", "d"
 MAX_SHARED = 50_000
 """Values of each sort that records share in memory."""
 _COLUMNS = 5
@@ -58,8 +57,8 @@ class Segment:
     texts: list[str] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
     runs: dict[str, list[Any]] = field(default_factory=dict)
-    integers: Any = field(default_factory=lambda: array(_INTEGER))
-    floats: Any = field(default_factory=lambda: array(_FLOAT))
+    integers: Any = field(default_factory=lambda: array("i"))
+    floats: Any = field(default_factory=lambda: array("d"))
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -158,8 +157,8 @@ class Segment:
         if _hash(columns) != digest:
             raise DamagedIndexError
         began_ns, texts, rows, runs = json.loads(bytes(columns[0]))
-        integers = columns[1][: sizes[1]].cast(_INTEGER)
-        return cls(folder, began_ns, texts, rows, runs, integers, columns[2][: sizes[2]].cast(_FLOAT)), begin
+        integers = columns[1][: sizes[1]].cast("i")
+        return cls(folder, began_ns, texts, rows, runs, integers, columns[2][: sizes[2]].cast("d")), begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,8 +262,8 @@ class Entry:
             else:
                 there = {"values": True, "weights": weights, "item_ids": ids[0], "cluster_ids": ids[1]}
                 columns = self._evidence.columns(number, {name: count for name, has in there.items() if has})
-                values, beside, items, clusters = (columns.get(name, ()) for name in there)
-                found.append((values, beside, items, clusters))
+                values, beside, names, groups = (columns.get(name, ()) for name in there)
+                found.append((values, beside, names, groups))
         return found
 
     @cached_property
