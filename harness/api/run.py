@@ -16,6 +16,7 @@ from harness.execution.debris import clear
 from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
 from harness.execution.local import local_site
+from harness.execution.progress import ProgressNote
 from harness.execution.sweep import Cleared, Event, GpuUnused, Waiting, sweep
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
@@ -71,7 +72,8 @@ def run(
             planned = _fetched_plan(chosen, opened, allow_leak)
         price = hourly_price(chosen)
         expect = partial(_forecast, planned, opened, site.artifacts.root, store, price)
-        return sweep(planned, store, opened, on_event, paranoid, site.spill_roots, expect)
+        with ProgressNote(store, [each.spec for each in planned]) as note:
+            return sweep(planned, store, opened, note.following(on_event), paranoid, site.spill_roots, expect)
 
 
 def _forecast(

@@ -30,6 +30,7 @@ from harness.cli.commands import (
     selfcheck,
     stack,
     verify,
+    watch,
 )
 from harness.core.foreign import quoted
 from harness.errors import ExitCode, HarnessError
@@ -48,6 +49,7 @@ app = typer.Typer(
 for command in (
     plan.plan,
     run.run,
+    watch.watch,
     report.report,
     compare.compare,
     history.history,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,14 +27,23 @@ def report(
         typer.Option("--format", help="Comma-separated: html, md, csv, parquet, png, svg, model-card, github."),
     ] = "html,md,csv",
     redact: Redact = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Write it again whenever a run ends, until the sweep or Ctrl-C ends it.")
+    ] = False,
 ) -> None:
     """Write the report of a results folder: offline HTML, Markdown, CSV, images and more.
 
     github is a job summary: without --out it is appended to the file in $GITHUB_STEP_SUMMARY.
     """
-    from harness.api.report import write_folder_report
     from harness.cli.render.damage import say_damaged
     from harness.core.record import Damaged
+
+    if watch:
+        from harness.api.watch import write_report_on_change
+
+        write_report_on_change(results, out or Path("reports"), formats.split(","), redact, _say_written)
+        return
+    from harness.api.report import write_folder_report
 
     named = os.environ.get(SUMMARY)
     summary = Path(named) if named and out is None else None
@@ -47,5 +57,9 @@ def report(
         redact,
     )
     say_damaged(damaged, results)
-    for path in written:
+    _say_written(written)
+
+
+def _say_written(paths: Sequence[Path]) -> None:
+    for path in paths:
         say(path)

@@ -1,0 +1,125 @@
+"""How far the sweeps into a results folder are, and the figures so far, seen from the folder alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.analysis.tradeoff import tradeoff
+from harness.api.locations import open_results
+from harness.api.report import DEFAULT_FORMATS, write_folder_report
+from harness.core.progress import SweepProgress, seconds_between
+from harness.errors import ResultsError, UsageError
+from harness.figures.table import Table
+from harness.storage.objects import is_url, local_path
+from harness.storage.progress import read_progress
+
+LOOK_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class WatchedSweep:
+    """A sweep as it noted itself, how old that note is, and whether it runs: it neither ended nor fell silent."""
+
+    progress: SweepProgress
+    silence_s: float
+
+    @property
+    def runs(self) -> bool:
+        return self.progress.ending == "running" and not self.progress.is_silent(self.silence_s)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """The sweeps into a results folder, one per recipe, and the tables of the records that are there."""
+
+    sweeps: tuple[WatchedSweep, ...]
+    tables: tuple[Table, ...]
+
+    @property
+    def runs(self) -> bool:
+        """Whether any sweep runs."""
+        return any(sweep.runs for sweep in self.sweeps)
+
+
+class Watch:
+    """Looks at a results folder again and again; records are read again only after a sweep has saved some.
+
+    Whether a sweep lives is judged by this machine's clock only at the first look: later by whether its note changes,
+    because the clock of the machine that writes it may differ.
+    """
+
+    def __init__(self, results: str | Path) -> None:
+        """Raises ResultsError if there is no such folder, and UsageError for a URL that cannot be used."""
+        if not is_url(results) and not local_path(results).is_dir():
+            raise ResultsError(f"{results}: no such folder; name a results folder of 'qharness run'")
+        self._store = open_results(results)
+        self._heard: dict[tuple[str, str], tuple[str, float]] = {}
+        self._saved: tuple[tuple[str, str, int], ...] | None = None
+        self._tables: tuple[Table, ...] = ()
+
+    def sweeps(self) -> tuple[WatchedSweep, ...]:
+        """The sweeps as they are now."""
+        notes = read_progress(self._store.place)
+        return tuple(WatchedSweep(each, self._silence_s(each)) for each in notes)
+
+    def look(self) -> Watched:
+        """The sweeps and the tables as they are now. Raises NewerRecordError for a record of a newer harness."""
+        sweeps = self.sweeps()
+        if (saved := _saved(sweeps)) != self._saved:
+            self._tables = tradeoff(self._store.read().records)
+            self._saved = saved
+        return Watched(sweeps, self._tables)
+
+    def is_empty(self) -> bool:
+        """Whether no record is there yet."""
+        return not self._store.read().records
+
+    def _silence_s(self, progress: SweepProgress) -> float:
+        key, now_s = (progress.recipe, progress.began), time.monotonic()
+        known = self._heard.get(key)
+        if known is None:
+            age_s = max(seconds_between(progress.noted, datetime.now(UTC).isoformat()), 0.0)
+            self._heard[key] = (progress.noted, now_s - age_s)
+        elif known[0] != progress.noted:
+            self._heard[key] = (progress.noted, now_s)
+        return now_s - self._heard[key][1]
+
+
+def write_report_on_change(
+    results: str | Path,
+    reports: Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    redact: bool = False,
+    on_written: Callable[[Sequence[Path]], None] = lambda paths: None,
+    wait: Callable[[float], None] = time.sleep,
+) -> None:
+    """Writes the report of a results folder, and again whenever a sweep has saved records, until no sweep runs.
+
+    ``on_written`` receives the files each time; the report itself names damaged records. Raises what
+    ``write_folder_report`` raises, but waits for the first record while a sweep runs; UsageError for ``github``, which
+    is appended to a file, not written.
+    """
+    if "github" in formats:
+        raise UsageError(
+            "--watch writes files again and again, and a job summary is only appended to; leave github out"
+        )
+    watch = Watch(results)
+    written: tuple[tuple[str, str, int], ...] | None = None
+    while True:
+        sweeps = watch.sweeps()
+        runs = any(sweep.runs for sweep in sweeps)
+        if (saved := _saved(sweeps)) != written and not (runs and watch.is_empty()):
+            on_written(write_folder_report(results, reports, formats, redact=redact))
+            written = saved
+        if not runs:
+            return
+        wait(LOOK_EVERY_S)
+
+
+def _saved(sweeps: Sequence[WatchedSweep]) -> tuple[tuple[str, str, int], ...]:
+    """What changes whenever a sweep saves a record."""
+    return tuple((each.progress.recipe, each.progress.began, each.progress.saved) for each in sweeps)
