@@ -23,12 +23,14 @@ from harness.stacks import Stacks
 class ExecutorChoice:
     """An executor's name and the options that a user gives it; None or empty leaves an option to the executor.
 
-    ``nodes`` is how many machines to use. ``slurm`` has options of sbatch as ``key=value``.
+    ``address`` is that of a running cluster. ``nodes`` is how many machines to use. ``slurm`` has options of sbatch as
+    ``key=value``.
     """
 
     name: str = "local"
     nodes: int | None = None
     slurm: tuple[str, ...] = ()
+    address: str | None = None
 
 
 THIS_MACHINE = ExecutorChoice()
@@ -59,6 +61,7 @@ class _Entry:
 EXECUTORS: Mapping[str, _Entry] = MappingProxyType(
     {
         "local": _Entry("harness.execution.local:open_local"),
+        "ray": _Entry("harness.execution.ray_cluster:open_ray", ("address",)),
         "slurm": _Entry("harness.execution.slurm:open_slurm", ("nodes", "slurm")),
     }
 )

@@ -27,8 +27,14 @@ def run(
     ] = False,
     executor: Annotated[
         str,
-        typer.Option("--executor", metavar="NAME", help="What executes the runs: local (this machine) or slurm."),
+        typer.Option("--executor", metavar="NAME", help="What executes the runs: local (this machine), ray or slurm."),
     ] = "local",
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--address", metavar="A", help="Ray: the cluster, host:port or auto (default: one of this machine alone)."
+        ),
+    ] = None,
     nodes: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--nodes", min=1, help="Slurm: how many nodes to use (default: 1)."),
@@ -56,7 +62,7 @@ def run(
                 interpreters(pythons),
                 allow_leak,
                 paranoid,
-                executor=ExecutorChoice(executor, nodes, tuple(slurm or ())),
+                executor=ExecutorChoice(executor, nodes, tuple(slurm or ()), address),
                 create_stacks=progress,
                 on_event=show,
             )
