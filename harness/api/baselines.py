@@ -57,7 +57,7 @@ class Baselines:
         self._refuse_unknown(name)
         folder = self._place(name)
         found = read_results(folder)
-        return Baseline(name, folder, found.records, found.damaged)
+        return Baseline(name, folder, tuple(found.records), found.damaged)
 
     def set(self, name: str, records: Sequence[RunRecord], replace: bool = False) -> Path:
         """Saves the runs that count; returns the folder, which appears complete or not at all.

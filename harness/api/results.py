@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness.api.baselines import Baselines
 from harness.api.locations import read_location
-from harness.core.job import VariantJob
 from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.report.redact import Redaction
 from harness.storage.anonymizer import Anonymizer
+from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
 from harness.storage.objects import is_url
+from harness.storage.reading import Contents, uncollected
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,10 +81,10 @@ def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
     return _named(f"{folder}@{matches[0]}", chosen, found.damaged)
 
 
-def _named(name: str, records: tuple[RunRecord, ...], damaged: tuple[Damaged, ...]) -> NamedRecords:
+def _named(name: str, records: Sequence[RunRecord], damaged: tuple[Damaged, ...]) -> NamedRecords:
     """As comparisons and histories show them: they are published, so they do not name the user."""
     anonymizer = Anonymizer.for_terminals()
-    return NamedRecords(anonymizer.path(name), records, tuple(map(anonymizer.damaged, damaged)))
+    return NamedRecords(anonymizer.path(name), tuple(records), tuple(map(anonymizer.damaged, damaged)))
 
 
 def redacted(sides: Sequence[NamedRecords]) -> list[NamedRecords]:
@@ -104,43 +107,58 @@ def load_results(path: str | Path) -> pd.DataFrame:
     measured nothing has one row with its status and no metric.
     Warns of damaged records, which have no rows. Raises ResultsError if the folder holds no readable record.
     """
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
     found = read_location(path)
     for each in found.damaged:
         warnings.warn(each.remark, stacklevel=2)
-    for record in found.records:
-        spec = record.spec
-        run = {
-            "recipe": spec.recipe,
-            "case_id": spec.case_id,
-            "variant": spec.variant.key if isinstance(spec.job, VariantJob) else None,
-            **spec.names(),
-            "attempt": record.attempt,
-            "session": record.session,
-            "started_at": record.started_at,
-            "status": record.status,
-            "failure": record.outcome.failure.message if record.outcome.failure else None,
-        }
-        measured = [
-            {
-                "metric": m.metric,
-                "unit": m.unit,
-                "direction": m.direction,
-                "evidence": m.evidence,
-                "value": _mean(m),
-                "n": len(m.values),
-                "values": m.values,
-                "item_ids": m.item_ids,
-                "protocol": dict(m.protocol),
-            }
-            for m in record.outcome.measurements
-        ]
-        rows += [{**run, **row} for row in measured or [{"metric": None}]]
-    return pd.DataFrame(rows)
+    with uncollected():
+        return _frame(found)
 
 
-def _mean(measurement: Measurement) -> float:
-    weights = measurement.weights or (1.0,) * len(measurement.values)
-    return sum(v * w for v, w in zip(measurement.values, weights, strict=True)) / sum(weights)
+def _frame(found: Contents) -> pd.DataFrame:
+    import numpy as np
+    import pandas as pd
+
+    if found.entries is not None:
+        measured = [(each.kinds, each.counts, each.means, each.values()) for each in found.entries]
+        names = [each.names for each in found.entries]
+    else:
+        measured = [_measured(record.outcome.measurements) for record in found.records]
+        names = [names_of(record) for record in found.records]
+    rows = [max(len(kinds), 1) for kinds, *_ in measured]
+    runs = pd.DataFrame(names).take(np.repeat(np.arange(len(rows)), rows)).reset_index(drop=True)
+    kinds = list(chain.from_iterable(kinds or (None,) for kinds, *_ in measured))
+    places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
+    described = pd.DataFrame([_description(kind) for kind in places]).take([places[kind] for kind in kinds])
+    columns = [runs, described.reset_index(drop=True)]
+    if any(measured_kinds for measured_kinds, *_ in measured):
+        lacking = ((math.nan, math.nan, (math.nan,) * 3),)
+        value, count, raw = zip(
+            *chain.from_iterable(
+                zip(means, counts, values, strict=True) if kinds else lacking
+                for kinds, counts, means, values in measured
+            ),
+            strict=True,
+        )
+        columns.append(pd.DataFrame({"value": value, "n": count}))
+        for name, column in (("values", 0), ("item_ids", 2)):
+            columns.append(pd.DataFrame({name: np.fromiter((each[column] for each in raw), object, len(raw))}))
+        protocols = (math.nan if kind is None else dict(protocol_of(kind)) for kind in kinds)
+        columns.append(pd.DataFrame({"protocol": np.fromiter(protocols, object, len(kinds))}))
+    return pd.concat(columns, axis=1)
+
+
+def _measured(measurements: Sequence[Measurement]) -> tuple[list[str], list[int], list[float], list[Arrays]]:
+    return (
+        [kind_text(m) for m in measurements],
+        [len(m.values) for m in measurements],
+        [m.mean for m in measurements],
+        [(m.values, m.weights, m.item_ids, m.cluster_ids) for m in measurements],
+    )
+
+
+def _description(kind: str | None) -> dict[str, str | None]:
+    """The columns that say what a row is; a run that measured nothing has one row without."""
+    if kind is None:
+        return {"metric": None}
+    metric, _, unit, direction, evidence = kind_of(kind)
+    return {"metric": metric, "unit": unit, "direction": direction, "evidence": evidence}

@@ -62,6 +62,13 @@ class Measurement:
         if self.weights and -math.inf < min(self.weights) < 0:  # the store refuses infinities itself
             raise ValueError(f"{shortened(self.metric)} has a negative weight")
 
+    @property
+    def mean(self) -> float:
+        """The mean of the values, weighted if they have weights; NaN if there is nothing to weigh."""
+        weights = self.weights or (1.0,) * len(self.values)
+        total = sum(weights)
+        return sum(v * w for v, w in zip(self.values, weights, strict=True)) / total if total else math.nan
+
 
 @dataclass(frozen=True)
 class Fingerprint:

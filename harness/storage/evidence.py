@@ -93,7 +93,7 @@ def read_evidence(
     Raises ResultsError if it cannot be read, has too much, lacks values or has others, or holds NaN or infinity.
     """
     found = _values(_table(content, name), name, {index: m for index, m in enumerate(measurements) if not m.values})
-    if file is not None:
+    if file is not None and any(len(each.values) > FEW_VALUES for each in found.values()):
         _RECENT.add(file, found)
     return tuple(
         _filled(m, found[index], file, index, name) if index in found else m for index, m in enumerate(measurements)
@@ -131,6 +131,7 @@ class _Recent:
 
     def __init__(self) -> None:
         self._held: dict[EvidenceFile, Mapping[int, Values]] = {}
+        self._values = 0
 
     def get(self, file: EvidenceFile) -> Mapping[int, Values] | None:
         found = self._held.pop(file, None)
@@ -140,12 +141,14 @@ class _Recent:
 
     def add(self, file: EvidenceFile, found: Mapping[int, Values]) -> None:
         """Forgets what was not used for longest, but never what was added last, however large."""
+        self._values += _count(found) - _count(self._held.pop(file, {}))
         self._held[file] = found
-        values = 0
-        for each in list(reversed(self._held)):
-            values += sum(len(of.values) for of in self._held[each].values())
-            if values > MAX_RECENT_VALUES and each != file:
-                del self._held[each]
+        while self._values > MAX_RECENT_VALUES and len(self._held) > 1:
+            self._values -= _count(self._held.pop(next(iter(self._held))))
+
+
+def _count(found: Mapping[int, Values]) -> int:
+    return sum(len(each.values) for each in found.values())
 
 
 _RECENT = _Recent()

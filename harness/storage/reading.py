@@ -9,13 +9,17 @@ that contain it.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from harness.core.column import Column
 from harness.core.foreign import parse_json, quoted, read_file, shown
 from harness.core.identity import NAME, RUN_ID
 from harness.core.protocols import fault_of
@@ -23,9 +27,11 @@ from harness.core.record import Damaged, RunRecord
 from harness.core.upgrade import upgrade
 from harness.core.upgrade.specs import is_whole
 from harness.errors import NewerRecordError, ResultsError
+from harness.storage.entry import Entry
 from harness.storage.evidence import EvidenceFile, read_evidence
+from harness.storage.index import Index
 from harness.storage.json_codec import decode, refuse_not_finite
-from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, Seal, check_seal, file_seal, read_sealed
+from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, FileSeal, Seal, check_seal, file_seal, read_sealed
 
 A_NAME = "expected letters, digits, dots, dashes and underscores"
 A_RUN_ID = "expected 16 hexadecimal digits"
@@ -46,14 +52,18 @@ class Attempt:
     record: RunRecord | None = None
     seal: Seal | None = None
     damage: Damaged | None = None
+    file: FileSeal | None = None
+    """Its ``record.json``, as it was read."""
 
 
 @dataclass(frozen=True)
 class Contents:
     """The records of a results folder, oldest first, and the attempts that are damaged."""
 
-    records: tuple[RunRecord, ...]
+    records: Sequence[RunRecord]
     damaged: tuple[Damaged, ...] = ()
+    entries: Sequence[Entry] | None = field(default=None, compare=False, repr=False)
+    """The records as their index has them, which is faster than the records where it suffices; None without one."""
 
 
 def read_results(path: Path) -> Contents:
@@ -84,7 +94,7 @@ def all_records(found: Contents) -> tuple[RunRecord, ...]:
     missing = next((each for each in found.damaged if not each.log_only), None)
     if missing is not None:
         raise ResultsError(missing.sentence)
-    return found.records
+    return tuple(found.records)
 
 
 def read_contents(folder: Path, root: Path) -> Contents:
@@ -92,24 +102,96 @@ def read_contents(folder: Path, root: Path) -> Contents:
 
     Raises NewerRecordError for a record of a newer harness.
     """
-    attempts = [read_attempt(each, root) for each in attempt_folders(folder)]
-    records = [each.record for each in attempts if each.record]
-    return Contents(
-        tuple(sorted(records, key=lambda record: (record.started_at, record.attempt))),
-        tuple(each.damage for each in attempts if each.damage),
-    )
+    with uncollected():
+        return _read_contents(folder, root)
 
 
-def attempt_folders(root: Path) -> Iterator[Path]:
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would walk all records again and again while they are made."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _read_contents(folder: Path, root: Path) -> Contents:
+    indexes = _indexes(folder)
+    listed: list[tuple[Path, Index | None]] = []
+
+    def is_known(parent: Path, run: str) -> bool:
+        index = indexes.get(parent)
+        names = None if index is None else index.attempts(run)
+        listed.extend((parent / run / name, index) for name in names or ())
+        return names is not None
+
+    walked = [(each, indexes.get(each.parent.parent)) for each in attempt_folders(folder, is_known)]
+    found = [(each, _entry(each, root, index)) for each, index in (*listed, *walked)]
+    for index in indexes.values():
+        index.close()
+    found.sort(key=lambda each: each[0].parts)
+    return _contents([each for _, each in found])
+
+
+def _indexes(folder: Path) -> dict[Path, Index]:
+    """The indexes of the recipes' folders that are in a folder, or that it is."""
+    try:
+        within = [folder, *(Path(each.path) for each in os.scandir(folder) if each.is_dir(follow_symlinks=False))]
+    except OSError:
+        return {}
+    found = {each: Index.of(each) for each in within if each == folder or not each.name.startswith(".")}
+    return {each: index for each, index in found.items() if index is not None}
+
+
+def _entry(folder: Path, root: Path, index: Index | None) -> Attempt | Entry:
+    """An attempt from an index, or read and added to it; only whole and sealed ones are in an index."""
+    key = f"{folder.parent.name}/{folder.name}"
+    known = None if index is None else index.entry(key)
+    if known is not None and folder.parent.parent in (root, root / str(known.names["recipe"])):
+        return known
+    attempt = read_attempt(folder, root)
+    if index is None or attempt.record is None or attempt.seal is None or attempt.file is None or attempt.damage:
+        return attempt
+    return index.add(key, attempt.record, attempt.seal.sha256, {RECORD: attempt.file, **attempt.seal.files})
+
+
+def _contents(found: Sequence[Attempt | Entry]) -> Contents:
+    """What was found, in the order of the folders. Records of entries are built when one of them is used."""
+    damaged = tuple(each.damage for each in found if isinstance(each, Attempt) and each.damage)
+    kept = sorted((each for each in found if isinstance(each, Entry) or each.record), key=_order)
+    if not any(isinstance(each, Entry) for each in kept):
+        return Contents(tuple(each.record for each in kept if each.record), damaged)
+    entries = [each for each in kept if isinstance(each, Entry)]
+
+    @cache
+    def build() -> tuple[RunRecord, ...]:
+        with uncollected():
+            return tuple(each.record for each in kept if each.record)
+
+    return Contents(Column(len(kept), build), damaged, entries if len(entries) == len(kept) else None)
+
+
+def _order(found: Attempt | Entry) -> tuple[str, int]:
+    if isinstance(found, Entry):
+        return found.order
+    assert found.record is not None
+    return found.record.started_at, found.record.attempt
+
+
+def attempt_folders(root: Path, skip: Callable[[Path, str], bool] = lambda parent, name: False) -> Iterator[Path]:
     """The folders below ``root`` that hold a record, and those of attempts that lost theirs, sorted.
 
-    A hidden folder holds an interrupted write, what was set aside, or something unrelated. Raises ResultsError for a
-    folder that cannot be listed.
+    A hidden folder holds an interrupted write, what was set aside, or something unrelated; the caller may know others
+    to ``skip``. Raises ResultsError for a folder that cannot be listed.
     """
     for name, folders, files in os.walk(root, onerror=_refuse_unlisted):
         here = Path(name)
         depth = len(here.parts) - len(root.parts)
         folders[:] = sorted(each for each in folders if not each.startswith(".")) if depth < MAX_FOLDER_DEPTH else []
+        folders[:] = [each for each in folders if not skip(here, each)]
         if RECORD in files or RECORD in folders or (ATTEMPT.fullmatch(here.name) and RUN_ID.fullmatch(_parent(here))):
             folders[:] = [each for each in folders if each != RECORD]
             yield here
@@ -118,7 +200,8 @@ def attempt_folders(root: Path) -> Iterator[Path]:
 def read_attempt(folder: Path, root: Path) -> Attempt:
     """The attempt in a folder below ``root``. Raises NewerRecordError if a newer harness wrote it."""
     try:
-        raw = read_raw(folder)
+        content = read_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError)
+        raw = _raw(content)
         seal = check_seal(raw, RECORD)
         record = decode(RunRecord, upgrade(raw, RECORD), RECORD)
         _refuse_misplaced(record, raw, folder, root)
@@ -135,12 +218,16 @@ def read_attempt(folder: Path, root: Path) -> Attempt:
             read_sealed(folder / LOG, seal)
     except ResultsError as error:
         return Attempt(folder, record, seal, Damaged(folder, _reason(error, folder), log_only=True))
-    return Attempt(folder, record, seal)
+    return Attempt(folder, record, seal, file=file_seal(content))
 
 
 def read_raw(folder: Path) -> dict[str, Any]:
     """The JSON of an attempt's record, unchecked. Raises ResultsError if there is none."""
-    raw = parse_json(read_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError), RECORD, ResultsError)
+    return _raw(read_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError))
+
+
+def _raw(content: bytes) -> dict[str, Any]:
+    raw = parse_json(content, RECORD, ResultsError)
     if not isinstance(raw, dict):
         raise ResultsError(f"{RECORD}: not a record")
     refuse_not_finite(raw, RECORD)

@@ -22,9 +22,10 @@ from harness.errors import ResultsError
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.disk import Disk
 from harness.storage.evidence import write_evidence
+from harness.storage.index import is_indexed, note
 from harness.storage.json_codec import encode
 from harness.storage.place import LocalPlace, StorePlace
-from harness.storage.reading import A_NAME, A_RUN_ID, ATTEMPT, Contents, read_contents
+from harness.storage.reading import A_NAME, A_RUN_ID, ATTEMPT, Contents, read_attempt, read_contents
 from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, FileSeal, file_seal, seal
 
 DAMAGED = ".damaged"
@@ -67,7 +68,18 @@ class Store:
         folder = f"{_name(record.spec.recipe, record.spec.run_id)}/{record.attempt}"
         content = _files(self.anonymizer.record(record), None if log is None else self.anonymizer.log(log))
         self.place.add(folder, content)
+        if isinstance(self.place, LocalPlace):
+            self._note(record.spec.recipe, self.root / folder)
         return self.root / folder / RECORD
+
+    def _note(self, recipe: str, folder: Path) -> None:
+        """Adds an attempt that was written to the index of its recipe, if there is one."""
+        if not is_indexed(self.root / recipe):
+            return
+        saved = read_attempt(folder, self.root)
+        if saved.record is not None and saved.seal is not None and saved.file is not None and saved.damage is None:
+            files = {RECORD: saved.file, **saved.seal.files}
+            note(self.root / recipe, f"{folder.parent.name}/{folder.name}", saved.record, saved.seal.sha256, files)
 
     def withdraw(self, record: RunRecord, failure: Failure) -> RunRecord:
         """Replaces the record, atomically, by an invalid one, so that no attempt of it counts.

@@ -1,0 +1,378 @@
+"""Entries: attempts as the index of results keeps them, and segments, of which an index consists.
+
+A segment has three columns: texts, integers and floats; each text is in it once, however many records share it. An
+entry is a row that names its places there, from which its record is built when it is used, and its measurements when
+those are used. Everything in it was read from files that were checked, so it is decoded, but not checked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from harness.core.column import Column
+from harness.core.job import VariantJob
+from harness.core.record import Measurement, Outcome, RunRecord
+from harness.core.run import RunSpec
+from harness.storage.evidence import FEW_VALUES, EvidenceFile
+from harness.storage.json_codec import encode
+from harness.storage.seal import EVIDENCE, FileSeal
+
+_HEAD = struct.Struct("<32sQQQ")
+"""The sha256 of the three columns, and the bytes of each."""
+MAX_SHARED = 50_000
+"""Values of each sort that records share in memory."""
+_COLUMNS = 5
+"""Integers of a measurement: its kind, its values, whether they have weights, and the places of items and clusters."""
+
+Arrays = tuple[Sequence[float], Sequence[float], Sequence[str], Sequence[str]]
+"""Values, weights, items and clusters of a measurement."""
+Names = dict[str, str | int | None]
+"""A run's description for programs."""
+
+
+Stamps = list[list[int]]
+"""Inode, size, and both times of change in ns: of the attempt's folder, and of each of its files."""
+
+
+class DamagedIndexError(Exception):
+    """What follows in an index is not what was written."""
+
+
+@dataclass
+class Segment:
+    """``folder`` is the recipe's, where the evidence is. ``began_ns`` is a time of its file system's clock, before the
+    files were read. ``runs`` maps a run's folder to its stamp and the attempts in it.
+    """
+
+    folder: Path
+    began_ns: int = 0
+    texts: list[str] = field(default_factory=list)
+    rows: list[list[Any]] = field(default_factory=list)
+    runs: dict[str, list[Any]] = field(default_factory=dict)
+    integers: Any = field(default_factory=lambda: array("i"))
+    floats: Any = field(default_factory=lambda: array("d"))
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {text: place for place, text in enumerate(self.texts)}
+
+    def entries(self) -> Iterator[Entry]:
+        return (Entry(self, row) for row in self.rows)
+
+    def text(self, text: str) -> int:
+        """The place of a text, which is added if it is new."""
+        place = self._places.setdefault(text, len(self.texts))
+        if place == len(self.texts):
+            self.texts.append(text)
+        return place
+
+    def add(
+        self, key: str, stamps: Stamps, record: RunRecord, seal: str | None, files: Mapping[str, FileSeal]
+    ) -> Entry:
+        """Adds an attempt that was read; ``key`` is its folder in the recipe's."""
+        raw = json.loads(encode(_without_measurements(record)))
+        outcome, spec = raw.pop("outcome"), raw.pop("spec")
+        outcome.pop("measurements")
+        measured = record.outcome.measurements
+        places = [len(self.integers), len(self.floats), len(measured)]
+        columns: list[list[int]] = [[] for _ in range(_COLUMNS)]
+        self.floats.extend(m.mean for m in measured)
+        for m in measured:
+            few = len(m.values) <= FEW_VALUES
+            columns[0].append(self.text(kind_text(m)))
+            columns[1].append(len(m.values))
+            columns[2].append(bool(m.weights))
+            for column, ids in ((3, m.item_ids), (4, m.cluster_ids)):
+                columns[column].append(1 + self.text(json.dumps(ids)) if ids and few else bool(ids))
+            if few:
+                self.floats.extend(m.values)
+                self.floats.extend(m.weights)
+        for each in columns:
+            self.integers.extend(each)
+        parts = [
+            {name: self.text(json.dumps(value, ensure_ascii=False)) for name, value in each.items()}
+            for each in (spec, outcome, raw)
+        ]
+        sealed = {name: [each.bytes, each.sha256] for name, each in files.items()}
+        names = {name: self.text(json.dumps(value)) for name, value in names_of(record).items()}
+        row = [key, stamps, sealed, seal, names, *parts, *places]
+        self.rows.append(row)
+        return Entry(self, row)
+
+    def copy(self, entry: Entry, stamps: Stamps) -> None:
+        """Adds an entry of another segment, with the stamps that its files have now."""
+        key, _, sealed, seal, *texts, begin, begin_floats, count = entry.row
+        old = entry.segment
+        moved = [{name: self.text(old.texts[place]) for name, place in each.items()} for each in texts]
+        columns = [
+            old.integers[begin + count * number : begin + count * (number + 1)].tolist() for number in range(_COLUMNS)
+        ]
+        few = [values <= FEW_VALUES for values in columns[1]]
+        kept = [
+            [self.text(old.texts[place]) for place in columns[0]],
+            columns[1],
+            columns[2],
+            *(
+                [
+                    1 + self.text(old.texts[place - 1]) if place and is_few else place
+                    for place, is_few in zip(columns[number], few, strict=True)
+                ]
+                for number in (3, 4)
+            ),
+        ]
+        places = [len(self.integers), len(self.floats), count]
+        for each in kept:
+            self.integers.extend(each)
+        self.floats.extend(old.floats[begin_floats : begin_floats + entry.float_count])
+        self.rows.append([key, stamps, sealed, seal, *moved, *places])
+
+    def written(self) -> bytes:
+        text = json.dumps([self.began_ns, self.texts, self.rows, self.runs], ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        columns = text, self.integers.tobytes(), self.floats.tobytes()
+        padded = [each + b"\0" * (-len(each) % 8) for each in columns]
+        return b"".join([_HEAD.pack(_hash(padded), *map(len, columns)), *padded])
+
+    @classmethod
+    def read(cls, folder: Path, content: memoryview) -> tuple[Segment, int]:
+        """The segment at the beginning of a content, and its bytes. Raises DamagedIndexError if it is not whole."""
+        if len(content) < _HEAD.size:
+            raise DamagedIndexError
+        digest, *sizes = _HEAD.unpack_from(content)
+        padded = [size + -size % 8 for size in sizes]
+        if sum(padded) > len(content) - _HEAD.size:
+            raise DamagedIndexError
+        columns, begin = [], _HEAD.size
+        for size in padded:
+            columns.append(content[begin : begin + size])
+            begin += size
+        if _hash(columns) != digest:
+            raise DamagedIndexError
+        began_ns, texts, rows, runs = json.loads(bytes(columns[0]))
+        integers = columns[1][: sizes[1]].cast("i")
+        return cls(folder, began_ns, texts, rows, runs, integers, columns[2][: sizes[2]].cast("d")), begin
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """An attempt that was read. ``row`` is as ``Segment.add`` makes it."""
+
+    segment: Segment
+    row: list[Any]
+
+    @property
+    def key(self) -> str:
+        """Its folder in the recipe's: run id and attempt."""
+        key: str = self.row[0]
+        return key
+
+    @property
+    def stamps(self) -> Stamps:
+        stamps: Stamps = self.row[1]
+        return stamps
+
+    @property
+    def files(self) -> dict[str, FileSeal]:
+        """Its files, as they were read."""
+        return {name: FileSeal(*each) for name, each in self.row[2].items()}
+
+    @property
+    def seal(self) -> str | None:
+        """The sha256 of its record's seal; None for a record without."""
+        seal: str | None = self.row[3]
+        return seal
+
+    @property
+    def order(self) -> tuple[str, int]:
+        record = self.row[7]
+        return _value(RunRecord, "started_at", self._text(record["started_at"])), self.attempt
+
+    @property
+    def attempt(self) -> int:
+        attempt: int = _value(RunRecord, "attempt", self._text(self.row[7]["attempt"]))
+        return attempt
+
+    @property
+    def names(self) -> Names:
+        return {name: _loaded(self._text(place)) for name, place in self.row[4].items()}
+
+    @property
+    def float_count(self) -> int:
+        """Floats that it has in its segment: means, and the values and weights of short measurements."""
+        return self._count + sum(
+            count * (1 + weights)
+            for count, weights in zip(self.counts, self._integers(2), strict=True)
+            if count <= FEW_VALUES
+        )
+
+    @cached_property
+    def record(self) -> RunRecord:
+        """The record. Its measurements are built when they are used."""
+        spec, outcome, rest = (
+            {name: _value(kind, name, self._text(place)) for name, place in part.items()}
+            for kind, part in zip((RunSpec, Outcome, RunRecord), self.row[5:8], strict=True)
+        )
+        made = RunSpec(**spec)
+        vars(made)["run_id"] = self.names["run_id"]  # computing it takes longer than all else
+        return RunRecord(made, Outcome(**outcome, measurements=Measured(self)), **rest)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Of each measurement, what ``kind_of`` reads."""
+        texts = self.segment.texts
+        return [texts[place] for place in self._integers(0)]
+
+    @property
+    def counts(self) -> list[int]:
+        """Of each measurement, its values."""
+        return self._integers(1)
+
+    @property
+    def means(self) -> list[float]:
+        begin = self.row[9]
+        means: list[float] = self.segment.floats[begin : begin + self._count].tolist()
+        return means
+
+    def values(self) -> list[Arrays]:
+        """Of each measurement, its values, weights, items and clusters."""
+        begin, floats = self.row[9] + self._count, self.segment.floats
+        found: list[Arrays] = []
+        for number, (count, weights, *ids) in enumerate(
+            zip(*(self._integers(column) for column in range(1, _COLUMNS)), strict=True)
+        ):
+            if count == 1 and not weights:  # as most have
+                items, clusters = (_ids(self._text(place - 1)) if place else () for place in ids)
+                found.append(((floats[begin],), (), items, clusters))
+                begin += 1
+            elif count <= FEW_VALUES:
+                end = begin + count * (1 + weights)
+                items, clusters = (_ids(self._text(place - 1)) if place else () for place in ids)
+                found.append(
+                    (tuple(floats[begin : begin + count]), tuple(floats[begin + count : end]), items, clusters)
+                )
+                begin = end
+            else:
+                there = {"values": True, "weights": weights, "item_ids": ids[0], "cluster_ids": ids[1]}
+                columns = self._evidence.columns(number, {name: count for name, has in there.items() if has})
+                values, beside, names, groups = (columns.get(name, ()) for name in there)
+                found.append((values, beside, names, groups))
+        return found
+
+    @cached_property
+    def _evidence(self) -> EvidenceFile:
+        return EvidenceFile(self.segment.folder.absolute() / self.key / EVIDENCE, self.files[EVIDENCE])
+
+    @property
+    def _count(self) -> int:
+        count: int = self.row[10]
+        return count
+
+    def _integers(self, column: int) -> list[int]:
+        begin = self.row[8] + column * self._count
+        found: list[int] = self.segment.integers[begin : begin + self._count].tolist()
+        return found
+
+    def _text(self, place: int) -> str:
+        return self.segment.texts[place]
+
+
+class Measured(Column[Measurement]):
+    """The measurements of an entry, built when one of them is used, and kept."""
+
+    __slots__ = ("_built", "_entry")
+
+    def __init__(self, entry: Entry) -> None:
+        super().__init__(len(entry.counts), self._all)
+        self._entry = entry
+        self._built: tuple[Measurement, ...] | None = None
+
+    def _all(self) -> tuple[Measurement, ...]:
+        if self._built is None:
+            self._built = tuple(
+                Measurement(*kind_of(kind), values, protocol_of(kind), weights, items, clusters)
+                for kind, (values, weights, items, clusters) in zip(
+                    self._entry.kinds, self._entry.values(), strict=True
+                )
+            )
+        return self._built
+
+
+def names_of(record: RunRecord) -> Names:
+    """What ``load_results`` shows of a run: hashing it takes long, so that an entry has it."""
+    spec, failure = record.spec, record.outcome.failure
+    return {
+        "recipe": spec.recipe,
+        "case_id": spec.case_id,
+        "variant": spec.variant.key if isinstance(spec.job, VariantJob) else None,
+        **spec.names(),
+        "attempt": record.attempt,
+        "session": record.session,
+        "started_at": record.started_at,
+        "status": record.status,
+        "failure": failure.message if failure else None,
+    }
+
+
+@lru_cache(MAX_SHARED)
+def kind_of(kind: str) -> tuple[Any, Any, Any, Any, Any]:
+    """Metric, version, unit, direction and evidence of a measurement."""
+    metric, version, unit, direction, evidence, _ = json.loads(kind)
+    return metric, version, unit, direction, evidence
+
+
+@lru_cache(MAX_SHARED)
+def protocol_of(kind: str) -> dict[str, Any]:
+    """The protocol of a measurement."""
+    protocol: dict[str, Any] = json.loads(kind)[5]
+    return protocol
+
+
+def kind_text(m: Measurement) -> str:
+    """What measurements of the same thing share, for ``kind_of`` and ``protocol_of``."""
+    return json.dumps([m.metric, m.version, m.unit, m.direction, m.evidence, dict(m.protocol)], ensure_ascii=False)
+
+
+def _without_measurements(record: RunRecord) -> RunRecord:
+    """The same record; its measurements, which may have millions of values, are encoded apart."""
+    outcome = {each.name: getattr(record.outcome, each.name) for each in fields(Outcome)}
+    rest = {each.name: getattr(record, each.name) for each in fields(RunRecord)}
+    return RunRecord(**{**rest, "outcome": Outcome(**{**outcome, "measurements": ()})})
+
+
+@cache
+def _adapters(kind: type) -> dict[str, Any]:
+    from pydantic import TypeAdapter
+
+    hints = get_type_hints(kind, include_extras=True)
+    return {each.name: TypeAdapter(hints[each.name]) for each in fields(kind)}
+
+
+@lru_cache(MAX_SHARED)
+def _value(kind: type, name: str, text: str) -> Any:
+    """A field of a dataclass. Equal texts give one value, which records share."""
+    return _adapters(kind)[name].validate_json(text, strict=True)
+
+
+@lru_cache(MAX_SHARED)
+def _loaded(text: str) -> Any:
+    return json.loads(text)
+
+
+@lru_cache(MAX_SHARED)
+def _ids(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
+
+
+def _hash(columns: Sequence[bytes | memoryview]) -> bytes:
+    digest = hashlib.sha256()
+    for each in columns:
+        digest.update(each)
+    return digest.digest()

@@ -1,0 +1,266 @@
+"""The index of a recipe's results: what was read of its attempts, so that they need not be read again.
+
+One hidden file beside the runs, to which segments are added. An attempt is taken from it if its folder and files have
+the inodes, sizes and times that they had when it was read; if one of them changed so shortly before it was read that
+its time may hide a later change, its files are hashed. All else is read anew. So an index that is missing, damaged, out
+of date or copied from elsewhere costs time, and changes no answer: its first bytes name the folder that it was made in,
+and the code that made it. ``qharness verify`` does not use it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from harness.core.foreign import read_file
+from harness.core.identity import RUN_ID
+from harness.core.owner import current_owner
+from harness.core.record import RunRecord
+from harness.errors import ResultsError
+from harness.storage.entry import DamagedIndexError, Entry, Segment, Stamps
+from harness.storage.seal import MAX_BYTES, RECORD, FileSeal, file_seal
+
+INDEX = ".index"
+"""The file, in the folder of a recipe."""
+MIN_RUNS = 100
+"""With fewer there is no index: they are read in less than a second."""
+SLACK_NS = 2_000_000_000
+"""The coarsest clock of a file system is FAT's: two seconds."""
+MAX_SEGMENTS = 32
+"""With more, or if a tenth of the attempts are new, a reader writes the index anew."""
+SEGMENT_ROWS = 5_000
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Neither a link is followed, nor a FIFO waited for."""
+_HEAD = struct.Struct("<8s32sQQ")
+"""A magic, the digest of the code, and device and inode of the folder."""
+
+
+class Index:
+    """The index of a recipe's folder while the attempts in it are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._entries: dict[str, Entry] = {}
+        self._runs: dict[str, tuple[Sequence[int], Sequence[str], int]] = {}
+        self._segments = 0
+        self._current: dict[str, tuple[Entry, Stamps]] = {}
+        self._is_new: set[str] = set()
+        self._covered: dict[str, Sequence[Any]] = {}
+        self._part, self._new = _part_of(folder), Segment(folder)
+        with suppress(OSError):  # a folder that cannot be written is read all the same
+            self._new.began_ns = _clock_ns(self._part)
+        self._load()
+
+    @classmethod
+    def of(cls, folder: Path) -> Index | None:
+        """The index of a recipe's folder; None if the folder is a link, or has too few runs for one."""
+        return cls(folder) if is_indexed(folder) else None
+
+    def attempts(self, run: str) -> Sequence[str] | None:
+        """The names of the attempts of a run, if its folder is as it was when they were listed."""
+        stamp, names, began_ns = self._runs.get(run, (None, (), 0))
+        if stamp is None or _is_recent([stamp], began_ns) or _stamp(os.lstat, f"{self.folder}/{run}") != stamp:
+            return None
+        self._covered[run] = [stamp, names]
+        return names
+
+    def entry(self, key: str) -> Entry | None:
+        """The entry of an attempt whose files are what they were when it was read; None for any other."""
+        found = self._entries.get(key)
+        if found is None:
+            return None
+        stamps = self._stamps(key, found.files)
+        if stamps != found.stamps:
+            return None
+        if _is_recent(stamps, found.segment.began_ns):
+            if not self._is_unchanged(key, found.files):
+                return None
+            if not _is_recent(stamps, self._new.began_ns):
+                self._is_new.add(key)
+        self._current[key] = found, stamps
+        return found
+
+    def add(self, key: str, record: RunRecord, seal: str, files: Mapping[str, FileSeal]) -> Entry:
+        """The entry of an attempt that was read; ``files`` are those that it was read from."""
+        stamps = self._stamps(key, files)
+        found = self._new.add(key, stamps or [], record, seal, files)
+        if stamps is not None:
+            self._is_new.add(key)
+            self._current[key] = found, stamps
+        return found
+
+    def close(self) -> None:
+        """Writes what is new, if this folder can be written. What others wrote meanwhile may be lost, and read anew."""
+        try:
+            if self._new.began_ns and self._is_new:
+                whole = self._segments >= MAX_SEGMENTS or 10 * len(self._is_new) > len(self._current)
+                keys = sorted(self._current) if whole or not self._segments else sorted(self._is_new)
+                content = b"".join(
+                    self._segment(keys[begin : begin + SEGMENT_ROWS]).written()
+                    for begin in range(0, len(keys), SEGMENT_ROWS)
+                )
+                if whole or not self._segments:
+                    _begin(self.folder, self._part, content)
+                else:
+                    _append(self.folder, content)
+            self._part.unlink(missing_ok=True)
+        except OSError:  # a full disk, say: the next reader tries again
+            with suppress(OSError):
+                self._part.unlink(missing_ok=True)
+
+    def _segment(self, keys: Sequence[str]) -> Segment:
+        made = Segment(self.folder, self._new.began_ns)
+        for key in keys:
+            made.copy(*self._current[key])
+        for run in dict.fromkeys(key.partition("/")[0] for key in keys):
+            listed = self._covered.get(run) or _listing(self.folder / run)
+            if listed is not None:
+                made.runs[run] = list(listed)
+        return made
+
+    def _load(self) -> None:
+        try:
+            with os.fdopen(os.open(self.folder / INDEX, _READ), "rb") as file:
+                if file.read(_HEAD.size) != _head(self.folder):
+                    return
+                content = memoryview(file.read())
+            while content:
+                segment, size = Segment.read(self.folder, content)
+                content = content[size:]
+                self._entries |= {entry.key: entry for entry in segment.entries()}
+                self._runs |= {run: (stamp, names, segment.began_ns) for run, (stamp, names) in segment.runs.items()}
+                self._segments += 1
+        except (OSError, ValueError, TypeError, RecursionError, DamagedIndexError):
+            return  # what was read before the damage holds
+
+    def _stamps(self, key: str, names: Mapping[str, object]) -> Stamps | None:
+        """The stamps of an attempt's folder and of files in it; None if one is not there."""
+        folder = f"{self.folder}/{key}"
+        try:
+            return [_stamp(os.lstat, folder), *(_stamp(os.stat, f"{folder}/{name}") for name in names)]
+        except OSError:
+            return None
+
+    def _is_unchanged(self, key: str, files: Mapping[str, FileSeal]) -> bool:
+        """Whether the files of an attempt have the hashes that they had."""
+        folder = self.folder / key
+        try:
+            if {each.name for each in folder.iterdir() if each.name in MAX_BYTES} != files.keys():
+                return False
+            return all(
+                file_seal(read_file(folder / name, MAX_BYTES[name], ResultsError)) == files[name] for name in files
+            )
+        except (OSError, ResultsError):
+            return False
+
+
+def _begin(folder: Path, part: Path, content: bytes) -> None:
+    """Writes an index by a rename, so that nothing is written through a link, and readers keep the file they read."""
+    part.unlink(missing_ok=True)
+    with part.open("xb") as file:
+        file.write(_head(folder) + content)
+    part.replace(folder / INDEX)
+
+
+def is_indexed(folder: Path) -> bool:
+    """Whether the folder of a recipe has an index, or enough runs for one. The target of a link has none."""
+    return not folder.is_symlink() and (os.path.lexists(folder / INDEX) or _has_many(folder))
+
+
+def _append(folder: Path, content: bytes) -> None:
+    """Adds segments to the index of a folder, which is begun anew if it is not of this folder and this code."""
+    try:
+        descriptor = os.open(folder / INDEX, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        descriptor = None
+    if descriptor is not None:
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            if file.read(_HEAD.size) == _head(folder):
+                file.write(content)
+                return
+    _begin(folder, _part_of(folder), content)
+
+
+def note(folder: Path, key: str, record: RunRecord, seal: str, files: Mapping[str, FileSeal]) -> None:
+    """Adds an attempt to the index of its recipe's folder, right after it was written and read back."""
+    with suppress(OSError):  # the record is kept all the same
+        path = folder / key
+        segment = Segment(folder, (path / RECORD).stat().st_mtime_ns)
+        stamps = [_stamp(os.lstat, str(path)), *(_stamp(os.stat, str(path / name)) for name in files)]
+        segment.add(key, stamps, record, seal, files)
+        run = key.partition("/")[0]
+        listed = _listing(folder / run)
+        if listed is not None:
+            segment.runs[run] = list(listed)
+        _append(folder, segment.written())
+
+
+def _listing(run: Path) -> Sequence[Any] | None:
+    """The stamp of a run's folder, and its attempts; None if it holds anything else, or an attempt holds folders."""
+    try:
+        stamp = _stamp(os.lstat, str(run))
+        names = []
+        with os.scandir(run) as inside:
+            for each in inside:
+                if each.name.startswith(".") or not each.is_dir(follow_symlinks=False):
+                    return None
+                with os.scandir(each.path) as files:
+                    if not all(file.is_file() for file in files):
+                        return None
+                names.append(each.name)
+    except OSError:
+        return None
+    return [stamp, sorted(names)] if RUN_ID.fullmatch(run.name) and all(map(str.isdigit, names)) else None
+
+
+def _stamp(look: Callable[[str], os.stat_result], path: str) -> list[int]:
+    status = look(path)
+    return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _is_recent(stamps: Sequence[Sequence[int]], began_ns: int) -> bool:
+    """Whether one of them is so new that a change after ``began_ns`` might have left it the same."""
+    return max(max(stamp[2:]) for stamp in stamps) + SLACK_NS >= began_ns
+
+
+def _has_many(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as inside:
+            return sum(1 for _, each in zip(range(MIN_RUNS), inside, strict=False) if each.is_dir()) >= MIN_RUNS
+    except OSError:
+        return False
+
+
+def _clock_ns(part: Path) -> int:
+    """The time by the clock of a file system, as that of a file which is written there now."""
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(b"\0")
+        file.flush()
+        return os.fstat(file.fileno()).st_mtime_ns
+
+
+def _head(folder: Path) -> bytes:
+    status = folder.stat()
+    return _HEAD.pack(b"qh-index", _code(), status.st_dev, status.st_ino)
+
+
+def _part_of(folder: Path) -> Path:
+    return folder / f".{INDEX[1:]}.{current_owner()}.part"
+
+
+@cache
+def _code() -> bytes:
+    """A digest of the code that reads records: another version may read something else in the same files."""
+    digest = hashlib.sha256(sys.byteorder.encode())
+    for room in (Path(__file__).parent, Path(__file__).parents[1] / "core"):
+        for path in sorted(room.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.digest()
