@@ -224,6 +224,7 @@ def test_the_plan_says_what_is_left(make: Make, capsys: pytest.CaptureFixture[st
     entries = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
     assert entries[0] is None
     assert [entry["expected_s"] for entry in entries[1:]] == [each.time.expected_s for each in made.runs.values()]
+    assert entries[1]["cost"] == pytest.approx(entries[1]["expected_s"]), "3600 an hour is one a second"
     show_plan(PlanState(runs, frozenset(run.spec.run_id for run in runs)), as_json=False)
     assert "expected" not in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.core.record import Forecast
+from harness.core.run import HourlyPrice
 from harness.figures.formats import DECIMAL, duration, significant, size_unit
 from harness.planning.forecast.forecast import RunForecast, Span, SweepForecast
 
@@ -70,10 +71,11 @@ def span_entry(seconds: Span) -> dict[str, float]:
     return {"expected_s": seconds.expected, "low_s": seconds.low, "high_s": seconds.high}
 
 
-def forecast_entry(run: RunForecast | None) -> dict[str, Any] | None:
+def forecast_entry(run: RunForecast | None, price: HourlyPrice | None) -> dict[str, Any] | None:
     """For programs; None for a run that will not execute."""
     if run is None:
         return None
     time = run.time
     seconds = span_entry(Span(time.expected_s, time.low_s, time.high_s))
-    return {**seconds, "basis": time.basis, "disk_bytes": run.disk_bytes}
+    cost = None if price is None else price.per_hour * time.expected_s / 3600
+    return {**seconds, "basis": time.basis, "disk_bytes": run.disk_bytes, "cost": cost}

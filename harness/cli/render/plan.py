@@ -38,7 +38,7 @@ def show_plan(state: PlanState, as_json: bool) -> None:
                     "weight_bytes": run.weight_bytes,
                     "unsupported": run.unsupported,
                     "note": run.note,
-                    "forecast": forecast_entry(expected.get(run.spec.run_id)),
+                    "forecast": forecast_entry(expected.get(run.spec.run_id), state.forecast.price),
                 }
             )
         return
