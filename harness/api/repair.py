@@ -17,6 +17,7 @@ from harness.errors import NewerRecordError, ResultsError, StorageError, UsageEr
 from harness.host.machine import cache_folder
 from harness.storage.cache import Cache
 from harness.storage.objects import is_url, local_path
+from harness.storage.pack import PACK
 from harness.storage.place import LocalPlace
 from harness.storage.reading import ATTEMPT, attempt_folders, read_attempt
 from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, sealed_record, without_log
@@ -112,6 +113,12 @@ class _Repair:
             yield RepairStep(folder, "not repaired", str(error))
             return
         damage = attempt.damage
+        if damage is not None and folder.name == PACK:
+            yield RepairStep(folder, "not repaired", f"{damage.reason}; 'qharness store unpack' saves the rest")
+            return
+        if damage is not None or (attempt.seal is None and self.seal):
+            recipe = self._recipe(folder)
+            LocalPlace(recipe.parent).unpack(recipe.parent / folder.relative_to(recipe.parent))
         if damage is None:
             if attempt.record is not None and attempt.seal is None and self.seal:
                 yield self._sealed(attempt.record, folder)

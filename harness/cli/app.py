@@ -29,6 +29,7 @@ from harness.cli.commands import (
     run,
     selfcheck,
     stack,
+    store,
     verify,
     watch,
 )
@@ -68,6 +69,7 @@ app.command()(listing.schema)
 app.add_typer(baseline.baseline_app, name="baseline")
 app.add_typer(export.export_app, name="export")
 app.add_typer(stack.stack_app, name="stack")
+app.add_typer(store.store_app, name="store")
 
 
 @app.callback(invoke_without_command=True)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.column import Column
-from harness.core.foreign import read_file, shortened, shown
+from harness.core.foreign import shortened, shown
 from harness.core.record import Measurement
 from harness.errors import ResultsError
 from harness.storage.json_codec import refuse_not_finite
+from harness.storage.pack import read_attempt_file
 from harness.storage.parquet_bounds import BYTE_ARRAY, DOUBLE, INT32, OutOfBoundsError, check_bounds
 from harness.storage.seal import EVIDENCE, MAX_BYTES, FileSeal, file_seal
 
@@ -118,7 +119,7 @@ class EvidenceFile:
         """Raises ResultsError if the file is not what it was."""
         found = _RECENT.get(self)
         if found is None:
-            content = read_file(self.path, MAX_BYTES[EVIDENCE], ResultsError)
+            content = read_attempt_file(self.path, MAX_BYTES[EVIDENCE], ResultsError)
             if file_seal(content) != self.sealed:
                 raise ResultsError(f"{shown(self.path)}: was changed while it was used")
             found = _values(_table(content, EVIDENCE), EVIDENCE, None)

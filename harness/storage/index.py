@@ -19,12 +19,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.core.foreign import read_file
 from harness.core.identity import RUN_ID
 from harness.core.owner import current_owner
 from harness.core.record import RunRecord
 from harness.errors import ResultsError
 from harness.storage.entry import DamagedIndexError, Entry, Segment, Stamps
+from harness.storage.pack import PACK, file_names, packed, read_attempt_file
 from harness.storage.seal import MAX_BYTES, RECORD, FileSeal, file_seal
 
 INDEX = ".index"
@@ -35,6 +35,8 @@ SLACK_NS = 2_000_000_000
 """The coarsest clock of a file system is FAT's: two seconds."""
 MAX_SEGMENTS = 32
 """With more, or if a tenth of the attempts are new, a reader writes the index anew."""
+_PACKED = 5
+"""Numbers in the stamp of a pack: how many files the attempt has there, and those of a file."""
 SEGMENT_ROWS = 5_000
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 """Neither a link is followed, nor a FIFO waited for."""
@@ -77,9 +79,10 @@ class Index:
         if found is None:
             return None
         stamps = self._stamps(key, found.files)
-        if stamps != found.stamps:
+        is_packed_anew = stamps is not None and stamps != found.stamps and len(stamps[0]) == _PACKED
+        if stamps is None or (stamps != found.stamps and not is_packed_anew):
             return None
-        if _is_recent(stamps, found.segment.began_ns):
+        if is_packed_anew or _is_recent(stamps, found.segment.began_ns):
             if not self._is_unchanged(key, found.files):
                 return None
             if not _is_recent(stamps, self._new.began_ns):
@@ -144,18 +147,25 @@ class Index:
         """The stamps of an attempt's folder and of files in it; None if one is not there."""
         folder = f"{self.folder}/{key}"
         try:
+            if (found := packed(Path(folder))) is not None:
+                pack, members = found
+                return [
+                    [len(members), *pack.stamp],
+                    *([members[name].begin, members[name].bytes, 0, 0] for name in names),
+                ]
             return [_stamp(os.lstat, folder), *(_stamp(os.stat, f"{folder}/{name}") for name in names)]
-        except OSError:
+        except (OSError, KeyError):
             return None
 
     def _is_unchanged(self, key: str, files: Mapping[str, FileSeal]) -> bool:
         """Whether the files of an attempt have the hashes that they had."""
         folder = self.folder / key
         try:
-            if {each.name for each in folder.iterdir() if each.name in MAX_BYTES} != files.keys():
+            if {name for name in file_names(folder) if name in MAX_BYTES} != files.keys():
                 return False
             return all(
-                file_seal(read_file(folder / name, MAX_BYTES[name], ResultsError)) == files[name] for name in files
+                file_seal(read_attempt_file(folder / name, MAX_BYTES[name], ResultsError)) == files[name]
+                for name in files
             )
         except (OSError, ResultsError):
             return False
@@ -171,7 +181,9 @@ def _begin(folder: Path, part: Path, content: bytes) -> None:
 
 def is_indexed(folder: Path) -> bool:
     """Whether the folder of a recipe has an index, or enough runs for one. The target of a link has none."""
-    return not folder.is_symlink() and (os.path.lexists(folder / INDEX) or _has_many(folder))
+    return not folder.is_symlink() and (
+        os.path.lexists(folder / INDEX) or os.path.lexists(folder / PACK) or _has_many(folder)
+    )
 
 
 def _append(folder: Path, content: bytes) -> None:

@@ -10,15 +10,16 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from harness.core.foreign import read_file, shown
+from harness.core.foreign import shown
 from harness.core.owner import current_owner
 from harness.errors import ResultsError
 from harness.storage.disk import Disk
+from harness.storage.pack import pack_of, packed, read_attempt_file, without
 
 
 class StorePlace(Protocol):
@@ -96,13 +97,17 @@ class LocalPlace:
         return self.root / folder
 
     def names(self, folder: str) -> tuple[str, ...]:
-        try:
-            return tuple(path.name for path in (self.root / folder).iterdir())
-        except (FileNotFoundError, NotADirectoryError):
-            return ()
+        path = self.root / folder
+        found = packed(path)
+        pack = pack_of(path.parent)
+        inside = [] if pack is None else [key.split("/") for key in pack.attempts]
+        held = {*(() if found is None else found[1]), *(number for run, number in inside if run == path.name)}
+        with suppress(FileNotFoundError, NotADirectoryError):
+            held |= {each.name for each in path.iterdir()}
+        return tuple(held)
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        return read_file(self.root / name, limit_bytes, ResultsError)
+        return read_attempt_file(self.root / name, limit_bytes, ResultsError)
 
     def add(self, folder: str, files: Mapping[str, bytes]) -> None:
         with self.filling(folder, files) as part:
@@ -126,17 +131,29 @@ class LocalPlace:
 
     def replace(self, name: str, content: bytes) -> None:
         path = self.root / name
+        self.unpack(path.parent)
         self.own(path.parent)
         self.disk.write_whole(path, content)
 
     def move(self, source: str, target: str) -> None:
         old, new = self.root / source, self.root / target
+        self.unpack(old)
         self.own(new.parent)
         self.own(old.parent)
         if os.path.lexists(new):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
         self.disk.make_folder(new.parent)
         self.disk.rename(old, new)
+
+    def unpack(self, folder: Path) -> None:
+        """Gives an attempt in a pack its folder back, from which it is read and changed then. Others are left alone."""
+        found = packed(folder)
+        if found is None:
+            return
+        files = {name: found[0].read(member) for name, member in found[1].items()}
+        with self.filling(folder.relative_to(self.root).as_posix(), files) as part:
+            self.disk.rename(part, folder)
+        without(folder.parent.parent, f"{folder.parent.name}/{folder.name}", self.disk)
 
     def remove(self, name: str) -> None:
         self.own((self.root / name).parent)

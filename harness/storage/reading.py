@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.column import Column
-from harness.core.foreign import parse_json, quoted, read_file, shown
+from harness.core.foreign import parse_json, quoted, shown
 from harness.core.identity import NAME, RUN_ID
 from harness.core.protocols import fault_of
 from harness.core.record import Damaged, RunRecord
@@ -31,6 +31,7 @@ from harness.storage.entry import Entry
 from harness.storage.evidence import EvidenceFile, read_evidence
 from harness.storage.index import Index
 from harness.storage.json_codec import decode, refuse_not_finite
+from harness.storage.pack import PACK, pack_of, read_attempt_file
 from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, FileSeal, Seal, check_seal, file_seal, read_sealed
 
 A_NAME = "expected letters, digits, dots, dashes and underscores"
@@ -182,10 +183,10 @@ def _order(found: Attempt | Entry) -> tuple[str, int]:
 
 
 def attempt_folders(root: Path, skip: Callable[[Path, str], bool] = lambda parent, name: False) -> Iterator[Path]:
-    """The folders below ``root`` that hold a record, and those of attempts that lost theirs, sorted.
+    """The folders below ``root`` that hold a record, those of attempts that lost theirs, and those that are packed.
 
-    A hidden folder holds an interrupted write, what was set aside, or something unrelated; the caller may know others
-    to ``skip``. Raises ResultsError for a folder that cannot be listed.
+    A damaged pack is among them. A hidden folder holds an interrupted write, what was set aside, or something
+    unrelated; the caller may know others to ``skip``. Raises ResultsError for a folder that cannot be listed.
     """
     for name, folders, files in os.walk(root, onerror=_refuse_unlisted):
         here = Path(name)
@@ -195,12 +196,22 @@ def attempt_folders(root: Path, skip: Callable[[Path, str], bool] = lambda paren
         if RECORD in files or RECORD in folders or (ATTEMPT.fullmatch(here.name) and RUN_ID.fullmatch(_parent(here))):
             folders[:] = [each for each in folders if each != RECORD]
             yield here
+        if PACK in files and (pack := pack_of(here)) is not None:
+            yield from (here / key for key in sorted(pack.attempts) if not os.path.lexists(here / key))
+            if pack.faults:
+                yield pack.path
 
 
 def read_attempt(folder: Path, root: Path) -> Attempt:
-    """The attempt in a folder below ``root``. Raises NewerRecordError if a newer harness wrote it."""
+    """The attempt in a folder below ``root``, which may be in a pack; of a damaged pack, its damage.
+
+    Raises NewerRecordError if a newer harness wrote it.
+    """
+    if folder.name == PACK:
+        pack = pack_of(folder.parent)
+        return Attempt(folder, damage=Damaged(folder, "; ".join(pack.faults) if pack else "no such file"))
     try:
-        content = read_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError)
+        content = read_attempt_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError)
         raw = _raw(content)
         seal = check_seal(raw, RECORD)
         record = decode(RunRecord, upgrade(raw, RECORD), RECORD)
@@ -223,7 +234,7 @@ def read_attempt(folder: Path, root: Path) -> Attempt:
 
 def read_raw(folder: Path) -> dict[str, Any]:
     """The JSON of an attempt's record, unchecked. Raises ResultsError if there is none."""
-    return _raw(read_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError))
+    return _raw(read_attempt_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError))
 
 
 def _raw(content: bytes) -> dict[str, Any]:
@@ -241,7 +252,7 @@ def _with_evidence(record: RunRecord, folder: Path, seal: Seal | None) -> RunRec
     if all(m.values for m in measurements):
         return record
     if content is None:
-        content = read_file(folder / EVIDENCE, MAX_BYTES[EVIDENCE], ResultsError)
+        content = read_attempt_file(folder / EVIDENCE, MAX_BYTES[EVIDENCE], ResultsError)
     sealed = (seal and seal.files.get(EVIDENCE)) or file_seal(content)
     filled = read_evidence(content, EVIDENCE, measurements, EvidenceFile((folder / EVIDENCE).absolute(), sealed))
     return replace(record, outcome=replace(record.outcome, measurements=filled))

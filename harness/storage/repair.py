@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from harness.core.foreign import read_file, shown
+from harness.core.foreign import shown
 from harness.core.record import Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.upgrade import upgrade
 from harness.errors import ResultsError
 from harness.storage.evidence import write_evidence
 from harness.storage.json_codec import decode
+from harness.storage.pack import read_attempt_file
 from harness.storage.reading import read_attempt, read_raw
 from harness.storage.seal import (
     EVIDENCE,
@@ -142,7 +143,7 @@ def _named_seal(folder: Path) -> str:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return read_file(path, MAX_BYTES[path.name], ResultsError)
+        return read_attempt_file(path, MAX_BYTES[path.name], ResultsError)
     except ResultsError:
         return None
 

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.core.foreign import read_file
 from harness.core.identity import full_digest
 from harness.core.upgrade import FIRST_SEALED, SCHEMA_VERSION
 from harness.errors import ResultsError
 from harness.storage.json_codec import decode
+from harness.storage.pack import has_attempt_file, read_attempt_file
 
 KEY = "seal"
 """The key in ``record.json``."""
@@ -89,10 +89,10 @@ def read_sealed(path: Path, sealed: Seal) -> bytes | None:
     """
     expected = sealed.files.get(path.name)
     if expected is None:
-        if path.exists() or path.is_symlink():
+        if has_attempt_file(path):
             raise ResultsError(f"{path.name}: the record was sealed without such a file")
         return None
-    content = read_file(path, MAX_BYTES[path.name], ResultsError)
+    content = read_attempt_file(path, MAX_BYTES[path.name], ResultsError)
     if file_seal(content) != expected:
         cut = f", {len(content)} bytes instead of {expected.bytes}" if len(content) != expected.bytes else ""
         raise ResultsError(f"{path.name}: its content is not what was sealed{cut}")

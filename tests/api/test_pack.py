@@ -1,0 +1,187 @@
+"""``qharness store pack``: many attempts in one file, byte by byte, whatever interrupts it."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+from run_specs import run_spec
+
+from harness.api.merge import merge
+from harness.api.pack import PackStep, pack, unpack
+from harness.api.repair import repair
+from harness.api.verify import verify
+from harness.core.record import Failure, Measurement, Outcome, RunRecord
+from harness.errors import ResultsError, StorageError
+from harness.storage.disk import Disk
+from harness.storage.evidence import FEW_VALUES
+from harness.storage.pack import BLOCK, PACK
+from harness.storage.reading import read_contents, read_records, read_results
+from harness.storage.seal import RECORD
+from harness.storage.store import Store
+
+RUNS = 3
+
+
+def record(seed: int, attempt: int = 1) -> RunRecord:
+    some = tuple(float(seed + n) for n in range(FEW_VALUES + seed))
+    outcome = Outcome("ok", measurements=(Measurement("nll", 1, "nat", "lower", "paired", some),))
+    spec = run_spec("performance", repetition=seed)
+    return RunRecord(spec, outcome, f"s{seed}", attempt, f"2026-01-0{seed}", 1.0)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    store = Store(tmp_path / "results")
+    for seed in range(1, 1 + RUNS):
+        store.save(record(seed), log=None if seed == 1 else b"what it printed\n")
+    return store.root
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def test_a_pack_is_read_as_its_folders_were_and_gives_them_back_byte_by_byte(results: Path) -> None:
+    before, whole = files(results), read_contents(results, results)
+    assert [(step.moved, step.left) for step in pack(results)] == [(RUNS, {})]
+    assert list(files(results)) == [f"sweep/{PACK}"]
+    assert read_contents(results, results) == whole
+    assert [tuple(each.outcome.measurements[0].values) for each in read_records(results)] == [
+        tuple(each.outcome.measurements[0].values) for each in whole.records
+    ]
+    assert {each.state for each in verify(results)} == {"ok"}
+    with tarfile.open(results / "sweep" / PACK) as opened:
+        held = {each.name: opened.extractfile(each).read() for each in opened.getmembers()}  # type: ignore[union-attr]
+    assert {f"sweep/{name}": content for name, content in held.items()} == before
+    assert [step.moved for step in unpack(results)] == [RUNS]
+    assert files(results) == before
+
+
+def test_a_pack_grows_and_later_attempts_are_numbered_after_those_in_it(results: Path) -> None:
+    list(pack(results))
+    store, first = Store(results), record(1)
+    assert store.next_attempt("sweep", first.spec.run_id) == 2
+    store.save(record(1, attempt=2))
+    assert len(store.read().records) == RUNS + 1
+    assert [step.moved for step in pack(results)] == [1]
+    assert list(files(results)) == [f"sweep/{PACK}"]
+    assert len(store.read().records) == RUNS + 1
+    assert store.next_attempt("sweep", first.spec.run_id) == 3
+
+
+def test_a_packed_attempt_is_withdrawn_and_merged_like_any_other(results: Path, tmp_path: Path) -> None:
+    store, whole = Store(results), read_records(results)
+    list(pack(results))
+    assert [each.action for each in merge([results], tmp_path / "copy")] == ["copied"] * RUNS
+    assert read_records(tmp_path / "copy") == whole
+    assert {each.action for each in merge([tmp_path / "copy"], results)} == {"already there"}
+    store.withdraw(whole[0], Failure("inputs", "changed", "its text changed"))
+    assert [each.status for each in store.read().records] == ["invalid", "ok", "ok"]
+    list(pack(results))
+    assert [each.status for each in store.read().records] == ["invalid", "ok", "ok"]
+    assert read_results(results).records[1:] == whole[1:]
+
+
+class FullDisk(Disk):
+    """Fails at one of its operations."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(28, "No space left on device")
+
+    def _fsync(self, path: Path) -> None:
+        self._count()
+        super()._fsync(path)
+
+    def _rename(self, source: Path, target: Path) -> None:
+        self._count()
+        super()._rename(source, target)
+
+    def _delete(self, path: Path) -> None:
+        self._count()
+        super()._delete(path)
+
+
+@pytest.mark.parametrize("change", [pack, unpack])
+def test_a_packing_or_unpacking_that_fails_at_any_step_loses_nothing(
+    results: Path, change: Callable[..., Iterator[PackStep]]
+) -> None:
+    before, whole = files(results), read_contents(results, results)
+    if change is unpack:
+        list(pack(results))
+    for at in count():
+        copy = results.parent / f"copy{at}"
+        shutil.copytree(results, copy)
+        try:
+            list(change(copy, FullDisk(at)))
+            break
+        except StorageError:
+            assert read_contents(copy, copy) == whole
+        list(change(copy))
+        assert read_contents(copy, copy) == whole
+        assert change is pack or files(copy) == before
+    assert at > 5
+
+
+def test_a_cut_pack_is_what_was_whole_in_it_and_the_folders_that_are_still_there(results: Path) -> None:
+    kept = results.parent / "kept"
+    shutil.copytree(results, kept)
+    whole = read_contents(results, results)
+    list(pack(results))
+    path = results / "sweep" / PACK
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) - BLOCK])
+    assert any("it ends within" in each.reason for each in read_contents(results, results).damaged)
+    shutil.copytree(kept / "sweep", results / "sweep", dirs_exist_ok=True)  # as if nothing had been deleted yet
+    assert read_contents(results, results).records == whole.records
+    list(pack(results))
+    assert list(files(results)) == [f"sweep/{PACK}"]
+    assert read_contents(results, results) == whole
+
+
+def test_damage_in_a_pack_hides_no_other_attempt(results: Path) -> None:
+    list(pack(results))
+    path = results / "sweep" / PACK
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1  # in the first header
+    path.write_bytes(content)
+    found = read_contents(results, results)
+    assert len(found.records) == RUNS - 1
+    assert any("no part of a pack" in each.reason for each in found.damaged)
+    assert {each.action for each in repair(results)} >= {"not repaired"}
+
+
+def test_a_damaged_record_in_a_pack_is_set_aside(results: Path) -> None:
+    list(pack(results))
+    path = results / "sweep" / PACK
+    content = bytearray(path.read_bytes())
+    content[BLOCK + 700] ^= 1  # in the first record
+    path.write_bytes(content)
+    assert sorted(each.state for each in verify(results)) == ["damaged", "ok", "ok"]
+    assert [each.action for each in repair(results)] == ["set aside"]
+    assert len(read_records(results)) == RUNS - 1
+
+
+def test_what_cannot_be_packed_without_loss_stays(results: Path) -> None:
+    damaged, noted, _ = sorted((results / "sweep").glob("*/1"))
+    (damaged / RECORD).write_bytes(b"{}")
+    (noted / "notes.txt").write_text("mine")
+    (step,) = pack(results)
+    assert step.moved == 1
+    assert set(step.left) == {damaged, noted}
+    assert (noted / "notes.txt").exists()
+    with pytest.raises(ResultsError, match="no such folder"):
+        list(pack(results / "nothing"))
