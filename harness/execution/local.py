@@ -57,6 +57,7 @@ ENVIRONMENT = {
     # transformers would look for this kernel in every product of an FP8 checkpoint, and run it only where it finds nvcc
     "TRANSFORMERS_DISABLE_DEEPGEMM_LINEAR": "1",
     "GPTQMODEL_OFFLINE": "1",  # on Hopper and Blackwell it would first download CUTLASS, for kernels it can do without
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a process with such a thread cannot be forked
     "PYTHONSAFEPATH": "1",  # otherwise a user's folder named harness or datasets would shadow the real package
 }
 _OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))

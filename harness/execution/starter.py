@@ -120,6 +120,7 @@ class Starter:
             self._servers.clear()
         for slot in slots:
             slot.close()
+        self._thread.shutdown()
         self._folders.close()
 
     def _slot(self, key: object) -> _Slot:

@@ -18,6 +18,7 @@ standard library until it imports what workers do.
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -87,12 +88,12 @@ class _Server:
         """Imports, and returns why no run can be forked from what this process now is; None if it can."""
         try:
             imports()
+            self._mapped = _mapped()
         except Exception as error:  # noqa: BLE001 - the run itself will record it
             return f"{type(error).__name__}: {error}"[:1000]
         _fork_for_nothing()
         gc.collect()
         gc.freeze()  # or the first collection of every fork would copy all these objects' pages
-        self._mapped = _mapped()
         return self._unfit()
 
     def answer(self, refused: str | None, descriptors: Sequence[int] = ()) -> None:
@@ -246,11 +247,14 @@ def _mapped() -> _Pages:
 
 def _map(pages: _Pages) -> None:
     """Maps pages of files as another process has: a fork starts without them, and they would count as the memory that
-    the run took when it first used them. Older kernels than 5.14 cannot."""
-    madvise = ctypes.CDLL(None).madvise
+    the run took when it first used them."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    page = os.sysconf("SC_PAGE_SIZE")
     for address, size in pages:
-        madvise(address, size, MADV_POPULATE_READ)
+        if madvise(address, size, MADV_POPULATE_READ) != 0 and ctypes.get_errno() == errno.EINVAL:  # before Linux 5.14
+            for each in range(address, address + size, page):
+                ctypes.string_at(each, 1)
 
 
 def _end_as(call: Callable[[], object]) -> NoReturn:
