@@ -22,11 +22,12 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
-from harness.core.record import RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import MAIN
 from harness.execution.local import ENVIRONMENT, local_site
 from harness.execution.starter import SPAWN, VARIABLE
+from harness.planning.plan import plan
+from harness.recipe import load_recipe
 from harness.stacks.build import environment
 from harness.storage.cache import Cache
 from harness.storage.json_codec import decode, encode
@@ -62,16 +63,16 @@ def sweep_s(recipe: Path, folder: Path, spawn: bool) -> float:
     return time.perf_counter() - began
 
 
-def bare_s(record: RunRecord, folder: Path) -> float:
-    """The seconds of the script that does what a run did. Raises CalledProcessError if it fails."""
+def bare_s(spec: RunSpec, cache: Path) -> float:
+    """The seconds of the script that does what a run does. Raises CalledProcessError if it fails."""
     with tempfile.TemporaryDirectory() as own:
-        spec, out = Path(own, "spec.json"), Path(own, "out")
-        spec.write_text(encode(record.spec), encoding="utf-8")
+        written, out = Path(own, "spec.json"), Path(own, "out")
+        written.write_text(encode(spec), encoding="utf-8")
         out.mkdir()
-        python, variables = _interpreter(record.spec.stack, Path(own), folder / "cache")
-        command = [python, __file__, "--bare", str(spec), str(folder / "cache"), str(out)]
+        python, variables = _interpreter(spec.stack, Path(own), cache)
+        command = [python, __file__, "--bare", str(written), str(cache), str(out)]
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
         return time.perf_counter() - began
 
 
@@ -87,9 +88,12 @@ def compare(recipe: Path, spawn: bool) -> float:
         here = Path(folder)
         whole = sweep_s(recipe, here, spawn)
         (name,) = (each.name for each in (here / "results").iterdir() if each.is_dir())
-        records = [each for each in Store(here / "results").read(name).records if each.status == "ok"]
-        records.sort(key=lambda record: record.started_at)
-        scripts = [bare_s(record, here) for record in records]
+        made = {each.spec.run_id: each for each in Store(here / "results").read(name).records if each.status == "ok"}
+        chosen = load_recipe(recipe)
+        planned = plan(chosen, local_site(here / "cache", device=chosen.device))
+        specs = [run.spec for run in planned if run.spec.run_id in made]  # those of records name no paths
+        records = [made[spec.run_id] for spec in specs]
+        scripts = [bare_s(spec, here / "cache") for spec in specs]
     beyond = [record.wall_s - sum(phase.wall_s for phase in record.outcome.phases) for record in records]
     for record, script, more in zip(records, scripts, beyond, strict=True):
         took = f"run {record.wall_s:7.2f} s  script {script:7.2f} s  beyond phases {more:5.2f} s"
