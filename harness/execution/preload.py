@@ -35,8 +35,7 @@ def steps(spec: RunSpec) -> tuple[Step, ...]:
     if not isinstance(spec.job, VariantJob):
         return (first,)
     chosen = method(spec.method.name)
-    configured = (chosen.name,) if chosen.load_config and not spec.job.quantizes else ()
-    libraries = (*sorted({*chosen.packages, *readers(chosen)}), *configured)
+    libraries = tuple(sorted({*chosen.packages, *readers(chosen)}))
     of_model: Step = ("model", tuple(each.id for each in spec.job.models))
     return first, of_model, *((("method", libraries),) if libraries else ())
 
