@@ -1,4 +1,4 @@
-"""Column: a sequence of known length whose values are read when they are first used.
+"""Lazy columns: a sequence of known length whose values are read when they are first used.
 
 A results folder has millions of values, and a command looks at few of them. A column compares equal to a tuple with the
 same values, is hashed like it, and becomes one when it is pickled.
@@ -14,7 +14,7 @@ from pydantic import GetPydanticSchema
 T = TypeVar("T")
 
 
-class Column(Sequence[T]):
+class LazyColumn(Sequence[T]):
     """``read`` returns the values, as a sequence or as an array of one axis, and is called for every use.
 
     So it decides what is kept in memory, and for how long. It may raise ResultsError: then the values changed or
@@ -47,7 +47,7 @@ class Column(Sequence[T]):
         return np.array(self._read(), dtype=dtype, copy=copy)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Column | tuple):
+        if not isinstance(other, LazyColumn | tuple):
             return NotImplemented
         return self is other or (len(self) == len(other) and tuple(self) == tuple(other))
 
@@ -71,4 +71,4 @@ def _as_tuple(kind: Any, handler: Callable[[Any], Any]) -> Any:
 
 
 Columnar = Annotated[Sequence[T], GetPydanticSchema(_as_tuple)]
-"""A field that is decoded as a tuple of any length, and may hold a ``Column``."""
+"""A field that is decoded as a tuple of any length, and may hold a ``LazyColumn``."""

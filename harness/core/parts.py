@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from harness.core.column import Column
+from harness.core.column import LazyColumn
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ def with_parts(value: T, change: Callable[[Any], Any]) -> T:
     changed = change(value)
     if changed is not None:
         return changed  # type: ignore[no-any-return]  # of the same type
-    if isinstance(value, tuple | Column):
+    if isinstance(value, tuple | LazyColumn):
         parts = tuple(with_parts(each, change) for each in value)
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts  # type: ignore[return-value]
     if not is_dataclass(value) or isinstance(value, type):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from harness.core.column import Column, Columnar
+from harness.core.column import LazyColumn, Columnar
 from harness.core.foreign import shortened, shown
 from harness.core.identity import NAME, Scalar
 from harness.core.json_values import ABSENT_AT_DEFAULT
@@ -38,7 +38,7 @@ class Measurement:
     ``evidence`` says how to use the values: ``exact`` (a count, no noise), ``samples`` (repeated timings of one
     thing) or ``paired`` (one value per item; items of two runs pair by id). ``weights`` count what each value stands
     for (tokens of a window). ``cluster_ids`` name the group of each item; items of one group are not independent.
-    Each is a tuple, or a ``Column`` of what a results folder holds.
+    Each is a tuple, or a ``LazyColumn`` of what a results folder holds.
     """
 
     metric: str
@@ -57,7 +57,7 @@ class Measurement:
         for name, beside in (("weights", self.weights), ("items", self.item_ids), ("clusters", self.cluster_ids)):
             if beside and len(beside) != len(self.values):
                 raise ValueError(f"{shortened(self.metric)} has {len(self.values)} values and {len(beside)} {name}")
-        if isinstance(self.weights, Column):
+        if isinstance(self.weights, LazyColumn):
             return  # the reader of the evidence checked them
         if self.weights and -math.inf < min(self.weights) < 0:  # the store refuses infinities itself
             raise ValueError(f"{shortened(self.metric)} has a negative weight")

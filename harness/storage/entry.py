@@ -17,7 +17,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from harness.core.column import Column
+from harness.core.column import LazyColumn
 from harness.core.job import VariantJob
 from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
@@ -64,8 +64,8 @@ class Segment:
     def _places(self) -> dict[str, int]:
         return {text: place for place, text in enumerate(self.texts)}
 
-    def entries(self) -> Iterator[Entry]:
-        return (Entry(self, row) for row in self.rows)
+    def entries(self) -> Iterator[IndexEntry]:
+        return (IndexEntry(self, row) for row in self.rows)
 
     def text(self, text: str) -> int:
         """The place of a text, which is added if it is new."""
@@ -76,7 +76,7 @@ class Segment:
 
     def add(
         self, key: str, stamps: Stamps, record: RunRecord, seal: str | None, files: Mapping[str, FileSeal]
-    ) -> Entry:
+    ) -> IndexEntry:
         """Adds an attempt that was read; ``key`` is its folder in the recipe's."""
         raw = json.loads(encode(_without_measurements(record)))
         outcome, spec = raw.pop("outcome"), raw.pop("spec")
@@ -105,9 +105,9 @@ class Segment:
         names = {name: self.text(json.dumps(value)) for name, value in names_of(record).items()}
         row = [key, stamps, sealed, seal, names, *parts, *places]
         self.rows.append(row)
-        return Entry(self, row)
+        return IndexEntry(self, row)
 
-    def copy(self, entry: Entry, stamps: Stamps) -> None:
+    def copy(self, entry: IndexEntry, stamps: Stamps) -> None:
         """Adds an entry of another segment, with the stamps that its files have now."""
         key, _, sealed, seal, *texts, begin, begin_floats, count = entry.row
         old = entry.segment
@@ -162,7 +162,7 @@ class Segment:
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class IndexEntry:
     """An attempt that was read. ``row`` is as ``Segment.add`` makes it."""
 
     segment: Segment
@@ -284,12 +284,12 @@ class Entry:
         return self.segment.texts[place]
 
 
-class Measured(Column[Measurement]):
+class Measured(LazyColumn[Measurement]):
     """The measurements of an entry, built when one of them is used, and kept."""
 
     __slots__ = ("_built", "_entry")
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: IndexEntry) -> None:
         super().__init__(len(entry.counts), self._all)
         self._entry = entry
         self._built: tuple[Measurement, ...] | None = None

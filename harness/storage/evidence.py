@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.core.column import Column
+from harness.core.column import LazyColumn
 from harness.core.foreign import shortened, shown
 from harness.core.record import Measurement
 from harness.errors import ResultsError
@@ -108,9 +108,9 @@ class EvidenceFile:
     path: Path
     sealed: FileSeal
 
-    def columns(self, index: int, present: Mapping[str, int]) -> dict[str, Column[Any]]:
+    def columns(self, index: int, present: Mapping[str, int]) -> dict[str, LazyColumn[Any]]:
         """The columns of a measurement, by the names of its fields, with so many values; they are read when used."""
-        return {name: Column(count, partial(self._column, index, name)) for name, count in present.items()}
+        return {name: LazyColumn(count, partial(self._column, index, name)) for name, count in present.items()}
 
     def _column(self, index: int, name: str) -> Any:
         return getattr(self._values()[index], name)

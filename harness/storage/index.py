@@ -23,7 +23,7 @@ from harness.core.identity import RUN_ID
 from harness.core.owner import current_owner
 from harness.core.record import RunRecord
 from harness.errors import ResultsError
-from harness.storage.entry import DamagedIndexError, Entry, Segment, Stamps
+from harness.storage.entry import DamagedIndexError, IndexEntry, Segment, Stamps
 from harness.storage.pack import PACK, file_names, packed, read_attempt_file
 from harness.storage.seal import MAX_BYTES, RECORD, FileSeal, file_seal
 
@@ -49,10 +49,10 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, IndexEntry] = {}
         self._runs: dict[str, tuple[Sequence[int], Sequence[str], int]] = {}
         self._segments = 0
-        self._current: dict[str, tuple[Entry, Stamps]] = {}
+        self._current: dict[str, tuple[IndexEntry, Stamps]] = {}
         self._is_new: set[str] = set()
         self._covered: dict[str, Sequence[Any]] = {}
         self._part, self._new = _part_of(folder), Segment(folder)
@@ -73,7 +73,7 @@ class Index:
         self._covered[run] = [stamp, names]
         return names
 
-    def entry(self, key: str) -> Entry | None:
+    def entry(self, key: str) -> IndexEntry | None:
         """The entry of an attempt whose files are what they were when it was read; None for any other."""
         found = self._entries.get(key)
         if found is None:
@@ -90,7 +90,7 @@ class Index:
         self._current[key] = found, stamps
         return found
 
-    def add(self, key: str, record: RunRecord, seal: str, files: Mapping[str, FileSeal]) -> Entry:
+    def add(self, key: str, record: RunRecord, seal: str, files: Mapping[str, FileSeal]) -> IndexEntry:
         """The entry of an attempt that was read; ``files`` are those that it was read from."""
         stamps = self._stamps(key, files)
         found = self._new.add(key, stamps or [], record, seal, files)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from functools import cache
 from typing import Any, TypeVar
 
-from harness.core.column import Column
+from harness.core.column import LazyColumn
 from harness.core.foreign import shortened
 from harness.core.json_values import ABSENT_AT_DEFAULT, not_finite
 from harness.errors import ResultsError
@@ -63,7 +63,7 @@ def _finite_json(raw: object, name: str) -> str:
 
 def _fields(value: Any) -> dict[str, Any] | tuple[Any, ...]:
     """Converts one level of a type unknown to json; asdict would copy millions of values one by one."""
-    if isinstance(value, Column):
+    if isinstance(value, LazyColumn):
         return tuple(value)
     if isinstance(value, frozenset):
         return tuple(sorted(value))

@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from harness.core.column import Column
+from harness.core.column import LazyColumn
 from harness.core.foreign import parse_json, quoted, shown
 from harness.core.identity import NAME, RUN_ID
 from harness.core.protocols import fault_of
@@ -27,7 +27,7 @@ from harness.core.record import Damaged, RunRecord
 from harness.core.upgrade import upgrade
 from harness.core.upgrade.specs import is_whole
 from harness.errors import NewerRecordError, ResultsError
-from harness.storage.entry import Entry
+from harness.storage.entry import IndexEntry
 from harness.storage.evidence import EvidenceFile, read_evidence
 from harness.storage.index import Index
 from harness.storage.json_codec import decode, refuse_not_finite
@@ -63,7 +63,7 @@ class Contents:
 
     records: Sequence[RunRecord]
     damaged: tuple[Damaged, ...] = ()
-    entries: Sequence[Entry] | None = field(default=None, compare=False, repr=False)
+    entries: Sequence[IndexEntry] | None = field(default=None, compare=False, repr=False)
     """The records as their index has them, which is faster than the records where it suffices; None without one."""
 
 
@@ -147,7 +147,7 @@ def _indexes(folder: Path) -> dict[Path, Index]:
     return {each: index for each, index in found.items() if index is not None}
 
 
-def _entry(folder: Path, root: Path, index: Index | None) -> Attempt | Entry:
+def _entry(folder: Path, root: Path, index: Index | None) -> Attempt | IndexEntry:
     """An attempt from an index, or read and added to it; only whole and sealed ones are in an index."""
     key = f"{folder.parent.name}/{folder.name}"
     known = None if index is None else index.entry(key)
@@ -159,24 +159,24 @@ def _entry(folder: Path, root: Path, index: Index | None) -> Attempt | Entry:
     return index.add(key, attempt.record, attempt.seal.sha256, {RECORD: attempt.file, **attempt.seal.files})
 
 
-def _contents(found: Sequence[Attempt | Entry]) -> Contents:
+def _contents(found: Sequence[Attempt | IndexEntry]) -> Contents:
     """What was found, in the order of the folders. Records of entries are built when one of them is used."""
     damaged = tuple(each.damage for each in found if isinstance(each, Attempt) and each.damage)
-    kept = sorted((each for each in found if isinstance(each, Entry) or each.record), key=_order)
-    if not any(isinstance(each, Entry) for each in kept):
+    kept = sorted((each for each in found if isinstance(each, IndexEntry) or each.record), key=_order)
+    if not any(isinstance(each, IndexEntry) for each in kept):
         return Contents(tuple(each.record for each in kept if each.record), damaged)
-    entries = [each for each in kept if isinstance(each, Entry)]
+    entries = [each for each in kept if isinstance(each, IndexEntry)]
 
     @cache
     def build() -> tuple[RunRecord, ...]:
         with uncollected():
             return tuple(each.record for each in kept if each.record)
 
-    return Contents(Column(len(kept), build), damaged, entries if len(entries) == len(kept) else None)
+    return Contents(LazyColumn(len(kept), build), damaged, entries if len(entries) == len(kept) else None)
 
 
-def _order(found: Attempt | Entry) -> tuple[str, int]:
-    if isinstance(found, Entry):
+def _order(found: Attempt | IndexEntry) -> tuple[str, int]:
+    if isinstance(found, IndexEntry):
         return found.order
     assert found.record is not None
     return found.record.started_at, found.record.attempt

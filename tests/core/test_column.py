@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.core.column import Column
+from harness.core.column import LazyColumn
 from harness.core.record import Measurement
 from harness.storage.json_codec import decode, encode
 
@@ -20,7 +20,7 @@ FLOATS = st.lists(st.floats(allow_nan=False), max_size=20).map(tuple)
 @given(FLOATS, st.data())
 def test_a_column_is_like_the_tuple_of_its_values(values: tuple[float, ...], data: st.DataObject) -> None:
     for held in (values, np.array(values, dtype=np.float64)):
-        column: Column[float] = Column(len(values), lambda held=held: held)  # type: ignore[misc]
+        column: LazyColumn[float] = LazyColumn(len(values), lambda held=held: held)  # type: ignore[misc]
         assert column == values
         assert values == column
         assert hash(column) == hash(values)
@@ -40,7 +40,7 @@ def test_the_length_is_known_without_reading() -> None:
     def read() -> tuple[float, ...]:
         raise AssertionError("read")
 
-    column: Column[float] = Column(3, read)
+    column: LazyColumn[float] = LazyColumn(3, read)
     assert column
     assert len(column) == 3
     assert column != (1.0,)
@@ -51,7 +51,7 @@ def test_the_length_is_known_without_reading() -> None:
 def test_a_measurement_with_columns_is_the_one_with_tuples_and_has_its_json() -> None:
     plain = Measurement("nll", 1, "nat", "lower", "paired", (1.0, 2.0), {}, (1.0, 0.5), ("a", "b"), ("x", "x"))
     columns = {
-        name: Column(2, lambda name=name: np.array(getattr(plain, name)))  # type: ignore[misc]
+        name: LazyColumn(2, lambda name=name: np.array(getattr(plain, name)))  # type: ignore[misc]
         for name in ("values", "weights", "item_ids", "cluster_ids")
     }
     lazy = Measurement("nll", 1, "nat", "lower", "paired", protocol={}, **columns)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import pytest
 from run_specs import run_spec
 
 from harness import load_results
-from harness.core.column import Column
+from harness.core.column import LazyColumn
 from harness.core.label import Fact
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
@@ -219,7 +219,7 @@ def test_long_evidence_is_read_again_when_it_is_used_and_must_be_what_it_was(
     store = Store(tmp_path)
     paths = [store.save(record(number, measurements=(long,))).parent / EVIDENCE for number in (1, 2)]
     found = [kept.outcome.measurements[0] for kept in read_records(tmp_path)]
-    assert all(isinstance(each.values, Column) for each in found)
+    assert all(isinstance(each.values, LazyColumn) for each in found)
     assert found == [long, long]
     content = write_evidence([replace(long, values=values[::-1])])
     assert content is not None
