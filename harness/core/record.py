@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
-from harness.core.column import LazyColumn, Columnar
+from harness.core.column import Columnar, LazyColumn
 from harness.core.foreign import shortened, shown
 from harness.core.identity import NAME, Scalar
 from harness.core.json_values import ABSENT_AT_DEFAULT

@@ -91,7 +91,7 @@ class Segment:
             columns[1].append(len(m.values))
             columns[2].append(bool(m.weights))
             for column, ids in ((3, m.item_ids), (4, m.cluster_ids)):
-                columns[column].append(1 + self.text(json.dumps(ids)) if ids and few else bool(ids))
+                columns[column].append(1 + self.text(_ids_text(tuple(ids))) if ids and few else bool(ids))
             if few:
                 self.floats.extend(m.values)
                 self.floats.extend(m.weights)
@@ -337,7 +337,25 @@ def protocol_of(kind: str) -> dict[str, Any]:
 
 def kind_text(m: Measurement) -> str:
     """What measurements of the same thing share, for ``kind_of`` and ``protocol_of``."""
-    return json.dumps([m.metric, m.version, m.unit, m.direction, m.evidence, dict(m.protocol)], ensure_ascii=False)
+    return _kind_text(m.metric, m.version, m.unit, m.direction, m.evidence, tuple(_typed(m.protocol)))
+
+
+def _typed(protocol: Mapping[str, Any]) -> Iterator[tuple[str, type, Any]]:
+    """The entries with their types: as keys of a cache, 1, 1.0 and true are the same."""
+    return ((name, type(value), value) for name, value in protocol.items())
+
+
+@lru_cache(MAX_SHARED)
+def _kind_text(
+    metric: str, version: int, unit: str, direction: str, evidence: str, typed: tuple[tuple[str, type, Any], ...]
+) -> str:
+    protocol = {name: value for name, _, value in typed}
+    return json.dumps([metric, version, unit, direction, evidence, protocol], ensure_ascii=False)
+
+
+@lru_cache(MAX_SHARED)
+def _ids_text(ids: tuple[str, ...]) -> str:
+    return json.dumps(ids)
 
 
 def _without_measurements(record: RunRecord) -> RunRecord:

@@ -28,10 +28,15 @@ def decode(kind: type[T], raw: object, name: str) -> T:
 
     Raises ResultsError, with the field, if a number is NaN or infinite or the data do not fit.
     """
+    return decode_text(kind, finite_json(raw, name), name)
+
+
+def decode_text(kind: type[T], text: str, name: str) -> T:
+    """The dataclass that JSON from ``finite_json`` describes. Raises ResultsError as ``decode`` does."""
     from pydantic import ValidationError
 
     try:
-        decoded: T = _validator(kind).validate_json(_finite_json(raw, name), strict=True)  # type: ignore[arg-type]  # hashable
+        decoded: T = _validator(kind).validate_json(text, strict=True)  # type: ignore[arg-type]  # hashable
     except ValidationError as error:
         fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = shortened(".".join(str(part) for part in fault["loc"]))
@@ -49,10 +54,10 @@ def _validator(kind: Any) -> Any:
 
 def refuse_not_finite(raw: object, name: str) -> None:
     """Raises ResultsError, with the field, if a number in plain JSON data is NaN or infinite."""
-    _finite_json(raw, name)
+    finite_json(raw, name)
 
 
-def _finite_json(raw: object, name: str) -> str:
+def finite_json(raw: object, name: str) -> str:
     """Plain data as JSON. The encoder, which is in C, finds what is not finite; a walk in Python only says where."""
     try:
         return json.dumps(raw, allow_nan=False)

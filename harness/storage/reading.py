@@ -30,7 +30,7 @@ from harness.errors import NewerRecordError, ResultsError
 from harness.storage.entry import IndexEntry
 from harness.storage.evidence import EvidenceFile, read_evidence
 from harness.storage.index import Index
-from harness.storage.json_codec import decode, refuse_not_finite
+from harness.storage.json_codec import decode, decode_text, finite_json
 from harness.storage.pack import PACK, pack_of, read_attempt_file
 from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, FileSeal, Seal, check_seal, file_seal, read_sealed
 
@@ -212,9 +212,11 @@ def read_attempt(folder: Path, root: Path) -> Attempt:
         return Attempt(folder, damage=Damaged(folder, "; ".join(pack.faults) if pack else "no such file"))
     try:
         content = read_attempt_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError)
-        raw = _raw(content)
+        raw, text = _raw(content)
         seal = check_seal(raw, RECORD)
-        record = decode(RunRecord, upgrade(raw, RECORD), RECORD)
+        upgraded = upgrade(raw, RECORD)
+        current = upgraded is raw  # as nearly all are: then it need not be written as JSON again
+        record = decode_text(RunRecord, text, RECORD) if current else decode(RunRecord, upgraded, RECORD)
         _refuse_misplaced(record, raw, folder, root)
         record = _with_evidence(record, folder, seal)
         for measured in record.outcome.measurements:
@@ -234,15 +236,15 @@ def read_attempt(folder: Path, root: Path) -> Attempt:
 
 def read_raw(folder: Path) -> dict[str, Any]:
     """The JSON of an attempt's record, unchecked. Raises ResultsError if there is none."""
-    return _raw(read_attempt_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError))
+    return _raw(read_attempt_file(folder / RECORD, MAX_BYTES[RECORD], ResultsError))[0]
 
 
-def _raw(content: bytes) -> dict[str, Any]:
+def _raw(content: bytes) -> tuple[dict[str, Any], str]:
+    """A record's JSON, and the same as text without a number that is not finite."""
     raw = parse_json(content, RECORD, ResultsError)
     if not isinstance(raw, dict):
         raise ResultsError(f"{RECORD}: not a record")
-    refuse_not_finite(raw, RECORD)
-    return raw
+    return raw, finite_json(raw, RECORD)
 
 
 def _with_evidence(record: RunRecord, folder: Path, seal: Seal | None) -> RunRecord:
