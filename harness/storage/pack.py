@@ -24,6 +24,10 @@ from harness.storage.disk import Disk
 
 PACK = "records.tar"
 BLOCK = 512
+MAX_GAP_BYTES = 256 * 2**20
+"""After damage of more bytes, no further member is sought: the largest file of a record has half as many."""
+MAX_MEMBERS = 3_000_000
+"""Three files of a million attempts."""
 MODE = 0o644
 _MEMBER = re.compile(rb"([0-9a-f]{16}/[1-9][0-9]{0,17})/(record\.json|evidence\.parquet|log\.txt)")
 _USTAR = b"ustar\x0000"
@@ -160,11 +164,14 @@ def _listed(path: Path, stamp: tuple[int, ...]) -> Pack:
         return Pack(path, stamp, {}, (f"cannot be read ({error.strerror})",))
     size = stamp[1]
     try:
-        while place < size:
+        while place < size and len(attempts) < MAX_MEMBERS:
             found = _header(os.pread(descriptor, BLOCK, place))
             if found is None:
                 damaged = place
-                place = _next_header(descriptor, place + BLOCK, size)
+                place = _next_header(descriptor, place + BLOCK, min(size, place + MAX_GAP_BYTES))
+                if place >= damaged + MAX_GAP_BYTES:
+                    faults.append(f"nothing from {damaged} on is part of a pack")
+                    break
                 if place < size or any(os.pread(descriptor, BLOCK, damaged)):
                     faults.append(f"{place - damaged} bytes from {damaged} on are no part of a pack")
                 continue
