@@ -19,6 +19,7 @@ from harness.figures.ask import (
 )
 from harness.figures.control import where_any, with_engine_share
 from harness.figures.derived.breakdown import Bin
+from harness.figures.derived.divergences import MEDIAN, MOST, P90, P99, P99_9
 from harness.figures.figure import Axis, Figure, Whole
 from harness.figures.formats import PERCENT, SIGNED_PERCENT, NumberStyle, signed, significant
 from harness.figures.gate import Gate
@@ -26,7 +27,7 @@ from harness.figures.notes import judgement, noise_note, with_interval
 from harness.figures.quality import GROUP, estimated
 from harness.figures.statistic import Items
 from harness.figures.table import Table, VariantRow
-from harness.stats.estimate import Estimate, clustered_mean, quantile
+from harness.stats.estimate import Estimate
 
 NAT = NumberStyle("nat")
 KL_HELP = "KL(baseline ‖ variant) per token: 0 is no damage"
@@ -63,8 +64,7 @@ def _engine_note(row: VariantRow, place: Whole) -> tuple[str, ...]:
 
 def _quantile(name: str, heading: str, text: str, share: float, shown: bool = False) -> Figure[Whole]:
     def value(row: VariantRow, place: Whole) -> float | None:
-        found = next(iter(row.measurements("kl")), None)
-        return quantile(found.values, share) if found else None
+        return row.divergence.quantiles.get(share)
 
     return Figure(
         name,
@@ -77,14 +77,6 @@ def _quantile(name: str, heading: str, text: str, share: float, shown: bool = Fa
         column=f"{name}_nat",
         shown=shown,
     )
-
-
-def _mean(metric: str, least: float, most: float) -> Callable[[VariantRow], Estimate | None]:
-    def mean(row: VariantRow) -> Estimate | None:
-        found = next(iter(row.measurements(metric)), None)
-        return clustered_mean(found).within(least, most) if found else None
-
-    return mean
 
 
 KL: Figure[Whole] = Figure(
@@ -165,16 +157,16 @@ FIGURES: tuple[Figure[Whole], ...] = (
     *judgement(GROUP, "kl_above_noise", lambda row, place: row.kl_comparison),
     KL_EXCESS,
     KL_CONTROL,
-    _quantile("kl_median", "KL median", "Median.", 0.5),
-    _quantile("kl_p90", "KL p90", "One token in ten is hit harder.", 0.9),
-    _quantile("kl_p99", "KL p99", "One token in a hundred is hit harder.", 0.99, shown=True),
-    _quantile("kl_p99_9", "KL p99.9", "One token in a thousand is hit harder.", 0.999),
-    _quantile("kl_max", "KL max", "The worst token.", 1.0),
+    _quantile("kl_median", "KL median", "Median.", MEDIAN),
+    _quantile("kl_p90", "KL p90", "One token in ten is hit harder.", P90),
+    _quantile("kl_p99", "KL p99", "One token in a hundred is hit harder.", P99, shown=True),
+    _quantile("kl_p99_9", "KL p99.9", "One token in a thousand is hit harder.", P99_9),
+    _quantile("kl_max", "KL max", "The worst token.", MOST),
     estimated(
         "kl_reverse_mean",
         "KL reverse",
         f"KL(variant ‖ baseline) per token. Mean {INTERVAL}.",
-        _mean("kl_reverse", 0, float("inf")),
+        lambda row: row.divergence.kl_reverse,
         NAT,
         column="kl_reverse_mean_nat",
         shown=False,
@@ -183,7 +175,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
         "kl_batch_noise",
         "Batch noise",
         "KL of the variant from itself when two windows share a batch. A KL that is not clearly above it is noise.",
-        _mean("kl_batch_noise", 0, float("inf")),
+        lambda row: row.divergence.kl_batch_noise,
         NAT,
         column="kl_batch_noise_nat",
         shown=False,
@@ -193,7 +185,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
         "top5_agreement",
         "Top-5 agreement",
         f"Share of the five likeliest next tokens that both have in common, {INTERVAL}.",
-        _mean("top5_agreement", 0, 1),
+        lambda row: row.divergence.top5_agreement,
         PERCENT,
         direction="higher",
         column="top5_agreement_fraction",
@@ -203,7 +195,7 @@ FIGURES: tuple[Figure[Whole], ...] = (
         "delta_p",
         "Δp",
         f"Change of the probability that the text's own next token gets, mean {INTERVAL}.",
-        _mean("delta_p", -1, 1),
+        lambda row: row.divergence.delta_p,
         SIGNED_PERCENT,
         direction="neither",
         column="delta_p_mean_probability",

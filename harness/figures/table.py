@@ -12,6 +12,7 @@ from harness.core.label import Fact, Label
 from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import HourlyPrice
 from harness.figures.derived.breakdown import Bin
+from harness.figures.derived.divergences import TokenDivergence
 from harness.figures.derived.footprint import Footprint
 from harness.figures.derived.plausibility import Implausibility
 from harness.figures.evidence import Evidence
@@ -239,6 +240,7 @@ class VariantRow:
     perplexity_over_control: Estimate | None = None
     kl_by_position: tuple[Bin, ...] = ()
     kl_by_confidence: tuple[Bin, ...] = ()
+    divergence: TokenDivergence = field(default_factory=TokenDivergence)
     top1_agreement: Estimate | None = None
     top1_agreement_control: Estimate | None = None
     tasks: tuple[TaskScore, ...] = ()

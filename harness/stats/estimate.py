@@ -136,7 +136,7 @@ def t_interval(values: Floats) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def quantile(values: Sequence[float], share: float) -> float:
+def quantile(values: Sequence[float] | Floats, share: float) -> float:
     """The value below which ``share`` of the values lie, linearly interpolated."""
     return float(np.quantile(np.asarray(values, dtype=np.float64), share))
 
