@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from harness.analysis.choice import Bar, Candidate, Check, Recommendation
 from harness.analysis.query import Limit, Query, default_limits
+from harness.analysis.summaries import Summaries
 from harness.analysis.ties import Likeness, order_by
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Damaged, RunRecord
@@ -22,14 +23,17 @@ from harness.stats.estimate import Floats
 
 
 def recommend(
-    records: Sequence[RunRecord], query: Query, damaged: Sequence[Damaged] = ()
+    records: Sequence[RunRecord],
+    query: Query,
+    damaged: Sequence[Damaged] = (),
+    summaries: Summaries | None = None,
 ) -> tuple[Recommendation, ...]:
     """The pick of each table of records: each model, perplexity protocol and machine.
 
     Without any limit, ``default_limits`` apply. Raises UsageError if no record measures a variant, and for a point
     that no table has.
     """
-    tables = tradeoff(records)
+    tables = tradeoff(records, summaries)
     if not tables:
         raise UsageError("these results hold no run of a variant: there is nothing to choose from")
     _refuse_unknown_point(tables, query.at)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -21,6 +21,7 @@ from harness.analysis.selection import (
     same_workload,
     setting,
 )
+from harness.analysis.summaries import Summaries
 from harness.analysis.verdicts import judged
 from harness.core.job import (
     AnswerTask,
@@ -49,6 +50,10 @@ from harness.stats.pareto import front
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that determine the baseline's figures."""
+
+
+Derive = Callable[[Evidence, str], tuple[VariantRow, tuple[str, ...]]]
+"""What makes a row with this label from the evidence of a variant, and notes on what could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -94,21 +99,24 @@ class _Runs:
         return tuple(run for run in self.unquantized.get(engine or "", ()) if isinstance(run.spec.job, job))
 
 
-def tradeoff(records: Iterable[RunRecord]) -> tuple[Table, ...]:
+def tradeoff(records: Iterable[RunRecord], summaries: Summaries | None = None) -> tuple[Table, ...]:
     """One table per model, perplexity protocol and machine, in the order in which they first appear.
 
     Of several attempts the latest successful one counts; a speed is compared only with the baseline's in its
-    own session and on its own node.
+    own session and on its own node. Rows that are among the ``summaries`` are not derived again.
     """
     records = tuple(records)
+    derive = row if summaries is None else summaries.row
     groups: dict[ComparisonSetting, list[RunRecord]] = {}
     for record in records:
         if record.spec.job.row_rank is not None:
             groups.setdefault(setting(record.spec), []).append(record)
-    return tuple(table for where, members in groups.items() for table in _tables(where, members, records))
+    return tuple(table for where, members in groups.items() for table in _tables(where, members, records, derive))
 
 
-def _tables(where: ComparisonSetting, members: Sequence[RunRecord], records: Sequence[RunRecord]) -> list[Table]:
+def _tables(
+    where: ComparisonSetting, members: Sequence[RunRecord], records: Sequence[RunRecord], derive: Derive
+) -> list[Table]:
     quality, quantize, task = (
         tuple(record for record in current(members) if isinstance(record.spec.job, job))
         for job in (MeasureQuality, QuantizeModel, AnswerTask)
@@ -118,16 +126,18 @@ def _tables(where: ComparisonSetting, members: Sequence[RunRecord], records: Seq
     )
     groups = protocols(quality) or {(): ()}
     return [
-        _table(where, protocol, _Runs(group, quantize, task, performance), _model_runs(where, records))
+        _table(where, protocol, _Runs(group, quantize, task, performance), _model_runs(where, records), derive)
         for protocol, group in groups.items()
     ]
 
 
-def _table(where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord]) -> Table:
+def _table(
+    where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord], derive: Derive
+) -> Table:
     references = tuple(run for run in model_runs if _is_reference_of(run, where, runs.quality))
     machines = tuple(run for run in model_runs if isinstance(run.spec.job, MeasureMachine))
     runs = replace(runs, references=references, machines=machines)
-    rows, notes = _rows(runs)
+    rows, notes = _rows(runs, derive)
     preparing = [run for run in model_runs if isinstance(run.spec.job, PrepareModel)]
     notes += [_failed_before(run) for run in (*preparing, *references) if run.status != "ok"]
     newest = _last(run for run in runs.performance if run.status == "ok") or _last(runs.performance)
@@ -160,7 +170,7 @@ def _table(where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs
     )
 
 
-def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
+def _rows(runs: _Runs, derive: Derive) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
     users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants measured from it
     for run in runs.quality + runs.task + runs.performance:
@@ -174,7 +184,7 @@ def _rows(runs: _Runs) -> tuple[list[VariantRow], list[str]]:
             members.append(run)
     found = [list(_evidence(members, runs)) for members in variants.values()]
     names = labels((each.variant, each.decode_mode) for modes in found for each in modes)
-    made = [[row(each, names[each.variant.key, each.decode_mode]) for each in modes] for modes in found]
+    made = [[derive(each, names[each.variant.key, each.decode_mode]) for each in modes] for modes in found]
     concerned: dict[str, list[str]] = {}
     for entry, notes in chain.from_iterable(made):
         for note in notes:

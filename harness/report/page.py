@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from harness.analysis.selection import current, failures
+from harness.analysis.summaries import Summaries
 from harness.analysis.tradeoff import tradeoff
 from harness.core.label import Label, codes
 from harness.core.model import MAIN_ENGINE
@@ -78,12 +79,21 @@ def _heading(table: Table, alike: Sequence[Table]) -> str:
     return " · ".join([table.model, *([f"{key} {own.get(key)}" for key in differing] or [table.hardware])])
 
 
-def page(records: Sequence[RunRecord], damaged: Sequence[Damaged] = (), redact: bool = False) -> Page:
-    """The report of records; with ``redact`` without what ``LEFT_OUT`` lists, and saying so."""
+def page(
+    records: Sequence[RunRecord],
+    damaged: Sequence[Damaged] = (),
+    redact: bool = False,
+    summaries: Summaries | None = None,
+) -> Page:
+    """The report of records; with ``redact`` without what ``LEFT_OUT`` lists, and saying so.
+
+    ``summaries`` are of the whole records, so with ``redact`` they are not used.
+    """
     if redact:
+        summaries = None
         redaction = Redaction()
         records, damaged = redaction.records(records), tuple(map(redaction.damaged, damaged))
-    tables = tradeoff(records)
+    tables = tradeoff(records, summaries)
     counted = current(records)
     models = tuple(dict.fromkeys(table.model for table in tables))
     models = models or tuple(dict.fromkeys(model.label for record in counted for model in record.spec.job.models[:1]))

@@ -10,6 +10,7 @@ from harness.errors import StorageError, UsageError, refuse_unknown
 from harness.storage.disk import Disk
 
 if TYPE_CHECKING:
+    from harness.analysis.summaries import Summaries
     from harness.core.record import Damaged, RunRecord
     from harness.report.page import Page
 
@@ -85,12 +86,13 @@ def write_report(
     job_summary: Path | None = None,
     damaged: Sequence[Damaged] = (),
     redact: bool = False,
+    summaries: Summaries | None = None,
 ) -> list[Path]:
     """Writes the report into the folder ``out`` (``report.html``, ``figures/…`` and so on); returns the files' paths.
 
     The format ``github`` is appended to the file ``job_summary`` instead, if one is given. ``damaged`` attempts are
-    named in the report. With ``redact`` it leaves out what identifies the user and the machine: see
-    ``redact.LEFT_OUT``.
+    named in the report. Rows among the ``summaries`` are not derived again. With ``redact`` it leaves out what
+    identifies the user and the machine: see ``redact.LEFT_OUT``.
     Raises UsageError, before anything is written, for an unknown format and for images that cannot be drawn here.
     """
     for name in formats:
@@ -98,7 +100,7 @@ def write_report(
             refuse_unknown("report format", name, FORMATS)
     from harness.report.page import page
 
-    whole = page(records, damaged, redact)
+    whole = page(records, damaged, redact, summaries)
     inside = [name for name in formats if name != "github" or job_summary is None]
     files = [file for name in inside for file in FORMATS[name](whole)]
     written = []

@@ -1,0 +1,103 @@
+"""A row of the table as text, exactly: what is derived from the evidence of a variant can be kept beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import harness
+from harness.figures.evidence import Evidence
+from harness.figures.table import VariantRow
+
+NOT_DERIVED = ("label", "evidence")
+"""Fields of a row that its evidence does not determine: a label depends on the other variants."""
+CODE = ("core", "figures", "stats", "tasks")
+"""The rooms whose code derives a row."""
+LIBRARIES = ("numpy", "scipy")
+
+Derived = tuple[VariantRow, tuple[str, ...]]
+"""A row, and notes on what could not be compared."""
+
+
+def written(derived: Derived) -> str:
+    """One line of JSON. Numbers keep their type and every bit; NaN and infinity are written as JavaScript does."""
+    made, notes = derived
+    values = [getattr(made, name) for name in _names()]
+    return json.dumps([values, notes], default=_plain, separators=(",", ":"))
+
+
+def read(text: str, evidence: Evidence, label: str) -> Derived:
+    """The row of the same evidence, as it was derived."""
+    values, notes = json.loads(text)
+    made = {name: build(value) for (name, build), value in zip(_builders(VariantRow), values, strict=True)}
+    return VariantRow(label=label, evidence=evidence, **made), tuple(notes)
+
+
+@cache
+def code() -> str:
+    """A digest of all that derives a row: a row that other code derived is not used."""
+    digest = hashlib.sha256(" ".join(version(library) for library in LIBRARIES).encode())
+    root = Path(harness.__file__).parent
+    for path in sorted(path for room in CODE for path in (root / room).rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(name for name, _ in _builders(VariantRow))
+
+
+def _plain(value: Any) -> Any:
+    """One level of a type unknown to JSON: a dataclass as the list of its fields."""
+    if is_dataclass(value):
+        return [_pairs(getattr(value, each.name)) for each in fields(value) if each.init]
+    raise TypeError(f"{type(value).__name__} cannot be kept")
+
+
+def _pairs(value: Any) -> Any:
+    """A mapping as its items: a key may be a number, which is none in JSON."""
+    return list(value.items()) if isinstance(value, Mapping) else value
+
+
+@cache
+def _builders(kind: type[Any]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """What makes each field of a dataclass from JSON."""
+    hints = get_type_hints(kind)
+    kept = (each.name for each in fields(kind) if each.init and not (kind is VariantRow and each.name in NOT_DERIVED))
+    return tuple((name, _builder(hints[name])) for name in kept)
+
+
+@cache
+def _builder(kind: Any) -> Callable[[Any], Any]:
+    """What makes a value of that type from JSON."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        inner = [each for each in arguments if each is not NoneType]
+        if len(inner) > 1:
+            return _same  # of plain values, such as a number or a text
+        build = _builder(inner[0])
+        return build if build is _same else lambda value: None if value is None else build(value)
+    if origin is tuple and arguments[-1] is ...:
+        each = _builder(arguments[0])
+        return tuple if each is _same else lambda value: tuple(map(each, value))
+    if origin is tuple:
+        parts = [_builder(argument) for argument in arguments]
+        return lambda value: tuple(part(one) for part, one in zip(parts, value, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return dict
+    if isinstance(kind, type) and is_dataclass(kind):
+        builders = [build for _, build in _builders(kind)]
+        return lambda value: kind(*(build(one) for build, one in zip(builders, value, strict=True)))
+    return _same
+
+
+def _same(value: Any) -> Any:
+    return value
