@@ -44,4 +44,5 @@ def recommend(
     if not isinstance(results, str | Path):
         return recommend_among(results, query)
     found = read_folder(results)
-    return recommend_among(found.records, query, found.damaged)
+    with found.summaries() as derived:
+        return recommend_among(found.records, query, found.damaged, derived)

@@ -33,7 +33,8 @@ def write_report(
     if not isinstance(records, str | Path):
         return write(records, Path(out), formats, summary, redact=redact)
     found = read_folder(records)
-    return write(found.records, Path(out), formats, summary, found.damaged, redact)
+    with found.summaries() as derived:
+        return write(found.records, Path(out), formats, summary, found.damaged, redact, derived)
 
 
 def write_folder_report(
@@ -54,7 +55,8 @@ def write_folder_report(
         on_damage(each)
     names = {record.spec.recipe for record in found.records}
     out = reports / (names.pop() if len(names) == 1 else name_of(results))
-    return write(found.records, out, formats, job_summary, found.damaged, redact)
+    with found.summaries() as derived:
+        return write(found.records, out, formats, job_summary, found.damaged, redact, derived)
 
 
 def export_to_mlflow(results: str | Path, tracking_uri: str, experiment: str) -> list[Exported]:

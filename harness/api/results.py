@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,20 +18,45 @@ from harness.errors import ResultsError, UsageError
 from harness.report.redact import Redaction
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
-from harness.storage.objects import is_url
+from harness.storage.objects import is_url, local_path
 from harness.storage.reading import Contents, uncollected
+from harness.storage.summaries import SummaryFile
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.analysis.summaries import Summaries
+
 
 @dataclass(frozen=True)
 class NamedRecords:
-    """The records that a name refers to; ``damaged`` are the attempts that are not as they were written."""
+    """The records that a name refers to; ``damaged`` are the attempts that are not as they were written.
+
+    ``seals`` are the hashes of the records, in their order, if they are all that is in ``folder`` and its index knows
+    them.
+    """
 
     name: str
     records: tuple[RunRecord, ...]
     damaged: tuple[Damaged, ...]
+    folder: Path | None = None
+    seals: tuple[str | None, ...] = ()
+
+    @contextmanager
+    def summaries(self) -> Iterator[Summaries | None]:
+        """What was derived from these records before; what is derived meanwhile is kept for the next time."""
+        if self.folder is None:
+            yield None
+            return
+        from harness.analysis.summaries import Summaries
+        from harness.figures.summary import code
+
+        sealed = zip(self.records, self.seals, strict=True)
+        kept = SummaryFile(self.folder, code())
+        found = Summaries({record.key: seal for record, seal in sealed if seal is not None}, kept.read())
+        yield found
+        if found.used and found.changed:
+            kept.write(found.used)
 
 
 def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
@@ -60,7 +86,10 @@ def read_folder(folder: str | Path, wanted: str | None = None) -> NamedRecords:
     if wanted:
         return _read_part(f"{folder}@{wanted}", folder, wanted)
     found = read_location(folder)
-    return _named(str(folder), found.records, found.damaged)
+    named = _named(str(folder), found.records, found.damaged)
+    if found.entries is None or is_url(folder):
+        return named
+    return replace(named, folder=local_path(folder), seals=tuple(each.seal for each in found.entries))
 
 
 def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:

@@ -235,13 +235,8 @@ KV_CACHE = Figure(
 )
 
 
-def _pool(row: VariantRow) -> int | None:
-    found = next(iter(row.measurements(POOL)), None)
-    return int(found.values[0]) if found else None
-
-
 def _pools(table: Table) -> list[int]:
-    return [pool for row in table.rows if (pool := _pool(row))]
+    return [row.kv_cache_pool_bytes for row in table.rows if row.kv_cache_pool_bytes]
 
 
 KV_POOL = Figure(
@@ -250,7 +245,7 @@ KV_POOL = Figure(
     "pool",
     "What the engine allocates for keys and values when it loads, full or not. Every peak of the row includes all of "
     "it; what fits a budget counts the tokens kept instead.",
-    lambda row, place: _pool(row),
+    lambda row, place: row.kv_cache_pool_bytes,
     "neither",
     lambda table, place: in_unit(size_unit(_pools(table), BINARY)),
     lambda table: (WHOLE,) if _pools(table) else (),

@@ -12,7 +12,7 @@ from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.breakdown import by_confidence, by_position
 from harness.figures.derived.divergences import token_divergence
 from harness.figures.derived.energies import energies
-from harness.figures.derived.footprint import footprint
+from harness.figures.derived.footprint import POOL, footprint
 from harness.figures.derived.roofline import bounds, rates
 from harness.figures.derived.scores import NATS_MARGIN, scores
 from harness.figures.derived.speeds import point_of, speeds
@@ -97,6 +97,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         peaks=peaks,
         left=_peaks(well, "memory_after_bytes"),
         footprint=footprint(timed),
+        kv_cache_pool_bytes=_pool_bytes(well),
         speeds=timings,
         bounds=bounds(timed, timings, rates(evidence.machine) if evidence.machine else None),
         energies=energies(timed),
@@ -258,6 +259,11 @@ def _peaks(runs: Iterable[RunRecord], metric: str) -> tuple[Peak, ...]:
             size = int(max(entry.values, default=0))
             largest[key] = max(size, largest.get(key, size))
     return tuple(Peak(run, phase, source, size, point) for (run, phase, source, point), size in largest.items())
+
+
+def _pool_bytes(runs: Sequence[RunRecord]) -> int | None:
+    """What the engine allocates for keys and values when it loads, by the first run that counted it."""
+    return next((int(found.values[0]) for run in runs for found in _all(run, POOL) if found.values), None)
 
 
 def _quantize_s(runs: Sequence[RunRecord]) -> float | None:

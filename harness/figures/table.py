@@ -254,6 +254,7 @@ class VariantRow:
     peaks: tuple[Peak, ...] = ()
     left: tuple[Peak, ...] = ()
     footprint: Footprint | None = None
+    kv_cache_pool_bytes: int | None = None
     speeds: tuple[Speed, ...] = ()
     bounds: tuple[SpeedBound, ...] = ()
     energies: tuple[EnergyUse, ...] = ()
