@@ -46,7 +46,8 @@ class NamedRecords:
     def summaries(self) -> Iterator[Summaries | None]:
         """What was derived from these records before; what is derived meanwhile is kept for the next time."""
         if self.folder is None:
-            yield None
+            with uncollected():
+                yield None
             return
         from harness.analysis.summaries import Summaries
         from harness.figures.summary import code
@@ -54,7 +55,8 @@ class NamedRecords:
         sealed = zip(self.records, self.seals, strict=True)
         kept = SummaryFile(self.folder, code())
         found = Summaries({record.key: seal for record, seal in sealed if seal is not None}, kept.read())
-        yield found
+        with uncollected():
+            yield found
         if found.used and found.changed:
             kept.write(found.used)
 
