@@ -12,7 +12,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-import harness
 from harness.figures.evidence import Evidence
 from harness.figures.table import VariantRow
 
@@ -44,7 +43,7 @@ def read(text: str, evidence: Evidence, label: str) -> Derived:
 def code() -> str:
     """A digest of all that derives a row: a row that other code derived is not used."""
     digest = hashlib.sha256(" ".join(version(library) for library in LIBRARIES).encode())
-    root = Path(harness.__file__).parent
+    root = Path(__file__).parents[1]
     for path in sorted(path for room in CODE for path in (root / room).rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
