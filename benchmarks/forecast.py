@@ -23,8 +23,8 @@ from harness.execution.sweep import Event, Expected, Forecasted, Remaining
 from harness.host.machine import cache_folder, choose
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import Span, forecast
-from harness.planning.forecast.learned import measured
-from harness.planning.forecast.work import work
+from harness.planning.forecast.learned import Learned, measured
+from harness.planning.forecast.work import Starts, work
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
 from harness.storage.store import Store
@@ -57,19 +57,24 @@ def ratio(took_s: float, span: Span) -> str:
 def compare(
     name: str, wanted: Pairs, planned: Sequence[PlannedRun], speeds: Speeds, known: Sequence[RunRecord]
 ) -> None:
-    """Prints a forecast of runs beside what they took."""
-    expected = forecast([each for each, _ in wanted], planned, speeds, known)
+    """Prints a forecast of runs beside what they took. Whether they were forked is known."""
+    expected = forecast([each for each, _ in wanted], planned, speeds, known, spawned=are_spawned(wanted, speeds))
     times = [(expected.runs[each.spec.run_id].time, record.wall_s) for each, record in wanted]
     within = sum(time.low_s <= wall_s <= time.high_s for time, wall_s in times)
     took_s = sum(wall_s for _, wall_s in times)
     print(f"{name}: ratio {ratio(took_s, expected.total_s)}, {within} of {len(times)} runs within their ranges")
 
 
+def are_spawned(pairs: Pairs, speeds: Speeds) -> bool:
+    return Learned([record for _, record in pairs], [each for each, _ in pairs], speeds).spawned
+
+
 def parts(pairs: Pairs, speeds: Speeds) -> None:
     """Prints the arithmetic → the records, a run of each kind, in multiples of the time that Python takes to start."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 5)
+    starts = Starts(are_spawned(pairs, speeds))
     for planned, record in pairs:
-        by_arithmetic, fact = work(planned, speeds), measured(record)
+        by_arithmetic, fact = work(planned, speeds, starts.add(planned.spec, shared=False)), measured(record)
         assert fact is not None
         seconds = (by_arithmetic.starting_s, fact.starting_s, by_arithmetic.computing_s, fact.computing_s)
         for index, each in enumerate(seconds):

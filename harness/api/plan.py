@@ -10,6 +10,7 @@ from harness.api.locations import open_results
 from harness.core.record import Damaged
 from harness.core.site import Machine, Speeds
 from harness.execution.local import local_site
+from harness.execution.starter import forks
 from harness.execution.sweep import done, left
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, NOTHING, SweepForecast, forecast
@@ -84,5 +85,6 @@ def plan_with_state(
     expected = NOTHING
     if speeds is not None:
         known = [*store.read_others(name, MOST_OTHER_RUNS), *records]
-        expected = forecast(todo, planned, speeds, known, lanes=machine.gpus, price=hourly_price(chosen))
+        price = hourly_price(chosen)
+        expected = forecast(todo, planned, speeds, known, lanes=machine.gpus, price=price, spawned=not forks())
     return PlanState(planned, finished, expected, speeds)

@@ -17,6 +17,7 @@ from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
 from harness.execution.local import local_site
 from harness.execution.progress import ProgressNote
+from harness.execution.starter import forks
 from harness.execution.sweep import Cleared, Event, GpuUnused, Waiting, sweep
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
@@ -90,7 +91,8 @@ def _forecast(
     nodes = executor.nodes(spec.device)
     speeds = machine_speeds(executor.site.machine(spec.device), cache_root)
     known = [*store.read_others(spec.recipe, MOST_OTHER_RUNS), *records]
-    return forecast(left, planned, speeds, known, len(nodes), sum(node.gpus for node in nodes), price)
+    lanes = sum(node.gpus for node in nodes)
+    return forecast(left, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
 
 
 def _fetched_plan(recipe: Recipe, executor: Executor, allow_leak: bool) -> tuple[PlannedRun, ...]:

@@ -78,7 +78,7 @@ class Starter:
         self._lock = threading.Lock()
         self._servers: dict[object, _Slot] = {}
         self._folders = ExitStack()
-        self._forks = _can_fork() and os.environ.get(VARIABLE) != SPAWN
+        self._forks = forks()
         self._thread = ThreadPoolExecutor(1, "servers")  # a server ends with the thread that started it
 
     def prepare(self, launch: Launch, preloads: Preloads) -> Server | None:
@@ -297,9 +297,10 @@ class Forked:
             return
 
 
-def _can_fork() -> bool:
-    """Whether this system can watch a process that is not its child (Linux since 5.3)."""
-    if sys.platform != "linux":
+def forks() -> bool:
+    """Whether runs are forked: the user did not turn it off, and this system can watch a process that is not its child
+    (Linux since 5.3)."""
+    if sys.platform != "linux" or os.environ.get(VARIABLE) == SPAWN:
         return False
     try:
         os.close(os.pidfd_open(os.getpid()))

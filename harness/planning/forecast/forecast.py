@@ -13,7 +13,7 @@ from harness.core.record import Forecast, RunRecord
 from harness.core.run import HourlyPrice
 from harness.core.site import Speeds
 from harness.planning.forecast.learned import Component, Learned
-from harness.planning.forecast.work import work
+from harness.planning.forecast.work import Start, Starts, work
 from harness.planning.plan import PlannedRun
 
 QUANTILE = 1.2816
@@ -110,21 +110,26 @@ def forecast(
     nodes: int = 1,
     lanes: int = 1,
     price: HourlyPrice | None = None,
+    spawned: bool = False,
 ) -> SweepForecast:
-    """Of the runs that are ``left`` of a plan, from a machine's speeds and its earlier records."""
+    """Of the runs that are ``left`` of a plan, from a machine's speeds and its earlier records.
+
+    ``spawned``: whether processes are started anew, not forked from a warm server. Records may show that they are.
+    """
     learned = Learned(records, planned, speeds)
     before = {after.spec.run_id: run.spec for run, after in pairwise(planned)}
+    starts = Starts(spawned or learned.spawned)
     made = {}
     for run in left:
         earlier = before.get(run.spec.run_id)
         shares = earlier is not None and earlier.run_id in made and run.spec.may_share_process(earlier)
-        made[run.spec.run_id] = _of_run(run, learned, speeds, shares)
+        made[run.spec.run_id] = _of_run(run, learned, speeds, starts.add(run.spec, shares))
     models = {model.content for run in left if run.spec.job.alone for model in run.spec.job.models[:1]}
     return SweepForecast(made, max(min(nodes, len(models)), 1), lanes, price)
 
 
-def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, shares_process: bool) -> RunForecast:
-    spec, by_arithmetic = run.spec, work(run, speeds, shares_process)
+def _of_run(run: PlannedRun, learned: Learned, speeds: Speeds, start: Start) -> RunForecast:
+    spec, by_arithmetic = run.spec, work(run, speeds, start)
     components = learned.components(run, by_arithmetic)
     variance = sum(part.shared_s**2 + part.group_s**2 + part.own_s**2 for part in components)
     span = _span(sum(part.mean_s for part in components), variance)

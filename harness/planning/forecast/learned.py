@@ -7,8 +7,11 @@ most for it, then those of its method, then of its kind (``harness.stats.nested`
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from statistics import median
 
 from pydantic import ValidationError
 
@@ -17,12 +20,14 @@ from harness.core.record import RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import Speeds
 from harness.errors import UsageError
-from harness.planning.forecast.work import Work, work
+from harness.planning.forecast.work import Starts, Work, work
 from harness.planning.plan import PlannedRun
 from harness.stats.nested import NestedMeans, Path
 
 OUTSIDE = frozenset({"import", "verify"})
 """Phases of a run that belong to its starting."""
+IMPORTED_AT_ONCE = 2.0
+"""In times that Python takes to start: imports that take longer were not done before."""
 FLOOR_S = 0.1
 """Added to both times of a ratio: below this, nothing about a time says anything about another."""
 STARTING_SPREADS, COMPUTING_SPREADS = (0.4, 0.3, 0.2, 0.4, 0.1, 0.1), (0.6, 0.3, 0.5, 0.6, 0.3, 0.15)
@@ -53,16 +58,25 @@ class Learned:
     def __init__(self, records: Iterable[RunRecord], planned: Sequence[PlannedRun], speeds: Speeds) -> None:
         known = _Known(planned)
         starting, computing = [], []
-        for record in records:
+        of_session: dict[str, list[tuple[RunRecord, PlannedRun, Work]]] = defaultdict(list)
+        for record in sorted(records, key=lambda record: record.started_at):
             run, fact = known.find(record.spec), measured(record)
-            if run is None or fact is None:
-                continue
+            if run is not None and fact is not None:
+                of_session[record.session].append((record, run, fact))
+        spawned = {
+            session: _are_spawned([record for record, _, _ in each], speeds) for session, each in of_session.items()
+        }
+        self.spawned = next(reversed(spawned.values()), False)
+        """Whether the processes of the last sweep were started anew, not forked from a warm server."""
+        starts = {session: Starts(found) for session, found in spawned.items()}
+        for record, run, fact in chain.from_iterable(of_session.values()):
+            path, shared = _path(record.spec), record.outcome.fact("process_shared") is not None
             try:
-                made, path = work(run, speeds, _shares_process(record)), _path(record.spec)
+                made = work(run, speeds, starts[record.session].add(record.spec, shared))
             except (UsageError, ValidationError):  # a plugin that is not installed, a parameter that it had
                 continue
             starting.append((path, _ratio(fact.starting_s, made.starting_s)))
-            if run.size is not None or not record.spec.job.models:
+            if known.has_model_of(record.spec):
                 computing.append((path, _ratio(fact.computing_s, made.computing_s)))
         self._starting = NestedMeans(starting, STARTING_SPREADS, NOISE)
         self._computing = NestedMeans(computing, COMPUTING_SPREADS, NOISE)
@@ -87,6 +101,10 @@ class _Known:
         self._sizes = {model.content: run for run in planned for model in run.spec.job.models[:1]}
         self._place = {(run.spec.hardware, run.spec.device) for run in planned}
 
+    def has_model_of(self, spec: RunSpec) -> bool:
+        """Whether the run is of a planned model, or of none."""
+        return all(model.content in self._sizes for model in spec.job.models[:1])
+
     def find(self, spec: RunSpec) -> PlannedRun | None:
         """A planned run for the record's spec, without a size if its model is not planned; None of another machine."""
         if (spec.hardware, spec.device) not in self._place:
@@ -106,8 +124,10 @@ def _path(spec: RunSpec) -> Path:
     return spec.stack, spec.kind, method, model, spec.case_id
 
 
-def _shares_process(record: RunRecord) -> bool:
-    return record.outcome.fact("process_shared") is not None
+def _are_spawned(session: Sequence[RunRecord], speeds: Speeds) -> bool:
+    """Whether most runs of a sweep imported their libraries themselves. Those that were forked found them imported."""
+    times = [phase.wall_s for record in session for phase in record.outcome.phases if phase.name == "import"]
+    return bool(times) and median(times) > IMPORTED_AT_ONCE * speeds.start_s
 
 
 def measured(record: RunRecord) -> Work | None:

@@ -44,15 +44,17 @@ def _adjusted(run: RunForecast, means: NestedMeans, elapsed_s: float) -> RunFore
     times = math.exp(own.mean)
     shared = math.sqrt(whole.variance) / SPREADS[0]
     group = math.sqrt(max(own.variance - whole.variance, 0.0) / sum(spread**2 for spread in SPREADS[1:]))
-    mean_s = times * sum(part.mean_s for part in run.components)
-    left = max(1 - elapsed_s / mean_s, LEAST_LEFT) if mean_s > 0 else 0.0
-    parts = tuple(
-        Component(
-            times * left * part.mean_s,
-            times * left * shared * part.shared_s,
-            times * left * group * part.group_s,
-            times * left * part.own_s,
-        )
-        for part in run.components
-    )
-    return replace(run, components=parts)
+    parts = [
+        Component(part.mean_s, shared * part.shared_s, group * part.group_s, part.own_s) for part in run.components
+    ]
+    mean_s = sum(part.mean_s for part in parts)
+    if mean_s <= 0:
+        return replace(run, components=())
+    variance = sum(part.shared_s**2 + part.group_s**2 + part.own_s**2 for part in parts)
+    times *= run.time.expected_s / mean_s * math.sqrt(1 + variance / mean_s**2)  # a log-normal mean from its median
+    times *= max(1 - elapsed_s / (times * mean_s), LEAST_LEFT)
+    parts = [
+        Component(times * part.mean_s, times * part.shared_s, times * part.group_s, times * part.own_s)
+        for part in parts
+    ]
+    return replace(run, components=tuple(parts))

@@ -12,17 +12,22 @@ from typing import Any
 
 from harness import plugins as registry
 from harness.core.effort import JobEffort
-from harness.core.job import PrepareModel, VariantJob
+from harness.core.job import Job, PrepareModel, VariantJob
 from harness.core.method import Method
+from harness.core.run import RunSpec
 from harness.core.site import Speeds
 from harness.core.workload import CalibrationRef, PerplexityWorkload
 from harness.models.memory import DTYPE_BITS
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
 
-BARE, IMPORTS, LIBRARY = 20.0, 28.0, 10.0
-"""In times that Python takes to start and to import NumPy: what surrounds every run, the imports of one that runs a
-model, and those of a method's own library."""
+SURROUNDING, SPAWNED = 4.0, 16.0
+"""In times that Python takes to start and to import NumPy: what surrounds every run, and what more surrounds one whose
+process is not forked from a warm server."""
+IMPORTS, LIBRARY = 28.0, 10.0
+"""In the same times: the imports of a run of a model, and those of a method's own library."""
+HASHED_TIMES = 12.0
+"""How often a byte could pass through memory while one is hashed: a run hashes the weights that it reads first."""
 FIRST_CALLS = 5.0
 """In the same times: what a model's first passes take longer than others."""
 REACHED = 0.55
@@ -64,16 +69,53 @@ class Work:
         return self.starting_s + self.computing_s
 
 
-def work(run: PlannedRun, speeds: Speeds, shares_process: bool = False) -> Work:
-    """``shares_process``: it goes on in the process of an earlier run, with the model that is loaded there."""
+@dataclass(frozen=True)
+class Start:
+    """How a run's process starts: it is that of the run before (``shared``), or ``spawned``, or else forked.
+
+    ``imports``: whether it waits for what all runs of a model import; ``library``: for what its method imports.
+    """
+
+    shared: bool = False
+    spawned: bool = False
+    imports: bool = False
+    library: bool = False
+
+    def seconds(self, speeds: Speeds) -> float:
+        if self.shared:
+            return SEEN_AGAIN_S
+        units = SURROUNDING + self.spawned * SPAWNED + self.imports * IMPORTS + self.library * LIBRARY
+        return units * speeds.start_s
+
+
+class Starts:
+    """The starts of a sweep's runs, in their order: what a stack's warm server has imported, later runs find there."""
+
+    def __init__(self, spawned: bool) -> None:
+        self._spawned = spawned
+        self._imported: set[tuple[str, ...]] = set()
+
+    def add(self, spec: RunSpec, shared: bool) -> Start:
+        """The next run's start. Raises UsageError for a method that is not installed."""
+        if shared:
+            return Start(shared=True)
+        method = _method_of(spec.job)
+        library = () if method is None else method.packages
+        if self._spawned:
+            return Start(spawned=True, imports=spec.job.effort.runs_model, library=bool(library))
+        stack, own = (spec.stack,), (spec.stack, *library)
+        found = Start(imports=stack not in self._imported, library=own not in self._imported and own != stack)
+        self._imported |= {stack, own}
+        return found
+
+
+def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
+    """Of a run whose process starts in that way."""
     effort, size = run.spec.job.effort, run.size or UNKNOWN
     model = _Model(run, size, speeds)
     computing_s = effort.apart_s + model.generating_s(effort) + model.quantizing_s(effort.calibration)
-    if shares_process:
-        starting_s = SEEN_AGAIN_S
-    else:
-        imports = BARE + effort.runs_model * IMPORTS + model.imports_library * LIBRARY
-        starting_s = imports * speeds.start_s
+    starting_s = start.seconds(speeds) + (model.hashing_s if run.spec.needs else 0.0)
+    if not start.shared:
         computing_s += effort.loads * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
     tokens = effort.tokens + (_tokens(effort.scored) if effort.scored else 0)
     computing_s += model.reading_s(tokens, compared=effort.compared)
@@ -91,6 +133,13 @@ def _tokens(scored: PerplexityWorkload) -> int:
     return int(file.stat().st_size / CHARACTERS_PER_TOKEN) if file and known else UNKNOWN_TOKENS
 
 
+def _method_of(job: Job) -> Method[Any] | None:
+    """None for a run on the unquantized model. Raises UsageError if the method is not installed."""
+    if not isinstance(job, VariantJob) or job.variant.method.stage not in ("on_load", "offline"):
+        return None
+    return registry.method(job.variant.method.name)
+
+
 @dataclass(frozen=True)
 class _Model:
     """A run's model with its method, at a machine's speeds."""
@@ -101,16 +150,12 @@ class _Model:
 
     @property
     def _method(self) -> Method[Any] | None:
-        """None for a run on the unquantized model."""
-        job = self.run.spec.job
-        if not isinstance(job, VariantJob) or job.variant.method.stage not in ("on_load", "offline"):
-            return None
-        return registry.method(job.variant.method.name)
+        return _method_of(self.run.spec.job)
 
     @property
-    def imports_library(self) -> bool:
-        """Whether the method comes with a library of its own."""
-        return self._method is not None and bool(self._method.packages)
+    def hashing_s(self) -> float:
+        """Hashes the weights that it reads from the cache."""
+        return self._weight_bytes * HASHED_TIMES / self.speeds.bandwidth_byte_per_s
 
     @property
     def _params(self) -> Any:
