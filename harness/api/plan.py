@@ -65,6 +65,8 @@ def plan_with_state(
     """
     chosen = load_recipe(recipe)
     here = local_site(cache, pythons, chosen.device)
+    if here.artifacts.shared is not None:
+        here.artifacts.shared.refuse_unreachable()
     anonymizer = Anonymizer.here(chosen.folder_of(()), here.artifacts.root)
     machine = here.machine(chosen.device)
     if machine.gpu_problem:

@@ -46,7 +46,8 @@ def run(
     ``pythons`` are the caller's own interpreters, by stack. ``allow_leak`` lets calibration overlap the evaluation.
     ``executor`` says where the runs execute: by default on this machine.
     What interrupted sweeps left (processes, temporary and unfinished files) is removed first.
-    ``results`` may be a URL such as ``s3://bucket/results``.
+    ``results`` may be a URL such as ``s3://bucket/results``, and so may ``cache``: then artifacts are kept in the
+    user's cache folder, and shared at the URL.
     With ``paranoid`` the files that a run read are hashed again after each run, not only at the end.
     If ``create_stacks`` is given, missing stacks that the recipe needs are created first; it receives progress
     messages. ``on_event`` receives the events of the sweep.
@@ -56,6 +57,8 @@ def run(
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     site = local_site(cache, pythons, chosen.device)
+    if site.artifacts.shared is not None:
+        site.artifacts.shared.refuse_unreachable()
     debris = clear([site.artifacts.root, *([] if is_url(results) else [local_path(results)])])
     if debris:
         on_event(Cleared(debris))

@@ -33,6 +33,14 @@ CacheFolder = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads it at run time
     typer.Option("--cache", metavar="DIR", help="Folder of checkpoints and references (or $QHARNESS_CACHE)."),
 ]
+CacheLocation = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--cache",
+        metavar="DIR|URL",
+        help="Folder of checkpoints and references (or $QHARNESS_CACHE), or the URL where machines share them.",
+    ),
+]
 Pythons = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--python", metavar="NAME=PATH", help="Your own interpreter for a stack; may be repeated."),

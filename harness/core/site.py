@@ -126,6 +126,13 @@ class Artifacts(Protocol):
         """Deletes a run's artifact, if there is one. Raises OSError if it cannot."""
         ...
 
+    def share(self, spec: RunSpec) -> None:
+        """Sends a run's new artifact to where other sites find it, if there is such a place.
+
+        Raises OSError if that fails, and ResultsError for a damaged one.
+        """
+        ...
+
 
 class Site(Protocol):
     """Where a sweep runs. Planning queries the site, never its own process."""

@@ -37,6 +37,8 @@ from harness.stacks.variables import for_workers
 from harness.storage.cache import Cache
 from harness.storage.disk import is_full
 from harness.storage.json_codec import encode
+from harness.storage.objects import Objects, is_url, local_path
+from harness.storage.shared_cache import SharedCache
 
 if TYPE_CHECKING:
     from harness.execution.executors import ExecutorChoice
@@ -103,10 +105,12 @@ def local_site(
 ) -> LocalSite:
     """This machine with a cache folder (default: the user's), the stacks below it, and the user's interpreters.
 
+    If ``cache`` is a URL, artifacts are shared there, and the folder is the user's.
     ``device`` is the recipe's; stacks have other builds for a GPU.
     """
-    root = Path(cache) if cache else cache_folder()
-    return LocalSite(Cache(root), Stacks(root.absolute() / "stacks", pythons or {}, device))
+    shared = SharedCache(Objects(str(cache))) if cache and is_url(cache) else None
+    root = local_path(cache) if cache and shared is None else cache_folder()
+    return LocalSite(Cache(root, shared=shared), Stacks(root.absolute() / "stacks", pythons or {}, device))
 
 
 @dataclass(frozen=True)

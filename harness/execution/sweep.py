@@ -27,6 +27,7 @@ from harness.core.label import Fact
 from harness.core.record import Damaged, Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Artifacts, Node
+from harness.errors import ResultsError
 from harness.execution.debris import Debris
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
@@ -114,6 +115,14 @@ class ArtifactDamaged:
 
 
 @dataclass(frozen=True)
+class NotShared:
+    """What a run made could not be sent to the shared cache; it is in the cache of this machine."""
+
+    spec: RunSpec
+    reason: str
+
+
+@dataclass(frozen=True)
 class TakenIn:
     """A run that an earlier sweep could not save, and kept in its spill folder, is now among the results."""
 
@@ -180,6 +189,7 @@ Event = (
     | DamageFound
     | Verifying
     | ArtifactDamaged
+    | NotShared
     | TakenIn
     | Expected
     | Remaining
@@ -221,6 +231,13 @@ class _Sweep:
             self.remove(spec)
             return None
         return kept
+
+    def share(self, spec: RunSpec) -> None:
+        """Sends what a run made to where other machines find it; the sweep goes on if that fails."""
+        try:
+            self.artifacts.share(spec)
+        except (OSError, ResultsError) as error:
+            self.on_event(NotShared(spec, (error.strerror if isinstance(error, OSError) else None) or str(error)))
 
     def remove(self, spec: RunSpec) -> None:
         """Removes an artifact that must not be used; if it cannot be removed, the sweep ends."""
@@ -515,7 +532,10 @@ class _Progress:
             )
         except RunLost as error:
             return _Loss(attempt, error, time.perf_counter() - attempt.began_s)
-        return _Execution(attempt, outcome, log, time.perf_counter() - attempt.began_s)
+        wall_s = time.perf_counter() - attempt.began_s
+        if outcome.status == "ok":
+            sweep.share(spec)
+        return _Execution(attempt, outcome, log, wall_s)
 
     def _record(self, attempt: _Attempt, outcome: Outcome, log: bytes | None, wall_s: float) -> None:
         sweep, spec = self._sweep, attempt.planned.spec

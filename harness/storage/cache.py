@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import errno
 import json
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from harness.core.foreign import parse_json, read_file
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
+from harness.core.owner import current_owner
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
@@ -38,6 +40,7 @@ from harness.storage.folder_seal import (
     with_seal,
 )
 from harness.storage.json_codec import decode, encode
+from harness.storage.shared_cache import SharedCache
 
 OUTCOME = "outcome.json"
 MAX_OUTCOME_BYTES = 64 * 2**20
@@ -68,10 +71,15 @@ class _Kept:
 
 @dataclass(frozen=True)
 class Cache:
-    """One folder per run_id under a root."""
+    """One folder per run_id under a root.
+
+    What is not there may be ``shared``, at a URL: its outcome is known from there, ``damage`` with ``read_data``
+    fetches it, and ``share`` sends what was made here. A store that cannot be reached costs time, and no run.
+    """
 
     root: Path
     disk: Disk = field(default_factory=Disk, compare=False, repr=False)
+    shared: SharedCache | None = field(default=None, compare=False, repr=False)
 
     def folder(self, kind: str, run_id: str) -> Path:
         return self.root / kind / run_id
@@ -108,14 +116,55 @@ class Cache:
             return None
         folder = self.folder(spec.kind, spec.run_id)
         try:
+            if self.shared is not None and not folder.exists():
+                there = _read_shared(self.shared, spec)
+                return None if there is None else there[0].outcome
             kept = _read(folder, spec.kind, spec.run_id)
-        except ResultsError:
+        except (ResultsError, OSError):
             return None
         return None if _changed(folder, kept, read_data=False) else kept.outcome
 
     def damage(self, spec: RunSpec, read_data: bool) -> str | None:
-        """What is wrong with the spec's folder; None if nothing is, or there is none."""
-        return self._damage(spec.kind, spec.run_id, read_data) if spec.job.cached else None
+        """What is wrong with the spec's folder; None if nothing is, or there is none.
+
+        With ``read_data`` a shared folder is fetched before, and what is wrong with it is found.
+        """
+        if not spec.job.cached:
+            return None
+        if read_data and self.shared is not None and not self.folder(spec.kind, spec.run_id).exists():
+            return self._fetch(self.shared, spec)
+        return self._damage(spec.kind, spec.run_id, read_data)
+
+    def _fetch(self, shared: SharedCache, spec: RunSpec) -> str | None:
+        """Why a shared folder could not be fetched; None if it is here now, or there is none."""
+        token = f"{current_owner()}-{secrets.token_hex(4)}"
+        try:
+            there = _read_shared(shared, spec)
+            if there is None:
+                return None
+            kept, seal, content = there
+            with self.filling(spec, token) as part:
+                shared.fetch(spec.kind, spec.run_id, seal, kept.files or (), part)
+                self.disk.write(part / OUTCOME, content)
+                self._rename(spec, part)
+        except ResultsError as error:
+            with suppress(OSError):  # the next sweep finds it again
+                shared.remove(spec.kind, spec.run_id, OUTCOME)
+            return str(error)
+        except OSError as error:
+            return f"{shared.objects.at(f'{spec.kind}/{spec.run_id}')}: cannot be fetched: {error.strerror}"
+        return None
+
+    def share(self, spec: RunSpec) -> None:
+        """Sends the run's folder to where it is shared. Raises OSError, or ResultsError if the folder is damaged."""
+        folder = self.folder(spec.kind, spec.run_id)
+        if self.shared is None or not spec.job.cached or not folder.exists():  # one that is suspect was not kept
+            return
+        kept = _read(folder, spec.kind, spec.run_id)
+        if kept.files is not None and not self._is_shared(self.shared, spec):
+            content = read_file(folder / OUTCOME, MAX_OUTCOME_BYTES, ResultsError)
+            seal = parse_json(content, OUTCOME, ResultsError)[SEAL]
+            self.shared.send(spec.kind, spec.run_id, seal, kept.files, folder, (OUTCOME, content))
 
     def _damage(self, kind: str, run_id: str, read_data: bool) -> str | None:
         folder = self.folder(kind, run_id)
@@ -126,10 +175,21 @@ class Cache:
         except ResultsError as error:
             return str(error)
 
+    def _is_shared(self, shared: SharedCache, spec: RunSpec) -> bool:
+        """Whether another machine sent the folder before. Deletes what it sent if that cannot be used."""
+        try:
+            return _read_shared(shared, spec) is not None
+        except ResultsError:
+            shared.remove(spec.kind, spec.run_id, OUTCOME)
+            return False
+
     def remove(self, spec: RunSpec) -> None:
-        """Deletes a run's folder, if there is one. Raises OSError if it cannot be deleted."""
-        if spec.job.cached:
-            self.disk.remove(self.folder(spec.kind, spec.run_id))
+        """Deletes a run's folder, if there is one, also where it is shared. Raises OSError if it cannot be deleted."""
+        folder = self.folder(spec.kind, spec.run_id)
+        if spec.job.cached and folder.exists():  # a damaged shared one was deleted when it was fetched
+            if self.shared is not None:
+                self.shared.remove(spec.kind, spec.run_id, OUTCOME)
+            self.disk.remove(folder)
 
     def _discard(self, folder: Path) -> str:
         """Removes a damaged folder; returns what the user must know about that."""
@@ -159,11 +219,15 @@ class Cache:
 
         Hashes every file, so its time belongs to no phase of the run.
         """
-        final = self.folder(spec.kind, spec.run_id)
         stored = Anonymizer.here(cache=self.root).outcome(outcome)
         kept = _Kept(SCHEMA_VERSION, stored, spec.kind, spec.run_id, seal_files(part))
         content = json.dumps(with_seal(json.loads(encode(kept).encode(errors="replace"))), allow_nan=False)
         self.disk.write(part / OUTCOME, content.encode())
+        self._rename(spec, part)
+
+    def _rename(self, spec: RunSpec, part: Path) -> None:
+        """Gives a sealed folder its name, unless there is one that is whole."""
+        final = self.folder(spec.kind, spec.run_id)
         while True:
             if self._damage(spec.kind, spec.run_id, read_data=False) is not None:
                 self.disk.remove(final)
@@ -222,8 +286,27 @@ class Cache:
 
 def _read(folder: Path, kind: str, run_id: str) -> _Kept:
     """The content of a folder's ``outcome.json``. Raises ResultsError if it is not as it was written for this run."""
-    path = folder / OUTCOME
-    raw = parse_json(read_file(path, MAX_OUTCOME_BYTES, ResultsError), str(path), ResultsError)
+    path = str(folder / OUTCOME)
+    return _parsed(read_file(folder / OUTCOME, MAX_OUTCOME_BYTES, ResultsError), path, kind, run_id)
+
+
+def _read_shared(shared: SharedCache, spec: RunSpec) -> tuple[_Kept, str, bytes] | None:
+    """The content of a shared ``outcome.json``, its seal and its bytes; None if there is none.
+
+    Raises ResultsError if it is not as it was written for this run; OSError.
+    """
+    content = shared.outcome(spec.kind, spec.run_id, OUTCOME, MAX_OUTCOME_BYTES)
+    if content is None:
+        return None
+    name = shared.objects.at(f"{spec.kind}/{spec.run_id}/{OUTCOME}")
+    kept = _parsed(content, name, spec.kind, spec.run_id)
+    if kept.files is None:
+        raise ResultsError(f"{name}: its seal is missing")
+    return kept, parse_json(content, name, ResultsError)[SEAL], content
+
+
+def _parsed(content: bytes, path: str, kind: str, run_id: str) -> _Kept:
+    raw = parse_json(content, path, ResultsError)
     if not isinstance(raw, dict):
         raise ResultsError(f"{path}: not the outcome of a run")
     whole = raw if "schema_version" in raw else {"schema_version": 1, "outcome": raw}
@@ -234,7 +317,7 @@ def _read(folder: Path, kind: str, run_id: str) -> _Kept:
             raise ResultsError(f"{path}: belongs to another folder, {raw.get('kind')}/{raw.get('run_id')}")
     elif _version(whole) > LAST_UNSEALED or "files" in raw:
         raise ResultsError(f"{path}: its seal is missing")
-    return decode(_Kept, upgrade(whole, str(path)), str(path))
+    return decode(_Kept, upgrade(whole, path), path)
 
 
 def _version(raw: dict[str, Any]) -> int:

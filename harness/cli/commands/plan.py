@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, below, interpreters
+from harness.cli.options import (
+    AllowLeak,
+    AsJson,
+    CacheLocation,
+    Pythons,
+    RecipeFile,
+    ResultsFolder,
+    below,
+    interpreters,
+)
 
 
 def plan(
     recipe: RecipeFile,
     results: ResultsFolder = "results",
-    cache: CacheFolder = None,
+    cache: CacheLocation = None,
     pythons: Pythons = None,
     allow_leak: AllowLeak = False,
     as_json: AsJson = False,

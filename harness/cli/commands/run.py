@@ -8,7 +8,16 @@ from typing import Annotated, Optional
 import typer
 
 from harness.cli import interrupts
-from harness.cli.options import AllowLeak, AsJson, CacheFolder, Pythons, RecipeFile, ResultsFolder, below, interpreters
+from harness.cli.options import (
+    AllowLeak,
+    AsJson,
+    CacheLocation,
+    Pythons,
+    RecipeFile,
+    ResultsFolder,
+    below,
+    interpreters,
+)
 from harness.errors import ExitCode
 from harness.report.terminal import say
 
@@ -16,7 +25,7 @@ from harness.report.terminal import say
 def run(
     recipe: RecipeFile,
     results: ResultsFolder = "results",
-    cache: CacheFolder = None,
+    cache: CacheLocation = None,
     pythons: Pythons = None,
     create_stacks: Annotated[
         bool, typer.Option("--create-stacks", help="First create the stacks that the recipe needs.")

@@ -54,6 +54,7 @@ def _lines(event: Event) -> tuple[list[str], str]:
         Forecasted,
         GpuUnused,
         Lost,
+        NotShared,
         TakenIn,
         Waiting,
         Withdrawn,
@@ -77,6 +78,8 @@ def _lines(event: Event) -> tuple[list[str], str]:
         if event.moved_to is None:
             return [event.damaged.remark], "red"
         return [f"damaged, so moved to {shown(event.moved_to)} and made again: {event.damaged.sentence}"], "red"
+    if isinstance(event, NotShared):
+        return [f"{event.spec.title}: not sent to the shared cache", f"    {event.reason}"], "yellow"
     if isinstance(event, ArtifactDamaged):
         title = event.spec.title
         return [f"{title}: its artifact in the cache was damaged and is removed", f"    {event.reason}"], "yellow"
@@ -132,6 +135,7 @@ def _json(event: Event) -> None:
         Forecasted,
         GpuUnused,
         Lost,
+        NotShared,
         PhaseBegan,
         Remaining,
         TakenIn,
@@ -159,6 +163,9 @@ def _json(event: Event) -> None:
         return
     if isinstance(event, Verifying):
         terminal.print_json({"event": "verifying", **event.spec.names()})
+        return
+    if isinstance(event, NotShared):
+        terminal.print_json({"event": "not_shared", **event.spec.names(), "reason": event.reason})
         return
     if isinstance(event, ArtifactDamaged):
         names = event.spec.names()

@@ -1,0 +1,165 @@
+"""Artifacts that machines share at a URL: whole and as they were made, or made again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import count
+from pathlib import Path
+
+import pytest
+from object_store import ObjectStore, served
+from run_specs import run_spec
+
+from harness.core.model import MethodRef
+from harness.core.record import Measurement, Outcome
+from harness.errors import ResultsError
+from harness.storage.cache import OUTCOME, Cache
+from harness.storage.objects import Objects
+from harness.storage.shared_cache import SharedCache
+
+NUMBERS = count()
+ARTIFACT = run_spec("quantize", method=MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline"))
+MADE = Outcome("ok", measurements=(Measurement("degrid_kl", 1, "nat", "lower", "exact", (0.25,)),))
+WEIGHTS = bytes(range(256)) * 40
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with served() as store:
+        yield store
+
+
+@pytest.fixture
+def objects(server: ObjectStore) -> Objects:
+    return Objects(server.bucket(f"cache-{next(NUMBERS)}") + "/cache")
+
+
+@pytest.fixture
+def machine(objects: Objects, tmp_path: Path) -> Callable[[str], Cache]:
+    return cache(lambda name: Cache(tmp_path / name, shared=SharedCache(objects)))
+
+
+def make(artifacts: Cache, content: bytes = WEIGHTS) -> None:
+    with artifacts.filling(ARTIFACT, "t") as part:
+        (part / "model.safetensors").write_bytes(content)
+        (part / "inner").mkdir()
+        (part / "inner" / "config.json").write_bytes(b"")
+        artifacts.publish(ARTIFACT, part, MADE)
+
+
+def weights(artifacts: Cache) -> bytes:
+    return (artifacts.folder("quantize", ARTIFACT.run_id) / "model.safetensors").read_bytes()
+
+
+def test_what_one_machine_made_another_need_not_make(machine: Callable[[str], Cache]) -> None:
+    assert machine("b").outcome(ARTIFACT) is None
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    assert machine("b").outcome(ARTIFACT) == MADE
+    assert not machine("b").folder("quantize", ARTIFACT.run_id).exists(), "its outcome is known without its files"
+    assert machine("b").damage(ARTIFACT, read_data=False) is None
+    assert machine("b").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("b")) == WEIGHTS
+    ours, theirs = (machine(name).folder("quantize", ARTIFACT.run_id) for name in "ab")
+    assert (ours / OUTCOME).read_bytes() == (theirs / OUTCOME).read_bytes()
+    assert Cache(machine("b").root).damage(ARTIFACT, read_data=True) is None, "also without the URL"
+
+
+def test_the_first_of_two_machines_counts(machine: Callable[[str], Cache]) -> None:
+    for name, content in (("a", WEIGHTS), ("b", WEIGHTS[::-1])):
+        make(machine(name), content)
+    for name in "ab":
+        machine(name).share(ARTIFACT)
+    assert machine("c").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("c")) == WEIGHTS
+
+
+def test_two_that_send_at_once_never_mix(machine: Callable[[str], Cache], objects: Objects) -> None:
+    """The second sent its files before the first's outcome was there."""
+    for name, content in (("a", WEIGHTS), ("b", WEIGHTS[::-1])):
+        make(machine(name), content)
+    late = machine("b")
+    object.__setattr__(late, "_is_shared", lambda shared, spec: bool(machine("a").share(spec)))
+    late.share(ARTIFACT)
+    assert machine("c").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("c")) == WEIGHTS
+    assert len(objects.list()) == 3, "what the second sent is deleted"
+
+
+@pytest.mark.parametrize("what", ["cut", "changed", "gone", "outcome", "seal"])
+def test_a_damaged_copy_is_reported_and_made_again(
+    machine: Callable[[str], Cache], objects: Objects, what: str
+) -> None:
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    names = {name.rpartition("/")[2]: name for name in objects.list()}
+    weight, outcome = names["model.safetensors"], names[OUTCOME]
+    if what == "gone":
+        objects.delete([weight])
+    elif what == "outcome":
+        objects.write(outcome, objects.read(outcome, 10_000)[:-10])
+    elif what == "seal":
+        raw = json.loads(objects.read(outcome, 10_000))
+        raw["files"][0]["path"] = "../../escaped"
+        objects.write(outcome, json.dumps(raw).encode())
+    else:
+        objects.write(weight, WEIGHTS[:-1] if what == "cut" else WEIGHTS[:-1] + b"x")
+    other = machine("b")
+    known = other.outcome(ARTIFACT)
+    reason = other.damage(ARTIFACT, read_data=True)
+    assert reason is not None
+    assert reason.startswith(f"{objects.url}/quantize/{ARTIFACT.run_id}")
+    assert (known is None) == (what in ("outcome", "seal"))
+    assert [path for path in other.root.rglob("*") if path.is_file()] == []
+    assert other.outcome(ARTIFACT) is None, "the damaged copy is deleted"
+    make(other)
+    other.share(ARTIFACT)
+    assert machine("c").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("c")) == WEIGHTS
+
+
+def test_what_must_not_be_used_is_deleted_everywhere(machine: Callable[[str], Cache], objects: Objects) -> None:
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    machine("a").remove(ARTIFACT)
+    assert objects.list() == {}
+    assert machine("a").outcome(ARTIFACT) is None
+
+
+def test_a_store_that_cannot_be_reached_costs_no_run(
+    machine: Callable[[str], Cache], objects: Objects, server: ObjectStore
+) -> None:
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    make(machine("c"))
+    with server.failing(lambda method, path, number: "500"):
+        assert machine("b").outcome(ARTIFACT) is None
+        assert "cannot be fetched" in (machine("b").damage(ARTIFACT, read_data=True) or "")
+        with pytest.raises(OSError, match="s3://"):
+            machine("c").share(ARTIFACT)
+    assert len(objects.list()) == 3, "nothing that is whole was deleted"
+    assert machine("c").outcome(ARTIFACT) == MADE
+
+
+def test_an_outage_while_it_is_sent_or_fetched_leaves_no_half(
+    machine: Callable[[str], Cache], objects: Objects, server: ObjectStore
+) -> None:
+    make(machine("a"))
+    with (
+        server.failing(lambda method, path, number: "lost" if method == "PUT" and OUTCOME in path else None),
+        pytest.raises(OSError, match="outcome"),
+    ):
+        machine("a").share(ARTIFACT)
+    assert machine("b").outcome(ARTIFACT) is None
+    machine("a").share(ARTIFACT)
+    with server.failing(lambda method, path, number: "truncated" if "safetensors" in path else None):
+        assert machine("b").damage(ARTIFACT, read_data=True) is not None
+    assert [path for path in machine("b").root.rglob("*") if path.is_file()] == []
+    assert machine("c").damage(ARTIFACT, read_data=True) is None
+
+
+def test_a_wrong_url_is_known_before_a_sweep(tmp_path: Path, server: ObjectStore) -> None:
+    with pytest.raises(ResultsError, match=r"--cache: s3://no-such-bucket/cache: cannot list"):
+        SharedCache(Objects("s3://no-such-bucket/cache")).refuse_unreachable()
