@@ -1,0 +1,238 @@
+"""Every command that takes a results folder takes a URL, on a real S3 server: the answers are those of the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+
+import pytest
+from object_store import ObjectStore, served
+from run_specs import run_spec
+from typer.testing import CliRunner, Result
+
+import harness
+from harness.api.locations import open_results
+from harness.api.merge import merge
+from harness.api.results import read_named
+from harness.api.verify import verify
+from harness.cli.app import app
+from harness.core.inputs import Input
+from harness.core.model import MethodRef, ModelRef
+from harness.core.record import Measurement, Outcome
+from harness.core.run import RunSpec
+from harness.core.site import HERE, Machine, Node
+from harness.errors import ExitCode, ResultsError, StorageError, UsageError
+from harness.execution.sweep import ArtifactDamaged, Ended, Event, NotShared, sweep
+from harness.planning.plan import PlannedRun
+from harness.storage.cache import Cache
+from harness.storage.objects import Objects
+from harness.storage.reading import read_records
+from harness.storage.shared_cache import SharedCache
+from harness.storage.store import Store
+
+EXAMPLE = Path(__file__).parents[2] / "results" / "example"
+NUMBERS = count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ObjectStore]:
+    with served() as store:
+        yield store
+
+
+@pytest.fixture(scope="module")
+def example(server: ObjectStore, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The example results, merged into a bucket."""
+    url = server.bucket("example") + "/results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QHARNESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        assert {each.action for each in merge([EXAMPLE], url)} == {"copied"}
+    return url
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QHARNESS_CACHE", str(tmp_path / "cache"))
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def files(root: Path) -> dict[str, bytes]:
+    visible = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(root)): path.read_bytes() for path in visible}
+
+
+def test_what_is_merged_into_a_bucket_and_back_is_the_same_to_the_byte(example: str, tmp_path: Path) -> None:
+    first = list(merge([example], tmp_path / "back"))
+    assert {each.action for each in first} == {"copied"}
+    assert all(each.path.startswith(f"{example}/") for each in first)
+    assert files(tmp_path / "back") == files(EXAMPLE)
+    again = command("merge", example, tmp_path / "back", "--into", example.replace("results", "all"), "--json")
+    assert [json.loads(line)["action"] for line in again.stdout.splitlines()] == [
+        *["copied"] * len(first),
+        *["already there"] * len(first),
+    ]
+    with pytest.raises(UsageError, match="is the target"):
+        merge([example], f"{example}/inner")
+
+
+def test_figures_are_those_of_the_folder(example: str, tmp_path: Path) -> None:
+    local, there = harness.load_results(EXAMPLE), harness.load_results(example)
+    assert there.drop(columns=["values", "item_ids"]).equals(local.drop(columns=["values", "item_ids"]))
+    assert [tuple(each) for each in there["values"]] == [tuple(each) for each in local["values"]]
+    assert harness.recommend(example) == harness.recommend(EXAMPLE)
+    session = read_records(EXAMPLE)[0].session
+    part = read_named(f"{example}@{session}", "results", tmp_path)
+    assert part.records == read_named(f"{EXAMPLE}@{session}", "results", tmp_path).records
+    assert part.name == f"{example}@{session}"
+    ours, theirs = (command("history", place, "--format", "csv").stdout for place in (EXAMPLE, example))
+    assert ours == theirs
+    compared = command("compare", EXAMPLE, example, "--format", "json")
+    assert compared.exit_code == command("compare", EXAMPLE, EXAMPLE).exit_code
+    assert example in compared.stdout
+
+
+def test_a_report_is_named_after_its_recipe(example: str, tmp_path: Path) -> None:
+    for place in (EXAMPLE, example):
+        out = tmp_path / str(place).partition(":")[0].strip("/").replace("/", "-")
+        assert command("report", place, "--out", out, "--format", "csv").exit_code == 0
+    ours, theirs = (
+        sorted(path.read_bytes() for path in out.rglob("*.csv")) for out in tmp_path.glob("*") if out.name != "cache"
+    )
+    assert ours == theirs
+
+
+def test_verify_reads_every_byte_that_is_there_now(example: str, server: ObjectStore) -> None:
+    url = server.bucket(f"verified-{next(NUMBERS)}") + "/results"
+    list(merge([EXAMPLE], url))
+    assert {each.state for each in verify(url)} == {each.state for each in verify(EXAMPLE)}
+    objects = Objects(url)
+    log = next(name for name in objects.list() if name.endswith("log.txt"))
+    objects.write(log, b"edited")
+    found = [each for each in verify(url) if each.state == "damaged"]
+    assert [each.path for each in found] == [objects.at(log.rpartition("/")[0])]
+    assert command("verify", url).exit_code == ExitCode.GATE_FAILED
+    objects.create("sweep/0123456789abcdef/1/.claim", b"an interrupted write")
+    assert [each.path for each in verify(url) if each.state == "debris"] == [f"{url}/sweep/0123456789abcdef/1"]
+    repaired = command("repair", url)
+    assert isinstance(repaired.exception, UsageError)
+    assert f"qharness merge {url} --into DIR" in str(repaired.exception)
+
+
+@pytest.mark.parametrize("name", ["report", "recommend", "history", "verify"])
+def test_what_is_not_there_is_one_message(name: str, server: ObjectStore) -> None:
+    ended = command(name, server.bucket(f"empty-{next(NUMBERS)}") + "/results")
+    assert isinstance(ended.exception, ResultsError)
+    ended = command(name, "s3://no-such-bucket/results")
+    assert isinstance(ended.exception, ResultsError)
+    assert "bucket does not exist" in str(ended.exception)
+
+
+class _Executor:
+    """Measures at once, in this process; what it quantizes is a file in the cache."""
+
+    def __init__(self, artifacts: Cache) -> None:
+        self.artifacts = artifacts
+        self.ran: list[str] = []
+
+    @property
+    def site(self) -> _Executor:
+        return self
+
+    def machine(self, device: str) -> Machine:
+        return Machine(device, "a test machine")
+
+    def nodes(self, device: str) -> tuple[Node, ...]:
+        return (HERE,)
+
+    def run(
+        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
+    ) -> tuple[Outcome, bytes]:
+        self.ran.append(spec.kind)
+        nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 2.0), item_ids=("0", "1"))
+        outcome = Outcome("ok", measurements=(nll,))
+        if spec.job.cached:
+            with self.artifacts.filling(spec, "t") as part:
+                (part / "model.safetensors").write_bytes(b"weights")
+                self.artifacts.publish(spec, part, outcome)
+        return outcome, b"measured\n"
+
+
+RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
+MADE = run_spec("quantize", "sweep", ModelRef("m", "m", "0" * 64, "directory", "/m"), RTN)
+
+
+def planned() -> list[PlannedRun]:
+    needs = {"quantize": MADE.run_id}
+    quality = run_spec("quality", "sweep", ModelRef("m", "m", "0" * 64, "directory", "/m"), RTN, needs=needs)
+    return [PlannedRun(MADE), PlannedRun(quality)]
+
+
+class TestSweep:
+    """Machines that share nothing but a bucket."""
+
+    @pytest.fixture
+    def url(self, server: ObjectStore) -> str:
+        return server.bucket(f"sweep-{next(NUMBERS)}")
+
+    def run(self, url: str, machine: Path, results: str = "results") -> tuple[list[str], list[Event]]:
+        store = open_results(f"{url}/{results}", machine)
+        executor = _Executor(Cache(machine, shared=SharedCache(Objects(f"{url}/cache"))))
+        events: list[Event] = []
+        sweep(planned(), store, executor, events.append, spill_roots=[machine / "spill"])  # type: ignore[arg-type]
+        return executor.ran, events
+
+    def test_what_one_machine_finished_another_does_not_repeat(self, url: str, tmp_path: Path) -> None:
+        assert self.run(url, tmp_path / "a")[0] == ["quantize", "quality"]
+        assert self.run(url, tmp_path / "b")[0] == []
+        assert self.run(url, tmp_path / "c", "other")[0] == ["quality"], "the artifact is fetched"
+        assert len(open_results(f"{url}/results").read().records) == 2
+        assert len(open_results(f"{url}/other").read().records) == 2
+
+    def test_a_damaged_artifact_is_reported_and_made_again(self, url: str, tmp_path: Path) -> None:
+        self.run(url, tmp_path / "a")
+        cache = Objects(f"{url}/cache")
+        weights = next(name for name in cache.list() if name.endswith("safetensors"))
+        cache.write(weights, b"changed")
+        ran, events = self.run(url, tmp_path / "b", "other")
+        assert ran == ["quantize", "quality"]
+        assert [
+            each.reason.startswith(f"{url}/cache/quantize") for each in events if isinstance(each, ArtifactDamaged)
+        ] == [True]
+        assert cache.read(next(name for name in cache.list() if name.endswith("safetensors")), 10) == b"weights"
+
+    def test_a_cache_that_takes_nothing_costs_no_run(self, url: str, tmp_path: Path, server: ObjectStore) -> None:
+        with server.failing(lambda method, path, number: "500" if "/cache/" in path and method == "PUT" else None):
+            ran, events = self.run(url, tmp_path / "a")
+        assert ran == ["quantize", "quality"]
+        (missed,) = (each for each in events if isinstance(each, NotShared))
+        assert missed.spec == MADE
+        assert [each.record.status for each in events if isinstance(each, Ended)] == ["ok", "ok"]
+
+    def test_a_bucket_that_goes_away_loses_and_doubles_nothing(
+        self, url: str, tmp_path: Path, server: ObjectStore
+    ) -> None:
+        with (
+            server.failing(
+                lambda method, path, number: "500" if path.endswith("record.json") and method == "PUT" else None
+            ),
+            pytest.raises(StorageError, match="kept in"),
+        ):
+            self.run(url, tmp_path / "a")
+        assert open_results(f"{url}/results").read().records == ()
+        assert self.run(url, tmp_path / "a")[0] == ["quality"]
+        found = open_results(f"{url}/results").read()
+        assert sorted(each.spec.kind for each in found.records) == ["quality", "quantize"]
+        assert found.damaged == ()
+        assert not list((tmp_path / "a" / "spill").rglob("record.json"))
+
+    def test_a_copy_of_the_folder_is_a_folder_of_results(self, url: str, tmp_path: Path) -> None:
+        self.run(url, tmp_path / "a")
+        copy = open_results(f"{url}/results", tmp_path / "b").place.local()
+        shutil.copytree(copy, tmp_path / "copy")
+        assert Store(tmp_path / "copy").read().records == open_results(f"{url}/results").read().records
