@@ -71,7 +71,7 @@ def test_what_is_merged_into_a_bucket_and_back_is_the_same_to_the_byte(example: 
     first = list(merge([example], tmp_path / "back"))
     assert {each.action for each in first} == {"copied"}
     assert all(each.path.startswith(f"{example}/") for each in first)
-    assert files(tmp_path / "back") == files(EXAMPLE)
+    assert files(tmp_path / "back" / "example") == files(EXAMPLE)
     again = command("merge", example, tmp_path / "back", "--into", example.replace("results", "all"), "--json")
     assert [json.loads(line)["action"] for line in again.stdout.splitlines()] == [
         *["copied"] * len(first),
@@ -112,10 +112,10 @@ def test_verify_reads_every_byte_that_is_there_now(example: str, server: ObjectS
     list(merge([EXAMPLE], url))
     assert {each.state for each in verify(url)} == {each.state for each in verify(EXAMPLE)}
     objects = Objects(url)
-    log = next(name for name in objects.list() if name.endswith("log.txt"))
-    objects.write(log, b"edited")
+    edited = next(name for name in objects.list() if name.endswith("record.json"))
+    objects.write(edited, objects.read(edited, 2**20).replace(b'"ok"', b'"OK"', 1))
     found = [each for each in verify(url) if each.state == "damaged"]
-    assert [each.path for each in found] == [objects.at(log.rpartition("/")[0])]
+    assert [each.path for each in found] == [objects.at(edited.rpartition("/")[0])]
     assert command("verify", url).exit_code == ExitCode.GATE_FAILED
     objects.create("sweep/0123456789abcdef/1/.claim", b"an interrupted write")
     assert [each.path for each in verify(url) if each.state == "debris"] == [f"{url}/sweep/0123456789abcdef/1"]

@@ -158,7 +158,7 @@ def test_only_what_is_new_is_fetched(machine: Callable[[str], Store], server: Ob
     machine("a").save(record(), LOG)
     reader = machine("b")
     reader.read()
-    kept = reader.root / "sweep" / ".index"
+    kept = reader.root / "sweep" / ".kept"
     kept.write_bytes(b"what a reader keeps beside the results")
     machine("a").save(record(2), LOG)
     with server.failing(lambda method, path, number: None) as requests:
