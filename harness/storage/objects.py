@@ -267,7 +267,8 @@ class Objects:
         try:
             system, path = url_to_fs(self.url, **settings)
         except ImportError as error:
-            raise UsageError(f"{self.at('')}: {error}") from None
+            extra = "; pip install 'qharness[s3]'" if self._protocol == "s3" else ""
+            raise UsageError(f"{self.at('')}: {error}{extra}") from None
         except ValueError as error:
             raise UsageError(f"{self.at('')}: {shortened(str(error), MAX_REASON)}") from None
         if self._protocol == "s3":
