@@ -7,11 +7,12 @@ stays.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,7 @@ from harness.core.identity import digest
 from harness.core.owner import current_owner
 from harness.errors import ResultsError
 from harness.storage.objects import Listed, Objects
+from harness.storage.pack import PACK
 from harness.storage.reading import MAX_FOLDER_DEPTH
 from harness.storage.seal import MAX_BYTES, RECORD
 
@@ -73,8 +75,10 @@ class Mirror:
                     del known[name]
                 new = [each for each in wanted.values() if not self._has(each, known.get(each.name))]
                 try:
-                    for each, content in self.objects.read_all(new):
-                        known[each.name] = self._keep(each, content)
+                    for each in (pack for pack in new if _is_pack(pack.name)):
+                        known[each.name] = [each.version, each.bytes, self._fetch(each)]
+                    for each, content in self.objects.read_all([other for other in new if not _is_pack(other.name)]):
+                        known[each.name] = [each.version, each.bytes, self._write(each.name, content)]
                 except FileNotFoundError:
                     if left == 0:
                         raise
@@ -108,17 +112,30 @@ class Mirror:
             return False
         return status.st_mtime_ns == known[2] and status.st_size == listed.bytes
 
-    def _keep(self, listed: Listed, content: bytes) -> list[str | int]:
-        return [listed.version, listed.bytes, self._write(listed.name, content)]
-
     def _write(self, name: str, content: bytes) -> int:
         """Writes a file, which appears whole; returns its time of change."""
+        with self._appearing(name) as part:
+            part.write_bytes(content)
+        return (self.root / name).stat().st_mtime_ns
+
+    def _fetch(self, listed: Listed) -> int:
+        """The same for an object that may be larger than memory."""
+        with self._appearing(listed.name) as part:
+            self.objects.fetch(listed, part)
+            if part.stat().st_size != listed.bytes:
+                raise OSError(errno.EIO, f"{self.objects.at(listed.name)}: {part.stat().st_size} bytes were read")
+        return (self.root / listed.name).stat().st_mtime_ns
+
+    @contextmanager
+    def _appearing(self, name: str) -> Iterator[Path]:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name}.{current_owner()}.part")
-        part.write_bytes(content)
-        part.replace(path)
-        return path.stat().st_mtime_ns
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     def _forget(self, name: str) -> None:
         path = self.root / name
@@ -137,7 +154,7 @@ def _results(listed: Mapping[str, Listed]) -> dict[str, Listed]:
     found = {}
     for name, each in listed.items():
         path = PurePosixPath(name)
-        limit = MAX_BYTES.get(path.name)
+        limit = each.bytes if _is_pack(name) else MAX_BYTES.get(path.name)
         if limit is not None and not _is_unfinished(str(path.parent), listed) and _is_plain(name):
             found[name] = replace(each, bytes=min(each.bytes, limit + 1))
     return found
@@ -151,6 +168,10 @@ def unfinished(listed: Mapping[str, Listed]) -> tuple[str, ...]:
 
 def _is_unfinished(folder: str, listed: Mapping[str, Listed]) -> bool:
     return f"{folder}/{CLAIM}" in listed and f"{folder}/{RECORD}" not in listed
+
+
+def _is_pack(name: str) -> bool:
+    return name.rpartition("/")[2] == PACK
 
 
 def _is_plain(name: str) -> bool:

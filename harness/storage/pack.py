@@ -82,6 +82,13 @@ def packed(folder: Path) -> tuple[Pack, Mapping[str, Member]] | None:
     return None if pack is None or members is None else (pack, members)
 
 
+def names_in_pack(folder: Path) -> set[str]:
+    """What a pack has directly in a folder: the attempts of a run, or the files of an attempt."""
+    found, pack = packed(folder), pack_of(folder.parent)
+    inside = [] if pack is None else [key.split("/") for key in pack.attempts]
+    return {*(() if found is None else found[1]), *(number for run, number in inside if run == folder.name)}
+
+
 def file_names(folder: Path) -> set[str]:
     """The names of all that an attempt has, wherever it is kept. Raises OSError if it cannot be listed."""
     found = packed(folder)

@@ -19,7 +19,7 @@ from harness.core.foreign import shown
 from harness.core.owner import current_owner
 from harness.errors import ResultsError
 from harness.storage.disk import Disk
-from harness.storage.pack import pack_of, packed, read_attempt_file, without
+from harness.storage.pack import names_in_pack, packed, read_attempt_file, without
 
 
 class StorePlace(Protocol):
@@ -53,8 +53,8 @@ class StorePlace(Protocol):
     def add(self, folder: str, files: Mapping[str, bytes]) -> None:
         """Creates a folder with files, which appears whole or not at all.
 
-        The last of the files is the one without which readers ignore the folder. Raises FileExistsError, or OSError
-        with ENOTEMPTY, if the folder is there already, whoever made it: what is there stays.
+        Raises FileExistsError, or OSError with ENOTEMPTY, if the folder is there already, whoever made it: what is
+        there stays.
         """
         ...
 
@@ -98,10 +98,7 @@ class LocalPlace:
 
     def names(self, folder: str) -> tuple[str, ...]:
         path = self.root / folder
-        found = packed(path)
-        pack = pack_of(path.parent)
-        inside = [] if pack is None else [key.split("/") for key in pack.attempts]
-        held = {*(() if found is None else found[1]), *(number for run, number in inside if run == path.name)}
+        held = names_in_pack(path)
         with suppress(FileNotFoundError, NotADirectoryError):
             held |= {each.name for each in path.iterdir()}
         return tuple(held)

@@ -26,6 +26,7 @@ from harness.errors import ResultsError
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.mirror import CLAIM, Mirror
 from harness.storage.objects import Objects, is_url, local_path
+from harness.storage.pack import names_in_pack, packed, read_attempt_file
 from harness.storage.seal import RECORD
 from harness.storage.store import Store
 
@@ -57,9 +58,13 @@ class RemotePlace:
         return self.mirror.root / folder
 
     def names(self, folder: str) -> tuple[str, ...]:
-        return self.objects.names(folder)
+        """Also what a pack that was copied there has, as it was when the results were last read."""
+        return tuple({*self.objects.names(folder), *names_in_pack(self.mirror.root / folder)})
 
     def read(self, name: str, limit_bytes: int) -> bytes:
+        copy = self.mirror.root / name
+        if packed(copy.parent) is not None:
+            return read_attempt_file(copy, limit_bytes, ResultsError)
         try:
             return self.objects.read(name, limit_bytes)
         except OSError as error:
@@ -78,12 +83,20 @@ class RemotePlace:
 
     def replace(self, name: str, content: bytes) -> None:
         self._refuse_lost(name)
+        self._unpack(name.rpartition("/")[0])
         self.objects.write(name, content)
+
+    def _unpack(self, folder: str) -> None:
+        """Gives an attempt in a pack its folder, from which it is read then; the pack stays as it is."""
+        found = packed(self.mirror.root / folder)
+        if found is not None and not self.objects.names(folder):
+            self.add(folder, {name: found[0].read(member) for name, member in found[1].items()})
 
     def move(self, source: str, target: str) -> None:
         """Copies before it deletes: what is interrupted leaves both, and can be moved again."""
         if self.names(target):
             raise FileExistsError(errno.EEXIST, f"{self.at(target)}: is there already")
+        self._unpack(source)
         below = sorted(self.objects.list(source), key=lambda name: name.endswith(f"/{RECORD}"))
         for name in below or [source]:
             self.objects.copy(name, target + name.removeprefix(source))

@@ -13,12 +13,14 @@ import pytest
 from object_store import ENVIRONMENT, Kind, ObjectStore, served
 from run_specs import run_spec
 
+from harness.api.pack import pack
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.storage import remote
 from harness.storage.mirror import CLAIM
 from harness.storage.objects import TRIES, Objects
+from harness.storage.pack import PACK
 from harness.storage.remote import LEASE, Lease, open_store
 from harness.storage.spill import Saver
 from harness.storage.store import Store
@@ -176,6 +178,24 @@ def test_what_was_withdrawn_or_removed_is_seen_elsewhere(machine: Callable[[str]
     machine("a").place.remove(f"{FOLDER}/2")
     assert machine("b").read() == machine("a").read()
     assert machine("b").read().records == (invalid,)
+    assert machine("b").read().damaged == ()
+
+
+def test_a_pack_that_was_copied_there_is_read(
+    machine: Callable[[str], Store], objects: Objects, tmp_path: Path, server: ObjectStore
+) -> None:
+    disk = Store(tmp_path / "disk")
+    for number in (1, 2):
+        disk.save(record(number), LOG)
+    list(pack(disk.root))
+    objects.send(disk.root / "sweep" / PACK, f"sweep/{PACK}")
+    store = machine("a")
+    with server.failing(lambda method, path, number: "truncated" if number == 2 else None):
+        assert store.read().records == (record(1), record(2))
+    assert store.next_attempt("sweep", record().spec.run_id) == 3
+    store.save(record(3), LOG)
+    invalid = store.withdraw(record(2), Failure("inputs", "InvalidRunError", "changed"))
+    assert machine("b").read().records == (record(1), invalid, record(3))
     assert machine("b").read().damaged == ()
 
 
