@@ -87,22 +87,18 @@ name(sys.argv[1] + '/module'); time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(
-    ("end", "code"),
-    [
-        ("import sys; sys.exit(3)", 3),
-        ("os._exit(0)", 0),
-        ("os.kill(os.getpid(), 9)", -signal.SIGKILL),
-        ("os.abort()", -signal.SIGABRT),
-        ("raise ValueError('seen')", 1),
-        ("print('to its end')", 0),
-    ],
-)
-def test_a_fork_ends_as_its_module_did(forks: Forks, end: str, code: int) -> None:
-    assert forks.end(end)[0] == code
+ENDS = {
+    "import sys; sys.exit(3)": 3,
+    "os._exit(0)": 0,
+    "os.kill(os.getpid(), 9)": -signal.SIGKILL,
+    "os.abort()": -signal.SIGABRT,
+    "raise ValueError('seen')": 1,
+    "print('to its end')": 0,
+}
 
 
-def test_a_fork_prints_what_it_would_print_anew(forks: Forks) -> None:
+def test_a_fork_ends_as_its_module_did_and_prints_what_it_printed(forks: Forks) -> None:
+    assert {code: forks.end(code)[0] for code in ENDS} == ENDS
     _, printed = forks.end(
         "import sys\nprint('out', flush=True)\nprint('err', file=sys.stderr)\nraise ValueError('seen')"
     )
