@@ -23,16 +23,10 @@ from importlib import import_module
 from pathlib import Path
 
 from harness.core.run import RunSpec
-from harness.core.site import MAIN
-from harness.execution.local import ENVIRONMENT, local_site
-from harness.execution.starter import SPAWN, VARIABLE
-from harness.planning.plan import plan
-from harness.recipe import load_recipe
-from harness.stacks.build import environment
 from harness.storage.cache import Cache
 from harness.storage.json_codec import decode, encode
-from harness.storage.store import Store
 
+# Scripts run this file too: what only the comparison needs is imported there.
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
@@ -56,6 +50,8 @@ def bare(spec_file: Path, cache: Path, out: Path) -> None:
 
 def sweep_s(recipe: Path, folder: Path, spawn: bool) -> float:
     """The seconds of ``qharness run``; raises CalledProcessError unless all runs succeed or some are unsupported."""
+    from harness.execution.starter import SPAWN, VARIABLE
+
     began = time.perf_counter()
     command = [*COMMAND, "run", str(recipe), "--results", str(folder / "results"), "--cache", str(folder / "cache")]
     variables = {**os.environ, VARIABLE: SPAWN if spawn else ""}
@@ -77,6 +73,10 @@ def bare_s(spec: RunSpec, cache: Path) -> float:
 
 
 def _interpreter(stack: str, own: Path, cache: Path) -> tuple[str, Mapping[str, str]]:
+    from harness.core.site import MAIN
+    from harness.execution.local import ENVIRONMENT, local_site
+    from harness.stacks.build import environment
+
     if stack == MAIN:
         return sys.executable, {**os.environ, **ENVIRONMENT}
     return str(local_site(cache).stacks.find(stack).python), {**environment(own), **ENVIRONMENT}
@@ -84,6 +84,11 @@ def _interpreter(stack: str, own: Path, cache: Path) -> tuple[str, Mapping[str, 
 
 def compare(recipe: Path, spawn: bool) -> float:
     """The ratio of the sweep's seconds to those of the scripts."""
+    from harness.execution.local import local_site
+    from harness.planning.plan import plan
+    from harness.recipe import load_recipe
+    from harness.storage.store import Store
+
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
         whole = sweep_s(recipe, here, spawn)
