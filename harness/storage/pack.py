@@ -26,8 +26,7 @@ PACK = "records.tar"
 BLOCK = 512
 MAX_GAP_BYTES = 256 * 2**20
 """After damage of more bytes, no further member is sought: the largest file of a record has half as many."""
-MAX_MEMBERS = 3_000_000
-"""Three files of a million attempts."""
+MAX_ATTEMPTS = 1_000_000
 MODE = 0o644
 _MEMBER = re.compile(rb"([0-9a-f]{16}/[1-9][0-9]{0,17})/(record\.json|evidence\.parquet|log\.txt)")
 _USTAR = b"ustar\x0000"
@@ -171,7 +170,10 @@ def _listed(path: Path, stamp: tuple[int, ...]) -> Pack:
         return Pack(path, stamp, {}, (f"cannot be read ({error.strerror})",))
     size = stamp[1]
     try:
-        while place < size and len(attempts) < MAX_MEMBERS:
+        while place < size:
+            if len(attempts) > MAX_ATTEMPTS:
+                faults.append(f"holds more than {MAX_ATTEMPTS} attempts")
+                break
             found = _header(os.pread(descriptor, BLOCK, place))
             if found is None:
                 damaged = place

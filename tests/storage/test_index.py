@@ -114,7 +114,9 @@ def test_no_edit_of_a_file_makes_an_index_change_what_is_read(data: st.DataObjec
     whole = Path(WHOLE.name) / "results"
     if not whole.exists():
         filled(whole)
-    with TemporaryDirectory() as folder:
+    slack_ns = data.draw(st.sampled_from([index.SLACK_NS, -(10**12)]))  # the latter as if all files were old
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "SLACK_NS", slack_ns)
         results = Path(folder) / "results"
         shutil.copytree(whole, results)
         read_contents(results, results)  # makes the index
