@@ -243,27 +243,23 @@ class IndexEntry:
 
     def values(self) -> list[Arrays]:
         """Of each measurement, its values, weights, items and clusters."""
-        begin, floats = self.row[9] + self._count, self.segment.floats
-        found: list[Arrays] = []
-        for number, (count, weights, *ids) in enumerate(
-            zip(*(self._integers(column) for column in range(1, _COLUMNS)), strict=True)
-        ):
-            if count == 1 and not weights:  # as most have
-                items, clusters = (_ids(self._text(place - 1)) if place else () for place in ids)
-                found.append(((floats[begin],), (), items, clusters))
-                begin += 1
+        begin = self.row[9]
+        own: list[float] = self.segment.floats[begin : begin + self.float_count].tolist()
+        place, found = self._count, list[Arrays]()
+        counts, weighted, items, clusters = (self._integers(column) for column in range(1, _COLUMNS))
+        for number, (count, weights, *ids) in enumerate(zip(counts, weighted, items, clusters, strict=True)):
+            if count == 1 and not weights and ids == [0, 0]:  # as most are
+                found.append(((own[place],), (), (), ()))
+                place += 1
             elif count <= FEW_VALUES:
-                end = begin + count * (1 + weights)
-                items, clusters = (_ids(self._text(place - 1)) if place else () for place in ids)
-                found.append(
-                    (tuple(floats[begin : begin + count]), tuple(floats[begin + count : end]), items, clusters)
-                )
-                begin = end
+                middle, end = place + count, place + count * (1 + weights)
+                names, groups = (_ids(self._text(each - 1)) if each else () for each in ids)
+                found.append((tuple(own[place:middle]), tuple(own[middle:end]), names, groups))
+                place = end
             else:
                 there = {"values": True, "weights": weights, "item_ids": ids[0], "cluster_ids": ids[1]}
                 columns = self._evidence.columns(number, {name: count for name, has in there.items() if has})
-                values, beside, names, groups = (columns.get(name, ()) for name in there)
-                found.append((values, beside, names, groups))
+                found.append(tuple(columns.get(name, ()) for name in there))  # type: ignore[arg-type]
         return found
 
     @cached_property
