@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from harness.figures.ask import Reading, Ties, Use
 from harness.figures.figure import Figure
 from harness.figures.table import VariantRow
@@ -47,9 +50,6 @@ class Tie:
         return bool(mine.high < other.low or other.high < mine.low)  # type: ignore[operator]
 
 
-Ends = tuple[float, float, float]
-
-
 @dataclass
 class Likeness:
     """One figure of several variants, and which of them it cannot distinguish from the best.
@@ -64,6 +64,7 @@ class Likeness:
     harmless: bool
     _readings: dict[int, Reading] = field(default_factory=dict)
     _costs: dict[int, float] = field(default_factory=dict)
+    _table: Floats | None = None
     _columns: dict[int, Floats] = field(default_factory=dict)
 
     def reading(self, index: int) -> Reading:
@@ -96,41 +97,45 @@ class Likeness:
             return math.inf
         end = estimate.high if self.figure.direction == "lower" else estimate.low
         reach = 0.0 if end is None else self._sign * (end - estimate.value)
-        return self.cost(best) + max(reach, self._tolerance(best, best))
+        return self.cost(best) + max(reach, float(self._tolerance(self.cost(best), self.cost(best))))
 
     def alike(self, best: int, others: Sequence[int]) -> list[int]:
         """Those of ``others`` that cannot be distinguished from ``best``, which no other beats."""
-        mine, reaches = self.cost(best), self._ends(best)
-        found = []
-        for other in others:
-            theirs = self.cost(other)
-            gap = abs(mine - theirs)
-            if (
-                other == best
-                or mine == theirs
-                or (
-                    math.isfinite(gap)
-                    and (
-                        gap <= self._tolerance(best, other)
-                        or (_each_in_the_other(reaches, self._ends(other)) and not self._told_apart(best, other))
-                    )
-                )
-            ):
-                found.append(other)
-        return found
+        places = np.asarray(others, dtype=np.intp)
+        known = self._compared(best, places)
+        mine, theirs = known[0, best], known[0, places]
+        with np.errstate(invalid="ignore"):  # of two figures that were not measured
+            gap = np.abs(mine - theirs)
+            within = gap <= self._tolerance(mine, theirs)
+        equal = (places == best) | (mine == theirs)
+        alike = equal | (np.isfinite(gap) & within)
+        (low, value, high), (least, middle, most) = known[1:, places], known[1:, best]
+        overlap = (least <= value) & (value <= most) & (low <= middle) & (middle <= high)
+        for place in np.flatnonzero(overlap & np.isfinite(gap) & ~alike):
+            alike[place] = not self._told_apart(best, int(places[place]))
+        return [int(place) for place in places[alike]]
 
-    def _ends(self, index: int) -> Ends | None:
-        """The ends of its interval with the value between them; None without an interval."""
-        estimate = self.reading(index).estimate
-        if estimate is None or estimate.low is None or estimate.high is None or not estimate.low < estimate.high:
-            return None
-        return estimate.low, estimate.value, estimate.high
+    def _compared(self, best: int, places: npt.NDArray[np.intp]) -> Floats:
+        """Of every row: its cost, and the low end, value and high end of its interval, NaN without one: (4, rows).
 
-    def _tolerance(self, best: int, other: int) -> float:
-        least = min(abs(self.cost(best)), abs(self.cost(other)))
+        Filled for ``best`` and ``places``.
+        """
+        if self._table is None:
+            self._table = np.full((4, len(self.rows)), math.nan)
+        table = self._table
+        for index in (best, *places[np.isnan(table[0, places])].tolist()):
+            table[0, index] = self.cost(index)
+            estimate = self.reading(index).estimate
+            if estimate and estimate.low is not None and estimate.high is not None and estimate.low < estimate.high:
+                table[1:, index] = estimate.low, estimate.value, estimate.high
+        return table
+
+    def _tolerance(self, mine: Any, theirs: Any) -> Any:
+        """How far two costs may differ and still count as equal."""
+        least = np.minimum(np.abs(mine), np.abs(theirs))
         ties = ties_of(self.figure)
         harmless = ties.harmless * (least if ties.relative else 1) if self.harmless else 0.0
-        return max(ties.tolerance * least, harmless)
+        return np.maximum(ties.tolerance * least, harmless)
 
     def _told_apart(self, best: int, other: int) -> bool:
         """By draws of both figures, so that shared errors, such as the sample of a text's windows, cancel out."""
@@ -190,13 +195,6 @@ class Order:
             if ours != theirs:
                 return Tie(self.rows[other], step.figure, step.reading(first), step.reading(other))
         return Tie(self.rows[other], None)
-
-
-def _each_in_the_other(one: Ends | None, other: Ends | None) -> bool:
-    """Whether each figure lies in the other's interval."""
-    if one is None or other is None:
-        return False
-    return one[0] <= other[1] <= one[2] and other[0] <= one[1] <= other[2]
 
 
 def ties_of(figure: Figure[Any]) -> Ties:

@@ -93,9 +93,20 @@ def _builder(kind: Any) -> Callable[[Any], Any]:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return dict
     if isinstance(kind, type) and is_dataclass(kind):
-        builders = [build for _, build in _builders(kind)]
-        return lambda value: kind(*(build(one) for build, one in zip(builders, value, strict=True)))
+        return _constructor(kind)
     return _same
+
+
+def _constructor(kind: type[Any]) -> Callable[[list[Any]], Any]:
+    """What makes a dataclass from the list of its fields, which it may change: most are plain values."""
+    nested = [(place, build) for place, (_, build) in enumerate(_builders(kind)) if build is not _same]
+
+    def construct(values: list[Any]) -> Any:
+        for place, build in nested:
+            values[place] = build(values[place])
+        return kind(*values)
+
+    return construct
 
 
 def _same(value: Any) -> Any:
