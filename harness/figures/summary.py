@@ -97,7 +97,7 @@ def _builder(kind: Any) -> Callable[[Any], Any]:
     return _same
 
 
-def _constructor(kind: type[Any]) -> Callable[[list[Any]], Any]:
+def _constructor(kind: Any) -> Callable[[list[Any]], Any]:
     """What makes a dataclass from the list of its fields, which it may change: most are plain values."""
     nested = [(place, build) for place, (_, build) in enumerate(_builders(kind)) if build is not _same]
 
