@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -250,10 +251,16 @@ def attention_of(source: SourceModel) -> Attention | None:
 
 def _configuration(ref: ModelRef) -> Mapping[str, Any]:
     if ref.kind == "gguf":
-        return configuration(Path(ref.path))
+        return _gguf_configuration(ref.path, ref.content)
     if ref.kind == "synthetic":
         return ref.config
     return headers.read_config(Path(ref.path)) if ref.path else {}
+
+
+@lru_cache(maxsize=16)
+def _gguf_configuration(path: str, content: str) -> Mapping[str, Any]:
+    """A plan asks for it several times, and each time the file's whole vocabulary is read; ``content`` is its hash."""
+    return configuration(Path(path))
 
 
 def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Attention) -> None:

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ from harness.storage.seal import MAX_BYTES, RECORD, FileSeal, file_seal
 
 INDEX = ".index"
 """The file, in the folder of a recipe."""
-MIN_RUNS = 100
-"""With fewer there is no index: they are read in less than a second."""
+MIN_RUNS = 20
+"""With fewer there is no index: reading them takes hardly longer than importing what reads them."""
 SLACK_NS = 2_000_000_000
 """The coarsest clock of a file system is FAT's: two seconds."""
 MAX_SEGMENTS = 32
@@ -245,7 +246,8 @@ def _is_recent(stamps: Sequence[Sequence[int]], began_ns: int) -> bool:
 def _has_many(folder: Path) -> bool:
     try:
         with os.scandir(folder) as inside:
-            return sum(1 for _, each in zip(range(MIN_RUNS), inside, strict=False) if each.is_dir()) >= MIN_RUNS
+            runs = (each for each in inside if each.is_dir())  # beside them are files, a lock for one
+            return sum(1 for _ in islice(runs, MIN_RUNS)) >= MIN_RUNS
     except OSError:
         return False
 
