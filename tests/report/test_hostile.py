@@ -322,7 +322,7 @@ def test_a_plan_and_the_progress_of_a_sweep(
         *(event for each in records for event in (Withdrawn(each), TakenIn(each), Verifying(each.spec))),
         *(ArtifactDamaged(records[0].spec, word) for word in words),
         *(Lost(records[0].spec, word, word, True, True) for word in words),
-        *(DamageFound(Damaged(Path(word), word), Path(word)) for word in words),
+        *(DamageFound(Damaged(Path(word), word), word) for word in words),
     ]
     for as_json in (False, True):
         with sweep.display(as_json) as show:
