@@ -38,7 +38,7 @@ READ_TIMES = 40.0
 """How often a weight's bytes pass through memory while it is loaded."""
 COMPARED_TIMES = 40.0
 """How often a token's logits pass through memory while its distribution is compared with the reference's."""
-UNPACKED_BYTES = 30.0
+UNPACKED_BYTES = 15.0
 """Bytes that pass through memory for a weight that is unpacked before its product."""
 QUANTIZED_BYTES, DEGRIDDED_BYTES = 200.0, 3000.0
 """Bytes that pass through memory for a weight while it is quantized, or moved off its grid."""
