@@ -33,7 +33,9 @@ def compare(
     apply. ``strict`` gates every metric. ``redact`` leaves out what a redacted report leaves out.
     Raises UsageError if a side names nothing, the sides have nothing in common, or a gate is unknown.
     """
-    sides = [read_named(str(side), results, Path(baselines)) for side in (base, head)]
+    words = (str(base), str(head))
+    read = {word: read_named(word, results, Path(baselines)) for word in dict.fromkeys(words)}
+    sides = [read[word] for word in words]
     theirs, ours = redacted(sides) if redact else sides
     return track(
         theirs.records,
