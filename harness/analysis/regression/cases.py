@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from harness.analysis.selection import best_session, current, current_in_session
 from harness.core.identity import digest
@@ -33,7 +34,7 @@ class Case:
         assert rank is not None, "a case measures a row"
         return rank
 
-    @property
+    @cached_property
     def well(self) -> tuple[RunRecord, ...]:
         return tuple(run for run in self.runs if run.status == "ok")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,12 +21,13 @@ from harness.analysis.regression.paired import paired, same
 from harness.analysis.regression.pending import Gated, Pending, settled, start
 from harness.analysis.regression.processes import processes
 from harness.core.job import MeasureQuality
-from harness.core.record import Damaged, RunRecord
+from harness.core.record import Damaged, Outcome, RunRecord
 from harness.errors import ResultsError
 from harness.figures.derived.plausibility import implausible
 from harness.figures.figure import Figure
 from harness.figures.statistic import Count, Items, PerProcess
 from harness.plugins import gates as gated_figures
+from harness.stats.repeats import FEW_VALUES
 
 ALPHA = 0.05
 """The maximum probability that any gate at all fails if nothing changed."""
@@ -142,12 +144,21 @@ def _not_finite(one: Match, asked: Gated) -> Finding | None:
 def _doubtful(case: Case, asked: Gated) -> bool:
     statistic = asked.figure.statistic
     metrics = statistic.metrics if statistic else ()
-    found = (m for run in case.well for metric in metrics for m in run.outcome.measured(metric))
-    return not all(_all_finite(m.values) and _all_finite(m.weights) for m in found)
+    return not all(_is_finite(run.outcome, metric) for run in case.well for metric in metrics)
+
+
+def _is_finite(outcome: Outcome, metric: str) -> bool:
+    """Whether all values of a metric are; asked once, because a run may be on both sides and have several gates."""
+    found = outcome.measured(metric)
+    return outcome.remember(
+        ("finite", metric), lambda: all(_all_finite(m.values) and _all_finite(m.weights) for m in found)
+    )
 
 
 def _all_finite(values: Sequence[float]) -> bool:
-    return len(values) == 0 or bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
+    if len(values) <= FEW_VALUES:
+        return all(map(math.isfinite, values))
+    return bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
 
 
 def of_the_variant(figure: Figure[Any]) -> bool:
