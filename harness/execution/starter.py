@@ -164,24 +164,36 @@ class _Slot:
         self._lock = threading.Lock()
         self._made = False
         self._server: Server | None = None
+        self._past: list[Server] = []
 
     def get(self, make: Callable[[], Server | None]) -> Server | None:
         with self._lock:
-            if not self._made or (self._server is not None and self._server.is_gone):
+            if self._server is not None and self._server.is_gone:
+                self._past.append(self._server)  # other runs may still be forks of what is left of it
+                self._made = False
+            if not self._made:
                 self._server = make()
                 self._made = True
             return self._server
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        for server in (*self._past, self._server):
+            if server is not None:
+                server.close()
 
 
 class Server:
-    """This side of a server. One thread at a time talks to it."""
+    """This side of a server. One thread at a time talks to it.
 
-    def __init__(self, requests: socket.socket, process: subprocess.Popen[bytes] | None = None) -> None:
+    ``first`` is the server that has taken no step, from which this one descends; None if it is that itself. If a server
+    is gone, whichever of those above it was killed, all are made again.
+    """
+
+    def __init__(
+        self, requests: socket.socket, process: subprocess.Popen[bytes] | None = None, first: Server | None = None
+    ) -> None:
         self.is_gone = False
+        self._first = first or self
         self._requests, self._process = requests, process
         self._talking = threading.Lock()
         self._lock = threading.Lock()
@@ -203,7 +215,7 @@ class Server:
         with theirs:
             request = {"kind": "step", "step": name, "spec": str(preloads.spec), "cache": str(preloads.cache)}
             process = self._request(request, [theirs.fileno()])
-        server = Server(ours)
+        server = Server(ours, first=self._first)
         if process is not None:
             os.close(process)
             if server.has_prepared():
@@ -246,10 +258,11 @@ class Server:
         with self._talking:
             try:
                 socket.send_fds(self._requests, [json.dumps(request).encode()], descriptors)
+                got = self._receive()
             except OSError:
-                self.is_gone = True
-                return None
-            got = self._receive()
+                self.is_gone, got = True, None
+        if self.is_gone:
+            self._first.is_gone = True
         return got[0] if got else None
 
     def _receive(self) -> list[int] | None:
