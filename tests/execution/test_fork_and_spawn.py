@@ -82,5 +82,5 @@ def test_forked_and_spawned_runs_agree(
         assert record.outcome.labels == other.outcome.labels
         assert [each.name for each in record.outcome.phases] == [each.name for each in other.outcome.phases]
         assert above(record) == pytest.approx(above(other), abs=TOLERANCE_BYTES)
-        assert above(record).keys() >= {"probe", "text"}
+        assert above(record).keys() >= ({"probe"} if record.spec.job.quantizes else {"probe", "text"})
         assert before_import(record) > before_import(other) + IMPORTED_BYTES, "the server had imported it"
