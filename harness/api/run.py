@@ -17,6 +17,7 @@ from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
 from harness.execution.local import local_site
 from harness.execution.progress import ProgressNote
+from harness.execution.schedule import width
 from harness.execution.starter import forks
 from harness.execution.sweep import Cleared, Event, GpuUnused, Waiting, sweep
 from harness.host.speeds import machine_speeds
@@ -94,7 +95,7 @@ def _forecast(
     nodes = executor.nodes(spec.device)
     speeds = machine_speeds(executor.site.machine(spec.device), cache_root)
     known = [*store.read_others(spec.recipe, MOST_OTHER_RUNS), *records]
-    lanes = sum(node.gpus for node in nodes)
+    lanes = width([run.spec for run in planned], nodes)
     return forecast(left, planned, speeds, known, len(nodes), lanes, price, spawned=not forks())
 
 

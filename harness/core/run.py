@@ -199,6 +199,15 @@ class RunSpec:
         return 1 if self.engine == MAIN_ENGINE else self.job.conditions.gpus
 
     @property
+    def cores(self) -> int | None:
+        """With how many cores it is content, so that other runs may use the rest of a CPU; None if it may use all.
+
+        Stacks have libraries that choose their cores themselves.
+        """
+        beside_others = self.device == "cpu" and not self.job.alone and self.stack == Environment.stack
+        return self.job.conditions.threads if beside_others else None
+
+    @property
     def hardware(self) -> str:
         return self.environment.hardware
 

@@ -79,11 +79,13 @@ class Node:
 
     ``name`` tells it from the site's others in records and displays; it must be a pseudonym (``node-1``), because host
     names say where a sweep ran. It is empty if the site is one machine. ``gpus`` are those that runs may use; 1 on a
-    CPU, where one run executes at a time.
+    CPU, where runs share ``cores`` (``RunSpec.cores``) and ``memory_bytes``. Without cores one executes at a time.
     """
 
     name: str = ""
     gpus: int = 1
+    cores: int = 0
+    memory_bytes: int = 0
 
 
 HERE = Node()

@@ -256,7 +256,7 @@ class _Agent:
     def _width(self) -> int:
         """How many runs may execute at once; one where the device is missing, which the report says."""
         try:
-            return sum(node.gpus for node in self._executor.nodes(self._site.stacks.device))
+            return sum(max(node.gpus, node.cores) for node in self._executor.nodes(self._site.stacks.device))
         except UsageError:
             return 1
 

@@ -7,12 +7,12 @@ the stacks and versions that all of them have.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import distributions
 
-from harness.core.site import MAIN, Artifacts, Machine
+from harness.core.site import MAIN, Artifacts, Machine, Node
 from harness.errors import UsageError
-from harness.execution.local import LocalSite
+from harness.execution.local import LocalExecutor, LocalSite
 from harness.stacks import stack_names
 
 HERE_NAME = "this machine"
@@ -30,12 +30,14 @@ class StackReport:
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What a node says of itself before a sweep: its machine for the recipe's device, and its stacks by name.
+    """What a machine says of itself before a sweep: its hardware for the recipe's device, what the schedule needs to
+    know, and its stacks by name.
 
-    ``problem`` says why it has no such device; then there is no machine.
+    ``problem`` says why it has no such device; then there is no ``machine`` and no ``node``, which has no name yet.
     """
 
     machine: Machine | None
+    node: Node | None
     problem: str | None
     stacks: Mapping[str, StackReport]
 
@@ -48,9 +50,11 @@ def report_node(site: LocalSite) -> NodeReport:
     for name in stack_names():
         stacks[name] = _stack_report(site, name)
     try:
-        return NodeReport(site.machine(site.stacks.device), None, stacks)
+        machine = site.machine(site.stacks.device)
+        (node,) = LocalExecutor(site).nodes(machine.device)
     except UsageError as error:
-        return NodeReport(None, str(error), stacks)
+        return NodeReport(None, None, str(error), stacks)
+    return NodeReport(machine, node, None, stacks)
 
 
 def _stack_report(site: LocalSite, name: str) -> StackReport:
@@ -78,24 +82,26 @@ class ClusterSite:
     def artifacts(self) -> Artifacts:
         return self.here.artifacts
 
-    def node_machines(self) -> dict[str, Machine]:
-        """The machine of each node, by the node's name.
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes with their names.
 
         Raises UsageError if one lacks the recipe's device, if their hardware differs, or if a node runs another version
         of the harness than this machine.
         """
-        machines = {}
+        hardware, nodes = {}, []
         for name, report in self.reports.items():
-            if report.machine is None:
+            if report.machine is None or report.node is None:
                 raise UsageError(f"{name}: {report.problem}")
-            machines[name] = report.machine
-        _refuse_unlike("hardware", {name: machine.hardware for name, machine in machines.items()}, "choose alike nodes")
+            hardware[name] = report.machine.hardware
+            nodes.append(replace(report.node, name=name))
+        _refuse_unlike("hardware", hardware, "choose alike nodes")
         self.version(PACKAGE)
-        return machines
+        return tuple(nodes)
 
     def machine(self, device: str) -> Machine:
-        """The first node's machine, which stands for all of them. Raises UsageError as ``node_machines`` does."""
-        machine = next(iter(self.node_machines().values()))
+        """The first node's machine, which stands for all of them. Raises UsageError as ``nodes`` does."""
+        machine = self.reports[self.nodes()[0].name].machine
+        assert machine is not None, "each has one"
         if device not in ("auto", machine.device):
             raise UsageError(f"device: {device}, but the nodes run on {machine.device}")
         return machine

@@ -27,9 +27,11 @@ from harness.execution import fetch, guard
 from harness.execution.interrupt import uninterrupted
 from harness.execution.output import LOG_TAIL_CHARACTERS, Log, Phases, Pipe, read_outcome
 from harness.execution.starter import Launch, Preloads, Process, Server, Starter
+from harness.execution.worker import CORES
 from harness.host.compilers import worker_path
-from harness.host.machine import cache_folder, choose, installed_version, state_folder
+from harness.host.machine import cache_folder, choose, installed_version, state_folder, usable_memory_bytes
 from harness.host.process import MARKER, end_run
+from harness.host.processor import physical_cores
 from harness.host.visible import NUMBERED_AS_NVML
 from harness.stacks import Stacks
 from harness.stacks.build import environment
@@ -125,7 +127,10 @@ class LocalExecutor:
     _workers: _Workers = field(default_factory=lambda: _Workers(), init=False, repr=False, compare=False)
 
     def nodes(self, device: str) -> tuple[Node, ...]:
-        return (Node(gpus=self.site.machine(device).gpus),)
+        machine = self.site.machine(device)
+        if machine.device != "cpu":
+            return (Node(gpus=machine.gpus),)
+        return (Node(cores=len(physical_cores()), memory_bytes=usable_memory_bytes()),)
 
     @property
     def stacks(self) -> Stacks:
@@ -180,7 +185,7 @@ class _Workers:
         with self._changed:
             worker = next((each for each in self.idle if each.may_make(spec)), None)
             if worker is None:
-                worker = _Worker(site, self._starter, self._free_gpus(spec, site))
+                worker = _Worker(site, self._starter, self._free_gpus(spec, site), self._free_cores(spec))
             else:
                 self.idle.remove(worker)
             self._busy.append(worker)
@@ -241,6 +246,22 @@ class _Workers:
                 raise UsageError(f"the run gets {needed} GPUs, and {len(free)} can be used now; see 'qharness doctor'")
         return free[:needed]
 
+    def _free_cores(self, spec: RunSpec) -> tuple[int, ...]:
+        """The cores for a run on a CPU, none of which another run has; none in particular if it may use all.
+
+        Ends idle workers that have them.
+        """
+        cores = physical_cores() if spec.cores is not None else ()
+        needed = spec.cores or 0
+        if 2 * needed > len(cores):  # nothing executes beside it
+            return ()
+        while len(free := [core for core in cores if core not in self._used_cores()]) < needed and self.idle:
+            self.idle.pop(0).end()
+        return tuple(free[:needed])
+
+    def _used_cores(self) -> set[int]:
+        return {core for worker in (*self._busy, *self.idle) for core in worker.cores}
+
     def _unused(self, names: Sequence[str]) -> tuple[str, ...]:
         used = {name for worker in (*self._busy, *self.idle) for name in worker.gpus or ()}
         return tuple(name for name in names if name not in used)
@@ -263,10 +284,13 @@ class _Worker:
     _phases: Phases
     _log: Log
 
-    def __init__(self, site: LocalSite, starter: Starter, gpus: tuple[str, ...] | None) -> None:
-        """``gpus`` are the names of those that it sees; None leaves that to the environment."""
+    def __init__(self, site: LocalSite, starter: Starter, gpus: tuple[str, ...] | None, cores: tuple[int, ...]) -> None:
+        """``gpus`` are the names of those that it sees; None leaves that to the environment.
+
+        ``cores`` are the processors that it is confined to; empty leaves it all.
+        """
         self.is_idle = False
-        self.gpus = gpus
+        self.gpus, self.cores = gpus, cores
         self._site, self._starter = site, starter
         self._started = self._stopped = False
         self._starting = threading.Lock()
@@ -322,6 +346,8 @@ class _Worker:
             self._folder = self._folders.enter_context(temporary_folder())
         self._outcome.unlink(missing_ok=True)
         files = {"spec.json": encode(self._spec), "inputs.json": encode(list(inputs))}
+        if self.cores:
+            (self._folder / CORES).write_text(" ".join(map(str, self.cores)), encoding="ascii")
         for name, content in files.items():
             (self._folder / name).write_text(content, encoding="utf-8")
         if self._requests is not None:

@@ -232,7 +232,7 @@ class RayExecutor:
 
     def nodes(self, device: str) -> tuple[Node, ...]:
         self.site.machine(device)
-        return tuple(Node(name, machine.gpus) for name, machine in self.site.node_machines().items())
+        return tuple(Node(node.name, node.gpus) for node in self.site.nodes())  # an agent has threads for its GPUs
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         """Here, because planning reads it, and on each node, whose downloads may be its own."""

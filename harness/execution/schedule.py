@@ -1,12 +1,14 @@
 """Which runs of a plan execute at the same time, and on which node: quality on all GPUs and nodes, speed alone.
 
 Runs whose figures are of time have their node for themselves (``BaseJob.alone``). The others share it, each with the
-GPUs that its process gets. All speeds of one model are measured on one node, because they are compared only there. With
-one node and one GPU, or none, the order is the plan's.
+GPUs that its process gets, or on a CPU with its own cores if the recipe says how many threads a run has. All speeds of
+one model are measured on one node, because they are compared only there. With one node and one GPU, or none, and
+without a number of threads, the order is the plan's.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +16,13 @@ from harness.core.identity import digest
 from harness.core.model import model_identity
 from harness.core.run import RunSpec
 from harness.core.site import Node
+from harness.planning.plan import PlannedRun
+
+FLOAT_BYTES = 4
+LOGIT_COPIES = 3
+"""Logits in float32, their logarithms, and those of the reference."""
+LIBRARY_BYTES = 2**30
+"""What torch and the other libraries take."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +36,18 @@ class Placed:
 class Schedule:
     """Hands out the runs of a plan as soon as each may begin, with the node to execute on.
 
-    With several GPUs or nodes, the runs of each turn that are alone come first: the others then wait for them once.
+    ``width`` is how many may execute at once. If it is several, the runs of each turn that are alone come first: the
+    others then wait for them once.
     """
 
-    def __init__(self, specs: Sequence[RunSpec], nodes: Sequence[Node]) -> None:
+    def __init__(self, specs: Sequence[RunSpec], nodes: Sequence[Node], needed_bytes: Sequence[int] = ()) -> None:
+        """``needed_bytes`` is the memory that each run may need where runs share a CPU; without it there is enough."""
         self.nodes = list(nodes)
+        self.width = width(specs, nodes)
         self._specs = specs
+        self._needed_bytes = needed_bytes or [0] * len(specs)
         self._waiting = list(range(len(specs)))
-        self._parallel = sum(node.gpus for node in nodes) > 1
+        self._parallel = self.width > 1
         self._sort()
         self._groups = [compared_within(spec) if spec.job.repeated else None for spec in specs]
         self._pending = {spec.run_id for spec in specs}
@@ -145,13 +158,35 @@ class Schedule:
         return earlier is not None and earlier.run_id in self._pending and spec.may_share_process(earlier)
 
     def _has_room(self, index: int, node: Node) -> bool:
-        there = [self._specs[each].job for each, where in self._running.items() if where == node]
-        own = self._specs[index].job
-        if not there:
+        together = [index, *(each for each, where in self._running.items() if where == node)]
+        if len(together) == 1:
             return True
-        if any(job.alone for job in (own, *there)):
+        if any(self._specs[each].job.alone for each in together):
             return False
-        return sum(job.conditions.gpus for job in (own, *there)) <= node.gpus
+        if node.cores:
+            cores = sum(self._specs[each].cores or node.cores for each in together)
+            return cores <= node.cores and sum(self._needed_bytes[each] for each in together) <= node.memory_bytes
+        return sum(self._specs[each].job.conditions.gpus for each in together) <= node.gpus
+
+
+def width(specs: Sequence[RunSpec], nodes: Sequence[Node]) -> int:
+    """How many of these runs may execute at once on the nodes."""
+    fewest = min((spec.cores for spec in specs if spec.cores), default=0)
+    return sum(max(node.cores // fewest, 1) if node.cores and fewest else node.gpus for node in nodes)
+
+
+def memory_needed(run: PlannedRun) -> int:
+    """The bytes that a run may need on a CPU: its limit, or else what two copies of its model in float32 take.
+
+    A run whose model's size is not known yet may need everything.
+    """
+    limit_bytes = run.spec.limits.memory_bytes
+    if limit_bytes is not None:
+        return limit_bytes
+    if run.size is None:
+        return sys.maxsize
+    logits = LOGIT_COPIES * run.spec.job.longest_tokens * run.size.vocabulary
+    return FLOAT_BYTES * (2 * run.size.parameters + logits) + LIBRARY_BYTES
 
 
 def compared_within(spec: RunSpec) -> str:

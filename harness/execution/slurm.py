@@ -197,7 +197,7 @@ class SlurmExecutor:
 
     def nodes(self, device: str) -> tuple[Node, ...]:
         self.site.machine(device)
-        return tuple(Node(name, machine.gpus) for name, machine in self.site.node_machines().items())
+        return self.site.nodes()
 
     def fetch(self, specs: Sequence[RunSpec]) -> bool:
         return fetch.fetch(specs, self.site)

@@ -31,7 +31,7 @@ from harness.errors import ResultsError
 from harness.execution.debris import Debris
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
-from harness.execution.schedule import Schedule, compared_within
+from harness.execution.schedule import Schedule, compared_within, memory_needed
 from harness.planning.forecast.forecast import NOTHING, Span, SweepForecast
 from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
@@ -329,8 +329,9 @@ def sweep(
         records = progress.records
         through = False
         try:
-            with _Lanes(executor, sum(node.gpus for node in nodes), progress.keep) as lanes:
-                progress.follow(Schedule([run.spec for run in planned], nodes), lanes)
+            schedule = Schedule([run.spec for run in planned], nodes, [memory_needed(run) for run in planned])
+            with _Lanes(executor, schedule.width, progress.keep) as lanes:
+                progress.follow(schedule, lanes)
             if saver.trouble is not None:
                 raise saver.trouble
             progress.compare_with_forecast()

@@ -38,6 +38,8 @@ RUN_ENDED = "\x04"
 """Announced among the phases once an outcome is written, and all that was printed before it."""
 MAX_MESSAGE_CHARACTERS = 10_000
 """How much of an exception's text is recorded: its beginning and its end."""
+CORES = "cores"
+"""A file beside SPEC with the numbers of the processors that the process may use, if it may not use all."""
 SPARE_DESCRIPTORS = 32
 """File descriptors for what follows the job: reading the machine's state, importing modules, writing the outcome."""
 OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "_alloc_failed")
@@ -45,6 +47,7 @@ OOM_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory",
 
 def main(spec: str, inputs: str, outcome: str, cache: str, events: str, requests: str | None = None) -> None:
     """Runs the spec and writes its outcome, then what else is requested, unless a signal ends the process."""
+    _confine(Path(spec).with_name(CORES))
     more = None if requests is None else _Descriptor(int(requests))
     announce = _announcer(int(events))
     loaded: Loaded | None = None
@@ -304,6 +307,12 @@ def _announcer(events: int) -> Callable[[str], None]:
                 os.write(events, f"{phase}\n".encode("utf-8", "backslashreplace"))
 
     return announce
+
+
+def _confine(cores: Path) -> None:
+    """Confines this process to its processors, if a file names some. Threads that it starts inherit that."""
+    if cores.exists():
+        os.sched_setaffinity(0, map(int, cores.read_text(encoding="ascii").split()))
 
 
 def _limit_memory(limit_bytes: int | None) -> None:

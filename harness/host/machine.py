@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,13 @@ PACKAGES = (
     "torchao",
     "numpy",
 )
+
+
+_MEMORY_LIMITS = {
+    "": (Path("/sys/fs/cgroup"), "memory.max"),
+    "memory": (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+}
+"""By a control group's controllers, as /proc/self/cgroup names them: where its memory limit is."""
 
 
 def choose(device: str, cache_root: Path | None = None) -> Machine:
@@ -144,6 +152,27 @@ def memory_bytes() -> int:
 def available_memory_bytes() -> int:
     """Memory still available to processes; 0 if unknown."""
     return _meminfo("MemAvailable")
+
+
+def usable_memory_bytes() -> int:
+    """Memory that is available and that the control groups of this process allow; 0 if unknown."""
+    return min([available_memory_bytes(), *_control_group_limits()])
+
+
+def _control_group_limits() -> Iterator[int]:
+    """The memory limits of this process's control group and those above it (cgroup v2 and v1), in bytes."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in _MEMORY_LIMITS:
+            continue
+        root, name = _MEMORY_LIMITS[controllers]
+        for group in (Path(path), *Path(path).parents):
+            with suppress(OSError, ValueError):  # a v2 group without a limit has "max"
+                yield int((root / str(group).lstrip("/") / name).read_text())
 
 
 def cache_folder() -> Path:

@@ -29,6 +29,24 @@ def processor_state() -> dict[str, float]:
     return {**_times(cores), **_throttles(cores), **_frequency(cores)}
 
 
+def physical_cores() -> tuple[int, ...]:
+    """One logical processor of each physical core that this process may use, by number; empty if unknown.
+
+    Two processors of one core would be one core to MKL, which then starts fewer threads than it was told to and adds
+    in another order.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    chosen: dict[str, int] = {}
+    for number in sorted(os.sched_getaffinity(0)):
+        try:
+            siblings = (CPUS / f"cpu{number}/topology/thread_siblings_list").read_text().strip()
+        except OSError:
+            return ()
+        chosen.setdefault(siblings, number)
+    return tuple(chosen.values())
+
+
 def is_of_this_run(pid: int) -> bool:
     """Whether a process is this one or belongs to its session, which is that of a run in a worker."""
     try:

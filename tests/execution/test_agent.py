@@ -14,7 +14,7 @@ from run_specs import run_spec
 
 from harness.core.inputs import Input, InputFile
 from harness.core.record import Outcome
-from harness.core.site import MAIN, Machine
+from harness.core.site import MAIN, Machine, Node
 from harness.errors import ResultsError, UsageError
 from harness.execution import agent, local
 from harness.execution.agent import AgentSettings, Heartbeat, RemoteAgent
@@ -168,7 +168,9 @@ def cluster(folder: Path, *machines: Machine, **versions: str) -> ClusterSite:
     here = local_site(folder, device="cpu")
     main = report_node(here).stacks[MAIN]
     others = {MAIN: replace(main, versions={**main.versions, **versions}), "llamacpp": StackReport("it is missing")}
-    reports = {f"node-{number}": NodeReport(each, None, others) for number, each in enumerate(machines, 1)}
+    reports = {
+        f"node-{number}": NodeReport(each, Node(cores=4), None, others) for number, each in enumerate(machines, 1)
+    }
     return ClusterSite(here, reports, lambda: reports)
 
 
@@ -176,6 +178,7 @@ def test_planning_sees_the_nodes_hardware_and_what_is_installed(tmp_path: Path) 
     site = cluster(tmp_path, CPU, CPU)
     assert site.machine("auto") == CPU
     assert site.version("torch") == local_site(tmp_path).version("torch")
+    assert site.nodes() == (Node("node-1", cores=4), Node("node-2", cores=4))
     assert site.obstacle(MAIN) is None
     assert "missing" in (site.obstacle("llamacpp") or "")  # here and there: its runs are unsupported
 
@@ -192,7 +195,7 @@ def test_planning_sees_the_nodes_hardware_and_what_is_installed(tmp_path: Path) 
         (lambda folder: cluster(folder, CPU, qharness="0.0.1").machine("cpu"), "qharness is .* and 0.0.1 on node-1"),
         (
             lambda folder: ClusterSite(
-                local_site(folder), {"node-1": NodeReport(None, "no GPU", {})}, lambda: {}
+                local_site(folder), {"node-1": NodeReport(None, None, "no GPU", {})}, lambda: {}
             ).machine("cpu"),
             "node-1: no GPU",
         ),

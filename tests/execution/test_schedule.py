@@ -16,12 +16,13 @@ from run_specs import changed, run_spec
 from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Measurement, Outcome
-from harness.core.run import RunSpec
+from harness.core.run import RunLimits, RunSpec
 from harness.core.site import Machine, Node
 from harness.errors import UsageError
-from harness.execution.local import LocalExecutor, LocalSite
-from harness.execution.schedule import Schedule, compared_within
+from harness.execution.local import LocalExecutor, LocalSite, local_site
+from harness.execution.schedule import Schedule, compared_within, memory_needed
 from harness.execution.sweep import Ended, Event, PhaseBegan, Started, sweep
+from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
 from harness.stacks import Stacks
 from harness.storage.cache import Cache
@@ -115,6 +116,58 @@ def test_every_run_begins_once_and_shares_only_what_it_may(
         assert sorted(begun) == list(range(len(specs)))
     if gpus == [1]:
         assert begun == list(range(len(specs)))
+
+
+@given(plans(), st.integers(1, 9), st.sampled_from([None, 1, 2, 3, 4]), st.data())
+def test_runs_share_a_cpu_by_their_threads_and_its_memory(
+    specs: list[RunSpec], cores: int, threads: int | None, data: st.DataObject
+) -> None:
+    specs = [changed(spec, device="cpu", threads=threads) for spec in specs]
+    needed = data.draw(st.lists(st.integers(1, 5), min_size=len(specs), max_size=len(specs)))
+    node = Node(cores=cores, memory_bytes=data.draw(st.integers(1, 12)))
+    schedule = Schedule(specs, [node], needed)
+    running: list[int] = []
+    begun: list[int] = []
+    most = 0
+    while len(begun) < len(specs) or running:
+        while (placed := schedule.begin()) is not None:
+            running.append(placed.index)
+            begun.append(placed.index)
+            most = max(most, len(running))
+            if len(running) > 1:
+                assert threads is not None
+                assert not any(specs[each].job.alone for each in running)
+                assert len(running) * threads <= cores
+                assert sum(needed[each] for each in running) <= node.memory_bytes
+        index = data.draw(st.sampled_from(running))
+        running.remove(index)
+        schedule.end(index)
+    assert sorted(begun) == list(range(len(specs)))
+    assert most <= schedule.width
+    if threads is None or cores < 2 * threads:
+        assert begun == list(range(len(specs))), "the plan's order"
+
+
+def test_quality_fills_the_cores_that_its_threads_leave() -> None:
+    specs = [run_spec("quality", method=method(number), threads=2) for number in range(4)]
+    schedule = Schedule(specs, [Node(cores=7, memory_bytes=1)])
+    assert [begin(schedule) for _ in range(4)] == [0, 1, 2, None]
+    assert schedule.width == 3
+
+
+def test_a_run_in_a_stack_shares_no_cpu() -> None:
+    specs = [run_spec("quality", method=method(number), threads=1, stack="llamacpp") for number in range(2)]
+    schedule = Schedule(specs, [Node(cores=8, memory_bytes=1)])
+    assert [begin(schedule) for _ in range(2)] == [0, None]
+
+
+def test_the_memory_of_a_run_is_its_limit_or_what_its_model_takes() -> None:
+    spec = run_spec("quality", limits=RunLimits(memory_bytes=7))
+    assert memory_needed(PlannedRun(spec)) == 7
+    unlimited = run_spec("quality")
+    assert memory_needed(PlannedRun(unlimited)) > 2**60, "the size of its model is not known"
+    size = ModelSize(10**9, 10**9, 10**9, 10**9, hidden=10, vocabulary=1000)
+    assert memory_needed(PlannedRun(unlimited, size=size)) == 8 * 10**9 + 2**30 + 12 * 64 * 1000
 
 
 def begin(schedule: Schedule) -> int | None:
@@ -276,6 +329,19 @@ def test_each_worker_has_gpus_of_its_own(tmp_path: Path) -> None:
     executor._workers.give_back(first)
     assert executor._workers.take(one, site).gpus == ("GPU-a",), "speeds are all measured on the first GPU"
     assert executor._workers.take(run_spec("quality"), site).gpus == ()
+
+
+def test_each_worker_on_a_cpu_has_cores_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.execution.local.physical_cores", lambda: (0, 2, 4, 6, 8))
+    executor = LocalExecutor(local_site(tmp_path, device="cpu"))
+    two, alone = run_spec("quality", threads=2), run_spec("performance", threads=2)
+    first, second = executor._workers.take(two, executor.site), executor._workers.take(two, executor.site)
+    assert (first.cores, second.cores) == ((0, 2), (4, 6))
+    executor._workers.give_back(first)
+    assert executor._workers.take(two, executor.site).cores == (0, 2)
+    assert executor._workers.take(alone, executor.site).cores == ()
+    assert executor._workers.take(run_spec("quality", threads=3), executor.site).cores == (), "none has room beside it"
+    assert executor._workers.take(run_spec("quality"), executor.site).cores == ()
 
 
 def test_a_run_gets_no_gpu_of_a_process_that_is_still_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
