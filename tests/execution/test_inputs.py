@@ -45,7 +45,6 @@ def content(model: Path, text: Path, *methods: object, **said: object) -> dict[s
         "models": [{"id": str(model), "dtype": "float32", "label": "m"}],
         "methods": list(methods),
         "measure": {"perplexity": {"text": str(text), "context": 64, "windows": 2}},
-        "threads": 1,
         **said,
     }
 

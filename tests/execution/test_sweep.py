@@ -51,7 +51,6 @@ def recipe(tiny: Path, methods: list[object], **changes: object) -> dict[str, ob
         "models": [{"id": str(tiny), "dtype": "float32", "label": "tiny"}],
         "methods": methods,
         "measure": {"perplexity": {"context": 64, "windows": 2}},
-        "threads": 1,
         **changes,
     }
 

@@ -132,7 +132,6 @@ class Bench:
             "name": NAME,
             "models": [{"id": str(self.model), "dtype": "float32", "label": "tiny"}],
             "measure": {"perplexity": {"text": str(self.text), "context": 64, "windows": 2}, **divergence},
-            "threads": 1,
             "device": "cpu",
             **content,
         }
