@@ -19,7 +19,7 @@ from harness.api.plan import plan
 from harness.api.run import run
 from harness.core.record import RunRecord
 from harness.core.site import Speeds
-from harness.execution.sweep import Event, Expected, Forecasted, Remaining
+from harness.execution.events import Event, Expected, Forecasted, Remaining
 from harness.host.machine import cache_folder, choose
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import Span, forecast

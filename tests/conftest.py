@@ -28,8 +28,9 @@ from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.execution import starter
+from harness.execution.events import Event
 from harness.execution.local import LocalExecutor, local_site
-from harness.execution.sweep import Event, sweep
+from harness.execution.sweep import sweep
 from harness.host import preflight
 from harness.host.machine import cache_folder, choose
 from harness.libraries.llamacpp import lines

@@ -19,9 +19,10 @@ from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import Machine, Node, Site
 from harness.errors import UsageError
+from harness.execution.events import Event, PhaseBegan, Started
 from harness.execution.executor import Executor
 from harness.execution.local import LocalExecutor, LocalSite, local_site
-from harness.execution.sweep import Event, PhaseBegan, Started, sweep
+from harness.execution.sweep import sweep
 from harness.figures.table import VariantRow
 from harness.host.gpu import identifying
 from harness.host.preflight import Preflight

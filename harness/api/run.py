@@ -13,13 +13,14 @@ from harness.core.run import HourlyPrice
 from harness.core.site import MAIN
 from harness.errors import HarnessError
 from harness.execution.debris import clear
+from harness.execution.events import Cleared, Event, GpuUnused, Waiting
 from harness.execution.executor import Executor
 from harness.execution.executors import THIS_MACHINE, ExecutorChoice, open_executor
 from harness.execution.local import local_site
 from harness.execution.progress import ProgressNote
 from harness.execution.schedule import width
 from harness.execution.starter import forks
-from harness.execution.sweep import Cleared, Event, GpuUnused, Waiting, sweep
+from harness.execution.sweep import sweep
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
 from harness.planning.plan import PlannedRun, hourly_price, plan

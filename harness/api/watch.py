@@ -45,7 +45,7 @@ class Watched:
         return any(sweep.runs for sweep in self.sweeps)
 
 
-class Watch:
+class ResultsWatch:
     """Looks at a results folder again and again; records are read again only after a sweep has saved some.
 
     Whether a sweep lives is judged by this machine's clock only at the first look: later by whether its note changes,
@@ -107,7 +107,7 @@ def write_report_on_change(
         raise UsageError(
             "--watch writes files again and again, and a job summary is only appended to; leave github out"
         )
-    watch = Watch(results)
+    watch = ResultsWatch(results)
     written: tuple[tuple[str, str, int], ...] | None = None
     while True:
         sweeps = watch.sweeps()

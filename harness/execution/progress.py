@@ -15,8 +15,8 @@ from harness.core.progress import Ending, RunFailure, RunUnderWay, SweepProgress
 from harness.core.record import FAILURES, RunRecord
 from harness.core.run import RunSpec
 from harness.errors import ResultsError
+from harness.execution.events import Ended, Event, Lost, PhaseBegan, Remaining, Started, Withdrawn
 from harness.execution.interrupt import uninterrupted
-from harness.execution.sweep import Ended, Event, Lost, PhaseBegan, Remaining, Started, Withdrawn
 from harness.storage.progress import write_progress
 from harness.storage.store import Store
 

@@ -26,7 +26,7 @@ LIBRARY_BYTES = 2**30
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placement:
     """The run with this index in the plan begins on ``node``."""
 
     index: int
@@ -66,7 +66,7 @@ class Schedule:
         """The runs that have not begun."""
         return tuple(self._waiting)
 
-    def begin(self) -> Placed | None:
+    def begin(self) -> Placement | None:
         """A run that begins now; None if all that are left must wait until another has ended, or none is left."""
         placed = self._next()
         if placed is not None:
@@ -108,7 +108,7 @@ class Schedule:
         else:
             self._waiting.sort()
 
-    def _next(self) -> Placed | None:
+    def _next(self) -> Placement | None:
         if not self.nodes or not self._waiting:
             return None
         free = list(self.nodes)  # those that no earlier run of the order waits for
@@ -120,14 +120,14 @@ class Schedule:
             if choice not in free:
                 continue
             if not waits and self._has_room(index, choice):
-                return Placed(index, choice)
+                return Placement(index, choice)
             free.remove(choice)  # nothing overtakes the run there
             if not free:
                 break
         if self._running:
             return None
         first = next((index for index in self._waiting if not self._waits(index)), self._waiting[0])
-        return Placed(first, self._choice(first, self.nodes))
+        return Placement(first, self._choice(first, self.nodes))
 
     def _choice(self, index: int, free: Sequence[Node]) -> Node:
         """The node for a run, of those that are free: where it has to be, or else where it may begin first."""

@@ -24,15 +24,30 @@ from types import TracebackType
 
 from harness.core.inputs import Input
 from harness.core.label import Fact
-from harness.core.record import Damaged, Failure, Outcome, RunRecord
+from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Artifacts, Node
 from harness.errors import ResultsError
-from harness.execution.debris import Debris
+from harness.execution.events import (
+    ArtifactDamaged,
+    DamageFound,
+    Ended,
+    Event,
+    Expected,
+    Forecasted,
+    Lost,
+    NotShared,
+    PhaseBegan,
+    Remaining,
+    Started,
+    TakenIn,
+    Verifying,
+    Withdrawn,
+)
 from harness.execution.executor import Executor, RunLost
 from harness.execution.interrupt import uninterrupted
 from harness.execution.schedule import Schedule, compared_within, memory_needed
-from harness.planning.forecast.forecast import NOTHING, Span, SweepForecast
+from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
@@ -42,159 +57,6 @@ from harness.storage.store import Store
 CHANGED = "an input changed during the sweep: {}"
 
 
-@dataclass(frozen=True)
-class Started:
-    """Run ``index`` of ``total`` begins (1-based), on ``node`` if the site has several."""
-
-    spec: RunSpec
-    index: int
-    total: int
-    node: str = ""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A run ended without an outcome because its node failed. ``again``: it is made once more.
-
-    ``for_good``: nothing more runs on that node.
-    """
-
-    spec: RunSpec
-    node: str
-    reason: str
-    for_good: bool
-    again: bool
-
-
-@dataclass(frozen=True)
-class PhaseBegan:
-    """A run enters a phase."""
-
-    spec: RunSpec
-    name: str
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A run ended and is recorded; ``reused`` means that an earlier record or artifact replaced it."""
-
-    record: RunRecord
-    index: int
-    total: int
-    reused: bool
-
-
-@dataclass(frozen=True)
-class Withdrawn:
-    """A run that had succeeded is now ``invalid``: a file that it read differs from what was hashed."""
-
-    record: RunRecord
-
-
-@dataclass(frozen=True)
-class DamageFound:
-    """An earlier attempt is damaged. It was moved to ``moved_to``, or only its log is, and it still counts."""
-
-    damaged: Damaged
-    moved_to: str | None
-
-
-@dataclass(frozen=True)
-class Verifying:
-    """The artifact of an earlier sweep is hashed before this one uses it."""
-
-    spec: RunSpec
-
-
-@dataclass(frozen=True)
-class ArtifactDamaged:
-    """An artifact of an earlier sweep is damaged and was removed; the run is made again if another needs it."""
-
-    spec: RunSpec
-    reason: str
-
-
-@dataclass(frozen=True)
-class NotShared:
-    """What a run made could not be sent to the shared cache; it is in the cache of this machine."""
-
-    spec: RunSpec
-    reason: str
-
-
-@dataclass(frozen=True)
-class TakenIn:
-    """A run that an earlier sweep could not save, and kept in its spill folder, is now among the results."""
-
-    record: RunRecord
-
-
-@dataclass(frozen=True)
-class Cleared:
-    """What interrupted sweeps had left was removed before this one begins."""
-
-    debris: Debris
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """What the sweep waits for before it begins: nodes of a cluster."""
-
-    message: str
-
-
-@dataclass(frozen=True)
-class GpuUnused:
-    """The machine has a GPU, and the sweep runs on the CPU because torch cannot use it."""
-
-    problem: str
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What is left to run, and what is expected of it."""
-
-    forecast: SweepForecast
-
-
-@dataclass(frozen=True)
-class Remaining:
-    """How long the sweep will go on from now: when it begins, and again whenever a run has ended."""
-
-    left_s: Span
-
-
-@dataclass(frozen=True)
-class Forecasted:
-    """The sweep is through: how long it was expected to take, how long it took, and of how many runs that was known.
-
-    ``within`` counts the runs that took as long as their range says.
-    """
-
-    expected_s: Span
-    took_s: float
-    runs: int
-    within: int
-
-
-Event = (
-    Waiting
-    | GpuUnused
-    | Cleared
-    | Started
-    | PhaseBegan
-    | Lost
-    | Ended
-    | Withdrawn
-    | DamageFound
-    | Verifying
-    | ArtifactDamaged
-    | NotShared
-    | TakenIn
-    | Expected
-    | Remaining
-    | Forecasted
-)
 Expect = Callable[[Sequence[PlannedRun], Sequence[RunRecord]], SweepForecast]
 """Forecasts the runs that are left of a plan, from earlier records."""
 

@@ -21,7 +21,8 @@ from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Machine, Node
 from harness.errors import ExitCode, ResultsError
-from harness.execution.sweep import DamageFound, Event, sweep
+from harness.execution.events import DamageFound, Event
+from harness.execution.sweep import sweep
 from harness.planning.plan import PlannedRun
 from harness.storage.cache import Cache
 from harness.storage.reading import read_records

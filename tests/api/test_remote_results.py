@@ -25,7 +25,8 @@ from harness.core.record import Measurement, Outcome
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Machine, Node
 from harness.errors import ExitCode, ResultsError, StorageError, UsageError
-from harness.execution.sweep import ArtifactDamaged, Ended, Event, NotShared, sweep
+from harness.execution.events import ArtifactDamaged, Ended, Event, NotShared
+from harness.execution.sweep import sweep
 from harness.planning.plan import PlannedRun
 from harness.storage.cache import Cache
 from harness.storage.objects import Objects

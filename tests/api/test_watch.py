@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from harness.api import watch as watching
 from harness.api.verify import verify
-from harness.api.watch import Watch, write_report_on_change
+from harness.api.watch import ResultsWatch, write_report_on_change
 from harness.cli.app import app
 from harness.cli.render.watch import clock, frame_text
 from harness.core.model import MethodRef
@@ -25,8 +25,8 @@ from harness.core.record import Failure, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.errors import ResultsError, UsageError
 from harness.execution import progress as noting
+from harness.execution.events import Ended, Lost, PhaseBegan, Remaining, Started, Withdrawn
 from harness.execution.progress import ProgressNote
-from harness.execution.sweep import Ended, Lost, PhaseBegan, Remaining, Started, Withdrawn
 from harness.planning.forecast.forecast import Span
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.place import LocalPlace
@@ -185,18 +185,18 @@ def test_results_with_a_note_are_as_intact_as_before(tmp_path: Path) -> None:
 
 def test_a_sweep_that_is_silent_for_four_heartbeats_is_dead(tmp_path: Path) -> None:
     put(tmp_path, replace(NOTE, noted=ago(30)))
-    [alive] = Watch(tmp_path).sweeps()
+    [alive] = ResultsWatch(tmp_path).sweeps()
     assert alive.runs
     put(tmp_path, replace(NOTE, noted=ago(50)))
-    [dead] = Watch(tmp_path).sweeps()
+    [dead] = ResultsWatch(tmp_path).sweeps()
     assert not dead.runs
-    assert "dead: silent for 0:5" in frame_text(Watch(tmp_path).look())
+    assert "dead: silent for 0:5" in frame_text(ResultsWatch(tmp_path).look())
     put(tmp_path, replace(NOTE, noted=ago(50), ending="finished"))
-    assert "finished after" in frame_text(Watch(tmp_path).look())
+    assert "finished after" in frame_text(ResultsWatch(tmp_path).look())
 
 
 def test_a_note_that_changes_is_a_sign_of_life_whatever_the_clocks_say(tmp_path: Path) -> None:
-    watch = Watch(tmp_path)
+    watch = ResultsWatch(tmp_path)
     put(tmp_path, replace(NOTE, noted="2001-01-01T00:00:00+00:00"))
     assert not watch.sweeps()[0].runs
     put(tmp_path, replace(NOTE, noted="2001-01-01T00:00:10+00:00"))
@@ -208,7 +208,7 @@ def test_records_are_read_again_only_after_some_were_saved(tmp_path: Path, monke
     read: list[Store] = []
     real = Store.read
     monkeypatch.setattr(Store, "read", lambda store: read.append(store) or real(store))
-    watch = Watch(tmp_path)
+    watch = ResultsWatch(tmp_path)
     put(tmp_path, replace(NOTE, noted=ago(0), saved=1))
     first = watch.look()
     put(tmp_path, replace(NOTE, noted=ago(0), saved=1, running=(RunUnderWay("a", "load", ago(0), "cpu"),)))
@@ -234,7 +234,7 @@ def test_a_frame_has_the_sweep_and_the_figures_within_the_width(tmp_path: Path, 
             left_s=7384.0,
         ),
     )
-    lines = frame_text(Watch(tmp_path).look(), width).splitlines()
+    lines = frame_text(ResultsWatch(tmp_path).look(), width).splitlines()
     text = "\n".join(lines)
     assert all(len(line) <= width for line in lines)
     assert "example · running for" in text

@@ -9,7 +9,8 @@ import pytest
 
 from harness.core.record import RunRecord
 from harness.execution import local
-from harness.execution.sweep import Ended, Event, Started, sweep
+from harness.execution.events import Ended, Event, Started
+from harness.execution.sweep import sweep
 from harness.host.processor import physical_cores
 from harness.planning.plan import plan
 from harness.recipe import load_recipe

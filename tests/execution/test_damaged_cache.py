@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.execution.sweep import ArtifactDamaged, Ended
+from harness.execution.events import ArtifactDamaged, Ended
 
 pytestmark = pytest.mark.heavy(minutes=0.5)
 

@@ -16,9 +16,10 @@ from harness.core.inputs import Input
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Machine, Node
+from harness.execution.events import Ended, Event, PhaseBegan, Started
 from harness.execution.executor import Executor
 from harness.execution.local import LocalExecutor, LocalSite, local_site
-from harness.execution.sweep import Ended, Event, PhaseBegan, Started, sweep
+from harness.execution.sweep import sweep
 from harness.planning.plan import plan
 from harness.recipe import load_recipe
 from harness.storage.json_codec import decode, encode

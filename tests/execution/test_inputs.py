@@ -15,7 +15,7 @@ import pytest
 from harness.api.plan import plan
 from harness.core.record import RunRecord
 from harness.errors import SourceError
-from harness.execution.sweep import Ended, Event, Withdrawn
+from harness.execution.events import Ended, Event, Withdrawn
 from harness.host.machine import installed_version
 from harness.models.sources import inspect
 from harness.recipe import Model, load_recipe

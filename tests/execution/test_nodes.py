@@ -17,8 +17,9 @@ from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import Machine, Node
 from harness.errors import ResultsError
+from harness.execution.events import Ended, Event, Lost, Started
 from harness.execution.executor import RunLost
-from harness.execution.sweep import Ended, Event, Lost, Started, sweep
+from harness.execution.sweep import sweep
 from harness.planning.plan import PlannedRun
 from harness.storage.cache import Cache
 from harness.storage.json_codec import decode, encode

@@ -13,10 +13,11 @@ import psutil
 import pytest
 
 from harness.core.record import RunRecord
+from harness.execution.events import Event, Lost, PhaseBegan, Started
 from harness.execution.executors import ExecutorChoice, open_executor
 from harness.execution.local import local_site
 from harness.execution.ray_cluster import ENVIRONMENT, RayExecutor
-from harness.execution.sweep import Event, Lost, PhaseBegan, Started, sweep
+from harness.execution.sweep import sweep
 from harness.planning.plan import plan
 from harness.recipe import load_recipe
 

@@ -19,9 +19,10 @@ from harness.core.record import Measurement, Outcome
 from harness.core.run import RunLimits, RunSpec
 from harness.core.site import Machine, Node
 from harness.errors import UsageError
+from harness.execution.events import Ended, Event, PhaseBegan, Started
 from harness.execution.local import LocalExecutor, LocalSite, local_site
 from harness.execution.schedule import Schedule, compared_within, memory_needed
-from harness.execution.sweep import Ended, Event, PhaseBegan, Started, sweep
+from harness.execution.sweep import sweep
 from harness.models.shapes import ModelSize
 from harness.planning.plan import PlannedRun
 from harness.stacks import Stacks

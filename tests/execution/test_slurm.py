@@ -14,10 +14,11 @@ import submitit
 from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.execution import agent, slurm
+from harness.execution.events import Event, Lost, PhaseBegan, Started
 from harness.execution.executors import ExecutorChoice, open_executor
 from harness.execution.local import local_site
 from harness.execution.slurm import SlurmExecutor, parse_options
-from harness.execution.sweep import Event, Lost, PhaseBegan, Started, sweep
+from harness.execution.sweep import sweep
 from harness.planning.plan import plan
 from harness.recipe import load_recipe
 

@@ -17,8 +17,9 @@ from harness.core.record import Measurement, Outcome, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Node
 from harness.errors import ExitCode, ResultsError, StorageError
+from harness.execution.events import ArtifactDamaged, DamageFound, Ended, Event, TakenIn, Verifying
 from harness.execution.local import LocalSite
-from harness.execution.sweep import ArtifactDamaged, DamageFound, Ended, Event, TakenIn, Verifying, done, sweep
+from harness.execution.sweep import done, sweep
 from harness.planning.plan import PlannedRun
 from harness.stacks import Stacks
 from harness.storage.cache import Cache

@@ -17,7 +17,7 @@ from harness import plugins as registry
 from harness.core.record import RunRecord
 from harness.core.run import HourlyPrice
 from harness.errors import ResultsError, UsageError
-from harness.execution.sweep import Ended
+from harness.execution.events import Ended
 from harness.storage.store import Store
 
 pytestmark = pytest.mark.heavy(minutes=3)

@@ -16,7 +16,8 @@ from harness.core.model import MethodRef
 from harness.core.record import Failure, Outcome, Phase, RunRecord
 from harness.core.run import RunSpec
 from harness.core.site import HERE, Machine, Node, Speeds
-from harness.execution.sweep import Expected, Forecasted, Remaining, sweep
+from harness.execution.events import Expected, Forecasted, Remaining
+from harness.execution.sweep import sweep
 from harness.planning.forecast.forecast import SweepForecast, forecast
 from harness.planning.plan import PlannedRun
 from harness.storage.cache import Cache

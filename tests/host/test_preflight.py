@@ -15,7 +15,7 @@ from nvml_stub import A100, H200, SLICED_H200, NvmlStub
 from harness.api import run as api_run
 from harness.cli.render.sweep import _lines
 from harness.errors import UsageError
-from harness.execution.sweep import Event, GpuUnused
+from harness.execution.events import Event, GpuUnused
 from harness.host import cuda_probe, machine, preflight
 from harness.host.architecture import runs_on
 from harness.host.preflight import Preflight, TorchAnswer, TriedProduct

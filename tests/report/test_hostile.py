@@ -38,7 +38,7 @@ from harness.cli.render import formats, plan, sweep
 from harness.cli.render import recommend as recommendation_console
 from harness.core.record import Damaged, RunRecord
 from harness.errors import ExitCode, UsageError
-from harness.execution.sweep import (
+from harness.execution.events import (
     ArtifactDamaged,
     DamageFound,
     Ended,

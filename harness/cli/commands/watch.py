@@ -24,10 +24,10 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from harness.api.watch import LOOK_EVERY_S, Watch
+    from harness.api.watch import LOOK_EVERY_S, ResultsWatch
     from harness.cli.render.watch import frame, frame_text
 
-    watched = Watch(results)
+    watched = ResultsWatch(results)
     if once or not sys.stdout.isatty():
         sys.stdout.write(frame_text(watched.look(), shutil.get_terminal_size().columns))
         return

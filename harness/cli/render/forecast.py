@@ -12,7 +12,7 @@ from harness.planning.forecast.forecast import RunForecast, Span, SweepForecast
 
 if TYPE_CHECKING:
     from harness.api.plan import PlanState
-    from harness.execution.sweep import Forecasted
+    from harness.execution.events import Forecasted
 
 BASES = {
     "same": "earlier runs of the same case",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from harness.execution.debris import Debris
-    from harness.execution.sweep import Ended, Event, Expected, Forecasted, Remaining, Started
+    from harness.execution.events import Ended, Event, Expected, Forecasted, Remaining, Started
 
 REFRESHES_PER_SECOND = 1
 """Rare enough not to affect the measurements."""
@@ -45,7 +45,7 @@ def display(as_json: bool) -> Iterator[Display]:
 
 def _lines(event: Event) -> tuple[list[str], str]:
     """What to print of an event, and the colour for a terminal; nothing of one that the next event replaces."""
-    from harness.execution.sweep import (
+    from harness.execution.events import (
         ArtifactDamaged,
         Cleared,
         DamageFound,
@@ -126,7 +126,7 @@ def _plain(event: Event) -> None:
 
 
 def _json(event: Event) -> None:
-    from harness.execution.sweep import (
+    from harness.execution.events import (
         ArtifactDamaged,
         Cleared,
         DamageFound,
@@ -210,7 +210,7 @@ def _json(event: Event) -> None:
 
 def _json_forecast(event: Expected | Remaining | Forecasted) -> None:
     from harness.cli.render.forecast import span_entry
-    from harness.execution.sweep import Expected, Forecasted
+    from harness.execution.events import Expected, Forecasted
 
     if isinstance(event, Expected):
         forecast, cost = event.forecast, event.forecast.cost
@@ -260,7 +260,7 @@ class _Live:
             yield self
 
     def __call__(self, event: Event) -> None:
-        from harness.execution.sweep import Ended, Lost, PhaseBegan, Remaining, Started, Verifying
+        from harness.execution.events import Ended, Lost, PhaseBegan, Remaining, Started, Verifying
 
         if isinstance(event, PhaseBegan) and event.spec.run_id in self._running:
             self._running[event.spec.run_id].phase, self._other = event.name, ""
