@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ def _pack(recipe: Path, root: Path, place: LocalPlace) -> PackStep:
     left: dict[Path, str] = {}
     waiting: dict[Path, dict[str, bytes]] = {}
     moved = size = 0
+    if (there := pack_of(recipe)) is not None and there.faults:  # adding to it would hide them
+        damage = f"{'; '.join(there.faults)}; nothing is added to it, and 'qharness store unpack' saves what is whole"
+        return PackStep(recipe, 0, {there.path: damage})
     folders = [each for each in attempt_folders(recipe) if each.is_dir() and each.parent.parent == recipe]
     for folder in folders:
         reason = _obstacle(folder, root)
@@ -89,7 +93,7 @@ def _obstacle(folder: Path, root: Path) -> str | None:
     """Why an attempt cannot be packed without loss; None if it can."""
     if not (ATTEMPT.fullmatch(folder.name) and RUN_ID.fullmatch(folder.parent.name)):
         return "not the folder of an attempt"
-    for each in folder.iterdir():
+    for each in folder.iterdir() if folder.is_dir() else ():
         if each.name not in FILES or each.is_symlink() or not each.is_file():
             return f"has something else than the files of a record: {shown(each.name)}"
     try:
@@ -123,10 +127,13 @@ def _unpack(recipe: Path, root: Path, place: LocalPlace) -> PackStep:
     left = dict.fromkeys([pack.path], "; ".join(pack.faults)) if pack.faults else {}
     moved = 0
     for key, members in pack.attempts.items():
-        if (recipe / key).exists():  # packing was interrupted; the folder is what counts
+        folder = place.root / recipe.name / key
+        if os.path.lexists(folder):  # packing was interrupted; the folder is what counts
+            if (reason := _obstacle(recipe / key, root)) is not None:
+                left[recipe / key] = f"{reason}; the pack has this attempt too, and stays"
             continue
-        place.add(f"{recipe.name}/{key}", {name: pack.read(member) for name, member in members.items()})
+        place.copy_from_pack(folder, pack, members)
         moved += 1
-    if not pack.faults:
+    if not left:
         place.disk.remove(pack.path)
     return PackStep(recipe, moved, left)

@@ -103,7 +103,7 @@ class _Repair:
 
     def _recipe(self, folder: Path) -> Path:
         """The folder of the recipe that an attempt is in; what is nowhere near its place belongs to the whole."""
-        recipe = folder.parent.parent
+        recipe = folder.parent if folder.name == PACK else folder.parent.parent
         return recipe if recipe.is_relative_to(self.root) else self.root
 
     def _mended(self, folder: Path) -> Iterator[RepairStep]:
@@ -166,7 +166,8 @@ class _Repair:
         folder = damage.path
         run_id, attempt = folder.parent.name, folder.name
         if self.source is not None:
-            for twin in sorted([*self.source.glob(f"{run_id}/{attempt}"), *self.source.glob(f"*/{run_id}/{attempt}")]):
+            recipes = [self.source, *sorted(each for each in self.source.glob("*") if each.is_dir())]
+            for twin in (each / run_id / attempt for each in recipes):  # in a folder or in a pack
                 found = from_copy(folder, twin, self.source)
                 if found is not None:
                     return found

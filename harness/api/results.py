@@ -52,13 +52,19 @@ class NamedRecords:
         from harness.analysis.summaries import Summaries
         from harness.figures.summary import code
 
-        sealed = zip(self.records, self.seals, strict=True)
         kept = SummaryFile(self.folder, code())
-        found = Summaries({record.key: seal for record, seal in sealed if seal is not None}, kept.read())
+        found = Summaries(self._sealed(), kept.read())
         with uncollected():
             yield found
         if found.used and found.changed:
             kept.write(found.used)
+
+    def _sealed(self) -> dict[tuple[str, str, str], str]:
+        """The seals by what identifies an attempt; none of copies that differ, which have the same key."""
+        seals: dict[tuple[str, str, str], set[str | None]] = {}
+        for record, seal in zip(self.records, self.seals, strict=True):
+            seals.setdefault(record.key, set()).add(seal)
+        return {key: seal for key, each in seals.items() if len(each) == 1 for seal in each if seal is not None}
 
 
 def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:

@@ -61,7 +61,10 @@ class Withdrawn:
 
 @dataclass(frozen=True)
 class DamageFound:
-    """An earlier attempt is damaged. It was moved to ``moved_to``, or only its log is, and it still counts."""
+    """An earlier attempt is damaged, or a pack is. It was moved to ``moved_to``.
+
+    None if it stays: a pack, whose whole attempts count, or an attempt of which only the log is damaged, which counts.
+    """
 
     damaged: Damaged
     moved_to: str | None

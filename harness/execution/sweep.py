@@ -51,6 +51,7 @@ from harness.planning.forecast.forecast import NOTHING, SweepForecast
 from harness.planning.forecast.pace import remaining
 from harness.planning.plan import PlannedRun
 from harness.storage.checksums import compare_content, compare_stat, find_difference
+from harness.storage.pack import PACK
 from harness.storage.spill import Saver
 from harness.storage.store import Store
 
@@ -186,7 +187,8 @@ def sweep(
             on_event(TakenIn(taken))
         contents = store.read(recipe)
         for damaged in contents.damaged:
-            on_event(DamageFound(damaged, None if damaged.log_only else store.set_aside(recipe, damaged)))
+            stays = damaged.log_only or damaged.path.name == PACK  # other attempts are in the pack
+            on_event(DamageFound(damaged, None if stays else store.set_aside(recipe, damaged)))
         progress = _Progress(under_way, planned, contents.records, expect)
         records = progress.records
         through = False

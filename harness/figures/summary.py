@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -42,7 +43,8 @@ def read(text: str, evidence: Evidence, label: str) -> Derived:
 @cache
 def code() -> str:
     """A digest of all that derives a row: a row that other code derived is not used."""
-    digest = hashlib.sha256(" ".join(version(library) for library in LIBRARIES).encode())
+    versions = (*(version(library) for library in LIBRARIES), sys.version)  # Python 3.12 adds floats up differently
+    digest = hashlib.sha256(" ".join(versions).encode())
     root = Path(__file__).parents[1]
     for path in sorted(path for room in CODE for path in (root / room).rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())

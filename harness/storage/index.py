@@ -56,7 +56,7 @@ class Index:
         self._current: dict[str, tuple[IndexEntry, Stamps]] = {}
         self._is_new: set[str] = set()
         self._covered: dict[str, Sequence[Any]] = {}
-        self._part, self._new = _part_of(folder), Segment(folder)
+        self._part, self._new = _part_of(folder), Segment(folder.absolute())
         with suppress(OSError):  # a folder that cannot be written is read all the same
             self._new.began_ns = _clock_ns(self._part)
         self._load()
@@ -67,15 +67,19 @@ class Index:
         return cls(folder) if is_indexed(folder) else None
 
     def attempts(self, run: str) -> Sequence[str] | None:
-        """The names of the attempts of a run, if its folder is as it was when they were listed."""
+        """The names of the attempts of a run, if its folder and theirs are as they were when they were listed."""
         stamp, names, began_ns = self._runs.get(run, (None, (), 0))
         if stamp is None or _is_recent([stamp], began_ns) or _stamp(os.lstat, f"{self.folder}/{run}") != stamp:
+            return None
+        if any(self.entry(f"{run}/{name}") is None for name in names):  # one may hold folders now
             return None
         self._covered[run] = [stamp, names]
         return names
 
     def entry(self, key: str) -> IndexEntry | None:
         """The entry of an attempt whose files are what they were when it was read; None for any other."""
+        if key in self._current:
+            return self._current[key][0]
         found = self._entries.get(key)
         if found is None:
             return None
@@ -135,14 +139,18 @@ class Index:
                 if file.read(_HEAD.size) != _head(self.folder):
                     return
                 content = memoryview(file.read())
+        except OSError:
+            return
+        folder = self.folder.absolute()
+        try:
             while content:
-                segment, size = Segment.read(self.folder, content)
+                segment, size = Segment.read(folder, content)
                 content = content[size:]
                 self._entries |= {entry.key: entry for entry in segment.entries()}
                 self._runs |= {run: (stamp, names, segment.began_ns) for run, (stamp, names) in segment.runs.items()}
                 self._segments += 1
-        except (OSError, ValueError, TypeError, RecursionError, DamagedIndexError):
-            return  # what was read before the damage holds
+        except (ValueError, TypeError, RecursionError, DamagedIndexError):
+            self._segments = 0  # what was read before the damage holds; nothing is added behind it
 
     def _stamps(self, key: str, names: Mapping[str, object]) -> Stamps | None:
         """The stamps of an attempt's folder and of files in it; None if one is not there."""
@@ -162,7 +170,7 @@ class Index:
         """Whether the files of an attempt have the hashes that they had."""
         folder = self.folder / key
         try:
-            if {name for name in file_names(folder) if name in MAX_BYTES} != files.keys():
+            if file_names(folder) != files.keys():
                 return False
             return all(
                 file_seal(read_attempt_file(folder / name, MAX_BYTES[name], ResultsError)) == files[name]
@@ -254,7 +262,8 @@ def _has_many(folder: Path) -> bool:
 
 def _clock_ns(part: Path) -> int:
     """The time by the clock of a file system, as that of a file which is written there now."""
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    part.unlink(missing_ok=True)
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     with os.fdopen(descriptor, "wb") as file:
         file.write(b"\0")
         file.flush()

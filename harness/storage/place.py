@@ -19,7 +19,7 @@ from harness.core.foreign import shown
 from harness.core.owner import current_owner
 from harness.errors import ResultsError
 from harness.storage.disk import Disk
-from harness.storage.pack import names_in_pack, packed, read_attempt_file, without
+from harness.storage.pack import Member, Pack, held, names_in_pack, packed, read_attempt_file, without
 
 
 class StorePlace(Protocol):
@@ -107,6 +107,7 @@ class LocalPlace:
         return read_attempt_file(self.root / name, limit_bytes, ResultsError)
 
     def add(self, folder: str, files: Mapping[str, bytes]) -> None:
+        self._refuse_packed(self.root / folder)
         with self.filling(folder, files) as part:
             self.disk.rename(part, self.root / folder)
 
@@ -129,6 +130,8 @@ class LocalPlace:
     def replace(self, name: str, content: bytes) -> None:
         path = self.root / name
         self.unpack(path.parent)
+        if (recipe := path.parent.parent.parent).is_relative_to(self.root) and held(path.parent) is not None:
+            without(recipe, f"{path.parent.parent.name}/{path.parent.name}", self.disk)  # it must not count again
         self.own(path.parent)
         self.disk.write_whole(path, content)
 
@@ -139,6 +142,7 @@ class LocalPlace:
         self.own(old.parent)
         if os.path.lexists(new):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
+        self._refuse_packed(new)
         self.disk.make_folder(new.parent)
         self.disk.rename(old, new)
 
@@ -147,10 +151,19 @@ class LocalPlace:
         found = packed(folder)
         if found is None:
             return
-        files = {name: found[0].read(member) for name, member in found[1].items()}
+        self.copy_from_pack(folder, *found)
+        without(folder.parent.parent, f"{folder.parent.name}/{folder.name}", self.disk)
+
+    def copy_from_pack(self, folder: Path, pack: Pack, members: Mapping[str, Member]) -> None:
+        """Makes the folder of an attempt, which the pack keeps too."""
+        files = {name: pack.read(member) for name, member in members.items()}
         with self.filling(folder.relative_to(self.root).as_posix(), files) as part:
             self.disk.rename(part, folder)
-        without(folder.parent.parent, f"{folder.parent.name}/{folder.name}", self.disk)
+
+    def _refuse_packed(self, folder: Path) -> None:
+        """Raises FileExistsError for an attempt in a pack, which a folder with its name would hide."""
+        if packed(folder) is not None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
 
     def remove(self, name: str) -> None:
         self.own((self.root / name).parent)

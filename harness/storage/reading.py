@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -31,7 +31,7 @@ from harness.storage.entry import IndexEntry
 from harness.storage.evidence import EvidenceFile, read_evidence
 from harness.storage.index import Index
 from harness.storage.json_codec import decode, decode_text, finite_json
-from harness.storage.pack import PACK, pack_of, read_attempt_file
+from harness.storage.pack import PACK, Pack, pack_of, read_attempt_file
 from harness.storage.seal import EVIDENCE, LOG, MAX_BYTES, RECORD, FileSeal, Seal, check_seal, file_seal, read_sealed
 
 A_NAME = "expected letters, digits, dots, dashes and underscores"
@@ -130,7 +130,8 @@ def _read_contents(folder: Path, root: Path) -> Contents:
         return names is not None
 
     walked = [(each, indexes.get(each.parent.parent)) for each in attempt_folders(folder, is_known)]
-    found = [(each, _entry(each, root, index)) for each, index in (*listed, *walked)]
+    each_once = dict((*listed, *walked))  # one that was packed meanwhile is listed and walked
+    found = [(each, _entry(each, root, index)) for each, index in each_once.items()]
     for index in indexes.values():
         index.close()
     found.sort(key=lambda each: each[0].parts)
@@ -188,18 +189,40 @@ def attempt_folders(root: Path, skip: Callable[[Path, str], bool] = lambda paren
     A damaged pack is among them. A hidden folder holds an interrupted write, what was set aside, or something
     unrelated; the caller may know others to ``skip``. Raises ResultsError for a folder that cannot be listed.
     """
+    given: set[str] = set()
+    packs: dict[Path, tuple[int, ...]] = {}
     for name, folders, files in os.walk(root, onerror=_refuse_unlisted):
         here = Path(name)
         depth = len(here.parts) - len(root.parts)
         folders[:] = sorted(each for each in folders if not each.startswith(".")) if depth < MAX_FOLDER_DEPTH else []
+        runs = set(filter(RUN_ID.fullmatch, folders))
+        if PACK in files or runs:
+            packs[here] = ()
         folders[:] = [each for each in folders if not skip(here, each)]
         if RECORD in files or RECORD in folders or (ATTEMPT.fullmatch(here.name) and RUN_ID.fullmatch(_parent(here))):
             folders[:] = [each for each in folders if each != RECORD]
-            yield here
-        if PACK in files and (pack := pack_of(here)) is not None:
-            yield from (here / key for key in sorted(pack.attempts) if not os.path.lexists(here / key))
+            if str(here) not in given:  # it was unpacked meanwhile
+                given.add(str(here))
+                yield here
+        if here in packs and (pack := pack_of(here)) is not None:
+            packs[here] = pack.stamp
+            yield from _packed(pack, given, runs)
             if pack.faults:
                 yield pack.path
+    for here, stamp in packs.items():
+        if (pack := pack_of(here)) is not None and pack.stamp != stamp:  # attempts may have been packed meanwhile
+            yield from _packed(pack, given, {key.partition("/")[0] for key in pack.attempts})
+
+
+def _packed(pack: Pack, given: set[str], walked: Set[str]) -> list[Path]:
+    """The attempts in a pack that were not ``given`` before, and have no folder in a run's that is ``walked`` later."""
+    found = []
+    for key in sorted(pack.attempts):
+        folder = pack.path.parent / key
+        if str(folder) not in given and not (folder.parent.name in walked and os.path.lexists(folder)):
+            given.add(str(folder))
+            found.append(folder)
+    return found
 
 
 def read_attempt(folder: Path, root: Path) -> Attempt:

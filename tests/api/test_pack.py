@@ -19,8 +19,8 @@ from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.errors import ResultsError, StorageError
 from harness.storage.disk import Disk
 from harness.storage.evidence import FEW_VALUES
-from harness.storage.pack import BLOCK, PACK
-from harness.storage.reading import read_contents, read_records, read_results
+from harness.storage.pack import BLOCK, MAX_MEMBER_BYTES, PACK, Member, Pack
+from harness.storage.reading import attempt_folders, read_attempt, read_contents, read_records, read_results
 from harness.storage.seal import RECORD
 from harness.storage.store import Store
 
@@ -185,3 +185,155 @@ def test_what_cannot_be_packed_without_loss_stays(results: Path) -> None:
     assert (noted / "notes.txt").exists()
     with pytest.raises(ResultsError, match="no such folder"):
         list(pack(results / "nothing"))
+
+
+def damage(results: Path, at: int) -> bytes:
+    """Changes a byte of the pack; returns what the pack was."""
+    path = results / "sweep" / PACK
+    whole = path.read_bytes()
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    return whole
+
+
+def headers(content: bytes) -> list[int]:
+    return [place for place in range(0, len(content), BLOCK) if content[place + 257 : place + 262] == b"ustar"]
+
+
+def test_nothing_is_added_to_a_damaged_pack_whose_damage_would_be_overwritten(results: Path) -> None:
+    list(pack(results))
+    path = results / "sweep" / PACK
+    damage(results, headers(path.read_bytes())[-1] + 100)  # the last member: nothing whole is behind it
+    content, before = path.read_bytes(), read_contents(results, results)
+    assert before.damaged
+    Store(results).save(record(RUNS + 1))
+    (step,) = pack(results)
+    assert (step.moved, list(step.left)) == (0, [path])
+    assert path.read_bytes() == content
+    assert read_contents(results, results).damaged == before.damaged
+
+
+def test_zeros_before_damage_do_not_hide_it(results: Path) -> None:
+    list(pack(results))
+    path = results / "sweep" / PACK
+    content = path.read_bytes()
+    last = headers(content)[-1]
+    path.write_bytes(content[:last] + bytes(BLOCK) + content[last + BLOCK :])
+    assert any("no part of a pack" in each.reason for each in read_contents(results, results).damaged)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_what_is_damaged_in_a_pack_is_still_there_after_an_attempt_was_withdrawn(results: Path, cut: bool) -> None:
+    list(pack(results))
+    path = results / "sweep" / PACK
+    begins = headers(path.read_bytes())
+    damage(results, begins[0] + 100)
+    if cut:
+        path.write_bytes(path.read_bytes()[: begins[-1] + 2 * BLOCK])
+    store, before = Store(results), read_contents(results, results)
+    kept = next(each for each in before.records if each.session == "s2")
+    store.withdraw(kept, Failure("inputs", "changed", "its text changed"))
+    found = read_contents(results, results)
+    assert len(found.damaged) == len(before.damaged) > cut
+    assert {each.session: each.status for each in found.records}["s2"] == "invalid"
+    assert [each.session for each in found.records] == [each.session for each in before.records]
+
+
+def test_unpacking_keeps_the_copy_of_an_attempt_whose_folder_is_damaged(results: Path) -> None:
+    list(pack(results))
+    whole = read_contents(results, results)
+    broken = results / "sweep" / whole.records[0].spec.run_id / "1"
+    broken.mkdir(parents=True)
+    (step,) = unpack(results)
+    assert list(step.left) == [broken]
+    broken.rmdir()
+    assert read_contents(results, results) == whole
+    list(unpack(results))
+    assert files(results).keys() == {
+        f"sweep/{each.spec.run_id}/1/{name}"
+        for each in whole.records
+        for name in ("record.json", "evidence.parquet", *(["log.txt"] if each.session != "s1" else []))
+    }
+
+
+def test_no_folder_takes_the_place_of_a_packed_attempt(results: Path) -> None:
+    list(pack(results))
+    whole = read_contents(results, results)
+    with pytest.raises(FileExistsError):
+        Store(results).save(record(1))
+    assert read_contents(results, results) == whole
+
+
+def test_a_withdrawn_attempt_does_not_count_again_if_withdrawing_was_interrupted(results: Path) -> None:
+    """Its folder was there, and the pack still had it: now only the folder has it."""
+    store, whole = Store(results), read_records(results)
+    copy = results.parent / "copy"
+    shutil.copytree(results, copy)
+    list(pack(results))
+    shutil.copytree(copy / "sweep", results / "sweep", dirs_exist_ok=True)
+    store.withdraw(whole[0], Failure("inputs", "changed", "its text changed"))
+    shutil.rmtree(results / "sweep" / whole[0].spec.run_id)
+    assert [each.session for each in store.read().records] == ["s2", "s3"]
+
+
+def test_a_damaged_pack_is_left_to_unpack_and_only_its_recipe_is_locked(results: Path) -> None:
+    list(pack(results))
+    damage(results, 100)
+    assert ("records.tar", "not repaired") in {(each.path.name, each.action) for each in repair(results)}
+    assert not (results / ".lock").exists()
+
+
+def test_a_damaged_attempt_is_restored_from_a_packed_copy(results: Path) -> None:
+    copy = results.parent / "copy"
+    shutil.copytree(results, copy)
+    list(pack(copy))
+    before = files(results)
+    broken = next(results.glob("sweep/*/1/evidence.parquet"))
+    broken.write_bytes(b"damaged")
+    assert [each.action for each in repair(results, copy)] == ["restored"]
+    assert files(results).items() >= before.items()
+
+
+def test_a_member_larger_than_any_file_of_a_record_is_never_read(results: Path) -> None:
+    list(pack(results))
+    path = results / "sweep" / PACK
+    header = tarfile.TarInfo(f"{'0' * 16}/1/record.json")
+    header.size = MAX_MEMBER_BYTES + 1
+    path.write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + path.read_bytes())
+    assert len(read_contents(results, results).records) == RUNS
+    (step,) = unpack(results)
+    assert (step.moved, list(step.left)) == (RUNS, [path])
+
+
+@pytest.mark.parametrize("change", [pack, unpack])
+def test_who_reads_while_attempts_are_packed_or_unpacked_reads_each_once(
+    results: Path, change: Callable[..., Iterator[PackStep]]
+) -> None:
+    whole = read_contents(results, results)
+    if change is unpack:
+        list(pack(results))
+    for at in range(RUNS + 1):
+        copy = results.parent / f"copy{at}"
+        shutil.copytree(results, copy)
+        met = []
+        for number, folder in enumerate(attempt_folders(copy)):
+            if number == at:
+                list(change(copy))
+            met.append(read_attempt(folder, copy))
+        assert sorted(each.record.session for each in met if each.record) == [each.session for each in whole.records]
+        assert len(met) == RUNS
+
+
+def test_a_file_is_read_whole_while_its_pack_is_written_anew(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, whole = Store(results), read_records(results)
+    list(pack(results))
+    read, left = Pack.read, [1]
+
+    def raced(self: Pack, member: Member) -> bytes:
+        if left and left.pop():
+            store.withdraw(whole[0], Failure("inputs", "changed", "its text changed"))
+        return read(self, member)
+
+    monkeypatch.setattr(Pack, "read", raced)
+    found = read_attempt(results / "sweep" / whole[2].spec.run_id / "1", results)
+    assert found.damage is None
+    assert found.record == whole[2]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from run_specs import run_spec
 
+from harness.api.pack import pack
 from harness.core.inputs import Input
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome, RunRecord
@@ -25,6 +26,7 @@ from harness.stacks import Stacks
 from harness.storage.cache import Cache
 from harness.storage.checksums import hash_file
 from harness.storage.disk import Disk
+from harness.storage.pack import PACK
 from harness.storage.store import Store
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
@@ -251,6 +253,21 @@ def test_a_damaged_spilled_run_is_named_and_made_again(place: Place, failing: Ca
     assert damaged.damaged.path == kept.parent  # type: ignore[union-attr]
     assert place.executor.made == ["quality"]
     assert [record.status for record in records] == ["ok"] * 3
+
+
+def test_a_damaged_pack_stays_and_what_it_lost_is_made_again(place: Place) -> None:
+    place.run()
+    list(pack(place.store.root))
+    (packed,) = place.store.root.rglob(PACK)
+    content = bytearray(packed.read_bytes())
+    content[100] ^= 1  # in the first header
+    packed.write_bytes(content)
+    place.executor.made.clear()
+    records = place.run()
+    assert [each.path for each in place.store.read().damaged] == [packed]
+    assert len(place.executor.made) == 1
+    assert [record.status for record in records] == ["ok"] * 3
+    assert {damaged.moved_to for damaged in place.of(DamageFound) if damaged.damaged.path == packed} == {None}  # type: ignore[union-attr]
 
 
 def test_what_cannot_be_taken_in_yet_stays_and_nothing_is_run(

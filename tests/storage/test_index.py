@@ -100,6 +100,7 @@ EDITS: tuple[Callable[[Path, Any], object], ...] = (
     lambda path, draw: shutil.rmtree(path.parent),
     lambda path, draw: shutil.copytree(path.parent, path.parent.with_name("2"), dirs_exist_ok=True),
     lambda path, draw: (path.parent / "more").mkdir(exist_ok=True),
+    lambda path, draw: shutil.copytree(path.parent, path.parent / "inner", dirs_exist_ok=True),
     lambda path, draw: edit_bytes(path.parents[2] / INDEX, draw),
     lambda path, draw: os.truncate(path.parents[2] / INDEX, draw(st.integers(0, 5000))),
     lambda path, draw: Store(path.parents[3]).save(
@@ -193,3 +194,24 @@ def test_verify_reads_every_byte_although_there_is_an_index(tmp_path: Path) -> N
         assert sorted(each.state for each in verify(results)) == ["damaged", *["ok"] * (RUNS - 1)]
         path.write_bytes(whole)
     assert {each.state for each in verify(results)} == {"ok"}
+
+
+def test_a_damaged_index_is_written_anew_and_does_not_grow(tmp_path: Path) -> None:
+    results = filled(tmp_path / "results")
+    read_contents(results, results)
+    path = results / "sweep" / INDEX
+    path.write_bytes(path.read_bytes() + b"cut")
+    Store(results).save(record(9))
+    size = path.stat().st_size
+    for _ in range(3):
+        assert read_contents(results, results) == unindexed(results)
+        assert path.stat().st_size < size
+
+
+def test_records_are_read_from_where_they_were_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "results")
+    monkeypatch.chdir(tmp_path)
+    read_contents(Path("results"), Path("results"))
+    records = read_contents(Path("results"), Path("results")).records
+    monkeypatch.chdir("/")
+    assert {len(tuple(each.outcome.measurements[1].values)) for each in records} == {3, FEW_VALUES + 1}
