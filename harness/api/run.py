@@ -66,6 +66,9 @@ def run(
         on_event(Cleared(debris))
     anonymizer = Anonymizer.here(chosen.folder_of(()), site.artifacts.root)
     store = open_results(results, site.artifacts.root, anonymizer)
+    if store.remote is not None:
+        with store.locked(chosen.name):  # a bucket that takes nothing is known before nodes are waited for
+            pass
 
     def report(message: str) -> None:
         on_event(Waiting(anonymizer.message(message)))

@@ -45,6 +45,7 @@ from harness.execution.debris import clear
 from harness.execution.executor import RunLost
 from harness.execution.local import LocalExecutor, local_site
 from harness.execution.output import LOG_HEAD_BYTES, LOG_TAIL_BYTES, Phases, read_outcome
+from harness.storage.anonymizer import Anonymizer
 from harness.storage.json_codec import decode, encode
 
 BEAT_S = 5.0
@@ -141,7 +142,7 @@ class RemoteAgent:
     @property
     def has_reported(self) -> bool:
         """Whether the agent has started."""
-        return (self.folder / REPORT).exists()
+        return _is_there(self.folder / REPORT)
 
     def read_report(self) -> NodeReport | None:
         """What the node says of itself; None if it has not said it yet. Raises RunLost if the agent has ended."""
@@ -161,7 +162,10 @@ class RemoteAgent:
         Raises what ``on_phase`` raised, and KeyboardInterrupt, after the agent has ended all that it executes.
         """
         name = str(next(self._count))
-        _write(self.folder / f"{name}{REQUEST}", encode(RunRequest(spec, tuple(inputs))).encode())
+        try:
+            _write(self.folder / f"{name}{REQUEST}", encode(RunRequest(spec, tuple(inputs))).encode())
+        except OSError as error:
+            raise RunLost(f"it could not be given the run: {error.strerror}", for_good=False) from error
         try:
             return self._wait(name, Phases(on_phase))
         except RunLost:
@@ -173,7 +177,8 @@ class RemoteAgent:
 
     def stop(self) -> None:
         """Has the agent end what it executes, and then itself. Returns at once."""
-        _write(self.folder / STOP, b"")
+        with suppress(OSError):  # its job is cancelled then
+            _write(self.folder / STOP, b"")
 
     def wait_for_end(self) -> bool:
         """Whether a stopped agent has ended within ``STOP_PATIENCE_S``."""
@@ -187,11 +192,11 @@ class RemoteAgent:
     def _wait(self, name: str, phases: Phases) -> tuple[Outcome, bytes]:
         read_bytes = 0
         while True:
-            ended = (self.folder / f"{name}{ENDED}").exists()
+            ended = _is_there(self.folder / f"{name}{ENDED}")
             reason = None if ended else self._end()
             if reason is not None:
-                ended = (self.folder / f"{name}{ENDED}").exists()  # it may have ended well just before
-            with suppress(FileNotFoundError), (self.folder / f"{name}{PHASES}").open("rb") as file:
+                ended = _is_there(self.folder / f"{name}{ENDED}")  # it may have ended well just before
+            with suppress(OSError), (self.folder / f"{name}{PHASES}").open("rb") as file:
                 file.seek(read_bytes)
                 phases.add(block := file.read())
                 read_bytes += len(block)
@@ -209,14 +214,16 @@ class RemoteAgent:
             raise RunLost(f"its outcome arrived damaged: {error}", for_good=False) from error
         assert outcome is not None, "the file was there"
         for each in (REQUEST, PHASES, LOG, ENDED):
-            (self.folder / f"{name}{each}").unlink(missing_ok=True)
+            with suppress(OSError):  # they go with the spool
+                (self.folder / f"{name}{each}").unlink()
         return outcome, log
 
     def _end(self) -> str | None:
         """Why the agent is there no more; None while it may be."""
         gone = self.folder / GONE
-        if gone.exists():
-            return gone.read_text(encoding="utf-8", errors="replace")[:MAX_REASON_CHARACTERS]
+        if _is_there(gone):
+            with suppress(OSError):
+                return gone.read_text(encoding="utf-8", errors="replace")[:MAX_REASON_CHARACTERS]
         if self._beats.silent_s() > SILENCE_S and self.has_reported:
             return f"its agent has shown no sign of life for {SILENCE_S:g} s"
         return self._find_end()
@@ -232,6 +239,7 @@ class _Agent:
         self._site = local_site(settings.cache, pythons, settings.device)
         self._executor = LocalExecutor(self._site)
         self._sweep = Heartbeat(spool / BEAT)
+        self._anonymizer = Anonymizer.for_nodes()
         self._begun: set[str] = set()
         self._running: set[Future[None]] = set()
         self._alone = 0  # how many runs execute that must be alone
@@ -243,7 +251,7 @@ class _Agent:
         with closing(self._executor), ThreadPoolExecutor(self._width(), "run") as pool:
             try:
                 while True:
-                    if (self._folder / STOP).exists():
+                    if _is_there(self._folder / STOP):
                         return "the sweep has ended"
                     if self._sweep.silent_s() > SILENCE_S:
                         return f"the sweep has shown no sign of life for {SILENCE_S:g} s"
@@ -262,7 +270,7 @@ class _Agent:
 
     def _look(self, pool: ThreadPoolExecutor) -> None:
         """Writes the report if it is missing, begins what is newly requested, and raises what ended runs raised."""
-        if not (self._folder / REPORT).exists():
+        if not _is_there(self._folder / REPORT):
             _write(self._folder / REPORT, encode(report_node(self._site)).encode())
         for path in self._folder.glob(f"*{REQUEST}"):
             name = path.name.removesuffix(REQUEST)
@@ -287,8 +295,8 @@ class _Agent:
             with self._counting:
                 self._alone -= alone
             self._run_ended.set()
-        _write(self._folder / f"{name}{LOG}", log)
-        _write(self._folder / f"{name}{ENDED}", encode(outcome).encode())
+        _write(self._folder / f"{name}{LOG}", self._anonymizer.log(log))
+        _write(self._folder / f"{name}{ENDED}", encode(self._anonymizer.outcome(outcome)).encode())
 
 
 class _Ended(Exception):
@@ -321,7 +329,7 @@ def serve(spool: str, name: str) -> None:
         raise
     finally:
         beating.close()
-        _write(folder / GONE, reason.encode())
+        _write(folder / GONE, Anonymizer.for_nodes().message(reason).encode(errors="replace"))
 
 
 def _read(kind: type[T], path: Path) -> T:
@@ -329,6 +337,14 @@ def _read(kind: type[T], path: Path) -> T:
     return decode(
         kind, parse_json(read_file(path, MAX_MESSAGE_BYTES, ResultsError), path.name, ResultsError), path.name
     )
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there; not while a network file system fails, which heartbeats put an end to."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -35,6 +35,7 @@ from harness.execution.executor import RunLost
 from harness.execution.executors import ExecutorChoice
 from harness.execution.interrupt import uninterrupted
 from harness.execution.local import GUARD_PATIENCE_S, LocalExecutor, LocalSite, local_site
+from harness.storage.anonymizer import Anonymizer
 
 ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0"}
 """Of this process, before Ray is imported: nothing is sent to Ray's makers."""
@@ -62,6 +63,7 @@ class Agent:
         _restore_environment()
         clear([cache])
         self._executor = LocalExecutor(local_site(cache, pythons, device))
+        self._anonymizer = Anonymizer.for_nodes()
         self._threads = ThreadPoolExecutor(threads, "run")
 
     def report(self) -> NodeReport:
@@ -80,7 +82,8 @@ class Agent:
 
         def execute() -> None:
             try:
-                news.put(self._executor.run(spec, inputs, news.put))
+                outcome, log = self._executor.run(spec, inputs, news.put)
+                news.put((self._anonymizer.outcome(outcome), self._anonymizer.log(log)))
             except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
                 news.put(error)
 

@@ -38,6 +38,14 @@ from harness.storage.json_codec import encode
 
 DEFAULTS: Mapping[str, int | bool | str] = {"time": 240, "exclusive": True}
 """What sbatch is given unless ``--slurm`` says otherwise: minutes; and nobody else on the node, for speeds."""
+TAKEN = frozenset(
+    (
+        *("array", "array_parallelism", "ntasks", "ntasks_per_node", "wrap"),
+        *("error", "open_mode", "output", "stderr_to_stdout"),
+        *("additional_parameters", "num_gpus", "setup", "signal_delay_s", "srun_args", "teardown", "use_srun"),
+    )
+)
+"""What would start an agent twice, or hide its log; and parameters of submitit that are no options of sbatch."""
 JOB_CHECK_S = 2.0
 """How often a job's state is looked at; submitit asks Slurm more and more seldom."""
 JOB_END_S = 10.0
@@ -83,10 +91,12 @@ def parse_options(given: Sequence[str]) -> dict[str, int | bool | str]:
     for pair in given:
         name, equals, value = pair.partition("=")
         name = name.removeprefix("--").replace("-", "_")
-        if not equals or not re.fullmatch(r"[a-z][a-z_]*", name):
+        if not equals or not re.fullmatch(r"[a-z][a-z_]*", name) or not value.isprintable():
             raise UsageError(f"--slurm {pair}: give an option of sbatch as key=value, such as partition=gpu")
         if name == "nodes":
             raise UsageError("--slurm nodes=…: each job is one node; give their number by --nodes")
+        if name in TAKEN:
+            raise UsageError(f"--slurm {name}=…: qharness itself decides that")
         if value in ("true", "false"):
             options[name] = value == "true"
         elif name == "time":

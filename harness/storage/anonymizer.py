@@ -101,6 +101,11 @@ class Anonymizer:
         whole = cls.here()
         return replace(whole, places={path: name for path, name in whole.places.items() if name == "~"})
 
+    @classmethod
+    def for_nodes(cls) -> Anonymizer:
+        """For what a node of a cluster sends: the machine that stores it knows the paths, but not the node's names."""
+        return replace(cls.here(), places={})
+
     def text(self, text: str) -> str:
         """The text without paths of this machine, secrets, and names in paths, URLs and ``user@host``."""
         return self._named.sub(self._name, self.ids(text)) if self._names else self.ids(text)

@@ -311,6 +311,7 @@ def names_of(record: RunRecord) -> Names:
         **spec.names(),
         "attempt": record.attempt,
         "session": record.session,
+        "node": record.node,
         "started_at": record.started_at,
         "status": record.status,
         "failure": failure.message if failure else None,

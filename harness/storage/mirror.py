@@ -7,7 +7,6 @@ stays.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -122,8 +121,6 @@ class Mirror:
         """The same for an object that may be larger than memory."""
         with self._appearing(listed.name) as part:
             self.objects.fetch(listed, part)
-            if part.stat().st_size != listed.bytes:
-                raise OSError(errno.EIO, f"{self.objects.at(listed.name)}: {part.stat().st_size} bytes were read")
         return (self.root / listed.name).stat().st_mtime_ns
 
     @contextmanager

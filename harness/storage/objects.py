@@ -24,7 +24,7 @@ from harness.errors import ResultsError, UsageError
 from harness.storage.anonymizer import Anonymizer
 
 T = TypeVar("T")
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL | re.IGNORECASE)
 _LOGIN = re.compile(r"[^/]*@")
 TRIES = 4
 """How often an operation is tried before it fails."""
@@ -44,7 +44,7 @@ _S3_CONFIGURATION = {"connect_timeout": 10, "read_timeout": 60, "retries": {"tot
 def is_url(location: object) -> bool:
     """Whether a results folder or a cache is named by a URL. ``file://`` is none: it is a path."""
     found = _URL.match(str(location))
-    return found is not None and found[1] != "file"
+    return found is not None and found[1].lower() != "file"
 
 
 def local_path(location: str | Path) -> Path:
@@ -81,7 +81,7 @@ class Objects:
                 f"{found[1]}://…: the URL holds a login; give credentials as the library reads them (AWS_PROFILE, "
                 "AWS_ACCESS_KEY_ID …), so that they get into no message and no record"
             )
-        object.__setattr__(self, "url", self.url.rstrip("/"))
+        object.__setattr__(self, "url", f"{found[1].lower()}://{found[2]}".rstrip("/"))
 
     def list(self, folder: str = "") -> Mapping[str, Listed]:
         """Every object below a folder, by its name; none if there is no such folder."""
@@ -154,8 +154,14 @@ class Objects:
             raise first
 
     def fetch(self, listed: Listed, target: Path) -> None:
-        """Writes an object of any size to a file. Its content is for the caller to check."""
-        self._try("read", listed.name, lambda: self._system.get_file(self._path(listed.name), str(target)))
+        """Writes an object of any size to a file, whole. That its content is right is for the caller to check."""
+
+        def fetch() -> None:
+            self._system.get_file(self._path(listed.name), str(target))
+            if (size := target.stat().st_size) != listed.bytes:
+                raise OSError(errno.EIO, f"{size} of {listed.bytes} bytes were read")
+
+        self._try("read", listed.name, fetch)
 
     def write(self, name: str, content: bytes) -> None:
         """Creates or replaces an object."""
@@ -231,7 +237,7 @@ class Objects:
         for left in reversed(range(TRIES)):
             try:
                 return operation()
-            except ResultsError:
+            except (ResultsError, UsageError):
                 raise
             except Exception as error:  # noqa: BLE001 - of botocore, aiohttp, gcsfs …, which have no common base
                 if left == 0 or isinstance(error, _FINAL) or not _may_pass(error):
@@ -269,7 +275,7 @@ class Objects:
         except ImportError as error:
             extra = "; pip install 'qharness[s3]'" if self._protocol == "s3" else ""
             raise UsageError(f"{self.at('')}: {error}{extra}") from None
-        except ValueError as error:
+        except (TypeError, ValueError) as error:  # TypeError: a kind of URL that needs more than a URL
             raise UsageError(f"{self.at('')}: {shortened(str(error), MAX_REASON)}") from None
         if self._protocol == "s3":
             system.retries = 1
@@ -288,7 +294,7 @@ def _may_pass(error: Exception) -> bool:
     """Whether another try may help. Missing credentials, and requests that the store does not understand, stay."""
     if type(error).__name__ in ("NoCredentialsError", "ParamValidationError", "ProfileNotFound"):
         return False
-    return not isinstance(error, TypeError | ValueError | NotImplementedError | UsageError)
+    return not isinstance(error, TypeError | ValueError | NotImplementedError)
 
 
 def _version(info: Mapping[str, Any]) -> str:

@@ -134,7 +134,7 @@ class Lease:
     """The right to write into a recipe's folder, renewed by a thread until it is released."""
 
     def __init__(self, objects: Objects, name: str) -> None:
-        self.is_lost = False
+        self._lost = False
         self._objects, self._name = objects, name
         self._token = uuid.uuid4().hex
         self._renewals = 0
@@ -145,6 +145,7 @@ class Lease:
 
     def acquire(self) -> None:
         """Takes the lease, also that of a dead sweep. Raises ResultsError if another sweep holds it; OSError."""
+        self._renewed_s = time.monotonic()
         if not self._objects.create(self._name, self._content()) and not self._take_over():
             folder = self._objects.at(self._name.rpartition("/")[0])
             raise ResultsError(
@@ -152,8 +153,12 @@ class Lease:
                 f"that was killed on another machine expires after {LEASE_S / 60:.0f} minutes"
             )
         self._version = self._objects.stat(self._name).version
-        self._renewed_s = time.monotonic()
         self._thread.start()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether another sweep may hold it now, also if this process was stopped for a while."""
+        return self._lost or time.monotonic() - self._renewed_s > LEASE_S
 
     def release(self) -> None:
         self._released.set()
@@ -188,18 +193,27 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._released.wait(RENEWAL_S):
-            self._renewals += 1
-            try:
-                held = self._objects.swap(self._name, self._content(), self._version)
-                if held:
-                    self._version = self._objects.stat(self._name).version
-                    self._renewed_s = time.monotonic()
-                    continue
-            except OSError:  # the next try may work
-                held = time.monotonic() - self._renewed_s <= LEASE_S
-            if not held:
-                self.is_lost = True
+            with suppress(OSError):  # the next try may work
+                self._lost = not self._renew()
+            if self.is_lost:
+                self._lost = True
                 return
+
+    def _renew(self) -> bool:
+        """Renews it; returns whether it is still this sweep's. Raises OSError if that is not known."""
+        began_s = time.monotonic()  # the store may take it in long before it answers
+        self._renewals += 1
+        try:
+            held = self._objects.stat(self._name)
+            # not the version that was read last: a renewal may have succeeded though its answer was lost
+            ours = self._token.encode() in self._objects.read(self._name, MAX_LEASE_BYTES)
+            if not ours or not self._objects.swap(self._name, self._content(), held.version):
+                return False
+            self._version = self._objects.stat(self._name).version
+        except FileNotFoundError:
+            return False
+        self._renewed_s = began_s
+        return True
 
 
 def open_store(location: str | Path, mirrors: Path, anonymizer: Anonymizer | None = None) -> Store:

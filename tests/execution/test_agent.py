@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -134,6 +137,36 @@ def test_a_damaged_outcome_is_a_lost_run_on_a_node_that_stays(spool: Spool, monk
     with pytest.raises(RunLost, match="arrived damaged") as caught:
         spool.remote.run(run_spec("quality"), inputs("/a"), lambda phase: None)
     assert not caught.value.for_good
+
+
+def test_a_folder_that_takes_no_request_is_a_lost_run_on_a_node_that_stays(spool: Spool) -> None:
+    spool.remote.folder.rename(spool.folder / "away")
+    with pytest.raises(RunLost, match="could not be given the run: No such file") as caught:
+        spool.remote.run(run_spec("quality"), inputs("/a"), lambda phase: None)
+    assert not caught.value.for_good
+    spool.remote.stop()
+
+
+def test_a_file_system_that_fails_for_a_moment_loses_no_run(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = itertools.count()
+    real = Path.stat
+
+    def stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        here = threading.current_thread() is threading.main_thread()
+        if here and path.is_relative_to(spool.remote.folder) and next(calls) % 2:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path, follow_symlinks=follow_symlinks)
+
+    spool.begin()
+    monkeypatch.setattr(Path, "stat", stat)
+    assert spool.remote.run(run_spec("quality"), inputs("/a"), lambda phase: None)[0] == OK
+
+
+def test_a_node_sends_neither_its_name_nor_its_secrets(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.node", lambda: "gpu-node-17")
+    spool.begin()
+    _, log = spool.remote.run(run_spec("quality"), inputs("/a of gpu-node-17"), lambda phase: None)
+    assert log == b"/a of $HOST\n"
 
 
 def test_an_agent_ends_at_a_request_that_it_cannot_read(spool: Spool) -> None:

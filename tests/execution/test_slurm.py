@@ -127,7 +127,9 @@ def test_times_are_read_as_sbatch_reads_them(time: str, minutes: int) -> None:
     assert parse_options([f"time={time}"]) == {"time": minutes}
 
 
-@pytest.mark.parametrize("wrong", ["partition", "=gpu", "time=soon", "nodes=3", "a b=c"])
+@pytest.mark.parametrize(
+    "wrong", ["partition", "=gpu", "time=soon", "nodes=3", "a b=c", "array=0-3", "use-srun=true", "gres=gpu\n#"]
+)
 def test_other_options_are_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match="--slurm"):
         parse_options([wrong])

@@ -17,6 +17,7 @@ from harness.api.pack import pack
 from harness.core.model import MethodRef, ModelRef
 from harness.core.record import Failure, Measurement, Outcome, RunRecord
 from harness.errors import ResultsError, UsageError
+from harness.storage import objects as objects_module
 from harness.storage import remote
 from harness.storage.mirror import CLAIM
 from harness.storage.objects import TRIES, Objects
@@ -306,6 +307,36 @@ class TestLease:
         assert contents(objects)[f"sweep/{LEASE}"] == b"another's", "it is not released by who lost it"
         assert len(machine("b").read().records) == 1
 
+    def test_a_renewal_whose_answer_was_lost_is_no_lost_lease(
+        self, objects: Objects, server: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(objects_module, "FIRST_PAUSE_S", 0.0)
+        lease = Lease(objects, f"sweep/{LEASE}")
+        lease.acquire()
+        first = objects.stat(f"sweep/{LEASE}").version
+        gone = False
+
+        def outage(method: str, path: str, number: int) -> Kind | None:
+            nonlocal gone
+            gone, was_gone = gone or method == "PUT", gone
+            return "lost" if was_gone else "answer lost" if gone else None
+
+        with server.failing(outage), pytest.raises(OSError, match="lease"):
+            lease._renew()
+        assert objects.stat(f"sweep/{LEASE}").version != first, "it was written"
+        assert lease._renew()
+        assert not lease.is_lost
+        lease.release()
+        assert contents(objects) == {}
+
+    def test_a_sweep_that_was_stopped_for_long_adds_nothing_before_it_looks(
+        self, machine: Callable[[str], Store], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with machine("a").locked("sweep"):
+            monkeypatch.setattr(remote, "LEASE_S", 0.0)
+            with pytest.raises(OSError, match="could not renew its lease"):
+                machine("a").save(record())
+
     def test_nothing_can_be_written_is_known_before_a_run(self, tmp_path: Path, server: ObjectStore) -> None:
         with pytest.raises(ResultsError, match=r"cannot write the results: .*bucket does not exist"):
             open_store("s3://no-such-bucket/results", tmp_path).locked("sweep").__enter__()
@@ -342,7 +373,14 @@ def test_any_other_file_system_of_fsspec_will_do(tmp_path: Path) -> None:
     assert b.read().records == (record(),)
 
 
-@pytest.mark.parametrize("bad", ["s3://", "nothing://bucket/x", "s3:///"])
+@pytest.mark.parametrize("bad", ["s3://", "nothing://bucket/x", "s3:///", "reference://x"])
 def test_a_url_that_cannot_be_used_is_a_wrong_command(tmp_path: Path, bad: str) -> None:
     with pytest.raises(UsageError, match=r"://"):
         open_store(bad, tmp_path).read()
+    with pytest.raises(UsageError, match=r"://"):
+        open_store(bad, tmp_path).locked("sweep").__enter__()
+
+
+def test_the_scheme_of_a_url_may_be_in_capitals(url: str, objects: Objects, tmp_path: Path) -> None:
+    open_store(url.replace("s3://", "S3://"), tmp_path).save(record())
+    assert f"{FOLDER}/1/record.json" in objects.list()

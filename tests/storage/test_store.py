@@ -160,11 +160,11 @@ def test_not_a_number_in_the_evidence_is_damage(tmp_path: Path, column: str, bad
 
 
 def test_load_results_weighs_the_mean(tmp_path: Path) -> None:
-    Store(tmp_path).save(record())
+    Store(tmp_path).save(replace(record(), node="node-2"))
     frame = load_results(tmp_path)
     nll = frame[frame.metric == "nll"].iloc[0]
     assert nll["value"] == pytest.approx((1 * 10 + 3 * 30) / 40)
-    assert (nll["n"], nll["method"], nll["status"]) == (2, "none", "ok")
+    assert (nll["n"], nll["method"], nll["status"], nll["node"]) == (2, "none", "ok", "node-2")
 
 
 def test_a_failed_run_is_a_row(tmp_path: Path) -> None:
