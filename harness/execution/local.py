@@ -214,6 +214,7 @@ class _Workers:
             self._changed.notify_all()
             for worker in self._busy:
                 worker.stop()
+        self._starter.stop()
 
     def close(self) -> None:
         """Ends the idle workers, and what workers are forked from."""

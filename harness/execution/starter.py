@@ -4,7 +4,7 @@ A fork need not import what a run imports, and that is nearly all that a small r
 interpreter and environment, because libraries read variables when they load, and below it one for each step of what
 runs import (``preload.py``). A step that leaves a process unfit for forks is not tried again.
 
-``QHARNESS_START=spawn`` starts every process anew.
+``QHARNESS_START=spawn`` starts every process anew; nothing or ``fork`` leaves it to this file.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.core.owner import temporary_folder
+from harness.errors import UsageError
 from harness.execution import guard, warm
 
 if TYPE_CHECKING:
     from harness.execution.preload import Step
 
-VARIABLE, SPAWN = "QHARNESS_START", "spawn"
+VARIABLE, SPAWN, FORK = "QHARNESS_START", "spawn", "fork"
 GUARD, WARM = Path(guard.__file__), Path(warm.__file__)
 IMPORT_PATIENCE_S = 300.0
 """How long a server may take to import."""
@@ -79,6 +80,7 @@ class Starter:
         self._servers: dict[object, _Slot] = {}
         self._folders = ExitStack()
         self._forks = forks()
+        self._stopped = False
         self._thread = ThreadPoolExecutor(1, "servers")  # a server ends with the thread that started it
 
     def prepare(self, launch: Launch, preloads: Preloads) -> Server | None:
@@ -87,12 +89,15 @@ class Starter:
             return None
         own = launch.variables(launch.folder)
         shared = frozenset((name, value) for name, value in own.items() if launch.folder.name not in value)
-        server = self._slot((launch.python, shared)).get(lambda: self._start_server(launch))
+        slot = self._slot((launch.python, shared))
+        server = None if self._stopped else slot.get(lambda: self._start_server(launch))
         for step in preloads.steps:
             if server is None:
                 return None
-            before = server
-            server = before.slot(step).get(lambda: before.take(step, preloads)) or before  # noqa: B023 - called at once
+            before, slot = server, server.slot(step)
+            if self._stopped:
+                return None
+            server = slot.get(lambda: before.take(step, preloads)) or before  # noqa: B023 - called at once
         return server
 
     def start(self, launch: Launch, server: Server | None, log: int, given: Sequence[int]) -> Process:
@@ -112,6 +117,14 @@ class Starter:
             start_new_session=True,
             env=variables,
         )
+
+    def stop(self) -> None:
+        """Has no thread wait any longer for a server that imports. From then on ``prepare`` returns None."""
+        self._stopped = True
+        with self._lock:
+            slots = list(self._servers.values())
+        for slot in slots:
+            slot.stop()
 
     def close(self) -> None:
         """Ends the servers, and all that was forked from them."""
@@ -150,11 +163,7 @@ class Starter:
             except (OSError, RuntimeError):  # no memory for it, or the starter is closed
                 ours.close()
                 return None
-        server = Server(ours, process)
-        if server.has_prepared():
-            return server
-        server.close()
-        return None
+        return Server(ours, process)
 
 
 class _Slot:
@@ -162,7 +171,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made = False
+        self._made = self._stopped = False
         self._server: Server | None = None
         self._past: list[Server] = []
 
@@ -172,9 +181,18 @@ class _Slot:
                 self._past.append(self._server)  # other runs may still be forks of what is left of it
                 self._made = False
             if not self._made:
-                self._server = make()
+                self._server = made = make()
                 self._made = True
+                if made is not None and (self._stopped or not made.has_prepared()):
+                    made.close()
+                    self._server = None
             return self._server
+
+    def stop(self) -> None:
+        """Ends the wait of the thread that makes a server here, or waits for a step of it."""
+        self._stopped = True
+        if (server := self._server) is not None:
+            server.stop()
 
     def close(self) -> None:
         for server in (*self._past, self._server):
@@ -192,7 +210,7 @@ class Server:
     def __init__(
         self, requests: socket.socket, process: subprocess.Popen[bytes] | None = None, first: Server | None = None
     ) -> None:
-        self.is_gone = False
+        self.is_gone = True  # until it has answered
         self._first = first or self
         self._requests, self._process = requests, process
         self._talking = threading.Lock()
@@ -209,7 +227,7 @@ class Server:
             return self._steps.setdefault(step, _Slot())
 
     def take(self, step: Step, preloads: Preloads) -> Server | None:
-        """A server that has also taken this step; None if that leaves it unfit for forks."""
+        """A server that takes this step, too; None if none can be forked."""
         name, _ = step
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -218,8 +236,7 @@ class Server:
         server = Server(ours, first=self._first)
         if process is not None:
             os.close(process)
-            if server.has_prepared():
-                return server
+            return server
         server.close()
         return None
 
@@ -242,6 +259,16 @@ class Server:
             os.close(ended)
             return None
         return Forked(process, ended)
+
+    def stop(self) -> None:
+        """Has no thread wait any longer for what it imports, or for its steps."""
+        if self.is_gone:
+            with suppress(OSError):  # it is closed, or its other end is
+                self._requests.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            slots = list(self._steps.values())
+        for slot in slots:
+            slot.stop()
 
     def close(self) -> None:
         with self._lock:
@@ -312,8 +339,11 @@ class Forked:
 
 def forks() -> bool:
     """Whether runs are forked: the user did not turn it off, and this system can watch a process that is not its child
-    (Linux since 5.3)."""
-    if sys.platform != "linux" or os.environ.get(VARIABLE) == SPAWN:
+    (Linux since 5.3). Raises UsageError if the variable has a value that means nothing."""
+    chosen = os.environ.get(VARIABLE) or FORK
+    if chosen not in (FORK, SPAWN):
+        raise UsageError(f"{VARIABLE} is {chosen!r}: set it to {SPAWN!r} to start every run anew, or unset it")
+    if sys.platform != "linux" or chosen == SPAWN:
         return False
     try:
         os.close(os.pidfd_open(os.getpid()))

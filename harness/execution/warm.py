@@ -38,7 +38,7 @@ from harness.execution import guard
 
 MESSAGE_BYTES = 1 << 17
 MAX_DESCRIPTORS = 4
-EVERY_WORKER = ("torch", "transformers.utils", "harness.execution.worker", "harness.execution.preload")
+EVERY_WORKER = ("torch", "transformers.utils", "harness.execution.preload")
 MARKER = "QHARNESS_OWNER"  # as in host/process.py, which not every stack can import
 MADV_POPULATE_READ = 22  # madvise(2)
 _Pages = Sequence[tuple[int, int]]

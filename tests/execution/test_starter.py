@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import psutil
 import pytest
 
 from harness.core.owner import current_owner, temporary_folder
+from harness.errors import UsageError
+from harness.execution.local import WORKER
 from harness.execution.starter import VARIABLE, Launch, Preloads, Process, Starter
 from harness.host.process import MARKER, end_run
 
@@ -147,6 +150,35 @@ def test_a_fork_begins_like_a_process_that_starts_anew(forks: Forks, monkeypatch
     for each in (one, anew):
         each.pop("random")
     assert one == anew
+
+
+def test_a_fork_finds_its_module_as_a_new_process_does(forks: Forks) -> None:
+    """No server has imported it, or Python would warn in the log of each run."""
+    log = forks.folder / "log"
+    with temporary_folder() as own, log.open("wb") as opened:
+        launch = Launch(sys.executable, WORKER, (), own, forks.variables)
+        server = forks.starter.prepare(launch, Preloads((), Path(), Path()))
+        assert server is not None
+        assert forks.starter.start(launch, server, opened.fileno(), []).wait() == 1
+    assert log.read_text().startswith("Traceback"), "arguments are missing"
+
+
+def test_nobody_waits_for_a_server_that_imports_once_the_starter_stops(forks: Forks) -> None:
+    forks.torch(f"{NAME}\nimport time\nname({str(forks.folder / 'server')!r}); time.sleep(600)")
+    with ThreadPoolExecutor(1) as pool, temporary_folder() as own:
+        launch = Launch(sys.executable, "started", (), own, forks.variables)
+        prepared = pool.submit(forks.starter.prepare, launch, Preloads((), Path(), Path()))
+        server = forks.process("server")
+        forks.starter.stop()
+        assert prepared.result() is None
+        assert forks.starter.prepare(launch, Preloads((), Path(), Path())) is None
+    assert has_ended(server)
+
+
+def test_a_start_that_means_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "spwan")
+    with pytest.raises(UsageError, match="QHARNESS_START is 'spwan': set it to 'spawn'"):
+        Starter()
 
 
 def test_ending_a_fork_ends_what_its_module_started(forks: Forks) -> None:
