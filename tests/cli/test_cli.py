@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from harness.cli.app import main
+from harness.execution.starter import forks
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 HEAVY = ("pydantic", "numpy", "pandas", "torch", "rich.markdown", "transformers", "plotly", "scipy")
@@ -134,3 +135,4 @@ def test_doctor_says_what_is_ready() -> None:
     ended = qharness("doctor")
     assert ended.returncode == 0
     assert re.search(r"^ +rtn +ready$", ended.stdout, re.MULTILINE)
+    assert re.search(r"^runs +forked from a warm server" if forks() else r"^runs +each starts anew", ended.stdout, re.M)

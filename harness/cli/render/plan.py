@@ -14,6 +14,7 @@ from harness.core.method import Method, MethodParams
 from harness.core.site import Site
 from harness.errors import UsageError
 from harness.execution.local import local_site
+from harness.execution.starter import SPAWN, VARIABLE, forks
 from harness.figures.formats import DECIMAL, significant, size_unit
 from harness.host import machine
 from harness.host.preflight import Preflight, preflight
@@ -108,6 +109,8 @@ def doctor_lines() -> Iterator[str]:
         yield f"        absent: {', '.join(chosen.absent_compilers)}, with which libraries compile some CUDA kernels"
     for package, version in machine.versions().items():
         yield f"        {package} {version}"
+    start = f"forked from a warm server; {VARIABLE}={SPAWN} starts each anew" if forks() else "each starts anew"
+    yield f"runs    {start}"
     yield "methods"
     site = local_site()
     for name in registry.method_names():
