@@ -69,7 +69,10 @@ class Index:
     def attempts(self, run: str) -> Sequence[str] | None:
         """The names of the attempts of a run, if its folder and theirs are as they were when they were listed."""
         stamp, names, began_ns = self._runs.get(run, (None, (), 0))
-        if stamp is None or _is_recent([stamp], began_ns) or _stamp(os.lstat, f"{self.folder}/{run}") != stamp:
+        try:
+            if stamp is None or _is_recent([stamp], began_ns) or _stamp(os.lstat, f"{self.folder}/{run}") != stamp:
+                return None
+        except OSError:  # it is gone
             return None
         if any(self.entry(f"{run}/{name}") is None for name in names):  # one may hold folders now
             return None

@@ -190,39 +190,42 @@ def attempt_folders(root: Path, skip: Callable[[Path, str], bool] = lambda paren
     unrelated; the caller may know others to ``skip``. Raises ResultsError for a folder that cannot be listed.
     """
     given: set[str] = set()
-    packs: dict[Path, tuple[int, ...]] = {}
+    recipes: list[Path] = []
     for name, folders, files in os.walk(root, onerror=_refuse_unlisted):
         here = Path(name)
         depth = len(here.parts) - len(root.parts)
+        pack = None
+        if PACK in files or any(map(RUN_ID.fullmatch, folders)):
+            pack = pack_of(here)  # before the folders are listed: what is unpacked meanwhile is in one of both
+            recipes.append(here)
+            _, folders[:], files = next(os.walk(here, onerror=_refuse_unlisted), (name, [], []))
         folders[:] = sorted(each for each in folders if not each.startswith(".")) if depth < MAX_FOLDER_DEPTH else []
-        runs = set(filter(RUN_ID.fullmatch, folders))
-        if PACK in files or runs:
-            packs[here] = ()
+        runs = set(folders)
         folders[:] = [each for each in folders if not skip(here, each)]
         if RECORD in files or RECORD in folders or (ATTEMPT.fullmatch(here.name) and RUN_ID.fullmatch(_parent(here))):
             folders[:] = [each for each in folders if each != RECORD]
             if str(here) not in given:  # it was unpacked meanwhile
                 given.add(str(here))
                 yield here
-        if here in packs and (pack := pack_of(here)) is not None:
-            packs[here] = pack.stamp
+        if pack is not None:
             yield from _packed(pack, given, runs)
             if pack.faults:
                 yield pack.path
-    for here, stamp in packs.items():
-        if (pack := pack_of(here)) is not None and pack.stamp != stamp:  # attempts may have been packed meanwhile
+    for here in recipes:
+        if (pack := pack_of(here)) is not None:  # folders may have been deleted meanwhile, since they are packed
             yield from _packed(pack, given, {key.partition("/")[0] for key in pack.attempts})
 
 
 def _packed(pack: Pack, given: set[str], walked: Set[str]) -> list[Path]:
     """The attempts in a pack that were not ``given`` before, and have no folder in a run's that is ``walked`` later."""
-    found = []
-    for key in sorted(pack.attempts):
-        folder = pack.path.parent / key
-        if str(folder) not in given and not (folder.parent.name in walked and os.path.lexists(folder)):
-            given.add(str(folder))
-            found.append(folder)
-    return found
+    names = {str(pack.path.parent / key): key for key in sorted(pack.attempts)}
+    found = [
+        name
+        for name, key in names.items()
+        if name not in given and not (key.partition("/")[0] in walked and os.path.lexists(name))
+    ]
+    given.update(found)
+    return list(map(Path, found))
 
 
 def read_attempt(folder: Path, root: Path) -> Attempt:

@@ -304,13 +304,18 @@ def test_a_member_larger_than_any_file_of_a_record_is_never_read(results: Path) 
     assert (step.moved, list(step.left)) == (RUNS, [path])
 
 
+@pytest.mark.parametrize("is_interrupted", [False, True])
 @pytest.mark.parametrize("change", [pack, unpack])
 def test_who_reads_while_attempts_are_packed_or_unpacked_reads_each_once(
-    results: Path, change: Callable[..., Iterator[PackStep]]
+    results: Path, change: Callable[..., Iterator[PackStep]], is_interrupted: bool
 ) -> None:
+    """Also if all attempts are in the pack already, and their folders are only deleted."""
     whole = read_contents(results, results)
-    if change is unpack:
+    shutil.copytree(results, results.parent / "folders")
+    if change is unpack or is_interrupted:
         list(pack(results))
+    if is_interrupted:
+        shutil.copytree(results.parent / "folders", results, dirs_exist_ok=True)
     for at in range(RUNS + 1):
         copy = results.parent / f"copy{at}"
         shutil.copytree(results, copy)
