@@ -125,6 +125,15 @@ def test_verify_reads_every_byte_that_is_there_now(example: str, server: ObjectS
     assert f"qharness merge {url} --into DIR" in str(repaired.exception)
 
 
+def test_a_bucket_that_takes_nothing_is_known_before_nodes_are_waited_for(server: ObjectStore) -> None:
+    recipe = EXAMPLE.parents[1] / "recipes" / "synthetic-bits.yaml"
+    ended = command(
+        "run", recipe, "--results", "s3://no-such-bucket/r", "--executor", "slurm"
+    )  # there is no Slurm here
+    assert isinstance(ended.exception, ResultsError)
+    assert "bucket does not exist" in str(ended.exception)
+
+
 @pytest.mark.parametrize("name", ["report", "recommend", "history", "verify"])
 def test_what_is_not_there_is_one_message(name: str, server: ObjectStore) -> None:
     ended = command(name, server.bucket(f"empty-{next(NUMBERS)}") + "/results")
