@@ -35,8 +35,10 @@ KERNEL_PACKAGES = (
 
 CONFIGURATIONS = "configurations"
 """The folder of a cache with transformers' answers (``harness.models.resolve``), one sealed JSON file each."""
-MAX_CONFIGURATION_BYTES = 64 * 2**20
-"""The largest such file."""
+WINDOWS = "windows"
+"""The folder of a cache with the windows of long texts (``harness.text.kept_windows``), one sealed JSON file each."""
+MAX_SEALED_BYTES = 64 * 2**20
+"""The largest file in one of these folders."""
 
 
 @dataclass(frozen=True)

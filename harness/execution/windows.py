@@ -11,9 +11,9 @@ from harness.execution.context import Context
 
 def cut_windows(context: Context, workload: PerplexityWorkload, model: LoadedModel) -> Windows:
     """The windows of a text, in the model's own tokens. Raises UnsupportedError if it has no tokenizer."""
-    from harness.text.windows import cut
+    from harness.text.kept_windows import kept_or_cut
 
     if model.tokenizer is None:
         raise UnsupportedError("perplexity needs a tokenizer, and the checkpoint holds none")
     with context.phase("text"):
-        return cut(workload, model.tokenizer)
+        return kept_or_cut(context.cache, workload, model.tokenizer)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.owner import temporary_folder
-from harness.core.site import CONFIGURATIONS, MAX_CONFIGURATION_BYTES
+from harness.core.site import CONFIGURATIONS, MAX_SEALED_BYTES
 from harness.errors import ResultsError, SourceError
 from harness.host.machine import cache_folder, installed_version
 from harness.storage.disk import Disk
@@ -144,7 +144,7 @@ def _place(key: str) -> Path:
 def _kept(key: str) -> dict[str, Any] | None:
     """The cached answer; None, so that it is computed again, if there is none or it is not as it was written."""
     try:
-        kept = read_sealed_json(_place(key), MAX_CONFIGURATION_BYTES)
+        kept = read_sealed_json(_place(key), MAX_SEALED_BYTES)
     except ResultsError:
         return None
     return json.loads(kept["answer"]) if kept.get("key") == key else None

@@ -207,11 +207,13 @@ def test_faults_names_what_is_left_over(tmp_path: Path) -> None:
     part = cache.part(spec, "gone")
     part.mkdir()
     cache.part(spec, f"qharness-{current_owner()}-x").mkdir()  # this process fills it
-    (tmp_path / "configurations").mkdir()
-    (tmp_path / "configurations" / "a.json").write_text("{}")
-    debris, damaged = cache.faults(read_data=False)
+    unsealed = [tmp_path / "configurations" / "a.json", tmp_path / "windows" / "b.json"]
+    for path in unsealed:
+        path.parent.mkdir()
+        path.write_text("{}")
+    debris, *damaged = cache.faults(read_data=False)
     assert debris == CacheFault(part, "debris", f"{part}: left by a run that did not end")
-    assert (damaged.path.name, damaged.kind) == ("a.json", "damaged")
-    assert {fault.path for fault in cache.repair(read_data=False)} == {part, tmp_path / "configurations" / "a.json"}
+    assert [(fault.path, fault.kind) for fault in damaged] == [(path, "damaged") for path in unsealed]
+    assert {fault.path for fault in cache.repair(read_data=False)} == {part, *unsealed}
     assert list(cache.faults(read_data=False)) == []
     assert folder.exists()
