@@ -20,19 +20,20 @@ NOISE_QUESTIONS = 8
 
 
 def measure(
-    model: Logits, workload: TaskWorkload, alone: bool, watch: Callable[[Sequence[Sequence[int]]], None]
+    model: Logits, workload: TaskWorkload, alone: bool, watch: Callable[[Sequence[Sequence[int]]], None] | None
 ) -> Iterator[Measurement]:
     """``task_score`` per score and filter; the effect of another batch layout; the work done.
 
     ``alone`` sends one request at a time, for a model whose results depend on the rest of the batch. ``watch`` gets the
-    tokens of every request.
+    tokens of every request; None saves the time to tokenize them again.
     """
     from harness.tasks.lm import HarnessLM
 
     lm = HarnessLM(model, layout="alone" if alone else None, bos=workload.bos, seed=workload.seed)
     asked = evaluate(lm, workload)
-    texts = ("".join(part for part in request.args if isinstance(part, str)) for request in asked.requests)
-    watch([lm.tok_encode(text) for text in dict.fromkeys(texts)])
+    if watch is not None:
+        texts = ("".join(part for part in request.args if isinstance(part, str)) for request in asked.requests)
+        watch([lm.tok_encode(text) for text in dict.fromkeys(texts)])
     yield from asked.scores
     yield from _effort(lm, workload)
     scored = [request for request in asked.requests if request.request_type == "loglikelihood"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 QUESTIONS, EXAMPLES = "test", "train"
 """The names of the splits made from local files."""
+TEMPLATES = 256
+"""Compiled templates that are kept; a task has fewer than ten, a group some more."""
 
 
 def load(workload: TaskWorkload) -> TaskDict:
@@ -62,13 +65,18 @@ def load(workload: TaskWorkload) -> TaskDict:
 
 
 def _confine_templates() -> None:
-    """Makes lm-eval render templates in jinja's sandbox; outside it a template can call any Python function."""
+    """Makes lm-eval render templates in jinja's sandbox; outside it a template can call any Python function.
+
+    Each template is compiled once. lm-eval compiles it again for each question and each example, which takes more time
+    than everything else that building requests does.
+    """
     from jinja2.sandbox import SandboxedEnvironment
     from lm_eval import utils
 
     if not isinstance(utils.env, SandboxedEnvironment):
         confined = SandboxedEnvironment(undefined=utils.env.undefined, keep_trailing_newline=True)
         confined.filters.update(utils.env.filters)
+        confined.from_string = lru_cache(TEMPLATES)(confined.from_string)  # type: ignore[method-assign]
         utils.env = confined
 
 

@@ -181,3 +181,29 @@ def test_questions_that_cannot_be_had_are_told(lm, tmp_path: Path) -> None:
     (tmp_path / "endings.jsonl").unlink()
     with pytest.raises(UnsupportedError, match="endings: its questions cannot be read"):
         evaluate(lm, workload)
+
+
+def test_a_template_is_compiled_once_and_asks_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its requests are those of jinja's sandbox without anything kept, and no template counts for another question."""
+    from jinja2 import Environment, StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+    from lm_eval import utils
+
+    from harness.tasks.definitions import load
+
+    def requests() -> list[object]:
+        [task] = load(own(tmp_path, fewshot=2))["tasks"].values()
+        task.build_all_requests()
+        return [(each.doc, each.args, each.idx) for each in task.instances]
+
+    compiled = []
+    compile_ = SandboxedEnvironment.compile
+    monkeypatch.setattr(
+        SandboxedEnvironment, "compile", lambda self, source, *rest: compiled.append(source) or compile_(self, source)
+    )
+    monkeypatch.setattr(utils, "env", Environment(undefined=StrictUndefined, keep_trailing_newline=True))  # lm-eval's
+    once = requests()
+    assert len(compiled) == len(set(compiled)) > 0
+    monkeypatch.setattr(utils, "env", SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True))
+    assert requests() == once
+    assert len(compiled) > 2 * len(once)

@@ -24,11 +24,12 @@ def run(job: AnswerTask, context: Context, out: Path) -> None:
     check_tokens(context, model, job.task.chat_template)
 
     def watch(requests: Sequence[Sequence[int]]) -> None:
-        if "calibrate" in context.spec.needs:
-            check_leak(context, requests, job.allow_leak, job.task.name)
+        check_leak(context, requests, job.allow_leak, job.task.name)
 
+    calibrated = "calibrate" in context.spec.needs
     with context.phase("questions"), torch.inference_mode():
-        context.add(metric("tasks").make(model, job.task, context.method().batch_dependent, watch))
+        asked = (model, job.task, context.method().batch_dependent, watch if calibrated else None)
+        context.add(metric("tasks").make(*asked))
     record_repacking(context, model)
     if job.verify:
         record_cuda_kernels(context, model)
