@@ -76,7 +76,7 @@ def _confine_templates() -> None:
     if not isinstance(utils.env, SandboxedEnvironment):
         confined = SandboxedEnvironment(undefined=utils.env.undefined, keep_trailing_newline=True)
         confined.filters.update(utils.env.filters)
-        confined.from_string = lru_cache(TEMPLATES)(confined.from_string)  # type: ignore[method-assign]
+        confined.from_string = lru_cache(TEMPLATES)(confined.from_string)  # type: ignore[method-assign, assignment]
         utils.env = confined
 
 
