@@ -31,7 +31,7 @@ def paired(match: Match, asked: Gated, alpha: float) -> Iterator[Finding | Pendi
     if head is None:
         yield replace(blank, reasons=("HEAD does not measure it",))
         return
-    blank = replace(blank, head=items.estimate(head).value)
+    blank = replace(blank, head=blank.base if head is base else items.estimate(head).value)
     bars = (*match.bars, *unlike(base, head))
     if bars:
         yield replace(blank, reasons=bars)
@@ -72,7 +72,7 @@ def same(base: Measurement, head: Measurement) -> bool:
 
     Answers that are right or wrong may all be equal by chance.
     """
-    return base.unit.startswith("nat") and _by_item(base) == _by_item(head)
+    return base.unit.startswith("nat") and (base is head or _by_item(base) == _by_item(head))
 
 
 def _compared(
@@ -129,7 +129,9 @@ def _like(case: Case, base: Measurement) -> Measurement | None:
 
 def _items(one: Measurement, other: Measurement) -> str:
     """Items that only one side has."""
-    theirs = set(other.item_ids) if one.item_ids != other.item_ids else set(one.item_ids)
+    if one.item_ids == other.item_ids:
+        return "all shared"
+    theirs = set(other.item_ids)
     alone = [item for item in one.item_ids if item not in theirs]
     return f"{len(alone)} of {len(one.item_ids)} only here, such as {alone[0]!r}" if alone else "all shared"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.regression.findings import Finding, Regression
 from harness.report.comparison import words
-from harness.report.terminal import add_row, line, written
+from harness.report.terminal import Rows, add_row, line, written
 from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def show(found: Regression, whole: bool = False) -> None:
     show_rendered(lambda width, colour: terminal(found, width, colour, whole))
 
 
-def _parts(found: Regression, whole: bool) -> Iterator[Text | Table | str]:
+def _parts(found: Regression, whole: bool) -> Iterator[Text | Rows | str]:
     yield line(words.verdict_line(found), OUTCOMES[found.outcome])
     for name, one in (("BASE", found.base), ("HEAD", found.head)):
         yield f"{name}  {words.side(one)}"
     yield f"gates {words.gates(found)}"
     listed = [each for each in words.worst_first(found) if whole or not words.plain(each)]
     if listed:
-        yield _table(listed)
+        yield Rows(_table(listed))
     yield from _below(found, listed)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from harness.analysis.history import History, LevelChange, Series
 from harness.report.comparison.words import variant
 from harness.report.history import words
-from harness.report.terminal import add_row, line, written
+from harness.report.terminal import Rows, add_row, line, written
 from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ def show(found: History) -> None:
     show_rendered(lambda width, colour: terminal(found, width, colour))
 
 
-def _parts(found: History) -> Iterator[Text | Table | str]:
+def _parts(found: History) -> Iterator[Text | Rows | str]:
     yield line(words.headline(found), "bold")
     if found.series:
-        yield _table(found)
+        yield Rows(_table(found))
     for sentence, style in _changes(found):
         yield line(sentence, style)
     notes = list(words.notes(found))

@@ -1,0 +1,32 @@
+"""Tables on a terminal whose equal cells are wrapped once look as rich prints them."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.table import Table
+
+from harness.report.terminal import Rows, add_row, line, written
+
+CELLS = st.lists(
+    st.sampled_from(("SmolLM2", "日本語", "a", "bb ccc", "longer than a column " * 2, "", "▁▂▃", "1→2")), max_size=4
+)
+STYLES = st.sampled_from(("", "green", "bold red"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(CELLS, CELLS, STYLES), min_size=1, max_size=8),
+    st.sampled_from((10, 30, 80, 200)),
+    st.booleans(),
+)
+def test_rows_are_printed_as_rich_prints_the_table(
+    rows: list[tuple[list[str], list[str], str]], width: int, colour: bool
+) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("variant of a model", overflow="fold")
+    table.add_column("sessions", overflow="fold", justify="right")
+    table.add_column("oldest → newest", overflow="fold")
+    for first, last, style in rows:
+        add_row(table, " ".join(first), str(len(last)), line(" ".join(last), style))
+    assert written([Rows(table)], width, colour) == written([table], width, colour)
