@@ -46,6 +46,10 @@ RESTARTS = 3
 SILENCE_S = 60.0
 """How long an agent that was lost may take to be started anew before its node counts as lost."""
 CHECK_S = 1.0
+HTTP2_SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
+"""An empty SETTINGS frame, of type 4 (RFC 9113, sections 4.1 and 6.5)."""
+HTTP2_OPENING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HTTP2_SETTINGS
+"""With which a client begins; a server answers with its own SETTINGS (RFC 9113, section 3.4)."""
 CONNECT_S = 10.0
 """How long a cluster's head may take to answer."""
 SET_BY_RAY = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
@@ -177,12 +181,16 @@ def _connect(address: str | None) -> None:
 
 
 def _refuse_unreachable(address: str) -> None:
-    """Raises UsageError unless something listens there, because Ray itself would try for minutes."""
+    """Raises UsageError unless something listens there that speaks HTTP/2, as gRPC does: Ray would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UsageError(f"--address {address}: give host:port, such as 10.0.0.1:6379, or auto")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as there:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                there.sendall(HTTP2_OPENING)
+                if there.recv(len(HTTP2_SETTINGS))[3:4] != HTTP2_SETTINGS[3:4]:
+                    raise ConnectionError("what listens there is no Ray cluster's head")
     except (OSError, OverflowError) as error:
         raise UsageError(
             f"--address {address}: no Ray cluster can be reached there: {error}; 'ray start --head' starts one, and "

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,13 @@ import pytest
 from harness.errors import UsageError
 from harness.execution.executors import ExecutorChoice, open_executor
 from harness.execution.local import local_site
-from harness.execution.ray_cluster import Agent, _refuse_unreachable, _restore_environment, _usable_nodes
+from harness.execution.ray_cluster import (
+    HTTP2_SETTINGS,
+    Agent,
+    _refuse_unreachable,
+    _restore_environment,
+    _usable_nodes,
+)
 
 
 def node(name: str, alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -43,12 +51,23 @@ def test_a_cluster_that_can_run_nothing_is_refused(device: str, lacks: str) -> N
         _usable_nodes([node("head"), node("gone", False, CPU=8.0, GPU=1.0)], device)
 
 
-def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
+@pytest.mark.parametrize(
+    ("answer", "is_refused"), [(HTTP2_SETTINGS, False), (b"HTTP/1.1 400 Bad Request", True), (b"", True)]
+)
+def test_an_address_where_no_cluster_listens_is_refused_at_once(answer: bytes, is_refused: bool) -> None:
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(100)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
-        _refuse_unreachable(address)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(UsageError, match="no Ray cluster's head") if is_refused else nullcontext():
+            _refuse_unreachable(address)
+        thread.join()
     with pytest.raises(UsageError, match=f"{address}: no Ray cluster can be reached there"):
         _refuse_unreachable(address)
 
