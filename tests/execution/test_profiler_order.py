@@ -97,6 +97,7 @@ def test_a_task_run_profiles_the_probe_after_the_questions_if_it_verifies(
     monkeypatch.setattr(task, "metric", lambda name: SimpleNamespace(make=named("questions")))
     job: Any = SimpleNamespace(verify=verify, task=SimpleNamespace(chat_template=False))
     context: Any = SimpleNamespace(
+        spec=SimpleNamespace(needs={}),
         load=lambda needed: object(),
         phase=lambda name: nullcontext(),
         add=lambda measured: None,
