@@ -64,6 +64,8 @@ ENVIRONMENT = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # a process with such a thread cannot be forked
     "PYTHONSAFEPATH": "1",  # otherwise a user's folder named harness or datasets would shadow the real package
 }
+BINDING = frozenset({"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"})
+"""Variables that bind threads to cores. OpenMP chooses these when it loads, which may be before a run is confined."""
 _OOM_COUNTERS = (("", "/sys/fs/cgroup{}/memory.events"), ("memory", "/sys/fs/cgroup/memory{}/memory.oom_control"))
 
 
@@ -383,6 +385,8 @@ class _Worker:
     def _variables(self, folder: Path) -> dict[str, str]:
         """The environment that it starts in, with ``folder`` for its own files."""
         inherited = for_workers() if self._spec.stack == MAIN else environment(folder)
+        if self.cores:
+            inherited = {name: value for name, value in inherited.items() if name not in BINDING}
         own = {MARKER: folder.name, "PATH": worker_path(self._python, inherited.get("PATH"))}
         own |= _temporary_files(folder)
         threads = _thread_variables(self._spec.job.conditions.threads)

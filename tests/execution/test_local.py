@@ -48,10 +48,12 @@ def execute(tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(local, "WORKER", "odd_worker")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def run(code: str, on_phase=lambda phase: None, time_s: float | None = None) -> tuple[Outcome, bytes]:
+    def run(
+        code: str, on_phase=lambda phase: None, time_s: float | None = None, **more: object
+    ) -> tuple[Outcome, bytes]:
         (tmp_path / "odd_worker.py").write_text(START + code, encoding="utf-8")
         others = psutil.Process().children()
-        spec = run_spec("quality", limits=RunLimits(time_s=time_s))
+        spec = run_spec("quality", limits=RunLimits(time_s=time_s), **more)
         ended = LocalExecutor(local_site(tmp_path / "cache")).run(spec, [], on_phase)
         assert not [path for path in temporary.iterdir() if owner_in(path.name)]
         assert psutil.Process().children() == others
@@ -71,6 +73,14 @@ def test_a_worker_s_outcome_log_and_phases_arrive(execute) -> None:
     code = f"os.write(events, b'load\\n'); print('printed', flush=True); os.write(2, b'too'); write({encode(OK)!r})"
     assert execute(code, phases.append) == (OK, b"printed\ntoo")
     assert phases == ["load"]
+
+
+def test_what_binds_threads_to_cores_is_not_for_a_run_that_has_cores_of_its_own(execute, monkeypatch) -> None:
+    monkeypatch.setattr(local, "physical_cores", lambda: (0, 1))
+    monkeypatch.setenv("OMP_PROC_BIND", "close")
+    code = f"print(os.environ.get('OMP_PROC_BIND')); write({encode(OK)!r})"
+    assert execute(code)[1] == b"close\n"
+    assert execute(code, threads=1)[1] == b"None\n"
 
 
 def test_a_log_of_40_mb_is_cut_in_the_middle(execute) -> None:
