@@ -86,8 +86,7 @@ def test_an_agent_computes_with_the_threads_of_its_machine_not_those_that_ray_se
 ) -> None:
     given = Path(f"/proc/{os.getppid()}/environ").read_text(errors="replace").split("\0")
     own = next((line.partition("=")[2] for line in given if line.startswith("OMP_NUM_THREADS=")), None)
-    monkeypatch.setenv("OMP_NUM_THREADS", "77")
-    monkeypatch.setenv("RAY_JOB_ID", "01000000")
+    monkeypatch.setattr(os, "environ", {**os.environ, "OMP_NUM_THREADS": "77", "RAY_JOB_ID": "01000000"})
     _restore_environment()
     assert os.environ.get("OMP_NUM_THREADS") == own
     assert os.environ["RAY_JOB_ID"] == "01000000"
