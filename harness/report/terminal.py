@@ -11,7 +11,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from io import StringIO
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from harness.report import escape
@@ -19,7 +18,7 @@ from harness.report import escape
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
-    from rich.table import Column, Table
+    from rich.table import Table
     from rich.text import Text
 
 
@@ -105,19 +104,14 @@ def _cell_key(cell: object) -> _Key:
 
 def _widths(table: Table, unlike: list[list[RenderableType]], console: Console, options: ConsoleOptions) -> list[int]:
     """The widths of the columns, which depend on their different cells alone: rich has no public way to get them."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    slim = Table(*map(_headed, table.columns), box=None, header_style=table.header_style, pad_edge=False)
-    for row in zip_longest(*unlike, fillvalue=""):
-        slim.add_row(*row)
+    headed = (
+        Column(column.header, justify=column.justify, overflow=column.overflow, _cells=cells)
+        for column, cells in zip(table.columns, unlike, strict=True)
+    )
+    slim = Table(*headed, box=None, header_style=table.header_style, pad_edge=False)
     return slim._calculate_column_widths(console, options)
-
-
-def _headed(column: Column) -> Column:
-    """The column without its cells."""
-    from rich.table import Column
-
-    return Column(column.header, justify=column.justify, overflow=column.overflow)
 
 
 def _wrapped(

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from harness.stats.estimate import Floats
 
 Direction = Literal["lower", "higher"]
+FEW_POINTS = 50
+"""With fewer, the front is found as quickly without a search for good points."""
+_WEIGHTS = np.array([[1, 1, 1], [5, 1, 1], [1, 5, 1], [1, 1, 5]])
+"""Of the axes: each row has one point that is good on most, or on one."""
 
 
 def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) -> tuple[int, ...]:
@@ -45,13 +50,15 @@ def _unbeaten(first: Floats, second: Floats, third: Floats) -> list[int]:
     points that matter form a staircase, with rising ``seconds`` and falling ``thirds`` (Kung, Luccio and Preparata,
     "On finding the maxima of a set of vectors", JACM 22, 1975).
     """
+    left = _not_clearly_beaten(np.stack((first, second, third)))
+    first, second, third = first[left], second[left], third[left]
     order = np.lexsort((third, second, first))
     kept: list[int] = []
     seconds: list[float] = []
     thirds: list[float] = []
     last: tuple[float, float, float] | None = None
     last_is_kept = False
-    places = zip(order.tolist(), *(axis[order].tolist() for axis in (first, second, third)), strict=True)
+    places = zip(left[order].tolist(), *(axis[order].tolist() for axis in (first, second, third)), strict=True)
     for index, one, two, three in places:
         if (one, two, three) != last:
             last = one, two, three
@@ -66,6 +73,24 @@ def _unbeaten(first: Floats, second: Floats, third: Floats) -> list[int]:
         if last_is_kept:
             kept.append(index)
     return kept
+
+
+def _not_clearly_beaten(costs: Floats) -> npt.NDArray[np.intp]:
+    """The points, of (axes, points), that none of a few good ones dominates: most of many points are beaten by those.
+
+    What such a point would beat is beaten by whatever beats it, so that the front of the rest is that of all.
+    """
+    left: npt.NDArray[np.intp] = np.arange(costs.shape[1])
+    for weights in _WEIGHTS:
+        if len(left) < FEW_POINTS:
+            break
+        least = costs.min(axis=1, keepdims=True)
+        with np.errstate(all="ignore"):  # an axis on which all are equal, or one is infinite
+            shares = np.nan_to_num((costs - least) / (costs.max(axis=1, keepdims=True) - least))
+        good = costs[:, [int((weights @ shares).argmin())]]
+        stay = ~((costs >= good).all(axis=0) & (costs > good).any(axis=0))
+        left, costs = left[stay], costs[:, stay]
+    return left
 
 
 def _costs(axes: Sequence[Floats] | Floats, directions: Sequence[Direction]) -> tuple[Floats, Floats, Floats]:

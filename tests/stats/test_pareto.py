@@ -67,3 +67,11 @@ def test_the_front_of_three_axes_is_what_nothing_beats(points: list[tuple[int, i
     assert front(points, lower) == expected
     shares = front_shares([np.array([axis], float) for axis in zip(*points, strict=True)], lower)
     assert shares == tuple(float(place in expected) for place in range(len(points)))
+
+
+def test_the_front_of_many_points_is_that_of_comparing_all() -> None:
+    source = np.random.default_rng(3)
+    for ties in (4, 30, 10**6):
+        points = source.integers(0, ties, size=(300, 3)).astype(float)
+        beaten = ((points[:, None] >= points).all(axis=2) & (points[:, None] > points).any(axis=2)).any(axis=1)
+        assert front(points.tolist(), ("lower",) * 3) == tuple(np.flatnonzero(~beaten).tolist())

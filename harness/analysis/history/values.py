@@ -49,7 +49,7 @@ def values_of(case: Case, figure: Figure[Any]) -> Iterator[CaseValue]:
 def _counted(case: Case, figure: Figure[Any], statistic: Count) -> Iterator[CaseValue]:
     found = exact.count(case, figure)
     if found is not None:
-        conditions = {"metric version": str(found.version), "unit": found.unit, **_question(case.spec, OF_A_COUNT)}
+        conditions = {"metric version": str(found.version), "unit": found.unit, **_question(case, OF_A_COUNT)}
         if statistic.each_run:
             conditions["grid"] = _grid(case.spec)
         yield CaseValue("", found.value, 1, found.unit, found.direction, _is_relative(figure), conditions)
@@ -59,7 +59,7 @@ def _of_items(case: Case, figure: Figure[Any], statistic: Items) -> Iterator[Cas
     found = paired.measured(case, statistic)
     if found is None:
         return
-    conditions = _conditions(case.spec, found) | {"items": digest(tuple(found.item_ids))}
+    conditions = _conditions(case, found) | {"items": digest(tuple(found.item_ids))}
     relative = _is_relative(figure) or (found.unit.startswith("nat") and figure.gate is not None and figure.gate.share)
     unit, where = statistic.unit_of(found), statistic.where(case.spec, found)
     direction = "lower" if unit == "perplexity" else found.direction
@@ -76,7 +76,7 @@ def _of_processes(case: Case, figure: Figure[Any], statistic: PerProcess) -> Ite
         return
     for key in dict.fromkeys(key for process in measured for key in process):
         found = [process[key] for process in measured if key in process]
-        yield _typical(figure, statistic, found, processes.where(found[0]), _conditions(case.spec, found[0]))
+        yield _typical(figure, statistic, found, processes.where(found[0]), _conditions(case, found[0]))
 
 
 def _pooled(
@@ -88,7 +88,7 @@ def _pooled(
         return
     of_source = [[m for key, m in process.items() if key[0] == source] for process in measured]
     found = [max(each, key=statistic.of) for each in of_source if each]
-    conditions = _conditions(case.spec, found[0], ()) | {"source": source, "grid": _grid(case.spec)}
+    conditions = _conditions(case, found[0], ()) | {"source": source, "grid": _grid(case.spec)}
     yield _typical(figure, statistic, found, source, conditions)
 
 
@@ -108,20 +108,25 @@ def _is_relative(figure: Figure[Any]) -> bool:
     return figure.gate is not None and figure.gate.written == "relative"
 
 
-def _conditions(spec: RunSpec, found: Measurement, protocol: Sequence[str] | None = None) -> dict[str, str]:
+def _conditions(case: Case, found: Measurement, protocol: Sequence[str] | None = None) -> dict[str, str]:
     """The question, the machine, the metric's version and its protocol (or the named part of it)."""
     names = sorted(found.protocol) if protocol is None else protocol
     return {
-        "hardware": spec.hardware,
+        "hardware": case.spec.hardware,
         "metric version": str(found.version),
         "unit": found.unit,
         **{name: str(found.protocol.get(name)) for name in names},
-        **_question(spec),
+        **_question(case),
     }
 
 
-def _question(spec: RunSpec, only: Sequence[str] | None = None) -> dict[str, str]:
+def _question(case: Case, only: tuple[str, ...] | None = None) -> Mapping[str, str]:
     """The parts of the question. A checkpoint under its name counts as one, even if its content changed."""
+    newest = case.runs[-1]
+    return newest.outcome.remember(("question", only), lambda: _parts_of_question(newest.spec, only))
+
+
+def _parts_of_question(spec: RunSpec, only: tuple[str, ...] | None) -> dict[str, str]:
     question: dict[str, Any] = {name: value for name, value in spec.question.items() if name not in ALSO_MEASURED}
     question["model"] = [spec.model.label, *question["model"][1:]]
     for role, method in (("method", spec.method), ("baseline", spec.baseline)):
