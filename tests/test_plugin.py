@@ -14,6 +14,7 @@ import pytest
 
 import harness
 from harness import load_results
+from harness.execution import starter
 
 pytestmark = pytest.mark.heavy(minutes=2)
 
@@ -31,7 +32,7 @@ def qharness(tmp_path_factory: pytest.TempPathFactory) -> Command:
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", "from harness.cli import main; main()", *map(str, arguments)]
-        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        environment = {**os.environ, "PYTHONPATH": str(folder), starter.VARIABLE: starter.FORK}
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     return run
