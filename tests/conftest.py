@@ -145,12 +145,12 @@ def _no_worker(event: str, arguments: tuple[object, ...]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def workers(pytestconfig: pytest.Config) -> Iterator[None]:
     """Has sweeps in this process fork their workers, which then need not import torch anew."""
-    if pytestconfig.option.markexpr == LIGHT:
-        yield
-        return
-    started = Workers()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(starter.VARIABLE, starter.SPAWN)  # a server of each sweep's own would import again
+        if pytestconfig.option.markexpr == LIGHT:
+            yield
+            return
+        started = Workers()
         patch.setattr(starter, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": started.start}))
         yield
     started.close()
