@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.analysis.regression.cases import cases
 from harness.core.identity import NAME
 from harness.core.owner import current_owner, owner_in
 from harness.core.record import Damaged, RunRecord
@@ -69,6 +68,8 @@ class Baselines:
             raise UsageError(f"{name!r} cannot name a baseline: expected letters, digits, dots, dashes and underscores")
         if name in self and not replace:
             raise UsageError(f"baseline {name!r} exists in {self._place(name)}; --replace overwrites it")
+        from harness.analysis.regression.cases import cases  # half a second that a reader of results need not wait
+
         kept = [run for case in cases(records).values() for run in case.runs]
         if not kept:
             raise ResultsError(f"baseline {name!r}: none of these records measures a variant")
