@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.api.plan import PlanState, plan
+from harness.api.plan import PlanState
 from harness.cli.render.plan import show_plan
 from harness.core.job import MeasureQuality
 from harness.core.record import Outcome, Phase, RunRecord
@@ -27,29 +27,10 @@ from harness.planning.forecast.pace import remaining
 from harness.planning.forecast.work import Start, Starts, Work, work
 from harness.planning.plan import PlannedRun
 from harness.plugins import method
-from harness.recipe import load_recipe
 
 SPEEDS = Speeds(0.2, 10e9, {"float32": 50e9, "bfloat16": 100e9}, 1e9)
 MACHINE = Machine("cpu", "a test machine")
 Make = Callable[..., tuple[PlannedRun, ...]]
-
-
-@pytest.fixture
-def make(sweeps, tiny: Path) -> Make:
-    def make(**changes: object) -> tuple[PlannedRun, ...]:
-        content: dict[str, object] = {
-            "models": [{"id": str(tiny), "label": "tiny"}],
-            "methods": ["none", {"rtn": {"bits": [4, 3], "group_size": 32}}],
-            "measure": {
-                "perplexity": {"text": "demo", "context": 64, "windows": 2},
-                "divergence": {},
-                "throughput": {"prompt_tokens": 16, "new_tokens": 4},
-            },
-            "repetitions": 2,
-        }
-        return plan(load_recipe(sweeps.recipe({**content, **changes})), MACHINE)
-
-    return make
 
 
 def arithmetic(runs: Sequence[PlannedRun], speeds: Speeds = SPEEDS) -> list[Work]:

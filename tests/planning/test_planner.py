@@ -27,24 +27,6 @@ needs_lm_eval = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def make(sweeps, tiny: Path):
-    def make(**changes: object) -> tuple[PlannedRun, ...]:
-        content: dict[str, object] = {
-            "models": [{"id": str(tiny), "label": "tiny"}],
-            "methods": ["none", {"rtn": {"bits": [4, 3], "group_size": 32}}],
-            "measure": {
-                "perplexity": {"text": "demo", "context": 64, "windows": 2},
-                "divergence": {},
-                "throughput": {"prompt_tokens": 16, "new_tokens": 4},
-            },
-            "repetitions": 2,
-        }
-        return plan(load_recipe(sweeps.recipe({**content, **changes})), MACHINE)
-
-    return make
-
-
 def test_performance_is_interleaved_with_repetitions_outermost(make) -> None:
     titles = [run.spec.title for run in make()]
     assert titles == [
