@@ -94,6 +94,7 @@ _FIGURES = (
     "harness.figures.tasks:FIGURES",
     "harness.figures.quality:STANDING",
     "harness.figures.divergence:BREAKDOWNS",
+    "harness.figures.experts:FIGURES",
     "harness.figures.size:FIGURES",
     "harness.figures.speed:FIGURES",
     "harness.figures.bound:FIGURES",

@@ -68,6 +68,22 @@ class Arithmetic:
 
 
 @dataclass(frozen=True)
+class Routed:
+    """What one router of a mixture of experts did with some tokens.
+
+    ``scores`` (tokens, experts) are its logits, or probabilities if the model computes those; ``chosen`` (tokens, k)
+    are the numbers of the experts that each token goes to.
+    """
+
+    scores: torch.Tensor
+    chosen: torch.Tensor
+
+
+SeeRouted = Callable[[str, Routed], None]
+"""Called with the name of a block, such as ``layers.3.mlp``, and what its router did, in the order of computation."""
+
+
+@dataclass(frozen=True)
 class HeadWeights:
     """A dense output embedding and the steps after it: ``cap(scale · (weight · h + bias))``."""
 
@@ -290,6 +306,22 @@ class Explains(LoadedModel, Protocol):
 
     def arithmetic(self) -> Mapping[str, Arithmetic]:
         """The arithmetic of linear layers by their names in the checkpoint, ``lm_head`` included; known ones only."""
+        ...
+
+
+@runtime_checkable
+class ShowsRouters(LoadedModel, Protocol):
+    """Shows what the routers of a mixture of experts do. No job needs it, so engines do not declare it."""
+
+    def router_blocks(self) -> Sequence[str]:
+        """The blocks that have a router, in order; empty for a dense model. The first call tests it with few tokens.
+
+        Raises UnsupportedError if the model is a mixture whose routers cannot be read.
+        """
+        ...
+
+    def watching_routers(self, see: SeeRouted) -> AbstractContextManager[None]:
+        """Inside this context ``see`` gets what each router does with the tokens of each forward pass."""
         ...
 
 

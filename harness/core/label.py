@@ -6,7 +6,7 @@ Programs test codes. Sentences are for people and may be reworded at any time: n
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,6 +36,8 @@ LabelCode = Literal[
     "override_not_applied",
     "publisher_coverage",
     "batch_dependent",
+    "zero_scales",
+    "experts_not_calibrated",
     "may_have_spilled",
     "pipelined",
     "suspect",
@@ -74,6 +76,10 @@ FactCode = Literal[
     "rate_not_measured",
     "dtype_noise_not_measured",
     "plausibility_not_measured",
+    "scales",
+    "experts_seen",
+    "experts_not_counted",
+    "routers_not_compared",
     "noted",
     "node_lost",
 ]
@@ -169,6 +175,11 @@ def _native(quantization: str, degridded: bool) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def _first_of(names: Sequence[str], count: int) -> str:
+    """The first of ``count`` names, which are all that a label holds."""
+    return _listed(names) + (f" and {count - len(names)} more" if count > len(names) else "")
 
 
 @dataclass(frozen=True)
@@ -300,6 +311,28 @@ LABELS: Mapping[LabelCode, Form] = {
     "batch_dependent": Form(
         lambda: "depends on the batch; run one window at a time",
         "a token's result depends on the rest of the batch",
+    ),
+    "zero_scales": Form(
+        lambda scales, count, tensors: (
+            f"{scales:,} of its scales are zero, so that the weights of their groups are: in "
+            + _first_of(tensors, count)
+        ),
+        "harmless where these weights are zero in the unquantized model too, as padding is. A run is `invalid` if a "
+        "scale is NaN or infinite, or all scales of a tensor are zero",
+        {"scales": 12, "count": 1, "tensors": ("model.layers.0.mlp.experts.3.down_proj.scale",)},
+    ),
+    "experts_not_calibrated": Form(
+        lambda dead, starved, least, experts, share, names: (
+            f"{dead:,} of {experts:,} experts saw no calibration token, and {starved:,} more fewer than {least} "
+            f"({share:.1%} of the weights together): {_first_of(names, dead + starved)}"
+        ),
+        "the unquantized model's own routers send them too few of the calibration set's tokens, so that they are "
+        "quantized on hardly any evidence: see [the expert audit](experts.md#tokens-per-expert). Calibrate with more "
+        "text, or text that is more like what the model will read",
+        {
+            **{"dead": 1, "starved": 1, "least": 256, "experts": 64, "share": 0.03},
+            "names": ("layers.0.mlp: 3", "layers.1.mlp: 17"),
+        },
     ),
     "may_have_spilled": Form(
         lambda fraction: (
@@ -535,6 +568,32 @@ FACTS: Mapping[FactCode, Form] = {
         "why its tokens were not counted and BOS was not probed",
         {"reason": "the tokenizer cannot decode"},
         "plausibility of the baseline",
+    ),
+    "scales": Form(
+        lambda scales, tensors: f"{scales:,} in {tensors:,} tensors looked at: all are finite",
+        "how many scales the stored checkpoint has; each was looked at",
+        {"scales": 18432, "tensors": 28},
+        "scales",
+    ),
+    "experts_seen": Form(
+        lambda experts, least, median, most: (
+            f"each of {experts:,} experts saw {least:,} to {most:,} calibration tokens, median {median:,}"
+        ),
+        "how many tokens of the calibration set the unquantized model's own routers send to an expert",
+        {"experts": 64, "least": 0, "median": 1310, "most": 9120},
+        "calibration tokens per expert",
+    ),
+    "experts_not_counted": Form(
+        lambda reason: f"not counted: {reason}",
+        "why it is not known",
+        {"reason": "it takes 61.1 GB, and 40.2 GB are free"},
+        "calibration tokens per expert",
+    ),
+    "routers_not_compared": Form(
+        lambda reason: f"not compared: {reason}",
+        "why the routers of a mixture of experts were not compared with the baseline's",
+        {"reason": "the engine vllm does not show what routers choose"},
+        "router agreement",
     ),
     "noted": Form(
         lambda name, value: str(value),

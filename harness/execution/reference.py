@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.core.capability import Factored, HeadWeights, Logits, states_and_head
+from harness.core.capability import Factored, HeadWeights, Logits, Routed, ShowsRouters, states_and_head
 from harness.core.foreign import parse_json, read_file
 from harness.core.metric import Windows
 from harness.errors import DamagedError, InvalidRunError, ResultsError
+from harness.execution.router_log import RouterLog, routed_of
 from harness.numerics.logits import finish
 from harness.storage.checksums import file_sha256
 
@@ -25,9 +27,10 @@ MANIFEST, HEAD = "reference.json", "head.safetensors"
 MAX_MANIFEST_BYTES = 64 * 2**20
 
 
-def write(model: Logits, windows: Windows, folder: Path) -> None:
+def write(model: Logits, windows: Windows, folder: Path, routers: ShowsRouters | None = None) -> None:
     """Runs the baseline over the windows and saves what variants will be compared with.
 
+    ``routers`` is the model if it is a mixture of experts whose routers can be read: what they do is saved too.
     Raises InvalidRunError, with the window, for output that is not finite.
     """
     import torch
@@ -39,10 +42,14 @@ def write(model: Logits, windows: Windows, folder: Path) -> None:
         tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
     for index, tokens in enumerate(windows.tokens):
-        kept = forward(torch.tensor([tokens[:-1]]))
+        log = RouterLog()
+        with routers.watching_routers(log.see) if routers else nullcontext():
+            kept = forward(torch.tensor([tokens[:-1]]))
         if not bool(kept.isfinite().all()):
             raise InvalidRunError(f"the baseline's output for window {index} is not finite")
         save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
+        if routers:
+            save_file(log.tensors(), folder / _routers(index))
     manifest = {
         "protocol": dict(windows.protocol),
         "scale": head.scale if head else 1.0,
@@ -106,6 +113,15 @@ class Reference:
         """The kept tensor of a window: hidden states (length − 1, width) or logits (length − 1, vocabulary)."""
         return self._read(_window(index))["kept"]
 
+    @property
+    def has_routers(self) -> bool:
+        """Whether it holds what the baseline's routers did."""
+        return _routers(0) in self._sha256
+
+    def routers(self, index: int) -> dict[str, Routed]:
+        """What the baseline's routers did in a window, by block: one row per token that it read."""
+        return routed_of(self._read(_routers(index)))
+
     def logits(self, kept: torch.Tensor) -> torch.Tensor:
         """The baseline's final logits of a stretch of a window."""
         if self._head is None:
@@ -138,3 +154,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _window(index: int) -> str:
     return f"window-{index:05d}.safetensors"
+
+
+def _routers(index: int) -> str:
+    return f"routers-{index:05d}.safetensors"

@@ -12,6 +12,7 @@ from harness.core.record import Measurement, RunRecord
 from harness.figures.derived.breakdown import by_confidence, by_position
 from harness.figures.derived.divergences import token_divergence
 from harness.figures.derived.energies import energies
+from harness.figures.derived.experts import expert_audit
 from harness.figures.derived.footprint import POOL, footprint
 from harness.figures.derived.roofline import bounds, rates
 from harness.figures.derived.scores import NATS_MARGIN, scores
@@ -84,6 +85,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         kl_by_position=by_position(kl) if kl else (),
         kl_by_confidence=by_confidence(kl, confidence) if kl and confidence else (),
         divergence=token_divergence(well),
+        experts=expert_audit(well),
         top1_agreement=_mean(quality, "top1_agreement", 0, 1),
         top1_agreement_control=_mean(evidence.control, "top1_agreement", 0, 1),
         tasks=answered,

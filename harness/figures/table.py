@@ -13,6 +13,7 @@ from harness.core.record import Measurement, RunRecord, Status
 from harness.core.run import HourlyPrice
 from harness.figures.derived.breakdown import Bin
 from harness.figures.derived.divergences import TokenDivergence
+from harness.figures.derived.experts import ExpertAudit
 from harness.figures.derived.footprint import Footprint
 from harness.figures.derived.plausibility import Implausibility
 from harness.figures.evidence import Evidence
@@ -241,6 +242,7 @@ class VariantRow:
     kl_by_position: tuple[Bin, ...] = ()
     kl_by_confidence: tuple[Bin, ...] = ()
     divergence: TokenDivergence = field(default_factory=TokenDivergence)
+    experts: ExpertAudit | None = None
     top1_agreement: Estimate | None = None
     top1_agreement_control: Estimate | None = None
     tasks: tuple[TaskScore, ...] = ()

@@ -23,7 +23,7 @@ from harness.core.site import Machine
 from harness.core.workload import ThroughputWorkload
 from harness.engines.transformers.engine import TransformersModel
 from harness.errors import InvalidRunError
-from harness.execution.checks.noise import _free_bytes
+from harness.execution.checks.noise import free_bytes
 from harness.host import cuda_probe
 from harness.host.gpu import gpu
 from harness.host.preflight import Preflight, TorchAnswer, TriedProduct
@@ -107,10 +107,10 @@ def test_spans_are_timed_by_the_gpus_events(gpus: Gpus, model: TransformersModel
 
 def test_free_memory_is_what_the_driver_has_left(gpus: Gpus) -> None:
     held = torch.ones(2**20, device="cuda")
-    assert _free_bytes("cuda", 1) == torch.cuda.mem_get_info()[0]
-    taken = _free_bytes("cuda", 1)
+    assert free_bytes("cuda", 1) == torch.cuda.mem_get_info()[0]
+    taken = free_bytes("cuda", 1)
     del held
-    assert _free_bytes("cuda", 1) == taken + 2**22  # what torch keeps is given back first
+    assert free_bytes("cuda", 1) == taken + 2**22  # what torch keeps is given back first
 
 
 def test_a_spread_model_has_the_free_memory_of_all_its_gpus() -> None:
@@ -118,8 +118,8 @@ def test_a_spread_model_has_the_free_memory_of_all_its_gpus() -> None:
         held = torch.ones(2**20, device="cuda:1")
         free = [torch.cuda.mem_get_info(index)[0] for index in range(2)]
         assert free[1] == free[0] - held.nbytes
-        assert _free_bytes("cuda", 1) == free[0]
-        assert _free_bytes("cuda", 2) == sum(free)
+        assert free_bytes("cuda", 1) == free[0]
+        assert free_bytes("cuda", 2) == sum(free)
 
 
 @pytest.mark.parametrize("name", ["BitsAndBytesConfig", "QuantoConfig", "HqqConfig"])

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness.core.capability import Decoder, HeadWeights, Product, Stop, StoredTensor
+from harness.core.capability import Decoder, HeadWeights, Product, SeeRouted, Stop, StoredTensor
 from harness.core.engine import Engine, EngineParams, LoadRequest
 from harness.core.format import LOAD_CONFIG_FORMAT, TRANSFORMERS_FORMAT
 from harness.core.identity import DecodeMode, KvCache
@@ -55,6 +55,7 @@ class TransformersModel:
         self.context_length = _context_length(config)
         self.factored = False
         self._can_branch: bool | None = None
+        self._router_blocks: Sequence[str] | None = None
 
     def probe_head(self) -> None:
         self.factored = self._head is not None and self._is_factored()
@@ -211,6 +212,18 @@ class TransformersModel:
         from harness.models.kernels import products
 
         return products(self._model, self._model.dtype, rows, mode)
+
+    def router_blocks(self) -> Sequence[str]:
+        from harness.models.routers import readable_blocks
+
+        if self._router_blocks is None:
+            self._router_blocks = readable_blocks(self._model, self.vocabulary)
+        return self._router_blocks
+
+    def watching_routers(self, see: SeeRouted) -> AbstractContextManager[None]:
+        from harness.models.routers import watching_routers
+
+        return watching_routers(self._model, see)
 
     def _is_factored(self) -> bool:
         """Whether head(hidden(x)) equals the model's own logits for a few tokens."""

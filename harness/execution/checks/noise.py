@@ -104,12 +104,12 @@ def _check_supported(context: Context, ledger: Sequence[StoredTensor], dtype: st
     if any(entry.quantized for entry in ledger):
         raise UnsupportedError("the baseline's weights are stored quantized")
     needed = sum(entry.parameters for entry in ledger if not entry.tied) * (4 if dtype == "float32" else 2)
-    free = _free_bytes(context.spec.device, context.spec.job.conditions.gpus)
+    free = free_bytes(context.spec.device, context.spec.job.conditions.gpus)
     if free is not None and needed > free:
         raise UnsupportedError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
 
-def _free_bytes(device: str, gpus: int) -> int | None:
+def free_bytes(device: str, gpus: int) -> int | None:
     """Memory available to load the model, over all of its GPUs; None if unknown."""
     if not device.startswith("cuda"):
         return available_memory_bytes() or None

@@ -13,6 +13,7 @@ from harness.core.model import MAIN_ENGINE
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.execution.checks import reload as probe
 from harness.execution.checks.kernels import record_kernels
+from harness.execution.checks.scales import verify_scales
 from harness.execution.context import Context
 from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weights
 from harness.models import stored
@@ -47,6 +48,8 @@ def verify_variant(context: Context, model: Logits) -> None:
     if context.method().batch_dependent:
         context.label("batch_dependent")
     _label_scope(context)
+    if native is not None or spec.method.stage == "published":  # others were checked when they were made
+        verify_scales(context, context.checkpoint())
     if spec.method.stage != "none":
         layers = _stored_layers(context)
         _check_coverage(context, ledger, layers)

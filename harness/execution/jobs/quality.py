@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from harness.core.capability import Logits
@@ -14,7 +15,9 @@ from harness.execution.checks.plausibility import plausibility
 from harness.execution.checks.variant import record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.execution.forward import observe
+from harness.execution.router_log import readable_routers
 from harness.execution.windows import cut_windows
+from harness.metrics.routing import RouterAgreement
 from harness.plugins import metric
 from harness.text.leakage import RUN_TOKENS, halves_overlap
 
@@ -39,8 +42,18 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
         kept.check(windows)
         observers.append(metric("divergence").make(windows))
     observers += [metric(each.name).make(windows, metric(each.name).parsed(each.params)) for each in job.observers]
-    with context.phase("forward"), torch.inference_mode():
+    routers = readable_routers(context, model) if kept else None
+    agreement = None
+    if kept and routers:
+        if kept.has_routers:
+            agreement = RouterAgreement(windows, kept.routers)
+        else:
+            context.fact("routers_not_compared", reason="the reference holds nothing of the baseline's routers")
+    watching = routers.watching_routers(agreement.see) if routers and agreement else nullcontext()
+    with context.phase("forward"), torch.inference_mode(), watching:
         observe(model, windows, observers, kept)
+    if agreement:
+        context.add(agreement.finish())
     for observer in observers:
         context.add(observer.finish())
     if spec.is_baseline:

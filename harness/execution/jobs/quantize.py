@@ -15,6 +15,8 @@ from harness.core.variant import Variant
 from harness.errors import InvalidRunError
 from harness.execution.checkpoints import copy_tokenizer, load_source, some_logits
 from harness.execution.checks import reload as probe
+from harness.execution.checks.experts import audit_experts
+from harness.execution.checks.scales import verify_scales
 from harness.execution.consumption import Consumption
 from harness.execution.context import Context
 from harness.execution.jobs.calibrate import note_calibration
@@ -73,6 +75,8 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         note=context.note,
         probe=keep_logits,
     )
+    if calibration is not None:
+        audit_experts(context, source, calibration)
     torch.manual_seed(variant.seed)
     with context.phase("quantize"), consumption.watching() if consumption else nullcontext():
         model = chosen.quantize(order)
@@ -84,6 +88,7 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         if not probed:
             raise InvalidRunError(f"{chosen.name} returned no model and gave none to probe: nothing to compare with")
         probe.save(probed, out)
+    verify_scales(context, out)
     copy_tokenizer(context.source(), out)
 
 

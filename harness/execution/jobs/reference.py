@@ -9,6 +9,7 @@ from harness.core.job import MakeReference
 from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.context import Context
+from harness.execution.router_log import readable_routers
 from harness.execution.windows import cut_windows
 
 
@@ -18,8 +19,9 @@ def run(job: MakeReference, context: Context, out: Path) -> None:
 
     model = context.load(Logits)
     windows = cut_windows(context, job.perplexity, model)
+    routers = readable_routers(context, model)
     with context.phase("forward"), torch.inference_mode():
-        references.write(model, windows, out)
+        references.write(model, windows, out, routers)
     kept, ledger = references.Reference(out, job.conditions.device), model.weight_ledger()
     noise.other_batch(context, model, windows, kept)
     model.close()

@@ -6,6 +6,7 @@ from plotly.offline import get_plotlyjs
 
 from harness.figures.table import Table
 from harness.report.plots.divergence import divergences
+from harness.report.plots.experts import expert_plots
 from harness.report.plots.heat import speed_grid
 from harness.report.plots.panels import panels_of
 from harness.report.plots.plot import Plot
@@ -28,6 +29,7 @@ def plots_of(table: Table) -> tuple[Plot, ...]:
         running_memory(table),
         speed_grid(table),
         *divergences(table),
+        *expert_plots(table),
         *panels_of(table),
     )
     return tuple(plot for plot in drawn if plot)

@@ -1,0 +1,174 @@
+"""The expert audit of calibrated methods: how many calibration tokens each expert of a mixture sees.
+
+Counted with the unquantized model's own routers over the calibration set's token ids, once per model and set: the
+counts stay in the cache, because all calibrated methods of a model share them.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from harness.core.capability import Routed
+from harness.core.identity import Scalar, full_digest
+from harness.core.method import CalibrationSet
+from harness.core.model import model_identity
+from harness.core.record import Measurement
+from harness.core.site import EXPERT_TOKENS, MAX_SEALED_BYTES
+from harness.errors import ResultsError, UnsupportedError
+from harness.execution.checkpoints import load_source
+from harness.execution.checks.noise import free_bytes
+from harness.execution.context import Context
+from harness.host.machine import installed_version
+from harness.models.headers import read_directory
+from harness.models.scope import holds_experts
+from harness.storage.folder_seal import read_sealed_json, with_seal
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+"""Increased whenever the way of counting changes."""
+STARVED_TOKENS = 256
+"""An expert that sees fewer is starved: a GPTQ Hessian has at most this rank, and AWQ's means rest on as few rows."""
+MOST_NAMES = 8
+
+
+@dataclass(frozen=True)
+class ExpertTokens:
+    """``tokens`` of each expert by its block; ``shares`` are those of one expert of the block in the model's weights.
+
+    A token counts once for every expert that it goes to.
+    """
+
+    tokens: Mapping[str, Sequence[int]]
+    shares: Mapping[str, float]
+
+
+def audit_experts(context: Context, source: Path, calibration: CalibrationSet) -> None:
+    """Records the calibration tokens of each expert, and labels the model if some see none or hardly any.
+
+    Nothing if no experts are quantized. An error becomes a fact, so that quantizing goes on.
+    """
+    scope = set(context.modules().scope)
+    experts = (name for name, shape in context.shapes.items() if holds_experts(name, len(shape)))
+    if scope.isdisjoint(name.removesuffix(".weight") for name in experts):
+        return
+    try:
+        seen = _kept_or_counted(context, source, calibration)
+    except Exception as error:  # noqa: BLE001 - becomes a fact
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        context.fact("experts_not_counted", reason=reason)
+        return
+    names = [f"{block}: {number}" for block, tokens in seen.tokens.items() for number in range(len(tokens))]
+    counts = [count for tokens in seen.tokens.values() for count in tokens]
+    protocol: dict[str, Scalar] = {
+        "calibration_sha256": calibration.sha256,
+        "tokens": sum(calibration.lengths),
+        "starved": STARVED_TOKENS,
+    }
+    context.add(
+        [
+            Measurement(
+                metric="expert_tokens",
+                version=VERSION,
+                unit="token",
+                direction="neither",
+                evidence="exact",
+                values=tuple(map(float, counts)),
+                item_ids=tuple(names),
+                protocol=protocol,
+            )
+        ]
+    )
+    context.fact("experts_seen", experts=len(counts), least=min(counts), median=int(median(counts)), most=max(counts))
+    _label(context, seen, dict(zip(names, counts, strict=True)))
+
+
+def _label(context: Context, seen: ExpertTokens, counts: Mapping[str, int]) -> None:
+    lacking = sorted((count, name) for name, count in counts.items() if count < STARVED_TOKENS)
+    if lacking:
+        dead = sum(count == 0 for count, _ in lacking)
+        context.label(
+            "experts_not_calibrated",
+            dead=dead,
+            starved=len(lacking) - dead,
+            least=STARVED_TOKENS,
+            experts=len(counts),
+            share=sum(seen.shares[name.rpartition(": ")[0]] for _, name in lacking),
+            names=tuple(name for _, name in lacking[:MOST_NAMES]),
+        )
+
+
+def _kept_or_counted(context: Context, source: Path, calibration: CalibrationSet) -> ExpertTokens:
+    """The counts from the cache if they are there, otherwise by running the model."""
+    key = full_digest(
+        [
+            *(VERSION, model_identity(context.spec.model), calibration.sha256),
+            *(installed_version("torch"), installed_version("transformers")),
+        ]
+    )
+    path = context.cache.root / EXPERT_TOKENS / f"{key}.json"
+    with suppress(ResultsError):
+        kept = read_sealed_json(path, MAX_SEALED_BYTES)
+        return ExpertTokens(kept["tokens"], kept["shares"])
+    with context.phase("experts"):
+        counted = _counted(context, source, calibration)
+    with suppress(OSError):  # then the next run counts again
+        entry = with_seal({"tokens": dict(counted.tokens), "shares": dict(counted.shares)})
+        context.cache.disk.write_whole(path, json.dumps(entry).encode())
+    return counted
+
+
+def _counted(context: Context, source: Path, calibration: CalibrationSet) -> ExpertTokens:
+    """Runs the unquantized model over the calibration set, without its padding, one sample at a time."""
+    import torch
+
+    from harness.models.routers import UNREADABLE, expert_parameters, watching_routers
+
+    _check_memory(context, source)
+    model = load_source(context, source).eval()
+    tokens: dict[str, torch.Tensor] = {}
+
+    def count(block: str, routed: Routed) -> None:
+        found = torch.bincount(routed.chosen.flatten(), minlength=routed.scores.shape[-1]).cpu()
+        tokens[block] = tokens[block] + found if block in tokens else found
+
+    with torch.inference_mode(), watching_routers(model, count):
+        for sample in calibration.texts:
+            model.get_decoder()(input_ids=torch.tensor([sample], device=model.device), use_cache=False)
+    parameters = sum(each.numel() for each in model.parameters())
+    blocks = expert_parameters(model)
+    if not tokens or set(blocks) != set(tokens):
+        raise UnsupportedError(UNREADABLE)
+    shares = {block: blocks[block] / len(tokens[block]) / parameters for block in blocks}
+    del model
+    _free()
+    return ExpertTokens({block: tokens[block].tolist() for block in blocks}, shares)
+
+
+def _check_memory(context: Context, source: Path) -> None:
+    """Raises UnsupportedError if the unquantized model would not fit, so that the system does not end the run."""
+    import torch
+
+    wanted = context.spec.model.dtype
+    dtype = read_directory(source).dtype if wanted == "auto" else wanted
+    needed = getattr(torch, str(dtype)).itemsize * sum(map(math.prod, context.shapes.values()))
+    free = free_bytes(context.spec.device, context.spec.job.conditions.gpus)
+    if free is not None and needed > free:
+        raise UnsupportedError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+
+
+def _free() -> None:
+    import torch
+
+    gc.collect()  # the modules of a model refer to one another
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,96 @@
+"""A mixture of experts in figures: the calibration tokens of each expert, and how routers agree with the baseline's.
+
+All of it is read from a variant's own records; a dense model has none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from harness.core.record import Measurement, RunRecord
+from harness.stats.estimate import Estimate, clustered_mean
+
+TOKENS, OVERLAP, KL = "expert_tokens", "router_overlap", "router_kl"
+
+
+@dataclass(frozen=True)
+class ExpertLoad:
+    """The calibration tokens that each expert of a block saw, by its number."""
+
+    block: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BlockAgreement:
+    """How one block's router agrees with the baseline's, over all scored tokens: shared experts, and KL in nats."""
+
+    block: str
+    overlap: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class ExpertAudit:
+    """``loads`` are empty if the method is not calibrated; overlap, KL and ``blocks`` if nothing was compared.
+
+    An expert with fewer calibration tokens than ``starved_tokens`` is starved.
+    """
+
+    loads: tuple[ExpertLoad, ...] = ()
+    starved_tokens: int = 0
+    overlap: Estimate | None = None
+    kl: Estimate | None = None
+    blocks: tuple[BlockAgreement, ...] = ()
+
+    @property
+    def dead(self) -> int:
+        """Experts that saw no calibration token."""
+        return sum(count == 0 for load in self.loads for count in load.tokens)
+
+    @property
+    def starved(self) -> int:
+        """Experts that saw some, and fewer than ``starved_tokens``."""
+        return sum(0 < count < self.starved_tokens for load in self.loads for count in load.tokens)
+
+
+def expert_audit(runs: Sequence[RunRecord]) -> ExpertAudit | None:
+    """From the first of a variant's successful runs that measured each; None for a dense model."""
+    tokens, overlap, kl = (_first(runs, metric) for metric in (TOKENS, OVERLAP, KL))
+    if tokens is None and overlap is None:
+        return None
+    return ExpertAudit(
+        _loads(tokens) if tokens else (),
+        int(tokens.protocol.get("starved") or 0) if tokens else 0,
+        clustered_mean(overlap).within(0, 1) if overlap else None,
+        clustered_mean(kl).within(0, math.inf) if kl else None,
+        _by_block(overlap, kl) if overlap and kl else (),
+    )
+
+
+def _loads(tokens: Measurement) -> tuple[ExpertLoad, ...]:
+    found: dict[str, list[int]] = {}
+    for name, count in zip(tokens.item_ids, tokens.values, strict=True):
+        found.setdefault(name.rpartition(": ")[0], []).append(int(count))
+    return tuple(ExpertLoad(block, tuple(counts)) for block, counts in found.items())
+
+
+def _by_block(overlap: Measurement, kl: Measurement) -> tuple[BlockAgreement, ...]:
+    """The means over windows, weighted by their tokens. Items are ``window:block``."""
+    blocks = [item.partition(":")[2] for item in overlap.item_ids]
+    numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks))}
+    owner = np.array([numbers[block] for block in blocks])
+    weights = np.asarray(overlap.weights, dtype=np.float64)
+    totals = np.bincount(owner, weights=weights)
+    means = [np.bincount(owner, weights=weights * np.asarray(each.values)) / totals for each in (overlap, kl)]
+    return tuple(
+        BlockAgreement(block, float(means[0][number]), float(means[1][number])) for block, number in numbers.items()
+    )
+
+
+def _first(runs: Sequence[RunRecord], metric: str) -> Measurement | None:
+    return next((found for run in runs for found in run.outcome.measured(metric) if found.values), None)

@@ -1,0 +1,141 @@
+"""What the routers of a mixture of experts choose, read with hooks while a transformers model runs.
+
+transformers gives every mixture one shape: a block has a child ``experts`` and, beside it, the router, ``gate`` or
+``router``. The router returns the scores of all experts and, in most models, the chosen ones; in the others the block
+chooses and passes the choice to ``experts``. Whatever fits neither is reported, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.core.capability import Routed, SeeRouted
+from harness.errors import UnsupportedError
+from harness.models.scope import holds_experts
+
+if TYPE_CHECKING:
+    import torch
+
+EXPERTS = "experts"
+UNREADABLE = "its routers cannot be read: they are not built as transformers builds a mixture's"
+PROBE_TOKENS = 4
+_ROUTERS = ("gate", "router")
+_BLOCK = re.compile(r"(?:layers|h|blocks)\.\d+(?:\..*)?$")
+_SUM_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class _Block:
+    name: str
+    router: Any
+    experts: Any
+
+
+def readable_blocks(model: Any, vocabulary: int) -> tuple[str, ...]:
+    """The names of a model's mixture blocks, in order, after a pass over a few tokens; empty for a dense model.
+
+    Raises UnsupportedError if it has experts, and what their routers do cannot be read.
+    """
+    import torch
+
+    seen: dict[str, None] = {}
+    tokens = torch.arange(PROBE_TOKENS, device=model.device).remainder(vocabulary).unsqueeze(0)
+    expected = [block.name for block in _blocks(model)]
+    if expected:
+        with torch.inference_mode(), watching_routers(model, lambda name, routed: seen.setdefault(name)):
+            model.get_decoder()(input_ids=tokens, use_cache=False)
+    if list(seen) != expected or (not expected and _has_experts(model)):
+        raise UnsupportedError(UNREADABLE)
+    return tuple(expected)
+
+
+def expert_parameters(model: Any) -> Mapping[str, int]:
+    """The parameters of all experts of each block, by the block's name."""
+    return {block.name: sum(each.numel() for each in block.experts.parameters()) for block in _blocks(model)}
+
+
+@contextmanager
+def watching_routers(model: Any, see: SeeRouted) -> Iterator[None]:
+    """Inside this context, ``see`` gets what each router does with the tokens of each forward pass.
+
+    Raises UnsupportedError, from the forward pass, for a block whose choice cannot be read.
+    """
+    with ExitStack() as stack:
+        for block in _blocks(model):
+            _watch(block, see, stack)
+        yield
+
+
+def log_distribution(scores: torch.Tensor) -> torch.Tensor:
+    """Logarithms of the router's distribution over the experts, float64, from its logits or its probabilities.
+
+    The distribution is the softmax of the logits, for every router: one that weighs its experts by sigmoids
+    (DeepSeek-V3) orders them in the same way.
+    """
+    wide = scores.double()
+    sums = wide.sum(dim=-1)
+    if bool((wide >= 0).all()) and bool(((sums - 1).abs() <= _SUM_TOLERANCE).all()):
+        return (wide / sums.unsqueeze(-1)).log()
+    return wide.log_softmax(dim=-1)
+
+
+def _has_experts(model: Any) -> bool:
+    return any(holds_experts(name, parameter.ndim) for name, parameter in model.named_parameters())
+
+
+def _blocks(model: Any) -> list[_Block]:
+    found = []
+    for name, module in model.named_modules():
+        children = dict(module.named_children())
+        router = next((children[each] for each in _ROUTERS if each in children), None)
+        place = _BLOCK.search(name)
+        if EXPERTS in children and router is not None and place is not None:
+            found.append(_Block(place[0], router, children[EXPERTS]))
+    return found
+
+
+def _watch(block: _Block, see: SeeRouted, stack: ExitStack) -> None:
+    """The router runs before its experts: it leaves its scores here if it does not itself say which it chose."""
+    undecided: list[torch.Tensor] = []
+
+    def after_router(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        tensors = _tensors(output)
+        chosen = next((each for each in tensors if _is_choice(each)), None)
+        floating = [each for each in tensors if each.is_floating_point()]
+        if not floating:
+            raise UnsupportedError(f"{block.name}: its router, a {type(module).__name__}, returns no scores")
+        scores = max(floating, key=lambda each: each.shape[-1])  # weights of the chosen experts are fewer
+        scores = scores.detach().reshape(-1, scores.shape[-1])
+        if chosen is None:
+            undecided[:] = [scores]
+        else:
+            see(block.name, Routed(scores, chosen.detach().reshape(len(scores), -1)))
+
+    def before_experts(module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if not undecided:
+            return
+        scores = undecided.pop()
+        chosen = next((each for each in _tensors((*inputs, *named.values())) if _is_choice(each)), None)
+        if chosen is None:
+            raise UnsupportedError(f"{block.name}: which experts it chooses cannot be read from its parts")
+        see(block.name, Routed(scores, chosen.detach().reshape(len(scores), -1)))
+
+    stack.callback(block.router.register_forward_hook(after_router).remove)
+    stack.callback(block.experts.register_forward_pre_hook(before_experts, with_kwargs=True).remove)
+
+
+def _tensors(given: Any) -> list[torch.Tensor]:
+    import torch
+
+    several: Iterable[Any] = given if isinstance(given, tuple | list) else (given,)
+    return [each for each in several if isinstance(each, torch.Tensor)]
+
+
+def _is_choice(tensor: torch.Tensor) -> bool:
+    import torch
+
+    return tensor.dtype in (torch.int64, torch.int32) and tensor.ndim >= 2

@@ -1,0 +1,207 @@
+"""Heat maps of a mixture of experts: calibration tokens by layer and expert, agreeing routers by variant and layer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from harness.figures.derived.experts import BlockAgreement, ExpertLoad
+from harness.figures.experts import ROUTER_KL, ROUTER_OVERLAP
+from harness.figures.formats import PERCENT, significant
+from harness.figures.table import Table, VariantRow
+from harness.report import escape
+from harness.report.choice import chosen, left_out
+from harness.report.plots.drawing import Drawing
+from harness.report.plots.plot import Plot
+from harness.report.plots.theme import SLOWER_TO_FASTER, VERMILION, paper, variant_axis
+
+LIGHT = "#F7F7F7"
+LOW_TO_FULL = ((0, VERMILION), (1, LIGHT))
+NONE_TO_MUCH = ((0, LIGHT), (1, VERMILION))
+MOST_OCTAVES = 4
+"""Loads beyond a sixteenth and sixteen times the even share have the same colour."""
+MOST_WRITTEN = 16
+"""Cells side by side that have room for a number."""
+MOST_TICKS = 24
+LEAST_NAT = 1e-6
+LOADS, OVERLAPS, DIVERGENCES = "expert-tokens", "router-overlap", "router-kl"
+
+
+def expert_plots(table: Table) -> tuple[Plot, ...]:
+    """The heat maps that the table has figures for; none of a dense model."""
+    drawn = (_loads(table), _overlaps(table), _divergences(table))
+    return tuple(plot for plot in drawn if plot)
+
+
+def _loads(table: Table) -> Plot | None:
+    """The calibration tokens of each expert, of the first calibrated variant: all share a model's calibration set."""
+    row = next((row for row in table.rows if row.experts and row.experts.loads), None)
+    if row is None or row.experts is None:
+        return None
+    loads = row.experts.loads
+    widest = max(len(load.tokens) for load in loads)
+    layout = paper(height_px=110 + max(14, min(26, 900 // len(loads))) * len(loads)) | {
+        "xaxis": {"title": {"text": "expert", "standoff": 8}, "showgrid": False, "zeroline": False},
+        "yaxis": _layers([load.block for load in loads]),
+    }
+    drawing = Drawing(layout)
+    drawing.trace(
+        "heatmap",
+        z=[_padded([_octaves(count, load) for count in load.tokens], widest) for load in loads],
+        zmid=0,
+        zmin=-MOST_OCTAVES,
+        zmax=MOST_OCTAVES,
+        text=[[_load_text(count, widest) for count in load.tokens] for load in loads],
+        texttemplate="%{text}",
+        hovertext=[
+            [
+                f"{escape.plot(load.block)}, expert {number}: {count:,} tokens"
+                for number, count in enumerate(load.tokens)
+            ]
+            for load in loads
+        ],
+        hoverinfo="text",
+        colorscale=SLOWER_TO_FASTER,
+        showscale=False,
+        xgap=1,
+        ygap=1,
+    )
+    experts = sum(len(load.tokens) for load in loads)
+    caption = (
+        f"Tokens of the calibration set that each of {experts:,} experts saw, by the unquantized model's own routers, "
+        f"relative to an even share of its layer: orange is fewer, blue more, ✕ none. {row.experts.dead:,} saw none, "
+        f"{row.experts.starved:,} more fewer than {row.experts.starved_tokens}."
+    )
+    head = ("Layer", "even share", "least", "median", "most", "experts that saw none")
+    lines = tuple(_load_line(load) for load in loads)
+    return Plot(LOADS, "Calibration tokens per expert", caption, head, lines, drawing.json())
+
+
+def _octaves(count: int, load: ExpertLoad) -> float:
+    """The base-two logarithm of the load relative to an even one, within what the colours show."""
+    if count == 0:
+        return -MOST_OCTAVES
+    ratio = count * len(load.tokens) / sum(load.tokens)
+    return max(-MOST_OCTAVES, min(MOST_OCTAVES, math.log2(ratio)))
+
+
+def _load_text(count: int, widest: int) -> str:
+    if count == 0:
+        return "✕"
+    return significant(float(count), 2) if widest <= MOST_WRITTEN else ""
+
+
+def _load_line(load: ExpertLoad) -> tuple[str, ...]:
+    ordered = sorted(load.tokens)
+    even = sum(ordered) / len(ordered)
+    dead = ", ".join(str(number) for number, count in enumerate(load.tokens) if count == 0)
+    figures = (even, ordered[0], ordered[len(ordered) // 2], ordered[-1])
+    return (load.block, *(f"{figure:,.0f}" for figure in figures), dead or "none")
+
+
+def _overlaps(table: Table) -> Plot | None:
+    return _by_layer(
+        table,
+        OVERLAPS,
+        "Experts that routers choose as the baseline's do",
+        f"{ROUTER_OVERLAP.help} By layer; darker: fewer in common.",
+        lambda block: block.overlap,
+        lambda value: f"{PERCENT.text(value)}%",
+        lambda value: value,
+        LOW_TO_FULL,
+        (None, 1.0),
+    )
+
+
+def _divergences(table: Table) -> Plot | None:
+    return _by_layer(
+        table,
+        DIVERGENCES,
+        "KL of the routers' distributions",
+        f"{ROUTER_KL.help} By layer, in nats; darker: further apart. The colours are logarithmic.",
+        lambda block: block.kl,
+        significant,
+        lambda value: math.log10(max(value, LEAST_NAT)),
+        NONE_TO_MUCH,
+        (None, None),
+    )
+
+
+def _by_layer(
+    table: Table,
+    name: str,
+    title: str,
+    caption: str,
+    pick: Callable[[BlockAgreement], float],
+    write: Callable[[float], str],
+    place: Callable[[float], float],
+    colours: Sequence[tuple[float, str]],
+    ends: tuple[float | None, float | None],
+) -> Plot | None:
+    """Variants by layers; the baseline, which agrees with itself, is left out."""
+    compared = [row for row in table.rows if row.experts and row.experts.blocks and not row.is_reference]
+    rows = chosen(compared)
+    blocks = list(dict.fromkeys(each.block for row in rows for each in _blocks(row)))
+    if not blocks:
+        return None
+    values = [{each.block: pick(each) for each in _blocks(row)} for row in rows]
+    written = len(blocks) <= MOST_WRITTEN
+    layout = paper(height_px=130 + 26 * len(rows)) | {
+        "xaxis": _layers(blocks) | {"title": {"text": "layer", "standoff": 8}, "autorange": True},
+        "yaxis": variant_axis([row.label for row in rows]) | {"showgrid": False},
+    }
+    drawing = Drawing(layout)
+    drawing.trace(
+        "heatmap",
+        z=[[place(line[block]) if block in line else None for block in blocks] for line in values],
+        zmin=ends[0],
+        zmax=ends[1],
+        text=[[write(line[block]) if written and block in line else "" for block in blocks] for line in values],
+        texttemplate="%{text}",
+        hovertext=[
+            [
+                f"{escape.plot(row.label)}<br>{escape.plot(block)}: {write(line[block]) if block in line else '—'}"
+                for block in blocks
+            ]
+            for row, line in zip(rows, values, strict=True)
+        ],
+        hoverinfo="text",
+        colorscale=colours,
+        showscale=False,
+        xgap=2,
+        ygap=2,
+    )
+    head = ("Variant", *blocks)
+    lines = tuple(
+        (row.label, *(write(line[block]) if block in line else "—" for block in blocks))
+        for row, line in zip(rows, values, strict=True)
+    )
+    return Plot(name, title, caption + left_out(len(rows), len(compared)), head, lines, drawing.json())
+
+
+def _blocks(row: VariantRow) -> tuple[BlockAgreement, ...]:
+    return row.experts.blocks if row.experts else ()
+
+
+def _layers(blocks: Sequence[str]) -> dict[str, object]:
+    """An axis of layers by their numbers, few enough to read; the first is at the top."""
+    step = -(-len(blocks) // MOST_TICKS)
+    places = list(range(0, len(blocks), step))
+    return {
+        "title": {"text": "layer", "standoff": 8},
+        "tickvals": places,
+        "ticktext": [_number(blocks[place]) for place in places],
+        "autorange": "reversed",
+        "showgrid": False,
+        "zeroline": False,
+    }
+
+
+def _number(block: str) -> str:
+    found = re.search(r"\.(\d+)", block)
+    return found[1] if found else escape.plot(block)
+
+
+def _padded(values: list[float], length: int) -> list[float | None]:
+    return [*values, *[None] * (length - len(values))]
