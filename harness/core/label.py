@@ -79,7 +79,7 @@ FactCode = Literal[
     "scales",
     "experts_seen",
     "experts_not_counted",
-    "routers_not_compared",
+    "routers_not_read",
     "noted",
     "node_lost",
 ]
@@ -589,11 +589,11 @@ FACTS: Mapping[FactCode, Form] = {
         {"reason": "it takes 61.1 GB, and 40.2 GB are free"},
         "calibration tokens per expert",
     ),
-    "routers_not_compared": Form(
-        lambda reason: f"not compared: {reason}",
-        "why the routers of a mixture of experts were not compared with the baseline's",
-        {"reason": "the engine vllm does not show what routers choose"},
-        "router agreement",
+    "routers_not_read": Form(
+        lambda reason: f"not read: {reason}",
+        "why the routers of a mixture of experts were not compared with the baseline's, or not counted for the bounds",
+        {"reason": "the engine vllm does not show what routers do"},
+        "routers",
     ),
     "noted": Form(
         lambda name, value: str(value),

@@ -53,5 +53,5 @@ def readable_routers(context: Context, model: LoadedModel) -> ShowsRouters | Non
             return model if model.router_blocks() else None
         except Exception as error:  # noqa: BLE001 - becomes a fact
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-    context.fact("routers_not_compared", reason=reason)
+    context.fact("routers_not_read", reason=reason)
     return None

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from harness.core.capability import Decodes, Product
+from harness.core.capability import Decodes, Product, Routed
 from harness.core.identity import Scalar
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
 from harness.errors import SourceError
 from harness.execution.checks.kernels import Pass
 from harness.execution.context import Context
+from harness.execution.router_log import readable_routers
 from harness.models.headers import read_config
 from harness.models.resolve import of_folder
 from harness.models.shapes import attention
 from harness.numerics.kv_cache import element_bytes
 from harness.numerics.prompts import random_tokens
-from harness.numerics.traffic import VERSION, AttentionShape, Running, Step, decode_step, prefill, routing
+from harness.numerics.traffic import (
+    VERSION,
+    AttentionShape,
+    Routing,
+    Running,
+    Step,
+    decode_step,
+    layer_number,
+    prefill,
+    routing,
+)
 
 if TYPE_CHECKING:
     from harness.core.workload import GridCell
@@ -35,15 +47,16 @@ def traffic(
         model.weight_ledger(),
         model.vocabulary,
         model.running_bytes(),
-        routing(read_config(context.source())),
+        _routing(context, model, workload),
         _attention(context, model),
     )
+    routed = {"routing": "measured" if running.routing.shares else "even"} if running.routing else {}
     for cell in workload.cells:
         batch, prompt = cell.batch_size, cell.prompt_tokens
         read = prefill(running, products[Pass("prefill", cell)], batch, prompt)
         written = decode_step(running, products[Pass("decode", cell)], batch, prompt, cell.new_tokens)
-        context.add(_measurements("prefill", cell, read))
-        context.add(_measurements("decode", cell, written))
+        context.add(_measurements("prefill", cell, read, routed))
+        context.add(_measurements("decode", cell, written, routed))
 
 
 def _attention(context: Context, model: Decodes) -> AttentionShape | None:
@@ -61,12 +74,36 @@ def _attention(context: Context, model: Decodes) -> AttentionShape | None:
         return None
 
 
-def _measurements(phase: str, cell: GridCell, step: Step) -> Iterator[Measurement]:
+def _routing(context: Context, model: Decodes, workload: ThroughputWorkload) -> Routing | None:
+    """The mixture of experts, with the share of the timed tokens that each expert gets if the routers can be read.
+
+    Counted in one prefill of the grid's largest batch of prompts.
+    """
+    import torch
+
+    known = routing(read_config(context.source()))
+    routers = readable_routers(context, model) if known else None
+    if known is None or routers is None:
+        return known
+    largest = max(workload.cells, key=lambda cell: cell.batch_size * cell.prompt_tokens)
+    tokens = random_tokens(model.vocabulary, largest.batch_size, largest.prompt_tokens, context.spec.variant.seed)
+    shares: dict[int | None, list[float]] = {}
+
+    def see(block: str, routed: Routed) -> None:
+        counts = torch.bincount(routed.chosen.flatten(), minlength=routed.scores.shape[-1])
+        shares[layer_number(block)] = (counts / len(routed.chosen)).tolist()
+
+    with torch.inference_mode(), routers.watching_routers(see):
+        model.prefill(tokens.to(model.device))
+    return replace(known, shares=shares)
+
+
+def _measurements(phase: str, cell: GridCell, step: Step, routed: Mapping[str, Scalar]) -> Iterator[Measurement]:
     def exact(metric: str, unit: str, value: float, **where: Scalar) -> Measurement:
         protocol = {**cell.protocol, **where}
         return Measurement(f"{phase}_{metric}", VERSION, unit, "neither", "exact", (value,), protocol)
 
-    yield exact("read_bytes", "byte", step.read_bytes - step.kv_bytes, part="weights")
+    yield exact("read_bytes", "byte", step.read_bytes - step.kv_bytes, part="weights", **routed)
     yield exact("read_bytes", "byte", step.kv_bytes, part="KV cache")
     yield exact("dequantize_bytes", "byte", step.dequantize_bytes)
     for dtype, operations in step.operations.items():

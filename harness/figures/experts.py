@@ -8,10 +8,10 @@ from harness.figures.control import where_any
 from harness.figures.derived.experts import KL, OVERLAP, TOKENS, ExpertAudit
 from harness.figures.divergence import NAT
 from harness.figures.figure import Axis, Direction, Figure, Value, Whole
-from harness.figures.formats import PERCENT, WHOLE_NUMBER
+from harness.figures.formats import DECIMAL, PERCENT, WHOLE_NUMBER, SizeUnit, in_unit, size_unit
 from harness.figures.gate import Gate
 from harness.figures.statistic import Count, Items, Measured
-from harness.figures.table import VariantRow
+from harness.figures.table import Table, VariantRow
 
 GROUP = "Experts"
 HARMLESS_NAT = 0.001
@@ -104,4 +104,22 @@ STARVED_EXPERTS = _experts(
     lambda audit: audit.starved,
     _counted(lambda tokens, limit: sum(0 < count < limit for count in tokens)),
 )
-FIGURES: tuple[Figure[Whole], ...] = (ROUTER_OVERLAP, ROUTER_KL, DEAD_EXPERTS, STARVED_EXPERTS)
+
+
+def _unit(table: Table) -> SizeUnit:
+    sizes = (row.experts.active_bytes for row in table.rows if row.experts and row.experts.active_bytes)
+    return size_unit(map(int, sizes), DECIMAL)
+
+
+ACTIVE_BYTES: Figure[Whole] = Figure(
+    "active_bytes",
+    GROUP,
+    "Active bytes",
+    "Bytes of weights that decoding one token reads at batch 1: everything but the experts that it does not go to.",
+    _of(lambda audit: audit.active_bytes),
+    "lower",
+    lambda table, place: in_unit(_unit(table)),
+    where_any(lambda row: row.experts and row.experts.active_bytes),
+    "active_bytes_per_token",
+)
+FIGURES: tuple[Figure[Whole], ...] = (ROUTER_OVERLAP, ROUTER_KL, DEAD_EXPERTS, STARVED_EXPERTS, ACTIVE_BYTES)

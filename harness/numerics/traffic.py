@@ -25,25 +25,31 @@ UNPACKED_BYTES = {**DTYPE_BYTES, "int32": 4}
 DENSE = Product("plain")
 UNKNOWN = Product("packed")
 """Of quantized layers without a product: they read no less than they store, and may multiply in the fastest unit."""
-_LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
+_LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.(?P<number>\d+)\.")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
+_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_ACTIVE_COUNTS = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
 
 
 @dataclass(frozen=True)
 class Routing:
-    """A mixture of experts: how many experts each layer has, and how many of them each token uses."""
+    """A mixture of experts: how many experts each layer has, and how many of them each token uses.
+
+    ``shares`` are those of the tokens that go to each expert, by the number of the layer, where they were measured.
+    """
 
     experts: int
     active: int
+    shares: Mapping[int | None, Sequence[float]] = field(default_factory=dict)
 
-    def distinct(self, tokens: int) -> float:
-        """The expected number of experts per layer that a step over ``tokens`` tokens reads.
+    def distinct(self, tokens: int, layer: int | None = None) -> float:
+        """The expected number of experts of a layer that a step over ``tokens`` tokens reads.
 
-        E · (1 − (1 − k/E)ⁿ), assuming that tokens choose independently and all experts are equally likely.
-        A router that prefers some experts reads fewer.
+        Σ (1 − (1 − p)ⁿ) over the shares p of the layer's experts, assuming that tokens choose independently. Without
+        measured shares every p is k/E, which gives the most: a router that prefers some experts reads fewer.
         """
-        return self.experts * (1 - (1 - self.active / self.experts) ** tokens)
+        even = [self.active / self.experts] * self.experts
+        return sum(1 - (1 - share) ** tokens for share in self.shares.get(layer, even))
 
 
 @dataclass(frozen=True)
@@ -146,8 +152,14 @@ def routing(config: Mapping[str, Any]) -> Routing | None:
     """The mixture of experts in a config.json; None if it has none."""
     text: Mapping[str, Any] = config.get("text_config") or config
     experts = next((text[name] for name in _EXPERT_COUNTS if text.get(name)), None)
-    active = text.get("num_experts_per_tok")
+    active = next((text[name] for name in _ACTIVE_COUNTS if isinstance(text.get(name), int)), None)
     return Routing(int(experts), int(active)) if experts and active else None
+
+
+def layer_number(name: str) -> int | None:
+    """The number of the layer that a tensor or a module belongs to; None if it belongs to none."""
+    found = _LAYER.search(f"{name}.")
+    return int(found["number"]) if found else None
 
 
 def _weights(model: Running, products: Mapping[str, Product], tokens: int, predicted: int) -> Step:
@@ -193,7 +205,9 @@ def _experts_read(model: Running, entry: StoredTensor, tokens: int) -> float:
     """The fraction of a tensor that a step over ``tokens`` tokens reads."""
     if not _EXPERTS.search(entry.name):
         return 1.0
-    return model.routing.distinct(tokens) / model.routing.experts if model.routing else 0.0
+    if model.routing is None:
+        return 0.0
+    return model.routing.distinct(tokens, layer_number(entry.name)) / model.routing.experts
 
 
 def _experts_met(model: Running, entry: StoredTensor) -> float:

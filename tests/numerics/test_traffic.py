@@ -147,10 +147,24 @@ def test_of_a_mixture_the_active_experts_are_read_and_multiplied() -> None:
     assert unknown.read_bytes == dense.read_bytes + 4 * (32 + 16)
 
 
+def test_measured_shares_replace_even_ones_in_their_layer() -> None:
+    """Tokens that choose by unlike shares meet fewer experts than even shares give; one token meets k by both."""
+    measured = Routing(4, 2, {0: (1.0, 0.5, 0.5, 0.0)})
+    assert measured.distinct(2, 0) == 1 + 2 * (1 - 0.5**2)
+    assert measured.distinct(2, 1) == Routing(4, 2).distinct(2) > measured.distinct(2, 0)
+    assert measured.distinct(1, 0) == measured.distinct(1, 1) == 2
+    layers = [tensor(f"model.layers.{layer}.mlp.experts.down_proj", "linear", 400) for layer in range(2)]
+    dense = decode_step(running(UNTIED), {}, batch=2, prompt=10, new=1).read_bytes
+    step = decode_step(running([*UNTIED, *layers], routing=measured), {}, batch=2, prompt=10, new=1)
+    assert step.read_bytes == pytest.approx(dense + 4 * 400 * (2.5 + 3) / 4)
+
+
 def test_a_mixture_is_read_from_its_configuration() -> None:
     assert routing({"num_local_experts": 8, "num_experts_per_tok": 2}) == Routing(8, 2)
     assert routing({"text_config": {"num_experts": 128, "num_experts_per_tok": 8}}) == Routing(128, 8)
     assert routing({"n_routed_experts": 64, "num_experts_per_tok": 6}) == Routing(64, 6)
+    assert routing({"num_experts": 128, "top_k_experts": 8}) == Routing(128, 8)
+    assert routing({"moe_num_experts": 64, "moe_k": 6}) == Routing(64, 6)
     assert routing({"hidden_size": 8}) is None
 
 

@@ -48,7 +48,7 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
         if kept.has_routers:
             agreement = RouterAgreement(windows, kept.routers)
         else:
-            context.fact("routers_not_compared", reason="the reference holds nothing of the baseline's routers")
+            context.fact("routers_not_read", reason="the reference holds nothing of the baseline's routers")
     watching = routers.watching_routers(agreement.see) if routers and agreement else nullcontext()
     with context.phase("forward"), torch.inference_mode(), watching:
         observe(model, windows, observers, kept)

@@ -15,6 +15,7 @@ from harness.core.record import Measurement, RunRecord
 from harness.stats.estimate import Estimate, clustered_mean
 
 TOKENS, OVERLAP, KL = "expert_tokens", "router_overlap", "router_kl"
+READ = "decode_read_bytes"
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class BlockAgreement:
 class ExpertAudit:
     """``loads`` are empty if the method is not calibrated; overlap, KL and ``blocks`` if nothing was compared.
 
-    An expert with fewer calibration tokens than ``starved_tokens`` is starved.
+    An expert with fewer calibration tokens than ``starved_tokens`` is starved. ``active_bytes`` are what decoding one
+    token of one sequence reads of the weights; None if no such point was measured.
     """
 
     loads: tuple[ExpertLoad, ...] = ()
@@ -46,6 +48,7 @@ class ExpertAudit:
     overlap: Estimate | None = None
     kl: Estimate | None = None
     blocks: tuple[BlockAgreement, ...] = ()
+    active_bytes: float | None = None
 
     @property
     def dead(self) -> int:
@@ -61,7 +64,8 @@ class ExpertAudit:
 def expert_audit(runs: Sequence[RunRecord]) -> ExpertAudit | None:
     """From the first of a variant's successful runs that measured each; None for a dense model."""
     tokens, overlap, kl = (_first(runs, metric) for metric in (TOKENS, OVERLAP, KL))
-    if tokens is None and overlap is None:
+    active_bytes = _active_bytes(runs)
+    if tokens is None and overlap is None and active_bytes is None:
         return None
     return ExpertAudit(
         _loads(tokens) if tokens else (),
@@ -69,7 +73,18 @@ def expert_audit(runs: Sequence[RunRecord]) -> ExpertAudit | None:
         clustered_mean(overlap).within(0, 1) if overlap else None,
         clustered_mean(kl).within(0, math.inf) if kl else None,
         _by_block(overlap, kl) if overlap and kl else (),
+        active_bytes,
     )
+
+
+def _active_bytes(runs: Sequence[RunRecord]) -> float | None:
+    """Of the first point with batch 1; only a mixture's measurements say how its routing is known."""
+    for run in runs:
+        for found in run.outcome.measured(READ):
+            where = found.protocol
+            if found.values and where.get("routing") and where.get("part") == "weights" and where["batch_size"] == 1:
+                return found.values[0]
+    return None
 
 
 def _loads(tokens: Measurement) -> tuple[ExpertLoad, ...]:
