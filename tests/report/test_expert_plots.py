@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from harness.core.record import Measurement
+from harness.figures import summary
 from harness.figures.derived.experts import BlockAgreement, ExpertAudit, ExpertLoad
 from harness.figures.experts import DEAD_EXPERTS, FIGURES, STARVED_EXPERTS
 from harness.figures.table import Table, VariantRow
@@ -54,11 +55,11 @@ def drawn(plot: Plot) -> dict[str, Any]:
 
 def test_the_heat_map_of_tokens_marks_the_dead_and_shows_how_far_from_even_each_load_is(mixture: Table) -> None:
     plot = {each.name: each for each in expert_plots(mixture)}[LOADS]
-    trace = drawn(plot)
-    assert trace["text"] == [["400", "400", "100", "700"], ["1500", "✕", "60", "40"]]
+    trace, dead = json.loads(plot.json)["data"]
+    assert trace["text"] == dead["text"] == [["400", "400", "100", "700"], ["1500", "✕", "60", "40"]]
     assert trace["z"][0] == pytest.approx([0, 0, -2, math.log2(7 / 4)])
-    assert trace["z"][1] == pytest.approx([math.log2(3.75), -4, math.log2(60 / 400), math.log2(40 / 400)])
-    assert "of each of" not in plot.caption
+    assert trace["z"][1] == [pytest.approx(math.log2(3.75)), None, *(math.log2(few / 400) for few in (60, 40))]
+    assert dead["z"] == [[None] * 4, [None, 1, None, None]]
     assert "1 saw none, 3 more fewer than 256" in plot.caption
     assert plot.rows == (
         ("layers.0.mlp", "400", "100", "400", "700", "none"),
@@ -102,3 +103,10 @@ def test_the_gates_count_what_the_columns_show() -> None:
     assert DEAD_EXPERTS.statistic.count({"expert_tokens": [found]}) == 1  # type: ignore[union-attr]
     assert STARVED_EXPERTS.statistic.count({"expert_tokens": [found]}) == 3  # type: ignore[union-attr]
     assert DEAD_EXPERTS.statistic.count({"expert_tokens": []}) is None  # type: ignore[union-attr]
+
+
+def test_what_a_row_says_of_experts_is_kept_and_read_back(mixture: Table) -> None:
+    for each in mixture.rows:
+        (read, notes) = summary.read(summary.written((each, ())), each.evidence, each.label)  # type: ignore[arg-type]
+        assert (read, notes) == (each, ())
+        assert read.experts == each.experts

@@ -14,7 +14,7 @@ from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot
-from harness.report.plots.theme import SLOWER_TO_FASTER, VERMILION, paper, variant_axis
+from harness.report.plots.theme import PURPLE, SLOWER_TO_FASTER, VERMILION, paper, variant_axis
 
 LIGHT = "#F7F7F7"
 LOW_TO_FULL = ((0, VERMILION), (1, LIGHT))
@@ -23,8 +23,11 @@ MOST_OCTAVES = 4
 """Loads beyond a sixteenth and sixteen times the even share have the same colour."""
 MOST_WRITTEN = 16
 """Cells side by side that have room for a number."""
+MOST_SPACED = 32
+"""Cells side by side that have room for a gap between them."""
 MOST_TICKS = 24
-LEAST_NAT = 1e-6
+LEAST_OVERLAP, LEAST_NAT, MOST_NAT = 0.5, 1e-6, 1.0
+"""The ends of the colours are the same in every report, so that small differences look small."""
 LOADS, OVERLAPS, DIVERGENCES = "expert-tokens", "router-overlap", "router-kl"
 
 
@@ -46,32 +49,31 @@ def _loads(table: Table) -> Plot | None:
         "yaxis": _layers([load.block for load in loads]),
     }
     drawing = Drawing(layout)
-    drawing.trace(
-        "heatmap",
-        z=[_padded([_octaves(count, load) for count in load.tokens], widest) for load in loads],
-        zmid=0,
-        zmin=-MOST_OCTAVES,
-        zmax=MOST_OCTAVES,
-        text=[[_load_text(count, widest) for count in load.tokens] for load in loads],
-        texttemplate="%{text}",
-        hovertext=[
+    cells: dict[str, object] = {
+        "text": [[_load_text(count, widest) for count in load.tokens] for load in loads],
+        "texttemplate": "%{text}",
+        "hovertext": [
             [
                 f"{escape.plot(load.block)}, expert {number}: {count:,} tokens"
                 for number, count in enumerate(load.tokens)
             ]
             for load in loads
         ],
-        hoverinfo="text",
-        colorscale=SLOWER_TO_FASTER,
-        showscale=False,
-        xgap=1,
-        ygap=1,
-    )
+        "hoverinfo": "text",
+        "showscale": False,
+        "xgap": 1 if widest <= MOST_SPACED else 0,
+        "ygap": 1,
+    }
+    octaves = [_padded([_octaves(count, load) if count else None for count in load.tokens], widest) for load in loads]
+    drawing.trace("heatmap", z=octaves, zmin=-MOST_OCTAVES, zmax=MOST_OCTAVES, colorscale=SLOWER_TO_FASTER, **cells)
+    if row.experts.dead:
+        none = [_padded([None if count else 1.0 for count in load.tokens], widest) for load in loads]
+        drawing.trace("heatmap", z=none, zmin=0, zmax=1, colorscale=((0, PURPLE), (1, PURPLE)), **cells)
     experts = sum(len(load.tokens) for load in loads)
     caption = (
         f"Tokens of the calibration set that each of {experts:,} experts saw, by the unquantized model's own routers, "
-        f"relative to an even share of its layer: orange is fewer, blue more, ✕ none. {row.experts.dead:,} saw none, "
-        f"{row.experts.starved:,} more fewer than {row.experts.starved_tokens}."
+        "relative to an even share of its layer: orange is fewer, blue more, purple (✕) none. "
+        f"{row.experts.dead:,} saw none, {row.experts.starved:,} more fewer than {row.experts.starved_tokens}."
     )
     head = ("Layer", "even share", "least", "median", "most", "experts that saw none")
     lines = tuple(_load_line(load) for load in loads)
@@ -80,8 +82,6 @@ def _loads(table: Table) -> Plot | None:
 
 def _octaves(count: int, load: ExpertLoad) -> float:
     """The base-two logarithm of the load relative to an even one, within what the colours show."""
-    if count == 0:
-        return -MOST_OCTAVES
     ratio = count * len(load.tokens) / sum(load.tokens)
     return max(-MOST_OCTAVES, min(MOST_OCTAVES, math.log2(ratio)))
 
@@ -105,12 +105,12 @@ def _overlaps(table: Table) -> Plot | None:
         table,
         OVERLAPS,
         "Experts that routers choose as the baseline's do",
-        f"{ROUTER_OVERLAP.help} By layer; darker: fewer in common.",
+        f"{ROUTER_OVERLAP.help} By layer; darker: fewer in common, darkest from 50% down.",
         lambda block: block.overlap,
         lambda value: f"{PERCENT.text(value)}%",
         lambda value: value,
         LOW_TO_FULL,
-        (None, 1.0),
+        (LEAST_OVERLAP, 1.0),
     )
 
 
@@ -119,12 +119,12 @@ def _divergences(table: Table) -> Plot | None:
         table,
         DIVERGENCES,
         "KL of the routers' distributions",
-        f"{ROUTER_KL.help} By layer, in nats; darker: further apart. The colours are logarithmic.",
+        f"{ROUTER_KL.help} By layer, in nats; darker: further apart, logarithmically from 10⁻⁶ to 1.",
         lambda block: block.kl,
         significant,
         lambda value: math.log10(max(value, LEAST_NAT)),
         NONE_TO_MUCH,
-        (None, None),
+        (math.log10(LEAST_NAT), math.log10(MOST_NAT)),
     )
 
 
@@ -137,7 +137,7 @@ def _by_layer(
     write: Callable[[float], str],
     place: Callable[[float], float],
     colours: Sequence[tuple[float, str]],
-    ends: tuple[float | None, float | None],
+    ends: tuple[float, float],
 ) -> Plot | None:
     """Variants by layers; the baseline, which agrees with itself, is left out."""
     compared = [row for row in table.rows if row.experts and row.experts.blocks and not row.is_reference]
@@ -203,5 +203,5 @@ def _number(block: str) -> str:
     return found[1] if found else escape.plot(block)
 
 
-def _padded(values: list[float], length: int) -> list[float | None]:
+def _padded(values: list[float | None], length: int) -> list[float | None]:
     return [*values, *[None] * (length - len(values))]
