@@ -29,7 +29,7 @@ class LoadRequest:
     """How an engine should load a checkpoint. ``quantization`` is passed to its library's own loader.
 
     ``read`` is the method's own loader, for checkpoints that transformers cannot load (see Method). ``gpus`` is how
-    many GPUs the process has.
+    many GPUs the process has. ``untouched`` names the modules that ``quantization`` leaves as they are.
     """
 
     path: Path
@@ -41,6 +41,7 @@ class LoadRequest:
     kv_cache: KvCache = "model"
     read: Callable[[LoadRequest], Any] | None = None
     gpus: int = 1
+    untouched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from harness.host.machine import state, unreported_state
 from harness.metrics.memory import DeviceBaseline, PeakMemory, kv_cache_pool
 from harness.models import published
 from harness.models.headers import read_directory
-from harness.models.scope import Modules, matching, modules
+from harness.models.scope import Modules, modules
 from harness.plugins import engine, method, metric, readers
 from harness.storage.cache import Cache
 
@@ -148,17 +148,18 @@ class Context:
 
     def modules(self) -> Modules:
         """What the recipe's scope means for this model. Raises UnsupportedError for a pattern that matches nothing."""
-        every = modules(self.shapes).scope
+        every = modules(self.shapes)
         for pattern in (*self.spec.variant.skip, *self.spec.variant.overrides):
-            if not any(matching(module, [pattern]) for module in every):
+            if not any(every.matching(module, [pattern]) for module in every.scope):
                 raise UnsupportedError(f"scope: {pattern!r} matches no module of the decoder")
         return modules(self.shapes, self.spec.variant.skip)
 
     def overrides(self) -> dict[str, dict[str, Scalar]]:
         """The overridden parameters by module, limited to those that the method has. Later patterns win."""
         found: dict[str, dict[str, Scalar]] = {}
-        for module in self.modules().scope:
-            for pattern in matching(module, self.spec.variant.overrides):
+        modules = self.modules()
+        for module in modules.scope:
+            for pattern in modules.matching(module, self.spec.variant.overrides):
                 own = {
                     key: value for key, value in self.spec.variant.overrides[pattern].items() if self.overridable(key)
                 }
@@ -226,6 +227,7 @@ class Context:
             spec.kv_cache,
             chosen.read,
             spec.job.conditions.gpus,
+            setting.untouched,
         )
 
     def method(self) -> Method[Any]:

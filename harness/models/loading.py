@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from harness.core.engine import LoadRequest
@@ -17,19 +18,24 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    unfusing: AbstractContextManager[None] = nullcontext()
     if request.attention is not None:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
+        from harness.models.unfuse import unfused
+
         options["quantization_config"] = request.quantization
+        unfusing = unfused(request.untouched)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            request.path,
-            dtype=request.dtype,
-            device_map=device_map(request.device, request.gpus),
-            trust_remote_code=request.trust_remote_code,
-            use_safetensors=True,
-            **options,
-        ).eval()
+        with unfusing:
+            model = AutoModelForCausalLM.from_pretrained(
+                request.path,
+                dtype=request.dtype,
+                device_map=device_map(request.device, request.gpus),
+                trust_remote_code=request.trust_remote_code,
+                use_safetensors=True,
+                **options,
+            ).eval()
     except ValueError as error:
         if request.gpus > 1 and any(words in str(error) for words in OFFLOADED):
             raise MemoryError(f"the model does not fit {request.gpus} GPUs; use more devices or fewer bits") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,22 @@ LEAST_COVERAGE = 0.99
 """If a smaller fraction of the declared scope is quantized, a variant is not what its name says."""
 _DECODER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
 _ROUTER = re.compile(r"\.(gate|router|ffn_gate_inp)(\.weight)?$")
+UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)}
+"""The 3-D parameters that transformers fuses a layer's experts into, and the projections of one expert in each."""
+FUSED = (*UNFUSED, *(f"{name}_bias" for name in UNFUSED))
+_MERGED = re.compile(rf"(.*\.experts)\.({'|'.join(UNFUSED)})")
+_OTHERWISE = ((re.compile(r"\.block_sparse_moe\."), ".mlp."),) + tuple(
+    (re.compile(rf"\.experts\.(\d+)\.{there}$"), rf".experts.\1.{here}")
+    for there, here in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
+)
+"""Names in checkpoints of Mixtral and its relatives, and those of transformers' modules."""
 _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
 _BIAS = re.compile(r"[._]bias$")
 _CONVOLUTION = re.compile(r"conv\w*\.")
+
+
+UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
+"""The types of mixtures (``model_type``) whose experts become linear layers: those that were seen to compute the same."""
 
 
 def in_decoder(name: str, dimensions: int) -> bool:
@@ -50,24 +64,63 @@ def experts_module(name: str) -> str:
     return f"model.layers.{found[1]}.mlp.experts.{'down_proj' if found[2] == 'down' else 'gate_up_proj'}"
 
 
+def module_name(name: str) -> str:
+    """transformers' name of the module that a checkpoint's parameter belongs to, with unfused experts."""
+    module = name.removesuffix(".weight")
+    for pattern, here in _OTHERWISE:
+        module = pattern.sub(here, module)
+    return module
+
+
+def linears(name: str, shape: tuple[int, ...]) -> dict[str, int]:
+    """The modules whose matrices a checkpoint's parameter holds, and their sizes: several for a stack of experts.
+
+    Names are those of transformers' modules with unfused experts; see ``harness.models.unfuse``.
+    """
+    stack = _MERGED.fullmatch(module_name(name))
+    if stack is None or len(shape) != 3:
+        return {module_name(name): math.prod(shape)}
+    parts = UNFUSED[stack[2]]
+    size = math.prod(shape) // shape[0] // len(parts)
+    return {f"{stack[1]}.{number}.{part}": size for number in range(shape[0]) for part in parts}
+
+
 @dataclass(frozen=True)
 class Modules:
-    """Names of modules: ``scope`` will be quantized, ``untouched`` are all others that have a matrix."""
+    """Names of modules: ``scope`` will be quantized, ``untouched`` are all others that have a matrix.
+
+    ``sizes`` are the elements of the matrices in scope, and ``names`` what each is called in the checkpoint.
+    """
 
     scope: tuple[str, ...]
     untouched: tuple[str, ...]
+    sizes: Mapping[str, int]
+    names: Mapping[str, str]
+
+    def matching(self, module: str, patterns: Iterable[str]) -> list[str]:
+        """The patterns that match a module in scope by its own name or by the checkpoint's."""
+        return [each for each in patterns if matching(module, [each]) or matching(self.names[module], [each])]
 
 
 def modules(shapes: Mapping[str, tuple[int, ...]], skip: Sequence[str] = ()) -> Modules:
-    """Sorts a checkpoint's modules by its header; modules that match a pattern of ``skip`` are not in scope."""
-    matrices = {name.removesuffix(".weight"): (name, shape) for name, shape in shapes.items() if len(shape) >= 2}
-    scope = [
-        module
-        for module, (name, shape) in matrices.items()
-        if in_decoder(name, len(shape)) and not matching(module, skip)
-    ]
-    left = dict.fromkeys([*matrices, HEAD])  # a tied head has no tensor of its own
-    return Modules(tuple(scope), tuple(module for module in left if module not in set(scope)))
+    """Sorts a checkpoint's modules by its header; modules that match a pattern of ``skip`` are not in scope.
+
+    What is called otherwise in the checkpoint and is left whole is in ``untouched`` by both names.
+    """
+    sizes: dict[str, int] = {}
+    names: dict[str, str] = {}
+    left: dict[str, None] = {}
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            continue
+        stored, inside = name.removesuffix(".weight"), in_decoder(name, len(shape))
+        own = linears(name, shape)
+        skipped = [module for module in own if not inside or matching(stored, skip) or matching(module, skip)]
+        left |= dict.fromkeys([stored, *skipped] if len(skipped) == len(own) else skipped)
+        for module in own.keys() - set(skipped) if skipped else own:
+            sizes[module], names[module] = own[module], stored
+    left[HEAD] = None  # a tied head has no tensor of its own
+    return Modules(tuple(sizes), tuple(left), sizes, names)
 
 
 def matching(module: str, patterns: Iterable[str]) -> list[str]:

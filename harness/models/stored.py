@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.models import headers
-from harness.models.scope import in_decoder
+from harness.models.scope import UNFUSED, in_decoder, linears, module_name
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,32 @@ def layers(source: Mapping[str, tuple[int, ...]], checkpoint: Path) -> list[Stor
     A layer is left out if the checkpoint has no tensors under its name.
     """
     expected: dict[str, int] = defaultdict(int)
-    single: dict[str, int] = defaultdict(int)  # experts' matrices that the source stores one by one
+    matrices: dict[str, int] = defaultdict(int)
     for name, shape in source.items():
         if in_decoder(name, len(shape)):
             expected[layer_of(name)] += math.prod(shape)
-            single[layer_of(name)] += ".experts." in name and len(shape) == 2
+            matrices[layer_of(name)] += len(linears(name, shape))
     held: dict[str, list[headers.Tensor]] = defaultdict(list)
     for tensor in headers.tensors(checkpoint):
         layer = layer_of(tensor.name)
         while layer not in expected and "." in layer:
             layer = layer.rpartition(".")[0]
         held[layer].append(tensor)
-    return [_stored(name, count, single[name], held[name]) for name, count in expected.items() if held[name]]
+    return [_stored(name, count, matrices[name], held[name]) for name, count in expected.items() if held[name]]
 
 
 def layer_of(name: str) -> str:
     """The name of the layer that a parameter belongs to; all experts of a layer count as one."""
-    before, experts, _ = name.partition(".experts.")
-    return f"{before}.experts" if experts else name.removesuffix(".weight")
+    module = module_name(name)
+    before, experts, _ = module.partition(".experts.")
+    return f"{before}.experts" if experts else module
 
 
-def _stored(name: str, parameters: int, single: int, tensors: Iterable[headers.Tensor]) -> StoredLayer:
-    """``single`` counts the separate matrices of the layer's experts in the source, 0 if they are stored together."""
+def _stored(name: str, parameters: int, matrices: int, tensors: Iterable[headers.Tensor]) -> StoredLayer:
+    """``matrices`` are those of a layer, 1, or of all its experts; a checkpoint may lack those of some experts."""
     modules: dict[str, list[headers.Tensor]] = defaultdict(list)
     for tensor in tensors:
-        if not tensor.name.endswith(".bias"):
+        if not tensor.name.endswith(("_bias", ".bias")):
             modules[_expert(name, tensor.name)].append(tensor)
     plain = values = scales = 0
     for parts in modules.values():
@@ -65,13 +66,16 @@ def _stored(name: str, parameters: int, single: int, tensors: Iterable[headers.T
         values += largest.bytes
         scales += sum(part.bytes for part in parts if part is not largest)
         plain += math.prod(largest.shape) if largest.dtype in headers.FLOAT_TYPES else 0
-    present = parameters * min(len(modules) / single, 1.0) if single else parameters
+    single = sum(module[:1].isdigit() for module in modules)
+    present = parameters * min(single / matrices, 1.0) if single else parameters
     return StoredLayer(name, parameters, max(int(present) - plain, 0), values, scales)
 
 
 def _expert(layer: str, tensor: str) -> str:
-    """Which matrix of which expert a tensor belongs to; all tensors of any other layer belong together."""
+    """Which matrix of which expert, or which stack, a tensor belongs to; those of any other layer belong together."""
     if not layer.endswith(".experts"):
         return ""
-    parts = tensor.removeprefix(f"{layer}.").split(".")
-    return ".".join(parts[:2] if parts[0].isdigit() else parts[:1])
+    first, *others = tensor.partition(".experts.")[2].split(".")
+    if first.isdigit():
+        return ".".join([first, *others[:1]])
+    return next((stack for stack in UNFUSED if first.startswith(stack)), first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -117,8 +116,7 @@ def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Se
     Raises InvalidRunError if skipped modules are quantized or too few others are, and UnsupportedError if the names of
     the checkpoint's tensors show no decoder.
     """
-    scope = set(context.modules().scope)
-    eligible = {n: math.prod(s) for n, s in context.shapes.items() if in_decoder(n, len(s)) and _module(n) in scope}
+    eligible = context.modules().sizes
     if not eligible:
         raise UnsupportedError("no decoder layers were recognized in the checkpoint's names")
     whole = sum(eligible.values())
@@ -142,7 +140,7 @@ def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Se
     elif context.method().published and fraction < LEAST_COVERAGE:
         context.label("publisher_coverage", fraction=fraction)
     elif fraction < 1:
-        skipped = sorted(name for name in eligible if not {_module(name), stored.layer_of(name)} & {*running, *held})
+        skipped = sorted(name for name in eligible if not {name, stored.layer_of(name)} & {*running, *held})
         context.fact("not_quantized", tensors=tuple(skipped))
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(

@@ -14,6 +14,7 @@ from transformers.quantizers.auto import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from harness.models.scope import decoder_linears
+from harness.models.unfuse import unfuse
 from harness.numerics import affine, packing
 from harness.numerics.affine import GroupSize
 
@@ -88,6 +89,7 @@ class RtnQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
         config = self.quantization_config
+        unfuse(model, config.untouched)
         for name, linear in decoder_linears(model, config.untouched):
             bits, group_size = config.layout(name)
             with torch.device(linear.weight.device):

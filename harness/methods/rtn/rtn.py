@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
+from harness.models.scope import UNFUSES
 from harness.numerics import affine
 
 
@@ -31,8 +32,10 @@ def enable() -> None:
 def quantize(job: QuantizeJob[RtnParams]) -> Any:
     from harness.methods.rtn import driver as rtn_format
     from harness.models.scope import decoder_linears
+    from harness.models.unfuse import unfuse
 
     model = job.load()
+    unfuse(model, job.untouched)
     params = job.params
     for name, linear in decoder_linears(model, job.untouched):
         own = params.model_copy(update=dict(job.overrides.get(name, {})))
@@ -52,6 +55,7 @@ RTN = Method(
     params=RtnParams,
     quantize=quantize,
     enable=enable,
+    quantizes_experts=UNFUSES,
     kernel="dequantize",
     overrides=True,
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
