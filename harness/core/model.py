@@ -27,7 +27,8 @@ class ModelRef:
     """The unquantized model of a variant.
 
     ``content`` identifies the weights and the tokenizer (a sha256, or ``id@revision`` on a hub).
-    ``native_quantization`` names the grid that the published weights already lie on, if any.
+    ``native_quantization`` names the grid that the published weights already lie on, if any. ``dequantize`` is the
+    quant_method of a checkpoint that is made dense first.
     """
 
     id: str
@@ -42,11 +43,17 @@ class ModelRef:
     native_quantization: str | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    dequantize: str | None = None
+
+    @property
+    def altered(self) -> bool:
+        """Whether its weights are not stored as they were published."""
+        return self.degrid is not None or self.dequantize is not None
 
     @property
     def needs_preparing(self) -> bool:
-        """Whether a checkpoint must first be prepared from it (converted, degridded or drawn at random)."""
-        return self.kind in ("gguf", "synthetic") or self.degrid is not None
+        """Whether a checkpoint must first be prepared from it: converted, dequantized, degridded or drawn at random."""
+        return self.kind in ("gguf", "synthetic") or self.altered
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Makes the checkpoint that every run of a model starts from: converted, degridded, or randomly initialized."""
+"""Makes the checkpoint that every run of a model starts from: converted, dequantized, degridded, or random."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from harness.core.model import ModelRef
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
+from harness.models.native import unpacking_configuration
 from harness.numerics.prediction import mean_divergence
 
 VERSION = 4
@@ -76,9 +77,15 @@ def _build(ref: ModelRef) -> Any:
                 quantization_config=GgufConfig(gguf_file=path.name, dequantize=True),
                 dtype=ref.dtype,
             )
-    return AutoModelForCausalLM.from_pretrained(
-        path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code
+    options: dict[str, Any] = {}
+    if ref.dequantize is not None:
+        options["quantization_config"] = unpacking_configuration(ref.dequantize)
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code, **options
     )
+    if ref.dequantize is not None:
+        model._weight_conversions = None  # else it would be written as it was read: packed
+    return model
 
 
 def _tokenizer(ref: ModelRef) -> Any | None:

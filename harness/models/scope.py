@@ -21,9 +21,10 @@ UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "d
 """The 3-D parameters that transformers fuses a layer's experts into, and the projections of one expert in each."""
 FUSED = (*UNFUSED, *(f"{name}_bias" for name in UNFUSED))
 _MERGED = re.compile(rf"(.*\.experts)\.({'|'.join(UNFUSED)})")
-_OTHERWISE = ((re.compile(r"\.block_sparse_moe\."), ".mlp."),) + tuple(
-    (re.compile(rf"\.experts\.(\d+)\.{there}$"), rf".experts.\1.{here}")
-    for there, here in (("w1", "gate_proj"), ("w3", "up_proj"), ("w2", "down_proj"))
+_PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+_OTHERWISE = (
+    (re.compile(r"\.block_sparse_moe\."), ".mlp."),
+    *((re.compile(rf"\.experts\.(\d+)\.{there}$"), rf".experts.\1.{here}") for there, here in _PROJECTIONS.items()),
 )
 """Names in checkpoints of Mixtral and its relatives, and those of transformers' modules."""
 _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
@@ -32,7 +33,7 @@ _CONVOLUTION = re.compile(r"conv\w*\.")
 
 
 UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
-"""The types of mixtures (``model_type``) whose experts become linear layers: those that were seen to compute the same."""
+"""The types of mixtures (``model_type``) whose experts can become linear layers: a test compares what these compute."""
 
 
 def in_decoder(name: str, dimensions: int) -> bool:

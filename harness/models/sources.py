@@ -15,7 +15,7 @@ from harness.core.inputs import Input, InputFile
 from harness.core.model import ModelRef
 from harness.errors import SourceError
 from harness.models import config as configurations
-from harness.models import degrid, headers
+from harness.models import degrid, headers, native
 from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
 from harness.models.scope import in_decoder
@@ -160,6 +160,10 @@ def _asked(entry: Model, config: dict[str, Any]) -> headers.Header:
 
 
 def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, content: str) -> SourceModel:
+    published, dequantize = header.quantization, None
+    if entry.native == "dequantize":
+        header, dequantize = _dequantized(entry, kind, header)
+        published, content = f"{dequantize}, dequantized", digest([content, "dequantized"])
     matrices, decoder, other = {}, 0, 0
     for name, shape in header.shapes.items():
         if in_decoder(name, len(shape)):
@@ -179,13 +183,30 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
         degrid=entry.degrid,
         revision=entry.revision,
         trust_remote_code=entry.trust_remote_code,
-        native_quantization=header.quantization,
+        native_quantization=published,
         seed=entry.seed or 0,
+        dequantize=dequantize,
     )
     quantization = header.quantization if kind in ("directory", "hub") else None
     degrid_obstacle = degrid.obstacle(header, quantization) if entry.degrid is not None else None
     return SourceModel(
         ref, matrices, decoder, other, header.context_length, header.model_type, quantization, degrid_obstacle
+    )
+
+
+def _dequantized(entry: Model, kind: str, header: headers.Header) -> tuple[headers.Header, str | None]:
+    """The header of the dense model, and the quant_method of what it is made of.
+
+    Raises SourceError for what cannot be dequantized, and for a hub model that is not fetched, whose format is unknown.
+    """
+    if header.quantization in native.FORMATS and kind in ("directory", "hub"):
+        return native.dequantized(header), header.quantization
+    if kind == "hub" and not header.shapes:
+        raise SourceError(f"model {quoted(entry.id)}: fetch it before planning: native: dequantize reads its header")
+    held = header.quantization or "nothing quantized"
+    raise SourceError(
+        f"model {quoted(entry.id)}: native: dequantize needs a checkpoint in {' or '.join(native.FORMATS)}, and this "
+        f"holds {held}; leave it out"
     )
 
 

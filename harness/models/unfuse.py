@@ -11,7 +11,7 @@ order for another shape (the fused one multiplies gate and up at once), so resul
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,11 @@ class UnfusedExperts(torch.nn.Module):
     They are on the meta device until ``take`` gives them weights.
     """
 
+    num_experts: int
+    is_transposed: bool
+    is_concatenated: bool
+    act_fn: Callable[[torch.Tensor], torch.Tensor]
+
     def __init__(self, fused: Any) -> None:
         super().__init__()
         self.apply_gate = type(fused)._apply_gate
@@ -60,7 +65,7 @@ class UnfusedExperts(torch.nn.Module):
         tokens, each = chosen.shape
         order = chosen.reshape(-1).argsort(stable=True)
         counts = torch.bincount(chosen.reshape(-1), minlength=self.num_experts).tolist()
-        rows = states[order // each].split(counts)
+        rows = torch.split(states[order // each], counts)
         found = torch.cat([self._expert(number, part) for number, part in enumerate(rows) if len(part)])
         found = found * weights.reshape(-1)[order].unsqueeze(-1)
         return found[order.argsort()].view(tokens, each, -1).sum(dim=1).to(states.dtype)
@@ -69,7 +74,7 @@ class UnfusedExperts(torch.nn.Module):
         expert: Any = self.get_submodule(str(number))
         up = expert.up_proj(rows)
         if expert.gate_proj is None:
-            return expert.down_proj(self.act_fn(up))  # type: ignore[no-any-return, misc]
+            return expert.down_proj(self.act_fn(up))  # type: ignore[no-any-return]
         gate = expert.gate_proj(rows)
         joined = torch.cat([gate, up], -1) if self.is_concatenated else torch.stack([gate, up], -1).flatten(-2)
         return expert.down_proj(self.apply_gate(self, joined))  # type: ignore[no-any-return]
@@ -122,6 +127,12 @@ def unfuse(root: torch.nn.Module, untouched: Collection[str] = ()) -> int:
         own.take(module)
         root.set_submodule(name, own)
     return len(fused)
+
+
+def unfuse_named(model: torch.nn.Module, layers: Collection[str]) -> None:
+    """Unfuses the experts of a model whose checkpoint has ``layers``, if some of these are an expert's."""
+    if any(".experts." in name for name in layers):
+        unfuse(model)
 
 
 def _projections(fused: Any) -> Iterator[str]:

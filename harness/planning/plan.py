@@ -517,7 +517,7 @@ class _OnEngine:
             return False
         model = self.source.ref
         as_it_is = method.method.run_dtype(method.params, model.dtype) == model.dtype
-        return not (as_it_is and source_format(model) in self.engine.reads and model.degrid is None)
+        return not (as_it_is and source_format(model) in self.engine.reads and not model.altered)
 
     @cached_property
     def size(self) -> ModelSize | None:

@@ -54,6 +54,10 @@ class Model(Strict):
     degrid: Seed | None = Field(
         None, description="seed for moving weights off a coarse grid without changing the function"
     )
+    native: Literal["keep", "dequantize"] = Field(
+        "keep",
+        description="dequantize: a checkpoint published in mxfp4 or fp8 becomes a dense model, which methods quantize",
+    )
     trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
     config: dict[Name, Plain] = Field(default_factory=dict, description="configuration of a synthetic model")
     seed: Seed | None = Field(None, description="seed of a synthetic model's weights; default: 0")

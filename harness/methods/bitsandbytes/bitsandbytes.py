@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.core.method import Beside, Method, MethodParams, Setting
+from harness.models.scope import UNFUSES
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share a second-level scale under double quantization."""
@@ -71,6 +72,7 @@ def _four_bit(name: str, code: str, summary: str) -> Method[Bnb4Params]:
         params=Bnb4Params,
         packages=("bitsandbytes",),
         extra="bnb",
+        quantizes_experts=UNFUSES,
         enable=enable,
         kernel="packed",
         load_config=lambda params, setting: _four_bits(code, params, setting),
@@ -106,6 +108,7 @@ BNB_INT8 = Method(
     params=BnbInt8Params,
     packages=("bitsandbytes",),
     extra="bnb",
+    quantizes_experts=UNFUSES,
     enable=enable,
     kernel="packed",
     load_config=_int8,

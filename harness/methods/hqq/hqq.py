@@ -14,6 +14,7 @@ from pydantic import Field
 
 from harness.core.engine import LoadRequest
 from harness.core.method import MAX_GROUP, Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.models.scope import UNFUSES
 
 WORD_CODES = 10
 """3-bit codes in a 32-bit word."""
@@ -39,8 +40,10 @@ def quantize(job: QuantizeJob[HqqParams]) -> Any:
     from safetensors.torch import save_file
 
     from harness.models.scope import decoder_linears
+    from harness.models.unfuse import unfuse
 
     model = job.load()
+    unfuse(model, job.untouched)
     kept: dict[str, torch.Tensor] = {}
     layers: dict[str, dict[str, Any]] = {}
     for name, linear in decoder_linears(model, job.untouched):
@@ -72,11 +75,14 @@ def read(request: LoadRequest) -> Any:
 
     from harness.models.headers import read_json
     from harness.models.skeleton import skeleton, tensors
+    from harness.models.unfuse import unfuse_named
 
     model = skeleton(request)
     state = tensors(request.path)
     dtype = getattr(torch, request.dtype)
-    for name, layer in read_json(request.path / LAYERS).items():
+    layers = read_json(request.path / LAYERS)
+    unfuse_named(model, layers)
+    for name, layer in layers.items():
         stored = {key: state.pop(f"{name}.{key}") for key in (*STORED, "bias") if f"{name}.{key}" in state}
         shape = (layer["shape"][0], layer["shape"][1])
         restored = restore(stored, layer["bits"], layer["group_size"], shape, dtype, request.device)
@@ -143,6 +149,7 @@ HQQ = Method(
     extra="hqq",
     quantize=quantize,
     read=read,
+    quantizes_experts=UNFUSES,
     kernel="dequantize",
     overrides=True,
     needs=lambda params: Needs(input_divisor=params.group_size),

@@ -14,6 +14,7 @@ from harness.core.engine import LoadRequest
 from harness.core.format import Codes
 from harness.core.method import Beside, Method, MethodParams, QuantizeJob
 from harness.errors import UnsupportedError
+from harness.models.scope import UNFUSES
 
 if TYPE_CHECKING:
     import torch
@@ -53,10 +54,14 @@ def quantize(job: QuantizeJob[QuantoParams]) -> Any:
     import torch
     from optimum.quanto import QuantizedModelForCausalLM, qtypes
 
+    from harness.models.unfuse import unfuse
+
     _refuse_crash(job.params.weights, job.dtype, job.device)
+    model = job.load()
+    unfuse(model, job.untouched)
     with torch.inference_mode():  # products transpose weights, which fails here for tensors made outside
         wrapped = QuantizedModelForCausalLM.quantize(
-            job.load(), weights=qtypes[f"q{job.params.weights}"], exclude=list(job.untouched)
+            model, weights=qtypes[f"q{job.params.weights}"], exclude=list(job.untouched)
         )
         wrapped.save_pretrained(job.out)
     return wrapped._wrapped
@@ -69,12 +74,14 @@ def read(request: LoadRequest) -> Any:
 
     from harness.models.headers import read_json
     from harness.models.skeleton import skeleton, tensors
+    from harness.models.unfuse import unfuse_named
 
     types: dict[str, dict[str, str]] = read_json(request.path / MAP)
     for kind in {entry["weights"].removeprefix("q") for entry in types.values()}:
         _refuse_crash(kind, request.dtype, request.device)
     with torch.inference_mode():
         model = skeleton(request)
+        unfuse_named(model, types)
         requantize(model, tensors(request.path), types, torch.device(request.device))
         model.tie_weights()
     return model.eval()
@@ -109,6 +116,7 @@ QUANTO = Method(
     quantize=quantize,
     read=read,
     enable=enable,
+    quantizes_experts=UNFUSES,
     kernel="dequantize",
     codes=lambda params: Codes("quanto", "float" if params.weights == "float8" else "int", CODES[params.weights]),
     bits_per_weight=_bits,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from harness.core.method import Method, MethodParams, Needs, Setting
 from harness.methods.torchao import driver as torchao
+from harness.models.scope import UNFUSES
 
 INT8_BLOCK = 8
 """On a GPU, torchao multiplies a matrix on the CPU unless this divides both its sides (``safe_int_mm``)."""
@@ -57,6 +58,7 @@ INT8_DYNAMIC = Method(
     params=Int8DynamicParams,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     kernel="packed",
     needs=lambda params: Needs(gpu_divisor=INT8_BLOCK),
     load_config=_int8,
@@ -70,6 +72,7 @@ FP8_DYNAMIC = Method(
     params=Fp8DynamicParams,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     kernel="packed",
     needs=lambda params: Needs(device="cuda", capability=(8, 9), input_divisor=FP8_BLOCK, output_divisor=FP8_BLOCK),
     load_config=_fp8,

@@ -13,6 +13,7 @@ from pydantic import Field
 from harness.core.method import GroupSize, Method, MethodParams, Needs, Setting
 from harness.errors import UnsupportedError
 from harness.methods.torchao import driver as torchao
+from harness.models.scope import UNFUSES
 
 INT4_ROWS = 16
 """The CPU kernel of int4 requires output widths that are a multiple of this."""
@@ -75,6 +76,7 @@ INTX = Method(
     params=IntxParams,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     kernel="dequantize",
     needs=lambda params: Needs(input_divisor=params.group_size),
     load_config=_intx,
@@ -88,6 +90,7 @@ INT4 = Method(
     params=Int4Params,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     kernel="packed",
     needs=lambda params: Needs(
         device="cuda" if params.group_size == 256 else None,

@@ -13,6 +13,7 @@ from typing import Literal
 
 from harness.core.method import Beside, Method, MethodParams, Needs, Setting
 from harness.methods.torchao import driver as torchao
+from harness.models.scope import UNFUSES
 
 MX_BLOCK, NVFP4_BLOCK = 32, 16
 TILE_ROWS, SCALE_TILE = 128, 4
@@ -62,6 +63,7 @@ NVFP4 = Method(
     params=Nvfp4Params,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     kernel="dequantize",
     needs=lambda params: Needs(input_divisor=NVFP4_BLOCK, output_divisor=NVFP4_BLOCK),
     load_config=_nvfp4,
@@ -76,6 +78,7 @@ MXFP8 = Method(
     params=MxParams,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     kernel="packed",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     load_config=lambda params, setting: _mx("float8_e4m3fn", setting),
@@ -91,6 +94,7 @@ MXFP4 = Method(
     params=MxParams,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     kernel="packed",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     load_config=lambda params, setting: _mx("float4_e2m1fn_x2", setting),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from harness.core.method import Method, MethodParams, Setting
+from harness.models.scope import UNFUSES
 
 
 class Int8Params(MethodParams):
@@ -42,6 +43,7 @@ INT8 = Method(
     params=Int8Params,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     load_config=_int8,
     bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )
@@ -53,6 +55,7 @@ FP8 = Method(
     params=Fp8Params,
     packages=("torchao",),
     extra="torchao",
+    quantizes_experts=UNFUSES,
     load_config=_fp8,
     bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
 )
