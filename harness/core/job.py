@@ -225,7 +225,7 @@ class ModelJob(BaseJob):
 
 @dataclass(frozen=True)
 class PrepareModel(ModelJob):
-    """Makes the checkpoint that all other runs of the model read: converted, dequantized, degridded, or drawn at random."""
+    """Makes the checkpoint that all other runs of the model read: converted, dequantized, degridded, or random."""
 
     kind: Literal["prepare"] = field(default="prepare", kw_only=True)
 

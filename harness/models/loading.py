@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from harness.core.engine import LoadRequest
+from harness.models import headers, native
 
+_CODES_OF_AN_EXPERT = re.compile(r"\.experts\.\d+\.(?!\w+\.(weight|bias)$)")
 OFFLOADED = ("dispatched on the CPU or the disk", "device_map that contains a", "to perform disk offload")
 """How transformers' quantizers say that a spread model does not fit its GPUs, in a ValueError."""
 
@@ -22,9 +26,10 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     if request.attention is not None:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
+        options["quantization_config"] = request.quantization
+    if request.quantization is not None or _quantizes_single_experts(request.path):
         from harness.models.unfuse import unfused
 
-        options["quantization_config"] = request.quantization
         unfusing = unfused(request.untouched)
     try:
         with unfusing:
@@ -42,6 +47,17 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         raise
     refuse_offloaded(model, request.gpus)
     return model
+
+
+def _quantizes_single_experts(checkpoint: Path) -> bool:
+    """Whether a checkpoint stores codes expert by expert, which transformers reads into layers, not into fused experts.
+
+    Not of FP8, which transformers fuses with its scales.
+    """
+    method = (headers.read_config(checkpoint).get("quantization_config") or {}).get("quant_method")
+    if method is None or method in native.FORMATS:
+        return False
+    return any(_CODES_OF_AN_EXPERT.search(tensor.name) for tensor in headers.tensors(checkpoint))
 
 
 def load_tokenizer(request: LoadRequest) -> Any | None:

@@ -89,14 +89,14 @@ def _build(ref: ModelRef) -> Any:
 
 
 def _tokenizer(ref: ModelRef) -> Any | None:
-    """None for a model without a tokenizer: a synthetic one, or a GGUF file without one."""
+    """None for a model without a tokenizer: a synthetic one, or a file or folder without one."""
     from transformers import AutoTokenizer
 
     path = Path(ref.path)
-    if ref.kind == "synthetic":
-        return None
     if ref.kind == "gguf":
         return file_tokenizer(path)
+    if ref.kind == "synthetic" or not any(path.glob("tokenizer*")):
+        return None
     return AutoTokenizer.from_pretrained(path, trust_remote_code=ref.trust_remote_code)
 
 
