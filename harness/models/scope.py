@@ -21,6 +21,7 @@ UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "d
 """The 3-D parameters that transformers fuses a layer's experts into, and the projections of one expert in each."""
 FUSED = (*UNFUSED, *(f"{name}_bias" for name in UNFUSED))
 _MERGED = re.compile(rf"(.*\.experts)\.({'|'.join(UNFUSED)})")
+_TRANSPOSED = frozenset({"gpt_oss"})
 _PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _OTHERWISE = (
     (re.compile(r"\.block_sparse_moe\."), ".mlp."),
@@ -84,6 +85,12 @@ def linears(name: str, shape: tuple[int, ...]) -> dict[str, int]:
     parts = UNFUSED[stack[2]]
     size = math.prod(shape) // shape[0] // len(parts)
     return {f"{stack[1]}.{number}.{part}": size for number in range(shape[0]) for part in parts}
+
+
+def shape_of(name: str, shape: tuple[int, ...], model_type: str | None) -> tuple[int, ...]:
+    """A matrix, or a stack of them, with (outputs, inputs) last, which some types of mixtures store the other way."""
+    stored_transposed = model_type in _TRANSPOSED and len(shape) == 3 and _MERGED.fullmatch(name) is not None
+    return (shape[0], shape[2], shape[1]) if stored_transposed else shape
 
 
 @dataclass(frozen=True)

@@ -193,26 +193,31 @@ class _AsItIs:
         return tensors
 
 
-def conversions(known: list[Any]) -> list[Any]:
-    """transformers' steps of loading, with those that make fused experts followed by unfusing."""
-    kept: list[Any] = []
-    for each in known:
-        target = each.target_patterns[0] if isinstance(each, WeightConverter) and len(each.target_patterns) == 1 else ""
-        kept.append(Unfusing(target, each) if _is_stack(target) else each)
+def conversions(known: list[Any], quantized: bool) -> list[Any]:
+    """transformers' steps of loading for unfused experts.
+
+    Of a ``quantized`` checkpoint, whose experts are stored one by one, those that fuse are left out. Of any other
+    checkpoint, those and fused parameters are followed by unfusing.
+    """
+    if quantized:
+        return [each for each in known if not _stack(each)]
+    kept = [Unfusing(stack, each) if (stack := _stack(each)) else each for each in known]
     return kept + [Unfusing(f".experts.{name}") for name in FUSED]
 
 
-def _is_stack(target: str) -> bool:
+def _stack(step: Any) -> str:
+    """The fused parameter that a step of loading makes; empty for any other step."""
+    target = step.target_patterns[0] if isinstance(step, WeightConverter) else ""
     before, _, name = target.rpartition(".")
-    return name in FUSED and before.endswith("experts")
+    return target if name in FUSED and before.endswith("experts") else ""
 
 
 @contextmanager
 def unfused(untouched: Collection[str] = ()) -> Iterator[None]:
-    """Within this context, models that transformers quantizes while it loads them have unfused experts.
+    """Within this context, models that transformers loads with a quantizer have unfused experts.
 
-    The quantizer sees linear layers, and the checkpoint's experts are unfused as they are read. If all experts are
-    ``untouched``, they stay fused.
+    The quantizer sees linear layers. The experts of an unquantized checkpoint are unfused as they are read. If all
+    experts are ``untouched``, they stay fused.
     """
     changed = [0]
     preprocess, update = HfQuantizer.preprocess_model, HfQuantizer.update_weight_conversions
@@ -222,7 +227,7 @@ def unfused(untouched: Collection[str] = ()) -> Iterator[None]:
         return preprocess(self, model, *arguments, **options)
 
     def updated(self: Any, known: list[Any]) -> Any:
-        return update(self, conversions(known) if changed[0] and not self.pre_quantized else known)
+        return update(self, conversions(known, self.pre_quantized) if changed[0] else known)
 
     HfQuantizer.preprocess_model, HfQuantizer.update_weight_conversions = prepared, updated
     try:

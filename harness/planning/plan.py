@@ -42,7 +42,7 @@ from harness.core.workload import (
 )
 from harness.errors import SourceError
 from harness.models.memory import DTYPE_BITS, Quantized, plain_bytes, quantized
-from harness.models.scope import holds_experts
+from harness.models.scope import holds_experts, shape_of
 from harness.models.shapes import ModelSize, attention_of, size_of
 from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
@@ -584,7 +584,8 @@ def _estimated(source: SourceModel, method: MethodChoice, device: str) -> tuple[
     """The matrices that the method quantizes, and the bytes of all other weights."""
     plain = DTYPE_BITS.get(method.method.run_dtype(method.params, source.ref.dtype), 16.0)
     leaves = method.method.leaves_experts(source.model_type)
-    left = [shape for name, shape in source.matrices.items() if leaves and holds_experts(name, len(shape))]
-    covered = [shape for name, shape in source.matrices.items() if not (leaves and holds_experts(name, len(shape)))]
+    shapes = {name: shape_of(name, shape, source.model_type) for name, shape in source.matrices.items()}
+    left = [shape for name, shape in shapes.items() if leaves and holds_experts(name, len(shape))]
+    covered = [shape for name, shape in shapes.items() if not (leaves and holds_experts(name, len(shape)))]
     others = source.other_parameters + sum(map(math.prod, left))
     return quantized(method.method, method.params, plain, covered, device), plain_bytes(others, plain)

@@ -19,7 +19,7 @@ from harness.models import published
 from harness.models.compiled import compiled_by, uncompiled
 from harness.models.headers import read_config
 from harness.models.memory import DTYPE_BITS
-from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching
+from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching, shape_of
 from harness.models.sources import SourceModel
 from harness.planning.expand import EngineChoice, MethodChoice
 from harness.recipe.sweep import Scope
@@ -298,12 +298,13 @@ def _shapes(source: SourceModel, method: MethodChoice, machine: Machine, skip: S
 
 
 def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The decoder's matrices that a recipe does not skip, by name."""
+    """The shapes (outputs and inputs last) of the decoder's matrices that a recipe does not skip, by name."""
+    shapes = {name: shape_of(name, shape, source.model_type) for name, shape in source.matrices.items()}
     if not skip:
-        return source.matrices
+        return shapes
     return {
         name: shape
-        for name, shape in source.matrices.items()
+        for name, shape in shapes.items()
         if not matching(experts_module(name).removesuffix(".weight"), skip)
     }
 

@@ -1,4 +1,4 @@
-"""Whether a mixture's experts are quantized: what methods say, what a tiny mixture shows, and what is planned.
+"""Whether a mixture's experts are quantized: what methods declare, what tiny mixtures show, and what is planned.
 
 transformers holds the experts of a layer in 3-D parameters, which libraries that look for torch.nn.Linear pass over.
 """
@@ -17,12 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from harness import plugins as registry
 from harness.api.plan import plan
 from harness.core.engine import LoadRequest
-from harness.core.method import QuantizeJob, Setting
+from harness.core.method import CalibrationSet, QuantizeJob, Setting
 from harness.engines.transformers.engine import TRANSFORMERS
 from harness.execution.local import local_site
 from harness.models import stored
 from harness.models.headers import read_directory
-from harness.models.scope import LEAST_COVERAGE, holds_experts, in_decoder, modules
+from harness.models.scope import LEAST_COVERAGE, UNFUSES, holds_experts, in_decoder, modules
 from harness.models.shapes import read
 from harness.planning.plan import PlannedRun
 from harness.recipe import load_recipe
@@ -42,6 +42,17 @@ SHAPE = {
     "vocab_size": 256,
     "max_position_embeddings": 256,
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt_oss": {"num_local_experts": 4, "pad_token_id": 0},
+    "mixtral": {"num_local_experts": 4},
+    "deepseek_v3": {
+        **{"n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0},
+        **{"q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32},
+        **{"num_key_value_heads": 4},
+    },
+    "qwen3_moe": {},
+}
+"""What the configurations of other mixtures call and shape otherwise."""
 EXPERTS, ATTENTION = 4 * 3 * 128 * 128, 2 * 128 * 128 + 2 * 64 * 128
 QUICK: list[tuple[str, dict[str, Any]]] = [
     ("rtn", {"group_size": 32}),
@@ -58,70 +69,109 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("torchao-mxfp4", {}),
     ("quanto", {"weights": "int8"}),
     ("hqq", {"group_size": 32}),
+    ("inc-rtn", {"group_size": 32}),
+    ("quark", {"group_size": 32}),
     ("llmc-rtn", {"group_size": 32}),
     ("llmc-fp8", {}),
 ]
+CALIBRATED: list[tuple[str, dict[str, Any]]] = [
+    ("gptq", {"group_size": 32}),
+    ("awq", {"group_size": 32}),
+    ("autoround", {"group_size": 32, "iterations": 1}),
+    ("inc-gptq", {"group_size": 32}),
+    ("inc-awq", {"group_size": 32}),
+    ("llmc-gptq", {"group_size": 32}),
+    ("llmc-awq", {"group_size": 32}),
+]
+LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
+"""A method that leaves experts as they are."""
 PROBE = torch.arange(2, 34)[None]
+ROWS = CalibrationSet([[(7 * row + 3 * column) % 250 + 1 for column in range(64)] for row in range(32)], [64] * 32, "0")
+
+
+def made(kind: str, folder: Path) -> Path:
+    """A mixture of one layer and random weights, stored as the hub stores them; its experts matter for its logits."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SHAPE, **OTHERS[kind]})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(std=0.2 if ".experts." in name else 0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=sorted(OTHERS))
+def each_kind(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    return request.param, made(request.param, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Qwen3-MoE of one layer and random weights, stored as the hub stores them: expert by expert."""
-    folder = tmp_path_factory.mktemp("mixture")
-    torch.manual_seed(0)
-    config = AutoConfig.for_model("qwen3_moe", **SHAPE)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-    return folder
+    """A Qwen3-MoE, stored expert by expert."""
+    return made("qwen3_moe", tmp_path_factory.mktemp("mixture"))
 
 
-@pytest.mark.parametrize(("name", "given"), QUICK, ids=[name for name, _ in QUICK])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        *(pytest.param(name, given, id=name) for name, given in QUICK),
+        *(pytest.param(name, given, id=name, marks=pytest.mark.slow) for name, given in CALIBRATED),
+    ],
+)
 def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
-    mixture: Path, tmp_path: Path, name: str, given: dict[str, Any]
+    each_kind: tuple[str, Path], tmp_path: Path, name: str, given: dict[str, Any]
 ) -> None:
-    """Experts with codes in the loaded model or on disk are counted; what is loaded must be what was saved."""
+    """What is declared is quantized, in the loaded model or on disk, and what is loaded is what was saved.
+
+    What is not declared is unsupported while planning, and not tried here.
+    """
+    kind, folder = each_kind
     method = registry.method(name)
     if lacking := registry.missing(method, local_site()):
         pytest.skip(lacking)
+    if kind not in method.quantizes_experts:
+        pytest.skip(f"{name} does not declare {kind}")
     params = method.params.model_validate(given)
     if method.enable is not None:
         method.enable()
-    shapes = read_directory(mixture).shapes
+    shapes = read_directory(folder).shapes
     scope = modules(shapes)
     dtype = method.run_dtype(params, "float32")
 
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(mixture, dtype=dtype).eval()
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
-    source, config, saved = mixture, None, None
+    source, config, saved = folder, None, None
     if method.load_config is not None:
         config = method.load_config(params, Setting(dtype, "cpu", scope.untouched))
     else:
         assert method.quantize is not None
-        job = QuantizeJob(
-            params, mixture, tmp_path, "cpu", dtype, 0, load, scope=scope.scope, untouched=scope.untouched
-        )
+        rows = ROWS if method.calibrated(params) else None
+        job = QuantizeJob(params, folder, tmp_path, "cpu", dtype, 0, load, rows, scope.scope, scope.untouched)
         saved = quantized(method, job, lambda model: model(input_ids=PROBE).logits[0].float())
         source = tmp_path
-    model = TRANSFORMERS.load(
-        LoadRequest(source, dtype, "cpu", quantization=config, read=method.read), TRANSFORMERS.params()
-    )
-    running = {entry.name for entry in model.weight_ledger() if entry.quantized and ".experts." in entry.name}
-    on_disk = sum(layer.quantized for layer in stored.layers(shapes, source) if layer.name.endswith(".experts"))
-    declared = "qwen3_moe" in method.quantizes_experts
-    assert declared == (bool(running) or on_disk >= LEAST_COVERAGE * EXPERTS)
-    if declared and saved is not None:
-        with torch.inference_mode():
-            loaded = model.logits(PROBE)[0].float()
-        assert (loaded - saved).abs().max() < 0.05 * saved.abs().max(), "random experts would differ by more"
+    request = LoadRequest(source, dtype, "cpu", quantization=config, read=method.read, untouched=scope.untouched)
+    model = TRANSFORMERS.load(request, TRANSFORMERS.params())
+    running = sum(e.parameters for e in model.weight_ledger() if e.quantized and in_decoder(e.name, 2))
+    on_disk = sum(layer.quantized for layer in stored.layers(shapes, source))
+    assert max(running, on_disk) >= LEAST_COVERAGE * sum(scope.sizes.values())
+    with torch.inference_mode():
+        loaded, plain = model.logits(PROBE)[0].float(), load()(input_ids=PROBE).logits[0].float()
+    if saved is not None:
+        assert (loaded - saved).abs().max() < 0.02 * saved.abs().max(), "random experts would differ by more"
+    assert 0 < (loaded - plain).abs().max() < 0.6 * plain.abs().max()
 
 
-def test_a_method_that_says_nothing_is_taken_to_leave_them() -> None:
+def test_what_quantizes_no_experts_says_nothing() -> None:
     says = {name for name in registry.method_names() if registry.method(name).quantizes_experts}
-    assert says == {"llmc-rtn", "llmc-gptq", "llmc-fp8", "autoround", "gptqmodel-gguf"}, "all that were seen to"
-    assert registry.method("rtn").leaves_experts("qwen3_moe")
-    assert not registry.method("llmc-rtn").leaves_experts("qwen3_moe")
-    assert registry.method("llmc-rtn").leaves_experts("mixtral"), "what it writes of those does not load"
+    assert {"rtn", "hqq", "quanto", "bnb-nf4", "int8", "torchao-int4", "llmc-rtn"} <= says
+    assert not registry.method("rtn").leaves_experts("qwen3_moe")
+    assert registry.method("rtn").leaves_experts("jamba"), "whose experts were not seen to unfuse"
+    assert registry.method("qat").leaves_experts("qwen3_moe")
     assert not any(registry.method(name).leaves_experts("qwen3_moe") for name in ("none", "checkpoint"))
+    assert all(registry.method(name).quantizes_experts <= UNFUSES for name in says)
 
 
 @pytest.fixture
@@ -142,23 +192,25 @@ def planned(sweeps: Any, mixture: Path) -> Callable[..., dict[str, PlannedRun]]:
 
 
 def test_a_mixture_is_unsupported_while_planning(planned: Callable[..., dict[str, PlannedRun]]) -> None:
-    runs = planned("bnb-nf4", {"rtn": {"group_size": 32}}, {"llmc-rtn": {"group_size": 32}})
+    runs = planned(LEAVES, {"rtn": {"group_size": 32}}, {"llmc-rtn": {"group_size": 32}}, calibration={})
     share = EXPERTS / (EXPERTS + ATTENTION)
-    assert runs["rtn group_size=32"].unsupported == (
-        f"rtn is not known to quantize the experts of a qwen3_moe model ({share:.0%} of the scope) and to reload "
-        "them; skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
-    )
-    if not registry.missing(registry.method("bnb-nf4"), local_site()):
-        assert "is not known to quantize the experts" in str(runs["bnb-nf4"].unsupported)
+    if not registry.missing(registry.method("qat"), local_site()):
+        assert runs[LEAVES_LABEL].unsupported == (
+            f"qat is not known to quantize the experts of a qwen3_moe model ({share:.0%} of the scope) and to reload "
+            "them; skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
+        )
+    assert runs["rtn group_size=32"].unsupported is None
     assert runs["none"].unsupported is None
     assert runs["llmc-rtn group_size=32"].unsupported == registry.missing(registry.method("llmc-rtn"), local_site())
 
 
 def test_experts_that_the_recipe_skips_are_in_nobody_s_way(planned: Callable[..., dict[str, PlannedRun]]) -> None:
-    runs = planned({"rtn": {"group_size": 32}}, scope={"skip": ["*.experts*"]})
-    assert runs["rtn group_size=32"].unsupported is None
-    left = planned({"rtn": {"group_size": 32}}, scope={"skip": ["*.experts.0.*", "*.experts.1.*"]})
-    assert "(67% of the scope)" in str(left["rtn group_size=32"].unsupported)
+    lacking = registry.missing(registry.method("qat"), local_site())
+    runs = planned(LEAVES, scope={"skip": ["*.experts*"]}, calibration={})
+    assert runs[LEAVES_LABEL].unsupported == lacking
+    if lacking is None:
+        left = planned(LEAVES, scope={"skip": ["*.experts.0.*", "*.experts.1.*"]}, calibration={})
+        assert "(67% of the scope)" in str(left[LEAVES_LABEL].unsupported)
 
 
 @pytest.mark.parametrize("given", [SHAPE, {"num_hidden_layers": 1}], ids=["all sizes", "the class's own experts"])
@@ -167,17 +219,15 @@ def test_a_synthetic_mixture_is_known_by_what_transformers_makes_of_it(
 ) -> None:
     model = {"id": "synthetic:qwen3_moe", "label": "mixture", "config": given}
     runs = planned({"rtn": {"group_size": 32}}, model=model)
-    assert "is not known to quantize the experts" in str(runs["rtn group_size=32"].unsupported)
+    assert runs["rtn group_size=32"].unsupported is None
     assert runs["none"].unsupported is None
     assert runs["none"].weight_bytes is not None
 
 
 def test_weights_are_planned_with_the_experts_as_they_are(planned: Callable[..., dict[str, PlannedRun]]) -> None:
     """In float32: 4 bytes a number, but for the codes of the method that quantizes experts."""
-    runs = planned({"rtn": {"group_size": 32}}, {"gptqmodel-gguf": {"format": "q8_0"}})
-    plain, left, packed = (
-        runs[label].weight_bytes for label in ("none", "rtn group_size=32", "gptqmodel-gguf format=q8_0")
-    )
+    runs = planned(LEAVES, {"rtn": {"group_size": 32}}, calibration={})
+    plain, left, packed = (runs[label].weight_bytes for label in ("none", LEAVES_LABEL, "rtn group_size=32"))
     assert plain is not None
     assert left is not None
     assert packed is not None

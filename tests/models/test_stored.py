@@ -82,13 +82,38 @@ def test_experts_count_together_and_those_left_dense_are_seen(tmp_path: Path) ->
 
 def test_the_scope_leaves_head_router_and_skipped_modules_alone() -> None:
     found = modules(SOURCE, ["*.down_proj"])
-    assert found.scope == (Q, f"{EXPERTS}.gate_up_proj")
+    assert found.scope == (Q, *(f"{EXPERTS}.{n}.{part}_proj" for n in range(4) for part in ("gate", "up")))
     assert set(found.untouched) == {
         "model.embed_tokens",
         "model.layers.0.mlp.gate",
         f"{EXPERTS}.down_proj",
+        *(f"{EXPERTS}.{n}.down_proj" for n in range(4)),
         "lm_head",
     }
+
+
+def test_experts_that_a_checkpoint_lacks_are_not_counted(tmp_path: Path) -> None:
+    """Of 12 matrices it holds 9, one of them in float."""
+    names = [f"{EXPERTS}.{n}.{part}_proj" for n in range(3) for part in ("gate", "up", "down")]
+    tensors = {f"{name}.packed": torch.zeros(48 * 64 // 2, dtype=torch.uint8) for name in names[1:]}
+    tensors |= {f"{name}.scale": torch.zeros(48, dtype=torch.float16) for name in names[1:]}
+    (layer,) = layers(SOURCE, checkpoint(tmp_path, tensors | {f"{names[0]}.weight": torch.zeros(48, 64)}))
+    assert layer.parameters == 12 * 48 * 64
+    assert layer.quantized == 8 * 48 * 64
+    assert (layer.value_bytes, layer.scale_bytes) == (8 * 48 * 32 + 4 * 48 * 64, 8 * 96)
+
+
+def test_a_stack_stands_for_all_experts(tmp_path: Path) -> None:
+    """As gpt-oss is published: blocks and scales; a bias is not a matrix."""
+    tensors = {
+        f"{EXPERTS}.gate_up_proj_blocks": torch.zeros(4, 96, 2, 16, dtype=torch.uint8),
+        f"{EXPERTS}.gate_up_proj_scales": torch.zeros(4, 96, 2, dtype=torch.uint8),
+        f"{EXPERTS}.gate_up_proj_bias": torch.zeros(4, 96),
+        f"{EXPERTS}.down_proj": torch.zeros(4, 64, 48),
+    }
+    (layer,) = layers(SOURCE, checkpoint(tmp_path, tensors))
+    assert layer.quantized == 4 * 96 * 64
+    assert (layer.value_bytes, layer.scale_bytes) == (4 * 96 * 32 + 4 * 4 * 64 * 48, 4 * 96 * 2)
 
 
 def test_patterns_match_whole_names() -> None:

@@ -19,6 +19,7 @@ from transformers.quantizers.auto import (
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from harness.models.scope import decoder_linears
+from harness.models.unfuse import unfuse_named
 
 QUANT_METHOD = "qharness-inc"
 
@@ -38,6 +39,7 @@ class IncQuantizer(HfQuantizer):  # type: ignore[misc]
     """Puts the library's empty layers where the checkpoint holds packed weights."""
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+        unfuse_named(model, self.quantization_config.layers)
         for name, linear in decoder_linears(model):
             if name in self.quantization_config.layers:
                 bits, group_size, scaled = self.quantization_config.layers[name]

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
+from harness.models.scope import UNFUSES
 
 PACKAGES = ("neural-compressor-pt",)
 EXTRA = "inc"
@@ -71,6 +72,7 @@ def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], cali
     from neural_compressor.torch import quantization
 
     from harness.methods.inc import format as inc_format
+    from harness.models.unfuse import unfuse
 
     configure = getattr(quantization, kind)
     configuration = configure(**_format(job.params), **settings)
@@ -82,7 +84,9 @@ def quantize(job: QuantizeJob[Any], kind: str, settings: Mapping[str, Any], cali
         )
     rows = [torch.tensor([row]) for row in job.calibration_set.texts] if calibrated else []  # padding would be counted
     with _only_named_layers(), torch.no_grad():
-        model = quantization.prepare(job.load(), configuration, example_inputs=rows[0] if rows else None)
+        model = job.load()
+        unfuse(model, job.untouched)
+        model = quantization.prepare(model, configuration, example_inputs=rows[0] if rows else None)
         for row in rows:
             model(input_ids=row)
         model = quantization.convert(model)
@@ -141,6 +145,7 @@ def _method(name: str, summary: str, quantized: Callable[[QuantizeJob[Any]], Any
         "packages": PACKAGES,
         "extra": EXTRA,
         "enable": enable,
+        "quantizes_experts": UNFUSES,
         "needs": needs,
         "overrides": True,
         "kernel": "plain",

@@ -57,9 +57,9 @@ def quantize(job: QuantizeJob[QuantoParams]) -> Any:
     from harness.models.unfuse import unfuse
 
     _refuse_crash(job.params.weights, job.dtype, job.device)
-    model = job.load()
-    unfuse(model, job.untouched)
     with torch.inference_mode():  # products transpose weights, which fails here for tensors made outside
+        model = job.load()
+        unfuse(model, job.untouched)
         wrapped = QuantizedModelForCausalLM.quantize(
             model, weights=qtypes[f"q{job.params.weights}"], exclude=list(job.untouched)
         )

@@ -13,6 +13,7 @@ from pydantic import model_validator
 
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
+from harness.models.scope import UNFUSES
 
 ROWS = 8
 """Calibration rows per forward pass."""
@@ -87,7 +88,10 @@ def quantize(job: QuantizeJob[QuarkParams]) -> None:
     from quark.torch import LLMTemplate, ModelQuantizer, export_safetensors
 
     params = job.params
+    from harness.models.unfuse import unfuse
+
     model = job.load()
+    unfuse(model, job.untouched)
     configuration = LLMTemplate.get(model.config.model_type).get_config(
         scheme=f"{params.scheme}_wo_{params.group_size}" if params.integer else params.scheme,
         algorithm=None if params.algorithm == "rtn" else params.algorithm,
@@ -154,6 +158,7 @@ QUARK = Method(
     enable=enable,
     calibrated=_calibrated,
     needs=_needs,
+    quantizes_experts=UNFUSES & MODEL_TYPES,
     kernel="dequantize",
     codes=_codes,
     bits_per_weight=_bits,
