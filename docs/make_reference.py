@@ -67,6 +67,10 @@ ENGINES = """## Engines
 An entry of `engines` is a name, or one name with its parameters: `{llamacpp: {threads: [4, 8]}}`. A list gives one
 variant per value. Parameters that differ from the default are part of the variant and of its label. See
 [engines](methods.md#engines). Plugins [add more](adding-an-engine.md)."""
+EXPERTS = """### Experts
+
+The mixtures (`model_type` in `config.json`) whose experts a method quantizes, [seen on tiny random
+models](methods.md#mixtures-of-experts). Other pairs are `unsupported` unless the recipe skips the experts."""
 STAGES = {
     "none": "does not quantize",
     "on_load": "quantizes while loading",
@@ -190,6 +194,18 @@ def _built_in(names: list[str], group: str) -> list[str]:
     return [name for name in names if name not in plugins]
 
 
+def _experts() -> str:
+    """Methods by the types of mixtures whose experts they declare to quantize."""
+    methods = [registry.method(name) for name in _built_in(registry.method_names(), registry.METHOD_GROUP)]
+    able = [method for method in methods if method.quantizes_experts]
+    kinds = sorted(frozenset().union(*(method.quantizes_experts for method in able)))
+    rows = [
+        f"| `{method.name}` | {' | '.join('yes' if kind in method.quantizes_experts else '–' for kind in kinds)} |"
+        for method in able
+    ]
+    return "\n".join([f"| method | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}", *rows])
+
+
 def render() -> str:
     """The whole reference. Methods and engines of plugins that happen to be installed are left out."""
     parts = [INTRO]
@@ -201,7 +217,7 @@ def render() -> str:
         needs = f" Needs [the stack](methods.md#stacks) `{engine.stack}`." if engine.stack != MAIN else ""
         parts += [f"### {engine.name}", f"`{engine.name}`: {engine.summary}.{needs}", _prose(engine.params)]
         parts += [_table(engine.params)] if engine.params.model_fields else []
-    parts += [METHODS]
+    parts += [METHODS, EXPERTS, _experts()]
     for method in (registry.method(name) for name in _built_in(registry.method_names(), registry.METHOD_GROUP)):
         also = "".join(f" Also called `{alias}`." for alias, of in registry.ALIASES.items() if of == method.name)
         needs = f" Needs the extra `{method.extra}`." if method.extra else ""

@@ -199,6 +199,7 @@ class TransformersModel:
 
     def kernels(self) -> Mapping[str, int]:
         from harness.models.scope import in_decoder
+        from harness.models.unfuse import is_fused
 
         names: Counter[str] = Counter()
         for name, module in self._model.named_modules():
@@ -206,6 +207,8 @@ class TransformersModel:
                 weight = getattr(module, "weight", None)
                 plain = not hasattr(weight, "dtype") or type(weight).__name__ == "Parameter"
                 names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
+            elif is_fused(module):  # transformers has several products for fused experts
+                names[f"{type(module).__name__} by {module.config._experts_implementation}"] += 1
         return dict(names)
 
     def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:

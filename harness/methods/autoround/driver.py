@@ -51,9 +51,13 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
     from auto_round import AutoRound
     from transformers import AutoTokenizer
 
+    from harness.models.unfuse import unfuse
+
     calibration = job.calibration_set
+    model = job.load()
+    unfuse(model, job.untouched)
     rounding = AutoRound(
-        job.load(),
+        model,
         scheme=scheme,
         alg_configs=algorithm,
         # The library requires a tokenizer for a model in memory, but uses it only to detect padding, by ids alone.
