@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,18 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    unfusing: AbstractContextManager[None] = nullcontext()
+    stored = headers.read_config(request.path).get("quantization_config") or {}
+    reading: AbstractContextManager[None] = native.whole_blocks(stored)
     if request.attention is not None:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
-    if request.quantization is not None or _quantizes_single_experts(request.path):
+    if request.quantization is not None or _quantizes_single_experts(request.path, stored):
         from harness.models.unfuse import unfused
 
-        unfusing = unfused(request.untouched)
+        reading = unfused(request.untouched)
     try:
-        with unfusing:
+        with reading:
             model = AutoModelForCausalLM.from_pretrained(
                 request.path,
                 dtype=request.dtype,
@@ -49,13 +51,12 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     return model
 
 
-def _quantizes_single_experts(checkpoint: Path) -> bool:
+def _quantizes_single_experts(checkpoint: Path, stored: Mapping[str, Any]) -> bool:
     """Whether a checkpoint stores codes expert by expert, which transformers reads into layers, not into fused experts.
 
     Not of FP8, which transformers fuses with its scales.
     """
-    method = (headers.read_config(checkpoint).get("quantization_config") or {}).get("quant_method")
-    if method is None or method in native.FORMATS:
+    if not stored or stored.get("quant_method") in native.FORMATS:
         return False
     return any(_CODES_OF_AN_EXPERT.search(tensor.name) for tensor in headers.tensors(checkpoint))
 

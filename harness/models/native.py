@@ -6,7 +6,8 @@ of two), DeepSeek-V3 its matrices in FP8 E4M3 with a scale per block of 128 × 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -51,3 +52,34 @@ def unpacking_configuration(method: str) -> Any:
     from transformers import FineGrainedFP8Config, Mxfp4Config
 
     return {"mxfp4": Mxfp4Config, "fp8": FineGrainedFP8Config}[method](dequantize=True)
+
+
+@contextmanager
+def whole_blocks(config: Mapping[str, Any]) -> Iterator[None]:
+    """Lets transformers unpack FP8 matrices whose last blocks are smaller; ``config`` is their quantization_config.
+
+    transformers 5.17 takes rows ÷ scales for the height of a block. DeepSeek-V3's keys and values have 576 rows and 5
+    scales, on which it fails; other heights, such as 192 rows with 2 scales, it unpacks with the wrong scales.
+    """
+    block = config.get("weight_block_size")
+    if config.get("quant_method") != "fp8" or not block:
+        yield
+        return
+    import torch
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    plain = Fp8Dequantize._dequantize_one
+
+    def padded(self: Any, codes: Any, scales: Any, *arguments: Any, **options: Any) -> Any:
+        rows, columns = codes.shape[-2:]
+        grid = (-(-rows // block[0]), -(-columns // block[1]))
+        if codes.element_size() == 1 and codes.is_floating_point() and tuple(scales.shape[-2:]) == grid:
+            beyond = (0, grid[1] * block[1] - columns, 0, grid[0] * block[0] - rows)
+            codes = torch.nn.functional.pad(codes.float(), beyond)
+        return plain(self, codes, scales, *arguments, **options)[..., :rows, :columns].contiguous()
+
+    Fp8Dequantize._dequantize_one = padded
+    try:
+        yield
+    finally:
+        Fp8Dequantize._dequantize_one = plain

@@ -11,7 +11,8 @@ from harness.core.model import ModelRef
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
-from harness.models.native import unpacking_configuration
+from harness.models.headers import read_config
+from harness.models.native import unpacking_configuration, whole_blocks
 from harness.numerics.prediction import mean_divergence
 
 VERSION = 4
@@ -80,9 +81,10 @@ def _build(ref: ModelRef) -> Any:
     options: dict[str, Any] = {}
     if ref.dequantize is not None:
         options["quantization_config"] = unpacking_configuration(ref.dequantize)
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code, **options
-    )
+    with whole_blocks(read_config(path).get("quantization_config") or {}):
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code, **options
+        )
     if ref.dequantize is not None:
         model._weight_conversions = None  # else it would be written as it was read: packed
     return model

@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.api.plan import plan
+from harness.core.engine import LoadRequest
 from harness.models.headers import read_directory
+from harness.models.loading import load_transformers
 from harness.models.native import dequantized
 from harness.models.prepare import prepare
 from harness.models.sources import inspect
@@ -102,7 +104,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def logits(folder: Path) -> torch.Tensor:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = load_transformers(LoadRequest(folder, "bfloat16", "cpu"))
     with torch.inference_mode():
         return model(input_ids=TOKENS).logits.float()  # type: ignore[no-any-return]
 
@@ -117,6 +119,8 @@ def test_the_dense_model_has_the_values_that_the_codes_mean(published: tuple[Pat
         assert torch.equal(made[name], tensor), name
     assert "quantization_config" not in json.loads((tmp_path / "config.json").read_text())
     assert torch.equal(logits(tmp_path), logits(dense))
+    if not torch.cuda.is_available():
+        assert torch.equal(logits(packed), logits(dense)), "as published, a CPU unpacks it while loading"
 
 
 def test_the_header_of_the_dense_model_is_known_before_it_is_made(published: tuple[Path, Path]) -> None:
