@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 
 from harness.figures.derived.experts import BlockAgreement, ExpertLoad
-from harness.figures.experts import ROUTER_KL, ROUTER_OVERLAP
 from harness.figures.formats import PERCENT, significant
 from harness.figures.table import Table, VariantRow
 from harness.report import escape
@@ -105,7 +104,8 @@ def _overlaps(table: Table) -> Plot | None:
         table,
         OVERLAPS,
         "Experts that routers choose as the baseline's do",
-        f"{ROUTER_OVERLAP.help} By layer; darker: fewer in common, darkest from 50% down.",
+        "Share of a token's experts that the baseline's router chooses too, mean over the scored tokens, by layer. "
+        "Darker: fewer in common, darkest from 50% down.",
         lambda block: block.overlap,
         lambda value: f"{PERCENT.text(value)}%",
         lambda value: value,
@@ -119,7 +119,8 @@ def _divergences(table: Table) -> Plot | None:
         table,
         DIVERGENCES,
         "KL of the routers' distributions",
-        f"{ROUTER_KL.help} By layer, in nats; darker: further apart, logarithmically from 10⁻⁶ to 1.",
+        "KL(baseline ‖ variant) of the routers' distributions over all experts in nats, mean over the scored tokens, "
+        "by layer. Darker: further apart, logarithmically from 10⁻⁶ to 1.",
         lambda block: block.kl,
         significant,
         lambda value: math.log10(max(value, LEAST_NAT)),

@@ -22,7 +22,7 @@ from harness.report.page import Page, compared_with, native_warning, noise_floor
 from harness.report.plots import Plot, plotly_javascript, plots_of
 from harness.stats.comparison import Verdict
 
-FIRST_GROUPS = ("Quality", "Tasks", "Size", "Speed")
+FIRST_GROUPS = ("Quality", "Tasks", "Experts", "Size", "Speed")
 """The groups of columns shown at first; without JavaScript all are shown."""
 MOST_ROWS = 100
 """Rows drawn at first; the rest are drawn on request. The same limit as in table.js."""
