@@ -40,6 +40,9 @@ SPEEDS = (1.0, 1.05, 2.0, 1.01)
 """Of four processes, as multiples: a mean of any kind is far from their median."""
 SPIKES = (1.0, 1.01, 4.0)
 """Of the steps of a process in turn: so is a mean of these from theirs."""
+OVERLAPS, ROUTER_KLS = (0.9, 0.8, 0.95, 0.7, 0.99, 0.6), (0.01, 0.04, 0.02, 0.03, 0.005, 0.1)
+"""Of two layers in each of three windows, which hold 100, 200 and 300 tokens."""
+EXPERT_TOKENS = (0.0, 255.0, 256.0, 900.0, 0.0, 1.0, 7.0, 4000.0)
 POINT = "batch 1, prompt 128, 32 new"
 PLACE = "b1_p128_n32"
 
@@ -74,10 +77,32 @@ def uneven(run: RunRecord, repetition: int) -> RunRecord:
     return replace(run, outcome=replace(run.outcome, measurements=tuple(map(change, run.outcome.measurements))))
 
 
+def of_a_mixture(run: RunRecord) -> RunRecord:
+    """As if the model had two layers of four experts: what its routers and its calibration leave in a record."""
+    windows, blocks = 3, ("layers.0.mlp", "layers.1.mlp")
+    pairs = [(window, block) for window in range(windows) for block in blocks]
+    names = {
+        "item_ids": tuple(f"{window}:{block}" for window, block in pairs),
+        "cluster_ids": tuple(str(window) for window, _ in pairs),
+        "weights": tuple(float(100 * (1 + window)) for window, _ in pairs),
+    }
+    (nll,) = [m for m in run.outcome.measurements if m.metric == "nll"]
+    more = (
+        Measurement("router_overlap", 1, "fraction", "higher", "paired", OVERLAPS, nll.protocol, **names),
+        Measurement("router_kl", 1, "nat", "lower", "paired", ROUTER_KLS, nll.protocol, **names),
+        Measurement(
+            *("expert_tokens", 1, "token", "neither", "exact", EXPERT_TOKENS, {"starved": 256}),
+            item_ids=tuple(f"{block}: {number}" for block in blocks for number in range(4)),
+        ),
+    )
+    return replace(run, outcome=replace(run.outcome, measurements=(*run.outcome.measurements, *more)))
+
+
 @pytest.fixture
 def sweep(bench: Any, none: Any, looks: Sequence[Any], answered: list[RunRecord]) -> Sweep:
     look = looks[0]
-    records = [bench.quality(none), bench.quality(look.method, look.bits, look.damage), *answered[:2]]
+    qualities = (bench.quality(none), bench.quality(look.method, look.bits, look.damage))
+    records = [*map(of_a_mixture, qualities), *answered[:2]]
     for repetition, factor in enumerate(SPEEDS):
         for method, speed, bits in ((none, 1.0, 32), (look.method, look.speed, look.bits)):
             made = bench.performance(method, speed * factor, repetition, (128, 512), bits)
@@ -113,6 +138,10 @@ def expected(sweep: Sweep) -> Mapping[str, float]:
         "checkpoint_bytes": sweep.values("checkpoint_file_bytes", "quality")[0][0],
         "kv_cache": 2 * 30 * 3 * 64 * 4,
         "coverage": 1.0,
+        "router_overlap": sum(share * (1 + at // 2) for at, share in enumerate(OVERLAPS)) / 12,
+        "router_kl": sum(nat * (1 + at // 2) for at, nat in enumerate(ROUTER_KLS)) / 12,
+        "dead_experts": 2,
+        "starved_experts": 3,
     }
 
 
@@ -131,6 +160,10 @@ CSV = {
     "checkpoint_bytes": "checkpoint_file_bytes",
     "kv_cache": "kv_cache_bytes_per_token",
     "coverage": "coverage_fraction",
+    "router_overlap": "router_overlap_fraction",
+    "router_kl": "router_kl_nat",
+    "dead_experts": "dead_experts",
+    "starved_experts": "starved_experts",
 }
 """From a gate to the report's column of the same figure."""
 LIMITS = {
@@ -183,7 +216,8 @@ def test_the_report_and_the_card_as_markdown(sweep: Sweep, tmp_path: Path) -> No
     for gate, name in printed.items():
         column, figure = shown[name], expected(sweep)[gate]
         digits = 4 if gate == "perplexity" else 3
-        text = significant(figure * column.format.factor, digits)
+        counted = gate in ("dead_experts", "starved_experts")
+        text = str(figure) if counted else significant(figure * column.format.factor, digits)
         assert row[head.index(heading(column))].split()[0] == text, gate
         assert told[heading(column)].split()[0] == text, gate
 
