@@ -70,6 +70,7 @@ FactCode = Literal[
     "repacked",
     "quantization_config",
     "not_quantized",
+    "other_inputs",
     "attention_not_bound",
     "energy_not_measured",
     "gpu_state_not_reported",
@@ -531,6 +532,12 @@ FACTS: Mapping[FactCode, Form] = {
         "matrices in scope that are stored plain",
         {"tensors": ("model.layers.0.mlp.gate.weight",)},
         "not quantized",
+    ),
+    "other_inputs": Form(
+        lambda parameters, stored_bytes: f"{parameters:,} parameters in {stored_bytes:,} bytes",
+        "the parts of a multimodal model that read images or sound: loaded, never quantized, and not run by any text",
+        {"parameters": 416_866_032, "stored_bytes": 833_732_064},
+        "vision and audio, out of scope",
     ),
     "attention_not_bound": Form(
         lambda reason: f"the attention is left out: {reason}",

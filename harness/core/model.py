@@ -13,13 +13,39 @@ MAIN_ENGINE = "transformers"
 
 
 @dataclass(frozen=True)
-class Attention:
-    """``windows`` has an entry per layer with a KV cache: the most tokens that it keeps, or None for all."""
+class LayerCache:
+    """The numbers that one layer keeps of each text.
 
-    windows: tuple[int | None, ...]
+    They are ``token`` numbers for each of the last ``window`` tokens (None: of all) and, whatever the length, ``state``
+    numbers in the cache's dtype and ``float32_state`` in float32: the states of linear attention and of convolutions.
+    """
+
+    token: int
+    window: int | None = None
+    state: int = 0
+    float32_state: int = 0
+
+    def numbers(self, tokens: float) -> float:
+        """How many of them are in the cache's dtype after ``tokens`` tokens of one text."""
+        return self.state + self.token * (tokens if self.window is None else min(tokens, self.window))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``layers`` has an entry per layer with a cache of its own.
+
+    ``head_dim`` is the mean width of a head's keys and values, and ``kv_heads`` the keys that a token is given: where a
+    layer keeps a compressed form of them, it keeps fewer numbers than 2 · kv_heads · head_dim.
+    """
+
+    layers: tuple[LayerCache, ...]
     heads: int
     kv_heads: int
     head_dim: int
+
+    def cache_bytes(self, tokens: float, element_bytes: float) -> float:
+        """Bytes that all layers keep of one text of ``tokens`` tokens."""
+        return sum(each.numbers(tokens) * element_bytes + 4 * each.float32_state for each in self.layers)
 
 
 @dataclass(frozen=True)

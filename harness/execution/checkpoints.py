@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from harness.execution.checks import reload as probe
 from harness.execution.context import Context
 from harness.models.headers import TOKENIZER_FILES
-from harness.models.loading import device_map, refuse_offloaded
+from harness.models.loading import checkpoint_class, device_map, refuse_offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
 def load_source(context: Context, source: Path) -> Any:
     """The source as an unquantized transformers model; works with transformers 4.51 and 5."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     spec, attention = context.spec, context.spec.job.conditions.attention
     arguments: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    model = AutoModelForCausalLM.from_pretrained(
+    model = checkpoint_class(source, spec.model.trust_remote_code).from_pretrained(
         source,
         torch_dtype=spec.model.dtype if spec.model.dtype == "auto" else getattr(torch, spec.model.dtype),
         device_map=device_map(spec.device, spec.job.conditions.gpus),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.core.capability import Decodes, Product, Routed
 from harness.core.identity import Scalar
+from harness.core.model import Attention
 from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
 from harness.errors import SourceError
@@ -16,6 +17,7 @@ from harness.execution.context import Context
 from harness.execution.router_log import readable_routers
 from harness.models.headers import read_config
 from harness.models.resolve import of_folder
+from harness.models.scope import reads_other_inputs
 from harness.models.shapes import attention
 from harness.numerics.kv_cache import element_bytes
 from harness.numerics.prompts import random_tokens
@@ -43,19 +45,22 @@ def traffic(
     ``products`` is how the layers multiply in each pass. Call it after the model has run: some libraries repack their
     weights in the first pass.
     """
+    ledger = model.weight_ledger()
+    read = [entry for entry in ledger if not reads_other_inputs(entry.name)]
+    unread = sum(entry.value_bytes + entry.scale_bytes for entry in ledger if reads_other_inputs(entry.name))
     running = Running(
-        model.weight_ledger(),
+        read,
         model.vocabulary,
-        model.running_bytes(),
+        model.running_bytes() - unread,
         _routing(context, model, workload),
         _attention(context, model),
     )
     routed = {"routing": "measured" if running.routing.shares else "even"} if running.routing else {}
     for cell in workload.cells:
         batch, prompt = cell.batch_size, cell.prompt_tokens
-        read = prefill(running, products[Pass("prefill", cell)], batch, prompt)
+        prompt_step = prefill(running, products[Pass("prefill", cell)], batch, prompt)
         written = decode_step(running, products[Pass("decode", cell)], batch, prompt, cell.new_tokens)
-        context.add(_measurements("prefill", cell, read, routed))
+        context.add(_measurements("prefill", cell, prompt_step, routed))
         context.add(_measurements("decode", cell, written, routed))
 
 
@@ -64,14 +69,22 @@ def _attention(context: Context, model: Decodes) -> AttentionShape | None:
     import torch
 
     try:
-        resolved = of_folder(context.source(), context.spec.model.trust_remote_code)
-        shape = attention(context.spec.model.label, resolved)
+        shape = _counted(context)
         with torch.inference_mode():
             _, cache = model.prefill(random_tokens(model.vocabulary, 1, 2, context.spec.variant.seed).to(model.device))
-        return AttentionShape(shape.windows, shape.heads, shape.kv_heads, shape.head_dim, element_bytes(cache))
+        return AttentionShape(shape, element_bytes(cache))
     except (SourceError, ValueError) as error:
         context.fact("attention_not_bound", reason=str(error))
         return None
+
+
+def _counted(context: Context) -> Attention:
+    """As the configuration says, or counted in the model without weights where that does not."""
+    source, model = context.source(), context.spec.model
+    try:
+        return attention(model.label, of_folder(source, model.trust_remote_code))
+    except SourceError:
+        return attention(model.label, of_folder(source, model.trust_remote_code, build=True))
 
 
 def _routing(context: Context, model: Decodes, workload: ThroughputWorkload) -> Routing | None:

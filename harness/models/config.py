@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.core.foreign import quoted
 from harness.errors import SourceError
+from harness.numerics.traffic import ACTIVE_COUNTS, EXPERT_COUNTS
 
 MAX_SIZE = 2**31
 """The largest width, vocabulary or context length. No model comes near."""
@@ -27,15 +28,14 @@ MAX_NAME = 200
 SIZES = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "vocab_size", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "kv_lora_rank", "global_head_dim", "sliding_window"),
-    *("n_embd", "n_head", "n_positions", "d_model", "num_experts_per_tok"),
+    *("n_embd", "n_head", "n_positions", "d_model", "qk_head_dim", "v_head_dim", *ACTIVE_COUNTS),
 )
 PER_LAYER = (
     *("intermediate_size", "moe_intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"),
-    *("sliding_window", "moe_num_experts"),
+    *("sliding_window", "moe_num_experts", "moe_topk"),
 )
 """Fields that for some models hold a list: a size per layer or per kind of layer."""
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "depth")
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 NAMES = ("model_type", "dtype", "torch_dtype", "quant_method")
 MAPPINGS = ("quantization_config", "rope_parameters", "rope_scaling", "text_config")
 
@@ -44,10 +44,10 @@ def check(config: Mapping[str, Any], name: str, nesting: int = 0) -> None:
     """Raises SourceError for a field of the wrong type or out of bounds; ``name`` is the file for the message."""
     if nesting > MAX_NESTING:
         raise SourceError(f"{name}: its configuration is nested more than {MAX_NESTING} levels deep")
-    for keys, most in ((SIZES, MAX_SIZE), (LAYERS, MAX_LAYERS), (EXPERTS, MAX_EXPERTS)):
+    for keys, most in ((SIZES, MAX_SIZE), (LAYERS, MAX_LAYERS), (EXPERT_COUNTS, MAX_EXPERTS)):
         for key in keys:
             _check_size(config.get(key), most, name, key)
-    layers, experts = (max(map(_largest, map(config.get, keys))) for keys in (LAYERS, EXPERTS))
+    layers, experts = (max(map(_largest, map(config.get, keys))) for keys in (LAYERS, EXPERT_COUNTS))
     if layers * experts > MAX_EXPERTS_IN_ALL:
         raise SourceError(
             f"{name}: {experts} experts in each of {layers} layers; at most {MAX_EXPERTS_IN_ALL} are read"

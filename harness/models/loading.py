@@ -16,13 +16,29 @@ OFFLOADED = ("dispatched on the CPU or the disk", "device_map that contains a", 
 """How transformers' quantizers say that a spread model does not fit its GPUs, in a ValueError."""
 
 
+def auto_class(kind: type) -> Any:
+    """The auto class of the language model to load for a class of transformers' configurations.
+
+    A multimodal checkpoint whose type has no class for text alone is loaded whole, and only its text model runs.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    of_text, of_images = AutoModelForCausalLM._model_mapping, AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if kind not in of_text and kind in of_images else AutoModelForCausalLM
+
+
+def checkpoint_class(folder: Path, trust_remote_code: bool = False) -> Any:
+    """The auto class of the language model to load from a checkpoint. Raises what transformers raises."""
+    from transformers import AutoConfig
+
+    return auto_class(type(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)))
+
+
 def load_transformers(request: LoadRequest, **options: Any) -> Any:
-    """A causal language model in eval mode. Loads only safetensors weights; raises what transformers raises.
+    """A language model in eval mode. Loads only safetensors weights; raises what transformers raises.
 
     Raises MemoryError if transformers left a part of it to the host, or a quantizer refused to.
     """
-    from transformers import AutoModelForCausalLM
-
     stored = headers.read_config(request.path).get("quantization_config") or {}
     reading: AbstractContextManager[None] = native.whole_blocks(stored)
     if request.attention is not None:
@@ -35,14 +51,18 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         reading = unfused(request.untouched)
     try:
         with reading:
-            model = AutoModelForCausalLM.from_pretrained(
-                request.path,
-                dtype=request.dtype,
-                device_map=device_map(request.device, request.gpus),
-                trust_remote_code=request.trust_remote_code,
-                use_safetensors=True,
-                **options,
-            ).eval()
+            model = (
+                checkpoint_class(request.path, request.trust_remote_code)
+                .from_pretrained(
+                    request.path,
+                    dtype=request.dtype,
+                    device_map=device_map(request.device, request.gpus),
+                    trust_remote_code=request.trust_remote_code,
+                    use_safetensors=True,
+                    **options,
+                )
+                .eval()
+            )
     except ValueError as error:
         if request.gpus > 1 and any(words in str(error) for words in OFFLOADED):
             raise MemoryError(f"the model does not fit {request.gpus} GPUs; use more devices or fewer bits") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.core.method import Method
-from harness.models.shapes import ModelShapes
+from harness.models.shapes import ModelShapes, NativeWeights
 
 DTYPE_BITS = {"float32": 32.0, "float16": 16.0, "bfloat16": 16.0}
 ROTARY_BYTES = 4
@@ -64,19 +64,25 @@ def quantized(
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of the loaded weights by role; ``disk`` is the checkpoint that the method writes, if it does."""
+    """Bytes of the loaded weights by role; ``disk`` is the checkpoint that the method writes, if it does.
+
+    ``other_inputs`` are the vision and audio parts of a multimodal model. ``active`` are the bytes that a step over one
+    token reads: the experts that it is routed to, and of an embedding that is not the head too only one row.
+    """
 
     linear: int
     embedding: int
     head: int
     other: int
+    other_inputs: int
     unpacked: int
     disk: int | None
     bits_per_weight: float
+    active: int
 
     @property
     def total(self) -> int:
-        return self.linear + self.embedding + self.head + self.other
+        return self.linear + self.embedding + self.head + self.other + self.other_inputs
 
 
 def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: float, device: str = "cpu") -> Weights:
@@ -88,28 +94,52 @@ def weights(model: ModelShapes, method: Method[Any], params: Any, plain_bits: fl
     covered = model.matrices if leaves else (*model.matrices, *model.experts)
     codes = quantized(method, params, plain_bits, covered, device)
     left = plain_bytes(model.expert_parameters, plain_bits) if leaves else 0.0
+    experts = left or quantized(method, params, plain_bits, model.experts, device).memory
     kept = plain_bytes(model.kept, plain_bits)
     embedding, head = plain_bytes(model.embedding, plain_bits), plain_bytes(model.head, plain_bits)
-    norms = plain_bytes(model.norms, plain_bits)
+    norms, other_inputs = plain_bytes(model.norms, plain_bits), plain_bytes(model.other_inputs, plain_bits)
+    linear, other = codes.memory + left + kept, norms + codes.modules
+    written = codes.disk + left + kept + embedding + head + norms + other_inputs
     return Weights(
-        linear=math.ceil(codes.memory + left + kept),
+        linear=math.ceil(linear),
         embedding=math.ceil(embedding),
         head=math.ceil(head),
-        other=math.ceil(norms + codes.modules + ROTARY_BYTES * model.rotary),
+        other=math.ceil(other + ROTARY_BYTES * model.rotary),
+        other_inputs=math.ceil(other_inputs),
         unpacked=math.ceil(codes.unpacked),
-        disk=math.ceil(codes.disk + left + kept + embedding + head + norms) if method.stage == "offline" else None,
+        disk=math.ceil(written) if method.stage == "offline" else None,
         bits_per_weight=8 * (codes.memory + left) / model.decoder,
+        active=math.ceil(linear - experts * (1 - model.active_share) + (head or embedding) + other),
+    )
+
+
+def native_weights(model: ModelShapes, native: NativeWeights, plain_bits: float) -> Weights:
+    """Bytes of a natively quantized checkpoint, loaded in its own format."""
+    linear = native.codes + plain_bytes(native.decoder + native.kept, plain_bits)
+    embedding, head = plain_bytes(native.embedding, plain_bits), plain_bytes(native.head, plain_bits)
+    norms, other_inputs = plain_bytes(native.norms, plain_bits), plain_bytes(native.other_inputs, plain_bits)
+    unrouted = native.expert_codes * (1 - model.active_share)
+    return Weights(
+        linear=math.ceil(linear),
+        embedding=math.ceil(embedding),
+        head=math.ceil(head),
+        other=math.ceil(norms + ROTARY_BYTES * model.rotary),
+        other_inputs=math.ceil(other_inputs),
+        unpacked=0,
+        disk=math.ceil(linear + embedding + head + norms + other_inputs),
+        bits_per_weight=8 * (native.codes + plain_bytes(native.decoder, plain_bits)) / model.decoder,
+        active=math.ceil(linear - unrouted + (head or embedding) + norms),
     )
 
 
 def kv_cache_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:
-    """A key and a value of ``kv_heads · head_dim`` numbers per token and layer: 2 · layers · heads · dimension · bytes.
+    """What all layers keep of ``batch`` texts: keys and values, a window of them at most, and states of fixed size."""
+    return math.ceil(batch * model.attention.cache_bytes(context, plain_bits / 8))
 
-    A layer with a sliding window keeps at most the window's tokens.
-    """
-    attention = model.attention
-    tokens = sum(context if window is None else min(context, window) for window in attention.windows)
-    return math.ceil(plain_bytes(2 * attention.kv_heads * attention.head_dim * tokens * batch, plain_bits))
+
+def kv_bytes_per_token(model: ModelShapes, plain_bits: float) -> int:
+    """What the cache of one text grows by with a token, while it is shorter than the shortest window."""
+    return kv_cache_bytes(model, 2, 1, plain_bits) - kv_cache_bytes(model, 1, 1, plain_bits)
 
 
 def workspace_bytes(model: ModelShapes, context: int, batch: int, plain_bits: float) -> int:

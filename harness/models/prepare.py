@@ -12,6 +12,7 @@ from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
 from harness.models.headers import read_config
+from harness.models.loading import auto_class, checkpoint_class
 from harness.models.native import unpacking_configuration, whole_blocks
 from harness.numerics.prediction import mean_divergence
 
@@ -68,7 +69,7 @@ def _build(ref: ModelRef) -> Any:
         except (ValueError, KeyError) as error:
             raise UnsupportedError(f"transformers knows no such model: {error}") from None
         torch.manual_seed(ref.seed)
-        return AutoModelForCausalLM.from_config(config, dtype=ref.dtype)
+        return auto_class(type(config)).from_config(config, dtype=ref.dtype)
     if ref.kind == "gguf":
         with tempfile.TemporaryDirectory() as folder:  # transformers also reads adjacent files, which are not hashed
             (Path(folder) / path.name).symlink_to(path.absolute())
@@ -82,7 +83,7 @@ def _build(ref: ModelRef) -> Any:
     if ref.dequantize is not None:
         options["quantization_config"] = unpacking_configuration(ref.dequantize)
     with whole_blocks(read_config(path).get("quantization_config") or {}):
-        model = AutoModelForCausalLM.from_pretrained(
+        model = checkpoint_class(path, ref.trust_remote_code).from_pretrained(
             path, dtype=ref.dtype, use_safetensors=True, trust_remote_code=ref.trust_remote_code, **options
         )
     if ref.dequantize is not None:

@@ -11,20 +11,27 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from harness.core.model import LayerCache
 from harness.core.owner import temporary_folder
 from harness.core.site import CONFIGURATIONS, MAX_SEALED_BYTES
 from harness.errors import ResultsError, SourceError
 from harness.host.machine import cache_folder, installed_version
+from harness.models.caches import NO_LOOP, count_caches
+from harness.models.loading import auto_class
+from harness.models.native import FORMATS
+from harness.models.scope import holds_experts
+from harness.numerics.traffic import ACTIVE_COUNTS, EXPERT_COUNTS
 from harness.storage.disk import Disk
 from harness.storage.folder_seal import read_sealed_json, with_seal
 
-VERSION = 2
+VERSION = 3
 """Increase this with every change of the answers: cached ones are then computed again."""
 TIMEOUT_S = 300
 MAX_ADDED_BYTES = 4 * 2**30
@@ -32,10 +39,12 @@ MAX_ADDED_BYTES = 4 * 2**30
 KEYS = (
     *("hidden_size", "intermediate_size", "moe_intermediate_size", "n_inner", "vocab_size", "max_position_embeddings"),
     *("num_attention_heads", "num_key_value_heads", "head_dim", "num_hidden_layers", "kv_lora_rank", "global_head_dim"),
-    *("num_experts_per_tok", "num_local_experts", "num_experts", "n_routed_experts", "rope_parameters"),
+    *("qk_head_dim", "v_head_dim", "rope_parameters", *EXPERT_COUNTS, *ACTIVE_COUNTS),
 )
 """The keys that are read from a text model's configuration, by transformers' common names."""
 
+MX_BLOCK = 32
+"""Numbers that share a scale in an MX format."""
 Config = Mapping[str, Any]
 
 
@@ -45,8 +54,12 @@ class Resolved:
 
     ``text`` has those KEYS of the text model that its class defines. ``layer_types`` has transformers' type of each
     layer that has its own cache, and ``window`` the number of tokens that sliding and chunked layers keep. ``shapes``
-    are all parameters, as transformers names and fuses them, without a tied head; None if transformers has no causal
+    are all parameters, as transformers names and fuses them, without a tied head; None if transformers has no
     language model of the type, and then ``unbuilt`` says why. ``rotary`` counts the elements of its rotary buffers.
+
+    ``caches`` is what each layer keeps, counted in the model itself; None if ``uncounted`` says why it was not.
+    ``unloaded`` counts the parameters for other inputs than text that a checkpoint holds and its language model leaves
+    out. ``native`` are the parameters of a natively quantized checkpoint as transformers stores them: dtype and shape.
     """
 
     text: dict[str, Any]
@@ -56,6 +69,10 @@ class Resolved:
     shapes: dict[str, tuple[int, ...]] | None
     rotary: int | None
     unbuilt: str | None
+    caches: tuple[LayerCache, ...] | None = None
+    uncounted: str | None = None
+    unloaded: int = 0
+    native: dict[str, tuple[str, tuple[int, ...]]] | None = None
 
 
 def resolve(label: str, config: Config) -> Resolved:
@@ -86,16 +103,28 @@ def described(config: Any, build: bool = True) -> dict[str, Any]:
     text = config.get_text_config(decoder=True)
     kinds, settings = get_layer_types_and_kwargs(text)
     answer = {
-        "text": {key: getattr(text, key) for key in KEYS if getattr(text, key, None) is not None},
+        "text": {key: value for key in KEYS if (value := _value(text, key)) is not None},
         "layer_types": list(kinds),
         "window": settings.get("sliding_window"),
         "tied": bool(getattr(config, "tie_word_embeddings", False)),
         "shapes": None,
         "rotary": None,
         "unbuilt": None,
+        "caches": None,
+        "uncounted": None,
+        "unloaded": 0,
+        "native": None,
     }
     answer["text"].setdefault("num_key_value_heads", _key_value_heads(text))
     return answer | (_built(config) if build else {})
+
+
+def _value(text: Any, key: str) -> Any:
+    """A key of a text model; the list of its values where they differ by layer, which its class does not hand out."""
+    try:
+        return getattr(text, key, None)
+    except Exception:  # noqa: BLE001 - of a class that each version of transformers has elsewhere
+        return [getattr(layer, key) for layer in text.per_layer_config]
 
 
 def _key_value_heads(text: Any) -> int | None:
@@ -104,22 +133,25 @@ def _key_value_heads(text: Any) -> int | None:
     Falcon's newer architecture shares keys among heads, but transformers caches them for each head.
     """
     shared = getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False)
-    return 1 if shared else getattr(text, "num_attention_heads", None)
+    return 1 if shared else _value(text, "num_attention_heads")
 
 
-def of_folder(folder: Path, trust_remote_code: bool = False) -> Resolved:
-    """Resolves a checkpoint's folder in this process, for workers, which import torch anyway. No parameters."""
+def of_folder(folder: Path, trust_remote_code: bool = False, build: bool = False) -> Resolved:
+    """Resolves a checkpoint's folder in this process, for workers, which import torch anyway.
+
+    Without ``build`` there are no parameters, and no counted caches.
+    """
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        return _decoded(described(config, build=False))
+        return _decoded(described(config, build))
     except Exception as error:  # noqa: BLE001 - whatever a configuration's class raises is an answer
         raise SourceError(f"{folder}: its layers cannot be read from its configuration: {error}") from None
 
 
 def _decoded(answer: Mapping[str, Any]) -> Resolved:
-    shapes = answer["shapes"]
+    shapes, native = answer["shapes"], answer["native"]
     return Resolved(
         answer["text"],
         tuple(answer["layer_types"]),
@@ -128,6 +160,10 @@ def _decoded(answer: Mapping[str, Any]) -> Resolved:
         None if shapes is None else {name: tuple(shape) for name, shape in shapes.items()},
         answer["rotary"],
         answer["unbuilt"],
+        None if answer["caches"] is None else tuple(LayerCache(*each) for each in answer["caches"]),
+        answer["uncounted"],
+        answer["unloaded"],
+        None if native is None else {name: (dtype, tuple(shape)) for name, (dtype, shape) in native.items()},
     )
 
 
@@ -205,20 +241,92 @@ def _answer(config: Config) -> dict[str, Any]:
 
 
 def _built(config: Any) -> dict[str, Any]:
-    """Every parameter of a configuration's causal language model, built on the meta device: only shapes."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
+    """Every parameter of a configuration's language model, built on the meta device: only shapes."""
     try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")  # kernels do not matter
+        model = _on_meta(config)
     except Exception as error:  # noqa: BLE001 - whatever building raises says why there are no shapes
-        return {"unbuilt": str(error).strip().partition("\n")[0] or type(error).__name__}
+        return {"unbuilt": _reason(error)}
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head is not None and embedding is not None and head.weight is embedding.weight
     rotary = sum(buffer.numel() for name, buffer in model.named_buffers() if name.endswith("inv_freq"))
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
-    return {"tied": tied, "rotary": rotary, "shapes": shapes}
+    return {
+        "tied": tied,
+        "rotary": rotary,
+        "shapes": shapes,
+        "unloaded": _unloaded(config, model),
+        "native": _native(config),
+        **_counted(model),
+    }
+
+
+def _on_meta(config: Any) -> Any:
+    """The model that the harness loads, in bfloat16; kernels do not matter."""
+    import torch
+
+    with torch.device("meta"):
+        made = auto_class(type(config)).from_config(
+            config, dtype=torch.bfloat16, attn_implementation="eager", trust_remote_code=False
+        )
+    return made.eval()
+
+
+def _counted(model: Any) -> dict[str, Any]:
+    """What its layers cache, or why that cannot be counted."""
+    with suppress(Exception):  # a model without experts
+        model.set_experts_implementation(NO_LOOP)
+    try:
+        return {"caches": [astuple(layer) for layer in count_caches(model)]}
+    except Exception as error:  # noqa: BLE001 - whatever a model's code raises says why
+        return {"uncounted": _reason(error)}
+
+
+def _unloaded(config: Any, model: Any) -> int:
+    """The parameters of a multimodal checkpoint that its language model leaves out."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    if type(model.config) is type(config) or type(config) not in AutoModelForImageTextToText._model_mapping:
+        return 0
+    with torch.device("meta"):
+        whole = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    return whole.num_parameters() - model.num_parameters()  # type: ignore[no-any-return]
+
+
+def _native(config: Any) -> dict[str, Any] | None:
+    """The parameters of a checkpoint in a native format: those of the modules that transformers prepares for them.
+
+    Of MXFP4 it prepares them on some machines only, so these follow from the format: 32 codes of 4 bits and a scale of
+    8 (OCP Microscaling Formats 1.0, 5.2), of all matrices of experts.
+    """
+    from transformers.quantizers import AutoHfQuantizer
+
+    wanted = getattr(config, "quantization_config", None)
+    if not wanted or wanted.get("quant_method") not in FORMATS:
+        return None
+    model = _on_meta(config)
+    if wanted["quant_method"] == "mxfp4":
+        return dict(_mxfp4(model, wanted.get("modules_to_not_convert") or ()))
+    AutoHfQuantizer.from_config(wanted, pre_quantized=True).preprocess_model(model)
+    return {name: _stored(parameter.dtype, parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _mxfp4(model: Any, left: Sequence[str]) -> Iterator[tuple[str, list[Any]]]:
+    for name, parameter in model.named_parameters():
+        if not holds_experts(name, parameter.dim()) or any(fnmatchcase(name, f"{pattern}*") for pattern in left):
+            yield name, _stored(parameter.dtype, parameter.shape)
+            continue
+        blocks = parameter.numel() // MX_BLOCK
+        yield f"{name}_blocks", _stored("uint8", (blocks, MX_BLOCK // 2))
+        yield f"{name}_scales", _stored("uint8", (blocks,))
+
+
+def _stored(dtype: Any, shape: Sequence[int]) -> list[Any]:
+    return [str(dtype).removeprefix("torch."), list(shape)]
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _limit_process() -> None:

@@ -31,6 +31,9 @@ _OTHERWISE = (
 _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
 _BIAS = re.compile(r"[._]bias$")
 _CONVOLUTION = re.compile(r"conv\w*\.")
+_OTHER_INPUTS = re.compile(
+    r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|multi_?modal\w*|mm_\w*|embed_(vision|audio|image)|speech\w*)\."
+)
 
 
 UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
@@ -40,12 +43,19 @@ UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe"
 def in_decoder(name: str, dimensions: int) -> bool:
     """Whether a parameter is in the ``decoder`` scope: a matrix (or a stack of experts' matrices) of a layer.
 
-    A mixture's router is excluded, as in every method: it is small and critical. So are biases; a stack of experts has
-    one bias vector per expert.
+    A mixture's router is excluded, as in every method: it is small and critical. So are biases (a stack of experts has
+    one bias vector per expert), the short convolutions beside linear attention, and what reads other inputs than text.
     """
-    if dimensions < 2 or _BIAS.search(name):
+    if dimensions < 2 or _BIAS.search(name) or reads_other_inputs(name):
+        return False
+    if dimensions == 3 and _CONVOLUTION.search(name):
         return False
     return _DECODER.search(name) is not None and _ROUTER.search(name) is None
+
+
+def reads_other_inputs(name: str) -> bool:
+    """Whether a parameter of a multimodal checkpoint is a part of its vision or audio model: out of every scope."""
+    return _OTHER_INPUTS.search(name) is not None
 
 
 def holds_experts(name: str, dimensions: int) -> bool:
@@ -54,8 +64,7 @@ def holds_experts(name: str, dimensions: int) -> bool:
     transformers holds the experts of a layer in one 3-D parameter, and not as layers, even if a checkpoint (or
     llama.cpp) stores them one by one. Experts that process every token ("shared") are ordinary layers.
     """
-    stacked = dimensions >= 3 and not _CONVOLUTION.search(name)
-    return in_decoder(name, dimensions) and (stacked or _EXPERTS.search(name) is not None)
+    return in_decoder(name, dimensions) and (dimensions >= 3 or _EXPERTS.search(name) is not None)
 
 
 def experts_module(name: str) -> str:

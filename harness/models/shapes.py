@@ -11,20 +11,45 @@ from pathlib import Path
 from typing import Any
 
 from harness.core.foreign import locate, quoted
-from harness.core.model import Attention, ModelRef
+from harness.core.model import Attention, LayerCache, ModelRef
 from harness.errors import SourceError
 from harness.models import headers, hub
 from harness.models.gguf.header import configuration, read_header
+from harness.models.native import FORMATS
 from harness.models.resolve import Resolved, resolve
-from harness.models.scope import holds_experts, in_decoder
+from harness.models.scope import holds_experts, in_decoder, reads_other_inputs
 from harness.models.sources import HUB_ID, SourceModel, package_file
 from harness.numerics.traffic import routing
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
-_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|token_embd|word_embeddings|embed_in|tok_embeddings)\.")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens\w*|wte|token_embd|word_embeddings|embed_in|tok_embeddings|embeddings)\.")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.|^output\.weight$")
 _KEYS = re.compile(r"(k_proj|attn_k)\.weight$")
-_OTHER_SENSES = re.compile(r"vision|visual|audio")
+PLAIN_DTYPES = ("float32", "float16", "bfloat16")
+NATIVE_BYTES = {
+    **{"float32": 4, "bfloat16": 2, "float16": 2},
+    **dict.fromkeys(("float8_e4m3fn", "float8_e8m0fnu", "uint8", "int8"), 1),
+}
+"""Of an element of the codes and scales of native checkpoints."""
+
+
+@dataclass(frozen=True)
+class NativeWeights:
+    """A natively quantized checkpoint: ``format`` is its quant_method.
+
+    ``codes`` counts bytes of quantized matrices and their scales, of which ``expert_codes`` are those of a mixture's
+    experts. The rest are parameters that it leaves plain: those of the decoder's matrices, and of the other roles.
+    """
+
+    format: str
+    codes: int
+    expert_codes: int
+    decoder: int
+    kept: int
+    embedding: int
+    head: int
+    norms: int
+    other_inputs: int
 
 
 @dataclass(frozen=True)
@@ -35,6 +60,10 @@ class ModelShapes:
     are those of a mixture's experts, of which each token uses the fraction ``active_share``. ``kept`` counts matrices
     that no method quantizes, such as a router. A tied head has no parameters of its own. ``rotary`` counts float32
     elements of the rotary embedding's buffers, which no checkpoint holds.
+
+    ``other_inputs`` counts the vision and audio parts of a multimodal model, which are loaded and never quantized;
+    ``unloaded`` those of a checkpoint whose text model is loaded without them. ``native`` describes a checkpoint that
+    was published quantized: all other counts are of its unpacked parameters.
     """
 
     label: str
@@ -53,6 +82,9 @@ class ModelShapes:
     attention: Attention
     experts: tuple[tuple[int, ...], ...] = ()
     active_share: float = 1.0
+    other_inputs: int = 0
+    unloaded: int = 0
+    native: NativeWeights | None = None
 
     @property
     def decoder(self) -> int:
@@ -64,18 +96,18 @@ class ModelShapes:
 
     @property
     def active(self) -> int:
-        """The parameters that one token uses: of the experts, those that it is routed to."""
-        return self.parameters - round(self.expert_parameters * (1 - self.active_share))
+        """The parameters that one token of text uses: of the experts, those that it is routed to."""
+        return self.parameters - self.other_inputs - round(self.expert_parameters * (1 - self.active_share))
 
     @property
     def parameters(self) -> int:
-        return self.decoder + self.kept + self.embedding + self.head + self.norms
+        return self.decoder + self.kept + self.embedding + self.head + self.norms + self.other_inputs
 
 
 def read(model: str, revision: str | None = None) -> ModelShapes:
     """The shapes of a folder, a ``config.json``, a GGUF file, ``synthetic:CONFIG.json``, ``package:…`` or a hub id.
 
-    Raises SourceError if the model is missing, already quantized, or its shapes cannot be determined.
+    Raises SourceError if the model is missing, already quantized (but for native formats), or of unknown shapes.
     """
     scheme, _, rest = model.partition(":")
     if scheme == "synthetic" and rest:
@@ -102,26 +134,22 @@ def shapes(
 ) -> ModelShapes:
     """Sorts a header's tensors by role. ``config`` is the content of ``config.json``; ``resolved`` completes it.
 
-    Raises SourceError for a checkpoint that is already quantized or has an unsupported kind of cache.
+    Of a natively quantized checkpoint the tensors are those that transformers makes of its configuration. Raises
+    SourceError for a checkpoint that was quantized otherwise or has an unsupported kind of cache.
     """
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method")
+    method = (config.get("quantization_config") or {}).get("quant_method")
+    if method is not None and method not in FORMATS:
         raise SourceError(f"{label}: is already quantized ({method}); estimate the model that it was made of")
     known = resolved or resolve(label, config)
-    counts = {"kept": 0, "embedding": 0, "head": 0, "norms": 0}
-    matrices, experts = [], []
-    for name, shape in header.shapes.items():
-        if holds_experts(name, len(shape)):
-            experts.append(shape)
-        elif in_decoder(name, len(shape)):
-            matrices.append(shape)
-        else:
-            role = _role(name, shape)
-            counts[role] += 0 if role == "head" and known.tied else math.prod(shape)
+    held = header.shapes if method is None else known.shapes
+    if held is None:
+        raise _unbuilt(label, config, known)
+    matrices, experts, counts = _by_role(held, known.tied)
     if not matrices and not experts:
         raise SourceError(f"{label}: holds no decoder layers that are known by their names; it cannot be estimated")
     heads, hidden = attention(label, known), _number(label, "hidden_size", known.text.get("hidden_size"))
-    _refuse_uneven(label, header.shapes, heads)
+    if known.caches is None:
+        _refuse_uneven(label, held, heads)
     routed = routing(known.text)
     return ModelShapes(
         label=label,
@@ -137,10 +165,62 @@ def shapes(
         attention=heads,
         experts=tuple(sorted(experts)),
         active_share=routed.active / routed.experts if routed and experts else 1.0,
+        unloaded=known.unloaded,
+        native=_native(method, known),
+    )
+
+
+def _by_role(
+    held: Mapping[str, tuple[int, ...]], tied: bool
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], dict[str, int]]:
+    """The decoder's matrices, those of its experts, and the number of parameters of every other role."""
+    counts = {"kept": 0, "embedding": 0, "head": 0, "norms": 0, "other_inputs": 0}
+    matrices, experts = [], []
+    for name, shape in held.items():
+        if holds_experts(name, len(shape)):
+            experts.append(shape)
+        elif in_decoder(name, len(shape)):
+            matrices.append(shape)
+        else:
+            role = _role(name, shape)
+            counts[role] += 0 if role == "head" and tied else math.prod(shape)
+    return matrices, experts, counts
+
+
+def _native(method: str | None, known: Resolved) -> NativeWeights | None:
+    """The stored form of a natively quantized checkpoint. What it adds or changes is codes and scales."""
+    if method is None or known.native is None or known.shapes is None:
+        return None
+    plain = {
+        name: shape
+        for name, (dtype, shape) in known.native.items()
+        if known.shapes.get(name) == shape and dtype in PLAIN_DTYPES
+    }
+    matrices, experts, counts = _by_role(plain, known.tied)
+    codes = {
+        name: NATIVE_BYTES[dtype] * math.prod(shape)
+        for name, (dtype, shape) in known.native.items()
+        if name not in plain
+    }
+    return NativeWeights(
+        format=method,
+        codes=sum(codes.values()),
+        expert_codes=sum(size for name, size in codes.items() if ".experts." in name),
+        decoder=sum(map(math.prod, (*matrices, *experts))),
+        **counts,
+    )
+
+
+def _unbuilt(label: str, config: Mapping[str, Any], found: Resolved) -> SourceError:
+    return SourceError(
+        f"{label}: transformers makes no language model of a configuration of type {config.get('model_type')!r}: "
+        f"{found.unbuilt}"
     )
 
 
 def _role(name: str, shape: tuple[int, ...]) -> str:
+    if reads_other_inputs(name):
+        return "other_inputs"
     if _EMBEDDING.search(name):
         return "embedding"
     if _HEAD.search(name):
@@ -161,33 +241,44 @@ def _from_gguf(label: str, file: Path) -> ModelShapes:
 def _from_config(label: str, config: dict[str, Any]) -> ModelShapes:
     found = resolve(label, config)
     if found.shapes is None:
-        raise SourceError(
-            f"{label}: transformers makes no language model of a configuration of type {config.get('model_type')!r}: "
-            f"{found.unbuilt}"
-        )
+        raise _unbuilt(label, config, found)
     dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
     header = headers.Header(found.shapes, None, None, str(dtype), config.get("model_type"))
     return shapes(label, config, header, found)
 
 
 def attention(label: str, found: Resolved) -> Attention:
-    """What each layer caches. Raises SourceError for a kind of attention that cannot be estimated."""
-    if "kv_lora_rank" in found.text:
-        raise SourceError(f"{label}: the cache of multi-head latent attention is not estimated yet")
-    if unknown := set(found.layer_types) - ATTENTION_LAYERS:
-        raise SourceError(
-            f"{label}: layers of type {', '.join(sorted(unknown))} keep a state that is not estimated yet"
-        )
+    """What each layer caches: as counted in the model, else as its configuration says.
+
+    Raises SourceError if neither is known.
+    """
+    text = found.text
+    heads, hidden = _largest(text.get("num_attention_heads")), _largest(text.get("hidden_size"))
+    head_dim = _largest(text.get("head_dim")) or (hidden // heads if heads else 0)
+    if values := _largest(text.get("v_head_dim")):
+        head_dim = ((_largest(text.get("qk_head_dim")) or head_dim) + values) // 2
+    kv_heads = _largest(text.get("num_key_value_heads")) or heads
+    if found.caches is not None:
+        return Attention(found.caches, heads, kv_heads, head_dim)
+    special = [key for key in ("kv_lora_rank", "global_head_dim") if text.get(key)]
+    special += sorted(set(found.layer_types) - ATTENTION_LAYERS)
+    if special:
+        why = found.uncounted or "that needs transformers"
+        raise SourceError(f"{label}: its cache ({', '.join(special)}) was not counted: {why}")
     if found.window is None and set(found.layer_types) - {"full_attention"}:
         raise SourceError(f"{label}: its configuration has sliding-window layers but gives no window size")
-    heads = _number(label, "num_attention_heads", found.text.get("num_attention_heads"))
-    hidden = _number(label, "hidden_size", found.text.get("hidden_size"))
+    for key, value in (("num_attention_heads", heads), ("head_dim", head_dim)):
+        _number(label, key, value)
+    windows = (None if kind == "full_attention" else found.window for kind in found.layer_types)
     return Attention(
-        windows=tuple(None if kind == "full_attention" else found.window for kind in found.layer_types),
-        heads=heads,
-        kv_heads=_number(label, "num_key_value_heads", found.text.get("num_key_value_heads") or heads),
-        head_dim=_number(label, "head_dim", found.text.get("head_dim") or hidden // heads),
+        tuple(LayerCache(2 * kv_heads * head_dim, window) for window in windows), heads, kv_heads, head_dim
     )
+
+
+def _largest(value: Any) -> int:
+    """A size of a configuration, the largest if it has one per layer; 0 if it has none."""
+    sizes = value if isinstance(value, list) else [value]
+    return max((size for size in sizes if type(size) is int), default=0)
 
 
 @dataclass(frozen=True)
@@ -267,7 +358,7 @@ def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Atten
     """Raises SourceError if a layer's keys differ in width from the configuration's single value."""
     width = heads.kv_heads * heads.head_dim
     for name, shape in held.items():
-        if _KEYS.search(name) and in_decoder(name, len(shape)) and not _OTHER_SENSES.search(name) and shape[0] != width:
+        if _KEYS.search(name) and in_decoder(name, len(shape)) and shape[0] != width:
             raise SourceError(
                 f"{label}: {name} gives keys of {shape[0]} numbers, and the configuration says {width}; the cache of "
                 "layers of several widths is not estimated yet"
@@ -276,12 +367,11 @@ def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Atten
 
 def _inner(label: str, config: Mapping[str, Any], hidden: int) -> int:
     """The width between a layer's up and down projections; in a mixture, of all experts that one token uses."""
-    experts = config.get("num_experts_per_tok")
-    inner = config.get("moe_intermediate_size") if experts else None
-    inner = inner or config.get("intermediate_size") or config.get("n_inner") or 4 * hidden
-    widths = inner if isinstance(inner, list) else [inner]  # some models have one width per layer
-    widest = max(_number(label, "intermediate_size", width) for width in widths)
-    return widest * _number(label, "num_experts_per_tok", experts or 1)
+    routed = routing(config)
+    dense = _largest(config.get("intermediate_size")) or _largest(config.get("n_inner")) or 4 * hidden
+    if routed is None:
+        return _number(label, "intermediate_size", dense)
+    return routed.active * (_largest(config.get("moe_intermediate_size")) or dense)
 
 
 def _number(label: str, key: str, found: Any) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.engine import LoadRequest
 from harness.models.headers import weight_files
+from harness.models.loading import auto_class
 
 if TYPE_CHECKING:
     import torch
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 def skeleton(request: LoadRequest) -> Any:
     """The model of the checkpoint's ``config.json``: parameters on the meta device, buffers as they are computed."""
     from accelerate import init_empty_weights  # type: ignore[import-untyped]
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
     with init_empty_weights(include_buffers=False):
-        return AutoModelForCausalLM.from_config(
+        return auto_class(type(config)).from_config(
             config,
             dtype=request.dtype,
             attn_implementation=request.attention,

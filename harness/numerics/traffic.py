@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.core.capability import Product, StoredTensor
+from harness.core.model import Attention
 
 VERSION = 1
 PACKED = "packed"
@@ -27,8 +28,9 @@ UNKNOWN = Product("packed")
 """Of quantized layers without a product: they read no less than they store, and may multiply in the fastest unit."""
 _LAYER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.(?P<number>\d+)\.")
 _EXPERTS = re.compile(r"(^|\.)experts(\.|$)")
-_EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-_ACTIVE_COUNTS = ("num_experts_per_tok", "top_k_experts", "moe_k", "moe_topk")
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+ACTIVE_COUNTS = ("num_experts_per_tok", "top_k_experts", "moe_topk", "moe_top_k", "moe_k", "num_experts_per_token")
+"""The keys of configurations for the experts of a layer, and for those of them that a token is routed to."""
 
 
 @dataclass(frozen=True)
@@ -54,33 +56,42 @@ class Routing:
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """``windows`` has one entry per layer with a key-value cache: how many tokens it can look back, or None for all."""
+    """What the layers cache, and the bytes of a number in the cache.
 
-    windows: tuple[int | None, ...]
-    heads: int
-    kv_heads: int
-    head_dim: int
+    A layer that keeps no tokens, but a state of fixed size, attends to nothing.
+    """
+
+    attention: Attention
     kv_element_bytes: int
 
     def read_bytes(self, tokens: float) -> float:
-        """Bytes of the keys and values of ``tokens`` tokens of one sequence, over all layers."""
-        per_token = 2 * self.kv_heads * self.head_dim * self.kv_element_bytes
-        return per_token * sum(_within(window, tokens) for window in self.windows)
+        """Bytes of the cache of ``tokens`` tokens of one sequence, over all layers."""
+        return self.attention.cache_bytes(tokens, self.kv_element_bytes)
 
     def operations(self, tokens: float) -> float:
         """Attention of one token over ``tokens`` tokens, itself included: scores and weighted values.
 
         4 · heads · dimension for each token that is attended to.
         """
-        return 4 * self.heads * self.head_dim * sum(_within(window, tokens) for window in self.windows)
+        return self._per_pair * sum(_within(window, tokens) for window in self._windows)
 
     def prompt_operations(self, tokens: int) -> float:
         """The same summed over the tokens of a prompt: 1 + 2 + … + n, limited by each layer's window."""
         total = 0
-        for window in self.windows:
+        for window in self._windows:
             near = min(tokens, window) if window is not None else tokens
             total += near * (near + 1) // 2 + (tokens - near) * near
-        return 4 * self.heads * self.head_dim * total
+        return self._per_pair * total
+
+    @property
+    def _windows(self) -> list[int | None]:
+        """How many tokens each layer that attends to any can look back, or None for all."""
+        return [layer.window for layer in self.attention.layers if layer.token]
+
+    @property
+    def _per_pair(self) -> int:
+        """Operations of one token attending to another in one layer."""
+        return 4 * self.attention.heads * self.attention.head_dim
 
 
 @dataclass(frozen=True)
@@ -151,9 +162,14 @@ def prefill(model: Running, products: Mapping[str, Product], batch: int, prompt:
 def routing(config: Mapping[str, Any]) -> Routing | None:
     """The mixture of experts in a config.json; None if it has none."""
     text: Mapping[str, Any] = config.get("text_config") or config
-    experts = next((text[name] for name in _EXPERT_COUNTS if text.get(name)), None)
-    active = next((text[name] for name in _ACTIVE_COUNTS if isinstance(text.get(name), int)), None)
-    return Routing(int(experts), int(active)) if experts and active else None
+    experts, active = (_most(text, names) for names in (EXPERT_COUNTS, ACTIVE_COUNTS))
+    return Routing(experts, active) if experts and active else None
+
+
+def _most(text: Mapping[str, Any], names: Sequence[str]) -> int:
+    """The first of the keys that the configuration has; the largest number if it lists one per layer."""
+    found = next((text[name] for name in names if text.get(name)), 0)
+    return max(map(int, found)) if isinstance(found, list) else int(found)
 
 
 def layer_number(name: str) -> int | None:

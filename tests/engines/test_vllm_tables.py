@@ -16,7 +16,7 @@ from harness import plugins as registry
 from harness.core.engine import LoadRequest, PlannedLoad
 from harness.core.format import Activations, Codes
 from harness.core.method import Setting
-from harness.core.model import Attention
+from harness.core.model import Attention, LayerCache
 from harness.core.site import Machine
 from harness.engines.vllm.engine import VLLM, VllmParams, text_tokens
 from harness.engines.vllm.runtime import EngineLimits
@@ -27,7 +27,7 @@ CPU = Machine("cpu", "a processor", memory_bytes=16 * GIB)
 AMX = replace(CPU, instructions=frozenset({"avx512f", "amx_tile"}))
 PLAIN = replace(CPU, instructions=frozenset({"avx2"}))
 H100 = Machine("cuda", "an imagined H100", (9, 0), memory_bytes=80 * GIB)
-SMOLLM2 = Attention((None,) * 30, heads=9, kv_heads=3, head_dim=64)
+SMOLLM2 = Attention((LayerCache(2 * 3 * 64),) * 30, heads=9, kv_heads=3, head_dim=64)
 MATRICES = {
     "model.layers.0.self_attn.q_proj.weight": (512, 512),
     "model.layers.0.self_attn.k_proj.weight": (128, 512),
@@ -202,7 +202,7 @@ def test_heads_without_a_kernel(size: int) -> None:
 def test_a_text_longer_than_the_cache(
     layers: int, kv_heads: int, head: int, tokens: int, gib: int, dtype: str, kv_cache: Any
 ) -> None:
-    attention = Attention((None,) * layers, kv_heads, kv_heads, head)
+    attention = Attention((LayerCache(2 * kv_heads * head),) * layers, kv_heads, kv_heads, head)
     load = PlannedLoad(CPU, dtype, None, kv_cache, attention, {}, tokens)
     element = 1 if kv_cache == "fp8" else {"float32": 4}.get(dtype, 2)
     blocks = math.ceil((tokens + 1) / 128) + 1  # one token is sampled, one block is vLLM's own
@@ -229,7 +229,9 @@ def test_a_batch_larger_than_the_cache_or_than_what_is_computed_together(texts: 
 
 
 def test_layers_with_a_window_keep_no_more_than_it() -> None:
-    long = PlannedLoad(CPU, "bfloat16", None, "model", Attention((512,) * 30, 9, 3, 64), {}, 100_000)
+    long = PlannedLoad(
+        CPU, "bfloat16", None, "model", Attention((LayerCache(2 * 3 * 64, 512),) * 30, 9, 3, 64), {}, 100_000
+    )
     assert refused(long) is None
     assert refused(replace(long, attention=SMOLLM2)) is not None
 

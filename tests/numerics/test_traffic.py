@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from harness.core.capability import Product, StoredTensor
 from harness.core.engine import LoadRequest
+from harness.core.model import Attention, LayerCache
 from harness.engines.transformers.engine import load
 from harness.models.headers import read_config
 from harness.numerics.traffic import PACKED, AttentionShape, Routing, Running, Step, decode_step, prefill, routing
@@ -30,7 +31,7 @@ EMBEDDING = tensor("model.embed_tokens.weight", "embedding", 800)  # 100 tokens 
 NORMS = [tensor("model.layers.0.input_layernorm.weight", "other", 8), tensor("model.norm.weight", "other", 8)]
 HEAD = tensor("lm_head.weight", "head", 800)
 UNTIED = [EMBEDDING, tensor(Q_PROJ, "linear", 64), *NORMS, HEAD]
-ONE_LAYER = AttentionShape((None,), heads=2, kv_heads=1, head_dim=4, kv_element_bytes=4)
+ONE_LAYER = AttentionShape(Attention((LayerCache(8),), heads=2, kv_heads=1, head_dim=4), kv_element_bytes=4)
 
 
 def running(ledger: list[StoredTensor], **changes: Any) -> Running:
@@ -170,7 +171,7 @@ def test_a_mixture_is_read_from_its_configuration() -> None:
 
 @given(st.lists(st.none() | st.integers(1, 40), min_size=1, max_size=3), st.integers(1, 60))
 def test_a_window_bounds_what_each_token_of_a_prompt_sees(windows: list[int | None], tokens: int) -> None:
-    shape = AttentionShape(tuple(windows), heads=3, kv_heads=1, head_dim=4, kv_element_bytes=2)
+    shape = AttentionShape(Attention(tuple(LayerCache(8, window) for window in windows), 3, 1, 4), kv_element_bytes=2)
     seen = [min(place + 1, window or tokens) for window in windows for place in range(tokens)]
     assert shape.prompt_operations(tokens) == 4 * 3 * 4 * sum(seen)
     assert shape.read_bytes(tokens) == 2 * 4 * 2 * sum(min(tokens, window or tokens) for window in windows)
@@ -181,7 +182,7 @@ def test_of_the_tiny_model(tiny: Path) -> None:
     """By hand from its configuration: 4 layers of width 64, 4 heads, 2 of keys, of 16; 192 inside; 512 tokens, tied."""
     config = read_config(tiny)
     model = load(LoadRequest(tiny, "float32", "cpu"))
-    attention = AttentionShape((None,) * 4, heads=4, kv_heads=2, head_dim=16, kv_element_bytes=4)
+    attention = AttentionShape(Attention((LayerCache(64),) * 4, heads=4, kv_heads=2, head_dim=16), kv_element_bytes=4)
     counted = Running(model.weight_ledger(), 512, model.running_bytes(), routing(config), attention)
     layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 192
     weights = 4 * (4 * layer + 4 * 2 * 64 + 64 + 512 * 64)

@@ -43,11 +43,18 @@ def show_estimates(
 def _parameters(model: ModelShapes) -> str:
     head = "tied to the embedding" if not model.head else f"{model.head:,}"
     others = model.norms + model.kept
-    active = f" ({model.active:,} active per token)" if model.experts else ""
-    return (
-        f"{model.label}: {model.parameters:,} parameters{active}: decoder linears {model.decoder:,}, "
-        f"embedding {model.embedding:,}, head {head}, norms and others {others:,}"
-    )
+    active = f" ({model.active:,} active per token)" if model.active < model.parameters else ""
+    experts = f" ({model.expert_parameters:,} in experts)" if model.experts else ""
+    parts = [
+        f"decoder linears {model.decoder:,}{experts}",
+        f"embedding {model.embedding:,}",
+        f"head {head}",
+        f"norms and others {others:,}",
+        *([f"vision and audio {model.other_inputs:,}, out of scope"] if model.other_inputs else []),
+        *([f"vision and audio {model.unloaded:,}, not loaded"] if model.unloaded else []),
+        *([f"published in {model.native.format}"] if model.native else []),
+    ]
+    return f"{model.label}: {model.parameters:,} parameters{active}: {', '.join(parts)}"
 
 
 def _one(entry: MemoryEstimate, request: EstimateRequest) -> Iterator[Table | str]:
@@ -71,7 +78,9 @@ def _parts(stored: Weights, entry: MemoryEstimate, request: EstimateRequest) -> 
         ("weights: embedding", stored.embedding),
         ("weights: head", stored.head),
         ("weights: norms and others", stored.other),
+        ("weights: vision and audio", stored.other_inputs),
         ("weights, total", stored.total),
+        *([("weights read for one token", stored.active)] if stored.active < stored.total else []),
         *([("checkpoint on disk", stored.disk)] if stored.disk is not None else []),
         ("key-value cache per token", entry.kv_bytes_per_token),
         ("key-value cache", entry.kv_bytes),
@@ -124,15 +133,19 @@ def _line(model: ModelShapes, request: EstimateRequest, entry: MemoryEstimate) -
         "all": model.parameters,
         "active": model.active,
         "linear": model.decoder,
+        "experts": model.expert_parameters,
         "embedding": model.embedding,
         "head": model.head,
         "other": model.norms + model.kept,
+        "other_inputs": model.other_inputs,
+        "not_loaded": model.unloaded,
     }
     stored = entry.weights
     weights = None if stored is None else {**asdict(stored), "total": stored.total}
     return {
         "model": model.label,
         "parameters": parameters,
+        "native_format": model.native.format if model.native else None,
         "method": entry.label,
         "dtype": entry.dtype,
         "context": request.context,

@@ -18,7 +18,7 @@ from harness.engines.transformers import prefix_cache
 from harness.engines.transformers.compiled import compiled
 from harness.engines.transformers.kv_cache import CHUNK_TOKENS, PACKAGES, CacheMaker, cache_maker
 from harness.errors import UnsupportedError
-from harness.models.loading import load_tokenizer, load_transformers
+from harness.models.loading import auto_class, load_tokenizer, load_transformers
 from harness.numerics.logits import finish
 
 if TYPE_CHECKING:
@@ -263,13 +263,13 @@ def imports() -> None:
 
 def import_model(checkpoint: Path) -> None:
     """Imports the model's class, as loading would; nothing if the checkpoint brings its own, or none is known."""
-    from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     with suppress(OSError, ValueError, AttributeError):  # loading it says what is wrong with the file
         known = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
         if known.get("auto_map") is None and known.get("model_type") in CONFIG_MAPPING:
-            AutoModelForCausalLM._model_mapping.get(CONFIG_MAPPING[known["model_type"]], None)
+            kind = CONFIG_MAPPING[known["model_type"]]
+            auto_class(kind)._model_mapping.get(kind, None)
 
 
 class TransformersParams(EngineParams):

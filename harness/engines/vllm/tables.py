@@ -16,7 +16,6 @@ from harness.core.engine import PlannedLoad
 from harness.core.format import Codes
 from harness.core.identity import KvCache
 from harness.core.model import Attention
-from harness.numerics.kv_cache import bytes_per_token
 
 if TYPE_CHECKING:
     from harness.engines.vllm.engine import VllmParams
@@ -143,9 +142,10 @@ def cache_bytes(attention: Attention, texts: int, tokens: int, planned: PlannedL
     """
     block = CPU_CACHE_BLOCK if planned.machine.device == "cpu" else 1
     element = element_bytes(planned.kv_cache, planned.dtype)
-    each = block * bytes_per_token(1, attention.kv_heads, attention.head_dim, element)
-    taken = sum(math.ceil(min(tokens, window or tokens) / block) for window in attention.windows)
-    return (texts * taken + min(Counter(attention.windows).values(), default=0)) * each
+    kept = [layer for layer in attention.layers if layer.token]
+    taken = sum(layer.token * math.ceil(min(tokens, layer.window or tokens) / block) for layer in kept)
+    rarest = min(Counter(layer.window for layer in kept).values(), default=0)
+    return (texts * taken + rarest * min((layer.token for layer in kept), default=0)) * block * element
 
 
 def _method(planned: PlannedLoad, codes: Codes) -> str | None:

@@ -18,7 +18,7 @@ from harness.metrics.memory import checkpoint, checkpoint_files, coverage, weigh
 from harness.models import stored
 from harness.models.headers import GGUF, weight_files
 from harness.models.published import codes, quantization_config, shown
-from harness.models.scope import LEAST_COVERAGE, in_decoder, matching
+from harness.models.scope import LEAST_COVERAGE, in_decoder, matching, reads_other_inputs
 from harness.models.stored import StoredLayer
 
 OTHER_ENGINE_KL = 0.1
@@ -46,6 +46,9 @@ def verify_variant(context: Context, model: Logits) -> None:
         context.label("natively_quantized", quantization=native, degridded=spec.model.degrid is not None)
     if context.method().batch_dependent:
         context.label("batch_dependent")
+    if others := [entry for entry in ledger if reads_other_inputs(entry.name)]:
+        held = sum(entry.value_bytes + entry.scale_bytes for entry in others)
+        context.fact("other_inputs", parameters=sum(entry.parameters for entry in others), stored_bytes=held)
     _label_scope(context)
     if native is not None or spec.method.stage == "published":  # others were checked when they were made
         verify_scales(context, context.checkpoint())

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from harness.core.foreign import quoted
 from harness.errors import UsageError
 from harness.figures.derived.footprint import largest_fitting
-from harness.models.memory import DTYPE_BITS, Weights, kv_cache_bytes, weights, workspace_bytes
+from harness.models.memory import (
+    DTYPE_BITS,
+    Weights,
+    kv_bytes_per_token,
+    kv_cache_bytes,
+    native_weights,
+    weights,
+    workspace_bytes,
+)
 from harness.models.shapes import ModelShapes
 from harness.planning.estimate.chosen import Chosen
 from harness.planning.estimate.gpus import Budget
@@ -90,7 +98,11 @@ def _estimate(model: ModelShapes, variant: Chosen, request: EstimateRequest, wan
         return MemoryEstimate(variant.label, dtype, unsupported)
     plain_bits = DTYPE_BITS[dtype]
     # A budget is a GPU's memory, so matrices are padded as they are there.
-    stored = weights(model, method, params, plain_bits, "cpu" if request.budget is None else "cuda")
+    native = model.native if method.stage == "none" else None
+    if native is not None:
+        stored = native_weights(model, native, plain_bits)
+    else:
+        stored = weights(model, method, params, plain_bits, "cpu" if request.budget is None else "cuda")
 
     def taken(context: int, batch: int) -> int:
         running = workspace_bytes(model, context, batch, plain_bits) + stored.unpacked
@@ -103,7 +115,7 @@ def _estimate(model: ModelShapes, variant: Chosen, request: EstimateRequest, wan
         dtype=dtype,
         unsupported=None,
         weights=stored,
-        kv_bytes_per_token=kv_cache_bytes(model, 1, 1, plain_bits),
+        kv_bytes_per_token=kv_bytes_per_token(model, plain_bits),
         kv_bytes=kv_cache_bytes(model, context, batch, plain_bits),
         workspace_bytes=workspace_bytes(model, context, batch, plain_bits) + stored.unpacked,
         fits=None if budget is None else taken(context, batch) <= budget.bytes,
@@ -120,5 +132,14 @@ def _note(model: ModelShapes, variant: Chosen) -> str | None:
         "a dense copy beside the codes while running" if variant.method.loaded == "both" else "",
         {"cuda": "needs an NVIDIA GPU", "cpu": "runs on a CPU only"}.get(device or "", ""),
         EXPERTS_LEFT if model.experts and variant.method.leaves_experts(model.model_type) else "",
+        _native_note(model, variant),
     ]
     return "; ".join(filter(None, notes)) or None
+
+
+def _native_note(model: ModelShapes, variant: Chosen) -> str:
+    if model.native is None:
+        return ""
+    if variant.method.stage == "none":
+        return f"as published, in {model.native.format}, which transformers unpacks where no kernel runs it"
+    return f"of the model unpacked from {model.native.format}: native: dequantize in a recipe"

@@ -6,13 +6,17 @@ The cache is that of a forward pass on the meta device: tensors of the true shap
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
+from transformers.quantizers import AutoHfQuantizer
 
 from harness.errors import SourceError
 from harness.models import headers
@@ -43,6 +47,25 @@ PARAMETERS = {
     "qwen3-30b-a3b": 30_532_122_624,
 }
 """What the model hub says of the published weights."""
+OTHERS = {
+    "deepseek-v3": (671, 36.6),
+    "deepseek-v3.2": (671, 37),
+    "gemma-3n-e4b-text": (6.87, None),
+    "gemma-4-26b-a4b": (26, 3.8),
+    "glm-5": (744, 40),
+    "gpt-oss-20b": (20.91, 3.61),
+    "gpt-oss-120b": (116.83, 5.13),
+    "llama-4-scout": (109, 17),
+    "mimo-v2-flash": (309, 15),
+    "minimax-m2.5": (229, 10),
+    "nemotron-3-nano-30b-a3b": (31.6, 3.2),
+    "nemotron-h-56b": (56, None),
+    "qwen3-32b-fp8": (32.8, None),
+    "qwen3-vl-8b": (8.77, None),
+    "qwen3-vl-30b-a3b": (31.1, 3),
+    "qwen3.5-35b-a3b": (35, 3),
+}
+"""Billions of parameters, and of a mixture's that a token uses without the embedding, as their publishers name them."""
 LENGTHS = (100, 3000, 131_072)
 """Within most windows, between the shortest and the longest, and beyond them all (or as long as the model reads)."""
 
@@ -53,7 +76,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QHARNESS_CACHE", str(folder))
-        assert not any("error" in answer for answer in answers([published(name) for name in PARAMETERS]))
+        assert not any("error" in answer for answer in answers([published(name) for name in (*PARAMETERS, *OTHERS)]))
     return folder
 
 
@@ -63,24 +86,22 @@ def shapes(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     return lambda name: read(str(CONFIGS / f"{name}.json"))
 
 
-class Nothing(torch.nn.Module):
-    """In the place of gpt-oss's feed-forward, which gives the router's scores too."""
-
-    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return states, None
-
-
 def published(name: str) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((CONFIGS / f"{name}.json").read_text())
     return content
 
 
 def on_meta(name: str, folder: Path) -> Any:
-    """The model in bfloat16 without memory; its feed-forwards, which keep nothing, are left out."""
-    (folder / "config.json").write_text(json.dumps(published(name)))
+    """The model that the configuration itself names, in bfloat16 without memory and without its quantization."""
+    content = published(name)
+    content.pop("quantization_config", None)
+    (folder / "config.json").write_text(json.dumps(content))
     config = AutoConfig.from_pretrained(folder)
+    kind = getattr(transformers, content["architectures"][0])
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype="bfloat16")
+        model = kind._from_config(config, dtype=torch.bfloat16)
+    with suppress(ValueError):  # without experts
+        model.set_experts_implementation("batched_mm")  # the usual loop over experts needs numbers
     return model.eval()
 
 
@@ -89,27 +110,32 @@ def estimated(model: ModelShapes, context: int, method: str = "none") -> fits.Me
     return found
 
 
+def held_tensors(layer: Any) -> list[torch.Tensor]:
+    """The tensors that a layer of transformers' cache keeps: keys, values, an index's keys, states."""
+    found = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    for states in vars(layer).values():
+        found += [each for each in states.values() if isinstance(each, torch.Tensor)] if type(states) is dict else []
+    return [tensor for tensor in found if tensor.is_floating_point()]
+
+
 def test_every_configuration_is_tested() -> None:
-    assert {path.stem for path in CONFIGS.glob("*.json")} == set(PARAMETERS)
+    assert {path.stem for path in CONFIGS.glob("*.json")} == {*PARAMETERS, *OTHERS}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", [*PARAMETERS, *OTHERS])
 def test_the_cache_is_the_one_that_transformers_fills(
     shapes: Callable[[str], ModelShapes], name: str, tmp_path: Path
 ) -> None:
     """One token after a prompt: a layer with a window has then dropped what is beyond it."""
     found, model = shapes(name), on_meta(name, tmp_path)
-    decoder = model.get_decoder()
-    for layer in decoder.layers:
-        layer.mlp = Nothing() if name.startswith("gpt-oss") else torch.nn.Identity()
     for length in {min(length, found.context_length or length) for length in LENGTHS}:
         cache = DynamicCache(config=model.config)
         with torch.inference_mode():
             for tokens in (length - 1, 1):
-                decoder(input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"), past_key_values=cache)
-        held = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-        assert all(tensor.dtype == torch.bfloat16 for tensor in held)
-        assert estimated(found, length).kv_bytes == sum(tensor.untyped_storage().nbytes() for tensor in held)
+                ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
+                model(input_ids=ids, past_key_values=cache, logits_to_keep=1)
+        held = sum(tensor.untyped_storage().nbytes() for layer in cache.layers for tensor in held_tensors(layer))
+        assert estimated(found, length).kv_bytes == held
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -127,12 +153,87 @@ def test_the_cache_is_the_one_that_transformers_allocates(
         assert estimated(found, length).kv_bytes == sum(tensor.nbytes for tensor in held)
 
 
+@pytest.mark.parametrize("name", [*PARAMETERS, *OTHERS])
+def test_parameters_are_those_of_the_modules(shapes: Callable[[str], ModelShapes], name: str, tmp_path: Path) -> None:
+    """By what transformers itself calls the embedding, the head, the decoder, and a module's class."""
+    found, model = shapes(name), on_meta(name, tmp_path)
+    embedding, head, decoder = model.get_input_embeddings(), model.get_output_embeddings(), model.get_decoder()
+    assert found.parameters + found.unloaded == model.num_parameters()
+    assert found.head == (0 if head.weight is embedding.weight else head.weight.numel())
+    in_text = {id(parameter) for part in (decoder, head) for parameter in part.parameters()}
+    others = sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in in_text)
+    assert found.other_inputs + found.unloaded == others
+    experts = [module for name, module in decoder.named_modules() if name.endswith("experts")]
+    assert found.expert_parameters == sum(
+        parameter.numel() for module in experts for parameter in module.parameters() if parameter.dim() == 3
+    )
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_those_of_the_published_weights(
+def test_parameters_are_those_of_the_published_weights(shapes: Callable[[str], ModelShapes], name: str) -> None:
+    assert shapes(name).parameters == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_billions_of_parameters_are_those_that_the_publisher_names(
+    shapes: Callable[[str], ModelShapes], name: str
+) -> None:
+    found, (total, active) = shapes(name), OTHERS[name]
+    assert found.parameters / 1e9 == pytest.approx(total, rel=0.03)
+    assert bool(found.experts) == (active is not None)
+    if active is not None:
+        assert (found.active - found.embedding) / 1e9 == pytest.approx(active, rel=0.08)
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("deepseek-v3", [(61, 512 + 64, None)]),  # a compressed latent and one rotary key per token
+        ("gpt-oss-20b", [(12, 2 * 8 * 64, 128), (12, 2 * 8 * 64, None)]),
+        ("gemma-3n-e4b-text", [(16, 2 * 2 * 256, 512), (4, 2 * 2 * 256, None)]),  # the last 15 of 35 have no cache
+        ("qwen3.5-35b-a3b", [(10, 2 * 2 * 256, None)]),  # every fourth layer of 40; the others keep a state
+        ("llama-4-scout", [(36, 2 * 8 * 128, 8192), (12, 2 * 8 * 128, None)]),  # chunks of 8192
+    ],
+)
+def test_what_layers_keep_of_a_token_worked_out_by_hand(
+    shapes: Callable[[str], ModelShapes], name: str, layers: list[tuple[int, int, int | None]]
+) -> None:
+    kept = Counter((layer.token, layer.window) for layer in shapes(name).attention.layers if layer.token)
+    assert sorted(kept.items(), key=str) == sorted((((token, window), n) for n, token, window in layers), key=str)
+
+
+def test_the_state_of_linear_attention_worked_out_by_hand(shapes: Callable[[str], ModelShapes]) -> None:
+    """Qwen3.5-35B-A3B: 32 value heads of 128 × 128, and 3 inputs of a convolution over 2 · 16 · 128 + 32 · 128."""
+    states = [layer for layer in shapes("qwen3.5-35b-a3b").attention.layers if not layer.token]
+    assert len(states) == 30
+    assert {layer.state + layer.float32_state for layer in states} == {32 * 128 * 128 + 4 * (2 * 16 * 128 + 32 * 128)}
+
+
+@pytest.mark.parametrize(("name", "gibibytes"), [("gpt-oss-20b", 12.8), ("gpt-oss-120b", 60.8)])
+def test_native_checkpoints_are_as_large_as_their_publisher_says(
+    shapes: Callable[[str], ModelShapes], name: str, gibibytes: float
+) -> None:
+    """Table 1 of gpt-oss's model card."""
+    stored = estimated(shapes(name), 1).weights
+    assert stored is not None
+    assert stored.disk is not None
+    assert stored.disk / 2**30 == pytest.approx(gibibytes, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["deepseek-v3", "qwen3-32b-fp8", "minimax-m2.5"])
+def test_fp8_checkpoints_are_the_modules_that_transformers_prepares(
     shapes: Callable[[str], ModelShapes], name: str, tmp_path: Path
 ) -> None:
-    found = shapes(name)
-    assert found.parameters == PARAMETERS[name] == sum(p.numel() for p in on_meta(name, tmp_path).parameters())
+    model, found = on_meta(name, tmp_path), shapes(name)
+    wanted = published(name)["quantization_config"]
+    quantizer = AutoHfQuantizer.from_config(wanted, pre_quantized=True)
+    quantizer.preprocess_model(model)
+    stored = estimated(found, 1).weights
+    assert stored is not None
+    rotary = 4 * found.rotary
+    assert stored.total - rotary == sum(parameter.nbytes for parameter in model.parameters())
+    assert stored.bits_per_weight == pytest.approx(8, abs=0.3)
+    assert stored.active < stored.total / 4 or not found.experts
 
 
 @pytest.mark.parametrize(

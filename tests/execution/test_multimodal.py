@@ -1,0 +1,130 @@
+"""A multimodal checkpoint is measured by its text model: its vision parts are named, counted and left as they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from harness.core.record import RunRecord
+from harness.models.shapes import read
+
+pytestmark = pytest.mark.heavy
+
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 512,
+    "max_position_embeddings": 256,
+}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0}
+QWEN_VISION = {
+    **{"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64},
+    "deepstack_visual_indexes": [0],
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "gemma3": {
+        "text_config": {**TEXT, "model_type": "gemma3_text", "sliding_window": 32},
+        "vision_config": {**VISION, "model_type": "siglip_vision_model"},
+        "mm_tokens_per_image": 4,
+    },
+    "llava": {
+        "text_config": {**TEXT, "model_type": "llama"},
+        "vision_config": {**VISION, "model_type": "clip_vision_model", "projection_dim": 32},
+    },
+    "mistral3": {
+        "text_config": {**TEXT, "model_type": "mistral"},
+        "vision_config": {**VISION, "model_type": "pixtral", "head_dim": 16},
+    },
+    "qwen3_vl": {
+        "text_config": {**TEXT, "model_type": "qwen3_vl_text", "rope_parameters": ROPE},
+        "vision_config": QWEN_VISION,
+    },
+}
+METHODS = [{"rtn": {"group_size": 32}}, "bnb-nf4", "torchao-int8-dynamic"]
+MATRICES = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
+"""Parameters of both text layers' linear layers."""
+
+
+def checkpoint(kind: str, folder: Path, tiny: Path) -> Any:
+    """A checkpoint of random weights with the tokenizer of the tiny model; returns the model."""
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **KINDS[kind]), dtype=torch.float32)
+    model.save_pretrained(folder)
+    for file in tiny.glob("tokenizer*"):
+        shutil.copy(file, folder / file.name)
+    return model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def measured(
+    request: pytest.FixtureRequest, sweep_type: Any, tmp_path_factory: pytest.TempPathFactory, tiny: Path
+) -> tuple[Any, Path, dict[tuple[str, str], RunRecord]]:
+    """The model, its folder and the records of a sweep over it, by kind of run and method."""
+    folder = tmp_path_factory.mktemp("multimodal") / request.param
+    model = checkpoint(request.param, folder, tiny)
+    records = sweep_type(tmp_path_factory.mktemp("sweep")).run(
+        {
+            "models": [{"id": str(folder), "dtype": "float32", "label": "both"}],
+            "methods": ["none", *METHODS],
+            "measure": {
+                "perplexity": {"context": 64, "windows": 2},
+                "divergence": {},
+                "memory": {},
+                "throughput": {"prompt_tokens": [8], "new_tokens": 2, "iterations": 1},
+            },
+            "threads": 1,
+        }
+    )
+    return model, folder, {(record.spec.kind, record.spec.method.name): record for record in records}
+
+
+def outside(model: Any) -> int:
+    """Parameters that are neither in the text model nor in the head, as transformers divides the model."""
+    text = {id(each) for part in (model.get_decoder(), model.get_output_embeddings()) for each in part.parameters()}
+    return sum(each.numel() for each in model.parameters() if id(each) not in text)
+
+
+def test_every_run_of_the_text_model_ends_well(measured: Any) -> None:
+    failures = {key: record.outcome.failure for key, record in measured[2].items() if record.status != "ok"}
+    assert not failures
+
+
+def test_the_baseline_computes_what_transformers_does(measured: Any) -> None:
+    """Its perplexity is that of a model of random weights, and the divergence of a method is small beside it."""
+    _, _, records = measured
+    losses, divergence = records["quality", "none"].find("nll").values, records["quality", "rtn"].find("kl").values
+    assert sum(losses) / len(losses) == pytest.approx(6.24, abs=0.6), "ln 512"
+    assert 0 < sum(divergence) / len(divergence) < 0.05
+
+
+def test_coverage_counts_the_text_model_alone(measured: Any) -> None:
+    model, folder, records = measured
+    assert read(str(folder)).decoder == MATRICES
+    assert read(str(folder)).other_inputs == outside(model)
+    for method in ("rtn", "bnb-nf4", "torchao-int8-dynamic"):
+        assert records["quality", method].find("coverage").values == (1.0,)
+
+
+def test_vision_parts_are_named_and_left_as_they_are(measured: Any) -> None:
+    model, _, records = measured
+    count = outside(model)
+    for method in ("none", "rtn", "bnb-nf4", "torchao-int8-dynamic"):
+        fact = records["quality", method].outcome.fact("other_inputs")
+        assert fact.arguments == {"parameters": count, "stored_bytes": 4 * count}
