@@ -28,7 +28,8 @@ FEWEST_BURSTS = 3
 BUDGET_S = 0.04
 """Minimum total duration of the bursts of one kind."""
 SINGLE_CALLS = 5
-"""The fastest of this many single calls sets the number of calls per burst: a single one may be interrupted."""
+"""The fastest of at most this many single calls sets the number of calls per burst: one alone may be interrupted.
+If it is 1, they are bursts already."""
 WARM_UP_S = 1.0
 """Seconds of products before anything is read or timed on a GPU. An idle one has lowered its clocks, and raising them
 takes up to some hundred milliseconds."""
@@ -190,15 +191,14 @@ def _bursts(work: Work, device: str) -> list[float]:
 
 def _one_way(work: Work, device: str) -> list[float]:
     work()
-    single = min(_seconds(work, 1, device) for _ in range(SINGLE_CALLS))
-    calls = max(1, round(BURST_S / max(single, 1e-9)))
-    found: list[float] = []
-    spent = 0.0
-    while len(found) < FEWEST_BURSTS or spent < BUDGET_S:
-        seconds = _seconds(work, calls, device)
-        spent += seconds
-        found.append(seconds / calls)
-    return found
+    singles: list[float] = []
+    while len(singles) < FEWEST_BURSTS or (len(singles) < SINGLE_CALLS and sum(singles) < BUDGET_S):
+        singles.append(_seconds(work, 1, device))
+    calls = max(1, round(BURST_S / max(min(singles), 1e-9)))
+    bursts = singles if calls == 1 else []
+    while len(bursts) < FEWEST_BURSTS or sum(bursts) < BUDGET_S:
+        bursts.append(_seconds(work, calls, device))
+    return [seconds / calls for seconds in bursts]
 
 
 def _seconds(work: Work, calls: int, device: str) -> float:

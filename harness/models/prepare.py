@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +74,8 @@ def _build(ref: ModelRef) -> Any:
         torch.manual_seed(ref.seed)
         return auto_class(type(config)).from_config(config, dtype=ref.dtype)
     if ref.kind == "gguf":
-        with tempfile.TemporaryDirectory() as folder:  # transformers also reads adjacent files, which are not hashed
+        with tempfile.TemporaryDirectory() as folder, _header_read_once():
+            # A folder of its own: transformers also reads adjacent files, which are not hashed.
             (Path(folder) / path.name).symlink_to(path.absolute())
             return AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -89,6 +93,22 @@ def _build(ref: ModelRef) -> Any:
     if ref.dequantize is not None:
         model._weight_conversions = None  # else it would be written as it was read: packed
     return model
+
+
+@contextmanager
+def _header_read_once() -> Iterator[None]:
+    """transformers reads a GGUF file's metadata once for the configuration and once for the weights, and makes gguf's
+    map of tensor names anew for each module of the model: most of the time that loading takes."""
+    import gguf
+
+    own = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, made in own.items():
+            setattr(gguf, name, cache(made))
+        yield
+    finally:
+        for name, made in own.items():
+            setattr(gguf, name, made)
 
 
 def _tokenizer(ref: ModelRef) -> Any | None:

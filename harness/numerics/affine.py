@@ -66,9 +66,11 @@ def quantize(weight: torch.Tensor, bits: int, group_size: GroupSize, symmetric: 
 
 def dequantize(codes: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``scale · (code − zero_point)``, rounded to dtype once; codes (rows, columns), scales (rows or 1, groups)."""
+    import torch
+
     grouped = codes.reshape(scale.shape[0], scale.shape[1], -1)
-    centred = grouped.float() - zero_point.float().unsqueeze(-1)
-    return (centred * scale.float().unsqueeze(-1)).reshape(codes.shape).to(dtype)
+    values = grouped.to(torch.float32, copy=True).sub_(zero_point.float().unsqueeze(-1))
+    return values.mul_(scale.float().unsqueeze(-1)).reshape(codes.shape).to(dtype)
 
 
 def bits_per_weight(bits: int, group_size: GroupSize, width: int) -> float:

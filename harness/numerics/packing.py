@@ -2,7 +2,7 @@
 
 A code is split into planes whose widths divide a byte (3 = 2 + 1). Each plane is packed with
 ``8 / width`` codes per byte, the first code in the lowest bits, so packing and unpacking are shifts of
-whole uint8 tensors on any device.
+whole tensors on any device.
 """
 
 from __future__ import annotations
@@ -51,12 +51,6 @@ def _plane_bytes(count: int, width: int) -> int:
     return -(-count * width // 8)
 
 
-def _shifts(width: int, device: torch.device) -> torch.Tensor:
-    import torch
-
-    return torch.arange(0, 8, width, dtype=torch.uint8, device=device)
-
-
 def _pack_plane(plane: torch.Tensor, width: int) -> torch.Tensor:
     import torch
 
@@ -64,11 +58,25 @@ def _pack_plane(plane: torch.Tensor, width: int) -> torch.Tensor:
         return plane
     per_byte = 8 // width
     padded = torch.nn.functional.pad(plane, (0, -plane.numel() % per_byte)).reshape(-1, per_byte)
-    return (padded << _shifts(width, plane.device)).sum(dim=1, dtype=torch.uint8)
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=plane.device)
+    return (padded << shifts).sum(dim=1, dtype=torch.uint8)
 
 
 def _unpack_plane(packed: torch.Tensor, width: int) -> torch.Tensor:
+    """Spreads the codes of each byte over the bytes of an integer that has one for each code.
+
+    An integer's parts are halved and moved apart until each is one code (Warren, "Hacker's Delight", section 7-2), in
+    passes over contiguous numbers. The integer's lowest byte comes first, as on all little-endian machines.
+    """
+    import torch
+
     if width == 8:
         return packed
-    codes: torch.Tensor = (packed.unsqueeze(-1) >> _shifts(width, packed.device)) & (2**width - 1)
-    return codes.reshape(-1)
+    per_byte = 8 // width
+    spread = packed.to({2: torch.int16, 4: torch.int32, 8: torch.int64}[per_byte])
+    part = 4
+    while part >= width:
+        mask = sum((2**part - 1) << place for place in range(0, 8 * per_byte, part * per_byte))
+        spread = (spread | spread << part * (per_byte - 1)) & mask
+        part //= 2
+    return spread.view(torch.uint8)

@@ -55,6 +55,21 @@ def test_a_product_is_two_operations_per_term(told: dict[str, str]) -> None:
         assert m.values == pytest.approx([2 * int(m.protocol["size"] or 0) ** 3 / CALL_S] * len(m.values))
 
 
+def test_single_calls_are_bursts_if_each_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    for call_s, expected in ((0.5, [1] * 3), (4.5e-3, [1] * 9), (1.05e-4, [1] * 5 + [10] * 39)):
+        asked.clear()
+
+        def seconds(work: machine.Work, calls: int, device: str, each: float = call_s) -> float:
+            asked.append(calls)
+            return calls * each
+
+        monkeypatch.setattr(machine, "_seconds", seconds)
+        found = machine._one_way(lambda: None, "cpu")
+        assert asked == expected
+        assert found == pytest.approx([call_s] * asked.count(asked[-1]))
+
+
 def test_sizes_double_until_a_call_is_long(told: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "LONG_CALL_S", CALL_S)
     found = [m for m in measured(32 * MIB, told) if m.protocol.get("dtype") == "float32"]

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from harness.core.engine import LoadRequest
+from harness.core.model import ModelRef
 from harness.engines.llamacpp.engine import LLAMACPP
 from harness.errors import SourceError, UnsupportedError
 from harness.models.gguf.architectures import ARCHITECTURES, context_length, rope_factors
@@ -23,6 +24,7 @@ from harness.models.gguf.convert import convert
 from harness.models.gguf.layout import CODE_BITS, ledger, read
 from harness.models.gguf.tokenizer import file_tokenizer
 from harness.models.headers import GGUF_FILE
+from harness.models.prepare import prepare
 
 pytestmark = pytest.mark.heavy
 
@@ -74,6 +76,27 @@ def test_transformers_reads_the_same_model_from_the_file(tmp_path: Path, kind: s
         **({} if kind in CONFIGURED else {"config": model.config}),
     ).eval()
     assert torch.allclose(logits(again), logits(model), atol=1e-5)
+
+
+def test_a_model_is_prepared_from_one_reading_of_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers by itself reads it twice, and maps the tensors' names for each module."""
+    model = saved(tmp_path / "model", "llama")
+    file = tmp_path / "model.gguf"
+    convert(tmp_path / "model", file, "float32")
+    made: list[str] = []
+
+    def counted(name: str) -> Any:
+        make = getattr(gguf, name)
+        return lambda *of: made.append(name) or make(*of)
+
+    for name in ("GGUFReader", "get_tensor_name_map"):
+        monkeypatch.setattr(gguf, name, counted(name))
+    counting = gguf.GGUFReader
+    prepare(ModelRef("m", "m", "c", "gguf", str(file), "float32"), tmp_path / "out")
+    assert sorted(made) == ["GGUFReader", "get_tensor_name_map"]
+    assert gguf.GGUFReader is counting
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
 
 
 @pytest.mark.usefixtures("llama_cpp")

@@ -29,3 +29,10 @@ def test_a_multiple_of_eight_codes_takes_exactly_its_bits(bits: int, eighths: in
 
 def test_first_code_in_the_lowest_bits() -> None:
     assert packing.pack(torch.tensor([0x1, 0x2, 0x3, 0x4], dtype=torch.uint8), 4).tolist() == [0x21, 0x43]
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_every_byte_is_spread_into_its_codes(width: int) -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    codes = [byte >> place & (2**width - 1) for byte in range(256) for place in range(0, 8, width)]
+    assert packing._unpack_plane(every, width).tolist() == codes

@@ -50,7 +50,7 @@ def quantize(job: QuantizeJob[RtnParams]) -> Any:
 
 RTN = Method(
     name="rtn",
-    version=1,
+    version=2,
     summary="round to nearest in 8, 4, 3 or 2 bits, packed, unpacked before each product",
     params=RtnParams,
     quantize=quantize,
