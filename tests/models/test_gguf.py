@@ -22,6 +22,7 @@ from harness.errors import SourceError, UnsupportedError
 from harness.models.gguf.architectures import ARCHITECTURES, context_length, rope_factors
 from harness.models.gguf.convert import convert
 from harness.models.gguf.layout import CODE_BITS, ledger, read
+from harness.models.gguf.reader import read as header
 from harness.models.gguf.tokenizer import file_tokenizer
 from harness.models.headers import GGUF_FILE
 from harness.models.prepare import prepare
@@ -294,6 +295,20 @@ def test_the_ledger_counts_what_the_file_holds(tmp_path: Path) -> None:
     assert entries["model.embed_tokens.weight"].role == "embedding"
     assert not entries["model.embed_tokens.weight"].quantized
     assert (entries["lm_head.weight"].tied, entries["lm_head.weight"].value_bytes) == (True, 0)
+
+
+def test_a_header_is_read_again_once_its_file_was_touched(tmp_path: Path) -> None:
+    saved(tmp_path / "model", "llama")
+    file = tmp_path / "model.gguf"
+    convert(tmp_path / "model", file, "float32")
+    first = header(file)
+    assert header(file) is first
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"llama.block_count", b"llama.block_kount"))
+    assert "llama.block_kount" in header(file).metadata
+    file.unlink()
+    with pytest.raises(SourceError):
+        header(file)
 
 
 def test_codes_and_scales_fill_the_blocks_of_the_library() -> None:

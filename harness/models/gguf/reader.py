@@ -11,7 +11,7 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.machinery import PathFinder
 from importlib.util import find_spec, module_from_spec
 from pathlib import Path
@@ -120,7 +120,24 @@ class GgufHeader:
 
 
 def read(file: Path) -> GgufHeader:
-    """The header of a GGUF file. Raises SourceError if it is not one, too new, cut short, or wrong in any field."""
+    """The header of a GGUF file. Raises SourceError if it is not one, too new, cut short, or wrong in any field.
+
+    The last one is kept as long as its file is untouched: a plan reads it for several purposes, and each time the
+    whole vocabulary.
+    """
+    try:
+        state = file.stat()
+    except OSError:  # opening it says what is wrong
+        return _read(file)
+    return _kept(file, state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=1)
+def _kept(file: Path, *state: int) -> GgufHeader:
+    return _read(file)
+
+
+def _read(file: Path) -> GgufHeader:
     with open_file(file, SourceError) as (stream, size):
         start = stream.read(8)
         if start[:4] != MAGIC:
