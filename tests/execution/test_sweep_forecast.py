@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from run_specs import run_spec
 
+from harness.cli.render import sweep as render
+from harness.cli.render.forecast import about_s
 from harness.cli.render.sweep import display
 from harness.core.inputs import Input
 from harness.core.model import MethodRef
@@ -161,7 +163,21 @@ def test_people_read_it_too(swept, capsys: pytest.CaptureFixture[str]) -> None:
     with display(as_json=False) as show:
         for event in (*of(Expected, events), *of(Remaining, events), *of(Forecasted, events)):
             show(event)
-    first, last = capsys.readouterr().out.splitlines()
+    first, last = capsys.readouterr().out.splitlines()  # the remaining time at most once a minute
     assert first.startswith("expected: ")
     assert first.endswith(" on disk")
     assert "of 3 runs were within their ranges" in last
+
+
+def test_plain_lines_say_the_remaining_time_at_most_once_a_minute(
+    swept, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, events = swept()
+    whole, *left = of(Remaining, events)
+    clock = iter([0.0, 59.0, 60.0, 60.0, 100.0, 120.0, 120.0, 180.0])  # the last event is of nothing left
+    monkeypatch.setattr(render.time, "monotonic", lambda: next(clock))
+    with display(as_json=False) as show:
+        for event in (whole, left[0], left[1], left[1], left[-1]):
+            show(event)
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"remaining: {about_s(left[0].left_s)}", f"remaining: {about_s(left[1].left_s)}"]

@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.api.plan import PlanState
+from harness.cli.render.forecast import bytes_words
 from harness.cli.render.plan import show_plan
 from harness.core.job import MeasureQuality
 from harness.core.record import Outcome, Phase, RunRecord
 from harness.core.run import HourlyPrice
 from harness.core.site import Machine, Speeds
 from harness.execution.sweep import left
+from harness.figures.formats import significant
 from harness.host import speeds as timing
 from harness.host.speeds import machine_speeds
 from harness.planning.forecast.forecast import RunForecast, SweepForecast, forecast
@@ -221,7 +223,9 @@ def test_what_is_done_kept_or_unsupported_is_not_left_and_a_baseline_beside_spee
     assert all(run.spec.is_baseline or run.spec == speed for run in again)
 
 
-def test_the_plan_says_what_is_left(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_says_what_is_left(
+    make: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     runs = make()
     todo = runs[1:]
     made = forecast(todo, runs, SPEEDS, measured(runs[:3], 1.0), price=HourlyPrice(3600.0, "EUR"))
@@ -233,6 +237,15 @@ def test_the_plan_says_what_is_left(make: Make, capsys: pytest.CaptureFixture[st
     assert f"of {len(todo)} runs" in said
     assert "2 on earlier runs of the same case" in said
     assert "copies 10 GB/s and does 50·10⁹" in said
+    monkeypatch.setenv("COLUMNS", "200")
+    show_plan(state, as_json=False, costs=True)
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert "disk ≈" in header
+    assert "EUR ≈" in header
+    disk, cost = header.index("disk ≈") + len("disk ≈"), header.index("EUR ≈") + len("EUR ≈")
+    for row, run in zip(rows[1:], made.runs.values(), strict=False):
+        assert row[:disk].endswith(f" {bytes_words(run.disk_bytes)}")
+        assert row[:cost].endswith(f" {significant(run.time.expected_s, 2)}"), "3600 an hour is one a second"
     show_plan(state, as_json=True)
     entries = [json.loads(line)["forecast"] for line in capsys.readouterr().out.splitlines()]
     assert entries[0] is None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from harness.cli.options import (
     AllowLeak,
     AsJson,
@@ -20,6 +24,9 @@ def plan(
     cache: CacheLocation = None,
     pythons: Pythons = None,
     allow_leak: AllowLeak = False,
+    costs: Annotated[
+        bool, typer.Option("--costs", help="Also show what each run leaves on disk and, if there is a price, costs.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the runs of a recipe in order (done, to do, unsupported), and what is left: time, disk and money."""
@@ -41,4 +48,4 @@ def plan(
     )
     if damaged:
         say_damaged(damaged, below(results, state.planned[0].spec.recipe))
-    show_plan(state, as_json)
+    show_plan(state, as_json, costs)

@@ -51,13 +51,23 @@ def forecast_lines(state: PlanState) -> Iterator[str]:
 
 def expected_words(forecast: SweepForecast) -> str:
     """``14 min (10–20), 1.2 GB on disk, 0.047 USD (0.033–0.067)``."""
-    unit = size_unit([forecast.disk_bytes], DECIMAL)
-    parts = [about_s(forecast.total_s), f"{significant(forecast.disk_bytes / unit.bytes, 2)} {unit.name} on disk"]
+    parts = [about_s(forecast.total_s), f"{bytes_words(forecast.disk_bytes)} on disk"]
     if forecast.price is not None and forecast.cost is not None:
         cost = forecast.cost
         expected, low, high = (significant(each, 2) for each in (cost.expected, cost.low, cost.high))
         parts.append(f"{expected} {forecast.price.currency} ({low}–{high})")
     return ", ".join(parts)
+
+
+def bytes_words(size: int) -> str:
+    """``1.2 GB``, in decimal units."""
+    unit = size_unit([size], DECIMAL)
+    return f"{significant(size / unit.bytes, 2)} {unit.name}"
+
+
+def cost_of(time: Forecast, price: HourlyPrice) -> float:
+    """What one run is expected to cost, in the price's currency."""
+    return price.per_hour * time.expected_s / 3600
 
 
 def forecast_and_fact(ended: Forecasted) -> str:
@@ -77,5 +87,5 @@ def forecast_entry(run: RunForecast | None, price: HourlyPrice | None) -> dict[s
         return None
     time = run.time
     seconds = span_entry(Span(time.expected_s, time.low_s, time.high_s))
-    cost = None if price is None else price.per_hour * time.expected_s / 3600
+    cost = None if price is None else cost_of(time, price)
     return {**seconds, "basis": time.basis, "disk_bytes": run.disk_bytes, "cost": cost}

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from harness import plugins as registry
 from harness.api.plan import PlanState
-from harness.cli.render.forecast import about, forecast_entry, forecast_lines
+from harness.cli.render.forecast import about, bytes_words, cost_of, forecast_entry, forecast_lines
 from harness.core.method import Method, MethodParams
 from harness.core.site import Site
 from harness.errors import UsageError
@@ -26,8 +26,11 @@ from harness.storage.anonymizer import Anonymizer
 from harness.text.sources import TEXTS
 
 
-def show_plan(state: PlanState, as_json: bool) -> None:
-    """The runs in order, and what is left. Sizes are in decimal units (GB is 10⁹ bytes)."""
+def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
+    """The runs in order, and what is left. Sizes are in decimal units (GB is 10⁹ bytes).
+
+    ``costs``: also what each run is expected to leave on disk, and what it costs if the recipe has a price.
+    """
     planned, expected = state.planned, state.forecast.runs
     if as_json:
         for run in planned:
@@ -44,8 +47,10 @@ def show_plan(state: PlanState, as_json: bool) -> None:
             )
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    numbers = ("#", "weights ≈", "time ≈")
-    for column in ("#", "run", "stack", "weights ≈", "time ≈", "state"):
+    price = state.forecast.price if costs else None
+    spent = (*(["disk ≈"] if costs else []), *([f"{price.currency} ≈"] if price else []))
+    numbers = ("#", "weights ≈", "time ≈", *spent)
+    for column in ("#", "run", "stack", "weights ≈", "time ≈", *spent, "state"):
         table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
     unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
     models = {model.label for run in planned for model in run.spec.job.models[:1]}
@@ -54,8 +59,12 @@ def show_plan(state: PlanState, as_json: bool) -> None:
         size = "" if run.weight_bytes is None else f"{significant(run.weight_bytes / unit.bytes)} {unit.name}"
         model = next((f" · {model.label}" for model in spec.job.models), "") if len(models) > 1 else ""
         made = expected.get(spec.run_id)
-        time = "" if made is None else about(made.time)
-        add_row(table, str(index), spec.title + model, spec.stack, size, time, _state(run, state.done))
+        cells = ["" if made is None else about(made.time)]
+        if costs:
+            cells.append("" if made is None else bytes_words(made.disk_bytes))
+        if price is not None:
+            cells.append("" if made is None else significant(cost_of(made.time, price), 2))
+        add_row(table, str(index), spec.title + model, spec.stack, size, *cells, _state(run, state.done))
     left = sum(_state(run, state.done) == "to do" for run in planned)
     notes = [f"note: {run.spec.subject}: {run.note}" for run in planned if run.note and not run.unsupported]
     show_parts(

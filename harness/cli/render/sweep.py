@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 REFRESHES_PER_SECOND = 1
 """Rare enough not to affect the measurements."""
+REMAINING_EVERY_S = 60.0
+"""How often plain lines say how long the rest takes, at most."""
 
 
 class Display(Protocol):
@@ -40,7 +42,7 @@ def display(as_json: bool) -> Iterator[Display]:
         with _Live(Console()).shown() as live:
             yield live
     else:
-        yield _plain
+        yield _Plain()
 
 
 def _lines(event: Event) -> tuple[list[str], str]:
@@ -120,9 +122,26 @@ def _count(paths: int) -> str:
     return f"{paths} unfinished file{'s' * (paths != 1)} or folder{'s' * (paths != 1)}"
 
 
-def _plain(event: Event) -> None:
-    for line in _lines(event)[0]:
-        terminal.say(line)
+class _Plain:
+    """Lines, one after another."""
+
+    def __init__(self) -> None:
+        self._said = time.monotonic()  # when the remaining time was said, or the whole
+
+    def __call__(self, event: Event) -> None:
+        from harness.execution.events import Remaining
+
+        for line in _lines(event)[0]:
+            terminal.say(line)
+        if (
+            isinstance(event, Remaining)
+            and time.monotonic() >= self._said + REMAINING_EVERY_S
+            and event.left_s.expected
+        ):
+            from harness.cli.render.forecast import about_s
+
+            terminal.say(f"remaining: {about_s(event.left_s)}")
+            self._said = time.monotonic()
 
 
 def _json(event: Event) -> None:
