@@ -6,6 +6,7 @@ bitsandbytes 0.50, torchao 0.18, gptqmodel 7.6 and optimum-quanto 0.2.7; those f
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,19 +126,24 @@ def products(
 ) -> Mapping[str, Product]:
     """How the linear layers of a model's decoder multiply, by layer; stacks of experts by the name of the stack.
 
-    An expert multiplies fewer rows than its layer has; those of a known kind multiply all numbers of rows alike.
+    An expert of several multiplies as many rows as it gets if all get the same. Stacks of a known kind multiply all
+    numbers of rows alike.
     """
     found: dict[str, Product] = {}
+    shares: dict[str, float] = {}
     for name, module in model.named_modules():
         if not in_decoder(f"{name}.weight", 2):
             continue
-        known = product(module, inputs, rows, mode)
+        own: Any = module
+        unfused = type(module).__name__ == "UnfusedExperts"
+        shares[name] = share = own.share if unfused else shares.get(name.rpartition(".")[0], 1.0)
+        known = product(module, inputs, math.ceil(rows * share), mode)
         if known is not None:
             found[name] = known
         experts = EXPERTS.get(type(module).__name__)
         if experts is not None:
-            own = Product(experts.family, _dtype(experts, module, inputs))
-            found |= {f"{name}.{stack}": own for stack in STACKS if getattr(module, stack, None) is not None}
+            alike = Product(experts.family, _dtype(experts, module, inputs))
+            found |= {f"{name}.{stack}": alike for stack in STACKS if getattr(module, stack, None) is not None}
     return found
 
 

@@ -42,6 +42,7 @@ class UnfusedExperts(torch.nn.Module):
     They are on the meta device until ``take`` gives them weights.
     """
 
+    config: Any
     num_experts: int
     is_transposed: bool
     is_concatenated: bool
@@ -59,6 +60,11 @@ class UnfusedExperts(torch.nn.Module):
         for number in range(fused.num_experts):
             expert = Expert(hidden, inner, fused.has_gate, fused.has_bias, fused.down_proj)
             self.add_module(str(number), expert)
+
+    @property
+    def share(self) -> float:
+        """The share of a text's tokens that an expert gets if all get the same."""
+        return float(getattr(self.config, "num_experts_per_tok", self.num_experts) / self.num_experts)
 
     def forward(self, states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """``states`` (tokens, hidden) of tokens that go to the experts ``chosen`` with ``weights`` (tokens, k)."""

@@ -19,7 +19,7 @@ from harness.models import published
 from harness.models.compiled import compiled_by, uncompiled
 from harness.models.headers import read_config
 from harness.models.memory import DTYPE_BITS
-from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, matching, shape_of
+from harness.models.scope import LEAST_COVERAGE, experts_module, holds_experts, linears, matching, shape_of
 from harness.models.sources import SourceModel
 from harness.planning.expand import EngineChoice, MethodChoice
 from harness.recipe.sweep import Scope
@@ -306,6 +306,7 @@ def _in_scope(source: SourceModel, skip: Sequence[str]) -> dict[str, tuple[int, 
         name: shape
         for name, shape in shapes.items()
         if not matching(experts_module(name).removesuffix(".weight"), skip)
+        and not all(matching(module, skip) for module in linears(name, shape))
     }
 
 

@@ -15,7 +15,7 @@ from harness.core.model import model_identity
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.figures.gate import threshold
-from harness.models.scope import matching
+from harness.models.scope import Modules, modules
 from harness.models.sources import SourceModel
 from harness.planning.expand import MethodChoice
 from harness.recipe import Measure, Recipe
@@ -101,20 +101,20 @@ def validate_scope(recipe: Recipe, sources: Sequence[SourceModel], chosen: Seque
     """Raises RecipeError for patterns that match nothing, an empty scope, and overrides that no method supports."""
     for source in sources:
         if source.ref.kind in ("directory", "hub") and source.matrices:  # else names are unknown before preparing
-            _validate_patterns(recipe, source.ref.label, [name.removesuffix(".weight") for name in source.matrices])
+            _validate_patterns(recipe, source.ref.label, modules(source.matrices))
     for pattern, own in recipe.scope.overrides.items():
         if not own:
             raise recipe.error(("scope", "overrides", pattern), "names no parameter")
         _validate_override(recipe, pattern, [each for each in chosen if each.method.overrides])
 
 
-def _validate_patterns(recipe: Recipe, model: str, modules: Sequence[str]) -> None:
+def _validate_patterns(recipe: Recipe, model: str, found: Modules) -> None:
     for key, patterns in (("skip", recipe.scope.skip), ("overrides", tuple(recipe.scope.overrides))):
         for pattern in patterns:
-            if not any(matching(module, [pattern]) for module in modules):
-                example = f"its modules have names such as {quoted(modules[0])}"
+            if not any(found.matching(module, [pattern]) for module in found.scope):
+                example = f"its modules have names such as {quoted(found.scope[0])}"
                 raise recipe.error(("scope", key), f"{quoted(pattern)} matches no module of {model}; {example}")
-    if all(matching(module, recipe.scope.skip) for module in modules):
+    if all(found.matching(module, recipe.scope.skip) for module in found.scope):
         raise recipe.error(("scope", "skip"), f"leaves nothing of {model} to quantize")
 
 

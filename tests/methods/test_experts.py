@@ -5,23 +5,20 @@ transformers holds the experts of a layer in 3-D parameters, which libraries tha
 
 from __future__ import annotations
 
-import os
-import tempfile
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from in_memory import quantized
-from safetensors.torch import load_file, save_file
+from quantize_alone import quantize, quantize_alone
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness import plugins as registry
 from harness.api.plan import plan
 from harness.core.engine import LoadRequest
-from harness.core.method import CalibrationSet, QuantizeJob, Setting
+from harness.core.method import Setting
 from harness.engines.transformers.engine import TRANSFORMERS
 from harness.execution.local import local_site
 from harness.models import stored
@@ -90,7 +87,6 @@ CALIBRATED: list[tuple[str, dict[str, Any]]] = [
 LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
 """A method that leaves experts as they are."""
 PROBE = torch.arange(2, 34)[None]
-ROWS = CalibrationSet([[(7 * row + 3 * column) % 250 + 1 for column in range(64)] for row in range(32)], [64] * 32, "0")
 
 
 def made(kind: str, folder: Path, tiny: Path) -> Path:
@@ -105,24 +101,6 @@ def made(kind: str, folder: Path, tiny: Path) -> Path:
                 parameter.normal_(std=0.2 if ".experts." in name else 0.05)
     model.save_pretrained(folder)
     return folder
-
-
-def in_child(make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """The result of ``make`` in a process of its own: gptqmodel replaces transformers' classes where it quantizes."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result"
-        child = os.fork()
-        if child == 0:
-            try:
-                save_file({"logits": make().contiguous()}, result)
-                os._exit(0)
-            except Exception:  # noqa: BLE001 (it is the child's last word)
-                traceback.print_exc()
-            finally:
-                os._exit(1)
-        os.waitpid(child, 0)
-        assert result.exists(), "quantizing failed; see what was printed"
-        return load_file(result)["logits"]  # type: ignore[no-any-return]
 
 
 def permuted(model: Any) -> Any:
@@ -183,12 +161,11 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
     source, config, saved = folder, None, None
     if method.load_config is not None:
         config = method.load_config(params, Setting(dtype, "cpu", scope.untouched))
+    elif method.calibrated(params):
+        saved, source = quantize_alone(name, given, folder, tmp_path, dtype), tmp_path
     else:
-        assert method.quantize is not None
-        rows = ROWS if method.calibrated(params) else None
-        job = QuantizeJob(params, folder, tmp_path, "cpu", dtype, 0, load, rows, scope.scope, scope.untouched)
-        saved = in_child(lambda: quantized(method, job, lambda model: model(input_ids=PROBE).logits[0].float()))
-        source = tmp_path
+        quantize(name, given, folder, tmp_path, dtype)
+        saved, source = load_file(tmp_path / "logits")["logits"], tmp_path
     request = LoadRequest(source, dtype, "cpu", quantization=config, read=method.read, untouched=scope.untouched)
     model = TRANSFORMERS.load(request, TRANSFORMERS.params())
     running = sum(e.parameters for e in model.weight_ledger() if e.quantized and in_decoder(e.name, 2))
@@ -260,6 +237,29 @@ def test_a_synthetic_mixture_is_known_by_what_transformers_makes_of_it(
     assert runs["rtn group_size=32"].unsupported is None
     assert runs["none"].unsupported is None
     assert runs["none"].weight_bytes is not None
+
+
+def test_a_sweep_over_a_mixture_quantizes_its_experts(tmp_path: Path, tiny: Path, sweeps: Any) -> None:
+    """gpt-oss stores its experts fused and transposed, and gate and up alternate; one expert is left, one has 8 bits."""
+    folder = made("gpt_oss", tmp_path / "gpt-oss", tiny)
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 40, encoding="utf-8")
+    records = sweeps.run(
+        {
+            "models": [{"id": str(folder), "dtype": "float32", "label": "mixture"}],
+            "methods": ["none", {"rtn": {"group_size": 32}}, "bnb-nf4"],
+            "scope": {"skip": ["*.experts.3.*"], "overrides": {"*.experts.2.down_proj": {"bits": 8}}},
+            "measure": {"memory": {}, "perplexity": {"text": str(text), "context": 32, "divergence": True}},
+        }
+    )
+    quality = {record.spec.method.name: record for record in records if record.spec.kind == "quality"}
+    assert {name: record.outcome.failure for name, record in quality.items()} == dict.fromkeys(quality)
+    layers = {name: record.outcome.fact("layers").arguments for name, record in quality.items()}
+    assert layers["none"] == {"Linear": 4, "GptOssExperts by grouped_mm": 1}
+    assert layers["rtn"] == {"Linear": 3, "PackedLinear": 4 + 9}
+    assert layers["bnb-nf4"] == {"Linear": 3, "Linear4bit of Params4bit": 4 + 9}
+    for name in ("rtn", "bnb-nf4"):
+        assert quality[name].find("coverage").values == (1.0,)
 
 
 def test_weights_are_planned_with_the_experts_as_they_are(planned: Callable[..., dict[str, PlannedRun]]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from harness.core.capability import Product
-from harness.models.kernels import corrected, observed, product
+from harness.models.kernels import corrected, observed, product, products
 
 pytestmark = pytest.mark.heavy
 
@@ -275,3 +275,15 @@ def test_what_was_observed_corrects_the_rule_of_quantized_layers() -> None:
     assert unpacked == {**ruled, "q": Product("dequantize", "bfloat16"), "k": Product("dequantize")}
     assert corrected(ruled, Product("packed", "int8")) == {**ruled, "v": Product("packed", "int8")}
     assert corrected(ruled, None) is ruled
+
+
+def test_an_expert_multiplies_its_share_of_the_rows() -> None:
+    """ExLlama unpacks for more than 50 rows: 2 of 8 experts for each of 200 rows are 50 for each expert."""
+    experts = layer("UnfusedExperts", share=2 / 8)
+    experts.add_module("0", nn.ModuleDict({"up_proj": layer("ExllamaV2Linear")}))
+    block = nn.ModuleDict({"experts": experts, "shared_experts": nn.ModuleDict({"up_proj": layer("ExllamaV2Linear")})})
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"mlp": block})])})
+    names = ("layers.0.mlp.experts.0.up_proj", "layers.0.mlp.shared_experts.up_proj")
+    for rows, families in ((50, ("packed", "packed")), (200, ("packed", "dequantize")), (201, ("dequantize",) * 2)):
+        found = products(model, HALF, rows)
+        assert tuple(found[name].family for name in names) == families

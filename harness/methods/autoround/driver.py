@@ -23,6 +23,8 @@ ROWS = 8
 """Calibration rows per forward pass and per optimizer step: the library's default."""
 WORD = 32
 """The library silently leaves layers unquantized whose width is not a multiple of this."""
+UNFUSES_ITSELF = frozenset({"gpt_oss"})
+"""The types of mixtures whose blocks the library replaces by its own, with the same names of layers."""
 PLAIN: Mapping[str, int | str] = {"bits": 16, "data_type": "float", "act_bits": 16}
 """The library's layer configuration that leaves a layer unquantized."""
 
@@ -55,7 +57,8 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
 
     calibration = job.calibration_set
     model = job.load()
-    unfuse(model, job.untouched)
+    if model.config.model_type not in UNFUSES_ITSELF:
+        unfuse(model, job.untouched)
     rounding = AutoRound(
         model,
         scheme=scheme,

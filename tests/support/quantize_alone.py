@@ -1,0 +1,61 @@
+"""Quantizes a model in a process of its own: some libraries replace transformers' classes in the one they work in."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from in_memory import quantized
+
+if TYPE_CHECKING:
+    import torch
+
+LENGTH, ROWS = 64, 32
+"""Calibration rows of tokens below 250, which every expert of a tiny mixture gets some of."""
+
+
+def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str) -> None:
+    """Runs the method on ``source``; leaves its checkpoint and, in ``logits``, those of tokens 2 to 33, in ``out``."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM
+
+    from harness import plugins
+    from harness.core.method import CalibrationSet, QuantizeJob
+    from harness.models.headers import read_directory
+    from harness.models.scope import modules
+
+    method = plugins.method(name)
+    if method.enable is not None:
+        method.enable()
+    params = method.params.model_validate(given)
+    tokens = [[(7 * row + 3 * column) % 250 + 1 for column in range(LENGTH)] for row in range(ROWS)]
+    scope = modules(read_directory(source).shapes)
+    job = QuantizeJob(
+        params,
+        source,
+        out,
+        "cpu",
+        dtype,
+        0,
+        lambda: AutoModelForCausalLM.from_pretrained(source, dtype=dtype).eval(),
+        CalibrationSet(tokens, [LENGTH] * ROWS, "0") if method.calibrated(params) else None,
+        scope.scope,
+        scope.untouched,
+    )
+    probe = torch.arange(2, 34)[None]
+    saved = quantized(method, job, lambda model: model(input_ids=probe).logits[0].float())
+    save_file({"logits": saved.contiguous()}, out / "logits")
+
+
+def quantize_alone(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str) -> torch.Tensor:
+    """The logits that ``quantize`` leaves, in a fresh process."""
+    from safetensors.torch import load_file
+
+    child = multiprocessing.get_context("spawn").Process(target=quantize, args=(name, dict(given), source, out, dtype))
+    child.start()
+    child.join()
+    assert child.exitcode == 0, f"{name} failed; see what was printed"
+    return load_file(out / "logits")["logits"]
