@@ -240,7 +240,7 @@ def test_a_synthetic_mixture_is_known_by_what_transformers_makes_of_it(
 
 
 def test_a_sweep_over_a_mixture_quantizes_its_experts(tmp_path: Path, tiny: Path, sweeps: Any) -> None:
-    """gpt-oss stores its experts fused and transposed, and gate and up alternate; one expert is left, one has 8 bits."""
+    """gpt-oss stores experts fused and transposed, with gate and up in turns; one expert is left, one has 8 bits."""
     folder = made("gpt_oss", tmp_path / "gpt-oss", tiny)
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40, encoding="utf-8")
