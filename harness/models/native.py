@@ -73,7 +73,7 @@ def whole_blocks(config: Mapping[str, Any]) -> Iterator[None]:
     def padded(self: Any, codes: Any, scales: Any, *arguments: Any, **options: Any) -> Any:
         rows, columns = codes.shape[-2:]
         grid = (-(-rows // block[0]), -(-columns // block[1]))
-        if codes.element_size() == 1 and codes.is_floating_point() and tuple(scales.shape[-2:]) == grid:
+        if codes.is_floating_point() and tuple(scales.shape[-2:]) == grid:
             beyond = (0, grid[1] * block[1] - columns, 0, grid[0] * block[0] - rows)
             codes = torch.nn.functional.pad(codes.float(), beyond)
         return plain(self, codes, scales, *arguments, **options)[..., :rows, :columns].contiguous()

@@ -23,10 +23,8 @@ FUSED = (*UNFUSED, *(f"{name}_bias" for name in UNFUSED))
 _MERGED = re.compile(rf"(.*\.experts)\.({'|'.join(UNFUSED)})")
 _TRANSPOSED = frozenset({"gpt_oss"})
 _PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
-_OTHERWISE = (
-    (re.compile(r"\.block_sparse_moe\."), ".mlp."),
-    *((re.compile(rf"\.experts\.(\d+)\.{there}$"), rf".experts.\1.{here}") for there, here in _PROJECTIONS.items()),
-)
+_BLOCK = (".block_sparse_moe.", ".mlp.")
+_SINGLE = re.compile(rf"\.experts\.(\d+)\.({'|'.join(_PROJECTIONS)})$")
 """Names in checkpoints of Mixtral and its relatives, and those of transformers' modules."""
 _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
 _BIAS = re.compile(r"[._]bias$")
@@ -75,12 +73,15 @@ def experts_module(name: str) -> str:
     return f"model.layers.{found[1]}.mlp.experts.{'down_proj' if found[2] == 'down' else 'gate_up_proj'}"
 
 
+def transformers_name(name: str) -> str:
+    """The name in transformers' model of what a checkpoint calls otherwise, apart from what is fused."""
+    return name.replace(*_BLOCK)
+
+
 def module_name(name: str) -> str:
     """transformers' name of the module that a checkpoint's parameter belongs to, with unfused experts."""
-    module = name.removesuffix(".weight")
-    for pattern, here in _OTHERWISE:
-        module = pattern.sub(here, module)
-    return module
+    module = transformers_name(name).removesuffix(".weight")
+    return _SINGLE.sub(lambda found: f".experts.{found[1]}.{_PROJECTIONS[found[2]]}", module)
 
 
 def linears(name: str, shape: tuple[int, ...]) -> dict[str, int]:

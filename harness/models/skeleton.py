@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from harness.core.engine import LoadRequest
 from harness.models.headers import weight_files
 from harness.models.loading import auto_class
+from harness.models.scope import transformers_name
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,12 @@ def skeleton(request: LoadRequest) -> Any:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Every tensor of the folder's safetensors files, in main memory. Raises SourceError if there are none."""
+    """Every tensor of the folder's safetensors files, in main memory, by transformers' name of it.
+
+    Raises SourceError if there are none.
+    """
     from safetensors.torch import load_file
 
-    return {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
+    return {
+        transformers_name(name): tensor for file in weight_files(folder) for name, tensor in load_file(file).items()
+    }

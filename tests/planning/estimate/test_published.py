@@ -269,10 +269,10 @@ def test_biases_of_experts_are_vectors(shapes: Callable[[str], ModelShapes]) -> 
 
 
 def test_experts_that_a_method_leaves_are_counted_as_they_are(shapes: Callable[[str], ModelShapes]) -> None:
-    """Qwen3-30B-A3B: 57.98 GB of its 61.06 are experts, which bitsandbytes does not see."""
+    """Qwen3-30B-A3B: 57.98 GB of its 61.06 are experts, which quantization-aware training does not see."""
     found = shapes("qwen3-30b-a3b")
     experts = 48 * 128 * 3 * 2048 * 768
-    plain, left = estimated(found, 1), estimated(found, 1, "bnb-nf4")
+    plain, left = estimated(found, 1), estimated(found, 1, "qat bits=4")
     assert plain.weights is not None
     assert left.weights is not None
     assert plain.weights.total / 1e9 == pytest.approx(61.06, abs=0.01)
