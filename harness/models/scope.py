@@ -20,8 +20,10 @@ _ROUTER = re.compile(r"\.(gate|router|ffn_gate_inp)(\.weight)?$")
 UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)}
 """The 3-D parameters that transformers fuses a layer's experts into, and the projections of one expert in each."""
 FUSED = (*UNFUSED, *(f"{name}_bias" for name in UNFUSED))
+"""These parameters, and the 2-D ones of their biases."""
 _MERGED = re.compile(rf"(.*\.experts)\.({'|'.join(UNFUSED)})")
 _TRANSPOSED = frozenset({"gpt_oss"})
+"""The types that store them as (experts, inputs, outputs)."""
 _PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _BLOCK = (".block_sparse_moe.", ".mlp.")
 _SINGLE = re.compile(rf"\.experts\.(\d+)\.({'|'.join(_PROJECTIONS)})$")
@@ -32,7 +34,6 @@ _CONVOLUTION = re.compile(r"conv\w*\.")
 _OTHER_INPUTS = re.compile(
     r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|multi_?modal\w*|mm_\w*|embed_(vision|audio|image)|speech\w*)\."
 )
-
 
 UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
 """The types of mixtures (``model_type``) whose experts can become linear layers: a test compares what these compute."""

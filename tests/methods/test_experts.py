@@ -84,6 +84,7 @@ CALIBRATED: list[tuple[str, dict[str, Any]]] = [
     ("llmc-gptq", {"group_size": 32}),
     ("llmc-awq", {"group_size": 32}),
 ]
+CALIBRATION = {"samples": 4, "length": 64}
 LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
 """A method that leaves experts as they are."""
 PROBE = torch.arange(2, 34)[None]
@@ -207,9 +208,7 @@ def planned(sweeps: Any, mixture: Path) -> Callable[..., dict[str, PlannedRun]]:
 
 
 def test_a_mixture_is_unsupported_while_planning(planned: Callable[..., dict[str, PlannedRun]]) -> None:
-    runs = planned(
-        LEAVES, {"rtn": {"group_size": 32}}, {"llmc-rtn": {"group_size": 32}}, calibration={"samples": 4, "length": 64}
-    )
+    runs = planned(LEAVES, {"rtn": {"group_size": 32}}, {"llmc-rtn": {"group_size": 32}}, calibration=CALIBRATION)
     share = EXPERTS / (EXPERTS + ATTENTION)
     if not registry.missing(registry.method("qat"), local_site()):
         assert runs[LEAVES_LABEL].unsupported == (
@@ -223,12 +222,10 @@ def test_a_mixture_is_unsupported_while_planning(planned: Callable[..., dict[str
 
 def test_experts_that_the_recipe_skips_are_in_nobody_s_way(planned: Callable[..., dict[str, PlannedRun]]) -> None:
     lacking = registry.missing(registry.method("qat"), local_site())
-    runs = planned(LEAVES, scope={"skip": ["*.experts*"]}, calibration={"samples": 4, "length": 64})
+    runs = planned(LEAVES, scope={"skip": ["*.experts*"]}, calibration=CALIBRATION)
     assert runs[LEAVES_LABEL].unsupported == lacking
     if lacking is None:
-        left = planned(
-            LEAVES, scope={"skip": ["*.experts.0.*", "*.experts.1.*"]}, calibration={"samples": 4, "length": 64}
-        )
+        left = planned(LEAVES, scope={"skip": ["*.experts.0.*", "*.experts.1.*"]}, calibration=CALIBRATION)
         assert "(67% of the scope)" in str(left[LEAVES_LABEL].unsupported)
 
 
@@ -268,7 +265,7 @@ def test_a_sweep_over_a_mixture_quantizes_its_experts(tmp_path: Path, tiny: Path
 
 def test_weights_are_planned_with_the_experts_as_they_are(planned: Callable[..., dict[str, PlannedRun]]) -> None:
     """In float32: 4 bytes a number, but for the codes of the method that quantizes experts."""
-    runs = planned(LEAVES, {"rtn": {"group_size": 32}}, calibration={"samples": 4, "length": 64})
+    runs = planned(LEAVES, {"rtn": {"group_size": 32}}, calibration=CALIBRATION)
     plain, left, packed = (runs[label].weight_bytes for label in ("none", LEAVES_LABEL, "rtn group_size=32"))
     assert plain is not None
     assert left is not None

@@ -277,7 +277,7 @@ def test_experts_that_a_method_leaves_are_counted_as_they_are(shapes: Callable[[
     assert left.weights is not None
     assert plain.weights.total / 1e9 == pytest.approx(61.06, abs=0.01)
     assert left.weights.linear > 2 * experts
-    assert left.weights.total / 1e9 == pytest.approx(59.8, abs=0.1)
+    assert left.weights.total / 1e9 == pytest.approx(60.24, abs=0.1)
     assert "experts counted unquantized" in str(left.note)
     assert plain.note is None
     packed = estimated(found, 1, "llmc-rtn bits=4 group_size=128")
