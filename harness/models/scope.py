@@ -37,6 +37,8 @@ _OTHER_INPUTS = re.compile(
 
 UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
 """The types of mixtures (``model_type``) whose experts can become linear layers: a test compares what these compute."""
+LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
+"""Those of them with multi-head latent attention, whose layers several libraries do not calibrate or multiply."""
 
 
 def in_decoder(name: str, dimensions: int) -> bool:

@@ -74,6 +74,8 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
     ("quark", {"group_size": 32}),
     ("llmc-rtn", {"group_size": 32}),
     ("llmc-fp8", {}),
+    ("llmc-mxfp4", {}),
+    ("llmc-mxfp8", {}),
 ]
 CALIBRATED: list[tuple[str, dict[str, Any]]] = [
     ("gptq", {"group_size": 32}),

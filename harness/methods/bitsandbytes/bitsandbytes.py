@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from harness.core.method import Beside, Method, MethodParams, Setting
-from harness.models.scope import UNFUSES
+from harness.models.scope import LATENT, UNFUSES
 
 BLOCK, NESTED_BLOCK = 64, 256
 """Weights that share a scale, and scales that share a second-level scale under double quantization."""
@@ -108,7 +108,7 @@ BNB_INT8 = Method(
     params=BnbInt8Params,
     packages=("bitsandbytes",),
     extra="bnb",
-    quantizes_experts=UNFUSES,
+    quantizes_experts=UNFUSES - LATENT,  # its kernel multiplies no inputs of four dimensions
     enable=enable,
     kernel="packed",
     load_config=_int8,

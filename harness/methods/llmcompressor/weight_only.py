@@ -13,6 +13,7 @@ from pydantic import Field
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.methods.llmcompressor import driver as llmcompressor
+from harness.models.scope import UNFUSES
 
 
 class LlmcRtnParams(MethodParams):
@@ -97,7 +98,7 @@ RTN = Method(
     enable=llmcompressor.enable,
     quantize=quantize_rtn,
     read=llmcompressor.read,
-    quantizes_experts=frozenset({"olmoe", "qwen2_moe", "qwen3_moe"}),
+    quantizes_experts=UNFUSES,
     kernel="plain",
     overrides=True,
     needs=_needs,
@@ -118,7 +119,7 @@ GPTQ = Method(
     calibrated=lambda params: True,
     quantize=quantize_gptq,
     read=llmcompressor.read,
-    quantizes_experts=frozenset({"qwen3_moe"}),
+    quantizes_experts=UNFUSES,
     kernel="plain",
     overrides=True,
     needs=_needs,
