@@ -21,7 +21,7 @@ DRIVER_PROCESS, DRIVER_GROWTH, DRIVER_WHOLE = "NVML process", "NVML since the st
 DEVICE_PEAKS = (TORCH_ALLOCATED, DRIVER_SINCE_LOADING)
 """Sources of the memory that a model takes on a GPU. A run has one of them."""
 GRID = ("batch_size", "prompt_tokens")
-COUNTS = frozenset({*GRID, "new_tokens", "tokens", "working_set_bytes"})
+COUNTS = frozenset({*GRID, "new_tokens", "tokens", "working_set_bytes", "starved"})
 """Entries that are whole numbers, or null; all others are texts."""
 MAX_COUNT = 2**53
 _PHASES = ("prefill", "decode")
@@ -38,11 +38,18 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "bandwidth_byte_per_s": ("working_set_bytes",),
     "matmul_op_per_s": ("dtype",),
     "task_score": ("task", "score", "filter"),
+    "expert_tokens": ("starved",),
 }
 """Entries that the protocol of a metric must have."""
-_POSITION = re.compile(r"(?:\d{1,12}:)?\d{1,12}", re.ASCII)
-POSITIONED = frozenset({"kl"})
-"""Metrics whose items are positions: ``window:position``, or a window alone in early records."""
+STARVED_TOKENS = 256
+"""An expert that sees fewer calibration tokens is starved: a GPTQ Hessian has at most this rank, and AWQ's means rest
+on as few rows."""
+ITEMS: Mapping[str, re.Pattern[str]] = {
+    "kl": re.compile(r"(?:\d{1,12}:)?\d{1,12}", re.ASCII),
+    **dict.fromkeys(("router_overlap", "router_kl"), re.compile(r"\d{1,12}:[\w.]{1,200}", re.ASCII)),
+    "expert_tokens": re.compile(r"[\w.]{1,200}: \d{1,12}", re.ASCII),
+}
+"""The form of items: ``window:position``, or a position alone in early records; ``window:block``; ``block: number``."""
 
 
 def fault_of(measured: Measurement) -> str | None:
@@ -55,10 +62,9 @@ def fault_of(measured: Measurement) -> str | None:
             return f"the protocol of {measured.metric} has no {name}"
         if not (_is_count(value) if name in COUNTS else isinstance(value, str)):
             return f"the protocol of {measured.metric} has the {name} {quoted(value)}"
-    strange = (
-        [each for each in measured.item_ids if not _POSITION.fullmatch(each)] if measured.metric in POSITIONED else ()
-    )
-    return f"an item of {measured.metric} is {quoted(strange[0])}, which is no position" if strange else None
+    form = ITEMS.get(measured.metric)
+    strange = next((each for each in measured.item_ids if not form.fullmatch(each)), None) if form else None
+    return None if strange is None else f"an item of {measured.metric} is {quoted(strange)}, which is not of its form"
 
 
 def _is_count(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from harness.core.protocols import STARVED_TOKENS
 from harness.figures.control import where_any
 from harness.figures.derived.experts import KL, OVERLAP, TOKENS, ExpertAudit
 from harness.figures.divergence import NAT
@@ -99,7 +100,7 @@ DEAD_EXPERTS = _experts(
 STARVED_EXPERTS = _experts(
     "starved_experts",
     "Starved experts",
-    "Experts that saw some tokens of the calibration set, but fewer than 256.",
+    f"Experts that saw some tokens of the calibration set, but fewer than {STARVED_TOKENS}.",
     "experts that saw few calibration tokens",
     lambda audit: audit.starved,
     _counted(lambda tokens, limit: sum(0 < count < limit for count in tokens)),

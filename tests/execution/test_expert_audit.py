@@ -18,11 +18,12 @@ from small_mixture import ACTIVE, DEAD, EXPERTS, LAYERS, save_small_mixture, sma
 from harness.core.method import CalibrationSet
 from harness.core.metric import Windows
 from harness.core.model import MethodRef, ModelRef
+from harness.core.protocols import STARVED_TOKENS
 from harness.core.record import Measurement
 from harness.engines.transformers.engine import TransformersModel
 from harness.errors import InvalidRunError
 from harness.execution import reference as references
-from harness.execution.checks.experts import STARVED_TOKENS, audit_experts
+from harness.execution.checks.experts import audit_experts
 from harness.execution.checks.scales import verify_scales
 from harness.execution.context import Context
 from harness.execution.forward import observe

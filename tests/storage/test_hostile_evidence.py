@@ -226,7 +226,10 @@ def test_more_notes_than_a_run_has() -> None:
         ("prefill_s", {"batch_size": "a", "prompt_tokens": 8}, (), "the protocol of prefill_s has the batch_size 'a'"),
         ("prefill_s", {"batch_size": True, "prompt_tokens": 8}, (), "has the batch_size True"),
         ("peak_memory_bytes", {"phase": "load", "source": "VmHWM", "prompt_tokens": 8}, (), "has no batch_size"),
-        ("kl", {}, ("0:a",), "an item of kl is '0:a', which is no position"),
+        ("kl", {}, ("0:a",), "an item of kl is '0:a', which is not of its form"),
+        ("router_kl", {}, ("0",), "an item of router_kl is '0', which is not of its form"),
+        ("expert_tokens", {"starved": 256}, ("mlp",), "an item of expert_tokens is 'mlp', which is not of its form"),
+        ("expert_tokens", {}, (), "the protocol of expert_tokens has no starved"),
     ],
 )
 def test_a_protocol_that_figures_could_not_use(

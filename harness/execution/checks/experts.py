@@ -20,6 +20,7 @@ from harness.core.capability import Routed
 from harness.core.identity import Scalar, full_digest
 from harness.core.method import CalibrationSet
 from harness.core.model import model_identity
+from harness.core.protocols import STARVED_TOKENS
 from harness.core.record import Measurement
 from harness.core.site import EXPERT_TOKENS, MAX_SEALED_BYTES
 from harness.errors import ResultsError, UnsupportedError
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Increased whenever the way of counting changes."""
-STARVED_TOKENS = 256
-"""An expert that sees fewer is starved: a GPTQ Hessian has at most this rank, and AWQ's means rest on as few rows."""
 MOST_NAMES = 8
 
 
@@ -67,6 +66,8 @@ def audit_experts(context: Context, source: Path, calibration: CalibrationSet) -
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         context.fact("experts_not_counted", reason=reason)
         return
+    finally:
+        _free()
     names = [f"{block}: {number}" for block, tokens in seen.tokens.items() for number in range(len(tokens))]
     counts = [count for tokens in seen.tokens.values() for count in tokens]
     protocol: dict[str, Scalar] = {
@@ -149,8 +150,6 @@ def _counted(context: Context, source: Path, calibration: CalibrationSet) -> Exp
     if not tokens or set(blocks) != set(tokens):
         raise UnsupportedError(UNREADABLE)
     shares = {block: blocks[block] / len(tokens[block]) / parameters for block in blocks}
-    del model
-    _free()
     return ExpertTokens({block: tokens[block].tolist() for block in blocks}, shares)
 
 
@@ -167,6 +166,7 @@ def _check_memory(context: Context, source: Path) -> None:
 
 
 def _free() -> None:
+    """Gives back what the model took, before the method loads it again."""
     import torch
 
     gc.collect()  # the modules of a model refer to one another

@@ -89,13 +89,15 @@ def _active_bytes(runs: Sequence[RunRecord]) -> float | None:
 
 def _loads(tokens: Measurement) -> tuple[ExpertLoad, ...]:
     found: dict[str, list[int]] = {}
-    for name, count in zip(tokens.item_ids, tokens.values, strict=True):
-        found.setdefault(name.rpartition(": ")[0], []).append(int(count))
+    for name, count in zip(tokens.item_ids, tokens.values, strict=False):
+        found.setdefault(name.rpartition(": ")[0], []).append(max(int(count), 0))
     return tuple(ExpertLoad(block, tuple(counts)) for block, counts in found.items())
 
 
 def _by_block(overlap: Measurement, kl: Measurement) -> tuple[BlockAgreement, ...]:
-    """The means over windows, weighted by their tokens. Items are ``window:block``."""
+    """The means over windows, weighted by their tokens; none if the items (``window:block``) are unlike."""
+    if overlap.item_ids != kl.item_ids or not overlap.weights:
+        return ()
     blocks = [item.partition(":")[2] for item in overlap.item_ids]
     numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks))}
     owner = np.array([numbers[block] for block in blocks])
