@@ -6,9 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from harness.core.capability import LoadedModel, Routed, ShowsRouters
-from harness.execution.context import Context
-from harness.models.scope import holds_experts
+from harness.core.capability import Routed
 
 if TYPE_CHECKING:
     import torch
@@ -40,18 +38,3 @@ def routed_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Routed]:
     """What ``RouterLog.tensors`` returned, by block."""
     blocks = [name.removesuffix(_SCORES) for name in tensors if name.endswith(_SCORES)]
     return {block: Routed(tensors[block + _SCORES], tensors[block + _CHOSEN].long()) for block in blocks}
-
-
-def readable_routers(context: Context, model: LoadedModel) -> ShowsRouters | None:
-    """The model if it is a mixture of experts whose routers can be read, else None; a fact says why they cannot."""
-    if not any(holds_experts(name, len(shape)) for name, shape in context.shapes.items()):
-        return None
-    if not isinstance(model, ShowsRouters):
-        reason = f"the engine {context.spec.engine} does not show what routers do"
-    else:
-        try:
-            return model if model.router_blocks() else None
-        except Exception as error:  # noqa: BLE001 - becomes a fact
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-    context.fact("routers_not_read", reason=reason)
-    return None

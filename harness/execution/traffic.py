@@ -13,8 +13,8 @@ from harness.core.record import Measurement
 from harness.core.workload import ThroughputWorkload
 from harness.errors import SourceError
 from harness.execution.checks.kernels import Pass
+from harness.execution.checks.routers import readable_routers
 from harness.execution.context import Context
-from harness.execution.router_log import readable_routers
 from harness.models.headers import read_config
 from harness.models.resolve import of_folder
 from harness.models.scope import reads_other_inputs

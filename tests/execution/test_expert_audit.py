@@ -24,6 +24,7 @@ from harness.engines.transformers.engine import TransformersModel
 from harness.errors import InvalidRunError
 from harness.execution import reference as references
 from harness.execution.checks.experts import audit_experts
+from harness.execution.checks.routers import comparing_routers
 from harness.execution.checks.scales import verify_scales
 from harness.execution.context import Context
 from harness.execution.forward import observe
@@ -218,6 +219,25 @@ def test_a_dense_reference_is_as_it_was(tmp_path: Path) -> None:
         *("head.safetensors", "reference.json"),
     }
     assert not references.Reference(tmp_path, "cpu").has_routers
+
+
+def test_a_reference_without_routers_and_one_of_other_layers_are_a_fact(mixture: Path, tmp_path: Path) -> None:
+    model = TransformersModel(small_mixture(), None)
+    model.probe_head()
+    for number, changes in enumerate(({"routers": None}, {"routers": model})):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with torch.inference_mode():
+            references.write(model, WINDOWS, folder, **changes)
+    other = TransformersModel(small_mixture(), None)
+    other._router_blocks = ("layers.0.mlp",)
+    for number, (shown, reason) in enumerate(((model, "holds nothing"), (other, "not those of the baseline"))):
+        found = context(tmp_path, mixture)
+        with comparing_routers(found, shown, WINDOWS, references.Reference(tmp_path / str(number), "cpu")):
+            pass
+        (fact,) = found.facts
+        assert reason in fact.value
+        assert found.measurements == []
 
 
 NAME = "model.layers.0.mlp.experts.3.down_proj"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from harness.core.capability import Logits
@@ -12,12 +11,11 @@ from harness.execution.checks import noise
 from harness.execution.checks.kernels import record_cuda_kernels
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.plausibility import plausibility
+from harness.execution.checks.routers import comparing_routers
 from harness.execution.checks.variant import record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.execution.forward import observe
-from harness.execution.router_log import readable_routers
 from harness.execution.windows import cut_windows
-from harness.metrics.routing import RouterAgreement
 from harness.plugins import metric
 from harness.text.leakage import RUN_TOKENS, halves_overlap
 
@@ -42,18 +40,8 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
         kept.check(windows)
         observers.append(metric("divergence").make(windows))
     observers += [metric(each.name).make(windows, metric(each.name).parsed(each.params)) for each in job.observers]
-    routers = readable_routers(context, model) if kept else None
-    agreement = None
-    if kept and routers:
-        if kept.has_routers:
-            agreement = RouterAgreement(windows, kept.routers)
-        else:
-            context.fact("routers_not_read", reason="the reference holds nothing of the baseline's routers")
-    watching = routers.watching_routers(agreement.see) if routers and agreement else nullcontext()
-    with context.phase("forward"), torch.inference_mode(), watching:
+    with comparing_routers(context, model, windows, kept), context.phase("forward"), torch.inference_mode():
         observe(model, windows, observers, kept)
-    if agreement:
-        context.add(agreement.finish())
     for observer in observers:
         context.add(observer.finish())
     if spec.is_baseline:

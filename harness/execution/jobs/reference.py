@@ -8,8 +8,8 @@ from harness.core.capability import Logits
 from harness.core.job import MakeReference
 from harness.execution import reference as references
 from harness.execution.checks import noise
+from harness.execution.checks.routers import readable_routers
 from harness.execution.context import Context
-from harness.execution.router_log import readable_routers
 from harness.execution.windows import cut_windows
 
 
