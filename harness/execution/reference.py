@@ -41,15 +41,15 @@ def write(model: Logits, windows: Windows, folder: Path, routers: ShowsRouters |
     if head is not None:
         tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
-    for index, tokens in enumerate(windows.tokens):
-        log = RouterLog()
-        with routers.watching_routers(log.see) if routers else nullcontext():
+    log = RouterLog()
+    with routers.watching_routers(log.see) if routers else nullcontext():
+        for index, tokens in enumerate(windows.tokens):
             kept = forward(torch.tensor([tokens[:-1]]))
-        if not bool(kept.isfinite().all()):
-            raise InvalidRunError(f"the baseline's output for window {index} is not finite")
-        save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
-        if routers:
-            save_file(log.tensors(), folder / _routers(index))
+            if not bool(kept.isfinite().all()):
+                raise InvalidRunError(f"the baseline's output for window {index} is not finite")
+            save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
+            if routers:
+                save_file(log.taken(), folder / _routers(index))
     manifest = {
         "protocol": dict(windows.protocol),
         "scale": head.scale if head else 1.0,

@@ -1,4 +1,4 @@
-"""What the routers of a mixture of experts do in one forward pass, as it is kept with the reference."""
+"""What the routers of a mixture of experts do in a window, as it is kept with the reference."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class RouterLog:
     def see(self, block: str, routed: Routed) -> None:
         self._blocks[block].append(routed)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """As a safetensors file holds it; numbers of experts take two bytes."""
+    def taken(self) -> dict[str, torch.Tensor]:
+        """What was collected since the last call, as a safetensors file holds it; numbers of experts take 2 bytes."""
         import torch
 
         found = {}
         for block, parts in self._blocks.items():
             found[block + _SCORES] = torch.cat([each.scores for each in parts]).cpu().contiguous()
             found[block + _CHOSEN] = torch.cat([each.chosen for each in parts]).to(torch.int16).cpu().contiguous()
+        self._blocks.clear()
         return found
 
 
 def routed_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, Routed]:
-    """What ``RouterLog.tensors`` returned, by block."""
+    """What ``RouterLog.taken`` returned, by block."""
     blocks = [name.removesuffix(_SCORES) for name in tensors if name.endswith(_SCORES)]
     return {block: Routed(tensors[block + _SCORES], tensors[block + _CHOSEN].long()) for block in blocks}

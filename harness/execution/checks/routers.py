@@ -48,7 +48,7 @@ def readable_routers(context: Context, model: LoadedModel) -> ShowsRouters | Non
     if not any(holds_experts(name, len(shape)) for name, shape in context.shapes.items()):
         return None
     if not isinstance(model, ShowsRouters):
-        reason = f"the engine {context.spec.engine} does not show what routers do"
+        reason = f"as {context.spec.engine} runs the model here, it does not show what its routers do"
     else:
         try:
             return model if model.router_blocks() else None
