@@ -19,7 +19,7 @@ from harness.models.native import FORMATS
 from harness.models.resolve import Resolved, resolve
 from harness.models.scope import holds_experts, in_decoder, reads_other_inputs
 from harness.models.sources import HUB_ID, SourceModel, package_file
-from harness.numerics.traffic import routing
+from harness.numerics.traffic import layer_number, routing
 
 ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens\w*|wte|token_embd|word_embeddings|embed_in|tok_embeddings|embeddings)\.")
@@ -286,7 +286,7 @@ class ModelSize:
     """What the time and the files of a model's runs scale with. ``active`` parameters are those that one token uses.
 
     ``matrices`` counts the decoder's; ``hidden`` is the width of its states, ``vocabulary`` that of its logits, both 0
-    if its configuration does not say.
+    if its configuration does not say. ``router_scores`` counts those that a mixture's routers give one token.
     """
 
     parameters: int
@@ -295,6 +295,7 @@ class ModelSize:
     matrices: int
     hidden: int = 0
     vocabulary: int = 0
+    router_scores: int = 0
 
 
 def size_of(source: SourceModel) -> ModelSize | None:
@@ -307,8 +308,8 @@ def size_of(source: SourceModel) -> ModelSize | None:
         config = {}
     text = config.get("text_config") or config
     routed = routing(config)
-    experts = sum(math.prod(shape) for name, shape in source.matrices.items() if holds_experts(name, len(shape)))
-    unused = experts * (1 - routed.active / routed.experts) if routed else 0.0
+    held = {name: math.prod(shape) for name, shape in source.matrices.items() if holds_experts(name, len(shape))}
+    unused = sum(held.values()) * (1 - routed.active / routed.experts) if routed else 0.0
     parameters = source.decoder_parameters + source.other_parameters
     widths = {key: width if isinstance(width := text.get(key), int) else 0 for key in ("hidden_size", "vocab_size")}
     return ModelSize(
@@ -318,6 +319,7 @@ def size_of(source: SourceModel) -> ModelSize | None:
         len(source.matrices),
         widths["hidden_size"],
         widths["vocab_size"],
+        routed.experts * len({layer_number(name) for name in held}) if routed else 0,
     )
 
 

@@ -16,6 +16,7 @@ from harness.api.plan import PlanState
 from harness.cli.render.forecast import bytes_words
 from harness.cli.render.plan import show_plan
 from harness.core.job import MeasureQuality
+from harness.core.model import ModelRef
 from harness.core.record import Outcome, Phase, RunRecord
 from harness.core.run import HourlyPrice
 from harness.core.site import Machine, Speeds
@@ -23,6 +24,8 @@ from harness.execution.sweep import left
 from harness.figures.formats import significant
 from harness.host import speeds as timing
 from harness.host.speeds import machine_speeds
+from harness.models.shapes import size_of
+from harness.models.sources import SourceModel
 from harness.planning.forecast.forecast import RunForecast, SweepForecast, forecast
 from harness.planning.forecast.learned import Component
 from harness.planning.forecast.pace import remaining
@@ -93,6 +96,31 @@ def test_a_larger_model_takes_longer_and_leaves_more(make: Make) -> None:
         more, less = arithmetic([large, run])
         assert more.computing_s > less.computing_s
         assert more.disk_bytes - less.disk_bytes == 10**9 - run.checkpoint_bytes
+
+
+def test_the_reference_of_a_mixture_keeps_its_routers_scores(make: Make) -> None:
+    wanted = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
+    run = next(run for run in make(measure=wanted) if run.spec.kind == "reference")
+    assert run.size is not None
+    assert run.size.router_scores == 0
+    mixture = replace(run, size=replace(run.size, router_scores=48 * 128))
+    more, less = arithmetic([mixture, run])
+    assert more.disk_bytes - less.disk_bytes == 2 * 64 * 48 * 128 * 4
+
+
+def test_the_scores_of_a_mixture_are_counted_in_its_layers_of_experts() -> None:
+    """Two of three layers have four experts, one stored expert by expert and one fused."""
+    matrices = {
+        "model.layers.0.mlp.up_proj.weight": (8, 4),
+        **{f"model.layers.1.mlp.experts.{number}.up_proj.weight": (8, 4) for number in range(4)},
+        "model.layers.2.mlp.experts.down_proj": (4, 4, 8),
+    }
+    config = {"num_local_experts": 4, "num_experts_per_tok": 1, "hidden_size": 4, "vocab_size": 16}
+    model = ModelRef("m", "m", "0", "synthetic", "", "float32", config=config)
+    size = size_of(SourceModel(model, matrices, 9 * 32, 0, None))
+    assert size is not None
+    assert size.router_scores == 2 * 4
+    assert size.parameters - size.active == 8 * 32 * 3 // 4
 
 
 def test_runs_of_the_same_cases_decide(make: Make) -> None:

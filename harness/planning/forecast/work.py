@@ -122,6 +122,7 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
     disk_bytes = RECORD_BYTES + BYTES_PER_TOKEN * tokens + run.checkpoint_bytes
     if effort.kept:
         disk_bytes += (tokens + size.vocabulary) * size.hidden * model.element_bytes
+        disk_bytes += tokens * size.router_scores * model.element_bytes
     return Work(starting_s, computing_s + run.checkpoint_bytes / speeds.disk_byte_per_s, disk_bytes)
 
 
