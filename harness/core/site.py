@@ -37,6 +37,8 @@ CONFIGURATIONS = "configurations"
 """The folder of a cache with transformers' answers (``harness.models.resolve``), one sealed JSON file each."""
 WINDOWS = "windows"
 """The folder of a cache with the windows of long texts (``harness.text.kept_windows``), one sealed JSON file each."""
+REQUESTS = "requests"
+"""The folder of a cache with tokens of tasks' requests (``harness.text.kept_requests``), one sealed JSON file each."""
 EXPERT_TOKENS = "expert-tokens"
 """The folder of a cache with the calibration tokens that each expert of a model sees, one sealed JSON file each."""
 MAX_SEALED_BYTES = 64 * 2**20

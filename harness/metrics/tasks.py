@@ -13,23 +13,30 @@ from harness.core.workload import TaskWorkload
 from harness.tasks.evaluate import VERSION, evaluate
 
 if TYPE_CHECKING:
-    from harness.tasks.lm import HarnessLM
+    from harness.tasks.lm import Encode, HarnessLM
+    from harness.tasks.scoring import Layout
 
 NOISE_QUESTIONS = 8
 """Number of questions that are scored again in another layout."""
 
 
 def measure(
-    model: Logits, workload: TaskWorkload, alone: bool, watch: Callable[[Sequence[Sequence[int]]], None] | None
+    model: Logits,
+    workload: TaskWorkload,
+    alone: bool,
+    watch: Callable[[Sequence[Sequence[int]]], None] | None,
+    keeping: Callable[[Encode], Encode] = lambda encode: encode,
 ) -> Iterator[Measurement]:
     """``task_score`` per score and filter; the effect of another batch layout; the work done.
 
     ``alone`` sends one request at a time, for a model whose results depend on the rest of the batch. ``watch`` gets the
-    tokens of every request; None saves the time to tokenize them again.
+    tokens of every request; None saves the time to tokenize them again. ``keeping`` makes a way to tokenize one that
+    keeps what it made.
     """
-    from harness.tasks.lm import HarnessLM
+    from harness.tasks.lm import HarnessLM, encode
 
-    lm = HarnessLM(model, layout="alone" if alone else None, bos=workload.bos, seed=workload.seed)
+    layout: Layout | None = "alone" if alone else None
+    lm = HarnessLM(model, layout=layout, bos=workload.bos, seed=workload.seed, encode=keeping(encode))
     asked = evaluate(lm, workload)
     if watch is not None:
         texts = ("".join(part for part in request.args if isinstance(part, str)) for request in asked.requests)

@@ -25,7 +25,7 @@ from harness.core.job import JOBS
 from harness.core.owner import current_owner
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
-from harness.core.site import CONFIGURATIONS, EXPERT_TOKENS, MAX_SEALED_BYTES, WINDOWS
+from harness.core.site import CONFIGURATIONS, EXPERT_TOKENS, MAX_SEALED_BYTES, REQUESTS, WINDOWS
 from harness.core.upgrade import SCHEMA_VERSION, upgrade
 from harness.errors import DamagedError, NewerRecordError, ResultsError
 from harness.storage.anonymizer import Anonymizer
@@ -253,7 +253,7 @@ class Cache:
                 elif RUN_ID.fullmatch(folder.name):
                     yield from self._faults_of(kind, folder, read_data)
         for file in (
-            entry for each in (CONFIGURATIONS, WINDOWS, EXPERT_TOKENS) for entry in _entries(self.root / each)
+            entry for each in (CONFIGURATIONS, WINDOWS, REQUESTS, EXPERT_TOKENS) for entry in _entries(self.root / each)
         ):
             if is_left_over(file.name):
                 yield CacheFault(file, "debris", f"{file}: left by an interrupted write")

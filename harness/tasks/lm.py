@@ -6,9 +6,9 @@ It needs lm-eval, so only code that runs a task imports it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import TemplateError
 from lm_eval.api.instance import Instance
@@ -20,6 +20,14 @@ from harness.core.capability import Completes, Generates, LoadedModel, Logits, a
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.generating import ROWS, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
+
+Encode = Callable[[Any, Sequence[str], bool], Sequence[Sequence[int]]]
+"""The tokens of each text, by a tokenizer, with its special tokens or without."""
+
+
+def encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Sequence[Sequence[int]]:
+    """All texts in one batch."""
+    return tokenizer(list(texts), add_special_tokens=special)["input_ids"]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,9 @@ class BatchNoise:
 class HarnessLM(TemplateLM):  # type: ignore[misc]
     """An ``lm_eval.api.model.LM`` on a loaded model. ``effort`` counts the work done so far.
 
-    ``layout=None`` selects the fastest layout that the model supports. Raises UnsupportedError if there is no
-    tokenizer, if it lacks the BOS token that ``bos`` requires, or if the model does not support the layout.
+    ``layout=None`` selects the fastest layout that the model supports. ``encode`` may keep what it once made. Raises
+    UnsupportedError if there is no tokenizer, if it lacks the BOS token that ``bos`` requires, or if the model does not
+    support the layout.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         max_length: int | None = None,
         budget_tokens: int | None = None,
         seed: int = 0,
+        encode: Encode = encode,
     ) -> None:
         super().__init__()
         if model.tokenizer is None:
@@ -68,6 +78,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self._bos = bos
         self._device = model.device
         self._seed = seed
+        self._encode = encode
 
     @property
     def eot_token_id(self) -> int:
@@ -183,7 +194,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             mine = [text for text in distinct if add == (special and not has_bos_prefix(text, begun))]
             if mine:
                 automatic = add and self._bos == "auto"
-                rows = self.tokenizer(mine, add_special_tokens=automatic)["input_ids"]
+                rows = self._encode(self.tokenizer, mine, automatic)
                 lead = (int(self.tokenizer.bos_token_id),) if add and self._bos == "always" else ()
                 found.update((text, (*lead, *row)) for text, row in zip(mine, rows, strict=True))
         return found

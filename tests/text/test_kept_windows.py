@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from harness.core.workload import PerplexityWorkload
 from harness.recipe import Text
 from harness.storage.cache import Cache
-from harness.text import kept_windows
+from harness.text import kept, kept_windows
 from harness.text.kept_windows import kept_or_cut
 from harness.text.protocols import PRESETS
 from harness.text.sources import DATA, resolve
@@ -137,7 +137,7 @@ def test_the_oldest_entries_make_room(
         assert len(entries(cache)) == index + 1
     young = max(entries(cache), key=lambda path: path.stat().st_mtime)
     asked = replace(workload(text), context=128)
-    monkeypatch.setattr(kept_windows, "MAX_FOLDER_BYTES", young.stat().st_size * 2)
+    monkeypatch.setattr(kept, "MAX_FOLDER_BYTES", young.stat().st_size * 2)
     kept_or_cut(cache, asked, tokenizer)
     assert young in entries(cache)
     assert sum(path.stat().st_size for path in entries(cache)) <= young.stat().st_size * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from harness.core.capability import Logits
@@ -12,6 +13,7 @@ from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.variant import record_repacking, verify_variant
 from harness.execution.context import Context
 from harness.plugins import metric
+from harness.text.kept_requests import keeping
 
 
 def run(job: AnswerTask, context: Context, out: Path) -> None:
@@ -29,7 +31,7 @@ def run(job: AnswerTask, context: Context, out: Path) -> None:
     calibrated = "calibrate" in context.spec.needs
     with context.phase("questions"), torch.inference_mode():
         asked = (model, job.task, context.method().batch_dependent, watch if calibrated else None)
-        context.add(metric("tasks").make(*asked))
+        context.add(metric("tasks").make(*asked, partial(keeping, context.cache)))
     record_repacking(context, model)
     if job.verify:
         record_cuda_kernels(context, model)
