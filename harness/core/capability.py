@@ -5,7 +5,7 @@ Tokens are (batch, length) int64 tensors on any device; hidden states and logits
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -177,6 +177,40 @@ class Factored(Logits, Protocol):
 
     def output_embedding(self) -> HeadWeights | None:
         """What is needed to apply the head without the model; None if that is impossible."""
+        ...
+
+
+@dataclass(frozen=True)
+class StreamingCost:
+    """What streaming a model has cost so far.
+
+    ``checkpoint_bytes`` is what one pass through all parts reads, ``bytes_read`` and ``read_s`` are of all reads,
+    ``spilled_bytes`` of the states that were written to disk for want of memory.
+    """
+
+    parts: int
+    largest_part_bytes: int
+    checkpoint_bytes: int
+    bytes_read: int
+    read_s: float
+    passes: int
+    spilled_bytes: int
+
+
+@runtime_checkable
+class Streamed(Factored, Protocol):
+    """Reads its weights from disk part by part in every pass, so that a pass should be made for many texts at once."""
+
+    def hidden_each(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The hidden states of each batch of tokens, in order, in one pass."""
+        ...
+
+    def logits_each(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The logits of each batch of tokens, in order, in one pass."""
+        ...
+
+    def streaming_cost(self) -> StreamingCost:
+        """What it has read until now."""
         ...
 
 
@@ -366,6 +400,25 @@ def states_and_head(
     if isinstance(model, Factored) and model.factored:
         return model.hidden, model.head
     return model.logits, lambda logits: logits
+
+
+def states_each(model: Logits, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The first of the two steps of ``states_and_head`` for each batch, in order and one at a time.
+
+    A streamed model reads its weights once for all of them.
+    """
+    if isinstance(model, Streamed):
+        yield from (model.hidden_each if model.factored else model.logits_each)(list(batches))
+    else:
+        yield from map(states_and_head(model)[0], batches)
+
+
+def logits_each(model: Logits, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The logits of each batch, in order and one at a time; in one pass if the model is streamed."""
+    if isinstance(model, Streamed):
+        yield from model.logits_each(list(batches))
+    else:
+        yield from map(model.logits, batches)
 
 
 def as_ragged(model: LoadedModel) -> Ragged | None:

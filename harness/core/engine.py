@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from harness.core.capability import PROTOCOLS, Capability, LoadedModel
+from harness.core.capability import PROTOCOLS, Capability, LoadedModel, Streamed
 from harness.core.format import Codes, Format
-from harness.core.identity import DecodeMode, KvCache
+from harness.core.identity import DecodeMode, KvCache, Residency
 from harness.core.model import Attention
 from harness.core.site import Machine
 from harness.core.strict import Strict
@@ -25,11 +25,24 @@ MemoryCounter = Literal["torch", "driver"]
 
 
 @dataclass(frozen=True)
+class Streaming:
+    """How a model is read from disk part by part for every pass.
+
+    ``states_bytes`` is the memory that hidden states may take while they wait for the next part; the rest waits in
+    files. ``time_s`` is the time limit of the run, None if it has none.
+    """
+
+    states_bytes: int
+    time_s: float | None = None
+
+
+@dataclass(frozen=True)
 class LoadRequest:
     """How an engine should load a checkpoint. ``quantization`` is passed to its library's own loader.
 
     ``read`` is the method's own loader, for checkpoints that transformers cannot load (see Method). ``gpus`` is how
     many GPUs the process has. ``untouched`` names the modules that ``quantization`` leaves as they are.
+    ``streaming`` is None for a model that is loaded whole.
     """
 
     path: Path
@@ -42,6 +55,7 @@ class LoadRequest:
     read: Callable[[LoadRequest], Any] | None = None
     gpus: int = 1
     untouched: tuple[str, ...] = ()
+    streaming: Streaming | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,8 @@ def one_gpu(params: Any, devices: int) -> int:
 class Engine(Generic[P]):
     """A runtime that loads a checkpoint and runs it.
 
-    ``capabilities`` are those that all of its models implement, ``reads`` the checkpoint formats that it loads.
+    ``capabilities`` are those that all of its models implement, and ``streams`` those of models that it reads from disk
+    part by part, empty if it cannot do that. ``reads`` are the checkpoint formats that it loads.
     ``caches`` maps the key-value caches that it supports to the packages that each needs in addition to ``packages``.
     ``decode_modes`` maps the decode modes that it supports to the caches that each works with; ``decode_advice`` tells
     what a recipe should say in place of another mode. ``stack`` names the environment that it runs in. ``load`` also
@@ -109,6 +124,7 @@ class Engine(Generic[P]):
     params: type[P]
     packages: tuple[str, ...] = ()
     stack: str = "main"
+    streams: frozenset[Capability] = frozenset()
     import_model: Callable[[Path], None] = import_nothing
     convert: Callable[[Path, Path, str], str | None] | None = None
     refuses: Callable[[PlannedLoad, P], str | None] = refuses_nothing
@@ -118,6 +134,11 @@ class Engine(Generic[P]):
     decode_advice: str | None = None
     counted_by: MemoryCounter = "torch"
 
+    def offers(self, residency: Residency) -> frozenset[Capability]:
+        """The capabilities of its models."""
+        return self.streams if residency == "streamed" else self.capabilities
+
     def unmet(self, model: LoadedModel) -> tuple[Capability, ...]:
         """The capabilities that the engine declares but this loaded model does not implement."""
-        return tuple(name for name in PROTOCOLS if name in self.capabilities and not isinstance(model, PROTOCOLS[name]))
+        declared = self.offers("streamed" if isinstance(model, Streamed) else "resident")
+        return tuple(name for name in PROTOCOLS if name in declared and not isinstance(model, PROTOCOLS[name]))

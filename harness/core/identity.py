@@ -17,6 +17,8 @@ Stage = Literal["none", "on_load", "offline", "published"]
 KvCache = Literal["model", "int8", "int4", "fp8"]
 """How the keys and values of earlier tokens are stored: as the model computes them, or in fewer bits."""
 DecodeMode = Literal["eager", "compiled"]
+Residency = Literal["resident", "streamed"]
+"""Whether a model is in memory as a whole, or read from disk part by part for every pass."""
 """Whether decoding runs layer by layer from Python, or as one compiled graph over a static key-value cache."""
 
 

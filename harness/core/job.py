@@ -20,7 +20,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from harness.core.capability import Capability
 from harness.core.effort import JobEffort
-from harness.core.identity import DecodeMode, Scalar
+from harness.core.identity import DecodeMode, Residency, Scalar
+from harness.core.json_values import ABSENT_AT_DEFAULT
 from harness.core.model import MAIN_ENGINE, MethodRef, ModelRef, model_identity
 from harness.core.variant import Variant
 from harness.core.workload import (
@@ -47,6 +48,7 @@ class Conditions:
     (None: the engine's choice), whether its memory is measured, and how many GPUs it gets if its device is one.
 
     ``devices`` is the recipe's: over how many GPUs a model is spread. ``gpus`` follows from it and from the engine.
+    ``residency`` is no part of an id: a streamed model's results are those of the same model loaded whole.
     """
 
     device: str = "cpu"
@@ -55,6 +57,7 @@ class Conditions:
     memory: bool = True
     gpus: int = 1
     devices: int = 1
+    residency: Residency = field(default="resident", metadata=ABSENT_AT_DEFAULT)
 
 
 @dataclass(frozen=True)

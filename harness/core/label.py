@@ -40,6 +40,7 @@ LabelCode = Literal[
     "experts_not_calibrated",
     "may_have_spilled",
     "pipelined",
+    "streamed",
     "suspect",
     "implausible_baseline",
     "engine_not_separated",
@@ -68,6 +69,7 @@ FactCode = Literal[
     "source_in_stack",
     "converted_tokenizer",
     "repacked",
+    "streaming",
     "quantization_config",
     "not_quantized",
     "other_inputs",
@@ -349,6 +351,11 @@ LABELS: Mapping[LabelCode, Form] = {
         "its layers are spread over GPUs that compute one after the other: its speed is not that of one GPU",
         {"gpus": 2},
     ),
+    "streamed": Form(
+        lambda: "streamed: read from disk part by part, so that it has no speed and its memory is not the model's",
+        "one layer at a time was in memory, because the whole model did not fit or the recipe says `residency: "
+        "streamed`; its quality is bit by bit that of the model loaded whole: see [streaming](streaming.md)",
+    ),
     "suspect": Form(
         _suspect,
         "the machine, or the times themselves, drifted while a run was timed: see [suspect](speed.md#suspect)",
@@ -520,6 +527,24 @@ FACTS: Mapping[FactCode, Form] = {
         "bytes of all weights as stored, and as the kernels keep them; vLLM's repack while loading",
         {"stored_bytes": 1024, "running_bytes": 2048},
         "repacked by the first forward pass",
+    ),
+    "streaming": Form(
+        lambda passes, parts, largest_part_bytes, checkpoint_bytes, bytes_read, read_s, spilled_bytes: (
+            f"{passes} passes over {parts} parts, the largest of {largest_part_bytes / 1e9:.3g} GB; "
+            f"{bytes_read / 1e9:.3g} GB read in {read_s:.3g} s, {checkpoint_bytes / 1e9:.3g} GB a pass; states of "
+            f"{spilled_bytes / 1e9:.3g} GB waited on disk"
+        ),
+        "what streaming the model cost this run",
+        {
+            "passes": 6,
+            "parts": 27,
+            "largest_part_bytes": 205_000_000,
+            "checkpoint_bytes": 5_200_000_000,
+            "bytes_read": 30_000_000_000,
+            "read_s": 21.5,
+            "spilled_bytes": 0,
+        },
+        "streaming",
     ),
     "quantization_config": Form(
         lambda text: str(text),

@@ -149,6 +149,9 @@ class Method(Generic[P]):
     ``quantize``     quantizes offline: writes a checkpoint and returns the in-memory model, so that the
                      reloaded one can be compared with it; or None, if the job's ``probe`` had that model.
 
+    ``quantize_parts`` does the same for a model of which one part is in memory at a time; it writes the same
+    checkpoint and returns None, having given the job's ``probe`` nothing. ``streams`` says that the transformers engine
+    may load the result part by part, bit by bit as it loads the whole.
     ``read`` loads what ``quantize`` wrote if transformers alone cannot. ``stack`` names the environment
     that quantizes; the main stack always measures. ``packages`` are needed there to quantize, ``readers``
     in the main stack to load the result (default: the same packages).
@@ -188,6 +191,8 @@ class Method(Generic[P]):
     readers: tuple[str, ...] | None = None
     load_config: Callable[[P, Setting], object] | None = None
     quantize: Callable[[QuantizeJob[P]], Any] | None = None
+    quantize_parts: Callable[[QuantizeJob[P]], Any] | None = None
+    streams: bool = False
     read: Callable[[LoadRequest], Any] | None = None
     enable: Callable[[], None] | None = None
     published: bool = False

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness.core.capability import Factored, LoadedModel, Pooled
-from harness.core.engine import Engine, EngineParams, LoadRequest
+from harness.core.engine import Engine, EngineParams, LoadRequest, Streaming
 from harness.core.format import TRANSFORMERS_FORMAT, source_format
 from harness.core.identity import Scalar
 from harness.core.job import VariantJob
@@ -23,7 +23,7 @@ from harness.core.record import Measurement, Moment, Phase
 from harness.core.run import RunSpec
 from harness.core.site import KERNEL_PACKAGES, MAIN
 from harness.errors import HarnessError, InvalidRunError, UnsupportedError
-from harness.host.machine import state, unreported_state
+from harness.host.machine import state, unreported_state, usable_memory_bytes
 from harness.metrics.memory import DeviceBaseline, PeakMemory, kv_cache_pool
 from harness.models import published
 from harness.models.headers import read_directory
@@ -32,6 +32,8 @@ from harness.plugins import engine, method, metric, readers
 from harness.storage.cache import Cache
 
 M = TypeVar("M", bound=LoadedModel)
+STATES_SHARE = 0.2
+"""The share of its memory in which a streamed run keeps the states of suspended windows; the others wait on disk."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,15 @@ class Context:
             chosen.read,
             spec.job.conditions.gpus,
             setting.untouched,
+            self._streaming(),
         )
+
+    def _streaming(self) -> Streaming | None:
+        """How the run reads its model part by part; None if it loads it whole."""
+        spec = self.spec
+        if spec.job.conditions.residency == "resident":
+            return None
+        return Streaming(int(STATES_SHARE * _memory_bytes(spec)), spec.limits.time_s)
 
     def method(self) -> Method[Any]:
         """The spec's method, with its library enabled, unless another library's engine reads the result."""
@@ -247,6 +257,16 @@ class Context:
         """The engine's own parameters as its own type."""
         own: EngineParams = engine(self.spec.engine).params.model_validate(dict(self.spec.variant.engine_params))
         return own
+
+
+def _memory_bytes(spec: RunSpec) -> int:
+    """The memory of the run's device that it may use now, as far as it is known."""
+    if spec.device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+    usable = usable_memory_bytes()
+    return min(usable, spec.limits.memory_bytes or usable)
 
 
 def source(spec: RunSpec, cache: Cache) -> Path:

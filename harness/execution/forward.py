@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from harness.core.capability import Logits, states_and_head
+from harness.core.capability import Logits, states_and_head, states_each
 from harness.core.metric import Chunk, Observer, Windows
 from harness.execution.reference import Kept
 from harness.numerics.prediction import predict
@@ -30,11 +30,13 @@ def observe(
     """Runs every window once and shows it to every observer; batches up to ``batch`` neighbours of equal length."""
     import torch
 
-    states_of, head = states_and_head(model)
-    for members in _batches(windows, batch):
-        tokens = torch.tensor([list(windows.tokens[index]) for index in members], device=model.device)
-        read = tokens[:, :-1]  # the last one predicts nothing and, in some protocols, exceeds the model's context
-        for index, row, rows in zip(members, tokens, states_of(read), strict=True):
+    head = states_and_head(model)[1]
+    groups = list(_batches(windows, batch))
+    # The last token predicts nothing and, in some protocols, exceeds the model's context.
+    read = (torch.tensor([list(windows.tokens[index][:-1]) for index in members]) for members in groups)
+    for members, states in zip(groups, states_each(model, (each.to(model.device) for each in read)), strict=True):
+        for index, rows in zip(members, states, strict=True):
+            row = torch.tensor(list(windows.tokens[index]), device=model.device)
             kept = reference.window(index) if reference else None
             for start, stop in _stretches(windows.firsts[index], len(row), _rows(LOGITS_BYTES, model.vocabulary)):
                 logits = head(rows[start:stop])

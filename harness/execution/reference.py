@@ -9,10 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from harness.core.capability import Factored, HeadWeights, Logits, Routed, ShowsRouters, states_and_head
+from harness.core.capability import (
+    Factored,
+    HeadWeights,
+    Logits,
+    Routed,
+    ShowsRouters,
+    logits_each,
+    states_and_head,
+    states_each,
+)
 from harness.core.foreign import parse_json, read_file
 from harness.core.metric import Windows
 from harness.errors import DamagedError, InvalidRunError, ResultsError
@@ -36,15 +46,11 @@ def write(model: Logits, windows: Windows, folder: Path, routers: ShowsRouters |
     import torch
     from safetensors.torch import save_file
 
-    head = model.output_embedding() if isinstance(model, Factored) else None
-    forward = states_and_head(model)[0] if head is not None else model.logits
-    if head is not None:
-        tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
+    head = _write_head(model, folder)
+    read = (torch.tensor([tokens[:-1]]) for tokens in windows.tokens)
     log = RouterLog()
     with routers.watching_routers(log.see) if routers else nullcontext():
-        for index, tokens in enumerate(windows.tokens):
-            kept = forward(torch.tensor([tokens[:-1]]))
+        for index, kept in enumerate(states_each(model, read) if head else logits_each(model, read)):
             if not bool(kept.isfinite().all()):
                 raise InvalidRunError(f"the baseline's output for window {index} is not finite")
             save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
@@ -57,6 +63,18 @@ def write(model: Logits, windows: Windows, folder: Path, routers: ShowsRouters |
         "sha256": {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _write_head(model: Logits, folder: Path) -> HeadWeights | None:
+    """Saves a dense head; returns it without its matrix, which need not stay in memory. None if it is not dense."""
+    from safetensors.torch import save_file
+
+    head = model.output_embedding() if isinstance(model, Factored) else None
+    if head is None:
+        return None
+    tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
+    return replace(head, weight=head.weight[:0], bias=None)
 
 
 class Kept(Protocol):
@@ -72,16 +90,20 @@ class Kept(Protocol):
 
 
 class Itself:
-    """A model as its own reference: runs each window alone, on request."""
+    """A model as its own reference: runs each window alone, all of them when the first is requested."""
 
     def __init__(self, model: Logits, windows: Windows) -> None:
-        self._states, self._head = states_and_head(model)
-        self._windows = windows
+        self._model, self._windows = model, windows
+        self._head = states_and_head(model)[1]
+        self._states: list[torch.Tensor] = []
 
     def window(self, index: int) -> torch.Tensor:
         import torch
 
-        return self._states(torch.tensor([list(self._windows.tokens[index][:-1])]))[0]
+        if not self._states:
+            alone = (torch.tensor([list(tokens[:-1])]) for tokens in self._windows.tokens)
+            self._states = [states[0] for states in states_each(self._model, alone)]
+        return self._states[index]
 
     def logits(self, kept: torch.Tensor) -> torch.Tensor:
         return self._head(kept)

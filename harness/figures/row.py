@@ -49,7 +49,7 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     answered, task_notes = scores(evidence.tasks, baseline_tasks, evidence.control_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
-    peaks = _peaks(well, "peak_memory_bytes")
+    peaks = _peaks([run for run in well if not _streamed(run)], "peak_memory_bytes")
     made = VariantRow(
         label=label,
         evidence=evidence,
@@ -250,6 +250,11 @@ def _over(numerator: float, denominator: float) -> float | None:
 def _file_bytes(stock: RunRecord | None) -> int | None:
     found = _values(stock, "checkpoint_file_bytes")
     return int(found.values[0]) if found else None
+
+
+def _streamed(run: RunRecord) -> bool:
+    """Whether a run computed with a part of the model in memory, so that its peaks are not the model's."""
+    return run.spec.job.conditions.residency == "streamed" and not run.spec.job.quantizes
 
 
 def _peaks(runs: Iterable[RunRecord], metric: str) -> tuple[Peak, ...]:

@@ -122,16 +122,16 @@ WEIGHTS: Mapping[str, Kernel] = {
 
 
 def products(
-    model: torch.nn.Module, inputs: torch.dtype, rows: int, mode: DecodeMode = "eager"
+    model: torch.nn.Module, inputs: torch.dtype, rows: int, mode: DecodeMode = "eager", prefix: str = ""
 ) -> Mapping[str, Product]:
     """How the linear layers of a model's decoder multiply, by layer; stacks of experts by the name of the stack.
 
     An expert of several multiplies as many rows as it gets if all get the same. Stacks of a known kind multiply all
-    numbers of rows alike.
+    numbers of rows alike. ``prefix`` is the name of a module that is a part of a model.
     """
     found: dict[str, Product] = {}
     shares: dict[str, float] = {}
-    for name, module in model.named_modules():
+    for name, module in model.named_modules(prefix=prefix):
         if not in_decoder(f"{name}.weight", 2):
             continue
         own: Any = module

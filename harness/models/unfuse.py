@@ -126,7 +126,7 @@ def unfuse(root: torch.nn.Module, untouched: Collection[str] = ()) -> int:
     """
     fused = [(name, module) for name, module in root.named_modules() if name and is_fused(module)]
     left = set(untouched)
-    if left and all(f"{path}.{each}" in left for path, module in fused for each in _projections(module)):
+    if left and all(f"{path}.{each}" in left for path, module in fused for each in projections(module)):
         return 0
     for name, module in fused:
         own = UnfusedExperts(module).train(module.training)
@@ -141,7 +141,7 @@ def unfuse_named(model: torch.nn.Module, layers: Collection[str]) -> None:
         unfuse(model)
 
 
-def _projections(fused: Any) -> Iterator[str]:
+def projections(fused: Any) -> Iterator[str]:
     """The names of the linear layers that fused experts become, below them."""
     for number in range(fused.num_experts):
         for stack in fused._parameters.keys() & UNFUSED.keys():

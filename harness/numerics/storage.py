@@ -28,19 +28,22 @@ class PackedModule(Protocol):
 
 
 def ledger(
-    model: torch.nn.Module, embedding: torch.nn.Module | None, head: torch.nn.Module | None
+    model: torch.nn.Module, embedding: torch.nn.Module | None, head: torch.nn.Module | None, prefix: str = ""
 ) -> list[StoredTensor]:
-    """Every stored parameter and buffer of a model, in the order of its modules."""
+    """Every stored parameter and buffer of a model, in the order of its modules.
+
+    ``prefix`` is the name of a module that is a part of a model.
+    """
     seen: set[int] = set()
     entries: list[StoredTensor] = []
-    for prefix, module in model.named_modules():
+    for place, module in model.named_modules(prefix=prefix):
         role: Role | None = "embedding" if module is embedding else "head" if module is head else None
         for name, shape, values, scales, storage in _stored(module):
             value_bytes = sum(_new_bytes(tensor, seen) for tensor in values)
             scale_bytes = sum(_new_bytes(tensor, seen) for tensor in scales)
             entries.append(
                 StoredTensor(
-                    name=f"{prefix}.{name}" if prefix else name,
+                    name=f"{place}.{name}" if place else name,
                     role=role or ("linear" if len(shape) >= 2 else "other"),
                     storage=storage,
                     parameters=math.prod(shape),

@@ -48,6 +48,7 @@ from harness.models.sources import SourceModel, inspect
 from harness.planning import workloads
 from harness.planning.exclude import excluded, validate_exclude
 from harness.planning.expand import EngineChoice, MethodChoice, baseline, choices, engine_choices
+from harness.planning.residency import Residence, peak_bytes, place, room
 from harness.planning.support import (
     refusal,
     too_large,
@@ -78,9 +79,10 @@ MAX_RUNS = 5000
 class PlannedRun:
     """A run, the estimated size of its weights, and why it is unsupported (None if it is supported).
 
-    ``note`` is what its user should know before it runs. ``inputs`` are the user's files that its figures depend on, as
-    they were when hashed. ``size`` is the model's, None if it is not known yet; ``checkpoint_bytes`` is the estimated
-    size of the checkpoint that the run writes.
+    ``peak_bytes`` is about the most memory that it needs, and ``memory_bytes`` what there is for it, 0 if that is not
+    known. ``note`` is what its user should know before it runs. ``inputs`` are the user's files that its figures depend
+    on, as they were when hashed. ``size`` is the model's, None if it is not known yet; ``checkpoint_bytes`` is the
+    estimated size of the checkpoint that the run writes.
     """
 
     spec: RunSpec
@@ -90,6 +92,8 @@ class PlannedRun:
     note: str | None = None
     size: ModelSize | None = None
     checkpoint_bytes: int = 0
+    peak_bytes: int | None = None
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,18 @@ class _Resolved:
         wanted = self.machine.device == "cpu" or self.recipe.device == "cuda"
         return self.recipe.limits.memory if wanted else None
 
+    def place(
+        self,
+        job: MakeReference | QuantizeModel | MeasureQuality | AnswerTask | MeasurePerformance,
+        source: SourceModel,
+        method: MethodChoice,
+        runtime: Engine[Any],
+        weight_bytes: int | None,
+    ) -> Residence:
+        """Whether a run has its model in memory as a whole."""
+        available = room(self.machine, job.conditions, self._memory_limit)
+        return place(self.recipe.residency, job, source, method, runtime, weight_bytes, available)
+
     def conditions_on(self, choice: EngineChoice) -> Conditions:
         """Of a process that loads a model with an engine."""
         on_gpu = self.machine.device == "cuda"
@@ -139,6 +155,7 @@ class _Resolved:
         note: str | None = None,
         size: ModelSize | None = None,
         checkpoint_bytes: int = 0,
+        peak: int | None = None,
     ) -> PlannedRun:
         """A job as a run of this sweep. ``made`` maps kinds to the ids of the runs whose artifacts it may read."""
         recipe = self.recipe
@@ -150,7 +167,9 @@ class _Resolved:
             limits=RunLimits(recipe.limits.time, self._memory_limit),
             readers=_reader_settings(recipe, job),
         )
-        return PlannedRun(spec, weight_bytes, unsupported, self.inputs.of(job), note, size, checkpoint_bytes)
+        memory = room(self.machine, job.conditions, self._memory_limit).all_bytes
+        inputs = self.inputs.of(job)
+        return PlannedRun(spec, weight_bytes, unsupported, inputs, note, size, checkpoint_bytes, peak, memory)
 
 
 def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
@@ -344,13 +363,26 @@ class _OfModel:
         machine = self.sweep.machine
         unsupported = self.source.degrid_obstacle or _too_long(self.source, job)
         weight_bytes = _weight_bytes(self.source, self.sweep.base, machine.device)
-        if isinstance(job, KeepProbe | MakeReference):
-            main = registry.engine(MAIN_ENGINE)
+        main, note = registry.engine(MAIN_ENGINE), None
+        if isinstance(job, MakeReference):
+            placed = self.sweep.place(job, self.source, self.sweep.base, main, weight_bytes)
+            job, note = replace(job, conditions=replace(job.conditions, residency=placed.residency)), placed.note
+            unsupported = unsupported or placed.unsupported
+        if isinstance(job, KeepProbe | MakeReference) and job.conditions.residency == "resident":
             unsupported = unsupported or too_large(weight_bytes, job.conditions, main, machine)
         size = size_of(self.source)
         written = weight_bytes or 0 if job.effort.writes_model else 0
+        peak = peak_bytes(self.source, weight_bytes, job.conditions.residency) if job.effort.loads else None
         return self.sweep.run(
-            job, self.sweep.base, made, unsupported, weight_bytes, size=size, checkpoint_bytes=written
+            job,
+            self.sweep.base,
+            made,
+            unsupported,
+            weight_bytes,
+            note=note,
+            size=size,
+            checkpoint_bytes=written,
+            peak=peak,
         )
 
 
@@ -395,15 +427,20 @@ class _OnEngine:
             made |= {"probe": shared.probe.spec.run_id}
         if method.ref.stage == "offline":
             quantizing = QuantizeModel(conditions, variant, base)
+            source_bytes = _weight_bytes(self.source, sweep.base, sweep.machine.device)
+            placed = sweep.place(quantizing, self.source, method, registry.engine(MAIN_ENGINE), source_bytes)
+            quantizing = replace(quantizing, conditions=replace(conditions, residency=placed.residency))
             quantize = sweep.run(
                 quantizing,
                 method,
                 made,
-                unsupported,
+                unsupported or placed.unsupported,
                 weight_bytes,
                 method.method.stack,
+                note=placed.note,
                 size=self.size,
                 checkpoint_bytes=_checkpoint_bytes(self.source, method, sweep.machine.device),
+                peak=peak_bytes(self.source, source_bytes, placed.residency),
             )
             yield quantize
             made |= {"quantize": quantize.spec.run_id}
@@ -427,15 +464,29 @@ class _OnEngine:
                 text = job.perplexity if isinstance(job, MeasureQuality) else None
                 reference = shared.references.get(text) if text else None
                 needed = made | ({"reference": reference.spec.run_id} if reference else {})
+                placed = sweep.place(job, self.source, method, self.engine, weight_bytes)
+                job = replace(job, conditions=replace(job.conditions, residency=placed.residency))
+                fits = placed.residency == "streamed"
                 reason = (
                     unsupported
-                    or too_large(weight_bytes, job.conditions, self.engine, sweep.machine)
+                    or placed.unsupported
+                    or (None if fits else too_large(weight_bytes, job.conditions, self.engine, sweep.machine))
                     or unsupported_job_reason(job, self.engine, sweep.site)
                     or _too_long(self.source, job)
                     or self._refusal(method, kv_cache, job.longest_tokens, job.largest_batch)
                 )
+                notes = "; ".join(filter(None, (note, placed.note))) or None
                 yield sweep.run(
-                    job, method, needed, reason, weight_bytes, self.engine.stack, repetition, note, self.size
+                    job,
+                    method,
+                    needed,
+                    reason,
+                    weight_bytes,
+                    self.engine.stack,
+                    repetition,
+                    notes,
+                    self.size,
+                    peak=peak_bytes(self.source, weight_bytes, placed.residency),
                 )
 
     def _measurements(

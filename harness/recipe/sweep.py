@@ -203,6 +203,12 @@ class Recipe(Strict):
         description="GPUs that the transformers engine spreads each model over, layer by layer, so that one computes "
         "after the other; other engines have parameters of their own",
     )
+    residency: Literal["auto", "resident", "streamed"] = Field(
+        "auto",
+        description="whether models are loaded whole ('resident') or read from disk layer by layer for every pass "
+        "('streamed': bit by bit the same quality, no speed); auto streams what does not fit: see "
+        "[streaming](streaming.md)",
+    )
     threads: Threads | None = Field(None, description="CPU threads; default: one per core")
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention implementation; default: the engine's choice"

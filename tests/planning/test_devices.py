@@ -100,12 +100,24 @@ def test_a_model_whose_weights_fit_no_gpu_is_unsupported(sweeps, tiny: Path) -> 
     fits = next(run.weight_bytes for run in planned(sweeps, tiny) if run.spec.kind == "reference")
     assert fits is not None
     small = replace(TWO, memory_bytes=fits - 1)
-    runs = planned(sweeps, tiny, small)
+    runs = planned(sweeps, tiny, small, residency="resident")
     reference = next(run.unsupported for run in runs if run.spec.kind == "reference")
     assert str(reference).startswith("its weights take 0.0 GiB and the GPU has 0.0 GiB: ")
     by_label = {run.spec.method.label: run.unsupported for run in runs if run.spec.kind == "performance"}
     assert by_label == {"none": reference, "rtn group_size=32": None}
-    assert not any(run.unsupported for run in planned(sweeps, tiny, small, devices=2))
+    assert not any(run.unsupported for run in planned(sweeps, tiny, small, devices=2, residency="resident"))
+
+
+def test_a_baseline_whose_weights_fit_no_gpu_is_streamed(sweeps, tiny: Path) -> None:
+    fits = next(run.weight_bytes for run in planned(sweeps, tiny) if run.spec.kind == "reference")
+    assert fits is not None
+    runs = planned(sweeps, tiny, replace(TWO, memory_bytes=fits - 1))
+    kinds = {
+        run.spec.kind: (run.spec.job.conditions.residency, run.unsupported is None)
+        for run in runs
+        if run.spec.kind == "reference" or (run.spec.kind == "performance" and run.spec.method.name == "none")
+    }
+    assert kinds == {"reference": ("streamed", True), "performance": ("resident", False)}
 
 
 def test_what_may_fit_is_left_to_the_run() -> None:

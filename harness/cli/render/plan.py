@@ -40,6 +40,9 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
                     "stack": run.spec.stack,
                     "state": _state(run, state.done),
                     "weight_bytes": run.weight_bytes,
+                    "peak_bytes": run.peak_bytes,
+                    "memory_bytes": run.memory_bytes or None,
+                    "residency": run.spec.job.conditions.residency,
                     "unsupported": run.unsupported,
                     "note": run.note,
                     "forecast": forecast_entry(expected.get(run.spec.run_id), state.forecast.price),
@@ -49,22 +52,26 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
     price = state.forecast.price if costs else None
     spent = (*(["disk ≈"] if costs else []), *([f"{price.currency} ≈"] if price else []))
-    numbers = ("#", "weights ≈", "time ≈", *spent)
-    for column in ("#", "run", "stack", "weights ≈", "time ≈", *spent, "state"):
+    numbers = ("#", "weights ≈", "peak ≈", "time ≈", *spent)
+    for column in ("#", "run", "stack", "weights ≈", "peak ≈", "time ≈", *spent, "state"):
         table.add_column(column, overflow="fold", justify="right" if column in numbers else "left")
     unit = size_unit([run.weight_bytes or 0 for run in planned], DECIMAL)
     models = {model.label for run in planned for model in run.spec.job.models[:1]}
     for index, run in enumerate(planned, 1):
         spec = run.spec
-        size = "" if run.weight_bytes is None else f"{significant(run.weight_bytes / unit.bytes)} {unit.name}"
+        size, peak = (
+            "" if each is None else f"{significant(each / unit.bytes)} {unit.name}"
+            for each in (run.weight_bytes, run.peak_bytes)
+        )
         model = next((f" · {model.label}" for model in spec.job.models), "") if len(models) > 1 else ""
         made = expected.get(spec.run_id)
-        cells = ["" if made is None else about(made.time)]
+        cells = [peak, "" if made is None else about(made.time)]
         if costs:
             cells.append("" if made is None else bytes_words(made.disk_bytes))
         if price is not None:
             cells.append("" if made is None else significant(cost_of(made.time, price), 2))
         add_row(table, str(index), spec.title + model, spec.stack, size, *cells, _state(run, state.done))
+    memory = {run.memory_bytes for run in planned}
     left = sum(_state(run, state.done) == "to do" for run in planned)
     notes = [f"note: {run.spec.subject}: {run.note}" for run in planned if run.note and not run.unsupported]
     show_parts(
@@ -72,6 +79,7 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
             table,
             *dict.fromkeys(notes),
             f"{len(planned)} runs, {left} to do, on {planned[0].spec.hardware} ({planned[0].spec.device})",
+            *(f"memory of a run: {size / 2**30:.1f} GiB" for size in sorted(memory) if size),
             *forecast_lines(state),
         ]
     )

@@ -24,6 +24,8 @@ from harness.numerics.logits import finish
 if TYPE_CHECKING:
     import torch
 
+    from harness.engines.transformers.streamed import StreamedModel
+
 PROBE_TOKENS = 16
 PROBE_TOLERANCE = 1e-5
 """Largest difference, relative to the largest logit, at which head(hidden(x)) still counts as the model's logits."""
@@ -42,7 +44,7 @@ class TransformersModel:
             self._new_cache, self.cache_description = cache_maker(kv_cache, model.config)
         self._head = model.get_output_embeddings()
         config = model.config.get_text_config()
-        self._scale = _logit_scale(config)
+        self._scale = logit_scale(config)
         self._softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.tokenizer = tokenizer
         self.vocabulary = int(config.vocab_size)
@@ -52,7 +54,7 @@ class TransformersModel:
         self.threads = torch.get_num_threads()
         self._stored = self._ledger()  # before the first forward, in which some libraries repack their weights
         self.attention = str(getattr(config, "_attn_implementation", None))
-        self.context_length = _context_length(config)
+        self.context_length = context_length(config)
         self.factored = False
         self._can_branch: bool | None = None
         self._router_blocks: Sequence[str] | None = None
@@ -198,18 +200,7 @@ class TransformersModel:
         return ledger(self._model, self._model.get_input_embeddings(), self._head)
 
     def kernels(self) -> Mapping[str, int]:
-        from harness.models.scope import in_decoder
-        from harness.models.unfuse import is_fused
-
-        names: Counter[str] = Counter()
-        for name, module in self._model.named_modules():
-            if "Linear" in type(module).__name__ and in_decoder(f"{name}.weight", 2):
-                weight = getattr(module, "weight", None)
-                plain = not hasattr(weight, "dtype") or type(weight).__name__ == "Parameter"
-                names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
-            elif is_fused(module):  # transformers has several products for fused experts
-                names[f"{type(module).__name__} by {module.config._experts_implementation}"] += 1
-        return dict(names)
+        return kernel_names(dict(self._model.named_modules()))
 
     def products(self, rows: int, mode: DecodeMode = "eager") -> Mapping[str, Product]:
         from harness.models.kernels import products
@@ -232,26 +223,53 @@ class TransformersModel:
         """Whether head(hidden(x)) equals the model's own logits for a few tokens."""
         import torch
 
-        tokens = torch.arange(PROBE_TOKENS).remainder(self.vocabulary).unsqueeze(0)
+        tokens = probe_tokens(self.vocabulary)
         with torch.inference_mode():
             try:
                 factored = self.head(self.hidden(tokens))
             except (AttributeError, TypeError):  # a model without a separate decoder
                 return False
-            whole = self.logits(tokens)
-        if factored.shape != whole.shape:
-            return False
-        difference = (factored.float() - whole.float()).abs().max()
-        return bool(difference <= PROBE_TOLERANCE * whole.float().abs().max())
+            return is_same(factored, self.logits(tokens))
 
 
-def _context_length(config: Any) -> int | None:
+def probe_tokens(vocabulary: int) -> torch.Tensor:
+    """A few tokens (1, length) to see whether a model is its head applied to its hidden states."""
+    import torch
+
+    return torch.arange(PROBE_TOKENS).remainder(vocabulary).unsqueeze(0)
+
+
+def is_same(factored: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether head(hidden(x)) counts as the model's own logits."""
+    if factored.shape != whole.shape:
+        return False
+    difference = (factored.float() - whole.float()).abs().max()
+    return bool(difference <= PROBE_TOLERANCE * whole.float().abs().max())
+
+
+def kernel_names(modules: Mapping[str, Any]) -> Mapping[str, int]:
+    """The number of linear layers of the decoder among these modules, by class of module and weight."""
+    from harness.models.scope import in_decoder
+    from harness.models.unfuse import is_fused
+
+    names: Counter[str] = Counter()
+    for name, module in modules.items():
+        if "Linear" in type(module).__name__ and in_decoder(f"{name}.weight", 2):
+            weight = getattr(module, "weight", None)
+            plain = not hasattr(weight, "dtype") or type(weight).__name__ == "Parameter"
+            names[type(module).__name__ + ("" if plain else f" of {type(weight).__name__}")] += 1
+        elif is_fused(module):  # transformers has several products for fused experts
+            names[f"{type(module).__name__} by {module.config._experts_implementation}"] += 1
+    return dict(names)
+
+
+def context_length(config: Any) -> int | None:
     names = ("n_positions", "max_position_embeddings", "n_ctx")
     found = (getattr(config, name, None) for name in names)
     return next((int(length) for length in found if length is not None), None)
 
 
-def _logit_scale(config: Any) -> float:
+def logit_scale(config: Any) -> float:
     if getattr(config, "logits_scaling", None):
         return 1.0 / float(config.logits_scaling)
     return float(getattr(config, "logit_scale", None) or 1.0)
@@ -281,10 +299,14 @@ class TransformersParams(EngineParams):
 DEFAULTS = TransformersParams()
 
 
-def load(request: LoadRequest, params: TransformersParams = DEFAULTS) -> TransformersModel:
+def load(request: LoadRequest, params: TransformersParams = DEFAULTS) -> TransformersModel | StreamedModel:
     """Loads safetensors weights only. Raises what transformers raises; the worker classifies it."""
     if params.attention is not None:
         request = replace(request, attention=params.attention)
+    if request.streaming is not None:
+        from harness.engines.transformers import streamed
+
+        return streamed.load(request, request.streaming)
     model = request.read(request).eval() if request.read else load_transformers(request)
     return TransformersModel(model, load_tokenizer(request), request.kv_cache)
 
@@ -294,6 +316,7 @@ TRANSFORMERS = Engine(
     version=1,
     summary="PyTorch models through transformers; decoding layer by layer or compiled",
     capabilities=frozenset({"logits", "factored", "branching", "decodes", "generates"}),
+    streams=frozenset({"logits", "factored"}),
     reads=(TRANSFORMERS_FORMAT, LOAD_CONFIG_FORMAT),
     imports=imports,
     import_model=import_model,

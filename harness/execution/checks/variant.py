@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
-from harness.core.capability import Explains, LoadedModel, Logits, StoredTensor
+from harness.core.capability import Explains, LoadedModel, Logits, StoredTensor, Streamed
 from harness.core.format import TRANSFORMERS_FORMAT, Codes
 from harness.core.label import LabelCode
 from harness.core.model import MAIN_ENGINE
@@ -86,6 +87,13 @@ def record_repacking(context: Context, model: LoadedModel) -> None:
     running = model.running_bytes()
     if running != stored:
         context.fact("repacked", stored_bytes=stored, running_bytes=running)
+
+
+def record_streaming(context: Context, model: LoadedModel) -> None:
+    """Labels a streamed run, and records what its passes read."""
+    if isinstance(model, Streamed):
+        context.label("streamed")
+        context.fact("streaming", **asdict(model.streaming_cost()))
 
 
 def _label_scope(context: Context) -> None:

@@ -12,7 +12,7 @@ from harness.execution.checks.kernels import record_cuda_kernels
 from harness.execution.checks.leak import check_leak, check_tokens
 from harness.execution.checks.plausibility import plausibility
 from harness.execution.checks.routers import comparing_routers
-from harness.execution.checks.variant import record_repacking, verify_variant
+from harness.execution.checks.variant import record_repacking, record_streaming, verify_variant
 from harness.execution.context import Context
 from harness.execution.forward import observe
 from harness.execution.windows import cut_windows
@@ -48,4 +48,5 @@ def run(job: MeasureQuality, context: Context, out: Path) -> None:
         plausibility(context, model, windows)
     noise.own_batch(context, model, windows)
     record_repacking(context, model)
+    record_streaming(context, model)
     record_cuda_kernels(context, model)

@@ -79,7 +79,8 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
         audit_experts(context, source, calibration)
     torch.manual_seed(variant.seed)
     with context.phase("quantize"), consumption.watching() if consumption else nullcontext():
-        model = chosen.quantize(order)
+        in_parts = job.conditions.residency == "streamed"
+        model = chosen.quantize_parts(order) if in_parts else chosen.quantize(order)  # type: ignore[misc]
     if consumption is not None and calibration is not None:
         _note_consumption(context, calibration, consumption.consumed())
     with context.phase("probe"):

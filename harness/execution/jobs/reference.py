@@ -9,6 +9,7 @@ from harness.core.job import MakeReference
 from harness.execution import reference as references
 from harness.execution.checks import noise
 from harness.execution.checks.routers import readable_routers
+from harness.execution.checks.variant import record_streaming
 from harness.execution.context import Context
 from harness.execution.windows import cut_windows
 
@@ -24,5 +25,6 @@ def run(job: MakeReference, context: Context, out: Path) -> None:
         references.write(model, windows, out, routers)
     kept, ledger = references.Reference(out, job.conditions.device), model.weight_ledger()
     noise.other_batch(context, model, windows, kept)
+    record_streaming(context, model)
     model.close()
     noise.other_dtype(context, ledger, windows, kept)

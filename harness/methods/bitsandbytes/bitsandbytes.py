@@ -75,6 +75,7 @@ def _four_bit(name: str, code: str, summary: str) -> Method[Bnb4Params]:
         quantizes_experts=UNFUSES,
         enable=enable,
         kernel="packed",
+        streams=True,
         load_config=lambda params, setting: _four_bits(code, params, setting),
         bits_per_weight=lambda params, plain_bits, width: four_bits_per_weight(params.double_quant),
         beside=lambda params, plain_bits, shape: Beside(memory=tables(params.double_quant, shape)),
@@ -111,6 +112,7 @@ BNB_INT8 = Method(
     quantizes_experts=UNFUSES - LATENT,  # its kernel multiplies no inputs of four dimensions
     enable=enable,
     kernel="packed",
+    streams=True,
     load_config=_int8,
     bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
     batch_dependent=True,

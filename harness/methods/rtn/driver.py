@@ -42,8 +42,12 @@ class PackedLinear(torch.nn.Module):
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, bits: int, group_size: GroupSize, symmetric: bool) -> PackedLinear:
+        """The quantized layer; of a layer on the meta device one with shapes but no numbers."""
+        with torch.device(linear.weight.device):
+            layer = cls(linear.out_features, linear.in_features, bits, group_size, linear.bias)
+        if linear.weight.is_meta:
+            return layer
         weight = affine.quantize(linear.weight, bits, group_size, symmetric)
-        layer = cls(linear.out_features, linear.in_features, bits, group_size, linear.bias)
         layer.packed = packing.pack(weight.codes, bits)
         layer.scale = weight.scale
         layer.zero_point = packing.pack(weight.zero_point, bits)

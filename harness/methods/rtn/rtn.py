@@ -7,11 +7,17 @@ its own quantizer, ``qharness-rtn``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.models.scope import UNFUSES
 from harness.numerics import affine
+
+if TYPE_CHECKING:
+    import torch
+
+    from harness.methods.rtn.driver import PackedLinear
 
 
 class RtnParams(MethodParams):
@@ -30,22 +36,37 @@ def enable() -> None:
 
 
 def quantize(job: QuantizeJob[RtnParams]) -> Any:
-    from harness.methods.rtn import driver as rtn_format
     from harness.models.scope import decoder_linears
     from harness.models.unfuse import unfuse
 
     model = job.load()
     unfuse(model, job.untouched)
-    params = job.params
     for name, linear in decoder_linears(model, job.untouched):
-        own = params.model_copy(update=dict(job.overrides.get(name, {})))
-        packed = rtn_format.PackedLinear.from_linear(linear, own.bits, own.group_size, own.symmetric)
-        model.set_submodule(name, packed)
-    model.config.quantization_config = rtn_format.RtnConfig(
-        **params.model_dump(), untouched=list(job.untouched), overrides={k: dict(v) for k, v in job.overrides.items()}
-    )
+        model.set_submodule(name, _packed(job, name, linear))
+    _configure(job, model)
     model.save_pretrained(job.out)
     return model
+
+
+def _packed(job: QuantizeJob[RtnParams], name: str, linear: torch.nn.Linear) -> PackedLinear:
+    from harness.methods.rtn.driver import PackedLinear
+
+    own = job.params.model_copy(update=dict(job.overrides.get(name, {})))
+    return PackedLinear.from_linear(linear, own.bits, own.group_size, own.symmetric)
+
+
+def _configure(job: QuantizeJob[RtnParams], model: Any) -> None:
+    from harness.methods.rtn.driver import RtnConfig
+
+    overrides = {name: dict(own) for name, own in job.overrides.items()}
+    untouched = list(job.untouched)
+    model.config.quantization_config = RtnConfig(**job.params.model_dump(), untouched=untouched, overrides=overrides)
+
+
+def quantize_parts(job: QuantizeJob[RtnParams]) -> None:
+    from harness.models.streaming.quantizing import quantize_parts
+
+    quantize_parts(job, partial(_packed, job), partial(_configure, job))
 
 
 RTN = Method(
@@ -54,6 +75,8 @@ RTN = Method(
     summary="round to nearest in 8, 4, 3 or 2 bits, packed, unpacked before each product",
     params=RtnParams,
     quantize=quantize,
+    quantize_parts=quantize_parts,
+    streams=True,
     enable=enable,
     quantizes_experts=UNFUSES,
     kernel="dequantize",

@@ -61,6 +61,7 @@ INT8_DYNAMIC = Method(
     quantizes_experts=UNFUSES,
     kernel="packed",
     needs=lambda params: Needs(gpu_divisor=INT8_BLOCK),
+    streams=True,
     load_config=_int8,
     bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )

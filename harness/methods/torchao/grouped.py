@@ -79,6 +79,7 @@ INTX = Method(
     quantizes_experts=UNFUSES,
     kernel="dequantize",
     needs=lambda params: Needs(input_divisor=params.group_size),
+    streams=True,
     load_config=_intx,
     bits_per_weight=lambda params, plain_bits, width: 8 + (plain_bits + 8) / params.group_size,
 )

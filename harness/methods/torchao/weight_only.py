@@ -44,6 +44,7 @@ INT8 = Method(
     packages=("torchao",),
     extra="torchao",
     quantizes_experts=UNFUSES,
+    streams=True,
     load_config=_int8,
     bits_per_weight=lambda params, plain_bits, width: 8 + (32 + 8) / width,  # a float32 scale, a zero point
 )
@@ -56,6 +57,7 @@ FP8 = Method(
     packages=("torchao",),
     extra="torchao",
     quantizes_experts=UNFUSES,
+    streams=True,
     load_config=_fp8,
     bits_per_weight=lambda params, plain_bits, width: 8 + 32 / width,
 )

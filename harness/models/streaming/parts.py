@@ -1,0 +1,347 @@
+"""A model without weights, cut into parts that are loaded and freed one by one.
+
+The parts are the decoder's layers and every other module that owns parameters. transformers itself loads each part,
+with the function that loads a whole model: its renaming and fusing of tensors, its dtypes, and its quantizers apply
+unchanged. A rehearsal of that function on the whole checkpoint, with tensors that have shapes but no numbers, finds
+out what is missing before anything is read, and leaves the same empty parameters that real loading would fill.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from harness.core.engine import LoadRequest
+from harness.errors import HarnessError, SourceError, UnsupportedError
+from harness.models.loading import load_transformers
+from harness.models.scope import in_decoder
+from harness.models.streaming.reading import CheckpointReader
+
+if TYPE_CHECKING:
+    import torch
+
+SMALL_BYTES, SMALL_SHARE = 2**20, 0.01
+"""Parts up to this size and this share of the checkpoint, such as norms, are loaded once and stay."""
+_LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+$")
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A module and what it owns.
+
+    ``names`` are its parameters and stored buffers by their names in the model, ``sources`` the checkpoint's tensors
+    that they are made from, and ``stays`` whether it is loaded once and never freed.
+    """
+
+    name: str
+    module: Any
+    names: tuple[str, ...]
+    sources: tuple[str, ...]
+    bytes: int
+    stays: bool
+    is_layer: bool
+
+
+class Parts:
+    """The parts of a checkpoint's model. ``model`` computes with whatever parts are loaded.
+
+    ``loads`` lists the loaded parts that do not stay, in order. Raises SourceError for a checkpoint that does not hold
+    what the architecture needs, and UnsupportedError for a model that cannot be cut into parts.
+    """
+
+    def __init__(self, request: LoadRequest) -> None:
+        self.reader = CheckpointReader(request.path)
+        self.loads: list[str] = []
+        self.model, self._config = _rehearse(request, self.reader)
+        self._conversions = self.model._weight_conversions
+        self._empty: dict[str, torch.Tensor] = dict(_stored(self.model))
+        self._tied = _tied(self.model, self._empty)
+        self._made_from = _sources(self.model, self._config, self.reader)
+        self.parts = {part.name: part for part in self._cut()}
+        self.loaded: set[str] = set()
+        self.on_load: Callable[[ModelPart], None] = lambda part: None
+        self.on_free: Callable[[ModelPart], None] = lambda part: None
+        self._next: tuple[str, Future[dict[str, torch.Tensor]]] | None = None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        for part in self.parts.values():
+            if part.stays:
+                self.load(part.name)
+
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes in the checkpoint of the largest part."""
+        return max(part.bytes for part in self.parts.values())
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes in the checkpoint of all that one pass through all parts reads: a tied matrix counts for each part."""
+        return sum(part.bytes for part in self.parts.values())
+
+    def part_of(self, module: Any) -> ModelPart | None:
+        """The part that a module is, if it is one."""
+        return next((part for part in self.parts.values() if part.module is module), None)
+
+    def owner(self, name: str) -> ModelPart | None:
+        """The part that a parameter or buffer belongs to by its name; None for what no checkpoint stores."""
+        own = module = name.rpartition(".")[0]
+        while module not in self.parts and module:
+            module = module.rpartition(".")[0]
+        part = self.parts.get(module)
+        return part if part is not None and (part.is_layer or module == own) else None
+
+    def is_tied(self, name: str) -> bool:
+        """Whether a parameter is the same as another, which the checkpoint stores."""
+        return name in self._tied
+
+    def prefetch(self, name: str) -> None:
+        """Begins to read a part in another thread, unless it is loaded or something is being read already."""
+        if name in self.loaded or self._next is not None:
+            return
+        self._next = (name, self._pool.submit(self._read, self._needed(self.parts[name])))
+
+    def load(self, name: str) -> None:
+        """Fills a part's parameters. Raises SourceError if the checkpoint has changed since its headers were read."""
+        part = self.parts[name]
+        if name in self.loaded:
+            return
+        self._convert(self._content(part))
+        for own, source in ((own, self._tied[own]) for own in part.names if own in self._tied):
+            _set(self.model, own, _get(self.model, source))
+            if not self._is_loaded(source):
+                _set(self.model, source, self._empty[source])
+        unfilled = [own for own in part.names if _get(self.model, own).device.type == "meta"]
+        if unfilled:
+            raise UnsupportedError(f"{name} cannot be loaded alone: {unfilled[0]} is made from tensors of other parts")
+        self.loaded.add(name)
+        if not part.stays:
+            self.loads.append(name)
+        self.on_load(part)
+
+    def free(self, name: str) -> None:
+        """Empties a part, unless it stays."""
+        part = self.parts[name]
+        if part.stays or name not in self.loaded:
+            return
+        self.on_free(part)
+        self.loaded.discard(name)
+        self.empty(name)
+
+    def empty(self, name: str) -> None:
+        """Gives a part that is not loaded its parameters without numbers."""
+        if name not in self.loaded:
+            for own in self.parts[name].names:
+                _set(self.model, own, self._empty[own])
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self.reader.close()
+
+    def _content(self, part: ModelPart) -> dict[str, torch.Tensor]:
+        """The part's tensors in the checkpoint, read ahead if they are; what was read ahead in vain is dropped."""
+        ahead, self._next = self._next, None
+        if ahead is not None:
+            name, future = ahead
+            content = future.result()
+            if name == part.name:
+                return content
+        return self._read(self._needed(part))
+
+    def _needed(self, part: ModelPart) -> Sequence[str]:
+        """The part's sources, without those of a tied parameter whose other owner is loaded."""
+        present = {
+            source
+            for own in part.names
+            if own in self._tied and self._is_loaded(self._tied[own])
+            for source in self._made_from.get(self._tied[own], ())
+        }
+        return [name for name in part.sources if name not in present]
+
+    def _read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        return {name: self.reader.read(name) for name in names}
+
+    def _convert(self, content: dict[str, torch.Tensor]) -> None:
+        """Lets transformers put the checkpoint's tensors into the model."""
+        if not content:
+            return
+        info = _load(self.model, {name: _Lazy(content, name) for name in list(content)}, self._config)
+        self.model._weight_conversions = self._conversions  # a part uses some of them, and saving needs all
+        if info.conversion_errors:
+            raise SourceError(f"the checkpoint cannot be converted: {_last_line(info.conversion_errors)}")
+
+    def _is_loaded(self, name: str) -> bool:
+        """Whether the part that owns a parameter is loaded."""
+        part = self.owner(name)
+        return part is not None and part.name in self.loaded
+
+    def _cut(self) -> Iterator[ModelPart]:
+        layers = [name for name, _ in self.model.named_modules() if _LAYER.search(name)]
+        layers = [name for name in layers if not any(name.startswith(f"{other}.") for other in layers)]
+        if not layers:
+            raise UnsupportedError(
+                "no decoder layers were recognized in the names of its modules, so none can be streamed"
+            )
+        small = min(SMALL_BYTES, SMALL_SHARE * self.reader.size_of(self.reader.tensors))
+        for name, module in self.model.named_modules():
+            if any(name.startswith(f"{layer}.") for layer in layers):
+                continue
+            prefix = f"{name}." if name else ""
+            whole = name in layers
+            names = tuple(
+                each for each in self._empty if each.startswith(prefix) and (whole or "." not in each[len(prefix) :])
+            )
+            if not names:
+                continue
+            sources = tuple(
+                dict.fromkeys(source for own in names for source in self._made_from.get(self._tied.get(own, own), ()))
+            )
+            size = self.reader.size_of(sources)
+            holds_others = not whole and next(module.children(), None) is not None
+            yield ModelPart(name, module, names, sources, size, size <= small or holds_others, whole)
+
+
+class _Lazy:
+    """A tensor that transformers reads when it needs it, and that nothing else holds from then on."""
+
+    def __init__(self, content: dict[str, torch.Tensor], name: str) -> None:
+        self._content, self._name = content, name
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return self._content.pop(self._name)
+
+    def is_floating_point(self) -> bool:
+        return self._content[self._name].is_floating_point()
+
+
+def _rehearse(request: LoadRequest, reader: CheckpointReader) -> tuple[Any, Any]:
+    """The model as loading leaves it, but with empty parameters; and how transformers would load it."""
+    from transformers.modeling_utils import PreTrainedModel
+
+    configs: list[Any] = []
+
+    def rehearse(model: Any, state_dict: Any, files: Any, config: Any, expected: Any = None) -> Any:
+        configs.append(config)
+        quantized = _to_quantize(model, config.hf_quantizer)
+        empty = {name: reader.meta(name) for name in reader.tensors}
+        info = _load(model, empty, replace(config, device_map={"": "meta"}, hf_quantizer=None))
+        _refuse_unlike(model, info)
+        for name, own in quantized.items():  # it says how to quantize, which an ordinary empty parameter does not
+            _set(model, name, own)
+        return info, None
+
+    with mock.patch.object(PreTrainedModel, "_load_pretrained_model", staticmethod(rehearse)):
+        model = load_transformers(request)
+    if not configs:
+        raise HarnessError(
+            "this version of transformers loads models in a way that cannot be streamed; use 5.10 to 5.17"
+        )
+    return model, configs[0]
+
+
+def _to_quantize(model: Any, quantizer: Any | None) -> dict[str, torch.Tensor]:
+    """The empty parameters that a quantizer quantizes while loading, as it has prepared them."""
+    if quantizer is None or quantizer.pre_quantized:
+        return {}
+    found = model.named_parameters()
+    return {name: own for name, own in found if quantizer.param_needs_quantization(model, name)}
+
+
+def _load(model: Any, tensors: Mapping[str, Any], config: Any) -> Any:
+    """transformers' own loading of some tensors; returns what it says of them. One after the other, in this thread."""
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+
+    with mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}), _no_progress_bar():
+        info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), config)
+    return info
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _refuse_unlike(model: Any, info: Any) -> None:
+    """Raises SourceError for a checkpoint that does not hold what the architecture needs, or more layers than that."""
+    if info.conversion_errors:
+        raise SourceError(f"the checkpoint cannot be converted: {_last_line(info.conversion_errors)}")
+    if info.mismatched_keys:
+        name, found, expected = sorted(info.mismatched_keys)[0]
+        raise SourceError(f"{name}: the checkpoint's shape is {tuple(found)}, and config.json says {tuple(expected)}")
+    known = replace(info, missing_keys=set(info.missing_keys), unexpected_keys=set(info.unexpected_keys))
+    model._adjust_missing_and_unexpected_keys(known)
+    missing = sorted(known.missing_keys - set(model.all_tied_weights_keys))
+    if missing:
+        raise SourceError(f"the checkpoint lacks {_some(missing)}, which its config.json needs; fetch it again")
+    foreign = sorted(name for name in known.unexpected_keys if in_decoder(name, 2))
+    if foreign:
+        raise SourceError(
+            f"the checkpoint has {_some(foreign)}, for which its config.json has no place: they are not of one model"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _last_line(errors: Mapping[str, str]) -> str:
+    name, text = next(iter(errors.items()))
+    return f"{name}: {text.strip().splitlines()[-1]}"
+
+
+def _stored(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Everything that a checkpoint stores of a model, by name; a tied parameter under each of its names."""
+    yield from model.state_dict(keep_vars=True).items()
+
+
+def _tied(model: Any, stored: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters that are the same object as another, each with the name of the one that the checkpoint stores."""
+    declared: Mapping[str, str] = model.all_tied_weights_keys
+    return {name: source for name, source in declared.items() if stored[name] is stored[source]}
+
+
+def _sources(model: Any, config: Any, reader: CheckpointReader) -> dict[str, list[str]]:
+    """The checkpoint's tensors that each parameter is made from, by transformers' own rules.
+
+    Where a converter makes several parameters at once, all of its sources are under the name of the first.
+    """
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    mapping = config.weight_mapping or []
+    renamings = [each for each in mapping if isinstance(each, WeightRenaming)]
+    converters = [each for each in mapping if isinstance(each, WeightConverter)]
+    stored = model.state_dict()
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in reader.tensors:
+        renamed, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, stored)
+        if renamed not in stored and name in stored:
+            renamed, _ = rename_source_key(name, [], [], model.base_model_prefix, stored)
+        if renamed in stored:
+            found[renamed].append(name)
+    return dict(found)
+
+
+def _get(model: Any, name: str) -> torch.Tensor:
+    module, _, own = name.rpartition(".")
+    tensor: torch.Tensor = getattr(model.get_submodule(module), own)
+    return tensor
+
+
+def _set(model: Any, name: str, tensor: torch.Tensor) -> None:
+    module_name, _, own = name.rpartition(".")
+    module = model.get_submodule(module_name)
+    holder = module._buffers if own in module._buffers else module._parameters
+    holder[own] = tensor

@@ -1,0 +1,93 @@
+"""Reads single tensors of a checkpoint with plain reads, whose bytes are counted. No file is mapped into memory."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.core.foreign import shown
+from harness.errors import SourceError
+from harness.models import safetensors
+from harness.models.headers import weight_files
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CheckpointReader:
+    """The tensors of a checkpoint's safetensors files. ``bytes_read`` and ``read_s`` add up all reads.
+
+    Raises SourceError if a file is missing, cut short, or not a safetensors file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Path] = {}
+        self._placed: dict[str, safetensors.Placed] = {}
+        self._open: dict[Path, int] = {}
+        self.bytes_read = 0
+        self.read_s = 0.0
+        for file in weight_files(folder):
+            placed = safetensors.read(file)
+            self._placed |= placed
+            self._files |= dict.fromkeys(placed, file)
+
+    @property
+    def tensors(self) -> Mapping[str, safetensors.Placed]:
+        """Every tensor by its name in the checkpoint."""
+        return self._placed
+
+    def size_of(self, names: Iterable[str]) -> int:
+        """Bytes that the tensors take in the files."""
+        return sum(self._placed[name].end - self._placed[name].begin for name in names)
+
+    def meta(self, name: str) -> torch.Tensor:
+        """A tensor's shape and dtype, without numbers."""
+        import torch
+
+        placed = self._placed[name]
+        return torch.empty(placed.shape, dtype=self._dtype(name), device="meta")
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor in main memory of its own. Raises SourceError if the file has become shorter."""
+        import torch
+
+        placed = self._placed[name]
+        began = time.perf_counter()
+        raw = torch.empty(placed.end - placed.begin, dtype=torch.uint8)
+        if raw.numel():
+            self._fill(memoryview(raw.numpy()), name)  # type: ignore[arg-type]
+        self.read_s += time.perf_counter() - began
+        self.bytes_read += raw.numel()
+        dtype = self._dtype(name)
+        if math.prod(placed.shape) == 0:
+            return torch.empty(placed.shape, dtype=dtype)
+        return raw.view(dtype).view(placed.shape)
+
+    def _fill(self, buffer: memoryview, name: str) -> None:
+        file, at = self._files[name], self._placed[name].begin
+        try:
+            if file not in self._open:
+                self._open[file] = os.open(file, os.O_RDONLY)
+            while buffer:
+                count = os.preadv(self._open[file], [buffer], at)
+                if count == 0:
+                    raise SourceError(f"{shown(file)}: it was cut short within {name!r} after its header was read")
+                buffer, at = buffer[count:], at + count
+        except OSError as error:
+            raise SourceError(f"{shown(file)}: cannot be read: {error.strerror}") from error
+
+    def _dtype(self, name: str) -> torch.dtype:
+        from safetensors.torch import _TYPES  # the format's own table of names
+
+        dtype: torch.dtype | None = _TYPES.get(self._placed[name].dtype)
+        if dtype is None:
+            raise SourceError(f"tensor {name!r} has the dtype {self._placed[name].dtype}, which torch has no type for")
+        return dtype
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])

@@ -1,0 +1,119 @@
+"""Writes a checkpoint tensor by tensor: the files that ``save_pretrained`` would write of the whole model."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from unittest import mock
+
+from harness.errors import HarnessError, StorageError
+
+if TYPE_CHECKING:
+    import torch
+
+ALIGNMENT = 8
+"""The header is padded with spaces to a multiple of so many bytes."""
+
+
+class CheckpointWriter:
+    """A checkpoint of a model whose tensors have shapes but no numbers yet. ``write`` gives them their numbers.
+
+    transformers itself saves the configuration, names the tensors and divides them into files; only the files' contents
+    are written here, each tensor at its place. Raises StorageError, with what to do, if the disk has no room.
+    """
+
+    def __init__(self, model: Any, folder: Path) -> None:
+        self._model = model
+        self._places: dict[str, tuple[Path, int, int]] = {}
+        self._left: set[str] = set()
+        self._files: dict[Path, int] = {}
+        with mock.patch("transformers.modeling_utils.safe_save_file", self._lay_out):
+            model.save_pretrained(folder)
+        self._left = set(self._places)
+
+    def write(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Writes parameters and buffers, by their names in the model: all that one part owns."""
+        from transformers.core_model_loading import revert_weight_conversion
+
+        for name, tensor in revert_weight_conversion(self._model, dict(tensors)).items():
+            if name not in self._left:
+                raise HarnessError(f"{name} is not what the checkpoint still lacks")
+            file, begin, end = self._places[name]
+            raw = tensor.detach().contiguous().cpu().reshape(-1).view(_bytes())
+            if raw.numel() != end - begin:
+                raise HarnessError(f"{name} has {raw.numel()} bytes, and {end - begin} were planned")
+            _pwrite(self._files[file], memoryview(raw.numpy()), begin, file)
+            self._left.discard(name)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            os.close(file)
+        if error is None and self._left:
+            raise HarnessError(f"the checkpoint still lacks {sorted(self._left)[0]}")
+
+    def _lay_out(self, tensors: Mapping[str, torch.Tensor], file: str, metadata: Mapping[str, str]) -> None:
+        """The header of a file of these tensors, as safetensors writes it: wide elements first, then by name."""
+        from safetensors.torch import _TYPES
+
+        names = {dtype: name for name, dtype in _TYPES.items()}
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        places: dict[str, tuple[int, int]] = {}
+        end = 0
+        for name, tensor in sorted(tensors.items(), key=lambda item: (_rank(names[item[1].dtype]), item[0])):
+            places[name] = (end, end + tensor.numel() * tensor.element_size())
+            header[name] = {
+                "dtype": names[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": list(places[name]),
+            }
+            end = places[name][1]
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % ALIGNMENT)
+        start = 8 + len(text)
+        path = Path(file)
+        handle = self._files[path] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        _pwrite(handle, memoryview(len(text).to_bytes(8, "little") + text), 0, path)
+        try:
+            os.posix_fallocate(handle, 0, start + end)
+        except OSError as error:
+            raise _no_room(path, error) from error
+        self._places |= {name: (path, start + begin, start + stop) for name, (begin, stop) in places.items()}
+
+
+_RANKS = (
+    *("F64", "I64", "U64", "F32", "I32", "U32", "BF16", "F16", "I16", "U16"),
+    *("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
+)
+"""safetensors' order of dtypes in a file."""
+
+
+def _rank(dtype: str) -> int:
+    return _RANKS.index(dtype)
+
+
+def _bytes() -> torch.dtype:
+    import torch
+
+    return torch.uint8
+
+
+def _pwrite(handle: int, buffer: memoryview, at: int, path: Path) -> None:
+    try:
+        while buffer:
+            count = os.pwrite(handle, buffer, at)
+            buffer, at = buffer[count:], at + count
+    except OSError as error:
+        raise _no_room(path, error) from error
+
+
+def _no_room(path: Path, error: OSError) -> StorageError:
+    return StorageError(f"{path.name}: cannot be written ({error.strerror}): make room for the quantized checkpoint")

@@ -1,0 +1,126 @@
+"""Which runs read their model from disk part by part, because it does not fit or because the recipe says so."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from harness.core.engine import Engine
+from harness.core.identity import Residency
+from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, VariantJob
+from harness.core.model import MAIN_ENGINE
+from harness.core.site import Machine
+from harness.models.sources import SourceModel
+from harness.planning.expand import MethodChoice
+
+Wanted = Literal["auto", "resident", "streamed"]
+_LAYER = re.compile(r".*?\.?(layers|h|blocks|blk)\.\d+\.")
+WEIGHTS_SHARE = 0.75
+"""Of main memory, for weights that are loaded whole: libraries, activations and logits need the rest."""
+
+
+LIBRARIES_BYTES = 2**29
+"""About what a process holds besides weights: Python, torch, a CUDA context, activations of a few windows."""
+
+
+@dataclass(frozen=True)
+class Residence:
+    """Where a run has its model; ``unsupported`` is why it cannot have it there, ``note`` what its user should know."""
+
+    residency: Residency = "resident"
+    unsupported: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Room:
+    """The memory that a run's weights may take of all that there is, and what limits it; 0 if it is not known."""
+
+    bytes: int
+    all_bytes: int
+    of: str
+
+    def excess(self, weight_bytes: int | None) -> str | None:
+        """Why weights do not fit; None if they do, or their size is not known."""
+        if weight_bytes is None or not self.bytes or weight_bytes <= self.bytes:
+            return None
+        needed, have = weight_bytes / 2**30, self.bytes / 2**30
+        return f"its weights take {needed:.1f} GiB, of {have:.1f} GiB that {self.of} leaves them"
+
+
+def room(machine: Machine, conditions: Conditions, limit_bytes: int | None) -> Room:
+    """What a run has for its weights: of the GPUs' memory all, of main memory, or its limit, three quarters."""
+    if machine.device == "cuda":
+        size = machine.memory_bytes * conditions.gpus
+        return Room(size, size, "the GPU")
+    known = [(limit_bytes, "limits.memory"), (machine.memory_bytes, "this machine's memory")]
+    least, of = min(((size, name) for size, name in known if size), default=(0, ""))
+    return Room(int(WEIGHTS_SHARE * least), least, of)
+
+
+def peak_bytes(source: SourceModel, weight_bytes: int | None, residency: Residency) -> int | None:
+    """About the most memory that a run needs: all weights, or two layers of them, or embedding and head if larger."""
+    if weight_bytes is None or residency == "resident":
+        return None if weight_bytes is None else LIBRARIES_BYTES + weight_bytes
+    layers: Counter[str] = Counter()
+    for name, shape in source.matrices.items():
+        found = _LAYER.match(name)
+        layers[found[0] if found else name] += math.prod(shape)
+    per_parameter = weight_bytes / (source.decoder_parameters + source.other_parameters)
+    at_once = max(2 * max(layers.values()), source.other_parameters)
+    return LIBRARIES_BYTES + math.ceil(at_once * per_parameter)
+
+
+def place(
+    wanted: Wanted,
+    job: VariantJob,
+    source: SourceModel,
+    method: MethodChoice,
+    runtime: Engine[Any],
+    weight_bytes: int | None,
+    available: Room,
+) -> Residence:
+    """``auto`` streams what does not fit; what can be neither loaded nor streamed is unsupported, with both reasons."""
+    excess = available.excess(weight_bytes) if runtime.name == MAIN_ENGINE else None
+    if wanted == "auto" and excess is None:
+        return Residence()
+    obstacle = _obstacle(job, source, method, runtime)
+    if wanted == "resident":
+        cannot = excess is not None and job.conditions.device == "cpu" and (weight_bytes or 0) > available.all_bytes
+        offer = "" if obstacle else "; with residency: streamed it needs not be in memory as a whole"
+        return Residence(unsupported=f"{excess}{offer}" if cannot else None)
+    if isinstance(job, QuantizeModel) and obstacle is not None and (excess is None or job.conditions.device != "cpu"):
+        return Residence()  # on a GPU its library may keep a part of the model in main memory
+    if obstacle is None:
+        return Residence("streamed", note=f"streamed from disk: {excess}" if excess else "streamed from disk")
+    if wanted == "streamed":
+        return Residence(unsupported=obstacle)
+    return Residence(unsupported=f"{excess}, and {obstacle}")
+
+
+def _obstacle(job: VariantJob, source: SourceModel, method: MethodChoice, runtime: Engine[Any]) -> str | None:
+    """Why a job cannot read its model part by part; None if it can."""
+    if isinstance(job, QuantizeModel):
+        if method.method.quantize_parts is None:
+            return f"{method.ref.name} quantizes only a model that is in memory as a whole"
+        return None
+    if not isinstance(job, MakeReference | MeasureQuality):
+        return (
+            f"a streamed model has quality only: a {job.kind} run needs it in memory as a whole; measure it with "
+            "residency: resident on a machine where it fits"
+        )
+    if not runtime.streams:
+        return f"{runtime.name} cannot stream a model; the engine {MAIN_ENGINE} can"
+    if job.variant.kv_cache != "model":
+        return f"kv_cache {job.variant.kv_cache} reads a text in chunks, each of which would read all weights again"
+    if job.conditions.devices != 1:
+        return "a streamed model computes on one device; leave 'devices' out"
+    quantization = (method.checkpoint or source).quantization
+    if quantization is not None:
+        return f"checkpoints quantized by {quantization} are not known to load part by part as they load whole"
+    if not (method.method.stage == "none" or method.method.streams):
+        return f"what {method.ref.name} makes is not known to load part by part as it loads whole"
+    return None

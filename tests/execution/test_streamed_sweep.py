@@ -1,0 +1,65 @@
+"""A sweep whose runs stream their model has the figures of the same sweep with the model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.core.record import RunRecord
+
+pytestmark = pytest.mark.heavy
+
+MEMORY = ("peak_memory_bytes", "memory_before_bytes", "memory_after_bytes")
+
+
+@pytest.fixture(scope="module")
+def swept(sweep_type: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, tuple[RunRecord, ...]]:
+    found = {}
+    for residency in ("resident", "streamed"):
+        found[residency] = sweep_type(tmp_path_factory.mktemp(residency)).run(
+            {
+                "models": [{"id": str(tiny), "label": "tiny"}],
+                "methods": ["none", {"rtn": {"bits": 4, "group_size": 32}}],
+                "measure": {
+                    "perplexity": {"text": "demo", "context": 64, "windows": 4},
+                    "divergence": {},
+                    "memory": {},
+                },
+                "residency": residency,
+            }
+        )
+    return found
+
+
+def test_every_figure_of_quality_is_the_same_number(swept: Mapping[str, tuple[RunRecord, ...]]) -> None:
+    pairs = list(zip(swept["resident"], swept["streamed"], strict=True))
+    assert {record.spec.kind for record, _ in pairs} >= {"reference", "quantize", "quality"}
+    for whole, cut in pairs:
+        assert (whole.status, cut.status) == ("ok", "ok"), cut.outcome.failure
+        assert whole.spec.run_id == cut.spec.run_id
+        ours, theirs = (
+            {
+                (m.metric, tuple(sorted(m.protocol.items(), key=str))): m.values
+                for m in record.outcome.measurements
+                if m.metric not in MEMORY
+            }
+            for record in (whole, cut)
+        )
+        assert ours == theirs
+
+
+def test_the_record_says_that_it_was_streamed_and_what_it_read(swept: Mapping[str, tuple[RunRecord, ...]]) -> None:
+    for record in swept["streamed"]:
+        assert record.spec.job.conditions.residency == "streamed"
+        if record.spec.kind == "quantize":
+            continue
+        assert "streamed" in {label.code for label in record.outcome.labels}
+        fact = record.outcome.fact("streaming")
+        assert fact is not None
+        read = {name: float(str(value)) for name, value in fact.arguments.items()}
+        assert read["passes"] >= 3
+        assert read["bytes_read"] <= 1.3 * read["passes"] * read["checkpoint_bytes"]
+    assert not any("streamed" in {label.code for label in record.outcome.labels} for record in swept["resident"])

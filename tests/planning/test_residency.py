@@ -1,0 +1,88 @@
+"""Which runs are planned to stream their model, and what is refused instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+
+from harness.planning.plan import PlannedRun
+from harness.planning.residency import LIBRARIES_BYTES
+
+Make = Callable[..., tuple[PlannedRun, ...]]
+QUALITY = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
+TOO_SMALL = {"memory": "1MB"}
+"""The weights of the tiny model take 0.9 MB."""
+
+
+def residencies(runs: tuple[PlannedRun, ...]) -> Mapping[str, str]:
+    return {run.spec.title: run.spec.job.conditions.residency for run in runs}
+
+
+def test_what_fits_is_loaded_whole(make: Make) -> None:
+    runs = make()
+    assert {run.spec.job.conditions.residency for run in runs} == {"resident"}
+    assert not any(run.note for run in runs)
+
+
+def test_what_does_not_fit_is_streamed_and_the_plan_says_why(make: Make) -> None:
+    runs = make(limits=TOO_SMALL, measure=QUALITY, methods=["none"])
+    assert set(residencies(runs).values()) == {"streamed"}
+    assert all("limits.memory" in str(run.note) for run in runs)
+    assert not any(run.unsupported for run in runs)
+
+
+def test_speed_of_what_does_not_fit_is_refused(make: Make) -> None:
+    runs = make(limits=TOO_SMALL, methods=["none"])
+    timed = [run for run in runs if run.spec.kind == "performance"]
+    assert timed
+    assert all("a streamed model has quality only" in str(run.unsupported) for run in timed)
+    assert all(run.spec.job.conditions.residency == "resident" for run in timed)
+
+
+def test_a_variant_that_fits_is_loaded_whole_beside_a_streamed_baseline(make: Make) -> None:
+    runs = make(limits=TOO_SMALL, measure=QUALITY, methods=["none", {"rtn": {"bits": 2, "group_size": 32}}])
+    found = residencies(runs)
+    assert {title.split()[0]: way for title, way in found.items() if "rtn" in title} == {
+        "quantize": "streamed",  # it reads the unquantized model
+        "quality": "resident",
+    }
+
+
+def test_residency_resident_streams_nothing(make: Make) -> None:
+    runs = make(limits=TOO_SMALL, measure=QUALITY, residency="resident")
+    assert set(residencies(runs).values()) == {"resident"}
+
+
+def test_what_cannot_be_loaded_is_refused_and_streaming_is_offered(make: Make) -> None:
+    runs = make(limits={"memory": "500KB"}, measure=QUALITY, residency="resident", methods=["none"])
+    assert all("residency: streamed" in str(run.unsupported) for run in runs if run.spec.kind == "quality")
+
+
+def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) -> None:
+    whole, cut = (make(measure=QUALITY, methods=["none"], residency=each)[-1] for each in ("resident", "streamed"))
+    layer = (64 * 64 * 2 + 32 * 64 * 2 + 3 * 192 * 64) * 4  # query and output, key and value, feed-forward
+    assert whole.peak_bytes == LIBRARIES_BYTES + 919_808
+    assert cut.peak_bytes == pytest.approx(LIBRARIES_BYTES + 2 * layer, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kv_cache": "int8"}, "reads a text in chunks"),
+        ({"methods": ["none", "quanto"]}, "is not known to load part by part"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused_with_the_reason(make: Make, changes: dict[str, Any], reason: str) -> None:
+    runs = make(**{"measure": QUALITY, "residency": "streamed"} | changes)
+    assert any(reason in str(run.unsupported) for run in runs)
+
+
+def test_residency_is_no_part_of_an_id(make: Make) -> None:
+    """The results are the same bit by bit, so that a record made either way answers for both."""
+    ids = [
+        [(run.spec.case_id, run.spec.run_id) for run in make(measure=QUALITY, residency=residency)]
+        for residency in ("auto", "resident", "streamed")
+    ]
+    assert ids[0] == ids[1] == ids[2]
