@@ -50,6 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         results, cache = Path(folder, "results"), Path(folder, "cache")
         os.environ["QHARNESS_CACHE"] = str(cache)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # with it every process compiles the harness anew
         runs = finish(results, cache)
         commands = {
             "python -c pass": [sys.executable, "-c", "pass"],

@@ -5,23 +5,27 @@ its own, and then executes each of its runs once more in a script: a process tha
 the run's job, and exits. No parent watches it, nothing is hashed, recorded or stored, and nothing is imported ahead.
 With ``--spawn`` the sweep starts every process anew, as ``QHARNESS_START=spawn`` does.
 
-Printed are the seconds of both, their ratio, and by how much each run took longer than its phases.
+Printed are the seconds of both, their ratio, and by how much each run took longer than its phases. A script that does
+not measure what the run's record holds ends the comparison.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 
+from harness.core.record import Measurement
 from harness.core.run import RunSpec
 from harness.storage.cache import Cache
 from harness.storage.json_codec import decode, encode
@@ -30,6 +34,13 @@ from harness.storage.json_codec import decode, encode
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "recipes" / "quickstart.yaml"
 COMMAND = [sys.executable, "-c", "from harness.cli import main; main()"]
+SAME = 1e-4
+"""By how much the mean of values of one item each may differ, relatively: the same sums, in another process."""
+MEASURED = "measured.json"
+TIMED = {"bandwidth_byte_per_s", "matmul_op_per_s"}
+"""Measured for as long as a limit of time, so that nothing says how many values there are."""
+Figures = Mapping[str, tuple[int, float]]
+"""By metric: how many values were measured, and the mean of those that belong to items of a text or a task."""
 
 
 def bare(spec_file: Path, cache: Path, out: Path) -> None:
@@ -45,7 +56,29 @@ def bare(spec_file: Path, cache: Path, out: Path) -> None:
 
         torch.set_num_threads(spec.job.conditions.threads)
     import_module(f"harness.execution.jobs.{spec.kind}").run(spec.job, context, out)
+    spec_file.with_name(MEASURED).write_text(json.dumps(figures(context.findings())), encoding="utf-8")
     os._exit(0)
+
+
+def figures(measurements: Iterable[Measurement]) -> Figures:
+    counts, sums = Counter[str](), defaultdict[str, float](float)
+    for each in measurements:
+        counts[each.metric] += len(each.values)
+        sums[each.metric] += sum(each.values) if each.evidence == "paired" else 0.0
+    return {metric: (count, sums[metric] / count) for metric, count in counts.items()}
+
+
+def differ(one: Figures, other: Figures) -> list[str]:
+    """The metrics of which not the same was measured."""
+    every = {*one, *other} - TIMED
+    return sorted(
+        metric
+        for metric in every
+        if metric not in one
+        or metric not in other
+        or one[metric][0] != other[metric][0]
+        or not math.isclose(one[metric][1], other[metric][1], rel_tol=SAME, abs_tol=1e-9)
+    )
 
 
 def sweep_s(recipe: Path, folder: Path, spawn: bool) -> float:
@@ -59,8 +92,11 @@ def sweep_s(recipe: Path, folder: Path, spawn: bool) -> float:
     return time.perf_counter() - began
 
 
-def bare_s(spec: RunSpec, cache: Path) -> float:
-    """The seconds of the script that does what a run does. Raises CalledProcessError if it fails."""
+def bare_s(spec: RunSpec, cache: Path) -> tuple[float, Figures]:
+    """The seconds of the script that does what a run does, and what it measured.
+
+    Raises CalledProcessError if it fails.
+    """
     with tempfile.TemporaryDirectory() as own:
         written, out = Path(own, "spec.json"), Path(own, "out")
         written.write_text(encode(spec), encoding="utf-8")
@@ -69,7 +105,8 @@ def bare_s(spec: RunSpec, cache: Path) -> float:
         command = [python, __file__, "--bare", str(written), str(cache), str(out)]
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
-        return time.perf_counter() - began
+        took_s = time.perf_counter() - began
+        return took_s, json.loads(written.with_name(MEASURED).read_text(encoding="utf-8"))
 
 
 def _interpreter(stack: str, own: Path, cache: Path) -> tuple[str, Mapping[str, str]]:
@@ -98,7 +135,12 @@ def compare(recipe: Path, spawn: bool) -> float:
         planned = plan(chosen, local_site(here / "cache", device=chosen.device))
         specs = [run.spec for run in planned if run.spec.run_id in made]  # those of records name no paths
         records = [made[spec.run_id] for spec in specs]
-        scripts = [bare_s(spec, here / "cache") for spec in specs]
+        scripts = []
+        for spec, record in zip(specs, records, strict=True):
+            took_s, measured = bare_s(spec, here / "cache")
+            if unlike := differ(measured, figures(record.outcome.measurements)):
+                sys.exit(f"{spec.title}: the script does not measure the same: {', '.join(unlike)}")
+            scripts.append(took_s)
     beyond = [record.wall_s - sum(phase.wall_s for phase in record.outcome.phases) for record in records]
     for record, script, more in zip(records, scripts, beyond, strict=True):
         took = f"run {record.wall_s:7.2f} s  script {script:7.2f} s  beyond phases {more:5.2f} s"
