@@ -17,7 +17,7 @@ from harness.models import headers, hub
 from harness.models.gguf.header import configuration, read_header
 from harness.models.native import FORMATS
 from harness.models.resolve import Resolved, resolve
-from harness.models.scope import holds_experts, in_decoder, reads_other_inputs
+from harness.models.scope import holds_experts, in_decoder, reads_other_inputs, shape_of
 from harness.models.sources import HUB_ID, SourceModel, package_file
 from harness.numerics.traffic import layer_number, routing
 
@@ -144,7 +144,7 @@ def shapes(
     held = header.shapes if method is None else known.shapes
     if held is None:
         raise _unbuilt(label, config, known)
-    matrices, experts, counts = _by_role(held, known.tied)
+    matrices, experts, counts = _by_role(held, known.tied, header.model_type)
     if not matrices and not experts:
         raise SourceError(f"{label}: holds no decoder layers that are known by their names; it cannot be estimated")
     heads, hidden = attention(label, known), _number(label, "hidden_size", known.text.get("hidden_size"))
@@ -171,14 +171,14 @@ def shapes(
 
 
 def _by_role(
-    held: Mapping[str, tuple[int, ...]], tied: bool
+    held: Mapping[str, tuple[int, ...]], tied: bool, model_type: str | None = None
 ) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], dict[str, int]]:
     """The decoder's matrices, those of its experts, and the number of parameters of every other role."""
     counts = {"kept": 0, "embedding": 0, "head": 0, "norms": 0, "other_inputs": 0}
     matrices, experts = [], []
     for name, shape in held.items():
         if holds_experts(name, len(shape)):
-            experts.append(shape)
+            experts.append(shape_of(name, shape, model_type))
         elif in_decoder(name, len(shape)):
             matrices.append(shape)
         else:
