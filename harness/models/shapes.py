@@ -154,7 +154,7 @@ def shapes(
     return ModelShapes(
         label=label,
         model_type=header.model_type,
-        dtype=header.dtype or "float32",
+        dtype=_dtype(config, method is not None) or header.dtype or "float32",
         context_length=header.context_length or known.text.get("max_position_embeddings"),
         matrices=tuple(sorted(matrices)),
         **counts,
@@ -242,9 +242,15 @@ def _from_config(label: str, config: dict[str, Any]) -> ModelShapes:
     found = resolve(label, config)
     if found.shapes is None:
         raise _unbuilt(label, config, found)
-    dtype = config.get("dtype") or config.get("torch_dtype") or "float32"
-    header = headers.Header(found.shapes, None, None, str(dtype), config.get("model_type"))
+    header = headers.Header(found.shapes, None, None, None, config.get("model_type"))
     return shapes(label, config, header, found)
+
+
+def _dtype(config: Mapping[str, Any], native: bool) -> str | None:
+    """The dtype that a configuration states for itself or for its text model; native formats unpack to bfloat16."""
+    parts = (config, config.get("text_config") or {})
+    stated = (part.get(key) for part in parts for key in ("dtype", "torch_dtype"))
+    return next(filter(None, stated), "bfloat16" if native else None)
 
 
 def attention(label: str, found: Resolved) -> Attention:
