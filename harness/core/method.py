@@ -166,6 +166,9 @@ class Method(Generic[P]):
     and stay so when reloaded; transformers holds experts as 3-D parameters, not as layers. Other mixture types are
     unsupported unless the recipe skips their experts.
 
+    ``multimodal`` is False if the library takes text models alone: one with vision or audio parts beside it is then
+    unsupported.
+
     ``overrides`` says that single modules may have their own parameters. ``stores_codes`` is False if the result
     is again an unquantized model, such as a merged adapter: its coverage is not checked, and its rows are labelled.
 
@@ -202,6 +205,7 @@ class Method(Generic[P]):
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
     quantizes_experts: frozenset[str] = frozenset()
+    multimodal: bool = True
     overrides: bool = False
     stores_codes: Callable[[P], bool] = lambda params: True
     kernel: KernelFamily | None = None

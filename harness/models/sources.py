@@ -18,7 +18,7 @@ from harness.models import config as configurations
 from harness.models import degrid, headers, native
 from harness.models.gguf.header import read_header
 from harness.models.resolve import resolve
-from harness.models.scope import in_decoder
+from harness.models.scope import in_decoder, reads_other_inputs
 from harness.recipe import Model
 from harness.storage.checksums import hash_file, list_folder, stat_file
 
@@ -38,7 +38,7 @@ class SourceModel:
     and ``decoder_parameters`` and ``other_parameters`` count elements; all are empty if the model is on a hub
     and not yet fetched. ``quantization`` is the quant_method of a checkpoint that transformers loads quantized, and
     ``files`` are the hashed files, None if nothing on disk is read. ``degrid_obstacle`` says why the model cannot be
-    degridded, if a recipe asks for it.
+    degridded, if a recipe asks for it. ``multimodal`` says that it has parts that read images or sound.
     """
 
     ref: ModelRef
@@ -50,6 +50,7 @@ class SourceModel:
     quantization: str | None = None
     degrid_obstacle: str | None = None
     files: Input | None = None
+    multimodal: bool = False
 
 
 def inspect(entry: Model, folder: Path) -> SourceModel:
@@ -190,7 +191,15 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
     quantization = header.quantization if kind in ("directory", "hub") else None
     degrid_obstacle = degrid.obstacle(header, quantization) if entry.degrid is not None else None
     return SourceModel(
-        ref, matrices, decoder, other, header.context_length, header.model_type, quantization, degrid_obstacle
+        ref,
+        matrices,
+        decoder,
+        other,
+        header.context_length,
+        header.model_type,
+        quantization,
+        degrid_obstacle,
+        multimodal=any(map(reads_other_inputs, header.shapes)),
     )
 
 

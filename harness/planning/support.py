@@ -46,6 +46,7 @@ def unsupported_reason(
         or _untokenized(source, method)
         or _lacking(method, site)
         or _uncompiled(source, method, runtime, machine, site)
+        or _multimodal(source, method)
         or _experts(source, method, skip)
         or _shapes(source, method, machine, skip)
     )
@@ -270,6 +271,15 @@ def _uncompiled(
     if runtime.stack != MAIN and package not in method.method.packages:  # the engine has kernels of its own
         return None
     return uncompiled(package, machine.absent_compilers)
+
+
+def _multimodal(source: SourceModel, method: MethodChoice) -> str | None:
+    if not source.multimodal or method.method.multimodal:
+        return None
+    return (
+        f"{method.ref.name} takes text models alone, and this {source.model_type} model has parts that read images or "
+        "sound; choose a method that leaves them as they are"
+    )
 
 
 def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> str | None:
