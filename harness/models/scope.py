@@ -28,6 +28,12 @@ _PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 _BLOCK = (".block_sparse_moe.", ".mlp.")
 _SINGLE = re.compile(rf"\.experts\.(\d+)\.({'|'.join(_PROJECTIONS)})$")
 """Names in checkpoints of Mixtral and its relatives, and those of transformers' modules."""
+_MULTIMODAL = (
+    (re.compile(r"^language_model\.model\."), "model.language_model."),
+    (re.compile(r"^language_model\.lm_head"), HEAD),
+    (re.compile(r"^(?=(vision|visual|audio|multi_modal)\w*\.)"), "model."),
+)
+"""Names in checkpoints of multimodal models, and those of transformers' modules."""
 _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
 _BIAS = re.compile(r"[._]bias$")
 _CONVOLUTION = re.compile(r"conv\w*\.")
@@ -84,6 +90,8 @@ def transformers_name(name: str) -> str:
 def module_name(name: str) -> str:
     """transformers' name of the module that a checkpoint's parameter belongs to, with unfused experts."""
     module = transformers_name(name).removesuffix(".weight")
+    for pattern, here in _MULTIMODAL:
+        module = pattern.sub(here, module)
     return _SINGLE.sub(lambda found: f".experts.{found[1]}.{_PROJECTIONS[found[2]]}", module)
 
 

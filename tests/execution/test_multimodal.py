@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from harness.core.label import codes
 from harness.core.record import RunRecord
 from harness.models.shapes import read
 
@@ -128,3 +129,4 @@ def test_vision_parts_are_named_and_left_as_they_are(measured: Any) -> None:
     for method in ("none", "rtn", "bnb-nf4", "torchao-int8-dynamic"):
         fact = records["quality", method].outcome.fact("other_inputs")
         assert fact.arguments == {"parameters": count, "stored_bytes": 4 * count}
+        assert "beyond_scope" not in codes(records["quality", method].outcome.labels)

@@ -139,6 +139,8 @@ def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Se
     if skipped_yet_quantized:
         raise InvalidRunError(f"quantized although the recipe skips it: {', '.join(sorted(skipped_yet_quantized)[:5])}")
     beyond = tuple(role for role in ("embedding", "head") if any(e.quantized and e.role == role for e in ledger))
+    if any(entry.quantized and reads_other_inputs(entry.name) for entry in ledger):
+        beyond = (*beyond, "vision and audio")
     if beyond:
         context.label("beyond_scope", scope=context.spec.variant.scope, roles=beyond)
     in_memory, on_disk = sum(running.values()) / whole, sum(held.values()) / whole

@@ -200,7 +200,6 @@ def test_experts_are_counted_as_matrices(tmp_path: Path, llama: ModelShapes) -> 
             "sliding-window layers but gives no window size",
         ),
         ({"num_attention_heads": 0}, "does not read its configuration"),
-        ({"model_type": "deepseek_v3", "n_group": 1, "topk_group": 1}, "multi-head latent attention"),
     ],
 )
 def test_a_model_that_cannot_be_estimated_gets_a_clear_message(
