@@ -179,7 +179,7 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
         plain, other = (load()(input_ids=PROBE).logits[0].float(), permuted(load())(input_ids=PROBE).logits[0].float())
     if saved is not None:
         assert (loaded - saved).abs().max() < 0.02 * saved.abs().max(), "random experts would differ by more"
-    assert 0 < divergence(plain, loaded) < divergence(plain, other) / 4
+    assert 0 < divergence(plain, loaded) < divergence(plain, other) / 3
 
 
 def test_what_quantizes_no_experts_says_nothing() -> None:
@@ -252,7 +252,7 @@ def test_a_sweep_over_a_mixture_quantizes_its_experts(tmp_path: Path, tiny: Path
             "models": [{"id": str(folder), "dtype": "float32", "label": "mixture"}],
             "methods": ["none", {"rtn": {"group_size": 32}}, "bnb-nf4"],
             "scope": {"skip": ["*.experts.3.*"], "overrides": {"*.experts.2.down_proj": {"bits": 8}}},
-            "measure": {"memory": {}, "perplexity": {"text": str(text), "context": 32, "divergence": True}},
+            "measure": {"memory": {}, "perplexity": {"text": str(text), "context": 32}},
         }
     )
     quality = {record.spec.method.name: record for record in records if record.spec.kind == "quality"}
