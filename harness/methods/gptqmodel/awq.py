@@ -89,6 +89,7 @@ AWQ = Method(
     quantize=quantize,
     calibrated=lambda params: True,
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
+    quantizes_experts=frozenset({"mixtral", "qwen3_moe"}),
     kernel="packed",
     needs=lambda params: Needs(input_divisor=params.group_size, output_divisor=8),
     codes=lambda params: Codes.grouped("awq", params.bits, params.group_size, asymmetric=not params.symmetric),

@@ -186,14 +186,23 @@ def read_own(request: LoadRequest) -> Any:
 
 
 def read_gptq(request: LoadRequest) -> Any:
-    """Loads with transformers, which passes GPTQ checkpoints to optimum, which uses gptqmodel's layers."""
+    """Loads with transformers, which passes GPTQ checkpoints to optimum, which uses gptqmodel's layers.
+
+    gptqmodel calls the halves of an expert's rows gate and up, even if gate and up alternate, as in gpt-oss: so their
+    products are joined as halves.
+    """
     from transformers import GPTQConfig
+
+    from harness.models.unfuse import UnfusedExperts
 
     saved = quantization_config(request.path)
     backend = _backend("gptq", saved["bits"], saved["group_size"], request.device)
-    if backend == "auto":
-        return load_transformers(request)
-    return load_transformers(request, quantization_config=GPTQConfig(bits=saved["bits"], backend=backend))
+    options = {} if backend == "auto" else {"quantization_config": GPTQConfig(bits=saved["bits"], backend=backend)}
+    model = load_transformers(request, **options)
+    for module in model.modules():
+        if isinstance(module, UnfusedExperts):
+            module.is_concatenated = True
+    return model
 
 
 @contextmanager
