@@ -80,7 +80,7 @@ QUICK: list[tuple[str, dict[str, Any]]] = [
 CALIBRATED: list[tuple[str, dict[str, Any]]] = [
     ("gptq", {"group_size": 32}),
     ("awq", {"group_size": 32}),
-    ("autoround", {"group_size": 32, "iterations": 1}),
+    ("autoround", {"group_size": 32, "iterations": 20}),
     ("inc-gptq", {"group_size": 32}),
     ("inc-awq", {"group_size": 32}),
     ("llmc-gptq", {"group_size": 32}),
