@@ -84,14 +84,14 @@ def experts_module(name: str) -> str:
 
 def transformers_name(name: str) -> str:
     """The name in transformers' model of what a checkpoint calls otherwise, apart from what is fused."""
+    for pattern, here in _MULTIMODAL:
+        name = pattern.sub(here, name)
     return name.replace(*_BLOCK)
 
 
 def module_name(name: str) -> str:
     """transformers' name of the module that a checkpoint's parameter belongs to, with unfused experts."""
     module = transformers_name(name).removesuffix(".weight")
-    for pattern, here in _MULTIMODAL:
-        module = pattern.sub(here, module)
     return _SINGLE.sub(lambda found: f".experts.{found[1]}.{_PROJECTIONS[found[2]]}", module)
 
 
