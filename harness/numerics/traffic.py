@@ -169,7 +169,7 @@ def routing(config: Mapping[str, Any]) -> Routing | None:
 def _most(text: Mapping[str, Any], names: Sequence[str]) -> int:
     """The first of the keys that the configuration has; the largest number if it lists one per layer."""
     found = next((text[name] for name in names if text.get(name)), 0)
-    return max(map(int, found)) if isinstance(found, list) else int(found)
+    return max((each or 0 for each in found), default=0) if isinstance(found, list) else int(found)
 
 
 def layer_number(name: str) -> int | None:
