@@ -80,7 +80,7 @@ def _parts(stored: Weights, entry: MemoryEstimate, request: EstimateRequest) -> 
         ("weights: norms and others", stored.other),
         ("weights: vision and audio", stored.other_inputs),
         ("weights, total", stored.total),
-        *([("weights read for one token", stored.active)] if stored.active < stored.total else []),
+        *([("weights read per token", stored.active)] if stored.active < stored.total else []),
         *([("checkpoint on disk", stored.disk)] if stored.disk is not None else []),
         ("key-value cache per token", entry.kv_bytes_per_token),
         ("key-value cache", entry.kv_bytes),

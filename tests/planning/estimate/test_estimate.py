@@ -288,9 +288,12 @@ def test_json_for_machines_and_no_torch(tiny: Path) -> None:
         "all": 229_952,
         "active": 229_952,
         "linear": 196_608,
+        "experts": 0,
         "embedding": 32_768,
         "head": 0,
         "other": 576,
+        "other_inputs": 0,
+        "not_loaded": 0,
     }
     assert lines["none"]["weight_bytes"]["total"] == 919_872
     assert lines["none"]["fits"] is False
