@@ -53,7 +53,7 @@ def _experts(
         WHOLE_NUMBER,
         where_any(lambda row: row.experts and row.experts.loads),
         name,
-        statistic=Count(TOKENS, of, unit="expert"),
+        statistic=Count(TOKENS, of),
         gate=Gate("unit", 0, says, usual=False),
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mixture_records import of_a_mixture
 from typer.testing import CliRunner
 
 from harness import plugins
@@ -190,7 +191,11 @@ def test_processes_at_1_1_05_and_2_times_are_one_number_everywhere(bench: Any, n
 
 def test_a_column_is_the_number_that_its_statistic_makes(bench: Any, none: Any, answered: list[RunRecord]) -> None:
     """Every figure that is compared: what a report shows is what compare and history work out."""
-    records = [bench.quality(none), answered[0], *(bench.performance(none, 1 + n / 7, n) for n in range(4))]
+    records = [
+        of_a_mixture(bench.quality(none)),
+        answered[0],
+        *(bench.performance(none, 1 + n / 7, n) for n in range(4)),
+    ]
     (table,) = tradeoff(records)
     (row,) = table.rows
     seen = set()

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from mixture_records import OVERLAPS, ROUTER_KLS, of_a_mixture
 
 from harness.analysis.history import trace
 from harness.analysis.regression import track
@@ -40,9 +41,6 @@ SPEEDS = (1.0, 1.05, 2.0, 1.01)
 """Of four processes, as multiples: a mean of any kind is far from their median."""
 SPIKES = (1.0, 1.01, 4.0)
 """Of the steps of a process in turn: so is a mean of these from theirs."""
-OVERLAPS, ROUTER_KLS = (0.9, 0.8, 0.95, 0.7, 0.99, 0.6), (0.01, 0.04, 0.02, 0.03, 0.005, 0.1)
-"""Of two layers in each of three windows, which hold 100, 200 and 300 tokens."""
-EXPERT_TOKENS = (0.0, 255.0, 256.0, 900.0, 0.0, 1.0, 7.0, 4000.0)
 POINT = "batch 1, prompt 128, 32 new"
 PLACE = "b1_p128_n32"
 
@@ -75,27 +73,6 @@ def uneven(run: RunRecord, repetition: int) -> RunRecord:
         return m
 
     return replace(run, outcome=replace(run.outcome, measurements=tuple(map(change, run.outcome.measurements))))
-
-
-def of_a_mixture(run: RunRecord) -> RunRecord:
-    """As if the model had two layers of four experts: what its routers and its calibration leave in a record."""
-    windows, blocks = 3, ("layers.0.mlp", "layers.1.mlp")
-    pairs = [(window, block) for window in range(windows) for block in blocks]
-    names = {
-        "item_ids": tuple(f"{window}:{block}" for window, block in pairs),
-        "cluster_ids": tuple(str(window) for window, _ in pairs),
-        "weights": tuple(float(100 * (1 + window)) for window, _ in pairs),
-    }
-    (nll,) = [m for m in run.outcome.measurements if m.metric == "nll"]
-    more = (
-        Measurement("router_overlap", 1, "fraction", "higher", "paired", OVERLAPS, nll.protocol, **names),
-        Measurement("router_kl", 1, "nat", "lower", "paired", ROUTER_KLS, nll.protocol, **names),
-        Measurement(
-            *("expert_tokens", 1, "token", "neither", "exact", EXPERT_TOKENS, {"starved": 256}),
-            item_ids=tuple(f"{block}: {number}" for block in blocks for number in range(4)),
-        ),
-    )
-    return replace(run, outcome=replace(run.outcome, measurements=(*run.outcome.measurements, *more)))
 
 
 @pytest.fixture
