@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from harness.figures.ask import Reading, counted, measured
 from harness.figures.table import GridPoint, VariantRow
 from harness.stats.draws import Sampler, draws_for
@@ -36,13 +34,12 @@ def front_probabilities(rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
         return (None,) * len(rows)
     sampler = Sampler(draws_for(len(measured_by_all)))
     columns = [
-        np.stack(
+        sampler.columns(
             [
-                sampler.column(reading.estimate, reading.influence, reading.scale)
+                (reading.estimate, reading.influence, reading.scale)
                 for reading in (readings[index] for index in measured_by_all)
                 if reading.estimate
-            ],
-            axis=1,
+            ]
         )
         for readings, _ in used
     ]

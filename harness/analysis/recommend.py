@@ -146,9 +146,7 @@ def _first_of_equals(
 
 def _columns(sampler: Sampler, readings: Sequence[Reading]) -> Floats:
     """(draws, candidates)."""
-    return np.stack(
-        [sampler.column(each.estimate, each.influence, each.scale) for each in readings if each.estimate], axis=1
-    )
+    return sampler.columns([(each.estimate, each.influence, each.scale) for each in readings if each.estimate])
 
 
 def _kept(values: Floats, limit: Limit) -> npt.NDArray[np.bool_]:

@@ -71,11 +71,6 @@ def current_in_session(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
     return _latest(records, lambda record: (record.spec.run_id, *record.timed_within))
 
 
-def failures(records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
-    """The runs that count and did not end well, unsupported ones included."""
-    return tuple(record for record in current(records) if record.status != "ok")
-
-
 def best_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
     """The records of the session, and of its node, with the most successful ones; of two equal ones, the later.
 
@@ -94,12 +89,12 @@ def protocols(quality: Sequence[RunRecord]) -> dict[Protocol, tuple[RunRecord, .
     A run that gave no figure is grouped with those that scored the same workload.
     """
     scored = {_workload_key(record.spec.perplexity): found for record in quality if (found := _measured(record))}
-    groups: dict[Protocol, tuple[RunRecord, ...]] = {}
+    groups: dict[Protocol, list[RunRecord]] = {}
     for record in quality:
         workload = record.spec.perplexity
         protocol = _measured(record) or scored.get(_workload_key(workload)) or _planned(workload)
-        groups[protocol] = (*groups.get(protocol, ()), record)
-    return groups
+        groups.setdefault(protocol, []).append(record)
+    return {protocol: tuple(group) for protocol, group in groups.items()}
 
 
 def same_workload(one: RunSpec, other: RunSpec) -> bool:

@@ -8,7 +8,7 @@ after the other: quality, then speed, then size.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -80,11 +80,13 @@ class Likeness:
             self._costs[index] = math.inf if estimate is None else self._sign * estimate.value
         return self._costs[index]
 
-    def equal(self, ordered: Sequence[int]) -> list[int]:
+    def equal(self, ordered: Iterable[int]) -> list[int]:
         """The first of the indices, which are ordered by cost, and all that cannot be told from it."""
-        best = ordered[0]
+        others = iter(ordered)
+        best = next(others)
         end = self._farthest(best)
-        return self.alike(best, list(takewhile(lambda index: self.cost(index) <= end, ordered)))
+        near = [best, *takewhile(lambda index: self.cost(index) <= end, others)]
+        return self.alike(best, near) if len(near) > 1 else near
 
     @property
     def _sign(self) -> int:
@@ -166,32 +168,36 @@ class Order:
         paths = self._paths(list(chosen), 0)
         return sorted(chosen, key=lambda index: (paths[index], self.rows[index].label))
 
-    def ties(self, chosen: Sequence[int]) -> tuple[Tie, ...]:
-        """All of ``chosen`` that the objective cannot tell from the first, in order, and what decided instead."""
-        paths = self._paths(list(chosen), 0)
-        ranked = self.sorted(chosen)
-        equal = [index for index in ranked[1:] if paths[index][:1] == paths[ranked[0]][:1]]
-        return tuple(self._tie(ranked[0], other, paths) for other in equal)
+    def ties(self, ranked: Sequence[int]) -> tuple[Tie, ...]:
+        """All of ``ranked``, best first, that the objective cannot tell from the first, and what decided instead."""
+        if len(ranked) < 2:
+            return ()
+        equal = self.objective.equal(self._by_cost(ranked, self.objective))
+        paths = self._paths(equal, 1)
+        return tuple(self._tie(ranked[0], other, paths) for other in ranked[1:] if other in paths)
 
     def _paths(self, left: list[int], step: int) -> dict[int, tuple[int, ...]]:
         """For each index, the number of its group at this step and, within that group, at the steps after it."""
         if len(left) == 1 or step == len(self.steps):
             return dict.fromkeys(left, ())
         likeness = self.steps[step]
-        left = sorted(left, key=lambda index: (likeness.cost(index), self.rows[index].label))
+        ordered = self._by_cost(left, likeness)
         paths: dict[int, tuple[int, ...]] = {}
         number = 0
-        while left:
-            equal = likeness.equal(left)
-            within = self._paths(equal, step + 1)
-            paths |= {index: (number, *within[index]) for index in equal}
-            reach = 1 + max(map(left.index, equal[-1:]), default=0)  # in order: nothing beyond the last one is equal
-            left = [index for index in left[:reach] if index not in paths] + left[reach:]
-            number += 1
+        for place, index in enumerate(ordered):
+            if index not in paths:
+                equal = likeness.equal(ordered[at] for at in range(place, len(ordered)) if ordered[at] not in paths)
+                within = self._paths(equal, step + 1)
+                paths |= {each: (number, *within[each]) for each in equal}
+                number += 1
         return paths
 
+    def _by_cost(self, chosen: Iterable[int], likeness: Likeness) -> list[int]:
+        return sorted(chosen, key=lambda index: (likeness.cost(index), self.rows[index].label))
+
     def _tie(self, first: int, other: int, paths: dict[int, tuple[int, ...]]) -> Tie:
-        for step, ours, theirs in zip(self.steps, paths[first], paths[other], strict=False):
+        """``paths`` are those after the objective."""
+        for step, ours, theirs in zip(self.steps[1:], paths[first], paths[other], strict=False):
             if ours != theirs:
                 return Tie(self.rows[other], step.figure, step.reading(first), step.reading(other))
         return Tie(self.rows[other], None)

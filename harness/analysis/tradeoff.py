@@ -117,16 +117,18 @@ def tradeoff(records: Iterable[RunRecord], summaries: Summaries | None = None) -
 def _tables(
     where: ComparisonSetting, members: Sequence[RunRecord], records: Sequence[RunRecord], derive: Derive
 ) -> list[Table]:
+    counted = current(members)
     quality, quantize, task = (
-        tuple(record for record in current(members) if isinstance(record.spec.job, job))
+        tuple(record for record in counted if isinstance(record.spec.job, job))
         for job in (MeasureQuality, QuantizeModel, AnswerTask)
     )
     performance = tuple(
         record for record in current_in_session(members) if isinstance(record.spec.job, MeasurePerformance)
     )
     groups = protocols(quality) or {(): ()}
+    before = _model_runs(where, records)
     return [
-        _table(where, protocol, _Runs(group, quantize, task, performance), _model_runs(where, records), derive)
+        _table(where, protocol, _Runs(group, quantize, task, performance), before, derive)
         for protocol, group in groups.items()
     ]
 
@@ -328,13 +330,13 @@ def _less_labels(entry: VariantRow, common: tuple[Label, ...]) -> VariantRow:
 
 def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
     """Runs before any variant: the model's conversion and its reference, and the machine's own speed."""
-    records = tuple(records)
-    own = (
+    own = [
         run
-        for run in current(records)
+        for run in records
         if isinstance(run.spec.job, PrepareModel | MakeReference) and model_id(run.spec.model) == where.model_id
-    )
-    return (*own, *(run for run in current_in_session(records) if isinstance(run.spec.job, MeasureMachine)))
+    ]
+    machines = [run for run in records if isinstance(run.spec.job, MeasureMachine)]
+    return (*current(own), *current_in_session(machines))
 
 
 def _is_reference_of(run: RunRecord, where: ComparisonSetting, quality: Sequence[RunRecord]) -> bool:

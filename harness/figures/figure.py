@@ -137,9 +137,10 @@ class Figure(Generic[P]):
 
     def of(self, row: VariantRow, place: P) -> Value:
         """The figure of one variant; computed once for each row and place."""
-        return row.remember((self.name, place), lambda: self._of(row, place))
+        return row.remember((self.name, place), lambda: self.compute(row, place))
 
-    def _of(self, row: VariantRow, place: P) -> Value:
+    def compute(self, row: VariantRow, place: P) -> Value:
+        """As ``of``, for callers that keep what they get."""
         if self.value is not None:
             return self.value(row, place)
         assert self.statistic is not None

@@ -92,7 +92,7 @@ def shown_columns(table: Table) -> tuple[Column, ...]:
         lambda: tuple(
             column
             for column in columns(table)
-            if column.shown and any(column.value(row) is not None for row in table.rows)
+            if column.shown and any(value is not None for value in values(table, column))
         ),
     )
 
@@ -107,9 +107,40 @@ def column_groups(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:
     return tuple((name, len(list(members))) for name, members in groupby(columns, lambda each: each.group))
 
 
+def values(table: Table, column: Column) -> tuple[Value, ...]:
+    """The column's figures, row by row; computed once for all formats of a report."""
+    figure, place = column.figure, column.place
+    return table.remember(
+        ("values", figure.name, place), lambda: tuple(figure.compute(row, place) for row in table.rows)
+    )
+
+
+def cells(table: Table, column: Column) -> tuple[Cell, ...]:
+    """As readers see them, row by row; written once for all formats of a report."""
+    key = "cells", column.figure.name, column.place
+    return table.remember(
+        key, lambda: tuple(_cell(column, *pair) for pair in zip(table.rows, values(table, column), strict=True))
+    )
+
+
 def cell(column: Column, row: VariantRow) -> Cell:
     """The formatted figure: ``value [low, high]``, or a dash."""
-    value = column.value(row)
+    return _cell(column, row, column.value(row))
+
+
+def raw(table: Table, column: Column) -> dict[str, list[float | str | None]]:
+    """Full precision under the column's name, with the ends of an interval under ``…_low`` and ``…_high``."""
+    found = values(table, column)
+    raw: dict[str, list[float | str | None]] = {
+        column.name: [value.value if isinstance(value, Estimate) else value for value in found]
+    }
+    if column.figure.interval or any(isinstance(value, Estimate) for value in found):
+        raw[f"{column.name}_low"] = [value.low if isinstance(value, Estimate) else None for value in found]
+        raw[f"{column.name}_high"] = [value.high if isinstance(value, Estimate) else None for value in found]
+    return raw
+
+
+def _cell(column: Column, row: VariantRow, value: Value) -> Cell:
     if value is None:
         return Cell(BLANK)
     if isinstance(value, str):
@@ -119,16 +150,6 @@ def cell(column: Column, row: VariantRow) -> Cell:
     known = value.low is not None and value.high is not None
     interval = f"[{column.text(value.low or 0)}, {column.text(value.high or 0)}]" if known else ""
     return Cell(column.text(value.value), interval, value.value, column.notes(row))
-
-
-def raw(each: Column, row: VariantRow) -> dict[str, float | str | None]:
-    """Full precision under the column's name, with the ends of an interval under ``…_low`` and ``…_high``."""
-    value = each.value(row)
-    if isinstance(value, Estimate):
-        return {each.name: value.value, f"{each.name}_low": value.low, f"{each.name}_high": value.high}
-    if each.figure.interval:
-        return {each.name: value, f"{each.name}_low": None, f"{each.name}_high": None}
-    return {each.name: value}
 
 
 def _side_by_side(table: Table, alike: Sequence[Figure[Any]]) -> list[Column]:

@@ -89,6 +89,13 @@ _ADDRESS = re.compile(r"(https?|ftp|mailto|xmpp)(:)|(www)(\.)", re.IGNORECASE)
 _MENTION = re.compile(r"(?<![A-Za-z0-9])@(?=[A-Za-z0-9])|@(?=[\w-]+\.[\w-])|#(?=\d)|\bGH-(?=\d)", re.IGNORECASE)
 
 
+_NUMBER_IN_CELL = r"[-+−]?\d{1,20}(?:\.\d{1,20})?(?:e[-−]?\d{1,3})?"
+_FIGURE = re.compile(
+    rf"—|{_NUMBER_IN_CELL}(?: \[{_NUMBER_IN_CELL}, {_NUMBER_IN_CELL}\])?(?: [a-z]{{1,20}}){{0,4}}", re.ASCII
+)
+"""Most cells of a table: a number, its interval and a word or two. Only the brackets are Markdown's."""
+
+
 def markdown(text: str) -> str:
     """One line of plain text in Markdown, also as a cell of a table or at the beginning of a paragraph.
 
@@ -96,6 +103,8 @@ def markdown(text: str) -> str:
     and GitHub's mathematics between dollar signs. GitHub looks for mentions of people and issues after Markdown, so no
     escape stops them: a space without width does.
     """
+    if _FIGURE.fullmatch(text):
+        return text.replace("[", r"\[").replace("]", r"\]")
     escaped = _MARKED.sub(r"\\\1", html.escape(visible(bounded(_one_line(text))), quote=False))
     escaped = _FIRST.sub(_escape_first, escaped)
     return _unmention(_ADDRESS.sub(r"\1\3\\\2\4", escaped))

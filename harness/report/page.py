@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from harness.analysis.selection import current, failures
+from harness.analysis.selection import current
 from harness.analysis.summaries import Summaries
 from harness.analysis.tradeoff import tradeoff
 from harness.core.label import Label, codes
@@ -102,7 +102,7 @@ def page(
         title=", ".join(models) or "no runs",
         tables=tables,
         answers=tuple(default_answer(table, damaged) for table in tables),
-        faults=tuple(_fault(record) for record in failures(records)),
+        faults=tuple(_fault(record) for record in counted if record.status != "ok"),
         hardware=_environment(counted, "hardware"),
         software=_environment(counted, "software"),
         asked=asked(counted),

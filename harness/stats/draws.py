@@ -10,6 +10,7 @@ not vary.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -45,22 +46,38 @@ class Sampler:
 
     def column(self, estimate: Estimate, influence: Influence | None = None, scale: Scale = "linear") -> Floats:
         """The estimate as it might have come out, (count,), drawn on the scale on which its error is symmetric."""
-        if scale != "linear" and estimate.value > LEAST[scale] and (estimate.low or estimate.value) > LEAST[scale]:
-            forwards, back = (math.log, np.exp) if scale == "log" else (math.log1p, np.expm1)
-            with np.errstate(over="ignore"):
-                return np.asarray(back(self.column(transformed(estimate, forwards), influence)), dtype=np.float64)
-        low, high = estimate.low, estimate.high
-        if low is None or high is None or not math.isfinite(low + high) or estimate.n < 2 or low == high:
-            return np.full(self.count, estimate.value)
-        degrees = estimate.n - 1
+        return self.columns([(estimate, influence, scale)])[:, 0]
+
+    def columns(self, drawn: Sequence[tuple[Estimate, Influence | None, Scale]]) -> Floats:
+        """Several estimates, (count, estimates): the same draws as of one after another."""
+        wide = np.zeros((len(drawn), self.count))  # in units of the standard error
+        numbers = np.empty((3, len(drawn)))  # the value, and the errors below and above it
+        scaled: dict[str, list[int]] = {"log": [], "log1p": []}
+        for place, (estimate, influence, scale) in enumerate(drawn):
+            if scale != "linear" and estimate.value > LEAST[scale] and (estimate.low or estimate.value) > LEAST[scale]:
+                estimate = transformed(estimate, math.log if scale == "log" else math.log1p)
+                scaled[scale].append(place)
+            low, high = estimate.low, estimate.high
+            if low is None or high is None or not math.isfinite(low + high) or estimate.n < 2 or low == high:
+                numbers[:, place] = estimate.value, 0.0, 0.0
+                continue
+            degrees = estimate.n - 1
+            numbers[:, place] = estimate.value, *_errors(estimate, low, high, degrees)
+            wide[place] = self._wide(influence, degrees)
+        value, below, above = numbers[:, :, None]
+        found = value + wide * np.where(wide < 0, below, above)
+        with np.errstate(over="ignore"):
+            for scale, back in (("log", np.exp), ("log1p", np.expm1)):
+                found[scaled[scale]] = back(found[scaled[scale]])
+        return np.ascontiguousarray(found.T)
+
+    def _wide(self, influence: Influence | None, degrees: int) -> Floats:
+        """Student's t: shared by all that rest on the same windows, or independent."""
         if influence is None or not any(influence.parts):
-            wide = self._random.standard_normal(self.count) * self._spread(degrees)
-        else:
-            if degrees not in self._spreads:
-                self._spreads[degrees] = self._spread(degrees)
-            wide = self._shared(influence) * self._spreads[degrees]
-        below, above = _errors(estimate, low, high, degrees)
-        return np.asarray(estimate.value + wide * np.where(wide < 0, below, above), dtype=np.float64)
+            return np.asarray(self._random.standard_normal(self.count) * self._spread(degrees), dtype=np.float64)
+        if degrees not in self._spreads:
+            self._spreads[degrees] = self._spread(degrees)
+        return self._shared(influence) * self._spreads[degrees]
 
     def _shared(self, influence: Influence) -> Floats:
         """A standard normal value that increases with the draws of the windows."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hostile import CORPUS, spoiled
 
-from harness.core.label import Label
+from harness.core.label import Fact, Label
 from harness.core.record import RunRecord
 from harness.report import write_report
 
@@ -31,7 +33,7 @@ WORDS = " ".join(
         "javascript:alert(5)",
     )
 )
-SHOWN = "tbody:last-of-type tr:not(.late)"
+SHOWN = "tbody:last-of-type tr"
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
 
@@ -182,8 +184,6 @@ def test_text_and_status_filter(open_page: Open, records: list[RunRecord]) -> No
 
 
 def test_a_label_filters(open_page: Open, bench: Any, none: Any, looks: Any) -> None:
-    from dataclasses import replace
-
     marked = bench.quality(looks[0].method, 8, 0.1)
     marked = replace(marked, outcome=replace(marked.outcome, labels=(Label("dequantized_on_load"),)))
     opened = open_page([bench.quality(none), marked, bench.quality(looks[1].method, 4, 0.2)])
@@ -207,20 +207,102 @@ def test_columns_are_chosen_by_group(open_page: Open, records: list[RunRecord]) 
     assert opened.page.locator("[data-sortable] thead button", has_text="Bits per weight").is_visible()
 
 
-def test_a_long_table_is_drawn_in_part_until_asked_for(open_page: Open, bench: Any, none: Any, looks: Any) -> None:
-    from dataclasses import replace
+@pytest.fixture
+def many(bench: Any, none: Any, looks: Any) -> list[RunRecord]:
+    """A sweep of 230 variants, more than the page has as elements; some have labels, facts, speeds, or failed."""
+    found = bench.sweep(looks, repetitions=2)
+    for number in range(230 - len(looks) - 2):
+        method = replace(looks[0].method, label=f"method-{number}", params={"n": number})
+        record = bench.quality(method, 4 + number * 0.618 % 4, 0.1 + number * 0.414 % 1)
+        labels = (Label("dequantized_on_load"),) if number % 7 == 0 else ()
+        facts = (Fact("noted", {"name": "kernel", "value": f"{number % 3}"}),)
+        found.append(replace(record, outcome=replace(record.outcome, labels=labels, facts=facts)))
+    return found
 
-    def variant(number: int) -> RunRecord:
-        method = replace(looks[0].method, label=f"method {number}", params={"n": number})
-        record: RunRecord = bench.quality(method, 4 + number / 100, 0.1)
-        return record
 
-    opened = open_page([bench.quality(none), *map(variant, range(130))])
+def test_a_large_table_is_drawn_as_it_scrolls(open_page: Open, many: list[RunRecord]) -> None:
+    opened = open_page(many)
+    said = opened.page.get_by_role("status")
     assert len(opened.names()) == 100
-    assert opened.page.get_by_role("status").inner_text() == "130 of 130 variants, the first 100 shown"
-    opened.page.get_by_role("button", name="Show all 130").click()
-    assert len(opened.names()) == 130
+    assert said.inner_text() == "230 of 230 variants, the first 100 shown"
+    for _ in range(20):
+        opened.page.evaluate("document.querySelector('.scroll').scrollBy({top: 3000, behavior: 'instant'})")
+        opened.page.wait_for_timeout(50)
+    assert said.inner_text() == "230 of 230 variants"
+    assert len(opened.names()) == len(set(opened.names())) == 230
+    assert not opened.page.get_by_role("button", name="Show all").is_visible()
     assert opened.complaints == []
+
+
+def test_a_large_table_sorts_and_filters_by_the_values_of_the_csv_file(
+    open_page: Open, many: list[RunRecord], tmp_path: Path
+) -> None:
+    (path,) = write_report(many, tmp_path / "csv", ("csv",))
+    lines = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+    kl = {line["variant"]: line["kl_mean_nat"] for line in lines if line["is_baseline"] == "false"}
+    opened = open_page(many)
+    opened.page.get_by_role("button", name="Show all 230").click()
+    for turn in (1, -1):
+        opened.page.get_by_role("columnheader", name="KL mean").get_by_role("button").click()
+        shown = dict(zip(opened.names(), opened.column("KL mean"), strict=True))
+        assert shown.keys() == kl.keys()
+        assert {name: float(value) for name, value in shown.items() if value} == {
+            name: float(value) for name, value in kl.items() if value
+        }
+        known = [float(value) for value in shown.values() if value]
+        assert known == sorted(known, reverse=turn < 0)
+    labelled = {line["variant"] for line in lines if "dequantized_on_load" in line["label_codes"]}
+    opened.page.get_by_label("Label").select_option(Label("dequantized_on_load").sentence)
+    assert set(opened.names()) == labelled
+    opened.page.get_by_label("Label").select_option("any")
+    opened.page.get_by_label("Find").fill("METHOD-117")
+    assert opened.names() == ["method-117"]
+    opened.page.get_by_label("Find").fill("")
+    opened.page.get_by_label("Status").select_option("unsupported")
+    assert set(opened.names()) == {line["variant"] for line in lines if line["status"] == "unsupported"}
+    assert opened.complaints == []
+
+
+def test_a_row_drawn_from_data_looks_like_one_that_the_page_has(
+    open_page: Open, many: list[RunRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Name by name: what the script draws, and what the template writes."""
+    rows = """() => Object.fromEntries(
+      [...document.querySelectorAll("[data-sortable] tbody:last-of-type tr")].map(row => {
+        for (const cell of row.querySelectorAll("td[data-sort]")) cell.dataset.sort = Number(cell.dataset.sort);
+        return [row.cells[0].dataset.sort, row.outerHTML.replace(/\\s+/g, " ").replace(/ ?(<[^>]*>) ?/g, "$1")];
+      }))"""
+    facts = """() => {
+      document.querySelector("[data-facts]").open = true;
+      return new Promise(done => setTimeout(() => done(document.querySelector("[data-facts] dl").innerText), 200));
+    }"""
+    opened = open_page(many)
+    opened.page.get_by_role("button", name="Show all 230").click()
+    drawn, told = opened.page.evaluate(rows), opened.page.evaluate(facts)
+    monkeypatch.setattr("harness.report.renderers.html.MOST_STATIC", 1000)
+    plain = open_page(many, java_script_enabled=True)
+    assert plain.page.locator("[data-rows]").count() == 0
+    written = plain.page.evaluate(rows)
+    assert list(drawn) == list(written)
+    for name in written:
+        assert drawn[name].replace(' class=""', "") == written[name].replace(' class=""', "")
+    assert told == plain.page.evaluate(facts)
+    assert "method-200" in told
+
+
+def test_a_large_table_without_scripts_has_its_first_rows(open_page: Open, many: list[RunRecord]) -> None:
+    opened = open_page(many, java_script_enabled=False)
+    assert opened.page.locator("[data-sortable] tbody:last-of-type tr:visible").count() == 100
+    assert opened.page.get_by_text("The first 100 of 230 variants").is_visible()
+    assert opened.page.get_by_role("link", name="report.csv").get_attribute("href") == "report.csv"
+
+
+def test_a_hostile_large_table_runs_nothing(open_page: Open, many: list[RunRecord], hostile: Any) -> None:
+    opened = open_page(hostile(many, WORDS))
+    opened.page.get_by_role("button", name="Show all 230").click()
+    assert len(opened.names()) == 230
+    assert (opened.complaints, opened.requests) == ([], [])
+    assert opened.page.locator("[data-sortable] img, [data-sortable] svg, [data-sortable] script").count() == 0
 
 
 def test_the_baseline_stays_below_the_head(open_page: Open, records: list[RunRecord]) -> None:

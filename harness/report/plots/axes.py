@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.figures.figure import WHOLE, Axis, Figure, Place, Value
-from harness.figures.table import Table, VariantRow
-from harness.report.column import Column, columns_of
+from harness.figures.table import Table
+from harness.report.column import Column, columns_of, values
 from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction
 
@@ -51,8 +51,7 @@ def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAx
     """A figure's axis, as its declaration says. Raises KeyError if the table has no column of it at that place."""
     column = {each.place: each for each in columns_of(table, figure)}[place]
     style = figure.axis or Axis("{place}, {unit}")
-    values = [estimate(value).value for row in table.rows if (value := column.value(row)) is not None]
-    log = style.log(values)
+    log = style.log([estimate(value).value for value in values(table, column) if value is not None])
     title = (style.log_title if log and style.log_title else style.title).replace("{place}", place.label)
     return ColumnAxis(
         column,
@@ -86,9 +85,3 @@ def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) ->
         "thickness": 1.2,
         "width": 3,
     }
-
-
-def measured(axis: ColumnAxis, rows: Sequence[VariantRow]) -> list[VariantRow]:
-    """The rows that can be drawn on the axis; an infinite perplexity cannot."""
-    values = [(row, axis.column.value(row)) for row in rows]
-    return [row for row, value in values if value is not None and math.isfinite(estimate(value).value)]

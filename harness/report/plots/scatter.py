@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from harness.figures.divergence import KL
 from harness.figures.quality import PERPLEXITY_CHANGE
@@ -13,7 +14,8 @@ from harness.figures.speed import DECODE
 from harness.figures.table import Table, VariantRow
 from harness.report import escape
 from harness.report.choice import MOST_ROWS
-from harness.report.plots.axes import ColumnAxis, axis_of, estimate, intervals, measured
+from harness.report.column import values
+from harness.report.plots.axes import ColumnAxis, axis_of, estimate, intervals
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.labels import place
 from harness.report.plots.plot import Plot, families
@@ -37,6 +39,8 @@ MOST_NAMES = 30
 """With more points, only those on the front are named."""
 MOST_INTERVALS = 200
 """With more points, intervals are left out, because nobody could tell which point each belongs to."""
+MOST_POINTS = 5_000
+"""With more, the front and some of the others are drawn: each point is an element of the page."""
 SMALLEST_PX, LARGEST_PX, PLAIN_PX = 6.0, 24.0, 10.0
 
 
@@ -96,11 +100,14 @@ def scatters(table: Table) -> tuple[Plot, ...]:
 
 
 def _points(table: Table, plot: _Respects) -> list[_Point]:
-    """The variants that can be drawn in the plot."""
-    rows = [row for row in table.rows if not row.is_baseline]
-    for axis in plot.axes:
-        rows = measured(axis, rows)
-    points = [_Point(row, tuple(estimate(axis.column.value(row)) for axis in plot.axes)) for row in rows]
+    """The variants that can be drawn in the plot; an infinite perplexity cannot."""
+    columns = (values(table, axis.column) for axis in plot.axes)
+    measured = (
+        (row, tuple(map(estimate, found)))
+        for row, *found in zip(table.rows, *columns, strict=True)
+        if not row.is_baseline and None not in found
+    )
+    points = [_Point(row, found) for row, found in measured if all(math.isfinite(each.value) for each in found)]
     best = set(front([point.costs for point in points], plot.directions))
     return [replace(point, best=index in best) for index, point in enumerate(points)]
 
@@ -114,16 +121,25 @@ def _plot(table: Table, plot: _Respects) -> Plot | None:
     drawing = Drawing(paper() | {"xaxis": ruler(x.title, ranges[0], x.log), "yaxis": ruler(y.title, ranges[1], y.log)})
     _draw_front(drawing, points, plot)
     _draw_baseline(drawing, table, x, ranges[0])
-    _draw_points(drawing, table, points, plot)
+    drawn = _thinned(points)
+    _draw_points(drawing, table, drawn, plot)
     best = [point for point in points if point.best]
     _draw_names(drawing, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, x, y, ranges)
     listed = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
     lines = tuple((point.row.label, *_value_texts(point, plot), "yes" if point.best else "no") for point in listed)
     head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
-    return Plot(plot.name, plot.title, _caption(plot, points, best), head, lines, drawing.json())
+    return Plot(plot.name, plot.title, _caption(plot, len(points), len(drawn), best), head, lines, drawing.json())
 
 
-def _caption(plot: _Respects, points: Sequence[_Point], best: Sequence[_Point]) -> str:
+def _thinned(points: Sequence[_Point]) -> Sequence[_Point]:
+    """All on the front, and evenly many of the others, which are in order of their size."""
+    if len(points) <= MOST_POINTS:
+        return points
+    step = -(-len(points) // MOST_POINTS)
+    return [point for number, point in enumerate(points) if point.best or number % step == 0]
+
+
+def _caption(plot: _Respects, count: int, drawn: int, best: Sequence[_Point]) -> str:
     names = [point.row.label for point in best]
     listed = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
     caption = f"{'Lower left' if plot.x.better == 'lower' else 'Lower right'} is better."
@@ -132,8 +148,10 @@ def _caption(plot: _Respects, points: Sequence[_Point], best: Sequence[_Point]) 
         caption += f" A marker's area: {title[0].lower()}{title[1:]}. Dotted: the front of the two axes."
     respects = "all three respects" if len(plot.axes) > 2 else "both respects"
     caption += f" No other variant beats the filled markers in {respects}: {listed}."
-    if len(points) > MOST_INTERVALS:
-        caption += f" {len(points):,} variants; their intervals are in the table."
+    if count > MOST_INTERVALS:
+        caption += f" {count:,} variants; their intervals are in the table."
+    if drawn < count:
+        caption += f" {drawn:,} of them are drawn: those on the front, and evenly many of the others."
     return caption
 
 
@@ -161,10 +179,6 @@ def _draw_markers(
     drawing: Drawing, family: int, points: Sequence[_Point], plot: _Respects, fastest: float, with_intervals: bool
 ) -> None:
     symbol, colour = family_symbol(family), family_colour(family)
-    bars = {
-        "error_x": intervals([point.x for point in points], plot.x.place),
-        "error_y": intervals([point.y for point in points], plot.y.place),
-    }
     drawing.trace(
         "scatter",
         x=[plot.x.place(point.x.value) for point in points],
@@ -176,10 +190,29 @@ def _draw_markers(
             "symbol": [symbol if point.best else f"{symbol}-open" for point in points],
             "line": {"width": 1.5, "color": colour},
         },
-        text=["<br>".join([f"<b>{escape.plot(point.row.label)}</b>", *_hover(point, plot)]) for point in points],
-        hoverinfo="text",
-        **(bars if with_intervals else {}),
+        **(_with_intervals(points, plot) if with_intervals else _without(points, plot)),
     )
+
+
+def _with_intervals(points: Sequence[_Point], plot: _Respects) -> dict[str, Any]:
+    return {
+        "text": ["<br>".join([f"<b>{escape.plot(point.row.label)}</b>", *_hover(point, plot)]) for point in points],
+        "hoverinfo": "text",
+        "error_x": intervals([point.x for point in points], plot.x.place),
+        "error_y": intervals([point.y for point in points], plot.y.place),
+    }
+
+
+def _without(points: Sequence[_Point], plot: _Respects) -> dict[str, Any]:
+    """plotly itself writes the figures of the point below the pointer, to four digits."""
+    places = ("%{x:.4~r}", "%{y:.4~r}", "%{customdata:.4~r}")
+    figures = [f"{escape.plot(axis.title)}: {place}" for axis, place in zip(plot.axes, places, strict=False)]
+    third = [axis.place(point.values[2].value) for axis in plot.axes[2:] for point in points]
+    return {
+        "text": [escape.plot(point.row.label) for point in points],
+        "hovertemplate": "<br>".join(["<b>%{text}</b>", *figures]) + "<extra></extra>",
+        **({"customdata": third} if third else {}),
+    }
 
 
 def _size_px(point: _Point, fastest: float) -> float:

@@ -8,15 +8,20 @@ from collections.abc import Sequence
 
 from harness.figures.table import Table
 from harness.report.escape import csv_cell
-from harness.report.flat import entries, names
+from harness.report.flat import Item, flat
 
 
 def csv_text(tables: Sequence[Table]) -> str:
     """All tables in one; each line names its model, protocol and machine. Blank: not measured."""
-    lines = entries(tables)
-    headings = names(lines)
+    columns = flat(tables)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(map(csv_cell, headings))
-    writer.writerows([csv_cell(line.get(name)) for name in headings] for line in lines)
+    writer.writerow(map(csv_cell, columns))
+    writer.writerows(zip(*map(_cells, columns.values()), strict=True))
     return out.getvalue()
+
+
+def _cells(column: Sequence[Item]) -> list[str | float | None]:
+    """Most cells are numbers, or words that other rows have too: each word is escaped once."""
+    escaped = {word: csv_cell(word) for word in {item for item in column if isinstance(item, str | bool)}}
+    return [escaped[item] if isinstance(item, str | bool) else item for item in column]

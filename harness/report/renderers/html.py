@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from itertools import islice
 from typing import get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -16,18 +18,25 @@ from harness.report import escape
 from harness.report.answer import Answer
 from harness.report.breakdown import breakdowns
 from harness.report.choice import chosen
-from harness.report.column import Column, cell, column_groups, columns, shown_columns
+from harness.report.column import Cell, Column, cell, cells, column_groups, columns, shown_columns
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
 from harness.report.plots import Plot, plotly_javascript, plots_of
+from harness.report.renderers.lazy_rows import lazy_rows
 from harness.stats.comparison import Verdict
 
 FIRST_GROUPS = ("Quality", "Tasks", "Experts", "Size", "Speed")
 """The groups of columns shown at first; without JavaScript all are shown."""
-MOST_ROWS = 100
-"""Rows drawn at first; the rest are drawn on request. The same limit as in table.js."""
+MOST_STATIC = 200
+"""With more variants the page has them as data, and its script draws those that come into view."""
+FIRST_ROWS = 100
+"""Rows of such a table that the page has without its script, which draws as many at first."""
 MOST_LINES = 200
 """Rows of the collapsed tables; the CSV file has all variants."""
+
+
+_Line = tuple[VariantRow, tuple[Cell, ...]]
+"""A variant, and its cell in each shown column."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +57,31 @@ class _Section:
     compared_with: str | None
     terms: str | None
 
-    @property
-    def baselines(self) -> tuple[VariantRow, ...]:
-        return tuple(row for row in self.table.rows if row.is_baseline)
-
-    @property
+    @cached_property
     def variants(self) -> tuple[VariantRow, ...]:
         return tuple(row for row in self.table.rows if not row.is_baseline)
+
+    @property
+    def is_lazy(self) -> bool:
+        return len(self.variants) > MOST_STATIC
+
+    @cached_property
+    def baseline_lines(self) -> tuple[_Line, ...]:
+        return tuple(self._line(place) for place, row in enumerate(self.table.rows) if row.is_baseline)
+
+    @cached_property
+    def lines(self) -> tuple[_Line, ...]:
+        """The variants that the page has without its script."""
+        places = (place for place, row in enumerate(self.table.rows) if not row.is_baseline)
+        return tuple(map(self._line, islice(places, FIRST_ROWS if self.is_lazy else None)))
+
+    @property
+    def data(self) -> str:
+        """All variants, for the script."""
+        return lazy_rows(self.table, self.columns, self.row_labels)
+
+    def _line(self, place: int) -> _Line:
+        return self.table.rows[place], tuple(cells(self.table, column)[place] for column in self.columns)
 
     @property
     def compared(self) -> tuple[VariantRow, ...]:
@@ -74,7 +101,11 @@ class _Section:
         return tuple(dict.fromkeys(label for row in self.variants for label in row.labels))
 
     def label_numbers(self, row: VariantRow) -> str:
-        return " ".join(str(self.row_labels.index(label) + 1) for label in row.labels if label in self.row_labels)
+        return " ".join(str(self._numbers[label]) for label in row.labels if label in self._numbers)
+
+    @cached_property
+    def _numbers(self) -> Mapping[Label, int]:
+        return {label: number for number, label in enumerate(self.row_labels, 1)}
 
     @property
     def group_starts(self) -> tuple[int, ...]:
@@ -98,7 +129,6 @@ def html(whole: Page) -> str:
         script_json=_script_json,
         verdicts=get_args(Verdict),
         first_groups=FIRST_GROUPS,
-        most_rows=MOST_ROWS,
         css=_source("page.css"),
         table_js=_source("table.js"),
         plots_js=_source("plots.js"),

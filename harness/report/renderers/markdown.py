@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from harness.figures.table import Table, VariantRow
 from harness.report.answer import Answer
-from harness.report.column import Column, cell, shown_columns
+from harness.report.column import Column, cells, shown_columns
 from harness.report.escape import markdown as escape
 from harness.report.escape import markdown_code, markdown_html, markdown_log
 from harness.report.page import Fault, Page, compared_with, noise_floor, table_labels, terms
@@ -37,7 +37,9 @@ def _table(name: str, table: Table, answer: Answer | None) -> Iterable[str]:
         yield _answer(answer)
     yield "  \n".join(_caption(table))
     head = [table_line(["Variant", *map(heading, columns)]), table_line(["---", *("---:" for _ in columns)])]
-    yield "\n".join([*head, *(_row(row, columns) for row in table.rows)])
+    columns_of_cells = [[escape(each.whole) for each in cells(table, column)] for column in columns]
+    rows = zip(map(_name, table.rows), *columns_of_cells, strict=True)
+    yield "\n".join([*head, *map(table_line, rows)])
     if table.notes:
         yield "\n".join(f"- {escape(note)}" for note in table.notes)
 
@@ -73,10 +75,6 @@ def heading(column: Column) -> str:
     """A column's name and unit, understandable without its group; escaped, for a task or a plugin may name it."""
     words = f"{column.group}: {column.heading}" if column.group in GROUPED else column.heading
     return escape(f"{words} ({column.unit})" if column.unit else words)
-
-
-def _row(row: VariantRow, columns: Sequence[Column]) -> str:
-    return table_line([_name(row), *(escape(cell(column, row).whole) for column in columns)])
 
 
 def _name(row: VariantRow) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from harness.figures.table import Table
 from harness.report.escape import encodable, unique
-from harness.report.flat import entries, names
+from harness.report.flat import Item, flat
 
 
 def parquet_bytes(tables: Sequence[Table]) -> bytes:
@@ -15,15 +15,14 @@ def parquet_bytes(tables: Sequence[Table]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    lines = entries(tables)
-    columns = names(lines)
-    found = pa.table([_column([line.get(name) for line in lines]) for name in columns], unique(map(encodable, columns)))
+    columns = flat(tables)
+    found = pa.table(list(map(_column, columns.values())), unique(map(encodable, columns)))
     out = io.BytesIO()
     pq.write_table(found, out)
     return out.getvalue()
 
 
-def _column(values: list[str | float | bool | None]) -> list[str | float | bool | None]:
+def _column(values: Sequence[Item]) -> list[Item]:
     """Converts whole numbers to float if a column also has fractions, since a column has one type."""
     if any(isinstance(value, float) for value in values):
         return [float(value) if isinstance(value, int) else value for value in values]
