@@ -133,7 +133,7 @@ class Figure(Generic[P]):
         return grid if by_point else once  # type: ignore[return-value]
 
     def taken_at(self, table: Table) -> tuple[P, ...]:
-        return tuple(self.places_in(table))
+        return table.remember(("places", self.name), lambda: tuple(self.places_in(table)))
 
     def of(self, row: VariantRow, place: P) -> Value:
         """The figure of one variant; computed once for each row and place."""

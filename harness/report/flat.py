@@ -30,6 +30,12 @@ def flat(tables: Sequence[Table]) -> dict[str, list[Item]]:
     }
 
 
+def entries(tables: Sequence[Table]) -> list[dict[str, Item]]:
+    """The same, variant by variant."""
+    columns = flat(tables)
+    return [dict(zip(columns, entry, strict=True)) for entry in zip(*columns.values(), strict=True)]
+
+
 def _columns(table: Table) -> dict[str, Sequence[Item]]:
     rows, shared = table.rows, table_labels(table)
     labels = [(*shared, *row.labels) for row in rows]

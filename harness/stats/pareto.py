@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,8 @@ from harness.stats.estimate import Floats
 Direction = Literal["lower", "higher"]
 FEW_POINTS = 50
 """With fewer, the front is found as quickly without a search for good points."""
+MOST_PLACES = 500_000
+"""Points times draws that are compared at once."""
 _WEIGHTS = np.array([[1, 1, 1], [5, 1, 1], [1, 5, 1], [1, 1, 5]])
 """Of the axes: each row has one point that is good on most, or on one."""
 
@@ -30,28 +32,37 @@ def front(points: Sequence[Sequence[float]], directions: Sequence[Direction]) ->
         if len(point) != len(directions) or any(math.isnan(value) for value in point):
             raise ValueError(f"expected {len(directions)} ordered numbers, not {tuple(point)}")
     table = np.array(points, dtype=np.float64).reshape(len(points), len(directions))
-    return tuple(sorted(_unbeaten(*_costs(table.T, directions))))
+    (unbeaten,) = _fronts(_costs([axis[None] for axis in table.T], directions))
+    return tuple(sorted(unbeaten))
 
 
 def front_shares(axes: Sequence[Floats], directions: Sequence[Direction]) -> tuple[float, ...]:
     """The share of the draws in which each point is on the front; each of two or three axes is (draws, points)."""
-    first, second, third = _costs(axes, directions)
-    counts = np.zeros(first.shape[1], dtype=np.int64)
-    for draw in zip(first, second, third, strict=True):
-        counts[_unbeaten(*draw)] += 1
-    return tuple((counts / len(first)).tolist())
+    draws, points = axes[0].shape
+    counts = np.zeros(points, dtype=np.int64)
+    together = max(MOST_PLACES // max(points, 1), 1)
+    for start in range(0, draws, together):
+        for unbeaten in _fronts(_costs([axis[start : start + together] for axis in axes], directions)):
+            counts[unbeaten] += 1
+    return tuple((counts / draws).tolist())
 
 
-def _unbeaten(first: Floats, second: Floats, third: Floats) -> list[int]:
-    """The points, (points,) on each axis, that no other dominates; equal points are all kept.
+def _fronts(costs: Floats) -> Iterator[list[int]]:
+    """For each draw of (axes, draws, points), the points that no other dominates; equal points are all kept."""
+    for number, stay in enumerate(_not_clearly_beaten(costs)):
+        left = np.flatnonzero(stay)
+        yield _unbeaten(left, costs[:, number, left])
+
+
+def _unbeaten(left: npt.NDArray[np.intp], costs: Floats) -> list[int]:
+    """Of the points ``left``, with ``costs`` on three axes, those that no other dominates.
 
     In lexicographic order whatever beats a point comes before it. So the question is only whether an earlier point is
     nowhere worse on the other two axes: the smallest third cost of those with a second cost up to the point's. Earlier
     points that matter form a staircase, with rising ``seconds`` and falling ``thirds`` (Kung, Luccio and Preparata,
     "On finding the maxima of a set of vectors", JACM 22, 1975).
     """
-    left = _not_clearly_beaten(np.stack((first, second, third)))
-    first, second, third = first[left], second[left], third[left]
+    first, second, third = costs
     order = np.lexsort((third, second, first))
     kept: list[int] = []
     seconds: list[float] = []
@@ -75,28 +86,28 @@ def _unbeaten(first: Floats, second: Floats, third: Floats) -> list[int]:
     return kept
 
 
-def _not_clearly_beaten(costs: Floats) -> npt.NDArray[np.intp]:
-    """The points, of (axes, points), that none of a few good ones dominates: most of many points are beaten by those.
+def _not_clearly_beaten(costs: Floats) -> npt.NDArray[np.bool_]:
+    """The points, (draws, points), that none of a few good ones dominates: most of many points are beaten by those.
 
     What such a point would beat is beaten by whatever beats it, so that the front of the rest is that of all.
     """
-    left: npt.NDArray[np.intp] = np.arange(costs.shape[1])
+    stay: npt.NDArray[np.bool_] = np.ones(costs.shape[1:], dtype=bool)
+    if costs.shape[2] < FEW_POINTS:
+        return stay
+    least = costs.min(axis=2, keepdims=True)
+    with np.errstate(all="ignore"):  # an axis on which all are equal, or one is infinite
+        shares = np.nan_to_num((costs - least) / (costs.max(axis=2, keepdims=True) - least))
     for weights in _WEIGHTS:
-        if len(left) < FEW_POINTS:
-            break
-        least = costs.min(axis=1, keepdims=True)
-        with np.errstate(all="ignore"):  # an axis on which all are equal, or one is infinite
-            shares = np.nan_to_num((costs - least) / (costs.max(axis=1, keepdims=True) - least))
-        good = costs[:, [int((weights @ shares).argmin())]]
-        stay = ~((costs >= good).all(axis=0) & (costs > good).any(axis=0))
-        left, costs = left[stay], costs[:, stay]
-    return left
+        best = np.tensordot(weights, shares, axes=1).argmin(axis=1)
+        good = np.take_along_axis(costs, best[None, :, None], axis=2)
+        stay &= ~((costs >= good).all(axis=0) & (costs > good).any(axis=0))
+    return stay
 
 
-def _costs(axes: Sequence[Floats] | Floats, directions: Sequence[Direction]) -> tuple[Floats, Floats, Floats]:
+def _costs(axes: Sequence[Floats], directions: Sequence[Direction]) -> Floats:
     """Three axes of which lower is better everywhere; on the third all are equal if only two are given."""
     first, second, *rest = (
         -axis if direction == "higher" else axis for axis, direction in zip(axes, directions, strict=True)
     )
     (third,) = rest or (np.zeros_like(first),)
-    return first, second, third
+    return np.stack((first, second, third))

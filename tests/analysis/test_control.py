@@ -35,7 +35,7 @@ from harness.figures.table import Table, VariantRow
 from harness.figures.tasks import ACCURACY_DROP, ACCURACY_GAIN
 from harness.report.answer import answer, reasons, sides
 from harness.report.column import columns
-from harness.report.flat import entries, names
+from harness.report.flat import flat
 from harness.report.highlights import highlights
 from harness.report.page import page
 from harness.report.recommendation import json_line
@@ -377,7 +377,7 @@ class TestOutputs:
         assert "**unquantized · other** (control)" in markdown(whole)
         assert ">control</span>" in html(whole)
         alone = page(sweep.of_main)
-        assert not any("control" in text for text in (markdown(alone), " ".join(names(entries(alone.tables)))))
+        assert not any("control" in text for text in (markdown(alone), " ".join(flat(alone.tables))))
 
     def test_a_control_is_no_highlight(self, sweep: Sweep) -> None:
         """The unquantized model on another engine is nearest to the baseline, and not what anybody looks for."""

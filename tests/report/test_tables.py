@@ -53,9 +53,10 @@ def test_blank_is_a_dash_that_does_not_sort(records: list[RunRecord]) -> None:
 def test_raw_values_keep_their_precision_and_their_columns(records: list[RunRecord]) -> None:
     table = only(records)
     kl = column(table, "kl_mean_nat")
-    first = raw(kl, table.rows[1])
-    assert first["kl_mean_nat"] == table.rows[1].kl_mean.value  # type: ignore[union-attr]
-    assert list(first) == list(raw(kl, table.rows[-1])) == ["kl_mean_nat", "kl_mean_nat_low", "kl_mean_nat_high"]
+    found = raw(table, kl)
+    assert found["kl_mean_nat"][1] == table.rows[1].kl_mean.value  # type: ignore[union-attr]
+    assert list(found) == ["kl_mean_nat", "kl_mean_nat_low", "kl_mean_nat_high"]
+    assert [each[-1] for each in found.values()] == [None, None, None]
 
 
 UNITS: dict[str, tuple[str, float]] = {
@@ -135,7 +136,7 @@ def test_divergence_is_told_by_position_and_confidence(records: list[RunRecord])
     groups = dict(breakdowns(table))
     assert [each.heading for each in groups["the baseline's confidence, %"]][:2] == ["0 to 10", "10 to 20"]
     first = groups["preceding tokens in the window"][0]
-    assert raw(first, row)[first.name] == row.kl_by_position[0].mean.value
+    assert raw(table, first)[first.name][table.rows.index(row)] == row.kl_by_position[0].mean.value
 
 
 def test_a_speed_says_what_its_interval_leaves_out(records: list[RunRecord]) -> None:

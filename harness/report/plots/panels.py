@@ -85,14 +85,15 @@ def _batches(scores: Sequence[Column]) -> list[Sequence[Column]]:
 
 
 def _panels(table: Table, topic: _Topic) -> Plot | None:
-    named = [
+    columns = [
         (column, title)
         for column, title in zip(topic.columns, topic.titles, strict=True)
         if any(_finite(column, row) for row in table.rows if not row.is_baseline)
     ]
-    measured = [row for row in table.rows if any(_finite(column, row) for column, _ in named) and not row.is_baseline]
+    measured = [row for row in table.rows if any(_finite(column, row) for column, _ in columns) and not row.is_baseline]
     rows = chosen(measured)
-    if not named or not rows:
+    named = [(column, title) for column, title in columns if any(_finite(column, row) for row in rows)]
+    if not rows:
         return None
     layout = paper(height_px=96 + 26 * len(rows), top_px=36) | {"yaxis": variant_axis([row.label for row in rows])}
     drawing = Drawing(layout)

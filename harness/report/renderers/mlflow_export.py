@@ -14,7 +14,7 @@ from harness.core.owner import temporary_folder
 from harness.core.record import RunRecord
 from harness.errors import UsageError
 from harness.report.escape import mlflow_name, mlflow_value, unique
-from harness.report.flat import Item, flat
+from harness.report.flat import Item, entries
 from harness.report.page import Page, page
 from harness.report.write import write_report
 
@@ -109,8 +109,7 @@ def _session(client: MlflowClient, experiment_id: str, own: Sequence[RunRecord],
     name = mlflow_value(f"{', '.join(recipes)} {session}")
     parent = client.create_run(experiment_id, start_time=began, tags=_tags(tags), run_name=name).info.run_id
     _log(client, parent, began, {}, {"recipe": ", ".join(recipes), "session": session})
-    columns = flat(whole.tables)
-    lines = [dict(zip(columns, line, strict=True)) for line in zip(*columns.values(), strict=True)]
+    lines = entries(whole.tables)
     for line in lines:
         _variant(client, experiment_id, parent, line, tags, (began, ended))
     with temporary_folder() as folder:
