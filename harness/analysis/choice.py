@@ -100,6 +100,12 @@ class Candidate:
         return tuple(each for each in self.checks if not each.holds)
 
 
+def doubts(table: Table, query: Query) -> tuple[Implausibility, ...]:
+    """Why no answer can be trusted: the limits or the objective are relative to an implausible baseline."""
+    of_quality = any(figure.ask and figure.ask.of_quality for figure in query.figures)
+    return table.implausible if of_quality else ()
+
+
 @dataclass(frozen=True)
 class Recommendation:
     """The answer to a query about one table. ``admissible`` are best first, ``rejected`` nearest first.
@@ -125,8 +131,7 @@ class Recommendation:
     @property
     def untrusted(self) -> tuple[Implausibility, ...]:
         """Why no answer can be trusted: the limits or the objective are relative to an implausible baseline."""
-        of_quality = any(figure.ask and figure.ask.of_quality for figure in self.query.figures)
-        return self.table.implausible if of_quality else ()
+        return doubts(self.table, self.query)
 
     @property
     def missing(self) -> tuple[Damaged, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from harness.analysis.choice import Bar, Candidate, Check, Recommendation
+from harness.analysis.choice import Bar, Candidate, Check, Recommendation, doubts
 from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.summaries import Summaries
 from harness.analysis.ties import Likeness, order_by
@@ -45,7 +45,7 @@ def recommend(
 
 def pick(table: Table, query: Query, damaged: Sequence[Damaged] = ()) -> Recommendation:
     """The answer to a query about one table; the unquantized baseline is a candidate as well."""
-    use = _use(table, query)
+    use = use_of(table, query)
     judged = [_judged(row, query, use) for row in table.rows]
     order = order_by(query.objective, table.rows, use, draws_for(len(judged)))
     admissible = order.sorted([index for index, each in enumerate(judged) if each.admissible])
@@ -64,6 +64,17 @@ def pick(table: Table, query: Query, damaged: Sequence[Damaged] = ()) -> Recomme
         ties=order.ties(admissible),
         damaged=tuple(damaged),
     )
+
+
+def certain_pick(table: Table, query: Query) -> Candidate | None:
+    """As ``pick(table, query).certain_pick``, without its probability and without judging how certain the pick is."""
+    if doubts(table, query):
+        return None
+    use = use_of(table, query)
+    judged = [_judged(row, query, use) for row in table.rows]
+    order = order_by(query.objective, table.rows, use, draws_for(len(judged)))
+    ranked = order.ranked([index for index, each in enumerate(judged) if each.admissible])
+    return next((judged[index] for index in ranked if judged[index].certain), None)
 
 
 def _judged(row: VariantRow, query: Query, use: Use) -> Candidate:
@@ -153,7 +164,7 @@ def _kept(values: Floats, limit: Limit) -> npt.NDArray[np.bool_]:
     return values <= limit.bound if limit.figure.direction == "lower" else values >= limit.bound
 
 
-def _use(table: Table, query: Query) -> Use:
+def use_of(table: Table, query: Query) -> Use:
     """The point of the grid that the query names, or the first; memory is that of this point unless specified."""
     point = next((each for each in table.grid if query.at is None or _named(each, query.at)), None)
     of_point = point or next(iter(table.grid), None)

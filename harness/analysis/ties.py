@@ -8,7 +8,7 @@ after the other: quality, then speed, then size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
@@ -165,8 +165,11 @@ class Order:
 
     def sorted(self, chosen: Sequence[int]) -> list[int]:
         """The indices of ``chosen``, best first."""
-        paths = self._paths(list(chosen), 0)
-        return sorted(chosen, key=lambda index: (paths[index], self.rows[index].label))
+        return list(self.ranked(chosen))
+
+    def ranked(self, chosen: Sequence[int]) -> Iterator[int]:
+        """The same one after another: later ones are compared only when they are asked for."""
+        return self._ranked(list(chosen), 0)
 
     def ties(self, ranked: Sequence[int]) -> tuple[Tie, ...]:
         """All of ``ranked``, best first, that the objective cannot tell from the first, and what decided instead."""
@@ -176,21 +179,33 @@ class Order:
         paths = self._paths(equal, 1)
         return tuple(self._tie(ranked[0], other, paths) for other in ranked[1:] if other in paths)
 
+    def _ranked(self, left: list[int], step: int) -> Iterator[int]:
+        """Group by group of those that this step cannot tell apart; within a group by the steps after it."""
+        if len(left) == 1 or step == len(self.steps):
+            yield from sorted(left, key=lambda index: self.rows[index].label)
+            return
+        for equal in self._groups(left, self.steps[step]):
+            yield from self._ranked(equal, step + 1)
+
     def _paths(self, left: list[int], step: int) -> dict[int, tuple[int, ...]]:
         """For each index, the number of its group at this step and, within that group, at the steps after it."""
         if len(left) == 1 or step == len(self.steps):
             return dict.fromkeys(left, ())
-        likeness = self.steps[step]
+        return {
+            index: (number, *path)
+            for number, equal in enumerate(self._groups(left, self.steps[step]))
+            for index, path in self._paths(equal, step + 1).items()
+        }
+
+    def _groups(self, left: Sequence[int], likeness: Likeness) -> Iterator[list[int]]:
+        """The best and all that cannot be told from it, then the best of the rest, and so on."""
         ordered = self._by_cost(left, likeness)
-        paths: dict[int, tuple[int, ...]] = {}
-        number = 0
+        done: set[int] = set()
         for place, index in enumerate(ordered):
-            if index not in paths:
-                equal = likeness.equal(ordered[at] for at in range(place, len(ordered)) if ordered[at] not in paths)
-                within = self._paths(equal, step + 1)
-                paths |= {each: (number, *within[each]) for each in equal}
-                number += 1
-        return paths
+            if index not in done:
+                equal = likeness.equal(ordered[at] for at in range(place, len(ordered)) if ordered[at] not in done)
+                done.update(equal)
+                yield equal
 
     def _by_cost(self, chosen: Iterable[int], likeness: Likeness) -> list[int]:
         return sorted(chosen, key=lambda index: (likeness.cost(index), self.rows[index].label))

@@ -325,6 +325,8 @@ def _common_labels(rows: Sequence[VariantRow]) -> tuple[Label, ...]:
 
 
 def _less_labels(entry: VariantRow, common: tuple[Label, ...]) -> VariantRow:
+    if not any(label in common for label in entry.labels):
+        return entry
     return replace(entry, labels=tuple(label for label in entry.labels if label not in common))
 
 

@@ -6,7 +6,7 @@ The report's columns, the CSV and Parquet files, model cards and MLflow, the gat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -137,14 +137,15 @@ class Figure(Generic[P]):
 
     def of(self, row: VariantRow, place: P) -> Value:
         """The figure of one variant; computed once for each row and place."""
-        return row.remember((self.name, place), lambda: self.compute(row, place))
+        return row.remember((self.name, place), lambda: self.compute([row], place)[0])
 
-    def compute(self, row: VariantRow, place: P) -> Value:
-        """As ``of``, for callers that keep what they get."""
-        if self.value is not None:
-            return self.value(row, place)
+    def compute(self, rows: Sequence[VariantRow], place: P) -> tuple[Value, ...]:
+        """The figure of each variant, for callers that keep what they get."""
+        if (value := self.value) is not None:
+            return tuple([value(row, place) for row in rows])
         assert self.statistic is not None
-        return self.statistic.value(row, place if isinstance(place, GridPoint) else None)
+        point = place if isinstance(place, GridPoint) else None
+        return tuple([self.statistic.value(row, point) for row in rows])
 
     @property
     def limit(self) -> LimitOption:

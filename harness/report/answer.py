@@ -12,7 +12,7 @@ from harness.analysis.recommend import pick
 from harness.analysis.ties import SURE, ties_of
 from harness.core.label import Label
 from harness.core.record import Damaged
-from harness.figures.ask import Ask, Objective, Reading
+from harness.figures.ask import Ask, Objective, Reading, Use
 from harness.figures.divergence import KL
 from harness.figures.figure import Figure
 from harness.figures.formats import BINARY, DECIMAL, NumberStyle, SizeUnit, significant, size_unit
@@ -58,7 +58,7 @@ def answer(found: Recommendation) -> Answer:
     chosen = found.pick
     if chosen is None:
         return Answer(_question(found), None, _nobody(found), (), ())
-    parts = [name(chosen.row), ", ".join(sides(chosen.row, found)), _ties(found)]
+    parts = [name(chosen.row), ", ".join(sides(chosen.row, found.use)), _ties(found)]
     finding = "; ".join(part for part in parts if part)
     return Answer(_question(found), chosen.row.label, finding, tuple(_doubts(found, chosen)), chosen.row.labels)
 
@@ -116,19 +116,19 @@ def reasons(candidate: Candidate) -> tuple[str, ...]:
     return (f"the objective: {candidate.objective.basis}",) if lacking else tuple(found)
 
 
-def sides(row: VariantRow, found: Recommendation) -> list[str]:
+def sides(row: VariantRow, use: Use) -> list[str]:
     """Size, speed and quality relative to the baseline, as far as measured."""
     parts = []
     if row.size_ratio and not row.is_baseline:
         parts.append(_size(row.size_ratio))
-    speed = row.speed_at(found.use.point) if found.use.point else None
+    speed = row.speed_at(use.point) if use.point else None
     if speed and speed.decode_ratio:
         why = "".join(f" ({note})" for note in interval_note(speed.decode_ratio))
         fast = f"decodes {with_interval(speed.decode_ratio, significant, '×')}{why} as fast as {_baseline_of(row)}"
         parts.append(fast)
     quality = PERPLEXITY_CHANGE if row.perplexity_change else KL if row.kl_mean and not row.is_baseline else None
     if quality:
-        parts.append(f"{ask_of(quality).name} {reading_words(quality, quality.read(row, found.use))}")
+        parts.append(f"{ask_of(quality).name} {reading_words(quality, quality.read(row, use))}")
     return parts
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 from harness.figures.figure import Figure, Place, Value
 from harness.figures.formats import BLANK, NumberStyle
@@ -110,9 +110,7 @@ def column_groups(columns: Sequence[Column]) -> tuple[tuple[str, int], ...]:
 def values(table: Table, column: Column) -> tuple[Value, ...]:
     """The column's figures, row by row; computed once for all formats of a report."""
     figure, place = column.figure, column.place
-    return table.remember(
-        ("values", figure.name, place), lambda: tuple(figure.compute(row, place) for row in table.rows)
-    )
+    return table.remember(("values", figure.name, place), lambda: figure.compute(table.rows, place))
 
 
 def cells(table: Table, column: Column) -> tuple[Cell, ...]:
@@ -128,16 +126,17 @@ def cell(column: Column, row: VariantRow) -> Cell:
     return _cell(column, row, column.value(row))
 
 
-def raw(table: Table, column: Column) -> dict[str, list[float | str | None]]:
+def raw(table: Table, column: Column) -> dict[str, Sequence[float | str | None]]:
     """Full precision under the column's name, with the ends of an interval under ``…_low`` and ``…_high``."""
     found = values(table, column)
-    raw: dict[str, list[float | str | None]] = {
-        column.name: [value.value if isinstance(value, Estimate) else value for value in found]
-    }
-    if column.figure.interval or any(isinstance(value, Estimate) for value in found):
-        raw[f"{column.name}_low"] = [value.low if isinstance(value, Estimate) else None for value in found]
-        raw[f"{column.name}_high"] = [value.high if isinstance(value, Estimate) else None for value in found]
-    return raw
+    has_estimates = any(isinstance(value, Estimate) for value in found)
+    if not (column.figure.interval or has_estimates):
+        return {column.name: cast(Sequence[float | str | None], found)}
+    split = [
+        (value.value, value.low, value.high) if isinstance(value, Estimate) else (value, None, None) for value in found
+    ]
+    parts = zip(*split, strict=True) if split else ((), (), ())
+    return {f"{column.name}{end}": part for end, part in zip(("", "_low", "_high"), parts, strict=True)}
 
 
 def _cell(column: Column, row: VariantRow, value: Value) -> Cell:

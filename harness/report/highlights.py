@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.analysis.query import Limit, Query
-from harness.analysis.recommend import pick
+from harness.analysis.recommend import certain_pick, use_of
 from harness.figures.divergence import KL
 from harness.figures.figure import Figure
 from harness.figures.quality import PERPLEXITY_CHANGE
@@ -29,17 +29,17 @@ class Highlight:
 def highlights(table: Table) -> tuple[Highlight, ...]:
     """Closest to the baseline; smallest and fastest of those close to it. What has no winner is left out."""
     close = (Limit(PERPLEXITY_CHANGE, TOLERANCE),)
+    variants = replace(table, rows=tuple(row for row in table.rows if not (row.is_baseline or row.is_control)))
     found = [
-        _highlight(table, "Closest to the baseline", (), KL),
-        _highlight(table, f"Smallest within {TOLERANCE:.0%} of its perplexity", close, STORED_BYTES),
-        _highlight(table, f"Fastest decoding within {TOLERANCE:.0%}", close, DECODE),
+        _highlight(variants, "Closest to the baseline", (), KL),
+        _highlight(variants, f"Smallest within {TOLERANCE:.0%} of its perplexity", close, STORED_BYTES),
+        _highlight(variants, f"Fastest decoding within {TOLERANCE:.0%}", close, DECODE),
     ]
     return tuple(each for each in found if each)
 
 
 def _highlight(table: Table, title: str, limits: tuple[Limit, ...], objective: Figure[Any]) -> Highlight | None:
     """None if no variant leads; the baseline and the controls are only the references for the others."""
-    variants = replace(table, rows=tuple(row for row in table.rows if not (row.is_baseline or row.is_control)))
-    found = pick(variants, Query(limits, objective))
-    best = found.certain_pick
-    return Highlight(title, best.row.label, " · ".join(sides(best.row, found))) if best else None
+    query = Query(limits, objective)
+    best = certain_pick(table, query)
+    return Highlight(title, best.row.label, " · ".join(sides(best.row, use_of(table, query)))) if best else None

@@ -205,12 +205,13 @@ def _fault(record: RunRecord) -> Fault:
 def _environment(records: Iterable[RunRecord], side: str) -> tuple[tuple[str, str], ...]:
     """Each property with every value that occurs; more than one is a warning sign."""
     values: dict[str, dict[str, None]] = {}
-    for record in records:
-        before = record.outcome.before
-        if before is not None:
-            for name, value in (before.hardware if side == "hardware" else before.software).items():
-                values.setdefault(name, {})[_shown(name, value)] = None
-    return tuple((name.removesuffix("_bytes").replace("_", " "), " / ".join(found)) for name, found in values.items())
+    found = {
+        id(before): before for record in records if (before := record.outcome.before) is not None
+    }  # shared by many
+    for before in found.values():
+        for name, value in (before.hardware if side == "hardware" else before.software).items():
+            values.setdefault(name, {})[_shown(name, value)] = None
+    return tuple((name.removesuffix("_bytes").replace("_", " "), " / ".join(each)) for name, each in values.items())
 
 
 def _shown(name: str, value: object) -> str:

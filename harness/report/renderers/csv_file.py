@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from typing import cast
 
 from harness.figures.table import Table
 from harness.report.escape import csv_cell
@@ -21,7 +22,9 @@ def csv_text(tables: Sequence[Table]) -> str:
     return out.getvalue()
 
 
-def _cells(column: Sequence[Item]) -> list[str | float | None]:
+def _cells(column: Sequence[Item]) -> Sequence[str | float | None]:
     """Most cells are numbers, or words that other rows have too: each word is escaped once."""
+    if set(map(type, column)).isdisjoint((str, bool)):
+        return cast(Sequence[float | None], column)
     escaped = {word: csv_cell(word) for word in {item for item in column if isinstance(item, str | bool)}}
     return [escaped[item] if isinstance(item, str | bool) else item for item in column]
