@@ -36,12 +36,15 @@ from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction, front
 
 MOST_NAMES = 30
-"""With more points, only those on the front are named."""
+"""With more points, only some on the front are named: more names than these could not be read."""
+FEW_NAMES = 12
 MOST_INTERVALS = 200
 """With more points, intervals are left out, because nobody could tell which point each belongs to."""
 MOST_POINTS = 5_000
 """With more, the front and some of the others are drawn: each point is an element of the page."""
 SMALLEST_PX, LARGEST_PX, PLAIN_PX = 6.0, 24.0, 10.0
+CROWDED = 0.6
+"""The size of markers, relative to that of few, and their opacity, where intervals are left out."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,18 @@ def _plot(table: Table, plot: _Respects) -> Plot | None:
     drawn = _thinned(points)
     _draw_points(drawing, table, drawn, plot)
     best = [point for point in points if point.best]
-    _draw_names(drawing, points if len(points) <= MOST_NAMES else best[:MOST_NAMES], points, x, y, ranges)
+    _draw_names(drawing, points if len(points) <= MOST_NAMES else _spread(best), points, x, y, ranges)
     listed = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
     lines = tuple((point.row.label, *_value_texts(point, plot), "yes" if point.best else "no") for point in listed)
     head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
     return Plot(plot.name, plot.title, _caption(plot, len(points), len(drawn), best), head, lines, drawing.json())
+
+
+def _spread(best: Sequence[_Point]) -> list[_Point]:
+    """A few of them, evenly along the horizontal axis's order."""
+    ordered = sorted(best, key=lambda point: point.x.value)
+    few = min(len(ordered), FEW_NAMES)
+    return [ordered[round(number * (len(ordered) - 1) / max(few - 1, 1))] for number in range(few)]
 
 
 def _thinned(points: Sequence[_Point]) -> Sequence[_Point]:
@@ -141,7 +151,8 @@ def _thinned(points: Sequence[_Point]) -> Sequence[_Point]:
 
 def _caption(plot: _Respects, count: int, drawn: int, best: Sequence[_Point]) -> str:
     names = [point.row.label for point in best]
-    listed = ", ".join(names[:MOST_NAMES]) + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    few = names if len(names) <= MOST_NAMES else names[:FEW_NAMES]
+    listed = ", ".join(few) + (f" and {len(names) - len(few):,} more" if len(names) > len(few) else "")
     caption = f"{'Lower left' if plot.x.better == 'lower' else 'Lower right'} is better."
     if len(plot.axes) > 2:
         title = plot.axes[2].title
@@ -179,16 +190,18 @@ def _draw_markers(
     drawing: Drawing, family: int, points: Sequence[_Point], plot: _Respects, fastest: float, with_intervals: bool
 ) -> None:
     symbol, colour = family_symbol(family), family_colour(family)
+    scale = 1.0 if with_intervals else CROWDED
     drawing.trace(
         "scatter",
         x=[plot.x.place(point.x.value) for point in points],
         y=[plot.y.place(point.y.value) for point in points],
         mode="markers",
         marker={
-            "size": [_size_px(point, fastest) for point in points],
+            "size": [scale * _size_px(point, fastest) for point in points],
             "color": colour,
             "symbol": [symbol if point.best else f"{symbol}-open" for point in points],
-            "line": {"width": 1.5, "color": colour},
+            "line": {"width": 1.5 * scale, "color": colour},
+            **({} if with_intervals else {"opacity": CROWDED}),
         },
         **(_with_intervals(points, plot) if with_intervals else _without(points, plot)),
     )
