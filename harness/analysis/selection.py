@@ -88,11 +88,14 @@ def protocols(quality: Sequence[RunRecord]) -> dict[Protocol, tuple[RunRecord, .
 
     A run that gave no figure is grouped with those that scored the same workload.
     """
-    scored = {_workload_key(record.spec.perplexity): found for record in quality if (found := _measured(record))}
+    measured = [_measured(record) for record in quality]
+    scored = {
+        _workload_key(record.spec.perplexity): found for record, found in zip(quality, measured, strict=True) if found
+    }
     groups: dict[Protocol, list[RunRecord]] = {}
-    for record in quality:
+    for record, found in zip(quality, measured, strict=True):
         workload = record.spec.perplexity
-        protocol = _measured(record) or scored.get(_workload_key(workload)) or _planned(workload)
+        protocol = found or scored.get(_workload_key(workload)) or _planned(workload)
         groups.setdefault(protocol, []).append(record)
     return {protocol: tuple(group) for protocol, group in groups.items()}
 
