@@ -10,6 +10,7 @@ memory.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -22,7 +23,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.api.run import run
 from harness.core.record import Measurement, RunRecord
-from harness.recipe import Recipe
 
 WALL_BAR, READ_BAR = 1.3, 1.02
 """At most so many times the resident run's seconds, and so many times the checkpoint's bytes per pass."""
@@ -82,31 +82,30 @@ def write_model(shape: LlamaConfig, folder: Path) -> int:
         size += sum(tensor.nbytes for tensor in filled.values())
     shape.architectures, shape.dtype = ["LlamaForCausalLM"], "float32"
     shape.save_pretrained(folder)
-    weights = "{" + ", ".join(f'"{name}": "{file}"' for name, file in index.items()) + "}"
-    content = f'{{"metadata": {{"total_size": {size}}}, "weight_map": {weights}}}'
-    (folder / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    content = {"metadata": {"total_size": size}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
     for own in TOKENIZER.glob("tokenizer*"):
         shutil.copy(own, folder / own.name)
     return size
 
 
 def _run(place: Path, residency: str, memory: str | None, asked: argparse.Namespace) -> Sequence[RunRecord]:
-    recipe = Recipe.model_validate(
-        {
-            "name": residency,
-            "models": [{"id": str(place / "model"), "label": "random"}],
-            "methods": ["none", {"rtn": {"bits": 4}}],
-            "measure": {
-                "perplexity": {"text": "demo", "context": asked.context, "windows": asked.windows},
-                "divergence": {},
-                "memory": {},
-            },
-            "residency": residency,
-            "threads": asked.threads,
-            "device": "cpu",
-            "limits": {"memory": memory},
-        }
-    )
+    content = {
+        "name": residency,
+        "models": [{"id": str(place / "model"), "label": "random"}],
+        "methods": ["none", {"rtn": {"bits": 4}}],
+        "measure": {
+            "perplexity": {"text": "demo", "context": asked.context, "windows": asked.windows},
+            "divergence": {},
+            "memory": {},
+        },
+        "residency": residency,
+        "threads": asked.threads,
+        "device": "cpu",
+        "limits": {"memory": memory},
+    }
+    recipe = place / f"{residency}.json"
+    recipe.write_text(json.dumps(content), encoding="utf-8")
     records = run(recipe, place / "results" / residency, place / f"cache-{residency}")
     shutil.rmtree(place / f"cache-{residency}", ignore_errors=True)
     return records
