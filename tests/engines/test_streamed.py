@@ -89,6 +89,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 
 
+MIXTURES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
+
+
 def saved(folder: Path, config: Any, dtype: str = "float32", shard: str = "60KB") -> LoadRequest:
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype))
@@ -319,7 +322,7 @@ def test_a_real_model_is_the_same_streamed(tmp_path: Path) -> None:
         assert sha256([cut.head(states[0])]) == sha256([whole.head(states[0])])
 
 
-@pytest.mark.parametrize("name", ["llama", "llama with a tied head", "gemma3", "phi3", "olmo2"])
+@pytest.mark.parametrize("name", ["llama", "llama with a tied head", "gemma3", "phi3", "olmo2", *MIXTURES])
 def test_rtn_from_disk_to_disk_writes_the_bytes_that_it_writes_of_the_model_in_memory(
     name: str, tmp_path: Path
 ) -> None:
@@ -330,7 +333,7 @@ def test_rtn_from_disk_to_disk_writes_the_bytes_that_it_writes_of_the_model_in_m
     logits = {}
     for way in ("whole", "parts"):
         job = QuantizeJob(
-            params=RtnParams(bits=4, group_size=32),
+            params=RtnParams(bits=4, group_size=8),
             source=request.path,
             out=tmp_path / way,
             device="cpu",
@@ -376,6 +379,12 @@ def same_streamed(request: LoadRequest) -> None:
     assert cut.products(1) == whole.products(1)
 
 
+@pytest.mark.parametrize("name", ["bnb-nf4", "int8"])
+def test_experts_that_are_quantized_while_loading_are_the_same_part_by_part(name: str, tmp_path: Path) -> None:
+    config = transformers.Qwen3MoeConfig(**WIDE, **HEADS, **(EXPERTS | {"moe_intermediate_size": 64}), num_experts=4)
+    same_streamed(quantized_on_load(name, saved(tmp_path, config, "bfloat16")))
+
+
 ON_LOAD = {
     "bnb-nf4": {},
     "bnb-fp4": {},
@@ -389,14 +398,18 @@ ON_LOAD = {
 
 @pytest.mark.parametrize("name", ON_LOAD)
 def test_what_is_quantized_while_loading_is_the_same_part_by_part(name: str, tmp_path: Path) -> None:
+    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)  # bitsandbytes packs 64 at once
+    same_streamed(quantized_on_load(name, saved(tmp_path, config, "bfloat16")))
+
+
+def quantized_on_load(name: str, request: LoadRequest) -> LoadRequest:
+    """The request for a variant by a method that quantizes while loading; skips where its library is missing."""
     method = registry.method(name)
     if reason := registry.missing(method, local_site()):
         pytest.skip(reason)
     if method.enable is not None:
         method.enable()
-    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)  # bitsandbytes packs 64 at once
-    request = saved(tmp_path, config, "bfloat16")
-    setting = Setting("bfloat16", "cpu", modules(read_directory(tmp_path).shapes).untouched)
+    setting = Setting("bfloat16", "cpu", modules(read_directory(request.path).shapes).untouched)
     assert method.load_config is not None
     how = method.load_config(method.params.model_validate(ON_LOAD[name]), setting)
-    same_streamed(replace(request, quantization=how, untouched=setting.untouched))
+    return replace(request, quantization=how, untouched=setting.untouched)

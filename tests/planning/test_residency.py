@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.planning.plan import PlannedRun
 from harness.planning.residency import LIBRARIES_BYTES
+from harness.plugins import method, method_names
 
 Make = Callable[..., tuple[PlannedRun, ...]]
 QUALITY = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
@@ -77,6 +80,13 @@ def test_a_streamed_run_is_told_to_need_two_layers_instead_of_all(make: Make) ->
 def test_what_cannot_be_streamed_is_refused_with_the_reason(make: Make, changes: dict[str, Any], reason: str) -> None:
     runs = make(**{"measure": QUALITY, "residency": "streamed"} | changes)
     assert any(reason in str(run.unsupported) for run in runs)
+
+
+def test_the_page_names_the_methods_whose_results_are_streamed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text(encoding="utf-8")
+    sentence = page.partition("Variants: ")[2].partition("The others")[0]
+    declared = {name for name in method_names() if method(name).streams}
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == declared
 
 
 def test_residency_is_no_part_of_an_id(make: Make) -> None:
