@@ -102,7 +102,7 @@ def _run(place: Path, residency: str, memory: str | None, asked: argparse.Namesp
         "residency": residency,
         "threads": asked.threads,
         "device": "cpu",
-        "limits": {"memory": memory},
+        "limits": {"memory": memory} if memory else {},
     }
     recipe = place / f"{residency}.json"
     recipe.write_text(json.dumps(content), encoding="utf-8")
