@@ -96,7 +96,7 @@ GPTQ = Method(
     read=read,
     calibrated=lambda params: True,
     overrides=True,
-    quantizes_experts=UNFUSES,
+    quantizes_experts=UNFUSES - {"qwen2_moe"},  # optimum gives its one-row gates layers without weights
     kernel="packed",
     needs=lambda params: Needs(input_divisor=None if params.group_size == "channel" else params.group_size),
     codes=lambda params: Codes.grouped(
