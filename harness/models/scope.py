@@ -43,6 +43,8 @@ _OTHER_INPUTS = re.compile(
 
 UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
 """The types of mixtures (``model_type``) whose experts can become linear layers: a test compares what these compute."""
+TRIED = frozenset({"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"})
+"""Those of them on which every method is tried: pipelines of libraries treat architectures differently."""
 LATENT = frozenset({"deepseek_v2", "deepseek_v3"})
 """Those of them with multi-head latent attention, whose layers several libraries do not calibrate or multiply."""
 

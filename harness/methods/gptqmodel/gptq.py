@@ -15,7 +15,7 @@ from harness.core.engine import LoadRequest
 from harness.core.format import Codes
 from harness.core.method import Method, MethodParams, Needs, QuantizeJob
 from harness.methods.gptqmodel import driver as gptqmodel
-from harness.models.scope import UNFUSES
+from harness.models.scope import TRIED
 
 
 class GptqParams(MethodParams):
@@ -96,7 +96,7 @@ GPTQ = Method(
     read=read,
     calibrated=lambda params: True,
     overrides=True,
-    quantizes_experts=UNFUSES - {"qwen2_moe"},  # optimum gives its one-row gates layers without weights
+    quantizes_experts=TRIED - {"gpt_oss"} | {"deepseek_v2", "olmoe"},
     kernel="packed",
     needs=lambda params: Needs(input_divisor=None if params.group_size == "channel" else params.group_size),
     codes=lambda params: Codes.grouped(

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
-from harness.models.scope import LATENT, UNFUSES
+from harness.models.scope import LATENT, TRIED
 
 PACKAGES = ("neural-compressor-pt",)
 EXTRA = "inc"
@@ -145,7 +145,7 @@ def _method(name: str, summary: str, quantized: Callable[[QuantizeJob[Any]], Any
         "packages": PACKAGES,
         "extra": EXTRA,
         "enable": enable,
-        "quantizes_experts": UNFUSES,
+        "quantizes_experts": TRIED,
         "needs": needs,
         "overrides": True,
         "kernel": "plain",
@@ -165,7 +165,7 @@ INC_GPTQ = _method(
     "GPTQ",
     lambda job: quantize(job, "GPTQConfig", {"percdamp": job.params.damping}, calibrated=True),
     params=IncGptqParams,
-    quantizes_experts=UNFUSES - LATENT,  # it takes no inputs of four dimensions
+    quantizes_experts=TRIED - LATENT,  # it takes no inputs of four dimensions
     calibrated=lambda params: True,
 )
 
@@ -173,7 +173,7 @@ INC_AWQ = _method(
     "inc-awq",
     "AWQ, factors applied while running",
     lambda job: quantize(job, "AWQConfig", {}, calibrated=True),
-    quantizes_experts=UNFUSES - {"gpt_oss"},  # it replays blocks with a mask that the attention rejects
+    quantizes_experts=TRIED - {"gpt_oss"},  # it replays blocks with a mask that the attention rejects
     calibrated=lambda params: True,
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     beside=lambda params, plain_bits, shape: beside(shape, FACTOR_BYTES),

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
-from harness.models.scope import LATENT, UNFUSES
+from harness.models.scope import LATENT, TRIED
 
 
 class LlmcAwqParams(MethodParams):
@@ -52,7 +52,7 @@ AWQ = Method(
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     quantize=quantize,
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES - LATENT,  # it fails on the widths of latent attention
+    quantizes_experts=TRIED - LATENT,  # it fails on the widths of latent attention
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
     bits_per_weight=lambda params, plain_bits, width: llmcompressor.integer_bits(

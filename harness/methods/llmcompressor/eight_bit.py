@@ -14,7 +14,7 @@ from pydantic import Field
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
-from harness.models.scope import UNFUSES
+from harness.models.scope import TRIED
 
 
 class LlmcFp8Params(MethodParams):
@@ -139,7 +139,7 @@ FP8 = Method(
     calibrated=lambda params: params.scheme == "static",
     quantize=quantize_fp8,
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES,
+    quantizes_experts=TRIED | {"olmoe", "qwen2_moe"},
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.block_size if params.scheme == "block" else None),
     codes=_fp8_codes,
@@ -159,7 +159,7 @@ INT8 = Method(
     calibrated=_int8_calibrated,
     quantize=quantize_int8,
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES,
+    quantizes_experts=TRIED,
     kernel="plain",
     codes=_int8_codes,
     bits_per_weight=lambda params, plain_bits, width: 8 + plain_bits / width,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
-from harness.models.scope import UNFUSES
+from harness.models.scope import TRIED
 
 MX_BLOCK = 32
 NV_BLOCK = 16
@@ -46,7 +46,7 @@ NVFP4 = Method(
     calibrated=lambda params: params.activations,
     quantize=lambda job: _quantize(job, "NVFP4", calibrated=job.params.activations),
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES,
+    quantizes_experts=TRIED,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=NV_BLOCK),
     codes=lambda params: _codes(params, 4, NV_BLOCK),
@@ -67,7 +67,7 @@ MXFP4 = Method(
     enable=llmcompressor.enable,
     quantize=lambda job: _quantize(job, "MXFP4"),
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES,
+    quantizes_experts=TRIED,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     codes=lambda params: _codes(params, 4, MX_BLOCK),
@@ -85,7 +85,7 @@ MXFP8 = Method(
     enable=llmcompressor.enable,
     quantize=lambda job: _quantize(job, "MXFP8"),
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES,
+    quantizes_experts=TRIED,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=MX_BLOCK),
     codes=lambda params: _codes(params, 8, MX_BLOCK),

@@ -11,7 +11,6 @@ from typing import Literal
 from harness.core.format import Activations, Codes
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
-from harness.models.scope import UNFUSES
 
 BITS, CODE_BITS = 4, 8
 """Of a weight, and of the byte that holds its code."""
@@ -64,7 +63,6 @@ W4A8 = Method(
     calibrated=lambda params: params.gptq,
     quantize=quantize,
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
     codes=_codes,

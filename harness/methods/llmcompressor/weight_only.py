@@ -13,7 +13,7 @@ from pydantic import Field
 from harness.core.method import GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.errors import UnsupportedError
 from harness.methods.llmcompressor import driver as llmcompressor
-from harness.models.scope import UNFUSES
+from harness.models.scope import TRIED, UNFUSES
 
 
 class LlmcRtnParams(MethodParams):
@@ -119,7 +119,7 @@ GPTQ = Method(
     calibrated=lambda params: True,
     quantize=quantize_gptq,
     read=llmcompressor.read,
-    quantizes_experts=UNFUSES,
+    quantizes_experts=TRIED,
     kernel="plain",
     overrides=True,
     needs=_needs,

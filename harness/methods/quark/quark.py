@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
-from harness.models.scope import UNFUSES
+from harness.models.scope import TRIED
 
 ROWS = 8
 """Calibration rows per forward pass."""
@@ -158,7 +158,7 @@ QUARK = Method(
     enable=enable,
     calibrated=_calibrated,
     needs=_needs,
-    quantizes_experts=UNFUSES & MODEL_TYPES,
+    quantizes_experts=TRIED | {"qwen2_moe"},
     kernel="dequantize",
     codes=_codes,
     bits_per_weight=_bits,
