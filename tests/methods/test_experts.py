@@ -85,6 +85,8 @@ CALIBRATED: list[tuple[str, dict[str, Any]]] = [
     ("inc-awq", {"group_size": 32}),
     ("llmc-gptq", {"group_size": 32}),
     ("llmc-awq", {"group_size": 32}),
+    ("llmc-int8", {}),
+    ("llmc-nvfp4", {}),
 ]
 CALIBRATION = {"samples": 4, "length": 64}
 LEAVES, LEAVES_LABEL = {"qat": {"group_size": 32}}, "qat group_size=32"
