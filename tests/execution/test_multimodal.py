@@ -96,10 +96,14 @@ def measured(
     return model, folder, {(record.spec.kind, record.spec.method.name): record for record in records}
 
 
-def outside(model: Any) -> int:
-    """Parameters that are neither in the text model nor in the head, as transformers divides the model."""
-    text = {id(each) for part in (model.get_decoder(), model.get_output_embeddings()) for each in part.parameters()}
-    return sum(each.numel() for each in model.parameters() if id(each) not in text)
+def outside(model: Any, buffers: bool = False) -> list[torch.Tensor]:
+    """What is neither in the text model nor in the head, as transformers divides the model."""
+
+    def held(module: Any) -> list[torch.Tensor]:
+        return [*module.parameters(), *(module.buffers() if buffers else ())]
+
+    text = {id(each) for part in (model.get_decoder(), model.get_output_embeddings()) for each in held(part)}
+    return [each for each in held(model) if id(each) not in text]
 
 
 def test_every_run_of_the_text_model_ends_well(measured: Any) -> None:
@@ -118,15 +122,16 @@ def test_the_baseline_computes_what_transformers_does(measured: Any) -> None:
 def test_coverage_counts_the_text_model_alone(measured: Any) -> None:
     model, folder, records = measured
     assert read(str(folder)).decoder == MATRICES
-    assert read(str(folder)).other_inputs == outside(model)
+    assert read(str(folder)).other_inputs == sum(each.numel() for each in outside(model))
     for method in ("rtn", "bnb-nf4", "torchao-int8-dynamic"):
         assert records["quality", method].find("coverage").values == (1.0,)
 
 
 def test_vision_parts_are_named_and_left_as_they_are(measured: Any) -> None:
     model, _, records = measured
-    count = outside(model)
+    others = outside(model, buffers=True)
+    sizes = {"parameters": sum(each.numel() for each in others), "stored_bytes": sum(each.nbytes for each in others)}
     for method in ("none", "rtn", "bnb-nf4", "torchao-int8-dynamic"):
         fact = records["quality", method].outcome.fact("other_inputs")
-        assert fact.arguments == {"parameters": count, "stored_bytes": 4 * count}
+        assert fact.arguments == sizes
         assert "beyond_scope" not in codes(records["quality", method].outcome.labels)
