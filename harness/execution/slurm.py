@@ -36,18 +36,19 @@ from harness.execution.local import LocalSite
 from harness.stacks import Stacks
 from harness.storage.json_codec import encode
 
-DEFAULTS: Mapping[str, int | bool | str] = {"time": 240, "exclusive": True}
-"""What sbatch is given unless ``--slurm`` says otherwise: minutes; and nobody else on the node, for speeds."""
+DEFAULTS: Mapping[str, int | bool | str] = {"time": 240, "exclusive": True, "no_requeue": True}
+"""What sbatch is given unless ``--slurm`` says otherwise: minutes; nobody else on the node, for speeds; and that a job
+whose node failed is not started again, since its runs are made elsewhere."""
 TAKEN = frozenset(
     (
-        *("array", "array_parallelism", "ntasks", "ntasks_per_node", "wrap"),
+        *("array", "array_parallelism", "no_requeue", "ntasks", "ntasks_per_node", "requeue", "wrap"),
         *("error", "open_mode", "output", "stderr_to_stdout"),
         *("additional_parameters", "num_gpus", "setup", "signal_delay_s", "srun_args", "teardown", "use_srun"),
     )
 )
 """What would start an agent twice, or hide its log; and parameters of submitit that are no options of sbatch."""
 JOB_CHECK_S = 2.0
-"""How often a job's state is looked at; submitit asks Slurm more and more seldom."""
+"""How often a job's state is looked at; Slurm is asked more and more seldom (``slurm_queue.py``)."""
 JOB_END_S = 10.0
 """How long a job whose agent has ended may take to end."""
 LOG_CHARACTERS = 400
@@ -124,16 +125,16 @@ def _minutes(text: str) -> int:
 def _submitter(options: Mapping[str, int | bool | str], folder: Path) -> Submitter:
     """submitit's executor for Slurm. Raises UsageError if there is none here, or for an option of a wrong type."""
     try:
-        from submitit import SlurmExecutor as Submitting
+        from harness.execution.slurm_queue import QueueExecutor
     except ImportError:
         raise UsageError("--executor slurm needs submitit: pip install 'qharness[slurm]'") from None
-    missing = [name for name in ("sbatch", "srun", "sacct", "scancel") if shutil.which(name) is None]
+    missing = [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]
     if missing:
         raise UsageError(f"--executor slurm: there is no {missing[0]} here; run it where Slurm jobs are submitted")
     # -P: nothing in the folder where the command was given may take the place of a package
-    executor = Submitting(folder, max_num_timeout=0, python=f"{quote(sys.executable)} -P")
+    executor = QueueExecutor(folder, max_num_timeout=0, python=f"{quote(sys.executable)} -P")
     wanted = {name: value for name, value in {**DEFAULTS, **options}.items() if value is not False}
-    known = Submitting._valid_parameters()
+    known = QueueExecutor._valid_parameters()
     others = {name.replace("_", "-"): value for name, value in wanted.items() if name not in known}
     # without srun the agent has all that the job has; srun would give it the cores of one task
     given = {"job_name": "qharness", **{name: value for name, value in wanted.items() if name in known}}

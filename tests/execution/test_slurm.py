@@ -128,7 +128,8 @@ def test_times_are_read_as_sbatch_reads_them(time: str, minutes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["partition", "=gpu", "time=soon", "nodes=3", "a b=c", "array=0-3", "use-srun=true", "gres=gpu\n#"]
+    "wrong",
+    ["partition", "=gpu", "time=soon", "nodes=3", "a b=c", "array=0-3", "requeue=true", "use-srun=true", "gres=gpu\n#"],
 )
 def test_other_options_are_refused(wrong: str) -> None:
     with pytest.raises(UsageError, match="--slurm"):
@@ -157,7 +158,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
         (tmp_path / "bin" / name).chmod(0o700)
 
     (tmp_path / "bin").mkdir()
-    for name in ("sbatch", "srun", "sacct", "scancel"):
+    for name in ("sbatch", "srun", "squeue", "scancel"):
         write(name, "")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     return write
@@ -171,7 +172,15 @@ def test_sbatch_gets_the_options_and_a_script_that_starts_the_agent(
     job = slurm._submitter(given, tmp_path / "jobs").submit(agent.serve, str(tmp_path), "node-1")
     assert job.job_id == "7"  # type: ignore[attr-defined]
     lines = (tmp_path / "script").read_text().splitlines()
-    for wanted in ("partition=gpu", "gres=gpu:8", "time=120", "reservation=mine", "job-name=qharness", "exclusive"):
+    for wanted in (
+        "partition=gpu",
+        "gres=gpu:8",
+        "time=120",
+        "reservation=mine",
+        "job-name=qharness",
+        "exclusive",
+        "no-requeue",
+    ):
         assert f"#SBATCH --{wanted}" in lines
     (command,) = [line for line in lines if "submitit.core._submit" in line]
     assert " -P -u -m submitit.core._submit " in command
