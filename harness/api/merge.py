@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Literal
 
 from harness.api.locations import open_results
+from harness.api.step import Step
 from harness.core.foreign import shown
 from harness.core.record import RunRecord
 from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError
@@ -19,15 +20,8 @@ from harness.storage.seal import LOG
 from harness.storage.store import Store
 
 Action = Literal["copied", "renumbered", "withdrawn", "already there", "conflict", "left out"]
-
-
-@dataclass(frozen=True)
-class MergeStep:
-    """What became of one attempt of a source; ``path`` is the path or URL of its folder there."""
-
-    path: str
-    action: Action
-    detail: str
+MergeStep = Step[Action]
+"""What became of one attempt of a source; ``path`` is that of its folder there."""
 
 
 def merge(sources: Sequence[str | Path], into: str | Path) -> Iterator[MergeStep]:

@@ -5,35 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from harness.api.verify import debris, is_cache, within
+from harness.api.locations import open_results
+from harness.api.step import Step
+from harness.api.verify import debris, is_cache, is_shared_cache, within
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.core.record import Damaged, RunRecord
-from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError
+from harness.errors import NewerRecordError, ResultsError, StorageError
 from harness.host.machine import cache_folder
-from harness.storage.cache import Cache
+from harness.storage.cache import OUTCOME, Cache, shared_faults
 from harness.storage.objects import is_url, local_path
 from harness.storage.pack import PACK
 from harness.storage.place import LocalPlace
 from harness.storage.reading import ATTEMPT, attempt_folders, read_attempt
+from harness.storage.remote import RemotePlace
 from harness.storage.repair import Replacement, from_artifact, from_copy, sealed_now, sealed_record, without_log
 from harness.storage.seal import EVIDENCE, LOG, RECORD, Seal
+from harness.storage.shared_cache import SharedCache
 from harness.storage.store import Store
+from harness.storage.working_copy import working_copy
 
+MADE_AGAIN = "the next run that needs it makes it again"
 Action = Literal["restored", "sealed", "resealed", "removed", "set aside", "not repaired"]
-
-
-@dataclass(frozen=True)
-class RepairStep:
-    """What was done to one attempt, folder or file, and how."""
-
-    path: Path
-    action: Action
-    detail: str
+RepairStep = Step[Action]
+"""What was done to one attempt, folder or file."""
 
 
 def repair(
@@ -44,15 +43,13 @@ def repair(
     A damaged attempt of a results folder is restored from ``source``, another copy of the results or a baseline, or
     from the artifacts in ``cache`` (default: the user's); it is moved to ``.damaged`` before. What cannot be restored
     is moved there too, and the next run of the recipe makes it again. ``seal`` adds checksums to old records. In a
-    cache, what is damaged or left over is deleted.
+    cache, what is damaged or left over is deleted. Either may be at a URL.
 
     Raises ResultsError for what is neither, and while a sweep writes there; StorageError if the disk refuses.
     """
     if is_url(path):
-        raise UsageError(
-            f"{shown(path)}: only a folder on this machine can be repaired: 'qharness merge {shown(path)} --into DIR' "
-            "copies what is whole, and 'qharness run' sets aside what is damaged and makes it again"
-        )
+        yield from _remote(str(path), source, cache, seal)
+        return
     root = local_path(path)
     if not root.is_dir():
         raise ResultsError(f"{shown(root)}: no such folder")
@@ -60,12 +57,42 @@ def repair(
     try:
         if is_cache(root):
             for fault in Cache(root).repair(read_data=True):
-                yield RepairStep(fault.path, "removed", f"{within(fault)}; the next run that needs it makes it again")
+                yield RepairStep(str(fault.path), "removed", f"{within(fault)}; {MADE_AGAIN}")
         else:
-            other = None if source is None else Path(source)
-            yield from _Repair(root, other, Path(cache or cache_folder()), seal).steps()
+            yield from _Repair(root, *_sources(source, cache), seal).steps()
     except OSError as error:
         raise StorageError(f"{shown(Path(str(error.filename or root)))}: cannot repair it: {error.strerror}") from None
+
+
+def _sources(source: str | Path | None, cache: str | Path | None) -> tuple[Path | None, Path]:
+    return None if source is None else Path(source), Path(cache or cache_folder())
+
+
+def _remote(url: str, source: str | Path | None, cache: str | Path | None, seal: bool) -> Iterator[RepairStep]:
+    """Repairs a copy of results, and yields what was done once that is sent."""
+    store = open_results(url)
+    assert isinstance(store.remote, RemotePlace)
+    objects = store.remote.objects
+    try:
+        if is_shared_cache(objects):
+            for fault in shared_faults(SharedCache(objects), read_data=True):
+                if not isinstance(fault, str) and fault.kind != "newer":
+                    objects.delete([each for each in fault.names if each.endswith(f"/{OUTCOME}")])
+                    objects.delete(fault.names)
+                    yield RepairStep(objects.at(fault.run), "removed", f"{fault.reason}; {MADE_AGAIN}")
+            return
+        with working_copy(store.remote) as copy:
+            if not copy.recipes:
+                raise ResultsError(f"{store.remote.title}: neither a results folder nor a cache; nothing was changed")
+            left = [*copy.remove_unfinished()]
+            steps = [*_Repair(copy.root, *_sources(source, cache), seal).steps()] if any(copy.before) else []
+            copy.send()
+        for step in steps:
+            yield replace(step, path=copy.located(step.path), detail=copy.located(step.detail))
+        for each in left:
+            yield RepairStep(each, "removed", "left by an interrupted write")
+    except OSError as error:
+        raise StorageError(f"cannot repair it: {error.strerror or error}; run the same command again") from None
 
 
 @dataclass(frozen=True)
@@ -91,7 +118,7 @@ class _Repair:
                 path = Path(each.path)
                 if each.state == "debris" and os.path.lexists(path):
                     Store(self.root).disk.remove(path)
-                    yield RepairStep(path, "removed", each.reason)
+                    yield RepairStep(str(path), "removed", each.reason)
 
     def _refuse_part(self, folders: Sequence[Path]) -> None:
         """Raises ResultsError if the root is the folder of one run or attempt: its recipe's lock is above it."""
@@ -110,11 +137,11 @@ class _Repair:
         try:
             attempt = read_attempt(folder, self.root)
         except NewerRecordError as error:
-            yield RepairStep(folder, "not repaired", str(error))
+            yield RepairStep(str(folder), "not repaired", str(error))
             return
         damage = attempt.damage
         if damage is not None and folder.name == PACK:
-            yield RepairStep(folder, "not repaired", f"{damage.reason}; 'qharness store unpack' saves the rest")
+            yield RepairStep(str(folder), "not repaired", f"{damage.reason}; 'qharness store unpack' saves the rest")
             return
         if damage is not None or (attempt.seal is None and self.seal):
             recipe = self._recipe(folder)
@@ -127,7 +154,7 @@ class _Repair:
         if moved is not None:
             yield moved
             if moved.action == "restored":
-                yield from self._mended(moved.path)
+                yield from self._mended(Path(moved.path))
             return
         found = self._replacement(damage)
         if found is not None:
@@ -141,7 +168,7 @@ class _Repair:
         else:
             aside = self._store(folder).set_aside(self._recipe(folder).name, damage)
             detail = f"{damage.reason}; moved to {shown(aside)}, and the next run makes it again"
-            yield RepairStep(folder, "set aside", detail)
+            yield RepairStep(str(folder), "set aside", detail)
 
     def _put_back(self, damage: Damaged) -> RepairStep | None:
         """Moves a sealed record from a wrong folder to its own; leaves it where it is if it is another recipe's.
@@ -153,11 +180,13 @@ class _Repair:
         if record is None:
             return None
         if recipe != self.root and record.spec.recipe != recipe.name:
-            return RepairStep(folder, "not repaired", damage.reason)
+            return RepairStep(str(folder), "not repaired", damage.reason)
         if folder == recipe / record.spec.run_id / str(record.attempt):
             return None
         home = self._store(folder).put_back(recipe.name, folder, record)
-        return None if home is None else RepairStep(home, "restored", f"was in {shown(folder)}; moved to its place")
+        return (
+            None if home is None else RepairStep(str(home), "restored", f"was in {shown(folder)}; moved to its place")
+        )
 
     def _store(self, folder: Path) -> Store:
         return Store(self._recipe(folder).parent)
@@ -192,23 +221,23 @@ class _Repair:
     def _replaced(self, damage: Damaged, found: Replacement) -> RepairStep:
         aside = self._exchange(damage, found.files)
         detail = f"{damage.reason}; from {found.source}; what was there is in {shown(aside)}"
-        return RepairStep(damage.path, "restored", detail)
+        return RepairStep(str(damage.path), "restored", detail)
 
     def _without_log(self, record: RunRecord, seal: Seal, damage: Damaged) -> RepairStep:
         folder, content = damage.path, without_log(record, seal)
         if not os.path.lexists(folder / LOG):
             self._store(folder).disk.write_whole(folder / RECORD, content)
-            return RepairStep(folder, "resealed", f"{damage.reason}; sealed without a log")
+            return RepairStep(str(folder), "resealed", f"{damage.reason}; sealed without a log")
         evidence = folder / EVIDENCE
         files = {RECORD: content, **({EVIDENCE: evidence.read_bytes()} if EVIDENCE in seal.files else {})}
         aside = self._exchange(damage, files)
         detail = f"{damage.reason}; sealed without it; the damaged log is in {shown(aside)}"
-        return RepairStep(folder, "resealed", detail)
+        return RepairStep(str(folder), "resealed", detail)
 
     def _sealed(self, record: RunRecord, folder: Path) -> RepairStep:
         try:
             content = sealed_now(record, folder)
         except ResultsError as error:
-            return RepairStep(folder, "not repaired", str(error))
+            return RepairStep(str(folder), "not repaired", str(error))
         self._store(folder).disk.write_whole(folder / RECORD, content)
-        return RepairStep(folder, "sealed", "with its content of now; what changed it earlier is not seen")
+        return RepairStep(str(folder), "sealed", "with its content of now; what changed it earlier is not seen")

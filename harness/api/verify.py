@@ -14,11 +14,13 @@ from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
 from harness.core.owner import temporary_folder
 from harness.errors import NewerRecordError, ResultsError
-from harness.storage.cache import Cache, CacheFault
+from harness.storage.cache import Cache, CacheFault, shared_faults
 from harness.storage.disk import is_left_over
 from harness.storage.mirror import Mirror, unfinished
 from harness.storage.objects import Objects, is_url, local_path
 from harness.storage.reading import MAX_FOLDER_DEPTH, Attempt, attempt_folders, read_attempt
+from harness.storage.seal import RECORD
+from harness.storage.shared_cache import SharedCache
 from harness.storage.store import DAMAGED
 
 State = Literal["ok", "damaged", "newer", "not sealed", "set aside", "debris"]
@@ -37,11 +39,11 @@ def verify(path: str | Path, read_data: bool = False) -> Iterator[Checked]:
     """Yields every attempt of a results folder, or every folder of a cache, and what is left over or set aside there.
 
     Of results all files are always read. Of a cache, names, sizes and JSON files are checked, and with ``read_data``
-    the hash of every file. Results may be at a URL: everything there is fetched. Raises ResultsError if the path is
+    the hash of every file. Either may be at a URL: all that is read is fetched. Raises ResultsError if the path is
     neither.
     """
     if is_url(path):
-        return _verify_remote(str(path))
+        return _verify_remote(str(path), read_data)
     root = local_path(path)
     if not root.is_dir():
         raise ResultsError(f"{shown(root)}: no such folder")
@@ -92,10 +94,29 @@ def _verify_results(root: Path) -> Iterator[Checked]:
         raise ResultsError(f"{shown(root)}: neither a results folder nor a cache, or an empty one")
 
 
-def _verify_remote(url: str) -> Iterator[Checked]:
+def is_shared_cache(objects: Objects) -> bool:
+    """The same for the objects at a URL."""
+    try:
+        listed = objects.list()
+    except OSError as error:
+        raise ResultsError(error.strerror or str(error)) from None
+    kinds = {kind for kind, job in JOBS.items() if job.cached}
+    return any(name.partition("/")[0] in kinds for name in listed) and not any(
+        name.rpartition("/")[2] == RECORD for name in listed
+    )
+
+
+def _verify_remote(url: str, read_data: bool) -> Iterator[Checked]:
     """As for a folder; no copy that is here already is used."""
+    objects = Objects(url)
+    if is_shared_cache(objects):
+        for found in shared_faults(SharedCache(objects), read_data):
+            if isinstance(found, str):
+                yield Checked(objects.at(found), "ok")
+            else:
+                yield Checked(objects.at(found.run), found.kind, found.reason)
+        return
     with temporary_folder() as folder:
-        objects = Objects(url)
         mirror = Mirror.of(objects, folder)
         mirror.refresh()
         empty = True

@@ -130,8 +130,12 @@ class Artifacts(Protocol):
         """
         ...
 
-    def remove(self, spec: RunSpec) -> None:
-        """Deletes a run's artifact, if there is one. Raises OSError if it cannot."""
+    def remove(self, spec: RunSpec) -> bool:
+        """Deletes a run's artifact everywhere; returns whether there was one here. Raises OSError if it cannot."""
+        ...
+
+    def discard(self, spec: RunSpec) -> bool:
+        """Deletes a run's damaged artifact here alone; returns whether there was one. Raises OSError if it cannot."""
         ...
 
     def share(self, spec: RunSpec) -> None:

@@ -54,6 +54,8 @@ SILENCE_S = 120.0
 """How long a side may show nothing; network file systems show a change up to a minute late."""
 POLL_S = 0.2
 """How often each side looks for news, and the agent ``BEAT_S`` while a run executes that must be alone."""
+ENDING_S = 2.0
+"""How much later than a worker its agent may get the signal that ends the job: clusters send it to all processes."""
 STOP_PATIENCE_S = 30.0
 """How long an agent may take to end what executes."""
 MAX_MESSAGE_BYTES = 64 << 20
@@ -232,7 +234,8 @@ class RemoteAgent:
 class _Agent:
     """The node's side: runs what is requested until it is stopped, the sweep falls silent, or a signal ends it."""
 
-    def __init__(self, spool: Path, name: str) -> None:
+    def __init__(self, spool: Path, name: str, ending: threading.Event) -> None:
+        """``ending`` is set when a signal is to end the agent."""
         settings = _read(AgentSettings, spool / SETTINGS)
         pythons = {stack: Path(python) for stack, python in settings.pythons.items()}
         self._folder = spool / name
@@ -240,6 +243,7 @@ class _Agent:
         self._executor = LocalExecutor(self._site)
         self._sweep = Heartbeat(spool / BEAT)
         self._anonymizer = Anonymizer.for_nodes()
+        self._ending = ending
         self._begun: set[str] = set()
         self._running: set[Future[None]] = set()
         self._alone = 0  # how many runs execute that must be alone
@@ -295,6 +299,8 @@ class _Agent:
             with self._counting:
                 self._alone -= alone
             self._run_ended.set()
+        if outcome.status != "ok" and self._ending.wait(ENDING_S):
+            return  # it failed because the job is being ended: the run is lost, and is made elsewhere
         _write(self._folder / f"{name}{LOG}", self._anonymizer.log(log))
         _write(self._folder / f"{name}{ENDED}", encode(self._anonymizer.outcome(outcome)).encode())
 
@@ -309,7 +315,10 @@ def serve(spool: str, name: str) -> None:
     The signals with which clusters end jobs end it, with all that it executes. It leaves word why it ended.
     """
 
+    ending = threading.Event()
+
     def end(number: int, _: FrameType | None) -> None:
+        ending.set()
         for each in ENDING:
             signal.signal(each, signal.SIG_IGN)
         raise _Ended(f"its agent was ended by {signal.Signals(number).name}")
@@ -321,7 +330,7 @@ def serve(spool: str, name: str) -> None:
     beating = Beating(folder / BEAT)
     try:
         clear([])
-        reason = _Agent(Path(spool), name).serve()
+        reason = _Agent(Path(spool), name, ending).serve()
     except _Ended as ended:
         reason = str(ended)
     except Exception as error:

@@ -81,19 +81,26 @@ class _Sweep:
     def outcome(self, spec: RunSpec) -> Outcome | None:
         """The outcome of the run that made an artifact, all of which is hashed, once per sweep; None if there is none.
 
-        Removes a damaged artifact.
+        Discards a damaged copy here, and then takes the one that other machines share, if that is whole.
         """
+        while True:
+            kept, damage = self._look(spec)
+            if damage is None:
+                return kept
+            self.on_event(ArtifactDamaged(spec, damage))
+            if not self._removed(spec, self.artifacts.discard):
+                return None
+
+    def _look(self, spec: RunSpec) -> tuple[Outcome | None, str | None]:
+        """The outcome, and what is wrong with the artifact."""
         damage = self.artifacts.damage(spec, read_data=False)
         kept = self.artifacts.outcome(spec) if damage is None else None
         if kept is not None and spec.run_id not in self._intact:
             self.on_event(Verifying(spec))
             damage = self.artifacts.damage(spec, read_data=True)
-            self._intact.add(spec.run_id)
-        if damage is not None:
-            self.on_event(ArtifactDamaged(spec, damage))
-            self.remove(spec)
-            return None
-        return kept
+            if damage is None:
+                self._intact.add(spec.run_id)
+        return kept, damage
 
     def share(self, spec: RunSpec) -> None:
         """Sends what a run made to where other machines find it; the sweep goes on if that fails."""
@@ -103,11 +110,15 @@ class _Sweep:
             self.on_event(NotShared(spec, (error.strerror if isinstance(error, OSError) else None) or str(error)))
 
     def remove(self, spec: RunSpec) -> None:
-        """Removes an artifact that must not be used; if it cannot be removed, the sweep ends."""
+        """Removes an artifact that must not be used anywhere; if it cannot be removed, the sweep ends."""
+        self._removed(spec, self.artifacts.remove)
+
+    def _removed(self, spec: RunSpec, remove: Callable[[RunSpec], bool]) -> bool:
         try:
-            self.artifacts.remove(spec)
+            return remove(spec)
         except OSError as error:
             self.saver.report(f"the artifact of {spec.title} must not be used, and cannot be removed", error)
+            return False
 
 
 def done(

@@ -209,7 +209,11 @@ class Recipe(Strict):
         "('streamed': bit by bit the same quality, no speed); auto streams what does not fit: see "
         "[streaming](streaming.md)",
     )
-    threads: Threads | None = Field(None, description="CPU threads; default: one per core")
+    threads: Threads | None = Field(
+        None,
+        description="CPU threads; default: one per core. On a CPU, runs of that many threads then execute side by "
+        "side, each on a set of cores of its own, unless they measure time",
+    )
     attention: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention implementation; default: the engine's choice"
     )

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from harness.core.foreign import parse_json, read_file
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
-from harness.core.owner import current_owner
+from harness.core.owner import current_owner, temporary_folder
 from harness.core.record import Outcome
 from harness.core.run import RunSpec
 from harness.core.site import CONFIGURATIONS, EXPERT_TOKENS, MAX_SEALED_BYTES, REQUESTS, WINDOWS
@@ -45,6 +45,8 @@ from harness.storage.shared_cache import SharedCache
 OUTCOME = "outcome.json"
 MAX_OUTCOME_BYTES = 64 * 2**20
 """The largest ``outcome.json`` that is read: about 400,000 files in a folder."""
+LEFT_OVER_S = 24 * 3600.0
+"""After this time without an outcome, files at a URL are not on their way any more."""
 LAST_UNSEALED = 2
 """The last schema version whose folders may lack a seal."""
 
@@ -117,7 +119,7 @@ class Cache:
         folder = self.folder(spec.kind, spec.run_id)
         try:
             if self.shared is not None and not folder.exists():
-                there = _read_shared(self.shared, spec)
+                there = _read_shared(self.shared, spec.kind, spec.run_id)
                 return None if there is None else there[0].outcome
             kept = _read(folder, spec.kind, spec.run_id)
         except (ResultsError, OSError):
@@ -139,7 +141,7 @@ class Cache:
         """Why a shared folder could not be fetched; None if it is here now, or there is none."""
         token = f"{current_owner()}-{secrets.token_hex(4)}"
         try:
-            there = _read_shared(shared, spec)
+            there = _read_shared(shared, spec.kind, spec.run_id)
             if there is None:
                 return None
             kept, seal, content = there
@@ -178,18 +180,24 @@ class Cache:
     def _is_shared(self, shared: SharedCache, spec: RunSpec) -> bool:
         """Whether another machine sent the folder before. Deletes what it sent if that cannot be used."""
         try:
-            return _read_shared(shared, spec) is not None
+            return _read_shared(shared, spec.kind, spec.run_id) is not None
         except ResultsError:
             shared.remove(spec.kind, spec.run_id, OUTCOME)
             return False
 
-    def remove(self, spec: RunSpec) -> None:
-        """Deletes a run's folder, if there is one, also where it is shared. Raises OSError if it cannot be deleted."""
+    def remove(self, spec: RunSpec) -> bool:
+        """Deletes a run's folder, also where it is shared; returns whether it was here. Raises OSError."""
+        if self.shared is not None and spec.job.cached and self.folder(spec.kind, spec.run_id).exists():
+            self.shared.remove(spec.kind, spec.run_id, OUTCOME)
+        return self.discard(spec)
+
+    def discard(self, spec: RunSpec) -> bool:
+        """Deletes a run's folder here alone; returns whether there was one. Raises OSError."""
         folder = self.folder(spec.kind, spec.run_id)
-        if spec.job.cached and folder.exists():  # a damaged shared one was deleted when it was fetched
-            if self.shared is not None:
-                self.shared.remove(spec.kind, spec.run_id, OUTCOME)
-            self.disk.remove(folder)
+        if not spec.job.cached or not folder.exists():
+            return False
+        self.disk.remove(folder)
+        return True
 
     def _discard(self, folder: Path) -> str:
         """Removes a damaged folder; returns what the user must know about that."""
@@ -286,22 +294,72 @@ class Cache:
                 yield fault
 
 
+@dataclass(frozen=True)
+class SharedFault:
+    """Objects of one run at the URL of a cache that should not be there; ``run`` is its kind and id."""
+
+    run: str
+    kind: Literal["damaged", "newer", "debris"]
+    reason: str
+    names: tuple[str, ...]
+
+
+def shared_faults(shared: SharedCache, read_data: bool) -> Iterator[SharedFault | str]:
+    """Every artifact at a URL, as its kind and id if it is whole, else as what is wrong. Raises OSError.
+
+    Compares names and sizes with what the outcome seals; with ``read_data`` fetches and hashes every file. Files
+    without an outcome are left over once they are a day old: before, another machine may be sending them.
+    """
+    kinds = sorted(kind for kind, job in JOBS.items() if job.cached)
+    listed = {name: each for kind in kinds for name, each in shared.objects.list(kind).items()}
+    now = shared.objects.now(f".time-{secrets.token_hex(4)}") if listed else None
+    runs: dict[str, list[str]] = {}
+    for name in listed:
+        runs.setdefault("/".join(name.split("/")[:2]), []).append(name)
+    for run, names in sorted(runs.items()):
+        kind, _, run_id = run.partition("/")
+        if not RUN_ID.fullmatch(run_id):
+            continue
+        others = tuple(names)
+        try:
+            there = _read_shared(shared, kind, run_id)
+            if there is not None:
+                kept, seal, _ = there
+                files = kept.files or ()
+                if (reason := shared.difference(kind, run_id, seal, files, listed)) is not None:
+                    raise ResultsError(reason)
+                if read_data:
+                    with temporary_folder() as folder:
+                        shared.fetch(kind, run_id, seal, files, folder)
+                yield run
+                others = tuple(shared.leftovers(kind, run_id, seal, OUTCOME, names))
+        except NewerRecordError as error:
+            yield SharedFault(run, "newer", str(error), ())
+            continue
+        except ResultsError as error:
+            yield SharedFault(run, "damaged", str(error), others)
+            continue
+        written = [listed[name].modified for name in others]
+        if others and all(now and each and (now - each).total_seconds() > LEFT_OVER_S for each in written):
+            yield SharedFault(run, "debris", "left by a push that was interrupted", others)
+
+
 def _read(folder: Path, kind: str, run_id: str) -> _Kept:
     """The content of a folder's ``outcome.json``. Raises ResultsError if it is not as it was written for this run."""
     path = str(folder / OUTCOME)
     return _parsed(read_file(folder / OUTCOME, MAX_OUTCOME_BYTES, ResultsError), path, kind, run_id)
 
 
-def _read_shared(shared: SharedCache, spec: RunSpec) -> tuple[_Kept, str, bytes] | None:
+def _read_shared(shared: SharedCache, kind: str, run_id: str) -> tuple[_Kept, str, bytes] | None:
     """The content of a shared ``outcome.json``, its seal and its bytes; None if there is none.
 
     Raises ResultsError if it is not as it was written for this run; OSError.
     """
-    content = shared.outcome(spec.kind, spec.run_id, OUTCOME, MAX_OUTCOME_BYTES)
+    content = shared.outcome(kind, run_id, OUTCOME, MAX_OUTCOME_BYTES)
     if content is None:
         return None
-    name = shared.objects.at(f"{spec.kind}/{spec.run_id}/{OUTCOME}")
-    kept = _parsed(content, name, spec.kind, spec.run_id)
+    name = shared.objects.at(f"{kind}/{run_id}/{OUTCOME}")
+    kept = _parsed(content, name, kind, run_id)
     if kept.files is None:
         raise ResultsError(f"{name}: its seal is missing")
     return kept, parse_json(content, name, ResultsError)[SEAL], content

@@ -13,8 +13,9 @@ import errno
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -209,6 +210,13 @@ class Objects:
         """Copies an object within the store."""
         self._try("copy", source, lambda: self._system.copy(self._path(source), self._path(target)))
 
+    def now(self, probe: str) -> datetime | None:
+        """The store's own time: that of an object ``probe``, written now and deleted; None if it lists no times."""
+        self.write(probe, b"")
+        now = self.stat(probe).modified
+        self.delete([probe])
+        return now
+
     def delete(self, names: Sequence[str]) -> None:
         """Deletes objects; what does not exist is left alone."""
         if names:
@@ -304,8 +312,17 @@ def _version(info: Mapping[str, Any]) -> str:
 
 
 def _modified(info: Mapping[str, Any]) -> datetime | None:
-    found = next((info[key] for key in ("LastModified", "mtime", "modified", "created") if info.get(key)), None)
-    return found if isinstance(found, datetime) else None
+    """When an object was written, listed as a date, as seconds since 1970 or in ISO 8601; None if it is not listed."""
+    keys = ("LastModified", "mtime", "modified", "updated", "created")
+    found = next((info[key] for key in keys if info.get(key)), None)
+    if isinstance(found, str):
+        with suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    elif isinstance(found, int | float):
+        found = datetime.fromtimestamp(found, UTC)
+    if not isinstance(found, datetime):
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _batches(wanted: Sequence[Listed]) -> Iterator[list[Listed]]:

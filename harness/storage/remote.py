@@ -5,7 +5,8 @@ A record is there once its ``record.json`` is, which is created last, and only i
 read a copy on this machine (``mirror.py``).
 
 In place of a lock there is a lease, an object that its holder renews and that expires if it is not renewed. A second
-sweep into the same recipe's folder is refused while it lasts. All times are the store's, so that no clocks need agree.
+sweep into the same recipe's folder is refused while it lasts. Times are the store's, so that no clocks need agree;
+where a store lists none, those of the machines, with an allowance for clocks that differ.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ LEASE = ".lease.json"
 LEASE_S = 300.0
 """After this time without renewal a lease has expired."""
 RENEWAL_S = 60.0
+MAX_SKEW_S = 3600.0
+"""By how much the clocks of two machines may differ; only where the store lists no times."""
 MAX_LEASE_BYTES = 4096
 
 
@@ -71,7 +74,7 @@ class RemotePlace:
             raise ResultsError(error.strerror) from None
 
     def add(self, folder: str, files: Mapping[str, bytes]) -> None:
-        self._refuse_lost(folder)
+        self.refuse_lost(folder)
         claimed = self.objects.create(f"{folder}/{CLAIM}", uuid.uuid4().hex.encode())
         if not claimed or RECORD in self.objects.names(folder):  # a copy of a local folder has no claims
             raise FileExistsError(errno.EEXIST, f"{self.at(folder)}: is there already")
@@ -82,7 +85,7 @@ class RemotePlace:
             raise FileExistsError(errno.EEXIST, f"{self.at(f'{folder}/{last}')}: is there already")
 
     def replace(self, name: str, content: bytes) -> None:
-        self._refuse_lost(name)
+        self.refuse_lost(name)
         self._unpack(name.rpartition("/")[0])
         self.objects.write(name, content)
 
@@ -107,7 +110,7 @@ class RemotePlace:
 
     @contextmanager
     def locked(self, folder: str) -> Iterator[None]:
-        lease = Lease(self.objects, f"{folder}/{LEASE}")
+        lease = Lease(self.objects, f"{folder}/{LEASE}".lstrip("/"))
         try:
             lease.acquire()
         except OSError as error:
@@ -119,10 +122,10 @@ class RemotePlace:
             del self._leases[folder]
             lease.release()
 
-    def _refuse_lost(self, name: str) -> None:
+    def refuse_lost(self, name: str) -> None:
         """Raises OSError if this sweep no longer holds the lease of a recipe's folder."""
-        lease = self._leases.get(name.partition("/")[0])
-        if lease is not None and lease.is_lost:
+        held = (lease for folder, lease in self._leases.items() if not folder or f"{name}/".startswith(f"{folder}/"))
+        if any(lease.is_lost for lease in held):
             raise OSError(
                 errno.ESTALE,
                 f"{self.at(name.partition('/')[0])}: this sweep could not renew its lease for {LEASE_S:.0f} seconds, "
@@ -150,7 +153,8 @@ class Lease:
             folder = self._objects.at(self._name.rpartition("/")[0])
             raise ResultsError(
                 f"{folder}: another 'qharness run' is writing here; wait for it, or use --results. The lease of one "
-                f"that was killed on another machine expires after {LEASE_S / 60:.0f} minutes"
+                f"that was killed on another machine expires after {LEASE_S / 60:.0f} minutes; where the store lists "
+                f"no times, after {(LEASE_S + MAX_SKEW_S) / 60:.0f}"
             )
         self._version = self._objects.stat(self._name).version
         self._thread.start()
@@ -169,27 +173,30 @@ class Lease:
 
     def _content(self) -> bytes:
         fields = {"owner": str(current_owner()), "token": self._token, "renewals": self._renewals}
-        return json.dumps(fields).encode()
+        return json.dumps({**fields, "renewed_unix_s": int(time.time())}).encode()
 
     def _take_over(self) -> bool:
         """Takes the lease of a sweep that ended without releasing it; only one of several that try gets it."""
         try:
             held = self._objects.stat(self._name)
-            owner = owner_in(self._objects.read(self._name, MAX_LEASE_BYTES).decode("ascii", "replace"))
+            content = self._objects.read(self._name, MAX_LEASE_BYTES)
         except FileNotFoundError:  # released meanwhile
             return self._objects.create(self._name, self._content())
+        owner = owner_in(content.decode("ascii", "replace"))
         dead = owner is not None and owner.state() == "dead"
-        return (dead or self._has_expired(held.modified)) and self._objects.swap(
+        return (dead or self._has_expired(held.modified, content)) and self._objects.swap(
             self._name, self._content(), held.version
         )
 
-    def _has_expired(self, renewed: datetime | None) -> bool:
-        """By the store's own clock: the time of an object that is written now."""
-        probe = f"{self._name}.{self._token}"
-        self._objects.write(probe, b"")
-        now = self._objects.stat(probe).modified
-        self._objects.delete([probe])
-        return now is not None and renewed is not None and (now - renewed).total_seconds() > LEASE_S
+    def _has_expired(self, renewed: datetime | None, content: bytes) -> bool:
+        now = self._objects.now(f"{self._name}.{self._token}")
+        if now is not None and renewed is not None:
+            return (now - renewed).total_seconds() > LEASE_S
+        try:
+            renewed_s = float(json.loads(content)["renewed_unix_s"])
+        except (ValueError, TypeError, KeyError):  # of an earlier version, or not a lease
+            return False
+        return time.time() - renewed_s > LEASE_S + MAX_SKEW_S
 
     def _keep(self) -> None:
         while not self._released.wait(RENEWAL_S):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from instant_executor import InstantExecutor
 from newer_records import make_newer
 from run_specs import run_spec
 from typer.testing import CliRunner, Result
@@ -15,11 +16,8 @@ from typer.testing import CliRunner, Result
 import harness
 from harness.cli.app import app
 from harness.cli.render.sweep import display
-from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
-from harness.core.record import Measurement, Outcome, RunRecord
-from harness.core.run import RunSpec
-from harness.core.site import HERE, Machine, Node
+from harness.core.record import Outcome, RunRecord
 from harness.errors import ExitCode, ResultsError
 from harness.execution.events import DamageFound, Event
 from harness.execution.sweep import sweep
@@ -110,31 +108,6 @@ def test_a_history_and_a_table_go_on_and_what_must_be_whole_refuses(results: Pat
         assert str(torn) in str(ended.exception)
 
 
-class _Executor:
-    """Measures at once, in this process."""
-
-    def __init__(self, cache: Path) -> None:
-        self.artifacts = Cache(cache)
-        self.ran: list[str] = []
-
-    @property
-    def site(self) -> _Executor:
-        return self
-
-    def machine(self, device: str) -> Machine:
-        return Machine(device, "a test machine")
-
-    def nodes(self, device: str) -> tuple[Node, ...]:
-        return (HERE,)
-
-    def run(
-        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
-    ) -> tuple[Outcome, bytes]:
-        self.ran.append(spec.run_id)
-        nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 2.0), item_ids=("0", "1"))
-        return Outcome("ok", measurements=(nll,)), b"measured\n"
-
-
 def planned(number: int) -> PlannedRun:
     none = MethodRef("none", 1, {"dtype": "model"}, "none", "none")
     return PlannedRun(run_spec("quality", "sweep", ModelRef("m", "m", f"{number}", "directory", "/m"), none, none))
@@ -144,7 +117,7 @@ class TestRun:
     def test_what_is_damaged_is_set_aside_and_made_again(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        store, executor = Store(tmp_path / "results"), _Executor(tmp_path / "cache")
+        store, executor = Store(tmp_path / "results"), InstantExecutor(Cache(tmp_path / "cache"))
         runs = [planned(number) for number in range(4)]
         first = sweep(runs, store, executor, lambda event: None)  # type: ignore[arg-type]
         folders = [store.root / "sweep" / each.spec.run_id / "1" for each in runs]
@@ -156,7 +129,7 @@ class TestRun:
         events: list[Event] = []
         executor.ran.clear()
         again = sweep(runs, store, executor, events.append)  # type: ignore[arg-type]
-        assert executor.ran == [each.spec.run_id for each in runs[:2]]
+        assert executor.ran == [each.spec for each in runs[:2]]
         assert [each.attempt for each in again] == [2, 2, 1, 1]
         assert again[2:] == first[2:]
         damaged = {each.damaged.path: each.moved_to for each in events if isinstance(each, DamageFound)}
@@ -181,7 +154,7 @@ class TestRun:
         ) == 1
 
     def test_a_newer_record_stops_it_and_stays(self, tmp_path: Path) -> None:
-        store, executor = Store(tmp_path / "results"), _Executor(tmp_path / "cache")
+        store, executor = Store(tmp_path / "results"), InstantExecutor(Cache(tmp_path / "cache"))
         sweep([planned(0)], store, executor, lambda event: None)  # type: ignore[arg-type]
         path = store.root / "sweep" / planned(0).spec.run_id / "1" / "record.json"
         make_newer(path)
@@ -193,7 +166,7 @@ class TestRun:
     def test_a_withdrawn_record_is_sealed_too(self, tmp_path: Path) -> None:
         from harness.core.record import Failure
 
-        store, executor = Store(tmp_path / "results"), _Executor(tmp_path / "cache")
+        store, executor = Store(tmp_path / "results"), InstantExecutor(Cache(tmp_path / "cache"))
         (made,) = sweep([planned(0)], store, executor, lambda event: None)  # type: ignore[arg-type]
         store.withdraw(made, Failure("inputs", "InvalidRunError", "changed"))
         found = store.read()

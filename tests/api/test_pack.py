@@ -181,7 +181,7 @@ def test_what_cannot_be_packed_without_loss_stays(results: Path) -> None:
     (noted / "notes.txt").write_text("mine")
     (step,) = pack(results)
     assert step.moved == 1
-    assert set(step.left) == {damaged, noted}
+    assert set(step.left) == {str(damaged), str(noted)}
     assert (noted / "notes.txt").exists()
     with pytest.raises(ResultsError, match="no such folder"):
         list(pack(results / "nothing"))
@@ -207,7 +207,7 @@ def test_nothing_is_added_to_a_damaged_pack_whose_damage_would_be_overwritten(re
     assert before.damaged
     Store(results).save(record(RUNS + 1))
     (step,) = pack(results)
-    assert (step.moved, list(step.left)) == (0, [path])
+    assert (step.moved, list(step.left)) == (0, [str(path)])
     assert path.read_bytes() == content
     assert read_contents(results, results).damaged == before.damaged
 
@@ -244,7 +244,7 @@ def test_unpacking_keeps_the_copy_of_an_attempt_whose_folder_is_damaged(results:
     broken = results / "sweep" / whole.records[0].spec.run_id / "1"
     broken.mkdir(parents=True)
     (step,) = unpack(results)
-    assert list(step.left) == [broken]
+    assert list(step.left) == [str(broken)]
     broken.rmdir()
     assert read_contents(results, results) == whole
     list(unpack(results))
@@ -278,7 +278,7 @@ def test_a_withdrawn_attempt_does_not_count_again_if_withdrawing_was_interrupted
 def test_a_damaged_pack_is_left_to_unpack_and_only_its_recipe_is_locked(results: Path) -> None:
     list(pack(results))
     damage(results, 100)
-    assert ("records.tar", "not repaired") in {(each.path.name, each.action) for each in repair(results)}
+    assert ("records.tar", "not repaired") in {(Path(each.path).name, each.action) for each in repair(results)}
     assert not (results / ".lock").exists()
 
 
@@ -301,7 +301,7 @@ def test_a_member_larger_than_any_file_of_a_record_is_never_read(results: Path) 
     path.write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + path.read_bytes())
     assert len(read_contents(results, results).records) == RUNS
     (step,) = unpack(results)
-    assert (step.moved, list(step.left)) == (RUNS, [path])
+    assert (step.moved, list(step.left)) == (RUNS, [str(path)])
 
 
 @pytest.mark.parametrize("is_interrupted", [False, True])

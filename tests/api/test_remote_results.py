@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
+from instant_executor import InstantExecutor
 from object_store import ObjectStore, served
 from run_specs import run_spec
 from typer.testing import CliRunner, Result
@@ -19,11 +20,7 @@ from harness.api.merge import merge
 from harness.api.results import read_named
 from harness.api.verify import verify
 from harness.cli.app import app
-from harness.core.inputs import Input
 from harness.core.model import MethodRef, ModelRef
-from harness.core.record import Measurement, Outcome
-from harness.core.run import RunSpec
-from harness.core.site import HERE, Machine, Node
 from harness.errors import ExitCode, ResultsError, StorageError, UsageError
 from harness.execution.events import ArtifactDamaged, Ended, Event, NotShared
 from harness.execution.sweep import sweep
@@ -120,9 +117,10 @@ def test_verify_reads_every_byte_that_is_there_now(example: str, server: ObjectS
     assert command("verify", url).exit_code == ExitCode.GATE_FAILED
     objects.create("sweep/0123456789abcdef/1/.claim", b"an interrupted write")
     assert [each.path for each in verify(url) if each.state == "debris"] == [f"{url}/sweep/0123456789abcdef/1"]
-    repaired = command("repair", url)
-    assert isinstance(repaired.exception, UsageError)
-    assert f"qharness merge {url} --into DIR" in str(repaired.exception)
+    repaired = command("repair", url, "--from", EXAMPLE, "--json")
+    assert repaired.exit_code == 0
+    assert {json.loads(line)["action"] for line in repaired.stdout.splitlines()} == {"restored", "removed"}
+    assert {each.state for each in verify(url)} == {*(each.state for each in verify(EXAMPLE)), "set aside"}
 
 
 def test_a_bucket_that_takes_nothing_is_known_before_nodes_are_waited_for(server: ObjectStore) -> None:
@@ -141,36 +139,6 @@ def test_what_is_not_there_is_one_message(name: str, server: ObjectStore) -> Non
     ended = command(name, "s3://no-such-bucket/results")
     assert isinstance(ended.exception, ResultsError)
     assert "bucket does not exist" in str(ended.exception)
-
-
-class _Executor:
-    """Measures at once, in this process; what it quantizes is a file in the cache."""
-
-    def __init__(self, artifacts: Cache) -> None:
-        self.artifacts = artifacts
-        self.ran: list[str] = []
-
-    @property
-    def site(self) -> _Executor:
-        return self
-
-    def machine(self, device: str) -> Machine:
-        return Machine(device, "a test machine")
-
-    def nodes(self, device: str) -> tuple[Node, ...]:
-        return (HERE,)
-
-    def run(
-        self, spec: RunSpec, inputs: Sequence[Input], on_phase: Callable[[str], None], node: Node
-    ) -> tuple[Outcome, bytes]:
-        self.ran.append(spec.kind)
-        nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 2.0), item_ids=("0", "1"))
-        outcome = Outcome("ok", measurements=(nll,))
-        if spec.job.cached:
-            with self.artifacts.filling(spec, "t") as part:
-                (part / "model.safetensors").write_bytes(b"weights")
-                self.artifacts.publish(spec, part, outcome)
-        return outcome, b"measured\n"
 
 
 RTN = MethodRef("rtn", 1, {"bits": 4}, "rtn", "offline")
@@ -192,10 +160,10 @@ class TestSweep:
 
     def run(self, url: str, machine: Path, results: str = "results") -> tuple[list[str], list[Event]]:
         store = open_results(f"{url}/{results}", machine)
-        executor = _Executor(Cache(machine, shared=SharedCache(Objects(f"{url}/cache"))))
+        executor = InstantExecutor(Cache(machine, shared=SharedCache(Objects(f"{url}/cache"))))
         events: list[Event] = []
         sweep(planned(), store, executor, events.append, spill_roots=[machine / "spill"])  # type: ignore[arg-type]
-        return executor.ran, events
+        return [spec.kind for spec in executor.ran], events
 
     def test_what_one_machine_finished_another_does_not_repeat(self, url: str, tmp_path: Path) -> None:
         assert self.run(url, tmp_path / "a")[0] == ["quantize", "quality"]

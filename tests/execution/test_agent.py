@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from run_specs import run_spec
 
@@ -47,12 +48,13 @@ class Spool:
         settings = AgentSettings(str(folder / "cache"), {}, "cpu")
         (folder / agent.SETTINGS).write_text(encode(settings), encoding="utf-8")
         self.ends: list[str] = []
+        self.ending = threading.Event()
         self.job_end: str | None = None
         self.remote = RemoteAgent(folder / "node-1", lambda: self.job_end)
         self.thread = threading.Thread(target=self._serve)
 
     def _serve(self) -> None:
-        self.ends.append(agent._Agent(self.folder, "node-1").serve())
+        self.ends.append(agent._Agent(self.folder, "node-1", self.ending).serve())
         (self.folder / "node-1" / agent.GONE).write_text(self.ends[0])
 
     def begin(self) -> NodeReport:
@@ -110,6 +112,20 @@ def test_a_run_is_lost_when_the_job_of_its_agent_ends(spool: Spool) -> None:
     spool.begin()
     error = lost(spool, lambda: setattr(spool, "job_end", "its job has ended (timeout)"))
     assert (str(error), error.for_good) == ("its job has ended (timeout)", True)
+
+
+def test_a_run_whose_worker_is_ended_with_the_job_is_lost_not_failed(spool: Spool) -> None:
+    """Clusters send the signal that ends a job to all of its processes, so a worker may end before its agent does."""
+
+    def end() -> None:
+        for each in psutil.Process().children(recursive=True):
+            if "odd_worker" in each.cmdline():
+                each.terminate()
+        spool.ending.set()
+        threading.Timer(1.0, lambda: setattr(spool, "job_end", "its job has ended (cancelled)")).start()
+
+    spool.begin()
+    assert str(lost(spool, end)) == "its job has ended (cancelled)"
 
 
 def test_a_run_is_lost_when_its_agent_shows_no_life(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +188,7 @@ def test_a_node_sends_neither_its_name_nor_its_secrets(spool: Spool, monkeypatch
 def test_an_agent_ends_at_a_request_that_it_cannot_read(spool: Spool) -> None:
     (spool.remote.folder / f"9{agent.REQUEST}").write_text("{}")
     with pytest.raises(ResultsError, match=r"9.run.json"):
-        agent._Agent(spool.folder, "node-1").serve()
+        agent._Agent(spool.folder, "node-1", spool.ending).serve()
 
 
 def test_a_heart_that_beats_is_not_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from ray_nodes import RealCluster
 
 from harness.core.record import RunRecord
 from harness.execution.events import Event, Lost, PhaseBegan, Started
 from harness.execution.executors import ExecutorChoice, open_executor
 from harness.execution.local import local_site
-from harness.execution.ray_cluster import ENVIRONMENT, RayExecutor
+from harness.execution.ray_cluster import RayExecutor
 from harness.execution.sweep import sweep
 from harness.planning.plan import plan
 from harness.recipe import load_recipe
@@ -24,36 +23,10 @@ from harness.recipe import load_recipe
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.heavy, pytest.mark.slow]
 
-OBJECT_STORE_BYTES = 80 * 2**20
 MEASURE = {
     "perplexity": {"text": "demo", "context": 64, "windows": 2},
     "throughput": {"batch_sizes": [1], "prompt_tokens": [8], "new_tokens": 2, "iterations": 1},
 }
-
-
-class RealCluster:
-    """A Ray cluster of this test: its address, and its nodes by Ray's id."""
-
-    def __init__(self, nodes: int) -> None:
-        os.environ.update(ENVIRONMENT)
-        from ray.cluster_utils import Cluster
-
-        own = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **own})
-        self._nodes = {node.node_id: node for node in (self._cluster.add_node(num_cpus=1, **own) for _ in range(nodes))}
-        self.address: str = self._cluster.address
-
-    def kill(self, ray_id: str) -> None:
-        """Ends a node with all that runs there, as a crash of its machine does."""
-        node = self._nodes.pop(ray_id)
-        (raylet,) = node.all_processes["raylet"]
-        for process in psutil.Process(raylet.process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._cluster.remove_node(node, allow_graceful=False)
-
-    def close(self) -> None:
-        self._cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

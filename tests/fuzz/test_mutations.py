@@ -9,19 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-NAMES = ("config", "gguf", "record", "safetensors")
+NAMES = ("config", "gguf", "index", "pack", "record", "safetensors")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_has_something_wrong_in_it_is_read_or_refused(name: str) -> None:
     module = fuzzing.target(name)
-    whole = [path.read_bytes() for path in fuzzing.kept(name)]
+    whole = {path.name: path.read_bytes() for path in fuzzing.kept(name)}
     accepted = []
 
     @settings(max_examples=120)
-    @given(st.sampled_from(whole), st.integers(0, 2**32), st.integers(1, 3))
-    def hold(content: bytes, seed: int, steps: int) -> None:
-        random = Random(seed)
+    @given(st.sampled_from(sorted(whole)), st.integers(0, 2**32), st.integers(1, 3))
+    def hold(kept: str, seed: int, steps: int) -> None:
+        content, random = whole[kept], Random(seed)
         try:
             for _ in range(steps):
                 content = module.mutate(content, random)
@@ -33,7 +33,7 @@ def test_what_has_something_wrong_in_it_is_read_or_refused(name: str) -> None:
     assert accepted.count(False) > 40, "most changes are noticed, or nothing was tried"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "index"])  # whose inputs are changes, also none
 def test_random_bytes_are_refused(name: str) -> None:
     module = fuzzing.target(name)
 

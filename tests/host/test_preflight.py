@@ -13,7 +13,7 @@ import pytest
 from nvml_stub import A100, H200, SLICED_H200, NvmlStub
 
 from harness.api import run as api_run
-from harness.cli.render.sweep import _lines
+from harness.cli.render.events import rendered
 from harness.errors import UsageError
 from harness.execution.events import Event, GpuUnused
 from harness.host import cuda_probe, machine, preflight
@@ -365,7 +365,7 @@ def test_plan_and_run_say_why_auto_takes_the_cpu(
     api_run.run(recipe, tmp_path / "results", torch.cache, on_event=events.append)
     [unused] = [each for each in events if isinstance(each, GpuUnused)]  # others' debris may be cleared before
     assert unused == GpuUnused(problem)
-    assert _lines(unused) == ([f"the GPU is not used: {problem}"], "yellow")
+    assert rendered(unused).lines == [f"the GPU is not used: {problem}"]
 
 
 def test_the_operands_of_the_probe_are_exact_and_not_symmetric() -> None:

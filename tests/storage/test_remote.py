@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -276,6 +277,17 @@ class TestLease:
         assert first._take_over()
         assert not objects.swap(f"sweep/{LEASE}", second._content(), version), "it is no longer that version"
 
+    @pytest.mark.parametrize(("minutes", "expired"), [(1, False), (64, False), (66, True)])
+    def test_where_a_store_lists_no_times_the_holders_clock_counts_with_an_allowance(
+        self, objects: Objects, monkeypatch: pytest.MonkeyPatch, minutes: int, expired: bool
+    ) -> None:
+        import time
+
+        monkeypatch.setattr(objects_module, "_modified", lambda info: None)
+        held = {"owner": "elsewhere", "token": "0", "renewed_unix_s": time.time() - 60 * minutes}
+        objects.write(f"sweep/{LEASE}", json.dumps(held).encode())
+        assert Lease(objects, f"sweep/{LEASE}")._take_over() == expired
+
     def test_one_of_a_dead_process_of_this_machine_is_taken_at_once(
         self, machine: Callable[[str], Store], objects: Objects
     ) -> None:
@@ -384,3 +396,12 @@ def test_a_url_that_cannot_be_used_is_a_wrong_command(tmp_path: Path, bad: str) 
 def test_the_scheme_of_a_url_may_be_in_capitals(url: str, objects: Objects, tmp_path: Path) -> None:
     open_store(url.replace("s3://", "S3://"), tmp_path).save(record())
     assert f"{FOLDER}/1/record.json" in objects.list()
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [{"LastModified": datetime(2026, 1, 2, tzinfo=UTC)}, {"mtime": 1767312000.0}, {"updated": "2026-01-02T00:00:00Z"}],
+)
+def test_times_are_read_however_a_library_lists_them(listed: dict[str, object]) -> None:
+    assert objects_module._modified(listed) == datetime(2026, 1, 2, tzinfo=UTC)
+    assert objects_module._modified({"updated": "yesterday"}) is None

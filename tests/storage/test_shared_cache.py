@@ -15,7 +15,7 @@ from run_specs import run_spec
 from harness.core.model import MethodRef
 from harness.core.record import Measurement, Outcome
 from harness.errors import ResultsError
-from harness.storage.cache import OUTCOME, Cache
+from harness.storage.cache import OUTCOME, Cache, shared_faults
 from harness.storage.objects import Objects
 from harness.storage.shared_cache import SharedCache
 
@@ -163,3 +163,61 @@ def test_an_outage_while_it_is_sent_or_fetched_leaves_no_half(
 def test_a_wrong_url_is_known_before_a_sweep(tmp_path: Path, server: ObjectStore) -> None:
     with pytest.raises(ResultsError, match=r"--cache: s3://no-such-bucket/cache.*: cannot list"):
         SharedCache(Objects("s3://no-such-bucket/cache")).refuse_unreachable()
+
+
+def test_a_damaged_copy_here_costs_no_shared_one(machine: Callable[[str], Cache], objects: Objects) -> None:
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    before = sorted(objects.list())
+    (machine("a").folder("quantize", ARTIFACT.run_id) / "model.safetensors").write_bytes(WEIGHTS[::-1])
+    assert machine("a").damage(ARTIFACT, read_data=True) is not None
+    assert machine("a").discard(ARTIFACT)
+    assert not machine("a").discard(ARTIFACT)
+    assert sorted(objects.list()) == before
+    assert machine("a").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("a")) == WEIGHTS, "fetched again"
+    assert machine("a").remove(ARTIFACT), "what must not be used is deleted there too"
+    assert not objects.list()
+
+
+def test_what_an_interrupted_push_left_goes_with_the_next_one(
+    machine: Callable[[str], Cache], objects: Objects, server: ObjectStore
+) -> None:
+    make(machine("a"), WEIGHTS[::-1])
+    with (
+        server.failing(lambda method, path, number: "500" if path.endswith(OUTCOME) and method == "PUT" else None),
+        pytest.raises(OSError, match="cannot write"),
+    ):
+        machine("a").share(ARTIFACT)
+    assert len(objects.list()) == 2, "files without an outcome"
+    assert machine("b").outcome(ARTIFACT) is None
+    make(machine("b"))
+    machine("b").share(ARTIFACT)
+    assert len(objects.list()) == 3
+    assert machine("c").damage(ARTIFACT, read_data=True) is None
+    assert weights(machine("c")) == WEIGHTS
+
+
+def faults(objects: Objects, read_data: bool = True) -> list[tuple[str, str]]:
+    found = shared_faults(SharedCache(objects), read_data)
+    return [("ok", each) if isinstance(each, str) else (each.kind, each.run) for each in found]
+
+
+def test_what_is_wrong_at_a_url_is_found(
+    machine: Callable[[str], Cache], objects: Objects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = f"quantize/{ARTIFACT.run_id}"
+    make(machine("a"))
+    machine("a").share(ARTIFACT)
+    objects.write(f"{run}/0123456789abcdef/half", b"of an interrupted push")
+    objects.write("reference/0123456789abcdef/0123456789abcdef/half", b"of an interrupted push")
+    assert faults(objects) == [("ok", run)], "it may be on its way"
+    monkeypatch.setattr("harness.storage.cache.LEFT_OVER_S", -1.0)
+    left = [("ok", run), ("debris", run), ("debris", "reference/0123456789abcdef")]
+    assert sorted(faults(objects)) == sorted(left)
+    weight = next(name for name in objects.list() if name.endswith("model.safetensors"))
+    objects.write(weight, WEIGHTS[::-1])
+    assert ("ok", run) in faults(objects, read_data=False)
+    assert ("damaged", run) in faults(objects)
+    objects.write(weight, WEIGHTS[1:])
+    assert ("damaged", run) in faults(objects, read_data=False)

@@ -22,7 +22,7 @@ class Nothing:
     def outcome(self, spec: RunSpec) -> Outcome | None:
         return None
 
-    def remove(self, spec: RunSpec) -> None:
+    def remove(self, spec: RunSpec) -> bool:
         raise AssertionError("planning deletes nothing")
 
 

@@ -39,6 +39,7 @@ ALSO_IMPORTED = (
     "filelock",
     "harness.api.run",
     "harness.cli.app",
+    "harness.cli.render.events",
     "harness.cli.render.sweep",
     "harness.engines.transformers.engine",
     "harness.execution.jobs.quality",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from harness.cli.options import Results
 from harness.errors import ExitCode
 from harness.report.terminal import say
 
@@ -19,7 +19,6 @@ store_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Results = Annotated[Path, typer.Argument(metavar="RESULTS", help="A results folder on this machine.")]
 
 
 @store_app.command("pack")

@@ -10,8 +10,7 @@ from harness.report.terminal import print_json, say
 from harness.storage.anonymizer import Anonymizer
 
 if TYPE_CHECKING:
-    from harness.api.merge import MergeStep
-    from harness.api.repair import RepairStep
+    from harness.api.step import Step
     from harness.api.verify import Checked, State
 
 
@@ -32,7 +31,7 @@ def show(found: Iterable[Checked], as_json: bool) -> Counter[State]:
     return states
 
 
-def show_steps(steps: Iterable[RepairStep | MergeStep], as_json: bool) -> Counter[str]:
+def show_steps(steps: Iterable[Step[str]], as_json: bool) -> Counter[str]:
     """Prints each step when it is done; returns how many there were of each action.
 
     An attempt that was copied, or needed no copy, is only counted: there may be thousands.
@@ -41,7 +40,7 @@ def show_steps(steps: Iterable[RepairStep | MergeStep], as_json: bool) -> Counte
     anonymizer = Anonymizer.for_terminals()
     for each in steps:
         actions[each.action] += 1
-        path, detail = anonymizer.path(str(each.path)), anonymizer.message(each.detail)
+        path, detail = anonymizer.path(each.path), anonymizer.message(each.detail)
         if as_json:
             print_json({"path": path, "action": each.action, "detail": detail})
         elif each.action not in ("copied", "already there"):

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
 import numpy as np
+
+from harness.api.pack import pack
+from harness.storage.pack import PACK
+from harness.storage.reading import read_results
+from harness.storage.store import Store
 
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "data"
@@ -15,7 +22,7 @@ SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "nu
 
 
 def main() -> None:
-    for name in ("safetensors", "gguf", "config", "record"):
+    for name in ("safetensors", "gguf", "config", "record", "pack", "index"):
         (HERE / name).mkdir(exist_ok=True)
     (HERE / "safetensors" / "layer").write_bytes(_safetensors())
     for kind in ("llama", "gpt2"):
@@ -32,6 +39,19 @@ def main() -> None:
         (record,) = (DATA / "records" / version).rglob("record.json")
         held = record.with_name("evidence.parquet").read_bytes()
         (HERE / "record" / version).write_bytes(json.dumps(json.loads(record.read_text())).encode() + b"\0" + held)
+    _write_pack(HERE / "pack" / "attempts", DATA / "records" / "version-3")
+    (HERE / "index" / "unchanged").write_bytes(b"")
+
+
+def _write_pack(path: Path, results: Path) -> None:
+    """Three attempts of one run, one of them without its log."""
+    (record,) = read_results(results).records
+    with tempfile.TemporaryDirectory() as folder:
+        for attempt in (1, 2, 3):
+            Store(Path(folder)).save(replace(record, attempt=attempt), b"a log\n" if attempt > 1 else None)
+        list(pack(folder))
+        (packed,) = Path(folder).rglob(PACK)
+        path.write_bytes(packed.read_bytes())
 
 
 def _safetensors() -> bytes:

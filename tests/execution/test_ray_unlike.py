@@ -1,0 +1,131 @@
+"""What is wrong with the nodes of a real Ray cluster is told before the first run.
+
+There are two nodes. One has a mount namespace of its own, in which files of this machine have another content.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from importlib.metadata import distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_nodes import RealCluster
+
+from harness.storage.folder_seal import with_seal
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.heavy, pytest.mark.slow]
+
+COMMAND = [sys.executable, "-c", "from harness.cli import main; main()", "run"]
+PATIENCE_S = 240.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RealCluster]:
+    with closing(RealCluster(1)) as made:
+        yield made
+
+
+class Refused:
+    """Runs a recipe on a cluster whose second node sees other files, and returns the one message that it ends with."""
+
+    def __init__(self, cluster: RealCluster, folder: Path, sweeps: Any, tiny: Path) -> None:
+        self.cluster, self.folder, self.sweeps, self.tiny = cluster, folder, sweeps, tiny
+        self.cache = folder / "shared"
+        self.cache.mkdir()
+
+    def __call__(self, seen: Mapping[Path, Path], **changes: object) -> str:
+        recipe = self.sweeps.recipe(
+            {
+                "models": [{"id": str(self.tiny), "dtype": "float32", "label": "tiny"}],
+                "methods": ["none"],
+                "measure": {"perplexity": {"text": "demo", "context": 64, "windows": 2}},
+                "device": "cpu",
+                **changes,
+            }
+        )
+        self.cluster.add_other(seen)
+        try:
+            where = ["--results", str(self.folder / "results"), "--cache", str(self.cache)]
+            ended = subprocess.run(
+                [*COMMAND, str(recipe), "--executor", "ray", "--address", self.cluster.address, *where],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+        finally:
+            self.cluster.remove_others()
+        assert ended.returncode == 2, ended.stdout + ended.stderr
+        assert "Traceback" not in ended.stderr
+        assert not list(self.folder.rglob("record.json")), "it is told before the first run"
+        return ended.stderr
+
+
+@pytest.fixture
+def refused(cluster: RealCluster, tmp_path: Path, sweeps: Any, tiny: Path) -> Refused:
+    return Refused(cluster, tmp_path, sweeps, tiny)
+
+
+def test_nodes_with_other_processors(refused: Refused, tmp_path: Path) -> None:
+    other = tmp_path / "cpuinfo"
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    other.write_text("\n".join("model name\t: An older CPU" if "model name" in line else line for line in lines))
+    message = refused({Path("/proc/cpuinfo"): other})
+    assert "the nodes are unlike, so their figures could not be compared: hardware is " in message
+    assert "An older CPU" in message
+
+
+def test_nodes_with_other_versions(refused: Refused, tmp_path: Path) -> None:
+    (metadata,) = [path for path in distribution("transformers").files or () if path.name == "METADATA"]
+    real = Path(str(distribution("transformers").locate_file(metadata)))
+    other = tmp_path / "METADATA"
+    version = distribution("transformers").version
+    other.write_text(real.read_text(encoding="utf-8").replace(f"\nVersion: {version}\n", "\nVersion: 4.0.0\n"))
+    message = refused({real: other})
+    assert f"transformers is {version} on this machine and 4.0.0 on " in message
+
+
+def test_a_node_without_the_cache_folder(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    message = refused({refused.cache: tmp_path / "empty"})
+    assert f"does not see the cache folder {refused.cache} of this machine" in message
+
+
+def test_a_node_without_the_model(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    models = tmp_path / "models"
+    model = shutil.copytree(refused.tiny, models / "tiny")
+    message = refused({models: tmp_path / "empty"}, models=[{"id": str(model), "dtype": "float32"}])
+    assert f"does not see {model}: put it into a folder that all nodes share" in message
+
+
+def test_a_node_without_a_stack(refused: Refused, tmp_path: Path) -> None:
+    """The stack is ready here: its folder has an interpreter and the manifest of a build."""
+    from harness.execution.local import local_site
+
+    (tmp_path / "empty").mkdir()
+    folder = local_site(refused.cache).stacks.find("llamacpp").folder
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    versions = {"llama-cpp-python": "0.3.36", "gguf": "0.1"}
+    (folder / "stack.json").write_text(json.dumps(with_seal({"versions": versions})), encoding="utf-8")
+    message = refused({folder: tmp_path / "empty"}, engines=["transformers", "llamacpp"])
+    assert "stack 'llamacpp' is ready on this machine and not on node-" in message
+    assert "half-made" in message
+
+
+def test_an_address_where_no_cluster_listens(tmp_path: Path, sweeps: Any, tiny: Path) -> None:
+    recipe = sweeps.recipe({"models": [str(tiny)], "methods": ["none"], "measure": {"memory": {}}, "device": "cpu"})
+    command = [*COMMAND, str(recipe), "--executor", "ray", "--address", "127.0.0.1:1", "--results", str(tmp_path / "r")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 2
+    assert "127.0.0.1:1: no Ray cluster can be reached there" in ended.stderr
+    assert not (tmp_path / "r").exists() or not list((tmp_path / "r").rglob("record.json"))
