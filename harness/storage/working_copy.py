@@ -54,8 +54,8 @@ class WorkingCopy:
             objects.send(self.root / name, name)
         self._read_back(written)
         gone = [name for name in self.before if name not in after]
-        folders = {name.rpartition("/")[0] for name in gone} - {name.rpartition("/")[0] for name in after}
-        self._delete([name for name in gone if name.rpartition("/")[0] not in folders], sorted(folders))
+        folders = {_parent(name) for name in gone if _last(name) == RECORD} - set(map(_parent, after))
+        self._delete([name for name in gone if _parent(name) not in folders], sorted(folders))
 
     def remove_unfinished(self) -> Iterator[str]:
         """Deletes what interrupted writes left of attempts; yields the URL of each."""

@@ -102,9 +102,7 @@ class TestPack:
         assert [step.moved for step in pack(url)] == [1]
         assert read(url, tmp_path) == {*RECORDS, record("one", 2)}
         assert [step.moved for step in unpack(url)] == [4]
-        assert {
-            name: each for name, each in contents(url).items() if not name.endswith((".claim",))
-        } | before == contents(url)
+        assert contents(url).items() >= before.items()
         assert read(url, tmp_path) == {*RECORDS, record("one", 2)}
 
     @pytest.mark.parametrize("change", [pack, unpack])
