@@ -51,7 +51,9 @@ def url(server: ObjectStore) -> str:
 def record(content: str, attempt: int = 1) -> RunRecord:
     spec = run_spec("quality", "sweep", ModelRef("m", "m", content, "directory", "/m"), NONE, NONE)
     nll = Measurement("nll", 1, "nat/token", "lower", "paired", (1.0, 3.25), item_ids=("a", "b"))
-    return RunRecord(spec, Outcome("ok", measurements=(nll,)), "session", attempt, "2026-01-01T00:00:00+00:00", 1.5)
+    return RunRecord(
+        spec, Outcome("ok", measurements=(nll,)), f"session {attempt}", attempt, "2026-01-01T00:00:00+00:00", 1.5
+    )
 
 
 RECORDS = tuple(record(each) for each in ("one", "two", "three"))
@@ -73,11 +75,16 @@ def contents(url: str) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if not name.endswith(CLAIM)}
 
 
-def read(url: str, tmp_path: Path) -> set[RunRecord]:
+def by_key(*records: RunRecord) -> dict[object, RunRecord]:
+    return {each.key: each for each in records}
+
+
+def read(url: str, tmp_path: Path) -> dict[object, RunRecord]:
     """As another machine reads it."""
     found = open_results(url, tmp_path / f"machine-{next(NUMBERS)}").read()
     assert found.damaged == ()
-    return set(found.records)
+    assert len(found.records) == len(by_key(*found.records)), "nothing is doubled"
+    return by_key(*found.records)
 
 
 def command(*arguments: object) -> Result:
@@ -95,15 +102,15 @@ class TestPack:
         packed = command("store", "pack", url)
         assert (packed.exit_code, packed.stdout) == (0, f"{url}/sweep: 3 attempts packed\n")
         assert list(Objects(url).list()) == [f"sweep/{PACK}"]
-        assert read(url, tmp_path) == set(RECORDS)
+        assert read(url, tmp_path) == by_key(*RECORDS)
         store.read()
         assert store.next_attempt("sweep", RECORDS[0].spec.run_id) == 2
         store.save(record("one", 2), LOG)
         assert [step.moved for step in pack(url)] == [1]
-        assert read(url, tmp_path) == {*RECORDS, record("one", 2)}
+        assert read(url, tmp_path) == by_key(*RECORDS, record("one", 2))
         assert [step.moved for step in unpack(url)] == [4]
         assert contents(url).items() >= before.items()
-        assert read(url, tmp_path) == {*RECORDS, record("one", 2)}
+        assert read(url, tmp_path) == by_key(*RECORDS, record("one", 2))
 
     @pytest.mark.parametrize("change", [pack, unpack])
     def test_whichever_request_fails_for_good_nothing_is_lost(
@@ -120,9 +127,9 @@ class TestPack:
             with failing_from(server, failing), suppress(StorageError, ResultsError):
                 list(change(url))
             objects.delete([name for name in objects.list() if name.endswith(LEASE)])  # it could not be released
-            assert read(url, tmp_path) == set(RECORDS), failing
+            assert read(url, tmp_path) == by_key(*RECORDS), failing
             list(change(url))
-            assert read(url, tmp_path) == set(RECORDS), failing
+            assert read(url, tmp_path) == by_key(*RECORDS), failing
             list((unpack if change is pack else pack)(url))
 
     def test_while_a_sweep_writes_there_nothing_is_changed(self, store: Store, url: str) -> None:
@@ -151,7 +158,7 @@ class TestRepair:
         now = contents(url)
         assert {name: now[name] for name in before} == before
         assert now[f"{aside}/evidence.parquet"] == b"damaged"
-        assert read(url, tmp_path) == set(RECORDS)
+        assert read(url, tmp_path) == by_key(*RECORDS)
 
     def test_what_cannot_be_restored_is_set_aside_and_no_name_is_taken_twice(
         self, store: Store, url: str, tmp_path: Path
@@ -161,7 +168,7 @@ class TestRepair:
             (step,) = repair(url)
             assert (step.path, step.action) == (f"{url}/{FOLDERS[1]}", "set aside")
             assert not [name for name in Objects(url).list() if name.startswith(FOLDERS[1])]
-            assert read(url, tmp_path) == {RECORDS[0], RECORDS[2]}
+            assert read(url, tmp_path) == by_key(RECORDS[0], RECORDS[2])
             assert len({name.split("/")[2] for name in contents(url) if "/.damaged/" in name}) == number
             Objects(url).write(f"{FOLDERS[1]}/record.json", b"")
         self.damage(url, FOLDERS[2], "log.txt")
@@ -183,7 +190,7 @@ class TestRepair:
                 list(repair(url, copy))
             objects.delete([name for name in objects.list() if name.endswith(LEASE)])
             list(repair(url, copy))
-            assert read(url, tmp_path) == set(RECORDS), failing
+            assert read(url, tmp_path) == by_key(*RECORDS), failing
 
     def test_what_an_interrupted_write_left_is_removed(self, store: Store, url: str) -> None:
         objects = Objects(url)
