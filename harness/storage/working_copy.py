@@ -46,6 +46,10 @@ class WorkingCopy:
         changed = sorted((name for name, stamp in after.items() if self.before.get(name) != stamp), key=_record_last)
         moved = sorted((name for name in changed if after[name] in origin), key=lambda name: name in self.before)
         written = [name for name in changed if after[name] not in origin]
+        begun = {_parent(name) for name in changed if _last(name) == RECORD} - set(map(_parent, self.before))
+        for folder in sorted(begun):  # claimed until its record is there, it hides no attempt in a pack
+            self.place.refuse_lost(folder)
+            objects.create(f"{folder}/{CLAIM}", b"")
         for name in moved:  # first to names that nothing has
             self.place.refuse_lost(name)
             objects.copy(origin[after[name]], name)
