@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -405,3 +406,9 @@ def test_the_scheme_of_a_url_may_be_in_capitals(url: str, objects: Objects, tmp_
 def test_times_are_read_however_a_library_lists_them(listed: dict[str, object]) -> None:
     assert objects_module._modified(listed) == datetime(2026, 1, 2, tzinfo=UTC)
     assert objects_module._modified({"updated": "yesterday"}) is None
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UsageError, match=r"gs://bucket/results: .*install gcsfs"):
+        Objects("gs://bucket/results").list()
