@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Literal
 
 from harness.api.locations import open_results
-from harness.api.step import Step
+from harness.api.results_step import ResultsStep
 from harness.core.foreign import shown
 from harness.core.record import RunRecord
 from harness.errors import NewerRecordError, ResultsError, StorageError, UsageError
@@ -20,7 +20,7 @@ from harness.storage.seal import LOG
 from harness.storage.store import Store
 
 Action = Literal["copied", "renumbered", "withdrawn", "already there", "conflict", "left out"]
-MergeStep = Step[Action]
+MergeStep = ResultsStep[Action]
 """What became of one attempt of a source; ``path`` is that of its folder there."""
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.api.locations import open_results
-from harness.api.step import Step
+from harness.api.results_step import ResultsStep
 from harness.api.verify import debris, is_cache, is_shared_cache, within
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
@@ -31,7 +31,7 @@ from harness.storage.working_copy import working_copy
 
 MADE_AGAIN = "the next run that needs it makes it again"
 Action = Literal["restored", "sealed", "resealed", "removed", "set aside", "not repaired"]
-RepairStep = Step[Action]
+RepairStep = ResultsStep[Action]
 """What was done to one attempt, folder or file."""
 
 

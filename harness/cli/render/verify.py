@@ -10,7 +10,7 @@ from harness.report.terminal import print_json, say
 from harness.storage.anonymizer import Anonymizer
 
 if TYPE_CHECKING:
-    from harness.api.step import Step
+    from harness.api.results_step import ResultsStep
     from harness.api.verify import Checked, State
 
 
@@ -31,7 +31,7 @@ def show(found: Iterable[Checked], as_json: bool) -> Counter[State]:
     return states
 
 
-def show_steps(steps: Iterable[Step[str]], as_json: bool) -> Counter[str]:
+def show_steps(steps: Iterable[ResultsStep[str]], as_json: bool) -> Counter[str]:
     """Prints each step when it is done; returns how many there were of each action.
 
     An attempt that was copied, or needed no copy, is only counted: there may be thousands.

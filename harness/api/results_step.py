@@ -9,7 +9,7 @@ Action = TypeVar("Action", bound=str, covariant=True)
 
 
 @dataclass(frozen=True)
-class Step(Generic[Action]):
+class ResultsStep(Generic[Action]):
     """What was done to one attempt, folder or file, by its path or URL, and how or why."""
 
     path: str
