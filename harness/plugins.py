@@ -182,6 +182,11 @@ def gates() -> Mapping[str, Figure[Any]]:
     return MappingProxyType(in_order(figures()))
 
 
+def plugin_figures() -> bool:
+    """Whether a plugin declares figures."""
+    return bool(_plugins(FIGURE_GROUP))
+
+
 def limit_options() -> dict[str, Figure[Any]]:
     """The figures that can have a limit, by keyword of ``harness.recommend``, in the order of its options."""
     limited = [each for each in figures().values() if each.ask and each.ask.limit]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from harness.core.identity import Scalar, digest
 from harness.core.model import ModelRef, model_identity
-from harness.core.record import RunRecord
+from harness.core.record import Measurement, RunRecord
 from harness.core.run import RunSpec
 from harness.core.workload import PerplexityWorkload
 
@@ -130,10 +130,13 @@ def _latest(records: Iterable[RunRecord], key: Callable[[RunRecord], Hashable]) 
 
 
 def _measured(record: RunRecord) -> Protocol:
-    nll = record.find("nll") if record.status == "ok" else None
-    if nll is None:
+    if record.status != "ok":
         return ()
-    return (*sorted(nll.protocol.items()), ("metric version", nll.version))
+    return record.outcome.remember("protocol", lambda: _protocol(record.find("nll")))
+
+
+def _protocol(nll: Measurement | None) -> Protocol:
+    return () if nll is None else (*sorted(nll.protocol.items()), ("metric version", nll.version))
 
 
 def _planned(workload: PerplexityWorkload | None) -> Protocol:

@@ -2,67 +2,92 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from harness.analysis.front_probability import front_probabilities
+from harness.analysis.kept import KeptEntries
+from harness.core.column import LazyColumn
 from harness.core.identity import full_digest
 from harness.core.record import Measurement, RunRecord
 from harness.figures import summary
 from harness.figures.evidence import Evidence
 from harness.figures.row import row
+from harness.figures.table import VariantRow
+from harness.stats.estimate import Estimate, clustered_mean
 
 
-class Summaries:
-    """``seals`` are the hashes of records by their ``key``; ``kept`` are rows as text, by the hash of their evidence.
+class Summaries(KeptEntries):
+    """Rows as text, by the hash of their evidence; beside them, what takes long to derive for a whole table."""
 
-    ``used`` are those that were needed. A variant with a record that has no seal is derived anew.
-    """
-
-    def __init__(self, seals: Mapping[tuple[str, str, str], str], kept: Mapping[str, str]) -> None:
-        self._seals, self._kept = seals, kept
+    def __init__(self, seals: Mapping[int, str], entries: Mapping[str, str]) -> None:
+        super().__init__(seals, entries)
         self._measurements: dict[int, tuple[Measurement, str]] = {}
-        self.used: dict[str, str] = {}
-
-    @property
-    def changed(self) -> bool:
-        """Whether what was used differs from what was kept."""
-        return self.used.keys() != self._kept.keys()
+        self._keys: dict[int, tuple[Evidence, str | None]] = {}
 
     def row(self, evidence: Evidence, label: str) -> summary.Derived:
         """As ``harness.figures.row.row``."""
-        key = self._key(evidence)
-        known = None if key is None else self._kept.get(key)
-        derived = row(evidence, label) if known is None else summary.read(known, evidence, label)
-        if key is not None:
-            self.used[key] = known or summary.written(derived)
-        return derived
+        return self.take(
+            self._evidence_key(evidence),
+            lambda: row(evidence, label),
+            summary.written,
+            lambda text: summary.read(text, evidence, label),
+        )
 
-    def _key(self, evidence: Evidence) -> str | None:
-        try:
-            return full_digest({each.name: self._content(getattr(evidence, each.name)) for each in fields(evidence)})
-        except KeyError:  # a record without a seal
+    def front_probabilities(self, rows: Sequence[VariantRow]) -> tuple[float | None, ...]:
+        """As ``harness.analysis.front_probability.front_probabilities``."""
+        keys = [self._evidence_key(each.evidence) if each.evidence else None for each in rows]
+        key = None if None in keys else full_digest(["front", keys])
+        return self.take(key, lambda: front_probabilities(rows), summary.as_text, lambda text: tuple(json.loads(text)))
+
+    def mean(self, floor: Measurement | None) -> Estimate | None:
+        """The mean of a noise floor, if there is one."""
+        if floor is None:
             return None
+        key = full_digest(["mean", self._digest(floor)]) if self._seals else None
+        found: Estimate = self.take(key, lambda: clustered_mean(floor), summary.as_text, _estimate)
+        return found
+
+    def _evidence_key(self, evidence: Evidence) -> str | None:
+        if id(evidence) not in self._keys:
+            try:
+                content = {each.name: self._content(getattr(evidence, each.name)) for each in fields(evidence)}
+                key = full_digest(content)
+            except KeyError:  # a record without a seal
+                key = None
+            self._keys[id(evidence)] = evidence, key
+        return self._keys[id(evidence)][1]
 
     def _content(self, value: Any) -> Any:
         if isinstance(value, RunRecord):
-            return self._seals[value.key]
+            return self.seal(value)
         if isinstance(value, tuple):
             return [self._content(each) for each in value]
         if isinstance(value, Measurement):  # a noise floor, which many variants share
-            if id(value) not in self._measurements:
-                self._measurements[id(value)] = value, _digest(value)
-            return self._measurements[id(value)][1]
+            return self._digest(value)
         return value
+
+    def _digest(self, measurement: Measurement) -> str:
+        if id(measurement) not in self._measurements:
+            self._measurements[id(measurement)] = measurement, _digest(measurement)
+        return self._measurements[id(measurement)][1]
 
 
 def _digest(measurement: Measurement) -> str:
     content = {each.name: getattr(measurement, each.name) for each in fields(measurement)}
-    return full_digest(
-        {
-            name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-            for name, value in content.items()
-            if name != "protocol"
-        }
-        | {"protocol": dict(measurement.protocol)}
-    )
+    return full_digest({name: _plain(value) for name, value in content.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, LazyColumn) and value.name:
+        return value.name  # it need not be read
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+def _estimate(text: str) -> Estimate:
+    found: Estimate = summary.builder(Estimate)(json.loads(text))
+    return found

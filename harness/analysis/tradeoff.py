@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 
-from harness.analysis.front_probability import compared_bytes, front_probabilities
+from harness.analysis.front_probability import compared_bytes
 from harness.analysis.selection import (
     ComparisonSetting,
     Protocol,
@@ -42,18 +42,12 @@ from harness.figures.derived.plausibility import implausible
 from harness.figures.derived.roofline import machine_of, rates
 from harness.figures.evidence import Evidence
 from harness.figures.formats import duration
-from harness.figures.row import row
 from harness.figures.table import EngineFloor, Table, VariantRow
 from harness.host.machine import PACKAGES
-from harness.stats.estimate import Estimate, clustered_mean
 from harness.stats.pareto import front
 
 RUNTIME = ("torch", "transformers", "tokenizers")
 """The libraries that determine the baseline's figures."""
-
-
-Derive = Callable[[Evidence, str], tuple[VariantRow, tuple[str, ...]]]
-"""What makes a row with this label from the evidence of a variant, and notes on what could not be compared."""
 
 
 @dataclass(frozen=True)
@@ -106,16 +100,16 @@ def tradeoff(records: Iterable[RunRecord], summaries: Summaries | None = None) -
     own session and on its own node. Rows that are among the ``summaries`` are not derived again.
     """
     records = tuple(records)
-    derive = row if summaries is None else summaries.row
+    summaries = summaries or Summaries({}, {})
     groups: dict[ComparisonSetting, list[RunRecord]] = {}
     for record in records:
         if record.spec.job.row_rank is not None:
             groups.setdefault(setting(record.spec), []).append(record)
-    return tuple(table for where, members in groups.items() for table in _tables(where, members, records, derive))
+    return tuple(table for where, members in groups.items() for table in _tables(where, members, records, summaries))
 
 
 def _tables(
-    where: ComparisonSetting, members: Sequence[RunRecord], records: Sequence[RunRecord], derive: Derive
+    where: ComparisonSetting, members: Sequence[RunRecord], records: Sequence[RunRecord], summaries: Summaries
 ) -> list[Table]:
     counted = current(members)
     quality, quantize, task = (
@@ -128,18 +122,18 @@ def _tables(
     groups = protocols(quality) or {(): ()}
     before = _model_runs(where, records)
     return [
-        _table(where, protocol, _Runs(group, quantize, task, performance), before, derive)
+        _table(where, protocol, _Runs(group, quantize, task, performance), before, summaries)
         for protocol, group in groups.items()
     ]
 
 
 def _table(
-    where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord], derive: Derive
+    where: ComparisonSetting, protocol: Protocol, runs: _Runs, model_runs: Sequence[RunRecord], summaries: Summaries
 ) -> Table:
     references = tuple(run for run in model_runs if _is_reference_of(run, where, runs.quality))
     machines = tuple(run for run in model_runs if isinstance(run.spec.job, MeasureMachine))
     runs = replace(runs, references=references, machines=machines)
-    rows, notes = _rows(runs, derive)
+    rows, notes = _rows(runs, summaries)
     preparing = [run for run in model_runs if isinstance(run.spec.job, PrepareModel)]
     notes += [_failed_before(run) for run in (*preparing, *references) if run.status != "ok"]
     newest = _last(run for run in runs.performance if run.status == "ok") or _last(runs.performance)
@@ -154,11 +148,11 @@ def _table(
         native_quantization=any_spec.model.native_quantization,
         protocol=protocol_text(protocol),
         hardware=where.hardware_text,
-        rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows))),
+        rows=tuple(_less_labels(entry, labels) for entry in _sorted(_marked(rows, summaries))),
         labels=(*labels, *(doubt.label for doubt in doubts)),
         notes=tuple(dict.fromkeys(notes)),
-        kl_noise_floor=_mean(_noise_floor(references, "batch size")),
-        kl_noise_floor_dtype=_mean(_noise_floor(references, "dtype")),
+        kl_noise_floor=summaries.mean(_noise_floor(references, "batch size")),
+        kl_noise_floor_dtype=summaries.mean(_noise_floor(references, "dtype")),
         engine_floors=_engine_floors(rows),
         recipes=tuple(dict.fromkeys(run.spec.recipe for run in runs.all)),
         grid=tuple(dict.fromkeys(speed.point for entry in rows for speed in entry.speeds)),
@@ -172,7 +166,7 @@ def _table(
     )
 
 
-def _rows(runs: _Runs, derive: Derive) -> tuple[list[VariantRow], list[str]]:
+def _rows(runs: _Runs, summaries: Summaries) -> tuple[list[VariantRow], list[str]]:
     variants: dict[str, list[RunRecord]] = {}
     users: dict[str, list[list[RunRecord]]] = {}  # by artifact: the variants measured from it
     for run in runs.quality + runs.task + runs.performance:
@@ -186,7 +180,7 @@ def _rows(runs: _Runs, derive: Derive) -> tuple[list[VariantRow], list[str]]:
             members.append(run)
     found = [list(_evidence(members, runs)) for members in variants.values()]
     names = labels((each.variant, each.decode_mode) for modes in found for each in modes)
-    made = [[derive(each, names[each.variant.key, each.decode_mode]) for each in modes] for modes in found]
+    made = [[summaries.row(each, names[each.variant.key, each.decode_mode]) for each in modes] for modes in found]
     concerned: dict[str, list[str]] = {}
     for entry, notes in chain.from_iterable(made):
         for note in notes:
@@ -292,7 +286,7 @@ def _software(run: RunRecord) -> Mapping[str, str]:
     return run.outcome.before.software if run.outcome.before else {}
 
 
-def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
+def _marked(rows: Sequence[VariantRow], summaries: Summaries) -> list[VariantRow]:
     """The rows, marking those on the front of KL divergence and stored bytes; the reference's KL is zero.
 
     KL is the whole divergence, the engine's own included: it is what users of that engine get. Also adds the
@@ -302,7 +296,7 @@ def _marked(rows: Sequence[VariantRow]) -> list[VariantRow]:
     points = {index: point for index, (entry, size) in sized if (point := _point(entry, size)) is not None}
     indices = list(points)
     kept = {indices[position] for position in front(list(points.values()), ("lower", "lower"))}
-    likely = front_probabilities(rows)
+    likely = summaries.front_probabilities(rows)
     return [replace(entry, front=index in kept, front_probability=likely[index]) for index, entry in enumerate(rows)]
 
 
@@ -368,10 +362,6 @@ def _forecast_and_fact(runs: Iterable[RunRecord]) -> Iterator[str]:
 def _engine_floors(rows: Iterable[VariantRow]) -> tuple[EngineFloor, ...]:
     found = {row.engine: row.kl_mean for row in rows if row.is_control and row.kl_mean}
     return tuple(EngineFloor(engine, kl) for engine, kl in found.items())
-
-
-def _mean(floor: Measurement | None) -> Estimate | None:
-    return clustered_mean(floor) if floor else None
 
 
 def _noise_floor(references: Sequence[RunRecord], changed: str) -> Measurement | None:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from harness.analysis.regression import Regression, track
 from harness.api.baselines import FOLDER
-from harness.api.results import read_named, redacted
+from harness.api.results import kept_of, read_named, redacted
 from harness.errors import RecipeError, UsageError
 from harness.figures.gate import threshold
 from harness.plugins import gates as gated_figures
 from harness.storage.anonymizer import Anonymizer
+from harness.storage.summaries import COMPARED
 
 
 def compare(
@@ -37,16 +38,18 @@ def compare(
     read = {word: read_named(word, results, Path(baselines)) for word in dict.fromkeys(words)}
     sides = [read[word] for word in words]
     theirs, ours = redacted(sides) if redact else sides
-    return track(
-        theirs.records,
-        ours.records,
-        None if recipe is None else _gates_of(recipe),
-        override=_checked(gates or {}),
-        names=(theirs.name, ours.name),
-        damaged=(theirs.damaged, ours.damaged),
-        origin=None if recipe is None else "a recipe" if redact else Anonymizer.for_terminals().path(str(recipe)),
-        strict=strict,
-    )
+    with kept_of([theirs, ours], COMPARED) as kept:
+        return track(
+            theirs.records,
+            ours.records,
+            None if recipe is None else _gates_of(recipe),
+            override=_checked(gates or {}),
+            names=(theirs.name, ours.name),
+            damaged=(theirs.damaged, ours.damaged),
+            origin=None if recipe is None else "a recipe" if redact else Anonymizer.for_terminals().path(str(recipe)),
+            strict=strict,
+            kept=kept,
+        )
 
 
 def _gates_of(path: str | Path) -> Mapping[str, float]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from harness.analysis.history import History, trace
 from harness.api.baselines import FOLDER
-from harness.api.results import read_named, redacted
+from harness.api.results import kept_of, read_named, redacted
 from harness.errors import UsageError, refuse_unknown
 from harness.plugins import gates
+from harness.storage.summaries import TRACED
 
 
 def history(
@@ -36,12 +37,14 @@ def history(
             refuse_unknown("metric", metric, gates())
     sources = [read_named(str(place), results, Path(baselines)) for place in places]
     sources = redacted(sources) if redact else sources
-    whole = trace(
-        (record for each in sources for record in each.records),
-        metrics=metrics,
-        names=[each.name for each in sources],
-        damaged=[damaged for each in sources for damaged in each.damaged],
-    )
+    with kept_of(sources, TRACED) as kept:
+        whole = trace(
+            (record for each in sources for record in each.records),
+            metrics=metrics,
+            names=[each.name for each in sources],
+            damaged=[damaged for each in sources for damaged in each.damaged],
+            kept=kept,
+        )
     series = tuple(each for each in whole.series if _has(each.method, methods) and _has(each.model, models))
     if not series:
         there = ", ".join(sorted({f"{each.model} × {each.method}" for each in whole.series}))

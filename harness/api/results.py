@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.api.baselines import Baselines
 from harness.api.locations import read_location
 from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
+from harness.plugins import plugin_figures
 from harness.report.redact import Redaction
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
 from harness.storage.objects import is_url, local_path
-from harness.storage.reading import Contents, uncollected
-from harness.storage.summaries import SummaryFile
+from harness.storage.reading import Contents
+from harness.storage.reading import uncollected as uncollected
+from harness.storage.summaries import SUMMARIES, SummaryFile
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from harness.analysis.kept import KeptEntries
     from harness.analysis.summaries import Summaries
+
+K = TypeVar("K", bound="KeptEntries")
 
 
 @dataclass(frozen=True)
 class NamedRecords:
     """The records that a name refers to; ``damaged`` are the attempts that are not as they were written.
 
-    ``seals`` are the hashes of the records, in their order, if they are all that is in ``folder`` and its index knows
-    them.
+    ``seals`` are the hashes of the records, in their order, if their index knows them: what is derived from them is
+    kept in ``folder``.
     """
 
     name: str
@@ -42,29 +47,46 @@ class NamedRecords:
     folder: Path | None = None
     seals: tuple[str | None, ...] = ()
 
-    @contextmanager
-    def summaries(self) -> Iterator[Summaries | None]:
-        """What was derived from these records before; what is derived meanwhile is kept for the next time."""
-        if self.folder is None:
-            with uncollected():
-                yield None
-            return
+    def summaries(self) -> AbstractContextManager[Summaries | None]:
+        """Rows of variants that were derived from these records before; those derived meanwhile are kept."""
         from harness.analysis.summaries import Summaries
-        from harness.figures.summary import code
 
-        kept = SummaryFile(self.folder, code())
-        found = Summaries(self._sealed(), kept.read())
+        return _kept([self], SUMMARIES, Summaries)
+
+
+@contextmanager
+def kept_of(sides: Sequence[NamedRecords], file: str) -> Iterator[KeptEntries]:
+    """What comparisons or histories derived from these records before; what they derive meanwhile is kept.
+
+    Nothing is kept if a plugin declares figures: whether its code is still the same is not known.
+    """
+    from harness.analysis.kept import NOTHING, KeptEntries
+
+    with _kept([] if plugin_figures() else sides, file, KeptEntries) as kept:
+        yield NOTHING if kept is None else kept
+
+
+@contextmanager
+def _kept(sides: Sequence[NamedRecords], file: str, kind: type[K]) -> Iterator[K | None]:
+    """What was derived from these records before; what is derived meanwhile is kept for the next time.
+
+    It is kept in a ``file`` of the last folder among the sides, and used while the code that derives it is the same;
+    None if no side has a folder.
+    """
+    folder = next((side.folder for side in reversed(sides) if side.folder is not None), None)
+    if folder is None:
         with uncollected():
-            yield found
-        if found.used and found.changed:
-            kept.write(found.used)
+            yield None
+        return
+    from harness.figures.summary import code
 
-    def _sealed(self) -> dict[tuple[str, str, str], str]:
-        """The seals by what identifies an attempt; none of copies that differ, which have the same key."""
-        seals: dict[tuple[str, str, str], set[str | None]] = {}
-        for record, seal in zip(self.records, self.seals, strict=True):
-            seals.setdefault(record.key, set()).add(seal)
-        return {key: seal for key, each in seals.items() if len(each) == 1 for seal in each if seal is not None}
+    summaries = SummaryFile(folder, code(), file)
+    pairs = (zip(side.records, side.seals, strict=True) for side in sides if side.seals)
+    with uncollected():
+        seals = {id(record): seal for record, seal in chain.from_iterable(pairs) if seal is not None}
+        found = kind(seals, summaries.read())
+        yield found
+        summaries.add(found.used, len(seals))
 
 
 def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
@@ -75,7 +97,7 @@ def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
     kept = Baselines(baselines)
     if word in kept:
         baseline = kept.read(word)
-        return _named(f"baseline {word}", baseline.records, baseline.damaged)
+        return _named(f"baseline {word}", baseline.records, baseline.damaged, baseline.folder)
     folder, at, wanted = word.rpartition("@")
     if is_url(word) and "/" in wanted:  # the @ is a part of the URL
         folder, at, wanted = "", "", word
@@ -94,10 +116,7 @@ def read_folder(folder: str | Path, wanted: str | None = None) -> NamedRecords:
     if wanted:
         return _read_part(f"{folder}@{wanted}", folder, wanted)
     found = read_location(folder)
-    named = _named(str(folder), found.records, found.damaged)
-    if found.entries is None or is_url(folder):
-        return named
-    return replace(named, folder=local_path(folder), seals=tuple(each.seal for each in found.entries))
+    return _named(str(folder), found.records, found.damaged, folder, _seals(found))
 
 
 def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
@@ -114,14 +133,26 @@ def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
         raise ResultsError(
             f"{word}: neither a folder, a baseline, nor a session or run in {folder}; sessions: {sessions}"
         )
-    chosen = tuple(record for record in records if matches[0] in (record.session, record.spec.run_id))
-    return _named(f"{folder}@{matches[0]}", chosen, found.damaged)
+    chosen = [matches[0] in (record.session, record.spec.run_id) for record in records]
+    sealed = tuple(compress(_seals(found), chosen))
+    return _named(f"{folder}@{matches[0]}", tuple(compress(records, chosen)), found.damaged, folder, sealed)
 
 
-def _named(name: str, records: Sequence[RunRecord], damaged: tuple[Damaged, ...]) -> NamedRecords:
+def _seals(found: Contents) -> tuple[str | None, ...]:
+    return () if found.entries is None else tuple(each.seal for each in found.entries)
+
+
+def _named(
+    name: str,
+    records: Sequence[RunRecord],
+    damaged: tuple[Damaged, ...],
+    location: str | Path,
+    seals: tuple[str | None, ...] = (),
+) -> NamedRecords:
     """As comparisons and histories show them: they are published, so they do not name the user."""
     anonymizer = Anonymizer.for_terminals()
-    return NamedRecords(anonymizer.path(name), tuple(records), tuple(map(anonymizer.damaged, damaged)))
+    named = NamedRecords(anonymizer.path(name), tuple(records), tuple(map(anonymizer.damaged, damaged)))
+    return replace(named, folder=local_path(location), seals=seals) if seals and not is_url(location) else named
 
 
 def redacted(sides: Sequence[NamedRecords]) -> list[NamedRecords]:
@@ -156,40 +187,51 @@ def _frame(found: Contents) -> pd.DataFrame:
     import pandas as pd
 
     if found.entries is not None:
-        measured = [(each.kinds, each.counts, each.means, each.values()) for each in found.entries]
+        measured = [(each.kinds, each.counts, each.means, each.arrays()) for each in found.entries]
         names = [each.names for each in found.entries]
     else:
         measured = [_measured(record.outcome.measurements) for record in found.records]
         names = [names_of(record) for record in found.records]
-    rows = [max(len(kinds), 1) for kinds, *_ in measured]
-    runs = pd.DataFrame(names).take(np.repeat(np.arange(len(rows)), rows)).reset_index(drop=True)
-    kinds = list(chain.from_iterable(kinds or (None,) for kinds, *_ in measured))
-    places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
-    described = pd.DataFrame([_description(kind) for kind in places]).take([places[kind] for kind in kinds])
-    columns = [runs, described.reset_index(drop=True)]
-    if any(measured_kinds for measured_kinds, *_ in measured):
-        lacking = ((math.nan, math.nan, (math.nan,) * 3),)
-        value, count, raw = zip(
-            *chain.from_iterable(
-                zip(means, counts, values, strict=True) if kinds else lacking
-                for kinds, counts, means, values in measured
-            ),
-            strict=True,
-        )
-        columns.append(pd.DataFrame({"value": value, "n": count}))
-        for name, column in (("values", 0), ("item_ids", 2)):
-            columns.append(pd.DataFrame({name: np.fromiter((each[column] for each in raw), object, len(raw))}))
-        protocols = (math.nan if kind is None else dict(protocol_of(kind)) for kind in kinds)
-        columns.append(pd.DataFrame({"protocol": np.fromiter(protocols, object, len(kinds))}))
+    places: dict[str | None, int] = {}
+    place, rows, counts, means = list[int](), list[int](), list[float](), list[float]()
+    values, items = list[Any](), list[Any]()
+    for kinds, own_counts, own_means, arrays in measured:
+        rows.append(max(len(kinds), 1))
+        if kinds:
+            place += [places.setdefault(kind, len(places)) for kind in kinds]
+            counts += own_counts
+            means += own_means
+            values += arrays.values
+            items += arrays.item_ids
+        else:  # a run that measured nothing
+            place.append(places.setdefault(None, len(places)))
+            for column in (counts, means, values, items):
+                column.append(math.nan)
+    described = pd.DataFrame([_description(kind) for kind in places])
+    columns = [
+        pd.DataFrame(names).take(np.repeat(np.arange(len(rows)), rows)).reset_index(drop=True),
+        described.take(place).reset_index(drop=True),
+    ]
+    if places.keys() - {None}:
+        columns.append(pd.DataFrame({"value": means, "n": counts}))
+        protocols = [None if kind is None else protocol_of(kind) for kind in places]
+        copies = (math.nan if (protocol := protocols[each]) is None else dict(protocol) for each in place)
+        objects: dict[str, Iterable[Any]] = {"values": values, "item_ids": items, "protocol": copies}
+        columns += [pd.DataFrame({name: np.fromiter(own, object, len(place))}) for name, own in objects.items()]
     return pd.concat(columns, axis=1)
 
 
-def _measured(measurements: Sequence[Measurement]) -> tuple[list[str], list[int], list[float], list[Arrays]]:
+def _measured(measurements: Sequence[Measurement]) -> tuple[list[str], list[int], list[float], Arrays]:
     return (
         [kind_text(m) for m in measurements],
         [len(m.values) for m in measurements],
         [m.mean for m in measurements],
-        [(m.values, m.weights, m.item_ids, m.cluster_ids) for m in measurements],
+        Arrays(
+            [m.values for m in measurements],
+            [m.weights for m in measurements],
+            [m.item_ids for m in measurements],
+            [m.cluster_ids for m in measurements],
+        ),
     )
 
 

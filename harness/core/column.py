@@ -18,13 +18,14 @@ class LazyColumn(Sequence[T]):
     """``read`` returns the values, as a sequence or as an array of one axis, and is called for every use.
 
     So it decides what is kept in memory, and for how long. It may raise ResultsError: then the values changed or
-    vanished since their number was known.
+    vanished since their number was known. ``name`` identifies the values: columns with equal names have equal values;
+    empty if nothing does.
     """
 
-    __slots__ = ("_length", "_read")
+    __slots__ = ("_length", "_read", "name")
 
-    def __init__(self, length: int, read: Callable[[], Any]) -> None:
-        self._length, self._read = length, read
+    def __init__(self, length: int, read: Callable[[], Any], name: str = "") -> None:
+        self._length, self._read, self.name = length, read, name
 
     def __len__(self) -> int:
         return self._length
@@ -49,7 +50,9 @@ class LazyColumn(Sequence[T]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LazyColumn | tuple):
             return NotImplemented
-        return self is other or (len(self) == len(other) and tuple(self) == tuple(other))
+        if self is other or (self.name and isinstance(other, LazyColumn) and self.name == other.name):
+            return True
+        return len(self) == len(other) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
         return hash(tuple(self))

@@ -13,13 +13,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from harness.figures.evidence import Evidence
 from harness.figures.table import VariantRow
 
 NOT_DERIVED = ("label", "evidence")
 """Fields of a row that its evidence does not determine: a label depends on the other variants."""
-CODE = ("core", "figures", "stats", "tasks")
-"""The rooms whose code derives a row."""
+CODE = ("analysis", "core", "figures", "stats", "tasks")
+"""The rooms whose code derives rows and findings."""
 LIBRARIES = ("numpy", "scipy")
 
 Derived = tuple[VariantRow, tuple[str, ...]]
@@ -30,7 +32,7 @@ def written(derived: Derived) -> str:
     """One line of JSON. Numbers keep their type and every bit; NaN and infinity are written as JavaScript does."""
     made, notes = derived
     values = [getattr(made, name) for name in _names()]
-    return json.dumps([values, notes], default=_plain, separators=(",", ":"))
+    return as_text([values, notes])
 
 
 def read(text: str, evidence: Evidence, label: str) -> Derived:
@@ -42,7 +44,7 @@ def read(text: str, evidence: Evidence, label: str) -> Derived:
 
 @cache
 def code() -> str:
-    """A digest of all that derives a row: a row that other code derived is not used."""
+    """A digest of all that derives rows and findings: what other code derived is not used."""
     versions = (*(version(library) for library in LIBRARIES), sys.version)  # Python 3.12 adds floats up differently
     digest = hashlib.sha256(" ".join(versions).encode())
     root = Path(__file__).parents[1]
@@ -56,10 +58,17 @@ def _names() -> tuple[str, ...]:
     return tuple(name for name, _ in _builders(VariantRow))
 
 
+def as_text(value: Any) -> str:
+    """A value of dataclasses and plain values as one line, for ``builder`` to read back."""
+    return json.dumps(value, default=_plain, separators=(",", ":"))
+
+
 def _plain(value: Any) -> Any:
-    """One level of a type unknown to JSON: a dataclass as the list of its fields."""
+    """One level of a type unknown to JSON: a dataclass as the list of its fields, a number of numpy as Python's."""
     if is_dataclass(value):
         return [_pairs(getattr(value, each.name)) for each in fields(value) if each.init]
+    if isinstance(value, np.generic):
+        return value.item()
     raise TypeError(f"{type(value).__name__} cannot be kept")
 
 
@@ -73,24 +82,24 @@ def _builders(kind: type[Any]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
     """What makes each field of a dataclass from JSON."""
     hints = get_type_hints(kind)
     kept = (each.name for each in fields(kind) if each.init and not (kind is VariantRow and each.name in NOT_DERIVED))
-    return tuple((name, _builder(hints[name])) for name in kept)
+    return tuple((name, builder(hints[name])) for name in kept)
 
 
 @cache
-def _builder(kind: Any) -> Callable[[Any], Any]:
+def builder(kind: Any) -> Callable[[Any], Any]:
     """What makes a value of that type from JSON."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         inner = [each for each in arguments if each is not NoneType]
         if len(inner) > 1:
             return _same  # of plain values, such as a number or a text
-        build = _builder(inner[0])
+        build = builder(inner[0])
         return build if build is _same else lambda value: None if value is None else build(value)
     if origin is tuple and arguments[-1] is ...:
-        each = _builder(arguments[0])
+        each = builder(arguments[0])
         return tuple if each is _same else lambda value: tuple(map(each, value))
     if origin is tuple:
-        parts = [_builder(argument) for argument in arguments]
+        parts = [builder(argument) for argument in arguments]
         return lambda value: tuple(part(one) for part, one in zip(parts, value, strict=True))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return dict

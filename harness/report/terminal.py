@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness.report import escape
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.console import Console, RenderableType
     from rich.segment import Segment
+    from rich.style import Style
     from rich.table import Table
     from rich.text import Text
 
@@ -34,36 +35,127 @@ def add_row(table: Table, *cells: str | Text) -> None:
     table.add_row(*(line(cell) if isinstance(cell, str) else cell for cell in cells))
 
 
-class Rows:
-    """Prints a table without a box or padded edges, of cells that ``line`` made, exactly as rich does.
+Cell = str | tuple[str, str]
+"""A text, or a text and its style."""
+Head = tuple[str, Literal["left", "right"]]
+"""The heading of a column, and where its cells are aligned."""
 
-    Cells of a column that are equal are measured and wrapped once: many thousands of rows repeat most of their cells.
+
+class Rows:
+    """A table without a box or padded edges, printed exactly as rich prints it, and many thousands of rows quickly.
+
+    Of the cells of a column, those that are equal are measured and wrapped once, and rich does it only for those that
+    do not fit into one line or may have wide characters.
     """
 
-    def __init__(self, table: Table) -> None:
-        self._table = table
+    def __init__(self, heads: Iterable[Head]) -> None:
+        self._heads = list(heads)
+        self._rows: list[tuple[Cell, ...]] = []
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-        from rich.segment import Segment
+    def add(self, *cells: Cell) -> None:
+        self._rows.append(cells)
 
-        keys = [[_cell_key(cell) for cell in column.cells] for column in self._table.columns]
-        unlike = [
-            dict(zip(own, column.cells, strict=True)) for own, column in zip(keys, self._table.columns, strict=True)
-        ]
-        widths = _widths(self._table, [list(cells.values()) for cells in unlike], console, options)
+    def text(self, console: Console) -> str:
+        """All lines as the console would print them."""
+        unlike = [list(dict.fromkeys(cells)) for cells in zip(*self._rows, strict=True)] or [[] for _ in self._heads]
+        table = _table(self._heads, unlike)
+        widths = table._calculate_column_widths(console, console.options)  # rich has no public way to get them
         columns = [
-            _wrapped(self._table, number, cells, width, console, options)
+            _Column(table, number, width, console, {cell: _shown(cell) for cell in cells})
             for number, (cells, width) in enumerate(zip(unlike, widths, strict=True))
         ]
-        heads = [lines[_HEAD] for lines in columns]
-        above = [[Segment(" " * width, console.get_style(self._table.header_style))] for width in widths]
+        heads = [column.head for column in columns]
         tallest = max(map(len, heads))
-        yield from _side_by_side(
-            [(tallest - len(lines)) * [blank] + lines for lines, blank in zip(heads, above, strict=True)], above
+        above = [(tallest - len(head)) * [column.above] + head for column, head in zip(columns, heads, strict=True)]
+        lines = ["".join(line) for line in zip(*above, strict=True)]
+        places, blanks = [column.lines for column in columns], [" " * width for width in widths]
+        for row in self._rows:
+            cells = [own[cell] for own, cell in zip(places, row, strict=True)]
+            for number in range(max(1, *map(len, cells))):
+                lines.append(
+                    "".join([cell[number] if number < len(cell) else blanks[at] for at, cell in enumerate(cells)])
+                )
+        return "\n".join(lines) + "\n"
+
+
+class _Column:
+    """The lines of the cells of a column, of which ``shown`` has the texts, and of its heading."""
+
+    def __init__(self, table: Table, number: int, width: int, console: Console, shown: Mapping[Cell, str]) -> None:
+        from rich.segment import Segment
+
+        _, right, _, left = table.padding
+        self._around = 0 if number == 0 else left, 0 if number == len(table.columns) - 1 else right
+        self._console, self._column, self._width = console, table.columns[number], width
+        self._head_style = console.get_style(table.header_style)
+        self.above = self._printed([Segment(" " * width, self._head_style)])
+        self.head = self._wrapped(self._column.header, self._head_style)
+        self.lines = {cell: self._lines(cell, text) for cell, text in shown.items()}
+
+    def _lines(self, cell: Cell, text: str) -> list[str]:
+        before, after = self._around
+        inner = self._width - before - after
+        style = "" if isinstance(cell, str) or self._console.color_system is None else cell[1]
+        if style or len(text) > inner or not _is_narrow(text) or text.strip() != text:
+            return self._wrapped(line(text, style), None)
+        aligned = text.rjust(inner) if self._column.justify == "right" else text.ljust(inner)
+        return [f"{' ' * before}{aligned}{' ' * after}"]
+
+    def _wrapped(self, content: RenderableType, style: Style | None) -> list[str]:
+        from rich.padding import Padding
+        from rich.style import Style as NoStyle
+
+        column, (before, after) = self._column, self._around
+        options = self._console.options.update(
+            width=self._width, justify=column.justify, overflow=column.overflow, no_wrap=False, height=None
         )
-        blanks = [[Segment(" " * width)] for width in widths]
-        for row in zip(*keys, strict=True):
-            yield from _side_by_side([lines[key] for lines, key in zip(columns, row, strict=True)], blanks)
+        padded = Padding(content, (0, after, 0, before))
+        return [
+            self._printed(segments)
+            for segments in self._console.render_lines(padded, options, style=style or NoStyle.null())
+        ]
+
+    def _printed(self, segments: Iterable[Segment]) -> str:
+        colours = self._console._color_system
+        return "".join(
+            each.style.render(each.text, color_system=colours) if each.style else each.text for each in segments
+        )
+
+
+def _shown(cell: Cell) -> str:
+    return escape.terminal(cell if isinstance(cell, str) else cell[0])
+
+
+_NARROW = frozenset(map(chr, range(ord(" "), ord("~") + 1))) | frozenset("×±·…→▁▂▃▄▅▆▇█")
+_is_narrow = _NARROW.issuperset
+"""Whether a text has one column for each character, and no spaces but those that part words."""
+
+
+def _table(heads: Sequence[Head], unlike: Sequence[Sequence[Cell]]) -> Table:
+    """A table with the cells that determine the widths of its columns."""
+    from rich.table import Column
+    from rich.table import Table as RichTable
+
+    columns = [
+        Column(
+            line(head), justify=justify, overflow="fold", _cells=[line(text) for text in _widest(map(_shown, cells))]
+        )
+        for (head, justify), cells in zip(heads, unlike, strict=True)
+    ]
+    return RichTable(*columns, box=None, header_style="bold", pad_edge=False)
+
+
+def _widest(texts: Iterable[str]) -> list[str]:
+    """The texts among which is the widest, and the one with the widest word."""
+    narrow, others = list[str](), list[str]()
+    for text in texts:
+        (narrow if _is_narrow(text) else others).append(text)
+    longest = [max(narrow, key=len), max(narrow, key=_longest_word)] if narrow else []
+    return [*longest, *others]
+
+
+def _longest_word(text: str) -> int:
+    return max(map(len, text.split()), default=0)
 
 
 def written(parts: Iterable[Text | Table | Rows | str], width: int | None = None, colour: bool = False) -> str:
@@ -84,70 +176,12 @@ def written(parts: Iterable[Text | Table | Rows | str], width: int | None = None
         emoji=False,
     )
     for part in parts:
-        console.print(line(part) if isinstance(part, str) else part)
+        if isinstance(part, Rows):
+            file.write(part.text(console))
+        else:
+            console.print(line(part) if isinstance(part, str) else part)
     # The console may have broken a cell where a command of GitHub's runner begins.
     return "\n".join(escape.disobeyed(each.rstrip()) for each in file.getvalue().split("\n")[:-1]) + "\n"
-
-
-_Key = tuple[str, str]
-_Lines = list[list["Segment"]]
-_HEAD: _Key = ("", "head")
-"""The place of a column's heading among its cells: none has this style."""
-
-
-def _cell_key(cell: object) -> _Key:
-    from rich.text import Text
-
-    assert isinstance(cell, Text)
-    return cell.plain, str(cell.style)
-
-
-def _widths(table: Table, unlike: list[list[RenderableType]], console: Console, options: ConsoleOptions) -> list[int]:
-    """The widths of the columns, which depend on their different cells alone: rich has no public way to get them."""
-    from rich.table import Column, Table
-
-    headed = (
-        Column(column.header, justify=column.justify, overflow=column.overflow, _cells=cells)
-        for column, cells in zip(table.columns, unlike, strict=True)
-    )
-    slim = Table(*headed, box=None, header_style=table.header_style, pad_edge=False)
-    return slim._calculate_column_widths(console, options)
-
-
-def _wrapped(
-    table: Table, number: int, cells: dict[_Key, RenderableType], width: int, console: Console, options: ConsoleOptions
-) -> dict[_Key, _Lines]:
-    """The lines of each cell of a column, and of its heading."""
-    from rich.padding import Padding
-    from rich.style import Style
-
-    column = table.columns[number]
-    _, right, _, left = table.padding
-    around = (0, 0 if number == len(table.columns) - 1 else right, 0, 0 if number == 0 else left)
-    of_cell = options.update(width=width, justify=column.justify, overflow=column.overflow, no_wrap=False, height=None)
-    styles = {_HEAD: console.get_style(table.header_style)}
-    return {
-        key: console.render_lines(Padding(cell, around), of_cell, style=styles.get(key, Style.null()))
-        for key, cell in {**cells, _HEAD: column.header}.items()
-    }
-
-
-def _side_by_side(cells: list[_Lines], blanks: _Lines) -> Iterator[Segment]:
-    """The lines of a row; neighbours without a style are joined, because each segment costs time."""
-    from rich.segment import Segment
-
-    for line_number in range(max(1, *map(len, cells))):
-        plain = ""
-        for lines, blank in zip(cells, blanks, strict=True):
-            for segment in lines[line_number] if line_number < len(lines) else blank:
-                if not segment.style:
-                    plain += segment.text
-                    continue
-                if plain:
-                    yield Segment(plain)
-                    plain = ""
-                yield segment
-        yield Segment(plain + "\n")
 
 
 def show(render: Callable[[int | None, bool], str]) -> None:
@@ -158,7 +192,7 @@ def show(render: Callable[[int | None, bool], str]) -> None:
         sys.stdout.write(render(None, False))
 
 
-def show_parts(parts: Iterable[Text | Table | str]) -> None:
+def show_parts(parts: Iterable[Text | Table | Rows | str]) -> None:
     """Prints the parts one below the other."""
     listed = list(parts)
     show(lambda width, colour: written(listed, width, colour))

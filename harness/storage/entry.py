@@ -11,7 +11,7 @@ import hashlib
 import json
 import struct
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -32,8 +32,17 @@ MAX_SHARED = 50_000
 _COLUMNS = 5
 """Integers of a measurement: its kind, its values, whether they have weights, and the places of items and clusters."""
 
-Arrays = tuple[Sequence[float], Sequence[float], Sequence[str], Sequence[str]]
-"""Values, weights, items and clusters of a measurement."""
+
+@dataclass(frozen=True)
+class Arrays:
+    """Of each measurement of a record, its values, weights, items and clusters."""
+
+    values: list[Sequence[float]]
+    weights: list[Sequence[float]]
+    item_ids: list[Sequence[str]]
+    cluster_ids: list[Sequence[str]]
+
+
 Names = dict[str, str | int | None]
 """A run's description for programs."""
 
@@ -63,6 +72,17 @@ class Segment:
     @cached_property
     def _places(self) -> dict[str, int]:
         return {text: place for place, text in enumerate(self.texts)}
+
+    @cached_property
+    def _parts(self) -> dict[tuple[Any, ...], dict[str, Any]]:
+        return {}
+
+    def part(self, kind: type, places: Mapping[str, int]) -> Mapping[str, Any]:
+        """The fields of a part of a record, from the places of their texts. Many outcomes have the same."""
+        key = kind, *places, *places.values()
+        if key not in self._parts:
+            self._parts[key] = {name: _value(kind, name, self.texts[place]) for name, place in places.items()}
+        return self._parts[key]
 
     def entries(self) -> Iterator[IndexEntry]:
         return (IndexEntry(self, row) for row in self.rows)
@@ -180,6 +200,11 @@ class IndexEntry:
         return stamps
 
     @property
+    def file_names(self) -> Iterable[str]:
+        names: dict[str, Any] = self.row[2]
+        return names
+
+    @property
     def files(self) -> dict[str, FileSeal]:
         """Its files, as they were read."""
         return {name: FileSeal(*each) for name, each in self.row[2].items()}
@@ -205,23 +230,36 @@ class IndexEntry:
         return {name: _loaded(self._text(place)) for name, place in self.row[4].items()}
 
     @property
+    def recipe(self) -> str:
+        recipe: str = _loaded(self._text(self.row[4]["recipe"]))
+        return recipe
+
+    @property
     def float_count(self) -> int:
         """Floats that it has in its segment: means, and the values and weights of short measurements."""
-        return self._count + sum(
-            count * (1 + weights)
-            for count, weights in zip(self.counts, self._integers(2), strict=True)
-            if count <= FEW_VALUES
-        )
+        return self._float_count(self._special())
+
+    def _float_count(self, special: Sequence[tuple[int, ...]]) -> int:
+        few = (count * (1 + weights) for _, count, weights, *_ in special if count <= FEW_VALUES)
+        return 2 * self._count - len(special) + sum(few)
+
+    def _special(self) -> list[tuple[int, ...]]:
+        """The measurements with other than one value or anything beside it, as few have: each with its integers."""
+        columns = (self._integers(column) for column in range(1, _COLUMNS))
+        return [each for each in zip(range(self._count), *columns, strict=True) if each[1:] != (1, 0, 0, 0)]
 
     @cached_property
     def record(self) -> RunRecord:
         """The record. Its measurements are built when they are used."""
         spec, outcome, rest = (
-            {name: _value(kind, name, self._text(place)) for name, place in part.items()}
+            self.segment.part(kind, part)
             for kind, part in zip((RunSpec, Outcome, RunRecord), self.row[5:8], strict=True)
         )
         made = RunSpec(**spec)
-        vars(made)["run_id"] = self.names["run_id"]  # computing it takes longer than all else
+        ids = {name: _loaded(self._text(self.row[4][name])) for name in ("run_id", "case_id", "variant")}
+        vars(made).update(run_id=ids["run_id"], case_id=ids["case_id"])  # computing them takes longer than all else
+        if isinstance(made.job, VariantJob):
+            vars(made.job.variant)["key"] = ids["variant"]
         return RunRecord(made, Outcome(**outcome, measurements=Measured(self)), **rest)
 
     @property
@@ -241,26 +279,35 @@ class IndexEntry:
         means: list[float] = self.segment.floats[begin : begin + self._count].tolist()
         return means
 
-    def values(self) -> list[Arrays]:
-        """Of each measurement, its values, weights, items and clusters."""
-        begin = self.row[9]
-        own: list[float] = self.segment.floats[begin : begin + self.float_count].tolist()
-        place, found = self._count, list[Arrays]()
-        counts, weighted, items, clusters = (self._integers(column) for column in range(1, _COLUMNS))
-        for number, (count, weights, *ids) in enumerate(zip(counts, weighted, items, clusters, strict=True)):
-            if count == 1 and not weights and ids == [0, 0]:  # as most are
-                found.append(((own[place],), (), (), ()))
-                place += 1
-            elif count <= FEW_VALUES:
-                middle, end = place + count, place + count * (1 + weights)
-                names, groups = (_ids(self._text(each - 1)) if each else () for each in ids)
-                found.append((tuple(own[place:middle]), tuple(own[middle:end]), names, groups))
+    def arrays(self) -> Arrays:
+        """The values, weights, items and clusters of its measurements."""
+        special = self._special()
+        begin, end = self.row[9] + self._count, self.row[9] + self._float_count(special)
+        own: list[float] = self.segment.floats[begin:end].tolist()
+        singles = list(zip(own, strict=True))
+        values = list[Sequence[float]]()
+        weights: list[Sequence[float]] = [()] * self._count
+        items: list[Sequence[str]] = [()] * self._count
+        clusters: list[Sequence[str]] = [()] * self._count
+        place = 0
+        for number, count, weighted, *ids in special:
+            before = number - len(values)
+            values += singles[place : place + before]
+            place += before
+            if count <= FEW_VALUES:
+                middle, end = place + count, place + count * (1 + weighted)
+                values.append(tuple(own[place:middle]))
+                weights[number] = tuple(own[middle:end])
+                items[number], clusters[number] = (_ids(self._text(each - 1)) if each else () for each in ids)
                 place = end
             else:
-                there = {"values": True, "weights": weights, "item_ids": ids[0], "cluster_ids": ids[1]}
+                there = {"values": True, "weights": weighted, "item_ids": ids[0], "cluster_ids": ids[1]}
                 columns = self._evidence.columns(number, {name: count for name, has in there.items() if has})
-                found.append(tuple(columns.get(name, ()) for name in there))  # type: ignore[arg-type]
-        return found
+                values.append(columns["values"])
+                weights[number] = columns.get("weights", ())
+                items[number], clusters[number] = columns.get("item_ids", ()), columns.get("cluster_ids", ())
+        values += singles[place:]
+        return Arrays(values, weights, items, clusters)
 
     @cached_property
     def _evidence(self) -> EvidenceFile:
@@ -292,11 +339,11 @@ class Measured(LazyColumn[Measurement]):
 
     def _all(self) -> tuple[Measurement, ...]:
         if self._built is None:
+            found = self._entry.arrays()
+            columns = zip(found.values, found.weights, found.item_ids, found.cluster_ids, strict=True)
             self._built = tuple(
                 Measurement(*kind_of(kind), values, protocol_of(kind), weights, items, clusters)
-                for kind, (values, weights, items, clusters) in zip(
-                    self._entry.kinds, self._entry.values(), strict=True
-                )
+                for kind, (values, weights, items, clusters) in zip(self._entry.kinds, columns, strict=True)
             )
         return self._built
 

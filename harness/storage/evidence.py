@@ -110,7 +110,10 @@ class EvidenceFile:
 
     def columns(self, index: int, present: Mapping[str, int]) -> dict[str, LazyColumn[Any]]:
         """The columns of a measurement, by the names of its fields, with so many values; they are read when used."""
-        return {name: LazyColumn(count, partial(self._column, index, name)) for name, count in present.items()}
+        return {
+            name: LazyColumn(count, partial(self._column, index, name), f"{self.sealed.sha256} {index} {name}")
+            for name, count in present.items()
+        }
 
     def _column(self, index: int, name: str) -> Any:
         return getattr(self._values()[index], name)

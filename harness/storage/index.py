@@ -13,7 +13,7 @@ import hashlib
 import os
 import struct
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from itertools import islice
@@ -36,6 +36,16 @@ SLACK_NS = 2_000_000_000
 """The coarsest clock of a file system is FAT's: two seconds."""
 MAX_SEGMENTS = 32
 """With more, or if a tenth of the attempts are new, a reader writes the index anew."""
+READERS = (
+    *(f"core/{name}.py" for name in ("capability", "column", "effort", "foreign", "identity", "job", "json_values")),
+    *(f"core/{name}.py" for name in ("label", "model", "owner", "protocols", "record", "run", "variant", "workload")),
+    *(f"core/upgrade/{name}.py" for name in ("__init__", "labels", "specs")),
+    "errors.py",
+    *(f"storage/{name}.py" for name in ("disk", "entry", "evidence", "index", "json_codec", "pack", "parquet_bounds")),
+    *(f"storage/{name}.py" for name in ("reading", "seal")),
+)
+"""The files whose code decides what is read of a record: this one, and all that reading imports. What they derive,
+ids and labels for example, has no version of its own, so that an index lasts until one of them changes."""
 _PACKED = 5
 """Numbers in the stamp of a pack: how many files the attempt has there, and those of a file."""
 SEGMENT_ROWS = 5_000
@@ -86,7 +96,7 @@ class Index:
         found = self._entries.get(key)
         if found is None:
             return None
-        stamps = self._stamps(key, found.files)
+        stamps = self._stamps(key, found.file_names)
         is_packed_anew = stamps is not None and stamps != found.stamps and len(stamps[0]) == _PACKED
         if stamps is None or (stamps != found.stamps and not is_packed_anew):
             return None
@@ -155,18 +165,16 @@ class Index:
         except (ValueError, TypeError, RecursionError, DamagedIndexError):
             self._segments = 0  # what was read before the damage holds; nothing is added behind it
 
-    def _stamps(self, key: str, names: Mapping[str, object]) -> Stamps | None:
+    def _stamps(self, key: str, names: Iterable[str]) -> Stamps | None:
         """The stamps of an attempt's folder and of files in it; None if one is not there."""
         folder = f"{self.folder}/{key}"
         try:
-            if (found := packed(Path(folder))) is not None:
-                pack, members = found
-                return [
-                    [len(members), *pack.stamp],
-                    *([members[name].begin, members[name].bytes, 0, 0] for name in names),
-                ]
-            return [_stamp(os.lstat, folder), *(_stamp(os.stat, f"{folder}/{name}") for name in names)]
-        except (OSError, KeyError):
+            own = _stamp(os.lstat, folder)
+        except OSError:
+            return _packed_stamps(Path(folder), names)
+        try:
+            return [own, *(_stamp(os.stat, f"{folder}/{name}") for name in names)]
+        except OSError:
             return None
 
     def _is_unchanged(self, key: str, files: Mapping[str, FileSeal]) -> bool:
@@ -181,6 +189,18 @@ class Index:
             )
         except (OSError, ResultsError):
             return False
+
+
+def _packed_stamps(folder: Path, names: Iterable[str]) -> Stamps | None:
+    """The stamps of an attempt in a pack; None if it is in none."""
+    found = packed(folder)
+    if found is None:
+        return None
+    pack, members = found
+    try:
+        return [[len(members), *pack.stamp], *([members[name].begin, members[name].bytes, 0, 0] for name in names)]
+    except KeyError:
+        return None
 
 
 def _begin(folder: Path, part: Path, content: bytes) -> None:
@@ -286,7 +306,7 @@ def _part_of(folder: Path) -> Path:
 def _code() -> bytes:
     """A digest of the code that reads records: another version may read something else in the same files."""
     digest = hashlib.sha256(sys.byteorder.encode())
-    for room in (Path(__file__).parent, Path(__file__).parents[1] / "core"):
-        for path in sorted(room.rglob("*.py")):
-            digest.update(path.read_bytes())
+    root = Path(__file__).parents[1]
+    for name in READERS:
+        digest.update((root / name).read_bytes())
     return digest.digest()

@@ -121,21 +121,33 @@ def uncollected() -> Iterator[None]:
 
 def _read_contents(folder: Path, root: Path) -> Contents:
     indexes = _indexes(folder)
-    listed: list[tuple[Path, Index | None]] = []
+    found: dict[tuple[str, ...], Attempt | IndexEntry] = {}
+    misplaced: list[Path] = []
+
+    @cache
+    def is_placed(parent: Path, recipe: str) -> bool:
+        return parent in (root, root / recipe)
 
     def is_known(parent: Path, run: str) -> bool:
         index = indexes.get(parent)
         names = None if index is None else index.attempts(run)
-        listed.extend((parent / run / name, index) for name in names or ())
-        return names is not None
+        if index is None or names is None:
+            return False
+        for name in names:
+            known = index.entry(f"{run}/{name}")
+            if known is not None and is_placed(parent, known.recipe):
+                found[*parent.parts, run, name] = known
+            else:
+                misplaced.append(parent / run / name)
+        return True
 
-    walked = [(each, indexes.get(each.parent.parent)) for each in attempt_folders(folder, is_known)]
-    each_once = dict((*listed, *walked))  # one that was packed meanwhile is listed and walked
-    found = [(each, _entry(each, root, index)) for each, index in each_once.items()]
+    walked = list(attempt_folders(folder, is_known))
+    for each in (*misplaced, *walked):
+        if each.parts not in found:  # one that was packed meanwhile is listed and walked
+            found[each.parts] = _entry(each, root, indexes.get(each.parent.parent))
     for index in indexes.values():
         index.close()
-    found.sort(key=lambda each: each[0].parts)
-    return _contents([each for _, each in found])
+    return _contents([found[each] for each in sorted(found)])
 
 
 def _indexes(folder: Path) -> dict[Path, Index]:
@@ -152,7 +164,7 @@ def _entry(folder: Path, root: Path, index: Index | None) -> Attempt | IndexEntr
     """An attempt from an index, or read and added to it; only whole and sealed ones are in an index."""
     key = f"{folder.parent.name}/{folder.name}"
     known = None if index is None else index.entry(key)
-    if known is not None and folder.parent.parent in (root, root / str(known.names["recipe"])):
+    if known is not None and folder.parent.parent in (root, root / known.recipe):
         return known
     attempt = read_attempt(folder, root)
     if index is None or attempt.record is None or attempt.seal is None or attempt.file is None or attempt.damage:

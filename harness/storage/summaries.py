@@ -1,14 +1,17 @@
-"""What was derived from records, kept beside them in one hidden file, so that it need not be derived again.
+"""What was derived from records, kept beside them in hidden files, so that it need not be derived again.
 
-Every entry is under a key that names the content which it was derived from. The first line names the code that derived
-it and the folder that it was made in, with the hash of all that follows: a file that is missing, damaged, of other code
-or copied from elsewhere costs time, and changes no answer. ``qharness verify`` does not use it.
+Every entry is under a key that names the content which it was derived from. A file begins with a line that names the
+code that derived the entries and the folder that they were made in; parts follow, one for each command that derived
+something new, each after a line with the hash of its lines. A file that is missing, of other code or copied from
+elsewhere costs time, and changes no answer; of a damaged one, the parts before the damage are used. ``qharness verify``
+does not use it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,33 +21,85 @@ from harness.errors import ResultsError
 from harness.storage.disk import Disk
 
 SUMMARIES = ".summaries"
-"""The file, in the results folder that a user names."""
+"""Rows of the table; a file in the results folder that a user names, as are the others."""
+COMPARED = ".compared"
+"""What ``compare`` found of pairs of cases."""
+TRACED = ".traced"
+"""The figures of cases, as ``history`` shows them."""
 MAX_BYTES = 2**30
+SPARE_ENTRIES = 1_000
+"""Entries that a file may have beside four for each record: with more, those that were not used last are dropped."""
 
 
 class SummaryFile:
-    """The summaries in a results folder that a certain ``code`` derived."""
+    """The entries of one kind in a results folder that a certain ``code`` derived."""
 
-    def __init__(self, folder: Path, code: str) -> None:
-        self._path = folder / SUMMARIES
+    def __init__(self, folder: Path, code: str, name: str = SUMMARIES) -> None:
+        self._path = folder / name
         self._code = code
+        self._whole = False
+        self._bytes = 0
+        self._kept: dict[str, str] = {}
 
     def read(self) -> dict[str, str]:
         """The entries by key; none if they cannot be used."""
+        self._kept, self._whole = {}, False
         with suppress(OSError, ResultsError, ValueError):
-            head, _, content = read_file(self._path, MAX_BYTES, ResultsError).partition(b"\n")
-            if head == self._head(content):
-                return dict(line.split(" ", 1) for line in content.decode().splitlines())
-        return {}
+            content = read_file(self._path, MAX_BYTES, ResultsError)
+            head = self._head()
+            if content.startswith(head):
+                self._bytes = len(content)
+                self._whole = self._read_parts(memoryview(content)[len(head) :])
+        return self._kept
 
-    def write(self, entries: Mapping[str, str]) -> None:
-        """Replaces the entries, each of one line, if the folder can be written."""
-        content = "".join(f"{key} {entry}\n" for key, entry in entries.items()).encode()
-        if len(content) < MAX_BYTES:
-            with suppress(OSError):
-                Disk().write_whole(self._path, self._head(content) + b"\n" + content)
+    def add(self, entries: Mapping[str, str], records: int) -> None:
+        """Keeps the entries that are not kept yet, each of one line, if the folder can be written.
 
-    def _head(self, content: bytes) -> bytes:
+        ``entries`` are all that were used, of a folder with so many ``records``.
+        """
+        new = {key: entry for key, entry in entries.items() if key not in self._kept}
+        if not new:
+            return
+        content = _part(new)
+        few = len(self._kept) + len(new) <= 4 * records + SPARE_ENTRIES
+        with suppress(OSError):
+            if self._whole and few and self._bytes + len(content) < MAX_BYTES:
+                self._append(content)
+            elif len(whole := self._head() + _part(entries)) < MAX_BYTES:
+                Disk().write_whole(self._path, whole)
+
+    def _append(self, content: bytes) -> None:
+        """Adds a part, at once, so that two processes' do not mix; not to a file that other code wrote meanwhile."""
+        flags = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(self._path, flags), "r+b", buffering=0) as file:
+            head = self._head()
+            if file.read(len(head)) == head:
+                file.write(content)
+
+    def _read_parts(self, content: memoryview) -> bool:
+        """Whether all parts are whole."""
+        while content:
+            end = bytes(content[:_MAX_HEAD]).find(b"\n")
+            digest, _, size = bytes(content[: max(end, 0)]).partition(b" ")
+            if end < 0 or not size.isdigit():
+                return False
+            lines = content[end + 1 : end + 1 + int(size)]
+            if len(lines) != int(size) or hashlib.sha256(lines).hexdigest().encode() != digest:
+                return False
+            for key, _, entry in (line.partition(" ") for line in str(lines, "utf-8").split("\n")[:-1]):
+                self._kept[key] = entry
+            content = content[end + 1 + int(size) :]
+        return True
+
+    def _head(self) -> bytes:
         status = self._path.parent.stat()
-        place = [self._code, status.st_dev, status.st_ino, hashlib.sha256(content).hexdigest()]
-        return json.dumps(place).encode()
+        return json.dumps([self._code, status.st_dev, status.st_ino]).encode() + b"\n"
+
+
+_MAX_HEAD = 100
+"""Bytes of the line before a part: a hash and a number."""
+
+
+def _part(entries: Mapping[str, str]) -> bytes:
+    content = "".join(f"{key} {entry}\n" for key, entry in entries.items()).encode()
+    return f"{hashlib.sha256(content).hexdigest()} {len(content)}\n".encode() + content

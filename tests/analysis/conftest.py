@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -421,3 +422,9 @@ def none() -> MethodRef:
 @pytest.fixture
 def rtn() -> MethodRef:
     return MethodRef("rtn", 1, {"bits": 4}, "rtn 4-bit", "on_load")
+
+
+@pytest.fixture(scope="session")
+def made_up() -> SimpleNamespace:
+    """The class ``Bench`` and the variants of its sweep, for tests with several of them."""
+    return SimpleNamespace(bench=Bench, looks=LOOKS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from run_specs import run_spec
 from harness import load_results
 from harness.api.verify import verify
 from harness.core.record import Measurement, Outcome, RunRecord
-from harness.storage import index
+from harness.storage import index, reading
 from harness.storage.evidence import FEW_VALUES
 from harness.storage.index import INDEX
 from harness.storage.reading import Contents, read_contents
@@ -215,3 +216,24 @@ def test_records_are_read_from_where_they_were_found(tmp_path: Path, monkeypatch
     records = read_contents(Path("results"), Path("results")).records
     monkeypatch.chdir("/")
     assert {len(tuple(each.outcome.measurements[1].values)) for each in records} == {3, FEW_VALUES + 1}
+
+
+def test_an_index_lasts_until_code_changes_that_reads_records() -> None:
+    """The code is what reading imports, however deep; what else is in these rooms leaves indexes as they are."""
+    root = Path(index.__file__).parents[2]
+    waiting, known = [Path(index.__file__), Path(reading.__file__)], set[Path]()
+    while waiting:
+        path = waiting.pop()
+        if path not in known:
+            known.add(path)
+            waiting += imported(path, root)
+    assert sorted(str(path.relative_to(root / "harness")) for path in known) == sorted(index.READERS)
+
+
+def imported(path: Path, root: Path) -> set[Path]:
+    """The files of the package that a file imports, anywhere in it."""
+    found = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module)
+    names = {f"{node.module}.{suffix}".rstrip(".") for node in found for suffix in ("", *(e.name for e in node.names))}
+    places = (root / name.replace(".", "/") for name in names if name.startswith("harness"))
+    files = {each for place in places for each in (place.with_suffix(".py"), place / "__init__.py")}
+    return {each for each in files if each.is_file()}

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.history.series import Failed, History, LevelChange, Noise, Point, Series
-from harness.analysis.history.values import CaseValue, values_of
+from harness.analysis.history.values import CaseValue, conditions_of, values_of
+from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression.baseline import engine_changed
 from harness.analysis.regression.cases import Case, cases, variant
+from harness.analysis.regression.compared import of_the_variant
 from harness.analysis.regression.endings import title
 from harness.analysis.regression.environment import changes as environment
-from harness.analysis.regression.exact import ROUNDING, count
+from harness.analysis.regression.exact import ROUNDING
 from harness.analysis.regression.matching import HASH_DIGITS, match
-from harness.analysis.regression.track import of_the_variant
 from harness.core.identity import digest
 from harness.core.model import MAIN_ENGINE
 from harness.core.record import FAILURES, Damaged, RunRecord
@@ -27,6 +28,7 @@ from harness.figures.formats import significant
 from harness.figures.statistic import Count, Items, PerProcess
 from harness.plugins import gates
 from harness.stats import changepoints
+from harness.stats.repeats import of_process
 
 Name = tuple[str, str, str, str, str]
 READABLE = 60
@@ -41,12 +43,6 @@ class _Seen:
     figure: Figure[Any]
     found: CaseValue
 
-    @property
-    def name(self) -> Name:
-        """The names by which a reader knows it."""
-        spec = self.case.spec
-        return spec.model.label, spec.method_label, spec.engine_label, self.figure.name, self.found.where
-
 
 def trace(
     records: Iterable[RunRecord],
@@ -54,26 +50,29 @@ def trace(
     metrics: Sequence[str] = (),
     names: Sequence[str] = (),
     damaged: Sequence[Damaged] = (),
+    kept: KeptEntries = NOTHING,
 ) -> History:
     """Every figure of ``records`` over their sessions, in the order in which the sessions began.
 
-    ``metrics`` are names of gates; none means all. A record that is in several folders counts once.
+    ``metrics`` are names of gates; none means all. A record that is in several folders counts once. What a case gives
+    is taken from ``kept`` if it is there.
     Raises ResultsError if no run gave such a figure.
     """
     once = {each.key: each for each in records}
     found = _sessions(once.values())
-    series: dict[Name, dict[tuple[tuple[str, str], ...], list[_Seen]]] = {}
-    for case, figure, counted in _asked(found, metrics):
-        for value in values_of(case, figure) if counted else ():
-            seen = _Seen(case, figure, value)
-            conditions = tuple(sorted(value.conditions.items()))
-            series.setdefault(seen.name, {}).setdefault(conditions, []).append(seen)
+    series: dict[Name, dict[tuple[str, str], list[_Seen]]] = {}
+    for case, figure, values in _asked(found, metrics, kept):
+        spec = case.spec
+        of_case = spec.model.label, spec.method_label, spec.engine_label, figure.name
+        for value in values:
+            alike = series.setdefault((*of_case, value.where), {})
+            alike.setdefault((value.own, value.asked), []).append(_Seen(case, figure, value))
     if not series:
         wanted = f" of {', '.join(metrics)}" if metrics else ""
         raise ResultsError(f"nothing to show: none of these records holds a figure{wanted}")
     ranks = {name: rank for rank, name in enumerate(gates())}
     ordered = sorted(series, key=lambda name: (*name[:3], ranks[name[3]], name[4]))
-    made = [each for name in ordered for each in _apart(series[name])]
+    made = [each for name in ordered for each in _apart(name, series[name])]
     return History(
         tuple(names),
         len({point.session for each in made for point in each.points}),
@@ -89,34 +88,38 @@ def _sessions(records: Iterable[RunRecord]) -> list[Case]:
     for record in records:
         parts.setdefault((record.session, record.spec.recipe, record.spec.hardware), []).append(record)
     found = [case for part in parts.values() for case in cases(part).values()]
-    return sorted(found, key=lambda case: (_began(case), case.spec.case_id))
+    return sorted(found, key=lambda case: (case.began, case.spec.case_id))
 
 
-def _asked(found: Sequence[Case], metrics: Sequence[str]) -> Iterator[tuple[Case, Figure[Any], bool]]:
-    """Each case with each figure, and whether to take it from there: a session gives a variant's sizes only once."""
+def _asked(
+    found: Sequence[Case], metrics: Sequence[str], kept: KeptEntries
+) -> Iterator[tuple[Case, Figure[Any], Sequence[CaseValue]]]:
+    """Each case with each figure that is taken from it, and its values: a session gives a variant's sizes only once."""
     asked = [figure for figure in gates().values() if not metrics or figure.name in metrics]
+    values = [(case, values_of(case, asked, kept)) for case in found if case.well]
     first: dict[tuple[str, ...], Case] = {}
-    for case in sorted(found, key=lambda case: case.rank):
+    for case, own in sorted(values, key=lambda each: each[0].rank):
         for figure in asked:
-            if of_the_variant(figure) and case.well and count(case, figure) is not None:
+            if of_the_variant(figure) and figure.name in own:
                 first.setdefault((*_of_variant(case), figure.name), case)
-    for case in found:
+    for case, own in values:
         for figure in asked:
-            if case.well:
-                of_case = not of_the_variant(figure) or first.get((*_of_variant(case), figure.name)) is case
-                yield case, figure, of_case
+            if figure.name in own and (not of_the_variant(figure) or first[(*_of_variant(case), figure.name)] is case):
+                yield case, figure, own[figure.name]
 
 
 def _of_variant(case: Case) -> tuple[str, str, str]:
     return variant(case.spec), case.runs[0].session, case.spec.hardware
 
 
-def _apart(alike: Mapping[tuple[tuple[str, str], ...], Sequence[_Seen]]) -> list[Series]:
+def _apart(name: Name, alike: Mapping[tuple[str, str], Sequence[_Seen]]) -> list[Series]:
     """The series of one name; if there are several, each says what distinguishes it from the others."""
-    every = [dict(conditions) for conditions in alike]
+    if len(alike) == 1:
+        return [_series(name, seen, ()) for seen in alike.values()]
+    every = [conditions_of(seen[0].case, seen[0].found) for seen in alike.values()]
     unlike = sorted({key for each in every for key in each if len({other.get(key) for other in every}) > 1})
     return [
-        _series(seen, tuple(f"{key}: {_short(key, own.get(key))}" for key in unlike))
+        _series(name, seen, tuple(f"{key}: {_short(key, own.get(key))}" for key in unlike))
         for own, seen in zip(every, alike.values(), strict=True)
     ]
 
@@ -129,18 +132,19 @@ def _short(key: str, value: str | None) -> str:
     return whole if len(whole) <= READABLE else f"#{digest(whole)[:HASH_DIGITS]}"
 
 
-def _series(seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series:
+def _series(name: Name, seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series:
     newest = seen[-1]
     spec, figure, found_last = newest.case.spec, newest.figure, newest.found
     values = [each.found.value for each in seen]
-    scale = np.log(values).tolist() if found_last.relative and min(values) > 0 else values
     noise = _noise(figure, found_last, values)
-    found = _positions(noise, values, scale)
+    searched = noise == "noisy" and len(values) >= changepoints.FEWEST
+    scale = np.log(values).tolist() if searched and found_last.relative and min(values) > 0 else values
+    found = changepoints.noisy(scale) if noise == "noisy" else changepoints.noiseless(values, ROUNDING)
     threshold = spec.readers.gates.get(figure.name, figure.gate.default if figure.gate else 0.0)
     bounds = [0, *found, len(values)]
-    levels = [float(np.median(values[start:end])) for start, end in pairwise(bounds)]
+    levels = [of_process(values[start:end]) for start, end in pairwise(bounds)] if found else []
     return Series(
-        *newest.name[:3],
+        *name[:3],
         is_baseline=spec.is_baseline,
         metric=figure.name,
         where=found_last.where,
@@ -150,8 +154,8 @@ def _series(seen: Sequence[_Seen], apart: tuple[str, ...]) -> Series:
         relative=found_last.relative,
         threshold=threshold,
         noise=noise,
-        sigma=changepoints.sigma(scale, found) if noise == "noisy" and len(values) >= changepoints.FEWEST else None,
-        points=tuple(Point(_session(each), _began(each.case), each.found.value, each.found.n) for each in seen),
+        sigma=changepoints.sigma(scale, found) if searched else None,
+        points=tuple([Point(_session(each), each.case.began, each.found.value, each.found.n) for each in seen]),
         changes=tuple(
             _change(seen, position, before, after, threshold)
             for position, before, after in zip(found, levels, levels[1:], strict=False)
@@ -165,12 +169,6 @@ def _noise(figure: Figure[Any], found: CaseValue, values: Sequence[float]) -> No
         return "none"
     continuous = isinstance(figure.statistic, Items) and found.unit.startswith(("perplexity", "nat"))
     return "repeats" if continuous and len(values) > 2 and changepoints.repeats(values) else "noisy"
-
-
-def _positions(noise: Noise, values: Sequence[float], scale: Sequence[float]) -> list[int]:
-    if noise == "noisy":
-        return changepoints.noisy(scale)
-    return changepoints.noiseless(values, ROUNDING)
 
 
 def _note(noise: Noise, count: int) -> str:
@@ -190,7 +188,7 @@ def _change(seen: Sequence[_Seen], position: int, before: float, after: float, t
     return LevelChange(
         position=position,
         session=_session(first),
-        started_at=_began(first.case),
+        started_at=first.case.began,
         before=before,
         after=after,
         size=size,
@@ -235,11 +233,7 @@ def _baseline_notes(own: LevelChange, baseline: Iterable[LevelChange], engine: s
 def _failed(found: Sequence[Case]) -> Iterator[Failed]:
     for case in found:
         if case.status in FAILURES:
-            yield Failed(case.runs[-1].session, _began(case), title(case), case.status, case.reason)
-
-
-def _began(case: Case) -> str:
-    return min(run.started_at for run in case.runs)
+            yield Failed(case.runs[-1].session, case.began, title(case), case.status, case.reason)
 
 
 def _session(seen: _Seen) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression import exact, paired, processes
 from harness.analysis.regression.cases import Case
 from harness.core.identity import digest
@@ -15,6 +17,7 @@ from harness.core.run import RunSpec
 from harness.figures.derived.peaks import source_that_says_most
 from harness.figures.figure import Figure
 from harness.figures.statistic import Count, Items, PerProcess
+from harness.figures.summary import as_text, builder
 
 ALSO_MEASURED = ("memory", "divergence", "energy", "throughput")
 """Parts of a question that change none of its figures; points of the grid are separate series."""
@@ -24,7 +27,11 @@ OF_A_COUNT = ("model", "method", "scope", "seed", "device", "skip", "overrides",
 
 @dataclass(frozen=True)
 class CaseValue:
-    """A figure of one case. ``conditions`` must be equal for another one to be comparable."""
+    """A figure of one case. Another one is comparable if its ``asked`` and ``own`` are equal.
+
+    ``own`` are the conditions that the question does not determine, as JSON with sorted keys; ``asked`` is a hash of
+    the parts of the question, of those that change what is stored if ``of_variant``. ``conditions_of`` spells them out.
+    """
 
     where: str
     value: float
@@ -32,11 +39,40 @@ class CaseValue:
     unit: str
     direction: str
     relative: bool
-    conditions: Mapping[str, str]
+    own: str
+    asked: str
+    of_variant: bool = False
 
 
-def values_of(case: Case, figure: Figure[Any]) -> Iterator[CaseValue]:
-    """The values of one figure; none if the case does not measure it, or cannot be trusted with it."""
+def values_of(
+    case: Case, figures: Sequence[Figure[Any]], kept: KeptEntries = NOTHING
+) -> Mapping[str, Sequence[CaseValue]]:
+    """The values of each figure by name; none of one that the case does not measure, or cannot be trusted with.
+
+    What was derived from the same runs is taken from ``kept``.
+    """
+    about = " ".join(each.name for each in figures)
+    values = kept.take(
+        kept.key(about, case.runs),
+        lambda: tuple((each.name, value) for each in figures for value in _values(case, each)),
+        as_text,
+        lambda text: _read(json.loads(text)),
+    )
+    found: dict[str, list[CaseValue]] = defaultdict(list)
+    for name, value in values:
+        found[name].append(value)
+    return found
+
+
+def conditions_of(case: Case, value: CaseValue) -> Mapping[str, str]:
+    """What must be equal for another value to be comparable, by name."""
+    return {**json.loads(value.own), **_question(case, value.of_variant)}
+
+
+_read: Callable[[Any], tuple[tuple[str, CaseValue], ...]] = builder(tuple[tuple[str, CaseValue], ...])
+
+
+def _values(case: Case, figure: Figure[Any]) -> Iterator[CaseValue]:
     statistic = figure.statistic
     if isinstance(statistic, Count):
         yield from _counted(case, figure, statistic)
@@ -46,25 +82,41 @@ def values_of(case: Case, figure: Figure[Any]) -> Iterator[CaseValue]:
         yield from _of_processes(case, figure, statistic)
 
 
+def _valued(
+    case: Case,
+    where: str,
+    value: float,
+    n: int,
+    unit: str,
+    direction: str,
+    relative: bool,
+    own: Mapping[str, str],
+    of_variant: bool = False,
+) -> CaseValue:
+    asked = case.runs[-1].outcome.remember(("asked", of_variant), lambda: digest(_question(case, of_variant)))
+    text = json.dumps(own, sort_keys=True, separators=(",", ":"))
+    return CaseValue(where, value, n, unit, direction, relative, text, asked, of_variant)
+
+
 def _counted(case: Case, figure: Figure[Any], statistic: Count) -> Iterator[CaseValue]:
     found = exact.count(case, figure)
     if found is not None:
-        conditions = {"metric version": str(found.version), "unit": found.unit, **_question(case, OF_A_COUNT)}
+        own = {"metric version": str(found.version), "unit": found.unit}
         if statistic.each_run:
-            conditions["grid"] = _grid(case.spec)
-        yield CaseValue("", found.value, 1, found.unit, found.direction, _is_relative(figure), conditions)
+            own["grid"] = _grid(case.spec)
+        yield _valued(case, "", found.value, 1, found.unit, found.direction, _is_relative(figure), own, of_variant=True)
 
 
 def _of_items(case: Case, figure: Figure[Any], statistic: Items) -> Iterator[CaseValue]:
     found = paired.measured(case, statistic)
     if found is None:
         return
-    conditions = _conditions(case, found) | {"items": digest(tuple(found.item_ids))}
+    own = _conditions(case, found) | {"items": digest(tuple(found.item_ids))}
     relative = _is_relative(figure) or (found.unit.startswith("nat") and figure.gate is not None and figure.gate.share)
     unit, where = statistic.unit_of(found), statistic.where(case.spec, found)
     direction = "lower" if unit == "perplexity" else found.direction
     value = statistic.estimate(found).value
-    yield CaseValue(where, value, len(found.values), unit, direction, relative, conditions)
+    yield _valued(case, where, value, len(found.values), unit, direction, relative, own)
 
 
 def _of_processes(case: Case, figure: Figure[Any], statistic: PerProcess) -> Iterator[CaseValue]:
@@ -76,7 +128,7 @@ def _of_processes(case: Case, figure: Figure[Any], statistic: PerProcess) -> Ite
         return
     for key in dict.fromkeys(key for process in measured for key in process):
         found = [process[key] for process in measured if key in process]
-        yield _typical(figure, statistic, found, processes.where(found[0]), _conditions(case, found[0]))
+        yield _typical(case, figure, statistic, found, processes.where(found[0]), _conditions(case, found[0]))
 
 
 def _pooled(
@@ -88,20 +140,21 @@ def _pooled(
         return
     of_source = [[m for key, m in process.items() if key[0] == source] for process in measured]
     found = [max(each, key=statistic.of) for each in of_source if each]
-    conditions = _conditions(case, found[0], ()) | {"source": source, "grid": _grid(case.spec)}
-    yield _typical(figure, statistic, found, source, conditions)
+    own = _conditions(case, found[0], ()) | {"source": source, "grid": _grid(case.spec)}
+    yield _typical(case, figure, statistic, found, source, own)
 
 
 def _typical(
+    case: Case,
     figure: Figure[Any],
     statistic: PerProcess,
     found: Sequence[Measurement],
     where: str,
-    conditions: Mapping[str, str],
+    own: Mapping[str, str],
 ) -> CaseValue:
     """One number for all processes, as in reports."""
     value = statistic.over([statistic.of(each) for each in found])
-    return CaseValue(where, value, len(found), statistic.unit, figure.direction, True, conditions)
+    return _valued(case, where, value, len(found), statistic.unit, figure.direction, True, own)
 
 
 def _is_relative(figure: Figure[Any]) -> bool:
@@ -109,20 +162,19 @@ def _is_relative(figure: Figure[Any]) -> bool:
 
 
 def _conditions(case: Case, found: Measurement, protocol: Sequence[str] | None = None) -> dict[str, str]:
-    """The question, the machine, the metric's version and its protocol (or the named part of it)."""
+    """The machine, the metric's version and its protocol (or the named part of it)."""
     names = sorted(found.protocol) if protocol is None else protocol
     return {
         "hardware": case.spec.hardware,
         "metric version": str(found.version),
         "unit": found.unit,
         **{name: str(found.protocol.get(name)) for name in names},
-        **_question(case),
     }
 
 
-def _question(case: Case, only: tuple[str, ...] | None = None) -> Mapping[str, str]:
+def _question(case: Case, of_variant: bool) -> Mapping[str, str]:
     """The parts of the question. A checkpoint under its name counts as one, even if its content changed."""
-    newest = case.runs[-1]
+    newest, only = case.runs[-1], OF_A_COUNT if of_variant else None
     return newest.outcome.remember(("question", only), lambda: _parts_of_question(newest.spec, only))
 
 

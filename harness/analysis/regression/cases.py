@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from harness.analysis.selection import best_session, current, current_in_session
 from harness.core.identity import digest
@@ -33,6 +33,11 @@ class Case:
         rank = self.spec.job.row_rank
         assert rank is not None, "a case measures a row"
         return rank
+
+    @cached_property
+    def began(self) -> str:
+        """When its first run began."""
+        return min(run.started_at for run in self.runs)
 
     @cached_property
     def well(self) -> tuple[RunRecord, ...]:
@@ -78,7 +83,12 @@ def cases(records: Iterable[RunRecord]) -> dict[str, Case]:
 
 def variant(spec: RunSpec) -> str:
     """The names of what a user compares from day to day."""
-    return digest([spec.variant.name_key, spec.device])
+    return _names(spec.variant.name_key, spec.device)
+
+
+@lru_cache(100_000)
+def _names(variant: str, device: str) -> str:
+    return digest([variant, device])
 
 
 def named(found: Mapping[str, Case]) -> dict[str, str]:

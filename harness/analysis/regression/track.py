@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
-
+from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression.baseline import beside_baseline
 from harness.analysis.regression.cases import Case, cases, named, variant
+from harness.analysis.regression.compared import Compared, compared
 from harness.analysis.regression.endings import ending, gone, title
 from harness.analysis.regression.environment import changes
-from harness.analysis.regression.exact import count, exact
 from harness.analysis.regression.family import together
 from harness.analysis.regression.findings import Finding, Regression, Side
 from harness.analysis.regression.matching import Match, match
-from harness.analysis.regression.paired import paired, same
-from harness.analysis.regression.pending import Gated, Pending, settled, start
-from harness.analysis.regression.processes import processes
+from harness.analysis.regression.pending import Gated, Pending, settled
 from harness.core.job import MeasureQuality
-from harness.core.record import Damaged, Outcome, RunRecord
+from harness.core.record import Damaged, RunRecord
 from harness.errors import ResultsError
 from harness.figures.derived.plausibility import implausible
-from harness.figures.figure import Figure
-from harness.figures.statistic import Count, Items, PerProcess
+from harness.figures.summary import as_text
 from harness.plugins import gates as gated_figures
-from harness.stats.repeats import FEW_VALUES
 
 ALPHA = 0.05
 """The maximum probability that any gate at all fails if nothing changed."""
@@ -45,6 +38,7 @@ def track(
     origin: str | None = None,
     strict: bool = False,
     alpha: float = ALPHA,
+    kept: KeptEntries = NOTHING,
 ) -> Regression:
     """HEAD compared with BASE.
 
@@ -52,9 +46,11 @@ def track(
     replaces single ones. If nobody names any, the usual ones apply. Other metrics are compared by their default
     thresholds and decide nothing, unless ``strict`` makes them all gates. Over all gates together, the probability of
     a false regression is at most ``alpha``, and so is that of a false "unchanged".
+    What two cases give is taken from ``kept`` if it is there.
     Raises ResultsError if the two sides have no case in common.
     """
-    theirs, ours = cases(base), cases(head)
+    theirs = cases(base)
+    ours = theirs if head is base else cases(head)
     matches = match(theirs, ours)
     if not matches.both:
         raise ResultsError(_nothing_in_common(names, theirs, ours))
@@ -64,10 +60,13 @@ def track(
     asked = _asked(thresholds, strict)
     known = {variant(case.spec) for case in theirs.values()}
     unanswered = [Match(Case(()), case) for case in matches.new if variant(case.spec) in known]
-    found = beside_baseline(_findings(matches.both, unanswered, asked, alpha), matches.both)
+    found = beside_baseline(_findings(matches.both, unanswered, asked, alpha, kept), matches.both)
     found += [gone(case) for case in matches.gone]
-    methods = named(theirs) | named(ours)
-    found = [replace(finding, method=methods[finding.case_id]) for finding in found]
+    methods = named(theirs) | (named(ours) if ours is not theirs else {})
+    found = [
+        found if found.method == methods[found.case_id] else replace(found, method=methods[found.case_id])
+        for found in found
+    ]
     measured = {finding.metric for finding in found}
     return Regression(
         base=_side(names[0], base, theirs, damaged[0]),
@@ -104,93 +103,46 @@ def _asked(thresholds: Mapping[str, float], strict: bool) -> list[Gated]:
 
 
 def _findings(
-    matches: Sequence[Match], unanswered: Sequence[Match], asked: Sequence[Gated], alpha: float
+    matches: Sequence[Match], unanswered: Sequence[Match], asked: Sequence[Gated], alpha: float, kept: KeptEntries
 ) -> list[Finding]:
     """``unanswered`` are runs that only HEAD has, of variants that BASE has: their results cannot be compared."""
-    drafts: list[Finding | Pending] = []
-    identical = _identical(matches)
+    about = as_text([alpha, [(each.name, each.threshold, each.in_force) for each in asked]])
     measured = [*(each for each in matches if each.base.well and each.head.well), *unanswered]
-    sizes = _sizes_once(measured, asked)
-    drafts += [ended for each in matches if (ended := ending(each))]
-    for each in measured:
-        drafts += _compared(each, sizes, asked, alpha)
+    found = [(each, compared(each, asked, alpha, about, kept)) for each in measured]
+    identical, sizes = _identical(found), _sizes_once(found)
+    drafts: list[Finding | Pending] = [ended for each in matches if (ended := ending(each))]
+    for one, own in found:
+        drafts += (
+            draft
+            for each in own.drafts
+            if (draft := each.finding or each.pending)
+            and (not each.sides or sizes[variant(one.head.spec), each.metric] is own)
+        )
     return _judged([_by_identity(draft, identical) for draft in drafts])
 
 
-def _compared(
-    one: Match, sizes: Mapping[tuple[str, str], Match], asked: Sequence[Gated], alpha: float
-) -> Iterator[Finding | Pending]:
-    for each in asked:
-        doubtful = _not_finite(one, each)
-        if doubtful is not None:
-            yield doubtful
-        elif isinstance(each.figure.statistic, Items):
-            yield from paired(one, each, alpha)
-        elif isinstance(each.figure.statistic, PerProcess):
-            yield from processes(one, each, alpha)
-        elif not of_the_variant(each.figure) or sizes.get((variant(one.head.spec), each.name)) is one:
-            yield from exact(one, each)
-
-
-def _not_finite(one: Match, asked: Gated) -> Finding | None:
-    """The finding if a figure of this gate is NaN or infinite: otherwise it would seem to pass any threshold."""
-    sides = [name for name, case in (("BASE", one.base), ("HEAD", one.head)) if _doubtful(case, asked)]
-    if not sides:
-        return None
-    why = f"{' and '.join(sides)} measured NaN or infinity"
-    return replace(start(one, asked, "", "", False), reasons=(why,))
-
-
-def _doubtful(case: Case, asked: Gated) -> bool:
-    statistic = asked.figure.statistic
-    metrics = statistic.metrics if statistic else ()
-    return not all(_is_finite(run.outcome, metric) for run in case.well for metric in metrics)
-
-
-def _is_finite(outcome: Outcome, metric: str) -> bool:
-    """Whether all values of a metric are; asked once, because a run may be on both sides and have several gates."""
-    found = outcome.measured(metric)
-    return outcome.remember(
-        ("finite", metric), lambda: all(_all_finite(m.values) and _all_finite(m.weights) for m in found)
-    )
-
-
-def _all_finite(values: Sequence[float]) -> bool:
-    if len(values) <= FEW_VALUES:
-        return all(map(math.isfinite, values))
-    return bool(np.isfinite(np.asarray(values, dtype=np.float64)).all())
-
-
-def of_the_variant(figure: Figure[Any]) -> bool:
-    """Whether it is a count that is the same in every run of a variant, so that it is taken once."""
-    return isinstance(figure.statistic, Count) and not figure.statistic.each_run
-
-
-def _sizes_once(matches: Sequence[Match], asked: Sequence[Gated]) -> dict[tuple[str, str], Match]:
+def _sizes_once(found: Sequence[tuple[Match, Compared]]) -> dict[tuple[str, str], Compared]:
     """By variant and gate, the match that a size is taken from: several runs of a variant give the same ones.
 
     A match in which both sides know it has priority over one in which only one side does.
     """
-    best: dict[tuple[str, str], tuple[int, Match]] = {}
-    for each in sorted(matches, key=lambda each: each.head.rank):
-        for figure in (each.figure for each in asked if of_the_variant(each.figure)):
-            known = sum(count(case, figure) is not None for case in (each.base, each.head))
-            key = (variant(each.head.spec), figure.name)
-            if known > (best[key][0] if key in best else 0):
-                best[key] = known, each
+    best: dict[tuple[str, str], tuple[int, Compared]] = {}
+    for one, own in sorted(found, key=lambda each: each[0].head.rank):
+        for draft in own.drafts:
+            key = (variant(one.head.spec), draft.metric)
+            if draft.sides and draft.sides > (best[key][0] if key in best else 0):
+                best[key] = draft.sides, own
     return {key: chosen for key, (_, chosen) in best.items()}
 
 
-def _identical(matches: Sequence[Match]) -> frozenset[str]:
+def _identical(found: Sequence[tuple[Match, Compared]]) -> frozenset[str]:
     """The cases of variants that compute exactly the same function: all their likelihoods are equal, bit for bit."""
     seen: dict[str, bool] = {}
-    for each in matches:
-        if each.bars or not (each.base.well and each.head.well):
-            continue
-        key = variant(each.head.spec)
-        for theirs, ours in zip(each.base.found("nll"), each.head.found("nll"), strict=False):
-            seen[key] = seen.get(key, True) and same(theirs, ours)
-    return frozenset(each.head.spec.case_id for each in matches if seen.get(variant(each.head.spec)))
+    for one, own in found:
+        if own.identical is not None:
+            key = variant(one.head.spec)
+            seen[key] = seen.get(key, True) and own.identical
+    return frozenset(one.head.spec.case_id for one, _ in found if seen.get(variant(one.head.spec)))
 
 
 def _by_identity(draft: Finding | Pending, identical: frozenset[str]) -> Finding | Pending:

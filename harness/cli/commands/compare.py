@@ -54,22 +54,26 @@ def compare(
 ) -> None:
     """Check whether HEAD is worse than BASE. Exits with 1 if a gate failed, with 4 if one could not be evaluated."""
     from harness.api.compare import compare as compared
+    from harness.api.results import uncollected
     from harness.report.comparison import render
     from harness.report.comparison.words import verdict_line
     from harness.report.write import write_file
 
-    own = _own(gate or [])
-    comparison = compared(base, head, own, gates, strict=strict, results=results, baselines=baselines, redact=redact)
-    if out is not None:
-        write_file(out, render(comparison, form).encode())
-        say(f"{verdict_line(comparison)}; written to {out}")
-    elif form is CompareFormat.TERMINAL:
-        from harness.report.comparison.terminal import show
+    with uncollected():
+        own = _own(gate or [])
+        comparison = compared(
+            base, head, own, gates, strict=strict, results=results, baselines=baselines, redact=redact
+        )
+        if out is not None:
+            write_file(out, render(comparison, form).encode())
+            say(f"{verdict_line(comparison)}; written to {out}")
+        elif form is CompareFormat.TERMINAL:
+            from harness.report.comparison.terminal import show
 
-        show(comparison, whole)
-    else:
-        sys.stdout.write(render(comparison, form))
-    raise typer.Exit(comparison.exit_code)
+            show(comparison, whole)
+        else:
+            sys.stdout.write(render(comparison, form))
+        raise typer.Exit(comparison.exit_code)
 
 
 def _own(written: list[str]) -> dict[str, str | float]:

@@ -53,25 +53,27 @@ def history(
 ) -> None:
     """Show each metric over time: when it changed, and what else changed at that point."""
     from harness.api.history import history as traced
+    from harness.api.results import uncollected
     from harness.report.history import only_changed, render
     from harness.report.write import write_file
 
-    found = traced(
-        *places,
-        metrics=metric or (),
-        methods=method or (),
-        models=model or (),
-        results=results,
-        baselines=baselines,
-        redact=redact,
-    )
-    found = only_changed(found) if changed else found
-    if out is not None:
-        write_file(out, render(found, form).encode())
-        say(f"written to {out}")
-    elif form is HistoryFormat.TERMINAL:
-        from harness.report.history.terminal import show
+    with uncollected():
+        found = traced(
+            *places,
+            metrics=metric or (),
+            methods=method or (),
+            models=model or (),
+            results=results,
+            baselines=baselines,
+            redact=redact,
+        )
+        found = only_changed(found) if changed else found
+        if out is not None:
+            write_file(out, render(found, form).encode())
+            say(f"written to {out}")
+        elif form is HistoryFormat.TERMINAL:
+            from harness.report.history.terminal import show
 
-        show(found)
-    else:
-        sys.stdout.write(render(found, form))
+            show(found)
+        else:
+            sys.stdout.write(render(found, form))

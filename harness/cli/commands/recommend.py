@@ -94,33 +94,35 @@ def recommend(
 ) -> None:
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
     from harness.api.recommend import recommend as recommended
+    from harness.api.results import uncollected
     from harness.cli.render.damage import say_damaged
 
-    recommendations = recommended(
-        results,
-        minimize=minimize,
-        maximize=maximize,
-        at=at,
-        context=context,
-        batch=batch,
-        allow_labelled=allow_labelled,
-        **ctx.obj,
-    )
-    say_damaged(recommendations[0].damaged, results)
-    if output is RecommendFormat.TABLE:
-        from harness.cli.render.recommend import show
+    with uncollected():
+        recommendations = recommended(
+            results,
+            minimize=minimize,
+            maximize=maximize,
+            at=at,
+            context=context,
+            batch=batch,
+            allow_labelled=allow_labelled,
+            **ctx.obj,
+        )
+        say_damaged(recommendations[0].damaged, results)
+        if output is RecommendFormat.TABLE:
+            from harness.cli.render.recommend import show
 
-        show(recommendations)
-    elif output is RecommendFormat.MARKDOWN:
-        from harness.report.recommendation import markdown
+            show(recommendations)
+        elif output is RecommendFormat.MARKDOWN:
+            from harness.report.recommendation import markdown
 
-        typer.echo(markdown(recommendations), nl=False)
-    else:
-        from harness.report.recommendation import json_line
+            typer.echo(markdown(recommendations), nl=False)
+        else:
+            from harness.report.recommendation import json_line
 
-        for each in recommendations:
-            typer.echo(json_line(each))
-    if any(each.pick is None and not each.unknown for each in recommendations):
-        raise typer.Exit(ExitCode.GATE_FAILED)
-    if any(each.pick is None or (strict and not each.holds) for each in recommendations):
-        raise typer.Exit(ExitCode.INCONCLUSIVE)
+            for each in recommendations:
+                typer.echo(json_line(each))
+        if any(each.pick is None and not each.unknown for each in recommendations):
+            raise typer.Exit(ExitCode.GATE_FAILED)
+        if any(each.pick is None or (strict and not each.holds) for each in recommendations):
+            raise typer.Exit(ExitCode.INCONCLUSIVE)

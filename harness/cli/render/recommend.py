@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from rich.table import Table
 from rich.text import Text
 
 from harness.analysis.choice import Recommendation
 from harness.report.answer import answer, name, reasons
 from harness.report.recommendation import FOOT, cells, headings, place_words
-from harness.report.terminal import add_row, line, show_parts
+from harness.report.terminal import Rows, line, show_parts
 
 
 def show(recommendations: Sequence[Recommendation]) -> None:
@@ -18,7 +17,7 @@ def show(recommendations: Sequence[Recommendation]) -> None:
     show_parts(part for number, each in enumerate(recommendations) for part in _block(number, each))
 
 
-def _block(number: int, recommendation: Recommendation) -> Iterator[Text | Table | str]:
+def _block(number: int, recommendation: Recommendation) -> Iterator[Text | Rows | str]:
     if number:
         yield ""
     yield line(recommendation.table.model, "bold")
@@ -26,19 +25,17 @@ def _block(number: int, recommendation: Recommendation) -> Iterator[Text | Table
     yield from (f"  {remark}" for remark in _remarks(recommendation))
     yield line(place_words(recommendation), "dim")
     if recommendation.admissible:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for column, heading in enumerate(headings(recommendation)):
-            table.add_column(line(heading), justify="left" if column == 1 else "right", overflow="fold")
+        table = Rows(
+            (heading, "left" if column == 1 else "right") for column, heading in enumerate(headings(recommendation))
+        )
         for rank, each in enumerate(recommendation.admissible, 1):
-            add_row(table, *cells(recommendation, rank, each))
+            table.add(*cells(recommendation, rank, each))
         yield table
         yield line(FOOT, "dim")
     if recommendation.rejected:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        table.add_column("rejected", overflow="fold")
-        table.add_column("why", overflow="fold")
+        table = Rows((("rejected", "left"), ("why", "left")))
         for each in recommendation.rejected:
-            add_row(table, name(each.row), "; ".join(reasons(each)))
+            table.add(name(each.row), "; ".join(reasons(each)))
         yield table
 
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 from harness.analysis.regression.findings import Finding, Regression
 from harness.report.comparison import words
-from harness.report.terminal import Rows, add_row, line, written
+from harness.report.terminal import Rows, line, written
 from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
 
 STYLES = {
@@ -44,20 +43,16 @@ def _parts(found: Regression, whole: bool) -> Iterator[Text | Rows | str]:
     yield f"gates {words.gates(found)}"
     listed = [each for each in words.worst_first(found) if whole or not words.plain(each)]
     if listed:
-        yield Rows(_table(listed))
+        yield _table(listed)
     yield from _below(found, listed)
 
 
-def _table(listed: Sequence[Finding]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("verdict", "variant", "metric", "BASE → HEAD", "change", "threshold"):
-        table.add_column(column, overflow="fold", justify="left")
+def _table(listed: Sequence[Finding]) -> Rows:
+    table = Rows((head, "left") for head in ("verdict", "variant", "metric", "BASE → HEAD", "change", "threshold"))
     for each in listed:
         verdict = each.verdict if each.gated else f"({each.verdict})"
         cells = [words.variant(each), words.subject(each), words.figures(each), words.change(each), words.limit(each)]
-        add_row(table, line(verdict, STYLES[each.verdict]), *cells)
+        table.add((verdict, STYLES[each.verdict]), *cells)
     return table
 
 

@@ -8,13 +8,20 @@ from typing import TYPE_CHECKING
 from harness.analysis.history import History, LevelChange, Series
 from harness.report.comparison.words import variant
 from harness.report.history import words
-from harness.report.terminal import Rows, add_row, line, written
+from harness.report.terminal import Head, Rows, line, written
 from harness.report.terminal import show as show_rendered
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from rich.text import Text
 
+COLUMNS: tuple[Head, ...] = (
+    ("variant", "left"),
+    ("metric", "left"),
+    ("sessions", "right"),
+    ("over time", "left"),
+    ("oldest → newest", "left"),
+    ("changes", "left"),
+)
 STYLES = {True: "green", False: "bold red", None: "yellow"}
 
 
@@ -31,7 +38,7 @@ def show(found: History) -> None:
 def _parts(found: History) -> Iterator[Text | Rows | str]:
     yield line(words.headline(found), "bold")
     if found.series:
-        yield Rows(_table(found))
+        yield _table(found)
     for sentence, style in _changes(found):
         yield line(sentence, style)
     notes = list(words.notes(found))
@@ -41,24 +48,19 @@ def _parts(found: History) -> Iterator[Text | Rows | str]:
         yield from (f"  {note}" for note in notes)
 
 
-def _table(found: History) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("variant", "metric", "sessions", "over time", "oldest → newest", "changes"):
-        table.add_column(column, overflow="fold", justify="right" if column == "sessions" else "left")
+def _table(found: History) -> Rows:
+    table = Rows(COLUMNS)
     for each in found.series:
         apart = f" ({words.apart(each)})" if each.apart else ""
-        cells = [
+        real = [change for change in each.changes if change.matters]
+        table.add(
             variant(each),
             words.subject(each) + apart,
             str(len(each.points)),
             words.sparkline([point.value for point in each.points]),
             words.span(each),
-        ]
-        real = [change for change in each.changes if change.matters]
-        style = STYLES[real[-1].better] if real else ""
-        add_row(table, *cells, line(words.summary(each), style))
+            (words.summary(each), STYLES[real[-1].better] if real else ""),
+        )
     return table
 
 

@@ -1,0 +1,167 @@
+"""What commands keep beside results: no answer depends on it, whatever happens to it or to the records."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from harness.cli.app import app
+from harness.storage import index
+from harness.storage.reading import read_records
+from harness.storage.seal import EVIDENCE, RECORD
+from harness.storage.store import Store
+from harness.storage.summaries import COMPARED, SUMMARIES, TRACED, SummaryFile
+
+Bench = Any  # the class in conftest.py, which cannot be imported
+KEPT = (COMPARED, TRACED, SUMMARIES)
+COMMANDS = (
+    ("compare", "{base}", "{head}", "--format", "json"),
+    ("history", "{base}", "{head}", "--format", "json"),
+    ("recommend", "{head}", "--format", "json"),
+)
+MORE_COMMANDS = (
+    *COMMANDS,
+    ("compare", "{head}", "{head}", "--all"),
+    ("compare", "{base}", "{head}", "--gate", "perplexity=5%", "--strict", "--all"),
+    ("history", "{head}", "--metric", "perplexity"),
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_indexes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "MIN_RUNS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """Two results folders: some variants changed from the one to the other, and some are the same runs."""
+    bench = request.getfixturevalue("made_up")
+    folder = tmp_path_factory.mktemp("whole")
+    looks = bench.looks[:2]
+    before = bench.bench(session="s1", day=1).sweep(looks, repetitions=3)
+    later = bench.bench(session="s2", day=2, torch="2.14.0")
+    after = later.sweep([replace(look, damage=1.5 * look.damage, speed=0.8 * look.speed) for look in looks], 3)
+    for name, records in (("base", before), ("head", [*before[:9], *after])):
+        for record in records:
+            Store(folder / name).save(record)
+    return folder
+
+
+def answers(folder: Path, commands: Sequence[Sequence[str]] = COMMANDS) -> list[tuple[int, str]]:
+    names = {"base": str(folder / "base"), "head": str(folder / "head")}
+    ended = (CliRunner().invoke(app, [word.format(**names) for word in words]) for words in commands)
+    return [(each.exit_code, each.output) for each in ended]
+
+
+def derived_anew(folder: Path, commands: Sequence[Sequence[str]] = COMMANDS) -> list[tuple[int, str]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SummaryFile, "read", lambda file: {})
+        patch.setattr(SummaryFile, "add", lambda file, entries, records: None)
+        return answers(folder, commands)
+
+
+def flip(path: Path, draw: Callable[[st.SearchStrategy[int]], int]) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw(st.integers(0, len(content) - 1))] ^= 1 << draw(st.integers(0, 7))
+    path.write_bytes(content)
+
+
+def kept_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("*/.*")) if path.name in KEPT]
+
+
+def tampered(folder: Path, draw: Any, name: str) -> None:
+    flip(draw(st.sampled_from(sorted(folder.glob(f"head/*/*/*/{name}")))), draw)
+
+
+def on_kept(edit: Callable[[Path, Any], object]) -> Callable[[Path, Any], None]:
+    def do(folder: Path, draw: Any) -> None:
+        if there := kept_in(folder):
+            edit(draw(st.sampled_from(there)), draw)
+
+    return do
+
+
+def another_run(folder: Path, draw: Any) -> None:
+    records = read_records_of(folder / "head")
+    chosen = draw(st.sampled_from(records))
+    number = Store(folder / "head").next_attempt(chosen.spec.recipe, chosen.spec.run_id)
+    again = replace(chosen, attempt=number, session="s3", started_at=f"2026-11-09T10:00:{number:02}+00:00")
+    Store(folder / "head").save(again)
+
+
+def read_records_of(folder: Path) -> tuple[Any, ...]:
+    from harness.storage.reading import read_results
+
+    return tuple(read_results(folder).records)
+
+
+EDITS: tuple[Callable[[Path, Any], object], ...] = (
+    on_kept(lambda path, draw: path.unlink()),
+    on_kept(lambda path, draw: os.truncate(path, draw(st.integers(0, path.stat().st_size - 1)))),
+    on_kept(flip),
+    on_kept(lambda path, draw: path.write_bytes(path.read_bytes() + b"cut")),
+    lambda folder, draw: tampered(folder, draw, EVIDENCE),
+    lambda folder, draw: tampered(folder, draw, RECORD),
+    another_run,
+)
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(data=st.data())
+def test_answers_are_those_that_are_derived_anew(whole: Path, tmp_path_factory: Any, data: st.DataObject) -> None:
+    folder = tmp_path_factory.mktemp("copy") / "both"
+    shutil.copytree(whole, folder)
+    answers(folder)
+    for edit in data.draw(st.lists(st.sampled_from(EDITS), min_size=1, max_size=3)):
+        edit(folder, data.draw)
+    assert answers(folder) == derived_anew(folder)
+
+
+def test_a_second_command_compares_nothing_again_and_opens_no_evidence(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    first = answers(folder, MORE_COMMANDS)
+    assert first == derived_anew(folder, MORE_COMMANDS)
+    assert {path.name for path in kept_in(folder)} == set(KEPT)
+    sizes = [path.stat().st_size for path in kept_in(folder)]
+    for name in (
+        "harness.analysis.regression.compared._compared",
+        "harness.analysis.history.values._values",
+        "harness.analysis.summaries.row",
+        "harness.storage.evidence.EvidenceFile._values",
+    ):
+        monkeypatch.setattr(name, None)
+    assert answers(folder, MORE_COMMANDS) == first
+    assert [path.stat().st_size for path in kept_in(folder)] == sizes
+
+
+def test_a_new_run_is_compared_and_the_others_are_not(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.analysis.regression import compared
+
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    answers(folder)
+    record = next(each for each in read_records(folder / "base") if each.spec.kind == "quality")
+    later = replace(record, attempt=2, session="s3", started_at="2026-11-09T10:00:00+00:00")
+    Store(folder / "head").save(later)
+    seen = []
+    original = compared._compared
+    monkeypatch.setattr(compared, "_compared", lambda match, *rest: (seen.append(match), original(match, *rest))[1])
+    CliRunner().invoke(app, ["compare", str(folder / "base"), str(folder / "head")])
+    assert [each.head.spec.case_id for each in seen] == [record.spec.case_id]
