@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.core.job import VariantJob
 from harness.core.label import Label
 from harness.core.record import RunRecord
 from harness.report import write_report
@@ -45,7 +46,8 @@ def main() -> None:
             written_s = time.perf_counter() - start
             loaded_s, plot_s, sorted_s = opened(path, asked.rounds)
             size = path.stat().st_size / 1e6
-        variants = len({record.spec.method.label for record in made}) - 1
+        jobs = (record.spec.job for record in made)
+        variants = len({job.variant.method.label for job in jobs if isinstance(job, VariantJob)}) - 1
         print(
             f"| {len(made):,} | {variants:,} | {written_s:.1f} | {size:.1f} | {loaded_s:.2f} | {plot_s:.2f} "
             f"| {sorted_s:.2f} |",
