@@ -93,7 +93,7 @@ class Forwards:
             self._parts.load(name)
             trace.append(name)
             following = self._following(trace)
-            if following is not None:
+            if following is not None and self._parts.parts[following].is_layer:  # a head may not be needed after all
                 self._parts.prefetch(following)
             for number in [each for each in suspended if wanted[each] == name]:
                 waiting.take(number)
