@@ -407,11 +407,11 @@ class TestOutputs:
         main = on(table, "transformers")["rtn"]
         assert PERPLEXITY_CHANGE.read(main, found.use).includes == ""
         assert [each for each in reasons(_candidate(found, main)) if "engine" in each] == []
-        (part,) = [each for each in sides(row, found) if each.startswith("perplexity")]
+        (part,) = [each for each in sides(row, found.use) if each.startswith("perplexity")]
         assert part.endswith(change.includes)
-        (part,) = [each for each in sides(replace(row, perplexity_change=None), found) if each.startswith("KL")]
+        (part,) = [each for each in sides(replace(row, perplexity_change=None), found.use) if each.startswith("KL")]
         assert part.endswith(KL.read(row, found.use).includes)
-        assert not any("engine" in each for each in sides(main, found))
+        assert not any("engine" in each for each in sides(main, found.use))
         alone = on(table, "other")["none"].top1_agreement
         assert alone is not None
         assert AGREEMENT.read(row, found.use).includes == f"{alone.value * 100:.1f}% for the engine alone"
