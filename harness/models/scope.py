@@ -38,7 +38,8 @@ _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
 _BIAS = re.compile(r"[._]bias$")
 _CONVOLUTION = re.compile(r"conv\w*\.")
 _OTHER_INPUTS = re.compile(
-    r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|multi_?modal\w*|mm_\w*|embed_(vision|audio|image)|speech\w*)\."
+    r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|multi_?modal\w*|mm_\w*|embed_(vision|audio|image)|speech\w*"
+    r"|\w*projector|aligner|qformer|language_projection)\."
 )
 
 UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})
