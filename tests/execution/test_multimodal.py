@@ -93,7 +93,8 @@ def measured(
             "threads": 1,
         }
     )
-    return model, folder, {(record.spec.kind, record.spec.method.name): record for record in records}
+    of_variants = [record for record in records if record.spec.kind in ("quantize", "quality", "performance")]
+    return model, folder, {(record.spec.kind, record.spec.method.name): record for record in of_variants}
 
 
 def outside(model: Any, buffers: bool = False) -> list[torch.Tensor]:
