@@ -40,7 +40,7 @@ SHAPE = {
     "head_dim": 32,
     "num_experts": 4,
     "num_experts_per_tok": 2,
-    "vocab_size": 256,
+    "vocab_size": 512,
     "max_position_embeddings": 256,
 }
 OTHERS: dict[str, dict[str, Any]] = {
