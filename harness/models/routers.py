@@ -2,7 +2,9 @@
 
 transformers gives every mixture one shape: a block has a child ``experts`` and, beside it, the router, ``gate`` or
 ``router``. The router returns the scores of all experts and, in most models, the chosen ones; in the others the block
-chooses and passes the choice to ``experts``. Whatever fits neither is reported, never guessed.
+chooses and passes the choice to ``experts``. Libraries that replace a block, and transformers before version 5, keep
+the experts in a list: then the chosen are the ``top_k`` highest scores, if the rows that each expert gets confirm it.
+Whatever fits none of these is reported, never guessed.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 EXPERTS = "experts"
 UNREADABLE = "its routers cannot be read: they are not built as transformers builds a mixture's"
-PROBE_TOKENS = 4
+PROBE_TOKENS = 32
 _ROUTERS = ("gate", "router")
 _BLOCK = re.compile(r"(?:layers|h|blocks)\.\d+(?:\..*)?$")
 _SUM_TOLERANCE = 1e-3
@@ -30,9 +32,12 @@ _SUM_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class _Block:
+    """``top_k`` is the block's own if its experts are a list, which nothing calls."""
+
     name: str
     router: Any
     experts: Any
+    top_k: int | None
 
 
 def readable_blocks(model: Any, vocabulary: int) -> tuple[str, ...]:
@@ -42,15 +47,35 @@ def readable_blocks(model: Any, vocabulary: int) -> tuple[str, ...]:
     """
     import torch
 
-    seen: dict[str, None] = {}
+    blocks, seen, rows = _blocks(model), {}, {}
+
+    def count(name: str, routed: Routed) -> None:
+        seen[name] = torch.bincount(routed.chosen.flatten(), minlength=routed.scores.shape[-1]).tolist()
+
     tokens = torch.arange(PROBE_TOKENS, device=model.device).remainder(vocabulary).unsqueeze(0)
-    expected = [block.name for block in _blocks(model)]
-    if expected:
-        with torch.inference_mode(), watching_routers(model, lambda name, routed: seen.setdefault(name)):
+    if blocks:
+        with torch.inference_mode(), watching_routers(model, count), ExitStack() as stack:
+            for block in blocks:
+                if block.top_k is not None:
+                    rows[block.name] = _counted_rows(block.experts, stack)
             model.get_decoder()(input_ids=tokens, use_cache=False)
-    if list(seen) != expected or (not expected and _has_experts(model)):
+    confirmed = all(seen.get(name) == found for name, found in rows.items())
+    if list(seen) != [block.name for block in blocks] or not confirmed or (not blocks and _has_experts(model)):
         raise UnsupportedError(UNREADABLE)
-    return tuple(expected)
+    return tuple(seen)
+
+
+def _counted_rows(experts: Any, stack: ExitStack) -> list[int]:
+    """How many rows each expert of a list gets, counted while the model runs."""
+    rows = [0] * len(experts)
+
+    def count(number: int, inputs: tuple[Any, ...]) -> None:
+        rows[number] += inputs[0].numel() // inputs[0].shape[-1]
+
+    for number, expert in enumerate(experts):
+        hook = expert.register_forward_pre_hook(lambda module, inputs, number=number: count(number, inputs))
+        stack.callback(hook.remove)
+    return rows
 
 
 def expert_parameters(model: Any) -> Mapping[str, int]:
@@ -88,13 +113,18 @@ def _has_experts(model: Any) -> bool:
 
 
 def _blocks(model: Any) -> list[_Block]:
+    import torch
+
     found = []
     for name, module in model.named_modules():
         children = dict(module.named_children())
         router = next((children[each] for each in _ROUTERS if each in children), None)
         place = _BLOCK.search(name)
         if EXPERTS in children and router is not None and place is not None:
-            found.append(_Block(place[0], router, children[EXPERTS]))
+            listed = isinstance(children[EXPERTS], torch.nn.ModuleList)
+            found.append(
+                _Block(place[0], router, children[EXPERTS], getattr(module, "top_k", None) if listed else None)
+            )
     return found
 
 
@@ -110,6 +140,8 @@ def _watch(block: _Block, see: SeeRouted, stack: ExitStack) -> None:
             raise UnsupportedError(f"{block.name}: its router, a {type(module).__name__}, returns no scores")
         scores = max(floating, key=lambda each: each.shape[-1])  # weights of the chosen experts are fewer
         scores = scores.detach().reshape(-1, scores.shape[-1])
+        if chosen is None and block.top_k is not None:
+            chosen = scores.topk(block.top_k).indices
         if chosen is None:
             undecided[:] = [scores]
         else:

@@ -78,6 +78,42 @@ def test_a_block_that_chooses_after_its_router_is_read_by_what_its_experts_get()
         assert torch.equal(routed.chosen.sort().values, routed.scores.topk(2).indices.sort().values)
 
 
+class ListedBlock(torch.nn.Module):
+    """Experts in a list, as libraries build them; ``chosen_by`` the scores, or not."""
+
+    def __init__(self, chosen_by_scores: bool) -> None:
+        super().__init__()
+        self.top_k, self.chosen_by_scores = 2, chosen_by_scores
+        self.gate = torch.nn.Linear(32, 8, bias=False)
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(32, 32) for _ in range(8))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        rows = states.reshape(-1, 32)
+        scores = self.gate(rows)
+        chosen = (scores if self.chosen_by_scores else -scores).topk(2).indices
+        out = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            (hit,) = (chosen == number).any(dim=1).nonzero(as_tuple=True)
+            out[hit] += expert(rows[hit])
+        return out.reshape(states.shape)
+
+
+@pytest.mark.parametrize("by_scores", [True, False])
+def test_experts_in_a_list_are_read_by_the_highest_scores_only_if_their_rows_confirm_it(by_scores: bool) -> None:
+    model = mixture("qwen3_moe")
+    torch.manual_seed(1)
+    for layer in model.model.layers:
+        layer.mlp = ListedBlock(by_scores)
+    if not by_scores:
+        with pytest.raises(UnsupportedError, match="cannot be read"):
+            readable_blocks(model, 64)
+        return
+    assert readable_blocks(model, 64) == ("layers.0.mlp", "layers.1.mlp")
+    for routed in seen(model).values():
+        assert torch.equal(routed.chosen, routed.scores.topk(2).indices)
+    assert expert_parameters(model)["layers.0.mlp"] == 8 * (32 * 32 + 32)
+
+
 def test_a_router_that_returns_probabilities_is_not_normalized_twice() -> None:
     logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0)).double()
     assert torch.allclose(log_distribution(logits.softmax(-1)), logits.log_softmax(-1))

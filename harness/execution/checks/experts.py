@@ -132,10 +132,11 @@ def _counted(context: Context, source: Path, calibration: CalibrationSet) -> Exp
     """Runs the unquantized model over the calibration set, without its padding, one sample at a time."""
     import torch
 
-    from harness.models.routers import UNREADABLE, expert_parameters, watching_routers
+    from harness.models.routers import expert_parameters, readable_blocks, watching_routers
 
     _check_memory(context, source)
     model = load_source(context, source).eval()
+    readable_blocks(model, model.config.get_text_config().vocab_size)
     tokens: dict[str, torch.Tensor] = {}
 
     def count(block: str, routed: Routed) -> None:
@@ -147,8 +148,6 @@ def _counted(context: Context, source: Path, calibration: CalibrationSet) -> Exp
             model.get_decoder()(input_ids=torch.tensor([sample], device=model.device), use_cache=False)
     parameters = sum(each.numel() for each in model.parameters())
     blocks = expert_parameters(model)
-    if not tokens or set(blocks) != set(tokens):
-        raise UnsupportedError(UNREADABLE)
     shares = {block: blocks[block] / len(tokens[block]) / parameters for block in blocks}
     return ExpertTokens({block: tokens[block].tolist() for block in blocks}, shares)
 
