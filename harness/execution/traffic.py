@@ -118,6 +118,6 @@ def _measurements(phase: str, cell: GridCell, step: Step, routed: Mapping[str, S
 
     yield exact("read_bytes", "byte", step.read_bytes - step.kv_bytes, part="weights", **routed)
     yield exact("read_bytes", "byte", step.kv_bytes, part="KV cache")
-    yield exact("dequantize_bytes", "byte", step.dequantize_bytes)
+    yield exact("dequantize_bytes", "byte", step.dequantize_bytes, **routed)
     for dtype, operations in step.operations.items():
         yield exact("operations", "operation", operations, dtype=dtype)

@@ -145,7 +145,7 @@ def _watch(block: _Block, see: SeeRouted, stack: ExitStack) -> None:
         if chosen is None:
             undecided[:] = [scores]
         else:
-            see(block.name, Routed(scores, chosen.detach().reshape(len(scores), -1)))
+            see(block.name, _routed(block, scores, chosen))
 
     def before_experts(module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
         if not undecided:
@@ -154,10 +154,18 @@ def _watch(block: _Block, see: SeeRouted, stack: ExitStack) -> None:
         chosen = next((each for each in _tensors((*inputs, *named.values())) if _is_choice(each)), None)
         if chosen is None:
             raise UnsupportedError(f"{block.name}: which experts it chooses cannot be read from its parts")
-        see(block.name, Routed(scores, chosen.detach().reshape(len(scores), -1)))
+        see(block.name, _routed(block, scores, chosen))
 
     stack.callback(block.router.register_forward_hook(after_router).remove)
     stack.callback(block.experts.register_forward_pre_hook(before_experts, with_kwargs=True).remove)
+
+
+def _routed(block: _Block, scores: torch.Tensor, chosen: torch.Tensor) -> Routed:
+    """Raises UnsupportedError for the weights of the chosen experts in place of the scores of all."""
+    chosen = chosen.detach().reshape(len(scores), -1)
+    if chosen.shape[-1] >= scores.shape[-1]:
+        raise UnsupportedError(f"{block.name}: its router returns no more scores than it chooses experts")
+    return Routed(scores, chosen)
 
 
 def _tensors(given: Any) -> list[torch.Tensor]:

@@ -78,6 +78,15 @@ def test_a_block_that_chooses_after_its_router_is_read_by_what_its_experts_get()
         assert torch.equal(routed.chosen.sort().values, routed.scores.topk(2).indices.sort().values)
 
 
+def test_a_router_that_returns_the_weights_of_the_chosen_experts_alone_cannot_be_read() -> None:
+    """As LongCat-Flash's does: no distribution over all experts can be made of them."""
+    model = mixture("qwen3_moe")
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda module, inputs, output: (output[1], output[1], output[2]))
+    with pytest.raises(UnsupportedError, match="no more scores than it chooses experts"):
+        readable_blocks(model, 64)
+
+
 class ListedBlock(torch.nn.Module):
     """Experts in a list, as libraries build them; ``chosen_by`` the scores, or not."""
 

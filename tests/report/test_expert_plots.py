@@ -67,6 +67,14 @@ def test_the_heat_map_of_tokens_marks_the_dead_and_shows_how_far_from_even_each_
     )
 
 
+def test_the_heat_map_says_whose_calibration_set_it_shows_if_variants_have_several() -> None:
+    other = tuple(ExpertLoad(load.block, load.tokens[::-1]) for load in LOAD)
+    for loads, several in ((LOAD, False), (other, True)):
+        shown = table(row("gptq", audit(0.9, 0.01, LOAD)), row("awq", audit(0.9, 0.01, loads)), row("rtn", None))
+        plot = {each.name: each for each in expert_plots(shown)}[LOADS]
+        assert ("the calibration set of gptq" in plot.caption) is several
+
+
 def test_the_routers_of_variants_are_drawn_by_layer_without_the_baseline(mixture: Table) -> None:
     plots = {each.name: each for each in expert_plots(mixture)}
     assert plots[OVERLAPS].rows == (("rtn", "90.0%", "80.0%"), ("gptq", "95.0%", "85.0%"))

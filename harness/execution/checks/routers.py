@@ -37,7 +37,7 @@ def comparing_routers(context: Context, model: LoadedModel, windows: Windows, ke
 def _unlike(routers: ShowsRouters, kept: Reference) -> str | None:
     """Why a model's routers cannot be compared with those of the reference; None if they can."""
     if not kept.has_routers:
-        return "the reference holds nothing of the baseline's routers"
+        return "the reference holds nothing of the baseline's routers: they could not be read, or it is an old one"
     if set(routers.router_blocks()) != set(kept.routers(0)):
         return "its layers of experts are not those of the baseline"
     return None

@@ -37,11 +37,12 @@ def expert_plots(table: Table) -> tuple[Plot, ...]:
 
 
 def _loads(table: Table) -> Plot | None:
-    """The calibration tokens of each expert, of the first calibrated variant: all share a model's calibration set."""
-    row = next((row for row in table.rows if row.experts and row.experts.loads), None)
-    if row is None or row.experts is None:
+    """The calibration tokens of each expert, of the first calibrated variant: a sweep has one calibration set."""
+    audited = [(row, row.experts) for row in table.rows if row.experts and row.experts.loads]
+    if not audited:
         return None
-    loads = row.experts.loads
+    row, audit = audited[0]
+    loads = audit.loads
     widest = max(len(load.tokens) for load in loads)
     layout = paper(height_px=110 + max(14, min(26, 900 // len(loads))) * len(loads)) | {
         "xaxis": {"title": {"text": "expert", "standoff": 8}, "showgrid": False, "zeroline": False},
@@ -65,15 +66,17 @@ def _loads(table: Table) -> Plot | None:
     }
     octaves = [_padded([_octaves(count, load) if count else None for count in load.tokens], widest) for load in loads]
     drawing.trace("heatmap", z=octaves, zmin=-MOST_OCTAVES, zmax=MOST_OCTAVES, colorscale=SLOWER_TO_FASTER, **cells)
-    if row.experts.dead:
+    if audit.dead:
         none = [_padded([None if count else 1.0 for count in load.tokens], widest) for load in loads]
         drawing.trace("heatmap", z=none, zmin=0, zmax=1, colorscale=((0, PURPLE), (1, PURPLE)), **cells)
     experts = sum(len(load.tokens) for load in loads)
     caption = (
         f"Tokens of the calibration set that each of {experts:,} experts saw, by the unquantized model's own routers, "
         "relative to an even share of its layer: orange is fewer, blue more, purple (✕) none. "
-        f"{row.experts.dead:,} saw none, {row.experts.starved:,} more fewer than {row.experts.starved_tokens}."
+        f"{audit.dead:,} saw none, {audit.starved:,} more fewer than {audit.starved_tokens}."
     )
+    if any(other.loads != loads for _, other in audited):
+        caption += f" This is the calibration set of {row.label}; other variants have others."
     head = ("Layer", "even share", "least", "median", "most", "experts that saw none")
     lines = tuple(_load_line(load) for load in loads)
     return Plot(LOADS, "Calibration tokens per expert", caption, head, lines, drawing.json())
