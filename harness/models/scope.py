@@ -16,7 +16,8 @@ HEAD = "lm_head"
 LEAST_COVERAGE = 0.99
 """If a smaller fraction of the declared scope is quantized, a variant is not what its name says."""
 _DECODER = re.compile(r"(^|\.)(layers|h|blocks|blk)\.\d+\.")
-_ROUTER = re.compile(r"\.(gate|router|ffn_gate_inp)(\.weight)?$")
+_ROUTER = re.compile(r"\.(gate|router|ffn_gate_inp)(\.(layer|proj|classifier))?(\.weight)?$")
+"""A layer, or a module around one: Gemma 4's is ``router.proj``, that of Granite's checkpoints ``router.layer``."""
 UNFUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "up_proj": ("up_proj",), "down_proj": ("down_proj",)}
 """The 3-D parameters that transformers fuses a layer's experts into, and the projections of one expert in each."""
 FUSED = (*UNFUSED, *(f"{name}_bias" for name in UNFUSED))

@@ -162,6 +162,8 @@ def test_a_gguf_tells_its_native_quantization(tmp_path: Path) -> None:
         ("model.layers.3.mlp.experts.gate_up_proj", 3, True),
         ("transformer.h.0.attn.c_attn.weight", 2, True),
         ("model.layers.3.mlp.gate.weight", 2, False),
+        ("model.layers.3.router.proj.weight", 2, False),
+        ("model.layers.3.block_sparse_moe.router.layer.weight", 2, False),
         ("model.layers.3.mlp.gate_proj.weight", 2, True),
         ("model.layers.3.input_layernorm.weight", 1, False),
         ("model.embed_tokens.weight", 2, False),
