@@ -25,10 +25,10 @@ FUSED = (*UNFUSED, *(f"{name}_bias" for name in UNFUSED))
 _MERGED = re.compile(rf"(.*\.experts)\.({'|'.join(UNFUSED)})")
 _TRANSPOSED = frozenset({"gpt_oss"})
 """The types that store them as (experts, inputs, outputs)."""
-_PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+PROJECTIONS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+"""What checkpoints of Mixtral and its relatives call an expert's matrices, and the layers that they become."""
 _BLOCK = (".block_sparse_moe.", ".mlp.")
-_SINGLE = re.compile(rf"\.experts\.(\d+)\.({'|'.join(_PROJECTIONS)})$")
-"""Names in checkpoints of Mixtral and its relatives, and those of transformers' modules."""
+_SINGLE = re.compile(rf"\.experts\.(\d+)\.({'|'.join(PROJECTIONS)})$")
 _MULTIMODAL = (
     (re.compile(r"^language_model\.model\."), "model.language_model."),
     (re.compile(r"^language_model\.lm_head"), HEAD),
@@ -96,7 +96,7 @@ def transformers_name(name: str) -> str:
 def module_name(name: str) -> str:
     """transformers' name of the module that a checkpoint's parameter belongs to, with unfused experts."""
     module = transformers_name(name).removesuffix(".weight")
-    return _SINGLE.sub(lambda found: f".experts.{found[1]}.{_PROJECTIONS[found[2]]}", module)
+    return _SINGLE.sub(lambda found: f".experts.{found[1]}.{PROJECTIONS[found[2]]}", module)
 
 
 def linears(name: str, shape: tuple[int, ...]) -> dict[str, int]:

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers.core_model_loading import WeightConverter
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 from transformers.quantizers.base import HfQuantizer
 
-from harness.models.scope import FUSED, UNFUSED
+from harness.models.scope import FUSED, PROJECTIONS, UNFUSED
 
 _INTERFACE = ("num_experts", "has_gate", "has_bias", "is_transposed", "is_concatenated", "_apply_gate")
 """What transformers' ``use_experts_implementation`` and the experts themselves declare."""
@@ -202,11 +202,12 @@ class _AsItIs:
 def conversions(known: list[Any], quantized: bool) -> list[Any]:
     """transformers' steps of loading for unfused experts.
 
-    Of a ``quantized`` checkpoint, whose experts are stored one by one, those that fuse are left out. Of any other
-    checkpoint, those and fused parameters are followed by unfusing.
+    Of a ``quantized`` checkpoint, whose experts are stored one by one, renaming takes the place of those that fuse. Of
+    any other checkpoint, those and fused parameters are followed by unfusing.
     """
     if quantized:
-        return [each for each in known if not _stack(each)]
+        names = [(rf"\.experts\.(\d+)\.{stored}\.", rf".experts.\1.{own}.") for stored, own in PROJECTIONS.items()]
+        return [*(each for each in known if not _stack(each)), *(WeightRenaming(*each) for each in names)]
     kept = [Unfusing(stack, each) if (stack := _stack(each)) else each for each in known]
     return kept + [Unfusing(f".experts.{name}") for name in FUSED]
 
@@ -225,18 +226,20 @@ def unfused(untouched: Collection[str] = ()) -> Iterator[None]:
     The quantizer sees linear layers. The experts of an unquantized checkpoint are unfused as they are read. If all
     experts are ``untouched``, they stay fused.
     """
-    changed = [0]
-    preprocess, update = HfQuantizer.preprocess_model, HfQuantizer.update_weight_conversions
+    changed: list[Any] = []
+    preprocess = HfQuantizer.preprocess_model
 
     def prepared(self: Any, model: Any, *arguments: Any, **options: Any) -> Any:
-        changed[0] = unfuse(model, untouched)
+        if unfuse(model, untouched):
+            update = self.update_weight_conversions  # its own: that of compressed-tensors unpacks before it fuses
+            self.update_weight_conversions = lambda known: update(conversions(known, self.pre_quantized))
+            changed.append(self)
         return preprocess(self, model, *arguments, **options)
 
-    def updated(self: Any, known: list[Any]) -> Any:
-        return update(self, conversions(known, self.pre_quantized) if changed[0] else known)
-
-    HfQuantizer.preprocess_model, HfQuantizer.update_weight_conversions = prepared, updated
+    HfQuantizer.preprocess_model = prepared
     try:
         yield
     finally:
-        HfQuantizer.preprocess_model, HfQuantizer.update_weight_conversions = preprocess, update
+        HfQuantizer.preprocess_model = preprocess
+        for quantizer in changed:
+            del quantizer.update_weight_conversions

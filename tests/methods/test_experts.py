@@ -5,6 +5,7 @@ transformers holds the experts of a layer in 3-D parameters, which libraries tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from quantize_alone import quantize, quantize_alone
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from harness import plugins as registry
@@ -23,6 +24,7 @@ from harness.engines.transformers.engine import TRANSFORMERS
 from harness.execution.local import local_site
 from harness.models import stored
 from harness.models.headers import read_directory
+from harness.models.loading import load_transformers
 from harness.models.scope import LEAST_COVERAGE, UNFUSES, holds_experts, in_decoder, modules
 from harness.models.shapes import read
 from harness.planning.plan import PlannedRun
@@ -182,6 +184,38 @@ def test_what_a_method_says_of_experts_is_what_a_mixture_shows(
     if saved is not None:
         assert (loaded - saved).abs().max() < 0.02 * saved.abs().max(), "random experts would differ by more"
     assert 0 < divergence(plain, loaded) < divergence(plain, other) / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("rtn", {"group_size": 32}), ("llmc-rtn", {"group_size": 32}), ("llmc-fp8", {})]
+)
+def test_a_quantized_mixtral_is_read_by_the_names_that_publishers_give_its_experts(
+    tmp_path: Path, tiny: Path, name: str, given: dict[str, Any]
+) -> None:
+    """``block_sparse_moe.experts.0.w1``, where the layer is ``mlp.experts.0.gate_proj``."""
+    if lacking := registry.missing(registry.method(name), local_site()):
+        pytest.skip(lacking)
+    folder, out = made("mixtral", tmp_path / "source", tiny), tmp_path / "quantized"
+    out.mkdir()
+    quantize(name, given, folder, out, "float32")
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return load_transformers(LoadRequest(out, "float32", "cpu"))(input_ids=PROBE).logits  # type: ignore[no-any-return]
+
+    expected, file = logits(), out / "model.safetensors"
+    stored_as = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+    renamed = {
+        re.sub(
+            r"\.\w+\.experts\.(\d+)\.(\w+)\.",
+            lambda found: f".block_sparse_moe.experts.{found[1]}.{stored_as.get(found[2], found[2])}.",
+            key,
+        ): tensor
+        for key, tensor in load_file(file).items()
+    }
+    assert any(".experts.3.w3." in key for key in renamed)
+    save_file(renamed, file, metadata={"format": "pt"})
+    assert torch.equal(logits(), expected)
 
 
 def test_what_quantizes_no_experts_says_nothing() -> None:
