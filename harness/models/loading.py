@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from harness.core.engine import LoadRequest
+from harness.errors import UnsupportedError
 from harness.models import headers, native
 
 _CODES_OF_AN_EXPERT = re.compile(r"\.experts\.\d+\.(?!\w+\.(weight|bias)$)")
@@ -37,7 +38,8 @@ def checkpoint_class(folder: Path, trust_remote_code: bool = False) -> Any:
 def load_transformers(request: LoadRequest, **options: Any) -> Any:
     """A language model in eval mode. Loads only safetensors weights; raises what transformers raises.
 
-    Raises MemoryError if transformers left a part of it to the host, or a quantizer refused to.
+    Raises MemoryError if transformers left a part of it to the host, or a quantizer refused to, and UnsupportedError
+    if it does not know the names of experts in a quantized checkpoint: it would fill theirs with random numbers.
     """
     stored = headers.read_config(request.path).get("quantization_config") or {}
     reading: AbstractContextManager[None] = native.whole_blocks(stored)
@@ -45,30 +47,40 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
-    if request.quantization is not None or _quantizes_single_experts(request.path, stored):
+    single = _quantizes_single_experts(request.path, stored)
+    if request.quantization is not None or single:
         from harness.models.unfuse import unfused
 
         reading = unfused(request.untouched)
     try:
         with reading:
-            model = (
-                checkpoint_class(request.path, request.trust_remote_code)
-                .from_pretrained(
-                    request.path,
-                    dtype=request.dtype,
-                    device_map=device_map(request.device, request.gpus),
-                    trust_remote_code=request.trust_remote_code,
-                    use_safetensors=True,
-                    **options,
-                )
-                .eval()
+            model, report = checkpoint_class(request.path, request.trust_remote_code).from_pretrained(
+                request.path,
+                dtype=request.dtype,
+                device_map=device_map(request.device, request.gpus),
+                trust_remote_code=request.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
     except ValueError as error:
         if request.gpus > 1 and any(words in str(error) for words in OFFLOADED):
             raise MemoryError(f"the model does not fit {request.gpus} GPUs; use more devices or fewer bits") from error
         raise
     refuse_offloaded(model, request.gpus)
-    return model
+    if single:
+        _check_experts(report["missing_keys"], report["unexpected_keys"])
+    return model.eval()
+
+
+def _check_experts(missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """Tensors may be absent, or superfluous: only both at once show that names are others."""
+    lacking, left = (sorted(key for key in keys if ".experts." in key) for keys in (missing, unexpected))
+    if lacking and left:
+        raise UnsupportedError(
+            f"the checkpoint's names of its experts are not known: {left[0]} is read into no layer, and nothing into "
+            f"{lacking[0]}"
+        )
 
 
 def _quantizes_single_experts(checkpoint: Path, stored: Mapping[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from harness.api.plan import plan
 from harness.core.engine import LoadRequest
 from harness.core.method import Setting
 from harness.engines.transformers.engine import TRANSFORMERS
+from harness.errors import UnsupportedError
 from harness.execution.local import local_site
 from harness.models import stored
 from harness.models.headers import read_directory
@@ -216,6 +217,10 @@ def test_a_quantized_mixtral_is_read_by_the_names_that_publishers_give_its_exper
     assert any(".experts.3.w3." in key for key in renamed)
     save_file(renamed, file, metadata={"format": "pt"})
     assert torch.equal(logits(), expected)
+    unknown = {key.replace(".w3.", ".w9."): tensor for key, tensor in renamed.items()}
+    save_file(unknown, file, metadata={"format": "pt"})
+    with pytest.raises(UnsupportedError, match=r"experts\.0\.w9\..* is read into no layer"):
+        logits()
 
 
 def test_what_quantizes_no_experts_says_nothing() -> None:
