@@ -20,8 +20,8 @@ from harness.figures.table import VariantRow
 
 NOT_DERIVED = ("label", "evidence")
 """Fields of a row that its evidence does not determine: a label depends on the other variants."""
-CODE = ("analysis", "core", "figures", "stats", "tasks")
-"""The rooms whose code derives rows and findings."""
+CODE = ("analysis", "core", "figures", "stats", "storage", "tasks")
+"""The rooms whose code reads records, and derives rows and findings from them."""
 LIBRARIES = ("numpy", "scipy")
 
 Derived = tuple[VariantRow, tuple[str, ...]]
@@ -44,7 +44,7 @@ def read(text: str, evidence: Evidence, label: str) -> Derived:
 
 @cache
 def code() -> str:
-    """A digest of all that derives rows and findings: what other code derived is not used."""
+    """A digest of all that rows and findings depend on but the records: what other code derived is not used."""
     versions = (*(version(library) for library in LIBRARIES), sys.version)  # Python 3.12 adds floats up differently
     digest = hashlib.sha256(" ".join(versions).encode())
     root = Path(__file__).parents[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from imported_files import all_imported
 from run_specs import run_spec
 
 from harness import load_results
@@ -220,20 +220,4 @@ def test_records_are_read_from_where_they_were_found(tmp_path: Path, monkeypatch
 
 def test_an_index_lasts_until_code_changes_that_reads_records() -> None:
     """The code is what reading imports, however deep; what else is in these rooms leaves indexes as they are."""
-    root = Path(index.__file__).parents[2]
-    waiting, known = [Path(index.__file__), Path(reading.__file__)], set[Path]()
-    while waiting:
-        path = waiting.pop()
-        if path not in known:
-            known.add(path)
-            waiting += imported(path, root)
-    assert sorted(str(path.relative_to(root / "harness")) for path in known) == sorted(index.READERS)
-
-
-def imported(path: Path, root: Path) -> set[Path]:
-    """The files of the package that a file imports, anywhere in it."""
-    found = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module)
-    names = {f"{node.module}.{suffix}".rstrip(".") for node in found for suffix in ("", *(e.name for e in node.names))}
-    places = (root / name.replace(".", "/") for name in names if name.startswith("harness"))
-    files = {each for place in places for each in (place.with_suffix(".py"), place / "__init__.py")}
-    return {each for each in files if each.is_file()}
+    assert sorted(all_imported([index.__file__, reading.__file__])) == sorted(index.READERS)
