@@ -235,10 +235,13 @@ class TestTrace:
         ]
         assert len(only(found, "stored_bytes").points) == 6
 
-    @pytest.mark.parametrize("what", ["version", "protocol"])
-    def test_another_way_to_measure_is_another_series(self, nights: Nights, what: str) -> None:
+    @pytest.mark.parametrize(
+        "new",
+        [{"version": 2}, {"protocol": {"stride": 128, "bos": "always"}}, {"protocol": {"engine": "another"}}],
+        ids=["version", "protocol", "a protocol that names an engine"],
+    )
+    def test_another_way_to_measure_is_another_series(self, nights: Nights, new: dict[str, Any]) -> None:
         before, after = (nights.on(night).quality(RTN, 4.5, 0.2) for night in (1, 2))
-        new: dict[str, Any] = {"version": 2} if what == "version" else {"protocol": {"stride": 128, "bos": "always"}}
         after = replace(
             after,
             outcome=replace(

@@ -173,7 +173,10 @@ def _conditions(case: Case, found: Measurement, protocol: Sequence[str] | None =
 
 
 def _question(case: Case, of_variant: bool) -> Mapping[str, str]:
-    """The parts of the question. A checkpoint under its name counts as one, even if its content changed."""
+    """The parts of the question. A checkpoint under its name counts as one, even if its content changed.
+
+    The engine is not among them, since every series names its own.
+    """
     newest, only = case.runs[-1], OF_A_COUNT if of_variant else None
     return newest.outcome.remember(("question", only), lambda: _parts_of_question(newest.spec, only))
 
@@ -185,7 +188,7 @@ def _parts_of_question(spec: RunSpec, only: tuple[str, ...] | None) -> dict[str,
         if role in question and method.published:
             question[role] = [method.name, method.label, method.stack]
     kept = question if only is None else {name: question[name] for name in only if name in question}
-    return {f"asked {name}": _text(value) for name, value in kept.items()} | {"engine": spec.engine_label}
+    return {f"asked {name}": _text(value) for name, value in kept.items()}
 
 
 def _text(value: object) -> str:
