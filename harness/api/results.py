@@ -38,7 +38,7 @@ class NamedRecords:
     """The records that a name refers to; ``damaged`` are the attempts that are not as they were written.
 
     ``seals`` are the hashes of the records, in their order, if their index knows them: what is derived from them is
-    kept in ``folder``.
+    kept in ``folder``, which has ``in_folder`` records with a seal, these among them.
     """
 
     name: str
@@ -46,6 +46,7 @@ class NamedRecords:
     damaged: tuple[Damaged, ...]
     folder: Path | None = None
     seals: tuple[str | None, ...] = ()
+    in_folder: int = 0
 
     def summaries(self) -> AbstractContextManager[Summaries | None]:
         """Rows of variants that were derived from these records before; those derived meanwhile are kept."""
@@ -86,7 +87,7 @@ def _kept(sides: Sequence[NamedRecords], file: str, kind: type[K]) -> Iterator[K
         seals = {id(record): seal for record, seal in chain.from_iterable(pairs) if seal is not None}
         found = kind(seals, summaries.read())
         yield found
-        summaries.add(found.used, len(seals))
+        summaries.add(found.used, sum(side.in_folder for side in sides))
 
 
 def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
@@ -116,7 +117,8 @@ def read_folder(folder: str | Path, wanted: str | None = None) -> NamedRecords:
     if wanted:
         return _read_part(f"{folder}@{wanted}", folder, wanted)
     found = read_location(folder)
-    return _named(str(folder), found.records, found.damaged, folder, _seals(found))
+    seals = _seals(found)
+    return _named(str(folder), found.records, found.damaged, folder, seals, len(seals))
 
 
 def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
@@ -134,8 +136,9 @@ def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
             f"{word}: neither a folder, a baseline, nor a session or run in {folder}; sessions: {sessions}"
         )
     chosen = [matches[0] in (record.session, record.spec.run_id) for record in records]
-    sealed = tuple(compress(_seals(found), chosen))
-    return _named(f"{folder}@{matches[0]}", tuple(compress(records, chosen)), found.damaged, folder, sealed)
+    seals, part = _seals(found), tuple(compress(records, chosen))
+    name = f"{folder}@{matches[0]}"
+    return _named(name, part, found.damaged, folder, tuple(compress(seals, chosen)), len(seals))
 
 
 def _seals(found: Contents) -> tuple[str | None, ...]:
@@ -148,11 +151,14 @@ def _named(
     damaged: tuple[Damaged, ...],
     location: str | Path,
     seals: tuple[str | None, ...] = (),
+    in_folder: int = 0,
 ) -> NamedRecords:
     """As comparisons and histories show them: they are published, so they do not name the user."""
     anonymizer = Anonymizer.for_terminals()
     named = NamedRecords(anonymizer.path(name), tuple(records), tuple(map(anonymizer.damaged, damaged)))
-    return replace(named, folder=local_path(location), seals=seals) if seals and not is_url(location) else named
+    if not seals or is_url(location):
+        return named
+    return replace(named, folder=local_path(location), seals=seals, in_folder=in_folder)
 
 
 def redacted(sides: Sequence[NamedRecords]) -> list[NamedRecords]:

@@ -55,7 +55,7 @@ class SummaryFile:
     def add(self, entries: Mapping[str, str], records: int) -> None:
         """Keeps the entries that are not kept yet, each of one line, if the folder can be written.
 
-        ``entries`` are all that were used, of a folder with so many ``records``.
+        ``entries`` are all that were used, of folders with so many ``records``.
         """
         new = {key: entry for key, entry in entries.items() if key not in self._kept}
         if not new:

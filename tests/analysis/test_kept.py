@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from imported_files import all_imported
 from typer.testing import CliRunner
 
+from harness.analysis import summaries
+from harness.analysis.history import values
+from harness.analysis.regression import compared
 from harness.cli.app import app
-from harness.storage import index
+from harness.figures.summary import CODE
+from harness.storage import index, reading
 from harness.storage.reading import read_records
 from harness.storage.seal import EVIDENCE, RECORD
 from harness.storage.store import Store
@@ -149,11 +154,31 @@ def test_a_second_command_compares_nothing_again_and_opens_no_evidence(
     assert [path.stat().st_size for path in kept_in(folder)] == sizes
 
 
+def test_a_look_at_one_run_drops_nothing_that_was_kept_of_the_others(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.storage.summaries.SPARE_ENTRIES", 0)
+    folder = tmp_path / "both"
+    shutil.copytree(whole, folder)
+    answers(folder, [("history", "{head}")])
+    kept = (folder / "head" / TRACED).read_bytes()
+    run = [each.spec.run_id for each in read_records_of(folder / "head") if each.spec.job.repeated][-1]
+    ((code, _),) = answers(folder, [("history", f"{{head}}@{run}")])
+    assert code == 0
+    assert (folder / "head" / TRACED).read_bytes().startswith(kept)
+    assert (folder / "head" / TRACED).stat().st_size > len(kept)
+
+
+def test_what_is_kept_lasts_until_code_changes_that_reads_records_or_derives_it() -> None:
+    """Neither errors nor the list of plugins determine a figure, nor do recipes, whose fields parse options."""
+    derived = all_imported([compared.__file__, values.__file__, summaries.__file__, reading.__file__])
+    rooms = {path.partition("/")[0] for path in derived}
+    assert rooms - {"errors.py", "plugins.py", "recipe"} == set(CODE)
+
+
 def test_a_new_run_is_compared_and_the_others_are_not(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from harness.analysis.regression import compared
-
     folder = tmp_path / "both"
     shutil.copytree(whole, folder)
     answers(folder)
