@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from harness.analysis.kept import NOTHING, KeptEntries
 from harness.core.identity import Scalar, digest
 from harness.core.model import ModelRef, model_identity
 from harness.core.record import Measurement, RunRecord
@@ -83,12 +85,12 @@ def best_session(performance: Sequence[RunRecord]) -> tuple[RunRecord, ...]:
     return tuple(max(ordered, key=lambda records: sum(r.status == "ok" for r in records), default=[]))
 
 
-def protocols(quality: Sequence[RunRecord]) -> dict[Protocol, tuple[RunRecord, ...]]:
+def protocols(quality: Sequence[RunRecord], kept: KeptEntries = NOTHING) -> dict[Protocol, tuple[RunRecord, ...]]:
     """The quality records, grouped by what was really scored.
 
     A run that gave no figure is grouped with those that scored the same workload.
     """
-    measured = [_measured(record) for record in quality]
+    measured = [_measured(record, kept) for record in quality]
     scored = {
         _workload_key(record.spec.perplexity): found for record, found in zip(quality, measured, strict=True) if found
     }
@@ -129,10 +131,16 @@ def _latest(records: Iterable[RunRecord], key: Callable[[RunRecord], Hashable]) 
     return tuple(in_order(chosen.values()))
 
 
-def _measured(record: RunRecord) -> Protocol:
+def _measured(record: RunRecord, kept: KeptEntries) -> Protocol:
+    """What was kept need not be looked for among all that the run measured."""
     if record.status != "ok":
         return ()
-    return record.outcome.remember("protocol", lambda: _protocol(record.find("nll")))
+    return kept.take(
+        kept.key("protocol", (record,)),
+        lambda: record.outcome.remember("protocol", lambda: _protocol(record.find("nll"))),
+        lambda found: json.dumps(dict(found)),
+        lambda text: tuple(json.loads(text).items()),
+    )
 
 
 def _protocol(nll: Measurement | None) -> Protocol:

@@ -119,7 +119,7 @@ def _tables(
     performance = tuple(
         record for record in current_in_session(members) if isinstance(record.spec.job, MeasurePerformance)
     )
-    groups = protocols(quality) or {(): ()}
+    groups = protocols(quality, summaries) or {(): ()}
     before = _model_runs(where, records)
     return [
         _table(where, protocol, _Runs(group, quantize, task, performance), before, summaries)

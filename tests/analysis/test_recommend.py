@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.choice import Check, Recommendation
 from harness.analysis.query import Limit, Query, default_limits, parse_limits, parse_objective
-from harness.analysis.recommend import pick
+from harness.analysis.recommend import certain_pick, pick
 from harness.analysis.ties import Tie
 from harness.api.recommend import recommend
 from harness.core import label
@@ -120,6 +120,15 @@ def test_the_probability_of_the_pick_is_that_of_keeping_its_limit() -> None:
     assert chances["eight"] == pytest.approx(1 - expected, abs=0.03)
     assert chances["none"] == chances["three"] == 0
     assert sum(chances.values()) == pytest.approx(1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bound", [0.0005, 0.003, 0.01, 0.06])
+@pytest.mark.parametrize("objective", ["bytes", "decode", "kl"])
+def test_the_certain_pick_alone_is_that_of_the_whole_answer(bound: float, objective: str) -> None:
+    query = Query((limited("perplexity", bound),), ASKED[objective])
+    whole, alone = pick(THREE_ROWS, query).certain_pick, certain_pick(THREE_ROWS, query)
+    assert whole is not None
+    assert alone == replace(whole, pick_probability=None)
 
 
 def test_the_unquantized_baseline_may_be_the_best() -> None:

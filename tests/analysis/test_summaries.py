@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
@@ -152,6 +156,41 @@ def test_what_two_processes_add_at_once_is_all_kept(tmp_path: Path) -> None:
     one.add({"b": "2"}, 9)
     other.add({"b": "2", "c": "3"}, 9)
     assert SummaryFile(tmp_path, "code").read() == {"a": "1", "b": "2", "c": "3"}
+
+
+ADDER = """
+import sys
+from pathlib import Path
+from harness.storage.summaries import SummaryFile
+folder, name = sys.argv[1:]
+file = SummaryFile(Path(folder), "code")
+file.read()
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(200):
+    file.add({f"{name}{number}": name * 9_000}, 999)
+"""
+
+
+def test_what_processes_add_at_once_does_not_mix(tmp_path: Path) -> None:
+    SummaryFile(tmp_path, "code").add({"a": "1"}, 999)
+    names = ("x", "y", "z")
+    with ExitStack() as running:
+        adders = [
+            running.enter_context(
+                subprocess.Popen([sys.executable, "-c", ADDER, str(tmp_path), name], stdin=PIPE, stdout=PIPE)
+            )
+            for name in names
+        ]
+        for each in adders:
+            assert each.stdout is not None
+            assert each.stdout.readline() == b"ready\n"
+        for each in adders:
+            assert each.stdin is not None
+            each.stdin.write(b"go\n")
+            each.stdin.flush()
+    added = {f"{name}{number}": name * 9_000 for name in names for number in range(200)}
+    assert SummaryFile(tmp_path, "code").read() == {"a": "1", **added}
 
 
 def test_reports_and_recommendations_are_the_same_with_what_was_kept(
