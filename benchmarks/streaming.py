@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--memory", default="1.5GiB", help="limits.memory of the streamed runs")
     parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
     asked = parser.parse_args()
+    if asked.folder is not None:
+        asked.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         place = Path(folder)
         shape = LlamaConfig(
