@@ -93,9 +93,10 @@ def header_of(config: dict[str, Any], held: Iterable[Tensor]) -> Header:
         dtypes[tensor.dtype] += math.prod(tensor.shape)
     stored = SAFETENSORS_DTYPES.get(dtypes.most_common(1)[0][0], "float32") if dtypes else "float32"
     quantization = config.get("quantization_config") or {}
+    text = config.get("text_config") or {}
     return Header(
         shapes,
-        config.get("max_position_embeddings"),
+        config.get("max_position_embeddings") or text.get("max_position_embeddings"),
         quantization.get("quant_method"),
         str(config.get("dtype") or config.get("torch_dtype") or stored),
         config.get("model_type"),

@@ -33,6 +33,7 @@ _MULTIMODAL = (
     (re.compile(r"^language_model\.model\."), "model.language_model."),
     (re.compile(r"^language_model\.lm_head"), HEAD),
     (re.compile(r"^(?=(vision|visual|audio|multi_modal)\w*\.)"), "model."),
+    (re.compile(r"(?<=vision_tower\.)vision_model\."), ""),
 )
 """Names in checkpoints of multimodal models, and those of transformers' modules."""
 _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")

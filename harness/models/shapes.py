@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -148,8 +148,7 @@ def shapes(
     if not matrices and not experts:
         raise SourceError(f"{label}: holds no decoder layers that are known by their names; it cannot be estimated")
     heads, hidden = attention(label, known), _number(label, "hidden_size", known.text.get("hidden_size"))
-    if known.caches is None:
-        _refuse_uneven(label, held, heads)
+    _refuse_uneven(label, held, known, heads)
     routed = routing(known.text)
     return ModelShapes(
         label=label,
@@ -362,15 +361,21 @@ def _gguf_configuration(path: str, content: str) -> Mapping[str, Any]:
     return configuration(Path(path))
 
 
-def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], heads: Attention) -> None:
-    """Raises SourceError if a layer's keys differ in width from the configuration's single value."""
-    width = heads.kv_heads * heads.head_dim
-    for name, shape in held.items():
-        if _KEYS.search(name) and in_decoder(name, len(shape)) and shape[0] != width:
+def _refuse_uneven(label: str, held: Mapping[str, tuple[int, ...]], known: Resolved, heads: Attention) -> None:
+    """Raises SourceError if a layer's keys differ in width from those whose cache is known."""
+    counted = known.shapes is not None and known.caches is not None
+    widths = {shape[0] for _, shape in _keys(known.shapes or {})} if counted else {heads.kv_heads * heads.head_dim}
+    for name, shape in _keys(held):
+        if widths and shape[0] not in widths:
             raise SourceError(
-                f"{label}: {name} gives keys of {shape[0]} numbers, and the configuration says {width}; the cache of "
-                "layers of several widths is not estimated yet"
+                f"{label}: {name} gives keys of {shape[0]} numbers, and the configuration says "
+                f"{' or '.join(map(str, sorted(widths)))}; the cache of such layers is not estimated yet"
             )
+
+
+def _keys(held: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The matrices that make a layer's keys, where they are apart from its queries and values."""
+    return ((name, shape) for name, shape in held.items() if _KEYS.search(name) and in_decoder(name, len(shape)))
 
 
 def _inner(label: str, config: Mapping[str, Any], hidden: int) -> int:

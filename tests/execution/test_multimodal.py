@@ -12,7 +12,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from harness.core.label import codes
 from harness.core.record import RunRecord
+from harness.models.headers import read_directory
+from harness.models.scope import modules
 from harness.models.shapes import read
+from harness.models.skeleton import tensors
 
 pytestmark = pytest.mark.heavy
 
@@ -105,6 +108,18 @@ def outside(model: Any, buffers: bool = False) -> list[torch.Tensor]:
 
     text = {id(each) for part in (model.get_decoder(), model.get_output_embeddings()) for each in held(part)}
     return [each for each in held(model) if id(each) not in text]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_checkpoint_names_is_found_in_the_model(kind: str, tmp_path: Path, tiny: Path) -> None:
+    """Libraries leave alone what they are told to by its name in memory, and get the other tensors by it."""
+    model = checkpoint(kind, tmp_path, tiny)
+    layers = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    text = {name for name, _ in model.named_modules() if ".language_model.layers." in name}
+    named = modules(read_directory(tmp_path).shapes)
+    assert layers & text == set(named.scope)
+    assert layers - text <= set(named.untouched)
+    assert set(tensors(tmp_path)) >= {name for name, _ in model.named_parameters()}
 
 
 def test_every_run_of_the_text_model_ends_well(measured: Any) -> None:

@@ -33,6 +33,13 @@ def test_shapes_agree_with_the_loaded_model(tiny: Path) -> None:
     assert source.context_length == 512
 
 
+def test_the_context_of_a_multimodal_model_is_that_of_its_text_model(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "both")
+    config = {"model_type": "llava", "text_config": json.loads((tiny / "config.json").read_text())}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert inspect(model(str(folder)), folder).context_length == 512
+
+
 @pytest.mark.parametrize("kind", ["llama", "mistral", "granite", "qwen2", "qwen3"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_shapes_of_a_synthetic_model_agree_with_the_built_one(tied: bool, kind: str) -> None:
