@@ -32,7 +32,7 @@ _SINGLE = re.compile(rf"\.experts\.(\d+)\.({'|'.join(PROJECTIONS)})$")
 _MULTIMODAL = (
     (re.compile(r"^language_model\.model\."), "model.language_model."),
     (re.compile(r"^language_model\.lm_head"), HEAD),
-    (re.compile(r"^(?=(vision|visual|audio|multi_modal)\w*\.)"), "model."),
+    (re.compile(r"^(?=(vision|visual|video|audio|multi_modal)\w*\.)"), "model."),
     (re.compile(r"(?<=vision_tower\.)vision_model\."), ""),
 )
 """Names in checkpoints of multimodal models, and those of transformers' modules."""
@@ -40,8 +40,8 @@ _EXPERTS = re.compile(r"(^|\.)experts\.|_exps\.")
 _BIAS = re.compile(r"[._]bias$")
 _CONVOLUTION = re.compile(r"conv\w*\.")
 _OTHER_INPUTS = re.compile(
-    r"(^|\.)(vision\w*|visual\w*|audio\w*|image\w*|multi_?modal\w*|mm_\w*|embed_(vision|audio|image)|speech\w*"
-    r"|\w*projector|aligner|qformer|language_projection)\."
+    r"(^|\.)(vision\w*|visual\w*|video\w*|audio\w*|image\w*|multi_?modal\w*|mm_\w*|embed_(vision|audio|image)"
+    r"|speech\w*|\w*projector|\w*resampler\w*|connector|aligner|qformer|language_projection)\."
 )
 
 UNFUSES = frozenset({"deepseek_v2", "deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"})

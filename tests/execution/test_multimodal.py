@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from harness.core.label import codes
 from harness.core.record import RunRecord
 from harness.models.headers import read_directory
-from harness.models.scope import modules
+from harness.models.scope import in_decoder, module_name, modules
 from harness.models.shapes import read
 from harness.models.skeleton import tensors
 
@@ -120,6 +120,23 @@ def test_what_a_checkpoint_names_is_found_in_the_model(kind: str, tmp_path: Path
     assert layers & text == set(named.scope)
     assert layers - text <= set(named.untouched)
     assert set(tensors(tmp_path)) >= {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.connector.perceiver_resampler.layers.0.mlp.down_proj.weight",  # Idefics2
+        "model.video_tower.encoder.layers.0.mlp.fc1.weight",  # Video-LLaVA
+    ],
+)
+def test_layers_that_read_images_or_films_are_out_of_scope(name: str) -> None:
+    assert not in_decoder(name, 2)
+
+
+def test_the_vision_tower_of_a_published_checkpoint_has_the_name_that_it_has_in_memory() -> None:
+    """llava-hf's and Google's files still say vision_model, which transformers drops while loading."""
+    published = "vision_tower.vision_model.encoder.layers.0.mlp.fc1"
+    assert module_name(f"{published}.weight") == "model.vision_tower.encoder.layers.0.mlp.fc1"
 
 
 def test_every_run_of_the_text_model_ends_well(measured: Any) -> None:
