@@ -24,6 +24,10 @@ MemoryCounter = Literal["torch", "driver"]
 """Who counts the memory that a model allocates on a GPU: torch's allocator, or the driver alone."""
 
 
+STREAMED_PASSES = 5
+"""About how many passes over its weights a run makes that reads them for each: the probe, the text, noise floors."""
+
+
 @dataclass(frozen=True)
 class Streaming:
     """How a model is read from disk part by part for every pass.

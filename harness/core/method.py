@@ -152,7 +152,8 @@ class Method(Generic[P]):
     ``quantize_parts`` does the same for a model of which one part is in memory at a time; it writes the same
     checkpoint and returns None, having given the job's ``probe`` nothing. ``streams`` says that the transformers engine
     may load the result part by part, bit by bit as it loads the whole.
-    ``read`` loads what ``quantize`` wrote if transformers alone cannot. ``stack`` names the environment
+    ``read`` loads what ``quantize`` wrote if transformers alone cannot; if that ``streams``, by transformers' own
+    loading, with all that is to be done to loaded layers in its quantizer. ``stack`` names the environment
     that quantizes; the main stack always measures. ``packages`` are needed there to quantize, ``readers``
     in the main stack to load the result (default: the same packages).
     ``calibrated`` says whether the method needs text, ``needs`` what else it requires. ``kernel`` is the kernel

@@ -55,7 +55,7 @@ def write(model: Logits, windows: Windows, folder: Path, routers: ShowsRouters |
                 raise InvalidRunError(f"the baseline's output for window {index} is not finite")
             save_file({"kept": kept[0].cpu().contiguous()}, folder / _window(index))
             if routers:
-                save_file(log.taken(), folder / _routers(index))
+                save_file(log.taken(kept.shape[1]), folder / _routers(index))
     manifest = {
         "protocol": dict(windows.protocol),
         "scale": head.scale if head else 1.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -18,20 +18,25 @@ class RouterLog:
     """Collects what each block's router did, in the model's own precision: comparing loses nothing to rounding."""
 
     def __init__(self) -> None:
-        self._blocks: dict[str, list[Routed]] = defaultdict(list)
+        self._blocks: dict[str, deque[Routed]] = defaultdict(deque)
 
     def see(self, block: str, routed: Routed) -> None:
         self._blocks[block].append(routed)
 
-    def taken(self) -> dict[str, torch.Tensor]:
-        """What was collected since the last call, as a safetensors file holds it; numbers of experts take 2 bytes."""
+    def taken(self, tokens: int) -> dict[str, torch.Tensor]:
+        """What each block did with the text's next tokens, as a safetensors file holds it; experts' numbers are int16.
+
+        A forward pass reads a whole text or a part of one, never of two.
+        """
         import torch
 
         found = {}
-        for block, parts in self._blocks.items():
+        for block, seen in self._blocks.items():
+            parts: list[Routed] = []
+            while seen and sum(len(each.chosen) for each in parts) < tokens:
+                parts.append(seen.popleft())
             found[block + _SCORES] = torch.cat([each.scores for each in parts]).cpu().contiguous()
             found[block + _CHOSEN] = torch.cat([each.chosen for each in parts]).to(torch.int16).cpu().contiguous()
-        self._blocks.clear()
         return found
 
 

@@ -53,6 +53,7 @@ class RouterAgreement:
                 )
 
     def finish(self) -> Sequence[Measurement]:
+        sums = dict(sorted(self._sums.items(), key=lambda item: item[0][0]))  # a streamed model reads block by block
         names = self._windows.documents
         if len(set(names)) == 1:
             names = [str(index) for index in range(len(names))]
@@ -67,10 +68,10 @@ class RouterAgreement:
                 unit=unit,
                 direction=direction,
                 evidence="paired",
-                values=tuple(sums[index] / sums[2] for sums in self._sums.values()),
-                weights=tuple(sums[2] for sums in self._sums.values()),
-                item_ids=tuple(f"{window}:{block}" for window, block in self._sums),
-                cluster_ids=tuple(names[window] for window, _ in self._sums),
+                values=tuple(each[index] / each[2] for each in sums.values()),
+                weights=tuple(each[2] for each in sums.values()),
+                item_ids=tuple(f"{window}:{block}" for window, block in sums),
+                cluster_ids=tuple(names[window] for window, _ in sums),
                 protocol=self._windows.protocol,
             )
             for index, (metric, unit, direction) in enumerate(quantities)

@@ -10,7 +10,7 @@ Whatever fits none of these is reported, never guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,10 +40,13 @@ class _Block:
     top_k: int | None
 
 
-def readable_blocks(model: Any, vocabulary: int) -> tuple[str, ...]:
+def readable_blocks(
+    model: Any, vocabulary: int, read: Callable[[torch.Tensor], object] | None = None
+) -> tuple[str, ...]:
     """The names of a model's mixture blocks, in order, after a pass over a few tokens; empty for a dense model.
 
-    Raises UnsupportedError if it has experts, and what their routers do cannot be read.
+    ``read`` passes tokens (1, length) through a model that cannot simply be called. Raises UnsupportedError if it has
+    experts, and what their routers do cannot be read.
     """
     import torch
 
@@ -52,13 +55,16 @@ def readable_blocks(model: Any, vocabulary: int) -> tuple[str, ...]:
     def count(name: str, routed: Routed) -> None:
         seen[name] = torch.bincount(routed.chosen.flatten(), minlength=routed.scores.shape[-1]).tolist()
 
-    tokens = torch.arange(PROBE_TOKENS, device=model.device).remainder(vocabulary).unsqueeze(0)
+    def decode(tokens: torch.Tensor) -> object:
+        return model.get_decoder()(input_ids=tokens.to(model.device), use_cache=False)
+
+    tokens = torch.arange(PROBE_TOKENS).remainder(vocabulary).unsqueeze(0)
     if blocks:
         with torch.inference_mode(), watching_routers(model, count), ExitStack() as stack:
             for block in blocks:
                 if block.top_k is not None:
                     rows[block.name] = _counted_rows(block.experts, stack)
-            model.get_decoder()(input_ids=tokens, use_cache=False)
+            (read or decode)(tokens)
     confirmed = all(seen.get(name) == found for name, found in rows.items())
     if list(seen) != [block.name for block in blocks] or not confirmed or (not blocks and _has_experts(model)):
         raise UnsupportedError(UNREADABLE)

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,18 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from harness import plugins as registry
-from harness.core.capability import Streamed, states_each
+from harness.core.capability import StoredTensor, Streamed, states_each
 from harness.core.engine import LoadRequest, Streaming
-from harness.core.method import QuantizeJob, Setting
+from harness.core.method import CalibrationSet, QuantizeJob, Setting
+from harness.core.metric import Windows
 from harness.engines.transformers.engine import TRANSFORMERS, load
 from harness.engines.transformers.streamed import StreamedModel
 from harness.errors import HarnessError, SourceError, StorageError, UnsupportedError
+from harness.execution import reference as references
+from harness.execution.forward import observe
 from harness.execution.local import local_site
 from harness.methods.rtn.rtn import RtnParams, enable, quantize, quantize_parts
+from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
 from harness.models.prepare import prepare
 from harness.models.scope import modules
@@ -362,27 +366,33 @@ def test_the_artifact_of_rtn_is_read_part_by_part_as_it_is_read_whole(tmp_path: 
         RtnParams(bits=3, group_size=32), request.path, tmp_path / "out", "cpu", "float32", 0, lambda: model
     )
     quantize(job)
-    same_streamed(LoadRequest(tmp_path / "out", "float32", "cpu"))
+    assert any(entry.quantized for entry in same_streamed(LoadRequest(tmp_path / "out", "float32", "cpu")))
 
 
-def same_streamed(request: LoadRequest) -> None:
-    """Asserts that a quantized variant is the same streamed: its states, logits, stored tensors and kernels."""
+def same_streamed(request: LoadRequest) -> Sequence[StoredTensor]:
+    """Asserts that a variant is the same streamed: its states, logits, stored tensors and kernels; returns the third.
+
+    Every layer is loaded several times, and has no numbers after the last.
+    """
     whole, cut = load(request), streamed(request)
     for model in (whole, cut):
         model.probe_head()
     with torch.inference_mode():
         assert sha256(states_each(cut, batches())) == sha256(states_each(whole, batches()))
         assert sha256(cut.logits_each(batches())) == sha256(map(whole.logits, batches()))
-    assert any(entry.quantized for entry in whole.weight_ledger())
     assert list(cut.weight_ledger()) == list(whole.weight_ledger())
     assert cut.kernels() == whole.kernels()
     assert cut.products(1) == whole.products(1)
+    present = {name for name, tensor in cut._parts.model.state_dict().items() if tensor.device.type != "meta"}
+    assert present <= {"model.norm.weight"}
+    return whole.weight_ledger()
 
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "int8"])
 def test_experts_that_are_quantized_while_loading_are_the_same_part_by_part(name: str, tmp_path: Path) -> None:
     config = transformers.Qwen3MoeConfig(**WIDE, **HEADS, **(EXPERTS | {"moe_intermediate_size": 64}), num_experts=4)
-    same_streamed(quantized_on_load(name, saved(tmp_path, config, "bfloat16")))
+    stored = same_streamed(quantized_on_load(name, saved(tmp_path, config, "bfloat16")))
+    assert any(entry.quantized for entry in stored)
 
 
 ON_LOAD = {
@@ -399,17 +409,106 @@ ON_LOAD = {
 @pytest.mark.parametrize("name", ON_LOAD)
 def test_what_is_quantized_while_loading_is_the_same_part_by_part(name: str, tmp_path: Path) -> None:
     config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)  # bitsandbytes packs 64 at once
-    same_streamed(quantized_on_load(name, saved(tmp_path, config, "bfloat16")))
+    stored = same_streamed(quantized_on_load(name, saved(tmp_path, config, "bfloat16")))
+    assert any(entry.quantized for entry in stored)
 
 
-def quantized_on_load(name: str, request: LoadRequest) -> LoadRequest:
-    """The request for a variant by a method that quantizes while loading; skips where its library is missing."""
+def available(name: str) -> Any:
+    """The method, enabled; skips where its library is missing."""
     method = registry.method(name)
     if reason := registry.missing(method, local_site()):
         pytest.skip(reason)
     if method.enable is not None:
         method.enable()
+    return method
+
+
+def quantized_on_load(name: str, request: LoadRequest) -> LoadRequest:
+    """The request for a variant by a method that quantizes while loading; skips where its library is missing."""
+    method = available(name)
     setting = Setting("bfloat16", "cpu", modules(read_directory(request.path).shapes).untouched)
     assert method.load_config is not None
     how = method.load_config(method.params.model_validate(ON_LOAD[name]), setting)
     return replace(request, quantization=how, untouched=setting.untouched)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_routers_are_seen_as_in_the_model_loaded_whole(name: str, tmp_path: Path) -> None:
+    """The baseline's are kept window by window, and a variant's (here its rounding to bfloat16) agree as much."""
+    texts = [tokens[0].tolist() for tokens in batches()]
+    windows = Windows(texts, [1, 5, 1, 1, 1], ["a", "b", "b", "c", "c"], {"tokens_sha256": "0"})
+    source = saved(tmp_path / "source", CONFIGS[name]())
+    base, variant = source, replace(source, dtype="bfloat16")
+    kept, agreed = {}, {}
+    for way, loaded in (("whole", load), ("parts", streamed)):
+        folder = tmp_path / way
+        folder.mkdir()
+        models: Any = [loaded(request) for request in (base, variant)]
+        for model in models:
+            model.probe_head()
+        with torch.inference_mode():
+            assert models[0].router_blocks()
+            references.write(models[0], windows, folder, models[0])
+            kept[way] = references.Reference(folder, "cpu")
+            agreement = RouterAgreement(windows, kept[way].routers)
+            with models[1].watching_routers(agreement.see):
+                observe(models[1], windows, [], None)
+        agreed[way] = list(agreement.finish())
+    for index in range(len(texts)):
+        ours, theirs = kept["parts"].routers(index), kept["whole"].routers(index)
+        assert ours.keys() == theirs.keys()
+        assert all(sha256(ours[block].scores) == sha256(theirs[block].scores) for block in ours)
+        assert all(torch.equal(ours[block].chosen, theirs[block].chosen) for block in ours)
+    assert agreed["parts"] == agreed["whole"]
+    (divergence,) = (measurement for measurement in agreed["whole"] if measurement.metric == KL)
+    assert max(divergence.values) > 0
+
+
+CHECKPOINTS = {
+    "gptq": {"bits": 4, "group_size": 32},
+    "llmc-rtn": {"bits": 4, "group_size": 32, "symmetric": False},
+    "llmc-fp8": {},
+    "llmc-int8": {},
+    "llmc-nvfp4": {},
+    "llmc-mxfp8": {},
+}
+"""Formats whose library changes the layers after it has loaded them: repacked for a kernel, or made dense.
+
+Their tests are the last: gptqmodel changes how transformers loads some mixtures.
+"""
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_what_its_library_changes_after_loading_is_the_same_part_by_part(name: str, tmp_path: Path) -> None:
+    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)
+    stored = same_streamed(quantized(name, saved(tmp_path / "source", config, "bfloat16"), tmp_path / "out"))
+    assert registry.method(name).loaded == "dense" or any(entry.quantized for entry in stored)
+
+
+@pytest.mark.parametrize("name", ["gptq", "llmc-rtn"])
+def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_part(name: str, tmp_path: Path) -> None:
+    config = transformers.Qwen3MoeConfig(**WIDE, **HEADS, **(EXPERTS | {"moe_intermediate_size": 64}), num_experts=4)
+    stored = same_streamed(quantized(name, saved(tmp_path / "source", config, "bfloat16"), tmp_path / "out"))
+    assert any(".experts.3.down_proj." in entry.name for entry in stored)
+
+
+def quantized(name: str, source: LoadRequest, out: Path) -> LoadRequest:
+    """The request for a checkpoint that a method writes; skips where its library is missing."""
+    method = available(name)
+    found = modules(read_directory(source.path).shapes)
+    rows = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(2)).tolist()
+    job = QuantizeJob(
+        params=method.params.model_validate(CHECKPOINTS[name]),
+        source=source.path,
+        out=out,
+        device="cpu",
+        dtype="bfloat16",
+        seed=0,
+        load=lambda: transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.bfloat16),
+        calibration=CalibrationSet(rows, [32] * 4, ""),
+        scope=found.scope,
+        untouched=found.untouched,
+    )
+    out.mkdir()
+    method.quantize(job)
+    return replace(source, path=out, read=method.read, untouched=found.untouched)

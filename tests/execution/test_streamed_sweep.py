@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from harness.analysis.tradeoff import tradeoff
 from harness.core.record import RunRecord
 
 pytestmark = pytest.mark.heavy
@@ -63,3 +64,18 @@ def test_the_record_says_that_it_was_streamed_and_what_it_read(swept: Mapping[st
         assert read["passes"] >= 3
         assert read["bytes_read"] <= 1.3 * read["passes"] * read["checkpoint_bytes"]
     assert not any("streamed" in {label.code for label in record.outcome.labels} for record in swept["resident"])
+
+
+def test_the_cost_of_quantizing_has_the_peak_of_a_run_from_disk_to_disk(
+    swept: Mapping[str, tuple[RunRecord, ...]],
+) -> None:
+    (record,) = (record for record in swept["streamed"] if record.spec.kind == "quantize")
+    assert record.spec.job.conditions.residency == "streamed"
+    (peak,) = (
+        measurement.values[0]
+        for measurement in record.outcome.measurements
+        if (measurement.metric, measurement.protocol.get("phase")) == ("peak_memory_bytes", "quantize")
+    )
+    (table,) = tradeoff(swept["streamed"])
+    (row,) = (row for row in table.rows if row.method == "rtn")
+    assert row.quantize_peak_bytes == peak > 0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from harness.api.plan import PlanState
 from harness.cli.render.forecast import bytes_words
 from harness.cli.render.plan import show_plan
+from harness.core.engine import STREAMED_PASSES
 from harness.core.job import MeasureQuality
 from harness.core.model import ModelRef
 from harness.core.record import Outcome, Phase, RunRecord
@@ -96,6 +97,20 @@ def test_a_larger_model_takes_longer_and_leaves_more(make: Make) -> None:
         more, less = arithmetic([large, run])
         assert more.computing_s > less.computing_s
         assert more.disk_bytes - less.disk_bytes == 10**9 - run.checkpoint_bytes
+
+
+def test_a_streamed_run_reads_its_weights_for_every_pass(make: Make) -> None:
+    wanted = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
+    for kind, times in (("quality", STREAMED_PASSES), ("quantize", 1)):
+        whole, cut = (
+            next(run for run in make(measure=wanted, residency=residency) if run.spec.kind == kind)
+            for residency in ("resident", "streamed")
+        )
+        assert (whole.spec.run_id, cut.spec.job.conditions.residency) == (cut.spec.run_id, "streamed")
+        assert whole.size is not None
+        size = replace(whole.size, parameters=10**12)  # so large that only reading counts
+        less, more = (each.computing_s for each in arithmetic([replace(run, size=size) for run in (whole, cut)]))
+        assert more == pytest.approx(times * less, rel=0.01)
 
 
 def test_the_reference_of_a_mixture_keeps_its_routers_scores(make: Make) -> None:

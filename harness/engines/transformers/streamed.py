@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import HeadWeights, Product, StoredTensor, StreamingCost
-from harness.core.engine import LoadRequest, Streaming
+from harness.core.capability import HeadWeights, Product, SeeRouted, StoredTensor, StreamingCost
+from harness.core.engine import STREAMED_PASSES, LoadRequest, Streaming
 from harness.core.identity import DecodeMode
 from harness.engines.transformers import engine
 from harness.errors import UnsupportedError
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 PICTURED_ROWS = (1, 1 << 14)
 """The numbers of rows whose kernels are looked up in each layer: the fewest and the most."""
-PASSES = 5
-"""About how many passes a run makes: the probe, the text, and the noise floors."""
 
 
 class StreamedModel:
@@ -52,6 +51,7 @@ class StreamedModel:
         self.context_length = engine.context_length(config)
         self.cache_description: str | None = None
         self.factored = False
+        self._router_blocks: Sequence[str] | None = None
         self._freed: set[str] = set()
         self._pictures: dict[str, _Picture] = {}
         self._outside = [
@@ -133,6 +133,19 @@ class StreamedModel:
         self.weight_ledger()
         return self._products[min(PICTURED_ROWS, key=lambda each: abs(each - rows))]
 
+    def router_blocks(self) -> Sequence[str]:
+        from harness.models.routers import readable_blocks
+
+        if self._router_blocks is None:
+            self._router_blocks = readable_blocks(self._model, self.vocabulary, self.hidden)
+        return self._router_blocks
+
+    def watching_routers(self, see: SeeRouted) -> AbstractContextManager[None]:
+        """``see`` gets all texts of a pass from one layer before any from the next."""
+        from harness.models.routers import watching_routers
+
+        return watching_routers(self._model, see)
+
     def streaming_cost(self) -> StreamingCost:
         reader = self._parts.reader
         return StreamingCost(
@@ -211,10 +224,10 @@ class StreamedModel:
         if self._limit_s is None or reader.read_s < 1:  # too little to judge by
             return
         rate = reader.bytes_read / reader.read_s
-        needed_s = PASSES * whole / rate
+        needed_s = STREAMED_PASSES * whole / rate
         if needed_s > self._limit_s:
             raise UnsupportedError(
-                f"its disk is too slow for the time limit: about {PASSES} passes over {whole / 1e9:.1f} GB at "
+                f"its disk is too slow for the time limit: about {STREAMED_PASSES} passes over {whole / 1e9:.1f} GB at "
                 f"{rate / 1e6:.0f} MB/s take {needed_s:.0f} s, and limits.time is {self._limit_s:.0f} s; raise "
                 "the limit, or put the checkpoint on a faster disk"
             )
@@ -234,8 +247,6 @@ class _Picture:
 
 def load(request: LoadRequest, streaming: Streaming) -> StreamedModel:
     """Raises UnsupportedError for a model that cannot be streamed, with the reason."""
-    if request.read is not None:
-        raise UnsupportedError("its own library loads it whole, so it cannot be streamed; use residency: resident")
     if request.gpus > 1:
         raise UnsupportedError("a streamed model computes on one device; leave 'devices' out")
     return StreamedModel(request, streaming, load_tokenizer(request))

@@ -94,6 +94,7 @@ GPTQ = Method(
     enable=gptqmodel.enable,
     quantize=quantize,
     read=read,
+    streams=True,
     calibrated=lambda params: True,
     overrides=True,
     quantizes_experts=TRIED - {"gpt_oss"} | {"deepseek_v2", "olmoe"},

@@ -52,6 +52,7 @@ AWQ = Method(
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     quantize=quantize,
     read=llmcompressor.read,
+    streams=True,
     quantizes_experts=TRIED - LATENT,  # it fails on the widths of latent attention
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),

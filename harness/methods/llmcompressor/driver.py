@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
 
 from harness.core.engine import LoadRequest
 from harness.core.format import Codes
@@ -134,18 +135,25 @@ def read(request: LoadRequest) -> Any:
 
     transformers does this in the first call of the whole model, so a call of its decoder alone fails; and it unpacks
     4-bit floats and microscaled formats to bfloat16, which a model of another dtype cannot multiply.
-    Input quantization stays in place.
+    Input quantization stays in place. The quantizer does it after loading, so that a streamed model does it by part.
     """
     import torch
+    from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 
-    model = load_transformers(request)
-    with _unpacking_to(model.dtype):
-        model.hf_quantizer.compressor.decompress_model(model)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear) and hasattr(module, "quantization_scheme"):
-            module.weight.data = module.weight.data.to(model.dtype)
-            for name in [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight_")]:
-                delattr(module, name)  # scales and zero points, which a dense matrix does not need
+    dtype: torch.dtype = getattr(torch, request.dtype)
+
+    def make_dense(quantizer: Any, part: torch.nn.Module, **_: Any) -> None:
+        with _unpacking_to(dtype):
+            quantizer.compressor.decompress_model(part)
+        for module in part.modules():
+            if isinstance(module, torch.nn.Linear) and hasattr(module, "quantization_scheme"):
+                module.weight.data = module.weight.data.to(dtype)
+                for name in [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight_")]:
+                    delattr(module, name)  # scales and zero points, which a dense matrix does not need
+
+    with mock.patch.object(CompressedTensorsHfQuantizer, "_process_model_after_weight_loading", make_dense):
+        model = load_transformers(request)
+    model.hf_quantizer.compressor.remove_decompression_hook(model)  # of a streamed one, whose parts are made dense
     return model
 
 

@@ -63,6 +63,7 @@ W4A8 = Method(
     calibrated=lambda params: params.gptq,
     quantize=quantize,
     read=llmcompressor.read,
+    streams=True,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),
     codes=_codes,

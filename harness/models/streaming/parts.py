@@ -4,6 +4,9 @@ The parts are the decoder's layers and every other module that owns parameters. 
 with the function that loads a whole model: its renaming and fusing of tensors, its dtypes, and its quantizers apply
 unchanged. A rehearsal of that function on the whole checkpoint, with tensors that have shapes but no numbers, finds
 out what is missing before anything is read, and leaves the same empty parameters that real loading would fill.
+
+What a quantizer does to a quantized model after its weights are loaded (repacking codes for a kernel, making them
+dense) it does to each part when that is loaded. The part gets its empty form back when it is freed.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -37,7 +41,8 @@ class ModelPart:
     """A module and what it owns.
 
     ``names`` are its parameters and stored buffers by their names in the model, ``sources`` the checkpoint's tensors
-    that they are made from, and ``stays`` whether it is loaded once and never freed.
+    that they are made from, and ``stays`` whether it is loaded once and never freed. ``holds_others``: it owns
+    parameters beside other parts that are its children.
     """
 
     name: str
@@ -47,6 +52,7 @@ class ModelPart:
     bytes: int
     stays: bool
     is_layer: bool
+    holds_others: bool
 
 
 class Parts:
@@ -59,12 +65,14 @@ class Parts:
     def __init__(self, request: LoadRequest) -> None:
         self.reader = CheckpointReader(request.path)
         self.loads: list[str] = []
-        self.model, self._config = _rehearse(request, self.reader)
+        self.model, self._config, self._finish = _rehearse(request, self.reader)
         self._conversions = self.model._weight_conversions
         self._empty: dict[str, torch.Tensor] = dict(_stored(self.model))
         self._tied = _tied(self.model, self._empty)
         self._made_from = _sources(self.model, self._config, self.reader)
         self.parts = {part.name: part for part in self._cut()}
+        finished = [part for part in self.parts.values() if self._finish is not None and not part.holds_others]
+        self._forms = {part.name: _Unfinished(part.module) for part in finished}
         self.loaded: set[str] = set()
         self.on_load: Callable[[ModelPart], None] = lambda part: None
         self.on_free: Callable[[ModelPart], None] = lambda part: None
@@ -119,6 +127,8 @@ class Parts:
         unfilled = [own for own in part.names if _get(self.model, own).device.type == "meta"]
         if unfilled:
             raise UnsupportedError(f"{name} cannot be loaded alone: {unfilled[0]} is made from tensors of other parts")
+        if self._finish is not None and name in self._forms:
+            self._finish(part.module)
         self.loaded.add(name)
         if not part.stays:
             self.loads.append(name)
@@ -136,6 +146,8 @@ class Parts:
     def empty(self, name: str) -> None:
         """Gives a part that is not loaded its parameters without numbers."""
         if name not in self.loaded:
+            if name in self._forms:
+                self._forms[name].restore()
             for own in self.parts[name].names:
                 _set(self.model, own, self._empty[own])
 
@@ -203,7 +215,8 @@ class Parts:
             )
             size = self.reader.size_of(sources)
             holds_others = not whole and next(module.children(), None) is not None
-            yield ModelPart(name, module, names, sources, size, size <= small or holds_others, whole)
+            stays = size <= small or holds_others
+            yield ModelPart(name, module, names, sources, size, stays, whole, holds_others)
 
 
 class _Lazy:
@@ -219,29 +232,73 @@ class _Lazy:
         return self._content[self._name].is_floating_point()
 
 
-def _rehearse(request: LoadRequest, reader: CheckpointReader) -> tuple[Any, Any]:
-    """The model as loading leaves it, but with empty parameters; and how transformers would load it."""
+class _Unfinished:
+    """The form of a part before a library finishes it, to which it returns so that it can be loaded once more.
+
+    What is kept are the attributes that a library may change: all of a module without children, the children of others.
+    """
+
+    def __init__(self, part: torch.nn.Module) -> None:
+        self._leaves = [(module, _attributes(module)) for module in part.modules() if not module._modules]
+        self._children = [(module, dict(module._modules)) for module in part.modules() if module._modules]
+
+    def restore(self) -> None:
+        for module, children in self._children:
+            module._modules = dict(children)
+        for module, kept in self._leaves:
+            own = vars(module)
+            for name in _attributes(module):
+                del own[name]
+            own.update({name: _copied(value) for name, value in kept.items()})
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """A module's attributes but for its hooks, which do not belong to its form."""
+    return {name: _copied(value) for name, value in vars(module).items() if "_hooks" not in name}
+
+
+def _copied(value: Any) -> Any:
+    return copy(value) if isinstance(value, dict | set | list) else value
+
+
+Finish = Callable[[Any], Any]
+
+
+def _rehearse(request: LoadRequest, reader: CheckpointReader) -> tuple[Any, Any, Finish | None]:
+    """The model as loading leaves it, but with empty parameters; how transformers would load it; and what finishes it.
+
+    The last is what the quantizer of a quantized checkpoint does to a model, or a part of one, whose weights are there.
+    """
     from transformers.modeling_utils import PreTrainedModel
 
     configs: list[Any] = []
+    finish: Finish | None = None
 
     def rehearse(model: Any, state_dict: Any, files: Any, config: Any, expected: Any = None) -> Any:
+        nonlocal finish
         configs.append(config)
-        quantized = _to_quantize(model, config.hf_quantizer)
+        quantizer = config.hf_quantizer
+        if quantizer is not None and quantizer.pre_quantized:
+            finish = quantizer._process_model_after_weight_loading
+            quantizer._process_model_after_weight_loading = lambda model, **_: model  # nothing is there to finish
+        quantized = _to_quantize(model, quantizer)
         empty = {name: reader.meta(name) for name in reader.tensors}
-        info = _load(model, empty, replace(config, device_map={"": "meta"}, hf_quantizer=None))
+        stored = quantizer if finish is not None else None
+        info = _load(model, empty, replace(config, device_map={"": "meta"}, hf_quantizer=stored))
         _refuse_unlike(model, info)
         for name, own in quantized.items():  # it says how to quantize, which an ordinary empty parameter does not
             _set(model, name, own)
         return info, None
 
     with mock.patch.object(PreTrainedModel, "_load_pretrained_model", staticmethod(rehearse)):
-        model = load_transformers(request)
+        model = (request.read or load_transformers)(request).eval()
+    if not configs and request.read is not None:
+        raise UnsupportedError("its own library loads it whole, so it cannot be streamed; use residency: resident")
     if not configs:
         raise HarnessError(
             "this version of transformers loads models in a way that cannot be streamed; use 5.10 to 5.17"
         )
-    return model, configs[0]
+    return model, configs[0], finish
 
 
 def _to_quantize(model: Any, quantizer: Any | None) -> dict[str, torch.Tensor]:

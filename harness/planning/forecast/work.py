@@ -12,6 +12,7 @@ from typing import Any
 
 from harness import plugins as registry
 from harness.core.effort import JobEffort
+from harness.core.engine import STREAMED_PASSES
 from harness.core.job import Job, PrepareModel, VariantJob
 from harness.core.method import Method
 from harness.core.run import RunSpec
@@ -116,7 +117,7 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
     computing_s = effort.apart_s + model.generating_s(effort) + model.quantizing_s(effort.calibration)
     starting_s = start.seconds(speeds) + (model.hashing_s if run.spec.needs else 0.0)
     if not start.shared:
-        computing_s += effort.loads * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
+        computing_s += _reads(run.spec.job) * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
     tokens = effort.tokens + (_tokens(effort.scored) if effort.scored else 0)
     computing_s += model.reading_s(tokens, compared=effort.compared)
     disk_bytes = RECORD_BYTES + BYTES_PER_TOKEN * tokens + run.checkpoint_bytes
@@ -124,6 +125,13 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
         disk_bytes += (tokens + size.vocabulary) * size.hidden * model.element_bytes
         disk_bytes += tokens * size.router_scores * model.element_bytes
     return Work(starting_s, computing_s + run.checkpoint_bytes / speeds.disk_byte_per_s, disk_bytes)
+
+
+def _reads(job: Job) -> int:
+    """How often it reads its weights: a streamed run once for each pass, unless that quantizes them."""
+    if isinstance(job, VariantJob) and job.conditions.residency == "streamed" and not job.quantizes:
+        return STREAMED_PASSES
+    return job.effort.loads
 
 
 def _tokens(scored: PerplexityWorkload) -> int:
