@@ -116,7 +116,7 @@ def test_an_invalid_run_says_what_is_wrong(failures: dict[str, RunRecord]) -> No
     assert "only 0.0% of the decoder's parameters are quantized" in messages["nothing"]
     assert "reloaded differs" in messages["reload"]
     assert messages["unprobed"] == "faulty returned no model and gave none to probe: nothing to compare with"
-    assert "reloaded differs from the model that was saved: logits by nan of the largest" in messages["nan"]
+    assert messages["nan"] == "wrong scales: 384 of 384 in model.layers.1.mlp.up_proj.scale are NaN or infinite"
 
 
 def test_what_is_not_finite_is_named_and_its_artifact_is_not_kept(failures: dict[str, RunRecord]) -> None:
