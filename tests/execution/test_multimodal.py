@@ -10,12 +10,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from harness.api.plan import plan
 from harness.core.label import codes
 from harness.core.record import RunRecord
 from harness.models.headers import read_directory
 from harness.models.scope import in_decoder, module_name, modules
 from harness.models.shapes import read
 from harness.models.skeleton import tensors
+from harness.recipe import load_recipe
 
 pytestmark = pytest.mark.heavy
 
@@ -137,6 +139,21 @@ def test_the_vision_tower_of_a_published_checkpoint_has_the_name_that_it_has_in_
     """llava-hf's and Google's files still say vision_model, which transformers drops while loading."""
     published = "vision_tower.vision_model.encoder.layers.0.mlp.fc1"
     assert module_name(f"{published}.weight") == "model.vision_tower.encoder.layers.0.mlp.fc1"
+
+
+@pytest.mark.parametrize("method", ["autoround", "llmc-rtn"])
+def test_a_library_that_does_not_reload_such_a_model_is_refused_at_planning(
+    method: str, sweeps: Any, tmp_path: Path, tiny: Path
+) -> None:
+    checkpoint("llava", tmp_path / "both", tiny)
+    recipe = {
+        "models": [{"id": str(tmp_path / "both"), "dtype": "float32"}],
+        "methods": [{method: {"group_size": 32}}],
+        "calibration": {"samples": 4, "length": 64},
+        "measure": {"perplexity": {"context": 64, "windows": 2}},
+    }
+    (made,) = (run for run in plan(load_recipe(sweeps.recipe(recipe))) if run.spec.kind == "quantize")
+    assert f"{method} takes text models alone" in str(made.unsupported)
 
 
 def test_every_run_of_the_text_model_ends_well(measured: Any) -> None:

@@ -37,6 +37,7 @@ AUTOROUND_FP8 = Method(
     version=1,
     summary="auto-round's float8 weights and activations, ranges calibrated; its reload differs from memory",
     params=AutoRoundFp8Params,
+    multimodal=False,
     packages=autoround.PACKAGES,
     extra=autoround.EXTRA,
     quantize=quantize,

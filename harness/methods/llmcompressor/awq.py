@@ -45,6 +45,7 @@ AWQ = Method(
     version=1,
     summary="llm-compressor AWQ in 8, 4, 3 or 2 bits; dense when run",
     params=LlmcAwqParams,
+    multimodal=False,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,

@@ -57,6 +57,7 @@ W4A8 = Method(
     version=1,
     summary="llm-compressor int4 weights, one in a byte, and int8 activations; dense when run",
     params=LlmcW4A8Params,
+    multimodal=False,
     packages=llmcompressor.PACKAGES,
     extra=llmcompressor.EXTRA,
     enable=llmcompressor.enable,
