@@ -23,8 +23,6 @@ ENDED = frozenset(
 """The states of jobs that will not run again (https://slurm.schedmd.com/squeue.html, job state codes)."""
 FORGOTTEN = "no longer in the queue"
 """The state of a job that ended so long ago that the controller does not list it."""
-RUNNING = "RUNNING"
-"""What submitit is told of every other job, since it takes states that it does not know for ends."""
 MAX_DELAY_S = 30
 """How long after the last look the next one is due; the first ones come sooner."""
 PATIENCE_S = 30.0
@@ -33,6 +31,11 @@ PATIENCE_S = 30.0
 
 class QueueWatcher(SlurmInfoWatcher):  # type: ignore[misc]
     """Looks at all jobs at once. If the controller does not answer, what was known before stays."""
+
+    def is_done(self, job_id: str, mode: str = "standard") -> bool:
+        """Unlike submitit's, by which a preempted job still runs and one that is configured has ended."""
+        self.get_info(job_id, mode)
+        return job_id in self._finished
 
     def update(self) -> None:
         self._last_status_check = time.time()
@@ -44,9 +47,8 @@ class QueueWatcher(SlurmInfoWatcher):  # type: ignore[misc]
         states = dict(line.strip().split("|", 1) for line in answer.splitlines() if "|" in line)
         for job_id in self._registered - self._finished:
             state = states.get(job_id, FORGOTTEN)
-            has_ended = state in ENDED or state == FORGOTTEN
-            self._info_dict[job_id] = {"State": state if has_ended else RUNNING}
-            if has_ended:
+            self._info_dict[job_id] = {"State": state}
+            if state in ENDED or state == FORGOTTEN:
                 self._finished.add(job_id)
 
 

@@ -191,3 +191,22 @@ def test_a_refusal_of_sbatch_is_told(tmp_path: Path, commands: Callable[[str, st
     commands("sbatch", "echo 'sbatch: error: invalid partition specified: gpus' >&2; exit 1")
     with pytest.raises(UsageError, match=r"the job of node-1 was not accepted: .*invalid partition"):
         open_executor(ExecutorChoice("slurm", slurm=("partition=gpus",)), local_site(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("number", "state", "has_ended"),
+    [
+        ("101", "PENDING", False),
+        ("102", "CONFIGURING", False),
+        ("103", "COMPLETING", False),
+        ("104", "PREEMPTED", True),
+        ("105", "NODE_FAIL", True),
+    ],
+)
+def test_a_job_has_ended_if_slurm_says_that_it_will_not_run_again(
+    tmp_path: Path, commands: Callable[[str, str], None], number: str, state: str, has_ended: bool
+) -> None:
+    commands("sbatch", f"echo Submitted batch job {number}")
+    commands("squeue", f"echo '{number}|{state}'")
+    job = slurm._submitter({}, tmp_path / "jobs").submit(agent.serve, str(tmp_path), "node-1")
+    assert (job.done(), job.state) == (has_ended, state)
