@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from graphlib import TopologicalSorter
 from pathlib import Path, PurePosixPath
 
 from harness.core.owner import temporary_folder
@@ -44,15 +45,15 @@ class WorkingCopy:
         objects, after = self.place.objects, _stamps(self.root)
         origin = {stamp: name for name, stamp in self.before.items()}
         changed = sorted((name for name, stamp in after.items() if self.before.get(name) != stamp), key=_record_last)
-        moved = sorted((name for name in changed if after[name] in origin), key=lambda name: name in self.before)
+        moved = _moved_before_overwritten({name: origin[after[name]] for name in changed if after[name] in origin})
         written = [name for name in changed if after[name] not in origin]
         begun = {_parent(name) for name in changed if _last(name) == RECORD} - set(map(_parent, self.before))
         for folder in sorted(begun):  # claimed until its record is there, it hides no attempt in a pack
             self.place.refuse_lost(folder)
             objects.create(f"{folder}/{CLAIM}", b"")
-        for name in moved:  # first to names that nothing has
+        for name, source in moved:
             self.place.refuse_lost(name)
-            objects.copy(origin[after[name]], name)
+            objects.copy(source, name)
         for name in written:
             self.place.refuse_lost(name)
             objects.send(self.root / name, name)
@@ -136,6 +137,20 @@ def _stamps(root: Path) -> dict[str, Stamp]:
             status = path.stat()
             found["/".join(parts)] = (status.st_ino, status.st_size, status.st_mtime_ns)
     return found
+
+
+def _moved_before_overwritten(moves: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The new name and the old one of each file, a folder's files together, in an order that keeps all contents.
+
+    A folder gets new files only after its own were copied to where they belong.
+    """
+    order = TopologicalSorter[str]()
+    for name, source in moves.items():
+        order.add(_parent(name))
+        if _parent(source) != _parent(name):
+            order.add(_parent(source), _parent(name))
+    place = {folder: number for number, folder in enumerate(order.static_order())}
+    return sorted(moves.items(), key=lambda move: (place[_parent(move[0])], _record_last(move[0])))
 
 
 def _record_last(name: str) -> bool:

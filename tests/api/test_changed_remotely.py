@@ -192,6 +192,35 @@ class TestRepair:
             list(repair(url, copy))
             assert read(url, tmp_path) == by_key(*RECORDS), failing
 
+    @pytest.mark.parametrize("interrupted", [False, True])
+    def test_attempts_in_each_others_folders_return_to_their_own(
+        self, url: str, tmp_path: Path, server: ObjectStore, interrupted: bool
+    ) -> None:
+        records = sorted((record(str(each)) for each in range(5)), key=lambda each: each.spec.run_id)
+        folders = [f"sweep/{each.spec.run_id}/1" for each in records]
+        store, objects = open_results(url), Objects(url)
+        for each in records:
+            store.save(each, LOG)
+        before = contents(url)
+        for here, there in zip(folders, folders[1:] + folders[:1], strict=True):
+            for name in ("record.json", "evidence.parquet", "log.txt"):
+                objects.write(f"{there}/{name}", before[f"{here}/{name}"])
+        if interrupted:
+            copies = count(1)
+
+            def fourth_copy(method: str, path: str, number: int) -> str | None:
+                return "500" if method == "PUT" and "evidence" in path and next(copies) >= 4 else None
+
+            with server.failing(fourth_copy), pytest.raises(StorageError):
+                list(repair(url))
+            objects.delete([name for name in objects.list() if name.endswith(LEASE)])
+        list(repair(url))
+        found = open_results(url, tmp_path / "machine").read()
+        assert found.damaged == ()
+        assert by_key(*found.records) == by_key(*records[:-1]), "the last one had no free place"
+        aside = {content for name, content in contents(url).items() if "/.damaged/" in name}
+        assert aside >= {before[f"{folders[-1]}/{name}"] for name in ("record.json", "evidence.parquet")}
+
     def test_what_an_interrupted_write_left_is_removed(self, store: Store, url: str) -> None:
         objects = Objects(url)
         objects.create("sweep/0123456789abcdef/1/.claim", b"an interrupted write")
