@@ -78,7 +78,7 @@ def tokenizer_sha256(tokenizer: Any) -> str | None:
         whole = backend.to_str()
     except Exception:  # noqa: BLE001 - it raises just this for a part that is written in Python
         return None
-    named = [kind.__qualname__, tokenizer.bos_token_id, tokenizer.eos_token_id]
+    named = [kind.__qualname__, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.split_special_tokens]
     return sha256(json.dumps([named, whole]).encode()).hexdigest()
 
 

@@ -66,6 +66,14 @@ def test_another_text_order_or_tokenizer_is_asked(encoded, tokenizer: Any, asked
     assert (before, len(asked)) == (5, 6)
 
 
+def test_a_tokenizer_that_splits_special_tokens_is_another(encoded, tokenizer: Any) -> None:
+    texts = [f"a {tokenizer.eos_token} b"]
+    whole = encoded(tokenizer, texts, False)
+    tokenizer.split_special_tokens = True
+    split = encoded(tokenizer, texts, False)
+    assert split == encode(tokenizer, texts, False) != whole
+
+
 def test_a_damaged_entry_is_made_again(encoded, tokenizer: Any, asked: list[Sequence[str]], cache: Cache) -> None:
     expected = encoded(tokenizer, ["a", "b"], True)
     [entry] = (cache.root / "requests").glob("*")
