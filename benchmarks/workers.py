@@ -2,8 +2,8 @@
 
 ``python benchmarks/workers.py [--workers 1 2 4] [--windows N]`` starts, for each number, a cluster of this machine
 whose head runs nothing and whose nodes have one CPU each, and runs one recipe on it with results and a cache of its
-own: nine runs that measure quality, and eight that quantize, of SmolLM2-135M. The cluster is up before the clock
-starts.
+own: a run that prepares SmolLM2-135M, eight that quantize it, and nine that measure quality. The cluster is up before
+the clock starts.
 
 Printed are the seconds from the first run's start to the last one's end, how many times faster that is than with the
 first number of workers, and the best that this machine allows: no more workers compute at once than it has cores.
