@@ -137,6 +137,7 @@ def test_a_quantizer_that_refuses_to_offload_says_that_memory_is_short(
         quantizer.validate_environment(device_map={"model": 0, "lm_head": "cpu"})
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     request = LoadRequest(tmp_path, "bfloat16", "cuda", gpus=2)
     with pytest.raises(MemoryError, match="does not fit 2 GPUs; use more devices or fewer bits"):
         load_transformers(request)
