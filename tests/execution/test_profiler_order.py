@@ -102,6 +102,7 @@ def test_a_task_run_profiles_the_probe_after_the_questions_if_it_verifies(
         phase=lambda name: nullcontext(),
         add=lambda measured: None,
         method=lambda: SimpleNamespace(batch_dependent=False),
+        cache=None,
     )
     task.run(job, context, Path())
     assert done == expected
