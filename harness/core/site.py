@@ -50,9 +50,9 @@ class Machine:
     """What planning needs to know about a site's hardware: the device to run on, and its hardware class.
 
     ``capability`` is the GPU's compute capability; None on a CPU. ``uuids`` name the GPUs that runs may use, all of
-    this class, as NVML does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory, 0
-    if it is not known. ``instructions`` are those of the processor, as Linux names them (``amx_tile``); empty if they
-    are not known.
+    this class, as NVML does (``GPU-…``, ``MIG-…``); empty on a CPU. ``memory_bytes`` is the device's whole memory,
+    on a CPU as much as the control groups allow; 0 if it is not known. ``instructions`` are those of the processor, as
+    Linux names them (``amx_tile``); empty if they are not known.
     ``gpu_problem`` says why runs do not use the GPU that the machine has; None if they do, or were not to.
     ``absent_compilers`` names the programs that compile CUDA kernels while a model runs and that are not there.
     ``driver`` is the version of the GPU's driver, None on a CPU or if it is not known.

@@ -74,7 +74,7 @@ def _write_head(model: Logits, folder: Path) -> HeadWeights | None:
         return None
     tensors = {"weight": head.weight} | ({"bias": head.bias} if head.bias is not None else {})
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / HEAD)
-    return replace(head, weight=head.weight[:0], bias=None)
+    return replace(head, weight=head.weight.new_empty(0), bias=None)  # a slice would keep all of it
 
 
 class Kept(Protocol):

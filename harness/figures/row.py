@@ -49,7 +49,8 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
     answered, task_notes = scores(evidence.tasks, baseline_tasks, evidence.control_tasks)
     notes += task_notes
     linear = _stored_bytes(stock, "linear")
-    peaks = _peaks([run for run in well if not _streamed(run)], "peak_memory_bytes")
+    whole = [run for run in well if not _streamed(run)]
+    peaks = _peaks(whole, "peak_memory_bytes")
     made = VariantRow(
         label=label,
         evidence=evidence,
@@ -97,13 +98,13 @@ def row(evidence: Evidence, label: str) -> tuple[VariantRow, tuple[str, ...]]:
         linear_ratio=_over(linear, BYTES_PER_16_BIT_PARAMETER * _parameters(stock, "linear")),
         checkpoint_file_bytes=_file_bytes(stock),
         peaks=peaks,
-        left=_peaks(well, "memory_after_bytes"),
+        left=_peaks(whole, "memory_after_bytes"),
         footprint=footprint(timed),
         kv_cache_pool_bytes=_pool_bytes(well),
         speeds=timings,
         bounds=bounds(timed, timings, rates(evidence.machine) if evidence.machine else None),
         energies=energies(timed),
-        quantize_s=_quantize_s(well),
+        quantize_s=_quantize_s(whole),
         quantize_peak_bytes=_quantize_peak(peaks),
     )
     if made.speeds and not evidence.is_baseline and not evidence.baseline_performance:
@@ -253,7 +254,7 @@ def _file_bytes(stock: RunRecord | None) -> int | None:
 
 
 def _streamed(run: RunRecord) -> bool:
-    """Whether a run computed with a part of the model in memory, so that its peaks are not the model's."""
+    """Whether a run had only a part of the model in memory, so that its memory and its loading are not the model's."""
     return run.spec.job.conditions.residency == "streamed" and not run.spec.job.quantizes
 
 

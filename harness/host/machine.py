@@ -57,7 +57,8 @@ def choose(device: str, cache_root: Path | None = None) -> Machine:
         raise UsageError(f"device: cuda, but {problem}")
     if checked is None or problem is not None:
         cpu, instructions = f"{cpu_name()}, {cores()} cores", frozenset(instruction_sets())
-        return Machine("cpu", cpu, memory_bytes=memory_bytes(), instructions=instructions, gpu_problem=problem)
+        allowed = min([memory_bytes(), *_control_group_limits()])
+        return Machine("cpu", cpu, memory_bytes=allowed, instructions=instructions, gpu_problem=problem)
     with gpus() as visible:
         found = visible[0].identity() if visible else GpuIdentity(checked.name)
         alike = tuple(each.uuid for each in visible if each.identity() == found)

@@ -50,6 +50,10 @@ class Room:
         needed, have = weight_bytes / 2**30, self.bytes / 2**30
         return f"its weights take {needed:.1f} GiB, of {have:.1f} GiB that {self.of} leaves them"
 
+    def holds(self, weight_bytes: int | None) -> bool:
+        """Whether weights fit if they take all of it, as far as the sizes are known."""
+        return weight_bytes is None or not self.all_bytes or weight_bytes <= self.all_bytes
+
 
 def room(machine: Machine, conditions: Conditions, limit_bytes: int | None) -> Room:
     """What a run has for its weights: of the GPUs' memory all, of main memory, or its limit, three quarters."""
@@ -83,19 +87,24 @@ def place(
     weight_bytes: int | None,
     available: Room,
 ) -> Residence:
-    """``auto`` streams what does not fit; what can be neither loaded nor streamed is unsupported, with both reasons."""
+    """``auto`` streams what does not fit, or loads it whole if it cannot be streamed and its weights alone would fit.
+
+    What can be neither loaded nor streamed is unsupported, with both reasons.
+    """
     excess = available.excess(weight_bytes) if runtime.name == MAIN_ENGINE else None
     if wanted == "auto" and excess is None:
         return Residence()
-    obstacle = _obstacle(job, source, method, runtime)
+    obstacle, on_cpu = _obstacle(job, source, method, runtime), job.conditions.device == "cpu"
     if wanted == "resident":
-        cannot = excess is not None and job.conditions.device == "cpu" and (weight_bytes or 0) > available.all_bytes
-        offer = "" if obstacle else "; with residency: streamed it needs not be in memory as a whole"
+        cannot = excess is not None and on_cpu and not available.holds(weight_bytes)
+        offer = "" if obstacle else "; with residency: streamed it need not be in memory as a whole"
         return Residence(unsupported=f"{excess}{offer}" if cannot else None)
-    if isinstance(job, QuantizeModel) and obstacle is not None and (excess is None or job.conditions.device != "cpu"):
-        return Residence()  # on a GPU its library may keep a part of the model in main memory
     if obstacle is None:
         return Residence("streamed", note=f"streamed from disk: {excess}" if excess else "streamed from disk")
+    if wanted == "auto" and available.holds(weight_bytes):
+        return Residence(note=f"loaded whole although it may not fit: {excess}")
+    if isinstance(job, QuantizeModel) and (not on_cpu or available.holds(weight_bytes)):
+        return Residence()  # on a GPU its library may keep a part of the model in main memory
     if wanted == "streamed":
         return Residence(unsupported=obstacle)
     return Residence(unsupported=f"{excess}, and {obstacle}")

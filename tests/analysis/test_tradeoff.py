@@ -336,6 +336,22 @@ def test_cost_of_quantizing(bench: Bench, none: MethodRef, rtn: MethodRef) -> No
     assert row(table, "rtn 4-bit").quantize_s == pytest.approx(4.3)
 
 
+def test_a_streamed_run_shows_neither_its_memory_nor_a_time_of_quantizing(bench: Bench, rtn: MethodRef) -> None:
+    """Its layers are quantized anew in every pass, and its process never holds the model."""
+    whole = bench.quality(rtn, 4.5, 0.1)
+    found = whole.outcome.measurements
+    after = tuple(replace(each, metric="memory_after_bytes") for each in found if each.metric == "peak_memory_bytes")
+    whole = replace(whole, outcome=replace(whole.outcome, measurements=(*found, *after)))
+    conditions = replace(whole.spec.job.conditions, residency="streamed")
+    cut = replace(whole, spec=replace(whole.spec, job=replace(whole.spec.job, conditions=conditions)))
+    resident, streamed = (row(only([each]), "rtn 4-bit") for each in (whole, cut))
+    assert resident.quantize_s == pytest.approx(4.3)
+    assert resident.peaks
+    assert resident.left
+    assert (streamed.quantize_s, streamed.peaks, streamed.left) == (None, (), ())
+    assert streamed.kl_mean == resident.kl_mean
+
+
 def test_peaks_are_the_largest_of_the_repetitions(bench: Bench, none: MethodRef) -> None:
     entry = only([bench.performance(none, 1.0, n) for n in range(3)]).rows[0]
     loading = [peak.bytes for peak in entry.peaks if peak.phase == "load"]

@@ -35,6 +35,7 @@ from harness.models.scope import modules
 from harness.models.sources import inspect
 from harness.models.streaming import waiting
 from harness.models.streaming.waiting import WaitingStates
+from harness.models.streaming.writing import CheckpointWriter
 from harness.recipe import Model
 
 pytestmark = pytest.mark.heavy
@@ -324,6 +325,33 @@ def test_a_real_model_is_the_same_streamed(tmp_path: Path) -> None:
         states = [whole.hidden(each) for each in windows]
         assert sha256(cut.hidden_each(windows)) == sha256(states)
         assert sha256([cut.head(states[0])]) == sha256([whole.head(states[0])])
+
+
+def test_while_a_reference_is_written_its_head_need_not_stay_in_memory(tmp_path: Path) -> None:
+    model = streamed(saved(tmp_path, CONFIGS["llama"]()))
+    model.probe_head()
+    with torch.inference_mode():
+        head = references._write_head(model, tmp_path)
+    assert load_file(tmp_path / references.HEAD)["weight"].shape == (128, 64)
+    assert head is not None
+    assert head.weight.untyped_storage().nbytes() == 0
+
+
+def test_tensors_of_all_dtypes_are_written_in_the_order_of_safetensors(tmp_path: Path) -> None:
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]())
+    for dtype in DTYPES:
+        model.register_buffer(f"of_{dtype}", torch.ones(8, dtype=getattr(torch, dtype)))
+    model.save_pretrained(tmp_path / "whole")
+    with CheckpointWriter(model, tmp_path / "parts") as writer:
+        writer.write(model.state_dict())
+    one, other = ((tmp_path / way / "model.safetensors").read_bytes() for way in ("whole", "parts"))
+    assert one == other
+
+
+DTYPES = (
+    *("float64", "int64", "uint64", "complex64", "int32", "uint32", "float16", "bfloat16", "int16", "uint16"),
+    *("int8", "uint8", "bool", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"),
+)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama with a tied head", "gemma3", "phi3", "olmo2", *MIXTURES])

@@ -37,11 +37,20 @@ def test_what_does_not_fit_is_streamed_and_the_plan_says_why(make: Make) -> None
 
 
 def test_speed_of_what_does_not_fit_is_refused(make: Make) -> None:
-    runs = make(limits=TOO_SMALL, methods=["none"])
+    runs = make(limits={"memory": "900KB"}, methods=["none"])
     timed = [run for run in runs if run.spec.kind == "performance"]
     assert timed
     assert all("a streamed model has quality only" in str(run.unsupported) for run in timed)
     assert all(run.spec.job.conditions.residency == "resident" for run in timed)
+
+
+def test_speed_of_what_may_just_fit_is_measured_and_the_plan_says_so(make: Make) -> None:
+    runs = make(limits=TOO_SMALL, methods=["none"])
+    timed = [run for run in runs if run.spec.kind == "performance"]
+    assert timed
+    assert not any(run.unsupported for run in timed)
+    assert all(run.spec.job.conditions.residency == "resident" for run in timed)
+    assert all("although it may not fit" in str(run.note) for run in timed)
 
 
 def test_a_variant_that_fits_is_loaded_whole_beside_a_streamed_baseline(make: Make) -> None:

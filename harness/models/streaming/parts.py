@@ -313,7 +313,8 @@ def _load(model: Any, tensors: Mapping[str, Any], config: Any) -> Any:
     """transformers' own loading of some tensors; returns what it says of them. One after the other, in this thread."""
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
 
-    with mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"}), _no_progress_bar():
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # stays set: a thread may be reading ahead
+    with _no_progress_bar():
         info, _ = convert_and_load_state_dict_in_model(model, dict(tensors), config)
     return info
 

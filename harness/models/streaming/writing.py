@@ -61,14 +61,15 @@ class CheckpointWriter:
             raise HarnessError(f"the checkpoint still lacks {sorted(self._left)[0]}")
 
     def _lay_out(self, tensors: Mapping[str, torch.Tensor], file: str, metadata: Mapping[str, str]) -> None:
-        """The header of a file of these tensors, as safetensors writes it: wide elements first, then by name."""
+        """The header of a file of these tensors, as safetensors writes it."""
         from safetensors.torch import _TYPES
 
         names = {dtype: name for name, dtype in _TYPES.items()}
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         places: dict[str, tuple[int, int]] = {}
         end = 0
-        for name, tensor in sorted(tensors.items(), key=lambda item: (_rank(names[item[1].dtype]), item[0])):
+        for name in _in_order(tensors):
+            tensor = tensors[name]
             places[name] = (end, end + tensor.numel() * tensor.element_size())
             header[name] = {
                 "dtype": names[tensor.dtype],
@@ -89,15 +90,14 @@ class CheckpointWriter:
         self._places |= {name: (path, start + begin, start + stop) for name, (begin, stop) in places.items()}
 
 
-_RANKS = (
-    *("F64", "I64", "U64", "F32", "I32", "U32", "BF16", "F16", "I16", "U16"),
-    *("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
-)
-"""safetensors' order of dtypes in a file."""
+def _in_order(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    """The tensors' names in safetensors' own order, which it shows in a file of the same names without elements."""
+    import torch
+    from safetensors.torch import save
 
-
-def _rank(dtype: str) -> int:
-    return _RANKS.index(dtype)
+    content = save({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in tensors.items()})
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return [name for name in header if name in tensors]
 
 
 def _bytes() -> torch.dtype:
