@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -71,8 +71,8 @@ class Parts:
         self._tied = _tied(self.model, self._empty)
         self._made_from = _sources(self.model, self._config, self.reader)
         self.parts = {part.name: part for part in self._cut()}
-        finished = [part for part in self.parts.values() if self._finish is not None and not part.holds_others]
-        self._forms = {part.name: _Unfinished(part.module) for part in finished}
+        changed = [part for part in self.parts.values() if self._config.hf_quantizer and not part.holds_others]
+        self._forms = {part.name: _EmptyForm(part.module) for part in changed}
         self.loaded: set[str] = set()
         self.on_load: Callable[[ModelPart], None] = lambda part: None
         self.on_free: Callable[[ModelPart], None] = lambda part: None
@@ -232,10 +232,11 @@ class _Lazy:
         return self._content[self._name].is_floating_point()
 
 
-class _Unfinished:
-    """The form of a part before a library finishes it, to which it returns so that it can be loaded once more.
+class _EmptyForm:
+    """The form of a part before a library fills and finishes it, to which it returns so that it can be loaded again.
 
     What is kept are the attributes that a library may change: all of a module without children, the children of others.
+    A library may also keep weights in an object of its own there (bitsandbytes' state of 8-bit products).
     """
 
     def __init__(self, part: torch.nn.Module) -> None:
@@ -258,7 +259,7 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    return copy(value) if isinstance(value, dict | set | list) else value
+    return copy(value) if isinstance(value, dict | set | list) or is_dataclass(value) else value
 
 
 Finish = Callable[[Any], Any]
