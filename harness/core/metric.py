@@ -31,6 +31,13 @@ class Windows:
     protocol: Mapping[str, str | int | float | bool | None]
     amounts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
+    @property
+    def clusters(self) -> Sequence[str]:
+        """What each window's values are clustered by: its document, or the window itself if there is only one."""
+        if len(set(self.documents)) == 1:
+            return [str(index) for index in range(len(self.documents))]
+        return self.documents
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -54,9 +54,7 @@ class DivergenceObserver:
         import torch
 
         items = tuple(f"{w}:{position}" for w, start, n in self._places for position in range(start, start + n))
-        names = self._windows.documents
-        if len(set(names)) == 1:
-            names = [str(index) for index in range(len(names))]
+        names = self._windows.clusters
         clusters = tuple(name for w, _, n in self._places for name in (names[w],) * n)
         quantities = QUANTITIES if self._name is None else ((self._name, *QUANTITIES[0][1:]),)
         return [

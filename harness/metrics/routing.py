@@ -54,9 +54,7 @@ class RouterAgreement:
 
     def finish(self) -> Sequence[Measurement]:
         sums = dict(sorted(self._sums.items(), key=lambda item: item[0][0]))  # a streamed model reads block by block
-        names = self._windows.documents
-        if len(set(names)) == 1:
-            names = [str(index) for index in range(len(names))]
+        names = self._windows.clusters
         quantities: tuple[tuple[str, str, Literal["lower", "higher"]], ...] = (
             (OVERLAP, "fraction", "higher"),
             (KL, "nat", "lower"),
