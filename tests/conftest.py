@@ -156,6 +156,15 @@ def workers(pytestconfig: pytest.Config) -> Iterator[None]:
     started.close()
 
 
+@pytest.fixture(autouse=True)
+def transformers_as_it_is() -> Iterator[None]:
+    """Fails the test after which transformers loads some mixtures otherwise, in place of tests that come later."""
+    yield
+    mapping = sys.modules.get("transformers.conversion_mapping")
+    if hasattr(mapping, "orig_get_checkpoint_conversion_mapping"):
+        pytest.fail("gptqmodel has replaced classes of transformers in this process: quantize with quantize_alone")
+
+
 @pytest.fixture
 def nvml(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> NvmlStub:
     """A stub of NVIDIA's library behind pynvml, in this process and its children; so far it holds no GPU."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from quantize_alone import alone
 from safetensors.torch import load_file, save_file
 
 from harness import plugins as registry
@@ -500,10 +501,7 @@ CHECKPOINTS = {
     "llmc-nvfp4": {},
     "llmc-mxfp8": {},
 }
-"""Formats whose library changes the layers after it has loaded them: repacked for a kernel, or made dense.
-
-Their tests are the last: gptqmodel changes how transformers loads some mixtures.
-"""
+"""Formats whose library changes the layers after it has loaded them: repacked for a kernel, or made dense."""
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
@@ -523,20 +521,29 @@ def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_par
 def quantized(name: str, source: LoadRequest, out: Path) -> LoadRequest:
     """The request for a checkpoint that a method writes; skips where its library is missing."""
     method = available(name)
-    found = modules(read_directory(source.path).shapes)
+    alone(write, name, source.path, out)
+    return replace(source, path=out, read=method.read, untouched=modules(read_directory(source.path).shapes).untouched)
+
+
+def write(name: str, source: Path, out: Path) -> None:
+    """Has a method write its checkpoint."""
+    method = registry.method(name)
+    if method.enable is not None:
+        method.enable()
+    found = modules(read_directory(source).shapes)
     rows = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(2)).tolist()
     job = QuantizeJob(
         params=method.params.model_validate(CHECKPOINTS[name]),
-        source=source.path,
+        source=source,
         out=out,
         device="cpu",
         dtype="bfloat16",
         seed=0,
-        load=lambda: transformers.AutoModelForCausalLM.from_pretrained(source.path, dtype=torch.bfloat16),
+        load=lambda: transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16),
         calibration=CalibrationSet(rows, [32] * 4, ""),
         scope=found.scope,
         untouched=found.untouched,
     )
     out.mkdir()
+    assert method.quantize is not None
     method.quantize(job)
-    return replace(source, path=out, read=method.read, untouched=found.untouched)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,12 +50,17 @@ def quantize(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype
     save_file({"logits": saved.contiguous()}, out / "logits")
 
 
+def alone(function: Callable[..., None], *args: Any) -> None:
+    """Calls a module's function in a fresh process; fails if it does."""
+    child = multiprocessing.get_context("spawn").Process(target=function, args=args)
+    child.start()
+    child.join()
+    assert child.exitcode == 0, f"{function.__name__} failed; see what was printed"
+
+
 def quantize_alone(name: str, given: Mapping[str, Any], source: Path, out: Path, dtype: str) -> torch.Tensor:
     """The logits that ``quantize`` leaves, in a fresh process."""
     from safetensors.torch import load_file
 
-    child = multiprocessing.get_context("spawn").Process(target=quantize, args=(name, dict(given), source, out, dtype))
-    child.start()
-    child.join()
-    assert child.exitcode == 0, f"{name} failed; see what was printed"
+    alone(quantize, name, dict(given), source, out, dtype)
     return load_file(out / "logits")["logits"]
