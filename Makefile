@@ -46,7 +46,7 @@ cuda-lines: setup-all ## the lines of the harness that are about a GPU, and whic
 	lines=$$(mktemp -d) && QHARNESS_CUDA_LINES=$$lines PYTHONPATH=tests/cuda_sim \
 	$(PYTEST) -p cuda_lines -m "not stack and not gpu" $(CUDA_TESTS); status=$$?; rm -r $$lines; exit $$status
 
-faults: setup-all ## every row of docs/reliability.md, the slow ones too
+faults: setup-all ## every row of docs/explanation/reliability.md, the slow ones too
 	$(PYTEST) tests/faults -m "slow or not slow"
 
 FUZZ_S := 60

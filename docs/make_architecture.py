@@ -1,4 +1,4 @@
-"""Writes docs/architecture.md from the code: ``python docs/make_architecture.py``.
+"""Writes docs/explanation/architecture.md from the code: ``python docs/make_architecture.py``.
 
 Rooms and layers are those of import-linter's contract in pyproject.toml; imports, docstrings and definitions are read
 from the syntax trees, so that nothing is run. Raises LookupError if a home or a step of the walk no longer exists.
@@ -14,6 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from places import linked, place
+
+PAGE = place("architecture.md")
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "harness"
 NAMED_OBJECT = re.compile(r"harness\.(\w+)[\w.]*:\w+")
@@ -296,8 +299,9 @@ def walk() -> str:
 def render() -> str:
     """The whole document."""
     costs = EXTENSIONS.format(rows="\n".join(f"| {' | '.join(row)} |" for row in COSTS))
-    return "\n\n".join([INTRO, HOUSE, drawing(), rooms_table(), HOMES_INTRO, homes(), WALK_INTRO, walk(), costs]) + "\n"
+    parts = [INTRO, HOUSE, drawing(), rooms_table(), HOMES_INTRO, homes(), WALK_INTRO, walk(), costs]
+    return linked("\n\n".join(parts) + "\n", PAGE)
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("architecture.md").write_text(render(), encoding="utf-8")
+    PAGE.write_text(render(), encoding="utf-8")

@@ -1,14 +1,16 @@
-"""Writes docs/labels.md from the codes of labels and facts: ``python docs/make_labels.py``."""
+"""Writes docs/reference/labels.md from the codes of labels and facts: ``python docs/make_labels.py``."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import get_args
+
+from places import linked, place
 
 from harness.core.label import FACTS, LABELS, Fact, Form, ImplausibleReason, Label, SuspectReason
 
+PAGE = place("labels.md")
 INTRO = """\
 # Labels and facts
 
@@ -30,7 +32,7 @@ Records of schema version 1 held the sentences. They are read as codes; a senten
 
 def render() -> str:
     """The whole page."""
-    return "\n\n".join(
+    text = "\n\n".join(
         [
             INTRO,
             "## Labels",
@@ -46,6 +48,7 @@ def render() -> str:
             SCHEMA_1 + "\n",
         ]
     )
+    return linked(text, PAGE)
 
 
 def _labels() -> Iterator[list[str]]:
@@ -75,4 +78,4 @@ def _table(head: list[str], rows: Iterator[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("labels.md").write_text(render(), encoding="utf-8")
+    PAGE.write_text(render(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Writes docs/recipe-reference.md from the code that reads recipes: ``python docs/make_reference.py``."""
+"""Writes docs/reference/recipe-reference.md from the code that reads recipes: ``python docs/make_reference.py``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import inspect
 import json
 from collections.abc import Iterator
 from importlib.metadata import entry_points
-from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from places import linked, place
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
@@ -24,6 +24,7 @@ from harness.planning import plan as planning
 from harness.recipe import extends, fields, measure, text, yaml_file
 from harness.text import sources as texts
 
+PAGE = place("recipe-reference.md")
 INTRO = """\
 # Recipe reference
 
@@ -229,8 +230,8 @@ def render() -> str:
             needs = f" Needs [the stack](methods.md#stacks) `{method.stack}`{measured}."
         parts += [f"### {method.name}", f"`{method.name}`: {method.summary}. It {STAGES[method.stage]}.{also}{needs}"]
         parts += [_prose(method.params), *([_table(method.params)] if method.params.model_fields else [])]
-    return "\n\n".join(parts) + "\n"
+    return linked("\n\n".join(parts) + "\n", PAGE)
 
 
 if __name__ == "__main__":
-    Path(__file__).with_name("recipe-reference.md").write_text(render(), encoding="utf-8")
+    PAGE.write_text(render(), encoding="utf-8")

@@ -1,5 +1,5 @@
-"""Writes docs/reliability.md from the fault matrix (tests/faults/matrix.py), the counts of its last run and the bounds
-in the code: ``python docs/make_reliability.py``. With a file of counts, which the tests write where
+"""Writes docs/explanation/reliability.md from the fault matrix (tests/faults/matrix.py), the counts of its last run and
+the bounds in the code: ``python docs/make_reliability.py``. With a file of counts, which the tests write where
 ``QHARNESS_FAULT_COUNTS`` names it, these become the counts of the last run.
 """
 
@@ -19,7 +19,9 @@ TESTS = DOCS.parent / "tests"
 sys.path[:0] = [str(TESTS / "support"), str(TESTS / "faults")]
 
 from matrix import KILLS, MATRIX, RUNS, Fault  # noqa: E402
+from places import linked, place  # noqa: E402
 
+PAGE = place("reliability.md")
 COUNTS = DOCS / "measurements" / "faults.json"
 
 INTRO = """\
@@ -151,7 +153,7 @@ def render() -> str:
         ]
         for each in KILLS
     ]
-    return "\n".join(
+    text = "\n".join(
         [
             INTRO,
             _table(
@@ -177,6 +179,7 @@ def render() -> str:
             NOT_PROMISED,
         ]
     )  # fmt: skip
+    return linked(text, PAGE)
 
 
 def _outcome(fault: Fault) -> list[str]:
@@ -214,4 +217,4 @@ def keep(counts: Path) -> None:
 if __name__ == "__main__":
     for name in sys.argv[1:]:
         keep(Path(name))
-    (DOCS / "reliability.md").write_text(render(), encoding="utf-8")
+    PAGE.write_text(render(), encoding="utf-8")

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from places import linked, place
 from typer.testing import CliRunner
 
 from harness.cli.app import app
@@ -90,7 +91,7 @@ def script(name: str) -> Any:
     ],
 )
 def test_a_generated_page_is_what_the_code_says(page: str, name: str) -> None:
-    written = (DOCS / page).read_text(encoding="utf-8")
+    written = place(page).read_text(encoding="utf-8")
     assert written == script(name).render(), f"out of date: run python docs/{name}.py"
 
 
@@ -136,16 +137,27 @@ def test_every_link_to_a_section_leads_to_its_heading(page: Path) -> None:
     assert not broken
 
 
+def test_generated_pages_name_other_pages_by_their_file_names() -> None:
+    page = DOCS / "reference" / "labels.md"
+    text = "[a](speed.md#suspect) [b](results.md) [c](../harness/core/label.py) [d](https://e.f/g.md) [h](#i)"
+    assert linked(text, page) == (
+        "[a](../explanation/speed.md#suspect) [b](results.md) [c](../../harness/core/label.py) "
+        "[d](https://e.f/g.md) [h](#i)"
+    )
+    with pytest.raises(LookupError, match=r"0 pages of docs are named absent\.md"):
+        linked("[a](absent.md)", page)
+
+
 def test_links_are_found() -> None:
-    assert ("docs/methods.md", "what-goes-wrong-silently") in list(relative_links(ROOT / "README.md"))
+    assert ("docs/reference/methods.md", "what-goes-wrong-silently") in list(relative_links(ROOT / "README.md"))
 
 
 def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
-    """docs/adding-a-method.md repeats the plugin of tests/plugin_package and rtn's ``quantize``."""
+    """docs/how-to/adding-a-method.md repeats the plugin of tests/plugin_package and rtn's ``quantize``."""
     plugin = ROOT / "tests" / "plugin_package"
     files = (plugin / "qharness_intx.py", plugin / "pyproject.toml", ROOT / "harness" / "methods" / "rtn" / "rtn.py")
     sources = [path.read_text(encoding="utf-8") for path in files]
-    blocks = FENCE.findall((DOCS / "adding-a-method.md").read_text(encoding="utf-8"))
+    blocks = FENCE.findall(place("adding-a-method.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]
     assert [sum(text in source for source in sources) for text in shown] == [1, 1, 1]
 
@@ -153,7 +165,7 @@ def test_the_methods_that_are_shown_are_those_that_are_tested() -> None:
 def test_the_metrics_that_are_shown_are_those_that_are_tested() -> None:
     plugin = ROOT / "tests" / "metric_package"
     files = (plugin / "qharness_next_token.py", plugin / "pyproject.toml")
-    blocks = FENCE.findall((DOCS / "adding-a-metric.md").read_text(encoding="utf-8"))
+    blocks = FENCE.findall(place("adding-a-metric.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]
     assert shown == [path.read_text(encoding="utf-8") for path in files]
 
@@ -161,13 +173,13 @@ def test_the_metrics_that_are_shown_are_those_that_are_tested() -> None:
 def test_the_figure_that_is_shown_is_the_one_that_is_tested() -> None:
     plugin = ROOT / "tests" / "figure_package"
     files = (plugin / "qharness_top5.py", plugin / "pyproject.toml")
-    blocks = FENCE.findall((DOCS / "adding-a-figure.md").read_text(encoding="utf-8"))
+    blocks = FENCE.findall(place("adding-a-figure.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]
     assert shown == [path.read_text(encoding="utf-8") for path in files]
 
 
 def test_the_options_of_recommend_are_those_of_the_figures() -> None:
-    page = (DOCS / "recommend.md").read_text(encoding="utf-8")
+    page = place("recommend.md").read_text(encoding="utf-8")
     limits = [line for line in page.splitlines() if line.startswith("| `--")]
     options = {name for line in limits for name in re.findall(r"`--([a-z-]+) ", line)}
     assert options == {figure.limit.name for figure in limit_options().values()}
@@ -179,13 +191,13 @@ def test_the_options_of_recommend_are_those_of_the_figures() -> None:
 def test_the_engine_that_is_shown_is_the_one_that_is_tested() -> None:
     plugin = ROOT / "tests" / "engine_package"
     files = (plugin / "qharness_float64" / "__init__.py", plugin / "pyproject.toml")
-    blocks = FENCE.findall((DOCS / "adding-an-engine.md").read_text(encoding="utf-8"))
+    blocks = FENCE.findall(place("adding-an-engine.md").read_text(encoding="utf-8"))
     shown = [text for language, text in blocks if language in ("python", "toml")]
     assert shown == [path.read_text(encoding="utf-8") for path in files]
 
 
 def test_the_capabilities_and_the_fields_of_an_engine_are_those_of_the_code() -> None:
-    page = (DOCS / "adding-an-engine.md").read_text(encoding="utf-8")
+    page = place("adding-an-engine.md").read_text(encoding="utf-8")
     named = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", page, re.MULTILINE))
     assert named == {name: protocol.__name__ for name, protocol in PROTOCOLS.items()}
     cells = {
@@ -196,7 +208,7 @@ def test_the_capabilities_and_the_fields_of_an_engine_are_those_of_the_code() ->
 
 
 def test_the_gates_are_those_of_the_code() -> None:
-    page = (DOCS / "regressions.md").read_text(encoding="utf-8")
+    page = place("regressions.md").read_text(encoding="utf-8")
     rows = {name: rest for name, rest in re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE) if name in gates()}
     assert list(rows) == list(gates())
     for name, figure in gates().items():
@@ -206,7 +218,7 @@ def test_the_gates_are_those_of_the_code() -> None:
 
 
 def test_what_the_workflow_runs_are_commands_with_these_options() -> None:
-    workflow = yaml.safe_load((DOCS / "github-workflow.yml").read_text(encoding="utf-8"))
+    workflow = yaml.safe_load((DOCS / "how-to" / "github-workflow.yml").read_text(encoding="utf-8"))
     steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
     lines = [line for step in steps for line in step.splitlines() if line.strip().startswith("qharness ")]
     assert {line.split()[1] for line in lines} == {"run", "compare"}

@@ -1,7 +1,7 @@
 """The bytes that a step of a model must read and the operations it must do, calculated from what is stored.
 
 These are minima for any program, so they bound the speed from above: each step reads the weights once and the
-key-value cache once, and nothing else. docs/speed-bounds.md derives each figure.
+key-value cache once, and nothing else. docs/explanation/speed-bounds.md derives each figure.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class TestExcess:
         assert (found.low, found.high, found.n) == pytest.approx((*expected, 30))
 
     def test_it_is_that_much_more_cross_entropy_under_the_baseline(self) -> None:
-        """As docs/measuring.md derives: and within 2 √(KL · KL) of the divergence from the control, near it."""
+        """As docs/explanation/measuring.md derives: within 2 √(KL · KL) of the divergence from the control, near it."""
         rng = np.random.default_rng(4)
         logits = rng.normal(size=(200, 50))
         engine, quantized = 0.02 * rng.normal(size=(2, 200, 50))

@@ -462,7 +462,7 @@ def test_the_pick_is_on_the_front_of_objective_and_divergence(of: Table, objecti
 
 
 def _alike(best: Any, other: Any, objective: str) -> bool:
-    """As docs/recommend.md says it, but for the draws, which can only tell more of them apart."""
+    """As docs/how-to/recommend.md says it, but for the draws, which can only tell more of them apart."""
     if best.value == other.value:
         return True
     if objective == "bytes":

@@ -579,7 +579,7 @@ class TestAlarms:
         assert together([few[0]])[0].p == few[0].p
 
     def test_how_many_processes_it_takes_among_how_many_tests(self) -> None:
-        """The numbers of docs/regressions.md."""
+        """The numbers of docs/how-to/regressions.md."""
 
         def testable(processes: int, tests: int) -> bool:
             fast, slow = [20 + i / 100 for i in range(processes)], [10 + i / 100 for i in range(processes)]

@@ -1,4 +1,4 @@
-"""The fault matrix: every fault that is made, and what must become of it. docs/reliability.md shows it."""
+"""The fault matrix: every fault that is made, and what must become of it. docs/explanation/reliability.md shows it."""
 
 from __future__ import annotations
 

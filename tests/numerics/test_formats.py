@@ -20,7 +20,7 @@ from harness.numerics.kinds import FloatFormat, IntFormat
 
 pytestmark = pytest.mark.heavy
 
-DOC = Path(__file__).parents[2] / "docs" / "formats.md"
+DOC = Path(__file__).parents[2] / "docs" / "reference" / "formats.md"
 OF_TORCH = {
     "FP32": torch.float32,
     "FP16": torch.float16,

@@ -92,7 +92,7 @@ def test_what_cannot_be_streamed_is_refused_with_the_reason(make: Make, changes:
 
 
 def test_the_page_names_the_methods_whose_results_are_streamed() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "streaming.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "streaming.md").read_text(encoding="utf-8")
     sentence = page.partition("Variants: ")[2].partition("The others")[0]
     declared = {name for name in method_names() if method(name).streams}
     assert set(re.findall(r"`([\w-]+)`", sentence)) == declared

@@ -267,7 +267,7 @@ def test_the_correction_for_continuity_is_half_a_step() -> None:
 def test_an_interval_over_windows_is_wider_on_average_and_not_in_every_case(
     windows: int, mean: float, narrower: float
 ) -> None:
-    """The numbers of docs/measuring.md, of independent windows: cosines against the plain t-interval of scipy."""
+    """Those of docs/explanation/measuring.md, independent windows: cosines against the plain t-interval of scipy."""
     generator = np.random.default_rng([17, windows])
     widths = []
     for row in generator.standard_normal((600, windows)):
