@@ -2,14 +2,15 @@
 
 A variant that is 0.2% smaller than another is not better if it decodes at a twentieth of the speed. Therefore all
 variants that cannot be distinguished from the best figure count as equal, and the other figures decide among them, one
-after the other: quality, then speed, then size.
+after the other: quality, then speed, then size. They do so twice, first by large differences alone: 0.002 nat do not
+make up for a twentieth of the speed either.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -54,14 +55,15 @@ class Tie:
 class Likeness:
     """One figure of several variants, and which of them it cannot distinguish from the best.
 
-    ``harmless`` ignores differences that do not matter; it is set for tie-breakers, not for the objective.
+    It ignores differences up to ``ignored``, in the terms of the figure's ``Ties``: those that do not matter or are not
+    large if it is a tie-breaker, none if it is the objective.
     """
 
     figure: Figure[Any]
     rows: Sequence[VariantRow]
     use: Use
     sampler: Sampler
-    harmless: bool
+    ignored: float
     _readings: dict[int, Reading] = field(default_factory=dict)
     _costs: dict[int, float] = field(default_factory=dict)
     _table: Floats | None = None
@@ -136,8 +138,7 @@ class Likeness:
         """How far two costs may differ and still count as equal."""
         least = np.minimum(np.abs(mine), np.abs(theirs))
         ties = ties_of(self.figure)
-        harmless = ties.harmless * (least if ties.relative else 1) if self.harmless else 0.0
-        return np.maximum(ties.tolerance * least, harmless)
+        return np.maximum(ties.tolerance * least, self.ignored * (least if ties.relative else 1))
 
     def _told_apart(self, best: int, other: int) -> bool:
         """By draws of both figures, so that shared errors, such as the sample of a text's windows, cancel out."""
@@ -154,7 +155,7 @@ class Likeness:
 
 @dataclass(frozen=True)
 class Order:
-    """Variants ordered by an objective. ``steps`` begin with the objective; those after it are tie-breakers."""
+    """Variants ordered by an objective. ``steps`` begin with it; then large differences decide, then smaller ones."""
 
     rows: Sequence[VariantRow]
     steps: tuple[Likeness, ...]
@@ -233,8 +234,7 @@ def deciding(objective: Figure[Any]) -> list[Figure[Any]]:
 def order_by(objective: Figure[Any], rows: Sequence[VariantRow], use: Use, draws: int) -> Order:
     """``draws`` is the number of draws by which two figures are told apart."""
     sampler = Sampler(draws)
-    steps = [
-        Likeness(figure, rows, use, sampler, harmless=number > 0)
-        for number, figure in enumerate((objective, *deciding(objective)))
-    ]
-    return Order(tuple(rows), tuple(steps))
+    chain = [(ties_of(each), Likeness(each, rows, use, sampler, 0.0)) for each in deciding(objective)]
+    large = [replace(each, ignored=ties.large) for ties, each in chain if ties.large is not None]
+    fine = [replace(each, ignored=ties.harmless) for ties, each in chain]  # what was read is shared with ``large``
+    return Order(tuple(rows), (Likeness(objective, rows, use, sampler, 0.0), *large, *fine))

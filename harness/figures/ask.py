@@ -120,13 +120,15 @@ class Ties:
     """When two figures count as equal, and where the figure ranks as a tie-breaker between equal objectives.
 
     Differences up to ``tolerance``, a fraction of the figure, never count. Differences up to ``harmless`` (a fraction
-    of the figure if ``relative``) do not count when the figure breaks a tie. ``rank`` is its place among the
-    tie-breakers, None if it is not one; ``words`` is its name in the answer then. ``stands_for`` names figures that
+    of the figure if ``relative``) do not count when the figure breaks a tie. Differences above ``large``, in the same
+    terms, break it before any smaller difference of another figure does; None if none does. ``rank`` is its place among
+    the tie-breakers, None if it is not one; ``words`` is its name in the answer then. ``stands_for`` names figures that
     say the same in another unit; they break no tie when this figure is the objective.
     """
 
     tolerance: float = 0.0
     harmless: float = 0.0
+    large: float | None = None
     relative: bool = False
     rank: int | None = None
     words: str = ""

@@ -34,6 +34,8 @@ KL_HELP = "KL(baseline ‖ variant) per token: 0 is no damage"
 INTERVAL = "with its 95% interval"
 HARMLESS_NAT = 0.001
 """A divergence that does not matter: the threshold of the gate, and of ties."""
+LARGE_NAT = 0.05
+"""A divergence that no speed makes up for: about as much as 5% of perplexity."""
 LEAST_NAT = 1e-6
 """Smaller values (lossless, or nearly) are drawn here: a logarithmic axis has no zero."""
 
@@ -97,7 +99,7 @@ KL: Figure[Whole] = Figure(
         "KL",
         LimitOption("max-kl", positive, "NAT", "Mean KL divergence from the baseline.", "≤ {} nat KL", rank=40),
         Objective("kl", "the closest to the baseline", "not distinguishable by KL from", rank=40),
-        Ties(harmless=HARMLESS_NAT, rank=10, words="KL"),
+        Ties(harmless=HARMLESS_NAT, large=LARGE_NAT, rank=10, words="KL"),
         _read_kl,
         of_quality=True,
     ),

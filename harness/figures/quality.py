@@ -17,6 +17,8 @@ from harness.figures.table import Table, VariantRow
 from harness.stats.estimate import Estimate, perplexity
 
 GROUP = "Quality"
+LARGE_CHANGE = 0.05
+"""A difference of perplexity that no speed makes up for."""
 LEAST_RISE = 1e-4
 """Smaller rises are drawn here on a logarithmic axis."""
 
@@ -116,7 +118,7 @@ PERPLEXITY_CHANGE: Figure[Whole] = Figure(
             rank=30,
         ),
         Objective("perplexity", "the lowest perplexity", "not distinguishable by perplexity from", rank=30),
-        Ties(harmless=PERPLEXITY_MARGIN, rank=20, words="change of perplexity"),
+        Ties(harmless=PERPLEXITY_MARGIN, large=LARGE_CHANGE, rank=20, words="change of perplexity"),
         _read_change,
         of_quality=True,
     ),

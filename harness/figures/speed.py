@@ -23,6 +23,8 @@ TIMES = NumberStyle("×")
 HELP = "At {place}. Median over processes, with its 95% interval (of one process, its iterations'; of two, none)"
 HARMLESS = 0.05
 """A relative difference of speed that does not matter: the thresholds of the gates, and of ties."""
+TWICE = 1.0
+"""The relative difference beyond which the faster of two equals is better, unless its quality is far worse."""
 
 Picked = Callable[[Speed], Estimate | None]
 
@@ -108,7 +110,7 @@ PREFILL = Figure(
         "prefill",
         LimitOption("min-prefill", positive, "TOK/S", "Prefill speed.", "≥ {} tok/s prefill", rank=80),
         Objective("prefill", "the fastest prefill", "not distinguishable by prefill speed from", rank=20),
-        Ties(harmless=HARMLESS, relative=True, rank=50, words="prefill speed"),
+        Ties(harmless=HARMLESS, large=TWICE, relative=True, rank=50, words="prefill speed"),
         read_speed(prefill_tok_per_s),
         explained=True,
     ),
@@ -145,7 +147,7 @@ DECODE = Figure(
         "decode",
         LimitOption("min-decode", positive, "TOK/S", "Decoding speed.", "≥ {} tok/s decoding", rank=70),
         Objective("decode", "the fastest decoding", "not distinguishable by decoding speed from", rank=10),
-        Ties(harmless=HARMLESS, relative=True, rank=40, words="decoding speed"),
+        Ties(harmless=HARMLESS, large=TWICE, relative=True, rank=40, words="decoding speed"),
         read_speed(decode_tok_per_s),
         explained=True,
     ),

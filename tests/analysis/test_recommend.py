@@ -499,11 +499,23 @@ def test_a_slow_variant_is_not_the_smallest_by_a_thousandth() -> None:
 
 
 def test_quality_goes_before_speed_where_its_difference_matters() -> None:
-    near = variant("near", 400, interval(0.05, 0.01), 0.010, interval(2, 0.1, 3, "range"))
+    near = variant("near", 400, interval(0.05, 0.01), 0.010, interval(26, 1, 3, "range"))
     far = variant("far", 400, interval(0.05, 0.01), 0.012, interval(50, 2, 3, "range"))
     assert labels(answered(table(near, far)).admissible)[:2] == ["near", "far"]
     alike = replace(far, kl_mean=interval(0.0109, 0.0001))  # 0.9 thousandths of a nat further away
     assert labels(answered(table(near, alike)).admissible)[:2] == ["far", "near"]
+
+
+def test_a_slow_variant_is_not_picked_for_two_thousandths_of_a_nat() -> None:
+    """A factor of two in speed goes before a small difference of quality, and a large one before any speed."""
+    slow = variant("slow", 400, interval(0.002, 0.001), 0.010, interval(2, 0.1, 3, "range"))
+    fast = variant("fast", 400, interval(0.002, 0.001), 0.012, interval(50, 2, 3, "range"))
+    for rows in (table(slow, fast), table(fast, slow)):
+        found = answered(rows, limited("perplexity", 0.01))
+        assert labels(found.admissible)[:2] == ["fast", "slow"]
+        assert [(tie.row.label, tie.decided_by.ask.objective.name) for tie in found.ties] == [("slow", "decode")]
+    broken = replace(fast, kl_mean=interval(0.07, 0.001))
+    assert labels(answered(table(slow, broken)).admissible)[:2] == ["slow", "fast"]
 
 
 def test_speeds_that_intervals_do_not_tell_apart_are_equal() -> None:

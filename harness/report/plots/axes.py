@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any
 
 from harness.figures.figure import WHOLE, Axis, Figure, Place, Value
@@ -12,6 +13,10 @@ from harness.figures.table import Table
 from harness.report.column import Column, columns_of, values
 from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction
+
+CUT_OFF = "An interval at the edge goes on beyond it."
+USUAL = 3
+"""An axis has room for an interval that is so many times as wide as the median one."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +41,8 @@ class ColumnAxis:
         return f"{self.column.text(value)} {self.column.unit}"
 
     def range(self, estimates: Sequence[Estimate], room: float) -> tuple[float, float]:
-        """From the lowest to the highest end of an interval, plus ``room``, a share of that span, on each side."""
-        ends = [
-            self.coordinate(end)
-            for each in estimates
-            for end in (each.value, each.low, each.high)
-            if end is not None and math.isfinite(end)
-        ] or [0.0]
-        spare = (max(ends) - min(ends)) * room or abs(max(ends)) * 0.1 or 1.0
-        return min(ends) - spare, max(ends) + spare
+        """As ``extent`` of them along this axis."""
+        return extent(estimates, self.coordinate, room)
 
 
 def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAxis:
@@ -60,6 +58,34 @@ def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAx
         log,
         style.least if log else -math.inf,
     )
+
+
+def extent(estimates: Sequence[Estimate], coordinate: Callable[[float], float], room: float) -> tuple[float, float]:
+    """From the lowest to the highest end of an interval, plus ``room``, a share of that span, on each side.
+
+    An interval that hardly bounds anything does not make all others unreadable: beyond the figures, there is room for
+    as much as they are apart, and for ``USUAL`` times the median distance from a figure to an end. The rest is cut off.
+    """
+    figures = [coordinate(each.value) for each in estimates] or [0.0]
+    ends = [
+        (figure, coordinate(end))
+        for figure, each in zip(figures, estimates, strict=False)
+        for end in (each.low, each.high)
+        if end is not None and math.isfinite(end)
+    ]
+    low, high = min(figures), max(figures)
+    distances = [abs(end - figure) for figure, end in ends] or [0.0]
+    most = max(high - low, USUAL * median_low(distances))
+    low = min([low, *(max(end, low - most) for _, end in ends)])
+    high = max([high, *(min(end, high + most) for _, end in ends)])
+    spare = (high - low) * room if high > low else abs(high) * 0.1 or 1.0
+    return low - spare, high + spare
+
+
+def cut_off(estimates: Sequence[Estimate], coordinate: Callable[[float], float], span: tuple[float, float]) -> bool:
+    """Whether an interval reaches beyond the axis, whose ends are ``span``."""
+    ends = (coordinate(end) for each in estimates for end in (each.low, each.high) if end is not None)
+    return any(not span[0] <= end <= span[1] for end in ends)
 
 
 def estimate(value: Value) -> Estimate:

@@ -15,12 +15,15 @@ from harness.figures.tasks import ACCURACY
 from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell, columns_of
-from harness.report.plots.axes import axis_of, estimate, intervals
+from harness.report.plots.axes import axis_of, estimate, extent, intervals
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot, families
 from harness.report.plots.theme import GREY, family_colour, family_symbol, paper, ruler, variant_axis
+from harness.stats.estimate import Estimate
 
 MOST_PANELS = 4
+ROOM = 0.06
+"""The room beyond the figures and their intervals, as a share of a panel's width."""
 GAP = 0.05
 """The gap between two panels, as a share of the whole width."""
 
@@ -138,8 +141,8 @@ def _draw(
         hoverinfo="text",
     )
     style = column.figure.axis
-    ends = [0.0, *values] if style and style.from_zero and not log else values
-    ruled = ruler("", _range(ends, log), log) | {"domain": domain, "nticks": 6}
+    from_zero = style is not None and style.from_zero and not log
+    ruled = ruler("", _range(column, found, log, from_zero), log) | {"domain": domain, "nticks": 6}
     drawing.layout[f"xaxis{number + 1 if number else ''}"] = ruled
     drawing.note(
         escape.plot(title),
@@ -165,11 +168,12 @@ def _draw(
         )
 
 
-def _range(values: Sequence[float], log: bool) -> tuple[float, float] | None:
-    """None lets plotly choose, which takes the intervals into account."""
-    if log or min(values) != 0:
-        return None
-    return 0.0, max(values) * 1.1 or 1.0
+def _range(column: Column, found: Sequence[Estimate], log: bool, from_zero: bool) -> tuple[float, float]:
+    """In plotly's coordinates: base-ten logarithms on a logarithmic axis."""
+    factor = column.format.factor
+    least = min(each.value for each in found) / 10  # a logarithm has no place for an interval's end below zero
+    low, high = extent(found, lambda value: math.log10(max(value, least) * factor) if log else value * factor, ROOM)
+    return (0.0, high) if from_zero or (not log and min(each.value for each in found) == 0) else (low, high)
 
 
 def _finite(column: Column, row: VariantRow) -> bool:

@@ -15,7 +15,7 @@ from harness.figures.table import Table, VariantRow
 from harness.report import escape
 from harness.report.choice import MOST_ROWS
 from harness.report.column import values
-from harness.report.plots.axes import ColumnAxis, axis_of, estimate, intervals
+from harness.report.plots.axes import CUT_OFF, ColumnAxis, axis_of, cut_off, estimate, intervals
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.labels import place
 from harness.report.plots.plot import Plot, families
@@ -131,7 +131,13 @@ def _plot(table: Table, plot: _Respects) -> Plot | None:
     listed = sorted(points, key=lambda point: not point.best)[:MOST_ROWS]
     lines = tuple((point.row.label, *_value_texts(point, plot), "yes" if point.best else "no") for point in listed)
     head = ("Variant", *(axis.title for axis in plot.axes), "on the front")
-    return Plot(plot.name, plot.title, _caption(plot, len(points), len(drawn), best), head, lines, drawing.json())
+    caption = _caption(plot, len(points), len(drawn), best)
+    if len(points) <= MOST_INTERVALS and any(
+        cut_off([point.values[number] for point in points], axis.coordinate, ranges[number])
+        for number, axis in enumerate((x, y))
+    ):
+        caption += f" {CUT_OFF}"
+    return Plot(plot.name, plot.title, caption, head, lines, drawing.json())
 
 
 def _spread(best: Sequence[_Point]) -> list[_Point]:
