@@ -43,7 +43,6 @@ UNUSABLE_PATHS = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES})
 app = typer.Typer(
     help="Compare LLM quantization methods: quality, speed and memory against the unquantized baseline.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -64,6 +63,7 @@ for command in (
 app.command(cls=recommend.RecommendCommand)(recommend.recommend)
 app.command("list")(listing.list_plugins)
 app.command()(formats.formats)
+app.command()(listing.recipes)
 app.command()(listing.doctor)
 app.command()(listing.schema)
 app.add_typer(baseline.baseline_app, name="baseline")

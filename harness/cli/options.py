@@ -20,7 +20,28 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe file (YAML).")]
+def built_in_names(incomplete: str) -> list[str]:
+    """The built-in recipes whose names begin so, for the shell."""
+    from harness.recipe.built_in import built_in_recipes
+
+    return [name for name in built_in_recipes() if name.startswith(incomplete)]
+
+
+def _recipes(incomplete: str) -> list[str]:
+    """What the shell offers where a recipe is expected: recipe files, folders, built-in recipes."""
+    near = Path(incomplete).parent.glob("*") if incomplete else Path().glob("*")
+    files = [f"{path}/" if path.is_dir() else str(path) for path in near if path.suffix == ".yaml" or path.is_dir()]
+    return [*sorted(path for path in files if path.startswith(incomplete)), *built_in_names(incomplete)]
+
+
+RecipeFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A recipe file (YAML), or the name of one that 'qharness recipes' lists.",
+        autocompletion=_recipes,
+    ),
+]
 Results = Annotated[
     str, typer.Argument(metavar="RESULTS", help="A results folder, or its URL, such as s3://BUCKET/DIR.")
 ]

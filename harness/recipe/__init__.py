@@ -3,6 +3,7 @@
 An unknown key is an error: nothing in a recipe is ever ignored.
 """
 
+from harness.recipe.built_in import read_built_in
 from harness.recipe.extends import file_schema
 from harness.recipe.fields import BatchSizes, Bytes, Seconds
 from harness.recipe.measure import Measure, Perplexity, Task, Throughput
@@ -26,4 +27,5 @@ __all__ = [
     "Throughput",
     "file_schema",
     "load_recipe",
+    "read_built_in",
 ]

@@ -1,4 +1,4 @@
-"""A recipe that extends another file: ``extends: base.yaml``.
+"""A recipe that extends another file, or a built-in recipe: ``extends: base.yaml``, ``extends: quickstart``.
 
 Mappings are merged key by key; a list, a number or a string replaces the base's value. ``null`` removes an inherited
 key. The extended file may itself extend another; ``name`` is never inherited.
@@ -12,6 +12,7 @@ from typing import Any
 from harness.core.foreign import locate, quoted, shown
 from harness.core.plain import MAX_VALUES
 from harness.errors import RecipeError
+from harness.recipe.built_in import built_in_recipes
 from harness.recipe.faults import recipe_error
 from harness.recipe.yaml_file import Location, YamlFile, read_yaml
 
@@ -72,6 +73,8 @@ def _base(file: YamlFile) -> Path:
         path = locate(written, file.path.resolve().parent, RecipeError)
     except RecipeError as error:
         raise recipe_error(file, (EXTENDS,), str(error)) from None
+    if not path.exists():
+        path = built_in_recipes().get(written, path)
     if not path.is_file():
         raise recipe_error(file, (EXTENDS,), f"expected the path of a recipe file; there is no file {shown(path)}")
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
@@ -128,6 +131,8 @@ def file_schema(whole: dict[str, Any]) -> dict[str, Any]:
     parts = {f"Part{name}": _part(definition) for name, definition in definitions.items()}
     top = {key: value for key, value in whole.items() if key != "$defs"}
     return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "A recipe of qharness",
         "$defs": {**definitions, **parts, "Recipe": top, "PartRecipe": {**_part(top), "required": list(NOT_INHERITED)}},
         "if": {"type": "object", "required": [EXTENDS]},
         "then": {"$ref": "#/$defs/PartRecipe"},

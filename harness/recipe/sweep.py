@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from harness.core.identity import NAME, KvCache
 from harness.core.strict import Strict
 from harness.errors import RecipeError
+from harness.recipe.built_in import find_recipe
 from harness.recipe.extends import read_extended
 from harness.recipe.faults import all_of, recipe_error
 from harness.recipe.fields import (
@@ -251,7 +252,7 @@ class Recipe(Strict):
     )
     extends: Annotated[str | None, AfterValidator(_merged_before)] = Field(
         None,
-        description="path of the recipe file that this one builds on: "
+        description="path of the recipe file, or name of the built-in recipe, that this one builds on: "
         "see [extending a recipe](recipe-reference.md#extending-a-recipe)",
     )
 
@@ -267,8 +268,11 @@ class Recipe(Strict):
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Reads and validates a recipe file and those it extends. Raises RecipeError, which lists every fault."""
-    file = read_extended(Path(path))
+    """Reads and validates a recipe file, or a built-in recipe by its name, and those it extends.
+
+    Raises RecipeError, which lists every fault.
+    """
+    file = read_extended(find_recipe(path))
     try:
         recipe = Recipe.model_validate_json(json.dumps(file.data))
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from rich.table import Table
@@ -20,6 +20,7 @@ from harness.host import machine
 from harness.host.preflight import Preflight, preflight
 from harness.models.compiled import compiled_by, uncompiled
 from harness.planning.plan import PlannedRun
+from harness.recipe.built_in import built_in_recipes, read_built_in, summary
 from harness.report.terminal import add_row, print_json, show_parts
 from harness.stacks import Stacks, stack_names
 from harness.storage.anonymizer import Anonymizer
@@ -87,10 +88,20 @@ def show_plan(state: PlanState, as_json: bool, costs: bool = False) -> None:
 
 def show_list(what: str) -> None:
     """Names and one line about each."""
+    _show_names(_rows(what))
+
+
+def show_recipes() -> None:
+    """The built-in recipes, and how to run or copy one."""
+    _show_names([(name, summary(read_built_in(name))) for name in built_in_recipes()])
+    show_parts(["run one: qharness run NAME; start your own from it: qharness recipes NAME > my.yaml"])
+
+
+def _show_names(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
-    for name, summary in _rows(what):
-        add_row(table, name, summary)
+    for name, about_it in rows:
+        add_row(table, name, about_it)
     show_parts([table])
 
 
