@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.api.bundle import bundle as bundle
     from harness.api.compare import compare as compare
     from harness.api.history import history as history
     from harness.api.plan import plan as plan
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from harness.recipe import load_recipe as load_recipe
 
 _HOMES = {
+    "bundle": "harness.api.bundle:bundle",
     "compare": "harness.api.compare:compare",
     "history": "harness.api.history:history",
     "load_recipe": "harness.recipe:load_recipe",
@@ -28,7 +30,7 @@ _HOMES = {
     "run": "harness.api.run:run",
     "write_report": "harness.api.report:write_report",
 }
-__all__ = ["compare", "history", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
+__all__ = ["bundle", "compare", "history", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,44 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
+from harness.api.checked import Checked, attempts
+from harness.api.verify_bundle import verify_bundle
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.core.job import JOBS
 from harness.core.owner import temporary_folder
-from harness.errors import NewerRecordError, ResultsError
+from harness.errors import ResultsError, UsageError
+from harness.storage.bundle import is_bundle
 from harness.storage.cache import Cache, CacheFault, shared_faults
 from harness.storage.disk import is_left_over
 from harness.storage.mirror import Mirror, unfinished
 from harness.storage.objects import Objects, is_url, local_path
-from harness.storage.reading import MAX_FOLDER_DEPTH, Attempt, attempt_folders, read_attempt
+from harness.storage.reading import MAX_FOLDER_DEPTH, attempt_folders
 from harness.storage.seal import RECORD
 from harness.storage.shared_cache import SharedCache
 from harness.storage.store import DAMAGED
 
-State = Literal["ok", "damaged", "newer", "not sealed", "set aside", "debris"]
 
-
-@dataclass(frozen=True)
-class Checked:
-    """One attempt, folder or file, by its path or URL, and what it is; ``reason`` is empty if it is ok."""
-
-    path: Path | str
-    state: State
-    reason: str = ""
-
-
-def verify(path: str | Path, read_data: bool = False) -> Iterator[Checked]:
+def verify(path: str | Path, read_data: bool = False, signers: str | Path | None = None) -> Iterator[Checked]:
     """Yields every attempt of a results folder, or every folder of a cache, and what is left over or set aside there.
+
+    Of a bundle, every file, whatever its manifest lacks, and every file that does not follow from the records;
+    ``signers`` is a file of those who may have signed it (ALLOWED SIGNERS of ssh-keygen(1)).
 
     Of results all files are always read. Of a cache, names, sizes and JSON files are checked, and with ``read_data``
     the hash of every file. Either may be at a URL: all that is read is fetched. Raises ResultsError if the path is
     neither.
     """
+    if is_bundle(path):
+        return verify_bundle(local_path(path), None if signers is None else Path(signers))
+    if signers is not None:
+        raise UsageError(f"{shown(str(path))}: only bundles are signed; leave --signers out")
     if is_url(path):
         return _verify_remote(str(path), read_data)
     root = local_path(path)
@@ -55,14 +53,6 @@ def is_cache(root: Path) -> bool:
     return bool(_kinds(root)) and next(attempt_folders(root), None) is None
 
 
-def attempts(root: Path) -> Iterator[Checked]:
-    for folder in attempt_folders(root):
-        try:
-            yield _state(read_attempt(folder, root))
-        except NewerRecordError as error:
-            yield Checked(folder, "newer", str(error).removeprefix(f"{shown(folder)}: "))
-
-
 def debris(root: Path) -> Iterator[Checked]:
     """What interrupted writes left, and the damaged attempts that were set aside."""
     for name, folders, files in os.walk(root):
@@ -74,15 +64,6 @@ def debris(root: Path) -> Iterator[Checked]:
                 yield Checked(here / each, "debris", "left by an interrupted write")
         deep = len(here.parts) - len(root.parts) >= MAX_FOLDER_DEPTH
         folders[:] = [] if deep or here.name == DAMAGED else [each for each in folders if not is_left_over(each)]
-
-
-def _state(attempt: Attempt) -> Checked:
-    if attempt.damage is not None:
-        extra = "; the figures are valid" if attempt.damage.log_only else ""
-        return Checked(attempt.folder, "damaged", f"{attempt.damage.reason}{extra}")
-    if attempt.seal is None:
-        return Checked(attempt.folder, "not sealed", "of an older schema, which had no checksums")
-    return Checked(attempt.folder, "ok")
 
 
 def _verify_results(root: Path) -> Iterator[Checked]:

@@ -15,6 +15,7 @@ import typer
 
 from harness.cli.commands import (
     baseline,
+    bundle,
     compare,
     estimate,
     export,
@@ -57,6 +58,7 @@ for command in (
     verify.verify,
     repair.repair,
     merge.merge,
+    bundle.bundle,
     selfcheck.selfcheck,
 ):
     app.command()(command)

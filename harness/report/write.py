@@ -102,7 +102,7 @@ def write_report(
 
     whole = page(records, damaged, redact, summaries)
     inside = [name for name in formats if name != "github" or job_summary is None]
-    files = [file for name in inside for file in FORMATS[name](whole)]
+    files = _rendered(whole, inside)
     written = []
     for name, content in files:
         path = out / name
@@ -112,6 +112,19 @@ def write_report(
         _append_summary(whole, job_summary)
         written.append(job_summary)
     return written
+
+
+def report_files(
+    records: Sequence[RunRecord], formats: Sequence[str], summaries: Summaries | None = None
+) -> list[tuple[str, bytes]]:
+    """The files that ``write_report`` would write, by their paths in its folder."""
+    from harness.report.page import page
+
+    return _rendered(page(records, summaries=summaries), formats)
+
+
+def _rendered(page: Page, formats: Sequence[str]) -> list[tuple[str, bytes]]:
+    return [file for name in formats for file in FORMATS[name](page)]
 
 
 def _append_summary(page: Page, path: Path) -> None:

@@ -1,0 +1,93 @@
+"""``harness.bundle``: results with all that others need to check and repeat them, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from harness.api.locations import open_results
+from harness.api.results import read_folder
+from harness.core.foreign import shown
+from harness.core.owner import current_owner
+from harness.errors import ResultsError, StorageError, UsageError
+from harness.report.derived_files import derived_files, report_code
+from harness.storage.bundle import SUFFIX, write_bundle
+from harness.storage.disk import Disk
+from harness.storage.reading import attempt_folders, read_attempt
+from harness.storage.repair import files_of
+from harness.storage.signature import sign
+
+RESULTS = "results"
+"""The folder of a bundle with the attempts, as in a results folder."""
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """A bundle that was written: its path, and how many attempts and files are in it."""
+
+    path: Path
+    attempts: int
+    files: int
+    bytes: int
+
+
+def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = None) -> Bundled:
+    """Writes a results folder, or what is at a URL, with its report and the hashes of everything into one zip file.
+
+    Equal results give equal bytes. ``sign_with`` is an SSH key, private, or public if an agent holds the private one.
+    Raises UsageError for a name without ``.qh.zip`` and a key that cannot sign, ResultsError for results that are
+    damaged or hold nothing, and StorageError if the disk refuses.
+    """
+    target = Path(out)
+    if not target.name.endswith(SUFFIX):
+        raise UsageError(f"{shown(target)}: name a file that ends with {SUFFIX}, so that commands know it as a bundle")
+    found = read_folder(results)
+    if found.damaged:
+        raise ResultsError(
+            f"{found.damaged[0].sentence}; 'qharness repair' may restore it: a bundle holds whole records"
+        )
+    with found.summaries() as kept:
+        derived = derived_files(found.records, kept)
+    placed = dict(_attempts(results))
+    if len(placed) != len(found.records):
+        raise ResultsError(f"{shown(str(results))}: changed while it was read; bundle it when no sweep writes there")
+    part = target.with_name(f".{target.name}.{current_owner()}.part")
+    disk = Disk()
+    try:
+        disk.make_folder(target.parent)
+        with part.open("w+b") as file:
+            manifest = write_bundle(
+                file,
+                _files(placed, derived),
+                f"qharness {version('qharness')}",
+                report_code(),
+                None if sign_with is None else partial(sign, key=Path(sign_with).expanduser()),
+            )
+        disk.publish(part, target)
+    except OSError as error:
+        raise StorageError(f"{shown(target)}: cannot write the bundle: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return Bundled(target, len(found.records), len(manifest.files), target.stat().st_size)
+
+
+def _attempts(results: str | Path) -> Iterator[tuple[str, Path]]:
+    """The folder of every attempt, by what it is named in a bundle, which does not depend on how results are named."""
+    root = open_results(results).place.local()
+    for folder in attempt_folders(root):
+        record = read_attempt(folder, root).record
+        if record is not None:
+            yield f"{RESULTS}/{record.spec.recipe}/{folder.parent.name}/{folder.name}", folder
+
+
+def _files(attempts: Mapping[str, Path], derived: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """In the order of their names; the records are read one after the other, as they are written."""
+    before = sorted(name for name in derived if name < RESULTS)
+    after = sorted(derived.keys() - set(before))
+    yield from ((name, derived[name]) for name in before)
+    for place in sorted(attempts):
+        yield from ((f"{place}/{name}", content) for name, content in sorted(files_of(attempts[place]).items()))
+    yield from ((name, derived[name]) for name in after)

@@ -1,0 +1,132 @@
+"""The files of a bundle that follow from its records: what they are of, the packages they ran with, and the report."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.summaries import Summaries
+from harness.core.identity import digest
+from harness.core.record import Fingerprint, RunRecord
+from harness.figures.summary import code
+from harness.report.write import report_files
+
+CONTENTS, LOCKS, REPORT = "contents.json", "locks", "report"
+TABLE = f"{REPORT}/report.csv"
+"""The one file whose numbers are compared if other code wrote it."""
+FORMATS = ("html", "md", "csv")
+LIBRARIES = ("jinja2", "pandas", "plotly", "pyarrow")
+CLOSE = 1e-6
+"""The relative difference of two numbers that versions of libraries explain."""
+
+
+def derived_files(records: Sequence[RunRecord], summaries: Summaries | None = None) -> dict[str, bytes]:
+    """Every file of a bundle that is no part of a record, by name. They depend on nothing but records and code."""
+    locks = dict(_locks(records))
+    contents = json.dumps(_contents(records), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return {
+        CONTENTS: contents.encode(),
+        **{name: text.encode() for name, text in locks.items()},
+        **{f"{REPORT}/{name}": content for name, content in report_files(records, FORMATS, summaries=summaries)},
+    }
+
+
+@cache
+def report_code() -> str:
+    """A digest of the code and the libraries that ``derived_files`` depends on."""
+    found = hashlib.sha256(" ".join([code(), *map(version, LIBRARIES)]).encode())
+    root = Path(__file__).parent
+    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def unlike_tables(bundled: bytes, derived: bytes) -> str | None:
+    """The first number of a bundle's table that does not follow from the records; None if all do.
+
+    Words are not compared, and columns that only one has are not: other code may have written it. Raises ValueError for
+    what is no table.
+    """
+    theirs, ours = (list(csv.reader(io.StringIO(each.decode()))) for each in (bundled, derived))
+    if len(theirs) != len(ours):
+        return f"{len(theirs) - 1} rows, and {len(ours) - 1} follow from the records"
+    if uneven := next((row for row in theirs if len(row) != len(theirs[0])), None):
+        raise ValueError(f"a row of {len(uneven)} cells below {len(theirs[0])} columns")
+    shared = [(name, theirs[0].index(name), ours[0].index(name)) for name in theirs[0] if name in ours[0]]
+    for number, (one, other) in enumerate(zip(theirs[1:], ours[1:], strict=True), 1):
+        for name, left, right in shared:
+            mine, found = _number(other[right]), _number(one[left])
+            if (mine is None) != (found is None) or not _close(mine, found):
+                return f"row {number}, {name}: {one[left] or 'nothing'}, and {other[right] or 'nothing'} follows"
+    return None
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _close(one: float | None, other: float | None) -> bool:
+    if one is None or other is None:
+        return True
+    return math.isclose(one, other, rel_tol=CLOSE) or (math.isnan(one) and math.isnan(other))
+
+
+def _contents(records: Sequence[RunRecord]) -> dict[str, Any]:
+    """What the records are of, by content: a reader need not open them."""
+    jobs = [record.spec.job for record in records]
+    locks: dict[str, set[str]] = {}
+    for record in records:
+        locks.setdefault(record.spec.stack, set()).add(record.spec.environment.lock)
+    return {
+        "recipes": sorted({record.spec.recipe for record in records}),
+        "sessions": sorted({record.session for record in records}),
+        "runs": len({record.spec.run_id for record in records}),
+        "attempts": len(records),
+        "models": _distinct(_without(asdict(model), "path") for job in jobs for model in job.models),
+        "texts": _distinct(_without(asdict(text), "path") for job in jobs for text in job.texts),
+        "tasks": _distinct(task.identity() for job in jobs for task in job.tasks),
+        "machines": _distinct(
+            {"class": record.spec.hardware, "node": record.node, **_hardware(record.outcome.before)}
+            for record in records
+        ),
+        "stacks": {stack: sorted(found) for stack, found in locks.items()},
+    }
+
+
+def _hardware(fingerprint: Fingerprint | None) -> dict[str, Any]:
+    return dict(fingerprint.hardware) if fingerprint else {}
+
+
+def _locks(records: Iterable[RunRecord]) -> Iterator[tuple[str, str]]:
+    """For each stack, the versions that its runs found, as lines that pip reads; a file for each set of them."""
+    found: dict[str, tuple[str, Mapping[str, str]]] = {}
+    for record in records:
+        for fingerprint in (record.outcome.before, record.outcome.after):
+            if fingerprint and fingerprint.software:
+                software = dict(fingerprint.software)
+                found[f"{LOCKS}/{record.spec.stack}-{digest(software)}.txt"] = record.spec.stack, software
+    for name, (stack, software) in sorted(found.items()):
+        python = software.get("python", "")
+        lines = [f"# {stack}, Python {python}", *(f"{p}=={v}" for p, v in sorted(software.items()) if p != "python")]
+        yield name, "\n".join(lines) + "\n"
+
+
+def _distinct(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    by_content = {json.dumps(entry, sort_keys=True, default=list): entry for entry in entries}
+    return [by_content[key] for key in sorted(by_content)]
+
+
+def _without(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key != name}
