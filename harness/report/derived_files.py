@@ -115,8 +115,8 @@ def _locks(records: Iterable[RunRecord]) -> Iterator[tuple[str, str]]:
     for record in records:
         for fingerprint in (record.outcome.before, record.outcome.after):
             if fingerprint and fingerprint.software:
-                software = dict(fingerprint.software)
-                found[f"{LOCKS}/{record.spec.stack}-{digest(software)}.txt"] = record.spec.stack, software
+                name = f"{LOCKS}/{record.spec.stack}-{digest(dict(fingerprint.software))}.txt"
+                found[name] = record.spec.stack, fingerprint.software
     for name, (stack, software) in sorted(found.items()):
         python = software.get("python", "")
         lines = [f"# {stack}, Python {python}", *(f"{p}=={v}" for p, v in sorted(software.items()) if p != "python")]

@@ -11,7 +11,7 @@ from harness.storage.anonymizer import Anonymizer
 
 if TYPE_CHECKING:
     from harness.api.results_step import ResultsStep
-    from harness.api.verify import Checked, State
+    from harness.api.checked import Checked, State
 
 
 def show(found: Iterable[Checked], as_json: bool) -> Counter[State]:
