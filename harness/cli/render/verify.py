@@ -10,8 +10,8 @@ from harness.report.terminal import print_json, say
 from harness.storage.anonymizer import Anonymizer
 
 if TYPE_CHECKING:
-    from harness.api.results_step import ResultsStep
     from harness.api.checked import Checked, State
+    from harness.api.results_step import ResultsStep
 
 
 def show(found: Iterable[Checked], as_json: bool) -> Counter[State]:
