@@ -163,6 +163,12 @@ class TaskKey:
         return "_".join(self.label.replace("(", "").replace(")", "").split())
 
     @property
+    def asked(self) -> str | None:
+        """How the questions were asked, as far as it distinguishes scores: ``25-shot, chat template``."""
+        shots = [] if self.fewshot is None else [f"{self.fewshot}-shot"]
+        return ", ".join([*shots, *(["chat template"] if self.chat else [])]) or None
+
+    @property
     def label(self) -> str:
         """``arc_easy 25-shot acc_norm``."""
         shots = "" if self.fewshot is None else f" {self.fewshot}-shot"

@@ -7,7 +7,7 @@ names, as text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -16,7 +16,9 @@ from pathlib import Path
 from harness.errors import UsageError
 from harness.tasks.trust import package
 
-_KEY = re.compile(r"""^["']?(task|group|tag|include|class)["']?:[ \t]*(.*)\n((?:[ \t]*-[ \t]*.*\n)*)""", re.MULTILINE)
+_KEY = re.compile(
+    r"""^["']?(task|group|tag|include|class|dataset_path)["']?:[ \t]*(.*)\n((?:[ \t]*-[ \t]*.*\n)*)""", re.MULTILINE
+)
 _WORD = re.compile(r"[^\s\"',\[\]-][^\s\"',\[\]]*")
 
 
@@ -36,6 +38,27 @@ class Catalog:
         near = get_close_matches(name, [*self.paths, *self.tags], n=3, cutoff=0.6)
         hint = f"did you mean {', '.join(map(repr, near))}?" if near else "'lm-eval ls tasks' lists those it has"
         raise UsageError(f"lm-eval knows no task {name!r}; {hint}")
+
+    def data_set(self, name: str) -> str | None:
+        """The data set that a task reads, by the name in its definition, such as ``allenai/ai2_arc``.
+
+        A group has the one that all of its tasks read. None if there is no such task, or no such data set.
+        """
+        found = set(self._data_sets(name, set()))
+        return found.pop() if len(found) == 1 else None
+
+    def _data_sets(self, name: str, seen: set[str]) -> Iterator[str | None]:
+        if name in seen or name not in self.paths:
+            yield None
+            return
+        seen.add(name)
+        keys = _keys_of(self.paths[name])
+        members = keys.get("task", []) if _is_group(keys) else []
+        for member in members:
+            for each in self.tags.get(member, (member,)):
+                yield from self._data_sets(each, seen)
+        if not members:
+            yield next(iter(_inherited(self.paths[name], keys, "dataset_path")), None)
 
 
 @cache
@@ -83,7 +106,12 @@ def _keys_of(path: Path) -> dict[str, list[str]]:
 
 def _tags(path: Path, keys: Mapping[str, list[str]]) -> list[str]:
     """The tags of a definition, or else those of the files it includes."""
-    if "tag" in keys:
-        return keys["tag"]
+    return _inherited(path, keys, "tag")
+
+
+def _inherited(path: Path, keys: Mapping[str, list[str]], key: str) -> list[str]:
+    """The words under a key of a definition, or else those of the files it includes."""
+    if key in keys:
+        return keys[key]
     included = [path.parent / name for name in keys.get("include", ())]
-    return [tag for file in included if file.is_file() for tag in _tags(file, _keys_of(file))]
+    return [word for file in included if file.is_file() for word in _inherited(file, _keys_of(file), key)]

@@ -214,7 +214,7 @@ def test_an_implausible_baseline_is_told_wherever_its_figures_stand(
     assert why.code == "guessing"
     written = write_report(records, tmp_path / "report", ("html", "md", "csv", "model-card", "github"))
     files = {path.name: path.read_text(encoding="utf-8") for path in written}
-    assert len(files) == 5
+    assert len(files) == 6
     for name, text in files.items():
         assert "implausible baseline: its perplexity is" in text, name
         assert "Closest to the baseline" not in text, name

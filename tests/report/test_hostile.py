@@ -62,7 +62,7 @@ from harness.report.recommendation import markdown as recommendation_markdown
 from harness.report.renderers.csv_file import csv_text
 from harness.report.renderers.html import html
 from harness.report.renderers.markdown import markdown
-from harness.report.renderers.model_card import model_cards
+from harness.report.renderers.model_card import BADGE, model_cards
 from harness.report.renderers.parquet_file import parquet_bytes
 from harness.report.summary import job_summary
 from harness.storage.store import Store
@@ -126,7 +126,8 @@ def hold_markdown(text: str, plain: str) -> None:
     assert structure(text) == structure(plain)
     assert not UNSEEN.search(text)
     found = tokens(text)
-    assert not [each for each in found if each.type in ("link_open", "image")]
+    assert not [each for each in found if each.type == "link_open"]
+    assert {each.attrs["src"] for each in found if each.type == "image"} <= {BADGE}
     raw = [each.content.strip() for each in found if each.type in ("html_block", "html_inline")]
     for each in raw:
         assert re.fullmatch(r"<details><summary>[^<>]*</summary>|<pre>[^<>]*</pre>|</details>", each)
@@ -244,9 +245,13 @@ def hold_parquet(whole: Page, words: Sequence[str]) -> None:
 def hold_cards(whole: Page, plain: Page, words: Sequence[str]) -> None:
     """The metadata hold the strings as they were recorded, and nothing else."""
     cards, expected = list(model_cards(whole.tables)), list(model_cards(plain.tables))
-    assert len(cards) == len(expected) == 2
+    assert len(cards) == len(expected) == 4
     for (name, card), (_, plain_card) in zip(cards, expected, strict=True):
-        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*\.md", name)
+        assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*/(README\.md|qharness\.svg)", name)
+        if name.endswith("svg"):
+            drawn, expected_tags = ([each.tag for each in Xml.fromstring(text).iter()] for text in (card, plain_card))
+            assert drawn == expected_tags
+            continue
         (head, body), (_, plain_body) = (re.split(r"(?m)^---\n", each, maxsplit=2)[1:] for each in (card, plain_card))
         metadata = yaml.safe_load(head)
         assert set(metadata) == {"tags", "model-index"}

@@ -181,7 +181,7 @@ def test_the_report_as_csv_and_what_mlflow_gets(sweep: Sweep, tmp_path: Path) ->
 
 
 def test_the_report_and_the_card_as_markdown(sweep: Sweep, tmp_path: Path) -> None:
-    report, card = write_report(sweep.records, tmp_path, ("md", "model-card"))
+    report, card, *_ = write_report(sweep.records, tmp_path, ("md", "model-card"))
     (table,) = page(sweep.records).tables
     shown = {column.name: column for column in shown_columns(table)}
     lines = [line.strip("| ").split(" | ") for line in report.read_text(encoding="utf-8").splitlines()]
@@ -204,7 +204,7 @@ def _rows(card: Path) -> list[str]:
 
 
 def test_the_card_s_metadata(sweep: Sweep, tmp_path: Path) -> None:
-    (path,) = write_report(sweep.records, tmp_path, ("model-card",))
+    path, *_ = write_report(sweep.records, tmp_path, ("model-card",))
     found = {each.metric_type: each.metric_value for each in ModelCard.load(path).data.eval_results}
     for gate, name in CARD.items():
         assert found[name] == pytest.approx(expected(sweep)[gate], rel=1e-12), gate

@@ -28,6 +28,7 @@ from harness.report.plots.images import images, on_paper
 from harness.report.summary import LIMIT_BYTES, job_summary
 
 Spoil = Callable[[Sequence[RunRecord], str], list[RunRecord]]
+SVG_TAGS = {"svg", "title", "clipPath", "rect", "g", "text"}
 WORST = '=cmd|"/c calc"!A1 | `x` [y](javascript:alert(1)) <script>alert(2)</script>\n---\nlicense: mit'
 
 
@@ -52,9 +53,10 @@ def test_a_model_card_is_read_by_the_hub_s_own_library(tmp_path: Path, records: 
     paths = write_report(records, tmp_path, ("model-card",))
     (table,) = page(records).tables
     good = [row for row in table.rows if row.status == "ok" and not row.is_baseline]
-    assert [path.parent.name for path in paths] == ["model-card"] * len(good)
+    cards = [path for path in paths if path.name == "README.md"]
+    assert [path.parent.parent.name for path in cards] == ["model-card"] * len(good)
     row = next(row for row in good if row.label == "gptq 4-bit g64")
-    card = ModelCard.load(next(path for path in paths if path.name == "SmolLM2-135M-gptq-4-bit-g64.md"))
+    card = ModelCard.load(next(path for path in cards if path.parent.name == "SmolLM2-135M-gptq-4-bit-g64"))
     assert card.data.model_name == "SmolLM2-135M gptq 4-bit g64"
     found = {each.metric_type: each for each in card.data.eval_results}
     assert row.perplexity is not None
@@ -81,11 +83,11 @@ def test_a_card_keeps_every_result_as_an_entry_of_its_own(tmp_path: Path, answer
     """Two numbers of examples are two results: the hub's own library reads back what was written."""
     records = [*answered, *(with_shots(record, 25, 80) for record in answered)]
     paths = write_report(records, tmp_path, ("model-card",))
-    (path,) = [each for each in paths if each.name == "SmolLM2-135M-bnb-int8.md"]
+    (path,) = [each for each in paths if each.parent.name == "SmolLM2-135M-bnb-int8" and each.name == "README.md"]
     (entries,) = ModelCard.load(path).data.to_dict()["model-index"]
     assert [(each["dataset"]["config"], each["dataset"]["args"]) for each in entries["results"]] == [
-        ("0-shot", {"num_few_shot": 0}),
-        ("25-shot", {"num_few_shot": 25}),
+        ("0-shot, prompts p", {"num_few_shot": 0}),
+        ("25-shot, prompts p", {"num_few_shot": 25}),
     ]
     assert [[metric["value"] for metric in each["metrics"]] for each in entries["results"]] == [[0.57], [0.8]]
 
@@ -144,7 +146,7 @@ def test_a_model_from_the_hub_is_the_card_s_base_model(tmp_path: Path, records: 
 
 def test_a_ruined_variant_s_card_has_numbers_only(tmp_path: Path, bench: Any, none: Any, looks: Any) -> None:
     records = [bench.quality(none), bench.quality(looks[9].method, 2.5, 900.0)]
-    (path,) = write_report(records, tmp_path, ("model-card",))
+    path, *_ = write_report(records, tmp_path, ("model-card",))
     assert "perplexity" not in {each.metric_type for each in ModelCard.load(path).data.eval_results}
 
 
@@ -152,8 +154,11 @@ def test_a_hostile_record_adds_nothing_to_a_card(tmp_path: Path, records: list[R
     paths = write_report(hostile(records, WORST), tmp_path, ("model-card",))
     assert len(paths) == len(write_report(records, tmp_path / "plain", ("model-card",))) > 5
     for path in paths:
+        assert path.parent.parent == tmp_path / "model-card"
+        if path.suffix == ".svg":
+            assert {each.tag.rpartition("}")[2] for each in Xml.parse(path).iter()} <= SVG_TAGS
+            continue
         card = ModelCard.load(path)
-        assert path.parent == tmp_path / "model-card"
         assert card.data.license is None
         assert card.data.model_name.startswith(WORST)
         assert "<script" not in card.text
@@ -164,7 +169,7 @@ def test_two_labels_of_one_file_name_have_two_cards(tmp_path: Path, bench: Any, 
     twins = [replace(look.method, label=label) for look, label in zip(looks[:2], ("the same", "the/same"), strict=True)]
     records = [bench.quality(none), *(bench.quality(twin, 4.5, 0.1) for twin in twins)]
     paths = write_report(records, tmp_path, ("model-card",))
-    assert sorted(path.name for path in paths) == ["SmolLM2-135M-the-same-2.md", "SmolLM2-135M-the-same.md"]
+    assert {path.parent.name for path in paths} == {"SmolLM2-135M-the-same-2", "SmolLM2-135M-the-same"}
 
 
 def test_a_job_summary_is_appended_and_fits(tmp_path: Path, bench: Any, records: list[RunRecord]) -> None:

@@ -168,7 +168,7 @@ def test_labels_with_slashes_name_files_below_the_report_alone(tmp_path: Path, p
     ended = command("report", results, "--out", place / "out", "--format", formats)
     assert ended.exit_code == 0, ended.exception
     made = files(tmp_path) - before
-    assert len([path for path in made if path.parent.name == "model-card"]) > 1
+    assert len([path for path in made if path.parent.parent.name == "model-card"]) > 1
     assert all(place / "out" / "example" in path.parents for path in made)
     kept = command("baseline", "set", "main", results, "--baselines", place / "kept")
     assert kept.exit_code == 0, kept.exception

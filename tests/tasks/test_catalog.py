@@ -35,3 +35,19 @@ def test_an_unknown_name_is_told_with_near_ones() -> None:
         catalog().members("hellaswagg")
     with pytest.raises(UsageError, match="'lm-eval ls tasks' lists those it has"):
         catalog().members("qqqqqqqqqqqqqqq")
+
+
+def test_the_data_set_of_a_task_is_that_of_lm_evals_own_configuration() -> None:
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    known = catalog()
+    for name in ("arc_easy", "hellaswag", "gpqa_diamond_zeroshot", "mmlu_pro_biology"):
+        expected = load_yaml(known.paths[name], resolve_func=False)["dataset_path"]
+        assert "/" in expected
+        assert known.data_set(name) == expected
+
+
+def test_a_group_has_a_data_set_if_its_tasks_share_it() -> None:
+    assert catalog().data_set("mmlu") == catalog().data_set("mmlu_anatomy") == "cais/mmlu"
+    assert catalog().data_set("leaderboard") is None
+    assert catalog().data_set("qqqq") is None

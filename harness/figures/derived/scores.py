@@ -30,22 +30,22 @@ def scores(
 
     ``baseline`` and ``control`` hold the task runs of the baseline and of the control with the same libraries.
     """
-    theirs = {_key(found): found for found in _found(baseline)}
-    controls = {_key(found): found for found in _found(control)}
+    theirs = {key_of(found): found for found in _found(baseline)}
+    controls = {key_of(found): found for found in _found(control)}
     made, notes = [], []
     for run in runs:
         found = _found([run])
         chosen = headline(found)
         noise = run.find("task_batch_noise")
         for mine in found:
-            other = theirs.get(_key(mine))
+            other = theirs.get(key_of(mine))
             comparison, turned, note = _beside(mine, other) if other is not None else (None, None, None)
-            own = controls.get(_key(mine))
+            own = controls.get(key_of(mine))
             over, _, unlike = _beside(mine, own) if own is not None else (None, None, None)
             notes += [words for words in (note, unlike) if words]
             made.append(
                 TaskScore(
-                    key=_key(mine),
+                    key=key_of(mine),
                     headline=mine is chosen,
                     estimate=figure_of(mine),
                     change=_change(mine, comparison),
@@ -62,7 +62,8 @@ def _found(runs: Iterable[RunRecord]) -> list[Measurement]:
     return [entry for run in runs if run.status == "ok" for entry in run.outcome.measured("task_score") if entry.values]
 
 
-def _key(score: Measurement) -> TaskKey:
+def key_of(score: Measurement) -> TaskKey:
+    """Which score of which task it is."""
     protocol = score.protocol
     fewshot = protocol.get("fewshot")
     return TaskKey(
@@ -101,7 +102,7 @@ def _beside(mine: Measurement, other: Measurement) -> tuple[Comparison | None, F
     try:
         found = compare(mine, other, NATS_MARGIN if mine.unit == "nat" else SCORE_MARGIN, _better(mine))
     except ValueError as error:
-        return None, None, f"{_key(mine).label} stands alone, {error}"
+        return None, None, f"{key_of(mine).label} stands alone, {error}"
     binary = set(mine.values) | set(other.values) <= {0.0, 1.0}
     return found, flips(mine, other) if binary else None, None
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.resources import files
+from functools import cached_property
 from itertools import islice
 from typing import get_args
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from harness.core.label import Label
@@ -23,6 +21,7 @@ from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
 from harness.report.plots import Plot, plotly_javascript, plots_of
 from harness.report.renderers.lazy_rows import lazy_rows
+from harness.report.templating import source, template
 from harness.stats.comparison import Verdict
 
 FIRST_GROUPS = ("Quality", "Tasks", "Experts", "Size", "Speed")
@@ -122,16 +121,16 @@ def html(whole: Page) -> str:
     """The page. All text from records is escaped; a policy in its head forbids every request."""
     sections = [_section(*each) for each in zip(whole.tables, whole.answers, strict=True)]
     drawn = any(section.plots for section in sections)
-    return _template().render(
+    return template("page.html.j2").render(
         page=whole,
         sections=sections,
         cell=cell,
         script_json=_script_json,
         verdicts=get_args(Verdict),
         first_groups=FIRST_GROUPS,
-        css=_source("page.css"),
-        table_js=_source("table.js"),
-        plots_js=_source("plots.js"),
+        css=source("page.css"),
+        table_js=source("table.js"),
+        plots_js=source("plots.js"),
         plotly=Markup(plotly_javascript()) if drawn else None,
     )
 
@@ -164,21 +163,3 @@ def _grid_columns(table: Table, point: GridPoint) -> tuple[Column, ...]:
 
 def _script_json(text: str) -> Markup:
     return Markup(escape.script_json(text))
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("harness.report", "templates"),
-        autoescape=True,
-        finalize=escape.page,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2")
-
-
-def _source(name: str) -> Markup:
-    """A file of the package that is embedded in the page unchanged."""
-    return Markup((files("harness.report") / "templates" / name).read_text(encoding="utf-8"))

@@ -1,4 +1,7 @@
-"""Model cards: the ``model-index`` of each variant, as the Hugging Face hub reads it, and its figures in Markdown."""
+"""Model cards: for each variant a folder whose files go into its repository on the Hugging Face hub.
+
+``README.md`` has the ``model-index`` and the figures in Markdown; beside it are a badge and ``.eval_results``.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from harness.report.column import Column, cell, columns, shown_columns
 from harness.report.escape import markdown as escape
 from harness.report.escape import yaml
 from harness.report.page import compared_with, noise_floor, table_labels
+from harness.report.renderers.badge import Badge, badge, svg
+from harness.report.renderers.eval_results import eval_results, prompts
 from harness.report.renderers.markdown import heading, table_line
 from harness.stats.estimate import Estimate
 
@@ -20,16 +25,24 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 
+BADGE = "qharness.svg"
+HASH_DIGITS = 12
+
+
 def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
-    """The file name and card of every variant with figures, except the baseline."""
+    """Path and content of the files of every variant with figures, except the baseline; its card first."""
     used: set[str] = set()
     for table in tables:
         for row in table.rows:
             if row.status == "ok" and not row.is_baseline:
-                yield _file_name(f"{table.model} {row.label}", used), _card(table, row)
+                folder, shown = _folder(f"{table.model} {row.label}", used), badge(table, row)
+                yield f"{folder}/README.md", _card(table, row, shown)
+                if shown is not None:
+                    yield f"{folder}/{BADGE}", svg(shown)
+                yield from ((f"{folder}/{name}", content) for name, content in eval_results(row))
 
 
-def _card(table: Table, row: VariantRow) -> str:
+def _card(table: Table, row: VariantRow, shown: Badge | None) -> str:
     """Metadata and Markdown for a README.md; the author adds the rest of the card."""
     from huggingface_hub import ModelCardData
 
@@ -38,7 +51,7 @@ def _card(table: Table, row: VariantRow) -> str:
     results = _apart([*_text_results(table, row), *_task_results(row)])
     named = {"model_name": yaml(name), "eval_results": results} if results else {}
     data = ModelCardData(tags=["quantized", "qharness"], **named, **origin)
-    return f"---\n{data}\n---\n\n" + "\n\n".join(_block(table, row)) + "\n"
+    return f"---\n{data}\n---\n\n" + "\n\n".join(_block(table, row, shown)) + "\n"
 
 
 def _apart(results: Iterable[EvalResult]) -> list[EvalResult]:
@@ -90,7 +103,7 @@ def _task_results(row: VariantRow) -> Iterator[EvalResult]:
                 task_type="text-generation",
                 dataset_type=score.key.task,
                 dataset_name=score.key.task,
-                dataset_config=_asked(score.key),
+                dataset_config=_asked(row, score.key),
                 dataset_args=shots or None,
                 metric_type=score.key.score,
                 metric_name=score.key.label,
@@ -98,10 +111,13 @@ def _task_results(row: VariantRow) -> Iterator[EvalResult]:
             )
 
 
-def _asked(key: TaskKey) -> str | None:
-    """How a task's questions were asked, as far as it distinguishes results: ``25-shot, chat template``."""
-    shots = [] if key.fewshot is None else [f"{key.fewshot}-shot"]
-    return ", ".join([*shots, *(["chat template"] if key.chat else [])]) or None
+def _asked(row: VariantRow, key: TaskKey) -> str | None:
+    """What tells a task's result from another of the same task: ``25-shot, chat template, prompts 3f2a9c…``.
+
+    The hash of the prompts stands for the questions chosen, their examples, the system prompt and the task's version.
+    """
+    asked, hashed = key.asked, prompts(row, key)
+    return ", ".join([*([asked] if asked else []), *([f"prompts {hashed[:HASH_DIGITS]}"] if hashed else [])]) or None
 
 
 def _number(column: Column, row: VariantRow) -> float | None:
@@ -110,9 +126,11 @@ def _number(column: Column, row: VariantRow) -> float | None:
     return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
 
 
-def _block(table: Table, row: VariantRow) -> Iterable[str]:
+def _block(table: Table, row: VariantRow, shown: Badge | None) -> Iterable[str]:
     """The variant compared with the baseline, a line per figure."""
     yield f"## Quantization: {escape(row.label)}"
+    if shown is not None:
+        yield f"![{escape(f'{shown.name} {shown.finding}')}]({BADGE})"
     for label in (*table_labels(table), *row.labels):
         yield f"**⚠ {escape(label.sentence)}.**"
     base = table.baseline
@@ -131,7 +149,7 @@ def _block(table: Table, row: VariantRow) -> Iterable[str]:
     )
 
 
-def _file_name(words: str, used: set[str]) -> str:
+def _folder(words: str, used: set[str]) -> str:
     """Letters, digits, dots and dashes, with a number if two variants would share a name."""
     plain = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:120] or "variant"
     name, number = plain, 1
@@ -139,4 +157,4 @@ def _file_name(words: str, used: set[str]) -> str:
         number += 1
         name = f"{plain}-{number}"
     used.add(name)
-    return f"{name}.md"
+    return name
