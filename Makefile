@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest --numprocesses logic
 # Without compiled files every process would compile the harness anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check lint light test test-stacks test-gpu cuda-lines faults fuzz setup setup-all clean
+.PHONY: demo check lint light test test-stacks test-gpu cuda-lines faults docs fuzz setup setup-all clean
 
 demo: setup ## quantize a real model, measure it, write the report
 	@$(BIN)/qharness run recipes/quickstart.yaml; status=$$?; \
@@ -48,6 +48,9 @@ cuda-lines: setup-all ## the lines of the harness that are about a GPU, and whic
 
 faults: setup-all ## every row of docs/explanation/reliability.md, the slow ones too
 	$(PYTEST) tests/faults -m "slow or not slow"
+
+docs: setup ## the documentation site, in build/site
+	PYTHONPATH=docs NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 FUZZ_S := 60
 fuzz: setup ## search for inputs that break a reader, FUZZ_S seconds for each target (needs Linux, atheris)
