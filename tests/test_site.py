@@ -97,7 +97,7 @@ def test_the_gallery_shows_the_report_of_the_records_that_are_committed(site: Pa
     assert all((site / link).is_file() for link in links)
 
 
-def test_nothing_of_the_site_is_fetched_from_elsewhere_to_be_read(site: Path) -> None:
+def test_no_page_takes_scripts_styles_or_fonts_from_elsewhere(site: Path) -> None:
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r'<(?:script|link)[^>]+(?:src|href)="(https?:[^"]+)"', text), page
