@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from harness.core.engine import LoadRequest
 from harness.errors import UnsupportedError
-from harness.models import headers, native
+from harness.models import compressed, headers, native
 
 _CODES_OF_AN_EXPERT = re.compile(r"\.experts\.\d+\.(?!\w+\.(weight|bias)$)")
 OFFLOADED = ("dispatched on the CPU or the disk", "device_map that contains a", "to perform disk offload")
@@ -42,18 +42,19 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
     if it does not know the names of experts in a quantized checkpoint: it would fill theirs with random numbers.
     """
     stored = headers.read_config(request.path).get("quantization_config") or {}
-    reading: AbstractContextManager[None] = native.whole_blocks(stored)
     if request.attention is not None:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
     single = _quantizes_single_experts(request.path, stored)
-    if request.quantization is not None or single:
-        from harness.models.unfuse import unfused
-
-        reading = unfused(request.untouched)
     try:
-        with reading:
+        with ExitStack() as reading:
+            reading.enter_context(native.whole_blocks(stored))
+            reading.enter_context(compressed.made_dense(stored, request.dtype))
+            if request.quantization is not None or single:
+                from harness.models.unfuse import unfused
+
+                reading.enter_context(unfused(request.untouched))
             model, report = checkpoint_class(request.path, request.trust_remote_code).from_pretrained(
                 request.path,
                 dtype=request.dtype,

@@ -52,7 +52,6 @@ AWQ = Method(
     calibrated=lambda params: True,
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer
     quantize=quantize,
-    read=llmcompressor.read,
     streams=True,
     quantizes_experts=TRIED - LATENT,  # it fails on the widths of latent attention
     kernel="plain",

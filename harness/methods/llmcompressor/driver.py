@@ -1,24 +1,21 @@
-"""Drives llm-compressor and compressed-tensors: runs ``oneshot``, saves the result and loads it.
+"""Drives llm-compressor: runs ``oneshot`` and saves the result.
 
-A compressed-tensors checkpoint holds packed codes. transformers unpacks them into dense matrices before it multiplies,
-and, if the scheme quantizes activations, quantizes and dequantizes each layer's inputs in every forward pass. The
-running model has the format's errors, but neither its size nor its speed.
+A compressed-tensors checkpoint holds packed codes. They are unpacked into dense matrices when they are loaded, and, if
+the scheme quantizes activations, each layer's inputs are quantized and dequantized in every forward pass. The running
+model has the format's errors, but neither its size nor its speed.
 """
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-from unittest import mock
 
-from harness.core.engine import LoadRequest
 from harness.core.format import Codes
 from harness.core.method import Beside, CalibrationSet, QuantizeJob
-from harness.models.loading import load_transformers
+from harness.models.compressed import QUANT_METHOD
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 PACKAGES = ("llmcompressor", "compressed-tensors")
 EXTRA = "llmcompressor"
-QUANT_METHOD = "compressed-tensors"
 ROWS = 8
 """Calibration rows per forward pass."""
 TARGET = "Linear"
@@ -128,46 +124,6 @@ def preset(name: str) -> dict[str, Any]:
     from compressed_tensors.quantization import preset_name_to_scheme
 
     return {"group_0": preset_name_to_scheme(name, [TARGET])}
-
-
-def read(request: LoadRequest) -> Any:
-    """Loads a checkpoint and makes its matrices dense, in the requested dtype.
-
-    transformers does this in the first call of the whole model, so a call of its decoder alone fails; and it unpacks
-    4-bit floats and microscaled formats to bfloat16, which a model of another dtype cannot multiply.
-    Input quantization stays in place. The quantizer does it after loading, so that a streamed model does it by part.
-    """
-    import torch
-    from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
-
-    dtype: torch.dtype = getattr(torch, request.dtype)
-
-    def make_dense(quantizer: Any, part: torch.nn.Module, **_: Any) -> None:
-        with _unpacking_to(dtype):
-            quantizer.compressor.decompress_model(part)
-        for module in part.modules():
-            if isinstance(module, torch.nn.Linear) and hasattr(module, "quantization_scheme"):
-                module.weight.data = module.weight.data.to(dtype)
-                for name in [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight_")]:
-                    delattr(module, name)  # scales and zero points, which a dense matrix does not need
-
-    with mock.patch.object(CompressedTensorsHfQuantizer, "_process_model_after_weight_loading", make_dense):
-        model = load_transformers(request)
-    model.hf_quantizer.compressor.remove_decompression_hook(model)  # of a streamed one, whose parts are made dense
-    return model
-
-
-@contextmanager
-def _unpacking_to(dtype: torch.dtype) -> Iterator[None]:
-    """Scales 4-bit floats in ``dtype`` within this context, not in bfloat16, which would round them once more."""
-    from compressed_tensors.compressors.nvfp4 import base
-
-    unpack = base.unpack_fp4_from_uint8
-    base.unpack_fp4_from_uint8 = functools.partial(unpack, dtype=dtype)
-    try:
-        yield
-    finally:
-        base.unpack_fp4_from_uint8 = unpack
 
 
 def _unpin() -> None:

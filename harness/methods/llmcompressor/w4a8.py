@@ -63,7 +63,6 @@ W4A8 = Method(
     enable=llmcompressor.enable,
     calibrated=lambda params: params.gptq,
     quantize=quantize,
-    read=llmcompressor.read,
     streams=True,
     kernel="plain",
     needs=lambda params: Needs(input_divisor=params.group_size if isinstance(params.group_size, int) else None),

@@ -24,7 +24,9 @@ from unittest import mock
 
 from harness.core.engine import LoadRequest
 from harness.errors import HarnessError, SourceError, UnsupportedError
+from harness.models import native
 from harness.models.loading import load_transformers
+from harness.models.published import quantization_config
 from harness.models.scope import in_decoder
 from harness.models.streaming.reading import CheckpointReader
 
@@ -65,6 +67,7 @@ class Parts:
     def __init__(self, request: LoadRequest) -> None:
         self.reader = CheckpointReader(request.path)
         self.loads: list[str] = []
+        self._stored = quantization_config(request.path)
         self.model, self._config, self._finish = _rehearse(request, self.reader)
         self._conversions = self.model._weight_conversions
         self._empty: dict[str, torch.Tensor] = dict(_stored(self.model))
@@ -182,7 +185,8 @@ class Parts:
         """Lets transformers put the checkpoint's tensors into the model."""
         if not content:
             return
-        info = _load(self.model, {name: _Lazy(content, name) for name in list(content)}, self._config)
+        with native.whole_blocks(self._stored):
+            info = _load(self.model, {name: _Lazy(content, name) for name in list(content)}, self._config)
         self.model._weight_conversions = self._conversions  # a part uses some of them, and saving needs all
         if info.conversion_errors:
             raise SourceError(f"the checkpoint cannot be converted: {_last_line(info.conversion_errors)}")

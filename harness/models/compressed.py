@@ -1,0 +1,63 @@
+"""Checkpoints of compressed-tensors, whose matrices are made dense while they are loaded.
+
+transformers does that in the first call of the whole model, so that a call of its decoder alone fails; and it unpacks
+4-bit floats and microscaled formats to bfloat16, which a model of another dtype cannot multiply. Input quantization
+stays in place. The quantizer does it after loading, so that a streamed model does it by part.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+if TYPE_CHECKING:
+    import torch
+
+QUANT_METHOD = "compressed-tensors"
+
+
+@contextmanager
+def made_dense(config: Mapping[str, Any], dtype: str) -> Iterator[None]:
+    """Within this context transformers loads such a checkpoint with dense matrices in ``dtype``.
+
+    ``config`` is the checkpoint's quantization_config. One whose matrices are stored dense is left as it is.
+    """
+    if config.get("quant_method") != QUANT_METHOD or config.get("quantization_status") != "compressed":
+        yield
+        return
+    import torch
+    from compressed_tensors.compressors import ModelCompressor
+    from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+
+    wanted: torch.dtype = getattr(torch, dtype)
+
+    def make_dense(quantizer: Any, part: torch.nn.Module, **_: Any) -> None:
+        with _unpacking_to(wanted):
+            quantizer.compressor.decompress_model(part)
+        for module in part.modules():
+            if isinstance(module, torch.nn.Linear) and hasattr(module, "quantization_scheme"):
+                module.weight.data = module.weight.data.to(wanted)
+                for name in [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight_")]:
+                    delattr(module, name)  # scales and zero points, which a dense matrix does not need
+
+    with (
+        mock.patch.object(CompressedTensorsHfQuantizer, "_process_model_after_weight_loading", make_dense),
+        mock.patch.object(ModelCompressor, "add_decompress_hook"),
+    ):
+        yield
+
+
+@contextmanager
+def _unpacking_to(dtype: torch.dtype) -> Iterator[None]:
+    """Scales 4-bit floats in ``dtype`` within this context, not in bfloat16, which would round them once more."""
+    from compressed_tensors.compressors.nvfp4 import base
+
+    unpack = base.unpack_fp4_from_uint8
+    base.unpack_fp4_from_uint8 = functools.partial(unpack, dtype=dtype)
+    try:
+        yield
+    finally:
+        base.unpack_fp4_from_uint8 = unpack
