@@ -31,6 +31,9 @@ READERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The supported quant_method values, and the packages that transformers needs for each."""
 
+STREAMED = frozenset({"gptq", "awq", "compressed-tensors", "fp8", "mxfp4", "qharness-rtn"})
+"""The quant_method values whose checkpoints load part by part, bit by bit as they load whole: each has a test."""
+
 
 @dataclass(frozen=True)
 class HubKernel:
@@ -189,6 +192,15 @@ def missing_kernels(config: Mapping[str, Any], machine: Machine, site: Site) -> 
         return None
     reason = _without_kernels(site)
     return reason and f"transformers multiplies this checkpoint on this GPU with a kernel from the hub, and {reason}"
+
+
+def unstreamed(method: str, device: str) -> str | None:
+    """Why a checkpoint of that quant_method is not loaded part by part there; None if it is."""
+    if method not in STREAMED:
+        return f"checkpoints quantized by {method} are not known to load part by part as they load whole"
+    if method in HUB_KERNELS and device != "cpu":
+        return f"checkpoints quantized by {method} are known to load part by part as they load whole only on a CPU"
+    return None
 
 
 def unpacking(config: Mapping[str, Any], machine: Machine, site: Site) -> str | None:

@@ -13,6 +13,7 @@ from harness.core.identity import Residency
 from harness.core.job import Conditions, MakeReference, MeasureQuality, QuantizeModel, VariantJob
 from harness.core.model import MAIN_ENGINE
 from harness.core.site import Machine
+from harness.models import published
 from harness.models.sources import SourceModel
 from harness.planning.expand import MethodChoice
 
@@ -128,8 +129,8 @@ def _obstacle(job: VariantJob, source: SourceModel, method: MethodChoice, runtim
     if job.conditions.devices != 1:
         return "a streamed model computes on one device; leave 'devices' out"
     quantization = (method.checkpoint or source).quantization
-    if quantization is not None:
-        return f"checkpoints quantized by {quantization} are not known to load part by part as they load whole"
-    if not (method.method.stage == "none" or method.method.streams):
+    if quantization is not None and (reason := published.unstreamed(quantization, job.conditions.device)):
+        return reason
+    if not (method.method.stage in ("none", "published") or method.method.streams):
         return f"what {method.ref.name} makes is not known to load part by part as it loads whole"
     return None

@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from harness.errors import HarnessError, SourceError, StorageError, UnsupportedE
 from harness.execution import reference as references
 from harness.execution.forward import observe
 from harness.execution.local import local_site
-from harness.methods.rtn.rtn import RtnParams, enable, quantize, quantize_parts
+from harness.methods.rtn.rtn import RtnParams, enable, quantize
 from harness.metrics.routing import KL, RouterAgreement
 from harness.models.headers import read_directory
 from harness.models.prepare import prepare
@@ -355,18 +355,28 @@ DTYPES = (
 )
 
 
-@pytest.mark.parametrize("name", ["llama", "llama with a tied head", "gemma3", "phi3", "olmo2", *MIXTURES])
-def test_rtn_from_disk_to_disk_writes_the_bytes_that_it_writes_of_the_model_in_memory(
-    name: str, tmp_path: Path
+DISK_TO_DISK = {
+    "rtn": {"bits": 4, "group_size": 8},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        *(("rtn", name) for name in ("llama", "llama with a tied head", "gemma3", "phi3", "olmo2", *MIXTURES)),
+    ],
+)
+def test_from_disk_to_disk_a_method_writes_the_bytes_that_it_writes_of_the_model_in_memory(
+    method: str, name: str, tmp_path: Path
 ) -> None:
-    enable()
+    chosen = available(method)
     request = saved(tmp_path / "source", CONFIGS[name]())
     untouched = modules(read_directory(request.path).shapes).untouched
     tokens = batches()[0]
     logits = {}
     for way in ("whole", "parts"):
         job = QuantizeJob(
-            params=RtnParams(bits=4, group_size=8),
+            params=chosen.params.model_validate(DISK_TO_DISK[method]),
             source=request.path,
             out=tmp_path / way,
             device="cpu",
@@ -378,9 +388,9 @@ def test_rtn_from_disk_to_disk_writes_the_bytes_that_it_writes_of_the_model_in_m
         )
         with torch.inference_mode():
             if way == "parts":
-                quantize_parts(job)
+                chosen.quantize_parts(job)
             else:
-                job.probe(quantize(job))
+                job.probe(chosen.quantize(job))
     assert sha256([logits["parts"]]) == sha256([logits["whole"]])
     files = {way: {path.name: path.read_bytes() for path in (tmp_path / way).iterdir()} for way in logits}
     assert files["parts"].keys() == files["whole"].keys()
@@ -495,6 +505,7 @@ def test_routers_are_seen_as_in_the_model_loaded_whole(name: str, tmp_path: Path
 
 CHECKPOINTS = {
     "gptq": {"bits": 4, "group_size": 32},
+    "awq": {"group_size": 32},
     "llmc-rtn": {"bits": 4, "group_size": 32, "symmetric": False},
     "llmc-fp8": {},
     "llmc-int8": {},
@@ -507,8 +518,18 @@ CHECKPOINTS = {
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_what_its_library_changes_after_loading_is_the_same_part_by_part(name: str, tmp_path: Path) -> None:
     config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128}), **HEADS)
-    stored = same_streamed(quantized(name, saved(tmp_path / "source", config, "bfloat16"), tmp_path / "out"))
+    request = quantized(name, saved(tmp_path / "source", config, "bfloat16"), tmp_path / "out")
+    stored = same_streamed(request)
     assert registry.method(name).loaded == "dense" or any(entry.quantized for entry in stored)
+    if name in ("gptq", "awq"):
+        same_streamed(replace(request, read=None))  # as a published checkpoint is loaded
+
+
+def test_gptq_in_eight_bits_is_the_same_part_by_part(tmp_path: Path) -> None:
+    """gptqmodel has another layer for them, ``TorchLinear``, which unpacks codes in every product."""
+    config = transformers.Qwen3Config(**(WIDE | {"intermediate_size": 128, "num_hidden_layers": 2}), **HEADS)
+    source = saved(tmp_path / "source", config, "bfloat16")
+    assert any(entry.quantized for entry in same_streamed(quantized("gptq", source, tmp_path / "out", bits=8)))
 
 
 @pytest.mark.parametrize("name", ["gptq", "llmc-rtn"])
@@ -518,14 +539,14 @@ def test_experts_that_its_library_changes_after_loading_are_the_same_part_by_par
     assert any(".experts.3.down_proj." in entry.name for entry in stored)
 
 
-def quantized(name: str, source: LoadRequest, out: Path) -> LoadRequest:
+def quantized(name: str, source: LoadRequest, out: Path, **changes: Any) -> LoadRequest:
     """The request for a checkpoint that a method writes; skips where its library is missing."""
     method = available(name)
-    alone(write, name, source.path, out)
+    alone(write, name, {**CHECKPOINTS[name], **changes}, source.path, out)
     return replace(source, path=out, read=method.read, untouched=modules(read_directory(source.path).shapes).untouched)
 
 
-def write(name: str, source: Path, out: Path) -> None:
+def write(name: str, params: Mapping[str, Any], source: Path, out: Path) -> None:
     """Has a method write its checkpoint."""
     method = registry.method(name)
     if method.enable is not None:
@@ -533,7 +554,7 @@ def write(name: str, source: Path, out: Path) -> None:
     found = modules(read_directory(source).shapes)
     rows = torch.randint(128, (4, 32), generator=torch.Generator().manual_seed(2)).tolist()
     job = QuantizeJob(
-        params=method.params.model_validate(CHECKPOINTS[name]),
+        params=method.params.model_validate(params),
         source=source,
         out=out,
         device="cpu",

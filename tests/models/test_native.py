@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.api.plan import plan
-from harness.core.engine import LoadRequest
+from harness.core.engine import LoadRequest, Streaming
+from harness.engines.transformers.engine import load
 from harness.models.headers import read_directory
 from harness.models.loading import load_transformers
 from harness.models.native import dequantized
@@ -121,6 +123,13 @@ def test_the_dense_model_has_the_values_that_the_codes_mean(published: tuple[Pat
     assert torch.equal(logits(tmp_path), logits(dense))
     if not torch.cuda.is_available():
         assert torch.equal(logits(packed), logits(dense)), "as published, a CPU unpacks it while loading"
+
+
+def test_it_is_read_part_by_part_as_it_is_read_whole(published: tuple[Path, Path]) -> None:
+    request = LoadRequest(published[0], "bfloat16", "cpu")
+    cut = load(replace(request, streaming=Streaming(states_bytes=2**20)))
+    with torch.inference_mode():
+        assert torch.equal(cut.logits(TOKENS).float(), logits(published[0]))
 
 
 def test_the_header_of_the_dense_model_is_known_before_it_is_made(published: tuple[Path, Path]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from harness.models.published import STREAMED, unstreamed
 from harness.planning.plan import PlannedRun
 from harness.planning.residency import LIBRARIES_BYTES
 from harness.plugins import method, method_names
 
 Make = Callable[..., tuple[PlannedRun, ...]]
 QUALITY = {"perplexity": {"text": "demo", "context": 64, "windows": 2}, "divergence": {}}
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "streaming.md"
 TOO_SMALL = {"memory": "1MB"}
 """The weights of the tiny model take 0.9 MB."""
 
@@ -91,8 +95,49 @@ def test_what_cannot_be_streamed_is_refused_with_the_reason(make: Make, changes:
     assert any(reason in str(run.unsupported) for run in runs)
 
 
+@pytest.fixture
+def published(tiny: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """The tiny model as if it had been published in the format of a quant_method; planning reads no weights."""
+
+    def make(quant_method: str) -> Path:
+        folder = tmp_path / quant_method
+        shutil.copytree(tiny, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": quant_method, "bits": 4, "group_size": 32}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("name", sorted(STREAMED))
+def test_published_checkpoints_are_streamed(name: str, make: Make, published: Callable[[str], Path]) -> None:
+    runs = make(measure=QUALITY, residency="streamed", methods=["none", {"checkpoint": {"id": str(published(name))}}])
+    (run,) = (run for run in runs if run.spec.title.startswith("quality checkpoint"))
+    assert run.spec.job.conditions.residency == "streamed", run.unsupported
+
+
+def test_a_published_checkpoint_that_cannot_be_streamed_says_why(make: Make, published: Callable[[str], Path]) -> None:
+    methods = ["none", {"checkpoint": {"id": str(published("bitsandbytes"))}}]
+    (run,) = (
+        run for run in make(measure=QUALITY, residency="streamed", methods=methods) if "checkpoint" in run.spec.title
+    )
+    assert "quantized by bitsandbytes are not known to load part by part" in str(run.unsupported)
+
+
+def test_what_a_kernel_of_the_hub_multiplies_is_streamed_on_a_cpu_only() -> None:
+    assert unstreamed("fp8", "cpu") is None
+    assert "only on a CPU" in str(unstreamed("fp8", "cuda"))
+
+
+def test_the_page_names_the_formats_that_are_streamed() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    sentence = page.partition("Published checkpoints: ")[2].partition(".")[0]
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == STREAMED
+
+
 def test_the_page_names_the_methods_whose_results_are_streamed() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "explanation" / "streaming.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     sentence = page.partition("Variants: ")[2].partition("The others")[0]
     declared = {name for name in method_names() if method(name).streams}
     assert set(re.findall(r"`([\w-]+)`", sentence)) == declared

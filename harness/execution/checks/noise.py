@@ -42,8 +42,7 @@ def other_dtype(context: Context, ledger: Sequence[StoredTensor], windows: Windo
     first = _shortened(windows, WINDOWS, changed="dtype")
     dtype = "bfloat16" if kept.window(0).dtype == torch.float32 else "float32"
     try:
-        if context.spec.job.conditions.residency == "resident":
-            _check_supported(context, ledger, dtype)
+        _check_supported(context, ledger, dtype)
         first = replace(first, protocol={**first.protocol, "dtype": dtype})
         floor = metric("divergence").make(first, "kl_noise_floor")
         model = context.load_as(dtype, Logits)
@@ -101,9 +100,11 @@ def _observe(
 
 
 def _check_supported(context: Context, ledger: Sequence[StoredTensor], dtype: str) -> None:
-    """Raises UnsupportedError if the baseline has only one dtype, or would not fit in memory in the other."""
+    """Raises UnsupportedError if the baseline has only one dtype, or would not fit in memory whole in the other."""
     if any(entry.quantized for entry in ledger):
         raise UnsupportedError("the baseline's weights are stored quantized")
+    if context.spec.job.conditions.residency == "streamed":
+        return
     needed = sum(entry.parameters for entry in ledger if not entry.tied) * (4 if dtype == "float32" else 2)
     free = free_bytes(context.spec.device, context.spec.job.conditions.gpus)
     if free is not None and needed > free:

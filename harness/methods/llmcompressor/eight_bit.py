@@ -14,6 +14,7 @@ from pydantic import Field
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, GroupSize, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
+from harness.models.compressed import QUANT_METHOD
 from harness.models.scope import TRIED
 
 
@@ -95,13 +96,13 @@ def _fp8_codes(params: LlmcFp8Params) -> Codes:
         "block": Activations("float", 8, "group"),
         "weight_only": None,
     }
-    return Codes(llmcompressor.QUANT_METHOD, "float", 8, group, size, activations=inputs[params.scheme])
+    return Codes(QUANT_METHOD, "float", 8, group, size, activations=inputs[params.scheme])
 
 
 def _int8_codes(params: LlmcInt8Params) -> Codes:
     dynamic = params.activations == "dynamic"
     inputs = Activations("int", 8, "token" if dynamic else "tensor", dynamic)
-    return Codes(llmcompressor.QUANT_METHOD, "int", 8, "channel", activations=inputs)
+    return Codes(QUANT_METHOD, "int", 8, "channel", activations=inputs)
 
 
 def _fp8_bits(params: LlmcFp8Params, plain_bits: float, width: int) -> float:

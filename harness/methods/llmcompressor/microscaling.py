@@ -9,6 +9,7 @@ from __future__ import annotations
 from harness.core.format import Activations, Codes
 from harness.core.method import Beside, Method, MethodParams, Needs, QuantizeJob
 from harness.methods.llmcompressor import driver as llmcompressor
+from harness.models.compressed import QUANT_METHOD
 from harness.models.scope import TRIED
 
 MX_BLOCK = 32
@@ -32,7 +33,7 @@ def _quantize(job: QuantizeJob[MicroscalingParams], scheme: str, calibrated: boo
 
 def _codes(params: MicroscalingParams, bits: int, block: int) -> Codes:
     inputs = Activations("float", bits, "group") if params.activations else None
-    return Codes(llmcompressor.QUANT_METHOD, "float", bits, "group", block, activations=inputs)
+    return Codes(QUANT_METHOD, "float", bits, "group", block, activations=inputs)
 
 
 NVFP4 = Method(
