@@ -104,7 +104,7 @@ def test_the_shell_completes_commands_and_recipes(installed: tuple[Path, Command
 
 @pytest.mark.slow
 def test_a_package_index_is_all_that_the_demo_needs(tmp_path: Path) -> None:
-    """The commands of the README, in an empty environment: a download of some hundred MB, then minutes of computing."""
+    """The README's commands in an empty environment: downloads of torch and all it needs, minutes of computing."""
     options = ("--constraint", str(ROOT / "constraints.txt"), "torch==2.13.0")
     python, wheel = made(tmp_path, *options)
     more = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *options[:2]]

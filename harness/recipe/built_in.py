@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 from harness.core.foreign import quoted
 from harness.core.identity import NAME
 from harness.errors import RecipeError, did_you_mean
 from harness.recipe.fields import MAX_RECIPE_NAME
+
+_RELATIVE = re.compile(r"(?<=\bid: )\.\./[^\s,}]+")
 
 
 def built_in_recipes() -> dict[str, Path]:
@@ -32,11 +36,17 @@ def find_recipe(written: str | Path) -> Path:
 
 
 def read_built_in(name: str) -> str:
-    """The text of a built-in recipe. Raises RecipeError if none has that name."""
+    """The text of a built-in recipe, which means the same in any folder: a relative path in it is made absolute.
+
+    Raises RecipeError if none has that name.
+    """
     recipes = built_in_recipes()
     if name not in recipes:
         raise RecipeError(f"no built-in recipe is called {quoted(name)}{did_you_mean(name, recipes)}")
-    return recipes[name].read_text(encoding="utf-8")
+    path = recipes[name]
+    return _RELATIVE.sub(
+        lambda match: json.dumps(str((path.parent / match[0]).resolve())), path.read_text(encoding="utf-8")
+    )
 
 
 def summary(text: str) -> str:
