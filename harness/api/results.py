@@ -16,12 +16,10 @@ from harness.api.locations import read_location
 from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.plugins import plugin_figures
-from harness.report.redact import Redaction
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
 from harness.storage.objects import is_url, local_path
-from harness.storage.reading import Contents
-from harness.storage.reading import uncollected as uncollected
+from harness.storage.reading import Contents, uncollected
 from harness.storage.summaries import SUMMARIES, SummaryFile
 
 if TYPE_CHECKING:
@@ -163,6 +161,8 @@ def _named(
 
 def redacted(sides: Sequence[NamedRecords]) -> list[NamedRecords]:
     """The same without what ``harness.report.redact`` leaves out; equal names get equal numbers on all sides."""
+    from harness.report.redact import Redaction
+
     redaction = Redaction()
     return [
         NamedRecords(
@@ -181,11 +181,12 @@ def load_results(path: str | Path) -> pd.DataFrame:
     measured nothing has one row with its status and no metric.
     Warns of damaged records, which have no rows. Raises ResultsError if the folder holds no readable record.
     """
-    found = read_location(path)
+    with uncollected():
+        found = read_location(path)
+        frame = _frame(found)
     for each in found.damaged:
         warnings.warn(each.remark, stacklevel=2)
-    with uncollected():
-        return _frame(found)
+    return frame
 
 
 def _frame(found: Contents) -> pd.DataFrame:

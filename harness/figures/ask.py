@@ -7,12 +7,9 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter, ValidationError
-
 from harness.errors import UsageError
 from harness.figures.formats import NumberStyle, SizeUnit
 from harness.figures.table import GridPoint, Table, VariantRow
-from harness.recipe.fields import Bytes
 from harness.stats.draws import Scale
 from harness.stats.estimate import Estimate
 from harness.stats.influence import Influence
@@ -160,6 +157,10 @@ class Ask:
 
 def size(option: str, value: Option) -> float:
     """Bytes, from ``8GiB``. Like the other parsers, raises UsageError for an invalid value."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from harness.recipe.fields import Bytes
+
     try:
         return TypeAdapter(Bytes).validate_python(value)
     except ValidationError:

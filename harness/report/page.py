@@ -19,7 +19,6 @@ from harness.figures.table import Table
 from harness.report.answer import Answer, default_answer
 from harness.report.asked import asked
 from harness.report.escape import tail
-from harness.report.redact import LEFT_OUT, Redaction
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,11 @@ def page(
 
     ``summaries`` are of the whole records, so with ``redact`` they are not used.
     """
+    left_out = None
     if redact:
-        summaries = None
+        from harness.report.redact import LEFT_OUT, Redaction
+
+        summaries, left_out = None, LEFT_OUT
         redaction = Redaction()
         records, damaged = redaction.records(records), tuple(map(redaction.damaged, damaged))
     tables = tradeoff(records, summaries)
@@ -117,7 +119,7 @@ def page(
         sessions=tuple(dict.fromkeys(record.session for record in counted)),
         measured=_period(counted),
         damaged=tuple(damaged),
-        redacted=LEFT_OUT if redact else None,
+        redacted=left_out,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from harness.cli.collector import uncollected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
 from harness.errors import UsageError
 from harness.report.terminal import say
@@ -54,7 +55,6 @@ def compare(
 ) -> None:
     """Check whether HEAD is worse than BASE. Exits with 1 if a gate failed, with 4 if one could not be evaluated."""
     from harness.api.compare import compare as compared
-    from harness.api.results import uncollected
     from harness.report.comparison import render
     from harness.report.comparison.words import verdict_line
     from harness.report.write import write_file

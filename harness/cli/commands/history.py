@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from harness.cli.collector import uncollected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
 from harness.report.terminal import say
 
@@ -53,7 +54,6 @@ def history(
 ) -> None:
     """Show each metric over time: when it changed, and what else changed at that point."""
     from harness.api.history import history as traced
-    from harness.api.results import uncollected
     from harness.report.history import only_changed, render
     from harness.report.write import write_file
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 from typer.core import TyperCommand
 
+from harness.cli.collector import uncollected
 from harness.cli.options import Results
 from harness.errors import ExitCode
 
@@ -94,7 +95,6 @@ def recommend(
 ) -> None:
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
     from harness.api.recommend import recommend as recommended
-    from harness.api.results import uncollected
     from harness.cli.render.damage import say_damaged
 
     with uncollected():

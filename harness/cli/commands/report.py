@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from harness.cli.collector import uncollected
 from harness.cli.options import Redact, Results
 from harness.report.terminal import say
 
@@ -48,16 +49,17 @@ def report(
     named = os.environ.get(SUMMARY)
     summary = Path(named) if named and out is None else None
     damaged: list[Damaged] = []
-    written = write_folder_report(
-        results,
-        out or Path("reports"),
-        formats.split(","),
-        summary,
-        damaged.append,
-        redact,
-    )
-    say_damaged(damaged, results)
-    _say_written(written)
+    with uncollected():
+        written = write_folder_report(
+            results,
+            out or Path("reports"),
+            formats.split(","),
+            summary,
+            damaged.append,
+            redact,
+        )
+        say_damaged(damaged, results)
+        _say_written(written)
 
 
 def _say_written(paths: Sequence[Path]) -> None:
