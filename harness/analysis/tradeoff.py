@@ -193,7 +193,7 @@ def _judged_once(variants: Sequence[Sequence[VariantRow]]) -> list[VariantRow]:
     """The rows with their verdicts. A method has the same quality in every decode mode, so it is judged once."""
     words = judged([modes[0] for modes in variants])
     return [
-        replace(entry, perplexity_comparison=word.perplexity_comparison, tasks=word.tasks)
+        entry.altered(perplexity_comparison=word.perplexity_comparison, tasks=word.tasks)
         for word, modes in zip(words, variants, strict=True)
         for entry in modes
     ]
@@ -297,7 +297,7 @@ def _marked(rows: Sequence[VariantRow], summaries: Summaries) -> list[VariantRow
     indices = list(points)
     kept = {indices[position] for position in front(list(points.values()), ("lower", "lower"))}
     likely = summaries.front_probabilities(rows)
-    return [replace(entry, front=index in kept, front_probability=likely[index]) for index, entry in enumerate(rows)]
+    return [entry.altered(front=index in kept, front_probability=likely[index]) for index, entry in enumerate(rows)]
 
 
 def _point(entry: VariantRow, size: int | None) -> tuple[float, float] | None:
@@ -321,7 +321,7 @@ def _common_labels(rows: Sequence[VariantRow]) -> tuple[Label, ...]:
 def _less_labels(entry: VariantRow, common: tuple[Label, ...]) -> VariantRow:
     if not any(label in common for label in entry.labels):
         return entry
-    return replace(entry, labels=tuple(label for label in entry.labels if label not in common))
+    return entry.altered(labels=tuple(label for label in entry.labels if label not in common))
 
 
 def _model_runs(where: ComparisonSetting, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:

@@ -23,7 +23,7 @@ def judged(rows: Sequence[VariantRow]) -> tuple[VariantRow, ...]:
             replace(score, comparison=next(verdicts)) if score.headline and score.comparison else score
             for score in row.tasks
         )
-        made.append(replace(row, perplexity_comparison=perplexity, tasks=tasks))
+        made.append(row.altered(perplexity_comparison=perplexity, tasks=tasks))
     return tuple(made)
 
 

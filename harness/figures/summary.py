@@ -29,17 +29,46 @@ Derived = tuple[VariantRow, tuple[str, ...]]
 
 
 def written(derived: Derived) -> str:
-    """One line of JSON. Numbers keep their type and every bit; NaN and infinity are written as JavaScript does."""
+    """One line: the notes and each figure as JSON, with tabs between, of which JSON has none.
+
+    Numbers keep their type and every bit; NaN and infinity are written as JavaScript does.
+    """
     made, notes = derived
-    values = [getattr(made, name) for name in _names()]
-    return as_text([values, notes])
+    return "\t".join(map(as_text, (notes, *(getattr(made, name) for name, _ in _builders(VariantRow)))))
 
 
 def read(text: str, evidence: Evidence, label: str) -> Derived:
-    """The row of the same evidence, as it was derived."""
-    values, notes = json.loads(text)
-    made = {name: build(value) for (name, build), value in zip(_builders(VariantRow), values, strict=True)}
-    return VariantRow(label=label, evidence=evidence, **made), tuple(notes)
+    """The row of the same evidence, as it was derived. Its figures are decoded when they are used."""
+    notes, *texts = text.split("\t")
+    made = object.__new__(_KeptRow)
+    vars(made).update(label=label, evidence=evidence, kept_texts=texts, _remembered={})
+    return made, tuple(json.loads(notes))
+
+
+class _KeptRow(VariantRow):
+    """A row whose figures are texts, ``kept_texts``, until they are used: a command shows few of them."""
+
+    __qualname__ = VariantRow.__qualname__  # printed as the row that it equals
+    kept_texts: list[str]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VariantRow):
+            return NotImplemented
+        return all(getattr(self, each.name) == getattr(other, each.name) for each in fields(VariantRow) if each.compare)
+
+    __hash__ = VariantRow.__hash__
+
+
+class _KeptField:
+    """A field of a row while it is a text. What is built from it hides this descriptor, which has no ``__set__``."""
+
+    def __init__(self, place: int, name: str, build: Callable[[Any], Any]) -> None:
+        self._place, self._name, self._build = place, name, build
+
+    def __get__(self, row: _KeptRow, kind: type[_KeptRow]) -> Any:
+        made = self._build(json.loads(row.kept_texts[self._place]))
+        vars(row)[self._name] = made
+        return made
 
 
 @cache
@@ -51,11 +80,6 @@ def code() -> str:
     for path in sorted(path for room in CODE for path in (root / room).rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-@cache
-def _names() -> tuple[str, ...]:
-    return tuple(name for name, _ in _builders(VariantRow))
 
 
 def as_text(value: Any) -> str:
@@ -122,3 +146,7 @@ def _constructor(kind: Any) -> Callable[[list[Any]], Any]:
 
 def _same(value: Any) -> Any:
     return value
+
+
+for _place, (_name, _build) in enumerate(_builders(VariantRow)):
+    setattr(_KeptRow, _name, _KeptField(_place, _name, _build))

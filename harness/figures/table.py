@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -277,6 +278,12 @@ class VariantRow:
         if key not in self._remembered:
             self._remembered[key] = make()
         return self._remembered[key]  # type: ignore[no-any-return]
+
+    def altered(self, **changes: Any) -> VariantRow:
+        """As ``dataclasses.replace``, but figures that nobody used stay as they are kept."""
+        made = copy(self)
+        vars(made).update(changes, _remembered={})
+        return made
 
     @property
     def runs_that_ended_well(self) -> tuple[RunRecord, ...]:

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import StringIO
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from harness.report import escape
@@ -44,8 +45,8 @@ Head = tuple[str, Literal["left", "right"]]
 class Rows:
     """A table without a box or padded edges, printed exactly as rich prints it, and many thousands of rows quickly.
 
-    Of the cells of a column, those that are equal are measured and wrapped once, and rich does it only for those that
-    do not fit into one line or may have wide characters.
+    Of the cells of a column, those that are equal are measured and wrapped once, and rich renders only those that have
+    a style or may have wide characters.
     """
 
     def __init__(self, heads: Iterable[Head]) -> None:
@@ -93,13 +94,17 @@ class _Column:
         self.lines = {cell: self._lines(cell, text) for cell, text in shown.items()}
 
     def _lines(self, cell: Cell, text: str) -> list[str]:
+        from rich._wrap import divide_line  # rich has no public way to break a plain text
+
         before, after = self._around
         inner = self._width - before - after
         style = "" if isinstance(cell, str) or self._console.color_system is None else cell[1]
-        if style or len(text) > inner or not _is_narrow(text) or text.strip() != text:
+        if style or inner < 1 or not _is_narrow(text) or text.strip() != text:
             return self._wrapped(line(text, style), None)
-        aligned = text.rjust(inner) if self._column.justify == "right" else text.ljust(inner)
-        return [f"{' ' * before}{aligned}{' ' * after}"]
+        breaks = divide_line(text, inner) if len(text) > inner else []
+        parts = [text[begin:end].rstrip() for begin, end in pairwise((0, *breaks, len(text)))]
+        aligned = (part.rjust(inner) if self._column.justify == "right" else part.ljust(inner) for part in parts)
+        return [f"{' ' * before}{part}{' ' * after}" for part in aligned]
 
     def _wrapped(self, content: RenderableType, style: Style | None) -> list[str]:
         from rich.padding import Padding

@@ -410,17 +410,21 @@ def _without_measurements(record: RunRecord) -> RunRecord:
 
 
 @cache
-def _adapters(kind: type) -> dict[str, Any]:
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+@cache
+def _adapter(kind: type, name: str) -> Any:
     from pydantic import TypeAdapter
 
-    hints = get_type_hints(kind, include_extras=True)
-    return {each.name: TypeAdapter(hints[each.name]) for each in fields(kind)}
+    return TypeAdapter(_hints(kind)[name])
 
 
 @lru_cache(MAX_SHARED)
 def _value(kind: type, name: str, text: str) -> Any:
     """A field of a dataclass. Equal texts give one value, which records share."""
-    return _adapters(kind)[name].validate_json(text, strict=True)
+    return _adapter(kind, name).validate_json(text, strict=True)
 
 
 @lru_cache(MAX_SHARED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -47,7 +49,7 @@ def seals(records: Sequence[RunRecord]) -> Seals:
 
 def rows_in(summaries: Summaries) -> list[str]:
     """The rows among what was used; beside them are figures of whole tables."""
-    return [text for text in summaries.used.values() if text.startswith('[["')]
+    return [text for text in summaries.used.values() if "\t" in text]
 
 
 def test_rows_are_read_back_to_the_last_bit(kept: Sequence[RunRecord]) -> None:
@@ -59,7 +61,24 @@ def test_rows_are_read_back_to_the_last_bit(kept: Sequence[RunRecord]) -> None:
     assert again.used == first.used
     assert len(rows_in(again)) == sum(len(table.rows) for table in derived)
     assert repr(read) == repr(derived) == repr(tradeoff(kept))
-    assert read == derived
+    assert read == derived == read
+
+
+def test_a_figure_of_a_kept_row_is_decoded_when_it_is_used(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = bench.sweep()
+    first = Summaries(seals(records), {})
+    derived = tradeoff(records, first)[0].rows[1]
+    decoded: list[str] = []
+
+    def spy(text: str) -> Any:
+        decoded.append(text)
+        return json.loads(text)
+
+    monkeypatch.setattr(summary, "json", SimpleNamespace(loads=spy, dumps=json.dumps))
+    row = tradeoff(records, Summaries(seals(records), first.used))[0].rows[1]
+    assert summary.as_text(derived.kl_by_position) not in decoded
+    assert row.altered(front=not row.front).kl_by_position == row.kl_by_position == derived.kl_by_position
+    assert decoded.count(summary.as_text(derived.kl_by_position)) == 2
 
 
 def test_numbers_that_json_lacks_are_kept(bench: Bench) -> None:

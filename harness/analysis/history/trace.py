@@ -208,6 +208,9 @@ def _beside_baseline(series: Sequence[Series]) -> Iterator[Series]:
         if each.is_baseline:
             theirs.setdefault((each.model, each.engine, each.metric, each.where), []).extend(each.changes)
     for each in series:
+        if not each.changes:
+            yield each
+            continue
         statistic = gates()[each.metric].statistic
         engine = each.engine if isinstance(statistic, Items) and each.engine != MAIN_ENGINE else None
         if each.is_baseline or not (isinstance(statistic, PerProcess) or engine):

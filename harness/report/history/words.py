@@ -55,7 +55,9 @@ def figure(value: float) -> str:
 def span(series: Series) -> str:
     """``19.42 → 19.61 perplexity``: the oldest and the newest figure."""
     first, last = series.points[0].value, series.points[-1].value
-    return f"{figure(first)} → {figure(last)} {series.unit}"
+    oldest = figure(first)
+    newest = oldest if first == last else figure(last)
+    return f"{oldest} → {newest} {series.unit}"
 
 
 def size(series: Series, change: LevelChange) -> str:
