@@ -5,9 +5,8 @@ its own, and then executes each of its runs once more in a script: a process tha
 the run's job, and exits. No parent watches it, nothing is hashed, recorded or stored, and nothing is imported ahead.
 With ``--spawn`` the sweep starts every process anew, as ``QHARNESS_START=spawn`` does.
 
-Printed are the seconds of both by the clock and of the CPU, which other work on the machine hardly changes, their
-ratios, and by how much each run took longer than its phases. A script that does not measure what the run's record holds
-ends the comparison.
+Printed are the seconds of both, their ratio, and by how much each run took longer than its phases. A script that does
+not measure what the run's record holds ends the comparison.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,7 +22,6 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -42,16 +39,6 @@ SAME = 1e-4
 MEASURED = "measured.json"
 TIMED = {"bandwidth_byte_per_s", "matmul_op_per_s"}
 """Measured for as long as a limit of time, so that nothing says how many values there are."""
-
-
-@dataclass(frozen=True)
-class Took:
-    """How long a process took, with its children."""
-
-    wall_s: float
-    cpu_s: float
-
-
 Figures = Mapping[str, tuple[int, float]]
 """By metric: how many values were measured, and the mean of those that belong to items of a text or a task."""
 
@@ -94,24 +81,19 @@ def differ(one: Figures, other: Figures) -> list[str]:
     )
 
 
-def timed(command: list[str], variables: Mapping[str, str]) -> Took:
-    """Runs a command to its end; raises CalledProcessError if it fails."""
-    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
-    wall_s, now = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Took(wall_s, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime)
-
-
-def sweep_alone(recipe: Path, folder: Path, spawn: bool) -> Took:
-    """What ``qharness run`` takes; raises CalledProcessError unless all runs succeed or some are unsupported."""
+def sweep_s(recipe: Path, folder: Path, spawn: bool) -> float:
+    """The seconds of ``qharness run``; raises CalledProcessError unless all runs succeed or some are unsupported."""
     from harness.execution.starter import SPAWN, VARIABLE
 
+    began = time.perf_counter()
     command = [*COMMAND, "run", str(recipe), "--results", str(folder / "results"), "--cache", str(folder / "cache")]
-    return timed(command, {**os.environ, VARIABLE: SPAWN if spawn else ""})
+    variables = {**os.environ, VARIABLE: SPAWN if spawn else ""}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
+    return time.perf_counter() - began
 
 
-def script(spec: RunSpec, cache: Path) -> tuple[Took, Figures]:
-    """What the script takes that does what a run does, and what it measured.
+def bare_s(spec: RunSpec, cache: Path) -> tuple[float, Figures]:
+    """The seconds of the script that does what a run does, and what it measured.
 
     Raises CalledProcessError if it fails.
     """
@@ -121,7 +103,10 @@ def script(spec: RunSpec, cache: Path) -> tuple[Took, Figures]:
         out.mkdir()
         python, variables = _interpreter(spec.stack, Path(own), cache)
         command = [python, __file__, "--bare", str(written), str(cache), str(out)]
-        return timed(command, variables), json.loads(written.with_name(MEASURED).read_text(encoding="utf-8"))
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=variables)
+        took_s = time.perf_counter() - began
+        return took_s, json.loads(written.with_name(MEASURED).read_text(encoding="utf-8"))
 
 
 def _interpreter(stack: str, own: Path, cache: Path) -> tuple[str, Mapping[str, str]]:
@@ -135,7 +120,7 @@ def _interpreter(stack: str, own: Path, cache: Path) -> tuple[str, Mapping[str, 
 
 
 def compare(recipe: Path, spawn: bool) -> float:
-    """The ratio of the sweep's seconds by the clock to those of the scripts."""
+    """The ratio of the sweep's seconds to those of the scripts."""
     from harness.execution.local import local_site
     from harness.planning.plan import plan
     from harness.recipe import load_recipe
@@ -143,7 +128,7 @@ def compare(recipe: Path, spawn: bool) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        whole = sweep_alone(recipe, here, spawn)
+        whole = sweep_s(recipe, here, spawn)
         (name,) = (each.name for each in (here / "results").iterdir() if each.is_dir())
         made = {each.spec.run_id: each for each in Store(here / "results").read(name).records if each.status == "ok"}
         chosen = load_recipe(recipe)
@@ -152,20 +137,17 @@ def compare(recipe: Path, spawn: bool) -> float:
         records = [made[spec.run_id] for spec in specs]
         scripts = []
         for spec, record in zip(specs, records, strict=True):
-            took, measured = script(spec, here / "cache")
+            took_s, measured = bare_s(spec, here / "cache")
             if unlike := differ(measured, figures(record.outcome.measurements)):
                 sys.exit(f"{spec.title}: the script does not measure the same: {', '.join(unlike)}")
-            scripts.append(took)
+            scripts.append(took_s)
     beyond = [record.wall_s - sum(phase.wall_s for phase in record.outcome.phases) for record in records]
-    for record, took, more in zip(records, scripts, beyond, strict=True):
-        of_run = f"run {record.wall_s:7.2f} s  script {took.wall_s:7.2f} s  beyond phases {more:5.2f} s"
-        print(f"{record.spec.title[:48]:48s} {of_run}")
-    wall_s, cpu_s = sum(took.wall_s for took in scripts), sum(took.cpu_s for took in scripts)
-    ratio = whole.wall_s / wall_s
-    print(f"beyond their phases: median {statistics.median(beyond):.2f} s, in all {sum(beyond):.1f} s")
-    print(f"CPU: sweep {whole.cpu_s:.1f} s, scripts {cpu_s:.1f} s: ratio {whole.cpu_s / cpu_s:.3f}")
-    print(f"by the clock: sweep {whole.wall_s:.1f} s, scripts {wall_s:.1f} s: ratio {ratio:.3f}", flush=True)
-    return ratio
+    for record, script, more in zip(records, scripts, beyond, strict=True):
+        took = f"run {record.wall_s:7.2f} s  script {script:7.2f} s  beyond phases {more:5.2f} s"
+        print(f"{record.spec.title[:48]:48s} {took}")
+    of_runs = f"beyond their phases: median {statistics.median(beyond):.2f} s, in all {sum(beyond):.1f} s"
+    print(f"sweep {whole:.1f} s, scripts {sum(scripts):.1f} s: ratio {whole / sum(scripts):.3f}; {of_runs}", flush=True)
+    return whole / sum(scripts)
 
 
 def main() -> None:
