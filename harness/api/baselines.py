@@ -24,12 +24,16 @@ OLD = ".old"
 
 @dataclass(frozen=True)
 class Baseline:
-    """``folder`` has the layout of a results folder, with only the runs that count and without logs."""
+    """``folder`` has the layout of a results folder, with only the runs that count and without logs.
+
+    ``seals`` are the hashes of its records, if their index knows them.
+    """
 
     name: str
     folder: Path
     records: tuple[RunRecord, ...]
     damaged: tuple[Damaged, ...]
+    seals: tuple[str | None, ...] = ()
 
 
 class Baselines:
@@ -56,7 +60,7 @@ class Baselines:
         self._refuse_unknown(name)
         folder = self._place(name)
         found = read_results(folder)
-        return Baseline(name, folder, tuple(found.records), found.damaged)
+        return Baseline(name, folder, tuple(found.records), found.damaged, found.seals)
 
     def set(self, name: str, records: Sequence[RunRecord], replace: bool = False) -> Path:
         """Saves the runs that count; returns the folder, which appears complete or not at all.

@@ -35,8 +35,9 @@ K = TypeVar("K", bound="KeptEntries")
 class NamedRecords:
     """The records that a name refers to; ``damaged`` are the attempts that are not as they were written.
 
-    ``seals`` are the hashes of the records, in their order, if their index knows them: what is derived from them is
-    kept in ``folder``, which has ``in_folder`` records with a seal, these among them.
+    ``seals`` are the hashes of the records, in their order, if their index knows them. What is derived from them is
+    kept in ``folder``, or in that of the other side: nothing is kept in a baseline's, which may be under version
+    control. ``in_folder`` counts the records beside which it is kept, these among them.
     """
 
     name: str
@@ -96,7 +97,8 @@ def read_named(word: str, results: str | Path, baselines: Path) -> NamedRecords:
     kept = Baselines(baselines)
     if word in kept:
         baseline = kept.read(word)
-        return _named(f"baseline {word}", baseline.records, baseline.damaged, baseline.folder)
+        named = _named(f"baseline {word}", baseline.records, baseline.damaged)
+        return replace(named, seals=baseline.seals, in_folder=len(baseline.seals))
     folder, at, wanted = word.rpartition("@")
     if is_url(word) and "/" in wanted:  # the @ is a part of the URL
         folder, at, wanted = "", "", word
@@ -115,8 +117,7 @@ def read_folder(folder: str | Path, wanted: str | None = None) -> NamedRecords:
     if wanted:
         return _read_part(f"{folder}@{wanted}", folder, wanted)
     found = read_location(folder)
-    seals = _seals(found)
-    return _named(str(folder), found.records, found.damaged, folder, seals, len(seals))
+    return _named(str(folder), found.records, found.damaged, folder, found.seals, len(found.seals))
 
 
 def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
@@ -134,20 +135,16 @@ def _read_part(word: str, folder: str | Path, wanted: str) -> NamedRecords:
             f"{word}: neither a folder, a baseline, nor a session or run in {folder}; sessions: {sessions}"
         )
     chosen = [matches[0] in (record.session, record.spec.run_id) for record in records]
-    seals, part = _seals(found), tuple(compress(records, chosen))
+    seals, part = found.seals, tuple(compress(records, chosen))
     name = f"{folder}@{matches[0]}"
     return _named(name, part, found.damaged, folder, tuple(compress(seals, chosen)), len(seals))
-
-
-def _seals(found: Contents) -> tuple[str | None, ...]:
-    return () if found.entries is None else tuple(each.seal for each in found.entries)
 
 
 def _named(
     name: str,
     records: Sequence[RunRecord],
     damaged: tuple[Damaged, ...],
-    location: str | Path,
+    location: str | Path = "",
     seals: tuple[str | None, ...] = (),
     in_folder: int = 0,
 ) -> NamedRecords:

@@ -66,6 +66,11 @@ class Contents:
     entries: Sequence[IndexEntry] | None = field(default=None, compare=False, repr=False)
     """The records as their index has them, which is faster than the records where it suffices; None without one."""
 
+    @property
+    def seals(self) -> tuple[str | None, ...]:
+        """The hash of each record; none if no index knows them."""
+        return () if self.entries is None else tuple(each.seal for each in self.entries)
+
 
 def read_results(path: Path) -> Contents:
     """The records in a results folder. Raises ResultsError if there is no such folder, or none can be read in it."""

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from harness.analysis import summaries
 from harness.analysis.history import values
 from harness.analysis.regression import compared
+from harness.api.baselines import Baselines
 from harness.cli.app import app
 from harness.figures.summary import CODE
 from harness.storage import index, reading
@@ -152,6 +153,21 @@ def test_a_second_command_compares_nothing_again_and_opens_no_evidence(
         monkeypatch.setattr(name, None)
     assert answers(folder, MORE_COMMANDS) == first
     assert [path.stat().st_size for path in kept_in(folder)] == sizes
+
+
+def test_what_a_baseline_gives_is_kept_beside_the_results_that_are_compared_with_it(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, baselines = tmp_path / "both", tmp_path / "baselines"
+    shutil.copytree(whole, folder)
+    Baselines(baselines).set("main", read_records_of(folder / "base"))
+    command = ("compare", "main", "{head}", "--baselines", str(baselines), "--format", "json")
+    first = answers(folder, [command])
+    assert first == derived_anew(folder, [command])
+    assert [path.parent.name for path in kept_in(folder)] == ["head"]
+    assert not kept_in(tmp_path)
+    monkeypatch.setattr("harness.analysis.regression.compared._compared", None)
+    assert answers(folder, [command]) == first
 
 
 def test_a_look_at_one_run_drops_nothing_that_was_kept_of_the_others(
