@@ -12,7 +12,7 @@ import numpy.typing as npt
 from harness.analysis.choice import Bar, Candidate, Check, Recommendation, doubts
 from harness.analysis.query import Limit, Query, default_limits
 from harness.analysis.summaries import Summaries
-from harness.analysis.ties import Likeness, order_by
+from harness.analysis.ties import Likeness, Order, order_by
 from harness.analysis.tradeoff import tradeoff
 from harness.core.record import Damaged, RunRecord
 from harness.errors import UsageError
@@ -46,9 +46,8 @@ def recommend(
 def pick(table: Table, query: Query, damaged: Sequence[Damaged] = ()) -> Recommendation:
     """The answer to a query about one table; the unquantized baseline is a candidate as well."""
     use = use_of(table, query)
-    judged = [_judged(row, query, use) for row in table.rows]
-    order = order_by(query.objective, table.rows, use, draws_for(len(judged)))
-    admissible = order.sorted([index for index, each in enumerate(judged) if each.admissible])
+    judged, order = _judged_rows(table, query, use)
+    admissible = order.sorted(_admissible(judged))
     in_order = order.sorted(range(len(judged)))
     drawn = _draw(judged, in_order, admissible, order.objective, query)
     whole = [replace(each, pick_probability=drawn.picked.get(index)) for index, each in enumerate(judged)]
@@ -70,11 +69,18 @@ def certain_pick(table: Table, query: Query) -> Candidate | None:
     """As ``pick(table, query).certain_pick``, without its probability and without judging how certain the pick is."""
     if doubts(table, query):
         return None
-    use = use_of(table, query)
+    judged, order = _judged_rows(table, query, use_of(table, query))
+    return next((judged[index] for index in order.ranked(_admissible(judged)) if judged[index].certain), None)
+
+
+def _judged_rows(table: Table, query: Query, use: Use) -> tuple[list[Candidate], Order]:
+    """Each row of a table as a candidate, and the order in which the query would list them."""
     judged = [_judged(row, query, use) for row in table.rows]
-    order = order_by(query.objective, table.rows, use, draws_for(len(judged)))
-    ranked = order.ranked([index for index, each in enumerate(judged) if each.admissible])
-    return next((judged[index] for index in ranked if judged[index].certain), None)
+    return judged, order_by(query.objective, table.rows, use, draws_for(len(judged)))
+
+
+def _admissible(judged: Sequence[Candidate]) -> list[int]:
+    return [index for index, each in enumerate(judged) if each.admissible]
 
 
 def _judged(row: VariantRow, query: Query, use: Use) -> Candidate:

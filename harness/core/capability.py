@@ -21,6 +21,8 @@ Capability = Literal["logits", "factored", "ragged", "branching", "decodes", "ge
 Role = Literal["linear", "embedding", "head", "other"]
 KernelFamily = Literal["packed", "dequantize", "plain"]
 """How a linear layer multiplies: with the packed codes directly, after unpacking them, or densely."""
+Encode = Callable[[Any, Sequence[str], bool], Sequence[Sequence[int]]]
+"""The tokens of each text, by a tokenizer, with its special tokens or without."""
 Stop = Callable[["torch.Tensor"], "torch.Tensor"]
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from harness.core.capability import Logits
+from harness.core.capability import Encode, Logits
 from harness.core.metric import Metric
 from harness.core.record import Measurement
 from harness.core.workload import TaskWorkload
 from harness.tasks.evaluate import VERSION, evaluate
 
 if TYPE_CHECKING:
-    from harness.tasks.lm import Encode, HarnessLM
+    from harness.tasks.lm import HarnessLM
     from harness.tasks.scoring import Layout
 
 NOISE_QUESTIONS = 8

@@ -22,7 +22,7 @@ FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
 TOKENIZER_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.jinja"),
 )
-"""The files of a checkpoint's tokenizer, as patterns."""
+"""The files of a checkpoint's tokenizer, as patterns; with none of the first kind there is no tokenizer."""
 KNOWN_LAYOUTS = ("granite", "llama", "mistral", "qwen2", "qwen3")
 """Model types whose parameters ``synthetic`` derives without transformers."""
 GGUF = ".gguf"
@@ -34,6 +34,11 @@ MAX_TOKENIZER_VALUES = 10_000_000
 """In a tokenizer.json, which only workers read; that of Gemma 3 has 1.8 million."""
 MAX_TENSORS = 500_000
 """Of a checkpoint in all its files; the largest published ones have 150,000."""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds a tokenizer."""
+    return any(folder.glob(TOKENIZER_FILES[0]))
 
 
 @dataclass(frozen=True)

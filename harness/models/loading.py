@@ -98,7 +98,7 @@ def load_tokenizer(request: LoadRequest) -> Any | None:
     """The checkpoint's own tokenizer; None if it has none."""
     from transformers import AutoTokenizer
 
-    if not any(request.path.glob("tokenizer*")):
+    if not headers.has_tokenizer(request.path):
         return None
     return AutoTokenizer.from_pretrained(request.path, trust_remote_code=request.trust_remote_code)
 

@@ -14,7 +14,7 @@ from harness.core.model import ModelRef
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.models.degrid import degrid
 from harness.models.gguf.tokenizer import file_tokenizer
-from harness.models.headers import read_config
+from harness.models.headers import has_tokenizer, read_config
 from harness.models.loading import auto_class, checkpoint_class
 from harness.models.native import unpacking_configuration, whole_blocks
 from harness.numerics.prediction import mean_divergence
@@ -118,7 +118,7 @@ def _tokenizer(ref: ModelRef) -> Any | None:
     path = Path(ref.path)
     if ref.kind == "gguf":
         return file_tokenizer(path)
-    if ref.kind == "synthetic" or not any(path.glob("tokenizer*")):
+    if ref.kind == "synthetic" or not has_tokenizer(path):
         return None
     return AutoTokenizer.from_pretrained(path, trust_remote_code=ref.trust_remote_code)
 

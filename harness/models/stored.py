@@ -13,18 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.models import headers
-from harness.models.scope import UNFUSED, in_decoder, linears, module_name
+from harness.models.scope import PROJECTIONS, UNFUSED, in_decoder, linears, module_name
 
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """A layer, or a layer's experts, in a checkpoint: the parameters that it represents, and how many are quantized."""
+    """A layer, or a layer's experts, in a checkpoint: the parameters that it represents, and how many are quantized.
+
+    ``plain`` names its matrices (of experts: each expert's) that are stored as they were.
+    """
 
     name: str
     parameters: int
     quantized: int
     value_bytes: int
     scale_bytes: int
+    plain: tuple[str, ...] = ()
 
 
 def layers(source: Mapping[str, tuple[int, ...]], checkpoint: Path) -> list[StoredLayer]:
@@ -60,15 +64,18 @@ def _stored(name: str, parameters: int, matrices: int, tensors: Iterable[headers
     for tensor in tensors:
         if not tensor.name.endswith(("_bias", ".bias")):
             modules[_expert(name, tensor.name)].append(tensor)
-    plain = values = scales = 0
-    for parts in modules.values():
+    plain: dict[str, int] = {}
+    values = scales = 0
+    for module, parts in modules.items():
         largest = max(parts, key=lambda part: (part.dtype not in headers.FLOAT_TYPES, part.bytes))
         values += largest.bytes
         scales += sum(part.bytes for part in parts if part is not largest)
-        plain += math.prod(largest.shape) if largest.dtype in headers.FLOAT_TYPES else 0
+        if largest.dtype in headers.FLOAT_TYPES:
+            plain[f"{name}.{module}" if module else name] = math.prod(largest.shape)
     single = sum(module[:1].isdigit() for module in modules)
     present = parameters * min(single / matrices, 1.0) if single else parameters
-    return StoredLayer(name, parameters, max(int(present) - plain, 0), values, scales)
+    quantized = max(int(present) - sum(plain.values()), 0)
+    return StoredLayer(name, parameters, quantized, values, scales, tuple(plain))
 
 
 def _expert(layer: str, tensor: str) -> str:
@@ -77,5 +84,5 @@ def _expert(layer: str, tensor: str) -> str:
         return ""
     first, *others = tensor.partition(".experts.")[2].split(".")
     if first.isdigit():
-        return ".".join([first, *others[:1]])
+        return ".".join([first, *(PROJECTIONS.get(each, each) for each in others[:1])])
     return next((stack for stack in UNFUSED if first.startswith(stack)), first)

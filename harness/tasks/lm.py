@@ -6,7 +6,7 @@ It needs lm-eval, so only code that runs a task imports it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,13 +16,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import DEFAULT_MAX_LENGTH, TOKENIZER_INFINITY, configure_pad_token, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from harness.core.capability import Completes, Generates, LoadedModel, Logits, as_branching
+from harness.core.capability import Completes, Encode, Generates, LoadedModel, Logits, as_branching
 from harness.errors import InvalidRunError, UnsupportedError
 from harness.tasks.generating import ROWS, generate
 from harness.tasks.scoring import Effort, Layout, Request, Score, default_budget, default_layout, score
-
-Encode = Callable[[Any, Sequence[str], bool], Sequence[Sequence[int]]]
-"""The tokens of each text, by a tokenizer, with its special tokens or without."""
 
 
 def encode(tokenizer: Any, texts: Sequence[str], special: bool) -> Sequence[Sequence[int]]:

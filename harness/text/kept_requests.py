@@ -5,10 +5,11 @@ An entry is named after the texts, the tokenizer as it is in memory, and the ver
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
+from harness.core.capability import Encode
 from harness.core.identity import full_digest
 from harness.core.site import REQUESTS
 from harness.host.machine import installed_version
@@ -19,10 +20,6 @@ LAYOUT = 1
 """Increased whenever the content of an entry changes."""
 SEPARATOR = b"\xff"
 """Stands in no UTF-8 text."""
-
-
-Encode = Callable[[Any, Sequence[str], bool], Sequence[Sequence[int]]]
-"""The tokens of each text, by a tokenizer, with its special tokens or without."""
 
 
 def keeping(cache: Cache, encode: Encode) -> Encode:

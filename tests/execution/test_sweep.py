@@ -119,6 +119,23 @@ def test_an_invalid_run_says_what_is_wrong(failures: dict[str, RunRecord]) -> No
     assert messages["nan"] == "wrong scales: 384 of 384 in model.layers.1.mlp.up_proj.scale are NaN or infinite"
 
 
+def test_experts_that_a_library_passes_over_make_the_run_invalid(sweeps) -> None:
+    """A method declares that it quantizes the experts of this type, and leaves one of four."""
+    shape = {"hidden_size": 64, "moe_intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes = {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "num_hidden_layers": 1, "vocab_size": 128}
+    model = {"id": "synthetic:qwen3_moe", "label": "mixture", "config": {**shape, **sizes}}
+    records = sweeps.run({"models": [model], "methods": [{"faulty": {"how": "partly"}}], "measure": {"memory": {}}})
+    record = by_title(records)["performance faulty how=partly #1"]
+    expert, attention = 3 * 64 * 32, 2 * 64 * 64 + 2 * 32 * 64
+    share = (3 * expert + attention) / (4 * expert + attention)
+    assert record.status == "invalid"
+    assert record.outcome.failure is not None
+    assert record.outcome.failure.message == (
+        f"only {share:.1%} of the decoder's parameters are quantized; "
+        "not: " + ", ".join(f"model.layers.0.mlp.experts.3.{name}" for name in ("down_proj", "gate_proj", "up_proj"))
+    )
+
+
 def test_what_is_not_finite_is_named_and_its_artifact_is_not_kept(failures: dict[str, RunRecord]) -> None:
     record = failures["nan-fact"]
     assert record.spec.kind == "quantize"

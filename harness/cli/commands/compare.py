@@ -58,6 +58,7 @@ def compare(
     from harness.report.comparison import render
     from harness.report.comparison.words import verdict_line
     from harness.report.write import write_file
+    from harness.storage.reading import uncollected
 
     with uncollected():
         own = _own(gate or [])

@@ -56,6 +56,7 @@ def history(
     from harness.api.history import history as traced
     from harness.report.history import only_changed, render
     from harness.report.write import write_file
+    from harness.storage.reading import uncollected
 
     with uncollected():
         found = traced(

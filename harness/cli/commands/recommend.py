@@ -96,6 +96,7 @@ def recommend(
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
     from harness.api.recommend import recommend as recommended
     from harness.cli.render.damage import say_damaged
+    from harness.storage.reading import uncollected
 
     with uncollected():
         recommendations = recommended(

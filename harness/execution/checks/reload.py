@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.label import difference_words
 from harness.errors import InvalidRunError
+from harness.models.headers import has_tokenizer
 from harness.numerics.prediction import mean_divergence
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def tokens(folder: Path, vocabulary: int, trust_remote_code: bool = False) -> to
     """(1, at most TOKENS): the fixed text in the checkpoint's own tokens, or random ids if it has no tokenizer."""
     import torch
 
-    if not any(folder.glob("tokenizer*")):
+    if not has_tokenizer(folder):
         return torch.randint(vocabulary, (1, TOKENS), generator=torch.Generator().manual_seed(0))
     from transformers import AutoTokenizer
 

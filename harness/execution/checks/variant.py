@@ -153,7 +153,9 @@ def _check_coverage(context: Context, ledger: Sequence[StoredTensor], layers: Se
     elif context.method().published and fraction < LEAST_COVERAGE:
         context.label("publisher_coverage", fraction=fraction)
     elif fraction < 1:
-        skipped = sorted(name for name in eligible if not {name, stored.layer_of(name)} & {*running, *held})
+        plain = {name for layer in layers for name in layer.plain}
+        left = (name for name in eligible if name in plain or stored.layer_of(name) not in held)
+        skipped = sorted(name for name in left if name not in running)
         context.fact("not_quantized", tensors=tuple(skipped))
         if fraction < LEAST_COVERAGE:
             raise InvalidRunError(

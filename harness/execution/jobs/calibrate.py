@@ -9,6 +9,7 @@ from harness.core.method import CalibrationSet
 from harness.core.workload import CalibrationRef
 from harness.errors import UnsupportedError
 from harness.execution.context import Context
+from harness.models.headers import has_tokenizer
 
 
 def run(job: MakeCalibration, context: Context, out: Path) -> None:
@@ -19,7 +20,7 @@ def run(job: MakeCalibration, context: Context, out: Path) -> None:
 
     with context.phase("import"):
         from transformers import AutoTokenizer
-    if not any(context.source().glob("tokenizer*")):
+    if not has_tokenizer(context.source()):
         raise UnsupportedError("calibration needs a tokenizer, and the model's checkpoint holds none")
     with context.phase("text"):
         tokenizer = AutoTokenizer.from_pretrained(context.source(), trust_remote_code=job.model.trust_remote_code)

@@ -97,7 +97,7 @@ GPTQ = Method(
     streams=True,
     calibrated=lambda params: True,
     overrides=True,
-    quantizes_experts=TRIED - {"gpt_oss"} | {"deepseek_v2", "olmoe"},
+    quantizes_experts=TRIED | {"deepseek_v2", "olmoe"},
     kernel="packed",
     needs=lambda params: Needs(input_divisor=None if params.group_size == "channel" else params.group_size),
     codes=lambda params: Codes.grouped(

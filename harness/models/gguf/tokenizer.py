@@ -26,6 +26,7 @@ from harness.models.gguf.tokens import (
     Tokens,
     read_tokens,
 )
+from harness.models.headers import has_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -45,7 +46,7 @@ def tokenizer_of(path: Path) -> Any | None:
 
     if path.is_file():
         return file_tokenizer(path)
-    return AutoTokenizer.from_pretrained(path) if any(path.glob("tokenizer*")) else None
+    return AutoTokenizer.from_pretrained(path) if has_tokenizer(path) else None
 
 
 def file_tokenizer(file: Path) -> Any | None:

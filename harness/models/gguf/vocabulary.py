@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import UnsupportedError
 from harness.models.gguf.splits import SPLITS
-from harness.models.headers import MAX_TOKENIZER_VALUES, read_json
+from harness.models.headers import MAX_TOKENIZER_VALUES, has_tokenizer, read_json
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -31,7 +31,7 @@ def write_vocabulary(writer: GGUFWriter, folder: Path, size: int) -> str | None:
     Raises UnsupportedError for a tokenizer that is not byte pair encoding.
     """
     if not (folder / "tokenizer.json").exists():
-        if any(folder.glob("tokenizer*")):
+        if has_tokenizer(folder):
             raise UnsupportedError("gguf: the checkpoint's tokenizer is no tokenizer.json")
         writer.add_tokenizer_model("none")
         return None

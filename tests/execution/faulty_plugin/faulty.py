@@ -15,7 +15,18 @@ class FaultyParams(MethodParams):
     """``how`` it fails; ``marker`` is a file whose presence cures it."""
 
     how: Literal[
-        "killed", "abort", "memory", "hang", "raise", "unsupported", "nothing", "nan", "nan-fact", "reload", "unprobed"
+        "killed",
+        "abort",
+        "memory",
+        "hang",
+        "raise",
+        "unsupported",
+        "nothing",
+        "nan",
+        "nan-fact",
+        "reload",
+        "unprobed",
+        "partly",
     ]
     marker: str = ""
 
@@ -53,7 +64,10 @@ def quantize(job: QuantizeJob[FaultyParams]) -> Any:
     if how == "nan-fact":
         job.note("training_loss_last", float("nan"))
     rtn = RtnParams(bits=8, group_size=32)
-    model = RTN.quantize(QuantizeJob(rtn, job.source, job.out, job.device, job.dtype, job.seed, job.load))
+    untouched = (*job.untouched, *(name for name in job.scope if ".experts.3." in name)) if how == "partly" else ()
+    model = RTN.quantize(
+        QuantizeJob(rtn, job.source, job.out, job.device, job.dtype, job.seed, job.load, untouched=untouched)
+    )
     if how == "nan":
         model.model.layers[1].mlp.up_proj.scale.fill_(torch.nan)
         model.save_pretrained(job.out)
@@ -71,4 +85,12 @@ def enable() -> None:
     RTN.enable()
 
 
-FAULTY = Method(name="faulty", version=1, summary="fails", params=FaultyParams, quantize=quantize, enable=enable)
+FAULTY = Method(
+    name="faulty",
+    version=1,
+    summary="fails",
+    params=FaultyParams,
+    quantize=quantize,
+    enable=enable,
+    quantizes_experts=frozenset({"qwen3_moe"}),
+)
