@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.collector import uncollected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
+from harness.core.collector import uncollected
 from harness.errors import UsageError
 from harness.report.terminal import say
 
@@ -58,7 +59,6 @@ def compare(
     from harness.report.comparison import render
     from harness.report.comparison.words import verdict_line
     from harness.report.write import write_file
-    from harness.storage.reading import uncollected
 
     with uncollected():
         own = _own(gate or [])

@@ -11,6 +11,7 @@ import typer
 
 from harness.cli.collector import uncollected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
+from harness.core.collector import uncollected
 from harness.report.terminal import say
 
 Words = Optional[list[str]]  # noqa: UP045 - typer reads it at run time
@@ -56,7 +57,6 @@ def history(
     from harness.api.history import history as traced
     from harness.report.history import only_changed, render
     from harness.report.write import write_file
-    from harness.storage.reading import uncollected
 
     with uncollected():
         found = traced(

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from harness.cli.collector import uncollected
 from harness.cli.options import Results
+from harness.core.collector import uncollected
 from harness.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -96,7 +97,6 @@ def recommend(
     """Pick the variant to ship: list those that meet the limits, best first, and why the others were rejected."""
     from harness.api.recommend import recommend as recommended
     from harness.cli.render.damage import say_damaged
-    from harness.storage.reading import uncollected
 
     with uncollected():
         recommendations = recommended(
