@@ -167,8 +167,8 @@ class Method(Generic[P]):
     and stay so when reloaded; transformers holds experts as 3-D parameters, not as layers. Other mixture types are
     unsupported unless the recipe skips their experts.
 
-    ``multimodal`` is False if the library takes text models alone: one with vision or audio parts beside it is then
-    unsupported.
+    ``multimodal`` names the types of models with vision or audio parts beside the text model that the library was seen
+    to take and to reload, if it does not take all of them (None); others are unsupported.
 
     ``overrides`` says that single modules may have their own parameters. ``stores_codes`` is False if the result
     is again an unquantized model, such as a merged adapter: its coverage is not checked, and its rows are labelled.
@@ -206,7 +206,7 @@ class Method(Generic[P]):
     calibrated: Callable[[P], bool] = lambda params: False
     needs: Callable[[P], Needs] = lambda params: Needs()
     quantizes_experts: frozenset[str] = frozenset()
-    multimodal: bool = True
+    multimodal: frozenset[str] | None = None
     overrides: bool = False
     stores_codes: Callable[[P], bool] = lambda params: True
     kernel: KernelFamily | None = None

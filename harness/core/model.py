@@ -18,16 +18,24 @@ class LayerCache:
 
     They are ``token`` numbers for each of the last ``window`` tokens (None: of all) and, whatever the length, ``state``
     numbers in the cache's dtype and ``float32_state`` in float32: the states of linear attention and of convolutions.
+    A layer that compresses also keeps an ``entry`` of so many numbers for every full ``block`` of tokens, and
+    ``pending`` numbers for each token that came since the last but one block ended; 0 if it does not.
     """
 
     token: int
     window: int | None = None
     state: int = 0
     float32_state: int = 0
+    block: int = 0
+    entry: int = 0
+    pending: int = 0
 
     def numbers(self, tokens: float) -> float:
-        """How many of them are in the cache's dtype after ``tokens`` tokens of one text."""
-        return self.state + self.token * (tokens if self.window is None else min(tokens, self.window))
+        """How many of them are in the cache's dtype after ``tokens`` tokens, at least one, of one text."""
+        kept = self.state + self.token * (tokens if self.window is None else min(tokens, self.window))
+        if not self.block:
+            return kept
+        return kept + self.entry * (tokens // self.block) + self.pending * (1 + (tokens - 1) % self.block)
 
 
 @dataclass(frozen=True)

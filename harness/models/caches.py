@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness.core.model import LayerCache
@@ -12,39 +12,72 @@ from harness.core.model import LayerCache
 if TYPE_CHECKING:
     import torch
 
-NO_LOOP = "batched_mm"
-"""How transformers computes experts without a loop over those that tokens chose, which only numbers would tell."""
+CACHES = ("past_key_values", "cache_params")
+"""What models of transformers call their cache, as an argument and in their output."""
 
 
 @dataclass(frozen=True)
 class _CacheCount:
-    """What a layer keeps after some tokens: numbers by dtype, and the longest that it would keep (None: all)."""
+    """What a layer keeps after some tokens: numbers by dtype, the longest text that it would keep (None: all), and how
+    many tokens it compresses into one entry (0: it does not)."""
 
     numbers: Mapping[str, int]
-    window: int | None
+    window: int | None = None
+    block: int = 0
 
 
 def count_caches(model: Any) -> tuple[LayerCache, ...]:
     """What the layers of a language model on the meta device keep of a text, in transformers' own growing cache.
 
-    The passes are of 1 and 2 tokens, and of more than the longest window: a cache that they do not explain is refused.
-    Raises ValueError for it, and whatever the model raises if it cannot run without numbers.
+    The passes are of 1 and 2 tokens, of some around the end of a block if layers compress, and of more than the longest
+    window: a cache that they do not explain is refused. Experts do not compute: they cache nothing, and some loop over
+    those that tokens chose, which only numbers would tell. Raises ValueError for a cache that cannot be read, and
+    whatever the model raises if it cannot run without numbers.
     """
+    _idle_experts(model)
     dtype = str(model.dtype).removeprefix("torch.")
-    one, two = _after(model, 1), _after(model, 2)
-    beyond = max((layer.window or 0 for layer in one), default=0) + 3
-    found = tuple(_layer(first, second, dtype) for first, second in zip(one, two, strict=True))
-    for layer, held in zip(found, _after(model, beyond), strict=True):
-        if _numbers(layer, beyond, dtype) != held.numbers:
+    counts = {tokens: _after(model, tokens) for tokens in (1, 2)}
+    beyond = max((layer.window or 0 for layer in counts[1]), default=0) + 3
+    starts = {block: -(-beyond // block) * block + 1 if block else 1 for block in {each.block for each in counts[1]}}
+    for block, start in starts.items():
+        for tokens in (start, start + 1, start + block) if block else ():
+            counts[tokens] = _after(model, tokens)
+    found = tuple(
+        _layer({tokens: layers[number] for tokens, layers in counts.items()}, starts[first.block], dtype)
+        for number, first in enumerate(counts[1])
+    )
+    last = max(counts) + beyond
+    for layer, held in zip(found, _after(model, last), strict=True):
+        if _numbers(layer, last, dtype) != held.numbers:
             raise ValueError("a layer's cache grows in steps, or with something other than its tokens")
     return found
 
 
-def _layer(one: _CacheCount, two: _CacheCount, dtype: str) -> LayerCache:
-    token = two.numbers.get(dtype, 0) - one.numbers.get(dtype, 0)
-    state = one.numbers.get(dtype, 0) - token
-    beside = 0 if dtype == "float32" else one.numbers.get("float32", 0)
-    return LayerCache(token, one.window if token else None, state, beside)
+def _idle_experts(model: Any) -> None:
+    import torch
+
+    for name, module in model.named_modules():
+        if name.endswith("experts") and not isinstance(module, torch.nn.ModuleList):
+            module.forward = lambda states, *routing, **others: torch.empty_like(states)
+
+
+def _layer(counts: Mapping[int, _CacheCount], start: int, dtype: str) -> LayerCache:
+    """From what it keeps after texts of some lengths; the last of ``start`` tokens begins a block, if it has blocks."""
+    first = counts[1]
+    held = {tokens: count.numbers.get(dtype, 0) for tokens, count in counts.items()}
+    known = LayerCache(0)
+    if first.block:
+        known = replace(known, block=first.block, entry=held[start + first.block] - held[start])
+        known = replace(known, pending=held[start + 1] - held[start] - _step(known, start))
+    token = held[2] - held[1] - _step(known, 1)
+    known = replace(known, token=token, window=first.window if token else None)
+    beside = 0 if dtype == "float32" else first.numbers.get("float32", 0)
+    return replace(known, state=held[start] - round(known.numbers(start)), float32_state=beside)
+
+
+def _step(layer: LayerCache, tokens: int) -> int:
+    """What one more token adds."""
+    return round(layer.numbers(tokens + 1) - layer.numbers(tokens))
 
 
 def _numbers(layer: LayerCache, tokens: int, dtype: str) -> dict[str, int]:
@@ -54,24 +87,41 @@ def _numbers(layer: LayerCache, tokens: int, dtype: str) -> dict[str, int]:
 
 
 def _after(model: Any, tokens: int) -> list[_CacheCount]:
-    """What each layer keeps after a text: one token more than its prompt, because a prompt is kept whole."""
-    import torch
-    from transformers import DynamicCache
+    """What each layer keeps after a text: one token more than its prompt, because a prompt is kept whole.
 
-    cache: Any = DynamicCache(config=model.config)
+    Tensors that a cache keeps beside its layers count as further layers.
+    """
+    import torch
+
+    passed: dict[str, Any] = {}
     with torch.inference_mode():
         for length in (tokens - 1, 1):
             if length:
                 ids = torch.zeros(1, length, dtype=torch.long, device="meta")
-                cache = model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
-    if not isinstance(cache, DynamicCache):
+                output = model(input_ids=ids, use_cache=True, **passed)
+                passed = {name: output[name] for name in CACHES if output.get(name) is not None}
+    if not passed:
+        raise ValueError("it returns no cache that could be counted")
+    [cache] = passed.values()
+    if not hasattr(cache, "layers"):
         raise ValueError(f"its cache is a {type(cache).__name__}, whose layers cannot be told apart")
-    return [_CacheCount(_stored(layer), getattr(layer, "sliding_window", None)) for layer in cache.layers]
+    beside = [tensor for name, held in vars(cache).items() if name != "layers" for tensor in _tensors([held])]
+    return [
+        *(
+            _CacheCount(
+                _stored(_tensors([vars(layer)])),
+                getattr(layer, "sliding_window", None),
+                getattr(layer, "compress_rate", 0),
+            )
+            for layer in cache.layers
+        ),
+        *(_CacheCount(_stored([tensor])) for tensor in beside),
+    ]
 
 
-def _stored(layer: Any) -> dict[str, int]:
-    """Floating-point numbers in the storages behind a layer's tensors, by dtype, each storage once."""
-    storages = {tensor.untyped_storage()._cdata: tensor for tensor in _tensors(vars(layer))}
+def _stored(tensors: Iterable[torch.Tensor]) -> dict[str, int]:
+    """Floating-point numbers in the storages behind some tensors, by dtype, each storage once."""
+    storages = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
     found: Counter[str] = Counter()
     for tensor in storages.values():
         if tensor.is_floating_point():
@@ -80,12 +130,14 @@ def _stored(layer: Any) -> dict[str, int]:
     return {name: count for name, count in found.items() if count}
 
 
-def _tensors(held: Any) -> Iterator[torch.Tensor]:
-    """The tensors of a layer's attributes, some of which are dictionaries of them."""
+def _tensors(held: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among some values, and in the lists and dictionaries among them."""
     import torch
 
-    for value in held.values():
+    for value in held:
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, dict):
+            yield from _tensors(value.values())
+        elif isinstance(value, list):
             yield from _tensors(value)

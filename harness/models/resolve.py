@@ -23,7 +23,7 @@ from harness.core.owner import temporary_folder
 from harness.core.site import CONFIGURATIONS, MAX_SEALED_BYTES
 from harness.errors import ResultsError, SourceError
 from harness.host.machine import cache_folder, installed_version
-from harness.models.caches import NO_LOOP, count_caches
+from harness.models.caches import count_caches
 from harness.models.loading import auto_class
 from harness.models.native import FORMATS
 from harness.models.scope import holds_experts
@@ -31,7 +31,7 @@ from harness.numerics.traffic import ACTIVE_COUNTS, EXPERT_COUNTS
 from harness.storage.disk import Disk
 from harness.storage.folder_seal import read_sealed_json, with_seal
 
-VERSION = 3
+VERSION = 4
 """Increase this with every change of the answers: cached ones are then computed again."""
 TIMEOUT_S = 300
 MAX_ADDED_BYTES = 4 * 2**30
@@ -273,8 +273,6 @@ def _on_meta(config: Any) -> Any:
 
 def _counted(model: Any) -> dict[str, Any]:
     """What its layers cache, or why that cannot be counted."""
-    with suppress(Exception):  # a model without experts
-        model.set_experts_implementation(NO_LOOP)
     try:
         return {"caches": [astuple(layer) for layer in count_caches(model)]}
     except Exception as error:  # noqa: BLE001 - whatever a model's code raises says why

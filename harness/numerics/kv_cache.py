@@ -31,9 +31,15 @@ def bytes_per_token(layers: int, kv_heads: int, head_dim: int, element_bytes: in
 
 
 def expected_bytes_per_token(config: Mapping[str, Any], element_bytes: int) -> int | None:
-    """The same, from a model's config.json; None if the config does not give the shape."""
+    """The same, from a model's config.json; None if the config does not give the shape.
+
+    With multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1) a layer caches a compressed latent
+    and one rotary key for all heads in place of keys and values.
+    """
     shape: Mapping[str, Any] = config.get("text_config") or config
     layers, heads = shape.get("num_hidden_layers"), shape.get("num_attention_heads")
+    if layers and (latent := shape.get("kv_lora_rank")):
+        return int(layers * (latent + (shape.get("qk_rope_head_dim") or 0)) * element_bytes)
     if not layers or not heads or not (shape.get("head_dim") or shape.get("hidden_size")):
         return None
     dimension = shape.get("head_dim") or shape["hidden_size"] // heads

@@ -274,10 +274,12 @@ def _uncompiled(
 
 
 def _multimodal(source: SourceModel, method: MethodChoice) -> str | None:
-    if not source.multimodal or method.method.multimodal:
+    known = method.method.multimodal
+    if not source.multimodal or known is None or source.model_type in known:
         return None
+    takes = f"text models and {' and '.join(sorted(known))}" if known else "text models alone"
     return (
-        f"{method.ref.name} takes text models alone, and this {source.model_type} model has parts that read images or "
+        f"{method.ref.name} is known to take {takes}, and this {source.model_type} model has parts that read images or "
         "sound; choose a method that leaves them as they are"
     )
 

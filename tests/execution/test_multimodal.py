@@ -63,7 +63,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "vision_config": QWEN_VISION,
     },
 }
-METHODS = [{"rtn": {"group_size": 32}}, "bnb-nf4", "torchao-int8-dynamic"]
+METHODS = [
+    {"rtn": {"group_size": 32}},
+    "bnb-nf4",
+    "torchao-int8-dynamic",
+    {"llmc-rtn": {"group_size": 32}},
+    {"autoround": {"group_size": 32, "iterations": 5}},
+]
 MATRICES = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 128)
 """Parameters of both text layers' linear layers."""
 
@@ -89,6 +95,7 @@ def measured(
         {
             "models": [{"id": str(folder), "dtype": "float32", "label": "both"}],
             "methods": ["none", *METHODS],
+            "calibration": {"samples": 4, "length": 64},
             "measure": {
                 "perplexity": {"context": 64, "windows": 2},
                 "divergence": {},
@@ -141,19 +148,27 @@ def test_the_vision_tower_of_a_published_checkpoint_has_the_name_that_it_has_in_
     assert module_name(f"{published}.weight") == "model.vision_tower.encoder.layers.0.mlp.fc1"
 
 
-@pytest.mark.parametrize("method", ["autoround", "llmc-rtn"])
+@pytest.mark.parametrize(
+    ("method", "takes"),
+    [
+        ("autoround-fp8", "text models alone"),
+        ("llmc-awq", "text models alone"),
+        ("awq", "text models alone"),
+        ("gptq", "text models and gemma3 and mistral3"),
+    ],
+)
 def test_a_library_that_does_not_reload_such_a_model_is_refused_at_planning(
-    method: str, sweeps: Any, tmp_path: Path, tiny: Path
+    method: str, takes: str, sweeps: Any, tmp_path: Path, tiny: Path
 ) -> None:
     checkpoint("llava", tmp_path / "both", tiny)
     recipe = {
         "models": [{"id": str(tmp_path / "both"), "dtype": "float32"}],
-        "methods": [{method: {"group_size": 32}}],
+        "methods": [method],
         "calibration": {"samples": 4, "length": 64},
         "measure": {"perplexity": {"context": 64, "windows": 2}},
     }
     (made,) = (run for run in plan(load_recipe(sweeps.recipe(recipe))) if run.spec.kind == "quantize")
-    assert f"{method} takes text models alone" in str(made.unsupported)
+    assert f"{method} is known to take {takes}, and this llava model has parts" in str(made.unsupported)
 
 
 def test_every_run_of_the_text_model_ends_well(measured: Any) -> None:
@@ -173,7 +188,7 @@ def test_coverage_counts_the_text_model_alone(measured: Any) -> None:
     model, folder, records = measured
     assert read(str(folder)).decoder == MATRICES
     assert read(str(folder)).other_inputs == sum(each.numel() for each in outside(model))
-    for method in ("rtn", "bnb-nf4", "torchao-int8-dynamic"):
+    for method in ("rtn", "bnb-nf4", "torchao-int8-dynamic", "llmc-rtn", "autoround"):
         assert records["quality", method].find("coverage").values == (1.0,)
 
 

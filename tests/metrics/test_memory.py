@@ -189,8 +189,9 @@ def test_a_buffer_that_several_tensors_view_counts_once_and_whole() -> None:
         ({"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 256, "hidden_size": 64}, 8192),
         ({"text_config": {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 8}}, 32),
         ({"n_layer": 12, "n_head": 12}, None),
+        ({"num_hidden_layers": 61, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_attention_heads": 128}, 70272),
     ],
 )
 def test_arithmetic_from_a_config(config: dict[str, object], expected: int | None) -> None:
-    """Llama 3.1 8B takes 128 KiB a token at two bytes."""
+    """Llama 3.1 8B takes 128 KiB a token at two bytes; DeepSeek-V3, with latents, 68.6 KiB."""
     assert expected_bytes_per_token(config, 2) == expected

@@ -11,7 +11,6 @@ import typer
 
 from harness.cli.collector import uncollected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
-from harness.core.collector import uncollected
 from harness.errors import UsageError
 from harness.report.terminal import say
 

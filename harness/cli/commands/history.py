@@ -11,7 +11,6 @@ import typer
 
 from harness.cli.collector import uncollected
 from harness.cli.options import BaselinesFolder, Redact, ResultsFolder
-from harness.core.collector import uncollected
 from harness.report.terminal import say
 
 Words = Optional[list[str]]  # noqa: UP045 - typer reads it at run time

@@ -11,7 +11,6 @@ from typer.core import TyperCommand
 
 from harness.cli.collector import uncollected
 from harness.cli.options import Results
-from harness.core.collector import uncollected
 from harness.errors import ExitCode
 
 if TYPE_CHECKING:

@@ -67,7 +67,6 @@ AUTOROUND = Method(
     version=1,
     summary="auto-round: rounding and clipping learned by signed gradient descent (SignRound), packed",
     params=AutoRoundParams,
-    multimodal=False,
     packages=autoround.PACKAGES,
     extra=autoround.EXTRA,
     quantize=quantize,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.core.method import QuantizeJob
 from harness.models.loading import device_map
+from harness.models.scope import reads_other_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -59,6 +60,7 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
     model = job.load()
     if model.config.model_type not in UNFUSES_ITSELF:
         unfuse(model, job.untouched)
+    _as_text(model)
     rounding = AutoRound(
         model,
         scheme=scheme,
@@ -75,12 +77,29 @@ def prepare(job: QuantizeJob[Any], scheme: str, algorithm: Any, layers: Mapping[
         device_map=device_map(job.device),
         seed=job.seed,
         layer_config={**{name: dict(PLAIN) for name in job.untouched}, **{n: dict(own) for n, own in layers.items()}},
+        to_quant_block_names=_text_layers(model),
         low_cpu_mem_usage=False,  # otherwise it would write to its own folder in the current one
         amp=False,
     )
     # Without a tokenizer, only a repeated token at the end of a row counts as padding, whatever its id.
     rounding.model_context.tokenizer = None
     return rounding
+
+
+def _as_text(model: Any) -> None:
+    """Has the library calibrate a multimodal model by token ids: it would ask for a processor of images."""
+    from auto_round.utils.model import _is_mllm_model_cache, get_model_name_or_path
+
+    _is_mllm_model_cache[get_model_name_or_path(model)] = False
+
+
+def _text_layers(model: Any) -> str | None:
+    """The name of the text model's list of layers, which alone is quantized; None for a model of text alone."""
+    if not any(reads_other_inputs(name) for name, _ in model.named_parameters()):
+        return None
+    layers = model.get_decoder().layers
+    name: str = next(name for name, module in model.named_modules() if module is layers)
+    return name
 
 
 def save(rounding: Any, job: QuantizeJob[Any], stored: str | None = None) -> None:

@@ -87,6 +87,7 @@ AWQ = Method(
     extra="gptq",
     enable=gptqmodel.enable,
     quantize=quantize,
+    multimodal=frozenset(),
     streams=True,
     calibrated=lambda params: True,
     passes=lambda params, samples: 30.0,  # it tries 20 scales for each layer

@@ -62,6 +62,7 @@ GPTQMODEL_GGUF = Method(
     enable=gptqmodel.enable,
     quantize=quantize,
     read=read,
+    multimodal=frozenset({"gemma3"}),
     quantizes_experts=frozenset({"deepseek_v3", "gpt_oss", "mixtral", "olmoe", "qwen3_moe"}),
     kernel="dequantize",
     bits_per_weight=_bits,

@@ -97,6 +97,7 @@ GPTQ = Method(
     streams=True,
     calibrated=lambda params: True,
     overrides=True,
+    multimodal=frozenset({"gemma3", "mistral3"}),
     quantizes_experts=TRIED | {"deepseek_v2", "olmoe"},
     kernel="packed",
     needs=lambda params: Needs(input_divisor=None if params.group_size == "channel" else params.group_size),

@@ -8,6 +8,7 @@ model has the format's errors, but neither its size nor its speed.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -60,7 +61,21 @@ def quantize(job: QuantizeJob[Any], modifiers: Sequence[Any], calibrated: bool) 
         job.note("rounded to nearest instead", f"{len(given_up)} layers: {'; '.join(given_up)}")
     job.probe(model)
     model.save_pretrained(job.out, save_compressed=True)
+    _ignore_by_module(job)
     reset_session()  # it would keep the model alive
+
+
+def _ignore_by_module(job: QuantizeJob[Any]) -> None:
+    """Names what is left alone by modules too: the library writes the names of a checkpoint's tensors alone.
+
+    transformers looks for modules, which multimodal models call otherwise, and would take their vision parts for
+    quantized.
+    """
+    path = job.out / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    ignored = config["quantization_config"]["ignore"]
+    config["quantization_config"]["ignore"] = list(dict.fromkeys([*ignored, *job.untouched]))
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
 def batches(calibration: CalibrationSet, device: str) -> DataLoader[Any]:
