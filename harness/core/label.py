@@ -41,6 +41,7 @@ LabelCode = Literal[
     "may_have_spilled",
     "pipelined",
     "streamed",
+    "quantized_in_parts",
     "suspect",
     "implausible_baseline",
     "engine_not_separated",
@@ -355,6 +356,11 @@ LABELS: Mapping[LabelCode, Form] = {
         lambda: "streamed: read from disk part by part, so that it has no speed and its memory is not the model's",
         "one layer at a time was in memory, because the whole model did not fit or the recipe says `residency: "
         "streamed`; its quality is bit by bit that of the model loaded whole: see [streaming](streaming.md)",
+    ),
+    "quantized_in_parts": Form(
+        lambda: "quantized from disk to disk, one part in memory at a time: its cost is that of this way",
+        "the unquantized model did not fit or the recipe says `residency: streamed`; the checkpoint is byte for byte "
+        "that of the model quantized whole, and time and peak of quantizing are not: see [streaming](streaming.md)",
     ),
     "suspect": Form(
         _suspect,

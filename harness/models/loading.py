@@ -46,7 +46,7 @@ def load_transformers(request: LoadRequest, **options: Any) -> Any:
         options["attn_implementation"] = request.attention
     if request.quantization is not None:
         options["quantization_config"] = request.quantization
-    single = _quantizes_single_experts(request.path, stored)
+    single = ("quantization_config" in options or bool(stored)) and _quantizes_single_experts(request.path, stored)
     try:
         with ExitStack() as reading:
             reading.enter_context(native.whole_blocks(stored))
@@ -89,7 +89,7 @@ def _quantizes_single_experts(checkpoint: Path, stored: Mapping[str, Any]) -> bo
 
     Not of FP8, which transformers fuses with its scales.
     """
-    if not stored or stored.get("quant_method") in native.FORMATS:
+    if stored.get("quant_method") in native.FORMATS:
         return False
     return any(_CODES_OF_AN_EXPERT.search(tensor.name) for tensor in headers.tensors(checkpoint))
 

@@ -355,9 +355,7 @@ DTYPES = (
 )
 
 
-DISK_TO_DISK = {
-    "rtn": {"bits": 4, "group_size": 8},
-}
+DISK_TO_DISK = {"rtn": {"bits": 4, "group_size": 8}}
 
 
 @pytest.mark.parametrize(
@@ -442,6 +440,8 @@ ON_LOAD = {
     "fp8": {},
     "torchao-int8-dynamic": {},
     "torchao-intx": {"bits": 4, "group_size": 32},
+    "torchao-int4": {"group_size": 32},
+    "torchao-nvfp4": {},
 }
 
 

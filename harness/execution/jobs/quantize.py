@@ -81,6 +81,8 @@ def _quantize(job: QuantizeModel, context: Context, source: Path, out: Path) -> 
     with context.phase("quantize"), consumption.watching() if consumption else nullcontext():
         in_parts = job.conditions.residency == "streamed"
         model = chosen.quantize_parts(order) if in_parts else chosen.quantize(order)  # type: ignore[misc]
+    if in_parts:
+        context.label("quantized_in_parts")
     if consumption is not None and calibration is not None:
         _note_consumption(context, calibration, consumption.consumed())
     with context.phase("probe"):

@@ -100,6 +100,7 @@ INT4 = Method(
         capability=AMPERE,
         gpu_dtypes=("bfloat16",),
     ),
+    streams=True,
     load_config=_int4,
     bits_per_weight=lambda params, plain_bits, width: 4 + 2 * plain_bits / params.group_size,
     padded=_padded,

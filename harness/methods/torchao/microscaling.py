@@ -66,6 +66,7 @@ NVFP4 = Method(
     quantizes_experts=UNFUSES,
     kernel="dequantize",
     needs=lambda params: Needs(input_divisor=NVFP4_BLOCK, output_divisor=NVFP4_BLOCK),
+    streams=True,
     load_config=_nvfp4,
     bits_per_weight=lambda params, plain_bits, width: _bits(4, NVFP4_BLOCK, width),
     beside=lambda params, plain_bits, shape: _padding(shape, NVFP4_BLOCK, whole=4),
