@@ -31,6 +31,7 @@ from harness.cli.commands import (
     selfcheck,
     stack,
     store,
+    try_,
     verify,
     watch,
 )
@@ -62,6 +63,7 @@ for command in (
     selfcheck.selfcheck,
 ):
     app.command()(command)
+app.command("try")(try_.try_)
 app.command(cls=recommend.RecommendCommand)(recommend.recommend)
 app.command("list")(listing.list_plugins)
 app.command()(formats.formats)

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from harness.stacks import Stacks
 
 
+class Purpose(StrEnum):
+    """What a user is after: which methods are compared first."""
+
+    SIZE = "size"
+    SPEED = "speed"
+    QUALITY = "quality"
+
+
 class Device(StrEnum):
     """What a recipe's ``device`` may be."""
 
@@ -74,6 +82,34 @@ StackName = Annotated[str, typer.Argument(metavar="NAME", help="A stack listed b
 StackDevice = Annotated[
     Device, typer.Option("--device", help="The device of the runs that use it: vllm has builds for two.")
 ]
+ModelName = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A folder, a .gguf file, package:NAME/FILE, synthetic:TYPE, or a hub id."),
+]
+Methods = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--methods",
+        metavar="METHODS",
+        help="Such as 'int8, rtn bits=4'; may be repeated. Default: those that suit the purpose and this machine.",
+    ),
+]
+MemoryBudget = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--budget", metavar="SIZE|GPU", help="Memory to serve in: 24GiB, 24GB, or a GPU such as 'RTX 4090'."),
+]
+Minutes = Annotated[float, typer.Option("--minutes", metavar="N", help="How long it is expected to take at most.")]
+For = Annotated[Purpose, typer.Option("--for", help="Which methods are taken first.")]
+EngineName = Annotated[str, typer.Option("--engine", metavar="ENGINE", help="What runs the model.")]
+Revision = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--revision", metavar="COMMIT", help="Commit of a hub model; default: the newest."),
+]
+RecipeOut = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--out", metavar="FILE", help="The recipe's file; default: named after the model."),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the recipe's file if it exists.")]
 Redact = Annotated[
     bool,
     typer.Option("--redact", help="Leave out paths, logs, messages, and names of local models and texts."),
@@ -84,6 +120,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 def below(results: str, recipe: str) -> str:
     """The folder of a recipe in a results folder, or its URL."""
     return f"{results.rstrip('/')}/{recipe}"
+
+
+def split_methods(given: list[str] | None) -> tuple[str, ...]:
+    """Methods that were listed with commas, repeated, or both."""
+    return tuple(each.strip() for text in given or () for each in text.split(",") if each.strip())
 
 
 def interpreters(pythons: list[str] | None) -> dict[str, Path]:

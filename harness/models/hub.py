@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import SourceError
 from harness.models import headers
+
+SIZED = (".safetensors", ".json", ".model", ".txt", ".jinja")
+"""The endings of files that are fetched of a checkpoint."""
 
 
 def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.Header | None]:
@@ -21,11 +25,7 @@ def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.He
     try:
         config = headers.read_config_file(Path(hf_hub_download(model, "config.json", revision=revision)))
     except (HTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise SourceError(
-            f"{model!r} is no file or folder here, and the hub did not give its config.json: {reason}; "
-            "name a local folder, a GGUF file, or a config.json"
-        ) from None
+        raise unreachable(model, "its config.json", error) from None
     try:
         files = HfApi().get_safetensors_metadata(model, revision=revision).files_metadata.values()
     except (HTTPError, OSError, ValueError, NotASafetensorsRepoError, SafetensorsParsingError):
@@ -33,4 +33,41 @@ def header(model: str, revision: str | None) -> tuple[dict[str, Any], headers.He
     tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
     return config, headers.header_of(
         config, [headers.Tensor(name, tensor.dtype, tuple(tensor.shape), 0) for name, tensor in tensors.items()]
+    )
+
+
+@dataclass(frozen=True)
+class Published:
+    """A repository as it is now: the commit, and the bytes of the files that a checkpoint is loaded from."""
+
+    commit: str
+    bytes: int
+
+
+def newest(model: str) -> Published:
+    """The newest commit of a model's repository. Raises SourceError if the hub cannot be reached or lacks the model."""
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().model_info(model, files_metadata=True)
+    except (HTTPError, OSError, ValueError) as error:
+        raise unreachable(model, "its newest commit", error) from None
+    sizes = [file.size or 0 for file in found.siblings or () if file.rfilename.endswith(SIZED)]
+    return Published(str(found.sha), sum(sizes))
+
+
+def cache_folder() -> Path:
+    """Where the hub's own library keeps what it fetches."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def unreachable(model: str, wanted: str, error: Exception) -> SourceError:
+    """That the hub did not give something of a model, and what else may be named."""
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return SourceError(
+        f"{model!r} is no file or folder here, and the hub did not give {wanted}: {reason}; "
+        "name a local folder, a GGUF file, or a config.json"
     )

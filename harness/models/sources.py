@@ -176,7 +176,7 @@ def _source(entry: Model, kind: str, path: Path | None, header: headers.Header, 
             other += math.prod(shape)
     ref = ModelRef(
         id=entry.id,
-        label=entry.label or _label(entry.id),
+        label=entry.label or label_of(entry.id),
         content=content,
         kind=kind,  # type: ignore[arg-type]
         path=str(path) if path else "",
@@ -219,7 +219,8 @@ def _dequantized(entry: Model, kind: str, header: headers.Header) -> tuple[heade
     )
 
 
-def _label(model_id: str) -> str:
+def label_of(model_id: str) -> str:
+    """The name of a model in tables, if a recipe gives none: the last part of its id."""
     name = model_id.partition(":")[2] or model_id
     return re.sub(r"\.(gguf|json)$", "", name.rstrip("/").split("/")[-1])
 

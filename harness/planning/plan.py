@@ -172,17 +172,20 @@ class _Resolved:
         return PlannedRun(spec, weight_bytes, unsupported, inputs, note, size, checkpoint_bytes, peak, memory)
 
 
-def plan(recipe: Recipe, site: Site, allow_leak: bool = False) -> tuple[PlannedRun, ...]:
+def plan(
+    recipe: Recipe, site: Site, allow_leak: bool = False, models: Sequence[SourceModel] | None = None
+) -> tuple[PlannedRun, ...]:
     """The runs in the order in which they execute at a site.
 
     Prepare, calibration and reference runs come first, then each variant's quantization and quality, then performance
     with the variants interleaved and the repetitions outermost, so that a machine that slows down affects all variants.
-    ``allow_leak`` lets calibration overlap the evaluation text. Raises RecipeError for what no model could use, and
-    UsageError for a device that the site lacks. What this model or this site cannot use is planned as unsupported.
+    ``allow_leak`` lets calibration overlap the evaluation text. ``models`` are the recipe's as they were found before,
+    so that their files are not hashed again. Raises RecipeError for what no model could use, and UsageError for a
+    device that the site lacks. What this model or this site cannot use is planned as unsupported.
     """
     machine = site.machine(recipe.device)
     validate_devices(recipe.devices, machine)
-    sources = [_source(recipe, index) for index in range(len(recipe.models))]
+    sources = models or [_source(recipe, index) for index in range(len(recipe.models))]
     reject_duplicates(recipe, sources)
     engines = engine_choices(recipe)
     validate_measure(recipe)

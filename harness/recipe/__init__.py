@@ -7,7 +7,7 @@ from harness.recipe.built_in import read_built_in
 from harness.recipe.extends import file_schema
 from harness.recipe.fields import BatchSizes, Bytes, Seconds
 from harness.recipe.measure import Measure, Perplexity, Task, Throughput
-from harness.recipe.sweep import EngineEntry, Entry, MethodEntry, Model, Recipe, load_recipe
+from harness.recipe.sweep import EngineEntry, Entry, MethodEntry, Model, Recipe, load_recipe, recipe_at
 from harness.recipe.text import Calibration, Text
 
 __all__ = [
@@ -28,4 +28,5 @@ __all__ = [
     "file_schema",
     "load_recipe",
     "read_built_in",
+    "recipe_at",
 ]

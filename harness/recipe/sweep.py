@@ -272,7 +272,15 @@ def load_recipe(path: str | Path) -> Recipe:
 
     Raises RecipeError, which lists every fault.
     """
-    file = read_extended(find_recipe(path))
+    return _of_file(read_extended(find_recipe(path)))
+
+
+def recipe_at(path: str | Path, data: dict[str, Any]) -> Recipe:
+    """The recipe that a file with this data would hold: relative paths start there. Raises RecipeError, likewise."""
+    return _of_file(YamlFile(Path(path), data))
+
+
+def _of_file(file: YamlFile) -> Recipe:
     try:
         recipe = Recipe.model_validate_json(json.dumps(file.data))
     except ValidationError as error:

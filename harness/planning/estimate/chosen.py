@@ -24,7 +24,7 @@ class Chosen:
     label: str
 
 
-def parse(text: str) -> Chosen:
+def parse(text: str, option: str = "--method") -> Chosen:
     """Parses ``rtn``, ``rtn bits=4 group_size=64``, ``bnb-nf4 double_quant``: variants as tables label them.
 
     Raises UsageError for an unknown method or parameter, an invalid value, or a published checkpoint.
@@ -32,24 +32,24 @@ def parse(text: str) -> Chosen:
     name, *words = text.split() or [""]
     method = registry.method(name)
     if method.published:
-        raise UsageError(f"--method {name}: what a published checkpoint takes is the size of its files")
+        raise UsageError(f"{option} {name}: what a published checkpoint takes is the size of its files")
     given: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if key not in method.params.model_fields:
             raise UsageError(
-                f"--method {name}: unknown parameter {quoted(key)}{did_you_mean(key, method.params.model_fields)}"
+                f"{option} {name}: unknown parameter {quoted(key)}{did_you_mean(key, method.params.model_fields)}"
             )
         try:
             given[key] = read_scalar(value) if equals else True
         except ValueError as error:
-            raise UsageError(f"--method {name}: {key}: {error}") from None
+            raise UsageError(f"{option} {name}: {key}: {error}") from None
     try:
         params = method.params.model_validate(given)
     except ValidationError as error:
         fault = error.errors()[0]
         place = ".".join(map(str, fault["loc"]))
-        raise UsageError(f"--method {name}: {place}: {expected(fault)}") from None
+        raise UsageError(f"{option} {name}: {place}: {expected(fault)}") from None
     return Chosen(method, params, " ".join([method.name, *words]))
 
 

@@ -44,8 +44,13 @@ class Budget:
     name: str
     bytes: int
 
+    @property
+    def size(self) -> str:
+        """As a recipe takes it: what the user wrote, or a GPU's memory."""
+        return f"{self.bytes // MIB}MiB" if _plain(self.name) in map(_plain, MEMORY_MIB) else self.name
 
-def budget(text: str) -> Budget:
+
+def budget(text: str, option: str = "--gpu") -> Budget:
     """Parses ``24GiB`` (2³⁰), ``24GB`` (10⁹) or a GPU's name. Raises UsageError for a zero size or an unknown name."""
     text = text.strip()
     if re.match(r"[-+]?[\d.]", text):
@@ -53,7 +58,7 @@ def budget(text: str) -> Budget:
             return Budget(text, TypeAdapter(Bytes).validate_python(text))
         except ValidationError:
             raise UsageError(
-                f"--gpu: expected a size above zero such as 24GiB (2^30) or 24GB (10^9), not {quoted(text)}"
+                f"{option}: expected a size above zero such as 24GiB (2^30) or 24GB (10^9), not {quoted(text)}"
             ) from None
     known = {_plain(name): name for name in MEMORY_MIB}
     if (name := known.get(_plain(text))) is not None:
@@ -61,7 +66,7 @@ def budget(text: str) -> Budget:
     begin = [word for word in known if _plain(text) and word.startswith(_plain(text))]
     near = [known[word] for word in begin or get_close_matches(_plain(text), known, n=NEAR, cutoff=0.4)]
     nearest = f"; near: {', '.join(near)}" if near else f"; known: {', '.join(MEMORY_MIB)}"
-    raise UsageError(f"--gpu: unknown GPU {quoted(text)}{nearest}; or give its memory, such as 24GiB")
+    raise UsageError(f"{option}: unknown GPU {quoted(text)}{nearest}; or give its memory, such as 24GiB")
 
 
 def _plain(name: str) -> str:

@@ -1,0 +1,244 @@
+"""A recipe for a model without writing one: what ``qharness try`` and ``qharness init`` share."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness import plugins as registry
+from harness.api.locations import open_results
+from harness.core.foreign import locate, read_file, shown
+from harness.core.identity import NAME
+from harness.errors import SourceError, UsageError
+from harness.execution.local import LocalSite, local_site
+from harness.execution.starter import forks
+from harness.host.speeds import machine_speeds
+from harness.models import hub
+from harness.models.native import FORMATS
+from harness.models.sources import HUB_ID, SourceModel, fetch, inspect, label_of
+from harness.planning.draft.candidates import PURPOSES, Purpose
+from harness.planning.draft.draft import Draft
+from harness.planning.draft.propose import LEAST, Forecaster, Proposal, Room
+from harness.planning.draft.propose import propose as propose_at
+from harness.planning.estimate.gpus import budget as parse_budget
+from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
+from harness.planning.plan import PlannedRun
+from harness.recipe import Model
+from harness.recipe.fields import MAX_RECIPE_NAME
+from harness.recipe.yaml_file import MAX_BYTES
+from harness.storage.disk import Disk
+
+MOST_MINUTES = 60 * 24 * 30
+LEAST_LIMIT_MIN = 10
+"""The shortest time limit of one run, in minutes: the forecast of a short sweep may be off by more than its time."""
+Command = Literal["try", "init"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user wants compared, as on the command line.
+
+    ``methods`` are written as tables label them; without any, those that suit the ``purpose`` are taken. ``budget`` is
+    the memory of the device that will serve the model: a size, or the name of a GPU.
+    """
+
+    model: str
+    methods: tuple[str, ...] = ()
+    budget: str | None = None
+    minutes: float = 30.0
+    purpose: Purpose = "size"
+    engine: str = "transformers"
+    text: str = "demo"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes <= MOST_MINUTES:
+            raise UsageError(f"--minutes: expected a number above 0, at most {MOST_MINUTES}, not {self.minutes:g}")
+        if self.purpose not in PURPOSES:
+            raise UsageError(f"--for: expected {', '.join(PURPOSES)}, not {self.purpose!r}")
+        registry.engine(self.engine)
+        if self.budget is not None:
+            parse_budget(self.budget, "--budget")
+
+    @property
+    def arguments(self) -> str:
+        """The arguments of a command that asks for the same, without defaults."""
+        given = {
+            "--methods": ", ".join(self.methods),
+            "--budget": self.budget,
+            "--minutes": f"{self.minutes:g}",
+            "--for": self.purpose if self.purpose != "size" else None,
+            "--engine": self.engine if self.engine != "transformers" else None,
+            "--text": self.text if self.text != "demo" else None,
+            "--revision": self.revision,
+        }
+        return shlex.join([self.model, *(part for name, value in given.items() if value for part in (name, value))])
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """A recipe's file, its name, and how it was chosen; None if an earlier call with the same request wrote it."""
+
+    path: Path
+    name: str
+    proposal: Proposal | None
+
+
+def propose(
+    request: Request,
+    out: Path | None = None,
+    results: str | Path = "results",
+    cache: str | Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+    command: Command = "try",
+    replace: bool = False,
+    say: Callable[[str], None] = lambda message: None,
+) -> Proposed:
+    """Writes a recipe for what the user asks, with methods and sizes that fit this machine, the time and the disk.
+
+    ``out`` is its file (default: named after the model, in the working folder). A file that ``qharness try`` wrote for
+    the same request is left as it is, so that asking again resumes. ``say`` receives what takes long.
+    Raises SourceError for a model that cannot be found or compared, and UsageError for a wrong method, budget or time,
+    and for another file at ``out`` unless ``replace``.
+    """
+    name = _recipe_name(command, request.model)
+    path = out or Path(f"{name}.yaml")
+    first = f"qharness {command} {request.arguments}"
+    if path.exists() and not replace:
+        if command == "try" and _first_line(path) == f"# {shown(first)}":
+            return Proposed(path, name, None)
+        raise UsageError(
+            f"{shown(path)}: exists, and was not written for this request; --force replaces it, --out names another"
+        )
+    site = local_site(cache, pythons)
+    entry, source = _model(request, path.parent, site, say)
+    budget = None if request.budget is None else parse_budget(request.budget, "--budget")
+    draft = Draft(
+        name=name,
+        model=entry,
+        source=source,
+        engine=request.engine,
+        effort=LEAST,
+        text=_text(request.text, path.parent),
+        time_limit=f"{max(round(request.minutes), LEAST_LIMIT_MIN)}m",
+        budget=None if budget is None else budget.size,
+    )
+    room = Room(request.minutes * 60, _free_bytes(site.artifacts.root), budget)
+    forecaster = _forecaster(site, results, name)
+    proposal = propose_at(draft, request.purpose, request.methods, room, path, site, forecaster)
+    content = proposal.draft.text_with([first, *_head(proposal)])
+    Disk().write_whole(path, content.encode())
+    return Proposed(path, name, proposal)
+
+
+def _head(proposal: Proposal) -> Sequence[str]:
+    expected_min = proposal.forecast.total_s.expected / 60
+    return [
+        f"Written by the command above; expected to take {expected_min:.2g} min there. 'qharness run' takes this file "
+        "too, and measures only what is new.",
+        *(f"Left out: {each.label}: {each.reason}" for each in proposal.left_out),
+    ]
+
+
+def _recipe_name(command: Command, model: str) -> str:
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label_of(model)).strip("-._") or "model"
+    name = f"{command}-{plain}"[:MAX_RECIPE_NAME] if command == "try" else plain[:MAX_RECIPE_NAME]
+    assert NAME.fullmatch(name)
+    return name
+
+
+def _first_line(path: Path) -> str:
+    content = read_file(path, MAX_BYTES, UsageError)
+    return content.split(b"\n", 1)[0].decode("utf-8", "replace")
+
+
+def _model(
+    request: Request, folder: Path, site: LocalSite, say: Callable[[str], None]
+) -> tuple[dict[str, Any], SourceModel]:
+    """The model's entry in a recipe in that folder, and what it names; a hub model is fetched, for its shapes.
+
+    Weights that were published in 4 bits are moved off their grid, on which some methods would seem to lose nothing.
+    """
+    entry: dict[str, Any] = {"id": _as_seen_from(folder, request.model)}
+    on_hub = entry["id"] == request.model and _is_hub_id(request.model)
+    if on_hub:
+        entry["revision"] = request.revision or hub.newest(request.model).commit
+    elif request.revision is not None:
+        raise SourceError(f"--revision: {request.model!r} is no hub model; leave it out")
+    source = inspect(Model(**entry), folder)
+    if on_hub and not source.matrices:
+        _fetch(request.model, source, site, say)
+        source = inspect(Model(**entry), folder)
+    if not source.matrices:
+        raise SourceError(
+            f"{request.model!r}: transformers does not know its shapes; name another model, or its config.json"
+        )
+    if source.quantization in FORMATS:
+        entry["native"] = "dequantize"
+    elif source.quantization is not None:
+        raise SourceError(
+            f"{request.model!r} is already quantized ({source.quantization}): name the model that it was made of, or "
+            "compare published checkpoints with 'qharness pick'"
+        )
+    elif source.ref.kind == "gguf" and source.ref.native_quantization is not None:
+        moved = inspect(Model(**entry, degrid=0), folder)
+        if moved.degrid_obstacle is None:
+            entry["degrid"] = 0
+    return entry, inspect(Model(**entry), folder)
+
+
+def _fetch(model: str, source: SourceModel, site: LocalSite, say: Callable[[str], None]) -> None:
+    """Raises SourceError if the hub does not give it or the disk has no room for it."""
+    size, free = hub.newest(model).bytes, _free_bytes(hub.cache_folder())
+    if size > free:
+        raise SourceError(f"{model!r}: takes {size / 1e9:.1f} GB, and the disk of the hub's cache has {free / 1e9:.1f}")
+    say(f"fetching {model} ({size / 1e9:.1f} GB)")
+    fetch(source.ref)
+
+
+def _is_hub_id(model: str) -> bool:
+    return ":" not in model and HUB_ID.fullmatch(model) is not None and not model.endswith(".gguf")
+
+
+def _as_seen_from(folder: Path, model: str) -> str:
+    """A path that starts at the working folder, as one that starts at the recipe's; anything else as it is."""
+    scheme, colon, rest = model.partition(":")
+    if scheme == "synthetic" and rest.endswith(".json"):
+        return f"{scheme}{colon}{_as_seen_from(folder, rest)}"
+    if colon and scheme in ("synthetic", "package"):
+        return model
+    path = Path(model)
+    if path.is_absolute() or model.startswith("~") or not locate(model, Path(), SourceError).exists():
+        return model
+    return os.path.relpath(path, folder)
+
+
+def _text(text: str, folder: Path) -> str:
+    """A text's name, or its file as seen from the recipe's folder."""
+    return _as_seen_from(folder, text) if "/" in text or Path(text).suffix else text
+
+
+def _forecaster(site: LocalSite, results: str | Path, name: str) -> Forecaster:
+    """From this machine's speeds and its earlier runs."""
+    machine, store = site.machine("auto"), open_results(results, site.artifacts.root)
+    speeds = machine_speeds(machine, site.artifacts.root)
+    known = [*store.read_others(name, MOST_OTHER_RUNS), *store.read(name).records]
+
+    def of(runs: Sequence[PlannedRun], planned: Sequence[PlannedRun]) -> SweepForecast:
+        return forecast(runs, planned, speeds, known, lanes=machine.gpus, spawned=not forks())
+
+    return of
+
+
+def _free_bytes(folder: Path) -> int:
+    """Of the disk that a folder is on, or would be."""
+    folder = folder.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -1,0 +1,41 @@
+"""What ``qharness try`` and ``init`` chose for a recipe, and what they left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.text import Text
+
+from harness.api.propose import Proposed
+from harness.cli.render.forecast import expected_words
+from harness.planning.draft.propose import Proposal
+from harness.report.terminal import Rows, line, show_parts
+
+
+def show_proposed(proposed: Proposed) -> None:
+    """The recipe's file, what it compares, how long that will take, and why other methods are not in it."""
+    if proposed.proposal is None:
+        show_parts([f"{proposed.path} was written for the same request: going on with it"])
+        return
+    show_parts(_parts(proposed, proposed.proposal))
+
+
+def _parts(proposed: Proposed, proposal: Proposal) -> Iterator[Text | Rows | str]:
+    draft = proposal.draft
+    yield line(draft.source.ref.label, "bold")
+    yield f"compares the unquantized model with {', '.join(each.label for each in draft.methods)}"
+    yield f"{_amount(proposal)}; expected: {expected_words(proposal.forecast)}"
+    if proposal.left_out:
+        table = Rows((("left out", "left"), ("why", "left")))
+        for each in proposal.left_out:
+            table.add(each.label, each.reason)
+        yield table
+    yield f"recipe: {proposed.path}"
+
+
+def _amount(proposal: Proposal) -> str:
+    """How much is measured: ``16 windows of text, 3 timed processes``."""
+    draft, effort = proposal.draft, proposal.draft.effort
+    windows = "the whole text" if effort.windows is None else f"{effort.windows} windows of text"
+    processes = f"{effort.repetitions} timed process{'es' if effort.repetitions > 1 else ''} per variant"
+    return processes if "perplexity" not in draft.data["measure"] else f"{windows}, {processes}"
