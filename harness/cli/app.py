@@ -21,6 +21,7 @@ from harness.cli.commands import (
     export,
     formats,
     history,
+    init,
     listing,
     merge,
     plan,
@@ -64,6 +65,7 @@ for command in (
 ):
     app.command()(command)
 app.command("try")(try_.try_)
+app.command()(init.init)
 app.command(cls=recommend.RecommendCommand)(recommend.recommend)
 app.command("list")(listing.list_plugins)
 app.command()(formats.formats)

@@ -101,6 +101,23 @@ MemoryBudget = Annotated[
 Minutes = Annotated[float, typer.Option("--minutes", metavar="N", help="How long it is expected to take at most.")]
 For = Annotated[Purpose, typer.Option("--for", help="Which methods are taken first.")]
 EngineName = Annotated[str, typer.Option("--engine", metavar="ENGINE", help="What runs the model.")]
+TextName = Annotated[str, typer.Option("--text", metavar="TEXT", help="A text's name, or a file, to score.")]
+OptionalModel = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Argument(metavar="[MODEL]", help="A folder, a .gguf file, package:NAME/FILE, synthetic:TYPE, or a hub id."),
+]
+OptionalPurpose = Annotated[
+    Optional[Purpose],  # noqa: UP045
+    typer.Option("--for", help="Which methods are taken first; default: size."),
+]
+OptionalEngine = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--engine", metavar="ENGINE", help="What runs the model; default: transformers."),
+]
+OptionalMinutes = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option("--minutes", metavar="N", help="How long it is expected to take at most; default: 30."),
+]
 Revision = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--revision", metavar="COMMIT", help="Commit of a hub model; default: the newest."),

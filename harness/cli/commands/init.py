@@ -1,0 +1,93 @@
+"""``qharness init``: asks what to compare, and writes a commented recipe."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, Optional, TypeVar
+
+import typer
+
+from harness.cli.options import (
+    CacheFolder,
+    Force,
+    MemoryBudget,
+    Methods,
+    OptionalEngine,
+    OptionalMinutes,
+    OptionalModel,
+    OptionalPurpose,
+    Purpose,
+    Pythons,
+    RecipeOut,
+    ResultsFolder,
+    Revision,
+    TextName,
+    below,
+    interpreters,
+    split_methods,
+)
+from harness.errors import UsageError
+from harness.report.terminal import say
+
+T = TypeVar("T")
+OBJECTIVES = {Purpose.SIZE: "", Purpose.SPEED: " --maximize decode", Purpose.QUALITY: " --minimize kl"}
+"""What ``qharness recommend`` is to optimize for each purpose."""
+
+
+def init(
+    model: OptionalModel = None,
+    purpose: OptionalPurpose = None,
+    engine: OptionalEngine = None,
+    minutes: OptionalMinutes = None,
+    methods: Methods = None,
+    budget: MemoryBudget = None,
+    text: TextName = "demo",
+    revision: Revision = None,
+    out: RecipeOut = None,
+    force: Force = False,
+    results: ResultsFolder = "results",
+    cache: CacheFolder = None,
+    pythons: Pythons = None,
+) -> None:
+    """Ask what to compare, and write a recipe with comments. Answers given as options are not asked for."""
+    from harness.api.propose import Request, propose
+    from harness.cli.render.propose import show_proposed
+    from harness.plugins import engine_names
+
+    chosen = _answer(model, "Model (a folder, a .gguf file or a hub id)", str)
+    if not chosen:
+        raise UsageError("name the model: qharness init MODEL")
+    aim = Purpose(_answer(purpose, f"What for: {', '.join(Purpose)}", _one_of("--for", list(Purpose)), Purpose.SIZE))
+    runs_on = _answer(engine, f"Engine: {', '.join(engine_names())}", str, "transformers")
+    time_min = _answer(minutes, "Minutes", _number, 30.0)
+    request = Request(chosen, split_methods(methods), budget, time_min, aim.value, runs_on, text, revision)
+    proposed = propose(request, out, results, cache, interpreters(pythons), "init", force, say)
+    show_proposed(proposed)
+    say(f"next: qharness run {proposed.path}")
+    say(f"then: qharness recommend {below(results, proposed.name)}{OBJECTIVES[aim]}")
+
+
+def _answer(given: Optional[T], question: str, read: Callable[[str], Any], default: Any = "") -> Any:  # noqa: UP045
+    """What was given as an option, or else the answer to a question; the default where nobody can be asked."""
+    if given is not None:
+        return given
+    if not sys.stdin.isatty():
+        return default
+    return read(str(typer.prompt(question, default=str(default) or None)).strip())
+
+
+def _one_of(option: str, known: list[str]) -> Callable[[str], str]:
+    def read(answer: str) -> str:
+        if answer not in known:
+            raise UsageError(f"{option}: expected {', '.join(known)}, not {answer!r}")
+        return answer
+
+    return read
+
+
+def _number(answer: str) -> float:
+    try:
+        return float(answer)
+    except ValueError:
+        raise UsageError(f"--minutes: expected a number, not {answer!r}") from None
