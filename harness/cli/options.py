@@ -104,7 +104,7 @@ EngineName = Annotated[str, typer.Option("--engine", metavar="ENGINE", help="Wha
 TextName = Annotated[str, typer.Option("--text", metavar="TEXT", help="A text's name, or a file, to score.")]
 OptionalModel = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Argument(metavar="[MODEL]", help="A folder, a .gguf file, package:NAME/FILE, synthetic:TYPE, or a hub id."),
+    typer.Argument(metavar="MODEL", help="A folder, a .gguf file, package:NAME/FILE, synthetic:TYPE, or a hub id."),
 ]
 OptionalPurpose = Annotated[
     Optional[Purpose],  # noqa: UP045
