@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from harness.cli.collector import uncollected
 from harness.cli.commands.run import run
 from harness.cli.options import (
     CacheFolder,
@@ -82,7 +83,6 @@ def _conclude(folder: str, reports: Path) -> None:
     """The report, and which variant to ship."""
     from harness.api.recommend import recommend
     from harness.api.report import write_folder_report
-    from harness.api.results import uncollected
     from harness.cli.render.recommend import show
 
     with uncollected():
