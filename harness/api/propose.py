@@ -23,8 +23,8 @@ from harness.models import hub
 from harness.models.native import FORMATS
 from harness.models.sources import HUB_ID, SourceModel, fetch, inspect, label_of
 from harness.planning.draft.candidates import PURPOSES, Purpose
-from harness.planning.draft.draft import Draft
-from harness.planning.draft.propose import LEAST, Forecaster, Proposal, Room
+from harness.planning.draft.draft import RecipeDraft
+from harness.planning.draft.propose import LEAST, Forecaster, Proposal, SweepRoom
 from harness.planning.draft.propose import propose as propose_at
 from harness.planning.estimate.gpus import budget as parse_budget
 from harness.planning.forecast.forecast import MOST_OTHER_RUNS, SweepForecast, forecast
@@ -41,7 +41,7 @@ Command = Literal["try", "init"]
 
 
 @dataclass(frozen=True)
-class Request:
+class TryRequest:
     """What a user wants compared, as on the command line.
 
     ``methods`` are written as tables label them; without any, those that suit the ``purpose`` are taken. ``budget`` is
@@ -91,7 +91,7 @@ class Proposed:
 
 
 def propose(
-    request: Request,
+    request: TryRequest,
     out: Path | None = None,
     results: str | Path = "results",
     cache: str | Path | None = None,
@@ -119,7 +119,7 @@ def propose(
     site = local_site(cache, pythons)
     entry, source = _model(request, path.parent, site, say)
     budget = None if request.budget is None else parse_budget(request.budget, "--budget")
-    draft = Draft(
+    draft = RecipeDraft(
         name=name,
         model=entry,
         source=source,
@@ -129,7 +129,7 @@ def propose(
         time_limit=f"{max(round(request.minutes), LEAST_LIMIT_MIN)}m",
         budget=None if budget is None else budget.size,
     )
-    room = Room(request.minutes * 60, _free_bytes(site.artifacts.root), budget)
+    room = SweepRoom(request.minutes * 60, _free_bytes(site.artifacts.root), budget)
     forecaster = _forecaster(site, results, name)
     proposal = propose_at(draft, request.purpose, request.methods, room, path, site, forecaster)
     content = proposal.draft.text_with([first, *_head(proposal)])
@@ -159,7 +159,7 @@ def _first_line(path: Path) -> str:
 
 
 def _model(
-    request: Request, folder: Path, site: LocalSite, say: Callable[[str], None]
+    request: TryRequest, folder: Path, site: LocalSite, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], SourceModel]:
     """The model's entry in a recipe in that folder, and what it names; a hub model is fetched, for its shapes.
 

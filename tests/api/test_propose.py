@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.api import propose as proposing
-from harness.api.propose import Request, propose
+from harness.api.propose import TryRequest, propose
 from harness.core.site import Machine
 from harness.errors import UsageError
 from harness.execution.local import LocalSite
@@ -29,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_recipe_names_the_model_as_its_own_folder_sees_it(tiny: Path, place: Path) -> None:
     shutil.copytree(tiny, place / "model")
     (place / "recipes").mkdir()
-    made = propose(Request("model", ("int8",)), place / "recipes" / "mine.yaml")
+    made = propose(TryRequest("model", ("int8",)), place / "recipes" / "mine.yaml")
     recipe = load_recipe(made.path)
     assert recipe.models[0].id == "../model"
     assert (recipe.name, made.name) == ("try-model", "try-model")
@@ -37,20 +37,20 @@ def test_the_recipe_names_the_model_as_its_own_folder_sees_it(tiny: Path, place:
 
 
 def test_the_same_request_goes_on_with_its_file_and_another_does_not_overwrite_it(tiny: Path) -> None:
-    first = propose(Request(str(tiny), ("int8",)))
+    first = propose(TryRequest(str(tiny), ("int8",)))
     written = first.path.read_text()
     first.path.write_text(f"{written}# a remark of the user\n")
-    again = propose(Request(str(tiny), ("int8",)))
+    again = propose(TryRequest(str(tiny), ("int8",)))
     assert again.proposal is None
     assert again.path.read_text().endswith("# a remark of the user\n")
     with pytest.raises(UsageError, match="--force replaces it"):
-        propose(Request(str(tiny), ("int8", "rtn")))
-    propose(Request(str(tiny), ("int8", "rtn")), replace=True)
+        propose(TryRequest(str(tiny), ("int8", "rtn")))
+    propose(TryRequest(str(tiny), ("int8", "rtn")), replace=True)
     assert [each.name for each in load_recipe(first.path).methods] == ["none", "int8", "rtn"]
 
 
 def test_a_budget_by_a_gpu_is_written_as_its_memory(tiny: Path) -> None:
-    made = propose(Request(str(tiny), ("int8",), "rtx4090"))
+    made = propose(TryRequest(str(tiny), ("int8",), "rtx4090"))
     memory = load_recipe(made.path).measure.memory
     assert memory is not None
     assert memory.budget == 24564 * 2**20
@@ -67,7 +67,7 @@ def test_a_budget_by_a_gpu_is_written_as_its_memory(tiny: Path) -> None:
 )
 def test_a_model_that_cannot_be_compared_is_one_clear_message(model: str, expected: str, place: Path) -> None:
     with pytest.raises(UsageError, match=expected) as refused:
-        propose(Request(model))
+        propose(TryRequest(model))
     assert "\n" not in str(refused.value)
     assert not list(place.glob("*.yaml"))
 
@@ -84,9 +84,9 @@ def test_a_model_that_cannot_be_compared_is_one_clear_message(model: str, expect
 )
 def test_a_wrong_answer_is_refused_before_anything_is_read(changes: dict[str, object], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        Request("anything", **changes)  # type: ignore[arg-type]
+        TryRequest("anything", **changes)  # type: ignore[arg-type]
 
 
 def test_a_commit_of_what_is_on_no_hub_is_refused(tiny: Path) -> None:
     with pytest.raises(UsageError, match=r"--revision: .* is no hub model"):
-        propose(Request(str(tiny), revision="0" * 40))
+        propose(TryRequest(str(tiny), revision="0" * 40))

@@ -15,8 +15,8 @@ from harness.core.site import Machine, Speeds
 from harness.errors import UsageError
 from harness.execution.local import LocalSite, local_site
 from harness.models.sources import inspect
-from harness.planning.draft.draft import Draft
-from harness.planning.draft.propose import LEAST, Proposal, Room, propose
+from harness.planning.draft.draft import RecipeDraft
+from harness.planning.draft.propose import LEAST, Proposal, SweepRoom, propose
 from harness.planning.draft.sizing import ENOUGH, choose
 from harness.planning.estimate.gpus import budget
 from harness.planning.forecast.forecast import SweepForecast, forecast
@@ -41,9 +41,9 @@ def drafted(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prop
         *methods: str, minutes: float = 600.0, disk_bytes: int = 10**12, memory: str | None = None, tried: Path = tiny
     ) -> Proposal:
         source = inspect(Model(id=str(tried)), tmp_path)
-        draft = Draft("try-tiny", {"id": str(tried)}, source, "transformers", LEAST, "demo", "30m", memory)
+        draft = RecipeDraft("try-tiny", {"id": str(tried)}, source, "transformers", LEAST, "demo", "30m", memory)
         limit = None if memory is None else budget(memory)
-        room = Room(minutes * 60, disk_bytes, limit)
+        room = SweepRoom(minutes * 60, disk_bytes, limit)
         return propose(draft, "size", methods, room, tmp_path / "r.yaml", local_site(tmp_path), expected)
 
     return drafted

@@ -51,7 +51,7 @@ def init(
     pythons: Pythons = None,
 ) -> None:
     """Ask what to compare, and write a recipe with comments. Answers given as options are not asked for."""
-    from harness.api.propose import Request, propose
+    from harness.api.propose import TryRequest, propose
     from harness.cli.render.propose import show_proposed
     from harness.plugins import engine_names
 
@@ -61,7 +61,7 @@ def init(
     aim = Purpose(_answer(purpose, f"What for: {', '.join(Purpose)}", _one_of("--for", list(Purpose)), Purpose.SIZE))
     runs_on = _answer(engine, f"Engine: {', '.join(engine_names())}", str, "transformers")
     time_min = _answer(minutes, "Minutes", _number, 30.0)
-    request = Request(chosen, split_methods(methods), budget, time_min, aim.value, runs_on, text, revision)
+    request = TryRequest(chosen, split_methods(methods), budget, time_min, aim.value, runs_on, text, revision)
     proposed = propose(request, out, results, cache, interpreters(pythons), "init", force, say)
     show_proposed(proposed)
     say(f"next: qharness run {proposed.path}")

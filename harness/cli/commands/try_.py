@@ -53,10 +53,10 @@ def try_(
 
     Picks methods that this machine can run, writes the recipe, and says what it left out. The same command resumes.
     """
-    from harness.api.propose import Request, propose
+    from harness.api.propose import TryRequest, propose
     from harness.cli.render.propose import show_proposed
 
-    request = Request(model, split_methods(methods), budget, minutes, purpose.value, engine, text, revision)
+    request = TryRequest(model, split_methods(methods), budget, minutes, purpose.value, engine, text, revision)
     proposed = propose(request, out, results, cache, interpreters(pythons), "try", force, say)
     show_proposed(proposed)
     if plan_only:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.models.sources import SourceModel
-from harness.planning.draft.sizing import Effort
+from harness.planning.draft.sizing import SweepEffort
 from harness.planning.estimate.chosen import Chosen
 from harness.recipe.writing import commented
 
@@ -28,7 +28,7 @@ COMMENTS = {
 
 
 @dataclass(frozen=True)
-class Draft:
+class RecipeDraft:
     """What the recipe says. ``model`` is its entry under ``models``, ``source`` what that entry names.
 
     ``budget`` is the memory to serve in, such as ``24GiB``; ``time_limit`` is that of one run, such as ``30m``;
@@ -39,13 +39,13 @@ class Draft:
     model: Mapping[str, Any]
     source: SourceModel
     engine: str
-    effort: Effort
+    effort: SweepEffort
     text: str
     time_limit: str
     budget: str | None = None
     methods: tuple[Chosen, ...] = ()
 
-    def having(self, methods: Sequence[Chosen], effort: Effort) -> Draft:
+    def having(self, methods: Sequence[Chosen], effort: SweepEffort) -> RecipeDraft:
         """The same recipe with these methods, measured with that effort."""
         return replace(self, methods=tuple(methods), effort=effort)
 

@@ -12,8 +12,8 @@ from harness.core.job import VariantJob
 from harness.core.site import Site
 from harness.errors import UsageError
 from harness.planning.draft.candidates import Purpose, candidates
-from harness.planning.draft.draft import Draft
-from harness.planning.draft.sizing import EFFORTS, Effort, choose
+from harness.planning.draft.draft import RecipeDraft
+from harness.planning.draft.sizing import EFFORTS, SweepEffort, choose
 from harness.planning.estimate.chosen import Chosen
 from harness.planning.estimate.gpus import Budget
 from harness.planning.forecast.forecast import NOTHING, SweepForecast
@@ -32,7 +32,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Room:
+class SweepRoom:
     """What a sweep may take: seconds, bytes of the disk that its cache is on, and memory of each variant's weights."""
 
     time_s: float
@@ -44,7 +44,7 @@ class Room:
 class Proposal:
     """A recipe, the forecast of its runs, and what it leaves out."""
 
-    draft: Draft
+    draft: RecipeDraft
     forecast: SweepForecast
     left_out: tuple[LeftOut, ...]
 
@@ -54,10 +54,10 @@ Forecaster = Callable[[Sequence[PlannedRun], Sequence[PlannedRun]], SweepForecas
 
 
 def propose(
-    draft: Draft,
+    draft: RecipeDraft,
     purpose: Purpose,
     named: Sequence[str],
-    room: Room,
+    room: SweepRoom,
     place: Path,
     site: Site,
     forecast: Forecaster,
@@ -92,7 +92,9 @@ def propose(
     return Proposal(chosen, sizer.forecast(chosen)[1], tuple(LeftOut(each.label, why) for each, why in left_out))
 
 
-def _too_little(supported: Sequence[Chosen], left_out: Sequence[tuple[Chosen, str]], sizer: _Sizer, room: Room) -> str:
+def _too_little(
+    supported: Sequence[Chosen], left_out: Sequence[tuple[Chosen, str]], sizer: _Sizer, room: SweepRoom
+) -> str:
     """Why the smallest sweep does not fit, and the time that one of these methods needs."""
     needed_s = min(sizer.expected_s([each], LEAST) for each in supported)
     if needed_s > room.time_s:
@@ -105,8 +107,8 @@ def _too_little(supported: Sequence[Chosen], left_out: Sequence[tuple[Chosen, st
 
 @dataclass(frozen=True)
 class _Sizer:
-    draft: Draft
-    room: Room
+    draft: RecipeDraft
+    room: SweepRoom
     place: Path
     site: Site
     forecaster: Forecaster
@@ -129,7 +131,7 @@ class _Sizer:
         runs = [[run for run in planned if _is_of(run, each)] for each in chosen]
         return [_obstacle(each) or self._over_budget(each) for each in runs]
 
-    def obstacle(self, chosen: Sequence[Chosen], effort: Effort) -> str | None:
+    def obstacle(self, chosen: Sequence[Chosen], effort: SweepEffort) -> str | None:
         """Why a sweep of these methods with that effort does not fit; None if it does."""
         _, found = self.forecast(self.draft.having(chosen, effort))
         if found.total_s.expected > self.room.time_s:
@@ -140,16 +142,16 @@ class _Sizer:
             return f"with it the sweep is expected to write {needed:.1f} GB, and the disk has {free:.1f} GB free"
         return None
 
-    def expected_s(self, chosen: Sequence[Chosen], effort: Effort) -> float:
+    def expected_s(self, chosen: Sequence[Chosen], effort: SweepEffort) -> float:
         return self.forecast(self.draft.having(chosen, effort))[1].total_s.expected
 
-    def forecast(self, draft: Draft) -> tuple[Sequence[PlannedRun], SweepForecast]:
+    def forecast(self, draft: RecipeDraft) -> tuple[Sequence[PlannedRun], SweepForecast]:
         """The runs of a draft, and how long all of them take that can be made."""
         planned = self._plan(draft)
         supported = [run for run in planned if run.unsupported is None]
         return planned, self.forecaster(supported, planned) if supported else NOTHING
 
-    def _plan(self, draft: Draft) -> Sequence[PlannedRun]:
+    def _plan(self, draft: RecipeDraft) -> Sequence[PlannedRun]:
         recipe: Recipe = recipe_at(self.place, draft.data)
         return plan(recipe, self.site, models=[draft.source])
 

@@ -13,7 +13,7 @@ ENOUGH = 3
 
 
 @dataclass(frozen=True)
-class Effort:
+class SweepEffort:
     """How much is measured of each variant. ``windows`` of the text are scored (None: all of it).
 
     ``repetitions`` are the processes that are timed, each of them ``iterations`` times after a prompt of
@@ -29,12 +29,12 @@ class Effort:
 
 
 EFFORTS = (
-    Effort(4, 1, 64, 8, 2, 32),
-    Effort(8, 3, 64, 16, 3, 64),
-    Effort(16, 3, 128, 32, 3, 128),
-    Effort(None, 4, 128, 32, 5, 128),
-    Effort(None, 5, 512, 64, 5, 256),
-    Effort(None, 8, 512, 128, 5, 512),
+    SweepEffort(4, 1, 64, 8, 2, 32),
+    SweepEffort(8, 3, 64, 16, 3, 64),
+    SweepEffort(16, 3, 128, 32, 3, 128),
+    SweepEffort(None, 4, 128, 32, 5, 128),
+    SweepEffort(None, 5, 512, 64, 5, 256),
+    SweepEffort(None, 8, 512, 128, 5, 512),
 )
 """From a first look to a thorough one. Three processes are the fewest that give a speed an interval."""
 STANDARD = 1
