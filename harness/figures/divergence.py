@@ -105,6 +105,7 @@ KL: Figure[Whole] = Figure(
     ),
     axis=Axis("KL divergence from the baseline, nat per token", lambda values: True, LEAST_NAT),
     hub="kl_divergence",
+    key=True,
 )
 KL_EXCESS: Figure[Whole] = Figure(
     "kl_excess",

@@ -73,6 +73,7 @@ ROUTER_OVERLAP: Figure[Whole] = Figure(
     statistic=Items(OVERLAP),
     gate=Gate("points", 0.01, "share of the experts that routers choose as the baseline's do", usual=False),
     axis=Axis("experts chosen as by the baseline, {unit}"),
+    key=True,
 )
 ROUTER_KL: Figure[Whole] = Figure(
     "router_kl",

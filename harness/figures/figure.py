@@ -89,8 +89,9 @@ class Figure(Generic[P]):
 
     For readers: ``group`` and ``heading`` head its column, ``help`` explains it, ``format`` is how it is written,
     ``notes`` are printed below it. ``heading`` and ``help`` may contain ``{place}``. ``shown`` is False if only
-    programs read it; ``column`` is the name of its column in the CSV file, with ``{place}`` in it, and None if it has
-    none. ``interval`` says that values are estimates, which take three columns there.
+    programs read it; a page shows the ``key`` figures at first and the others when asked to. ``column`` is the name of
+    its column in the CSV file, with ``{place}`` in it, and None if it has none. ``interval`` says that values are
+    estimates, which take three columns there.
 
     For judging: ``direction`` says which values are better; ``statistic`` is how the figure is computed from the
     evidence of a record and which test compares two of them; with ``gate`` it can fail a comparison, with ``ask``
@@ -107,6 +108,7 @@ class Figure(Generic[P]):
     places: Callable[[Table], Iterable[P]] | None = None
     column: str | None = ""
     shown: bool | Callable[[Table, P], bool] = True
+    key: bool = False
     interval: bool = False
     notes: Callable[[VariantRow, P], tuple[str, ...]] = lambda row, place: ()
     statistic: Items | PerProcess | Count | None = None

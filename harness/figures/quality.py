@@ -95,6 +95,7 @@ PERPLEXITY: Figure[Whole] = Figure(
     statistic=Items("nll", perplexity, unit_of=_unit),
     gate=Gate("relative", 0.005, "perplexity, window by window", rank=10),
     hub="perplexity",
+    key=True,
 )
 PERPLEXITY_CHANGE: Figure[Whole] = Figure(
     "perplexity_change",
@@ -124,6 +125,7 @@ PERPLEXITY_CHANGE: Figure[Whole] = Figure(
     ),
     axis=Axis("Change of perplexity, {unit}", _ruined, LEAST_RISE, "Rise of perplexity, {unit}"),
     hub="perplexity_change",
+    key=True,
 )
 PERPLEXITY_OVER_CONTROL: Figure[Whole] = Figure(
     "perplexity_over_control",

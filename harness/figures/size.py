@@ -73,6 +73,7 @@ def _figure(
     statistic: Count | None = None,
     gate: Gate | None = None,
     axis: Axis | None = None,
+    key: bool = False,
 ) -> Figure[Whole]:
     return Figure(
         name,
@@ -87,6 +88,7 @@ def _figure(
         statistic=statistic,
         gate=gate,
         axis=axis,
+        key=key,
     )
 
 
@@ -112,6 +114,7 @@ STORED_BYTES = Figure(
         sizes=DECIMAL,
     ),
     axis=Axis("Stored weights, {unit}"),
+    key=True,
 )
 BITS_PER_WEIGHT = _figure(
     "bits_per_weight",
@@ -123,6 +126,7 @@ BITS_PER_WEIGHT = _figure(
     statistic=Count("stored_bytes", _bits_per_weight, ("parameters",), "bit"),
     gate=Gate("relative", 0.0, "bits of a decoder weight with its scales", rank=110),
     axis=Axis("in memory", from_zero=True),
+    key=True,
 )
 CHECKPOINT_BITS = _figure(
     "checkpoint_bits_per_weight",

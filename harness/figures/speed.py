@@ -152,6 +152,7 @@ DECODE = Figure(
         explained=True,
     ),
     axis=Axis("Decoding at {place}, {unit}"),
+    key=True,
 )
 DECODE_RATIO = Figure(
     "decode_ratio",
@@ -165,6 +166,7 @@ DECODE_RATIO = Figure(
     shown=at_first_point,
     interval=True,
     notes=speed_notes(lambda speed: speed.decode_ratio),
+    key=True,
 )
 
 

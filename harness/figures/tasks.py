@@ -117,6 +117,7 @@ ACCURACY_CHANGE = Figure(
     _is_headline,
     interval=True,
     notes=_notes,
+    key=True,
 )
 
 

@@ -32,14 +32,21 @@ NOTABLE = 0.05
 class Answer:
     """``question`` and ``finding`` are the two halves of the sentence; ``variant`` is the pick's label, or None.
 
-    ``uncertain`` says why the choice may not hold; ``noted`` has the labels of the pick's row.
+    ``short`` names the pick or says why there is none, ``facts`` are its size, speed and quality, and ``ties`` says
+    what decided between equals. ``uncertain`` says why the choice may not hold; ``noted`` has the labels of its row.
     """
 
     question: str
     variant: str | None
-    finding: str
-    uncertain: tuple[str, ...]
-    noted: tuple[Label, ...]
+    short: str
+    facts: tuple[str, ...] = ()
+    ties: str = ""
+    uncertain: tuple[str, ...] = ()
+    noted: tuple[Label, ...] = ()
+
+    @property
+    def finding(self) -> str:
+        return "; ".join(part for part in (self.short, ", ".join(self.facts), self.ties) if part)
 
     @property
     def sentence(self) -> str:
@@ -57,10 +64,16 @@ def default_answer(table: Table, damaged: Sequence[Damaged] = ()) -> Answer | No
 def answer(found: Recommendation) -> Answer:
     chosen = found.pick
     if chosen is None:
-        return Answer(_question(found), None, _nobody(found), (), ())
-    parts = [name(chosen.row), ", ".join(sides(chosen.row, found.use)), _ties(found)]
-    finding = "; ".join(part for part in parts if part)
-    return Answer(_question(found), chosen.row.label, finding, tuple(_doubts(found, chosen)), chosen.row.labels)
+        return Answer(_question(found), None, _nobody(found))
+    return Answer(
+        _question(found),
+        chosen.row.label,
+        name(chosen.row),
+        tuple(sides(chosen.row, found.use)),
+        _ties(found),
+        tuple(_doubts(found, chosen)),
+        chosen.row.labels,
+    )
 
 
 def name(row: VariantRow) -> str:

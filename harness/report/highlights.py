@@ -23,7 +23,7 @@ TOLERANCE = 0.05
 class Highlight:
     title: str
     variant: str
-    detail: str
+    facts: tuple[str, ...]
 
 
 def highlights(table: Table) -> tuple[Highlight, ...]:
@@ -42,4 +42,4 @@ def _highlight(table: Table, title: str, limits: tuple[Limit, ...], objective: F
     """None if no variant leads; the baseline and the controls are only the references for the others."""
     query = Query(limits, objective)
     best = certain_pick(table, query)
-    return Highlight(title, best.row.label, " · ".join(sides(best.row, use_of(table, query)))) if best else None
+    return Highlight(title, best.row.label, tuple(sides(best.row, use_of(table, query)))) if best else None

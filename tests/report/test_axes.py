@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from harness.report.plots.axes import cut_off, extent
+from harness.report.plots.axes import cut_off, reach
 from harness.stats.estimate import Estimate
 
 
@@ -13,7 +13,7 @@ def plain(value: float) -> float:
 
 
 def ends(*found: tuple[float, float | None, float | None], room: float = 0.0) -> tuple[float, float]:
-    return extent([Estimate(value, low, high, 3, "made up") for value, low, high in found], plain, room)
+    return reach([Estimate(value, low, high, 3, "made up") for value, low, high in found], plain, room)
 
 
 def test_an_axis_holds_intervals_of_the_usual_width() -> None:

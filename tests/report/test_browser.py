@@ -7,6 +7,7 @@ import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +72,10 @@ class Opened:
             plot.evaluate("each => each.scrollIntoView({behavior: 'instant', block: 'center'})")
         self.await_plots()
 
-    def await_plots(self) -> None:
+    def await_plots(self, within: str = "body") -> None:
         """The page's policy forbids what Playwright's own waiting would do."""
         for _ in range(200):
-            if not self.page.locator("[data-figure]:not(:has(.main-svg))").count():
+            if not self.page.locator(f"{within} [data-figure]:not(:has(.main-svg))").count():
                 return
             self.page.wait_for_timeout(50)
         pytest.fail("a plot was not drawn")
@@ -191,20 +192,94 @@ def test_a_label_filters(open_page: Open, bench: Any, none: Any, looks: Any) -> 
     assert opened.names() == ["bnb-int8"]
 
 
-def test_columns_are_chosen_by_group(open_page: Open, records: list[RunRecord]) -> None:
+def test_key_columns_are_shown_first_and_the_others_of_a_group_on_demand(
+    open_page: Open, records: list[RunRecord]
+) -> None:
     opened = open_page(records)
-    head = opened.page.locator("[data-sortable] thead tr.groups th", has_text="Peak memory")
+    heads = opened.page.locator("[data-sortable] thead tr:last-child th:visible")
+    key = ["Variant", "Perplexity", "Δ perplexity", "KL mean", "Weights", "Bits per weight", "Decode"]
+    assert [head.split("\n")[0] for head in heads.all_inner_texts()] == [*key, "Decode vs baseline"]
+    group = opened.page.locator("[data-sortable] thead tr.groups th", has_text="Peak memory")
     cell = opened.page.locator("[data-sortable] thead button", has_text="loading")
-    chip = opened.page.get_by_role("group", name="Columns").get_by_role("button", name="Peak memory")
-    assert not head.is_visible()
+    chip = opened.page.get_by_role("group", name="More columns").get_by_role("button", name="Peak memory")
+    assert not group.is_visible()
     assert not cell.is_visible()
     chip.click()
     assert chip.get_attribute("aria-pressed") == "true"
-    assert head.is_visible()
+    assert group.is_visible()
     assert cell.is_visible()
-    opened.page.get_by_role("group", name="Columns").get_by_role("button", name="Quality").click()
-    assert not opened.page.locator("[data-sortable] thead button", has_text="KL mean").is_visible()
-    assert opened.page.locator("[data-sortable] thead button", has_text="Bits per weight").is_visible()
+    chip.click()
+    assert not cell.is_visible()
+    opened.page.get_by_role("group", name="More columns").get_by_role("button", name="Quality").click()
+    assert opened.page.locator("[data-sortable] thead button", has_text="Top-1").is_visible()
+    assert opened.page.locator("[data-sortable] thead button", has_text="KL mean").is_visible()
+
+
+def test_one_screen_answers_the_question(open_page: Open, records: list[RunRecord]) -> None:
+    """The verdict, three cards and the main plot are above the fold of a laptop, and the table begins there."""
+    opened = open_page(records, viewport={"width": 1440, "height": 900})
+    opened.await_plots(".first")
+    shown = [".answer", ".cards li:nth-child(3)", ".first .main-svg >> nth=0", ".tools"]
+    for part in shown:
+        box = opened.page.locator(part).bounding_box()
+        assert 0 <= box["y"] < box["y"] + box["height"] <= 900, part
+    assert opened.page.evaluate("document.documentElement.scrollWidth") == 1440
+
+
+def test_rows_have_two_lines_at_most_and_no_box_to_scroll_in(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records, viewport={"width": 1440, "height": 900})
+    line, tallest = opened.page.evaluate(
+        """() => {
+          const table = document.querySelector("[data-sortable]");
+          const rows = [...table.tBodies].flatMap(body => [...body.rows]);
+          return [parseFloat(getComputedStyle(table).lineHeight), Math.max(...rows.map(row => row.offsetHeight))];
+        }"""
+    )
+    assert tallest < 3 * line
+    box = opened.page.locator("[data-trade-off] .scroll", has=opened.page.locator("[data-sortable]"))
+    sizes = "box => [box.scrollHeight - box.clientHeight, box.scrollWidth - box.clientWidth]"
+    assert box.evaluate(sizes) == [0, 0]
+
+
+def test_numbers_of_a_column_are_aligned_at_the_point(open_page: Open, records: list[RunRecord]) -> None:
+    """The right edge of the digits before the point, or of a whole number, is the same in every row."""
+    opened = open_page(records)
+    edges = opened.page.evaluate(
+        """() => [3, 4, 7].map(column => [...document.querySelectorAll("[data-sortable] tbody tr")].flatMap(row => {
+          const text = row.cells[column - 1].querySelector("span").firstChild, range = document.createRange();
+          if (!/^[+−]?\\d+(\\.\\d+)?$/.test(text.data)) return [];
+          range.setStart(text, 0);
+          range.setEnd(text, text.data.split(".")[0].length);
+          return [range.getBoundingClientRect().right];
+        }))"""
+    )
+    for column in edges:
+        assert len(column) >= 10
+        assert max(column) - min(column) < 0.6
+
+
+def test_an_interval_is_a_bar_beside_its_number(open_page: Open, records: list[RunRecord]) -> None:
+    opened = open_page(records)
+    bars = opened.page.locator("[data-sortable] tbody:last-of-type td:nth-child(3) i")
+    found = [each.get_attribute("style") for each in bars.all()]
+    assert len(found) == 13
+    assert found[11:] == [None, None], "what was not measured has none"
+    ends = [[int(part.split(":")[1]) for part in style.split(";")] for style in found[:11]]
+    assert all(0 <= low <= at <= high <= 100 for low, at, high in ends)
+
+
+def test_a_note_is_a_numbered_footnote(open_page: Open, bench: Any, none: Any, looks: Any) -> None:
+    marked = bench.quality(looks[0].method, 8, 0.1)
+    marked = replace(marked, outcome=replace(marked.outcome, labels=(Label("dequantized_on_load"),)))
+    opened = open_page([bench.quality(none), marked])
+    mark, number = opened.page.locator(f"[data-sortable] {SHOWN} > th sup").inner_text().split()
+    assert mark == "⚠"
+    assert (
+        opened.page.locator("[data-notes] li").nth(int(number) - 1).inner_text()
+        == Label("dequantized_on_load").sentence
+    )
+    opened.page.get_by_label("Find").fill("dense matrices")
+    assert opened.names() == ["bnb-int8"], "a search finds the words of footnotes"
 
 
 @pytest.fixture
@@ -226,7 +301,7 @@ def test_a_large_table_is_drawn_as_it_scrolls(open_page: Open, many: list[RunRec
     assert len(opened.names()) == 100
     assert said.inner_text() == "230 of 230 variants, the first 100 shown"
     for _ in range(20):
-        opened.page.evaluate("document.querySelector('.scroll').scrollBy({top: 3000, behavior: 'instant'})")
+        opened.page.evaluate("document.querySelector('.scroll.long').scrollBy({top: 3000, behavior: 'instant'})")
         opened.page.wait_for_timeout(50)
     assert said.inner_text() == "230 of 230 variants"
     assert len(opened.names()) == len(set(opened.names())) == 230
@@ -266,12 +341,18 @@ def test_a_large_table_sorts_and_filters_by_the_values_of_the_csv_file(
 def test_a_row_drawn_from_data_looks_like_one_that_the_page_has(
     open_page: Open, many: list[RunRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Name by name: what the script draws, and what the template writes."""
-    rows = """() => Object.fromEntries(
-      [...document.querySelectorAll("[data-sortable] tbody:last-of-type tr")].map(row => {
+    """Name by name: what the script draws, and what the template writes; footnotes by what they say."""
+    rows = """() => {
+      const data = document.querySelector("[data-rows]"), listed = document.querySelectorAll("[data-notes] li");
+      const notes = data ? JSON.parse(data.textContent).notes : [...listed].map(each => each.textContent);
+      const told = numbers => numbers.replace(/\\d+/g, number => notes[number - 1]);
+      return Object.fromEntries([...document.querySelectorAll("[data-sortable] tbody:last-of-type tr")].map(row => {
+        for (const mark of row.querySelectorAll("sup")) mark.textContent = told(mark.textContent);
+        if (row.dataset.labels) row.dataset.labels = told(row.dataset.labels);
         for (const cell of row.querySelectorAll("td[data-sort]")) cell.dataset.sort = Number(cell.dataset.sort);
         return [row.cells[0].dataset.sort, row.outerHTML.replace(/\\s+/g, " ").replace(/ ?(<[^>]*>) ?/g, "$1")];
-      }))"""
+      }));
+    }"""
     facts = """() => {
       document.querySelector("[data-facts]").open = true;
       return new Promise(done => setTimeout(() => done(document.querySelector("[data-facts] dl").innerText), 200));
@@ -306,17 +387,19 @@ def test_a_hostile_large_table_runs_nothing(open_page: Open, many: list[RunRecor
 
 
 def test_the_baseline_stays_below_the_head(open_page: Open, records: list[RunRecord]) -> None:
-    opened = open_page(records, viewport={"width": 1300, "height": 500})
-    gap = opened.page.evaluate(
-        """() => {
-          const table = document.querySelector("[data-sortable]"), box = table.closest(".scroll");
-          box.scrollIntoView({behavior: "instant"});
-          box.scrollTo({top: 400, behavior: "instant"});
+    opened = open_page(records, viewport={"width": 1440, "height": 500})
+    top, gap = opened.page.evaluate(
+        """async () => {
+          const table = document.querySelector("[data-sortable]");
+          scrollTo({top: scrollY + table.getBoundingClientRect().top + 200, behavior: "instant"});
+          await new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)));
           const base = table.querySelector("tr.baseline td").getBoundingClientRect();
-          return [box.scrollTop, base.top - table.tHead.getBoundingClientRect().bottom];
+          const head = table.tHead.getBoundingClientRect();
+          return [head.top, base.top - head.bottom];
         }"""
     )
-    assert gap == [400, pytest.approx(0, abs=1.5)]
+    assert top == pytest.approx(0, abs=1)
+    assert gap == pytest.approx(0, abs=1.5)
 
 
 def test_without_scripts_it_is_a_plain_table(open_page: Open, few: list[RunRecord]) -> None:
@@ -333,7 +416,25 @@ def test_a_phone_scrolls_in_one_direction(open_page: Open, few: list[RunRecord])
     for details in opened.page.locator("main > section details").all():
         details.evaluate("each => each.open = true")
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
-    assert opened.page.evaluate("document.querySelector('.scroll').scrollWidth > 390"), "the table has its own box"
+    wide = "each => each.closest('.scroll').scrollWidth > 390"
+    assert opened.page.locator("[data-sortable]").evaluate(wide), "the table has its own box"
+
+
+@pytest.mark.parametrize("options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"])
+def test_axe_finds_nothing_to_mend(
+    open_page: Open, records: list[RunRecord], answered: list[RunRecord], options: dict[str, Any]
+) -> None:
+    """Rules of axe-core, as Deque publishes it; with everything open that can be opened."""
+    package = pytest.importorskip("axe_playwright_python", reason="needs axe-playwright-python, of the extra 'dev'")
+    axe = (files(package.__name__) / "axe.min.js").read_text(encoding="utf-8")
+    opened = open_page([*records, *answered], bypass_csp=True, **options)
+    opened.see_all()
+    opened.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    for chip in opened.page.locator("[data-group]:visible").all():
+        chip.click()
+    opened.page.evaluate(axe)
+    found = opened.page.evaluate("axe.run().then(found => found.violations)")
+    assert [(each["id"], each["nodes"][0]["html"], each["nodes"][0]["failureSummary"]) for each in found] == []
 
 
 def test_dark_and_light_are_followed(open_page: Open, few: list[RunRecord]) -> None:

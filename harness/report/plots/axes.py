@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 from typing import Any
+
+import numpy as np
 
 from harness.figures.figure import WHOLE, Axis, Figure, Place, Value
 from harness.figures.table import Table
 from harness.report.column import Column, columns_of, values
+from harness.report.extent import extent
 from harness.stats.estimate import Estimate
 from harness.stats.pareto import Direction
 
 CUT_OFF = "An interval at the edge goes on beyond it."
-USUAL = 3
-"""An axis has room for an interval that is so many times as wide as the median one."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ColumnAxis:
         return f"{self.column.text(value)} {self.column.unit}"
 
     def range(self, estimates: Sequence[Estimate], room: float) -> tuple[float, float]:
-        """As ``extent`` of them along this axis."""
-        return extent(estimates, self.coordinate, room)
+        """As ``reach`` of them along this axis."""
+        return reach(estimates, self.coordinate, room)
 
 
 def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAxis:
@@ -60,26 +60,12 @@ def axis_of(table: Table, figure: Figure[Any], place: Place = WHOLE) -> ColumnAx
     )
 
 
-def extent(estimates: Sequence[Estimate], coordinate: Callable[[float], float], room: float) -> tuple[float, float]:
-    """From the lowest to the highest end of an interval, plus ``room``, a share of that span, on each side.
-
-    An interval that hardly bounds anything does not make all others unreadable: beyond the figures, there is room for
-    as much as they are apart, and for ``USUAL`` times the median distance from a figure to an end. The rest is cut off.
-    """
-    figures = [coordinate(each.value) for each in estimates] or [0.0]
-    ends = [
-        (figure, coordinate(end))
-        for figure, each in zip(figures, estimates, strict=False)
-        for end in (each.low, each.high)
-        if end is not None and math.isfinite(end)
-    ]
-    low, high = min(figures), max(figures)
-    distances = [abs(end - figure) for figure, end in ends] or [0.0]
-    most = max(high - low, USUAL * median_low(distances))
-    low = min([low, *(max(end, low - most) for _, end in ends)])
-    high = max([high, *(min(end, high + most) for _, end in ends)])
-    spare = (high - low) * room if high > low else abs(high) * 0.1 or 1.0
-    return low - spare, high + spare
+def reach(estimates: Sequence[Estimate], coordinate: Callable[[float], float], room: float) -> tuple[float, float]:
+    """The ends of an axis that shows the estimates: see ``extent``."""
+    triples = ((each.value, each.low, each.high) for each in estimates)
+    places = [[math.nan if end is None or math.isinf(end) else coordinate(end) for end in each] for each in triples]
+    figures, lows, highs = np.array(places, dtype=np.float64).reshape(-1, 3).T
+    return extent(figures, lows, highs, room)
 
 
 def cut_off(estimates: Sequence[Estimate], coordinate: Callable[[float], float], span: tuple[float, float]) -> bool:
@@ -98,7 +84,7 @@ def estimate(value: Value) -> Estimate:
 def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) -> dict[str, object]:
     """Error bars in plotly's format; ``place`` maps a value to its position. A missing interval is null."""
 
-    def reach(each: Estimate, end: float | None) -> float | None:
+    def length(each: Estimate, end: float | None) -> float | None:
         if end is None:
             return None
         return abs(place(end) - place(each.value)) if math.isfinite(end) else 0.0
@@ -106,8 +92,8 @@ def intervals(estimates: Sequence[Estimate], place: Callable[[float], float]) ->
     return {
         "type": "data",
         "symmetric": False,
-        "array": [reach(each, each.high) for each in estimates],
-        "arrayminus": [reach(each, each.low) for each in estimates],
+        "array": [length(each, each.high) for each in estimates],
+        "arrayminus": [length(each, each.low) for each in estimates],
         "thickness": 1.2,
         "width": 3,
     }

@@ -15,7 +15,7 @@ from harness.figures.tasks import ACCURACY
 from harness.report import escape
 from harness.report.choice import chosen, left_out
 from harness.report.column import Column, cell, columns_of
-from harness.report.plots.axes import axis_of, estimate, extent, intervals
+from harness.report.plots.axes import axis_of, estimate, intervals, reach
 from harness.report.plots.drawing import Drawing
 from harness.report.plots.plot import Plot, families
 from harness.report.plots.theme import GREY, family_colour, family_symbol, paper, ruler, variant_axis
@@ -172,7 +172,7 @@ def _range(column: Column, found: Sequence[Estimate], log: bool, from_zero: bool
     """In plotly's coordinates: base-ten logarithms on a logarithmic axis."""
     factor = column.format.factor
     least = min(each.value for each in found) / 10  # a logarithm has no place for an interval's end below zero
-    low, high = extent(found, lambda value: math.log10(max(value, least) * factor) if log else value * factor, ROOM)
+    low, high = reach(found, lambda value: math.log10(max(value, least) * factor) if log else value * factor, ROOM)
     return (0.0, high) if from_zero or (not log and min(each.value for each in found) == 0) else (low, high)
 
 

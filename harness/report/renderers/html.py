@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -10,32 +9,27 @@ from typing import get_args
 
 from markupsafe import Markup
 
-from harness.core.label import Label
 from harness.figures.table import GridPoint, Table, VariantRow
 from harness.report import escape
 from harness.report.answer import Answer
 from harness.report.breakdown import breakdowns
-from harness.report.choice import chosen
-from harness.report.column import Cell, Column, cell, cells, column_groups, columns, shown_columns
+from harness.report.choice import MOST_ROWS, chosen
+from harness.report.column import Column, cell, column_groups, columns, shown_columns
 from harness.report.highlights import Highlight, highlights
 from harness.report.page import Page, compared_with, native_warning, noise_floor, table_labels, terms
 from harness.report.plots import Plot, plotly_javascript, plots_of
-from harness.report.renderers.lazy_rows import lazy_rows
+from harness.report.renderers.page_table import Line, PageTable, page_table
 from harness.report.templating import source, template
 from harness.stats.comparison import Verdict
 
-FIRST_GROUPS = ("Quality", "Tasks", "Experts", "Size", "Speed")
-"""The groups of columns shown at first; without JavaScript all are shown."""
 MOST_STATIC = 200
 """With more variants the page has them as data, and its script draws those that come into view."""
 FIRST_ROWS = 100
 """Rows of such a table that the page has without its script, which draws as many at first."""
 MOST_LINES = 200
 """Rows of the collapsed tables; the CSV file has all variants."""
-
-
-_Line = tuple[VariantRow, tuple[Cell, ...]]
-"""A variant, and its cell in each shown column."""
+MOST_OPEN_NOTES = 24
+"""More footnotes than these are collapsed."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +38,16 @@ class _Section:
 
     table: Table
     answer: Answer | None
-    columns: tuple[Column, ...]
+    shown: PageTable
     groups: tuple[tuple[str, int], ...]
     highlights: tuple[Highlight, ...]
     plots: tuple[Plot, ...]
     grid: tuple[tuple[str, tuple[Column, ...]], ...]
     breakdowns: tuple[tuple[str, tuple[Column, ...]], ...]
-    labels: tuple[Label, ...]
-    warning: str | None
-    noise_floor: str | None
-    compared_with: str | None
-    terms: str | None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return self.shown.columns
 
     @cached_property
     def variants(self) -> tuple[VariantRow, ...]:
@@ -64,23 +57,34 @@ class _Section:
     def is_lazy(self) -> bool:
         return len(self.variants) > MOST_STATIC
 
-    @cached_property
-    def baseline_lines(self) -> tuple[_Line, ...]:
-        return tuple(self._line(place) for place, row in enumerate(self.table.rows) if row.is_baseline)
+    @property
+    def is_long(self) -> bool:
+        """Whether the table scrolls in a box of its own."""
+        return len(self.variants) > MOST_ROWS
 
     @cached_property
-    def lines(self) -> tuple[_Line, ...]:
+    def baseline_lines(self) -> tuple[Line, ...]:
+        return tuple(self.shown.line(place) for place, row in enumerate(self.table.rows) if row.is_baseline)
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
         """The variants that the page has without its script."""
-        places = (place for place, row in enumerate(self.table.rows) if not row.is_baseline)
-        return tuple(map(self._line, islice(places, FIRST_ROWS if self.is_lazy else None)))
+        return tuple(map(self.shown.line, islice(self._places, FIRST_ROWS if self.is_lazy else None)))
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """The footnotes of those lines, by their number from 1."""
+        _ = self.baseline_lines, self.lines
+        return tuple(self.shown.footnotes.notes)
 
     @property
     def data(self) -> str:
         """All variants, for the script."""
-        return lazy_rows(self.table, self.columns, self.row_labels)
+        return self.shown.data(self._places)
 
-    def _line(self, place: int) -> _Line:
-        return self.table.rows[place], tuple(cells(self.table, column)[place] for column in self.columns)
+    @cached_property
+    def _places(self) -> list[int]:
+        return [place for place, row in enumerate(self.table.rows) if not row.is_baseline]
 
     @property
     def compared(self) -> tuple[VariantRow, ...]:
@@ -95,26 +99,34 @@ class _Section:
         return tuple(dict.fromkeys(row.status for row in self.variants))
 
     @cached_property
-    def row_labels(self) -> tuple[Label, ...]:
-        """Every warning on a variant; the filter refers to them by number, from 1."""
-        return tuple(dict.fromkeys(label for row in self.variants for label in row.labels))
-
-    def label_numbers(self, row: VariantRow) -> str:
-        return " ".join(str(self._numbers[label]) for label in row.labels if label in self._numbers)
-
-    @cached_property
-    def _numbers(self) -> Mapping[Label, int]:
-        return {label: number for number, label in enumerate(self.row_labels, 1)}
-
-    @property
-    def group_starts(self) -> tuple[int, ...]:
-        """The columns, counted from 1, that begin a group."""
-        spans = [span for _, span in self.groups]
-        return tuple(2 + sum(spans[:index]) for index in range(len(spans)))
+    def labels(self) -> tuple[str, ...]:
+        """Every warning on a variant, which are the first footnotes."""
+        return tuple(dict.fromkeys(label.sentence for row in self.table.rows for label in row.labels))
 
     @property
     def engines(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.engine for row in self.table.rows))
+
+    @property
+    def warning(self) -> str | None:
+        return native_warning(self.table)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What the table's figures are of, and what its signs mean."""
+        table = self.table
+        found = (
+            f"Perplexity protocol: {table.protocol}.",
+            *(f"⚠ {label.sentence}." for label in table_labels(table)),
+            noise_floor(table),
+            compared_with(table),
+            "Brackets and bars: 95% intervals; for energy, the range over processes. A bar is drawn from its column's "
+            "lowest to its highest end, the dot is the figure.",
+            f"Speed at {table.grid[0].label}." if table.grid else None,
+            terms(table),
+            "● no other variant is both smaller and closer to the baseline.",
+        )
+        return tuple(each for each in found if each)
 
 
 def html(whole: Page) -> str:
@@ -127,7 +139,7 @@ def html(whole: Page) -> str:
         cell=cell,
         script_json=_script_json,
         verdicts=get_args(Verdict),
-        first_groups=FIRST_GROUPS,
+        most_open_notes=MOST_OPEN_NOTES,
         css=source("page.css"),
         table_js=source("table.js"),
         plots_js=source("plots.js"),
@@ -136,22 +148,17 @@ def html(whole: Page) -> str:
 
 
 def _section(table: Table, answer: Answer | None) -> _Section:
-    shown = shown_columns(table)
+    shown = page_table(table)
     grid = tuple((point.label, _grid_columns(table, point)) for point in table.grid)
     return _Section(
         table,
         answer,
         shown,
-        column_groups(shown),
+        column_groups(shown.columns),
         highlights(table),
         plots_of(table),
         grid if len(grid) > 1 else (),
         breakdowns(table),
-        table_labels(table),
-        native_warning(table),
-        noise_floor(table),
-        compared_with(table),
-        terms(table),
     )
 
 

@@ -5,21 +5,28 @@
   const MOST = 100; // rows of a large table that are drawn at first
   const STEP = 500; // the most that scrolling adds at once
   const BLANK = "—";
+  const NO_BAR = 255;
   const inOrder = new Intl.Collator(undefined, {numeric: true}).compare;
   const plain = text => text.toLowerCase().replace(/\s+/g, " ");
 
   // A variant of a table that the page has as elements. A missing value has no key.
   class Drawn {
-    constructor(row) { this.row = row; }
+    constructor(row, notes) { this.row = row; this.notes = notes; }
     get status() { return this.row.dataset.status; }
     get labels() { return (this.row.dataset.labels ?? "").split(" "); }
-    get text() { return this.kept ??= plain(this.row.textContent); }
+    get text() {
+      const marks = [...this.row.querySelectorAll("sup")].map(each => each.textContent);
+      return this.kept ??= plain([this.row.textContent, ...noted(marks, this.notes)].join(" "));
+    }
     key(column) {
       const cell = this.row.cells[column], text = cell.dataset.sort ?? cell.textContent.trim();
       const number = cell.dataset.sort === undefined || column === 0 ? NaN : Number(text);
       return Number.isNaN(number) ? (text === BLANK ? undefined : text) : number;
     }
   }
+
+  // The footnotes that these numbers name.
+  const noted = (marks, notes) => marks.flatMap(each => each.match(/\d+/g) ?? []).map(number => notes[number - 1]);
 
   const element = (name, text, attributes = {}) => {
     const made = document.createElement(name);
@@ -34,16 +41,17 @@
     of(repeated) { return repeated.words[repeated.of[this.place]]; }
     get name() { return this.data.names[this.place]; }
     get status() { return this.of(this.data.statuses); }
-    get labels() { return this.data.labels[this.place].map(String); }
-    get sentences() { return this.data.labels[this.place].map(number => `⚠ ${this.data.sentences[number - 1]}`); }
+    get marks() { return this.of(this.data.labels); }
+    get labels() { return this.marks.split(" "); }
     get failed() { return this.status !== "ok"; }
     get facts() { return this.of(this.data.facts); }
     get badge() { return this.status.replaceAll("_", " "); }
     get text() {
       const {data, place} = this, marks = [data.isControl.has(place) ? "control" : "", data.isOnFront.has(place) ? "●" : ""];
       return this.kept ??= plain([
-        this.name, ...marks, ...(this.failed ? [this.badge, this.of(data.reasons)] : []), ...this.sentences,
+        this.name, ...marks, ...(this.failed ? [this.badge, this.of(data.reasons)] : []),
         ...data.cells.map(cells => cells[place]),
+        ...noted([this.marks, ...data.cells.map(cells => cells[place].split("\n", 5)[4] ?? "")], data.notes),
       ].join(" "));
     }
     key(column) {
@@ -54,20 +62,31 @@
     get row() {
       const {data, place} = this;
       const row = element("tr", "", {...(this.failed ? {class: "failed"} : {}), "data-status": this.status});
-      if (this.labels.length) row.dataset.labels = this.labels.join(" ");
+      if (this.marks) row.dataset.labels = this.marks;
       const head = element("th", `${this.name} `, {scope: "row", "data-sort": this.name});
       if (data.isControl.has(place)) head.append(element("span", "control", {class: "badge base", title: CONTROL}), " ");
       if (data.isOnFront.has(place))
         head.append(element("span", "●", {class: "front", title: FRONT, role: "img", "aria-label": "on the Pareto front"}), " ");
-      if (this.failed)
-        head.append(element("span", this.badge, {class: "badge bad"}), element("small", this.of(data.reasons), {class: "why"}));
-      head.append(...this.sentences.map(sentence => element("small", sentence)));
+      if (this.marks) head.append(element("sup", `⚠ ${this.marks}`, {class: "bad"}), " ");
+      if (this.failed) {
+        const reason = this.of(data.reasons);
+        head.append(element("span", this.badge, {class: "badge bad"}), element("small", reason, {class: "why", title: reason}));
+      }
       row.append(head, ...data.cells.map((cells, column) => {
-        const [text, interval, ...notes] = cells[place].split("\n");
-        const cell = element("td", text), number = data.key(column)?.[place] ?? NaN;
+        const [text, padding, interval, word, marks] = cells[place].split("\n");
+        const cell = element("td", ""), number = data.key(column)?.[place] ?? NaN, bars = data.bar(column);
         if (!Number.isNaN(number)) cell.dataset.sort = number;
-        if (interval) cell.append(element("small", interval));
-        cell.append(...notes.map(note => element("small", note, data.verdicts.includes(note) ? {class: note} : {})));
+        cell.append(element("span", text, padding ? {"data-padding": padding} : {}));
+        if (bars) {
+          const [low, at, high] = bars.subarray(3 * place);
+          cell.append(element("i", "", low === NO_BAR ? {} : {style: `--low:${low};--at:${at};--high:${high}`}));
+        }
+        if (interval || word || marks) {
+          const below = element("small", `${interval} `);
+          if (word) below.append(element("em", word, data.verdicts.includes(word) ? {class: word} : {}));
+          if (marks) below.append(element("sup", marks));
+          cell.append(below);
+        }
         return cell;
       }));
       return row;
@@ -76,14 +95,19 @@
   const CONTROL = "The unquantized model on this engine: what the engine changes by itself.";
   const FRONT = "No other variant is both smaller and closer to the baseline.";
 
-  const decode = text => new Float64Array(Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer);
+  const bytes = text => Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
+  const decoded = (packed, decode) => {
+    const known = new Map();
+    return column => known.get(column) ??
+      known.set(column, packed[column] === null ? undefined : decode(packed[column])).get(column);
+  };
 
   const lazyItems = source => {
-    const data = JSON.parse(source.textContent), decoded = new Map();
+    const data = JSON.parse(source.textContent);
     data.isControl = new Set(data.controls);
     data.isOnFront = new Set(data.fronts);
-    data.key = column => decoded.get(column) ??
-      decoded.set(column, data.keys[column] === null ? undefined : decode(data.keys[column])).get(column);
+    data.key = decoded(data.keys, text => new Float64Array(bytes(text).buffer));
+    data.bar = decoded(data.bars, bytes);
     return data.names.map((_, place) => new Lazy(data, place));
   };
 
@@ -102,7 +126,9 @@
     const label = tools.querySelector("[data-by=label]"), count = tools.querySelector("output");
     const more = section.querySelector(".more"), style = document.head.appendChild(document.createElement("style"));
     const source = section.querySelector("[data-rows]"), box = table.closest(".scroll");
-    const items = source ? lazyItems(source) : [...body.rows].map(row => new Drawn(row));
+    const listed = section.querySelector("[data-notes]"), first = listed ? [...listed.querySelectorAll("li")].map(each => each.textContent) : [];
+    const items = source ? lazyItems(source) : [...body.rows].map(row => new Drawn(row, first));
+    const notes = source ? items[0].data.notes : first;
     let found = items, shown = 0, all = !source;
 
     const words = () => find.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -144,21 +170,28 @@
       update();
     }));
 
-    // One CSS rule per group hides its columns, so tables of thousands of rows need not be traversed.
-    const chips = [...tools.querySelectorAll("[data-group]")];
+    // Key columns are always shown, the others of a group when its chip is pressed. CSS rules hide the rest, so tables of
+    // thousands of rows need not be traversed.
+    const chips = [...tools.querySelectorAll("[data-group]")], spans = groups.map(group => group.colSpan);
+    const keys = heads.slice(1).map(head => head.dataset.key !== undefined);
+    if (!keys.includes(true)) keys.fill(true);
     const paint = () => {
-      let column = 2;
-      const hidden = groups.flatMap((group, number) => {
-        const first = column;
-        column += group.colSpan;
-        if (chips[number].getAttribute("aria-pressed") === "true") return [];
-        const id = `#${table.id}`;
-        const cells = `:nth-child(n+${first}):nth-child(-n+${column - 1})`;
-        return [`${id} tr:not(.groups) > ${cells}`, `${id} tr.groups > :nth-child(${number + 2})`];
+      const hidden = [];
+      let column = 0;
+      groups.forEach((group, number) => {
+        const all = chips[number].getAttribute("aria-pressed") === "true", end = column + spans[number];
+        let count = 0;
+        for (; column < end; column++) all || keys[column] ? count++ : hidden.push(`#${table.id} tr:not(.groups) > :nth-child(${column + 2})`);
+        group.hidden = !count;
+        group.colSpan = count || 1;
       });
       style.textContent = hidden.length ? `${hidden.join(", ")} { display: none }` : "";
       measure();
     };
+    let column = 0;
+    chips.forEach((chip, number) => {
+      chip.hidden = keys.slice(column, column += spans[number]).every(Boolean);
+    });
     for (const chip of chips) chip.addEventListener("click", () => {
       chip.setAttribute("aria-pressed", String(chip.getAttribute("aria-pressed") !== "true"));
       paint();
@@ -171,9 +204,23 @@
       facts.querySelector("dl").append(...rest.flatMap(item => [element("dt", item.name), element("dd", item.facts)]));
     }, {once: true});
 
-    // The baseline's row sticks below the head, whose height depends on the fonts.
-    const measure = () => table.style.setProperty("--head", `${table.tHead.offsetHeight}px`);
-    new ResizeObserver(measure).observe(table.tHead);
+    // The footnotes of such variants likewise; and what a mark says, where the pointer is over it.
+    if (source && listed) listed.addEventListener("toggle", () => {
+      listed.querySelector("ol").append(...notes.slice(first.length).map(note => element("li", note)));
+    }, {once: true});
+    table.addEventListener("pointerover", event => {
+      const mark = event.target.closest("sup");
+      if (mark && !mark.title) mark.title = noted([mark.textContent], notes).join("; ");
+    });
+
+    // A table that fits has no box of its own: its head sticks to the window. The baseline's row sticks below the head,
+    // whose height depends on the fonts.
+    const measure = () => {
+      table.style.setProperty("--head", `${table.tHead.offsetHeight}px`);
+      box.classList.toggle("fits", !box.classList.contains("long") && table.offsetWidth <= box.clientWidth);
+    };
+    const resized = new ResizeObserver(measure);
+    for (const each of [table.tHead, box]) resized.observe(each);
 
     for (const control of [find, status, label]) control?.addEventListener("input", update);
     more.addEventListener("click", () => { all = true; update(); });

@@ -1,0 +1,226 @@
+"""The page's table: numbers aligned at the point, intervals as bars, notes as footnotes; rows of a large one as data.
+
+``macros.html.j2`` writes the rows, and ``table.js`` draws those that are data, so that both look the same.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from harness.figures.table import Table, VariantRow
+from harness.report import escape
+from harness.report.column import Cell, Column, cells, shown_columns, values
+from harness.report.extent import extent, is_wide, logarithms
+from harness.stats.comparison import Verdict
+from harness.stats.estimate import Estimate
+
+LONGEST_WORD, LONGEST_ALONE = 14, 26
+"""The letters of a note that has room beside an interval, and of one that has the line for itself."""
+NO_BAR = 255
+SEPARATOR = "\n"
+"""Between the parts of a cell: the figure, its padding, its interval, a word, and the numbers of its footnotes."""
+
+Bars = npt.NDArray[np.uint8]
+"""Low end, figure and high end of each row, in percent of the column's width, (rows, 3); NO_BAR without an interval."""
+
+
+class CellParts(NamedTuple):
+    """A cell. ``padding`` takes the place of the digits that the longest fraction of its column has more than it.
+
+    ``bar`` is None in a column without intervals, and empty where the cell has none. ``word`` is a short note;
+    ``marks`` are the numbers of its footnotes.
+    """
+
+    text: str
+    key: str | None
+    padding: str
+    bar: str | None
+    interval: str
+    word: str
+    marks: str
+
+
+class Line(NamedTuple):
+    """A variant's row. ``marks`` are the numbers of its labels' footnotes."""
+
+    row: VariantRow
+    marks: str
+    cells: tuple[CellParts, ...]
+
+
+@dataclass
+class Footnotes:
+    """Notes, each once, numbered from 1 as they appear."""
+
+    notes: dict[str, int] = field(default_factory=dict)
+    _known: dict[tuple[tuple[str, ...], bool], tuple[str, str]] = field(default_factory=dict)
+
+    def number(self, note: str) -> int:
+        return self.notes.setdefault(note, len(self.notes) + 1)
+
+    def of(self, cell: Cell) -> tuple[str, str]:
+        """The note that stands beside a figure, and the numbers of the others."""
+        if not cell.notes:
+            return "", ""
+        key = cell.notes, bool(cell.interval)
+        if key not in self._known:
+            self._known[key] = self._split(*key)
+        return self._known[key]
+
+    def _split(self, notes: tuple[str, ...], beside_interval: bool) -> tuple[str, str]:
+        word = notes[0].partition(" (")[0]
+        if len(word) > (LONGEST_WORD if beside_interval else LONGEST_ALONE):
+            word = ""
+        below = notes[1:] if word == notes[0] else notes
+        return word, " ".join(str(self.number(note)) for note in below)
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """The variants of a table as the page shows them."""
+
+    table: Table
+    columns: tuple[Column, ...]
+    footnotes: Footnotes
+    _paddings: tuple[tuple[str, ...], ...]
+    _bars: tuple[Bars | None, ...]
+
+    def line(self, place: int) -> Line:
+        row = self.table.rows[place]
+        return Line(
+            row, self.label_numbers(row), tuple(self._parts(number, place) for number in range(len(self.columns)))
+        )
+
+    def label_numbers(self, row: VariantRow) -> str:
+        return " ".join(str(self.footnotes.number(label.sentence)) for label in row.labels)
+
+    def data(self, places: Sequence[int]) -> str:
+        """JSON of these rows, column by column: far smaller than the elements of a table.
+
+        ``keys`` are what a column is sorted by, as little-endian doubles in base64 with NaN for none; null if all are.
+        ``bars`` are bytes in base64; null in a column without intervals.
+        """
+        rows = [self.table.rows[place] for place in places]
+        columns = [self._packed(number, places) for number in range(len(self.columns))]
+        return json.dumps(
+            {
+                "names": [_line(row.label) for row in rows],
+                "controls": _marked([row.is_control for row in rows]),
+                "fronts": _marked([row.front for row in rows]),
+                "statuses": _repeated([row.status for row in rows]),
+                "reasons": _repeated([_line(str(row.reason)) for row in rows]),
+                "labels": _repeated([self.label_numbers(row) for row in rows]),
+                "facts": _repeated([" · ".join(_line(fact.sentence) for fact in row.facts) for row in rows]),
+                "verdicts": get_args(Verdict),
+                "cells": columns,
+                "keys": [_keys([cells(self.table, column)[place] for place in places]) for column in self.columns],
+                "bars": [None if bars is None else _base64(bars[list(places)]) for bars in self._bars],
+                "notes": list(map(_line, self.footnotes.notes)),
+            },
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+
+    def _parts(self, number: int, place: int) -> CellParts:
+        cell, bars = cells(self.table, self.columns[number])[place], self._bars[number]
+        bar = None if bars is None else "" if bars[place, 0] == NO_BAR else _style(*bars[place].tolist())
+        word, marks = self.footnotes.of(cell)
+        key = None if cell.sort is None else cell.sort_key
+        return CellParts(cell.text, key, self._paddings[number][place], bar, cell.interval, word, marks)
+
+    def _packed(self, number: int, places: Sequence[int]) -> list[str]:
+        found, paddings = cells(self.table, self.columns[number]), self._paddings[number]
+        packed = []
+        for place in places:
+            cell = found[place]
+            parts = [_line(cell.text), paddings[place]]
+            if cell.interval or cell.notes:
+                word, marks = self.footnotes.of(cell)
+                parts += [_line(cell.interval), _line(word), marks]
+            packed.append(SEPARATOR.join(parts).rstrip(SEPARATOR))
+        return packed
+
+
+def page_table(table: Table) -> PageTable:
+    """The labels of the rows are the first footnotes, because the filter refers to them by number."""
+    columns = shown_columns(table)
+    footnotes = Footnotes()
+    for row in table.rows:
+        for label in row.labels:
+            footnotes.number(label.sentence)
+    paddings = tuple(_paddings([cell.text for cell in cells(table, column)]) for column in columns)
+    return PageTable(table, columns, footnotes, paddings, tuple(_bars(table, column) for column in columns))
+
+
+def _paddings(texts: Sequence[str]) -> tuple[str, ...]:
+    """What each number of a column lacks to end where the one with the most decimals does; nothing for words."""
+    decimals = [_decimals(text) for text in texts]
+    most = max((count for count in decimals if count is not None), default=0)
+    if not most:
+        return ("",) * len(texts)
+    spare = ["." * (count == 0) + "0" * (most - count) for count in range(most + 1)]
+    return tuple("" if count is None else spare[count] for count in decimals)
+
+
+def _decimals(text: str) -> int | None:
+    """The decimals of a number, none of a dash; None for other words."""
+    whole, _, decimals = text.partition(".")
+    if decimals:
+        return len(decimals) if decimals.isdecimal() else None
+    return 0 if whole[-1:].isdecimal() or not whole[1:] else None
+
+
+def _bars(table: Table, column: Column) -> Bars | None:
+    found = values(table, column)
+    ends = np.full((len(found), 3), math.nan)
+    for place, value in enumerate(found):
+        if isinstance(value, Estimate) and value.low is not None and value.high is not None and value.low < value.high:
+            ends[place] = value.low, value.value, value.high
+    known = np.isfinite(ends[:, 1])
+    if not known.any():
+        return None
+    lows, figures, highs = ends[known].T
+    if is_wide(figures):
+        lows, figures, highs = (logarithms(each, float(figures.min()) / 10) for each in (lows, figures, highs))
+    low, high = extent(figures, lows, highs, 0.0)
+    shares = (np.stack([lows, figures, highs], axis=1) - low) / (high - low)
+    bars = np.full(ends.shape, NO_BAR, dtype=np.uint8)
+    bars[known] = np.rint(100 * np.clip(np.nan_to_num(shares, nan=0.0), 0, 1)).astype(np.uint8)
+    return bars
+
+
+def _style(low: int, value: int, high: int) -> str:
+    return f"--low:{low};--at:{value};--high:{high}"
+
+
+def _keys(found: Sequence[Cell]) -> str | None:
+    numbers = np.array([math.nan if cell.sort is None else cell.sort for cell in found], dtype="<f8")
+    return None if np.isnan(numbers).all() else _base64(numbers)
+
+
+def _base64(numbers: npt.NDArray[Any]) -> str:
+    return base64.b64encode(numbers.tobytes()).decode()
+
+
+def _repeated(words: Sequence[str]) -> Mapping[str, Any]:
+    """Words that many rows share, each once, and the number of each row's."""
+    places = {word: place for place, word in enumerate(dict.fromkeys(words))}
+    return {"words": list(places), "of": [places[word] for word in words]}
+
+
+def _marked(flags: Sequence[bool]) -> list[int]:
+    return [place for place, flag in enumerate(flags) if flag]
+
+
+def _line(text: str) -> str:
+    """As the page prints it. Line ends look like spaces there; here they would separate the parts of a cell."""
+    shown = escape.visible(escape.bounded(text))
+    return shown if shown.isprintable() else " ".join(shown.split())
