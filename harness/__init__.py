@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.api.history import history as history
     from harness.api.plan import plan as plan
     from harness.api.recommend import recommend as recommend
+    from harness.api.replay import replay as replay
     from harness.api.report import write_report as write_report
     from harness.api.results import load_results as load_results
     from harness.api.run import run as run
@@ -27,10 +28,22 @@ _HOMES = {
     "load_results": "harness.api.results:load_results",
     "plan": "harness.api.plan:plan",
     "recommend": "harness.api.recommend:recommend",
+    "replay": "harness.api.replay:replay",
     "run": "harness.api.run:run",
     "write_report": "harness.api.report:write_report",
 }
-__all__ = ["bundle", "compare", "history", "load_recipe", "load_results", "plan", "recommend", "run", "write_report"]
+__all__ = [
+    "bundle",
+    "compare",
+    "history",
+    "load_recipe",
+    "load_results",
+    "plan",
+    "recommend",
+    "replay",
+    "run",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:

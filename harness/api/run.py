@@ -58,6 +58,33 @@ def run(
     says where it was kept, and the next call takes it in. A failed run is one of the returned records.
     """
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    return run_part(
+        chosen,
+        results,
+        cache,
+        pythons,
+        allow_leak,
+        paranoid,
+        executor=executor,
+        create_stacks=create_stacks,
+        on_event=on_event,
+    )
+
+
+def run_part(
+    chosen: Recipe,
+    results: str | Path,
+    cache: str | Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+    allow_leak: bool = False,
+    paranoid: bool = False,
+    *,
+    part: Callable[[Sequence[PlannedRun]], Sequence[PlannedRun]] = lambda planned: planned,
+    executor: ExecutorChoice = THIS_MACHINE,
+    create_stacks: Callable[[str], None] | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> tuple[RunRecord, ...]:
+    """As ``run``, but only the ``part`` of the plan that the caller chooses; nothing happens if it chooses none."""
     site = local_site(cache, pythons, chosen.device)
     if site.artifacts.shared is not None:
         site.artifacts.shared.refuse_unreachable()
@@ -79,6 +106,9 @@ def run(
         planned = _fetched_plan(chosen, opened, allow_leak)
         if create_stacks is not None and _create_missing(planned, opened.stacks, create_stacks):
             planned = _fetched_plan(chosen, opened, allow_leak)
+        planned = tuple(part(planned))
+        if not planned:
+            return ()
         price = hourly_price(chosen)
         expect = partial(_forecast, planned, opened, site.artifacts.root, store, price)
         with ProgressNote(store, [each.spec for each in planned]) as note:

@@ -27,6 +27,7 @@ from harness.cli.commands import (
     plan,
     recommend,
     repair,
+    replay,
     report,
     run,
     selfcheck,
@@ -61,6 +62,7 @@ for command in (
     repair.repair,
     merge.merge,
     bundle.bundle,
+    replay.replay,
     selfcheck.selfcheck,
 ):
     app.command()(command)

@@ -1,0 +1,188 @@
+"""``harness.replay``: runs again what a bundle measured, and says which of its figures agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.analysis.regression import Regression, track
+from harness.analysis.regression.cases import Case, cases
+from harness.analysis.regression.endings import title
+from harness.api.bundle import RESULTS
+from harness.api.run import run_part
+from harness.api.verify_bundle import refuse_unverified
+from harness.core.foreign import shown
+from harness.core.model import ModelRef
+from harness.core.owner import temporary_folder
+from harness.core.record import RunRecord
+from harness.core.run import RunSpec
+from harness.core.workload import TextRef
+from harness.errors import ExitCode, ResultsError, SourceError, UsageError
+from harness.execution.events import Event
+from harness.models.sources import inspect
+from harness.planning.plan import PlannedRun
+from harness.planning.recipe_of import recipe_of
+from harness.recipe import Model, Recipe
+from harness.storage.bundle import open_bundle
+from harness.storage.checksums import file_sha256
+from harness.storage.reading import all_records, read_results
+from harness.text.sources import DATA
+
+
+@dataclass(frozen=True)
+class Replay:
+    """``regression`` compares the bundle with its replay; None if nothing of it could be run here.
+
+    ``left_out`` says why, for each case that was not run again: its figures are incomparable.
+    """
+
+    regression: Regression | None
+    left_out: Mapping[str, str]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """As that of a comparison; what was not run again is not known to agree."""
+        if self.regression is None:
+            return ExitCode.INCONCLUSIVE
+        code = self.regression.exit_code
+        return ExitCode.INCONCLUSIVE if code == ExitCode.OK and self.left_out else code
+
+
+@dataclass(frozen=True)
+class _Here:
+    """Where on this machine models and texts are that have a content; ``given`` are paths that the user named."""
+
+    given: Sequence[Path]
+    _found: dict[str, str | None] = field(default_factory=dict)
+
+    def place(self, content: ModelRef | TextRef) -> str | None:
+        """The path of a model or a text, or its id on a hub; None if it is not here."""
+        if isinstance(content, ModelRef):
+            key, find = content.content, self._model
+        else:
+            key, find = content.sha256 or "", self._text
+        if key not in self._found:
+            self._found[key] = find(content)  # type: ignore[arg-type]  # each by its own kind
+        return self._found[key]
+
+    def _model(self, model: ModelRef) -> str | None:
+        if model.kind in ("hub", "synthetic"):
+            return model.id
+        for name in (model.id, model.path, *map(str, self.given)):
+            with suppress(SourceError, OSError):
+                where = name if name.startswith("package:") else str(Path(name).expanduser().absolute())
+                if inspect(Model(id=where), Path.cwd()).ref.content == model.content:
+                    return where
+        return None
+
+    def _text(self, text: TextRef) -> str | None:
+        paths = [DATA / f"{text.id}.txt", *([Path(text.path).expanduser()] if text.path else []), *self.given]
+        for path in paths:
+            with suppress(SourceError, OSError):
+                if path.is_file() and file_sha256(path) == text.sha256:
+                    return str(path.absolute())
+        return None
+
+    def missing(self, spec: RunSpec) -> str | None:
+        """What a run reads that is not here; None if all is."""
+        for model in spec.job.models:
+            if self.place(model) is None:
+                return f"the model {model.label} ({model.content[:12]}) is not here; name its folder: --from PATH"
+        for text in spec.job.texts:
+            if text.hub is None and self.place(text) is None:
+                return f"the text {text.id} ({(text.sha256 or '')[:12]}) is not here; name its file: --from PATH"
+        return None
+
+
+def replay(
+    bundle: str | Path,
+    results: str | Path = "replays",
+    sources: Iterable[str | Path] = (),
+    cache: str | Path | None = None,
+    pythons: Mapping[str, Path] | None = None,
+    *,
+    strict: bool = False,
+    create_stacks: Callable[[str], None] | None = None,
+    on_event: Callable[[Event], None] = lambda event: None,
+) -> Replay:
+    """Runs what a bundle measured on this machine, as far as it can, and compares: BASE is the bundle.
+
+    Each question that ended well is asked again, as often as it was, by the recipe that follows from its records.
+    Models and texts are those with the same content, wherever they are: where the bundle's recipe had them, on a hub,
+    or at one of the paths ``sources``. The records are kept in the folder ``results``; a repeated call resumes.
+    ``strict`` gates every metric. Raises ResultsError, and runs nothing, for a bundle that is not as it was written.
+    """
+    path = Path(bundle)
+    refuse_unverified(path)
+    with temporary_folder() as folder, open_bundle(path) as opened:
+        opened.unpack(RESULTS, folder)
+        base = all_records(read_results(folder))
+        asked = {case_id: case for case_id, case in cases(base).items() if case.well}
+        if not asked:
+            raise ResultsError(
+                f"{shown(path)}: no run that measures a variant ended well, so there is nothing to replay"
+            )
+        here = _Here([Path(each).expanduser() for each in sources])
+        reasons: dict[str, str] = {}
+        head: list[RunRecord] = []
+        for name in sorted({case.spec.recipe for case in asked.values()}):
+            part = {case_id: case for case_id, case in asked.items() if case.spec.recipe == name}
+            reasons |= {case_id: why for case_id, case in part.items() if (why := here.missing(case.spec))}
+            part = {case_id: case for case_id, case in part.items() if case_id not in reasons}
+            if not part:
+                continue
+            chosen = _Part(part, reasons)
+            try:
+                recipe = Recipe.model_validate_json(json.dumps(recipe_of(_specs(part, base), here.place)))
+                leak = any(getattr(case.spec.job, "allow_leak", False) for case in part.values())
+                head += run_part(
+                    recipe,
+                    results,
+                    cache,
+                    pythons,
+                    leak,
+                    part=chosen.of,
+                    create_stacks=create_stacks,
+                    on_event=on_event,
+                )
+            except UsageError as error:
+                reasons |= dict.fromkeys(part, str(error))
+        compared = [record for record in base if record.spec.case_id not in reasons]
+        names = (shown(path), shown(str(results)))
+        regression = track(compared, head, names=names, strict=strict) if head and compared else None
+    return Replay(regression, {title(asked[case_id]): why for case_id, why in reasons.items()})
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The part of a plan that asks what these cases asked, and what it needs; ``reasons`` gets what cannot be asked."""
+
+    asked: Mapping[str, Case]
+    reasons: dict[str, str]
+
+    def of(self, planned: Sequence[PlannedRun]) -> list[PlannedRun]:
+        repetitions = {case_id: {run.spec.repetition for run in case.well} for case_id, case in self.asked.items()}
+        mine = [run for run in planned if run.spec.repetition in repetitions.get(run.spec.case_id, ())]
+        answered = {run.spec.case_id for run in mine}
+        self.reasons.update(
+            dict.fromkeys(self.asked.keys() - answered, "the recipe's other runs are asked in another way")
+        )
+        self.reasons.update({run.spec.case_id: run.unsupported for run in mine if run.unsupported})
+        kept = {run.spec.run_id for run in mine if not run.unsupported}
+        needed = set(kept)
+        for run in reversed(planned):
+            if run.spec.run_id in needed:
+                needed |= set(run.spec.needs.values())
+        timed = any(run.spec.throughput for run in mine if run.spec.run_id in kept)
+        return [run for run in planned if run.spec.run_id in needed or (timed and run.spec.kind == "machine")]
+
+
+def _specs(asked: Mapping[str, Case], records: Sequence[RunRecord]) -> list[RunSpec]:
+    """The runs of these cases and those that they need, whose settings a recipe also gives; oldest first."""
+    specs = {record.spec.run_id: record.spec for record in records}
+    own = [run.spec for case in asked.values() for run in case.well]
+    needed = {run_id for spec in own for run_id in spec.needs.values()}
+    return [*(spec for run_id, spec in specs.items() if run_id in needed), *own]

@@ -1,0 +1,43 @@
+"""The output of ``qharness replay``: what was not run again and why, the comparison, and how many figures agree."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from harness.report.terminal import print_json, say
+from harness.storage.anonymizer import Anonymizer
+
+if TYPE_CHECKING:
+    from harness.api.replay import Replay
+
+AGREEMENT = {
+    "unchanged": "agree within noise",
+    "improved": "differ",
+    "regressed": "differ",
+    "inconclusive": "are undecided: too few values to tell",
+    "incomparable": "are incomparable",
+}
+"""What a verdict of a comparison says about a replay, in which nothing should be better either."""
+
+
+def show(found: Replay, as_json: bool) -> None:
+    anonymizer = Anonymizer.for_terminals()
+    left_out = {title: anonymizer.message(why) for title, why in found.left_out.items()}
+    if as_json:
+        from harness.report.comparison import render
+
+        compared = None if found.regression is None else json.loads(render(found.regression, "json"))
+        print_json({"left_out": left_out, "comparison": compared})
+        return
+    for title, why in left_out.items():
+        say(f"not run again: {title}: {why}")
+    if found.regression is None:
+        say("nothing of it could be run here")
+        return
+    from harness.report.comparison.terminal import show as show_comparison
+
+    show_comparison(found.regression)
+    counts = Counter(AGREEMENT[each.verdict] for each in found.regression.findings)
+    say("; ".join(f"{count} figures {words}" for words, count in counts.items()))

@@ -1,0 +1,168 @@
+"""The recipe that asks what runs asked: ``plan``'s inverse, for runs whose recipe is not at hand.
+
+Records hold all that a recipe says but how it said it: lists of values are entries of their own, and everything is
+written out. If the runs are of recipes that differ in what all of their variants share, such as the seed, the last run
+decides: those that it does not suit are not planned, which ``case_id`` tells.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from harness import plugins as registry
+from harness.core.job import AnswerTask, MakeReference, MeasurePerformance, MeasureQuality, VariantJob
+from harness.core.model import MethodRef, ModelRef
+from harness.core.run import RunSpec
+from harness.core.workload import CalibrationRef, PerplexityWorkload, TaskWorkload, TextRef
+from harness.errors import UsageError
+from harness.text.sources import TEXTS
+
+T = TypeVar("T")
+Place = Callable[[ModelRef | TextRef], str | None]
+"""Where a model or a text is; None for where the recipe said."""
+
+
+def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None) -> dict[str, Any]:
+    """The recipe's data, as a YAML file would hold it. ``specs`` are runs of one recipe, oldest first.
+
+    Raises UsageError if none of them is of a variant.
+    """
+    jobs = [spec.job for spec in specs if isinstance(spec.job, VariantJob)]
+    if not jobs:
+        raise UsageError("no run is of a variant, so there is no recipe that asks for it")
+    measured = [job for job in jobs if job.measures_variant] or jobs
+    last, variants = jobs[-1], [job.variant for job in jobs]
+    rows = [job.variant for job in jobs if job.row_rank is not None] or variants
+    timed = [job for job in jobs if isinstance(job, MeasurePerformance)]
+    scoped = [each for each in variants if each.skip or each.overrides]
+    calibrated = [each.calibration for each in variants if each.calibration is not None]
+    repetitions = 1 + max(spec.repetition for spec in specs)
+    limits = _set(time=specs[-1].limits.time_s, memory=specs[-1].limits.memory_bytes)
+    prices = [spec.readers.price for spec in specs if spec.readers.price is not None]
+    gates = [dict(spec.readers.gates) for spec in specs if spec.readers.gates]
+    scope: dict[str, Any] = {"quantize": last.variant.scope}
+    if scoped:
+        own = scoped[-1]
+        scope |= {"skip": list(own.skip), "overrides": {name: dict(each) for name, each in own.overrides.items()}}
+    return _set(
+        name=specs[-1].recipe,
+        models=_distinct(_model(each.model, place) for each in variants),
+        methods=_distinct(_method(each.method, place) for each in rows),
+        engines=_distinct(_named(job.variant.engine, dict(job.variant.engine_params)) for job in measured),
+        measure=_measure(specs, jobs, place),
+        baseline=_method(last.baseline, place),
+        repetitions=repetitions if timed else None,
+        limits=limits or None,
+        scope=scope,
+        calibration=_calibration(calibrated[-1], place) if calibrated else None,
+        device=last.conditions.device,
+        devices=last.conditions.devices,
+        threads=last.conditions.threads,
+        attention=last.conditions.attention,
+        seed=last.variant.seed,
+        kv_cache=_distinct(job.variant.kv_cache for job in measured),
+        decode_mode=_distinct(job.decode_mode for job in timed) or None,
+        price=asdict(prices[-1]) if prices else None,
+        gates=gates[-1] if gates else None,
+    )
+
+
+def _measure(specs: Sequence[RunSpec], jobs: Sequence[VariantJob], place: Place) -> dict[str, Any]:
+    quality = [job for job in jobs if isinstance(job, MeasureQuality | MakeReference)]
+    timed = [job for job in jobs if isinstance(job, MeasurePerformance)]
+    tasks = [job.task for job in jobs if isinstance(job, AnswerTask)]
+    grids = [job.throughput for job in timed if job.throughput is not None]
+    budgets = [spec.readers.budget_bytes for spec in specs if spec.readers.budget_bytes is not None]
+    observed = [each for job in quality if isinstance(job, MeasureQuality) for each in job.observers]
+    plugins = [*observed, *(each for job in timed for each in job.workloads)]
+    divergence = any(isinstance(job, MakeReference) or job.divergence for job in quality)
+    grid = {name: value for name, value in asdict(grids[-1]).items() if name != "decode_mode"} if grids else None
+    return {each.name: dict(each.params) for each in plugins} | _set(
+        perplexity=_distinct(_perplexity(job.perplexity, place) for job in quality if job.perplexity) or None,
+        divergence={} if divergence else None,
+        memory=_set(budget=budgets[-1] if budgets else None) if any(job.conditions.memory for job in jobs) else None,
+        throughput={name: list(each) if isinstance(each, tuple) else each for name, each in grid.items()}
+        if grid
+        else None,
+        tasks=_distinct(_task(each, place) for each in tasks) or None,
+        energy={} if any(job.energy for job in timed) else None,
+    )
+
+
+def _model(model: ModelRef, place: Place) -> dict[str, Any]:
+    entry = _set(
+        id=place(model) or model.id,
+        label=model.label,
+        dtype=model.dtype,
+        revision=model.revision,
+        degrid=model.degrid,
+        native="dequantize" if model.dequantize else None,
+        trust_remote_code=model.trust_remote_code or None,
+    )
+    return entry | ({"config": dict(model.config), "seed": model.seed} if model.kind == "synthetic" else {})
+
+
+def _method(method: MethodRef, place: Place) -> dict[str, Any] | str:
+    """The parameters that the label shows, or that differ from the defaults; of a published checkpoint, its place."""
+    defaults = {name: each.default for name, each in registry.method(method.name).params.model_fields.items()}
+    shown = set(re.findall(r"(?:^|\s)(\w+)(?==|\s|$)", method.label.partition(" ")[2]))
+    kept = {
+        name: value for name, value in method.params.items() if name in shown or value != defaults.get(name, object())
+    }
+    if method.published is not None:
+        kept["id"] = place(method.published) or kept["id"]
+        kept |= {"trust_remote_code": True} if method.published.trust_remote_code else {}
+    return _named(method.name, kept | ({"stack": method.stack} if method.stack else {}))
+
+
+def _perplexity(workload: PerplexityWorkload, place: Place) -> dict[str, Any]:
+    settings = {name: value for name, value in asdict(workload).items() if name != "text"}
+    return {"text": _text(workload.text, place)} | _set(**settings)
+
+
+def _task(task: TaskWorkload, place: Place) -> dict[str, Any]:
+    beside = ("name", "definition", "own", "data", "fewshot_data")
+    settings = {name: value for name, value in asdict(task).items() if name not in beside and value is not False}
+    return _set(
+        name=task.definition if task.own is not None else task.name,
+        data=_file(task.data, place) if task.data else None,
+        fewshot_data=_file(task.fewshot_data, place) if task.fewshot_data else None,
+        **settings,
+    )
+
+
+def _calibration(ref: CalibrationRef, place: Place) -> dict[str, Any]:
+    settings = {name: value for name, value in asdict(ref).items() if name != "text"}
+    return {"text": _text(ref.text, place), **settings}
+
+
+def _text(text: TextRef, place: Place) -> dict[str, Any]:
+    if text.hub is not None:
+        return _set(hub=text.hub, config=text.config, split=text.split, revision=text.revision, field=text.field)
+    found = place(text)
+    source = {"name": text.id} if text.id in TEXTS and found is None else {"file": found or _file(text, place)}
+    return source | ({"field": text.field} if text.field != "text" else {})
+
+
+def _file(text: TextRef, place: Place) -> str:
+    return place(text) or text.path or text.id
+
+
+def _named(name: str, params: Mapping[str, Any]) -> dict[str, Any] | str:
+    return {name: dict(params)} if params else name
+
+
+def _set(**values: Any) -> dict[str, Any]:
+    """Those that say something."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _distinct(values: Iterable[T]) -> list[T]:
+    found: list[T] = []
+    for each in values:
+        if each not in found:
+            found.append(each)
+    return found

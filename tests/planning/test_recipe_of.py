@@ -1,0 +1,97 @@
+"""``recipe_of`` undoes ``plan``: the recipe that it makes of runs asks the same questions and no other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.api.plan import plan
+from harness.core.run import RunSpec
+from harness.core.site import Machine
+from harness.errors import UsageError
+from harness.planning.recipe_of import recipe_of
+from harness.recipe import Recipe, load_recipe
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CPU = Machine("cpu", "a test", memory_bytes=2**36)
+
+
+def planned(recipe: Recipe) -> list[RunSpec]:
+    return [run.spec for run in plan(recipe, CPU)]
+
+
+def again(specs: Sequence[RunSpec], place: Any = lambda content: getattr(content, "path", None)) -> list[RunSpec]:
+    return planned(Recipe.model_validate_json(json.dumps(recipe_of(specs, place))))
+
+
+def asked(specs: Sequence[RunSpec]) -> set[tuple[str, int, str]]:
+    """What is asked, how often, and as whom a table shows it."""
+    return {(each.case_id, each.repetition, each.title) for each in specs}
+
+
+@pytest.mark.parametrize("name", ["example", "methods-cpu", "synthetic-llama", "synthetic-bits"])
+def test_the_recipe_of_a_plan_plans_the_same(name: str) -> None:
+    specs = planned(load_recipe(RECIPES / f"{name}.yaml"))
+    assert asked(again(specs)) == asked(specs)
+
+
+def test_every_setting_of_a_recipe_is_found_again(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("Some text of mine.\n" * 50)
+    recipe = {
+        "name": "all",
+        "models": [{"id": str(tiny), "label": "first", "dtype": "float32", "degrid": 3}, str(tiny)],
+        "methods": [
+            "none",
+            {"rtn": {"bits": [8, 4], "group_size": 32, "symmetric": True}},
+            {"gptq": {"group_size": 32}},
+        ],
+        "engines": ["transformers", {"llamacpp": {"threads": [1, 2]}}],
+        "baseline": {"none": {"dtype": "float32"}},
+        "kv_cache": ["model", "int8"],
+        "decode_mode": ["eager", "compiled"],
+        "scope": {"quantize": "decoder", "skip": "*.down_proj", "overrides": {"*.o_proj": {"bits": 8}}},
+        "calibration": {"text": "demo_calibration", "samples": 4, "length": 32, "seed": 7},
+        "measure": {
+            "perplexity": [
+                {"text": str(tmp_path / "own.txt"), "context": 32, "protocol": "sliding", "stride": 8, "windows": 3},
+                {"text": "demo", "context": 64, "bos": "never"},
+            ],
+            "divergence": {},
+            "memory": {"budget": "1GiB"},
+            "energy": {},
+            "throughput": {"batch_sizes": [1, 2], "prompt_tokens": [8, 16], "new_tokens": 4, "warmup": 2},
+        },
+        "repetitions": 2,
+        "limits": {"time": "90s", "memory": "2GiB"},
+        "device": "cpu",
+        "threads": 1,
+        "attention": "eager",
+        "seed": 5,
+        "price": {"per_hour": 2.5, "currency": "EUR"},
+        "gates": {"perplexity": "0.5%"},
+    }
+    specs = planned(Recipe.model_validate_json(json.dumps(recipe)))
+    found = again(specs)
+    assert asked(found) == asked(specs)
+    assert {json.dumps(str((each.limits, each.readers))) for each in found} == {
+        json.dumps(str((each.limits, each.readers))) for each in specs
+    }
+    assert {each.run_id for each in found} == {each.run_id for each in specs}
+
+
+def test_models_and_texts_may_be_elsewhere(tiny: Path, tmp_path: Path) -> None:
+    specs = planned(load_recipe(RECIPES / "example.yaml"))
+    moved = {specs[-1].model.content: "/elsewhere/model"}
+    data = recipe_of(specs, lambda content: moved.get(getattr(content, "content", "")))
+    assert [model["id"] for model in data["models"]] == ["/elsewhere/model"]
+    assert data["measure"]["perplexity"][0]["text"] == {"name": "demo"}
+
+
+def test_runs_of_no_variant_have_no_recipe() -> None:
+    machine = [each for each in planned(load_recipe(RECIPES / "example.yaml")) if each.kind == "machine"]
+    with pytest.raises(UsageError, match="no run is of a variant"):
+        recipe_of(machine)
