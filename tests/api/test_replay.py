@@ -46,9 +46,9 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory, sweep_type: Any) 
 
 
 def test_all_figures_of_a_replay_agree(made: tuple[Path, Path], tmp_path: Path) -> None:
-    path, _ = made
+    path, model = made
     assert {each.state for each in verify(path)} == {"ok"}
-    found = replay(path, tmp_path / "replays", cache=tmp_path / "cache")
+    found = replay(path, tmp_path / "replays", [model], tmp_path / "cache")
     assert found.left_out == {}
     assert found.regression is not None
     assert {each.metric for each in found.regression.findings} >= {"perplexity", "kl"}
@@ -57,30 +57,25 @@ def test_all_figures_of_a_replay_agree(made: tuple[Path, Path], tmp_path: Path) 
     sessions = found.regression.base.sessions, found.regression.head.sessions
     assert set(sessions[0]).isdisjoint(sessions[1]), "it was measured again"
     ended = CliRunner().invoke(
-        app, ["replay", str(path), "--results", str(tmp_path / "replays"), "--cache", str(tmp_path / "cache")]
+        app,
+        ["replay", str(path), "--results", str(tmp_path / "replays"), "--cache", str(tmp_path / "cache")]
+        + ["--from", str(model)],
     )
     assert ended.exit_code == ExitCode.OK, ended.output
     assert f"{len(found.regression.findings)} figures agree within noise" in ended.stdout
 
 
-def test_a_model_is_found_by_its_content_and_what_is_missing_is_named(
-    made: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path, model = made
-    moved = tmp_path / "moved"
-    shutil.copytree(model, moved)
-    hidden = model.rename(model.with_name("hidden"))
-    try:
-        nothing = replay(path, tmp_path / "nothing", cache=tmp_path / "cache")
-        assert nothing.regression is None
-        assert nothing.exit_code == ExitCode.INCONCLUSIVE
-        assert len(nothing.left_out) == 3
-        assert all("the model tiny" in why and "--from" in why for why in nothing.left_out.values())
-        found = replay(path, tmp_path / "replays", [moved], cache=tmp_path / "cache")
-        assert found.regression is not None
-        assert {each.verdict for each in found.regression.findings} == {"unchanged"}
-    finally:
-        hidden.rename(model)
+def test_a_model_is_known_by_its_content_and_what_is_missing_is_named(made: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(made[1], other)
+    settings = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**settings, "rms_norm_eps": 1e-3}))
+    nothing = replay(made[0], tmp_path / "replays", [other, tmp_path / "missing"], tmp_path / "cache")
+    assert nothing.regression is None
+    assert nothing.exit_code == ExitCode.INCONCLUSIVE
+    assert len(nothing.left_out) == 4
+    assert all("the model tiny" in why and "--from" in why for why in nothing.left_out.values())
+    assert not (tmp_path / "replays").exists()
 
 
 def test_nothing_of_a_bundle_that_was_changed_is_run(
@@ -122,7 +117,7 @@ def test_a_figure_that_was_forged_does_not_agree(made: tuple[Path, Path], tmp_pa
         Store(forged).save(replace(record, outcome=replace(record.outcome, measurements=measurements)))
     path = bundle(forged, tmp_path / "forged.qh.zip").path
     assert {each.state for each in verify(path)} == {"ok"}
-    found = replay(path, tmp_path / "replays", cache=tmp_path / "cache")
+    found = replay(path, tmp_path / "replays", [made[1]], tmp_path / "cache")
     assert found.regression is not None
     verdicts = {each.verdict for each in found.regression.findings if each.metric == "perplexity"}
     assert verdicts == {"regressed"}
