@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from harness.api.compare import compare as compare
     from harness.api.history import history as history
     from harness.api.plan import plan as plan
+    from harness.api.pool import pool as pool
     from harness.api.recommend import recommend as recommend
     from harness.api.replay import replay as replay
     from harness.api.report import write_report as write_report
@@ -27,6 +28,7 @@ _HOMES = {
     "load_recipe": "harness.recipe:load_recipe",
     "load_results": "harness.api.results:load_results",
     "plan": "harness.api.plan:plan",
+    "pool": "harness.api.pool:pool",
     "recommend": "harness.api.recommend:recommend",
     "replay": "harness.api.replay:replay",
     "run": "harness.api.run:run",
@@ -39,6 +41,7 @@ __all__ = [
     "load_recipe",
     "load_results",
     "plan",
+    "pool",
     "recommend",
     "replay",
     "run",

@@ -14,14 +14,11 @@ from harness.core.foreign import shown
 from harness.core.owner import current_owner
 from harness.errors import ResultsError, StorageError, UsageError
 from harness.report.derived_files import derived_files, report_code
-from harness.storage.bundle import SUFFIX, write_bundle
+from harness.storage.bundle import RESULTS, SUFFIX, write_bundle
 from harness.storage.disk import Disk
 from harness.storage.reading import attempt_folders, read_attempt
 from harness.storage.repair import files_of
 from harness.storage.signature import sign
-
-RESULTS = "results"
-"""The folder of a bundle with the attempts, as in a results folder."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Results where a user says they are: in a folder, or at a URL such as ``s3://bucket/results``."""
+"""Results where a user says they are: in a folder, at a URL such as ``s3://bucket/results``, or in a bundle."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.host.machine import cache_folder
 from harness.storage.anonymizer import Anonymizer
+from harness.storage.bundle import is_bundle, unpacked
 from harness.storage.objects import is_url, local_path
 from harness.storage.reading import Contents, read_results, refuse_empty
 from harness.storage.remote import open_store
@@ -13,15 +14,24 @@ from harness.storage.store import Store
 
 MIRRORS = "remote"
 """The folder of the cache with copies of what was read at URLs."""
+BUNDLES = "bundles"
+"""The folder of the cache with what bundles hold, by their hash."""
 
 
 def open_results(location: str | Path, cache: Path | None = None, anonymizer: Anonymizer | None = None) -> Store:
-    """The results at a place, to be written or read. Raises UsageError for a URL that cannot be used."""
+    """The results at a place, to be written or read; of a bundle a copy, which is only read.
+
+    Raises UsageError for a URL that cannot be used, and ResultsError for a bundle that is not as it was written.
+    """
+    if is_bundle(location):
+        return Store(unpacked(local_path(location), (cache or cache_folder()) / BUNDLES))
     return open_store(location, (cache or cache_folder()) / MIRRORS, anonymizer)
 
 
 def read_location(location: str | Path) -> Contents:
     """The records at a place. Raises ResultsError if there is nothing, or none can be read there."""
+    if is_bundle(location):
+        return read_results(open_results(location).root)
     if not is_url(location):
         return read_results(local_path(location))
     return refuse_empty(open_results(location).read(), str(location))

@@ -11,7 +11,6 @@ from pathlib import Path
 from harness.analysis.regression import Regression, track
 from harness.analysis.regression.cases import Case, cases
 from harness.analysis.regression.endings import title
-from harness.api.bundle import RESULTS
 from harness.api.run import run_part
 from harness.api.verify_bundle import refuse_unverified
 from harness.core.foreign import shown
@@ -26,7 +25,7 @@ from harness.models.sources import inspect
 from harness.planning.plan import PlannedRun
 from harness.planning.recipe_of import recipe_of
 from harness.recipe import Model, Recipe
-from harness.storage.bundle import open_bundle
+from harness.storage.bundle import RESULTS, open_bundle
 from harness.storage.checksums import file_sha256
 from harness.storage.reading import all_records, read_results
 from harness.text.sources import DATA
@@ -60,12 +59,10 @@ class _Here:
 
     def place(self, content: ModelRef | TextRef) -> str | None:
         """The path of a model or a text, or its id on a hub; None if it is not here."""
-        if isinstance(content, ModelRef):
-            key, find = content.content, self._model
-        else:
-            key, find = content.sha256 or "", self._text
+        key = content.content if isinstance(content, ModelRef) else content.sha256 or content.id
         if key not in self._found:
-            self._found[key] = find(content)  # type: ignore[arg-type]  # each by its own kind
+            found = self._model(content) if isinstance(content, ModelRef) else self._text(content)
+            self._found[key] = found
         return self._found[key]
 
     def _model(self, model: ModelRef) -> str | None:

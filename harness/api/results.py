@@ -17,6 +17,7 @@ from harness.core.record import Damaged, Measurement, RunRecord
 from harness.errors import ResultsError, UsageError
 from harness.plugins import plugin_figures
 from harness.storage.anonymizer import Anonymizer
+from harness.storage.bundle import is_bundle
 from harness.storage.entry import Arrays, kind_of, kind_text, names_of, protocol_of
 from harness.storage.objects import is_url, local_path
 from harness.storage.reading import Contents, uncollected
@@ -151,7 +152,7 @@ def _named(
     """As comparisons and histories show them: they are published, so they do not name the user."""
     anonymizer = Anonymizer.for_terminals()
     named = NamedRecords(anonymizer.path(name), tuple(records), tuple(map(anonymizer.damaged, damaged)))
-    if not seals or is_url(location):
+    if not seals or is_url(location) or is_bundle(location):
         return named
     return replace(named, folder=local_path(location), seals=seals, in_folder=in_folder)
 

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from harness.api.bundle import RESULTS
 from harness.api.checked import Checked, attempts
 from harness.core.foreign import shown
 from harness.core.owner import temporary_folder
 from harness.errors import ResultsError
 from harness.report.derived_files import TABLE, derived_files, report_code, unlike_tables
-from harness.storage.bundle import SIGNATURE, Bundle, open_bundle
+from harness.storage.bundle import RESULTS, SIGNATURE, Bundle, open_bundle
 from harness.storage.reading import all_records, read_results
 from harness.storage.signature import check_signature
 

@@ -18,11 +18,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 from harness.core.foreign import open_file, parse_json, quoted, shortened, shown
-from harness.errors import ResultsError
+from harness.core.owner import current_owner
+from harness.errors import ResultsError, StorageError
+from harness.storage.checksums import file_sha256
+from harness.storage.disk import Disk
 from harness.storage.json_codec import decode
 from harness.storage.seal import MAX_BYTES, FileSeal, file_seal
 
 SUFFIX = ".qh.zip"
+RESULTS = "results"
+"""The folder of a bundle with the attempts, as in a results folder."""
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 FORMAT = 1
 MAX_FILES = 500_000
@@ -180,6 +185,32 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
             raise ResultsError(f"{shown(path)}: no zip file, or a damaged one: {shortened(str(fault))}") from None
         with archive:
             yield Bundle(path, archive, _checked(path, archive))
+
+
+def unpacked(path: Path, folder: Path) -> Path:
+    """The results of a bundle, in a folder below ``folder`` that has its hash for a name: it is unpacked once.
+
+    Raises ResultsError, with the file, for a bundle that is not as its manifest says.
+    """
+    with open_bundle(path) as bundle:
+        target = folder / file_sha256(path)
+        if target.is_dir():
+            return target
+        if (misfit := next(bundle.misfits(), None)) is not None:
+            raise ResultsError(f"{shown(path)}/{misfit.name}: {misfit.reason}; see 'qharness verify'")
+        disk = Disk()
+        part = folder / f".{target.name}.{current_owner()}.part"
+        try:
+            part.mkdir(parents=True)
+            bundle.unpack(RESULTS, part)
+            part.rename(target)
+        except OSError as error:
+            if target.is_dir():  # another process unpacked it meanwhile
+                return target
+            raise StorageError(f"{shown(folder)}: cannot unpack {shown(path)}: {error.strerror or error}") from None
+        finally:
+            disk.remove(part)
+        return target
 
 
 def _checked(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:

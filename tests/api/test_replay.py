@@ -56,11 +56,9 @@ def test_all_figures_of_a_replay_agree(made: tuple[Path, Path], tmp_path: Path) 
     assert found.exit_code == ExitCode.OK
     sessions = found.regression.base.sessions, found.regression.head.sessions
     assert set(sessions[0]).isdisjoint(sessions[1]), "it was measured again"
-    ended = CliRunner().invoke(
-        app,
-        ["replay", str(path), "--results", str(tmp_path / "replays"), "--cache", str(tmp_path / "cache")]
-        + ["--from", str(model)],
-    )
+    options = {"--results": tmp_path / "replays", "--cache": tmp_path / "cache", "--from": model}
+    words = [str(word) for option in options.items() for word in option]
+    ended = CliRunner().invoke(app, ["replay", str(path), *words])
     assert ended.exit_code == ExitCode.OK, ended.output
     assert f"{len(found.regression.findings)} figures agree within noise" in ended.stdout
 

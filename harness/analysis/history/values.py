@@ -8,6 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.analysis.comparability import (
+    MACHINE,
+    Comparability,
+    conditions_of_items,
+    conditions_of_measurement,
+)
 from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.regression import exact, paired, processes
 from harness.analysis.regression.cases import Case
@@ -69,6 +75,20 @@ def conditions_of(case: Case, value: CaseValue) -> Mapping[str, str]:
     return {**json.loads(value.own), **_question(case, value.of_variant)}
 
 
+def comparability(case: Case, figure: Figure[Any], value: CaseValue) -> Comparability:
+    """What must be equal for a figure of somebody else to be comparable.
+
+    It is what a history asks of the next value, but content takes the place of names: a model or a checkpoint that
+    keeps its name is the same in a history, and another one here. The machine counts only for what processes measure.
+    """
+    conditions = dict(conditions_of(case, value))
+    if not isinstance(figure.statistic, PerProcess):
+        conditions.pop(MACHINE, None)
+    question = case.spec.question
+    content = {f"asked {name}": _text(question[name]) for name in ("model", "method", "baseline") if name in question}
+    return Comparability(conditions | {name: text for name, text in content.items() if name in conditions})
+
+
 _read: Callable[[Any], tuple[tuple[str, CaseValue], ...]] = builder(tuple[tuple[str, CaseValue], ...])
 
 
@@ -111,7 +131,7 @@ def _of_items(case: Case, figure: Figure[Any], statistic: Items) -> Iterator[Cas
     found = paired.measured(case, statistic)
     if found is None:
         return
-    own = _conditions(case, found) | {"items": digest(tuple(found.item_ids))}
+    own = {MACHINE: case.spec.hardware, **conditions_of_items(found)}
     relative = _is_relative(figure) or (found.unit.startswith("nat") and figure.gate is not None and figure.gate.share)
     unit, where = statistic.unit_of(found), statistic.where(case.spec, found)
     direction = "lower" if unit == "perplexity" else found.direction
@@ -163,13 +183,10 @@ def _is_relative(figure: Figure[Any]) -> bool:
 
 def _conditions(case: Case, found: Measurement, protocol: Sequence[str] | None = None) -> dict[str, str]:
     """The machine, the metric's version and its protocol (or the named part of it)."""
-    names = sorted(found.protocol) if protocol is None else protocol
-    return {
-        "hardware": case.spec.hardware,
-        "metric version": str(found.version),
-        "unit": found.unit,
-        **{name: str(found.protocol.get(name)) for name in names},
-    }
+    kept = conditions_of_measurement(found)
+    if protocol is not None:
+        kept = {name: value for name, value in kept.items() if name not in found.protocol or name in protocol}
+    return {MACHINE: case.spec.hardware, **kept}
 
 
 def _question(case: Case, of_variant: bool) -> Mapping[str, str]:

@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness.analysis.comparability import Comparability, conditions_of_measurement
 from harness.analysis.regression.cases import Case
+from harness.core.record import Measurement
 from harness.core.run import RunSpec
 
 ALSO_MEASURED = ("memory", "divergence", "energy", "throughput.")
@@ -108,6 +110,12 @@ def _flat(value: Mapping[str, Any], under: str = "") -> Iterator[tuple[str, Any]
 def differing(pairs: Iterable[tuple[str, object, object]]) -> tuple[str, ...]:
     """``name: BASE → HEAD`` for those that differ; hashes are shortened."""
     return tuple(f"{name}: {_shown(name, old)} → {_shown(name, new)}" for name, old, new in pairs if old != new)
+
+
+def unlike_conditions(base: Measurement, head: Measurement) -> tuple[str, ...]:
+    """The conditions under which only one of two measurements was made."""
+    theirs, ours = (Comparability(conditions_of_measurement(each)) for each in (base, head))
+    return differing((name.replace("_", " "), old, new) for name, old, new in theirs.differing(ours))
 
 
 def _shown(name: str, value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding
-from harness.analysis.regression.matching import Match, differing
+from harness.analysis.regression.matching import Match, differing, unlike_conditions
 from harness.analysis.regression.pending import Gated, Pending, start
 from harness.core.record import Measurement
 from harness.figures.figure import Figure
@@ -55,16 +55,8 @@ def _head_alone(match: Match, asked: Gated) -> Iterator[Finding]:
 
 def unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:
     """The fields that make two measurements incomparable."""
-    keys = sorted(base.protocol.keys() | head.protocol.keys())
-    return differing(
-        [
-            ("metric version", base.version, head.version),
-            ("unit", base.unit, head.unit),
-            ("evidence", base.evidence, head.evidence),
-            *((name.replace("_", " "), base.protocol.get(name), head.protocol.get(name)) for name in keys),
-            ("item ids", _items(base, head), _items(head, base)),
-        ]
-    )
+    items = ("item ids", _items(base, head), _items(head, base))
+    return (*unlike_conditions(base, head), *differing([items]))
 
 
 def same(base: Measurement, head: Measurement) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from harness.analysis.regression.cases import Case
 from harness.analysis.regression.findings import Finding
-from harness.analysis.regression.matching import Match, differing
+from harness.analysis.regression.matching import Match, differing, unlike_conditions
 from harness.analysis.regression.pending import Gated, Pending, start
 from harness.core.identity import Scalar
 from harness.core.record import Measurement, RunRecord
@@ -160,7 +160,7 @@ def _one(
     theirs, ours = ([statistic.of(each) for each in side] for side in (base, head))
     blank = replace(blank, base=statistic.over(theirs), head=statistic.over(ours))
     hardware = ("hardware", match.base.spec.hardware, match.head.spec.hardware)
-    bars = (*match.bars, *differing([hardware]), *_unlike(base[-1], head[-1]))
+    bars = (*match.bars, *differing([hardware]), *unlike_conditions(base[-1], head[-1]))
     if bars:
         return replace(blank, reasons=bars)
     if match.same_runs:
@@ -187,17 +187,6 @@ def _measured(run: RunRecord, statistic: PerProcess) -> Process:
 def _key(measurement: Measurement) -> Key:
     protocol: Mapping[str, Scalar] = measurement.protocol
     return tuple(str(protocol.get(name)) for name in ("source", "phase", *POINT))
-
-
-def _unlike(base: Measurement, head: Measurement) -> tuple[str, ...]:
-    keys = sorted(base.protocol.keys() | head.protocol.keys())
-    return differing(
-        [
-            ("metric version", base.version, head.version),
-            ("unit", base.unit, head.unit),
-            *((name.replace("_", " "), base.protocol.get(name), head.protocol.get(name)) for name in keys),
-        ]
-    )
 
 
 def _suspects(name: str, case: Case) -> str:

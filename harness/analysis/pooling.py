@@ -1,0 +1,204 @@
+"""Figures of several sources side by side: in one row where their comparability keys agree, else apart, with why."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.analysis.comparability import Comparability
+from harness.analysis.history.values import CaseValue, comparability, values_of
+from harness.analysis.regression import paired, processes
+from harness.analysis.regression.cases import Case, cases
+from harness.core.record import Measurement, RunRecord
+from harness.figures.figure import Figure
+from harness.figures.statistic import Count, Items, PerProcess
+from harness.plugins import gates
+from harness.stats.heterogeneity import Heterogeneity, effects_of_items, heterogeneity
+
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class SourceFigure:
+    """A figure as one source measured it, in the session that counts there; ``n`` values are behind it."""
+
+    source: str
+    session: str
+    value: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PooledFigure:
+    """A figure of one variant that two or more sources measured alike: their keys are equal.
+
+    ``test`` is None where all values are the same, bit for bit (``identical``), or where ``note`` says why there is
+    none. It is on the scale that ``scale`` names.
+    """
+
+    model: str
+    method: str
+    engine: str
+    metric: str
+    where: str
+    unit: str
+    key: str
+    sources: tuple[SourceFigure, ...]
+    identical: bool
+    test: Heterogeneity | None = None
+    scale: str = ""
+    note: str = ""
+
+    @property
+    def agreement(self) -> str:
+        """In a word: whether the sources differ by more than their own noise."""
+        if self.identical:
+            return "identical"
+        if self.test is None:
+            return "not tested"
+        return "heterogeneous" if self.test.p < ALPHA else "agree within noise"
+
+
+@dataclass(frozen=True)
+class UnlikeFigures:
+    """A figure that sources measured under the same names, but not alike: in no table do they stand together."""
+
+    model: str
+    method: str
+    engine: str
+    metric: str
+    where: str
+    sources: tuple[str, str]
+    differing: tuple[tuple[str, str | None, str | None], ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What several sources measured, and which of it is not comparable."""
+
+    figures: tuple[PooledFigure, ...]
+    unlike: tuple[UnlikeFigures, ...]
+
+
+@dataclass(frozen=True)
+class _Keyed:
+    source: str
+    case: Case
+    figure: Figure[Any]
+    value: CaseValue
+    comparability: Comparability
+
+    @property
+    def names(self) -> tuple[str, str, str, str, str]:
+        spec = self.case.spec
+        return spec.model.label, spec.method_label, spec.engine_label, self.figure.name, self.value.where
+
+
+def pool(sources: Mapping[str, Sequence[RunRecord]]) -> Pool:
+    """Lays the figures of sources side by side. Each source is one sweep or more, of one person or machine.
+
+    A source's own figure is that of its current runs, as in tables.
+    """
+    found: dict[tuple[str, ...], dict[str, list[_Keyed]]] = defaultdict(lambda: defaultdict(list))
+    for name, records in sources.items():
+        for each in _keyed(name, records):
+            alike = found[each.names][each.comparability.key]
+            if all(other.source != name for other in alike):  # a count is the same in every run of a variant
+                alike.append(each)
+    pooled = [_pooled(members) for groups in found.values() for members in groups.values() if len(members) > 1]
+    unlike = [_unlike(groups) for groups in found.values() if len(groups) > 1]
+    return Pool(tuple(pooled), tuple(each for each in unlike if each is not None))
+
+
+def _keyed(source: str, records: Sequence[RunRecord]) -> Iterator[_Keyed]:
+    figures = list(gates().values())
+    by_name = {figure.name: figure for figure in figures}
+    for case in cases(records).values():
+        if not case.well:
+            continue
+        for name, values in values_of(case, figures).items():
+            for value in values:
+                yield _Keyed(source, case, by_name[name], value, comparability(case, by_name[name], value))
+
+
+def _unlike(groups: Mapping[str, Sequence[_Keyed]]) -> UnlikeFigures | None:
+    """The first two groups of different sources; None if only one source has both, such as two texts under one name."""
+    first, *others = (members[0] for members in groups.values())
+    other = next((each for each in others if each.source != first.source), None)
+    if other is None:
+        return None
+    differing = tuple(first.comparability.differing(other.comparability))
+    return UnlikeFigures(*first.names, (first.source, other.source), differing)
+
+
+def _pooled(members: Sequence[_Keyed]) -> PooledFigure:
+    first = members[0]
+    sources = tuple(
+        SourceFigure(each.source, each.case.runs[-1].session, each.value.value, each.value.n) for each in members
+    )
+    identical, test, scale, note = _tested(first.figure.statistic, members)
+    return PooledFigure(*first.names, first.value.unit, first.comparability.key, sources, identical, test, scale, note)
+
+
+def _tested(
+    statistic: Items | PerProcess | Count | None, members: Sequence[_Keyed]
+) -> tuple[bool, Heterogeneity | None, str, str]:
+    """Whether all values are the same, the test, its scale, and why there is no test."""
+    same = all(each.value.value == members[0].value.value for each in members)
+    if isinstance(statistic, Items):
+        measured = [paired.measured(each.case, statistic) for each in members]
+        return _of_items([found for found in measured if found is not None])
+    if isinstance(statistic, PerProcess) and not statistic.pooled:
+        return _of_processes(statistic, members, same)
+    if same:
+        return True, None, "", ""
+    why = "a count has no noise: one of the sources counted something else" if isinstance(statistic, Count) else ""
+    return False, None, "", why or "the highest of several phases: a permutation test compares two at a time"
+
+
+def _of_items(measured: Sequence[Measurement]) -> tuple[bool, Heterogeneity | None, str, str]:
+    first = measured[0]
+    order = [_order(each) for each in measured]
+    values = [[each.values[place] for place in places] for each, places in zip(measured, order, strict=True)]
+    if all(own == values[0] for own in values):
+        return True, None, "", ""
+    weights = [first.weights[place] for place in order[0]] if first.weights else [1.0] * len(order[0])
+    names = first.cluster_ids or first.item_ids or tuple(map(str, range(len(first.values))))
+    try:
+        test = heterogeneity(*effects_of_items(values, weights, [names[place] for place in order[0]]))
+    except ValueError as error:
+        return False, None, "", str(error)
+    return False, test, first.unit, ""
+
+
+def _order(measurement: Measurement) -> Sequence[int]:
+    """The places of a measurement's values in the order of their items, which is the same for all sources."""
+    ids = measurement.item_ids
+    return sorted(range(len(ids)), key=ids.__getitem__) if ids else range(len(measurement.values))
+
+
+def _of_processes(
+    statistic: PerProcess, members: Sequence[_Keyed], same: bool
+) -> tuple[bool, Heterogeneity | None, str, str]:
+    """On the logarithms of processes: speeds differ by factors."""
+    effects, variances = [], []
+    for each in members:
+        found = [
+            statistic.of(measurement)
+            for process in processes.measured(each.case, statistic)
+            for measurement in process.values()
+            if processes.where(measurement) == each.value.where
+        ]
+        if len(found) < 2 or min(found) <= 0:
+            return same, None, "", f"{each.source} has {len(found)} processes, and its noise takes two or more to tell"
+        logarithms = np.log(np.asarray(found))
+        effects.append(float(logarithms.mean()))
+        variances.append(float(logarithms.var(ddof=1)) / len(found))
+    try:
+        return False, heterogeneity(effects, variances), f"logarithm of {statistic.unit}", ""
+    except ValueError as error:
+        return same, None, "", str(error)
