@@ -8,7 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from harness.api.locations import open_results
+from harness.api.locations import open_source
 from harness.api.results import read_folder
 from harness.core.foreign import shown
 from harness.core.owner import current_owner
@@ -73,7 +73,7 @@ def bundle(results: str | Path, out: str | Path, sign_with: str | Path | None = 
 
 def _attempts(results: str | Path) -> Iterator[tuple[str, Path]]:
     """The folder of every attempt, by what it is named in a bundle, which does not depend on how results are named."""
-    root = open_results(results).place.local()
+    root = open_source(results).place.local()
     for folder in attempt_folders(root):
         record = read_attempt(folder, root).record
         if record is not None:

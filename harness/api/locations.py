@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from harness.core.foreign import shown
+from harness.errors import UsageError
 from harness.host.machine import cache_folder
 from harness.storage.anonymizer import Anonymizer
 from harness.storage.bundle import is_bundle, unpacked
@@ -19,19 +21,26 @@ BUNDLES = "bundles"
 
 
 def open_results(location: str | Path, cache: Path | None = None, anonymizer: Anonymizer | None = None) -> Store:
-    """The results at a place, to be written or read; of a bundle a copy, which is only read.
+    """The results at a place, to be written or read. Raises UsageError for a bundle, and a URL that cannot be used."""
+    if is_bundle(location):
+        raise UsageError(f"{shown(str(location))}: a bundle, which is only read; name a results folder")
+    return open_store(location, (cache or cache_folder()) / MIRRORS, anonymizer)
+
+
+def open_source(location: str | Path) -> Store:
+    """The results at a place, to be read; of a bundle those in a copy.
 
     Raises UsageError for a URL that cannot be used, and ResultsError for a bundle that is not as it was written.
     """
-    if is_bundle(location):
-        return Store(unpacked(local_path(location), (cache or cache_folder()) / BUNDLES))
-    return open_store(location, (cache or cache_folder()) / MIRRORS, anonymizer)
+    if not is_bundle(location):
+        return open_results(location)
+    return Store(unpacked(local_path(location), cache_folder() / BUNDLES))
 
 
 def read_location(location: str | Path) -> Contents:
     """The records at a place. Raises ResultsError if there is nothing, or none can be read there."""
     if is_bundle(location):
-        return read_results(open_results(location).root)
+        return read_results(open_source(location).root)
     if not is_url(location):
         return read_results(local_path(location))
     return refuse_empty(open_results(location).read(), str(location))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Literal
 
-from harness.api.locations import open_results
+from harness.api.locations import open_results, open_source
 from harness.api.results_step import ResultsStep
 from harness.core.foreign import shown
 from harness.core.record import RunRecord
@@ -37,7 +37,7 @@ def merge(sources: Sequence[str | Path], into: str | Path) -> Iterator[MergeStep
     while a sweep writes in the target; StorageError if the disk refuses. Nothing is written before all sources are
     known to hold records.
     """
-    target, stores = open_results(into), [open_results(each) for each in sources]
+    target, stores = open_results(into), [open_source(each) for each in sources]
     for store in stores:
         name = shown(store.place.title)
         if not is_url(name) and not store.root.is_dir():

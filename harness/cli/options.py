@@ -51,7 +51,7 @@ RecipeFile = Annotated[
     ),
 ]
 Results = Annotated[
-    str, typer.Argument(metavar="RESULTS", help="A results folder, its URL, such as s3://BUCKET/DIR, or a bundle.")
+    str, typer.Argument(metavar="RESULTS", help="A results folder, or its URL, such as s3://BUCKET/DIR.")
 ]
 ResultsFolder = Annotated[
     str,

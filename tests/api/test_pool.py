@@ -151,6 +151,16 @@ def test_speeds_are_compared_on_one_class_of_machine_only(tmp_path: Path) -> Non
     assert [name for name, *_ in unlike.differing] == ["hardware"]
 
 
+def test_nothing_is_written_into_a_bundle(tmp_path: Path) -> None:
+    one, two = bundled(tmp_path, "one", quality("one")), bundled(tmp_path, "two", quality("two"))
+    before = one.read_bytes()
+    for words in (["merge", two, "--into", one], ["store", "pack", one]):
+        ended = command(*words)
+        assert isinstance(ended.exception, UsageError), ended.output
+        assert "only read" in str(ended.exception)
+    assert one.read_bytes() == before
+
+
 def test_one_source_is_not_several(tmp_path: Path) -> None:
     path = bundled(tmp_path, "one", quality("one"))
     for sources in ([path], [path, path]):
