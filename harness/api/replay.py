@@ -131,7 +131,7 @@ def replay(
             part = {case_id: case for case_id, case in part.items() if case_id not in reasons}
             if not part:
                 continue
-            chosen = _Part(part, reasons)
+            chosen = _AskedPart(part, reasons)
             try:
                 recipe = Recipe.model_validate_json(json.dumps(recipe_of(_specs(part, base), here.place)))
                 leak = any(getattr(case.spec.job, "allow_leak", False) for case in part.values())
@@ -154,7 +154,7 @@ def replay(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _AskedPart:
     """The part of a plan that asks what these cases asked, and what it needs; ``reasons`` gets what cannot be asked."""
 
     asked: Mapping[str, Case]

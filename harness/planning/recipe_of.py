@@ -25,10 +25,11 @@ Place = Callable[[ModelRef | TextRef], str | None]
 """Where a model or a text is; None for where the recipe said."""
 
 
-def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None) -> dict[str, Any]:
+def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None, *, whole: bool = False) -> dict[str, Any]:
     """The recipe's data, as a YAML file would hold it. ``specs`` are runs of one recipe, oldest first.
 
-    Raises UsageError if none of them is of a variant.
+    ``whole`` writes every parameter of a method; otherwise those that have their default now are left out, unless the
+    method's label shows them, so that the label stays. Raises UsageError if none of them is of a variant.
     """
     jobs = [spec.job for spec in specs if isinstance(spec.job, VariantJob)]
     if not jobs:
@@ -50,10 +51,10 @@ def recipe_of(specs: Sequence[RunSpec], place: Place = lambda content: None) -> 
     return _set(
         name=specs[-1].recipe,
         models=_distinct(_model(each.model, place) for each in variants),
-        methods=_distinct(_method(each.method, place) for each in rows),
+        methods=_distinct(_method(each.method, place, whole) for each in rows),
         engines=_distinct(_named(job.variant.engine, dict(job.variant.engine_params)) for job in measured),
         measure=_measure(specs, jobs, place),
-        baseline=_method(last.baseline, place),
+        baseline=_method(last.baseline, place, whole),
         repetitions=repetitions if timed else None,
         limits=limits or None,
         scope=scope,
@@ -105,13 +106,13 @@ def _model(model: ModelRef, place: Place) -> dict[str, Any]:
     return entry | ({"config": dict(model.config), "seed": model.seed} if model.kind == "synthetic" else {})
 
 
-def _method(method: MethodRef, place: Place) -> dict[str, Any] | str:
-    """The parameters that the label shows, or that differ from the defaults; of a published checkpoint, its place."""
-    defaults = {name: each.default for name, each in registry.method(method.name).params.model_fields.items()}
-    shown = set(re.findall(r"(?:^|\s)(\w+)(?==|\s|$)", method.label.partition(" ")[2]))
-    kept = {
-        name: value for name, value in method.params.items() if name in shown or value != defaults.get(name, object())
-    }
+def _method(method: MethodRef, place: Place, whole: bool) -> dict[str, Any] | str:
+    """A method with its parameters; of a published checkpoint, its place."""
+    kept = dict(method.params)
+    if not whole:
+        defaults = {name: each.default for name, each in registry.method(method.name).params.model_fields.items()}
+        shown = set(re.findall(r"(?:^|\s)(\w+)(?==|\s|$)", method.label.partition(" ")[2]))
+        kept = {name: value for name, value in kept.items() if name in shown or value != defaults.get(name, object())}
     if method.published is not None:
         kept["id"] = place(method.published) or kept["id"]
         kept |= {"trust_remote_code": True} if method.published.trust_remote_code else {}

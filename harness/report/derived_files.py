@@ -8,23 +8,28 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from harness.analysis.summaries import Summaries
 from harness.core.identity import digest
 from harness.core.record import Fingerprint, RunRecord
+from harness.errors import UsageError
 from harness.figures.summary import code
+from harness.planning.recipe_of import recipe_of
 from harness.report.write import report_files
 
-CONTENTS, LOCKS, REPORT = "contents.json", "locks", "report"
+CONTENTS, LOCKS, RECIPES, REPORT = "contents.json", "locks", "recipes", "report"
 TABLE = f"{REPORT}/report.csv"
 """The one file whose numbers are compared if other code wrote it."""
 FORMATS = ("html", "md", "csv")
-LIBRARIES = ("jinja2", "pandas", "plotly", "pyarrow")
+LIBRARIES = ("PyYAML", "jinja2", "pandas", "plotly", "pyarrow")
 CLOSE = 1e-6
 """The relative difference of two numbers that versions of libraries explain."""
 
@@ -36,6 +41,7 @@ def derived_files(records: Sequence[RunRecord], summaries: Summaries | None = No
     return {
         CONTENTS: contents.encode(),
         **{name: text.encode() for name, text in locks.items()},
+        **{name: text.encode() for name, text in _recipes(records)},
         **{f"{REPORT}/{name}": content for name, content in report_files(records, FORMATS, summaries=summaries)},
     }
 
@@ -44,8 +50,9 @@ def derived_files(records: Sequence[RunRecord], summaries: Summaries | None = No
 def report_code() -> str:
     """A digest of the code and the libraries that ``derived_files`` depends on."""
     found = hashlib.sha256(" ".join([code(), *map(version, LIBRARIES)]).encode())
-    root = Path(__file__).parent
-    for path in sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+    root = Path(__file__).parents[1]
+    files = [path for path in (root / "report").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    for path in sorted([*files, root / "planning" / "recipe_of.py"]):
         found.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return found.hexdigest()
 
@@ -121,6 +128,15 @@ def _locks(records: Iterable[RunRecord]) -> Iterator[tuple[str, str]]:
         python = software.get("python", "")
         lines = [f"# {stack}, Python {python}", *(f"{p}=={v}" for p, v in sorted(software.items()) if p != "python")]
         yield name, "\n".join(lines) + "\n"
+
+
+def _recipes(records: Sequence[RunRecord]) -> Iterator[tuple[str, str]]:
+    """For each recipe the one that follows from its runs, so that it can be read and run without the original."""
+    for name in sorted({record.spec.recipe for record in records}):
+        specs = [record.spec for record in records if record.spec.recipe == name]
+        with suppress(UsageError):  # of no variant
+            plain = json.loads(json.dumps(recipe_of(specs, whole=True)))
+            yield f"{RECIPES}/{name}.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
 
 
 def _distinct(entries: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -18,7 +18,9 @@ from typer.testing import CliRunner, Result
 from harness.api.bundle import bundle
 from harness.api.verify import verify
 from harness.cli.app import app
+from harness.core.job import VariantJob
 from harness.errors import ExitCode, ResultsError, UsageError
+from harness.recipe import load_recipe
 from harness.report.derived_files import TABLE, unlike_tables
 from harness.storage.bundle import MANIFEST, SIGNATURE, write_bundle
 from harness.storage.reading import attempt_folders, read_records
@@ -97,6 +99,14 @@ def test_its_contents_name_models_and_texts_by_hash_and_the_versions_of_every_st
     assert about["stacks"].keys() == {"main"}
     (lock,) = (content.decode() for name, content in found.items() if name.startswith("locks/main-"))
     assert "torch==" in lock
+
+
+def test_its_recipe_can_be_read_and_asks_what_the_records_answer(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "example.yaml").write_bytes(contents(made)["recipes/example.yaml"])
+    recipe = load_recipe(tmp_path / "example.yaml")
+    assert recipe.name == "example"
+    named = {each.spec.method.name for each in read_records(EXAMPLE) if isinstance(each.spec.job, VariantJob)}
+    assert {each.name for each in recipe.methods} == named
 
 
 def _edit(files: dict[str, bytes], name: str) -> None:

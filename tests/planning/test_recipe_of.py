@@ -91,6 +91,13 @@ def test_models_and_texts_may_be_elsewhere(tiny: Path, tmp_path: Path) -> None:
     assert data["measure"]["perplexity"][0]["text"] == {"name": "demo"}
 
 
+def test_a_whole_recipe_asks_the_same_without_knowing_any_default() -> None:
+    specs = planned(load_recipe(RECIPES / "methods-cpu.yaml"))
+    whole = recipe_of(specs, lambda content: getattr(content, "path", None), whole=True)
+    found = planned(Recipe.model_validate_json(json.dumps(whole)))
+    assert {(each.case_id, each.repetition) for each in found} == {(each.case_id, each.repetition) for each in specs}
+
+
 def test_runs_of_no_variant_have_no_recipe() -> None:
     machine = [each for each in planned(load_recipe(RECIPES / "example.yaml")) if each.kind == "machine"]
     with pytest.raises(UsageError, match="no run is of a variant"):
