@@ -54,5 +54,5 @@ def conditions_of_items(measurement: Measurement) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """Unlike values have unlike texts, and so have values of unlike types: true is not 1."""
+    """Words as they are, everything else as JSON: true is not 1."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -25,6 +25,7 @@ from harness.models.sources import inspect
 from harness.planning.plan import PlannedRun
 from harness.planning.recipe_of import recipe_of
 from harness.recipe import Model, Recipe
+from harness.storage.anonymizer import Anonymizer
 from harness.storage.bundle import RESULTS, open_bundle
 from harness.storage.checksums import file_sha256
 from harness.storage.reading import all_records, read_results
@@ -148,7 +149,8 @@ def replay(
             except UsageError as error:
                 reasons |= dict.fromkeys(part, str(error))
         compared = [record for record in base if record.spec.case_id not in reasons]
-        names = (shown(path), shown(str(results)))
+        anonymizer = Anonymizer.for_terminals()
+        names = (anonymizer.path(str(path)), anonymizer.path(str(results)))
         regression = track(compared, head, names=names, strict=strict) if head and compared else None
     return Replay(regression, {title(asked[case_id]): why for case_id, why in reasons.items()})
 

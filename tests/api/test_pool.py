@@ -72,7 +72,7 @@ def command(*arguments: object) -> Result:
 
 
 def test_bundles_of_two_sessions_are_merged_and_read_like_folders(tmp_path: Path) -> None:
-    mine, theirs = quality("mine", 0.01), quality("theirs", 0.01)
+    mine, theirs = quality("mine", 0.001), quality("theirs", 0.001)
     one, two = bundled(tmp_path, "one", mine), bundled(tmp_path, "two", theirs)
     assert [step.action for step in merge([one, two], tmp_path / "all")] == ["copied", "renumbered"]
     merged = read_records(tmp_path / "all")

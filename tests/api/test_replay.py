@@ -33,7 +33,7 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory, sweep_type: Any) 
         {
             "models": [{"id": str(model), "label": "tiny", "dtype": "float32"}],
             "methods": ["none", "int8", {"rtn": {"bits": 4, "group_size": 32}}],
-            "measure": {"perplexity": {"context": 64, "windows": 4}, "divergence": {}},
+            "measure": {"perplexity": {"context": 64, "windows": 16}, "divergence": {}},
             "gates": {"perplexity": "0.5%", "kl": 0.001},
             "device": "cpu",
         }
