@@ -205,7 +205,9 @@ def _experts() -> str:
         f"| `{method.name}` | {' | '.join('yes' if kind in method.quantizes_experts else '–' for kind in kinds)} |"
         for method in able
     ]
-    return "\n".join([f"| method | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}", *rows])
+    table = "\n".join([f"| method | {' | '.join(kinds)} |", f"| --- |{' --- |' * len(kinds)}", *rows])
+    left = [f"| `{each.name}` | {each.leaves_experts_because} |" for each in methods if each.leaves_experts_because]
+    return f"{table}\n\n" + "\n".join(["| method | why it quantizes no experts |", "| --- | --- |", *left])
 
 
 def render() -> str:

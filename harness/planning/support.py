@@ -293,9 +293,10 @@ def _experts(source: SourceModel, method: MethodChoice, skip: Sequence[str]) -> 
     share = left / max(sum(map(math.prod, scope.values())), 1)
     if share <= 1 - LEAST_COVERAGE:
         return None
+    because = f": {method.method.leaves_experts_because}" if method.method.leaves_experts_because else ""
     return (
         f"{method.ref.name} is not known to quantize the experts of a {source.model_type} model "
-        f"({share:.0%} of the scope) and to reload them; "
+        f"({share:.0%} of the scope) and to reload them{because}; "
         "skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
     )
 

@@ -233,6 +233,9 @@ def test_what_quantizes_no_experts_says_nothing() -> None:
     assert registry.method("qat").leaves_experts("qwen3_moe")
     assert not any(registry.method(name).leaves_experts("qwen3_moe") for name in ("none", "checkpoint"))
     assert all(registry.method(name).quantizes_experts <= UNFUSES for name in says)
+    explained = {name for name in registry.method_names() if registry.method(name).leaves_experts_because}
+    silent = {name for name in registry.method_names() if registry.method(name).stage in ("on_load", "offline")} - says
+    assert silent == explained, "each says why"
 
 
 @pytest.fixture
@@ -258,7 +261,8 @@ def test_a_mixture_is_unsupported_while_planning(planned: Callable[..., dict[str
     if not registry.missing(registry.method("qat"), local_site()):
         assert runs[LEAVES_LABEL].unsupported == (
             f"qat is not known to quantize the experts of a qwen3_moe model ({share:.0%} of the scope) and to reload "
-            "them; skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
+            "them: it trains linear layers, and makes none of experts before it trains; "
+            "skip them with scope: {skip: ['*.experts*']}, or choose a method that can"
         )
     assert runs["rtn group_size=32"].unsupported is None
     assert runs["none"].unsupported is None

@@ -123,6 +123,23 @@ def test_the_reference_of_a_mixture_keeps_its_routers_scores(make: Make) -> None
     assert more.disk_bytes - less.disk_bytes == 2 * 64 * 48 * 128 * 4
 
 
+def test_the_first_method_that_is_calibrated_on_a_mixture_counts_its_experts_tokens(make: Make) -> None:
+    """The counts of a model and a calibration set are kept: they cost one load and one pass, whatever the methods."""
+    wanted: dict[str, object] = {"methods": ["none", "gptq", "awq"], "calibration": {"samples": 4, "length": 64}}
+    dense = [run for run in make(**wanted) if run.spec.kind == "quantize"]
+    assert len(dense) == 2
+    sizes = [run.size for run in dense if run.size is not None]
+    mixtures = [replace(run, size=replace(size, router_scores=8)) for run, size in zip(dense, sizes, strict=True)]
+    added = [
+        more.computing_s - less.computing_s for more, less in zip(arithmetic(mixtures), arithmetic(dense), strict=True)
+    ]
+    assert added[0] > 0
+    assert added[1] == 0
+    wider = [replace(run, size=replace(size, parameters=10**12)) for run, size in zip(mixtures, sizes, strict=True)]
+    more, less = (each.computing_s for each in arithmetic(wider))
+    assert more == pytest.approx(2 * less, rel=0.01), "where only loading counts, it is loaded twice"
+
+
 def test_the_scores_of_a_mixture_are_counted_in_its_layers_of_experts() -> None:
     """Two of three layers have four experts, one stored expert by expert and one fused."""
     matrices = {

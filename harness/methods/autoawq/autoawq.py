@@ -126,6 +126,7 @@ AUTOAWQ = Method(
     name="autoawq",
     version=1,
     summary="AutoAWQ 4 bits, asymmetric per group, columns scaled and ranges clipped by activations",
+    leaves_experts_because="it runs in transformers 4, and no mixture that it wrote was read back by this one",
     params=AutoAwqParams,
     packages=("autoawq",),
     extra="gptq",

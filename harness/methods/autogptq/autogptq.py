@@ -124,6 +124,7 @@ AUTOGPTQ = Method(
     name="autogptq",
     version=1,
     summary="AutoGPTQ in 8, 4, 3 or 2 bits, symmetric per group; quantizes on CUDA only",
+    leaves_experts_because="it runs in transformers 4, and no mixture that it wrote was read back by this one",
     params=AutoGptqParams,
     packages=("auto-gptq",),
     extra="gptq",

@@ -152,6 +152,7 @@ GGUF = Method(
     name="gguf",
     version=convert.VERSION,  # the conversion determines what is quantized
     summary="GGUF types by llama.cpp: Q8_0 to Q2_K and IQ4_XS, optionally with an importance matrix",
+    leaves_experts_because="the conversion to GGUF knows no mixtures",
     params=GgufParams,
     packages=(llamacpp.PACKAGE, "gguf"),
     readers=(),

@@ -56,6 +56,7 @@ W4A8 = Method(
     name="llmc-w4a8",
     version=1,
     summary="llm-compressor int4 weights, one in a byte, and int8 activations; dense when run",
+    leaves_experts_because="no mixture was tried",
     params=LlmcW4A8Params,
     multimodal=frozenset(),
     packages=llmcompressor.PACKAGES,

@@ -67,6 +67,7 @@ MODELOPT = Method(
     name="modelopt",
     version=1,
     summary="nvidia-modelopt's float8, or int8 with SmoothQuant; transformers reloads its checkpoints wrongly",
+    leaves_experts_because="transformers reads its codes as if they were weights, those of experts or others",
     params=ModeloptParams,
     packages=("nvidia-modelopt",),
     extra="modelopt",

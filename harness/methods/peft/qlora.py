@@ -166,6 +166,7 @@ QLORA = Method(
     name="qlora",
     version=1,
     summary="a low-rank adapter trained on an NF4 model: kept separate, or merged into 16-bit weights",
+    leaves_experts_because="its adapters stand beside linear layers, and it makes none of experts before it trains",
     params=QLoraParams,
     packages=("peft", "bitsandbytes"),
     extra="qlora",

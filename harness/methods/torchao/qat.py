@@ -112,6 +112,7 @@ QAT = Method(
     name="qat",
     version=1,
     summary="torchao quantization-aware training on the calibration set, then integers per group, one byte per weight",
+    leaves_experts_because="it trains linear layers, and makes none of experts before it trains",
     params=QatParams,
     packages=("torchao",),
     extra="torchao",

@@ -95,6 +95,7 @@ VLLM_ONLINE = Method(
     name="vllm-online",
     version=1,
     summary="vLLM's own quantization while loading: float8 per matrix, channel or block, MXFP8, MXFP4; experts in int8",
+    leaves_experts_because="no mixture was tried",
     params=VllmOnlineParams,
     load_config=load_config,
     configures=VLLM_CONFIG_FORMAT,

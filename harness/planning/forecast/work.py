@@ -13,6 +13,7 @@ from typing import Any
 from harness import plugins as registry
 from harness.core.effort import JobEffort
 from harness.core.engine import STREAMED_PASSES
+from harness.core.identity import full_digest
 from harness.core.job import Job, PrepareModel, VariantJob
 from harness.core.method import Method
 from harness.core.run import RunSpec
@@ -75,12 +76,14 @@ class Start:
     """How a run's process starts: it is that of the run before (``shared``), or ``spawned``, or else forked.
 
     ``imports``: whether it waits for what all runs of a model import; ``library``: for what its method imports.
+    ``counts``: whether it is the first that counts the calibration tokens of each expert, if its model is a mixture.
     """
 
     shared: bool = False
     spawned: bool = False
     imports: bool = False
     library: bool = False
+    counts: bool = False
 
     def seconds(self, speeds: Speeds) -> float:
         if self.shared:
@@ -95,19 +98,31 @@ class Starts:
     def __init__(self, spawned: bool) -> None:
         self._spawned = spawned
         self._imported: set[tuple[str, ...]] = set()
+        self._counted: set[tuple[object, ...]] = set()
 
     def add(self, spec: RunSpec, shared: bool) -> Start:
         """The next run's start. Raises UsageError for a method that is not installed."""
         if shared:
             return Start(shared=True)
-        method = _method_of(spec.job)
+        method, counts = _method_of(spec.job), self._counts(spec)
         library = () if method is None else method.packages
         if self._spawned:
-            return Start(spawned=True, imports=spec.job.effort.runs_model, library=bool(library))
+            return Start(spawned=True, imports=spec.job.effort.runs_model, library=bool(library), counts=counts)
         stack, own = (spec.stack,), (spec.stack, *library)
-        found = Start(imports=stack not in self._imported, library=own not in self._imported and own != stack)
+        library_waits = own not in self._imported and own != stack
+        found = Start(imports=stack not in self._imported, library=library_waits, counts=counts)
         self._imported |= {stack, own}
         return found
+
+    def _counts(self, spec: RunSpec) -> bool:
+        """Whether no run before has counted the experts' tokens of this model and calibration set, which are kept."""
+        calibration = spec.job.effort.calibration
+        if calibration is None:
+            return False
+        counted = (spec.model.content, full_digest(calibration.identity()))
+        first = counted not in self._counted
+        self._counted.add(counted)
+        return first
 
 
 def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
@@ -115,6 +130,8 @@ def work(run: PlannedRun, speeds: Speeds, start: Start) -> Work:
     effort, size = run.spec.job.effort, run.size or UNKNOWN
     model = _Model(run, size, speeds)
     computing_s = effort.apart_s + model.generating_s(effort) + model.quantizing_s(effort.calibration)
+    if start.counts and effort.calibration is not None and size.router_scores:
+        computing_s += model.counting_s(effort.calibration)
     starting_s = start.seconds(speeds) + (model.hashing_s if run.spec.needs else 0.0)
     if not start.shared:
         computing_s += _reads(run.spec.job) * model.loading_s + effort.runs_model * FIRST_CALLS * speeds.start_s
@@ -238,6 +255,10 @@ class _Model:
             for cell in timed.cells
         )
         return iterations * sum(cells_s)
+
+    def counting_s(self, calibration: CalibrationRef) -> float:
+        """Loads the unquantized mixture once more, and counts which experts the calibration's tokens go to."""
+        return self.loading_s + self._pass_s(calibration.samples * calibration.length)
 
     def quantizing_s(self, calibration: CalibrationRef | None) -> float:
         """What a separate quantization takes."""
