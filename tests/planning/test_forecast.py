@@ -135,12 +135,6 @@ def test_the_first_method_that_is_calibrated_on_a_mixture_counts_its_experts_tok
     ]
     assert added[0] > 0
     assert added[1] == 0
-    wider = [
-        replace(run, size=replace(size, parameters=10**12, router_scores=8))
-        for run, size in zip(dense, sizes, strict=True)
-    ]
-    more, less = (each.computing_s for each in arithmetic(wider))
-    assert more == pytest.approx(2 * less, rel=0.01), "where only loading counts, it is loaded twice"
 
 
 def test_the_scores_of_a_mixture_are_counted_in_its_layers_of_experts() -> None:
