@@ -18,6 +18,8 @@ LONGEST_LINE = 2_000
 """The characters of a line or a cell on a terminal."""
 MOST_LINES = 200
 """The lines of a message on a terminal."""
+LONGEST_FILE_NAME = 120
+"""The characters of a name of a file or a folder, before its suffix."""
 LONGEST_IN_PLOT = 300
 """The characters of a name in a plot."""
 LONGEST_IN_SHEET = 32_767
@@ -201,6 +203,17 @@ def mlflow_name(text: str) -> str:
 def mlflow_value(text: str) -> str:
     """A value of a parameter or a tag, or a name of a run; within MLflow's limits of length."""
     return visible(bounded(text, LONGEST_MLFLOW_VALUE))
+
+
+def file_name(words: str, used: set[str]) -> str:
+    """A name of letters, digits, dots and dashes, with a number if it is among the ``used``, which it joins."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:LONGEST_FILE_NAME] or "unnamed"
+    name, number = plain, 1
+    while name in used:
+        number += 1
+        name = f"{plain}-{number}"
+    used.add(name)
+    return name
 
 
 def unique(names: Iterable[str]) -> list[str]:

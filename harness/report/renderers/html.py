@@ -129,12 +129,26 @@ class _Section:
         return tuple(each for each in found if each)
 
 
-def html(whole: Page) -> str:
-    """The page. All text from records is escaped; a policy in its head forbids every request."""
-    sections = [_section(*each) for each in zip(whole.tables, whole.answers, strict=True)]
+@dataclass(frozen=True)
+class SitePlace:
+    """Where a page stands in a site: its title, its models by the names of their pages, and the bundle beside it."""
+
+    title: str
+    models: tuple[tuple[str, str], ...]
+    bundle: str | None = None
+
+
+def html(whole: Page, place: SitePlace | None = None) -> str:
+    """The page. All text from records is escaped; a policy in its head forbids every request.
+
+    A page of a site has no plots: the library that draws them is larger than many such pages.
+    """
+    drawn_of = plots_of if place is None else _no_plots
+    sections = [_section(*each, drawn_of(each[0])) for each in zip(whole.tables, whole.answers, strict=True)]
     drawn = any(section.plots for section in sections)
     return template("page.html.j2").render(
         page=whole,
+        place=place,
         sections=sections,
         cell=cell,
         script_json=_script_json,
@@ -147,7 +161,11 @@ def html(whole: Page) -> str:
     )
 
 
-def _section(table: Table, answer: Answer | None) -> _Section:
+def _no_plots(table: Table) -> tuple[Plot, ...]:
+    return ()
+
+
+def _section(table: Table, answer: Answer | None, plots: tuple[Plot, ...]) -> _Section:
     shown = page_table(table)
     grid = tuple((point.label, _grid_columns(table, point)) for point in table.grid)
     return _Section(
@@ -156,7 +174,7 @@ def _section(table: Table, answer: Answer | None) -> _Section:
         shown,
         column_groups(shown.columns),
         highlights(table),
-        plots_of(table),
+        plots,
         grid if len(grid) > 1 else (),
         breakdowns(table),
     )

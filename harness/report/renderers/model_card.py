@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from harness.figures.table import Table, TaskKey, VariantRow
 from harness.report.column import Column, cell, columns, shown_columns
+from harness.report.escape import file_name, yaml
 from harness.report.escape import markdown as escape
-from harness.report.escape import yaml
 from harness.report.page import compared_with, noise_floor, table_labels
 from harness.report.renderers.badge import Badge, badge, svg
 from harness.report.renderers.eval_results import eval_results, prompts
@@ -35,7 +34,7 @@ def model_cards(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
     for table in tables:
         for row in table.rows:
             if row.status == "ok" and not row.is_baseline:
-                folder, shown = _folder(f"{table.model} {row.label}", used), badge(table, row)
+                folder, shown = file_name(f"{table.model} {row.label}", used), badge(table, row)
                 yield f"{folder}/README.md", _card(table, row, shown)
                 if shown is not None:
                     yield f"{folder}/{BADGE}", svg(shown)
@@ -147,14 +146,3 @@ def _block(table: Table, row: VariantRow, shown: Badge | None) -> Iterable[str]:
         "Brackets: 95% intervals; for energy, the range over processes."
         f"{''.join(' ' + escape(each) for each in remarks)}"
     )
-
-
-def _folder(words: str, used: set[str]) -> str:
-    """Letters, digits, dots and dashes, with a number if two variants would share a name."""
-    plain = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")[:120] or "variant"
-    name, number = plain, 1
-    while name in used:
-        number += 1
-        name = f"{plain}-{number}"
-    used.add(name)
-    return name

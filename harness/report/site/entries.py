@@ -1,0 +1,141 @@
+"""What the site's index and its pages of models say of one sweep, small enough to be kept for the next build."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.analysis.keyed import KeyedFigure
+from harness.analysis.selection import model_id
+from harness.figures.table import Table, VariantRow
+from harness.report.column import Column, cell, columns_of
+from harness.report.page import Page
+
+
+@dataclass(frozen=True)
+class SiteFigure:
+    """A figure as readers see it, with the ends of its interval, and a key: figures of one key are comparable."""
+
+    name: str
+    heading: str
+    unit: str
+    text: str
+    interval: str
+    direction: str
+    value: float
+    low: float | None
+    high: float | None
+    key: str
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """A variant as one sweep measured it; ``measured`` is when its newest run began."""
+
+    model: str
+    model_label: str
+    label: str
+    engine: str
+    machine: str
+    measured: str
+    is_baseline: bool
+    figures: tuple[SiteFigure, ...]
+
+
+@dataclass(frozen=True)
+class SweepEntry:
+    """One sweep. ``conditions`` are the conditions of each key among its figures, as pairs of names and texts."""
+
+    name: str
+    title: str
+    machines: tuple[str, ...]
+    measured: str
+    newest: str
+    variants: int
+    faults: int
+    damaged: int
+    findings: tuple[str, ...]
+    rows: tuple[SiteRow, ...]
+    conditions: Mapping[str, tuple[tuple[str, str], ...]]
+    bundle: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What a search looks through, beside what the index shows."""
+        found = dict.fromkeys(word for row in self.rows for word in (row.model_label, row.label, row.engine))
+        return " ".join(found)
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The label of each model, by the id of its content."""
+        return {row.model: row.model_label for row in self.rows}
+
+
+def sweep_entry(name: str, whole: Page, keyed: Mapping[int, Sequence[KeyedFigure]], bundle: str | None) -> SweepEntry:
+    """The entry of a sweep whose page is ``name``."""
+    rows = tuple(row for table in whole.tables for row in _rows(table, keyed))
+    used = {each.conditions.key: each.conditions for found in keyed.values() for each in found}
+    heads = whole.headings if len(whole.tables) > 1 else ("",) * len(whole.tables)
+    findings = (
+        f"{head}: {answer.finding}" if head else answer.finding
+        for head, answer in zip(heads, whole.answers, strict=True)
+        if answer
+    )
+    return SweepEntry(
+        name=name,
+        title=whole.title,
+        machines=tuple(dict.fromkeys(table.hardware for table in whole.tables)),
+        measured=whole.measured,
+        newest=max((row.measured for row in rows), default=""),
+        variants=whole.variants,
+        faults=len(whole.faults),
+        damaged=len(whole.damaged),
+        findings=tuple(findings),
+        rows=rows,
+        conditions={key: tuple(sorted(each.conditions.items())) for key, each in used.items()},
+        bundle=bundle,
+    )
+
+
+def _rows(table: Table, keyed: Mapping[int, Sequence[KeyedFigure]]) -> Iterator[SiteRow]:
+    for row in table.rows:
+        runs = row.runs_that_ended_well
+        figures = tuple(_figures(table, row, keyed.get(id(row), ())))
+        if runs and figures:
+            yield SiteRow(
+                model=model_id(runs[0].spec.model),
+                model_label=table.model,
+                label=row.label,
+                engine=row.engine,
+                machine=table.hardware,
+                measured=max(run.started_at for run in runs),
+                is_baseline=row.is_baseline,
+                figures=figures,
+            )
+
+
+def _figures(table: Table, row: VariantRow, found: Sequence[KeyedFigure]) -> Iterator[SiteFigure]:
+    for each in found:
+        column = next((one for one in columns_of(table, each.figure) if one.place == each.place), None)
+        if column is not None and math.isfinite(each.value.value):
+            shown = cell(column, row)
+            low, high = each.value.low, each.value.high
+            yield SiteFigure(
+                name=column.name,
+                heading=_heading(column),
+                unit=column.unit,
+                text=shown.text,
+                interval=shown.interval,
+                direction=each.figure.direction,
+                value=each.value.value,
+                low=low if low is not None and math.isfinite(low) else None,
+                high=high if high is not None and math.isfinite(high) else None,
+                key=each.conditions.key,
+            )
+
+
+def _heading(column: Column) -> str:
+    """Understandable without the table: with its group, and the point of the grid if it has one."""
+    place = f", {column.place.label}" if column.place.label and column.place.label not in column.heading else ""
+    return f"{column.group}: {column.heading}{place}"

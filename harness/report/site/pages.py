@@ -1,0 +1,153 @@
+"""The index of a site and its pages of models, as self-contained HTML that makes no requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from harness.report import escape
+from harness.report.site.entries import SiteFigure, SiteRow, SweepEntry
+from harness.report.site.trend import Trend, trend
+from harness.report.templating import source, template
+
+MOST_POINTS = 60
+"""The newest points of a series that are drawn."""
+MOST_COMPARED = 400
+"""The newest rows of a model that can be chosen to be compared."""
+DAY = 10
+"""The letters of a time that are its day."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the site, by its content, with the sweeps that measured it: the newest first."""
+
+    id: str
+    label: str
+    sweeps: tuple[SweepEntry, ...]
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(machine for sweep in self.sweeps for machine in sweep.machines))
+
+
+@dataclass(frozen=True)
+class Series:
+    """One figure of one variant in every sweep that measured it alike: the oldest first."""
+
+    figure: SiteFigure
+    first: SiteRow
+    newest: SiteRow
+    sweep: str
+    count: int
+    trend: Trend
+
+    @property
+    def machine(self) -> str:
+        return self.newest.machine
+
+    @property
+    def days(self) -> str:
+        return " to ".join(dict.fromkeys((self.first.measured[:DAY], self.newest.measured[:DAY])))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A variant of a model, with all that was measured of it."""
+
+    label: str
+    engine: str
+    is_baseline: bool
+    series: tuple[Series, ...]
+
+
+def models_of(entries: Sequence[SweepEntry]) -> tuple[Model, ...]:
+    """Every model, by its label; two of one label but other content are two."""
+    found: dict[str, list[SweepEntry]] = {}
+    for entry in sorted(entries, key=lambda each: each.newest, reverse=True):
+        for model in entry.models:
+            found.setdefault(model, []).append(entry)
+    made = (Model(model, sweeps[0].models[model], tuple(sweeps)) for model, sweeps in found.items())
+    return tuple(sorted(made, key=lambda each: (each.label.casefold(), each.id)))
+
+
+def index_page(title: str, entries: Sequence[SweepEntry]) -> str:
+    """All sweeps, the newest first, and all models."""
+    ordered = sorted(entries, key=lambda each: (each.newest, each.name), reverse=True)
+    return _render("site_index.html.j2", title=title, sweeps=ordered, models=models_of(entries))
+
+
+def model_page(title: str, model: Model) -> str:
+    """What was measured of a model over time, and two rows of it side by side."""
+    pairs = [(sweep.name, row) for sweep in model.sweeps for row in sweep.rows if row.model == model.id]
+    pairs.sort(key=lambda pair: pair[1].measured)
+    return _render(
+        "site_model.html.j2",
+        title=title,
+        model=model,
+        variants=_variants(pairs),
+        rows=len(pairs),
+        most_compared=MOST_COMPARED,
+        data=_script(_compared(model, pairs[-MOST_COMPARED:])),
+    )
+
+
+def _variants(pairs: Iterable[tuple[str, SiteRow]]) -> list[Variant]:
+    found: dict[tuple[bool, str, str], dict[tuple[str, str], list[tuple[str, SiteRow, SiteFigure]]]] = {}
+    for sweep, row in pairs:
+        of_variant = found.setdefault((not row.is_baseline, row.label, row.engine), {})
+        for figure in row.figures:
+            of_variant.setdefault((figure.name, figure.key), []).append((sweep, row, figure))
+    return [
+        Variant(label, engine, not other, tuple(_series(points) for points in series.values()))
+        for (other, label, engine), series in sorted(found.items())
+    ]
+
+
+def _series(points: Sequence[tuple[str, SiteRow, SiteFigure]]) -> Series:
+    sweep, newest, figure = points[-1]
+    shown = [each for _, _, each in points[-MOST_POINTS:]]
+    drawn = trend([(each.value, each.low, each.high) for each in shown], [each.text for each in shown])
+    return Series(figure, points[0][1], newest, sweep, len({name for name, _, _ in points}), drawn)
+
+
+def _compared(model: Model, pairs: Sequence[tuple[str, SiteRow]]) -> dict[str, object]:
+    """What the script compares: the newest row first."""
+    keys = {figure.key for _, row in pairs for figure in row.figures}
+    conditions = {key: dict(found) for sweep in model.sweeps for key, found in sweep.conditions.items() if key in keys}
+    return {
+        "conditions": conditions,
+        "rows": [
+            {
+                "name": " · ".join([row.label, row.engine, row.machine, row.measured[:DAY], sweep]),
+                "figures": [
+                    [
+                        figure.name,
+                        figure.heading,
+                        figure.unit,
+                        figure.text,
+                        figure.interval,
+                        figure.direction,
+                        figure.value,
+                        figure.low,
+                        figure.high,
+                        figure.key,
+                    ]
+                    for figure in row.figures
+                ],
+            }
+            for sweep, row in reversed(pairs)
+        ],
+    }
+
+
+def _script(content: object) -> Markup:
+    """Data for the script, which shows text as text."""
+    return Markup(escape.script_json(escape.json_text(json.dumps(content, ensure_ascii=False))))
+
+
+def _render(name: str, **values: object) -> str:
+    return template(name).render(**values, css=source("page.css") + source("site.css"), script=source("site.js"))

@@ -1,0 +1,187 @@
+"""``qharness site``: one page for each sweep and each model, brought up to date by the next build."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from harness.api.bundle import bundle
+from harness.api.site import KEPT, Site, write_site
+from harness.cli.app import app
+from harness.core.record import RunRecord
+from harness.errors import ExitCode, ResultsError, UsageError
+from harness.figures.table import VariantRow
+from harness.report.page import page
+from harness.storage.reading import read_records
+
+EXAMPLE = Path(__file__).parents[2] / "results" / "example"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The example twice, the second without one of its variants' runs: two sweeps of one model."""
+    root = tmp_path_factory.mktemp("results")
+    first, second = root / "first", root / "second"
+    shutil.copytree(EXAMPLE, first)
+    shutil.copytree(EXAMPLE, second)
+    gone = next(run for run in read_records(second) if "nf4" in run.spec.title and run.spec.kind == "quality")
+    for path in second.rglob(gone.spec.run_id):
+        shutil.rmtree(path)
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def built(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Site]:
+    out = tmp_path_factory.mktemp("built") / "site"
+    return out, write_site(folders, out, "Ours")
+
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {KEPT}
+
+
+def model_of(out: Path) -> Path:
+    (path,) = (out / "models").glob("*.html")
+    return path
+
+
+def rows(records: list[RunRecord]) -> list[VariantRow]:
+    return [row for table in page(records).tables for row in table.rows]
+
+
+def test_every_sweep_and_every_model_has_a_page_and_no_link_is_broken(built: tuple[Path, Site]) -> None:
+    out, site = built
+    assert site.sweeps == ("first", "second")
+    assert site.built == 2
+    found = names(out)
+    assert {"index.html", "sweeps/first.html", "sweeps/second.html"} < found
+    assert len(found) == 4
+    for name in found:
+        for link in re.findall(r'href="([^"#]+)"', text_of(out / name)):
+            assert ((out / name).parent / link).resolve().relative_to(out.resolve()).as_posix() in found, (name, link)
+
+
+def test_the_index_finds_a_sweep_by_its_variants(built: tuple[Path, Site], folders: tuple[Path, Path]) -> None:
+    out, _ = built
+    words = {
+        name: unescape(found)
+        for found, name in re.findall(
+            r'data-words="([^"]*)"><th scope="row"><a href="sweeps/(\w+)\.html', text_of(out / "index.html")
+        )
+    }
+    for folder in folders:
+        for row in rows(read_records(folder)):
+            assert row.status != "ok" or not row.runs_that_ended_well or row.label in words[folder.name]
+
+
+def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, Site]) -> None:
+    out, _ = built
+    text = text_of(model_of(out))
+    lines = re.findall(r'<tr><th scope="row">Quality: Perplexity</th>.*?</tr>', text, re.DOTALL)
+    counts = [int(re.findall(r"<td>(\d+)</td>", line)[0]) for line in lines]
+    assert sorted(counts)[0] == 1, "the variant whose run is gone"
+    assert sorted(counts)[-1] == 2
+    assert all(line.count("<circle") == count for line, count in zip(lines, counts, strict=True))
+    (perplexity,) = {
+        f"{row.perplexity.value:.4g}" for row in rows(read_records(EXAMPLE)) if row.is_baseline and row.perplexity
+    }
+    assert f">{perplexity}</a>" in lines[0]
+
+
+def test_a_second_build_writes_nothing(built: tuple[Path, Site], folders: tuple[Path, Path]) -> None:
+    out, _ = built
+    again = write_site(folders, out, "Ours")
+    assert (again.built, again.written, again.removed) == (0, (), ())
+
+
+def test_one_more_sweep_leaves_the_pages_of_others_as_they_are(
+    built: tuple[Path, Site], folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    third = tmp_path / "third"
+    shutil.copytree(EXAMPLE, third)
+    out = tmp_path / "site"
+    shutil.copytree(built[0], out)
+    more = write_site([*folders, third], out, "Ours")
+    assert more.built == 1
+    assert {path.relative_to(out).parts[0] for path in more.written} == {"sweeps", "models", "index.html"}
+    assert out / "sweeps" / "third.html" in more.written
+    assert not {out / "sweeps" / f"{name}.html" for name in ("first", "second")} & set(more.written)
+    fewer = write_site(folders, out, "Ours")
+    assert (fewer.built, fewer.removed) == (0, (out / "sweeps" / "third.html",))
+    assert {name: text_of(out / name) for name in names(out)} == {
+        name: text_of(built[0] / name) for name in names(built[0])
+    }
+
+
+def test_an_interrupted_build_goes_on_where_it_was(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import harness.api.site as module
+
+    read = module.read_folder
+
+    def stopped(location: Path) -> object:
+        if location == folders[1]:
+            raise KeyboardInterrupt
+        return read(location)
+
+    out = tmp_path / "site"
+    monkeypatch.setattr(module, "read_folder", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write_site(folders, out)
+    monkeypatch.undo()
+    assert write_site(folders, out).built == 1
+
+
+def test_a_bundle_is_offered_as_it_was_given(tmp_path: Path) -> None:
+    given = bundle(EXAMPLE, tmp_path / "theirs.qh.zip").path
+    out = tmp_path / "site"
+    write_site([given], out)
+    offered = out / "bundles" / "theirs.qh.zip"
+    assert offered.read_bytes() == given.read_bytes()
+    assert 'href="../bundles/theirs.qh.zip" download' in text_of(out / "sweeps" / "theirs.html")
+    own = tmp_path / "own"
+    write_site([EXAMPLE], own, bundles=True)
+    assert (own / "bundles" / "example.qh.zip").read_bytes() == given.read_bytes()
+    offered.unlink()
+    assert write_site([given], out).built == 1, "a file that is gone is made again"
+
+
+def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:
+    note = tmp_path / "README.md"
+    note.write_text("no results")
+    out = tmp_path / "site"
+    ended = CliRunner().invoke(app, ["site", str(EXAMPLE), str(note), "-o", str(out)])
+    assert ended.exit_code == ExitCode.GATE_FAILED
+    assert "README.md" in ended.output
+    assert (out / "sweeps" / "example.html").is_file()
+    with pytest.raises(ResultsError, match="none of these can be read"):
+        write_site([note], tmp_path / "empty")
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("my own")
+    with pytest.raises(UsageError, match="no site of qharness"):
+        write_site([EXAMPLE], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
+
+
+def test_a_spoiled_note_of_the_last_build_costs_time_and_deletes_nothing(tmp_path: Path) -> None:
+    out, other = tmp_path / "site", tmp_path / "precious.html"
+    other.write_text("mine")
+    write_site([EXAMPLE], out)
+    kept = out / KEPT
+    kept.write_text(kept.read_text().replace('"example"', '"../precious"'))
+    assert write_site([EXAMPLE], out).built == 1
+    kept.write_text("{")
+    assert write_site([EXAMPLE], out).built == 1
+    assert other.read_text() == "mine"
