@@ -40,7 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")
 
 
 @dataclass(frozen=True)
-class Site:
+class SiteBuild:
     """What a build did: its index, the sweeps by name, how many of them were built anew, the files that changed."""
 
     index: Path
@@ -51,7 +51,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class _Sweep:
+class _NamedSweep:
     """The records of one recipe at one location, under the name of their page."""
 
     name: str
@@ -65,7 +65,7 @@ def write_site(
     title: str = TITLE,
     bundles: bool = False,
     on_skipped: Callable[[str | Path, HarnessError], None] = lambda location, error: None,
-) -> Site:
+) -> SiteBuild:
     """Writes a site of results folders, bundles or URLs into the folder ``out``; it needs no server.
 
     Each recipe at each place is one sweep. A site that is there is brought up to date: only sweeps that changed are
@@ -77,7 +77,7 @@ def write_site(
     folder = Path(out)
     if folder.exists() and not (folder / KEPT).is_file() and any(folder.iterdir()):
         raise UsageError(f"{shown(folder)}: holds files that are no site of qharness; name another folder for --out")
-    writer = _Writer(folder)
+    writer = _SiteFiles(folder)
     kept = _read_kept(folder)
     states = {location: _state(location, title, bundles) for location in results}
     gone = {state for state, entry in kept.values() if not _is_there(folder, entry)}
@@ -100,10 +100,10 @@ def write_site(
     writer.write("index.html", index_page(title, found))
     removed = tuple(_remove_stale(folder, kept, found))
     _keep(folder, entries)
-    return Site(folder / "index.html", tuple(entries), built, tuple(writer.written), removed)
+    return SiteBuild(folder / "index.html", tuple(entries), built, tuple(writer.written), removed)
 
 
-class _Writer:
+class _SiteFiles:
     """Writes files of a site that differ from what is there."""
 
     def __init__(self, folder: Path) -> None:
@@ -143,7 +143,7 @@ def _state(location: str | Path, title: str, bundles: bool) -> str | None:
 
 def _sweeps(
     location: str | Path, used: set[str], on_skipped: Callable[[str | Path, HarnessError], None]
-) -> Iterator[_Sweep]:
+) -> Iterator[_NamedSweep]:
     try:
         found = read_folder(location)
     except HarnessError as error:
@@ -153,7 +153,7 @@ def _sweeps(
     recipes = dict.fromkeys(record.spec.recipe for record in found.records)
     for recipe in recipes:
         own = found if len(recipes) == 1 else _of_recipe(found, recipe)
-        yield _Sweep(file_name(place if len(recipes) == 1 else f"{place} {recipe}", used), location, own)
+        yield _NamedSweep(file_name(place if len(recipes) == 1 else f"{place} {recipe}", used), location, own)
 
 
 def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:
@@ -161,7 +161,7 @@ def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:
     return replace(found, records=tuple(compress(found.records, chosen)), seals=tuple(compress(found.seals, chosen)))
 
 
-def _build(sweep: _Sweep, title: str, bundles: bool, writer: _Writer) -> SweepEntry:
+def _build(sweep: _NamedSweep, title: str, bundles: bool, writer: _SiteFiles) -> SweepEntry:
     found = sweep.found
     with found.summaries() as derived, kept_of([found], TRACED) as traced:
         whole = page(found.records, found.damaged, summaries=derived)
@@ -173,7 +173,7 @@ def _build(sweep: _Sweep, title: str, bundles: bool, writer: _Writer) -> SweepEn
     return entry
 
 
-def _bundle(sweep: _Sweep, bundles: bool, writer: _Writer) -> str | None:
+def _bundle(sweep: _NamedSweep, bundles: bool, writer: _SiteFiles) -> str | None:
     """The name of the bundle of a sweep's results, which is written or copied."""
     name = f"{sweep.name}{SUFFIX}"
     if is_bundle(sweep.location):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from harness.api.bundle import bundle
-from harness.api.site import KEPT, Site, write_site
+from harness.api.site import KEPT, SiteBuild, write_site
 from harness.cli.app import app
 from harness.core.record import RunRecord
 from harness.errors import ExitCode, ResultsError, UsageError
@@ -36,7 +36,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def built(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Site]:
+def built(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SiteBuild]:
     out = tmp_path_factory.mktemp("built") / "site"
     return out, write_site(folders, out, "Ours")
 
@@ -58,7 +58,7 @@ def rows(records: list[RunRecord]) -> list[VariantRow]:
     return [row for table in page(records).tables for row in table.rows]
 
 
-def test_every_sweep_and_every_model_has_a_page_and_no_link_is_broken(built: tuple[Path, Site]) -> None:
+def test_every_sweep_and_every_model_has_a_page_and_no_link_is_broken(built: tuple[Path, SiteBuild]) -> None:
     out, site = built
     assert site.sweeps == ("first", "second")
     assert site.built == 2
@@ -70,7 +70,7 @@ def test_every_sweep_and_every_model_has_a_page_and_no_link_is_broken(built: tup
             assert ((out / name).parent / link).resolve().relative_to(out.resolve()).as_posix() in found, (name, link)
 
 
-def test_the_index_finds_a_sweep_by_its_variants(built: tuple[Path, Site], folders: tuple[Path, Path]) -> None:
+def test_the_index_finds_a_sweep_by_its_variants(built: tuple[Path, SiteBuild], folders: tuple[Path, Path]) -> None:
     out, _ = built
     words = {
         name: unescape(found)
@@ -83,7 +83,7 @@ def test_the_index_finds_a_sweep_by_its_variants(built: tuple[Path, Site], folde
             assert row.status != "ok" or not row.runs_that_ended_well or row.label in words[folder.name]
 
 
-def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, Site]) -> None:
+def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, SiteBuild]) -> None:
     out, _ = built
     text = text_of(model_of(out))
     lines = re.findall(r'<tr><th scope="row">Quality: Perplexity</th>.*?</tr>', text, re.DOTALL)
@@ -97,14 +97,14 @@ def test_a_model_s_page_joins_what_two_sweeps_measured_alike(built: tuple[Path, 
     assert f">{perplexity}</a>" in lines[0]
 
 
-def test_a_second_build_writes_nothing(built: tuple[Path, Site], folders: tuple[Path, Path]) -> None:
+def test_a_second_build_writes_nothing(built: tuple[Path, SiteBuild], folders: tuple[Path, Path]) -> None:
     out, _ = built
     again = write_site(folders, out, "Ours")
     assert (again.built, again.written, again.removed) == (0, (), ())
 
 
 def test_one_more_sweep_leaves_the_pages_of_others_as_they_are(
-    built: tuple[Path, Site], folders: tuple[Path, Path], tmp_path: Path
+    built: tuple[Path, SiteBuild], folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     third = tmp_path / "third"
     shutil.copytree(EXAMPLE, third)

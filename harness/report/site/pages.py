@@ -22,7 +22,7 @@ DAY = 10
 
 
 @dataclass(frozen=True)
-class Model:
+class SiteModel:
     """A model of the site, by its content, with the sweeps that measured it: the newest first."""
 
     id: str
@@ -35,7 +35,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Series:
+class SiteSeries:
     """One figure of one variant in every sweep that measured it alike: the oldest first."""
 
     figure: SiteFigure
@@ -55,22 +55,22 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Variant:
+class SiteVariant:
     """A variant of a model, with all that was measured of it."""
 
     label: str
     engine: str
     is_baseline: bool
-    series: tuple[Series, ...]
+    series: tuple[SiteSeries, ...]
 
 
-def models_of(entries: Sequence[SweepEntry]) -> tuple[Model, ...]:
+def models_of(entries: Sequence[SweepEntry]) -> tuple[SiteModel, ...]:
     """Every model, by its label; two of one label but other content are two."""
     found: dict[str, list[SweepEntry]] = {}
     for entry in sorted(entries, key=lambda each: each.newest, reverse=True):
         for model in entry.models:
             found.setdefault(model, []).append(entry)
-    made = (Model(model, sweeps[0].models[model], tuple(sweeps)) for model, sweeps in found.items())
+    made = (SiteModel(model, sweeps[0].models[model], tuple(sweeps)) for model, sweeps in found.items())
     return tuple(sorted(made, key=lambda each: (each.label.casefold(), each.id)))
 
 
@@ -80,7 +80,7 @@ def index_page(title: str, entries: Sequence[SweepEntry]) -> str:
     return _render("site_index.html.j2", title=title, sweeps=ordered, models=models_of(entries))
 
 
-def model_page(title: str, model: Model) -> str:
+def model_page(title: str, model: SiteModel) -> str:
     """What was measured of a model over time, and two rows of it side by side."""
     pairs = [(sweep.name, row) for sweep in model.sweeps for row in sweep.rows if row.model == model.id]
     pairs.sort(key=lambda pair: pair[1].measured)
@@ -95,26 +95,26 @@ def model_page(title: str, model: Model) -> str:
     )
 
 
-def _variants(pairs: Iterable[tuple[str, SiteRow]]) -> list[Variant]:
+def _variants(pairs: Iterable[tuple[str, SiteRow]]) -> list[SiteVariant]:
     found: dict[tuple[bool, str, str], dict[tuple[str, str], list[tuple[str, SiteRow, SiteFigure]]]] = {}
     for sweep, row in pairs:
         of_variant = found.setdefault((not row.is_baseline, row.label, row.engine), {})
         for figure in row.figures:
             of_variant.setdefault((figure.name, figure.key), []).append((sweep, row, figure))
     return [
-        Variant(label, engine, not other, tuple(_series(points) for points in series.values()))
+        SiteVariant(label, engine, not other, tuple(_series(points) for points in series.values()))
         for (other, label, engine), series in sorted(found.items())
     ]
 
 
-def _series(points: Sequence[tuple[str, SiteRow, SiteFigure]]) -> Series:
+def _series(points: Sequence[tuple[str, SiteRow, SiteFigure]]) -> SiteSeries:
     sweep, newest, figure = points[-1]
     shown = [each for _, _, each in points[-MOST_POINTS:]]
     drawn = trend([(each.value, each.low, each.high) for each in shown], [each.text for each in shown])
-    return Series(figure, points[0][1], newest, sweep, len({name for name, _, _ in points}), drawn)
+    return SiteSeries(figure, points[0][1], newest, sweep, len({name for name, _, _ in points}), drawn)
 
 
-def _compared(model: Model, pairs: Sequence[tuple[str, SiteRow]]) -> dict[str, object]:
+def _compared(model: SiteModel, pairs: Sequence[tuple[str, SiteRow]]) -> dict[str, object]:
     """What the script compares: the newest row first."""
     keys = {figure.key for _, row in pairs for figure in row.figures}
     conditions = {key: dict(found) for sweep in model.sweeps for key, found in sweep.conditions.items() if key in keys}
