@@ -37,7 +37,7 @@ from harness.storage.disk import Disk
 MOST_MINUTES = 60 * 24 * 30
 LEAST_LIMIT_MIN = 10
 """The shortest time limit of one run, in minutes: the forecast of a short sweep may be off by more than its time."""
-Command = Literal["try", "init"]
+Command = Literal["try", "init", "pick"]
 
 
 @dataclass(frozen=True)
@@ -107,17 +107,17 @@ def propose(
     Raises SourceError for a model that cannot be found or compared, and UsageError for a wrong method, budget or time,
     and for another file at ``out`` unless ``replace``.
     """
-    name = _recipe_name(command, request.model)
+    name = recipe_name(command, request.model)
     path = out or Path(f"{name}.yaml")
     first = f"qharness {command} {request.arguments}"
     if path.exists() and not replace:
-        if command == "try" and _first_line(path) == f"# {shown(first)}":
+        if command == "try" and first_line(path) == f"# {shown(first)}":
             return Proposed(path, name, None)
         raise UsageError(
             f"{shown(path)}: exists, and was not written for this request; --force replaces it, --out names another"
         )
     site = local_site(cache, pythons)
-    entry, source = _model(request, path.parent, site, say)
+    entry, source = find_model(request.model, request.revision, path.parent, say)
     budget = None if request.budget is None else parse_budget(request.budget, "--budget")
     draft = RecipeDraft(
         name=name,
@@ -129,7 +129,7 @@ def propose(
         time_limit=f"{max(round(request.minutes), LEAST_LIMIT_MIN)}m",
         budget=None if budget is None else budget.size,
     )
-    room = SweepRoom(request.minutes * 60, _free_bytes(site.artifacts.root), budget)
+    room = SweepRoom(request.minutes * 60, free_bytes(site.artifacts.root), budget)
     forecaster = _forecaster(site, results, name)
     proposal = propose_at(draft, request.purpose, request.methods, room, path, site, forecaster)
     content = proposal.draft.text_with([first, *_head(proposal)])
@@ -146,44 +146,43 @@ def _head(proposal: Proposal) -> Sequence[str]:
     ]
 
 
-def _recipe_name(command: Command, model: str) -> str:
+def recipe_name(command: Command, model: str) -> str:
+    """A recipe's name after its model: that of ``init`` is the model's alone."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", label_of(model)).strip("-._") or "model"
-    name = f"{command}-{plain}"[:MAX_RECIPE_NAME] if command == "try" else plain[:MAX_RECIPE_NAME]
+    name = plain[:MAX_RECIPE_NAME] if command == "init" else f"{command}-{plain}"[:MAX_RECIPE_NAME]
     assert NAME.fullmatch(name)
     return name
 
 
-def _first_line(path: Path) -> str:
+def first_line(path: Path) -> str:
     content = read_file(path, MAX_BYTES, UsageError)
     return content.split(b"\n", 1)[0].decode("utf-8", "replace")
 
 
-def _model(
-    request: TryRequest, folder: Path, site: LocalSite, say: Callable[[str], None]
+def find_model(
+    model: str, revision: str | None, folder: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], SourceModel]:
     """The model's entry in a recipe in that folder, and what it names; a hub model is fetched, for its shapes.
 
     Weights that were published in 4 bits are moved off their grid, on which some methods would seem to lose nothing.
     """
-    entry: dict[str, Any] = {"id": _as_seen_from(folder, request.model)}
-    on_hub = entry["id"] == request.model and _is_hub_id(request.model)
+    entry: dict[str, Any] = {"id": as_seen_from(folder, model)}
+    on_hub = entry["id"] == model and is_hub_id(model)
     if on_hub:
-        entry["revision"] = request.revision or hub.newest(request.model).commit
-    elif request.revision is not None:
-        raise SourceError(f"--revision: {request.model!r} is no hub model; leave it out")
+        entry["revision"] = revision or hub.newest(model).commit
+    elif revision is not None:
+        raise SourceError(f"--revision: {model!r} is no hub model; leave it out")
     source = inspect(Model(**entry), folder)
     if on_hub and not source.matrices:
-        _fetch(request.model, source, site, say)
+        _fetch(model, source, say)
         source = inspect(Model(**entry), folder)
     if not source.matrices:
-        raise SourceError(
-            f"{request.model!r}: transformers does not know its shapes; name another model, or its config.json"
-        )
+        raise SourceError(f"{model!r}: transformers does not know its shapes; name another model, or its config.json")
     if source.quantization in FORMATS:
         entry["native"] = "dequantize"
     elif source.quantization is not None:
         raise SourceError(
-            f"{request.model!r} is already quantized ({source.quantization}): name the model that it was made of, or "
+            f"{model!r} is already quantized ({source.quantization}): name the model that it was made of, or "
             "compare published checkpoints with 'qharness pick'"
         )
     elif source.ref.kind == "gguf" and source.ref.native_quantization is not None:
@@ -193,24 +192,24 @@ def _model(
     return entry, inspect(Model(**entry), folder)
 
 
-def _fetch(model: str, source: SourceModel, site: LocalSite, say: Callable[[str], None]) -> None:
+def _fetch(model: str, source: SourceModel, say: Callable[[str], None]) -> None:
     """Raises SourceError if the hub does not give it or the disk has no room for it."""
-    size, free = hub.newest(model).bytes, _free_bytes(hub.cache_folder())
+    size, free = hub.newest(model).bytes, free_bytes(hub.cache_folder())
     if size > free:
         raise SourceError(f"{model!r}: takes {size / 1e9:.1f} GB, and the disk of the hub's cache has {free / 1e9:.1f}")
     say(f"fetching {model} ({size / 1e9:.1f} GB)")
     fetch(source.ref)
 
 
-def _is_hub_id(model: str) -> bool:
+def is_hub_id(model: str) -> bool:
     return ":" not in model and HUB_ID.fullmatch(model) is not None and not model.endswith(".gguf")
 
 
-def _as_seen_from(folder: Path, model: str) -> str:
+def as_seen_from(folder: Path, model: str) -> str:
     """A path that starts at the working folder, as one that starts at the recipe's; anything else as it is."""
     scheme, colon, rest = model.partition(":")
     if scheme == "synthetic" and rest.endswith(".json"):
-        return f"{scheme}{colon}{_as_seen_from(folder, rest)}"
+        return f"{scheme}{colon}{as_seen_from(folder, rest)}"
     if colon and scheme in ("synthetic", "package"):
         return model
     path = Path(model)
@@ -221,7 +220,7 @@ def _as_seen_from(folder: Path, model: str) -> str:
 
 def _text(text: str, folder: Path) -> str:
     """A text's name, or its file as seen from the recipe's folder."""
-    return _as_seen_from(folder, text) if "/" in text or Path(text).suffix else text
+    return as_seen_from(folder, text) if "/" in text or Path(text).suffix else text
 
 
 def _forecaster(site: LocalSite, results: str | Path, name: str) -> Forecaster:
@@ -236,7 +235,7 @@ def _forecaster(site: LocalSite, results: str | Path, name: str) -> Forecaster:
     return of
 
 
-def _free_bytes(folder: Path) -> int:
+def free_bytes(folder: Path) -> int:
     """Of the disk that a folder is on, or would be."""
     folder = folder.absolute()
     while not folder.exists():

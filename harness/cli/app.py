@@ -24,6 +24,7 @@ from harness.cli.commands import (
     init,
     listing,
     merge,
+    pick,
     plan,
     recommend,
     repair,
@@ -70,6 +71,7 @@ for command in (
     app.command()(command)
 app.command("try")(try_.try_)
 app.command()(init.init)
+app.command()(pick.pick)
 app.command(cls=recommend.RecommendCommand)(recommend.recommend)
 app.command("list")(listing.list_plugins)
 app.command()(formats.formats)

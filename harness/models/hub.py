@@ -64,6 +64,30 @@ def cache_folder() -> Path:
     return Path(HF_HUB_CACHE)
 
 
+def is_cached(model: str, commit: str) -> bool:
+    """Whether anything of a repository at that commit is in the hub's cache."""
+    return any(commit in commits for commits in _cached(model))
+
+
+def forget(model: str, commit: str) -> None:
+    """Deletes a repository's files at that commit from the hub's cache; those of other commits stay."""
+    from huggingface_hub import scan_cache_dir
+
+    if is_cached(model, commit):
+        scan_cache_dir().delete_revisions(commit).execute()
+
+
+def _cached(model: str) -> list[set[str]]:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    return [{each.commit_hash for each in found.revisions} for found in repositories if found.repo_id == model]
+
+
 def unreachable(model: str, wanted: str, error: Exception) -> SourceError:
     """That the hub did not give something of a model, and what else may be named."""
     reason = str(error).strip().partition("\n")[0] or type(error).__name__

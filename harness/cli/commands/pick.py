@@ -1,0 +1,83 @@
+"""``qharness pick``: compares published quantizations of a model, one at a time on the disk, and says how to serve one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from harness.cli import interrupts
+from harness.cli.collector import uncollected
+from harness.cli.options import (
+    CacheFolder,
+    EngineName,
+    Force,
+    MemoryBudget,
+    Pythons,
+    RecipeOut,
+    ResultsFolder,
+    below,
+    interpreters,
+)
+from harness.errors import ExitCode
+from harness.report.terminal import say
+
+
+def pick(
+    checkpoints: Annotated[
+        list[str], typer.Argument(metavar="REPO...", help="Published quantizations: folders, .gguf files, or hub ids.")
+    ],
+    model: Annotated[str, typer.Option("--of", metavar="MODEL", help="The unquantized model that they were made of.")],
+    engine: EngineName = "transformers",
+    disk: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads it at run time
+        typer.Option(
+            "--disk", metavar="SIZE", help="The most that one download may take: 40GB; default: what is free."
+        ),
+    ] = None,
+    budget: MemoryBudget = None,
+    out: RecipeOut = None,
+    force: Force = False,
+    results: ResultsFolder = "results",
+    cache: CacheFolder = None,
+    pythons: Pythons = None,
+) -> None:
+    """Compare published quantizations of a model: download, measure and delete one at a time; print how to serve the pick.
+
+    Only what it downloaded itself is deleted. The same command resumes.
+    """
+    from harness.api.pick import PickRequest, measure_each, serve_command, write_recipe
+    from harness.api.recommend import recommend
+    from harness.cli.render.recommend import show
+    from harness.cli.render.sweep import display
+    from harness.core.record import FAILURES
+    from harness.planning.estimate.gpus import budget as parse
+
+    disk_bytes = None if disk is None else parse(disk, "--disk").bytes
+    served_in = None if budget is None else parse(budget, "--budget").size
+    request = PickRequest(model, tuple(checkpoints), engine, disk_bytes, served_in)
+    path = write_recipe(request, out, force, say)
+    say(f"recipe: {path}")
+    try:
+        with display(False) as on_event:
+            records = measure_each(path, results, cache, interpreters(pythons), say, on_event)
+    except KeyboardInterrupt:
+        interrupts.ignore()
+        say("interrupted; run the same command to resume", error=True)
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    folder = below(results, _name(path))
+    with uncollected():
+        recommendations = recommend(folder)
+        show(recommendations)
+    for each in recommendations:
+        serve = serve_command(each)
+        say(f"serve it: {serve}" if serve else "no published checkpoint was picked, so there is nothing to serve")
+    if any(record.status in FAILURES for record in records):
+        raise typer.Exit(ExitCode.RUNS_FAILED)
+
+
+def _name(path: Path) -> str:
+    from harness.recipe import load_recipe
+
+    return load_recipe(path).name
