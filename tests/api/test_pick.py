@@ -121,7 +121,7 @@ def test_what_cannot_be_picked_is_refused_before_anything_is_written(
 
 def test_no_room_on_the_disk_is_said(published: Hub, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pick, "free_bytes", lambda folder: 10**6)
-    with pytest.raises(UsageError, match="the disk may take 0.0 GB more"):
+    with pytest.raises(UsageError, match=r"the disk may take 0.0 GB more"):
         write_recipe(PickRequest(str(tiny), ("who/gptq",)))
 
 

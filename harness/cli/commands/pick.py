@@ -1,4 +1,4 @@
-"""``qharness pick``: compares published quantizations of a model, one at a time on the disk, and says how to serve one."""
+"""``qharness pick``: compares published quantizations of a model, of which one at a time is on the disk."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pick(
     cache: CacheFolder = None,
     pythons: Pythons = None,
 ) -> None:
-    """Compare published quantizations of a model: download, measure and delete one at a time; print how to serve the pick.
+    """Compare published quantizations of a model: download, measure and delete one at a time; say how to serve the pick.
 
     Only what it downloaded itself is deleted. The same command resumes.
     """
