@@ -43,7 +43,7 @@ def pick(
     cache: CacheFolder = None,
     pythons: Pythons = None,
 ) -> None:
-    """Compare published quantizations of a model: download, measure and delete one at a time; say how to serve the pick.
+    """Compare published quantizations of a model: download, measure, delete one at a time; say how to serve the pick.
 
     Only what it downloaded itself is deleted. The same command resumes.
     """
