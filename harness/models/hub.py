@@ -74,7 +74,7 @@ def forget(model: str, commit: str) -> None:
     from huggingface_hub import scan_cache_dir
 
     if is_cached(model, commit):
-        scan_cache_dir().delete_revisions(commit).execute()
+        scan_cache_dir(cache_folder()).delete_revisions(commit).execute()
 
 
 def _cached(model: str) -> list[set[str]]:
@@ -82,7 +82,7 @@ def _cached(model: str) -> list[set[str]]:
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repositories = scan_cache_dir().repos
+        repositories = scan_cache_dir(cache_folder()).repos
     except CacheNotFound:
         return []
     return [{each.commit_hash for each in found.revisions} for found in repositories if found.repo_id == model]
