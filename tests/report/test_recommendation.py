@@ -91,7 +91,7 @@ def test_what_is_uncertain_is_said(records: list[RunRecord]) -> None:
 
 
 def test_equals_are_named_with_what_decided(records: list[RunRecord]) -> None:
-    """Three of 8.05 and 8.06 bits; torchao's int8 has a quarter of their KL."""
+    """Three of 8.05 and 8.06 bits; torchao's int8 has a quarter of their KL and twice the speed of one of them."""
     found = asked(records, max_perplexity_increase="5%")
     told = answer(found)
     assert told.variant == "torchao int8-weight-only"
@@ -103,7 +103,7 @@ def test_equals_are_named_with_what_decided(records: list[RunRecord]) -> None:
     line = json.loads(json_line(found))
     assert line["ties"] == [
         {"variant": "torchao float8-weight-only", "decided_by": "kl"},
-        {"variant": "bnb-int8", "decided_by": "kl"},
+        {"variant": "bnb-int8", "decided_by": "decode"},
     ]
     assert escape(told.finding) in markdown([found])
 
