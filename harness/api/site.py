@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.kept import NOTHING, KeptEntries
 from harness.analysis.keyed import keyed_figures
 from harness.api.bundle import bundle
 from harness.api.locations import name_of
@@ -163,7 +164,8 @@ def _of_recipe(found: NamedRecords, recipe: str) -> NamedRecords:
 
 def _build(sweep: _NamedSweep, title: str, bundles: bool, writer: _SiteFiles) -> SweepEntry:
     found = sweep.found
-    with found.summaries() as derived, kept_of([found], TRACED) as traced:
+    kept: AbstractContextManager[KeptEntries] = kept_of([found], TRACED) if found.seals else nullcontext(NOTHING)
+    with found.summaries() as derived, kept as traced:
         whole = page(found.records, found.damaged, summaries=derived)
         keyed = keyed_figures(whole.tables, found.records, traced)
         offered = _bundle(sweep, bundles, writer)

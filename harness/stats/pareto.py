@@ -15,6 +15,8 @@ from harness.stats.estimate import Floats
 Direction = Literal["lower", "higher"]
 FEW_POINTS = 50
 """With fewer, the front is found as quickly without a search for good points."""
+FEW_PAIRS = 32
+"""Up to so many points are compared pair by pair, in all draws at once."""
 MOST_PLACES = 500_000
 """Points times draws that are compared at once."""
 _WEIGHTS = np.array([[1, 1, 1], [5, 1, 1], [1, 5, 1], [1, 1, 5]])
@@ -42,9 +44,22 @@ def front_shares(axes: Sequence[Floats], directions: Sequence[Direction]) -> tup
     counts = np.zeros(points, dtype=np.int64)
     together = max(MOST_PLACES // max(points, 1), 1)
     for start in range(0, draws, together):
-        for unbeaten in _fronts(_costs([axis[start : start + together] for axis in axes], directions)):
+        costs = _costs([axis[start : start + together] for axis in axes], directions)
+        if points <= FEW_PAIRS and not np.isnan(costs).any():
+            counts += np.count_nonzero(~_beaten(costs), axis=0)
+            continue
+        for unbeaten in _fronts(costs):
             counts[unbeaten] += 1
     return tuple((counts / draws).tolist())
+
+
+def _beaten(costs: Floats) -> npt.NDArray[np.bool_]:
+    """The points, (draws, points), that another one dominates; NaN has no order."""
+    beaten: npt.NDArray[np.bool_] = np.zeros(costs.shape[1:], dtype=bool)
+    for point in range(costs.shape[2]):
+        one = costs[:, :, point, None]
+        beaten |= (one <= costs).all(axis=0) & (one < costs).any(axis=0)
+    return beaten
 
 
 def _fronts(costs: Floats) -> Iterator[list[int]]:

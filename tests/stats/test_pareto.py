@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.stats.pareto import Direction, front, front_shares
+from harness.stats.pareto import FEW_PAIRS, Direction, front, front_shares
 
 POINTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=25)
 DIGIT = st.integers(0, 9)
@@ -75,3 +75,16 @@ def test_the_front_of_many_points_is_that_of_comparing_all() -> None:
         points = source.integers(0, ties, size=(300, 3)).astype(float)
         beaten = ((points[:, None] >= points).all(axis=2) & (points[:, None] > points).any(axis=2)).any(axis=1)
         assert front(points.tolist(), ("lower",) * 3) == tuple(np.flatnonzero(~beaten).tolist())
+
+
+@pytest.mark.parametrize("points", [1, 5, FEW_PAIRS, FEW_PAIRS + 1])
+def test_few_points_are_compared_pair_by_pair_with_the_same_result(points: int) -> None:
+    """In draws with ties and infinities; the front of each draw is found alone."""
+    generator = np.random.default_rng(points)
+    axes = [generator.integers(0, 6, (40, points)).astype(float) for _ in range(3)]
+    axes[0][generator.random((40, points)) < 0.1] = np.inf
+    directions: tuple[Direction, ...] = ("lower", "higher", "lower")
+    counts = np.zeros(points)
+    for draw in range(40):
+        counts[list(front([tuple(axis[draw, place] for axis in axes) for place in range(points)], directions))] += 1
+    assert front_shares(axes, directions) == tuple((counts / 40).tolist())
