@@ -16,6 +16,7 @@ from harness.api.run import run
 from harness.core.foreign import locate, shown
 from harness.core.model import ModelRef
 from harness.core.record import RunRecord
+from harness.engines.vllm.tables import READ
 from harness.errors import SourceError, UsageError
 from harness.execution.events import Event
 from harness.execution.local import local_site
@@ -140,17 +141,19 @@ def _is_done(recipe: Recipe, results: str | Path, cache: str | Path | None, pyth
 
 
 def serve_command(recommendation: Recommendation) -> str | None:
-    """The command that serves the picked checkpoint; None if none was picked, or the unquantized model was."""
+    """The command that serves the picked checkpoint; None if there is none, or no server reads it."""
     pick = recommendation.pick
     evidence = None if pick is None else pick.row.evidence
     published = None if evidence is None else evidence.variant.method.published
     return None if published is None else serving(published)
 
 
-def serving(ref: ModelRef) -> str:
-    """``llama-server`` for a GGUF file, ``vllm serve`` for any other checkpoint."""
+def serving(ref: ModelRef) -> str | None:
+    """``llama-server`` for a GGUF file, ``vllm serve`` for a quant_method that vLLM reads; None for any other."""
     if ref.kind == "gguf":
         return shlex.join(["llama-server", "--model", ref.path])
+    if ref.native_quantization is not None and ref.native_quantization not in READ:
+        return None
     if ref.kind == "hub":
         return shlex.join(["vllm", "serve", ref.id, "--revision", str(ref.revision)])
     return shlex.join(["vllm", "serve", ref.path])

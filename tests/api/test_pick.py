@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -142,4 +143,6 @@ def test_the_pick_is_served_by_what_reads_its_format() -> None:
     assert serving(gguf) == "llama-server --model '/models/a b/m.gguf'"
     repository = ModelRef("who/gptq", "gptq", "0", "hub", "/cache/x", revision=COMMIT)
     assert serving(repository) == f"vllm serve who/gptq --revision {COMMIT}"
-    assert serving(ModelRef("./m", "m", "0", "directory", "/models/m")) == "vllm serve /models/m"
+    local = ModelRef("./m", "m", "0", "directory", "/models/m", native_quantization="compressed-tensors")
+    assert serving(local) == "vllm serve /models/m"
+    assert serving(replace(local, native_quantization="qharness-rtn")) is None

@@ -72,7 +72,11 @@ def pick(
         show(recommendations)
     for each in recommendations:
         serve = serve_command(each)
-        say(f"serve it: {serve}" if serve else "no published checkpoint was picked, so there is nothing to serve")
+        say(
+            f"serve it: {serve}"
+            if serve
+            else "no server is known for the pick: it is no published checkpoint, or one that only transformers reads"
+        )
     if any(record.status in FAILURES for record in records):
         raise typer.Exit(ExitCode.RUNS_FAILED)
 
