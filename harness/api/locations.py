@@ -20,10 +20,15 @@ BUNDLES = "bundles"
 """The folder of the cache with what bundles hold, by their hash."""
 
 
-def open_results(location: str | Path, cache: Path | None = None, anonymizer: Anonymizer | None = None) -> Store:
-    """The results at a place, to be written or read. Raises UsageError for a bundle, and a URL that cannot be used."""
+def refuse_bundle(location: str | Path) -> None:
+    """Raises UsageError for a bundle, into which nothing is written."""
     if is_bundle(location):
         raise UsageError(f"{shown(str(location))}: a bundle, which is only read; name a results folder")
+
+
+def open_results(location: str | Path, cache: Path | None = None, anonymizer: Anonymizer | None = None) -> Store:
+    """The results at a place, to be written or read. Raises UsageError for a bundle, and a URL that cannot be used."""
+    refuse_bundle(location)
     return open_store(location, (cache or cache_folder()) / MIRRORS, anonymizer)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.api.locations import open_results
+from harness.api.locations import open_results, refuse_bundle
 from harness.core.foreign import shown
 from harness.core.identity import RUN_ID
 from harness.errors import NewerRecordError, ResultsError, StorageError
@@ -45,7 +45,8 @@ def pack(results: str | Path, disk: Disk | None = None) -> Iterator[PackStep]:
 
     A folder is deleted when its files are in the pack, durable and read back, so that an interruption loses nothing;
     the same command goes on. Damaged attempts, and those with other files, stay. Results may be at a URL.
-    Raises ResultsError for a folder without records, and while a sweep writes there; StorageError if the disk refuses.
+    Raises UsageError for a bundle, ResultsError for a folder without records, and while a sweep writes there;
+    StorageError if the disk refuses.
     """
     return _anywhere(results, _pack, disk or Disk())
 
@@ -56,6 +57,7 @@ def unpack(results: str | Path, disk: Disk | None = None) -> Iterator[PackStep]:
 
 
 def _anywhere(results: str | Path, change: Change, disk: Disk) -> Iterator[PackStep]:
+    refuse_bundle(results)
     if not is_url(results):
         return _steps(local_path(results), change, disk)
     return _remote_steps(open_results(results), change, disk)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from harness.api.locations import open_results
+from harness.api.locations import open_results, refuse_bundle
 from harness.api.results_step import ResultsStep
 from harness.api.verify import debris, is_cache, is_shared_cache, within
 from harness.core.foreign import shown
@@ -45,8 +45,10 @@ def repair(
     is moved there too, and the next run of the recipe makes it again. ``seal`` adds checksums to old records. In a
     cache, what is damaged or left over is deleted. Either may be at a URL.
 
-    Raises ResultsError for what is neither, and while a sweep writes there; StorageError if the disk refuses.
+    Raises UsageError for a bundle, ResultsError for what is neither, and while a sweep writes there;
+    StorageError if the disk refuses.
     """
+    refuse_bundle(path)
     if is_url(path):
         yield from _remote(str(path), source, cache, seal)
         return

@@ -59,7 +59,7 @@ class _Here:
     _found: dict[str, str | None] = field(default_factory=dict)
 
     def place(self, content: ModelRef | TextRef) -> str | None:
-        """The path of a model or a text, or its id on a hub; None if it is not here."""
+        """The path of a model or a text, its id on a hub, or a built-in text's name; None if it is not here."""
         key = content.content if isinstance(content, ModelRef) else content.sha256 or content.id
         if key not in self._found:
             found = self._model(content) if isinstance(content, ModelRef) else self._text(content)
@@ -77,11 +77,11 @@ class _Here:
         return None
 
     def _text(self, text: TextRef) -> str | None:
-        paths = [DATA / f"{text.id}.txt", *([Path(text.path).expanduser()] if text.path else []), *self.given]
-        for path in paths:
+        built_in = DATA / f"{text.id}.txt"
+        for path in (built_in, *([Path(text.path).expanduser()] if text.path else []), *self.given):
             with suppress(SourceError, OSError):
                 if path.is_file() and file_sha256(path) == text.sha256:
-                    return str(path.absolute())
+                    return text.id if path == built_in else str(path.absolute())
         return None
 
     def missing(self, spec: RunSpec) -> str | None:
